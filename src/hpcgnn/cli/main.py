@@ -1,0 +1,63 @@
+"""The command `hpcgnn`: finds the verb, reads its options, runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+from hpcgnn.errors import InputError
+
+VERBS = {
+    "generate": "make a random graph with communities, or an R-MAT graph",
+    "convert": "turn source files into graph.h5",
+    "partition": "cut a graph into parts, one per rank",
+    "train": "train a model on all ranks",
+    "predict": "apply a checkpoint to every node",
+    "info": "say what a file holds",
+    "plan": "say before a job is submitted whether it will fit",
+    "report": "summarise a run directory",
+    "doctor": "check this installation",
+    "bench": "measure kernels and training against peers",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+    from hpcgnn import __version__
+
+    parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
+    parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, help_line in VERBS.items():
+        sub = verbs.add_parser(name, help=help_line, description=help_line)
+        if name == verb and module is not None:
+            module.add_arguments(sub)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status (0, or the error's `exit_status`)."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    module = importlib.import_module(f"hpcgnn.cli.{verb}") if verb else None
+    try:
+        args = _parser(verb, module).parse_args(argv)
+    except InputError as error:
+        print(f"hpcgnn: error: {error}", file=sys.stderr)
+        return error.exit_status
+    if module is None:
+        return 0
+    from hpcgnn.comm import world
+
+    return world.run(lambda comm: module.run(args, comm), parallel=module.PARALLEL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What can go wrong, each with the exit status a batch job sees.
+
+Every message is one line: what, where, which value, what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class HpcgnnError(Exception):
+    """Base of all errors this package raises on purpose. Exit status 1."""
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        dataset: str | None = None,
+        value: object = None,
+        rank: int | None = None,
+    ) -> None:
+        where = []
+        if file is not None:
+            where.append(str(file))
+        if dataset is not None:
+            where.append(dataset)
+        if rank is not None:
+            where.append(f"rank {rank}")
+        text = ": ".join([*where, " ".join(str(message).split())])
+        if value is not None:
+            text += f" (found {value!r})"
+        super().__init__(text)
+
+
+class InputError(HpcgnnError):
+    """A file, an option or a library that can't be used as it is. Exit status 2."""
+
+    exit_status = 2
+
+
+class CommunicationError(HpcgnnError):
+    """A rank stopped answering or went astray. Exit status 3."""
+
+    exit_status = 3
+
+
+class NumericalError(HpcgnnError):
+    """The loss or a gradient is not finite. Exit status 4."""
+
+    exit_status = 4

@@ -1,0 +1,1 @@
+"""Sequential aggregation and rematerialization over the ranks (Mostafa, MLSys 2022)."""

@@ -1,0 +1,95 @@
+"""Fixtures for tests on one rank, under mpiexec, and through the command line.
+
+A test marked `mpi` runs on whatever number of ranks pytest was started with
+(`mpiexec -n 3 python -m pytest tests -m mpi`); the first failing rank ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _num_ranks() -> int:
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 1
+
+
+@pytest.fixture
+def comm() -> Iterator[object]:
+    from hpcgnn.comm.communicator import Communicator
+
+    yield Communicator(timeout=120)
+
+
+@pytest.fixture
+def shared_path(comm, tmp_path_factory) -> Path:
+    """A new folder that all ranks see."""
+    path = tmp_path_factory.mktemp("shared") if comm.rank == 0 else None
+    return comm.broadcast(path)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if _num_ranks() > 1 and call.excinfo is not None and not call.excinfo.errisinstance(
+        pytest.skip.Exception
+    ):
+        print(f"\n=== {item.nodeid}", file=sys.stderr)
+        traceback.print_exception(call.excinfo.value)
+        sys.stderr.flush()
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Abort(1)
+    return outcome
+
+
+def _mpiexec() -> str:
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("no mpiexec found")
+    return found
+
+
+@pytest.fixture
+def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`mpirun(2, "train", "g.h5")`: runs `hpcgnn train g.h5` on 2 ranks; 0 means without mpiexec."""
+
+    def run(
+        ranks: int, *args: object, timeout: float = 240, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hpcgnn.cli.main", *map(str, args)]
+        if ranks:
+            command = [_mpiexec(), "-n", str(ranks), *command]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the real test graphs, from HPCGNN_TEST_DATA."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("HPCGNN_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test graphs: set HPCGNN_TEST_DATA (tried {folder})")
+    return folder
