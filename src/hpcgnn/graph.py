@@ -1,0 +1,143 @@
+"""The noun everything shares: one rank's part of a graph, as torch tensors.
+
+Block (r, s) holds the edges from part s into part r. Rank r keeps all blocks (r, *); the features
+of part s that block (r, s) reads are the *halo rows* from s, in the order of s's *send list*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.ring import Ring
+
+
+@dataclass(frozen=True)
+class Block:
+    """Edges from one part into this rank's nodes, compressed by destination row.
+
+    Row k of the block is local node `rows[k]` (or k itself where `rows` is None) and owns the edges
+    `begin[k] .. end[k]`; edge e reads row `columns[e] - column_offset` of whatever is multiplied.
+    """
+
+    peer: int
+    num_columns: int
+    rows: Tensor | None  # int32 [R], ascending
+    begin: Tensor  # int64 [R]
+    end: Tensor  # int64 [R]
+    columns: Tensor  # int32 [E], ascending in each row
+    column_offset: int = 0
+    weight: Tensor | None = None  # float32 [E]
+    relation: Tensor | None = None  # int32 [E]
+    features: Tensor | None = None  # float32 [E, D]
+
+    @property
+    def num_rows(self) -> int:
+        return self.begin.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        return int((self.end - self.begin).sum())
+
+    def columns_between(self, low: int, high: int) -> Block:
+        """The same block restricted to columns `low .. high - 1`, sharing all edge arrays."""
+        if low == 0 and high == self.num_columns:
+            return self
+        begin = _lower_bound(self, low + self.column_offset)
+        end = _lower_bound(self, high + self.column_offset)
+        kept = torch.nonzero(end > begin).flatten()
+        rows = kept.to(torch.int32) if self.rows is None else self.rows[kept]
+        return replace(
+            self,
+            num_columns=high - low,
+            rows=rows,
+            begin=begin[kept],
+            end=end[kept],
+            column_offset=self.column_offset + low,
+        )
+
+
+def _lower_bound(block: Block, column: int) -> Tensor:
+    """First edge of each row whose column is at least `column`: int64 [R]."""
+    low, high = block.begin.clone(), block.end.clone()
+    while bool((low < high).any()):
+        middle = (low + high) // 2
+        open_ = low < high
+        below = torch.zeros_like(open_)
+        below[open_] = block.columns[middle[open_]] < column
+        low = torch.where(open_ & below, middle + 1, low)
+        high = torch.where(open_ & ~below, middle, high)
+    return low
+
+
+@dataclass(frozen=True)
+class EdgeBlocks:
+    """All edges into one part, a block per source part, with both exchange lists.
+
+    `send_rows[p]` (int32) are the local rows whose features part p reads; the block of peer s has
+    `blocks[s].num_columns` halo rows, in the order of s's send list for this rank.
+    """
+
+    rank: int
+    blocks: list[Block]
+    send_rows: list[Tensor]
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.blocks)
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Sparse node features, compressed by row, with their transpose (both constant)."""
+
+    shape: tuple[int, int]
+    block: Block
+    transposed: Block
+
+
+@dataclass
+class PartitionedGraph:
+    """One rank's part of the graph; local nodes are numbered 0 .. num_local_nodes - 1.
+
+    Attributes:
+        features: float32 `[n, F]`, a `SparseRows`, or None.
+        labels: int64 `[n]` (-1 unknown), or int8 `[n, T]` for T labels at once; None without labels.
+        train_mask, valid_mask, test_mask: bool `[n]`.
+        original_ids: int64 `[n]`, the ids the user knows the nodes by.
+        node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
+        in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
+            object where the graph is symmetric).
+    """
+
+    num_nodes: int
+    num_edges: int
+    num_classes: int
+    node_ids: Tensor
+    original_ids: Tensor
+    in_edges: EdgeBlocks
+    out_edges: EdgeBlocks
+    ring: Ring
+    features: Tensor | SparseRows | None = None
+    typed_features: dict[int, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    train_mask: Tensor | None = None
+    valid_mask: Tensor | None = None
+    test_mask: Tensor | None = None
+    node_types: Tensor | None = None
+    num_relations: int = 0
+    num_types: int = 0
+    graph_fingerprint: str = ""
+    cache: dict[object, object] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_local_nodes(self) -> int:
+        return self.node_ids.shape[0]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.out_edges is self.in_edges
