@@ -43,6 +43,18 @@ class Block:
     def num_edges(self) -> int:
         return int((self.end - self.begin).sum())
 
+    def to(self, device: torch.device | str) -> Block:
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def rows_between(self, low: int, high: int) -> Block:
+        """Rows `low .. high - 1` of a block without a row list, renumbered from 0."""
+        return replace(self, begin=self.begin[low:high], end=self.end[low:high])
+
     def columns_between(self, low: int, high: int) -> Block:
         """The same block restricted to columns `low .. high - 1`, sharing all edge arrays."""
         if low == 0 and high == self.num_columns:
@@ -112,6 +124,10 @@ class PartitionedGraph:
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
+        mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
+            exchange with buffers as large as it needs).
+        fewest_rows: sums between parts travel as whichever rows are fewest, see `sar.relay`.
+        cache_first: sums of the constant input features are computed once and kept.
     """
 
     num_nodes: int
@@ -132,6 +148,9 @@ class PartitionedGraph:
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
+    mode: str = "sar"
+    fewest_rows: bool = True
+    cache_first: bool = True
     cache: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property

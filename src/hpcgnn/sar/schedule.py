@@ -54,3 +54,8 @@ def _build(edges: EdgeBlocks, max_rows: int) -> Schedule:
         for low, high in pieces(edges.send_rows[peer].shape[0], max_rows)
     ]
     return Schedule(arrivals, departures)
+
+
+def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:
+    """Row ranges of `block` between which messages should be moved on; one range on one rank."""
+    return pieces(block.num_rows, most_rows if num_parts > 1 else max(block.num_rows, 1))

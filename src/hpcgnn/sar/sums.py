@@ -1,0 +1,95 @@
+"""Sums and means over in-neighbours, exact over all ranks.
+
+A sum is linear: its backward is the sum of the gradients over the reversed graph, so no remote
+feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions are the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Incoming, Outgoing
+from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.sar.relay import relay
+from hpcgnn.sar.schedule import work
+
+
+def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = True) -> Tensor:
+    """`y[i] = sum over edges j -> i of weight * x[j]`; `[n, F]` to `[n, F]`, float32 or float64.
+
+    Without `weighted`, or where the graph has no weights, every edge counts 1.
+    """
+    result: Tensor = _Sum.apply(x_NF, graph, weighted)
+    return result
+
+
+def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
+    """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
+    key = ("in-degrees", weighted)
+    found = graph.cache.get(key)
+    if not isinstance(found, Tensor):
+        found = torch.zeros(graph.num_local_nodes, dtype=torch.float64)
+        for block in graph.in_edges.blocks:
+            rows = slice(None) if block.rows is None else block.rows.cpu().long()
+            if weighted and block.weight is not None:
+                sums = torch.zeros(block.weight.shape[0] + 1, dtype=torch.float64)
+                torch.cumsum(block.weight.cpu().double(), 0, out=sums[1:])
+                found[rows] += sums[block.end.cpu()] - sums[block.begin.cpu()]
+            else:
+                found[rows] += (block.end - block.begin).cpu().double()
+        found = graph.cache[key] = found.float().to(graph.node_ids.device)
+    return found
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, weighted: bool) -> Tensor:
+        ctx.graph, ctx.weighted = graph, weighted
+        return multiply(graph, graph.in_edges, x_NF, weighted, "sum forward")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        graph = ctx.graph
+        grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward")
+        return grad, None, None
+
+
+def multiply(
+    graph: PartitionedGraph, edges: EdgeBlocks, x_NF: Tensor, weighted: bool, where: str
+) -> Tensor:
+    """Adjacency (or its transpose, by `edges`) times features; collective."""
+    x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
+    ring, width = graph.ring, x_NF.shape[1]
+    out_NF = x_NF.new_zeros(graph.num_local_nodes, width)
+    plan = relay(graph, edges, weighted)
+    if width == 0:
+        return out_NF
+    at_once = graph.mode == "oneshot"
+    if at_once:
+        most = LARGEST_MESSAGE // (width * x_NF.element_size())
+    else:
+        most = ring.rows_per_message(width, x_NF.dtype)
+    senders, blocks = plan.cut(most)
+    outgoing = [_outgoing(block, x_NF) for block in senders]
+    incoming = [Incoming(block.peer, block.num_columns) for block in blocks]
+    exchange = Exchange(ring, outgoing, incoming, width, x_NF.dtype, where=where, at_once=at_once)
+    for rows in work(plan.receivers[edges.rank], edges.num_parts):
+        kernels.spmm(plan.receivers[edges.rank], x_NF, out_NF, rows=rows)
+        exchange.progress()
+    for arrival in exchange:
+        block = blocks[arrival.index]
+        for rows in work(block, edges.num_parts):
+            kernels.spmm(block, arrival.rows_HF, out_NF, rows=rows)
+            exchange.progress()
+    return out_NF
+
+
+def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
+    def pack(out_HF: Tensor) -> None:
+        kernels.spmm(block, x_NF, out_HF.zero_())
+
+    return Outgoing(block.peer, block.num_rows, pack)
