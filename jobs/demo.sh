@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The whole way without a queue: generate, partition, train and predict on 2 ranks of this machine.
+# `make demo` calls it. VENV is the Python environment; results are in demo/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$(cd "${VENV:-.venv}" && pwd)
+export PATH="$venv/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+show() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+rm -rf demo
+mkdir demo
+show hpcgnn generate sbm demo/graph.h5 --nodes 20000 --degree 30 --features 64 --classes 10 --seed 1
+show mpiexec -n 2 hpcgnn partition demo/graph.h5 --method parmetis -o demo/graph.p2.h5
+show mpiexec -n 2 hpcgnn train demo/graph.p2.h5 --model sage --layers 3 --hidden 64 --dropout 0.3 \
+    --norm layer --epochs 30 --checkpoint-every 10 --run-dir demo/run
+show mpiexec -n 2 hpcgnn predict demo/graph.p2.h5 demo/run/best.h5 -o demo/predictions.h5
+
+# The accuracy from the files alone: predictions are in the order of the graph's nodes.
+printf '\n'
+python - <<'PYTHON'
+import h5py
+
+with h5py.File("demo/graph.h5") as graph, h5py.File("demo/predictions.h5") as predictions:
+    test = graph["nodes/split"][:, 0] == 3
+    right = predictions["classes"][:][test] == graph["nodes/labels"][:][test]
+    print(f"test accuracy {100 * right.mean():.2f} % on {test.sum():,} nodes")
+PYTHON
+cat <<END
+graph, partition   demo/graph.h5, demo/graph.p2.h5
+run                demo/run/ (metrics.jsonl, checkpoints)
+predictions        demo/predictions.h5
+next               $venv/bin/hpcgnn info demo/predictions.h5
+END

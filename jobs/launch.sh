@@ -1,0 +1,81 @@
+# shellcheck shell=bash
+# Sourced by the job scripts. Reads the profile of the machine and defines
+#     serial VERB ARGS...     one process
+#     launch VERB ARGS...     all ranks: srun inside a job, mpiexec (HPCGNN_RANKS, 2) outside
+#     requeue_if_stopped DIR  after training: back into the queue if it stopped before its last epoch
+# Variables: HPCGNN_HOME (folder of jobs/; the one sbatch was called in), HPCGNN_PROFILE (a file in
+# jobs/profiles; plain), HPCGNN_VENV (the Python environment; the profile's).
+set -euo pipefail
+
+HPCGNN_HOME=${HPCGNN_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+HPCGNN_PROFILE=${HPCGNN_PROFILE:-plain}
+HPCGNN_RANKS=${HPCGNN_RANKS:-2}
+export HPCGNN_HOME HPCGNN_PROFILE PYTHONUNBUFFERED=1
+
+if [ ! -f "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh" ]; then
+    echo "launch.sh: $HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh: not there; call sbatch in" \
+        "hpcgnn's folder or set HPCGNN_HOME, and set HPCGNN_PROFILE to a file of jobs/profiles" >&2
+    exit 2
+fi
+SRUN_OPTIONS=()
+# shellcheck source=jobs/profiles/plain.sh
+source "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh"
+
+if [ ! -x "$HPCGNN_VENV/bin/python" ]; then
+    echo "launch.sh: $HPCGNN_VENV/bin/python: not there; run \`make setup\` (on Perlmutter" \
+        "env/perlmutter.sh) or set HPCGNN_VENV" >&2
+    exit 2
+fi
+HPCGNN_VENV=$(cd "$HPCGNN_VENV" && pwd)
+export PATH="$HPCGNN_VENV/bin:$PATH"
+
+serial() { python -m hpcgnn.cli.main "$@"; }
+
+step=
+interrupted=
+forward() {
+    interrupted=yes
+    [ -n "$step" ] || return 0
+    echo "$(date '+%F %T') SIG$1: the ranks are told to write a checkpoint and stop"
+    # Slurm signals the step's processes themselves; srun passes a signal on as well, without slurmctld.
+    scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$step" || true
+}
+
+launch() {
+    local status=0
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        mpiexec -n "$HPCGNN_RANKS" python -m hpcgnn.cli.main "$@"
+        return
+    fi
+    trap 'forward USR1' USR1
+    trap 'forward TERM' TERM
+    # In the background: bash runs a trap only between commands or while it waits.
+    srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
+        python -m hpcgnn.cli.main "$@" &
+    step=$!
+    wait "$step" || status=$?
+    # A trap ends `wait` early with a status of its own: ask again.
+    while [ -n "$interrupted" ]; do
+        interrupted=
+        status=0
+        wait "$step" || status=$?
+    done
+    step=
+    trap - USR1 TERM
+    return "$status"
+}
+
+# Training that stopped early leaves the file REQUEUE in its run directory. A job that Slurm itself
+# is ending (scancel, preemption, a lost node) is no longer RUNNING and is left to Slurm.
+requeue_if_stopped() {
+    [ -n "${SLURM_JOB_ID:-}" ] && [ -e "$1/REQUEUE" ] || return 0
+    local state
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    if [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then
+        echo "$(date '+%F %T') job $SLURM_JOB_ID requeued; it will resume from $1"
+        return 0
+    fi
+    echo "$(date '+%F %T') training stopped before its last epoch (job state $state);" \
+        "the same sbatch command resumes from $1" >&2
+    return 1
+}

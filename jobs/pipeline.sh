@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Submits convert -> partition -> train -> predict, each after the one before has succeeded, and
+# prints the job ids.
+#
+#     jobs/pipeline.sh [--nodes N] [--ranks-per-node R] [--convert OPTIONS] SOURCE NAME [TRAIN OPTIONS]
+#
+#     export SBATCH_ACCOUNT=mXXXX HPCGNN_PROFILE=perlmutter-gpu
+#     jobs/pipeline.sh --nodes 2 --convert "--format edges" edges.txt.gz web --model sage --hidden 256
+#
+# SOURCE ending in .h5 is a graph already and is not converted. Results: graphs/NAME.h5,
+# partitions/NAME.pP.h5 with P = N * R, runs/NAME/ with predictions.h5, one log per job.
+set -euo pipefail
+
+usage() {
+    sed -n '2,/^set/{/^#/p}' "$0" | sed 's/^# \{0,1\}//' >&2
+    exit 2
+}
+
+HPCGNN_HOME=${HPCGNN_HOME:-$(cd "$(dirname "$0")/.." && pwd)}
+export HPCGNN_HOME
+# shellcheck source=jobs/profiles/plain.sh
+source "$HPCGNN_HOME/jobs/profiles/${HPCGNN_PROFILE:-plain}.sh"
+
+nodes=1 convert_options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --nodes) nodes=$2 ;;
+        --ranks-per-node) HPCGNN_RANKS_PER_NODE=$2 ;;
+        --convert) read -r -a convert_options <<<"$2" ;;
+        --*) usage ;;
+        *) break ;;
+    esac
+    shift 2
+done
+[ $# -ge 2 ] || usage
+source=$1 name=$2
+shift 2
+
+ranks=$((nodes * HPCGNN_RANKS_PER_NODE))
+graph=graphs/$name.h5
+partition=partitions/$name.p$ranks.h5
+run_dir=runs/$name
+mkdir -p graphs partitions "$run_dir"
+
+previous=
+# submit VERB ARGS...: the job starts when the previous one has succeeded, and goes when it can't.
+submit() {
+    local verb=$1 shape=(--nodes="$nodes" --ntasks-per-node="$HPCGNN_RANKS_PER_NODE") after=()
+    shift
+    [ "$verb" != convert ] || shape=()
+    [ -z "$previous" ] || after=(--dependency="afterok:$previous" --kill-on-invalid-dep=yes)
+    previous=$(sbatch --parsable --job-name="$name-$verb" "${shape[@]}" "${after[@]}" \
+        "$HPCGNN_HOME/jobs/$verb.sbatch" "$@")
+    previous=${previous%%;*}
+    echo "$verb $previous"
+}
+
+case $source in
+    *.h5) graph=$source ;;
+    *) submit convert "$source" "$graph" "${convert_options[@]}" ;;
+esac
+submit partition "$graph" --parts "$ranks" -o "$partition"
+submit train "$partition" --run-dir "$run_dir" "$@"
+submit predict "$partition" "$run_dir/best.h5" -o "$run_dir/predictions.h5"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One rank of a Slurm step: runs "$@" with this rank's GPU, if the profile has given GPUs.
+set -euo pipefail
+
+# USR1 asks training to stop. One that comes before it listens must not kill the rank.
+trap '' USR1
+
+if [ -n "${HPCGNN_GPUS_PER_NODE:-}" ]; then
+    # On Perlmutter the last card is nearest the first cores.
+    export CUDA_VISIBLE_DEVICES=$((HPCGNN_GPUS_PER_NODE - 1 - SLURM_LOCALID % HPCGNN_GPUS_PER_NODE))
+fi
+exec "$@"
