@@ -124,6 +124,7 @@ class PartitionedGraph:
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
+        seed, epoch: key of the dropout masks; the training loop sets the epoch.
         mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
             exchange with buffers as large as it needs).
         fewest_rows: sums between parts travel as whichever rows are fewest, see `sar.relay`.
@@ -148,6 +149,8 @@ class PartitionedGraph:
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
+    seed: int = 0
+    epoch: int = 0
     mode: str = "sar"
     fewest_rows: bool = True
     cache_first: bool = True

@@ -1,0 +1,109 @@
+"""Dropout whose mask depends on seed, epoch, layer and node id alone, never on P or the partition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph import Block, PartitionedGraph, SparseRows
+
+
+class Dropout(torch.nn.Module):
+    """Zeroes entries with probability `p` while training and scales the rest by 1 / (1 - p).
+
+    Args:
+        p: probability in [0, 1).
+        layer: tells masks of one model apart.
+        relu: apply ReLU first, in the same pass and in place (`x` is overwritten).
+    """
+
+    def __init__(self, p: float, layer: int, relu: bool = False) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability must be in [0, 1), found {p!r}")
+        self.p, self.layer, self.relu = p, layer, relu
+
+    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        p = self.p if self.training else 0.0
+        if p == 0:
+            return torch.relu_(x_NF) if self.relu else x_NF
+        function = _ReluDropout if self.relu else _Dropout
+        result: Tensor = function.apply(
+            x_NF, graph.node_ids, (p, graph.seed, graph.epoch, self.layer)
+        )
+        return result
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, layer={self.layer}" + (", relu" if self.relu else "")
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Tensor:
+        ctx.ids_N, ctx.key = ids_N, key
+        return _masked(x_NF, ids_N, key)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _masked(grads[0].contiguous(), ctx.ids_N, ctx.key), None, None
+
+
+def _masked(x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Tensor:
+    p, seed, epoch, layer = key
+    out_NF = torch.empty_like(x_NF, memory_format=torch.contiguous_format)
+    kernels.dropout_nodes(x_NF, out_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer)
+    return out_NF
+
+
+class _ReluDropout(torch.autograd.Function):
+    """Keeps only its output: an entry is positive iff it passed the ReLU and was kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Tensor:
+        p, seed, epoch, layer = key
+        kernels.dropout_nodes(
+            x_NF, x_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer, relu=True
+        )
+        ctx.mark_dirty(x_NF)
+        ctx.ids_N, ctx.key = ids_N, key
+        ctx.save_for_backward(x_NF)
+        return x_NF
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (y_NF,) = ctx.saved_tensors
+        p, seed, epoch, layer = ctx.key
+        grad_NF = torch.empty_like(y_NF)
+        kernels.dropout_nodes_backward(
+            grads[0].contiguous(), grad_NF, ctx.ids_N,
+            p=p, seed=seed, epoch=epoch, layer=layer, y_NF=y_NF,
+        )  # fmt: skip
+        return grad_NF, None, None
+
+
+def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRows:
+    """Dropout of the stored entries of sparse features; the mask depends on node id and column."""
+    counts = x.block.end - x.block.begin
+    ids_E = torch.repeat_interleave(graph.node_ids, counts) * x.shape[1] + x.block.columns
+    weight = _stored(x.block)
+    kept_E1 = torch.empty_like(weight)[:, None]
+    kernels.dropout_nodes(
+        weight[:, None], kept_E1, ids_E, p=p, seed=graph.seed, epoch=graph.epoch, layer=0
+    )
+    kept_E = kept_E1[:, 0]
+    order = graph.cache.get("sparse order")
+    if not isinstance(order, Tensor):
+        order = graph.cache["sparse order"] = torch.argsort(x.block.columns, stable=True)
+    return replace(
+        x,
+        block=replace(x.block, weight=kept_E),
+        transposed=replace(x.transposed, weight=kept_E[order]),
+    )
+
+
+def _stored(block: Block) -> Tensor:
+    return torch.ones(block.columns.shape[0]) if block.weight is None else block.weight

@@ -1,0 +1,104 @@
+"""Graph convolution (Kipf & Welling 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.sar.sums import in_degrees, neighbour_sum
+
+
+class GCNConv(torch.nn.Module):
+    """`x' = D^-1/2 (A + I) D^-1/2 x W^T + b`; arguments as PyTorch Geometric's `GCNConv`.
+
+    A node that has a self-loop gets no second one. Degrees count weighted in-edges.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        improved: bool = False,
+        add_self_loops: bool = True,
+        normalize: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.improved, self.normalize = improved, normalize
+        self.add_self_loops = add_self_loops and normalize
+        self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer="glorot")
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        if _is_constant(graph, x_NF):
+            y_NF = self.lin(self._first_sum(graph, x_NF))
+        elif isinstance(x_NF, Tensor) and self.out_channels > self.in_channels:
+            y_NF = self.lin(self._propagate(graph, x_NF))
+        else:
+            y_NF = self._propagate(graph, self.lin(x_NF))
+        return y_NF if self.bias is None else y_NF + self.bias
+
+    def _first_sum(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        key = ("first sum", "gcn", self.improved, self.add_self_loops, self.normalize)
+        found = graph.cache.get(key)
+        if not isinstance(found, Tensor):
+            with torch.no_grad():
+                found = graph.cache[key] = self._propagate(graph, x_NF)
+        return found
+
+    def _propagate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        if not self.normalize:
+            return neighbour_sum(graph, x_NF)
+        scale_N1, loops_N1 = (
+            normalisation(graph, 2.0 if self.improved else 1.0)
+            if self.add_self_loops
+            else normalisation(graph, None)
+        )
+        scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
+        sum_NF = neighbour_sum(graph, scaled_NF)
+        if loops_N1 is not None:
+            sum_NF = torch.addcmul(sum_NF, scaled_NF, loops_N1.to(x_NF.dtype))
+        return sum_NF * scale_N1.to(x_NF.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}"
+
+
+def _is_constant(graph: PartitionedGraph, x: NodeFeatures) -> bool:
+    return graph.cache_first and isinstance(x, Tensor) and x is graph.features
+
+
+def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:
+    """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
+
+    With `loop` every node without a self-loop gets one of that weight, and several parallel loops
+    count as the last of them, as in PyTorch Geometric.
+    """
+    key = ("normalisation", loop)
+    found = graph.cache.get(key)
+    if found is None:
+        degree_N = in_degrees(graph, weighted=True)
+        missing_N = None if loop is None else _missing_loops(graph, loop)
+        if missing_N is not None:
+            degree_N = degree_N + missing_N
+        scale_N = torch.where(degree_N > 0, degree_N.clamp(min=1e-38).rsqrt(), 0.0)
+        found = scale_N[:, None], None if missing_N is None else missing_N[:, None]
+        graph.cache[key] = found
+    return found  # type: ignore[return-value]
+
+
+def _missing_loops(graph: PartitionedGraph, loop: float) -> Tensor:
+    block = graph.in_edges.blocks[graph.in_edges.rank]
+    counts = block.end - block.begin
+    rows = torch.repeat_interleave(torch.arange(block.num_rows, device=counts.device), counts)
+    edges = torch.nonzero(block.columns == rows).flatten()
+    weight = torch.ones(len(edges), device=counts.device)
+    if block.weight is not None:
+        weight = block.weight[edges]
+    present = torch.zeros(block.num_rows, device=counts.device).index_add_(0, rows[edges], weight)
+    wanted = torch.full((block.num_rows,), loop, device=counts.device)
+    wanted[rows[edges]] = weight  # edges ascend, so the last one stays
+    return wanted - present

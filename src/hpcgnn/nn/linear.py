@@ -1,0 +1,86 @@
+"""Dense layers that accept dense or sparse node features."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn import kernels
+from hpcgnn.graph import SparseRows
+
+NodeFeatures = Tensor | SparseRows
+
+
+class Linear(torch.nn.Module):
+    """`y = x W^T + b` for `x` a `[n, F]` tensor or `SparseRows`.
+
+    Args:
+        weight_initializer: `glorot` or `kaiming_uniform`, as in PyTorch Geometric's `Linear`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool = True,
+        weight_initializer: str = "kaiming_uniform",
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.weight_initializer = weight_initializer
+        self.weight = torch.nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias = torch.nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight_initializer == "glorot":
+            glorot(self.weight)
+        else:
+            bound = 1 / math.sqrt(max(self.in_channels, 1))
+            torch.nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(max(self.in_channels, 1))
+            torch.nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x_NF: NodeFeatures) -> Tensor:
+        return linear(x_NF, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
+
+
+def glorot(weight: Tensor) -> None:
+    """Uniform in ±sqrt(6 / (fan in + fan out)) of the last two dimensions (Glorot & Bengio 2010)."""
+    bound = math.sqrt(6 / max(weight.shape[-2] + weight.shape[-1], 1))
+    torch.nn.init.uniform_(weight, -bound, bound)
+
+
+def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
+    """`x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`."""
+    if isinstance(x_NF, SparseRows):
+        y_NG: Tensor = _SparseLinear.apply(weight_GF, x_NF)
+        return y_NG if bias_G is None else y_NG + bias_G
+    return functional.linear(x_NF, weight_GF, bias_G)
+
+
+class _SparseLinear(torch.autograd.Function):
+    """Constant sparse features times weights; both directions are the neighbour-sum kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_GF: Tensor, x: SparseRows) -> Tensor:
+        ctx.x = x
+        weight_FG = weight_GF.t().contiguous()
+        out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
+        kernels.spmm(x.block, weight_FG, out_NG)
+        return out_NG
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad_NG = grads[0].contiguous()
+        grad_FG = grad_NG.new_zeros(ctx.x.shape[1], grad_NG.shape[1])
+        kernels.spmm(ctx.x.transposed, grad_NG, grad_FG)
+        return grad_FG.t(), None

@@ -1,0 +1,100 @@
+"""A stack of convolutions with normalisation, activation, dropout and residuals between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.dropout import Dropout, sparse_dropout
+from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.nn.norm import NORMS
+
+ConvFactory = Callable[[int, int, int], torch.nn.Module]
+
+
+class Stack(torch.nn.Module):
+    """`layers` convolutions from `in_channels` to `out_channels`.
+
+    Args:
+        conv: `conv(in_channels, out_channels, layer)` makes one convolution.
+        head: `conv`: the last convolution gives the output; `linear`: all convolutions are hidden
+            and a linear map follows.
+        jumping: `none`, `cat` or `max` over the hidden layers (Xu et al. 2018), before a linear head.
+        residual: each convolution's input is added to its output through a linear map.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        layers: int,
+        conv: ConvFactory,
+        *,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        norm: str = "none",
+        activation: str = "relu",
+        residual: bool = False,
+        head: str = "conv",
+        jumping: str = "none",
+    ) -> None:
+        super().__init__()
+        num_hidden = layers if head == "linear" else layers - 1
+        widths = [in_channels] + [hidden] * num_hidden
+        ends = widths[1:] if head == "linear" else [*widths[1:], out_channels]
+        pairs = list(zip([*widths, hidden][: len(ends)], ends, strict=True))
+        self.activation, self.jumping = activation, jumping
+        self.input_dropout = Dropout(input_dropout, layer=0)
+        self.convs = torch.nn.ModuleList(conv(a, b, i + 1) for i, (a, b) in enumerate(pairs))
+        self.residuals = torch.nn.ModuleList(
+            Linear(a, b) if residual else torch.nn.Identity() for a, b in pairs
+        )
+        self.residual = residual
+        self.norms = torch.nn.ModuleList(
+            NORMS[norm](hidden) for _ in range(num_hidden if norm != "none" else 0)
+        )
+        self.dropouts = torch.nn.ModuleList(
+            Dropout(dropout, layer=i + 1, relu=activation == "relu") for i in range(num_hidden)
+        )
+        head_in = hidden * num_hidden if jumping == "cat" else hidden
+        self.head = Linear(head_in, out_channels) if head == "linear" else None
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        """Logits `[n, out_channels]`."""
+        hidden_NF = self.embed(graph, x_NF)
+        if self.head is not None:
+            result: Tensor = self.head(hidden_NF)
+            return result
+        return self._convolve(graph, hidden_NF, len(self.convs) - 1)
+
+    def embed(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> NodeFeatures:
+        """What the last layer reads: `[n, hidden]`."""
+        if isinstance(x_NF, Tensor):
+            x_NF = self.input_dropout(graph, x_NF)
+        elif self.input_dropout.p and self.training:
+            x_NF = sparse_dropout(graph, x_NF, self.input_dropout.p)
+        outputs = []
+        for i, dropout in enumerate(self.dropouts):
+            y_NF = self._convolve(graph, x_NF, i)
+            if len(self.norms):
+                y_NF = self.norms[i](graph, y_NF)
+            if self.activation == "elu":
+                y_NF = functional.elu(y_NF)
+            x_NF = dropout(graph, y_NF)
+            if self.jumping != "none":
+                outputs.append(x_NF)
+        if self.jumping == "cat":
+            return torch.cat(outputs, dim=-1)
+        if self.jumping == "max":
+            return torch.stack(outputs).amax(dim=0)
+        return x_NF
+
+    def _convolve(self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int) -> Tensor:
+        y_NF: Tensor = self.convs[layer](graph, x_NF)
+        return y_NF + self.residuals[layer](x_NF) if self.residual else y_NF
+

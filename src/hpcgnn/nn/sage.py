@@ -1,0 +1,79 @@
+"""GraphSAGE (Hamilton et al. 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph import PartitionedGraph, SparseRows
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.sar.extremes import neighbour_max
+from hpcgnn.sar.sums import in_degrees, neighbour_sum
+
+
+class SAGEConv(torch.nn.Module):
+    """`x'_i = W_l aggr_j x_j + b + W_r x_i`; arguments as PyTorch Geometric's `SAGEConv`.
+
+    Args:
+        aggr: `mean`, `sum`, `max` or `min`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        aggr: str = "mean",
+        normalize: bool = False,
+        root_weight: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if aggr not in ("mean", "sum", "max", "min"):
+            raise InputError("aggr must be mean, sum, max or min", value=aggr)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.aggr, self.normalize = aggr, normalize
+        self.lin_l = Linear(in_channels, out_channels, bias=bias)
+        self.lin_r = Linear(in_channels, out_channels, bias=False) if root_weight else None
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        y_NF = self._neighbours(graph, x_NF)
+        if self.lin_r is not None:
+            y_NF = y_NF + self.lin_r(x_NF)
+        return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
+
+    def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
+        if isinstance(x_NF, SparseRows):
+            if not linear_aggr:
+                raise InputError(f"aggr={self.aggr} needs dense features; these are sparse")
+            transform_first = True
+        elif graph.cache_first and x_NF is graph.features:
+            return lin(self._first(graph, x_NF))
+        else:
+            transform_first = linear_aggr and self.out_channels <= self.in_channels
+        if not transform_first:
+            return lin(self._aggregate(graph, x_NF))  # type: ignore[arg-type]
+        bias, lin_weight = lin.bias, lin.weight
+        y_NF = self._aggregate(graph, linear(x_NF, lin_weight))
+        return y_NF if bias is None else y_NF + bias
+
+    def _first(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        key = ("first sum", "sage", self.aggr)
+        found = graph.cache.get(key)
+        if not isinstance(found, Tensor):
+            with torch.no_grad():
+                found = graph.cache[key] = self._aggregate(graph, x_NF)
+        return found
+
+    def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        if self.aggr in ("max", "min"):
+            return neighbour_max(graph, x_NF, smallest=self.aggr == "min")
+        sum_NF = neighbour_sum(graph, x_NF, weighted=False)
+        if self.aggr == "sum":
+            return sum_NF
+        return sum_NF / in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr}"

@@ -1,0 +1,76 @@
+"""Elementwise maximum and minimum over in-neighbours, exact over all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.sar.halo import stream, take_rows
+from hpcgnn.sar.schedule import work
+
+
+def neighbour_max(graph: PartitionedGraph, x_NF: Tensor, *, smallest: bool = False) -> Tensor:
+    """`y[i] = max over edges j -> i of x[j]` (minimum with `smallest`); 0 without in-edges.
+
+    The gradient is shared evenly among the edges that attain the extreme, as torch does. Backward
+    sends (extreme, share) of boundary destinations to the sources' owners and returns nothing.
+    """
+    result: Tensor = _Extreme.apply(x_NF, graph, -1 if smallest else 1)
+    return result
+
+
+class _Extreme(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, sign: int) -> Tensor:
+        x_NF = x_NF.contiguous()
+        best_NF = torch.full_like(x_NF, -sign * torch.inf)
+        ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
+        edges = graph.in_edges
+        exchange, blocks = stream(
+            graph, edges, x_NF.shape[1], x_NF.dtype, take_rows(x_NF), where="max forward"
+        )
+        local = edges.blocks[edges.rank]
+        for rows in work(local, edges.num_parts):
+            kernels.spmm_max(local, x_NF, best_NF, ties_NF, sign=sign, rows=rows)
+            exchange.progress()
+        for arrival in exchange:
+            block = blocks[arrival.index]
+            for rows in work(block, edges.num_parts):
+                kernels.spmm_max(block, arrival.rows_HF, best_NF, ties_NF, sign=sign, rows=rows)
+                exchange.progress()
+        best_NF.masked_fill_(ties_NF == 0, 0)
+        ctx.graph = graph
+        ctx.save_for_backward(x_NF, best_NF, ties_NF)
+        return best_NF
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x_NF, best_NF, ties_NF = ctx.saved_tensors
+        graph: PartitionedGraph = ctx.graph
+        share_NF = grads[0] / ties_NF.clamp(min=1)
+        width = x_NF.shape[1]
+        edges = graph.out_edges
+        grad_NF = torch.zeros_like(x_NF)
+
+        def pack(rows: Tensor, out_HF: Tensor) -> None:
+            out_HF[:, :width] = best_NF[rows]
+            out_HF[:, width:] = share_NF[rows]
+
+        exchange, blocks = stream(
+            graph, edges, 2 * width, x_NF.dtype, pack, where="max backward"
+        )
+        local = edges.blocks[edges.rank]
+        for rows in work(local, edges.num_parts):
+            kernels.spmm_max_backward(local, best_NF, share_NF, x_NF, grad_NF, rows=rows)
+            exchange.progress()
+        for arrival in exchange:
+            best_HF, share_HF = arrival.rows_HF[:, :width], arrival.rows_HF[:, width:]
+            block = blocks[arrival.index]
+            for rows in work(block, edges.num_parts):
+                kernels.spmm_max_backward(block, best_HF, share_HF, x_NF, grad_NF, rows=rows)
+                exchange.progress()
+        return grad_NF, None, None

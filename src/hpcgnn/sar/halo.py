@@ -1,0 +1,70 @@
+"""Streaming rows of boundary nodes to the ranks that read them, and per-row answers back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Incoming, Outgoing
+from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.sar.schedule import schedule
+
+Pack = Callable[[Tensor, Tensor], None]
+
+
+def stream(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    width: int,
+    dtype: torch.dtype,
+    pack: Pack,
+    *,
+    where: str,
+    reply_width: int = 0,
+    on_reply: Callable[[Tensor, Tensor], None] | None = None,
+) -> tuple[Exchange, list[Block]]:
+    """Start sending every halo row of `edges`; collective.
+
+    Args:
+        pack: `pack(rows, out)` writes `[len(rows), width]` for local rows (int32).
+        reply_width: numbers per row that come back from the reader; 0 for none.
+        on_reply: `on_reply(rows, reply)` takes `[len(rows), reply_width]` for the rows sent.
+
+    Returns:
+        The exchange to iterate, and the block that each arrival completes.
+    """
+    at_once = graph.mode == "oneshot"
+    if at_once:
+        most = LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
+    else:
+        most = graph.ring.rows_per_message(width, dtype, reply_width)
+    plan = schedule(graph, edges, most)
+    exchange = Exchange(
+        graph.ring,
+        [_outgoing(peer, rows, pack) for peer, rows in plan.departures],
+        [Incoming(block.peer, block.num_columns) for block in plan.arrivals],
+        width,
+        dtype,
+        where=where,
+        reply_width=reply_width,
+        on_reply=None
+        if on_reply is None
+        else lambda index, reply: on_reply(plan.departures[index][1], reply),
+        at_once=at_once,
+    )
+    return exchange, plan.arrivals
+
+
+def _outgoing(peer: int, rows: Tensor, pack: Pack) -> Outgoing:
+    return Outgoing(peer, rows.shape[0], lambda out: pack(rows, out))
+
+
+def take_rows(x_NF: Tensor) -> Pack:
+    """A `pack` that copies rows of `x_NF`."""
+
+    def pack(rows: Tensor, out_HF: Tensor) -> None:
+        torch.index_select(x_NF, 0, rows, out=out_HF)
+
+    return pack

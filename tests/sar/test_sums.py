@@ -1,0 +1,72 @@
+"""Sums over the ring against a dense matrix in float64."""
+
+import pytest
+import torch
+
+from hpcgnn.sar.extremes import neighbour_max
+from hpcgnn.sar.sums import in_degrees, neighbour_sum
+from tests.graphs import collect, distribute, local, random_graph
+
+pytestmark = pytest.mark.mpi
+SIZES = [(7, 12), (8, 30), (9, 3), (9, 0), (500, 3000)]
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
+def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric, mode):
+    whole = random_graph(num_nodes, num_edges, symmetric=symmetric, weighted=weighted)
+    dense = whole.dense()
+    x = torch.from_numpy(whole.features).double()
+    weights = torch.randn(num_nodes, x.shape[1], generator=torch.manual_seed(1)).double()
+    for fewest in (True, False):
+        for halo_buffer in (1 << 20, 4096):
+            graph = distribute(whole, comm, halo_buffer=halo_buffer, mode=mode)
+            graph.fewest_rows = fewest
+            assert graph.symmetric == symmetric or num_edges < 4
+            x_local = local(graph, x.float()).requires_grad_()
+            y = neighbour_sum(graph, x_local)
+            (y * local(graph, weights.float())).sum().backward()
+            torch.testing.assert_close(collect(graph, y).double(), dense @ x, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                collect(graph, x_local.grad).double(), dense.T @ weights, rtol=1e-5, atol=1e-5
+            )
+            if mode == "sar":
+                assert graph.ring.peak_bytes <= halo_buffer
+    degrees = collect(graph, in_degrees(graph)[:, None])[:, 0]
+    assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+@pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
+def test_max_shares_gradient_among_ties(comm, num_nodes, num_edges, smallest):
+    whole = random_graph(num_nodes, num_edges)
+    x = torch.from_numpy(whole.features).mul(2).round().requires_grad_()  # many ties
+    index = torch.from_numpy(whole.target)[:, None].expand(-1, x.shape[1])
+    expected = torch.zeros_like(x).scatter_reduce(
+        0,
+        index,
+        x[torch.from_numpy(whole.source)],
+        "amin" if smallest else "amax",
+        include_self=False,
+    )
+    weights = torch.randn(x.shape, generator=torch.manual_seed(1))
+    (expected * weights).sum().backward()
+    graph = distribute(whole, comm, halo_buffer=4096)
+    x_local = local(graph, x.detach()).requires_grad_()
+    y = neighbour_max(graph, x_local, smallest=smallest)
+    (y * local(graph, weights)).sum().backward()
+    torch.testing.assert_close(collect(graph, y), expected.detach())
+    torch.testing.assert_close(collect(graph, x_local.grad), x.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_fewest_rows_send_less(comm):
+    whole = random_graph(400, 900, seed=3)
+    sent = {}
+    for fewest in (True, False):
+        graph = distribute(whole, comm)
+        graph.fewest_rows = fewest
+        neighbour_sum(graph, graph.features)
+        sent[fewest] = comm.allreduce(graph.ring.bytes_sent)
+    assert sent[True] < 0.95 * sent[False] or comm.size == 1
