@@ -41,6 +41,12 @@ class InputError(HpcgnnError):
     exit_status = 2
 
 
+class OutputError(HpcgnnError):
+    """A file that can't be written: no space, no permission, a limit. Exit status 2."""
+
+    exit_status = 2
+
+
 class CommunicationError(HpcgnnError):
     """A rank stopped answering or went astray. Exit status 3."""
 

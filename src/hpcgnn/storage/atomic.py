@@ -1,0 +1,240 @@
+"""Writing HDF5 files that are either whole under their name or not there at all.
+
+A file is written under a temporary name in the same folder, flushed to the disk and renamed. The
+HDF5 library crashes when it can't flush at close (disk full), so it writes through a Python object
+that remembers the first failure and keeps later writes in memory until the file is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpcgnn.errors import HpcgnnError, OutputError
+from hpcgnn.storage.schema import attribute_checksum, chunk_rows
+
+LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
+
+
+class OutputFile:
+    """An HDF5 file being written; `h5` is the open h5py file."""
+
+    def __init__(self, h5: h5py.File, path: Path, sink: _Sink | None = None) -> None:
+        self.h5 = h5
+        self.path = path
+        self._sink = sink
+
+    def check(self) -> None:
+        """Raise OutputError if any write so far failed."""
+        if self._sink is not None and self._sink.error is not None:
+            raise write_error(self.path, self._sink.error)
+
+    def dataset(
+        self,
+        name: str,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        *,
+        compress: bool = False,
+        growing: bool = False,
+    ) -> h5py.Dataset:
+        """A new chunked dataset with checksums; `growing` ones can be resized along the rows."""
+        rows = min(chunk_rows(shape[1:], dtype), max(1, shape[0]))
+        tail = tuple(max(1, length) for length in shape[1:])
+        resizable = growing or 0 in shape
+        return self.h5.create_dataset(
+            name,
+            shape=shape,
+            dtype=dtype,
+            maxshape=(None, *(length or None for length in shape[1:])) if resizable else None,
+            chunks=(rows, *tail),
+            fletcher32=True,
+            shuffle=compress,
+            compression="gzip" if compress else None,
+            compression_opts=3 if compress else None,
+        )
+
+    def set_attributes(self, attributes: Mapping[str, int | str | dict]) -> None:
+        """Write the root's attributes and their checksum; dictionaries become JSON."""
+        plain = {
+            name: json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+            for name, value in attributes.items()
+        }
+        plain["checksum"] = attribute_checksum(plain)
+        for name, value in plain.items():
+            set_attribute(self.h5, name, value)
+
+
+def set_attribute(item: h5py.Group, name: str, value: int | str) -> None:
+    """An attribute stored inside the object's header, where HDF5 checksums it."""
+    if isinstance(value, str):
+        encoded = value.encode()
+        kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
+        item.attrs.create(name, np.array(encoded, dtype=kind))
+    else:
+        item.attrs.create(name, np.int64(value))
+
+
+@contextmanager
+def create(path: str | Path) -> Iterator[OutputFile]:
+    """A new file that takes the name `path` when the block ends without an error.
+
+    Raises:
+        OutputError: it can't be written; the temporary file is removed, a former file is intact.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with write(temporary, "x", shown=path) as output:
+            yield output
+        publish(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh hidden name in the folder of `path`."""
+    if not path.parent.is_dir():
+        raise OutputError("no such folder: create it first", file=path.parent)
+    if path.is_dir():
+        raise OutputError("is a folder; a file name is needed", file=path)
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
+    """Open `temporary` (mode "x": create, "r+": extend), close and flush it to the disk at the end.
+
+    Args:
+        shown: the name errors speak of.
+    """
+    try:
+        sink = _Sink(temporary, mode)
+    except OSError as error:
+        raise write_error(shown, error) from None
+    try:
+        h5 = h5py.File(sink, "w" if mode == "x" else "r+", libver=LIBVER)
+        output = OutputFile(h5, shown, sink)
+        try:
+            yield output
+        finally:
+            h5.close()
+        sink.sync()
+        output.check()
+    except HpcgnnError:
+        raise
+    except Exception as error:
+        if sink.error is not None:
+            raise write_error(shown, sink.error) from None
+        if isinstance(error, OSError):
+            raise write_error(shown, error) from error
+        raise
+    finally:
+        sink.close()
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete temporary file its name, durably."""
+    try:
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def discard(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def write_error(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or " ".join(str(error).split())[:160]
+    return OutputError(f"can't be written: {reason}; nothing was left under this name", file=path)
+
+
+class _Sink:
+    """The file as HDF5 sees it: never fails; `error` is the first failure of the real file."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if mode == "x" else 0)
+        self.error: OSError | None = None
+        self._descriptor = os.open(path, flags, 0o666)
+        self._position = 0
+        self._kept: list[tuple[int, bytes]] = []
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (self._size() if base is None else base)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._descriptor, len(view), self._position)
+        view[:] = data + bytes(len(view) - len(data))
+        for offset, kept in self._kept:
+            low = max(offset, self._position)
+            high = min(offset + len(kept), self._position + len(view))
+            if low < high:
+                view[low - self._position : high - self._position] = kept[
+                    low - offset : high - offset
+                ]
+        self._position += len(view)
+        return len(view)
+
+    def read(self, size: int) -> bytes:
+        data = bytearray(size)
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def write(self, buffer: bytes | memoryview) -> int:
+        view = memoryview(buffer).cast("B")
+        written = 0
+        try:
+            while self.error is None and written < len(view):
+                written += os.pwrite(
+                    self._descriptor, view[written:], self._position + written
+                )
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self._kept.append((self._position, bytes(view)))
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._position if size is None else size
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.error = self.error or error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size

@@ -1,0 +1,269 @@
+"""Checked reading of one HDF5 file: whatever is wrong becomes one line about file and dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import fingerprint
+from hpcgnn.storage.schema import VERSION, attribute_checksum, chunk_rows
+
+_MAX_CHUNK_BYTES = 1 << 28
+_MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
+
+
+class Reader:
+    """An HDF5 file of one of our formats, open for reading beside any writer.
+
+    Args:
+        path: the file.
+        format: what attribute `format` must say; None takes any of ours.
+
+    Raises:
+        InputError: no such file, no HDF5, truncated, another format or version, damaged attributes.
+    """
+
+    def __init__(self, path: str | Path, format: str | None) -> None:
+        self.path = Path(path)
+        self.columns: list[Column] = []
+        self._file = _open(self.path)
+        try:
+            self.attributes = self._read_attributes()
+            self._check_format(format)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._file.close()
+
+    def place(self, dataset: str, first: int = 0) -> Place:
+        return Place(self.path, dataset, first)
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """Attribute `name` of the root, an integer in `low .. high`."""
+        value = self._attribute(name)
+        if not isinstance(value, int) or not low <= value <= high:
+            raise self._bad(f"attribute {name} must be an integer in {low} .. {high}", value)
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._attribute(name)
+        if not isinstance(value, str):
+            raise self._bad(f"attribute {name} must be text", value)
+        return value
+
+    def json(self, name: str) -> dict[str, Any]:
+        text = self.text(name)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise self._bad(f"attribute {name} must be JSON", text[:80]) from None
+        if not isinstance(value, dict):
+            raise self._bad(f"attribute {name} must be a JSON object", text[:80])
+        return value
+
+    def has(self, name: str) -> bool:
+        return self._get(name) is not None
+
+    def is_group(self, name: str) -> bool:
+        return isinstance(self._get(name), h5py.Group)
+
+    def names(self, group: str) -> list[str]:
+        """Sorted names in a group; empty where there is no such group."""
+        found = self._get(group)
+        with self._mapped(group):
+            return sorted(found) if isinstance(found, h5py.Group) else []
+
+    def group_attribute(self, group: str, name: str) -> int | str:
+        found = self._get(group)
+        if found is None:
+            raise self.place(group).error("is missing")
+        with self._mapped(group):
+            value = _plain(found.attrs[name]) if name in found.attrs else None
+        if value is None:
+            raise self.place(group).error(f"attribute {name} is missing or of a wrong type")
+        return value
+
+    def column(self, name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> Column:
+        """The dataset `name`, after checks of its type, shape (None: any length) and storage."""
+        found = self._get(name)
+        place = self.place(name)
+        if not isinstance(found, h5py.Dataset):
+            raise place.error("is missing" if found is None else "must be a dataset")
+        with self._mapped(name):
+            kind, actual, chunks = found.dtype, found.shape, found.chunks
+            checked = found.fletcher32
+        if kind.name not in dtypes or not kind.isnative or kind.names is not None:
+            raise place.error(f"must be of type {' or '.join(dtypes)}", str(kind))
+        fits = actual is not None and len(actual) == len(shape)
+        if not fits or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
+            lengths = "x".join("any" if length is None else str(length) for length in shape)
+            raise place.error(f"must have shape {lengths}", actual)
+        if chunks is None or not checked:
+            raise place.error("has no checksums (fletcher32); write the file with this package")
+        if prod(chunks) * kind.itemsize > _MAX_CHUNK_BYTES:
+            raise place.error("has chunks above 256 MiB", chunks)
+        with self._mapped(name):
+            present, stored = found.id.get_num_chunks(), found.id.get_storage_size()
+        wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
+        if present != wanted or stored * _MAX_INFLATION < found.nbytes:
+            raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
+        self.columns.append(Column(self, name, found))
+        return self.columns[-1]
+
+    def walk(self) -> list[tuple[str, tuple[int, ...], str, int]]:
+        """Every dataset: name, shape, type, bytes stored; nothing is checked but that it opens."""
+        found: list[tuple[str, tuple[int, ...], str, int]] = []
+
+        def visit(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset):
+                size = int(item.id.get_storage_size())
+                found.append((name, tuple(item.shape or ()), str(item.dtype), size))
+
+        with self._mapped("/"):
+            self._file.visititems(visit)
+        return sorted(found)
+
+    def _get(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        item: h5py.Group | h5py.Dataset = self._file
+        with self._mapped(name):
+            for step in name.strip("/").split("/"):
+                if not isinstance(item, h5py.Group) or step not in item:
+                    return None
+                if not isinstance(item.get(step, getlink=True), h5py.HardLink):
+                    raise self.place(name).error("is a link; only plain datasets are read")
+                item = item[step]
+        return item
+
+    def _read_attributes(self) -> dict[str, int | str]:
+        attributes: dict[str, int | str] = {}
+        with self._mapped("attributes"):
+            for name in self._file.attrs:
+                value = _plain(self._file.attrs[name])
+                if value is not None:
+                    attributes[name] = value
+        return attributes
+
+    def _check_format(self, format: str | None) -> None:
+        actual = self.attributes.get("format")
+        if not isinstance(actual, str) or not actual.startswith("hpcgnn-"):
+            raise self._bad("is HDF5 but no file of hpcgnn: attribute format is missing", actual)
+        if format is not None and actual != format:
+            raise self._bad(f"must be a file of format {format}", actual)
+        version = self.attributes.get("version")
+        if version != VERSION:
+            raise self._bad(f"this release reads format version {VERSION}", version)
+        checksum = self.attributes.get("checksum")
+        if format is not None and checksum != attribute_checksum(self.attributes):
+            raise self._bad("is damaged: attributes and their checksum differ", checksum)
+
+    def _attribute(self, name: str) -> int | str:
+        if name not in self.attributes:
+            raise self._bad(f"attribute {name} is missing or of a wrong type")
+        return self.attributes[name]
+
+    def _bad(self, message: str, value: object = None) -> InputError:
+        return InputError(message, file=self.path, value=value)
+
+    @contextmanager
+    def _mapped(self, dataset: str) -> Iterator[None]:
+        try:
+            yield
+        except (HpcgnnError, MemoryError):
+            raise
+        except Exception as error:  # h5py raises nearly every built-in type on damaged files
+            raise self.place(dataset).error(
+                f"can't be read: the file is damaged or truncated ({_reason(error)})"
+            ) from error
+
+
+class Column:
+    """A dataset that passed `Reader.column`."""
+
+    def __init__(self, reader: Reader, name: str, dataset: h5py.Dataset) -> None:
+        self.reader = reader
+        self.name = name
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype = dataset.dtype
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def place(self, first: int = 0) -> Place:
+        return self.reader.place(self.name, first)
+
+    def read(self, low: int = 0, high: int | None = None) -> np.ndarray:
+        """Rows `low .. high - 1` as a new array."""
+        high = len(self) if high is None else high
+        if not 0 <= low <= high <= len(self):
+            raise self.place().error(f"has {len(self)} rows; asked for another range", (low, high))
+        out = np.empty((high - low, *self.shape[1:]), self.dtype)
+        if out.size:
+            with self.reader._mapped(self.name):
+                self._dataset.read_direct(out, np.s_[low:high])
+        return out
+
+    def fingerprint(self) -> int:
+        """Of the whole dataset, read in pieces."""
+        rows = chunk_rows(self.shape[1:], self.dtype)
+        return sum(
+            fingerprint(self.name, self.read(low, min(len(self), low + rows)), low)
+            for low in range(0, len(self), rows)
+        )
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        raise InputError("no such file", file=path)
+    if not path.is_file():
+        raise InputError("is not a regular file", file=path)
+    try:
+        return h5py.File(path, "r", locking=False)
+    except PermissionError:
+        raise InputError("no permission to read", file=path) from None
+    except Exception as error:
+        reason = _reason(error)
+        if "signature" in reason:
+            raise InputError("is not an HDF5 file, or its start is damaged", file=path) from error
+        if "truncated" in reason:
+            size = path.stat().st_size
+            raise InputError("is truncated: make it again", file=path, value=size) from error
+        raise InputError(f"can't be opened: {reason}", file=path) from error
+
+
+def _plain(value: object) -> int | str | None:
+    """An attribute as int or str; None for anything else."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if isinstance(value, str) else None
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:160]
