@@ -1,21 +1,64 @@
-"""Builds the C++ kernels into one shared library beside the Python package."""
+"""Builds the C++ kernels into one shared library beside the Python package.
+
+Each source is compiled once per instruction set; the choice is made when the library is loaded.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-HERE = Path(__file__).parent
 KERNELS = Path("src/hpcgnn/kernels/cpu")
+ONCE = KERNELS / "isa.cpp"
+INSTRUCTION_SETS = {"baseline": (16, [])}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = (32, ["-mavx2", "-mfma"])
+    AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    INSTRUCTION_SETS["avx512"] = (64, ["-mavx2", "-mfma", *AVX512, "-mprefer-vector-width=512"])
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
 
 class BuildKernels(build_ext):
-    """Names the library plainly: it is loaded with ctypes and is no Python module."""
+    """Compiles for every instruction set and names the library plainly: it is no Python module."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        headers = max(Path(header).stat().st_mtime for header in ext.depends)
+
+        def compile_one(task: tuple[Path, str]) -> str:
+            source, isa = task
+            width, flags = INSTRUCTION_SETS[isa]
+            folder = Path(self.build_temp) / isa
+            target = folder / source.with_suffix(".o")
+            newest = max(source.stat().st_mtime, headers, Path(__file__).stat().st_mtime)
+            if not self.force and target.exists() and target.stat().st_mtime > newest:
+                return str(target)
+            defines = [("HPCGNN_ISA", isa), ("HPCGNN_VECTOR_BYTES", str(width))]
+            return self.compiler.compile(
+                [str(source)],
+                output_dir=str(folder),
+                macros=defines,
+                extra_postargs=[*ext.extra_compile_args, *flags],
+            )[0]
+
+        tasks = [(Path(s), isa) for s in ext.sources for isa in INSTRUCTION_SETS if Path(s) != ONCE]
+        tasks.append((ONCE, "baseline"))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            objects = list(pool.map(compile_one, tasks))
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=ext.extra_link_args,
+            target_lang="c++",
+        )
 
 
 setup(
@@ -23,9 +66,9 @@ setup(
         Extension(
             "hpcgnn.kernels.libhpcgnn_cpu",
             sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
-            depends=sorted(str(path) for path in KERNELS.glob("*.h")),
+            depends=sorted(str(path) for path in KERNELS.parent.rglob("*.h")),
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall"],
+            extra_compile_args=FLAGS,
             extra_link_args=["-fopenmp"],
         )
     ],

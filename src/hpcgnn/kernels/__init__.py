@@ -1,1 +1,205 @@
-"""The hot loops: one Python face for the C++ and the CUDA sources."""
+"""The hot loops: one Python face for the C++ and the CUDA sources.
+
+Every function adds to outputs it is given, so that blocks can arrive one after the other; with
+`rows=(low, high)` it does only these rows of the block, so that the caller can make progress on
+MPI between pieces. Matrices may have any row stride, but adjacent columns. All of a call's
+tensors are on one device and of one type, float32 or float64; what does not fit raises InputError.
+Results are bitwise the same in every run with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph import Block
+from hpcgnn.kernels import checks
+from hpcgnn.kernels.dropout import Dropout, Stream
+
+__all__ = [
+    "Dropout",
+    "dropout_nodes",
+    "dropout_nodes_backward",
+    "spmm",
+    "spmm_max",
+    "spmm_max_backward",
+    "transpose",
+]
+
+
+def _backend(device: torch.device) -> ModuleType:
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
+    return importlib.import_module(f"hpcgnn.kernels.{device.type}")
+
+
+def spmm(
+    block: Block, x_HF: Tensor, out_NF: Tensor, *, rows: tuple[int, int] | None = None
+) -> None:
+    """out[row] += sum over the row's edges e of weight_e * x[column_e] (weight 1 without weights).
+
+    Args:
+        x_HF: `[block.num_columns, F]`.
+        out_NF: `[local rows, F]`, added to.
+    """
+    width = x_HF.shape[-1]
+    checks.real("x", x_HF)
+    checks.block_on(block, x_HF.device)
+    checks.matrix("x", x_HF, like=x_HF, rows=block.num_columns, width=width)
+    checks.matrix("out", out_NF, like=x_HF, rows=checks.num_local_rows(block), width=width)
+    _backend(x_HF.device).spmm(block, x_HF, out_NF, checks.row_range(block, rows))
+
+
+def spmm_max(
+    block: Block,
+    x_HF: Tensor,
+    best_NF: Tensor,
+    ties_NF: Tensor,
+    *,
+    sign: int = 1,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """Running maximum over edges (minimum for sign=-1) and the number of edges that attain it.
+
+    Args:
+        x_HF: `[block.num_columns, F]`.
+        best_NF: `[local rows, F]`, updated; start it at -inf (+inf for a minimum).
+        ties_NF: int32 `[local rows, F]`, updated; start it at 0.
+    """
+    width, local = x_HF.shape[-1], checks.num_local_rows(block)
+    checks.real("x", x_HF)
+    checks.block_on(block, x_HF.device)
+    checks.matrix("x", x_HF, like=x_HF, rows=block.num_columns, width=width)
+    checks.matrix("best", best_NF, like=x_HF, rows=local, width=width)
+    checks.matrix("ties", ties_NF, like=x_HF, rows=local, width=width, dtype=torch.int32)
+    _backend(x_HF.device).spmm_max(
+        block, x_HF, best_NF, ties_NF, sign, checks.row_range(block, rows)
+    )
+
+
+def spmm_max_backward(
+    block: Block,
+    best_HF: Tensor,
+    share_HF: Tensor,
+    x_NF: Tensor,
+    grad_NF: Tensor,
+    *,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """grad[j] += sum over the row's edges to i of share[i] where x[j] == best[i].
+
+    Args:
+        block: of the reversed graph: rows are sources j, columns are destinations i.
+        best_HF: `[block.num_columns, F]`, the maxima (or minima).
+        share_HF: `[block.num_columns, F]`, the gradient of `best` divided by the ties.
+        x_NF: `[local rows, F]`, what the maximum was taken of.
+        grad_NF: `[local rows, F]`, added to.
+    """
+    width, local = x_NF.shape[-1], checks.num_local_rows(block)
+    checks.real("x", x_NF)
+    checks.block_on(block, x_NF.device)
+    checks.matrix("x", x_NF, like=x_NF, rows=local, width=width)
+    checks.matrix("grad", grad_NF, like=x_NF, rows=local, width=width)
+    checks.matrix("best", best_HF, like=x_NF, rows=block.num_columns, width=width)
+    checks.matrix("share", share_HF, like=x_NF, rows=block.num_columns, width=width)
+    _backend(x_NF.device).spmm_max_backward(
+        block, best_HF, share_HF, x_NF, grad_NF, checks.row_range(block, rows)
+    )
+
+
+def transpose(block: Block, num_rows: int) -> Block:
+    """The block compressed by column: its rows are the block's columns, and the other way round.
+
+    Edges keep their order within a column and take weight, relation and features along.
+
+    Args:
+        num_rows: local rows of `block`, the number of columns of the result.
+    """
+    checks.block_on(block, block.begin.device)
+    if checks.num_local_rows(block) > num_rows:
+        raise InputError("kernels: transpose needs num_rows above every row", value=num_rows)
+    pointer, local_rows, order = _backend(block.begin.device).transpose(block)
+
+    def carried(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[order]
+
+    return replace(
+        block,
+        num_columns=num_rows,
+        rows=None,
+        begin=pointer[:-1],
+        end=pointer[1:],
+        columns=local_rows,
+        column_offset=0,
+        weight=carried(block.weight),
+        relation=carried(block.relation),
+        features=carried(block.features),
+    )
+
+
+def dropout_nodes(
+    x_NF: Tensor,
+    out_NF: Tensor,
+    ids_N: Tensor,
+    *,
+    p: float,
+    seed: int,
+    epoch: int,
+    layer: int,
+    relu: bool = False,
+) -> None:
+    """out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
+
+    An entry is dropped with probability p, decided by (seed, epoch, layer, id, column) alone.
+
+    Args:
+        x_NF, out_NF: `[n, F]`; `out` is overwritten.
+        ids_N: int64 `[n]`, original node ids.
+    """
+    checks.real("x", x_NF)
+    checks.probability(p)
+    _same_shape("out", out_NF, x_NF)
+    checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
+    stream = Stream.of(seed, epoch, layer)
+    _backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu)
+
+
+def dropout_nodes_backward(
+    g_NF: Tensor,
+    grad_NF: Tensor,
+    ids_N: Tensor,
+    *,
+    p: float,
+    seed: int,
+    epoch: int,
+    layer: int,
+    y_NF: Tensor | None = None,
+) -> None:
+    """Gradient of `dropout_nodes`: grad from g; `grad` is overwritten and may be `g` itself.
+
+    Args:
+        y_NF: `[n, F]`, the output of `dropout_nodes` with relu=True, which alone says what passed:
+            grad = g / (1 - p) where y > 0. None after relu=False: grad = mask * g / (1 - p).
+    """
+    if y_NF is None:
+        dropout_nodes(g_NF, grad_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer)
+        return
+    checks.real("g", g_NF)
+    checks.probability(p)
+    _same_shape("grad", grad_NF, g_NF)
+    _same_shape("y", y_NF, g_NF)
+    _backend(g_NF.device).relu_dropout_backward(y_NF, g_NF, grad_NF, p)
+
+
+def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
+    if like.dim() != 2 or tensor.shape[0] != like.shape[0]:
+        raise InputError(
+            f"kernels: {name} must have shape {tuple(like.shape)}", value=tuple(tensor.shape)
+        )
+    checks.matrix(name, like, like=like, rows=0, width=like.shape[1])
+    checks.matrix(name, tensor, like=like, rows=like.shape[0], width=like.shape[1])

@@ -1,0 +1,96 @@
+"""Whether tensors fit a block: a few comparisons per call, none of them per edge."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph import Block
+
+REAL = (torch.float32, torch.float64)
+
+
+def matrix(
+    name: str,
+    tensor: Tensor,
+    *,
+    like: Tensor,
+    rows: int,
+    width: int,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise InputError unless `tensor` is `[rows or more, width]`, of `like`'s type and device."""
+    dtype = like.dtype if dtype is None else dtype
+    if tensor.dim() != 2 or tensor.shape[0] < rows or tensor.shape[1] != width:
+        raise InputError(
+            f"kernels: {name} must have shape [{rows}, {width}]", value=tuple(tensor.shape)
+        )
+    if tensor.dtype != dtype:
+        raise InputError(f"kernels: {name} must be {dtype}", value=str(tensor.dtype))
+    if tensor.device != like.device:
+        raise InputError(f"kernels: {name} must be on {like.device}", value=str(tensor.device))
+    if width > 1 and tensor.stride(1) != 1:
+        raise InputError(
+            f"kernels: {name} must have adjacent columns; call .contiguous()", value=tensor.stride()
+        )
+
+
+def real(name: str, tensor: Tensor) -> None:
+    """Raise InputError unless `tensor` is float32 or float64."""
+    if tensor.dtype not in REAL:
+        raise InputError(f"kernels: {name} must be float32 or float64", value=str(tensor.dtype))
+
+
+def vector(
+    name: str, tensor: Tensor | None, dtype: torch.dtype, device: torch.device, length: int
+) -> None:
+    """Raise InputError unless `tensor` is None or contiguous, `[length or more]`, of this type."""
+    if tensor is None:
+        return
+    if tensor.dtype != dtype or tensor.device != device:
+        raise InputError(
+            f"kernels: {name} must be {dtype} on {device}",
+            value=f"{tensor.dtype} on {tensor.device}",
+        )
+    if not tensor.is_contiguous() or tensor.shape[0] < length:
+        raise InputError(
+            f"kernels: {name} must be contiguous with {length} entries", value=tuple(tensor.shape)
+        )
+
+
+def block_on(block: Block, device: torch.device) -> None:
+    """Raise InputError unless the block's arrays have their documented types on `device`."""
+    edges = block.columns.shape[0]
+    vector("block.rows", block.rows, torch.int32, device, block.num_rows)
+    vector("block.begin", block.begin, torch.int64, device, block.num_rows)
+    vector("block.end", block.end, torch.int64, device, block.num_rows)
+    vector("block.columns", block.columns, torch.int32, device, 0)
+    vector("block.weight", block.weight, torch.float32, device, edges)
+    vector("block.relation", block.relation, torch.int32, device, edges)
+    vector("block.features", block.features, torch.float32, device, edges)
+
+
+def row_range(block: Block, rows: tuple[int, int] | None) -> tuple[int, int]:
+    """The rows to work on, all of them for None. Raises InputError outside the block."""
+    if rows is None:
+        return 0, block.num_rows
+    low, high = rows
+    if not 0 <= low <= high <= block.num_rows:
+        raise InputError(f"kernels: rows must lie in 0..{block.num_rows}", value=rows)
+    return low, high
+
+
+def num_local_rows(block: Block) -> int:
+    """Rows that outputs must have at least; only 0 is known for a block in a GPU's memory."""
+    if block.rows is None:
+        return block.num_rows
+    if block.rows.device.type != "cpu" or block.num_rows == 0:
+        return 0
+    return int(block.rows[-1]) + 1
+
+
+def probability(p: float) -> None:
+    """Raise InputError unless p is in [0, 1)."""
+    if not 0 <= p < 1:
+        raise InputError("kernels: the dropout probability must be in [0, 1)", value=p)

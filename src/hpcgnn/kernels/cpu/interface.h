@@ -1,0 +1,54 @@
+// What Python and the kernels hand each other. cpu.py mirrors these structs.
+#pragma once
+
+#include <stdint.h>
+
+// The build compiles every kernel once per instruction set, into a namespace and with exported names
+// of its own, so that the linker can't mix them.
+#ifndef HPCGNN_ISA
+#define HPCGNN_ISA baseline
+#define HPCGNN_VECTOR_BYTES 16
+#endif
+
+#define HPCGNN_JOIN2(a, b) hpcgnn_##a##_##b
+#define HPCGNN_JOIN(a, b) HPCGNN_JOIN2(a, b)
+#define HPCGNN_EXPORT(name) \
+    extern "C" __attribute__((visibility("default"))) void HPCGNN_JOIN(name, HPCGNN_ISA)
+
+// Rows `first .. last - 1` of a block of edges; row k is local row rows[k] (k itself where rows is
+// null), owns edges begin[k] .. end[k] - 1, and edge e reads row columns[e] - column_offset.
+struct Edges {
+    const int32_t* rows;
+    const int64_t* begin;
+    const int64_t* end;
+    const int32_t* columns;
+    int64_t column_offset;
+    int64_t num_columns;
+    int64_t first;
+    int64_t last;
+    const float* weight;      // null: all 1
+    const int32_t* relation;  // may be null
+    const float* features;    // may be null; feature_width per edge
+    int64_t feature_width;
+    int64_t threads;
+};
+
+// Rows of `stride` elements, of the type the call's `is_double` says (or of the type named).
+struct Matrix {
+    void* data;
+    int64_t stride;
+};
+
+struct Stream {
+    uint64_t seed, epoch, layer;
+};
+
+// Attention dropout. Rows and columns are this block's; ids decide, so a block of the reversed graph
+// has the roles of source and destination exchanged (`reversed`).
+struct Dropout {
+    double p;
+    Stream stream;
+    const int64_t* row_ids;
+    const int64_t* column_ids;
+    int64_t reversed;
+};

@@ -1,0 +1,13 @@
+// Which instruction sets this processor and operating system have. Compiled for the baseline.
+extern "C" __attribute__((visibility("default"))) int hpcgnn_supports(int level) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    return level == 0 || (level == 1 && avx2) || (level == 2 && avx512);
+#else
+    return level == 0;
+#endif
+}

@@ -1,0 +1,116 @@
+// Running maximum (or minimum) over edges, how many edges attain it, and its gradient.
+#include "schedule.h"
+
+namespace HPCGNN_ISA {
+namespace {
+
+constexpr int MAX_TILE = MAX_VECTORS / 2;
+constexpr int AHEAD = 12;
+
+template <typename T, bool MINIMUM, typename Shape>
+void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape tile,
+                  int64_t first, int64_t last) {
+    constexpr int N = Shape::N, U = Shape::U;
+    const T* source = static_cast<const T*>(x.data) + tile.column;
+    Lookahead ahead(edges, first, last);
+    for (int i = 0; i < AHEAD; i++) prefetch<N * U * sizeof(T)>(source + ahead.next() * x.stride);
+    for (int64_t k = first; k < last; k++) {
+        if (edges.begin[k] == edges.end[k]) continue;
+        const int64_t row = local_row(edges, k);
+        T* best_row = row_of<T>(best, row) + tile.column;
+        int32_t* ties_row = row_of<int32_t>(ties, row) + tile.column;
+        Vec<T, N> top[U];
+        Vec<Integer<T>, N> count[U];
+        for (int u = 0; u < U; u++) {
+            top[u] = load<T, N>(best_row + tile.at(u));
+            count[u] = convert<Integer<T>, int32_t, N>(load<int32_t, N>(ties_row + tile.at(u)));
+        }
+        for (int64_t e = edges.begin[k]; e < edges.end[k]; e++) {
+            prefetch<N * U * sizeof(T)>(source + ahead.next() * x.stride);
+            const T* from = source + (edges.columns[e] - edges.column_offset) * x.stride;
+            for (int u = 0; u < U; u++) {
+                const Vec<T, N> value = load<T, N>(from + tile.at(u));
+                const Vec<Integer<T>, N> one = Vec<Integer<T>, N>{} + 1;
+                const auto better = MINIMUM ? value < top[u] : value > top[u];
+                count[u] = better ? one : value == top[u] ? count[u] + one : count[u];
+                top[u] = better ? value : top[u];
+            }
+        }
+        for (int u = 0; u < U; u++) {
+            store<T, N>(best_row + tile.at(u), top[u]);
+            store<int32_t, N>(ties_row + tile.at(u), convert<int32_t, Integer<T>, N>(count[u]));
+        }
+    }
+}
+
+template <typename T, typename Shape>
+void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matrix grad, Shape tile,
+                   int64_t first, int64_t last) {
+    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
+    const T* best_0 = static_cast<const T*>(best.data) + tile.column;
+    const T* share_0 = static_cast<const T*>(share.data) + tile.column;
+    Lookahead ahead(edges, first, last);
+    for (int64_t k = first; k < last; k++) {
+        if (edges.begin[k] == edges.end[k]) continue;
+        const int64_t row = local_row(edges, k);
+        const T* x_row = row_of<T>(x, row) + tile.column;
+        T* to = row_of<T>(grad, row) + tile.column;
+        Vec<T, N> value[U], sum[U];
+        for (int u = 0; u < U; u++) {
+            value[u] = load<T, N>(x_row + tile.at(u));
+            sum[u] = load<T, N>(to + tile.at(u));
+        }
+        for (int64_t e = edges.begin[k]; e < edges.end[k]; e++) {
+            const int64_t next = ahead.next(), column = edges.columns[e] - edges.column_offset;
+            prefetch<BYTES>(best_0 + next * best.stride);
+            prefetch<BYTES>(share_0 + next * share.stride);
+            for (int u = 0; u < U; u++) {
+                const auto attains = load<T, N>(best_0 + column * best.stride + tile.at(u)) == value[u];
+                const Vec<T, N> part = load<T, N>(share_0 + column * share.stride + tile.at(u));
+                sum[u] += attains ? part : Vec<T, N>{};
+            }
+        }
+        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
+    }
+}
+
+template <typename T>
+void maximum(const Edges& edges, Matrix x, Matrix best, Matrix ties, int64_t width, bool minimum) {
+    for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
+        for_each_tile<LANES<T>, MAX_TILE>(width, [&](auto tile) {
+            if (minimum)
+                best_of_rows<T, true>(edges, x, best, ties, tile, first, last);
+            else
+                best_of_rows<T, false>(edges, x, best, ties, tile, first, last);
+        });
+    });
+}
+
+template <typename T>
+void maximum_backward(const Edges& edges, Matrix best, Matrix share, Matrix x, Matrix grad,
+                      int64_t width) {
+    for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
+        for_each_tile<LANES<T>, MAX_TILE>(width, [&](auto tile) {
+            share_of_rows<T>(edges, best, share, x, grad, tile, first, last);
+        });
+    });
+}
+
+}  // namespace
+}  // namespace HPCGNN_ISA
+
+HPCGNN_EXPORT(maximum)(const Edges* edges, int64_t is_double, Matrix x, Matrix best, Matrix ties,
+                       int64_t width, int64_t minimum) {
+    if (is_double)
+        HPCGNN_ISA::maximum<double>(*edges, x, best, ties, width, minimum);
+    else
+        HPCGNN_ISA::maximum<float>(*edges, x, best, ties, width, minimum);
+}
+
+HPCGNN_EXPORT(maximum_backward)(const Edges* edges, int64_t is_double, Matrix best, Matrix share,
+                                Matrix x, Matrix grad, int64_t width) {
+    if (is_double)
+        HPCGNN_ISA::maximum_backward<double>(*edges, best, share, x, grad, width);
+    else
+        HPCGNN_ISA::maximum_backward<float>(*edges, best, share, x, grad, width);
+}

@@ -1,0 +1,73 @@
+// Which thread does which rows, and which row of x comes next.
+#pragma once
+
+#include <stdlib.h>
+
+#include "simd.h"
+
+namespace HPCGNN_ISA {
+
+// Calls body(piece, first, last) once per thread for consecutive ranges of rows with about as many
+// edges each. The ranges depend on the number of threads asked for, not on those given.
+template <typename Body>
+inline void for_each_piece(const Edges& edges, const Body& body) {
+    const int64_t ROW_COST = 4;
+    const int64_t rows = edges.last - edges.first;
+    const int64_t pieces = edges.threads < rows ? edges.threads : rows;
+    if (pieces <= 1) {
+        if (rows > 0) body(0, edges.first, edges.last);
+        return;
+    }
+    int64_t total = 0;
+    for (int64_t k = edges.first; k < edges.last; k++)
+        total += edges.end[k] - edges.begin[k] + ROW_COST;
+    int64_t* bounds = static_cast<int64_t*>(malloc((pieces + 1) * sizeof(int64_t)));
+    int64_t done = 0, piece = 0;
+    for (int64_t k = edges.first; k < edges.last; k++) {
+        while (piece < pieces && done * pieces >= piece * total) bounds[piece++] = k;
+        done += edges.end[k] - edges.begin[k] + ROW_COST;
+    }
+    while (piece <= pieces) bounds[piece++] = edges.last;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(pieces))
+    for (int64_t p = 0; p < pieces; p++)
+        if (bounds[p] < bounds[p + 1]) body(p, bounds[p], bounds[p + 1]);
+    free(bounds);
+}
+
+// Calls body(first, last) for equal ranges of 0 .. count - 1.
+template <typename Body>
+inline void for_each_range(int64_t count, int64_t threads, const Body& body) {
+    const int64_t pieces = threads < count ? threads : count;
+    if (pieces <= 1) {
+        if (count > 0) body(0, count);
+        return;
+    }
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(pieces))
+    for (int64_t p = 0; p < pieces; p++) body(p * count / pieces, (p + 1) * count / pieces);
+}
+
+// Walks the columns of rows first .. last - 1 a few edges ahead of the loop that uses them.
+class Lookahead {
+  public:
+    HPCGNN_INLINE Lookahead(const Edges& edges, int64_t first, int64_t last)
+        : edges_(edges), row_(first), last_(last), edge_(edges.begin[first]) {}
+
+    // The next column, or after the last edge the last column again.
+    HPCGNN_INLINE int64_t next() {
+        while (edge_ == edges_.end[row_]) {
+            if (row_ + 1 == last_) return column_;
+            edge_ = edges_.begin[++row_];
+        }
+        return column_ = edges_.columns[edge_++] - edges_.column_offset;
+    }
+
+  private:
+    const Edges& edges_;
+    int64_t row_, last_, edge_, column_ = 0;
+};
+
+HPCGNN_INLINE int64_t local_row(const Edges& edges, int64_t k) {
+    return edges.rows ? edges.rows[k] : k;
+}
+
+}  // namespace HPCGNN_ISA

@@ -1,0 +1,55 @@
+// out[row] += sum over the row's edges of weight * x[column].
+#include "schedule.h"
+
+namespace HPCGNN_ISA {
+namespace {
+
+constexpr int64_t AHEAD_BYTES = 8192;
+
+template <typename T, bool WEIGHTED, typename Shape>
+void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t first, int64_t last) {
+    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
+    constexpr int AHEAD = AHEAD_BYTES / (BYTES < 256 ? 256 : BYTES);
+    const T* source = static_cast<const T*>(x.data) + tile.column;
+    Lookahead ahead(edges, first, last);
+    for (int i = 0; i < AHEAD; i++) prefetch<BYTES>(source + ahead.next() * x.stride);
+    for (int64_t k = first; k < last; k++) {
+        const int64_t begin = edges.begin[k], end = edges.end[k];
+        if (begin == end) continue;
+        T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
+        Vec<T, N> sum[U];
+        for (int u = 0; u < U; u++) sum[u] = load<T, N>(to + tile.at(u));
+        for (int64_t e = begin; e < end; e++) {
+            prefetch<BYTES>(source + ahead.next() * x.stride);
+            const T* from = source + (edges.columns[e] - edges.column_offset) * x.stride;
+            const T weight = WEIGHTED ? static_cast<T>(edges.weight[e]) : T(1);
+            for (int u = 0; u < U; u++) {
+                const Vec<T, N> value = load<T, N>(from + tile.at(u));
+                sum[u] += WEIGHTED ? weight * value : value;
+            }
+        }
+        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
+    }
+}
+
+template <typename T>
+void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width) {
+    for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
+        for_each_tile<LANES<T>, MAX_VECTORS>(width, [&](auto tile) {
+            if (edges.weight)
+                add_rows<T, true>(edges, x, out, tile, first, last);
+            else
+                add_rows<T, false>(edges, x, out, tile, first, last);
+        });
+    });
+}
+
+}  // namespace
+}  // namespace HPCGNN_ISA
+
+HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t is_double, Matrix x, Matrix out, int64_t width) {
+    if (is_double)
+        HPCGNN_ISA::spmm<double>(*edges, x, out, width);
+    else
+        HPCGNN_ISA::spmm<float>(*edges, x, out, width);
+}
