@@ -206,9 +206,7 @@ class _Sink:
         written = 0
         try:
             while self.error is None and written < len(view):
-                written += os.pwrite(
-                    self._descriptor, view[written:], self._position + written
-                )
+                written += os.pwrite(self._descriptor, view[written:], self._position + written)
         except OSError as error:
             self.error = error
         if self.error is not None:

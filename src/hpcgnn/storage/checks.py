@@ -21,6 +21,10 @@ class Place:
     dataset: str
     first: int = 0
 
+    def below(self, name: str) -> Place:
+        """A dataset in the group that this place names."""
+        return Place(self.file, f"{self.dataset}/{name}")
+
     def error(self, message: str, value: object = None) -> InputError:
         if isinstance(value, np.generic):
             value = value.item()
@@ -33,9 +37,7 @@ def in_range(values: np.ndarray, low: int, high: int, place: Place) -> None:
         return
     bad = (values < low) | (values >= high)
     row = np.unravel_index(int(np.argmax(bad)), values.shape)
-    raise place.error(
-        f"entry {place.first + row[0]} must lie in {low} .. {high - 1}", values[row]
-    )
+    raise place.error(f"entry {place.first + row[0]} must lie in {low} .. {high - 1}", values[row])
 
 
 def finite(values: np.ndarray, place: Place) -> None:
