@@ -10,33 +10,45 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.columns import Columns
-from hpcgnn.partition.exchange import Array, Int64, between_parts, pointers
+from hpcgnn.partition.exchange import between_parts
+from hpcgnn.partition.sorting import Array, Int64, group_by, pointers, sort_columns
 from hpcgnn.storage.partition_file import EdgeLists
 
 INT32_LIMIT = np.iinfo(np.int32).max
 
 
-def _edge_order(row: Int64, source: Int64, peer: Int64, num_rows: int, columns: Columns) -> Int64:
-    """Edges by peer, row, source; equal ones by relation, weight, features: int64 [E]."""
-    block_row = peer[source] * num_rows + row
-    if (int(block_row.max(initial=0)) + 1) * len(peer) < 2**63:
-        order = np.argsort(block_row * len(peer) + source, kind="stable")
-    else:
-        order = np.lexsort((source, block_row))
-    if not columns:
-        return order
-    first = _changes(block_row[order], source[order])
+def _edge_order(
+    row: Array, source: Array, peer: Int64, num_rows: int, num_parts: int, columns: Columns
+) -> Array:
+    """Edges by peer, row, source; equal ones by relation, weight, features: `[E]`."""
+    indptr, by_row = group_by(row, num_rows)
+    sorted_source, place = sort_columns(indptr, source[by_row], len(peer))
+    order = by_row[place]
+    del by_row, place
+    if columns:
+        _settle_ties(order, row[order], sorted_source, columns)
+    # 16 bits: a radix sort
+    return order[np.argsort(_narrow(peer, num_parts)[sorted_source], kind="stable")]
+
+
+def _narrow(peer: Int64, num_parts: int) -> Array:
+    return peer.astype(np.uint16 if num_parts <= 2**16 else np.uint32)
+
+
+def _settle_ties(order: Array, row: Array, source: Array, columns: Columns) -> None:
+    """Sorts, in place, the edges with the same ends among themselves."""
+    first = _changes(row, source)
     again = ~first
     tied = np.flatnonzero(again | np.append(again[1:], False))
-    if len(tied):
-        edges = order[tied]
-        keys: list[Array] = []
-        if "features" in columns:
-            features = columns["features"][edges]
-            keys = [features[:, k] for k in reversed(range(features.shape[1]))]
-        keys += [columns[name][edges] for name in ("weight", "relation") if name in columns]
-        order[tied] = edges[np.lexsort((*keys, np.cumsum(first)[tied]))]
-    return order
+    if not len(tied):
+        return
+    edges = order[tied]
+    keys: list[Array] = []
+    if "features" in columns:
+        features = columns["features"][edges]
+        keys = [features[:, k] for k in reversed(range(features.shape[1]))]
+    keys += [columns[name][edges] for name in ("weight", "relation") if name in columns]
+    order[tied] = edges[np.lexsort((*keys, np.cumsum(first)[tied]))]
 
 
 def _changes(*keys: Array) -> Array:
@@ -52,8 +64,8 @@ def assemble_blocks(
     part: int,
     num_parts: int,
     num_rows: int,
-    row: Int64,
-    source: Int64,
+    row: Array,
+    source: Array,
     peer: Int64,
     index: Int64,
     columns: Columns,
@@ -72,20 +84,21 @@ def assemble_blocks(
     first_source = np.searchsorted(peer, np.arange(num_parts + 1))
     halo = np.diff(first_source)
     halo[part] = 0
-    order = _edge_order(row, source, peer, num_rows, columns)
+    order = _edge_order(row, source, peer, num_rows, num_parts, columns)
     row, source = row[order], source[order]
-    edge_peer = peer[source]
+    edge_peer = _narrow(peer, num_parts)[source]
     first = np.flatnonzero(_changes(edge_peer, row))
     counts = np.diff(np.append(first, len(row)))
     if max(num_rows, halo.max(initial=0), counts.max(initial=0)) > INT32_LIMIT:
         raise InputError(f"part {part} of {num_parts} has over {INT32_LIMIT} rows: use more parts")
-    position = np.where(edge_peer == part, index[source], source - first_source[edge_peer])
+    column = np.where(peer == part, index, np.arange(len(peer)) - first_source[peer])
+    bounds = np.arange(num_parts + 1)
     return EdgeLists(
-        edge_ptr=np.searchsorted(edge_peer, np.arange(num_parts + 1)).astype(np.int64),
-        row_ptr=np.searchsorted(edge_peer[first], np.arange(num_parts + 1)).astype(np.int64),
-        rows=row[first].astype(np.int32),
+        edge_ptr=np.searchsorted(edge_peer, bounds).astype(np.int64),
+        row_ptr=np.searchsorted(edge_peer[first], bounds).astype(np.int64),
+        rows=row[first].astype(np.int32, copy=False),
         counts=counts.astype(np.int32),
-        columns=position.astype(np.int32),
+        columns=column.astype(np.int32)[source],
         weight=columns["weight"][order] if "weight" in columns else None,
         relation=columns["relation"][order] if "relation" in columns else None,
         features=columns["features"][order] if "features" in columns else None,

@@ -8,7 +8,8 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.exchange import Array, Int64, Route, edge_positions, pointers
+from hpcgnn.partition.exchange import Route
+from hpcgnn.partition.sorting import Array, Int64, edge_positions, pointers
 from hpcgnn.storage.graph_file import NodeData, SparseRows
 
 Columns = dict[str, Array]

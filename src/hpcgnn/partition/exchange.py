@@ -8,30 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-
-Array = NDArray[Any]
-Int64 = NDArray[np.int64]
-
-
-def pointers(counts: Array) -> Int64:
-    """`[0, c0, c0 + c1, ...]`: int64 of one more element than `counts`."""
-    result = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=result[1:])
-    return result
-
-
-def edge_positions(indptr: Int64, rows: Int64) -> Int64:
-    """Where the edges of `rows` lie, row after row: int64 [sum of their counts]."""
-    counts = indptr[rows + 1] - indptr[rows]
-    starts = indptr[rows] - pointers(counts)[:-1]
-    return np.repeat(starts, counts) + np.arange(counts.sum())
+from hpcgnn.partition.sorting import Array, Int64, edge_positions, group_by, pointers
 
 
 def local_parts(comm: Communicator, num_parts: int) -> range:
@@ -75,14 +57,13 @@ class Route:
     """Sends each slab row to the rank that assembles its part."""
 
     comm: Communicator
-    order: Int64  # slab rows, by destination rank
-    cuts: Int64  # [size + 1] into order
+    order: Array  # slab rows, by destination rank
+    cuts: Array  # [size + 1] into order
 
     @classmethod
     def to_parts(cls, comm: Communicator, owner: Array) -> Route:
-        target = owner % comm.size
-        order = np.argsort(target, kind="stable")
-        return cls(comm, order, pointers(np.bincount(target, minlength=comm.size)))
+        cuts, order = group_by(owner % comm.size, comm.size)
+        return cls(comm, order, cuts)
 
     def rows(self, values: Array) -> Array:
         """One value (or row of an array) per slab row; arrives in ascending order of the row."""

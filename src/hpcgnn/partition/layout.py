@@ -23,18 +23,18 @@ from hpcgnn.partition.columns import (
     node_columns,
     take,
 )
-from hpcgnn.partition.exchange import (
-    Array,
-    Int64,
-    Route,
-    Slabs,
-    between_parts,
-    edge_positions,
-    local_parts,
-    pointers,
-)
+from hpcgnn.partition.exchange import Route, Slabs, between_parts, local_parts
 from hpcgnn.partition.order import local_order
 from hpcgnn.partition.quality import Numbers
+from hpcgnn.partition.sorting import (
+    Array,
+    Int64,
+    distinct,
+    edge_positions,
+    group_by,
+    pointers,
+    positions,
+)
 from hpcgnn.partition.symmetry import is_symmetric
 from hpcgnn.storage.graph_file import NodeData, Slab
 from hpcgnn.storage.partition_file import EdgeLists, Part
@@ -50,13 +50,13 @@ class _Piece:
     index: int
     arrived: Int64  # which of the nodes that arrived on this rank: [n]
     ids: Int64  # [n] ascending
-    row: Int64  # [E] old local destination
-    source: Int64  # [E] position in the table of sources
+    row: Array  # [E] old local destination
+    source: Array  # [E] position in the table of sources
     source_ids: Int64  # [U] the table: distinct, ascending
     columns: Columns
     peer: Int64 = field(default_factory=lambda: _INT64)  # [U] the part of each source
     order: Int64 = field(default_factory=lambda: _INT64)  # [n] old local indices in final order
-    position: Int64 = field(default_factory=lambda: _INT64)  # [n] its inverse
+    position: Array = field(default_factory=lambda: _INT64)  # [n] its inverse
 
 
 def build(
@@ -93,7 +93,7 @@ def build(
     symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, edges)
 
     route = Route.to_parts(comm, owner)
-    pieces = _collect(comm, route, slab, edges, owner, num_parts)
+    pieces = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
     _find_owners(slabs, pieces, owner)
     in_edges, halo_indices = _in_edges(comm, num_parts, pieces)
     out_edges: Sequence[EdgeLists | None] = [None] * len(pieces)
@@ -143,25 +143,32 @@ def _find_fault(
 
 
 def _collect(
-    comm: Communicator, route: Route, slab: Slab, edges: Columns, owner: Array, num_parts: int
+    comm: Communicator,
+    route: Route,
+    slab: Slab,
+    edges: Columns,
+    owner: Array,
+    num_parts: int,
+    num_nodes: int,
 ) -> list[_Piece]:
     """Brings the rows of each part, with their edges, to the rank that assembles it."""
     ids = route.rows(np.arange(slab.lo, slab.hi, dtype=np.int64))
     part = route.rows(owner)
     indptr = pointers(route.rows(np.diff(slab.indptr)))
-    sources = route.ragged(slab.indptr, slab.indices)
+    narrow = np.int32 if num_nodes < 2**31 else np.int64
+    sources = route.ragged(slab.indptr, slab.indices.astype(narrow, copy=False))
     columns = {name: route.ragged(slab.indptr, values) for name, values in edges.items()}
     pieces = []
     for p in local_parts(comm, num_parts):
         mine = np.flatnonzero(part == p)
         places = edge_positions(indptr, mine) if len(mine) < len(part) else slice(None)
-        table, source = np.unique(sources[places], return_inverse=True)
+        table, source = distinct(sources[places], num_nodes)
         pieces.append(
             _Piece(
                 index=p,
                 arrived=mine,
                 ids=ids[mine],
-                row=np.repeat(np.arange(len(mine)), np.diff(indptr)[mine]),
+                row=np.repeat(positions(len(mine)), np.diff(indptr)[mine]),
                 source=source,
                 source_ids=table,
                 columns={name: values[places] for name, values in columns.items()},
@@ -185,7 +192,7 @@ def _in_edges(
 
     Returns also the local indices, at their owners, of the halo rows.
     """
-    by_peer = [np.argsort(piece.peer, kind="stable") for piece in pieces]
+    by_peer = [group_by(piece.peer, num_parts)[1] for piece in pieces]
     counts = [np.bincount(piece.peer, minlength=num_parts) for piece in pieces]
     asked, asked_counts = between_parts(
         comm,
@@ -205,8 +212,8 @@ def _in_edges(
     for piece, order, index in zip(pieces, by_peer, indices, strict=True):
         peer = piece.peer[order]
         final = np.lexsort((index, peer))
-        rank_in_table = np.empty(len(order), np.int64)
-        rank_in_table[order[final]] = np.arange(len(order))
+        rank_in_table = np.empty_like(positions(len(order)))
+        rank_in_table[order[final]] = positions(len(order))
         peer, index = peer[final], index[final]
         lists.append(
             assemble_blocks(
@@ -231,13 +238,13 @@ def _settle_order(piece: _Piece, local: Int64, reader: Int64, num_parts: int) ->
     first_reader = np.full(n, -1, np.int64)
     first_reader[local[remote]] = reader[remote]  # the last, so the lowest, reader stays
     inside = piece.peer == piece.index
-    old = np.full(len(piece.source_ids), -1, np.int64)
+    old = np.full(len(piece.source_ids), -1, np.int32)
     old[inside] = np.searchsorted(piece.ids, piece.source_ids[inside])
     column = old[piece.source]
     within = column >= 0
     piece.order = local_order(n, piece.row[within], column[within], first_reader)
-    piece.position = np.empty(n, np.int64)
-    piece.position[piece.order] = np.arange(n)
+    piece.position = np.empty_like(positions(n))
+    piece.position[piece.order] = positions(n)
 
 
 def _out_edges(
@@ -275,7 +282,7 @@ def _out_edges(
     for k, piece in enumerate(pieces):
         peer = np.repeat(np.arange(num_parts), arrived[k])
         stride = int(target[k].max(initial=0)) + 1
-        table, source = np.unique(peer * stride + target[k], return_inverse=True)
+        table, source = distinct(peer * stride + target[k], num_parts * stride)
         peer, index = table // stride, table % stride
         result.append(
             assemble_blocks(

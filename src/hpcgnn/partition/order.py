@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcgnn.partition.exchange import Array, Int64
+from hpcgnn.partition.sorting import Array, Int64
 
 
 def local_order(num_nodes: int, rows: Array, columns: Array, first_peer: Array) -> Int64:

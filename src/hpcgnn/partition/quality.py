@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcgnn.partition.exchange import Int64
+from hpcgnn.partition.sorting import Int64
 
 
 @dataclass(frozen=True)

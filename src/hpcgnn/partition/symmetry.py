@@ -6,7 +6,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.columns import Columns
-from hpcgnn.partition.exchange import Array
+from hpcgnn.partition.sorting import Array
 from hpcgnn.storage.fingerprint import mix64
 
 _CHUNK = 1 << 18
