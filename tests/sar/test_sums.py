@@ -42,7 +42,7 @@ def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric, mode)
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
 def test_max_shares_gradient_among_ties(comm, num_nodes, num_edges, smallest):
     whole = random_graph(num_nodes, num_edges)
-    x = torch.from_numpy(whole.features).mul(2).round().requires_grad_()  # many ties
+    x = torch.from_numpy(whole.features).mul(2).round().add(0.25).requires_grad_()  # many ties
     index = torch.from_numpy(whole.target)[:, None].expand(-1, x.shape[1])
     expected = torch.zeros_like(x).scatter_reduce(
         0,

@@ -97,4 +97,3 @@ class Stack(torch.nn.Module):
     def _convolve(self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int) -> Tensor:
         y_NF: Tensor = self.convs[layer](graph, x_NF)
         return y_NF + self.residuals[layer](x_NF) if self.residual else y_NF
-

@@ -60,9 +60,7 @@ class _Extreme(torch.autograd.Function):
             out_HF[:, :width] = best_NF[rows]
             out_HF[:, width:] = share_NF[rows]
 
-        exchange, blocks = stream(
-            graph, edges, 2 * width, x_NF.dtype, pack, where="max backward"
-        )
+        exchange, blocks = stream(graph, edges, 2 * width, x_NF.dtype, pack, where="max backward")
         local = edges.blocks[edges.rank]
         for rows in work(local, edges.num_parts):
             kernels.spmm_max_backward(local, best_NF, share_NF, x_NF, grad_NF, rows=rows)

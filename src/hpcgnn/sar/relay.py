@@ -96,9 +96,7 @@ def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
             _block(peer, graph.num_local_nodes, None, indptr, send_rows.numpy()[positions], weight)
         )
     device = graph.node_ids.device
-    return Relay(
-        edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers]
-    )
+    return Relay(edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""`hpcgnn train`: train a model on a graph or a partition file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import OutputError
+from hpcgnn.partition.whole import partition_graph
+from hpcgnn.storage.load import load_partition
+from hpcgnn.storage.reader import Reader
+from hpcgnn.storage.schema import GRAPH, PARTITION
+from hpcgnn.train.config import Config, add_options, parse_size, resolve
+from hpcgnn.train.loop import Trainer
+
+HELP = "train a model on all ranks"
+PARALLEL = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graph", help="graph.h5, or a partition file with one part per rank")
+    parser.add_argument("--run-dir", default=None, help="where results go (default: runs/NAME)")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="go on from the newest whole checkpoint of the run directory, if there is one",
+    )
+    parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
+    add_options(parser)
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> int:
+    config = resolve(args, args.config)
+    source = Path(args.graph)
+    partition = _partition_file(source, comm, config)
+    run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
+    _open_run_dir(run_dir, comm, config)
+    ring = Ring(comm, halo_buffer=parse_size(config.halo_buffer), prefetch=config.prefetch)
+    graph = load_partition(partition, comm, split=config.split, ring=ring, mode=config.mode)
+    trainer = Trainer(graph, config, run_dir, resume=args.resume)
+    if comm.rank == 0:
+        count = sum(parameter.numel() for parameter in trainer.parameters)
+        print(
+            f"{config.model}: {config.layers} layers, {count:,} parameters on rank 0; "
+            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
+            f"transport {ring.transport.name}; run directory {run_dir}",
+            flush=True,
+        )
+    trainer.run()
+    return 0
+
+
+def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
+    """The partition to train on: `source` itself, or one made from it and kept."""
+    kind = fingerprint = ""
+    error: Exception | None = None
+    if comm.rank == 0:
+        try:
+            with Reader(source, None) as reader:
+                kind = reader.text("format")
+                fingerprint = reader.text("fingerprint") if kind == GRAPH else ""
+        except Exception as caught:  # told to all ranks, then raised on each
+            error = caught
+    comm.agree(error, where="open graph")
+    kind, fingerprint = comm.broadcast((kind, fingerprint), where="open graph")
+    if kind != GRAPH:
+        return source
+    folder = Path("partitions")
+    target = folder / f"{source.stem}.{config.method}.p{comm.size}.h5"
+    if not comm.broadcast(_is_partition_of(target, fingerprint, config), where="open partition"):
+        partition_graph(comm, source, comm.size, method=config.method, out=target, seed=config.seed)
+    return target
+
+
+def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with Reader(path, PARTITION) as reader:
+            same_graph = reader.text("graph_fingerprint") == fingerprint
+            return same_graph and reader.text("method") == config.method
+    except Exception:  # a damaged partition is made again
+        return False
+
+
+def _open_run_dir(run_dir: Path, comm: Communicator, config: Config) -> None:
+    error = None
+    if comm.rank == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(json.loads(config.to_json()), indent=2)
+            (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as caught:
+            error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
+    comm.agree(error, where="run directory")

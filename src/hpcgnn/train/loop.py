@@ -1,0 +1,267 @@
+"""The training loop: epochs over all ranks, from wherever the last checkpoint stands."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.train.build import build_model, build_optimizer, learning_rate
+from hpcgnn.train.checkpoint import Checkpoint, read_sharded
+from hpcgnn.train.config import Config
+from hpcgnn.train.state import capture, is_sharded, restore_model, restore_optimizer
+from hpcgnn.train.stop import StopRequest, TimeLimit
+from hpcgnn.train.store import CheckpointStore
+from hpcgnn.train.task import find_task, labelled
+from hpcgnn.train.telemetry import Counters, Journal, Reporter, Stopwatch, over_ranks
+
+REQUEUE = "REQUEUE"  # left in the run directory by a run that stopped early
+
+
+class Trainer:
+    """Trains one model on one partitioned graph.
+
+    Args:
+        graph: this rank's part.
+        config: what to do.
+        run_dir: folder for metrics.jsonl and checkpoints/; made by rank 0.
+        resume: go on from the newest whole checkpoint, if there is one.
+
+    Raises:
+        InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
+    """
+
+    def __init__(
+        self, graph: PartitionedGraph, config: Config, run_dir: Path, *, resume: bool = False
+    ) -> None:
+        self.graph, self.config, self.run_dir = graph, config, run_dir
+        self.comm = graph.ring.comm
+        self.device = graph.node_ids.device
+        graph.mode, graph.seed = config.mode, config.seed
+        graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
+        self.task = find_task(graph, config.metric)
+        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
+        self.parameters = list(self.model.parameters())
+        self.replicated = [p for p in self.parameters if not is_sharded(p)]
+        self.optimizer = build_optimizer(config, self.parameters)
+        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
+        self.progress: dict[str, Any] = {"best": None, "best_epoch": 0, "test_at_best": None}
+        self.epoch = 0
+        if resume:
+            self._resume()
+        self.journal = self._open_journal()
+        self.reporter = Reporter(config.epochs, self.task.metric)
+        labels = graph.labels
+        masks = (graph.train_mask, graph.valid_mask, graph.test_mask)
+        if labels is None or masks[0] is None:
+            raise InputError("the graph has no labels")
+        self.labels = labels
+        self.masks = masks
+        self.train_rows = labelled(labels, masks[0])
+
+    def run(self) -> bool:
+        """Train to the end, or to an agreed stop; whether the end was reached."""
+        limit, longest = TimeLimit(), 0.0
+        finished = True
+        with StopRequest() as request:
+            while self.epoch < self.config.epochs:
+                start = time.perf_counter()
+                record = self._epoch(self.epoch + 1)
+                self.epoch += 1
+                self._take_note(record)
+                longest = max(longest, time.perf_counter() - start)
+                margin = self.config.time_margin + 2 * longest
+                reason = request.reason
+                if self.comm.rank == 0 and limit.seconds_left() < margin:
+                    reason = reason or "the time limit"
+                stop, patience = self._agree(reason)
+                if patience or self.epoch == self.config.epochs:
+                    break
+                if stop:
+                    finished = False
+                    break
+                self._maybe_save()
+            self._save()
+            self.store.finish()
+            self._say_end(finished)
+        self._check_failure()
+        self.store.close()
+        return finished
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        watch, before = Stopwatch(), Counters.of(self.graph.ring)
+        self.graph.epoch = epoch
+        with watch.phase("epoch"):
+            loss = self._step(epoch, watch)
+            scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))
+            if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
+                scores = dict(self.evaluate())
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            **scores,
+            "epoch_seconds": watch.seconds["epoch"],
+            "forward_seconds": watch.seconds["forward"],
+            "backward_seconds": watch.seconds["backward"],
+            **over_ranks(self.comm, self.graph.ring, before, self.device),
+        }
+
+    def _step(self, epoch: int, watch: Stopwatch) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, epoch)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with watch.phase("forward"):
+            logits = self.model(self.graph, self.graph.features)
+            loss = self.task.loss(logits[self.train_rows], self.labels[self.train_rows])
+            total = self.comm.allreduce(float(loss.detach()), where="loss")
+        if not math.isfinite(total):
+            self._not_finite(epoch, total, logits)
+        del logits
+        with watch.phase("backward"):
+            loss.backward()
+            del loss
+            self._sum_gradients()
+        self.optimizer.step()
+        return total
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of replicated parameters over the ranks: one message."""
+        for parameter in self.replicated:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.comm.size == 1:
+            return
+        flat = torch.cat([p.grad.reshape(-1) for p in self.replicated if p.grad is not None])
+        flat = self.comm.allreduce(flat, where="gradients")
+        offset = 0
+        for parameter in self.replicated:
+            size = parameter.numel()
+            parameter.grad = flat[offset : offset + size].view_as(parameter)
+            offset += size
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The metric on the train, valid and test nodes, without dropout."""
+        self.model.eval()
+        logits = self.model(self.graph, self.graph.features)
+        return {
+            name: self.task.score(self.graph, logits, mask)
+            for name, mask in zip(("train", "valid", "test"), self.masks, strict=True)
+            if mask is not None
+        }
+
+    def _take_note(self, record: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.write(record)
+        if self.comm.rank == 0:
+            self.reporter.epoch(record)
+        valid = record["valid"]
+        best = self.progress["best"]
+        if valid is not None and not math.isnan(valid) and (best is None or valid > best):
+            self.progress = {
+                "best": valid,
+                "best_epoch": record["epoch"],
+                "test_at_best": record["test"],
+            }
+            self._save(best=True)
+
+    def _agree(self, reason: str) -> tuple[bool, bool]:
+        """Whether to stop now and whether patience has run out; the same on all ranks."""
+        waited = self.epoch - self.progress["best_epoch"]
+        patience = bool(self.config.patience) and waited >= self.config.patience
+        failed = bool(self.store.failure()) and self.config.fail_on_checkpoint
+        flags = np.array([bool(reason), failed], np.int64)
+        stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
+        if failed:
+            self._check_failure()
+        if stop and reason:
+            self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
+        return bool(stop), patience
+
+    def _maybe_save(self) -> None:
+        every = self.config.checkpoint_every
+        if every and self.epoch % every == 0:
+            self._save()
+
+    def _save(self, best: bool = False) -> None:
+        groups, arrays, sharded = capture(self.model, self.optimizer, self.graph.node_ids)
+        checkpoint = Checkpoint(
+            epoch=self.epoch if not best else self.progress["best_epoch"],
+            config=self.config,
+            graph_fingerprint=self.graph.graph_fingerprint,
+            num_parts=self.comm.size,
+            progress=dict(self.progress),
+            optimizer=groups,
+            arrays=arrays,
+            sharded=sharded,
+        )
+        self.store.save(checkpoint, best=best)
+
+    def _resume(self) -> None:
+        found = self.store.newest()
+        if found is None:
+            return
+        path, checkpoint = found
+        if checkpoint.graph_fingerprint != self.graph.graph_fingerprint:
+            raise InputError(
+                f"is of another graph ({checkpoint.graph_fingerprint}, not "
+                f"{self.graph.graph_fingerprint}); choose another --run-dir",
+                file=path,
+            )
+        sharded: dict[str, np.ndarray] = {}
+        if any(is_sharded(p) for p in self.parameters):
+            sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
+        restore_model(self.model, checkpoint, sharded, path)
+        restore_optimizer(self.model, self.optimizer, checkpoint, sharded)
+        self.progress, self.epoch = checkpoint.progress, checkpoint.epoch
+        if self.comm.rank == 0:
+            print(f"resuming after epoch {self.epoch} from {path}", flush=True)
+
+    def _open_journal(self) -> Journal | None:
+        journal, problem = None, None
+        if self.comm.rank == 0:
+            try:
+                (self.run_dir / REQUEUE).unlink(missing_ok=True)
+                journal = Journal(self.run_dir / "metrics.jsonl", self.epoch)
+            except (InputError, OutputError) as error:
+                problem = error
+        self.comm.agree(problem, where="metrics.jsonl")
+        return journal
+
+    def _say_end(self, finished: bool) -> None:
+        if self.comm.rank != 0:
+            return
+        if not finished:
+            (self.run_dir / REQUEUE).touch()
+            self.reporter.say(f"stopped after epoch {self.epoch}; run again with --resume")
+            return
+        best, test = self.progress["best"], self.progress["test_at_best"]
+        if best is not None and test is not None:
+            self.reporter.say(
+                f"best valid {self.task.metric} {100 * best:.2f} % at epoch "
+                f"{self.progress['best_epoch']}, test there {100 * test:.2f} %"
+            )
+
+    def _check_failure(self) -> None:
+        failure = self.comm.broadcast(self.store.error, where="checkpoint failure")
+        if failure and self.config.fail_on_checkpoint:
+            raise OutputError(f"a checkpoint could not be written: {failure}")
+
+    def _not_finite(self, epoch: int, loss: float, logits: Tensor) -> None:
+        """Say which rank and layer first left the finite numbers; all ranks raise."""
+        newest = self.store.paths()
+        last = str(newest[0]) if newest else "none yet"
+        where = self.comm.allgather(not bool(torch.isfinite(logits).all()), where="not finite")
+        ranks = [rank for rank, bad in enumerate(where) if bad] or [self.comm.rank]
+        raise NumericalError(
+            f"the loss is {loss} in epoch {epoch}, first on rank {ranks[0]}; lower --lr; last good "
+            f"checkpoint: {last}"
+        )

@@ -1,0 +1,72 @@
+"""When to stop before the end: signals, preemption, and the time limit of the batch job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class StopRequest:
+    """Remembers that this rank was asked to stop; the training loop lets all ranks agree.
+
+    Use as a context manager: former signal handlers come back at the end.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOP_SIGNALS:
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+
+class TimeLimit:
+    """Seconds left until the batch job ends, as Slurm tells; endless outside a job.
+
+    The answer is asked for again every `refresh` seconds, since limits can be changed.
+    """
+
+    def __init__(
+        self, ask: Callable[[], float | None] | None = None, refresh: float = 300.0
+    ) -> None:
+        self._ask = ask or slurm_end_time
+        self._refresh = refresh
+        self._asked = -float("inf")
+        self._end: float | None = None
+
+    def seconds_left(self) -> float:
+        now = time.time()
+        if now - self._asked > self._refresh:
+            self._asked, self._end = now, self._ask()
+        return float("inf") if self._end is None else self._end - now
+
+
+def slurm_end_time() -> float | None:
+    """When this job's time limit strikes, in seconds since 1970; None without a limit or a job."""
+    given = os.environ.get("SLURM_JOB_END_TIME", "")
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job.isdigit():
+        return None
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return datetime.fromisoformat(answer.stdout.split()[0]).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return float(given) if given.isdigit() else None

@@ -1,0 +1,88 @@
+"""What is learned: one class per node or several labels at once; its loss and its metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.train import metrics
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss and metric over all ranks.
+
+    Attributes:
+        num_outputs: classes, or labels at once.
+        multilabel: labels are int8 `[n, T]`.
+        metric: `accuracy`, `auc` or `f1`.
+        train_count: labelled training nodes of the whole graph.
+    """
+
+    num_outputs: int
+    multilabel: bool
+    metric: str
+    train_count: int
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """This rank's share of the mean loss over labelled training nodes."""
+        if not self.multilabel:
+            total = functional.cross_entropy(logits, labels, reduction="sum")
+        else:
+            known = labels >= 0
+            total = functional.binary_cross_entropy_with_logits(
+                logits, labels.to(logits.dtype).clamp(min=0), known.to(logits.dtype),
+                reduction="sum",
+            )  # fmt: skip
+            total = total / logits.shape[1]
+        return total / self.train_count
+
+    def score(self, graph: PartitionedGraph, logits: Tensor, mask: Tensor) -> float:
+        """The metric over the labelled nodes of `mask`, of all ranks; nan without any."""
+        comm, labels = graph.ring.comm, graph.labels
+        if labels is None:
+            return float("nan")
+        rows = labelled(labels, mask)
+        logits, labels = logits[rows], labels[rows]
+        if self.multilabel:
+            function = metrics.mean_roc_auc if self.metric == "auc" else metrics.micro_f1
+            return function(comm, logits, labels)
+        if self.metric == "auc":
+            return metrics.roc_auc(comm, logits[:, 1] - logits[:, 0], labels == 1)
+        return metrics.accuracy(comm, logits, labels)
+
+
+def labelled(labels: Tensor, mask: Tensor) -> Tensor:
+    """Local rows in `mask` with a known label: int64 `[m]`."""
+    known = labels >= 0 if labels.dim() == 1 else (labels >= 0).any(dim=1)
+    return torch.nonzero(mask & known).flatten()
+
+
+def find_task(graph: PartitionedGraph, metric: str) -> Task:
+    """The task that the graph's labels pose; collective.
+
+    Raises:
+        InputError: no labels, no labelled training node, or a metric that doesn't fit.
+    """
+    comm, labels = graph.ring.comm, graph.labels
+    if labels is None or graph.train_mask is None:
+        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+    multilabel = labels.dim() == 2
+    count = comm.allreduce(len(labelled(labels, graph.train_mask)), where="training nodes")
+    if count == 0:
+        raise InputError("no training node has a label; choose another --split")
+    num_outputs = labels.shape[1] if multilabel else graph.num_classes
+    if metric == "auto":
+        metric = "f1" if multilabel else "accuracy"
+    if metric == "auc" and not multilabel and num_outputs != 2:
+        raise InputError("--metric auc needs two classes", value=num_outputs)
+    if metric == "f1" and not multilabel:
+        raise InputError("--metric f1 needs several labels per node; use accuracy")
+    if metric == "accuracy" and multilabel:
+        raise InputError("--metric accuracy needs one class per node; use f1 or auc")
+    return Task(num_outputs, multilabel, metric, count)
