@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from hpcgnn.comm import exchange, reduce
+from hpcgnn.comm import exchange, reduce, strict
 from hpcgnn.comm.buffers import as_array, as_bytes, is_tensor
+from hpcgnn.comm.foreign import ForeignCall, default_signals
+from hpcgnn.comm.heartbeat import Heartbeat, Peer, local_address
 from hpcgnn.comm.wait import Waiter
+from hpcgnn.comm.watchdog import Watchdog
+from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError
 
 DEFAULT_TIMEOUT = 600.0
@@ -44,10 +49,25 @@ class Communicator:
         parent = MPI.COMM_WORLD if mpi is None else mpi
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
-        self._place = ("start", time.monotonic())
-        self._waiter = Waiter(timeout or _timeout_from_environment(), self._overdue)
+        self.whereabouts = Whereabouts()
+        self._watchdog: Watchdog | None = None
+        self._strict = os.environ.get("HPCGNN_STRICT", "0") not in ("", "0")
+        limit = _timeout_from_environment() if timeout is None else timeout
+        self._waiter = Waiter(limit, self.whereabouts, self._overdue)
         self.mpi, request = parent.Idup()
         self._wait(request, "start")
+        self._heartbeat = self._start_heartbeat()
+        self._watchdog = Watchdog(self._heartbeat, self.whereabouts)
+
+    def _start_heartbeat(self) -> Heartbeat:
+        own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())
+        address = local_address(own, self.allgather(own, "start"))
+        heartbeat = Heartbeat(self.rank, address, self.whereabouts.report)
+        token = os.urandom(16) if self.rank == 0 else b""
+        peers = self.allgather((replace(own, address=heartbeat.address), token), "start")
+        heartbeat.meet([peer for peer, _ in peers], peers[0][1])
+        weakref.finalize(self, heartbeat.stop)
+        return heartbeat
 
     @property
     def timeout(self) -> float:
@@ -83,16 +103,58 @@ class Communicator:
     def _wait(self, request: MPI.Request, where: str) -> None:
         self._waiter.any([request], where)
 
+    # Who is where
+
+    def at(self, text: str) -> Visit:
+        """Say where this rank is: `with comm.at("epoch 12"):`, or a plain call; costs nothing.
+
+        Nested blocks are joined: "epoch 12, forward layer 1". Shown when a rank is missed.
+        """
+        return self.whereabouts.at(text)
+
+    def ask(self, seconds: float) -> dict[int, Report]:
+        """Where the other ranks are, of those that answer within `seconds`."""
+        return self._heartbeat.ask(range(self.size), seconds)
+
+    @contextmanager
+    def foreign(self, where: str) -> Iterator[None]:
+        """Around a library's own blocking MPI calls (ParMETIS, parallel HDF5).
+
+        A silent rank still ends the job at the limit, and SIGTERM and SIGINT end this process
+        at once, since Python can't handle them in there.
+        """
+        with self.at(where), ForeignCall(self, where), default_signals():
+            yield
+
+    def examine_silent(self, where: str, waited: float) -> None:
+        """Raise LostRank if a rank gives no sign of life."""
+        if self._watchdog is not None:
+            self._watchdog.examine_silent(range(self.size), where, waited)
+
     def _overdue(self, where: str, waited: float) -> None:
-        raise CommunicationError(
-            f"rank {self.rank} waited {waited:.0f} s in {where!r} and a rank does not answer"
-        )
+        if self._watchdog is None:
+            raise CommunicationError(
+                f"rank {self.rank} waited {waited:.0f} s for the other ranks to start"
+            )
+        self._watchdog.examine(range(self.size), where, waited, self.timeout)
+
+    def _enter(self, operation: str, where: str, value: Any = None) -> str:
+        """Begin a collective operation; returns the name under which this rank waits."""
+        self.check_strictly(operation, where, value)
+        return where or operation
+
+    def check_strictly(self, operation: str, where: str = "", value: Any = None) -> None:
+        """Under HPCGNN_STRICT=1: raise LostRank unless all ranks are at the same place."""
+        if self._strict:
+            text = strict.signature(operation, where, value)
+            strict.check(self.mpi, text, lambda r: self._wait(r, text))
 
     # Collective operations
 
     def barrier(self, where: str = "") -> None:
         """Return when all ranks have come here."""
-        self._wait(self.mpi.Ibarrier(), where or "barrier")
+        place = self._enter("barrier", where)
+        self._wait(self.mpi.Ibarrier(), place)
 
     def allreduce(self, value: Any, op: str = "sum", where: str = "") -> Any:
         """Sum, min or max over the ranks, the same bits on each and in every run.
@@ -100,13 +162,13 @@ class Communicator:
         `value`: int or float (gives the same type), numpy array or torch tensor of any shape
         (gives a new one; a tensor on a GPU passes through the host).
         """
-        place = where or "allreduce"
         if isinstance(value, int | float):
             array = np.array([value], np.float64 if isinstance(value, float) else np.int64)
         elif is_tensor(value):
             array = as_array(value.cpu())
         else:
             array = np.asarray(value)
+        place = self._enter(f"allreduce {op}", where, array)
         flat = np.ascontiguousarray(array).reshape(-1)
         total = reduce.allreduce_array(self.mpi, flat, op, lambda r: self._wait(r, place))
         if isinstance(value, int | float):
@@ -117,7 +179,7 @@ class Communicator:
 
     def broadcast(self, obj: Any, root: int = 0, where: str = "") -> Any:
         """`obj` of rank `root`, on all ranks (what the others pass is ignored)."""
-        place = where or "broadcast"
+        place = self._enter(f"broadcast from {root}", where)
         payload = pickle.dumps(obj, pickle.HIGHEST_PROTOCOL) if self.rank == root else b""
         length = np.array([len(payload)], np.int64)
         self._wait(self.mpi.Ibcast(length, root), place)
@@ -133,12 +195,12 @@ class Communicator:
         own = np.frombuffer(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), np.uint8)
         nothing = own[:0]
         parts = [own if p == root else nothing for p in range(self.size)]
-        got = self.alltoallv(parts, where or "gather")
+        got = self.alltoallv(parts, where or f"gather on {root}")
         return [pickle.loads(part.data) for part in got] if self.rank == root else None
 
     def allgather(self, obj: Any, where: str = "") -> list[Any]:
         """A list with one small object per rank, on all ranks."""
-        place = where or "allgather"
+        place = self._enter("allgather", where)
         own = np.frombuffer(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), np.uint8)
         lengths_P = np.empty(self.size, np.int64)
         self._wait(self.mpi.Iallgather(np.array([own.size], np.int64), lengths_P), place)
@@ -163,7 +225,8 @@ class Communicator:
         All arrays of all ranks have one dtype and trailing shape, and any first dimension.
         No message is larger than `piece_bytes`, and few are in flight at a time.
         """
-        return exchange.alltoallv(self, arrays, where or "alltoallv", piece_bytes)
+        place = self._enter("alltoallv", where)
+        return exchange.alltoallv(self, arrays, place, piece_bytes)
 
     def agree(self, error: BaseException | None = None, where: str = "") -> None:
         """Called by all: when any rank brings an error, all raise the lowest such rank's.
@@ -172,18 +235,14 @@ class Communicator:
         for a class that is not ours). The job then prints it once.
         """
         place = where or "agree"
-        lowest = self.allreduce(self.size if error is None else self.rank, "min", place)
-        if lowest == self.size:
+        failing_P = self.allgather(error is not None, place)
+        if not any(failing_P):
             return
-        kind, text = HpcgnnError, ""
-        if error is not None:
-            ours = isinstance(error, HpcgnnError)
-            kind = type(error) if ours else HpcgnnError  # type: ignore[assignment]
-            text = str(error) if ours else f"{type(error).__name__}: {error}"
-        kind, text = self.broadcast((kind, text), lowest, place)
-        if error is None or self.rank != lowest:
+        speaker = failing_P.index(True)
+        kind, text = self.broadcast(_portable(error), speaker, place)
+        if error is None or self.rank != speaker:
             error = kind(text)
-        error.__dict__["speaker"] = lowest
+        error.__dict__.update(speaks=self.rank == speaker, alone=not all(failing_P))
         raise error
 
     @contextmanager
@@ -195,3 +254,30 @@ class Communicator:
         yield
         for _ in range(self.rank, self.size):
             self.barrier(place)
+
+    def sub(self, ranks: Sequence[int]) -> Communicator | None:
+        """Called by all: a communicator of `ranks` (in that order) on those, None elsewhere."""
+        self.barrier("sub")
+        member = self.rank in ranks
+        with self.foreign("sub"):
+            part = self.mpi.Split(
+                0 if member else MPI.UNDEFINED, ranks.index(self.rank) if member else 0
+            )
+        if not member:
+            return None
+        made = Communicator(part, timeout=self.timeout)
+        part.Free()
+        return made
+
+    def close(self) -> None:
+        """Called by all: free this communicator's resources; it can't be used afterwards."""
+        self.barrier("close")
+        self._heartbeat.stop()
+        self.mpi.Free()
+
+
+def _portable(error: BaseException | None) -> tuple[type[HpcgnnError], str]:
+    """Class and text under which other ranks can raise this error."""
+    if isinstance(error, HpcgnnError):
+        return type(error), str(error)
+    return HpcgnnError, f"{type(error).__name__}: {error}"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from mpi4py import MPI
 
+from hpcgnn.comm.whereabouts import Whereabouts
+
 SPINS = 300
 SHORTEST_SLEEP = 1e-5
 LONGEST_SLEEP = 1e-3
@@ -21,9 +23,11 @@ class Waiter:
     (a suspended job) doesn't count.
     """
 
-    def __init__(self, limit: float, overdue: Callable[[str, float], None]) -> None:
+    def __init__(
+        self, limit: float, whereabouts: Whereabouts, overdue: Callable[[str, float], None]
+    ) -> None:
         self.limit = limit
-        self.waiting: tuple[str, float] | None = None
+        self._whereabouts = whereabouts
         self._overdue = overdue
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
@@ -48,7 +52,7 @@ class Waiter:
 
     def _sleep_for_any(self, requests: Sequence[MPI.Request], where: str) -> int:
         last = time.monotonic()
-        self.waiting = (where, last)
+        self._whereabouts.set_waiting(where)
         waited, granted, nap = 0.0, self.limit, SHORTEST_SLEEP
         try:
             while True:
@@ -65,4 +69,4 @@ class Waiter:
                 waited += min(now - last, 1.0)
                 last = now
         finally:
-            self.waiting = None
+            self._whereabouts.waiting = None

@@ -1,28 +1,125 @@
-"""Start and end of a job."""
+"""Start and end of a job: MPI, errors, exit status."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from hpcgnn.errors import HpcgnnError
+from hpcgnn.comm.failure import Failure, end_job, raise_terminated, shared_segments
+from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+_LAUNCHERS = (
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
 
 
-def run(main: Callable[[Any], int], parallel: bool = True) -> int:
-    """Run `main(comm)`; returns the exit status."""
+def launched() -> tuple[int, int]:
+    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1)."""
+    for rank, size in _LAUNCHERS:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def run(main: Callable[[Any], int], parallel: bool = True, timeout: float | None = None) -> int:
+    """Run `main(comm)` on every rank and return the exit status of the job.
+
+    Every way to fail ends in one line `hpcgnn: error: ...` on stderr (a traceback before it when
+    the error is a surprise) and a status other than 0 on all ranks, within seconds.
+    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing.
+    `timeout`: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
+    """
+    rank, _ = launched()
+    if not parallel and rank > 0:
+        return 0
     comm = None
-    if parallel:
-        from hpcgnn.comm.communicator import Communicator
+    with terminable():
+        try:
+            comm = start(timeout) if parallel else None
+            status = _status(main, comm)
+            sys.stdout.flush()
+            if comm is not None:
+                finish(comm)
+            return status
+        except BaseException as error:
+            if comm is not None:
+                return end_job(comm, error)
+            failure = Failure.of(error)
+            if rank == 0:
+                failure.print()
+            return failure.status
 
-        comm = Communicator()
+
+def _status(main: Callable[[Any], int], comm: Communicator | None) -> int:
     try:
         return main(comm)
-    except HpcgnnError as error:
-        if comm is None or error.__dict__.get("speaker", comm.rank) == comm.rank:
-            print(f"hpcgnn: error: {error}", file=sys.stderr, flush=True)
-        if comm is not None and comm.size > 1 and "speaker" not in error.__dict__:
-            from mpi4py import MPI
+    except SystemExit as leave:
+        if leave.code not in (None, 0):
+            raise
+        return 0
 
-            MPI.COMM_WORLD.Abort(error.exit_status)
-        return error.exit_status
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM unwinds the stack instead of ending the process on the spot."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def start(timeout: float | None = None) -> Communicator:
+    """Initialise MPI and return the communicator of all ranks.
+
+    Raises InputError when there is no MPI library, or it isn't the one of mpiexec.
+    """
+    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+    try:
+        import mpi4py
+
+        # Autograd may run the backward pass, and with it MPI, in a thread of its own.
+        mpi4py.rc(thread_level="serialized")
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "
+            "load the site's MPI module, or name the library in MPI4PY_LIBMPI"
+        ) from None
+    size = launched()[1]
+    if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
+        library = MPI.Get_library_version().split("\n")[0].strip()
+        raise InputError(
+            f"mpiexec or srun started {size} processes, but MPI sees one: mpi4py uses {library}; "
+            "start the job with the mpiexec of that library (srun: the right --mpi)"
+        )
+    from hpcgnn.comm.communicator import Communicator
+
+    comm = Communicator(timeout=timeout)
+    # MPICH's neighbours all have them open by now: without names, no crash leaves them behind.
+    for path in shared_segments(("mpich_shm_",)):
+        path.unlink(missing_ok=True)
+    return comm
+
+
+def finish(comm: Communicator) -> None:
+    """Wait for all ranks to come to the end."""
+    from mpi4py import MPI
+
+    with comm.at("the end of the job"):
+        comm.check_strictly("the end of the job")
+        comm.wait_all([MPI.COMM_WORLD.Ibarrier()], "the end of the job")

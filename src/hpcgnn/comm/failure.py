@@ -1,0 +1,184 @@
+"""What an exception means for the job: what is printed, by whom, and the exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from hpcgnn.errors import HpcgnnError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+_ASK_SECONDS = 0.3
+_SETTLE_SECONDS = 0.2
+_MEET_SECONDS = 2.0
+_SILENT_SECONDS = 10.0
+_CONSEQUENCES = ("LostRank ", "CommunicationError ")
+_SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised so that with-blocks can remove what they half wrote."""
+
+
+def raise_terminated(number: int, frame: FrameType | None) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`line` is the message for the user ("" for a quiet end), `trace` lines that go before."""
+
+    status: int
+    line: str
+    trace: tuple[str, ...] = ()
+    kind: type[BaseException] = HpcgnnError
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Classify anything that can end a run."""
+        kind = type(error)
+        if isinstance(error, HpcgnnError):
+            return cls(error.exit_status, str(error), tuple(getattr(error, "trace", ())), kind)
+        if isinstance(error, KeyboardInterrupt):
+            return cls(128 + signal.SIGINT, "", (), kind)
+        if isinstance(error, Terminated):
+            return cls(128 + signal.SIGTERM, "", (), kind)
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return cls(128 + signal.SIGPIPE, "", (), kind)
+        if isinstance(error, SystemExit):
+            code = error.code
+            return cls(code, "") if isinstance(code, int) else cls(1, str(code))
+        if _is_out_of_memory(error):
+            return cls(1, _out_of_memory_line(error), (), kind)
+        text = " ".join(str(error).split())
+        trace = "".join(traceback.format_exception(error)).rstrip().split("\n")
+        return cls(1, f"unexpected {kind.__name__}: {text}"[:500], tuple(trace), kind)
+
+    def print(self, prefix: str = "") -> None:
+        """Write trace and line to stderr in one piece; `prefix` names the rank."""
+        lines = [f"[{prefix}] {line}" if prefix else line for line in self.trace]
+        if self.line:
+            lines.append(f"hpcgnn: error: {prefix + ': ' if prefix else ''}{self.line}")
+        if lines:
+            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.flush()
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again at exit and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    from_torch = isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text
+    )
+    return isinstance(error, MemoryError) or from_torch
+
+
+def _out_of_memory_line(error: BaseException) -> str:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    detail = " ".join(str(error).split())[:200]
+    return (
+        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB: use "
+        "more ranks or nodes, fewer ranks per node, or a smaller --halo-buffer"
+    )
+
+
+def end_job(comm: Communicator, error: BaseException) -> int:
+    """Called on each rank that fails; prints once per job and ends all ranks.
+
+    Returns the exit status when every rank failed in agreement (`Communicator.agree`); otherwise
+    this process is ended by MPI's abort.
+    """
+    failure = Failure.of(error)
+    comm.whereabouts.failing = f"{failure.kind.__name__} {failure.line}"
+    with suppress(OSError):
+        sys.stdout.flush()
+    agreed = "speaks" in error.__dict__
+    together = agreed and meet(_MEET_SECONDS)
+    if agreed:
+        speaks, alone = error.__dict__["speaks"], error.__dict__["alone"]
+    else:
+        speaks, alone = _settle(comm)
+    if not speaks and not together:
+        time.sleep(_SILENT_SECONDS)  # the speaker ends the job meanwhile
+    if speaks or not together:
+        failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
+    if not together and comm.size > 1:
+        abort(failure.status)
+    return failure.status
+
+
+def _settle(comm: Communicator) -> tuple[bool, bool]:
+    """Whether this rank speaks for all failing ones, and whether its number matters.
+
+    The lowest failing rank speaks; one that only misses another comes after those with a cause.
+    """
+    if comm.size == 1:
+        return True, False
+    time.sleep(_SETTLE_SECONDS)
+    failing = {r: a.failing for r, a in comm.ask(_ASK_SECONDS).items() if a.failing}
+    causes = {r for r, text in failing.items() if not text.startswith(_CONSEQUENCES)}
+    own = comm.whereabouts.failing
+    if own.startswith(_CONSEQUENCES):
+        return not causes and all(comm.rank < r for r in failing), False
+    everyone = len(failing) == comm.size - 1 and all(text == own for text in failing.values())
+    return all(comm.rank < r for r in causes), not everyone
+
+
+def meet(seconds: float) -> bool:
+    """Wait that long for all ranks to end in agreement."""
+    from mpi4py import MPI
+
+    request = MPI.COMM_WORLD.Ibarrier()
+    end = time.monotonic() + seconds
+    while not request.Test():
+        if time.monotonic() > end:
+            return False
+        time.sleep(1e-3)
+    return True
+
+
+def abort(status: int) -> NoReturn:
+    """End all ranks now, with `status` as the status of the job."""
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for path in shared_segments(_SEGMENTS):
+        path.unlink(missing_ok=True)
+    # MPI would add its own lines to the one that says what happened.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    MPI.COMM_WORLD.Abort(status)
+    os._exit(status)
+
+
+def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:
+    """Named files in /dev/shm through which the MPI library talks to its neighbours."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
+    return [p for p in paths if p.name.startswith(prefixes) and p.exists()]

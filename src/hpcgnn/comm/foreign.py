@@ -1,0 +1,61 @@
+"""Watching over a library that makes blocking MPI calls of its own."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hpcgnn.comm.failure import end_job, raise_terminated
+from hpcgnn.comm.watchdog import LostRank
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process at once, as Python can't handle them in a library.
+
+    A handler of SIGTERM that somebody else installed stays.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
+    mine = threading.current_thread() is threading.main_thread()
+    changed = [s for s, handler in usual.items() if mine and signal.getsignal(s) is handler]
+    for number in changed:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, usual[number])
+
+
+class ForeignCall:
+    """While entered, a thread asks every `comm.timeout` seconds whether all ranks still answer.
+
+    It ends the job when one doesn't. The call itself may take as long as it likes.
+    """
+
+    def __init__(self, comm: Communicator, where: str) -> None:
+        self._comm, self._where = comm, where
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        if self._comm.size > 1:
+            threading.Thread(target=self._watch, name="hpcgnn-watch", daemon=True).start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        waited = 0.0
+        while not self._over.wait(self._comm.timeout):
+            waited += self._comm.timeout
+            try:
+                self._comm.examine_silent(self._where, waited)
+            except LostRank as error:
+                if not self._over.is_set():
+                    end_job(self._comm, error)

@@ -1,0 +1,130 @@
+"""What to do when a wait exceeds its limit: find out who is to blame, and say so."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from hpcgnn.comm.heartbeat import Heartbeat, Peer
+from hpcgnn.comm.whereabouts import Report, Whereabouts
+from hpcgnn.errors import CommunicationError
+
+ASK_SECONDS = 2.0
+WORKING_SECONDS = 1.0
+WORKING_CPU = 0.01
+MOST_LIMITS = 10
+
+_STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
+
+
+class LostRank(CommunicationError):
+    """A rank that doesn't answer or is elsewhere.
+
+    Attributes: `trace`: lines that say where the astray ranks are.
+    """
+
+    def __init__(self, message: str, trace: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.trace = list(trace)
+
+
+class Watchdog:
+    """Asks all ranks where they are when this rank has waited too long."""
+
+    def __init__(self, heartbeat: Heartbeat, whereabouts: Whereabouts) -> None:
+        self._heartbeat = heartbeat
+        self._whereabouts = whereabouts
+
+    @property
+    def _own(self) -> Peer:
+        return self._heartbeat.peers[self._heartbeat.rank]
+
+    def examine(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
+        """Called when `where` has taken `waited` seconds, a multiple of `limit`.
+
+        Raises LostRank naming whoever stopped answering or waits somewhere else. Returns, for
+        more time, while the ranks that are not here answer and compute, up to ten limits.
+        """
+        others = [self._heartbeat.peers[r] for r in ranks if r != self._own.rank]
+        reports = self._heartbeat.ask(ranks, ASK_SECONDS)
+        away = [p for p in others if p.rank not in reports or not reports[p.rank].waiting]
+        working = self._working(away, reports)
+        here = self._here(where, waited)
+        silent = [p for p in others if p.rank not in reports and p.rank not in working]
+        self._refuse_silent(silent, here)
+        if away and all(p.rank in working for p in away) and waited < MOST_LIMITS * limit:
+            self._warn(away[0], reports, here)
+        else:
+            astray = away or [p for p in others if reports[p.rank].waiting != where]
+            self._blame(astray, reports, here)
+
+    def examine_silent(self, ranks: Sequence[int], where: str, waited: float) -> None:
+        """Raises LostRank when a rank gives no answer; all the others may take their time."""
+        reports = self._heartbeat.ask(ranks, ASK_SECONDS)
+        away = [self._heartbeat.peers[r] for r in ranks if r not in reports and r != self._own.rank]
+        working = self._working(away, reports)
+        here = self._here(where, waited)
+        self._refuse_silent([p for p in away if p.rank not in working], here)
+
+    def _here(self, where: str, waited: float) -> str:
+        place = self._whereabouts.place[0]
+        return f"rank {self._own.number} waited {waited:.0f} s in {where!r} (at {place!r})"
+
+    def _refuse_silent(self, silent: Sequence[Peer], here: str) -> None:
+        if silent:
+            named = ", ".join(f"{peer}{self._state(peer)}" for peer in silent[:4])
+            more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
+            raise LostRank(f"{named}{more} stopped answering; {here}")
+
+    def _working(self, away: Sequence[Peer], first: dict[int, Report]) -> set[int]:
+        """Ranks of `away` whose processes use the processor right now."""
+        before = {p.rank: self._cpu(p, first.get(p.rank)) for p in away}
+        if not away:
+            return set()
+        time.sleep(WORKING_SECONDS)
+        second = self._heartbeat.ask([p.rank for p in away if p.rank in first], ASK_SECONDS)
+        after = {p.rank: self._cpu(p, second.get(p.rank)) for p in away}
+        return {r for r in before if after[r] - before[r] >= WORKING_CPU}
+
+    def _cpu(self, peer: Peer, report: Report | None) -> float:
+        if report is not None:
+            return report.cpu
+        state = peer.state()
+        return state.cpu if state else 0.0
+
+    def _state(self, peer: Peer) -> str:
+        state = peer.state()
+        if state is None:
+            return " [process is gone]" if peer.space == self._own.space else ""
+        return f" [process {_STATES[state.letter]}]" if state.letter in _STATES else ""
+
+    def _warn(self, peer: Peer, reports: dict[int, Report], here: str) -> None:
+        if any(r < self._own.rank and report.waiting for r, report in reports.items()):
+            return
+        text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, working"
+        print(text, file=sys.stderr, flush=True)
+
+    def _blame(self, astray: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
+        if not astray:
+            raise LostRank(f"{here}, and so did all others: a message was lost")
+        trace = []
+        for peer in astray[:4]:
+            stack = reports[peer.rank].stack if peer.rank in reports else []
+            trace += [f"{peer} is at:", *(f"    {line}" for line in stack)]
+        sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in astray[:4])
+        raise LostRank(
+            f"{here}, but {sentences} (if that is only slow, --timeout gives more time)",
+            trace,
+        )
+
+
+def _sentence(peer: Peer, report: Report | None) -> str:
+    if report is None:
+        return f"{peer} is busy"
+    text = f"{peer} is at {report.place!r} for {report.since:.0f} s"
+    if report.waiting:
+        text += f", waiting in {report.waiting!r}"
+    elif report.stack:
+        text += f" ({report.stack[0]})"
+    return text
