@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcgnn import kernels
 from hpcgnn.graph import SparseRows
-
-NodeFeatures = Tensor | SparseRows
+from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
 
 
 class Linear(torch.nn.Module):
@@ -73,14 +71,8 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_GF: Tensor, x: SparseRows) -> Tensor:
         ctx.x = x
-        weight_FG = weight_GF.t().contiguous()
-        out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
-        kernels.spmm(x.block, weight_FG, out_NG)
-        return out_NG
+        return product(x, weight_GF)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad_NG = grads[0].contiguous()
-        grad_FG = grad_NG.new_zeros(ctx.x.shape[1], grad_NG.shape[1])
-        kernels.spmm(ctx.x.transposed, grad_NG, grad_FG)
-        return grad_FG.t(), None
+        return weight_gradient(ctx.x, grads[0]), None

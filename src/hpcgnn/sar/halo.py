@@ -68,3 +68,45 @@ def take_rows(x_NF: Tensor) -> Pack:
         torch.index_select(x_NF, 0, rows, out=out_HF)
 
     return pack
+
+
+def give_back(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    width: int,
+    dtype: torch.dtype,
+    produce: Callable[[int, Block, Tensor], None],
+    accept: Callable[[Tensor, Tensor], None],
+    *,
+    where: str,
+) -> None:
+    """Send one row per halo row back to its owner; collective.
+
+    Args:
+        produce: `produce(i, block, out)` adds the rows of the i-th arrival of `stream` to `out`,
+            which starts at 0.
+        accept: `accept(rows, values)` takes what came for these local rows (int32).
+    """
+    at_once = graph.mode == "oneshot"
+    if at_once:
+        most = LARGEST_MESSAGE // max(width * dtype.itemsize, 1)
+    else:
+        most = graph.ring.rows_per_message(width, dtype)
+    plan = schedule(graph, edges, most)
+
+    def outgoing(index: int, block: Block) -> Outgoing:
+        return Outgoing(
+            block.peer, block.num_columns, lambda out: produce(index, block, out.zero_())
+        )
+
+    exchange = Exchange(
+        graph.ring,
+        [outgoing(index, block) for index, block in enumerate(plan.arrivals)],
+        [Incoming(peer, rows.shape[0]) for peer, rows in plan.departures],
+        width,
+        dtype,
+        where=where,
+        at_once=at_once,
+    )
+    for arrival in exchange:
+        accept(plan.departures[arrival.index][1], arrival.rows_HF)

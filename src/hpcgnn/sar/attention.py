@@ -1,0 +1,302 @@
+"""Fused graph attention over the ring (Veličković et al. 2018) with a backward without re-fetch.
+
+    l_ij = s_j + t_i + e_ij,  u = LeakyReLU(l),  a_ij = softmax_i(u_ij),  o_i = sum_j a_ij z_j
+
+with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
+boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
+log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who compute
+dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the destination's part of the per-head scalars
+dL/dt_i travels back. z is computed again in backward and never kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.sar.halo import give_back, stream
+from hpcgnn.sar.loops import halo_ids, local_blocks
+from hpcgnn.sar.project import (
+    NodeFeatures,
+    head_matrix,
+    head_products,
+    product,
+    weight_gradient,
+)
+from hpcgnn.sar.schedule import work
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """What doesn't change with the weights. `layer` tells dropout masks of one model apart."""
+
+    heads: int
+    slope: float = 0.2
+    dropout: float = 0.0
+    layer: int = 0
+    self_loops: bool = True
+
+
+def attention(
+    graph: PartitionedGraph,
+    x: NodeFeatures,
+    weight_KF: Tensor,
+    source_HC: Tensor,
+    target_HC: Tensor,
+    edge_HD: Tensor | None,
+    settings: AttentionSettings,
+) -> Tensor:
+    """Attention output `[n, H * C]`; nodes without in-edges get 0; collective.
+
+    Args:
+        edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
+    """
+    dense = x if isinstance(x, Tensor) else None
+    result: Tensor = _Attention.apply(
+        dense, weight_KF, source_HC, target_HC, edge_HD, x, graph, settings
+    )
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dense: Tensor | None,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+        x: NodeFeatures,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        z_NK = product(x, weight_KF)
+        s_NH, t_NH = z_NK @ head_matrix(source_HC), z_NK @ head_matrix(target_HC)
+        run = _Forward(graph, settings, z_NK, s_NH, t_NH, edge_HD)
+        run.go()
+        ctx.x = None if isinstance(x, Tensor) else x
+        ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
+        ctx.epoch = graph.epoch
+        out_NK, lse_NH = run.finish()
+        ctx.save_for_backward(
+            dense, weight_KF, source_HC, target_HC, edge_HD, s_NH, t_NH, out_NK, lse_NH
+        )
+        return out_NK
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dense, weight_KF, source_HC, target_HC, edge_HD, s_NH, t_NH, out_NK, lse_NH = (
+            ctx.saved_tensors
+        )
+        x: NodeFeatures = dense if ctx.x is None else ctx.x
+        g_NK = grads[0].contiguous()
+        run = _Backward(
+            ctx.graph, ctx.settings, ctx.epoch, g_NK, head_products(g_NK, out_NK, s_NH.shape[1]),
+            product(x, weight_KF), s_NH, t_NH, lse_NH, edge_HD,
+        )  # fmt: skip
+        if ctx.kept is None:
+            run.at_sources()
+        else:
+            run.at_destinations(ctx.kept)
+        grad_z = run.grad_z_NK
+        grad_source = _diagonal_blocks(run.z_NK, run.grad_s_NH)
+        grad_target = _diagonal_blocks(run.z_NK, run.grad_t_NH)
+        run.z_NK = run.z_NK.new_empty(0)
+        grad_z.addmm_(run.grad_s_NH, head_matrix(source_HC).t())
+        grad_z.addmm_(run.grad_t_NH, head_matrix(target_HC).t())
+        grad_x = grad_z @ weight_KF if ctx.needs_input_grad[0] else None
+        grad_weight = weight_gradient(x, grad_z)
+        return grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD, None, None, None
+
+
+def _diagonal_blocks(z_NK: Tensor, grad_NH: Tensor) -> Tensor:
+    """`sum_n grad[n, h] z[n, h, :]`: `[H, C]`."""
+    heads = grad_NH.shape[1]
+    all_HK = grad_NH.t() @ z_NK
+    return torch.stack(list(all_HK.view(heads, heads, -1).diagonal(dim1=0, dim2=1).t()))
+
+
+class _Forward:
+    """One pass over all blocks, local ones first."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        z_NK: Tensor,
+        s_NH: Tensor,
+        t_NH: Tensor,
+        edge_HD: Tensor | None,
+    ) -> None:
+        self.graph, self.settings = graph, settings
+        self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
+        self.top_NH = torch.full_like(t_NH, -torch.inf)
+        self.total_NH = torch.zeros_like(t_NH)
+        self.out_NK = torch.zeros_like(z_NK)
+        self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
+
+    def go(self) -> None:
+        graph, edges, width = self.graph, self.graph.in_edges, self.z_NK.shape[1]
+        exchange, blocks = stream(
+            graph, edges, width + self.s_NH.shape[1], self.z_NK.dtype, self._pack,
+            where="attention forward",
+        )  # fmt: skip
+        for block in local_blocks(graph, edges, self.settings.self_loops):
+            for rows in work(block, edges.num_parts):
+                self._add(block, self.z_NK, self.s_NH, rows)
+                exchange.progress()
+        for arrival in exchange:
+            rows_HW = arrival.rows_HF if self.kept is None else arrival.rows_HF.clone()
+            if self.kept is not None:
+                self.kept.append(rows_HW)
+            block = blocks[arrival.index]
+            for rows in work(block, edges.num_parts):
+                self._add(block, rows_HW[:, :width], rows_HW[:, width:], rows)
+                exchange.progress()
+
+    def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
+        width = self.z_NK.shape[1]
+        out_HW[:, :width] = self.z_NK[rows]
+        out_HW[:, width:] = self.s_NH[rows]
+
+    def _add(self, block: Block, z_HK: Tensor, s_HH: Tensor, rows: tuple[int, int]) -> None:
+        dropout = edge_dropout(
+            self.graph, self.graph.in_edges, block, self.settings, self.graph.epoch
+        )
+        kernels.attention_forward(
+            block, z_HK, s_HH, self.t_NH, self.top_NH, self.total_NH, self.out_NK,
+            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD, rows=rows,
+        )  # fmt: skip
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Normalised output and log-sum-exp of each node and head."""
+        total_NH = torch.where(self.total_NH > 0, self.total_NH, 1.0)
+        heads = total_NH.shape[1]
+        self.out_NK.view(len(total_NH), heads, -1).div_(total_NH[:, :, None])
+        top_NH = torch.where(self.total_NH > 0, self.top_NH, 0.0)
+        return self.out_NK, top_NH + total_NH.log()
+
+
+class _Backward:
+    """Gradients of z, s, t and the edge scores."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        epoch: int,
+        g_NK: Tensor,
+        d_NH: Tensor,
+        z_NK: Tensor,
+        s_NH: Tensor,
+        t_NH: Tensor,
+        lse_NH: Tensor,
+        edge_HD: Tensor | None,
+    ) -> None:
+        self.graph, self.settings, self.epoch = graph, settings, epoch
+        self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
+        self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
+        self.grad_z_NK = torch.zeros_like(z_NK)
+        self.grad_s_NH, self.grad_t_NH = torch.zeros_like(s_NH), torch.zeros_like(t_NH)
+        self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
+
+    def at_sources(self) -> None:
+        """Stream destinations to the owners of their sources."""
+        graph, edges = self.graph, self.graph.out_edges
+        heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
+        exchange, blocks = stream(
+            graph, edges, width + 3 * heads, self.g_NK.dtype, self._pack,
+            where="attention backward", reply_width=heads,
+            on_reply=lambda rows, reply: self.grad_t_NH.index_add_(0, rows, reply),
+        )  # fmt: skip
+        here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
+        for block in local_blocks(graph, edges, self.settings.self_loops):
+            for rows in work(block, edges.num_parts):
+                self._source_side(block, here, self.grad_t_NH, rows)
+                exchange.progress()
+        for arrival in exchange:
+            block, rows_HW = blocks[arrival.index], arrival.rows_HF
+            there = rows_HW[:, :width], *rows_HW[:, width:].split(heads, dim=1)
+            grad_t_HH = rows_HW.new_zeros(block.num_columns, heads)
+            for rows in work(block, edges.num_parts):
+                self._source_side(block, there, grad_t_HH, rows)
+                exchange.progress()
+            arrival.reply(grad_t_HH)
+
+    def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
+        width, heads = self.g_NK.shape[1], self.t_NH.shape[1]
+        out_HW[:, :width] = self.g_NK[rows]
+        for k, scalars_NH in enumerate((self.t_NH, self.lse_NH, self.d_NH)):
+            out_HW[:, width + k * heads : width + (k + 1) * heads] = scalars_NH[rows]
+
+    def _source_side(
+        self,
+        block: Block,
+        destination: tuple[Tensor, ...],
+        grad_t: Tensor,
+        rows: tuple[int, int],
+    ) -> None:
+        dropout = edge_dropout(
+            self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
+        )
+        kernels.attention_backward(
+            block, *destination, self.z_NK, self.s_NH, self.grad_z_NK, self.grad_s_NH, grad_t,
+            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD,
+            grad_edge_vector=self.grad_edge_HD, rows=rows,
+        )  # fmt: skip
+
+    def at_destinations(self, kept: list[Tensor]) -> None:
+        """Where remote z and s were kept: compute their gradients here and send them back."""
+        graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
+        here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
+
+        def produce(index: int, block: Block, out_HW: Tensor) -> None:
+            rows_HW = kept[index]
+            turned = kernels.transpose(block, graph.num_local_nodes)
+            kernels.attention_backward(
+                turned, *here, rows_HW[:, :width], rows_HW[:, width:],
+                out_HW[:, :width], out_HW[:, width:], self.grad_t_NH,
+                slope=self.settings.slope,
+                dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),
+                edge_vector=self.edge_HD,
+                grad_edge_vector=self.grad_edge_HD,
+            )  # fmt: skip
+
+        def accept(rows: Tensor, grad_HW: Tensor) -> None:
+            self.grad_z_NK.index_add_(0, rows, grad_HW[:, :width])
+            self.grad_s_NH.index_add_(0, rows, grad_HW[:, width:])
+
+        heads = self.t_NH.shape[1]
+        for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
+            self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+        give_back(
+            graph, edges, width + heads, self.g_NK.dtype, produce, accept,
+            where="attention backward",
+        )  # fmt: skip
+
+
+def edge_dropout(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    block: Block,
+    settings: AttentionSettings,
+    epoch: int,
+    reverse: bool = False,
+) -> kernels.Dropout | None:
+    """The dropout of a block's edges, by original ids; None without dropout."""
+    if settings.dropout == 0:
+        return None
+    columns = graph.node_ids
+    if block.peer != edges.rank:
+        low = block.column_offset
+        columns = halo_ids(graph, edges)[block.peer][low : low + block.num_columns]
+    sources, destinations = (graph.node_ids, columns) if reverse else (columns, graph.node_ids)
+    return kernels.Dropout(
+        settings.dropout, graph.seed, epoch, settings.layer, sources, destinations
+    )
