@@ -1,0 +1,203 @@
+"""`hpcgnn convert`: turn source files into graph.h5."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+from pathlib import Path
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.importers import FORMATS, open_source
+from hpcgnn.storage.importers.arrays import ArraySource
+from hpcgnn.storage.importers.assemble import Treatment, assemble
+from hpcgnn.storage.importers.node_files import attach, read_node_files
+from hpcgnn.storage.importers.source import Nodes, Options
+from hpcgnn.train.config import parse_size
+
+HELP = "turn source files into graph.h5"
+PARALLEL = False
+
+_RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed
+_LEAST = 24 << 20
+_SHARE = 8  # one array of `limit` bytes is sorted with copies, keys and order beside it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="file or folder")
+    parser.add_argument("out", type=Path, metavar="OUT.h5")
+    parser.add_argument("--format", choices=FORMATS, help="guessed from the name when not given")
+    _add_reading(parser)
+    _add_nodes(parser)
+    _add_treatment(parser)
+    parser.add_argument("--compress", action="store_true", help="gzip the datasets")
+    parser.add_argument("--force", action="store_true", help="replace OUT.h5")
+    parser.add_argument(
+        "--memory", default="4GiB", metavar="SIZE", help="most this process may use (4GiB)"
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reading")
+    group.add_argument(
+        "--columns",
+        metavar="A,B[,W]",
+        help="source, destination and weight (triples: head, relation, tail) by number or name",
+    )
+    group.add_argument("--skip-lines", type=int, default=0, metavar="N")
+    group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
+    group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
+    group.add_argument("--no-weights", action="store_true", help="leave weights out")
+    group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
+    group.add_argument(
+        "--ogb-root", type=Path, default=Path("dataset"), help="downloads of the ogb package"
+    )
+
+
+def _add_nodes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("columns of the nodes in files of their own")
+    group.add_argument("--features", type=Path, metavar="F.npy", help="or .npz of a CSR matrix")
+    group.add_argument(
+        "--typed-features",
+        action="append",
+        default=[],
+        metavar="T=F.npy",
+        help="of the nodes of type T, in ascending order",
+    )
+    group.add_argument("--labels", type=Path, metavar="L.npy", help="[N], or [N, T] of 0, 1, -1")
+    group.add_argument(
+        "--split", type=Path, metavar="S", help=".npy of 0 .. 3, or .npz with train, valid, test"
+    )
+    group.add_argument("--types", type=Path, metavar="T.npy", help="type of each node")
+    group.add_argument("--ids", type=Path, metavar="IDS.npy", help="what the edges call each row")
+
+
+def _add_treatment(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("treatment")
+    group.add_argument(
+        "--symmetrise",
+        "--undirected",
+        action=argparse.BooleanOptionalAction,
+        help="add missing reverses, remove duplicates",
+    )
+    group.add_argument("--self-loops", choices=("add", "remove", "keep"))
+    group.add_argument("--deduplicate", action="store_true", help="one edge per pair and relation")
+    group.add_argument("--duplicate-weights", choices=("max", "sum"), default="max")
+    group.add_argument("--reverse", action="store_true", help="turn every edge round")
+    group.add_argument(
+        "--inverse-relations",
+        action="store_true",
+        help="add the reverse of each edge of relation r under relation r + R",
+    )
+    group.add_argument(
+        "--row-normalise", action="store_true", help="divide each row of features by its sum"
+    )
+
+
+def run(args: argparse.Namespace, comm: None) -> int:
+    """Convert; `comm` is None (the work is done by one process)."""
+    out: Path = args.out
+    if out.exists() and not args.force:
+        raise InputError("exists: choose another name or say --force", file=out)
+    if out.exists() and any(path.exists() and path.samefile(out) for path in args.sources):
+        raise InputError("is a source of this conversion: choose another name", file=out)
+    options = _options(args, _limit(args.memory))
+    source, format = open_source(args.sources, args.format, options)
+    attach(source, *_node_files(args, options), options)
+    for note in source.notes:
+        print(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
+    treatment = Treatment(
+        symmetrise=args.symmetrise,
+        self_loops=args.self_loops,
+        deduplicate=args.deduplicate,
+        duplicate_weights=args.duplicate_weights,
+        reverse=args.reverse,
+        inverse_relations=args.inverse_relations,
+        row_normalise=args.row_normalise,
+        trust_num_nodes=args.num_nodes is not None,
+        compress=args.compress,
+    )
+    settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
+    assemble(source, out, treatment, limit=options.limit, config=settings | {"format": format})
+    _report(out)
+    return 0
+
+
+def _limit(memory: str) -> int:
+    """Bytes that one array may take so that the process stays below `memory`."""
+    free = parse_size(memory) - _resident() - _RESERVE
+    if free < _LEAST:
+        least = (parse_size(memory) - free + _LEAST) >> 20
+        raise InputError(f"--memory must be at least {least + 1}MiB", value=memory)
+    return free // _SHARE
+
+
+def _resident() -> int:
+    """Bytes this process has in memory now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _options(args: argparse.Namespace, limit: int) -> Options:
+    for name, least in (("num_nodes", 1), ("skip_lines", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}", value=value)
+    weights = None
+    if args.edge_weights is not None:
+        weights = ArraySource(args.edge_weights).column(limit)
+    return Options(
+        columns=tuple(name.strip() for name in (args.columns or "").split(",") if name.strip()),
+        skip_lines=args.skip_lines,
+        num_nodes=args.num_nodes,
+        weights=not args.no_weights,
+        edge_weights=weights,
+        split_scheme=args.split_scheme,
+        ogb_root=args.ogb_root,
+        limit=limit,
+    )
+
+
+def _node_files(args: argparse.Namespace, options: Options) -> tuple[Nodes, int | None]:
+    typed: dict[int, Path] = {}
+    for text in args.typed_features:
+        kind, _, path = text.partition("=")
+        if not (kind.isascii() and kind.isdecimal() and path):
+            raise InputError("--typed-features takes T=FILE.npy with a number T", value=text)
+        typed[int(kind)] = Path(path)
+    return read_node_files(
+        features=args.features,
+        typed_features=typed,
+        labels=args.labels,
+        split=args.split,
+        types=args.types,
+        ids=args.ids,
+        options=options,
+    )
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold of an option."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _report(out: Path) -> None:
+    with GraphFile(out) as graph:
+        parts = [f"{graph.num_nodes:,} nodes", f"{graph.num_edges:,} edges"]
+        for number, what in (
+            (graph.num_features, "features"),
+            (graph.num_classes, "labels at once" if graph.multilabel else "classes"),
+            (graph.num_splits, "splits" if graph.num_splits > 1 else "split"),
+            (graph.num_relations, "relations"),
+            (graph.num_types, "node types"),
+        ):
+            if number:
+                parts.append(f"{number:,} {what}")
+    print(f"{out}: {', '.join(parts)}")

@@ -1,0 +1,88 @@
+"""Readers of other people's files; each gives a `Source`, which `assemble` makes into graph.h5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers import (
+    edge_list,
+    matrix_market,
+    metis,
+    npz,
+    ogb,
+    parquet,
+    planetoid,
+    triples,
+)
+from hpcgnn.storage.importers.reading import reading, require
+from hpcgnn.storage.importers.source import Options, Source
+
+FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
+_SEVERAL = ("edges", "parquet", "triples")
+
+
+def guess_format(path: Path) -> str:
+    """The format by the name of the file or folder.
+
+    Raises:
+        InputError: the name tells nothing.
+    """
+    name = path.name.removesuffix(".gz")
+    suffix = Path(name).suffix
+    if name.startswith("ind."):
+        return "planetoid"
+    if path.is_dir():
+        if any(path.glob("ind.*.graph")):
+            return "planetoid"
+        return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
+    if name.startswith("ogbn-") and not path.exists():
+        return "ogb"
+    if suffix == ".npz":
+        return "triples" if npz.is_triples(path) else "npz"
+    known = {
+        ".npy": "edges",
+        ".txt": "edges",
+        ".csv": "edges",
+        ".tsv": "edges",
+        ".el": "edges",
+        ".edges": "edges",
+        ".edgelist": "edges",
+        ".graph": "metis",
+        ".metis": "metis",
+        ".mtx": "mtx",
+        ".parquet": "parquet",
+        ".triples": "triples",
+    }
+    if suffix not in known:
+        raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
+    return known[suffix]
+
+
+def open_source(paths: list[Path], format: str | None, options: Options) -> tuple[Source, str]:
+    """The graph in these files, about to be read, and its format.
+
+    Raises:
+        InputError: unreadable, or not of the format.
+    """
+    format = format or guess_format(paths[0])
+    if len(paths) > 1 and format not in _SEVERAL:
+        raise InputError(f"the format {format} takes one source", file=paths[1])
+    for path in paths:
+        if format in ("edges", "metis", "mtx", "npz", "triples"):
+            require(path)
+        elif format == "parquet":
+            with reading(path):
+                path.stat()
+    path = paths[0]
+    source = {
+        "npz": lambda: npz.read_npz(path, options),
+        "edges": lambda: edge_list.read_edge_list(paths, options),
+        "planetoid": lambda: planetoid.read_planetoid(path, options),
+        "ogb": lambda: ogb.read_ogb(path, options),
+        "metis": lambda: metis.read_metis(path, options),
+        "mtx": lambda: matrix_market.read_matrix_market(path, options),
+        "parquet": lambda: parquet.read_parquet(paths, options),
+        "triples": lambda: triples.read_triples(paths, options),
+    }[format]()
+    return source, format

@@ -1,0 +1,201 @@
+"""NumPy arrays in .npy files and .npz members, read front to back in pieces and never unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.reading import reading, require
+from hpcgnn.storage.importers.source import PIECE_BYTES, Column
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class ArraySource:
+    """One array in a file: its shape and type at once, its values when asked for.
+
+    Args:
+        path: a .npy file, or an .npz file and the name of the `member`.
+
+    Raises:
+        InputError: unreadable, no array, or an array of Python objects.
+    """
+
+    def __init__(self, path: Path, member: str | None = None) -> None:
+        self.path = path
+        self.member = member
+        with self._open() as file:
+            self.shape, self.fortran, self.dtype = self._header(file)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def error(self, message: str, value: object = None) -> InputError:
+        return InputError(message, file=self.path, dataset=self.member, value=value)
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        with reading(self.path):
+            if self.member is None:
+                with self.path.open("rb") as file:
+                    yield file
+            else:
+                with zipfile.ZipFile(self.path) as archive:
+                    try:
+                        member = archive.open(f"{self.member}.npy")
+                    except (NotImplementedError, RuntimeError) as error:
+                        raise self.error(f"can't be unpacked: {error}") from None
+                    with member:
+                        yield cast(BinaryIO, member)
+
+    def _header(self, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+        try:
+            read = _HEADERS[np.lib.format.read_magic(file)]
+            shape, fortran, dtype = read(file)
+        except (OSError, EOFError):
+            raise
+        except Exception as error:  # the header is a Python literal: anything can be in there
+            reason = " ".join(str(error).split())[:120]
+            raise self.error(f"is no NumPy array file: {reason}") from None
+        if dtype.hasobject:
+            raise self.error("holds Python objects, which are not read: store plain numbers")
+        if any(length < 0 for length in shape) or dtype.names or dtype.shape or not dtype.itemsize:
+            raise self.error("must be a plain array of numbers", str(dtype))
+        return shape, fortran and len(shape) > 1, dtype
+
+    def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        """`count` items from item `first` on, in the order of the file, one-dimensional pieces."""
+        if self.dtype.kind not in "biuf":
+            raise self.error("must hold numbers", str(self.dtype))
+        left = (prod(self.shape) - first if count is None else count) * self.dtype.itemsize
+        step = PIECE_BYTES // self.dtype.itemsize * self.dtype.itemsize
+        with self._open() as file:
+            self._header(file)
+            self._skip(file, first * self.dtype.itemsize)
+            while left:
+                data = self._read(file, min(left, step))
+                left -= len(data)
+                yield np.frombuffer(data, self.dtype).astype(self.dtype.newbyteorder("="))
+
+    def _skip(self, file: BinaryIO, nbytes: int) -> None:
+        if self.member is None:
+            file.seek(nbytes, 1)
+            return
+        while nbytes:
+            nbytes -= len(self._read(file, min(nbytes, PIECE_BYTES)))
+
+    def _read(self, file: BinaryIO, nbytes: int) -> bytes:
+        parts: list[bytes] = []
+        missing = nbytes
+        while missing:
+            part = file.read(missing)
+            if not part:
+                raise self.error(f"is truncated: its header announces shape {self.shape}")
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def rows(self, limit: int) -> Iterator[np.ndarray]:
+        """The array in pieces along its first axis; Fortran order is loaded whole."""
+        if self.ndim == 0:
+            raise self.error("must have at least one dimension")
+        if self.fortran:
+            yield self.load(limit)
+            return
+        width = prod(self.shape[1:])
+        if width == 0 or self.shape[0] == 0:
+            yield np.empty(self.shape if prod(self.shape) == 0 else (0,), self.dtype)
+            return
+        if width * self.dtype.itemsize > limit:
+            raise self.error(f"has rows too wide for --memory: {self.shape}")
+        number = max(1, PIECE_BYTES // width // self.dtype.itemsize)
+        for piece in rechunk(self.flat(), number * width):
+            yield piece.reshape(-1, *self.shape[1:])
+
+    def load(self, limit: int) -> np.ndarray:
+        """The whole array, if it takes at most `limit` bytes."""
+        nbytes = prod(self.shape) * self.dtype.itemsize
+        if nbytes > limit:
+            raise self.error(f"takes {nbytes} bytes where {limit} fit: raise --memory")
+        parts = list(self.flat())
+        values = np.concatenate(parts) if parts else np.empty(0, self.dtype.newbyteorder("="))
+        return values.reshape(self.shape, order="F" if self.fortran else "C")
+
+    def column(self, limit: int) -> Column:
+        """The array as a column of the nodes."""
+        return Column(self.path, self.member or "array", self.rows(limit))
+
+
+class Archive:
+    """The arrays of an .npz file, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = require(path)
+        with reading(path), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+        if len(set(self.names)) != len(self.names):
+            raise InputError("holds two arrays of the same name", file=path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> ArraySource:
+        if name not in self.names:
+            raise InputError("no such array in the file", file=self.path, dataset=name)
+        return ArraySource(self.path, name)
+
+    def integer(self, name: str) -> int:
+        """A single integer."""
+        array = self[name]
+        if prod(array.shape) != 1 or array.dtype.kind not in "iu":
+            raise array.error("must be one integer", f"{array.dtype} {array.shape}")
+        return int(array.load(64).reshape(-1)[0])
+
+
+def rechunk(pieces: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in pieces of exactly `rows`, but for the last."""
+    held: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        while count + piece.shape[0] >= rows:
+            taken = rows - count
+            yield np.concatenate([*held, piece[:taken]]) if held else piece[:taken]
+            piece, held, count = piece[taken:], [], 0
+        if piece.shape[0]:
+            held.append(piece)
+            count += piece.shape[0]
+    if held:
+        yield np.concatenate(held)
+
+
+def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Pieces of several columns, cut at the same rows.
+
+    Raises:
+        ValueError: they end at different rows.
+    """
+    iterators = [iter(column) for column in columns]
+    held = [next(iterator, None) for iterator in iterators]
+    while all(piece is not None for piece in held):
+        arrays = [piece for piece in held if piece is not None]
+        rows = min(piece.shape[0] for piece in arrays)
+        if rows:
+            yield tuple(piece[:rows] for piece in arrays)
+        held = [
+            piece[rows:] if piece.shape[0] > rows else next(iterator, None)
+            for piece, iterator in zip(arrays, iterators, strict=True)
+        ]
+    if any(piece is not None for piece in held):
+        raise ValueError("columns of different lengths")

@@ -1,0 +1,252 @@
+"""From a source to graph.h5: edges are spooled, numbered, sorted by destination and written.
+
+Memory is bounded whatever the number of edges: they lie in a temporary folder beside the output.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.importers.columns import write_nodes
+from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
+from hpcgnn.storage.importers.rows import RowRules, row_pieces
+from hpcgnn.storage.importers.source import Column, Edges, Source, as_integers
+from hpcgnn.storage.importers.spool import Records, Scratch
+
+_FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
+_NODES_PER_EDGE = 64
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of the edges and features; None leaves the choice to the format.
+
+    Attributes:
+        symmetrise: add the missing reverses and remove duplicates.
+        self_loops: "keep", "remove", or "add" one where a node has none.
+        deduplicate: one edge per source, destination and relation.
+        duplicate_weights: "max" or "sum" of the weights (and features) of duplicates.
+        reverse: turn every edge round.
+        inverse_relations: add the reverse of every edge under relation r + R.
+        row_normalise: divide each row of the features by the sum of its absolute values.
+        trust_num_nodes: the user has named the number of nodes.
+    """
+
+    symmetrise: bool | None = None
+    self_loops: str | None = None
+    deduplicate: bool = False
+    duplicate_weights: str = "max"
+    reverse: bool = False
+    inverse_relations: bool = False
+    row_normalise: bool = False
+    trust_num_nodes: bool = False
+    compress: bool = False
+
+
+def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, config: dict) -> None:
+    """Write the graph; `limit` is the bytes of edges that are sorted in memory at a time.
+
+    Raises:
+        InputError: the source is not a graph; nothing is left under the name `out`.
+        OutputError: it can't be written.
+    """
+    with Scratch(out, limit) as scratch:
+        edges, relations = _spool(source, scratch, treatment)
+        num_nodes, table, edges = _number(source, edges, scratch)
+        _check_size(num_nodes, edges.count, source, out, treatment)
+        rules = _rules(source, treatment, relations)
+        edges = _arrange(edges, scratch, rules, relations)
+        with GraphWriter(
+            out,
+            num_nodes=num_nodes,
+            compress=treatment.compress,
+            config=config,
+            num_relations=rules.num_relations or None,
+            source=source.file,
+        ) as writer:
+            write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
+            for piece in row_pieces(edges, scratch, num_nodes, rules):
+                writer.append_rows(
+                    piece.counts, piece.indices, piece.weight, piece.relation, piece.edge_features
+                )
+            for ids in _original_ids(source, table, num_nodes, scratch):
+                writer.append_original_ids(ids)
+
+
+def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Records, int]:
+    """All edges, checked, and the number of relations."""
+    records: Records | None = None
+    relations = source.num_relations or 0
+    for edges in source.edges:
+        dtype = _dtype(edges)
+        if records is None:
+            records = scratch.records(dtype)
+        elif records.dtype != dtype:
+            raise InputError("all edges must have the same columns", file=source.file)
+        out = np.zeros(edges.source.shape[0], dtype)
+        _copy_ends(out, edges, source, treatment.reverse)
+        if edges.weight is not None:
+            out["weight"] = _finite(edges.weight, edges, source, "weight")
+        if edges.features is not None:
+            out["features"] = _finite(edges.features, edges, source, "edge features")
+        if edges.relation is not None:
+            top = source.num_relations or 1 << 30
+            _check_range(edges.relation, top, edges, source, "relation")
+            out["relation"] = edges.relation
+            if source.num_relations is None:
+                relations = max(relations, 1 + int(edges.relation.max(initial=-1)))
+        records.append(out)
+    if records is None:
+        records = scratch.records(_dtype(None))
+    if source.num_relations is None and relations > max(1 << 16, records.count):
+        raise InputError(
+            f"relations are numbered from 0, and there are only {records.count} edges",
+            file=source.file,
+            value=relations - 1,
+        )
+    return records, relations
+
+
+def _dtype(edges: Edges | None) -> np.dtype:
+    fields: list[tuple] = [("source", np.int64), ("destination", np.int64)]
+    if edges is not None and edges.weight is not None:
+        fields.append(("weight", np.float32))
+    if edges is not None and edges.relation is not None:
+        fields.append(("relation", np.int32))
+    if edges is not None and edges.features is not None:
+        fields.append(("features", np.float32, (edges.features.shape[1],)))
+    return np.dtype(fields)
+
+
+def _copy_ends(out: np.ndarray, edges: Edges, source: Source, reverse: bool) -> None:
+    top = np.iinfo(np.int64).max if source.num_nodes is None else source.num_nodes
+    for name in ("source", "destination"):
+        values = getattr(edges, name)
+        _check_range(values, top, edges, source, name)
+        turned = {"source": "destination", "destination": "source"}[name]
+        out[turned if reverse else name] = values
+
+
+def _check_range(values: np.ndarray, top: int, edges: Edges, source: Source, what: str) -> None:
+    if values.size == 0 or (values.min() >= 0 and values.max() < top):
+        return
+    k = int(np.argmax((values < 0) | (values >= top)))
+    message = f"{what} must not be negative" if values[k] < 0 else f"{what} must be below {top}"
+    raise InputError(message, file=source.file, dataset=edges.place(k), value=int(values[k]))
+
+
+def _finite(values: np.ndarray, edges: Edges, source: Source, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out = values.astype(np.float32)
+    bad = ~np.isfinite(out)
+    if bad.any():
+        at = np.argwhere(bad)[0]
+        raise InputError(
+            f"{what} must be a finite float32",
+            file=source.file,
+            dataset=edges.place(int(at[0])),
+            value=float(values[tuple(at)]),
+        )
+    return out
+
+
+def _number(
+    source: Source, edges: Records, scratch: Scratch
+) -> tuple[int, IdTable | None, Records]:
+    """Number of nodes, the table of their ids where they are not rows, the edges between rows."""
+    if source.num_nodes is not None:
+        return source.num_nodes, None, edges
+    named = source.nodes.ids
+    table = distinct(edges, scratch) if named is None else given(named, scratch)
+    if table.count == 0:
+        raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
+    if named is not None or not table.consecutive:
+        column = named or Column(source.file, "ids", iter(()))
+        edges = rows_of_edges(edges, table, scratch, column)
+    return table.count, None if table.consecutive else table, edges
+
+
+def _check_size(
+    num_nodes: int, num_edges: int, source: Source, out: Path, treatment: Treatment
+) -> None:
+    """Refuse a number of nodes that only a damaged header can have meant."""
+    if num_nodes < 1:
+        raise InputError("a graph needs at least one node", file=source.file, value=num_nodes)
+    announced = source.nodes.labels is None and source.nodes.features is None
+    too_many = num_nodes > _FREE_NODES + _NODES_PER_EDGE * num_edges
+    if announced and too_many and not treatment.trust_num_nodes:
+        raise InputError(
+            f"announces {num_nodes} nodes but has {num_edges} edges: if this is meant,"
+            f" say --num-nodes {num_nodes}",
+            file=source.file,
+        )
+    needed = 8 * (num_nodes + 1) + 4 * num_edges
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise InputError(
+            f"{num_nodes} nodes and {num_edges} edges need {needed} bytes, {out.parent} has {free}",
+            file=source.file,
+        )
+
+
+def _rules(source: Source, treatment: Treatment, relations: int) -> RowRules:
+    symmetrise = source.symmetrise if treatment.symmetrise is None else treatment.symmetrise
+    loops = source.self_loops if treatment.self_loops is None else treatment.self_loops
+    if treatment.inverse_relations and not relations:
+        raise InputError("has no relations: leave out --inverse-relations", file=source.file)
+    if treatment.inverse_relations and symmetrise:
+        raise InputError(
+            "edges are either symmetrised or given inverse relations: choose one", file=source.file
+        )
+    if relations and loops == "add":
+        raise InputError(
+            "a self-loop would need a relation of its own: leave out --self-loops add",
+            file=source.file,
+        )
+    return RowRules(
+        symmetrise=symmetrise,
+        self_loops=loops,
+        deduplicate=symmetrise or treatment.deduplicate,
+        combine=treatment.duplicate_weights,
+        num_relations=relations * (2 if treatment.inverse_relations else 1),
+    )
+
+
+def _arrange(edges: Records, scratch: Scratch, rules: RowRules, relations: int) -> Records:
+    """The edges with their reverses and without self-loops, as asked for."""
+    inverse = rules.num_relations > relations
+    if not (rules.symmetrise or inverse or rules.self_loops == "remove"):
+        return edges
+    out = scratch.records(edges.dtype)
+    for piece in edges.pieces():
+        if rules.self_loops == "remove":
+            piece = piece[piece["source"] != piece["destination"]]
+        out.append(piece)
+        if rules.symmetrise or inverse:
+            turned = piece.copy()
+            turned["source"], turned["destination"] = piece["destination"], piece["source"]
+            if inverse:
+                turned["relation"] += relations
+            else:
+                turned = turned[turned["source"] != turned["destination"]]
+            out.append(turned)
+    edges.drop()
+    return out
+
+
+def _original_ids(
+    source: Source, table: IdTable | None, num_nodes: int, scratch: Scratch
+) -> Iterator[np.ndarray]:
+    if table is not None:
+        yield from ids_by_row(table, scratch)
+    elif source.nodes.ids is not None and source.num_nodes is not None:
+        column = source.nodes.ids
+        for piece in column.pieces:
+            yield as_integers(piece, column).reshape(-1)

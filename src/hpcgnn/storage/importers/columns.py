@@ -1,0 +1,240 @@
+"""Checking the columns of the nodes and handing them to the writer, in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.importers.source import (
+    Column,
+    Nodes,
+    SparseColumn,
+    SparsePiece,
+    Split,
+    as_integers,
+)
+
+MAX_CLASSES = 1 << 20
+MAX_TYPES = 1 << 16
+_ROWS = 1 << 18
+_CODES = {"train": 1, "valid": 2, "test": 3}
+
+
+def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise: bool) -> None:
+    """All columns but the original ids; `normalise` divides each row of features by its sum.
+
+    Raises:
+        InputError: a column of another length than `num_nodes`, or a value that has no meaning.
+    """
+    if isinstance(nodes.features, SparseColumn):
+        for piece in _sparse_features(nodes.features, num_nodes, normalise):
+            width = nodes.features.width
+            writer.append_sparse_features(piece.counts, piece.indices, piece.data, width)
+    elif nodes.features is not None:
+        for rows in _features(nodes.features, num_nodes, normalise):
+            writer.append_features(rows)
+    if nodes.labels is not None:
+        for rows in _labels(nodes.labels, num_nodes):
+            writer.append_labels(rows)
+    if nodes.split is not None:
+        for rows in split_codes(nodes.split, num_nodes):
+            writer.append_split(rows)
+    _write_types(writer, nodes, num_nodes, normalise)
+
+
+def _write_types(writer: GraphWriter, nodes: Nodes, num_nodes: int, normalise: bool) -> None:
+    if nodes.types is None:
+        for column in nodes.typed_features.values():
+            raise column.error("features by type need the types of the nodes: give them too")
+        return
+    population = np.zeros(0, np.int64)
+    for rows in _counted(nodes.types, num_nodes):
+        types = _vector(as_integers(rows, nodes.types), nodes.types)
+        _check_bounds(types, 0, MAX_TYPES, nodes.types, "node types")
+        writer.append_types(types)
+        population = _add(population, np.bincount(types))
+    for kind, column in sorted(nodes.typed_features.items()):
+        number = int(population[kind]) if kind < population.shape[0] else 0
+        for rows in _features(column, number, normalise):
+            writer.append_typed_features(kind, rows)
+
+
+def _counted(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
+    """The pieces, once their number of rows is known not to exceed `num_nodes`."""
+    count = 0
+    for rows in column.pieces:
+        count += rows.shape[0]
+        if count > num_nodes:
+            break
+        yield rows
+    if count != num_nodes:
+        more = "more" if count > num_nodes else "fewer"
+        raise column.error(f"has {more} rows than there are nodes ({num_nodes})", count)
+
+
+def _features(column: Column, num_nodes: int, normalise: bool) -> Iterator[np.ndarray]:
+    first = 0
+    for rows in _counted(column, num_nodes):
+        if rows.ndim == 1:
+            rows = rows[:, None]
+        if rows.ndim != 2 or rows.dtype.kind not in "biuf" or rows.shape[1] == 0:
+            raise column.error("features must be numbers of shape [nodes, width]", rows.shape)
+        out = rows if rows.dtype == np.float16 else _float32(rows)
+        _check_finite(out, rows, column, first)
+        if normalise:
+            total = np.abs(out).sum(axis=1, keepdims=True, dtype=np.float64)
+            out = (out / np.where(total == 0, 1, total)).astype(out.dtype)
+        first += rows.shape[0]
+        yield out
+
+
+def _sparse_features(
+    column: SparseColumn, num_nodes: int, normalise: bool
+) -> Iterator[SparsePiece]:
+    count = 0
+    for piece in column.pieces:
+        rows = np.repeat(np.arange(piece.counts.shape[0]), piece.counts)
+        bad = (piece.indices < 0) | (piece.indices >= column.width)
+        if bad.any():
+            k = int(np.argmax(bad))
+            raise column.error(
+                f"row {count + rows[k]}: columns are 0 .. {column.width - 1}", piece.indices[k]
+            )
+        data = _float32(piece.data)
+        wrong = ~np.isfinite(data)
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            raise column.error(f"row {count + rows[k]} is not a finite float32", piece.data[k])
+        if normalise:
+            total = np.bincount(rows, np.abs(data), minlength=piece.counts.shape[0])
+            data = (data / np.where(total == 0, 1, total)[rows]).astype(np.float32)
+        count += piece.counts.shape[0]
+        yield SparsePiece(piece.counts, piece.indices, data)
+    if count != num_nodes:
+        raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
+
+
+def _labels(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
+    for rows in _counted(column, num_nodes):
+        if rows.ndim == 2 and rows.shape[1] == 1:
+            rows = rows[:, 0]
+        if rows.ndim not in (1, 2) or rows.shape[1:] == (0,):
+            raise column.error("labels must have shape [nodes] or [nodes, labels]", rows.shape)
+        labels = as_integers(rows, column)
+        top = MAX_CLASSES if labels.ndim == 1 else 2
+        _check_bounds(labels, -1, top, column, "labels (-1: unknown)")
+        yield labels
+
+
+def split_codes(split: Split, num_nodes: int) -> Iterator[np.ndarray]:
+    """int8 [n, S] pieces: 0 none, 1 train, 2 valid, 3 test.
+
+    Raises:
+        InputError: an index outside the graph, masks of another length, a node in two sets.
+    """
+    if split.codes is not None:
+        yield _given_codes(split.file, split.codes, num_nodes)
+        return
+    sets = {name: _NodeSet(split, name, num_nodes) for name in split.parts}
+    number = max(part.number for part in sets.values())
+    for name, part in sets.items():
+        if part.number not in (1, number):
+            raise InputError(
+                f"has {part.number} splits, another set has {number}", file=split.file, dataset=name
+            )
+    for low in range(0, num_nodes, _ROWS):
+        out = np.zeros((min(_ROWS, num_nodes - low), number), np.int8)
+        for name, part in sets.items():
+            mask = np.broadcast_to(part.mask(low, low + out.shape[0]), out.shape)
+            if (out[mask] > 0).any():
+                row = low + int(np.argwhere((out > 0) & mask)[0, 0])
+                raise InputError(
+                    "node is in two sets of one split", file=split.file, dataset=name, value=row
+                )
+            out[mask] = _CODES[name]
+        yield out
+
+
+def _given_codes(file: Path, values: np.ndarray, num_nodes: int) -> np.ndarray:
+    column = Column(file, "split", iter(()))
+    codes = as_integers(values, column)
+    _check_bounds(codes, 0, 4, column, "codes (none, train, valid, test)")
+    if codes.ndim not in (1, 2) or codes.shape[0] != num_nodes or codes.shape[1:] == (0,):
+        raise column.error(f"must have shape [{num_nodes}] or [{num_nodes}, splits]", codes.shape)
+    return codes.astype(np.int8).reshape(num_nodes, -1)
+
+
+class _NodeSet:
+    """One of train, valid and test: masks [N], [S, N] or [N, S], or a list of indices."""
+
+    def __init__(self, split: Split, name: str, num_nodes: int) -> None:
+        values = split.parts[name]
+        column = Column(split.file, name, iter(()))
+        self._masks: np.ndarray | None = None
+        self._indices = np.empty(0, np.int64)
+        self.number = 1
+        if values.dtype.kind == "b":
+            if values.ndim == 1:
+                values = values[None]
+            if values.ndim == 2 and values.shape[1] != num_nodes:
+                values = values.T
+            if values.ndim != 2 or values.shape[1] != num_nodes or not values.shape[0]:
+                raise column.error(
+                    f"masks must have shape [{num_nodes}] or [splits, {num_nodes}]",
+                    split.parts[name].shape,
+                )
+            self._masks, self.number = values, values.shape[0]
+        elif values.ndim == 1 and (values.dtype.kind in "iu" or not values.size):
+            _check_bounds(values, 0, num_nodes, column, "node indices")
+            self._indices = np.sort(as_integers(values, column))
+        else:
+            raise column.error(
+                "must be masks or one list of node indices", f"{values.dtype} {values.shape}"
+            )
+
+    def mask(self, low: int, high: int) -> np.ndarray:
+        """bool [high - low, S]"""
+        if self._masks is not None:
+            return self._masks[:, low:high].T
+        first, end = np.searchsorted(self._indices, (low, high))
+        out = np.zeros((high - low, 1), bool)
+        out[self._indices[first:end] - low] = True
+        return out
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def _check_finite(out: np.ndarray, given: np.ndarray, column: Column, first: int) -> None:
+    if not np.isfinite(out).all():
+        row, place = (int(k) for k in np.argwhere(~np.isfinite(out))[0])
+        raise column.error(
+            f"row {first + row}, column {place} is not a finite float32", given[row, place]
+        )
+
+
+def _check_bounds(values: np.ndarray, low: int, high: int, column: Column, what: str) -> None:
+    bad = (values < low) | (values >= high)
+    if bad.any():
+        raise column.error(f"{what} lie in {low} .. {high - 1}", values[bad].flat[0])
+
+
+def _vector(values: np.ndarray, column: Column) -> np.ndarray:
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise column.error("must have one value per node", values.shape)
+    return values
+
+
+def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    out = np.zeros(max(a.shape[0], b.shape[0]), np.int64)
+    out[: a.shape[0]] += a
+    out[: b.shape[0]] += b
+    return out

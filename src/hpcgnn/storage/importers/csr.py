@@ -1,0 +1,108 @@
+"""Compressed sparse rows in .npz members, read in step with their row pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hpcgnn.storage.importers.arrays import ArraySource, together
+from hpcgnn.storage.importers.source import SparsePiece, as_integers
+
+_ENTRIES = 1 << 18
+
+
+def _pointer_pieces(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and int64 [k+1] pointers of consecutive rows, checked to rise from 0 to `total`."""
+    last = 0
+    first_row = -1
+    column = indptr.column(0)
+    for raw in indptr.flat():
+        piece = as_integers(raw, column)
+        if first_row < 0 and piece[0] != 0:
+            raise indptr.error("row pointers must start at 0", int(piece[0]))
+        bounds = piece if first_row < 0 else np.concatenate([[last], piece])
+        falls = np.flatnonzero(bounds[1:] < bounds[:-1])
+        if falls.shape[0]:
+            row = max(first_row, 0) + int(falls[0])
+            raise indptr.error(f"row pointers fall after row {row}", int(bounds[falls[0] + 1]))
+        if bounds[-1] > total:
+            raise indptr.error(f"points beyond the {total} entries", int(bounds[-1]))
+        yield max(first_row, 0), bounds
+        first_row = max(first_row, 0) + bounds.shape[0] - 1
+        last = int(bounds[-1])
+    if last != total:
+        raise indptr.error(f"row pointers must end at the number of entries, {total}", last)
+
+
+def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]:
+    """int64 [k, 2] pieces of (row, column).
+
+    Raises:
+        InputError: pointers that fall or don't end at the number of entries.
+    """
+    column = indices.column(0)
+    pointers = _pointer_pieces(indptr, indices.shape[0])
+    first_row, bounds = 0, np.zeros(1, np.int64)
+    first = 0
+    for piece in indices.flat():
+        end = first + piece.shape[0]
+        parts = []
+        while True:
+            rows = np.arange(first_row, first_row + bounds.shape[0] - 1)
+            cut = np.clip(bounds, first, end)
+            parts.append(np.repeat(rows, cut[1:] - cut[:-1]))
+            if bounds[-1] >= end:
+                break
+            first_row, bounds = next(pointers)  # raises where they don't reach the total
+        yield np.stack([np.concatenate(parts), as_integers(piece, column)], axis=1)
+        first = end
+    for _ in pointers:
+        pass
+
+
+def sparse_rows(
+    indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int
+) -> Iterator[SparsePiece]:
+    """Whole rows with about a quarter million entries in each piece.
+
+    Raises:
+        InputError: bad pointers, or a row of more than `width` entries.
+    """
+    tape = _Tape(together(indices.flat(), data.flat()))
+    for first_row, bounds in _pointer_pieces(indptr, indices.shape[0]):
+        low, number = 0, bounds.shape[0] - 1
+        while low < number:
+            fits = int(np.searchsorted(bounds, bounds[low] + _ENTRIES, side="right")) - 1
+            high = min(number, max(low + 1, fits))
+            counts = np.diff(bounds[low : high + 1])
+            if counts.max() > width:
+                row = first_row + low + int(np.argmax(counts))
+                raise indptr.error(f"row {row} has more than {width} entries", int(counts.max()))
+            columns, values = tape.take(int(bounds[high] - bounds[low]))
+            yield SparsePiece(counts, as_integers(columns, indices.column(0)), values)
+            low = high
+
+
+class _Tape:
+    """Takes any number of rows off pieces of two columns."""
+
+    def __init__(self, pieces: Iterator[tuple[np.ndarray, ...]]) -> None:
+        self._pieces = pieces
+        self._held: tuple[np.ndarray, ...] = ()
+
+    def take(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        while not self._held or self._held[0].shape[0] < number:
+            following = next(self._pieces, None)
+            if following is None:
+                break
+            self._held = (
+                tuple(np.concatenate(pair) for pair in zip(self._held, following, strict=True))
+                if self._held
+                else following
+            )
+        if not self._held:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        taken = tuple(array[:number] for array in self._held)
+        self._held = tuple(array[number:] for array in self._held)
+        return taken[0], taken[1]

@@ -1,0 +1,132 @@
+"""From the ids a source uses to rows 0 .. N - 1, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.source import Column, as_integers
+from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+
+_ID = np.dtype([("id", np.int64)])
+_ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
+
+
+@dataclass
+class IdTable:
+    """The ids in ascending order, each with its row.
+
+    Attributes:
+        consecutive: the ids are 0 .. N - 1 and each is its own row.
+    """
+
+    entries: Records
+    consecutive: bool
+
+    @property
+    def count(self) -> int:
+        return self.entries.count
+
+
+def distinct(edges: Records, scratch: Scratch) -> IdTable:
+    """Number the ids at the ends of the edges in ascending order."""
+    ids = scratch.records(_ID)
+    for piece in edges.pieces():
+        ids.append(np.unique(np.concatenate([piece["source"], piece["destination"]])).view(_ID))
+    entries = scratch.records(_ENTRY)
+    largest = -1
+    for slab in sorted_slabs(ids, scratch, ("id",), whole=False):
+        found = np.unique(slab["id"])
+        found = found[found > largest]
+        if found.shape[0]:
+            rows = np.arange(entries.count, entries.count + found.shape[0])
+            entries.append(_entries(found, rows))
+            largest = int(found[-1])
+    return IdTable(entries, consecutive=largest == entries.count - 1)
+
+
+def given(column: Column, scratch: Scratch) -> IdTable:
+    """The table of a list that names the nodes row by row.
+
+    Raises:
+        InputError: negative, listed twice, or no integers.
+    """
+    listed = scratch.records(_ENTRY)
+    consecutive = True
+    for piece in column.pieces:
+        found = as_integers(piece, column).reshape(-1)
+        if found.size and found.min() < 0:
+            raise column.error("ids must not be negative", found.min())
+        rows = np.arange(listed.count, listed.count + found.shape[0])
+        consecutive = consecutive and bool((found == rows).all())
+        listed.append(_entries(found, rows))
+    entries = scratch.records(_ENTRY)
+    last = -1
+    for slab in sorted_slabs(listed, scratch, ("id",), whole=False):
+        twice = np.flatnonzero(np.diff(slab["id"], prepend=last) == 0)
+        if twice.shape[0]:
+            raise column.error("is listed twice", slab["id"][twice[0]])
+        last = slab["id"][-1]
+        entries.append(slab)
+    return IdTable(entries, consecutive)
+
+
+def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
+    """The edges with rows in the place of ids; `edges` are dropped."""
+    for field in ("source", "destination"):
+        translated = scratch.records(edges.dtype)
+        for slab in _translate(edges, field, table, scratch, column):
+            translated.append(slab)
+        edges = translated
+    return edges
+
+
+def ids_by_row(table: IdTable, scratch: Scratch) -> Iterator[np.ndarray]:
+    """int64 pieces: the id of row 0, 1, 2, ...; the table is dropped."""
+    for slab in sorted_slabs(table.entries, scratch, ("row",), whole=False):
+        yield slab["id"]
+
+
+def _entries(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    out = np.empty(ids.shape[0], _ENTRY)
+    out["id"], out["row"] = ids, rows
+    return out
+
+
+def _translate(
+    edges: Records, field: str, table: IdTable, scratch: Scratch, column: Column
+) -> Iterator[np.ndarray]:
+    """Sort by `field` and walk along the table, so that only a piece of either is in memory."""
+    pieces = table.entries.pieces()
+    piece = next(pieces, np.empty(0, _ENTRY))
+    for slab in sorted_slabs(edges, scratch, (field,), whole=False):
+        ids = np.ascontiguousarray(slab[field])
+        out = slab.copy()
+        first = 0
+        while first < ids.shape[0]:
+            last = first
+            if piece.shape[0]:
+                last = first + int(np.searchsorted(ids[first:], piece["id"][-1], side="right"))
+            at = np.searchsorted(piece["id"], ids[first:last])
+            _check_known(ids[first:last], piece["id"][at], column)
+            out[field][first:last] = piece["row"][at]
+            first = last
+            if first < ids.shape[0]:
+                following = next(pieces, None)
+                if following is None:
+                    raise _unknown(ids[first], column)
+                piece = following
+        yield out
+
+
+def _check_known(ids: np.ndarray, found: np.ndarray, column: Column) -> None:
+    wrong = ids != found
+    if wrong.any():
+        raise _unknown(ids[np.argmax(wrong)], column)
+
+
+def _unknown(value: np.int64, column: Column) -> InputError:
+    return column.error("an edge ends at a node that is not listed here", value)

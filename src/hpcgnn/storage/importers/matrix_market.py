@@ -1,0 +1,117 @@
+"""MatrixMarket coordinate files: entry (i, j) is an edge from i to j."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.reading import open_binary
+from hpcgnn.storage.importers.source import Edges, Options, Source
+from hpcgnn.storage.importers.text import Block, Table, blocks_of
+
+_MAX_LINE = 1 << 16
+_FIELDS: list[tuple[str, type]] = [("i", np.int64), ("j", np.int64), ("value", np.float64)]
+_KINDS = ("real", "integer", "pattern")
+_SYMMETRIES = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
+
+
+def read_matrix_market(path: Path, options: Options) -> Source:
+    """The graph of a square sparse matrix; symmetric ones are stored with both directions.
+
+    Raises:
+        InputError: another kind of matrix, not square, or the line that is wrong.
+    """
+    with open_binary(path) as file:
+        _, _, size, _ = _header(file, path)
+    return Source(path, _entries(path, options), num_nodes=size)
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[list[str], tuple[int, int], int, int]:
+    """Kind and symmetry, (number of entries, line they start on), N, sign of the mirror image."""
+    first = _line(file, path, 1).lower().split()
+    if first[:2] != ["%%matrixmarket", "matrix"] or len(first) != 5:
+        raise InputError(
+            "must start with %%MatrixMarket matrix", file=path, dataset="line 1", value=first[:5]
+        )
+    if first[2] != "coordinate" or first[3] not in _KINDS or first[4] not in _SYMMETRIES:
+        raise InputError(
+            f"must be coordinate, one of {', '.join(_KINDS)}, one of {', '.join(_SYMMETRIES)}",
+            file=path,
+            dataset="line 1",
+            value=" ".join(first[2:]),
+        )
+    number = 2
+    while (line := _line(file, path, number)).startswith("%") or not line.strip():
+        number += 1
+    sizes = line.split()
+    if len(sizes) != 3 or not all(word.isascii() and word.isdecimal() for word in sizes):
+        raise InputError(
+            "must be three sizes: rows, columns, entries",
+            file=path,
+            dataset=f"line {number}",
+            value=line.strip()[:60],
+        )
+    rows, columns, entries = (int(word[:30]) for word in sizes)
+    if rows != columns or not 0 < rows < 1 << 56:
+        raise InputError(
+            "a graph is a square matrix", file=path, dataset=f"line {number}", value=(rows, columns)
+        )
+    return first, (entries, number + 1), rows, _SYMMETRIES[first[4]]
+
+
+def _line(file: BinaryIO, path: Path, number: int) -> str:
+    line = file.readline(_MAX_LINE)
+    if not line or len(line) == _MAX_LINE:
+        problem = "longer than any header line" if line else "the file ends in its header"
+        raise InputError(problem, file=path, dataset=f"line {number}")
+    return line.decode("latin1")
+
+
+def _entries(path: Path, options: Options) -> Iterator[Edges]:
+    with open_binary(path) as file:
+        words, (announced, first), size, mirror = _header(file, path)
+        table = Table(_FIELDS[: 2 if words[3] == "pattern" else 3], comments=(b"%",))
+        found = 0
+        for block in blocks_of(file, path, first):
+            rows = table.parse(block)
+            found += rows.shape[0]
+            if found > announced:
+                break
+            _check(rows, size, table, block)
+            yield from _edges(rows, table, block, mirror, options)
+    if found != announced:
+        more = "more" if found > announced else f"only {found}"
+        raise InputError(f"has {more} entries where its header announces {announced}", file=path)
+
+
+def _check(rows: np.ndarray, size: int, table: Table, block: Block) -> None:
+    for name in ("i", "j"):
+        bad = (rows[name] < 1) | (rows[name] > size)
+        if bad.any():
+            k = int(np.argmax(bad))
+            raise InputError(
+                f"{name} lies in 1 .. {size}",
+                file=block.file,
+                dataset=table.place(block, k),
+                value=int(rows[name][k]),
+            )
+
+
+def _edges(
+    rows: np.ndarray, table: Table, block: Block, mirror: int, options: Options
+) -> Iterator[Edges]:
+    i, j = rows["i"] - 1, rows["j"] - 1
+    value = rows["value"] if options.weights and "value" in (rows.dtype.names or ()) else None
+    yield Edges(i, j, place=lambda k: table.place(block, k), weight=value)
+    if mirror:
+        other = np.flatnonzero(i != j)
+        yield Edges(
+            j[other],
+            i[other],
+            place=lambda k: table.place(block, int(other[k])),
+            weight=None if value is None else mirror * value[other],
+        )

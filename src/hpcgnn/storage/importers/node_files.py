@@ -1,0 +1,74 @@
+"""Columns of the nodes in files of their own: --features, --labels, --split, --types, --ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.arrays import Archive, ArraySource
+from hpcgnn.storage.importers.npz import read_sparse_features, split_from
+from hpcgnn.storage.importers.source import Nodes, Options, Source, Split
+
+
+def read_node_files(
+    *,
+    features: Path | None = None,
+    typed_features: dict[int, Path] | None = None,
+    labels: Path | None = None,
+    split: Path | None = None,
+    types: Path | None = None,
+    ids: Path | None = None,
+    options: Options,
+) -> tuple[Nodes, int | None]:
+    """The columns in these files (.npy; features also .npz of `scipy.sparse.save_npz`; split also
+    .npz with `train`, `valid`, `test`), and the number of nodes they speak of.
+
+    Raises:
+        InputError: unreadable, or files that disagree on the number of nodes.
+    """
+    nodes = Nodes()
+    known: dict[Path, int] = {}
+    if features is not None and features.suffix == ".npz":
+        nodes.features, known[features] = read_sparse_features(features)
+        features = None
+    for name, path in (("features", features), ("labels", labels), ("types", types), ("ids", ids)):
+        if path is not None:
+            array = _array(path)
+            known[path] = array.shape[0]
+            setattr(nodes, name, array.column(options.limit))
+    for kind, path in (typed_features or {}).items():
+        nodes.typed_features[kind] = _array(path).column(options.limit)
+    if split is not None and split.suffix == ".npz":
+        nodes.split = split_from(Archive(split), options)
+        if nodes.split is None:
+            raise InputError("has none of train, valid and test", file=split)
+    elif split is not None:
+        array = _array(split)
+        known[split] = array.shape[0]
+        nodes.split = Split(split, codes=array.load(options.limit))
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{path.name} {number}" for path, number in known.items())
+        raise InputError(f"the files disagree on the number of nodes: {listed}")
+    return nodes, next(iter(known.values()), None)
+
+
+def _array(path: Path) -> ArraySource:
+    array = ArraySource(path)
+    if array.ndim == 0:
+        raise array.error("must have a value or a row for each node", array.shape)
+    return array
+
+
+def attach(source: Source, nodes: Nodes, known: int | None, options: Options) -> None:
+    """Give the source these columns, and settle the number of nodes.
+
+    Raises:
+        InputError: the columns, the source and `options.num_nodes` disagree.
+    """
+    wanted = known if options.num_nodes is None else options.num_nodes
+    for number, whose in ((known, "the files of node columns"), (source.num_nodes, "the source")):
+        if None not in (number, wanted) and number != wanted:
+            raise InputError(f"{whose} speak of {number} nodes, not {wanted}", file=source.file)
+    if source.num_nodes is None and nodes.ids is None:
+        source.num_nodes = wanted
+    source.nodes.update(nodes)

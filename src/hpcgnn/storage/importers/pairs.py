@@ -1,0 +1,84 @@
+"""Edges whose two ends, weights, relations and features come as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
+from hpcgnn.storage.importers.source import Column, Edges, as_integers
+
+
+def edges_from(
+    ends: Column,
+    *,
+    weight: Column | None = None,
+    relation: Column | None = None,
+    features: Column | None = None,
+) -> Iterator[Edges]:
+    """Edges from the rows [source, destination] of `ends` and columns of the same length.
+
+    Raises:
+        InputError: columns of different lengths, or ends that are no integers.
+    """
+    extras = [column for column in (weight, relation, features) if column is not None]
+    first = 0
+    try:
+        for pair, *rest in together(ends.pieces, *(column.pieces for column in extras)):
+            values = dict(zip(map(id, extras), rest, strict=True))
+            integers = as_integers(pair, ends)
+            yield Edges(
+                integers[:, 0],
+                integers[:, 1],
+                place=lambda k, first=first: f"{ends.name}, edge {first + k}",  # type: ignore[misc]
+                weight=_floats(values.get(id(weight)), weight, 1),
+                relation=None if relation is None else as_integers(values[id(relation)], relation),
+                features=_floats(values.get(id(features)), features, 2),
+            )
+            first += pair.shape[0]
+    except ValueError:
+        names = ", ".join(column.name for column in (ends, *extras))
+        raise InputError(f"must have the same number of edges: {names}", file=ends.file) from None
+
+
+def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.ndarray | None:
+    if values is None or column is None:
+        return None
+    if values.ndim == 2 and ndim == 1 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != ndim or values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
+        raise column.error(f"must be numbers in {ndim} dimensions, one row per edge", values.shape)
+    return values
+
+
+def pair_column(array: ArraySource, limit: int) -> Column:
+    """[k, 2] pieces of an array [2, E] or [E, 2]; [2, 2] is read as [2, E]."""
+    if array.ndim != 2 or 2 not in array.shape:
+        raise array.error("must have shape [2, E] or [E, 2]", array.shape)
+    by_row = array.shape[0] != 2
+    name = array.member or "array"
+    if by_row != array.fortran:  # source and destination of an edge stand side by side
+        pieces = (flat.reshape(-1, 2) for flat in rechunk(array.flat(), 1 << 19))
+        return Column(array.path, name, pieces)
+    number = array.shape[0] if by_row else array.shape[1]
+    return two_columns(array.path, name, array.flat(0, number), array.flat(number, number))
+
+
+def two_columns(
+    file: Path, name: str, sources: Iterator[np.ndarray], destinations: Iterator[np.ndarray]
+) -> Column:
+    """[k, 2] pieces of two columns."""
+    pieces = (np.stack(pair, axis=1) for pair in together(sources, destinations))
+    return Column(file, name, pieces)
+
+
+def array_pair(source: Path, destination: Path) -> Column:
+    """Two .npy files of one dimension and the same length."""
+    arrays = ArraySource(source), ArraySource(destination)
+    for array in arrays:
+        if array.ndim != 1 or array.shape != arrays[0].shape:
+            raise array.error(f"must have one dimension, as long as {source.name}", array.shape)
+    return two_columns(source, f"with {destination.name}", arrays[0].flat(), arrays[1].flat())

@@ -1,0 +1,159 @@
+"""What an importer hands over: the edges and the columns of the nodes, in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+
+PIECE_BYTES = 4 << 20
+
+
+@dataclass
+class Edges:
+    """A piece of the edge list; `place(k)` says where in the source edge k stands."""
+
+    source: np.ndarray  # int64 [E]
+    destination: np.ndarray  # int64 [E]
+    place: Callable[[int], str]
+    weight: np.ndarray | None = None  # float [E]
+    relation: np.ndarray | None = None  # int64 [E]
+    features: np.ndarray | None = None  # float [E, D]
+
+
+@dataclass
+class Column:
+    """One value or row of values per node; `file` and `name` are what errors speak of."""
+
+    file: Path
+    name: str
+    pieces: Iterator[np.ndarray]
+
+    def error(self, message: str, value: object = None) -> InputError:
+        if isinstance(value, np.generic):
+            value = value.item()
+        return InputError(message, file=self.file, dataset=self.name, value=value)
+
+
+@dataclass
+class SparsePiece:
+    """Rows of a sparse matrix: row k has the next `counts[k]` entries."""
+
+    counts: np.ndarray  # int64 [n]
+    indices: np.ndarray  # int64 [z]
+    data: np.ndarray  # float [z]
+
+
+@dataclass
+class SparseColumn:
+    """Sparse node features of `width` columns."""
+
+    file: Path
+    name: str
+    width: int
+    pieces: Iterator[SparsePiece]
+
+    def error(self, message: str, value: object = None) -> InputError:
+        return Column.error(self, message, value)  # type: ignore[arg-type]
+
+
+@dataclass
+class Split:
+    """Who trains: arrays of indices or masks under `train`, `valid`, `test`, or codes per node."""
+
+    file: Path
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    codes: np.ndarray | None = None  # 0 none, 1 train, 2 valid, 3 test: [N] or [N, S]
+
+
+@dataclass
+class Nodes:
+    """Everything known about the nodes beside their number; None where nothing is."""
+
+    features: Column | SparseColumn | None = None
+    typed_features: dict[int, Column] = field(default_factory=dict)
+    labels: Column | None = None
+    split: Split | None = None
+    types: Column | None = None
+    ids: Column | None = None
+
+    def update(self, other: Nodes) -> None:
+        """Take over whatever `other` has."""
+        for name in ("features", "typed_features", "labels", "split", "types", "ids"):
+            if getattr(other, name):
+                setattr(self, name, getattr(other, name))
+
+
+@dataclass
+class Source:
+    """A graph about to be read.
+
+    Attributes:
+        file: what errors speak of.
+        edges: the edges from `source` to `destination`; read once.
+        num_nodes: None where ids are any integers, which are then numbered in ascending order.
+        num_relations: None where it is one more than the largest relation met.
+        symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
+        notes: things the user should know, one line each.
+    """
+
+    file: Path
+    edges: Iterator[Edges]
+    num_nodes: int | None = None
+    num_relations: int | None = None
+    nodes: Nodes = field(default_factory=Nodes)
+    symmetrise: bool = False
+    self_loops: str = "keep"
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a source; what a format has no use for is ignored.
+
+    Attributes:
+        columns: source, destination and weight (triples: head, relation, tail), by number from 1
+            or by name.
+        skip_lines: lines of a text file to pass over.
+        num_nodes: fixes the number of nodes; ids are then rows.
+        weights: False leaves out the weights a source has.
+        edge_weights: the weights of an edge list in .npy files.
+        split_scheme: which of several folders of splits OGB's layout has.
+        ogb_root: where the `ogb` package keeps its downloads.
+        limit: bytes that one array may take in memory.
+    """
+
+    columns: tuple[str, ...] = ()
+    skip_lines: int = 0
+    num_nodes: int | None = None
+    weights: bool = True
+    edge_weights: Column | None = None
+    split_scheme: str | None = None
+    ogb_root: Path = Path("dataset")
+    limit: int = 1 << 30
+
+
+def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
+    """`values` as int64, whole floats included and NaN as -1.
+
+    Raises:
+        InputError: a value is no integer, or does not fit 64 bits.
+    """
+    if values.dtype.kind in "ib":
+        return values.astype(np.int64, copy=False)
+    if values.dtype.kind == "u":
+        bad = values > np.uint64(np.iinfo(np.int64).max)
+        if bad.any():
+            raise column.error("does not fit a signed 64-bit integer", values[bad].flat[0])
+        return values.astype(np.int64)
+    if values.dtype.kind != "f":
+        raise column.error("must hold numbers", str(values.dtype))
+    whole = np.where(np.isnan(values), -1, values)
+    bad = (whole != np.rint(whole)) | (np.abs(whole) >= 2.0**53)
+    if bad.any():
+        raise column.error("must hold integers", values[bad].flat[0])
+    return whole.astype(np.int64)

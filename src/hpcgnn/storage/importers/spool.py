@@ -1,0 +1,201 @@
+"""Records on disk beside the output, and their sorting in bounded memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from hpcgnn.errors import InputError, OutputError
+from hpcgnn.storage.importers.source import PIECE_BYTES
+
+_MAX_BUCKETS = 256
+_SAMPLES = 64
+
+
+class Scratch:
+    """A temporary folder beside `out`, removed on leaving the with-block, errors included.
+
+    Args:
+        limit: bytes of records that are held and sorted in memory at a time.
+    """
+
+    def __init__(self, out: Path, limit: int) -> None:
+        self.limit = limit
+        self._made = 0
+        if not out.parent.is_dir():
+            raise OutputError("no such folder: create it first", file=out.parent)
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", dir=out.parent))
+        except OSError as error:
+            raise OutputError(
+                f"can't make a temporary folder here: {error.strerror}", file=out.parent
+            ) from None
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def records(self, dtype: np.dtype, buffer: int | None = None) -> Records:
+        """An empty list of records, kept in memory up to `buffer` bytes."""
+        self._made += 1
+        path = self.folder / str(self._made)
+        return Records(path, dtype, self.limit if buffer is None else buffer)
+
+
+class Records:
+    """A list of fixed-size records: in memory while it is small, then in a file."""
+
+    def __init__(self, path: Path, dtype: np.dtype, buffer: int) -> None:
+        self.dtype = dtype
+        self.count = 0
+        self._path = path
+        self._buffer_bytes = buffer
+        self._buffer = bytearray()
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def append(self, records: np.ndarray) -> None:
+        self.count += records.shape[0]
+        self._buffer += np.ascontiguousarray(records).view(np.uint8).data
+        if len(self._buffer) > self._buffer_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move everything to the file."""
+        if self._buffer:
+            try:
+                with self._path.open("ab") as file:
+                    file.write(self._buffer)
+            except OSError as error:
+                raise OutputError(
+                    f"can't write temporary data: {error.strerror}", file=self._path.parent
+                ) from None
+            self._buffer = bytearray()
+
+    def pieces(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
+        """The records in order, in read-only arrays of at most `nbytes`."""
+        step = max(1, nbytes // self.dtype.itemsize) * self.dtype.itemsize
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                while data := file.read(step):
+                    yield np.frombuffer(data, self.dtype)
+        for low in range(0, len(self._buffer), step):
+            yield np.frombuffer(bytes(self._buffer[low : low + step]), self.dtype)
+
+    def load(self) -> np.ndarray:
+        """All records in one array."""
+        out = np.empty(self.count, self.dtype)
+        first = 0
+        for piece in self.pieces():
+            out[first : first + piece.shape[0]] = piece
+            first += piece.shape[0]
+        return out
+
+    def sample(self) -> np.ndarray:
+        """Some records from all over the file, which must have been flushed."""
+        block = max(1, PIECE_BYTES // _SAMPLES // self.dtype.itemsize)
+        out = []
+        with self._path.open("rb") as file:
+            for first in np.linspace(0, max(0, self.count - block), _SAMPLES, dtype=np.int64):
+                file.seek(int(first) * self.dtype.itemsize)
+                out.append(np.frombuffer(file.read(block * self.dtype.itemsize), self.dtype))
+        return np.concatenate(out)
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._buffer = bytearray()
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def sorted_slabs(
+    records: Records, scratch: Scratch, keys: tuple[str, ...], *, whole: bool
+) -> Iterator[np.ndarray]:
+    """The records in ascending order of `keys`, in arrays of at most `scratch.limit` bytes.
+
+    All records with the same first key come in one array where `whole`; equal records keep their
+    order. The records are dropped on the way.
+
+    Raises:
+        InputError: more records share one first key than fit, and `whole` was asked for.
+    """
+    if records.nbytes <= scratch.limit:
+        slab = records.load()
+        records.drop()
+        if slab.shape[0]:
+            order = sorting_order(slab, keys)
+            slab = slab[order]
+            del order
+            yield slab
+        return
+    records.flush()
+    low, high = _extremes(records, keys[0])
+    if low == high:
+        if whole:
+            raise InputError(
+                f"node {low} alone has {records.count} edges, which take {records.nbytes} bytes"
+                f" where {scratch.limit} fit: raise --memory"
+            )
+        yield from records.pieces()
+        records.drop()
+        return
+    for bucket in _split(records, scratch, keys[0], low, high):
+        yield from sorted_slabs(bucket, scratch, keys, whole=whole)
+
+
+def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
+    """int64 [n] stable order by `keys`, the first one leading."""
+    lows = [int(records[key].min()) for key in keys]
+    spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
+    if prod(spans) >= 1 << 63:
+        return np.lexsort([records[key] for key in reversed(keys)])
+    packed = records[keys[0]] - np.int64(lows[0])
+    for key, low, span in zip(keys[1:], lows[1:], spans[1:], strict=True):
+        packed *= span
+        packed += records[key]
+        packed -= low
+    return np.argsort(packed, kind="stable")
+
+
+def _extremes(records: Records, key: str) -> tuple[int, int]:
+    extremes = [(int(p[key].min()), int(p[key].max())) for p in records.pieces()]
+    return min(low for low, _ in extremes), max(high for _, high in extremes)
+
+
+def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) -> list[Records]:
+    """Buckets of ascending ranges of `key`, each smaller than `records`, which are dropped."""
+    number = min(_MAX_BUCKETS, 2 + 2 * records.nbytes // scratch.limit)
+    sample = np.sort(records.sample()[key])
+    bounds = np.unique(sample[np.arange(1, number) * sample.shape[0] // number])
+    bounds = bounds[(bounds > low) & (bounds <= high)]
+    if bounds.shape[0] == 0:
+        bounds = np.array([low + (high - low + 1) // 2], dtype=np.int64)
+    buffer = scratch.limit // (2 * (bounds.shape[0] + 1))
+    buckets = [scratch.records(records.dtype, buffer) for _ in range(bounds.shape[0] + 1)]
+    for piece in records.pieces():
+        where = np.searchsorted(bounds, piece[key], side="right").astype(np.uint16)
+        ordered = piece[np.argsort(where, kind="stable")]
+        ends = np.cumsum(np.bincount(where, minlength=len(buckets)))
+        for bucket, first, last in zip(buckets, [0, *ends[:-1]], ends, strict=True):
+            if last > first:
+                bucket.append(ordered[first:last])
+    records.drop()
+    for bucket in buckets:
+        bucket.flush()
+    return buckets
