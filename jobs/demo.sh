@@ -17,7 +17,7 @@ show hpcgnn generate sbm demo/graph.h5 --nodes 20000 --degree 30 --features 64 -
 show mpiexec -n 2 hpcgnn partition demo/graph.h5 --method parmetis -o demo/graph.p2.h5
 show mpiexec -n 2 hpcgnn train demo/graph.p2.h5 --model sage --layers 3 --hidden 64 --dropout 0.3 \
     --norm layer --epochs 30 --checkpoint-every 10 --run-dir demo/run
-show mpiexec -n 2 hpcgnn predict demo/graph.p2.h5 demo/run/best.h5 -o demo/predictions.h5
+show mpiexec -n 2 hpcgnn predict demo/graph.p2.h5 demo/run/checkpoints/best.h5 -o demo/predictions.h5
 
 # The accuracy from the files alone: predictions are in the order of the graph's nodes.
 printf '\n'

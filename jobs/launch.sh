@@ -38,7 +38,7 @@ forward() {
     [ -n "$step" ] || return 0
     echo "$(date '+%F %T') SIG$1: the ranks are told to write a checkpoint and stop"
     # Slurm signals the step's processes themselves; srun passes a signal on as well, without slurmctld.
-    scancel --signal=USR1 "$SLURM_JOB_ID" || kill -USR1 "$step" || true
+    scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || kill -USR1 "$step" || true
 }
 
 launch() {
@@ -71,9 +71,9 @@ requeue_if_stopped() {
     [ -n "${SLURM_JOB_ID:-}" ] && [ -e "$1/REQUEUE" ] || return 0
     local state
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-    if [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then
-        echo "$(date '+%F %T') job $SLURM_JOB_ID requeued; it will resume from $1"
-        return 0
+    if [ "$state" = RUNNING ]; then
+        echo "$(date '+%F %T') job $SLURM_JOB_ID goes back into the queue and will resume from $1"
+        scontrol requeue "$SLURM_JOB_ID" && return 0
     fi
     echo "$(date '+%F %T') training stopped before its last epoch (job state $state);" \
         "the same sbatch command resumes from $1" >&2

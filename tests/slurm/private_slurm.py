@@ -38,7 +38,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=0
 KillWait=10
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
@@ -166,6 +166,8 @@ class PrivateSlurm:
     def release(self, job: int) -> None:
         """Start a requeued job now; Slurm would wait two minutes."""
         self.wait(job, "PENDING", 60)
+        # slurmd refuses a job that ended in the same second.
+        time.sleep(2)
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def set_node(self, node: str, state: str) -> None:

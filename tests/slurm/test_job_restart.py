@@ -1,0 +1,134 @@
+"""jobs/train.sbatch: time limits, lost nodes and scancel, each compared with an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from private_slurm import PrivateSlurm, wait_for
+
+pytestmark = pytest.mark.slurm
+
+TRAIN = Path(__file__).parents[2] / "jobs" / "train.sbatch"
+Mpirun = Callable[..., subprocess.CompletedProcess[str]]
+OPTIONS = ["--model", "sage", "--hidden", 16, "--checkpoint-every", 10]
+
+
+def _ok(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def partition(mpirun: Mpirun, tmp_path: Path) -> Callable[[int], Path]:
+    """`partition(4)`: a small graph in 4 parts."""
+
+    def make(parts: int) -> Path:
+        graph, path = tmp_path / "graph.h5", tmp_path / f"graph.p{parts}.h5"
+        size = ["--nodes", 500, "--degree", 8, "--features", 8, "--classes", 4, "--seed", 0]
+        _ok(mpirun(0, "generate", "sbm", graph, *size))
+        _ok(mpirun(parts, "partition", graph, "--method", "block", "-o", path))
+        return path
+
+    return make
+
+
+def _epochs(run_dir: Path) -> list[int]:
+    journal = run_dir / "metrics.jsonl"
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [json.loads(line)["epoch"] for line in lines if line.endswith("}")]
+
+
+def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
+    """Everything under model/ and optimizer/ in the checkpoint of an epoch."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with h5py.File(run_dir / "checkpoints" / f"epoch-{epoch:06d}.h5") as file:
+        file.visititems(keep)
+    return found
+
+
+def _assert_same(run_dir: Path, undisturbed: Path, epochs: int) -> None:
+    assert _epochs(run_dir) == list(range(1, epochs + 1))
+    ours, theirs = _parameters(run_dir, epochs), _parameters(undisturbed, epochs)
+    assert ours.keys() == theirs.keys() and len(ours) > 6
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+    assert not (run_dir / "REQUEUE").exists()
+
+
+def _processes(word: str) -> Iterator[str]:
+    """Command lines of the processes that mention `word`."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in line:
+            yield line
+
+
+def test_two_nodes_and_one_lost(
+    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Two ranks on each of two nodes; one node goes down mid-run; the requeued job resumes."""
+    parts, epochs = partition(4), 400
+    common = [parts, *OPTIONS, "--epochs", epochs]
+    _ok(mpirun(4, "train", *common, "--run-dir", tmp_path / "undisturbed"))
+    shape = ["--nodes=2", "--ntasks-per-node=2"]
+    job = slurm.submit(*shape, TRAIN, *common, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    wait_for(lambda: len(_epochs(tmp_path / "run")) > 15, 60, "15 epochs")
+    slurm.set_node("n2", "down")
+    try:
+        slurm.wait(job, "PENDING")
+    finally:
+        slurm.set_node("n2", "resume")
+    assert 15 < len(_epochs(tmp_path / "run")) < epochs
+    slurm.release(job)
+    slurm.wait(job, "COMPLETED")
+    assert slurm.field(job, "Restarts") == "1"
+    assert "resuming after epoch" in slurm.log(job)
+    _assert_same(tmp_path / "run", tmp_path / "undisturbed", epochs)
+
+
+def test_time_limit(
+    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Slurm's signal before the limit: checkpoint, requeue, finish."""
+    parts, epochs = partition(2), 4000
+    # --time-margin 0: training must heed the signal, not its own watch on the time limit.
+    common = [parts, *OPTIONS, "--epochs", epochs, "--time-margin", 0]
+    limit = ["--ntasks=2", "--time=1", "--signal=B:USR1@45"]
+    job = slurm.submit(*limit, TRAIN, *common, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
+    slurm.wait(job, "PENDING", 90)
+    assert "stopping after epoch" in slurm.log(job) and "SIGUSR1" in slurm.log(job)
+    assert 0 < len(_epochs(tmp_path / "run")) < epochs
+    slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
+    slurm.release(job)
+    slurm.wait(job, "COMPLETED", 120)
+    _assert_same(tmp_path / "run", tmp_path / "undisturbed", epochs)
+
+
+def test_scancel_leaves_no_orphan(
+    slurm: PrivateSlurm, partition: Callable[[int], Path], tmp_path: Path
+) -> None:
+    parts, run_dir = partition(2), tmp_path / "cancelled"
+    command = [TRAIN, parts, *OPTIONS, "--epochs", 1000000, "--run-dir", run_dir]
+    job = slurm.submit("--ntasks=2", *command, cwd=tmp_path)
+    wait_for(lambda: len(_epochs(run_dir)) > 3, 60, "3 epochs")
+    assert len(list(_processes(str(run_dir)))) >= 4  # two ranks, srun, the batch shell
+    slurm.run("scancel", job)
+    wait_for(lambda: not list(_processes(str(run_dir))), 30, "the end of all processes")
+    slurm.wait(job, "CANCELLED")
+    time.sleep(1)
+    assert slurm.field(job, "Restarts") == "0" and slurm.state(job) == "CANCELLED"
