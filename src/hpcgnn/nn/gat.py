@@ -1,0 +1,82 @@
+"""Graph attention (Veličković et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.linear import Linear, NodeFeatures, glorot
+from hpcgnn.sar.attention import AttentionSettings, attention
+
+
+class GATConv(torch.nn.Module):
+    """Arguments, parameters and initialisation as PyTorch Geometric's `GATConv`.
+
+    Args:
+        heads: attention heads; with `concat` their outputs lie side by side, else they are averaged.
+        dropout: probability of dropping an attention weight while training.
+        edge_dim: width of the graph's edge features, if they take part in the scores.
+        layer: tells the dropout masks of one model apart.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        add_self_loops: bool = True,
+        edge_dim: int | None = None,
+        bias: bool = True,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.heads, self.concat = heads, concat
+        self.negative_slope, self.dropout = negative_slope, dropout
+        self.add_self_loops, self.layer = add_self_loops, layer
+        self.lin = Linear(
+            in_channels, heads * out_channels, bias=False, weight_initializer="glorot"
+        )
+        self.att_src = torch.nn.Parameter(torch.empty(1, heads, out_channels))
+        self.att_dst = torch.nn.Parameter(torch.empty(1, heads, out_channels))
+        self.lin_edge, self.att_edge = None, None
+        if edge_dim is not None:
+            self.lin_edge = Linear(
+                edge_dim, heads * out_channels, bias=False, weight_initializer="glorot"
+            )
+            self.att_edge = torch.nn.Parameter(torch.empty(1, heads, out_channels))
+            glorot(self.att_edge)
+        glorot(self.att_src)
+        glorot(self.att_dst)
+        width = heads * out_channels if concat else out_channels
+        self.bias = torch.nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        settings = AttentionSettings(
+            heads=self.heads,
+            slope=self.negative_slope,
+            dropout=self.dropout if self.training else 0.0,
+            layer=self.layer,
+            self_loops=self.add_self_loops,
+        )
+        out_NK = attention(
+            graph, x_NF, self.lin.weight, self.att_src[0], self.att_dst[0], self._edge(), settings
+        )
+        if not self.concat:
+            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+        return out_NK if self.bias is None else out_NK + self.bias
+
+    def _edge(self) -> Tensor | None:
+        """Scores of edge features are linear in them: one vector per head, `[H, D]`."""
+        if self.lin_edge is None or self.att_edge is None:
+            return None
+        weight_HCD = self.lin_edge.weight.view(self.heads, self.out_channels, -1)
+        return torch.einsum("hcd,hc->hd", weight_HCD, self.att_edge[0])
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"

@@ -1,0 +1,87 @@
+"""Every layer against PyTorch Geometric's on one process in float64, with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn import nn
+from tests.graphs import Whole, collect, distribute, local, random_graph
+
+pyg = pytest.importorskip("torch_geometric.nn")
+pytestmark = pytest.mark.mpi
+
+Make = Callable[[object], torch.nn.Module]
+LAYERS: dict[str, Make] = {
+    "gcn": lambda lib: lib.GCNConv(5, 3),
+    "gcn wide": lambda lib: lib.GCNConv(5, 8),
+    "gcn plain": lambda lib: lib.GCNConv(5, 3, normalize=False, add_self_loops=False),
+    "sage": lambda lib: lib.SAGEConv(5, 3),
+    "sage wide": lambda lib: lib.SAGEConv(5, 8, root_weight=False, normalize=True),
+    "sage sum": lambda lib: lib.SAGEConv(5, 4, aggr="sum"),
+    "sage max": lambda lib: lib.SAGEConv(5, 4, aggr="max"),
+    "sage min": lambda lib: lib.SAGEConv(5, 4, aggr="min"),
+}
+SIZES = [(7, 14), (8, 30), (9, 4), (500, 3000)]
+
+
+def train_theirs(layer: torch.nn.Module, whole: Whole, *args: torch.Tensor) -> dict:
+    """Output and gradients of one process in float64."""
+    x = torch.from_numpy(whole.features).double().requires_grad_()
+    y = layer.double()(x, whole.edge_index, *args)
+    (y * _weights(y.shape[1])[: len(y)]).sum().backward()
+    return {"y": y.detach(), "x": x.grad, **_gradients(layer)}
+
+
+def train_ours(layer: torch.nn.Module, whole: Whole, comm, mode: str, halo_buffer: int) -> dict:
+    """The same over the ranks, gathered."""
+    graph = distribute(whole, comm, mode=mode, halo_buffer=halo_buffer)
+    x = local(graph, whole.features).requires_grad_()
+    y = layer(graph, x)
+    (y * local(graph, _weights(y.shape[1])).float()).sum().backward()
+    assert mode != "sar" or graph.ring.peak_bytes <= halo_buffer
+    summed = {name: comm.allreduce(grad) for name, grad in _gradients(layer).items()}
+    return {"y": collect(graph, y), "x": collect(graph, x.grad), **summed}
+
+
+def _weights(width: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(5).normal(size=(500, width)))
+
+
+def _gradients(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in layer.named_parameters():
+        found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+@pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(comm, name, num_nodes, num_edges, mode):
+    torch.manual_seed(1)
+    whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
+    theirs, ours = LAYERS[name](pyg), LAYERS[name](nn)
+    ours.load_state_dict(theirs.state_dict())
+    expected = train_theirs(theirs, whole)
+    found = train_ours(ours, whole, comm, mode, 1 << 20 if num_nodes > 9 else 4096)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            found[key].double(), value, rtol=1e-5, atol=1e-5 * max(1.0, float(value.abs().max()))
+        )
+
+
+@pytest.mark.parametrize("improved", [False, True])
+def test_weighted_gcn(comm, improved):
+    whole = random_graph(40, 150, weighted=True)
+    theirs, ours = pyg.GCNConv(5, 3, improved=improved), nn.GCNConv(5, 3, improved=improved)
+    ours.load_state_dict(theirs.state_dict())
+    expected = train_theirs(theirs, whole, torch.from_numpy(whole.weight).double())
+    found = train_ours(ours, whole, comm, "sar", 4096)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].double(), value, rtol=1e-4, atol=1e-5)
