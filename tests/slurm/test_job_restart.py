@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -66,15 +68,20 @@ def _assert_same(run_dir: Path, undisturbed: Path, epochs: int) -> None:
     assert not (run_dir / "REQUEUE").exists()
 
 
-def _processes(word: str) -> Iterator[str]:
-    """Command lines of the processes that mention `word`."""
+def _processes(word: str) -> Iterator[tuple[int, str]]:
+    """Id and command line of the processes that mention `word`."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if word in line:
-            yield line
+            yield int(path.parent.name), line
+
+
+def _kill(processes: list[int], number: int) -> None:
+    for process in processes:
+        os.kill(process, number)
 
 
 def test_two_nodes_and_one_lost(
@@ -104,19 +111,28 @@ def test_time_limit(
     slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """Slurm's signal before the limit: checkpoint, requeue, finish."""
-    parts, epochs = partition(2), 4000
+    parts, epochs, run_dir = partition(2), 1000, tmp_path / "run"
     # --time-margin 0: training must heed the signal, not its own watch on the time limit.
     common = [parts, *OPTIONS, "--epochs", epochs, "--time-margin", 0]
-    limit = ["--ntasks=2", "--time=1", "--signal=B:USR1@45"]
-    job = slurm.submit(*limit, TRAIN, *common, "--run-dir", tmp_path / "run", cwd=tmp_path)
-    _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
-    slurm.wait(job, "PENDING", 90)
-    assert "stopping after epoch" in slurm.log(job) and "SIGUSR1" in slurm.log(job)
-    assert 0 < len(_epochs(tmp_path / "run")) < epochs
+    limit = ["--ntasks=2", "--time=1", "--signal=B:USR1@15"]
+    job = slurm.submit(*limit, TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
+    wait_for(lambda: len(_epochs(run_dir)) > 5, 30, "5 epochs")
+    # Slurm looks at time limits every 30 s: held still, training can't end before.
+    ranks = [pid for pid, line in _processes(str(run_dir)) if "hpcgnn.cli.main" in line]
+    assert len(ranks) >= 2
+    _kill(ranks, signal.SIGSTOP)
+    try:
+        _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
+        wait_for(lambda: "SIGUSR1" in slurm.log(job), 60, "the signal")
+    finally:
+        _kill(ranks, signal.SIGCONT)
+    slurm.wait(job, "PENDING", 30)
+    assert "stopping after epoch" in slurm.log(job)
+    assert 5 < len(_epochs(run_dir)) < epochs
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     slurm.release(job)
-    slurm.wait(job, "COMPLETED", 120)
-    _assert_same(tmp_path / "run", tmp_path / "undisturbed", epochs)
+    slurm.wait(job, "COMPLETED", 60)
+    _assert_same(run_dir, tmp_path / "undisturbed", epochs)
 
 
 def test_scancel_leaves_no_orphan(
