@@ -165,7 +165,7 @@ class GraphWriter:
         """[k] or [k, S] of 0 none, 1 train, 2 valid, 3 test."""
         split = self._integers("nodes/split", split, ndim=(1, 2))
         checks.in_range(split, 0, 4, self._place("nodes/split", self._rows("nodes/split")))
-        self._write("nodes/split", split.astype(np.int8).reshape(len(split), -1))
+        self._write("nodes/split", (split if split.ndim == 2 else split[:, None]).astype(np.int8))
 
     def append_types(self, types: np.ndarray) -> None:
         """Integers [k] from 0."""

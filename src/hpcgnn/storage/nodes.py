@@ -197,6 +197,8 @@ class NodeColumns:
 def read_pointers(column: Column, low: int, high: int, total: int) -> np.ndarray:
     """Entries `low .. high` of row pointers: checked to rise from 0 to `total`."""
     values = column.read(low, high + 1)
+    if values.size == 0:
+        raise column.place().error("asked for another range than it has", (low, high))
     checks.monotone(values, column.place(low))
     checks.in_range(values, 0, total + 1, column.place(low))
     if low == 0 and values[0] != 0:

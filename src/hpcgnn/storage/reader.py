@@ -21,6 +21,11 @@ from hpcgnn.storage.schema import VERSION, attribute_checksum, chunk_rows
 _MAX_CHUNK_BYTES = 1 << 28
 _MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
 
+_MEANINGS = {
+    "filter returned failure": "its data fail their checksum",
+    "metadata checksum": "its description fails its checksum",
+}
+
 
 class Reader:
     """An HDF5 file of one of our formats, open for reading beside any writer.
@@ -196,7 +201,7 @@ class Reader:
             raise
         except Exception as error:  # h5py raises nearly every built-in type on damaged files
             raise self.place(dataset).error(
-                f"can't be read: the file is damaged or truncated ({_reason(error)})"
+                f"can't be read: {_reason(error)}; the file is damaged, make it again"
             ) from error
 
 
@@ -227,12 +232,12 @@ class Column:
                 self._dataset.read_direct(out, np.s_[low:high])
         return out
 
-    def fingerprint(self) -> int:
-        """Of the whole dataset, read in pieces."""
-        rows = chunk_rows(self.shape[1:], self.dtype)
+    def fingerprint(self, low: int, high: int) -> int:
+        """What rows `low .. high - 1` contribute, read in pieces."""
+        step = chunk_rows(self.shape[1:], self.dtype)
         return sum(
-            fingerprint(self.name, self.read(low, min(len(self), low + rows)), low)
-            for low in range(0, len(self), rows)
+            fingerprint(self.name, self.read(start, min(high, start + step)), start)
+            for start in range(low, high, step)
         )
 
 
@@ -266,4 +271,7 @@ def _plain(value: object) -> int | str | None:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    for sign, meaning in _MEANINGS.items():
+        if sign in text:
+            return meaning
     return text[:160]

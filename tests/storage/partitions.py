@@ -1,0 +1,78 @@
+"""Parts of small random graphs on any number of ranks, as the partition verb would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition import layout
+from hpcgnn.storage.graph_file import NodeData, Slab, SparseRows
+from hpcgnn.storage.partition_file import Part, write_parts
+from tests.graphs import Whole, random_graph, random_owner
+
+
+def small_parts(
+    comm: Communicator, num_parts: int, *, symmetric: bool = False, sparse: bool = False
+) -> tuple[list[Part], dict[str, Any]]:
+    """This rank's parts of a graph with every kind of column, and the header."""
+    whole = random_graph(30, 120, weighted=True, num_relations=3, edge_width=2, symmetric=symmetric)
+    cuts = [whole.num_nodes * rank // comm.size for rank in range(comm.size + 1)]
+    lo, hi = cuts[comm.rank], cuts[comm.rank + 1]
+    nodes = NodeData(
+        features=_sparse(whole.features[lo:hi]) if sparse else whole.features[lo:hi],
+        labels=whole.labels[lo:hi].astype(np.int64),
+        split=whole.split[lo:hi, None],
+        original_ids=np.arange(lo, hi) * 7,
+    )
+    owner = random_owner(whole.num_nodes, num_parts)[lo:hi]
+    parts, _ = layout.build(comm, _slab(whole, lo, hi), nodes, owner, num_parts, whole.num_nodes)
+    header = {
+        "num_nodes": 30,
+        "num_edges": len(whole.source),
+        "num_features": whole.features.shape[1],
+        "num_classes": 3,
+        "multilabel": 0,
+        "num_splits": 1,
+        "num_relations": 3,
+        "num_types": 0,
+        "edge_width": 2,
+        "symmetric": int(symmetric),
+        "method": "random",
+        "graph_fingerprint": "0123456789abcdef",
+        "report": {"edge cut": 12},
+        "config": {"parts": num_parts},
+    }
+    return parts, header
+
+
+def write_small(path: Path, comm: Communicator, num_parts: int, **options: bool) -> list[Part]:
+    parts, header = small_parts(comm, num_parts, **options)
+    write_parts(path, comm, parts, header)
+    return parts
+
+
+def _slab(whole: Whole, lo: int, hi: int) -> Slab:
+    mine = (whole.target >= lo) & (whole.target < hi)
+    counts = np.bincount(whole.target[mine] - lo, minlength=hi - lo)
+    return Slab(
+        lo,
+        hi,
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        whole.source[mine].astype(np.int64),
+        None if whole.weight is None else whole.weight[mine],
+        None if whole.relation is None else whole.relation[mine],
+        None if whole.edge_features is None else whole.edge_features[mine],
+    )
+
+
+def _sparse(dense: np.ndarray) -> SparseRows:
+    kept = dense > 0
+    return SparseRows(
+        np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64),
+        np.nonzero(kept)[1].astype(np.int32),
+        dense[kept],
+        dense.shape[1],
+    )
