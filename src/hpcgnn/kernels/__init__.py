@@ -23,6 +23,8 @@ from hpcgnn.kernels.dropout import Dropout, Stream
 
 __all__ = [
     "Dropout",
+    "attention_backward",
+    "attention_forward",
     "dropout_nodes",
     "dropout_nodes_backward",
     "spmm",
@@ -109,6 +111,107 @@ def spmm_max_backward(
     checks.matrix("share", share_HF, like=x_NF, rows=block.num_columns, width=width)
     _backend(x_NF.device).spmm_max_backward(
         block, best_HF, share_HF, x_NF, grad_NF, checks.row_range(block, rows)
+    )
+
+
+def attention_forward(
+    block: Block,
+    z_HK: Tensor,
+    s_HH: Tensor,
+    t_NH: Tensor,
+    top_NH: Tensor,
+    total_NH: Tensor,
+    out_NK: Tensor,
+    *,
+    slope: float,
+    dropout: Dropout | None = None,
+    edge_vector: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """Softmax-weighted sum over edges j -> i, head by head, for one block after the other.
+
+    With l = s[j] + t[i] (+ <edge_vector, features of the edge>), u = leaky_relu(l):
+    top becomes the largest u so far, total the sum of exp(u - top) and out the sum of
+    exp(u - top) * z[j]. After the last block out / total is the attention and
+    top + log(total) the `lse` that backward needs.
+
+    Args:
+        z_HK: `[block.num_columns, heads * channels]`, a head's channels side by side.
+        s_HH: `[block.num_columns, heads]`; t_NH: `[local rows, heads]`.
+        top_NH, total_NH, out_NK: `[local rows, heads]` twice and `[local rows, heads * channels]`,
+            updated; start them at -inf, 0 and 0. Rows without edges stay as they are.
+        slope: of the leaky rectifier.
+        dropout: an edge's part of `out`, not of `total`, is times mask / (1 - p).
+        edge_vector: `[heads, D]` for edge features of width D.
+    """
+    heads, local = s_HH.shape[-1], checks.num_local_rows(block)
+    checks.attention(block, z_HK, heads, dropout, edge_vector)
+    checks.vector_of_ids(dropout, sources=block.num_columns, destinations=local)
+    checks.matrix("z", z_HK, like=z_HK, rows=block.num_columns, width=z_HK.shape[1])
+    checks.matrix("s", s_HH, like=z_HK, rows=block.num_columns, width=heads)
+    for name, tensor in (("t", t_NH), ("top", top_NH), ("total", total_NH)):
+        checks.matrix(name, tensor, like=z_HK, rows=local, width=heads)
+    checks.matrix("out", out_NK, like=z_HK, rows=local, width=z_HK.shape[1])
+    _backend(z_HK.device).attention_forward(
+        block,
+        *(z_HK, s_HH, t_NH, top_NH, total_NH, out_NK),
+        *(slope, dropout, edge_vector),
+        checks.row_range(block, rows),
+    )
+
+
+def attention_backward(
+    block: Block,
+    g_HK: Tensor,
+    t_HH: Tensor,
+    lse_HH: Tensor,
+    d_HH: Tensor,
+    z_NK: Tensor,
+    s_NH: Tensor,
+    grad_z_NK: Tensor,
+    grad_s_NH: Tensor,
+    grad_t_HH: Tensor | None,
+    *,
+    slope: float,
+    dropout: Dropout | None = None,
+    edge_vector: Tensor | None = None,
+    grad_edge_vector: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """Gradients of the attention, computed by the owner of the sources.
+
+    With a = exp(u - lse[i]) and the dropout's mask m / (1 - p), for every edge j -> i:
+    grad_z[j] += a m g[i]; dl = (a m <g[i], z[j]> - a d[i]) * (1 if l > 0 else slope);
+    grad_s[j] += dl; grad_t[i] += dl; grad_edge_vector += dl * features of the edge.
+
+    Args:
+        block: of the reversed graph: rows are sources j, columns are destinations i.
+        g_HK: `[block.num_columns, heads * channels]`, gradient of the attention's result.
+        t_HH, lse_HH, d_HH: `[block.num_columns, heads]`; d = <g, result>, head by head.
+        z_NK, s_NH: as in forward, of the local rows.
+        grad_z_NK, grad_s_NH, grad_t_HH: like z, s and t, added to; grad_t may be None.
+        dropout: as in forward; `source_ids` are now those of the local rows.
+        grad_edge_vector: `[heads, D]`, added to.
+    """
+    heads, local = s_NH.shape[-1], checks.num_local_rows(block)
+    checks.attention(block, z_NK, heads, dropout, edge_vector)
+    checks.vector_of_ids(dropout, sources=local, destinations=block.num_columns)
+    checks.matrix("g", g_HK, like=z_NK, rows=block.num_columns, width=z_NK.shape[1])
+    for name, tensor in (("t", t_HH), ("lse", lse_HH), ("d", d_HH), ("grad_t", grad_t_HH)):
+        if tensor is not None:
+            checks.matrix(name, tensor, like=z_NK, rows=block.num_columns, width=heads)
+    for name, tensor in (("z", z_NK), ("grad_z", grad_z_NK)):
+        checks.matrix(name, tensor, like=z_NK, rows=local, width=z_NK.shape[1])
+    for name, tensor in (("s", s_NH), ("grad_s", grad_s_NH)):
+        checks.matrix(name, tensor, like=z_NK, rows=local, width=heads)
+    if grad_edge_vector is not None:
+        checks.attention(block, z_NK, heads, dropout, grad_edge_vector)
+    _backend(z_NK.device).attention_backward(
+        block,
+        *(g_HK, t_HH, lse_HH, d_HH, z_NK, s_NH),
+        *(grad_z_NK, grad_s_NH, grad_t_HH),
+        *(slope, dropout, edge_vector, grad_edge_vector),
+        checks.row_range(block, rows),
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block
+from hpcgnn.kernels.dropout import Dropout
 
 REAL = (torch.float32, torch.float64)
 
@@ -94,3 +95,32 @@ def probability(p: float) -> None:
     """Raise InputError unless p is in [0, 1)."""
     if not 0 <= p < 1:
         raise InputError("kernels: the dropout probability must be in [0, 1)", value=p)
+
+
+def attention(
+    block: Block, z: Tensor, heads: int, dropout: Dropout | None, edge_vector: Tensor | None
+) -> None:
+    """Raise InputError unless heads divide z's width and the edge vector fits the edge features."""
+    real("z", z)
+    block_on(block, z.device)
+    if dropout is not None:
+        probability(dropout.p)
+    if z.dim() != 2 or heads == 0 or z.shape[1] % heads:
+        raise InputError(
+            f"kernels: z must have a number of columns that {heads} heads divide",
+            value=tuple(z.shape),
+        )
+    if edge_vector is None:
+        return
+    if block.features is None:
+        raise InputError("kernels: an edge vector needs a block with edge features")
+    matrix("edge_vector", edge_vector, like=z, rows=heads, width=block.features.shape[1])
+
+
+def vector_of_ids(dropout: Dropout | None, *, sources: int, destinations: int) -> None:
+    """Raise InputError unless the dropout has an int64 id for every source and destination."""
+    if dropout is None:
+        return
+    device = dropout.source_ids.device
+    vector("dropout.source_ids", dropout.source_ids, torch.int64, device, sources)
+    vector("dropout.destination_ids", dropout.destination_ids, torch.int64, device, destinations)

@@ -19,7 +19,7 @@ from hpcgnn.errors import InputError
 
 if TYPE_CHECKING:
     from hpcgnn.graph import Block
-    from hpcgnn.kernels.dropout import Stream
+    from hpcgnn.kernels.dropout import Dropout, Stream
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -133,6 +133,20 @@ def _matrix(tensor: Tensor) -> _Matrix:
     return _Matrix(tensor.data_ptr(), tensor.stride(0))
 
 
+def _optional_matrix(tensor: Tensor | None) -> _Matrix:
+    return _Matrix(None, 0) if tensor is None else _matrix(tensor)
+
+
+def _dropout(dropout: Dropout | None, *, reverse: bool) -> object:
+    """A pointer to the struct, or None; `reverse`: the block's rows are the sources."""
+    if dropout is None or dropout.p == 0:
+        return None
+    ids = [dropout.destination_ids.data_ptr(), dropout.source_ids.data_ptr()]
+    row_ids, column_ids = reversed(ids) if reverse else ids
+    stream = _Stream(*dropout.stream)
+    return ctypes.byref(_Dropout(dropout.p, stream, row_ids, column_ids, reverse))
+
+
 def _is_double(tensor: Tensor) -> c_int64:
     return c_int64(tensor.dtype == torch.float64)
 
@@ -217,3 +231,81 @@ def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:
         _pointer(order),
     )
     return pointer, local_rows, order
+
+
+def attention_forward(
+    block: Block,
+    z: Tensor,
+    s: Tensor,
+    t: Tensor,
+    top: Tensor,
+    total: Tensor,
+    out: Tensor,
+    slope: float,
+    dropout: Dropout | None,
+    edge_vector: Tensor | None,
+    rows: tuple[int, int],
+) -> None:
+    heads = s.shape[1]
+    _function("attention_forward")(
+        ctypes.byref(_edges(block, rows)),
+        _is_double(z),
+        *map(_matrix, (z, s, t, top, total, out)),
+        _optional_matrix(edge_vector),
+        c_int64(heads),
+        c_int64(z.shape[1] // heads),
+        c_double(slope),
+        _dropout(dropout, reverse=False),
+    )
+
+
+def attention_backward(
+    block: Block,
+    g: Tensor,
+    t: Tensor,
+    lse: Tensor,
+    d: Tensor,
+    z: Tensor,
+    s: Tensor,
+    grad_z: Tensor,
+    grad_s: Tensor,
+    grad_t: Tensor | None,
+    slope: float,
+    dropout: Dropout | None,
+    edge_vector: Tensor | None,
+    grad_edge_vector: Tensor | None,
+    rows: tuple[int, int],
+) -> None:
+    heads = s.shape[1]
+    grad_t_parts = _thread_parts(grad_t)
+    vector_parts = _thread_parts(grad_edge_vector)
+    _function("attention_backward")(
+        ctypes.byref(_edges(block, rows)),
+        _is_double(z),
+        *map(_matrix, (g, t, lse, d, z, s, grad_z, grad_s)),
+        _Matrix(None, 0) if grad_t_parts is None else _matrix(grad_t_parts[0]),
+        c_int64(0 if grad_t_parts is None else grad_t_parts.stride(0)),
+        _optional_matrix(edge_vector),
+        _Matrix(None, 0) if vector_parts is None else _matrix(vector_parts[0]),
+        c_int64(0 if vector_parts is None else vector_parts.stride(0)),
+        c_int64(heads),
+        c_int64(z.shape[1] // heads),
+        c_double(slope),
+        _dropout(dropout, reverse=True),
+    )
+    _add_parts(grad_t, grad_t_parts)
+    _add_parts(grad_edge_vector, vector_parts)
+
+
+def _thread_parts(grad: Tensor | None) -> Tensor | None:
+    """A sum of its own for each thread: the result then doesn't depend on who comes first."""
+    if grad is None:
+        return None
+    threads = torch.get_num_threads()
+    return grad[None] if threads == 1 else grad.new_zeros(threads, *grad.shape)
+
+
+def _add_parts(grad: Tensor | None, parts: Tensor | None) -> None:
+    if grad is not None and parts is not None and parts.data_ptr() != grad.data_ptr():
+        for part in parts:
+            grad += part

@@ -61,10 +61,26 @@ class Lookahead {
         return column_ = edges_.columns[edge_++] - edges_.column_offset;
     }
 
+    HPCGNN_INLINE void skip(int64_t count) {
+        for (int64_t i = 0; i < count; i++) next();
+    }
+
+    HPCGNN_INLINE Lookahead& operator=(const Lookahead& other) {
+        row_ = other.row_, edge_ = other.edge_, column_ = other.column_;
+        return *this;
+    }
+    Lookahead(const Lookahead&) = default;
+
   private:
     const Edges& edges_;
     int64_t row_, last_, edge_, column_ = 0;
 };
+
+// How many edges ahead to fetch rows of so many bytes.
+HPCGNN_INLINE int64_t edges_ahead(int64_t row_bytes) {
+    const int64_t count = 8192 / (row_bytes + 1);
+    return count < 4 ? 4 : count > 32 ? 32 : count;
+}
 
 HPCGNN_INLINE int64_t local_row(const Edges& edges, int64_t k) {
     return edges.rows ? edges.rows[k] : k;

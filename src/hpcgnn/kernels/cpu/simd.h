@@ -61,6 +61,118 @@ HPCGNN_INLINE Vec<To, N> convert(Vec<From, N> value) {
         return __builtin_convertvector(value, Vec<To, N>);
 }
 
+template <typename T, int N>
+struct Halves {
+    Vec<T, N / 2> low, high;
+    HPCGNN_INLINE explicit Halves(Vec<T, N> whole) { memcpy(this, &whole, sizeof whole); }
+};
+
+// The vector with its first `count` lanes zero.
+template <typename T, int N>
+HPCGNN_INLINE Vec<T, N> without_first(Vec<T, N> value, int64_t count) {
+    T lanes[N];
+    store<T, N>(lanes, value);
+    for (int n = 0; n < N; n++)
+        if (n < count) lanes[n] = T(0);
+    return load<T, N>(lanes);
+}
+
+// Adds lanes M apart until M are left.
+template <typename T, int N, int M = 1>
+HPCGNN_INLINE Vec<T, M> sum(Vec<T, N> value) {
+    if constexpr (N == M) {
+        return value;
+    } else {
+        const Halves<T, N> halves(value);
+        return sum<T, N / 2, M>(halves.low + halves.high);
+    }
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HPCGNN_SHUFFLE 1
+#endif
+#endif
+
+#ifdef HPCGNN_SHUFFLE
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct FirstIndices : FirstIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct FirstIndices<0, I...> {
+    typedef Indices<I...> type;
+};
+
+// Of every four lanes of a and b: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+template <typename T, int N, int... I>
+HPCGNN_INLINE Vec<T, N> add_quarters(Vec<T, N> a, Vec<T, N> b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * N)...) +
+           __builtin_shufflevector(a, b, (I / 4 * 4 + 2 + I % 4 / 2 + I % 2 * N)...);
+}
+
+// Of every four lanes of a and b: a0 + a2, a1 + a3, b0 + b2, b1 + b3.
+template <typename T, int N, int... I>
+HPCGNN_INLINE Vec<T, N> add_halves(Vec<T, N> a, Vec<T, N> b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 + I % 4 / 2 * N)...) +
+           __builtin_shufflevector(a, b, (I / 4 * 4 + 2 + I % 2 + I % 4 / 2 * N)...);
+}
+#endif
+
+// The sums of four vectors' lanes.
+template <typename T, int N>
+HPCGNN_INLINE Vec<T, 4> sum4(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c, Vec<T, N> d) {
+#ifdef HPCGNN_SHUFFLE
+    if constexpr (N >= 4) {
+        typename FirstIndices<N>::type indices;
+        const Vec<T, N> ab = add_quarters<T, N>(a, b, indices);
+        const Vec<T, N> cd = add_quarters<T, N>(c, d, indices);
+        return sum<T, N, 4>(add_halves<T, N>(ab, cd, indices));
+    }
+#endif
+    const T sums[4] = {sum<T, N>(a), sum<T, N>(b), sum<T, N>(c), sum<T, N>(d)};
+    return load<T, 4>(sums);
+}
+
+// e^x to about 1 ulp for x <= 88 (708 in double); 0 where the result would be denormal.
+template <typename T, int N>
+HPCGNN_INLINE Vec<T, N> exponential(Vec<T, N> x) {
+    constexpr bool F = sizeof(T) == 4;
+    constexpr T LOWEST = F ? T(-87.3365447) : T(-708.3964185322641);
+    constexpr T ROUND = F ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^mantissa bits
+    constexpr T LOG2_E = T(1.44269504088896340736);
+    constexpr T LN2_HIGH = F ? T(0.693359375) : T(6.93147180369123816490e-01);
+    constexpr T LN2_LOW = F ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+    constexpr int BITS = F ? 23 : 52;
+    // Written so that NaN stays NaN.
+    const Vec<T, N> clamped = x < LOWEST ? Vec<T, N>{} + LOWEST : x;
+    const Vec<T, N> shifted = clamped * LOG2_E + ROUND;
+    const Vec<T, N> n = shifted - ROUND;
+    const Vec<T, N> r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    Vec<T, N> y;
+    if constexpr (F) {
+        y = r * T(1.9875691500e-4) + T(1.3981999507e-3);
+        y = y * r + T(8.3334519073e-3);
+        y = y * r + T(4.1665795894e-2);
+        y = y * r + T(1.6666665459e-1);
+        y = y * r + T(5.0000001201e-1);
+        y = y * (r * r) + r + T(1);
+    } else {
+        y = Vec<T, N>{} + T(1) / T(6227020800.0);
+        T factorial = T(6227020800.0);
+        for (int power = 13; power > 0; power--) {
+            factorial /= power;
+            y = y * r + T(1) / factorial;
+        }
+    }
+    Vec<Integer<T>, N> exponent, bits;
+    memcpy(&exponent, &shifted, sizeof exponent);
+    memcpy(&bits, &y, sizeof bits);
+    bits += exponent << BITS;  // the rounding constant's own bits are shifted out
+    memcpy(&y, &bits, sizeof y);
+    return x < LOWEST ? Vec<T, N>{} : y;
+}
+
 template <typename T>
 HPCGNN_INLINE T* row_of(const Matrix& matrix, int64_t row) {
     return static_cast<T*>(matrix.data) + row * matrix.stride;

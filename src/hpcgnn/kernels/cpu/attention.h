@@ -1,0 +1,274 @@
+// What both directions of attention share: scores of a row's edges, their dropout, tiles of heads.
+//
+// Up to GROUP heads are worked on at a time, padded to a power of two P. Scores of up to CHUNK edges
+// lie side by side, P lanes for each edge.
+#pragma once
+
+#include "../random.h"
+#include "schedule.h"
+
+namespace HPCGNN_ISA {
+
+constexpr int GROUP = 8;
+constexpr int CHUNK = 64;
+
+// Heads first .. first + count - 1.
+struct Heads {
+    int64_t first, count;
+};
+
+template <typename T, int P>
+HPCGNN_INLINE Vec<T, P> load_heads(const Matrix& matrix, int64_t row, Heads heads) {
+    const T* from = row_of<T>(matrix, row) + heads.first;
+    if (heads.count == P) return load<T, P>(from);
+    T lanes[P] = {};
+    for (int64_t h = 0; h < heads.count; h++) lanes[h] = from[h];
+    return load<T, P>(lanes);
+}
+
+template <typename T, int P>
+HPCGNN_INLINE void store_heads(const Matrix& matrix, int64_t row, Heads heads, Vec<T, P> value) {
+    T lanes[P];
+    store<T, P>(lanes, value);
+    T* to = row_of<T>(matrix, row) + heads.first;
+    for (int64_t h = 0; h < heads.count; h++) to[h] = lanes[h];
+}
+
+// The same P lanes again and again.
+template <typename T, int P, int V>
+HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
+    T lanes[V];
+    for (int at = 0; at < V; at += P) store<T, P>(lanes + at, value);
+    return load<T, V>(lanes);
+}
+
+template <typename T, int P>
+constexpr int FLAT = P > LANES<T> ? P : LANES<T>;
+
+// The vectors that edge features are multiplied with, transposed: one row of P lanes per feature.
+template <typename T, int P>
+class EdgeTerm {
+  public:
+    EdgeTerm(const Edges& edges, const Matrix& edge_vector, Heads heads)
+        : features_(edge_vector.data ? edges.features : nullptr), width_(edges.feature_width) {
+        if (!features_) return;
+        lanes_ = static_cast<T*>(calloc(width_ * P, sizeof(T)));
+        for (int64_t h = 0; h < heads.count; h++)
+            for (int64_t d = 0; d < width_; d++)
+                lanes_[d * P + h] = row_of<T>(edge_vector, heads.first + h)[d];
+    }
+    ~EdgeTerm() { free(lanes_); }
+    EdgeTerm(const EdgeTerm&) = delete;
+
+    HPCGNN_INLINE Vec<T, P> of(int64_t edge) const {
+        Vec<T, P> term{};
+        if (features_)
+            for (int64_t d = 0; d < width_; d++)
+                term += static_cast<T>(features_[edge * width_ + d]) * load<T, P>(lanes_ + d * P);
+        return term;
+    }
+
+  private:
+    const float* features_;
+    int64_t width_;
+    T* lanes_ = nullptr;
+};
+
+// Sums over edges of (gradient of the score) * (edge features), for one thread.
+template <typename T, int P>
+class TermGradient {
+  public:
+    TermGradient(const Edges& edges, const Matrix& grad, int64_t offset, Heads heads)
+        : features_(grad.data ? edges.features : nullptr), width_(edges.feature_width),
+          grad_{row_of<T>(grad, 0) + offset, grad.stride}, heads_(heads) {
+        if (features_) lanes_ = static_cast<T*>(calloc(width_ * P, sizeof(T)));
+    }
+    ~TermGradient() {
+        if (!features_) return;
+        for (int64_t h = 0; h < heads_.count; h++)
+            for (int64_t d = 0; d < width_; d++)
+                row_of<T>(grad_, heads_.first + h)[d] += lanes_[d * P + h];
+        free(lanes_);
+    }
+    TermGradient(const TermGradient&) = delete;
+
+    HPCGNN_INLINE void add(int64_t edge, Vec<T, P> gradient) {
+        if (!features_) return;
+        for (int64_t d = 0; d < width_; d++) {
+            T* lanes = lanes_ + d * P;
+            const T feature = static_cast<T>(features_[edge * width_ + d]);
+            store<T, P>(lanes, load<T, P>(lanes) + feature * gradient);
+        }
+    }
+
+  private:
+    const float* features_;
+    int64_t width_;
+    Matrix grad_;
+    Heads heads_;
+    T* lanes_ = nullptr;
+};
+
+// Multiplies the weights of a row's edges by mask / (1 - p).
+class EdgeMask {
+  public:
+    explicit EdgeMask(const Dropout* dropout) : dropout_(dropout) {
+        if (!dropout) return;
+        const Stream& stream = dropout->stream;
+        key_ = hpcgnn_stream(stream.seed, stream.epoch, stream.layer);
+        threshold_ = hpcgnn_threshold(dropout->p);
+        scale_ = 1 / (1 - dropout->p);
+    }
+
+    template <typename T, int P>
+    HPCGNN_INLINE void apply(T* weight, const int64_t* columns, int count, int64_t row,
+                             int64_t first_head) const {
+        if (!dropout_) return;
+        uint32_t low[CHUNK * P], high[CHUNK * P];
+        const bool reversed = dropout_->reversed;
+        const uint64_t row_id = dropout_->row_ids[row];
+        const uint64_t row_state = reversed ? hpcgnn_node_state(key_, row_id)
+                                            : hpcgnn_destination_state(key_, row_id);
+        for (int i = 0; i < count; i++) {
+            const uint64_t id = dropout_->column_ids[columns[i]];
+            const uint64_t state =
+                row_state + (reversed ? hpcgnn_destination_state(key_, id) : hpcgnn_node_state(key_, id));
+            for (int h = 0; h < P; h++) {
+                low[i * P + h] = static_cast<uint32_t>(state);
+                high[i * P + h] = static_cast<uint32_t>(state >> 32);
+            }
+        }
+        const T scale = static_cast<T>(scale_);
+        const uint32_t threshold = threshold_, head = static_cast<uint32_t>(first_head);
+#pragma omp simd
+        for (int at = 0; at < count * P; at++) {
+            uint32_t bits;
+            HPCGNN_RANDOM_BITS(bits, low[at], high[at], head + static_cast<uint32_t>(at % P));
+            weight[at] = bits >= threshold ? weight[at] * scale : T(0);
+        }
+    }
+
+  private:
+    const Dropout* dropout_;
+    uint64_t key_ = 0;
+    uint32_t threshold_ = 0;
+    double scale_ = 1;
+};
+
+// What one pass over a chunk of a row's edges needs, for the tile functions.
+template <typename T>
+struct Chunk {
+    int64_t lanes;           // P
+    int64_t count;           // edges
+    const int64_t* columns;  // count
+    const T* weight;         // count x P
+    T* dot;                  // count x P, backward only
+    Matrix gathered;         // z forward, g backward
+    const T* own;            // backward: this row of z
+    T* to;                   // this row of out, or of grad_z
+    const T* scale;          // forward: P factors for what `to` holds
+};
+
+template <typename T>
+using TileFunction = void (*)(const Chunk<T>&, Lookahead&, int64_t channels, int64_t lane,
+                              int64_t column, int64_t last);
+
+// Some channels of some heads, and the loop made for them.
+template <typename T>
+struct TileJob {
+    TileFunction<T> run;
+    int64_t lane;    // first head, within the group
+    int64_t column;  // first column of z
+    int64_t last;    // first column of a head's last vector, relative to its first
+};
+
+// A tile of U vectors of N lanes for each of M heads; EXACT: a head has exactly U * N channels.
+template <int N_, int U_, int M_, bool EXACT_>
+struct HeadTile {
+    static constexpr int N = N_, U = U_, M = M_;
+    static constexpr bool EXACT = EXACT_;
+};
+
+// Picks jobs that cover all heads of a group. `Loop<T, Tile>::run` is the tile's function and
+// Loop::MAX the number of vectors it can hold in registers.
+template <typename T, template <typename, typename> class Loop>
+class TileJobs {
+  public:
+    TileJobs(Heads heads, int64_t channels) : heads_(heads), channels_(channels) {
+        jobs_ = static_cast<TileJob<T>*>(malloc((heads.count * (channels / 8 + 2)) * sizeof(*jobs_)));
+        for_each_tile<LANES<T>, MAX>(channels, [&](auto tile) {
+            using Tile = decltype(tile);
+            int64_t lane = 0;
+            if (tile.column == 0 && (Tile::U - 1) * Tile::N + Tile::N >= channels) {
+                lane = add<Tile, 8>(lane, tile);
+                lane = add<Tile, 4>(lane, tile);
+                lane = add<Tile, 2>(lane, tile);
+            }
+            add<Tile, 1>(lane, tile);
+        });
+    }
+    ~TileJobs() { free(jobs_); }
+    TileJobs(const TileJobs&) = delete;
+
+    // Runs every job on a chunk; each walks the same columns ahead.
+    HPCGNN_INLINE void run(const Chunk<T>& chunk, Lookahead& ahead) const {
+        const Lookahead start = ahead;
+        for (int64_t i = 0; i < size_; i++) {
+            ahead = start;
+            const TileJob<T>& job = jobs_[i];
+            job.run(chunk, ahead, channels_, job.lane, job.column, job.last);
+        }
+    }
+
+  private:
+    static constexpr int MAX = Loop<T, void>::MAX;
+
+    template <typename Tile, int M>
+    int64_t add(int64_t lane, Tile tile) {
+        if constexpr (M == 1 || M * Tile::U <= MAX) {
+            for (; lane + M <= heads_.count; lane += M) {
+                const int64_t column = (heads_.first + lane) * channels_ + tile.column;
+                const bool exact = channels_ == Tile::U * Tile::N;
+                jobs_[size_++] = {
+                    exact ? &Loop<T, HeadTile<Tile::N, Tile::U, M, true>>::run
+                          : &Loop<T, HeadTile<Tile::N, Tile::U, M, false>>::run,
+                    lane, column, tile.last};
+            }
+        }
+        return lane;
+    }
+
+    Heads heads_;
+    int64_t channels_;
+    int64_t size_ = 0;
+    TileJob<T>* jobs_;
+};
+
+// Calls body(heads, padded) for groups of heads; `padded` carries the power of two P.
+template <int P>
+struct Padded {
+    static constexpr int LANES = P;
+};
+
+template <typename Body>
+inline void for_each_group(int64_t num_heads, const Body& body) {
+    for (int64_t first = 0; first < num_heads; first += GROUP) {
+        const int64_t left = num_heads - first, count = left < GROUP ? left : GROUP;
+        const Heads heads{first, count};
+        if (count == 1)
+            body(heads, Padded<1>{});
+        else if (count == 2)
+            body(heads, Padded<2>{});
+        else if (count <= 4)
+            body(heads, Padded<4>{});
+        else
+            body(heads, Padded<8>{});
+    }
+}
+
+template <typename T, int P>
+HPCGNN_INLINE Vec<T, P> leaky(Vec<T, P> value, T slope) {
+    return value > 0 ? value : slope * value;
+}
+
+}  // namespace HPCGNN_ISA
