@@ -25,18 +25,20 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def as_bytes(buffer: Any) -> np.ndarray:
-    """`buffer` (contiguous array or host tensor, any dtype) as uint8 [nbytes], sharing memory.
+def as_bytes(buffer: Any) -> Any:
+    """`buffer` (contiguous, any dtype) as uint8 [nbytes] that shares its memory.
 
-    Raises CommunicationError when it is not contiguous or above 2^31 - 1 bytes.
+    An array or host tensor gives an array; a tensor on a GPU stays one. Raises
+    CommunicationError when it is not contiguous or above 2^31 - 1 bytes.
     """
-    array = as_array(buffer)
-    if not array.flags.c_contiguous:
+    tensor = is_tensor(buffer)
+    if not (buffer.is_contiguous() if tensor else buffer.flags.c_contiguous):
+        raise CommunicationError("a message must be contiguous in memory: copy it first")
+    if buffer.nbytes > LARGEST_MESSAGE:
         raise CommunicationError(
-            f"a message must be contiguous in memory, not strides {array.strides}"
+            f"a message of {buffer.nbytes} bytes is above MPI's 2^31 - 1: send it in pieces"
         )
-    if array.nbytes > LARGEST_MESSAGE:
-        raise CommunicationError(
-            f"a message of {array.nbytes} bytes is above MPI's 2^31 - 1: send it in pieces"
-        )
-    return array.reshape(-1).view(np.uint8)
+    if not tensor:
+        return buffer.reshape(-1).view(np.uint8)
+    raw = buffer.detach().reshape(-1).view(sys.modules["torch"].uint8)
+    return raw if raw.is_cuda else raw.numpy()

@@ -141,7 +141,7 @@ class Communicator:
     def _enter(self, operation: str, where: str, value: Any = None) -> str:
         """Begin a collective operation; returns the name under which this rank waits."""
         self.check_strictly(operation, where, value)
-        return where or operation
+        return where or operation.partition(" of ")[0]
 
     def check_strictly(self, operation: str, where: str = "", value: Any = None) -> None:
         """Under HPCGNN_STRICT=1: raise LostRank unless all ranks are at the same place."""
@@ -225,7 +225,8 @@ class Communicator:
         All arrays of all ranks have one dtype and trailing shape, and any first dimension.
         No message is larger than `piece_bytes`, and few are in flight at a time.
         """
-        place = self._enter("alltoallv", where)
+        row = f" of {arrays[0].dtype} rows {arrays[0].shape[1:]}" if len(arrays) else ""
+        place = self._enter(f"alltoallv{row}", where)
         return exchange.alltoallv(self, arrays, place, piece_bytes)
 
     def agree(self, error: BaseException | None = None, where: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +24,12 @@ def alltoallv(
     comm: Communicator, arrays: Sequence[np.ndarray], where: str, piece_bytes: int
 ) -> list[np.ndarray]:
     """See Communicator.alltoallv."""
-    sent = [np.ascontiguousarray(array) for array in arrays]
-    kinds = {(array.dtype.str, array.shape[1:]) for array in sent}
-    if len(sent) != comm.size or len(kinds) != 1 or any(a.ndim == 0 for a in sent):
+    kinds = {(array.dtype.str, array.shape[1:]) for array in arrays}
+    if len(arrays) != comm.size or len(kinds) != 1 or any(a.ndim == 0 for a in arrays):
         raise CommunicationError(
-            f"{where or 'alltoallv'}: {comm.size} arrays of one dtype and row shape are needed"
+            f"{where}: {comm.size} arrays of one dtype and row shape are needed"
         )
+    sent = [np.ascontiguousarray(array) for array in arrays]
     counts_P = np.array([len(array) for array in sent], np.int64)
     coming_P = np.empty_like(counts_P)
     comm.wait_all([comm.mpi.Ialltoall(counts_P, coming_P)], where)
@@ -47,9 +48,9 @@ def _messages(
         incoming, outgoing = _pieces(got[source], piece_bytes), _pieces(sent[to], piece_bytes)
         for i in range(max(len(incoming), len(outgoing))):
             if i < len(incoming):
-                yield lambda b=incoming[i], p=source: comm.irecv(b, p, TAG)  # type: ignore[misc]
+                yield partial(comm.irecv, incoming[i], source, TAG)
             if i < len(outgoing):
-                yield lambda b=outgoing[i], p=to: comm.isend(b, p, TAG)  # type: ignore[misc]
+                yield partial(comm.isend, outgoing[i], to, TAG)
 
 
 def _pieces(array: np.ndarray, piece_bytes: int) -> list[np.ndarray]:

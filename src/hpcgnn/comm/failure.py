@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -77,12 +78,16 @@ class Failure:
 
 def _stdout_is_closed() -> bool:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes again at exit and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    # Python flushes again at exit and would complain there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -111,6 +111,7 @@ def local_address(own: Peer, peers: Sequence[Peer]) -> str:
             try:
                 probe.connect((target, 9))
             except OSError:
+                time.sleep(_ASK_AGAIN)
                 continue
             address = probe.getsockname()[0]
             if not address.startswith("127."):
@@ -185,6 +186,7 @@ class Heartbeat:
             try:
                 datagram = self._socket.recvfrom(_LARGEST + 1)[0]
             except OSError:
+                time.sleep(_ASK_AGAIN)
                 continue
             seal, message = datagram[:_HASH], datagram[_HASH:]
             right = hmac.new(self._key, message, hashlib.sha256).digest()[:_HASH]
@@ -201,7 +203,7 @@ class Heartbeat:
         elif number in self._answers:
             try:
                 report = Report.from_json(json.loads(message[_HEAD.size :]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 return
             self._answers[number][rank] = report
 

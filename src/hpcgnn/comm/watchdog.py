@@ -75,7 +75,10 @@ class Watchdog:
         if silent:
             named = ", ".join(f"{peer}{self._state(peer)}" for peer in silent[:4])
             more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
-            raise LostRank(f"{named}{more} stopped answering; {here}")
+            distant = {p.rank for p in self._heartbeat.peers if p.network != self._own.network}
+            blocked = distant and distant <= {p.rank for p in silent}
+            hint = " (no other node answers: is UDP between them blocked?)" if blocked else ""
+            raise LostRank(f"{named}{more} stopped answering{hint}; {here}")
 
     def _working(self, away: Sequence[Peer], first: dict[int, Report]) -> set[int]:
         """Ranks of `away` whose processes use the processor right now."""

@@ -51,7 +51,10 @@ def _printable(text: object) -> str:
 
 
 class Visit:
-    """What `Whereabouts.at` returns: with `with`, the place before is restored at the end."""
+    """What `Whereabouts.at` returns: with `with`, the place before is restored at the end.
+
+    After an error the place stays, to be told until another one is set.
+    """
 
     __slots__ = ("_base", "_before", "_owner")
 
@@ -67,8 +70,9 @@ class Visit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._owner.base = self._base
         if error is None:
-            self._owner.base, self._owner.place = self._base, self._before
+            self._owner.place = self._before
 
 
 class Whereabouts:

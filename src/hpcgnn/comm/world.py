@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,9 @@ def start(timeout: float | None = None) -> Communicator:
 
         # Autograd may run the backward pass, and with it MPI, in a thread of its own.
         mpi4py.rc(thread_level="serialized")
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it suspects of mpiexec is said better below
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "

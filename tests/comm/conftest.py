@@ -1,0 +1,77 @@
+"""Starts tests/comm/faulty.py on several ranks and sees that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("hpcgnn: error:")]
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "HPCGNN_"))}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def faulty() -> Callable[..., Outcome]:
+    """`faulty("one_raises", ranks=3)`; every process started prints `pid N` and must be gone."""
+
+    def run(
+        fault: str,
+        ranks: int = 3,
+        env: dict[str, str] | None = None,
+        stdout: int = subprocess.PIPE,
+    ) -> Outcome:
+        command = [sys.executable, str(Path(__file__).with_name("faulty.py")), fault]
+        if ranks:
+            beside = Path(sys.executable).parent / "mpiexec"
+            mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+            if mpiexec is None:
+                pytest.skip("no mpiexec found")
+            command = [mpiexec, "-n", str(ranks), *command]
+        start = time.monotonic()
+        ended = subprocess.run(
+            command,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            env=_environment() | {"HPCGNN_TIMEOUT": "60"} | (env or {}),
+        )
+        seconds = time.monotonic() - start
+        pids = [int(pid) for pid in re.findall(r"^pid (\d+)$", ended.stderr, re.MULTILINE)]
+        assert len(pids) == max(ranks, 1)
+        left = _left_after(pids, 10.0)
+        assert not left, f"processes {left} are left"
+        return Outcome(ended.returncode, ended.stdout or "", ended.stderr, seconds)
+
+    return run
+
+
+def _left_after(pids: list[int], seconds: float) -> list[int]:
+    end = time.monotonic() + seconds
+    while True:
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.05)

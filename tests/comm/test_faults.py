@@ -1,0 +1,145 @@
+"""Jobs that go wrong: the right status, one line, nothing left, and soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+SOON = 20.0  # seconds on a busy machine; each takes about one on a quiet one
+
+
+def test_one_rank_raises(faulty):
+    outcome = faulty("one_raises")
+    assert outcome.status == 2 and outcome.seconds < SOON
+    assert outcome.errors == [
+        "hpcgnn: error: rank 1: graph.h5: nodes/labels: label 99 is outside 0..9"
+    ]
+    assert "Traceback" not in outcome.err and "Abort" not in outcome.err
+
+
+def test_a_surprise_shows_its_traceback(faulty):
+    outcome = faulty("one_surprised")
+    assert outcome.status == 1 and outcome.seconds < SOON
+    assert outcome.errors == [
+        "hpcgnn: error: rank 1: unexpected ZeroDivisionError: cake for nobody"
+    ]
+    assert "[rank 1] Traceback" in outcome.err and ", in one_surprised" in outcome.err
+    assert "[rank 0]" not in outcome.err
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 4])
+def test_an_error_on_all_ranks_is_printed_once(faulty, ranks):
+    outcome = faulty("all_raise", ranks)
+    assert outcome.status == 2 and outcome.seconds < SOON
+    assert outcome.errors == ["hpcgnn: error: graph.h5: no such file"]
+
+
+def test_an_agreed_error_is_printed_once(faulty):
+    outcome = faulty("all_agree")
+    assert outcome.status == 2 and outcome.seconds < SOON
+    assert outcome.errors == ["hpcgnn: error: rank 1: graph.h5: no such file"]
+
+
+def test_exit_status_of_one_rank_is_that_of_the_job(faulty):
+    outcome = faulty("one_leaves")
+    assert outcome.status == 7 and outcome.errors == [] and outcome.seconds < SOON
+
+
+def test_one_rank_killed(faulty):
+    outcome = faulty("one_killed")
+    assert outcome.status != 0 and outcome.seconds < SOON
+
+
+@pytest.mark.parametrize("fault", ["one_stopped", "one_stopped_in_library"])
+def test_one_rank_stopped_is_named(faulty, fault):
+    outcome = faulty(fault, env={"HPCGNN_TIMEOUT": "3"})
+    assert outcome.status == 3 and 3 < outcome.seconds < 60
+    (line,) = outcome.errors
+    assert line.startswith("hpcgnn: error: rank 1 (host ")
+    assert "[process is stopped] stopped answering; rank 0 waited 3 s in " in line
+
+
+def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(faulty):
+    outcome = faulty("one_elsewhere", env={"HPCGNN_TIMEOUT": "2"})
+    assert outcome.status == 3
+    (line,) = outcome.errors
+    assert "rank 0 waited 2 s in 'after the fault'" in line and "but rank 1 (" in line
+    assert "is at 'evaluation'" in line and "waiting in 'a message nobody sends'" in line
+    assert "in one_elsewhere\n" in outcome.err
+
+
+def test_a_rank_that_sleeps_is_named_with_its_stack(faulty):
+    outcome = faulty("one_sleeps", env={"HPCGNN_TIMEOUT": "2"})
+    assert outcome.status == 3
+    (line,) = outcome.errors
+    assert "but rank 1 (" in line and "in one_sleeps" in line
+
+
+def test_a_rank_that_left_the_program_is_named(faulty):
+    outcome = faulty("one_returns", env={"HPCGNN_TIMEOUT": "2"})
+    assert outcome.status == 3
+    (line,) = outcome.errors
+    assert "rank 1 (" in line and "'the end of the job'" in line
+
+
+def test_a_rank_that_computes_is_given_time(faulty):
+    outcome = faulty("one_works", env={"HPCGNN_TIMEOUT": "2"})
+    assert outcome.status == 0 and outcome.errors == []
+    assert "hpcgnn: warning: rank 0 waited 2 s" in outcome.err and "in one_works" in outcome.err
+
+
+def test_strict_mode_names_the_rank_in_another_operation(faulty):
+    outcome = faulty("one_astray", env={"HPCGNN_STRICT": "1"})
+    assert outcome.status == 3 and outcome.seconds < SOON
+    assert outcome.errors == [
+        "hpcgnn: error: rank 1 went astray to broadcast from 0 'evaluation', while the others "
+        "are at allreduce sum of float32 (3,) 'gradients'"
+    ]
+    assert outcome.err.count("in one_astray") == 2
+
+
+def test_strict_mode_compares_shapes(faulty):
+    outcome = faulty("wrong_shape", env={"HPCGNN_STRICT": "1"})
+    assert outcome.status == 3
+    assert "rank 1 went astray to allreduce sum of float64 (4,)" in outcome.errors[0]
+
+
+@pytest.mark.parametrize("fault", ["out_of_memory", "out_of_memory_in_torch"])
+def test_out_of_memory_is_one_line(faulty, fault):
+    outcome = faulty(fault)
+    assert outcome.status == 1 and "Traceback" not in outcome.err
+    (line,) = outcome.errors
+    assert line.startswith("hpcgnn: error: rank 1: out of memory") and "--halo-buffer" in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [("interrupted", signal.SIGINT), ("terminated_while_waiting", signal.SIGTERM)],
+)
+def test_signals_end_the_job_quietly(faulty, fault, number):
+    outcome = faulty(fault)
+    assert outcome.status == 128 + number and outcome.seconds < SOON
+    assert outcome.errors == [] and "Traceback" not in outcome.err
+    assert outcome.out == ("cleaned up\n" if number == signal.SIGTERM else "")
+
+
+def test_a_signal_ends_a_library_call_at_once(faulty):
+    outcome = faulty("terminated_in_library")
+    assert outcome.status != 0 and outcome.seconds < SOON
+
+
+def test_closed_stdout_ends_quietly(faulty):
+    reader, writer = os.pipe()
+    os.close(reader)
+    outcome = faulty("prints_into_closed_pipe", 0, stdout=writer)
+    os.close(writer)
+    assert outcome.status == 128 + signal.SIGPIPE
+    assert outcome.err.count("\n") == 1  # the line with its process number
+
+
+def test_no_shared_segment_keeps_a_name(faulty):
+    outcome = faulty("shows_segments")
+    assert outcome.status == 0
+    assert outcome.out.splitlines() == ["segments []"] * 3

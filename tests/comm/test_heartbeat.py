@@ -1,0 +1,126 @@
+"""Questions and answers between ranks, and what happens to datagrams of strangers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from hpcgnn.comm.heartbeat import Heartbeat, Peer, ProcessState, local_address
+from hpcgnn.comm.whereabouts import Report, Whereabouts
+
+TOKEN = b"0123456789abcdef"
+
+
+@pytest.fixture
+def pair():
+    abouts = [Whereabouts(), Whereabouts()]
+    beats = [Heartbeat(rank, "127.0.0.1", about.report) for rank, about in enumerate(abouts)]
+    peers = [replace(Peer.here(b.rank, b.rank), address=b.address) for b in beats]
+    for beat in beats:
+        beat.meet(peers, TOKEN)
+    yield beats, abouts
+    for beat in beats:
+        beat.stop()
+
+
+def test_answers_say_where_a_rank_is(pair):
+    beats, abouts = pair
+    with abouts[1].at("epoch 12"), abouts[1].at("forward layer 1"):
+        abouts[1].set_waiting("ring step 3")
+        answer = beats[0].ask([0, 1], 5.0)
+    assert list(answer) == [1]
+    assert answer[1].place == "epoch 12, forward layer 1"
+    assert answer[1].waiting == "ring step 3" and 0 <= answer[1].waited < 5
+    assert any("test_answers_say_where_a_rank_is" in line for line in answer[1].stack)
+
+
+def test_long_texts_are_cut_and_control_characters_removed(pair):
+    beats, abouts = pair
+    abouts[1].at("\x1b[31m\n" + "ä" * 10_000)
+    answer = beats[0].ask([1], 5.0)[1]
+    assert len(answer.place) <= 160 and answer.place.isprintable()
+
+
+def test_a_stopped_rank_is_missing(pair):
+    beats, _ = pair
+    beats[1].stop()
+    start = time.monotonic()
+    assert beats[0].ask([1], 0.5) == {}
+    assert 0.4 < time.monotonic() - start < 3
+
+
+def test_strangers_get_no_answer_and_change_nothing(pair):
+    beats, _ = pair
+    question = beats[0]._seal(b"?", 1, b"")
+    forged = bytes([question[0] ^ 1]) + question[1:]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        for datagram in (forged, b"", b"?", os.urandom(1400), question[:20]):
+            stranger.sendto(datagram, beats[1].address)
+        stranger.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            stranger.recv(2000)
+    assert list(beats[0].ask([1], 5.0)) == [1]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"place": 1}', b"\xff\x00", b"[" * 1300])
+def test_answers_that_make_no_sense_are_ignored(pair, body):
+    beats, _ = pair
+    answers: dict[int, Report] = {}
+    beats[0]._answers[77] = answers
+    for rank in (1, -1, 99):
+        beats[1].rank = rank
+        beats[1]._send(beats[1]._seal(b"!", 77, body), beats[0].address)
+    beats[1].rank = 1
+    assert list(beats[0].ask([1], 5.0)) == [1]
+    assert answers == {}
+
+
+def test_threads_end(pair):
+    beats, _ = pair
+    for beat in beats:
+        beat.stop()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if all(t.name != "hpcgnn-heartbeat" for t in threading.enumerate()):
+            return
+        time.sleep(0.01)
+    pytest.fail("a heartbeat thread is left")
+
+
+def test_addresses():
+    here = Peer.here(0, 0)
+    assert local_address(here, [here, replace(here, rank=1)]) == "127.0.0.1"
+    there = replace(here, rank=1, host="no-such-host.invalid", network="elsewhere")
+    assert socket.inet_aton(local_address(here, [here, there]))
+
+
+def test_state_of_processes():
+    here = Peer.here(0, 0)
+    state = here.state()
+    assert state is not None and state.letter in "RS" and state.cpu > 0
+    assert replace(here, birth="1").state() is None
+    assert replace(here, space="another machine").state() is None
+    assert ProcessState.of(2**22 + 1) is None
+
+
+def test_places_nest():
+    about = Whereabouts()
+    with about.at("epoch 1"):
+        about.at("load")
+        assert about.place[0] == "epoch 1, load"
+        with about.at("forward"), about.at("layer 2"):
+            assert about.place[0] == "epoch 1, forward, layer 2"
+        about.at("loss")
+        assert about.place[0] == "epoch 1, loss"
+    assert about.place[0] == "start"
+    with pytest.raises(KeyError), about.at("epoch 2"):
+        raise KeyError
+    assert about.place[0] == "epoch 2"
+    about.at("clean up")
+    assert about.place[0] == "clean up"
