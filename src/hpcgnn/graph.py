@@ -7,7 +7,7 @@ of part s that block (r, s) reads are the *halo rows* from s, in the order of s'
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Block:
         return int((self.end - self.begin).sum())
 
     def to(self, device: torch.device | str) -> Block:
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
@@ -118,7 +118,7 @@ class PartitionedGraph:
 
     Attributes:
         features: float32 `[n, F]`, a `SparseRows`, or None.
-        labels: int64 `[n]` (-1 unknown), or int8 `[n, T]` for T labels at once; None without labels.
+        labels: int64 `[n]` (-1 unknown), or int8 `[n, T]` for T labels at once; None without.
         train_mask, valid_mask, test_mask: bool `[n]`.
         original_ids: int64 `[n]`, the ids the user knows the nodes by.
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).

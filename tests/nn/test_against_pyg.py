@@ -24,6 +24,9 @@ LAYERS: dict[str, Make] = {
     "sage sum": lambda lib: lib.SAGEConv(5, 4, aggr="sum"),
     "sage max": lambda lib: lib.SAGEConv(5, 4, aggr="max"),
     "sage min": lambda lib: lib.SAGEConv(5, 4, aggr="min"),
+    "gat": lambda lib: lib.GATConv(5, 4, heads=2),
+    "gat mean": lambda lib: lib.GATConv(5, 3, heads=3, concat=False, negative_slope=0.1),
+    "gat no loops": lambda lib: lib.GATConv(5, 8, add_self_loops=False),
 }
 SIZES = [(7, 14), (8, 30), (9, 4), (500, 3000)]
 
@@ -59,6 +62,14 @@ def _gradients(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def check(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            found[key].double(), value, rtol=1e-5, atol=1e-5 * max(1.0, float(value.abs().max()))
+        )
+
+
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
 @pytest.mark.parametrize("name", LAYERS)
@@ -68,12 +79,16 @@ def test_layer(comm, name, num_nodes, num_edges, mode):
     theirs, ours = LAYERS[name](pyg), LAYERS[name](nn)
     ours.load_state_dict(theirs.state_dict())
     expected = train_theirs(theirs, whole)
-    found = train_ours(ours, whole, comm, mode, 1 << 20 if num_nodes > 9 else 4096)
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(
-            found[key].double(), value, rtol=1e-5, atol=1e-5 * max(1.0, float(value.abs().max()))
-        )
+    check(train_ours(ours, whole, comm, mode, 1 << 20 if num_nodes > 9 else 4096), expected)
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+def test_gat_with_edge_features(comm, mode):
+    whole = random_graph(40, 150, edge_width=3)
+    theirs, ours = pyg.GATConv(5, 4, heads=2, edge_dim=3), nn.GATConv(5, 4, heads=2, edge_dim=3)
+    ours.load_state_dict(theirs.state_dict())
+    expected = train_theirs(theirs, whole, torch.from_numpy(whole.edge_features).double())
+    check(train_ours(ours, whole, comm, mode, 4096), expected)
 
 
 @pytest.mark.parametrize("improved", [False, True])
@@ -82,6 +97,4 @@ def test_weighted_gcn(comm, improved):
     theirs, ours = pyg.GCNConv(5, 3, improved=improved), nn.GCNConv(5, 3, improved=improved)
     ours.load_state_dict(theirs.state_dict())
     expected = train_theirs(theirs, whole, torch.from_numpy(whole.weight).double())
-    found = train_ours(ours, whole, comm, "sar", 4096)
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key].double(), value, rtol=1e-4, atol=1e-5)
+    check(train_ours(ours, whole, comm, "sar", 4096), expected)

@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on seed, epoch, layer and node id alone, never on P or the partition."""
+"""Dropout whose mask depends on seed, epoch, layer and node id alone, never on the partition."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class GATConv(torch.nn.Module):
     """Arguments, parameters and initialisation as PyTorch Geometric's `GATConv`.
 
     Args:
-        heads: attention heads; with `concat` their outputs lie side by side, else they are averaged.
+        heads: attention heads; with `concat` their outputs lie side by side, else averaged.
         dropout: probability of dropping an attention weight while training.
         edge_dim: width of the graph's edge features, if they take part in the scores.
         layer: tells the dropout masks of one model apart.

@@ -52,7 +52,7 @@ class Linear(torch.nn.Module):
 
 
 def glorot(weight: Tensor) -> None:
-    """Uniform in ±sqrt(6 / (fan in + fan out)) of the last two dimensions (Glorot & Bengio 2010)."""
+    """Uniform in ±sqrt(6 / (fan in + fan out)), the last two dimensions (Glorot & Bengio 2010)."""
     bound = math.sqrt(6 / max(weight.shape[-2] + weight.shape[-1], 1))
     torch.nn.init.uniform_(weight, -bound, bound)
 

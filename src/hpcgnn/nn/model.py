@@ -23,7 +23,7 @@ class Stack(torch.nn.Module):
         conv: `conv(in_channels, out_channels, layer)` makes one convolution.
         head: `conv`: the last convolution gives the output; `linear`: all convolutions are hidden
             and a linear map follows.
-        jumping: `none`, `cat` or `max` over the hidden layers (Xu et al. 2018), before a linear head.
+        jumping: `none`, `cat` or `max` over hidden layers (Xu et al. 2018), before a linear head.
         residual: each convolution's input is added to its output through a linear map.
     """
 
@@ -78,16 +78,17 @@ class Stack(torch.nn.Module):
             x_NF = self.input_dropout(graph, x_NF)
         elif self.input_dropout.p and self.training:
             x_NF = sparse_dropout(graph, x_NF, self.input_dropout.p)
-        outputs = []
+        outputs: list[Tensor] = []
         for i, dropout in enumerate(self.dropouts):
             y_NF = self._convolve(graph, x_NF, i)
             if len(self.norms):
                 y_NF = self.norms[i](graph, y_NF)
             if self.activation == "elu":
                 y_NF = functional.elu(y_NF)
-            x_NF = dropout(graph, y_NF)
+            y_NF = dropout(graph, y_NF)
             if self.jumping != "none":
-                outputs.append(x_NF)
+                outputs.append(y_NF)
+            x_NF = y_NF
         if self.jumping == "cat":
             return torch.cat(outputs, dim=-1)
         if self.jumping == "max":

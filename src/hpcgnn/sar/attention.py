@@ -4,8 +4,8 @@
 
 with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
-log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who compute
-dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the destination's part of the per-head scalars
+log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
+compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the destination's part of the per-head scalars
 dL/dt_i travels back. z is computed again in backward and never kept.
 """
 
@@ -119,7 +119,9 @@ def _diagonal_blocks(z_NK: Tensor, grad_NH: Tensor) -> Tensor:
     """`sum_n grad[n, h] z[n, h, :]`: `[H, C]`."""
     heads = grad_NH.shape[1]
     all_HK = grad_NH.t() @ z_NK
-    return torch.stack(list(all_HK.view(heads, heads, -1).diagonal(dim1=0, dim2=1).t()))
+    return torch.stack(
+        list(all_HK.view(heads, heads, z_NK.shape[1] // heads).diagonal(dim1=0, dim2=1).t())
+    )
 
 
 class _Forward:
@@ -178,7 +180,9 @@ class _Forward:
         """Normalised output and log-sum-exp of each node and head."""
         total_NH = torch.where(self.total_NH > 0, self.total_NH, 1.0)
         heads = total_NH.shape[1]
-        self.out_NK.view(len(total_NH), heads, -1).div_(total_NH[:, :, None])
+        self.out_NK.view(len(total_NH), heads, self.out_NK.shape[1] // heads).div_(
+            total_NH[:, :, None]
+        )
         top_NH = torch.where(self.total_NH > 0, self.top_NH, 0.0)
         return self.out_NK, top_NH + total_NH.log()
 
@@ -210,10 +214,13 @@ class _Backward:
         """Stream destinations to the owners of their sources."""
         graph, edges = self.graph, self.graph.out_edges
         heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
+
+        def accept(rows: Tensor, reply_HH: Tensor) -> None:
+            self.grad_t_NH.index_add_(0, rows, reply_HH)
+
         exchange, blocks = stream(
             graph, edges, width + 3 * heads, self.g_NK.dtype, self._pack,
-            where="attention backward", reply_width=heads,
-            on_reply=lambda rows, reply: self.grad_t_NH.index_add_(0, rows, reply),
+            where="attention backward", reply_width=heads, on_reply=accept,
         )  # fmt: skip
         here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         for block in local_blocks(graph, edges, self.settings.self_loops):
@@ -245,8 +252,9 @@ class _Backward:
         dropout = edge_dropout(
             self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
         )
+        g, t, lse, d = destination
         kernels.attention_backward(
-            block, *destination, self.z_NK, self.s_NH, self.grad_z_NK, self.grad_s_NH, grad_t,
+            block, g, t, lse, d, self.z_NK, self.s_NH, self.grad_z_NK, self.grad_s_NH, grad_t,
             slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD,
             grad_edge_vector=self.grad_edge_HD, rows=rows,
         )  # fmt: skip
@@ -260,7 +268,7 @@ class _Backward:
             rows_HW = kept[index]
             turned = kernels.transpose(block, graph.num_local_nodes)
             kernels.attention_backward(
-                turned, *here, rows_HW[:, :width], rows_HW[:, width:],
+                turned, self.g_NK, self.t_NH, self.lse_NH, self.d_NH, rows_HW[:, :width], rows_HW[:, width:],
                 out_HW[:, :width], out_HW[:, width:], self.grad_t_NH,
                 slope=self.settings.slope,
                 dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),

@@ -1,0 +1,58 @@
+"""Layers whose messages are ordinary torch code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
+
+
+class MessagePassing(torch.nn.Module):
+    """Base of layers that compute a message per edge and reduce messages per node.
+
+    Write `message(x_src, x_dst, edge)` with torch operations: rows are edges. It returns `[e, M]`,
+    or `(value, logit)` where `softmax` is among the reductions. Blocks of remote nodes are streamed
+    and freed; in backward messages are computed again. Parameters used in `message` get their
+    gradients without being declared. What differs from edge to edge must come as an argument.
+
+    Args:
+        aggr: `sum`, `mean`, `max`, `min`, `var`, `std`, `softmax`, or a list; results of a list are
+            concatenated.
+        piece: edges whose messages exist at a time.
+        layer: tells random numbers inside `message` apart between layers.
+    """
+
+    def __init__(
+        self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int = 0
+    ) -> None:
+        super().__init__()
+        self.aggr = (aggr,) if isinstance(aggr, str) else tuple(aggr)
+        self.piece, self.layer = piece, layer
+
+    def message(
+        self, x_src: Tensor, x_dst: Tensor, edge: EdgePiece
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Messages of some edges; by default the source's row."""
+        return x_src
+
+    def update(self, reduced_NM: Tensor, x_NF: Tensor) -> Tensor:
+        """New rows from reduced messages and old rows; by default the messages."""
+        return reduced_NM
+
+    def forward(
+        self, graph: PartitionedGraph, x_NF: Tensor, edge_features_ED: Tensor | None = None
+    ) -> Tensor:
+        """New rows of the local nodes.
+
+        Args:
+            edge_features_ED: in the order of `sar.messages.edge_features(graph)`, where edge
+                features need gradients; else the graph's own are used.
+        """
+        settings = MessageSettings(self.message, self.aggr, self.piece, self.layer)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        reduced_NM = propagate(graph, x_NF, settings, parameters, edge_features_ED)
+        return self.update(reduced_NM, x_NF)
