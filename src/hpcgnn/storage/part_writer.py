@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.storage import atomic
 from hpcgnn.storage.checks import Place
@@ -18,6 +17,9 @@ from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.nodes import SparseRows
 from hpcgnn.storage.parts import Part, check_edges, check_ids, part_name
 from hpcgnn.storage.schema import COUNT_NAMES, PARTITION, VERSION
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 
 def write_parts(

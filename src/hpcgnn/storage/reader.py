@@ -139,18 +139,25 @@ class Reader:
         self.columns.append(Column(self, name, found))
         return self.columns[-1]
 
-    def walk(self) -> list[tuple[str, tuple[int, ...], str, int]]:
-        """Every dataset: name, shape, type, bytes stored; nothing is checked but that it opens."""
-        found: list[tuple[str, tuple[int, ...], str, int]] = []
+    def walk(self) -> list[dict[str, Any]]:
+        """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
+        found: list[dict[str, Any]] = []
 
         def visit(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
-                size = int(item.id.get_storage_size())
-                found.append((name, tuple(item.shape or ()), str(item.dtype), size))
+                found.append(
+                    {
+                        "name": name,
+                        "shape": list(item.shape or ()),
+                        "dtype": str(item.dtype),
+                        "bytes": int(item.nbytes),
+                        "stored_bytes": int(item.id.get_storage_size()),
+                    }
+                )
 
         with self._mapped("/"):
             self._file.visititems(visit)
-        return sorted(found)
+        return sorted(found, key=lambda dataset: dataset["name"])
 
     def _get(self, name: str) -> h5py.Group | h5py.Dataset | None:
         item: h5py.Group | h5py.Dataset = self._file

@@ -1,0 +1,183 @@
+"""`hpcgnn info`: say what a file holds, from its header alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.partition_file import PartitionFile
+from hpcgnn.storage.reader import Reader
+from hpcgnn.storage.schema import CHECKPOINT, GRAPH, PARTITION, PREDICTIONS
+
+HELP = "say what a file holds"
+PARALLEL = False
+
+_SHOWN_PARTS = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", type=Path, metavar="FILE.h5", help="graph, partition, checkpoint or predictions"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--check", action="store_true", help="read and check every value as well")
+
+
+def run(args: argparse.Namespace, comm: None) -> int:
+    content = describe(args.file)
+    if args.check:
+        check(args.file, content)
+    if args.json:
+        print(json.dumps(content, indent=1))
+    else:
+        print("\n".join(_text(content)))
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """`file`, `format`, `bytes`, `attributes`, `datasets`, and for partitions `parts`.
+
+    Raises:
+        InputError: no file of this package, or a damaged header.
+    """
+    with Reader(path, None) as reader:
+        kind = reader.text("format")
+    if kind not in (GRAPH, PARTITION, CHECKPOINT, PREDICTIONS):
+        raise InputError("is of a format that this release does not know", file=path, value=kind)
+    content: dict[str, Any] = {"file": str(path), "format": kind, "bytes": path.stat().st_size}
+    if kind == GRAPH:
+        GraphFile(path).close()
+    elif kind == PARTITION:
+        with PartitionFile(path) as file:
+            content["parts"] = [{"nodes": int(n), "edges": int(e)} for n, e in file.sizes]
+    with Reader(path, kind) as reader:
+        content["attributes"] = {k: _decoded(v) for k, v in sorted(reader.attributes.items())}
+        content["datasets"] = reader.walk()
+    return content
+
+
+def check(path: Path, content: dict[str, Any]) -> None:
+    """Read every value.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    if content["format"] == GRAPH:
+        with GraphFile(path) as graph:
+            graph.verify()
+    elif content["format"] == PARTITION:
+        with PartitionFile(path) as partition:
+            for index in range(partition.num_parts):
+                partition.read_part(index)
+    else:
+        with Reader(path, content["format"]) as reader:
+            for dataset in content["datasets"]:
+                shape = tuple(dataset["shape"])
+                column = reader.column(dataset["name"], (dataset["dtype"],), shape)
+                column.fingerprint(0, len(column))
+    content["checked"] = True
+
+
+def _decoded(value: int | str) -> Any:
+    """JSON text as what it stands for."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _text(content: dict[str, Any]) -> list[str]:
+    attributes = content["attributes"]
+    kind = content["format"].removeprefix("hpcgnn-")
+    size = _bytes(content["bytes"])
+    lines = [f"{content['file']}: {kind}, format version {attributes['version']}, {size}"]
+    if content.get("checked"):
+        lines.append("every value was read and is sound")
+    hidden = ("format", "version", "checksum")
+    plain = {k: v for k, v in attributes.items() if k not in hidden and not isinstance(v, dict)}
+    lines += _pairs({k: v for k, v in plain.items() if v != 0})
+    if "parts" in content:
+        lines += ["", "parts", *_table(_shown_parts(content["parts"]))]
+    for name, value in attributes.items():
+        if isinstance(value, dict) and value:
+            lines += ["", name, *_nested(value)]
+    return [*lines, "", "datasets", *_table(_grouped(content["datasets"]))]
+
+
+def _shown_parts(parts: list[dict[str, int]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"part": index} | part for index, part in enumerate(parts[:_SHOWN_PARTS])
+    ]
+    if len(parts) > _SHOWN_PARTS:
+        rows.append({"part": f"and {len(parts) - _SHOWN_PARTS} more (--json shows all)"})
+    return rows
+
+
+def _grouped(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for a dataset that is in every part."""
+    rows: dict[str, dict[str, Any]] = {}
+    for dataset in datasets:
+        name = re.sub(r"^parts/\d+/", "parts/*/", dataset["name"])
+        shape = "x".join(map(str, dataset["shape"])) or "scalar"
+        row: dict[str, Any] = {"name": name, "shape": shape, "type": dataset["dtype"]}
+        row |= {"bytes": dataset["bytes"], "stored": dataset["stored_bytes"]}
+        if name in rows:
+            row["shape"] = "various"
+            row["bytes"] += rows[name]["bytes"]
+            row["stored"] += rows[name]["stored"]
+        rows[name] = row
+    return [
+        row | {"bytes": _bytes(row["bytes"]), "stored": _bytes(row["stored"])}
+        for row in rows.values()
+    ]
+
+
+def _nested(value: dict[str, Any]) -> list[str]:
+    """Dictionaries of equal keys as a table, anything else as pairs."""
+    rows = list(value.values())
+    if rows and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        return _table([{"": name, **row} for name, row in value.items()])
+    return _pairs(value)
+
+
+def _pairs(values: dict[str, Any]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"  {name:<{width}}  {_cell(value)}" for name, value in values.items()]
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    names = list(rows[0])
+    cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    numeric = [all(isinstance(row.get(name, 0), int | float) for row in rows) for name in names]
+    return [
+        "  "
+        + "  ".join(
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

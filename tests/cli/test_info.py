@@ -1,0 +1,114 @@
+"""`hpcgnn info` on every kind of file, sound and damaged."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcgnn.cli import main
+from hpcgnn.storage import atomic
+from tests.storage.files import graph_content
+from tests.storage.partitions import write_small
+from tests.storage.test_graph_writer import write
+
+
+@pytest.fixture
+def files(comm, tmp_path):
+    write(tmp_path / "graph.h5", graph_content(), [0, 9], num_classes=4)
+    write_small(tmp_path / "partition.h5", comm, 3)
+    for kind in ("checkpoint", "predictions"):
+        with atomic.create(tmp_path / f"{kind}.h5") as output:
+            output.dataset("model/weight", np.dtype("f4"), (4, 2))[...] = 1
+            output.set_attributes(
+                {"format": f"hpcgnn-{kind}", "version": 1, "epoch": 7, "config": {"lr": 0.01}}
+            )
+    return tmp_path
+
+
+KINDS = ["graph", "partition", "checkpoint", "predictions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_says_what_the_file_holds(files, capsys, kind):
+    path = files / f"{kind}.h5"
+    assert main.main(["info", str(path), "--json", "--check"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["format"] == f"hpcgnn-{kind}"
+    assert content["bytes"] == path.stat().st_size
+    with h5py.File(path) as file:
+        for dataset in content["datasets"]:
+            assert file[dataset["name"]].shape == tuple(dataset["shape"])
+            assert file[dataset["name"]].nbytes == dataset["bytes"]
+    if kind == "graph":
+        assert content["attributes"]["num_edges"] == 20
+        assert content["attributes"]["config"] == {"verb": "test"}
+        assert len(content["datasets"]) == len(graph_content().arrays)
+    elif kind == "partition":
+        assert sum(part["nodes"] for part in content["parts"]) == 30
+        assert content["attributes"]["report"] == {"edge cut": 12}
+    else:
+        assert content["attributes"]["config"] == {"lr": 0.01}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_is_for_reading(files, capsys, kind):
+    assert main.main(["info", str(files / f"{kind}.h5")]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith(f"{files / kind}.h5: {kind}, format version 1, ")
+    words = {
+        "graph": ["num_nodes 9", "edges/indices 20 int32 80 B"],
+        "partition": ["1 0 0", "edge cut 12", "parts/*/in/columns various int32"],
+        "checkpoint": ["epoch 7", "lr 0.01", "model/weight 4x2 float32 32 B"],
+        "predictions": ["epoch 7"],
+    }[kind]
+    for word in words:
+        assert any(line.startswith(word) for line in lines), (word, lines)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_reads_every_value(files, capsys, kind):
+    path = files / f"{kind}.h5"
+    name = {"graph": "edges/weight", "partition": "parts/00002/in/weight"}.get(kind, "model/weight")
+    with h5py.File(path) as file:
+        chunk = file[name].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    data[chunk.byte_offset + 5] ^= 4
+    path.write_bytes(data)
+    assert main.main(["info", str(path)]) == 0
+    capsys.readouterr()
+    assert main.main(["info", str(path), "--check"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hpcgnn: error: {path}: {name}: can't be read: its data fail their")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["absent", "text", "folder", "other", "unknown", "truncated"])
+def test_anything_else_is_refused_in_one_line(files, capsys, kind):
+    path = files / f"{kind}.h5"
+    if kind == "text":
+        path.write_text("some text")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "other":
+        with h5py.File(path, "w") as file:
+            file["x"] = [1, 2]
+    elif kind == "unknown":
+        with atomic.create(path) as output:
+            output.set_attributes({"format": "hpcgnn-soup", "version": 1})
+    elif kind == "truncated":
+        path.write_bytes((files / "graph.h5").read_bytes()[:-100])
+    assert main.main(["info", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"hpcgnn: error: {path}: ") and captured.err.count("\n") == 1
+
+
+def test_info_starts_fast(files, mpirun):
+    done = mpirun(0, "info", files / "graph.h5", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0
+    assert "h5py" in done.stderr
+    for heavy in ("torch", "scipy", "mpi4py.MPI"):
+        assert f" {heavy}\n" not in done.stderr
