@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from hpcgnn.partition.sorting import Int64
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.exchange import Slabs
+from hpcgnn.partition.simple import random_parts
+from hpcgnn.partition.sorting import Array, Int64, distinct, distinct_pairs, group_by
+from hpcgnn.partition.task import Task
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Counts per part, int64 `[P]` each, equal on all ranks.
+    """Counts per part, int64 `[P]` each, equal on all ranks. Edges are stored edges.
 
     `halo` are remote rows a part reads, `sent` its rows that others read, once per reader; `cut`
     the edges into the part from others.
@@ -21,4 +28,88 @@ class Numbers:
     halo: Int64
     sent: Int64
     train: Int64
-    symmetric: bool
+    symmetric: bool | None = None  # of the graph, where it was asked
+
+    def summary(self) -> dict[str, Any]:
+        """As plain numbers; the balance is that of the heaviest part over the mean."""
+        most = np.maximum(self.halo, self.sent)
+        balance = {name: _balance(getattr(self, name)) for name in ("nodes", "edges", "train")}
+        return {
+            "edge_cut": int(self.cut.sum()),
+            "communication_volume": int(self.halo.sum()),
+            "communication_volume_max": int(most.max()),
+            "halo_nodes": self.halo.tolist(),
+            "nodes": self.nodes.tolist(),
+            "edges": self.edges.tolist(),
+            "train": self.train.tolist(),
+            "balance": balance,
+        }
+
+
+def _balance(counts: Int64) -> float:
+    total = int(counts.sum())
+    return round(int(counts.max()) * len(counts) / total, 4) if total else 1.0
+
+
+def random_numbers(comm: Communicator, task: Task) -> Numbers:
+    """The counts of a random partition of the same graph. All ranks call."""
+    slab, num_parts = task.slab, task.num_parts
+    slabs = Slabs(comm, slab.lo, slab.hi, task.num_nodes)
+
+    def draw(ids: Array) -> Array:
+        return random_parts(ids, task.num_nodes, num_parts, task.options.seed)
+
+    part = draw(np.arange(slab.lo, slab.hi))
+    table, source = distinct(slab.indices, task.num_nodes)
+    reader = np.repeat(part, np.diff(slab.indptr))
+    remote = np.flatnonzero(reader != draw(table)[source])
+    counts = [
+        np.bincount(part, minlength=num_parts),
+        np.bincount(reader, minlength=num_parts),
+        np.bincount(reader[remote], minlength=num_parts),
+        np.bincount(part[task.train], minlength=num_parts),
+    ]
+    # Each (reading part, source) counts once: bring equal ones together at the source's slab.
+    readers, found = distinct_pairs(source[remote], reader[remote], len(table), num_parts)
+    source_ids = np.repeat(table, np.diff(readers))
+    target = np.searchsorted(slabs.ends, source_ids, side="right")
+    cuts, order = group_by(target, comm.size)
+    source_ids, found = (
+        np.concatenate(comm.alltoallv(np.split(values[order], cuts[1:-1]), where="random volume"))
+        for values in (source_ids, found)
+    )
+    starts, found = distinct_pairs(source_ids - slab.lo, found, slab.hi - slab.lo, num_parts)
+    counts.append(np.bincount(found, minlength=num_parts))
+    counts.append(np.bincount(np.repeat(part, np.diff(starts)), minlength=num_parts))
+    nodes, edges, cut, train, halo, sent = comm.allreduce(np.array(counts, np.int64))
+    return Numbers(nodes=nodes, edges=edges, cut=cut, halo=halo, sent=sent, train=train)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures of a report as lines of text, a random partition's beside them."""
+    random = report["random"]
+    rows = [("", str(report["method"]), "random", "")]
+
+    def add(name: str, key: str) -> None:
+        own, other = report[key], random[key]
+        share = f"{own / other:.1%}" if other else ""
+        rows.append((name, f"{own:,}", f"{other:,}", share))
+
+    add("edge cut", "edge_cut")
+    add("communication volume, rows", "communication_volume")
+    add("  of the busiest part", "communication_volume_max")
+    halo, other_halo = report["halo_nodes"], random["halo_nodes"]
+    for name, pick in (("smallest", min), ("largest", max)):
+        rows.append((f"halo nodes, {name}", f"{pick(halo):,}", f"{pick(other_halo):,}", ""))
+    for name, key in (("nodes", "nodes"), ("edges", "edges"), ("training nodes", "train")):
+        own, other = report["balance"][key], random["balance"][key]
+        rows.append((f"balance of {name}", f"{own:.3f}", f"{other:.3f}", ""))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    lines = [
+        row[0].ljust(widths[0])
+        + "".join(f"  {cell.rjust(width)}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    if report["parts"] <= 16:
+        lines.append("halo nodes per part         " + " ".join(f"{n:,}" for n in halo))
+    return "\n".join(line.rstrip() for line in lines)

@@ -70,3 +70,15 @@ def distinct(values: Array, bound: int) -> tuple[Int64, Array]:
     place = np.empty(bound, np.int32 if len(found) < 2**31 else np.int64)
     place[found] = positions(len(found))
     return found, place[values]
+
+
+def distinct_pairs(
+    row: Array, column: Array, num_rows: int, num_columns: int
+) -> tuple[Int64, Array]:
+    """The different pairs, by row and column: `indptr` int64 `[num_rows + 1]` and columns."""
+    starts, order = group_by(row, num_rows)
+    column, _ = sort_columns(starts, column[order], num_columns)
+    row = np.repeat(positions(num_rows), np.diff(starts))
+    new = np.ones(len(row), bool)
+    new[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+    return pointers(np.bincount(row[new], minlength=num_rows)), column[new]

@@ -1,0 +1,77 @@
+"""`hpcgnn partition`: cut a graph into parts, one per rank of the job to come."""
+
+from __future__ import annotations
+
+import argparse
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.quality import table
+from hpcgnn.partition.task import Options
+from hpcgnn.partition.whole import METHODS, partition_graph
+
+HELP = "cut a graph into parts, one per rank"
+PARALLEL = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    parser.add_argument("graph", metavar="GRAPH.h5")
+    parser.add_argument("--parts", type=int, help="how many parts (default: one per rank)")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="parmetis",
+        help="parmetis (default, on all ranks), metis (on one), streaming (one pass in little "
+        "memory), random, block (in the order of the file)",
+    )
+    parser.add_argument("-o", "--out", help="default: partitions/NAME.pP.h5")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument(
+        "--imbalance",
+        type=float,
+        default=default.imbalance,
+        help="cost of the heaviest part over the mean that the method aims at (default: 1.05)",
+    )
+    parser.add_argument(
+        "--node-cost", type=int, default=default.node_cost, help="of computing a node (default: 10)"
+    )
+    parser.add_argument(
+        "--edge-cost", type=int, default=default.edge_cost, help="of an edge into it (default: 1)"
+    )
+    parser.add_argument(
+        "--train-balance",
+        action=argparse.BooleanOptionalAction,
+        default=default.balance_train,
+        help="also spread the training nodes evenly (ParMETIS only; the cut grows)",
+    )
+    parser.add_argument(
+        "--refine", type=int, default=default.refine, help="passes of ParMETIS over its own result"
+    )
+    parser.add_argument("--compress", action="store_true", help="gzip the partition file")
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> int:
+    options = Options(
+        seed=args.seed,
+        imbalance=args.imbalance,
+        node_cost=args.node_cost,
+        edge_cost=args.edge_cost,
+        balance_train=args.train_balance,
+        refine=args.refine,
+    )
+    report = partition_graph(
+        comm,
+        args.graph,
+        args.parts,
+        args.method,
+        args.out,
+        options=options,
+        compress=args.compress,
+    )
+    if comm.rank == 0:
+        print(table(report))
+        print(
+            f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
+            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"
+        )
+    return 0

@@ -1,0 +1,67 @@
+"""Partitions by METIS on one rank, through the package pymetis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+from hpcgnn.partition.exchange import Slabs
+from hpcgnn.partition.sorting import Array
+from hpcgnn.partition.symmetrise import symmetrise
+from hpcgnn.partition.task import Task
+
+_LIMIT = 2**31 - 1
+
+
+def metis_parts(comm: Communicator, task: Task) -> Array:
+    """The part of each row of the slab: int32. The whole graph goes to rank 0.
+
+    Raises:
+        InputError: pymetis is not installed, or the graph is beyond its 32-bit counts.
+    """
+    slab, options = task.slab, task.options
+    if options.balance_train:
+        raise InputError("pymetis balances one weight only: leave out --train-balance")
+    sizes = comm.allreduce(np.array([2 * len(slab.indices), int(task.cost.sum())]))
+    if sizes.max() > _LIMIT:
+        raise InputError(
+            f"{sizes[0] // 2} edges are too many for pymetis's 32 bits: choose --method parmetis"
+        )
+    bounds = np.full(comm.size + 1, task.num_nodes)
+    bounds[0] = 0
+    xadj, adjncy = symmetrise(comm, slab.lo, slab.indptr, slab.indices, bounds)
+    low, high = int(bounds[comm.rank]), int(bounds[comm.rank + 1])
+    slabs = Slabs(comm, slab.lo, slab.hi, task.num_nodes)
+    cost = slabs.lookup(np.arange(low, high), task.cost)
+    part = np.zeros(high - low, np.int32)
+    error: InputError | None = None
+    if comm.rank == 0:
+        try:
+            part = _call(xadj, adjncy, cost, task)
+        except InputError as caught:
+            error = caught
+    comm.agree(error, where="METIS")
+    return Slabs(comm, low, high, task.num_nodes).lookup(np.arange(slab.lo, slab.hi), part)
+
+
+def _call(xadj: Array, adjncy: Array, cost: Array, task: Task) -> Array:
+    try:
+        import pymetis
+    except ImportError:
+        raise InputError(
+            "--method metis needs the package pymetis (pip install pymetis); the others are "
+            "parmetis, streaming, random and block"
+        ) from None
+    settings = pymetis.Options(
+        seed=task.options.seed, ufactor=max(1, round((task.options.imbalance - 1) * 1000))
+    )
+    _, part = pymetis.part_graph(
+        task.num_parts,
+        xadj=xadj.astype(np.int32),
+        adjncy=adjncy.astype(np.int32),
+        vweights=cost.astype(np.int32),
+        options=settings,
+        recursive=False,
+    )
+    return np.asarray(part, np.int32)

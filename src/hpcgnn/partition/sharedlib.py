@@ -1,0 +1,139 @@
+"""Shared libraries on disk: what they need, where they may lie, and which MPI they expect."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcgnn.errors import InputError
+
+_MPI_NAME = re.compile(r"lib(mpi|mpich|mpi_abi|mpi_(cray|gnu|intel|amd|aocc|nvidia|pgi)\w*)\.so")
+_FOLDERS = ("PARMETIS_DIR", "PARMETIS_ROOT", "PARMETIS_HOME", "EBROOTPARMETIS")
+_CRAY_FOLDERS = ("CRAY_PARMETIS_PREFIX_DIR", "CRAY_TPSL_PREFIX_DIR", "CRAY_TPSL_64_PREFIX_DIR")
+_PATHS = ("LD_LIBRARY_PATH", "CRAY_LD_LIBRARY_PATH", "LIBRARY_PATH")
+_SYSTEM = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
+_DYNAMIC, _LOAD = 2, 1
+_NEEDED, _STRINGS, _SONAME, _RPATH, _RUNPATH = 1, 5, 14, 15, 29
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """The dynamic section of a shared library."""
+
+    path: Path
+    soname: str
+    needed: tuple[str, ...]
+    folders: tuple[Path, ...]  # where it looks for what it needs
+
+    @classmethod
+    def read(cls, path: Path) -> Dynamic:
+        """Raises InputError where `path` is no 64-bit little-endian shared library."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+        try:
+            entries, strings = _dynamic_section(data)
+        except (struct.error, ValueError, IndexError) as error:
+            raise InputError("is no shared library of this machine", file=path) from error
+
+        def names(tag: int) -> list[str]:
+            offsets = [strings + value for key, value in entries if key == tag]
+            return [data[o : data.index(b"\0", o)].decode() for o in offsets]
+
+        origin = path.resolve().parent
+        search = ":".join(names(_RPATH) + names(_RUNPATH)).split(":")
+        expanded = (re.sub(r"\$(ORIGIN|\{ORIGIN\})", str(origin), folder) for folder in search)
+        return cls(
+            path=path,
+            soname=(names(_SONAME) or [path.name])[0],
+            needed=tuple(names(_NEEDED)),
+            folders=(origin, *(Path(folder) for folder in expanded if folder)),
+        )
+
+
+def _dynamic_section(data: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Its (tag, value) entries and the file offset of its strings."""
+    if data[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not ELF64")
+    (headers,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    segments = [struct.unpack_from("<IIQQQQ", data, headers + k * size) for k in range(count)]
+    start, length = next((s[2], s[5]) for s in segments if s[0] == _DYNAMIC)
+    entries = list(struct.iter_unpack("<QQ", data[start : start + length]))
+    address = next(value for tag, value in entries if tag == _STRINGS)
+    for kind, _, offset, virtual, _, in_file in segments:
+        if kind == _LOAD and virtual <= address < virtual + in_file:
+            return entries, address - virtual + offset
+    raise ValueError("no string table")
+
+
+def dependencies(path: Path) -> list[Dynamic]:
+    """`path` and the libraries found beside it or on its own search path, deepest last."""
+    found = [Dynamic.read(path)]
+    seen = {found[0].soname}
+    for library in found:
+        for name in library.needed:
+            if name in seen:
+                continue
+            seen.add(name)
+            place = next((f / name for f in library.folders if (f / name).is_file()), None)
+            if place is not None and not _MPI_NAME.match(name):
+                found.append(Dynamic.read(place))
+    return found
+
+
+def needed_mpi(libraries: list[Dynamic]) -> list[str]:
+    """Names of the MPI libraries that these are linked to."""
+    return sorted({n for library in libraries for n in library.needed if _MPI_NAME.match(n)})
+
+
+def loaded_mpi() -> dict[str, Path]:
+    """MPI libraries in this process by name: a link's name and the one inside the file."""
+    with Path("/proc/self/maps").open() as maps:
+        files = {line.split()[-1] for line in maps if _MPI_NAME.search(line)}
+    result = {}
+    for file in map(Path, sorted(files)):
+        if _MPI_NAME.match(file.name) and file.is_file():
+            result[file.name] = result[Dynamic.read(file).soname] = file
+    return result
+
+
+def mpi_family(name: str) -> str:
+    """Whose MPI a library name like `libmpi.so.40` belongs to."""
+    if name.startswith("libmpi_abi"):
+        return "the MPI standard ABI"
+    if name.startswith("libmpi_"):
+        return "Cray MPICH"
+    version = re.search(r"\.so\.(\d+)", name)
+    if name.startswith("libmpich") or (version and version[1] == "12"):
+        return "MPICH"
+    return "Open MPI" if version and int(version[1]) >= 20 else "an MPI"
+
+
+def parmetis_candidates() -> Iterator[Path]:
+    """Libraries that may be ParMETIS, the most specific place first."""
+    package = importlib.util.find_spec("mgmetis")
+    for home in package.submodule_search_locations or () if package else ():
+        for pattern in ("parmetis64*.so", "parmetis.*.so"):
+            yield from sorted((Path(home) / "_cython").glob(pattern))
+    environment = os.environ
+    folders = [Path(environment[name]) for name in _FOLDERS + _CRAY_FOLDERS if name in environment]
+    for name in _PATHS:
+        folders += [Path(folder) for folder in environment.get(name, "").split(":") if folder]
+    system = [Path("/usr/local/lib"), *(Path(folder) for folder in _SYSTEM)]
+    folders += [folder / kind for folder in system for kind in ("parmetis-int64", "parmetis-int32")]
+    for place in [*folders, *system]:
+        for inside in (place, place / "lib", place / "lib64"):
+            yield from sorted(inside.glob("libparmetis*.so*"))
+    try:
+        cache = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
+    except OSError:
+        return
+    yield from map(Path, re.findall(r"=> (\S*/libparmetis\S*)", cache))
