@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.linear import Linear, NodeFeatures
-from hpcgnn.sar.sums import in_degrees, neighbour_sum
+from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
 
 class GCNConv(torch.nn.Module):
@@ -33,7 +33,7 @@ class GCNConv(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        if _is_constant(graph, x_NF):
+        if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             y_NF = self.lin(self._first_sum(graph, x_NF))
         elif isinstance(x_NF, Tensor) and self.out_channels > self.in_channels:
             y_NF = self.lin(self._propagate(graph, x_NF))
@@ -41,34 +41,28 @@ class GCNConv(torch.nn.Module):
             y_NF = self._propagate(graph, self.lin(x_NF))
         return y_NF if self.bias is None else y_NF + self.bias
 
-    def _first_sum(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        key = ("first sum", "gcn", self.improved, self.add_self_loops, self.normalize)
-        found = graph.cache.get(key)
-        if not isinstance(found, Tensor):
-            with torch.no_grad():
-                found = graph.cache[key] = self._propagate(graph, x_NF)
-        return found
+    def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        key = ("gcn", self.improved, self.add_self_loops, self.normalize)
+        return first_sum(graph, key, lambda: self._propagate(graph, x_NF))
 
     def _propagate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if not self.normalize:
             return neighbour_sum(graph, x_NF)
-        scale_N1, loops_N1 = (
-            normalisation(graph, 2.0 if self.improved else 1.0)
-            if self.add_self_loops
-            else normalisation(graph, None)
-        )
-        scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
-        sum_NF = neighbour_sum(graph, scaled_NF)
-        if loops_N1 is not None:
-            sum_NF = torch.addcmul(sum_NF, scaled_NF, loops_N1.to(x_NF.dtype))
-        return sum_NF * scale_N1.to(x_NF.dtype)
+        loop = 2.0 if self.improved else 1.0
+        return normalised_sum(graph, x_NF, loop if self.add_self_loops else None)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}"
 
 
-def _is_constant(graph: PartitionedGraph, x: NodeFeatures) -> bool:
-    return graph.cache_first and isinstance(x, Tensor) and x is graph.features
+def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1.0) -> Tensor:
+    """`D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; without loops where `loop` is None."""
+    scale_N1, missing_N1 = normalisation(graph, loop)
+    scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
+    sum_NF = neighbour_sum(graph, scaled_NF)
+    if missing_N1 is not None:
+        sum_NF = torch.addcmul(sum_NF, scaled_NF, missing_N1.to(x_NF.dtype))
+    return sum_NF * scale_N1.to(x_NF.dtype)
 
 
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.sar.extremes import neighbour_max
-from hpcgnn.sar.sums import in_degrees, neighbour_sum
+from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
 
 class SAGEConv(torch.nn.Module):
@@ -49,8 +49,9 @@ class SAGEConv(torch.nn.Module):
             if not linear_aggr:
                 raise InputError(f"aggr={self.aggr} needs dense features; these are sparse")
             transform_first = True
-        elif graph.cache_first and x_NF is graph.features:
-            return lin(self._first(graph, x_NF))
+        elif linear_aggr and is_constant(graph, x_NF):
+            key = ("sage", self.aggr)
+            return lin(first_sum(graph, key, lambda: self._aggregate(graph, x_NF)))
         else:
             transform_first = linear_aggr and self.out_channels <= self.in_channels
         if not transform_first:
@@ -58,14 +59,6 @@ class SAGEConv(torch.nn.Module):
         bias, lin_weight = lin.bias, lin.weight
         y_NF = self._aggregate(graph, linear(x_NF, lin_weight))
         return y_NF if bias is None else y_NF + bias
-
-    def _first(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        key = ("first sum", "sage", self.aggr)
-        found = graph.cache.get(key)
-        if not isinstance(found, Tensor):
-            with torch.no_grad():
-                found = graph.cache[key] = self._aggregate(graph, x_NF)
-        return found
 
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if self.aggr in ("max", "min"):

@@ -5,8 +5,7 @@
 with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
-compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the destination's part of the per-head scalars
-dL/dt_i travels back. z is computed again in backward and never kept.
+compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back. z is computed again in backward and never kept.
 """
 
 from __future__ import annotations
@@ -262,13 +261,13 @@ class _Backward:
     def at_destinations(self, kept: list[Tensor]) -> None:
         """Where remote z and s were kept: compute their gradients here and send them back."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
-        here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
+        here = self.g_NK, self.t_NH, self.lse_NH, self.d_NH
 
         def produce(index: int, block: Block, out_HW: Tensor) -> None:
             rows_HW = kept[index]
             turned = kernels.transpose(block, graph.num_local_nodes)
             kernels.attention_backward(
-                turned, self.g_NK, self.t_NH, self.lse_NH, self.d_NH, rows_HW[:, :width], rows_HW[:, width:],
+                turned, *here, rows_HW[:, :width], rows_HW[:, width:],
                 out_HW[:, :width], out_HW[:, width:], self.grad_t_NH,
                 slope=self.settings.slope,
                 dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),

@@ -1,8 +1,8 @@
 """Any message a user can write in torch, streamed over the ring and rematerialized in backward.
 
 Forward runs `message` without autograd, piece by piece, and keeps only reduced rows. Backward
-fetches remote rows again (mode `sar`), runs each piece under autograd, and sends the gradients of remote
-rows back to their owners (SAR, Mostafa 2022, section 3.3).
+fetches remote rows again (mode `sar`), runs each piece under autograd, and sends the gradients of
+remote rows back to their owners (SAR, Mostafa 2022, section 3.3).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,21 @@ def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
             else:
                 found[rows] += (block.end - block.begin).cpu().double()
         found = graph.cache[key] = found.float().to(graph.node_ids.device)
+    return found
+
+
+def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
+    """Whether `x_NF` are the graph's own features, whose sums never change."""
+    return graph.cache_first and x_NF is graph.features
+
+
+def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor]) -> Tensor:
+    """A linear aggregation of the constant input features, computed once and kept by `key`."""
+    name = ("first sum", key)
+    found = graph.cache.get(name)
+    if not isinstance(found, Tensor):
+        with torch.no_grad():
+            found = graph.cache[name] = compute()
     return found
 
 

@@ -111,8 +111,9 @@ def read(path: str | Path) -> Checkpoint:
         if not isinstance(optimizer, list):
             raise InputError("attribute optimizer holds no groups", file=path)
         arrays, content = {}, 0
-        for name, shape, _, _ in reader.walk():
-            column = reader.column(name, _TYPES, shape)
+        for dataset in reader.walk():
+            name = dataset["name"]
+            column = reader.column(name, _TYPES, tuple(dataset["shape"]))
             content += column.fingerprint(0, len(column))
             if not name.startswith("sharded/"):
                 arrays[name] = column.read()

@@ -134,8 +134,10 @@ def _check(entry: dataclasses.Field[Any], value: Any) -> None:
 
 def parse_size(text: str) -> int:
     """Bytes of `64MiB`, `1.5GB`, `4096`."""
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
-             "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}  # fmt: skip
+    powers = {"k": 1, "m": 2, "g": 3}
+    units = {"": 1, "b": 1}
+    for letter, power in powers.items():
+        units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
     number = text.strip().rstrip("bBkKmMgGiI")
     unit = text.strip()[len(number) :].strip().lower()
     try:
