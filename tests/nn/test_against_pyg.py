@@ -28,6 +28,14 @@ LAYERS: dict[str, Make] = {
     "gat mean": lambda lib: lib.GATConv(5, 3, heads=3, concat=False, negative_slope=0.1),
     "gat no loops": lambda lib: lib.GATConv(5, 8, add_self_loops=False),
 }
+ZOO: dict[str, Make] = {
+    "gatv2": lambda lib: lib.GATv2Conv(5, 4, heads=2),
+    "gatv2 shared": lambda lib: lib.GATv2Conv(5, 4, heads=2, concat=False, share_weights=True),
+    "gin": lambda lib: lib.GINConv(torch.nn.Linear(5, 4), eps=0.3, train_eps=True),
+    "appnp": lambda lib: lib.APPNP(4, 0.2),
+    "sgc": lambda lib: lib.SGConv(5, 3, K=3),
+}
+LAYERS |= ZOO
 SIZES = [(7, 14), (8, 30), (9, 4), (500, 3000)]
 
 
@@ -88,6 +96,17 @@ def test_gat_with_edge_features(comm, mode):
     theirs, ours = pyg.GATConv(5, 4, heads=2, edge_dim=3), nn.GATConv(5, 4, heads=2, edge_dim=3)
     ours.load_state_dict(theirs.state_dict())
     expected = train_theirs(theirs, whole, torch.from_numpy(whole.edge_features).double())
+    check(train_ours(ours, whole, comm, mode, 4096), expected)
+
+
+@pytest.mark.parametrize("num_bases", [None, 2])
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+def test_rgcn(comm, num_bases, mode):
+    whole = random_graph(40, 150, num_relations=4)
+    theirs = pyg.RGCNConv(5, 3, 4, num_bases=num_bases)
+    ours = nn.RGCNConv(5, 3, 4, num_bases=num_bases)
+    ours.load_state_dict(theirs.state_dict())
+    expected = train_theirs(theirs, whole, torch.from_numpy(whole.relation).long())
     check(train_ours(ours, whole, comm, mode, 4096), expected)
 
 

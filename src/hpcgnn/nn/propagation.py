@@ -73,3 +73,10 @@ class AdaptiveDepth(torch.nn.Module):
             x_NF = normalised_sum(graph, x_NF)
             out_NF = torch.addcmul(out_NF, x_NF, torch.sigmoid(self.gate(x_NF)))
         return out_NF
+
+
+class Pointwise(Linear):
+    """A linear map of each node alone, called like a convolution."""
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:  # type: ignore[override]
+        return linear(x_NF, self.weight, self.bias)

@@ -5,7 +5,8 @@
 with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
-compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back. z is computed again in backward and never kept.
+compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
+z is computed again in backward and never kept.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 For sums, an edge between parts is served either by sending its source row, or by sending a
 partial sum for its destination. The cheapest choice is a minimum vertex cover of the block's
-bipartite graph, found from a maximum matching (König 1931). Block (r, s) becomes a product R S: the sender
-multiplies by S, one message row per chosen vertex, and the receiver by R. Edges that the sender
-sums are kept by the sender.
+bipartite graph, found from a maximum matching (König 1931). Block (r, s) becomes a product R S: the
+sender multiplies by S, one message row per chosen vertex, and the receiver by R. Edges that the
+sender sums are kept by the sender.
 """
 
 from __future__ import annotations

@@ -5,27 +5,57 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from hpcgnn import nn
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph, SparseRows
-from hpcgnn.nn import GCNConv, SAGEConv, Stack
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
+from hpcgnn.nn.linear import NodeFeatures
+from hpcgnn.nn.model import ConvFactory, Stack
 from hpcgnn.train.config import Config
 
 
-def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> torch.nn.Module:
+class Model(torch.nn.Module):
+    """Input, a stack of convolutions, and propagation steps after them where the model has some."""
+
+    def __init__(
+        self, inputs: torch.nn.Module, stack: Stack, after: torch.nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.inputs, self.stack, self.after = inputs, stack, after
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures | None = None) -> Tensor:
+        """Logits `[n, outputs]`; `x_NF` in place of the input, where it was perturbed."""
+        x_NF = self.inputs(graph) if x_NF is None else x_NF
+        logits: Tensor = self.stack(graph, x_NF)
+        return logits if self.after is None else self.after(graph, logits)
+
+    def embed(self, graph: PartitionedGraph) -> NodeFeatures:
+        """What the last layer reads: `[n, hidden]`."""
+        return self.stack.embed(graph, self.inputs(graph))
+
+
+def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> Model:
     """The model of `config` for this graph, with the same weights on every rank (by seed).
 
     Raises:
         InputError: the graph lacks what the model needs.
     """
     torch.manual_seed(config.seed)
-    return Stack(
-        _width(graph),
+    inputs = _inputs(config, graph)
+    after: torch.nn.Module | None = None
+    if config.model == "appnp":
+        after = nn.APPNP(config.power, config.teleport)
+    elif config.model == "dagnn":
+        after = nn.AdaptiveDepth(num_outputs, config.power)
+    stack = Stack(
+        int(inputs.width),  # type: ignore[arg-type]
         config.hidden,
         num_outputs,
         config.layers,
-        _CONVOLUTIONS[config.model],
+        _convolution(config, graph, num_outputs),
         dropout=config.dropout,
         input_dropout=config.input_dropout,
         norm=config.norm,
@@ -34,20 +64,55 @@ def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> to
         head=config.head,
         jumping=config.jumping,
     )
+    return Model(inputs, stack, after)
 
 
-_CONVOLUTIONS = {
-    "gcn": lambda a, b, layer: GCNConv(a, b),
-    "sage": lambda a, b, layer: SAGEConv(a, b),
-}
+def _inputs(config: Config, graph: PartitionedGraph) -> torch.nn.Module:
+    inputs: torch.nn.Module
+    if graph.typed_features:
+        inputs = TypedInput(graph, config.embedding or config.hidden, config.seed)
+    elif config.embedding:
+        inputs = EmbeddingInput(graph, config.embedding, config.seed)
+    else:
+        inputs = FeatureInput(graph)
+    if config.labels_as_input:
+        inputs = LabelInput(inputs, graph.num_classes, config.labels_as_input)
+    return inputs
 
 
-def _width(graph: PartitionedGraph) -> int:
-    if graph.features is None:
-        raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
-    if isinstance(graph.features, SparseRows):
-        return graph.features.shape[1]
-    return graph.features.shape[1]
+def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> ConvFactory:
+    """`make(in, out, layer)`; attention heads are averaged where the output is read off."""
+    heads, attention_dropout = config.heads, config.attention_dropout
+
+    def attention(kind: type[nn.GATConv] | type[nn.GATv2Conv]) -> ConvFactory:
+        def make(a: int, b: int, layer: int) -> torch.nn.Module:
+            last = config.head == "conv" and layer == config.layers
+            out = b if last else b // heads
+            return kind(a, out, heads, concat=not last, dropout=attention_dropout, layer=layer)
+
+        return make
+
+    def isomorphism(a: int, b: int, layer: int) -> torch.nn.Module:
+        mlp = torch.nn.Sequential(nn.Linear(a, b), torch.nn.ReLU(), nn.Linear(b, b))
+        return nn.GINConv(mlp, train_eps=True)
+
+    def relational(a: int, b: int, layer: int) -> torch.nn.Module:
+        if not graph.num_relations:
+            raise InputError("--model rgcn needs relations; convert the graph from triples")
+        return nn.RGCNConv(a, b, graph.num_relations, num_bases=config.bases or None)
+
+    makers: dict[str, ConvFactory] = {
+        "gcn": lambda a, b, layer: nn.GCNConv(a, b),
+        "sage": lambda a, b, layer: nn.SAGEConv(a, b),
+        "gat": attention(nn.GATConv),
+        "gatv2": attention(nn.GATv2Conv),
+        "gin": isomorphism,
+        "rgcn": relational,
+        "sgc": lambda a, b, layer: nn.SGConv(a, b, config.power),
+        "appnp": lambda a, b, layer: nn.Pointwise(a, b),
+        "dagnn": lambda a, b, layer: nn.Pointwise(a, b),
+    }
+    return makers[config.model]
 
 
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> Optimizer:

@@ -119,7 +119,7 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with watch.phase("forward"):
-            logits = self.model(self.graph, self.graph.features)
+            logits = self.model(self.graph)
             loss = self.task.loss(logits[self.train_rows], self.labels[self.train_rows])
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
@@ -151,7 +151,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metric on the train, valid and test nodes, without dropout."""
         self.model.eval()
-        logits = self.model(self.graph, self.graph.features)
+        logits = self.model(self.graph)
         return {
             name: self.task.score(self.graph, logits, mask)
             for name, mask in zip(("train", "valid", "test"), self.masks, strict=True)

@@ -62,7 +62,7 @@ class Predictor:
     def run(self, embeddings: bool = False) -> dict[str, np.ndarray]:
         """This rank's rows: `probabilities` `[n, C]`, `classes`, and `embeddings` if wanted."""
         graph, model = self.graph, self.model
-        logits = model(graph, graph.features)
+        logits = model(graph)
         rows: dict[str, np.ndarray] = {}
         if self.task.multilabel:
             rows["probabilities"] = torch.sigmoid(logits).cpu().numpy()
@@ -71,7 +71,7 @@ class Predictor:
             rows["probabilities"] = torch.softmax(logits, dim=-1).cpu().numpy()
             rows["classes"] = logits.argmax(dim=-1).cpu().numpy()
         if embeddings:
-            hidden = model.embed(graph, graph.features)  # type: ignore[operator]
+            hidden = model.embed(graph)
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.cpu().numpy()
@@ -82,7 +82,7 @@ class Predictor:
         """The metric on the train, valid and test nodes; collective."""
         graph = self.graph
         with torch.no_grad():
-            logits = self.model(graph, graph.features)
+            logits = self.model(graph)
         masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
         return {
             name: self.task.score(graph, logits, mask)

@@ -1,0 +1,68 @@
+"""Dynamic graph attention (Brody et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.linear import Linear, NodeFeatures, glorot
+from hpcgnn.sar.attention import AttentionSettings
+from hpcgnn.sar.attention2 import attention2
+
+
+class GATv2Conv(torch.nn.Module):
+    """Arguments, parameters and initialisation as PyTorch Geometric's `GATv2Conv`.
+
+    Args:
+        share_weights: sources and destinations use one linear map.
+        layer: tells the dropout masks of one model apart.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        add_self_loops: bool = True,
+        bias: bool = True,
+        share_weights: bool = False,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.heads, self.concat = heads, concat
+        self.negative_slope, self.dropout = negative_slope, dropout
+        self.add_self_loops, self.layer = add_self_loops, layer
+        width = heads * out_channels
+        self.lin_l = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
+        self.lin_r = self.lin_l
+        if not share_weights:
+            self.lin_r = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
+        self.att = torch.nn.Parameter(torch.empty(1, heads, out_channels))
+        glorot(self.att)
+        self.bias = (
+            torch.nn.Parameter(torch.zeros(width if concat else out_channels)) if bias else None
+        )
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        settings = AttentionSettings(
+            heads=self.heads,
+            slope=self.negative_slope,
+            dropout=self.dropout if self.training else 0.0,
+            layer=self.layer,
+            self_loops=self.add_self_loops,
+        )
+        left_NK = self.lin_l(x_NF)
+        right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x_NF)
+        out_NK = attention2(graph, left_NK, right_NK, self.att[0], settings)
+        if not self.concat:
+            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+        return out_NK if self.bias is None else out_NK + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
