@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,26 +33,29 @@ def _environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
+def _command(ranks: int, arguments: Sequence[str]) -> list[str]:
+    if not ranks:
+        return [sys.executable, *arguments]
+    beside = Path(sys.executable).parent / "mpiexec"
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("no mpiexec found")
+    return [mpiexec, "-n", str(ranks), sys.executable, *arguments]
+
+
 @pytest.fixture
-def faulty() -> Callable[..., Outcome]:
-    """`faulty("one_raises", ranks=3)`; every process started prints `pid N` and must be gone."""
+def python() -> Callable[..., Outcome]:
+    """`python(2, "-c", "print(1)")` on that many ranks; 0 means without mpiexec."""
 
     def run(
-        fault: str,
-        ranks: int = 3,
+        ranks: int,
+        *arguments: str,
         env: dict[str, str] | None = None,
         stdout: int = subprocess.PIPE,
     ) -> Outcome:
-        command = [sys.executable, str(Path(__file__).with_name("faulty.py")), fault]
-        if ranks:
-            beside = Path(sys.executable).parent / "mpiexec"
-            mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-            if mpiexec is None:
-                pytest.skip("no mpiexec found")
-            command = [mpiexec, "-n", str(ranks), *command]
         start = time.monotonic()
         ended = subprocess.run(
-            command,
+            _command(ranks, arguments),
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,11 +63,22 @@ def faulty() -> Callable[..., Outcome]:
             env=_environment() | {"HPCGNN_TIMEOUT": "60"} | (env or {}),
         )
         seconds = time.monotonic() - start
-        pids = [int(pid) for pid in re.findall(r"^pid (\d+)$", ended.stderr, re.MULTILINE)]
+        return Outcome(ended.returncode, ended.stdout or "", ended.stderr, seconds)
+
+    return run
+
+
+@pytest.fixture
+def faulty(python: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """`faulty("one_raises", ranks=3)`; every process it starts must be gone afterwards."""
+
+    def run(fault: str, ranks: int = 3, **options: Any) -> Outcome:
+        outcome = python(ranks, str(Path(__file__).with_name("faulty.py")), fault, **options)
+        pids = [int(pid) for pid in re.findall(r"^pid (\d+)$", outcome.err, re.MULTILINE)]
         assert len(pids) == max(ranks, 1)
         left = _left_after(pids, 10.0)
         assert not left, f"processes {left} are left"
-        return Outcome(ended.returncode, ended.stdout or "", ended.stderr, seconds)
+        return outcome
 
     return run
 

@@ -137,7 +137,7 @@ def shows_segments(comm: Any) -> None:
     comm.allreduce(np.ones(100_000))
     lines = Path("/proc/self/maps").read_text().splitlines()
     mapped = {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line}
-    print("segments", [path for path in mapped if Path(path).exists()])
+    sys.stdout.write(f"segments {[path for path in mapped if Path(path).exists()]}\n")
 
 
 def main(comm: Any) -> int:

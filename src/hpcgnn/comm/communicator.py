@@ -116,6 +116,10 @@ class Communicator:
         """Where the other ranks are, of those that answer within `seconds`."""
         return self._heartbeat.ask(range(self.size), seconds)
 
+    def end_others(self, status: int, seconds: float) -> bool:
+        """Make the processes of all other ranks exit; whether none answers after that."""
+        return self._heartbeat.end_others(status, seconds)
+
     @contextmanager
     def foreign(self, where: str) -> Iterator[None]:
         """Around a library's own blocking MPI calls (ParMETIS, parallel HDF5).

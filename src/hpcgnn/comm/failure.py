@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -23,6 +24,7 @@ _ASK_SECONDS = 0.3
 _SETTLE_SECONDS = 0.2
 _MEET_SECONDS = 2.0
 _SILENT_SECONDS = 10.0
+_END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
 _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
 
@@ -116,6 +118,8 @@ def end_job(comm: Communicator, error: BaseException) -> int:
     this process is ended by MPI's abort.
     """
     failure = Failure.of(error)
+    if comm.size > 1:
+        _handle_signals(signal.SIG_DFL)  # the stack is unwound already
     comm.whereabouts.failing = f"{failure.kind.__name__} {failure.line}"
     with suppress(OSError):
         sys.stdout.flush()
@@ -124,14 +128,21 @@ def end_job(comm: Communicator, error: BaseException) -> int:
     if agreed:
         speaks, alone = error.__dict__["speaks"], error.__dict__["alone"]
     else:
-        speaks, alone = _settle(comm)
+        speaks, alone = _settle(comm) if failure.line else (True, False)
     if not speaks and not together:
         time.sleep(_SILENT_SECONDS)  # the speaker ends the job meanwhile
     if speaks or not together:
         failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
     if not together and comm.size > 1:
-        abort(failure.status)
+        _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
+        abort(comm, failure.status)
     return failure.status
+
+
+def _handle_signals(handler: signal.Handlers) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, handler)
 
 
 def _settle(comm: Communicator) -> tuple[bool, bool]:
@@ -164,19 +175,28 @@ def meet(seconds: float) -> bool:
     return True
 
 
-def abort(status: int) -> NoReturn:
+def abort(comm: Communicator, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
     from mpi4py import MPI
 
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.flush()
     for path in shared_segments(_SEGMENTS):
         path.unlink(missing_ok=True)
+    # srun returns the highest status, and its own way to end ranks gives them 137.
+    everyone = comm.size == MPI.COMM_WORLD.Get_size()
+    if everyone and _started_by_srun() and comm.end_others(status, _END_SECONDS):
+        os._exit(status)
     # MPI would add its own lines to the one that says what happened.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     MPI.COMM_WORLD.Abort(status)
     os._exit(status)
+
+
+def _started_by_srun() -> bool:
+    names = os.environ.keys()
+    return "SLURM_STEP_ID" in names and not names & {"HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"}
 
 
 def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:

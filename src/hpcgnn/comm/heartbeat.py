@@ -23,7 +23,7 @@ from hpcgnn.comm.whereabouts import Report
 
 _HASH = 16
 _HEAD = struct.Struct("!cIi")
-_ASK, _ANSWER = b"?", b"!"
+_ASK, _ANSWER, _END = b"?", b"!", b"X"
 _LARGEST = 1400
 _ASK_AGAIN = 0.25
 _POLL = 0.01
@@ -171,6 +171,17 @@ class Heartbeat:
         del self._answers[number]
         return dict(answers)
 
+    def end_others(self, status: int, seconds: float) -> bool:
+        """Make all other ranks exit with `status` now; False if one still answers after that."""
+        order = self._seal(_END, status, b"")
+        end = time.monotonic() + seconds
+        living: Iterable[int] = range(len(self.peers))
+        while living and time.monotonic() < end:
+            for rank in set(living) - {self.rank}:
+                self._send(order, self.peers[rank].address)
+            living = self.ask(living, 2 * _POLL)
+        return not living
+
     def _seal(self, kind: bytes, number: int, body: bytes) -> bytes:
         message = _HEAD.pack(kind, number, self.rank) + body
         return hmac.digest(self._key, message, "sha256")[:_HASH] + message
@@ -198,7 +209,9 @@ class Heartbeat:
         kind, number, rank = _HEAD.unpack_from(message)
         if not 0 <= rank < len(self.peers):
             return
-        if kind == _ASK:
+        if kind == _END and rank != self.rank:
+            os._exit(number)
+        elif kind == _ASK:
             self._send(self._seal(_ANSWER, number, self._own_report()), self.peers[rank].address)
         elif number in self._answers:
             try:

@@ -1,0 +1,92 @@
+"""Start and end of a run: with and without MPI, in this process and in others."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from hpcgnn.comm import world
+from hpcgnn.errors import CommunicationError, InputError, NumericalError
+
+SERIAL = """
+import sys
+from hpcgnn.comm import world
+def main(comm):
+    print(comm, "mpi4py" in sys.modules, "numpy" in sys.modules)
+    return int(sys.argv[1])
+sys.exit(world.run(main, parallel=False))
+"""
+PARALLEL = r"""
+import sys
+from hpcgnn.comm import world
+def main(comm):
+    sys.stdout.write(f"{comm.size} {comm.timeout}\n")
+    return 5
+sys.exit(world.run(main))
+"""
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_serial_verbs_run_once_without_mpi(python, ranks):
+    outcome = python(ranks, "-c", SERIAL, "6")
+    assert (outcome.status, outcome.out, outcome.err) == (6, "None False False\n", "")
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 3])
+def test_parallel_verbs(python, ranks):
+    outcome = python(ranks, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "9"})
+    size = max(ranks, 1)
+    assert (outcome.status, outcome.out, outcome.err) == (5, f"{size} 9.0\n" * size, "")
+
+
+def test_no_mpi_library(python):
+    outcome = python(0, "-c", PARALLEL, env={"MPI4PY_LIBMPI": "/no/libmpi.so"})
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    (line,) = outcome.errors
+    assert "/no/libmpi.so" in line and "pip install mpi4py mpich" in line
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_mpiexec_of_another_mpi(python, rank):
+    env = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "4"}
+    outcome = python(0, "-c", PARALLEL, env=env)
+    assert outcome.status == 2 and outcome.out == ""
+    assert [line.partition("mpi4py uses")[0] for line in outcome.err.splitlines()] == (
+        ["hpcgnn: error: mpiexec or srun started 4 processes, but MPI sees one: "]
+        if rank == "0"
+        else []
+    )
+
+
+def test_wrong_timeout_is_said_once(python):
+    outcome = python(2, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "soon"})
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "HPCGNN_TIMEOUT" in outcome.errors[0] and "'soon'" in outcome.errors[0]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("bad", file="g.h5", value=3), 2, "hpcgnn: error: g.h5: bad (found 3)\n"),
+        (CommunicationError("lost"), 3, "hpcgnn: error: lost\n"),
+        (NumericalError("loss is\nnan"), 4, "hpcgnn: error: loss is nan\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(9), 9, ""),
+        (SystemExit("stop here"), 1, "hpcgnn: error: stop here\n"),
+        (SystemExit(None), 0, ""),
+    ],
+)
+def test_errors_and_statuses(capsys, parallel, error, status, line):
+    def main(comm):
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert world.run(main, parallel) == status
+    assert capsys.readouterr().err == line
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_timeout_given(capsys):
+    assert world.run(lambda comm: int(comm.timeout), timeout=77.0) == 77
