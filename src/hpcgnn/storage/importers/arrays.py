@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -63,7 +64,7 @@ class ArraySource:
         try:
             read = _HEADERS[np.lib.format.read_magic(file)]
             shape, fortran, dtype = read(file)
-        except (OSError, EOFError):
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
             raise
         except Exception as error:  # the header is a Python literal: anything can be in there
             reason = " ".join(str(error).split())[:120]

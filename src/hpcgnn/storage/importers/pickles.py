@@ -59,12 +59,18 @@ class CsrState(_Inert):
         return shape
 
 
+def _latin1(text: str, _: str) -> bytes:
+    """How Python 3 stores bytes in the protocols of Python 2."""
+    return text.encode("latin1")
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _Array,
     ("collections", "defaultdict"): defaultdict,
     ("__builtin__", "list"): list,
     ("builtins", "list"): list,
+    ("_codecs", "encode"): _latin1,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ADMITTED[_module, "_reconstruct"] = _Array

@@ -90,7 +90,8 @@ def _without_duplicates(records: np.ndarray, keys: tuple[str, ...], combine: str
     reduce = {"max": np.maximum, "sum": np.add}[combine]
     for name in ("weight", "features"):
         if name in (records.dtype.names or ()):
-            out[name] = reduce.reduceat(records[name], starts, axis=0)
+            with np.errstate(over="ignore"):
+                out[name] = reduce.reduceat(records[name], starts, axis=0)
             if not np.isfinite(out[name]).all():
                 raise InputError(f"the sum of the {name} of some duplicate edges is not finite")
     return out

@@ -1,0 +1,182 @@
+"""The verb `convert` as a process: memory, files left behind, MPI."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcgnn.cli.main import main
+from hpcgnn.storage.graph_file import GraphFile
+
+COMMAND = [sys.executable, "-m", "hpcgnn.cli.main", "convert"]
+MIB = 1 << 20
+
+
+MEASURED = """
+import sys
+from hpcgnn.cli.main import main
+if main(sys.argv[1:]) == 0:
+    print("peak", *[line for line in open("/proc/self/status") if line.startswith("VmHWM")])
+"""
+
+
+def peak_memory(*args: object) -> int:
+    """Most memory a successful conversion ever held, in bytes."""
+    command = [sys.executable, "-c", MEASURED, "convert", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split("peak VmHWM:")[1].split()[0]) << 10
+
+
+def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
+    """Lines of two numbers with leading zeros, as fast as memory allows."""
+    with path.open("wb") as file:
+        for part in np.array_split(pairs, 64):
+            text = part[:, :, None] // 10 ** np.arange(digits - 1, -1, -1) % 10 + ord("0")
+            out = np.full((len(part), 2, digits + 1), ord(" "), np.uint8)
+            out[:, :, :digits], out[:, 1, digits] = text, ord("\n")
+            file.write(out.tobytes())
+
+
+def test_memory_stays_below_the_limit(tmp_path):
+    """Ids that have to be renamed and edges to be reversed: every pass goes over the disk."""
+    rng = np.random.default_rng(0)
+    ids = np.sort(rng.choice(10**17, 200_000, replace=False))
+    popular = (len(ids) * rng.random((2_000_000, 2)) ** [1, 3]).astype(int)
+    pairs = ids[popular]
+    write_pairs(tmp_path / "g.txt", pairs, 17)
+    (tmp_path / "tiny.txt").write_text("0 1\n")
+    baseline = peak_memory(tmp_path / "tiny.txt", tmp_path / "tiny.h5")
+    out = tmp_path / "g.h5"
+    peak = peak_memory(tmp_path / "g.txt", out, "--symmetrise", "--memory", "120MiB")
+    assert 2 * pairs.nbytes > 60 * MIB
+    assert peak < 120 * MIB
+    assert peak - baseline < 70 * MIB
+    both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
+    with GraphFile(out) as graph:
+        assert (graph.num_nodes, graph.num_edges) == (len(np.unique(pairs)), len(both))
+        names = graph.read_nodes(0, graph.num_nodes, ["original_ids"]).original_ids
+        rows = graph.read_rows(0, graph.num_nodes)
+    assert (names == np.unique(pairs)).all()
+    assert (names[rows.indices] == both[:, 1]).all()  # rows ascend by destination, then source
+    assert (names[np.repeat(np.arange(len(names)), np.diff(rows.indptr))] == both[:, 0]).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"g.txt", "tiny.txt", "tiny.h5", "g.h5"}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "g.txt").write_text("0 1\n1 2\n")
+    return tmp_path / "in" / "g.txt"
+
+
+def test_two_ranks_do_not_disturb_each_other(mpirun, source, tmp_path):
+    done = mpirun(2, "convert", source, tmp_path / "g.h5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 nodes, 2 edges") == 1
+    with GraphFile(tmp_path / "g.h5") as graph:
+        graph.verify()
+        assert graph.num_edges == 2
+    bad = mpirun(2, "convert", tmp_path / "none.txt", tmp_path / "h.h5", timeout=60)
+    assert bad.returncode != 0 and bad.stderr.count("none.txt: no such file") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.h5", "in"]
+
+
+@pytest.fixture
+def run(capfd):
+    """`run(source, out, "--option", ...)` in this process: status and what was said on stderr."""
+
+    def convert(*args: object) -> tuple[int, str]:
+        capfd.readouterr()
+        status = main(["convert", *map(str, args)])
+        return status, capfd.readouterr().err
+
+    return convert
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "40MiB"], "--memory must be at least"),
+        (["--memory", "lots"], "not a size"),
+        (["--num-nodes", "0"], "--num-nodes must be at least 1"),
+        (["--skip-lines", "-1"], "--skip-lines must be at least 0"),
+        (["--format", "xml"], "invalid choice"),
+        (["--unknown"], "unrecognized arguments"),
+    ],
+)
+def test_bad_options(run, source, tmp_path, options, message):
+    status, said = run(source, tmp_path / "g.h5", *options)
+    assert status == 2 and message in said and said.count("\n") == 1
+
+
+def test_places_that_can_not_be_written(run, source, tmp_path):
+    out = tmp_path / "g.h5"
+    out.write_text("precious")
+    for target, message in (
+        (out, "exists: choose another name or say --force"),
+        (tmp_path / "none" / "g.h5", "no such folder"),
+    ):
+        status, said = run(source, target)
+        assert status == 2 and message in said
+    status, said = run(source, source, "--force")
+    assert status == 2 and "is a source of this conversion" in said
+    assert out.read_text() == "precious" and source.read_text() == "0 1\n1 2\n"
+    source.write_text("0 1\n1 x\n")
+    assert run(source, out, "--force")[0] == 2
+    assert out.read_text() == "precious"
+    source.write_text("0 1\n")
+    assert run(source, out, "--force")[0] == 0
+    with GraphFile(out) as graph:
+        assert graph.config["format"] == "edges" and graph.config["force"] is True
+
+
+def test_formats_without_a_telling_name(run, source, tmp_path):
+    path = source.rename(source.with_name("graph.dat"))
+    status, said = run(path, tmp_path / "g.h5")
+    assert status == 2 and "say --format npz|edges|" in said
+    assert run(path, tmp_path / "g.h5", "--format", "edges")[0] == 0
+    status, said = run(path, path, tmp_path / "h.h5", "--format", "metis")
+    assert status == 2 and "the format metis takes one source" in said
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands for a disk without space."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "e.npy", rng.integers(0, 5000, (2, 400_000)))
+    for size, option in ((1 * MIB, "200MiB"), (1 * MIB, "4GiB")):
+        done = subprocess.run(
+            [*COMMAND, str(tmp_path / "e.npy"), str(tmp_path / "g.h5"), "--memory", option],
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )
+        assert done.returncode == 2, done.stderr
+        assert "can't write temporary data" in done.stderr or "can't be written" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_by_a_job_that_is_stopped(tmp_path, number):
+    """A pipe nobody fills holds the conversion in the middle of reading."""
+    os.mkfifo(tmp_path / "g.txt")
+    process = subprocess.Popen(
+        [*COMMAND, str(tmp_path / "g.txt"), str(tmp_path / "g.h5")], stderr=subprocess.DEVNULL
+    )
+    with (tmp_path / "g.txt").open("wb", buffering=0) as pipe:
+        pipe.write(b"0 1\n" * 10)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(list(tmp_path.iterdir())) == 2  # the pipe and the temporary folder
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["g.txt"]

@@ -1,0 +1,63 @@
+"""Edges in Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def write(path: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=1000)
+    return path
+
+
+def test_columns(convert, refused, tmp_path):
+    path = write(tmp_path / "g.parquet", w=[0.5, 2], dst=[9, 7], src=[7, 10**15], other=["a", "b"])
+    graph = convert(path)
+    assert graph.named_edges == [(7, 9), (10**15, 7)] and graph.slab.weight is None
+    graph = convert(path, "--columns", "dst,src,w")
+    assert graph.named_edges == [(7, 10**15), (9, 7)]
+    assert sorted(graph.slab.weight) == [0.5, 2]
+    assert "has columns w, dst, src, other" in refused(path, "--columns", "dst,nothing")
+    assert "other: must hold numbers" in refused(path, "--columns", "src,other")
+
+
+def test_folder_of_parts(convert, refused, tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 500, (7000, 2))
+    folder = tmp_path / "edges"
+    assert "no such file" in refused(folder, "--format", "parquet")
+    folder.mkdir()
+    assert "no *.parquet files" in refused(folder, "--format", "parquet")
+    for k, part in enumerate(np.array_split(pairs, 3)):
+        write(folder / f"part-{k}.parquet", source=part[:, 0], target=part[:, 1].astype(np.uint16))
+    assert convert(folder).edges == sorted(map(tuple, pairs.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"src": [0, 1], "dst": [1, None]}, "dst: row 1 is null"),
+        ({"src": [0, 1], "dst": [1, -2]}, "row 1: destination must not be negative (found -2)"),
+        ({"src": [0, 1], "dst": [0.5, 1]}, "dst: must hold integers (found 0.5)"),
+        ({"src": pa.array([0, 2**64 - 1], pa.uint64()), "dst": [1, 1]}, "does not fit"),
+        ({"src": [0, 1], "dst": [1, 1], "weight": [1, np.inf]}, "row 1: weight must be a finite"),
+        ({"a": [0, 1], "b": [1, 2]}, "choose source and destination with --columns A,B"),
+        ({"src": pa.array([], pa.int64()), "dst": pa.array([], pa.int64())}, "holds no edges"),
+    ],
+)
+def test_bad_columns(refused, tmp_path, columns, message):
+    assert message in refused(write(tmp_path / "g.parquet", **columns))
+
+
+def test_damaged_files(refused, tmp_path):
+    path = write(tmp_path / "g.parquet", src=np.arange(9999), dst=np.arange(9999))
+    whole = path.read_bytes()
+    for spoilt in (b"", b"PAR1", whole[:-9], whole[:4] + b"\xff" * 4000 + whole[4004:]):
+        path.write_bytes(spoilt)
+        assert "g.parquet" in refused(path)

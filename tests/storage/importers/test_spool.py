@@ -1,0 +1,88 @@
+"""Sorting in bounded memory, against NumPy's sort of everything at once."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.ids import distinct, given, ids_by_row, rows_of_edges
+from hpcgnn.storage.importers.source import Column
+from hpcgnn.storage.importers.spool import Scratch, sorted_slabs
+
+EDGE = np.dtype([("source", np.int64), ("destination", np.int64), ("mark", np.int32)])
+
+
+def edges(source, destination) -> np.ndarray:
+    out = np.zeros(len(source), EDGE)
+    out["source"], out["destination"], out["mark"] = source, destination, np.arange(len(source))
+    return out
+
+
+def keys(kind: str, number: int, rng: np.random.Generator) -> np.ndarray:
+    return {
+        "uniform": lambda: rng.integers(0, 1000, number),
+        "power law": lambda: (1e15 * rng.random(number) ** 20).astype(np.int64),
+        "ascending": lambda: np.arange(number),
+        "far apart": lambda: rng.choice(np.array([0, 1, 2**62, 2**63 - 1]), number),
+        "one far": lambda: np.where(np.arange(number) == 77, 2**63 - 1, np.arange(number) % 3),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "power law", "ascending", "far apart", "one far"])
+@pytest.mark.parametrize("limit", [1 << 11, 1 << 15, 1 << 24])
+@pytest.mark.parametrize("number", [0, 1, 7, 20_000])
+def test_stable_order(tmp_path, kind, limit, number):
+    rng = np.random.default_rng(number)
+    records = edges(keys("uniform", number, rng), keys(kind, number, rng))
+    with Scratch(tmp_path / "out.h5", limit) as scratch:
+        stored = scratch.records(EDGE)
+        for piece in np.array_split(records, 13):
+            stored.append(piece)
+        slabs = list(sorted_slabs(stored, scratch, ("destination",), whole=False))
+        assert all(slab.nbytes <= max(limit, 4 << 20) for slab in slabs)
+        found = np.concatenate([np.empty(0, EDGE), *slabs])
+        assert list(scratch.folder.iterdir()) == []
+    order = np.argsort(records["destination"], kind="stable")
+    assert (found == records[order]).all() and found.shape == records.shape
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_edges_of_a_node_stay_together_or_are_refused(tmp_path):
+    rng = np.random.default_rng(3)
+    records = edges(rng.integers(0, 9, 5000), rng.integers(0, 50, 5000))
+    with Scratch(tmp_path / "out.h5", 5000) as scratch:
+        stored = scratch.records(EDGE)
+        stored.append(records)
+        slabs = list(sorted_slabs(stored, scratch, ("destination", "source"), whole=True))
+        assert len(slabs) > 10
+        for before, after in pairwise(slabs):
+            assert before["destination"][-1] < after["destination"][0]
+        order = np.lexsort((records["source"], records["destination"]))
+        assert (np.concatenate(slabs) == records[order]).all()
+        stored = scratch.records(EDGE)
+        stored.append(edges(np.arange(600), np.full(600, 42)))
+        with pytest.raises(InputError, match=r"node 42 alone has 600 edges.*raise --memory"):
+            list(sorted_slabs(stored, scratch, ("destination",), whole=True))
+
+
+@pytest.mark.parametrize("limit", [1 << 11, 1 << 24])
+@pytest.mark.parametrize("listed", [False, True])
+def test_ids_become_rows(tmp_path, limit, listed):
+    rng = np.random.default_rng(8)
+    names = rng.choice(2**62, 700, replace=False)
+    records = edges(rng.choice(names, 9000), rng.choice(names, 9000))
+    with Scratch(tmp_path / "out.h5", limit) as scratch:
+        stored = scratch.records(EDGE)
+        stored.append(records)
+        column = Column(tmp_path / "ids", "array", iter(np.array_split(names, 3)))
+        table = given(column, scratch) if listed else distinct(stored, scratch)
+        rows = rows_of_edges(stored, table, scratch, column).load()
+        ids = np.concatenate(list(ids_by_row(table, scratch)))
+    used = np.unique([records["source"], records["destination"]])
+    assert ids.tolist() == (names if listed else used).tolist()
+    rows = rows[np.argsort(rows["mark"])]
+    assert (ids[rows["source"]] == records["source"]).all()
+    assert (ids[rows["destination"]] == records["destination"]).all()
