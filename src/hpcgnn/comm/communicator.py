@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from hpcgnn.comm import exchange, reduce, strict
 from hpcgnn.comm.buffers import as_array, as_bytes, is_tensor
 from hpcgnn.comm.foreign import ForeignCall, default_signals
 from hpcgnn.comm.heartbeat import Heartbeat, Peer, local_address
+from hpcgnn.comm.library import MPI
 from hpcgnn.comm.wait import Waiter
 from hpcgnn.comm.watchdog import Watchdog
 from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts

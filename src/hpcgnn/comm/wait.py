@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from mpi4py import MPI
-
+from hpcgnn.comm.library import MPI
 from hpcgnn.comm.whereabouts import Whereabouts
 
 SPINS = 300

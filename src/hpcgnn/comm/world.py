@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,22 +31,24 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
-def run(main: Callable[[Any], int], parallel: bool = True, timeout: float | None = None) -> int:
+def run(
+    main: Callable[[Any], int], parallel: bool | None = True, timeout: float | None = None
+) -> int:
     """Run `main(comm)` on every rank and return the exit status of the job.
 
     Every way to fail ends in one line `hpcgnn: error: ...` on stderr (a traceback before it when
     the error is a surprise) and a status other than 0 on all ranks, within seconds.
-    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing.
+    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing. None: the
+    same, but only where MPI can't be started.
     `timeout`: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
     """
     rank, _ = launched()
-    if not parallel and rank > 0:
-        return 0
     comm = None
     with terminable():
         try:
-            comm = start(timeout) if parallel else None
-            status = _status(main, comm)
+            if parallel is not False:
+                comm = _start(timeout, needed=parallel is True)
+            status = 0 if comm is None and rank > 0 else _status(main, comm)
             sys.stdout.flush()
             if comm is not None:
                 finish(comm)
@@ -59,6 +60,15 @@ def run(main: Callable[[Any], int], parallel: bool = True, timeout: float | None
             if rank == 0:
                 failure.print()
             return failure.status
+
+
+def _start(timeout: float | None, needed: bool) -> Communicator | None:
+    try:
+        return start(timeout)
+    except InputError:
+        if needed:
+            raise
+        return None
 
 
 def _status(main: Callable[[Any], int], comm: Communicator | None) -> int:
@@ -89,20 +99,8 @@ def start(timeout: float | None = None) -> Communicator:
 
     Raises InputError when there is no MPI library, or it isn't the one of mpiexec.
     """
-    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
-    try:
-        import mpi4py
+    from hpcgnn.comm.library import MPI
 
-        # Autograd may run the backward pass, and with it MPI, in a thread of its own.
-        mpi4py.rc(thread_level="serialized")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it suspects of mpiexec is said better below
-            from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "
-            "load the site's MPI module, or name the library in MPI4PY_LIBMPI"
-        ) from None
     size = launched()[1]
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
         library = MPI.Get_library_version().split("\n")[0].strip()
