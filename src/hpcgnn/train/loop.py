@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError, NumericalError, OutputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.inputs import LabelInput
+from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model, build_optimizer, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
@@ -118,19 +120,39 @@ class Trainer:
             group["lr"] = learning_rate(self.config, epoch)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.adversarial_steps:
+            attack = Attack(self.model, self.graph, self.config)
+            total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
+        else:
+            total = self._pass(epoch, watch)
+        with watch.phase("backward"):
+            self._sum_gradients()
+        self.optimizer.step()
+        return total
+
+    def _pass(
+        self, epoch: int, watch: Stopwatch, x_NF: Tensor | None = None, steps: int = 1
+    ) -> float:
+        """Forward and backward once; gradients of 1 / steps of the loss are added up."""
+        rows, count = self._targets()
         with watch.phase("forward"):
-            logits = self.model(self.graph)
-            loss = self.task.loss(logits[self.train_rows], self.labels[self.train_rows])
+            logits = self.model(self.graph, x_NF)
+            loss = self.task.loss(logits[rows], self.labels[rows], count)
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
             self._not_finite(epoch, total, logits)
         del logits
         with watch.phase("backward"):
-            loss.backward()
-            del loss
-            self._sum_gradients()
-        self.optimizer.step()
+            (loss / steps).backward()
         return total
+
+    def _targets(self) -> tuple[Tensor, int]:
+        """Local training nodes whose label is not given as input, and their number on all ranks."""
+        inputs = self.model.inputs
+        if not isinstance(inputs, LabelInput):
+            return self.train_rows, self.task.train_count
+        rows = self.train_rows[~inputs.shown(self.graph)[self.train_rows]]
+        return rows, self.comm.allreduce(len(rows), where="targets")
 
     def _sum_gradients(self) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""

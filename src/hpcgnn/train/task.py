@@ -29,8 +29,8 @@ class Task:
     metric: str
     train_count: int
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """This rank's share of the mean loss over labelled training nodes."""
+    def loss(self, logits: Tensor, labels: Tensor, count: int) -> Tensor:
+        """This rank's share of the mean loss over `count` nodes of all ranks."""
         if not self.multilabel:
             total = functional.cross_entropy(logits, labels, reduction="sum")
         else:
@@ -40,7 +40,7 @@ class Task:
                 reduction="sum",
             )  # fmt: skip
             total = total / logits.shape[1]
-        return total / self.train_count
+        return total / max(count, 1)
 
     def score(self, graph: PartitionedGraph, logits: Tensor, mask: Tensor) -> float:
         """The metric over the labelled nodes of `mask`, of all ranks; nan without any."""

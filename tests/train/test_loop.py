@@ -1,0 +1,118 @@
+"""Training over any number of ranks: the same curve, repeatable to the bit, resumable anywhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.train.config import Config
+from hpcgnn.train.loop import Trainer
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+MODELS = [
+    {"model": "sage", "norm": "batch", "residual": True},
+    {"model": "gcn", "norm": "layer", "head": "linear", "jumping": "cat"},
+    {"model": "gat", "attention_dropout": 0.3, "heads": 2, "norm": "graph", "activation": "elu"},
+    {"model": "sage", "embedding": 3, "labels_as_input": 0.5},
+]
+
+
+def settings(**changes: object) -> Config:
+    base = {"layers": 3, "hidden": 8, "dropout": 0.4, "epochs": 20, "checkpoint_every": 5,
+            "halo_buffer": "4096", "weight_decay": 1e-4}  # fmt: skip
+    return Config(**(base | changes))
+
+
+def run(whole, comm, folder, *, resume=False, owner=None, **changes):
+    """Train; the losses by epoch and all parameters that every rank holds."""
+    graph = distribute(whole, comm, owner=owner, halo_buffer=4096)
+    graph.graph_fingerprint = "f" * 16
+    trainer = Trainer(graph, settings(**changes), folder, resume=resume)
+    trainer.run()
+    comm.barrier()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    losses = {record["epoch"]: record["loss"] for record in map(json.loads, lines)}
+    return losses, torch.cat([p.detach().flatten() for p in trainer.replicated])
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: "-".join(map(str, m.values())))
+def test_curve_does_not_depend_on_ranks(comm, shared_path, tmp_path, model):
+    whole = random_graph(60, 240, seed=1, symmetric=True)
+    alone = Communicator(MPI.COMM_SELF)
+    expected, _ = run(whole, alone, tmp_path, **model)
+    losses, parameters = run(whole, comm, shared_path / "a", **model)
+    assert losses.keys() == expected.keys() == set(range(1, 21))
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), atol=1e-4)
+    block = (np.arange(60) * comm.size // 60).astype(np.int32)
+    cut, _ = run(whole, comm, shared_path / "b", owner=block, **model)
+    np.testing.assert_allclose(list(cut.values()), list(expected.values()), atol=1e-4)
+    again, same = run(whole, comm, shared_path / "c", **model)
+    assert again == losses
+    assert torch.equal(parameters, same)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: "-".join(map(str, m.values())))
+def test_resumed_run_is_bit_identical(comm, shared_path, model):
+    whole = random_graph(60, 240, seed=1)
+    losses, parameters = run(whole, comm, shared_path / "a", **model)
+    run(whole, comm, shared_path / "b", **model, epochs=10)
+    resumed, same = run(whole, comm, shared_path / "b", **model, resume=True)
+    assert resumed == losses
+    assert torch.equal(parameters, same)
+
+
+def test_resume_on_one_rank(comm, shared_path):
+    """What P ranks saved goes on at one rank, within rounding."""
+    whole = random_graph(60, 240, seed=1)
+    model = MODELS[3]
+    losses, _ = run(whole, comm, shared_path / "a", **model)
+    run(whole, comm, shared_path / "b", **model, epochs=10)
+    if comm.rank == 0:
+        alone = Communicator(MPI.COMM_SELF)
+        resumed, _ = run(whole, alone, shared_path / "b", **model, resume=True)
+        np.testing.assert_allclose(list(resumed.values()), list(losses.values()), atol=1e-4)
+    comm.barrier()
+
+
+def test_damaged_newest_checkpoint_is_passed_over(comm, shared_path, capfd):
+    whole = random_graph(60, 240, seed=1)
+    losses, parameters = run(whole, comm, shared_path / "a", **MODELS[0])
+    run(whole, comm, shared_path / "b", **MODELS[0], epochs=10)
+    if comm.rank == 0:
+        newest = shared_path / "b" / "checkpoints" / "epoch-000010.h5"
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    comm.barrier()
+    resumed, same = run(whole, comm, shared_path / "b", **MODELS[0], resume=True)
+    assert resumed == losses
+    assert torch.equal(parameters, same)
+    if comm.rank == 0:
+        assert "epoch-000010.h5" in capfd.readouterr().err
+
+
+def test_another_model_or_graph_is_refused(comm, shared_path):
+    whole = random_graph(60, 240, seed=1)
+    run(whole, comm, shared_path / "a", **MODELS[0], epochs=2)
+    with pytest.raises(InputError, match=r"lin_l.weight has shape \(8, 5\)"):
+        run(whole, comm, shared_path / "a", **MODELS[0], hidden=16, resume=True)
+    graph = distribute(whole, comm, halo_buffer=4096)
+    graph.graph_fingerprint = "0" * 16
+    with pytest.raises(InputError, match="another graph"):
+        Trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
+
+
+def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
+    with pytest.raises(InputError, match="no training node"):
+        run(random_graph(9, 20, unlabelled=True), comm, shared_path / "a")
+    whole = random_graph(9, 20)
+    whole.features[:] = 1e38
+    with pytest.raises(NumericalError, match="epoch 1"):
+        run(whole, comm, shared_path / "b", model="sage")
