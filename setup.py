@@ -20,7 +20,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = (32, ["-mavx2", "-mfma"])
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     INSTRUCTION_SETS["avx512"] = (64, ["-mavx2", "-mfma", *AVX512, "-mprefer-vector-width=512"])
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
 

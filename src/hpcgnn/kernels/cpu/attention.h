@@ -1,4 +1,4 @@
-// What both directions of attention share: scores of a row's edges, their dropout, tiles of heads.
+// What both directions of attention share: scores of a row's edges, their dropout, groups of heads.
 //
 // Up to GROUP heads are worked on at a time, padded to a power of two P. Scores of up to CHUNK edges
 // lie side by side, P lanes for each edge.
@@ -11,6 +11,7 @@ namespace HPCGNN_ISA {
 
 constexpr int GROUP = 8;
 constexpr int CHUNK = 64;
+constexpr int SCORES_AHEAD = 32;  // edges between fetching what their scores need and using it
 
 // Heads first .. first + count - 1.
 struct Heads {
@@ -44,6 +45,21 @@ HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
 
 template <typename T, int P>
 constexpr int FLAT = P > LANES<T> ? P : LANES<T>;
+
+// weight = exp(weight - top) for `count` edges; returns its sum over edges.
+template <typename T, int P>
+HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> top) {
+    constexpr int V = FLAT<T, P>;
+    const Vec<T, V> tops = repeat<T, P, V>(top);
+    store<T, V>(weight + count * P, Vec<T, V>{} - T(__builtin_inf()));
+    Vec<T, V> total{};
+    for (int at = 0; at < count * P; at += V) {
+        const Vec<T, V> value = exponential<T, V>(load<T, V>(weight + at) - tops);
+        store<T, V>(weight + at, value);
+        total += value;
+    }
+    return sum<T, V, P>(total);
+}
 
 // The vectors that edge features are multiplied with, transposed: one row of P lanes per feature.
 template <typename T, int P>
@@ -153,95 +169,6 @@ class EdgeMask {
     uint64_t key_ = 0;
     uint32_t threshold_ = 0;
     double scale_ = 1;
-};
-
-// What one pass over a chunk of a row's edges needs, for the tile functions.
-template <typename T>
-struct Chunk {
-    int64_t lanes;           // P
-    int64_t count;           // edges
-    const int64_t* columns;  // count
-    const T* weight;         // count x P
-    T* dot;                  // count x P, backward only
-    Matrix gathered;         // z forward, g backward
-    const T* own;            // backward: this row of z
-    T* to;                   // this row of out, or of grad_z
-    const T* scale;          // forward: P factors for what `to` holds
-};
-
-template <typename T>
-using TileFunction = void (*)(const Chunk<T>&, Lookahead&, int64_t channels, int64_t lane,
-                              int64_t column, int64_t last);
-
-// Some channels of some heads, and the loop made for them.
-template <typename T>
-struct TileJob {
-    TileFunction<T> run;
-    int64_t lane;    // first head, within the group
-    int64_t column;  // first column of z
-    int64_t last;    // first column of a head's last vector, relative to its first
-};
-
-// A tile of U vectors of N lanes for each of M heads; EXACT: a head has exactly U * N channels.
-template <int N_, int U_, int M_, bool EXACT_>
-struct HeadTile {
-    static constexpr int N = N_, U = U_, M = M_;
-    static constexpr bool EXACT = EXACT_;
-};
-
-// Picks jobs that cover all heads of a group. `Loop<T, Tile>::run` is the tile's function and
-// Loop::MAX the number of vectors it can hold in registers.
-template <typename T, template <typename, typename> class Loop>
-class TileJobs {
-  public:
-    TileJobs(Heads heads, int64_t channels) : heads_(heads), channels_(channels) {
-        jobs_ = static_cast<TileJob<T>*>(malloc((heads.count * (channels / 8 + 2)) * sizeof(*jobs_)));
-        for_each_tile<LANES<T>, MAX>(channels, [&](auto tile) {
-            using Tile = decltype(tile);
-            int64_t lane = 0;
-            if (tile.column == 0 && (Tile::U - 1) * Tile::N + Tile::N >= channels) {
-                lane = add<Tile, 8>(lane, tile);
-                lane = add<Tile, 4>(lane, tile);
-                lane = add<Tile, 2>(lane, tile);
-            }
-            add<Tile, 1>(lane, tile);
-        });
-    }
-    ~TileJobs() { free(jobs_); }
-    TileJobs(const TileJobs&) = delete;
-
-    // Runs every job on a chunk; each walks the same columns ahead.
-    HPCGNN_INLINE void run(const Chunk<T>& chunk, Lookahead& ahead) const {
-        const Lookahead start = ahead;
-        for (int64_t i = 0; i < size_; i++) {
-            ahead = start;
-            const TileJob<T>& job = jobs_[i];
-            job.run(chunk, ahead, channels_, job.lane, job.column, job.last);
-        }
-    }
-
-  private:
-    static constexpr int MAX = Loop<T, void>::MAX;
-
-    template <typename Tile, int M>
-    int64_t add(int64_t lane, Tile tile) {
-        if constexpr (M == 1 || M * Tile::U <= MAX) {
-            for (; lane + M <= heads_.count; lane += M) {
-                const int64_t column = (heads_.first + lane) * channels_ + tile.column;
-                const bool exact = channels_ == Tile::U * Tile::N;
-                jobs_[size_++] = {
-                    exact ? &Loop<T, HeadTile<Tile::N, Tile::U, M, true>>::run
-                          : &Loop<T, HeadTile<Tile::N, Tile::U, M, false>>::run,
-                    lane, column, tile.last};
-            }
-        }
-        return lane;
-    }
-
-    Heads heads_;
-    int64_t channels_;
-    int64_t size_ = 0;
-    TileJob<T>* jobs_;
 };
 
 // Calls body(heads, padded) for groups of heads; `padded` carries the power of two P.

@@ -1,5 +1,6 @@
 // Attention, backward, at the source's owner: rows are sources j, columns their destinations i.
 #include "attention.h"
+#include "tiles.h"
 
 namespace HPCGNN_ISA {
 namespace {
@@ -13,35 +14,40 @@ struct Backward {
     const Dropout* dropout;
 };
 
+// What one pass over a chunk of a row's edges needs.
+template <typename T>
+struct BackwardChunk {
+    int64_t lanes;           // P
+    int64_t count;           // edges
+    const int64_t* columns;  // count
+    const T* weight;         // count x P
+    T* dot;                  // count x P
+    Matrix gathered;         // g
+    const T* own;            // this row of z
+    T* to;                   // this row of grad_z
+};
+
 // to += sum over edges of weight * g[column], and dot += <g[column], own>, for one tile.
 template <typename T, typename Tile>
 struct AddAndDot {
-    static void run(const Chunk<T>& chunk, Lookahead& cursor, int64_t channels, int64_t lane,
-                    int64_t column, int64_t last_) {
+    static void run(const BackwardChunk<T>& chunk, Lookahead& cursor, int64_t channels,
+                    int64_t lane, int64_t column, int64_t last) {
         constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
-        const int64_t width = Tile::EXACT ? U * N : channels;
-        const int64_t last = Tile::EXACT ? (U - 1) * N : last_;
-        const auto at = [&](int m, int u) { return m * width + (u == U - 1 ? last : u * N); };
+        const Columns<Tile> at(channels, last);
         const T* source = static_cast<const T*>(chunk.gathered.data) + column;
         const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
         T* to = chunk.to + column;
         Lookahead ahead = cursor;
         Vec<T, N> grad[M][U], own[M][U];
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++) {
             for (int u = 0; u < U; u++) {
                 grad[m][u] = load<T, N>(to + at(m, u));
                 own[m][u] = load<T, N>(chunk.own + column + at(m, u));
             }
-        // Columns that the last vector shares with the one before count once.
-        if (!Tile::EXACT)
-            for (int m = 0; m < M; m++)
-                own[m][U - 1] = without_first<T, N>(own[m][U - 1], (U - 1) * N - last);
+            if (!Tile::EXACT) own[m][U - 1] = without_first<T, N>(own[m][U - 1], at.shared());
+        }
         for (int64_t i = 0; i < chunk.count; i++) {
-            const T* next = source + ahead.next() * stride;
-            if (Tile::EXACT)
-                prefetch<M * U * N * sizeof(T)>(next);
-            else
-                for (int m = 0; m < M; m++) prefetch<U * N * sizeof(T)>(next + m * width);
+            at.prefetch_tile(source + ahead.next() * stride);
             const T* from = source + chunk.columns[i] * stride;
             const T* weight = chunk.weight + i * lanes + lane;
             Vec<T, N> dot[M];
@@ -53,15 +59,7 @@ struct AddAndDot {
                     dot[m] += own[m][u] * g;
                 }
             }
-            T* dots = chunk.dot + i * lanes + lane;
-            if constexpr (M % 4 == 0) {
-                for (int m = 0; m < M; m += 4) {
-                    const Vec<T, 4> four = sum4<T, N>(dot[m], dot[m + 1], dot[m + 2], dot[m + 3]);
-                    store<T, 4>(dots + m, load<T, 4>(dots + m) + four);
-                }
-            } else {
-                for (int m = 0; m < M; m++) dots[m] += sum<T, N>(dot[m]);
-            }
+            add_sums<T, N, M>(chunk.dot + i * lanes + lane, dot);
         }
         cursor = ahead;
         for (int m = 0; m < M; m++)
@@ -70,7 +68,8 @@ struct AddAndDot {
 };
 template <typename T>
 struct AddAndDot<T, void> {
-    static constexpr int MAX = MAX_VECTORS / 2;
+    using Chunk = BackwardChunk<T>;
+    static constexpr int MAX = sizeof(T) == 4 ? MAX_VECTORS / 2 : 4;
 };
 
 template <typename T, int P>
@@ -88,6 +87,8 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
     int64_t columns[CHUNK];
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(b.num_heads * b.channels * sizeof(T)));
+    Lookahead scores_ahead(edges, first, last);
+    scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
@@ -97,6 +98,11 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
             const int64_t left = edges.end[k] - from;
             const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
             for (int i = 0; i < count; i++) {
+                const int64_t next = scores_ahead.next();
+                prefetch<1>(row_of<T>(b.t, next) + heads.first);
+                prefetch<1>(row_of<T>(b.lse, next) + heads.first);
+                prefetch<1>(row_of<T>(b.d, next) + heads.first);
+                if (grad_t.data) prefetch<1>(row_of<T>(grad_t, next) + heads.first);
                 const int64_t column = columns[i] = edges.columns[from + i] - edges.column_offset;
                 const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
                 const Vec<T, P> l = s + t + term.of(from + i);
@@ -112,8 +118,8 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
                 store<T, V>(dot + at, Vec<T, V>{});
             }
             mask.apply<T, P>(weight, columns, count, row, heads.first);
-            const Chunk<T> chunk{P, count, columns, weight, dot, b.g, row_of<T>(b.z, row),
-                                 row_of<T>(b.grad_z, row), nullptr};
+            const BackwardChunk<T> chunk{P,   count, columns,           weight,
+                                         dot, b.g,   row_of<T>(b.z, row), row_of<T>(b.grad_z, row)};
             jobs.run(chunk, ahead);
             for (int i = 0; i < count; i++) {
                 const int at = i * P;

@@ -1,5 +1,6 @@
 // Attention, forward: scores, running softmax and weighted sum of a block in one pass.
 #include "attention.h"
+#include "tiles.h"
 
 namespace HPCGNN_ISA {
 namespace {
@@ -11,69 +12,21 @@ struct Forward {
     const Dropout* dropout;
 };
 
-// to = scale * to + sum over edges of weight * z[column], for one tile.
 template <typename T, typename Tile>
-struct Add {
-    static void run(const Chunk<T>& chunk, Lookahead& cursor, int64_t channels, int64_t lane,
-                    int64_t column, int64_t last_) {
-        constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
-        const int64_t width = Tile::EXACT ? U * N : channels;
-        const int64_t last = Tile::EXACT ? (U - 1) * N : last_;
-        const auto at = [&](int m, int u) { return m * width + (u == U - 1 ? last : u * N); };
-        const T* source = static_cast<const T*>(chunk.gathered.data) + column;
-        const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
-        T* to = chunk.to + column;
-        Lookahead ahead = cursor;
-        Vec<T, N> sum[M][U];
-        for (int m = 0; m < M; m++)
-            for (int u = 0; u < U; u++)
-                sum[m][u] = load<T, N>(to + at(m, u)) * chunk.scale[lane + m];
-        for (int64_t i = 0; i < chunk.count; i++) {
-            const T* next = source + ahead.next() * stride;
-            if (Tile::EXACT)
-                prefetch<M * U * N * sizeof(T)>(next);
-            else
-                for (int m = 0; m < M; m++) prefetch<U * N * sizeof(T)>(next + m * width);
-            const T* from = source + chunk.columns[i] * stride;
-            const T* weight = chunk.weight + i * lanes + lane;
-            for (int m = 0; m < M; m++)
-                for (int u = 0; u < U; u++) sum[m][u] += weight[m] * load<T, N>(from + at(m, u));
-        }
-        cursor = ahead;
-        for (int m = 0; m < M; m++)
-            for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), sum[m][u]);
-    }
-};
-template <typename T>
-struct Add<T, void> {
-    static constexpr int MAX = MAX_VECTORS;
-};
-
-// weight = exp(weight - top) for `count` edges; returns its sum over edges.
-template <typename T, int P>
-HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> top) {
-    constexpr int V = FLAT<T, P>;
-    const Vec<T, V> tops = repeat<T, P, V>(top);
-    store<T, V>(weight + count * P, Vec<T, V>{} - T(__builtin_inf()));
-    Vec<T, V> total{};
-    for (int at = 0; at < count * P; at += V) {
-        const Vec<T, V> value = exponential<T, V>(load<T, V>(weight + at) - tops);
-        store<T, V>(weight + at, value);
-        total += value;
-    }
-    return sum<T, V, P>(total);
-}
+using AddFetched = Add<T, Tile, true>;
 
 template <typename T, int P>
 void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, int64_t last) {
     const EdgeTerm<T, P> term(edges, f.edge_vector, heads);
     const EdgeMask mask(f.dropout);
-    const TileJobs<T, Add> jobs(heads, f.channels);
+    const TileJobs<T, AddFetched> jobs(heads, f.channels);
     const T slope = static_cast<T>(f.slope);
     alignas(64) T weight[CHUNK * P + FLAT<T, P>], scale[P];
     int64_t columns[CHUNK];
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(f.num_heads * f.channels * sizeof(T)));
+    Lookahead scores_ahead(edges, first, last);
+    scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
@@ -85,6 +38,7 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
             const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
             Vec<T, P> best = top;
             for (int i = 0; i < count; i++) {
+                prefetch<1>(row_of<T>(f.s, scores_ahead.next()) + heads.first);
                 columns[i] = edges.columns[from + i] - edges.column_offset;
                 const Vec<T, P> l = load_heads<T, P>(f.s, columns[i], heads) + t + term.of(from + i);
                 const Vec<T, P> u = leaky<T, P>(l, slope);
@@ -96,8 +50,8 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
             top = best;
             total = total * rescale + exponentials<T, P>(weight, count, top);
             mask.apply<T, P>(weight, columns, count, row, heads.first);
-            const Chunk<T> chunk{P,    count, columns, weight, nullptr, f.z, nullptr,
-                                 row_of<T>(f.out, row), scale};
+            const SumChunk<T> chunk{P,     count, columns, weight,
+                                    scale, f.z,   row_of<T>(f.out, row)};
             jobs.run(chunk, ahead);
         }
         store_heads<T, P>(f.top, row, heads, top);

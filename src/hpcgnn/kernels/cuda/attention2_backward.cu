@@ -1,0 +1,154 @@
+// GATv2 attention, backward, at the destination's owner: once by destination for the gradients of zr
+// and att, once by source (over the transposed block) for the gradient of zl.
+#include "attention2.cuh"
+
+// Rows are destinations. Warp w of all `gridDim.x * THREADS / WARP` takes every so-manieth row and
+// leaves its sum of gradients of att in row w of `grad_att` ([warps, heads * channels]).
+template <class X, int V, int LANES, bool EXTRAS>
+KERNEL(LANES == WIDE ? 3 : 4)
+attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
+                          const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
+                          i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_right,
+                          i64 grad_right_stride, Sum<X>* grad_att, DROPOUT, Sum<X> slope, int heads,
+                          int channels, int side, int first_channel, int partial) {
+    typedef Sum<X> A;
+    const Edges edges = GIVEN_EDGES;
+    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
+    const i64 warps = static_cast<i64>(gridDim.x) * (THREADS / WARP);
+    const int head = post.head * channels;
+    const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
+    A sum_att[V] = {};
+    for (i64 k = first + warp; k < last; k += warps) {
+        const Row row = row_of(edges, k);
+        if (row.count == 0) continue;
+        const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
+        const X* right_head = right + row.local * right_stride + head;
+        const X* g_head = g + row.local * g_stride + head;
+        const Pack<X, V> own = gather<X, V>(right_head + post.channel);
+        const Pack<X, V> own_g = gather<X, V>(g_head + post.channel);
+        const A own_lse = lse[row.local * lse_stride + post.head];
+        const A own_d = d[row.local * d_stride + post.head];
+        A sum[V] = {};
+        for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+            int at[UNROLL];
+            Pack<X, V> value[UNROLL];
+            A score[UNROLL], dot[UNROLL];
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int i = base + u * post.groups + post.group;
+                at[u] = column_of(edges, row.begin + min(i, row.count - 1));
+            }
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++)
+                value[u] = gather<X, V>(left + at[u] * left_stride + head + post.channel);
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                score[u] = post.inside ? score_of(value[u], own, vector, slope) : A(0);
+                dot[u] = post.inside ? inner(value[u], own_g) : A(0);
+                if (LANES == WIDE) {
+                    const X* left_head = left + at[u] * left_stride + head;
+                    score[u] += score_elsewhere<X, V>(left_head, right_head, att + head, slope,
+                                                      channels, first_channel);
+                    dot[u] += elsewhere<X, V>(left_head, g_head, channels, first_channel);
+                }
+            }
+            add_lanes_of<LANES>(score);
+            add_lanes_of<LANES>(dot);
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const bool valid = base + u * post.groups + post.group < row.count;
+                const A grad = gradient_of(valid, score[u], dot[u], own_lse, own_d,
+                                           mask.of(at[u], post.head)).score;
+#pragma unroll
+                for (int v = 0; v < V; v++) {
+                    const A x = widen(value[u].at[v]) + widen(own.at[v]);
+                    sum[v] += grad * vector.at[v] * slope_at(x, slope);
+                    sum_att[v] += grad * leaky(x, slope);
+                }
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
+        const i64 to = partial ? k - first : row.local;
+        if (post.group == 0 && post.inside)
+            add_to<A, V>(grad_right + to * grad_right_stride + head + post.channel, sum);
+    }
+    Pack<A, V> total;
+#pragma unroll
+    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v], post.width, WARP);
+    if (post.group == 0 && post.inside)
+        store<A, V>(grad_att + (warp * heads + post.head) * channels + post.channel, total);
+}
+
+// Rows are sources, columns destinations.
+template <class X, int V, int LANES, bool EXTRAS>
+KERNEL(LANES == WIDE ? 3 : 4)
+attention2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
+                         const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
+                         i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_left,
+                         i64 grad_left_stride, DROPOUT, Sum<X> slope, int heads, int channels,
+                         int side, int first_channel, int partial) {
+    typedef Sum<X> A;
+    const Edges edges = GIVEN_EDGES;
+    const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
+    const Row row = row_of(edges, k);
+    if (row.count == 0) return;
+    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
+    const int head = post.head * channels;
+    const X* left_head = left + row.local * left_stride + head;
+    const Pack<X, V> own = gather<X, V>(left_head + post.channel);
+    const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
+    A sum[V] = {};
+    for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+        int at[UNROLL];
+        Pack<X, V> value[UNROLL], their_g[UNROLL];
+        A score[UNROLL], dot[UNROLL], their_lse[UNROLL], their_d[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int i = base + u * post.groups + post.group;
+            at[u] = column_of(edges, row.begin + min(i, row.count - 1));
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            value[u] = gather<X, V>(right + at[u] * right_stride + head + post.channel);
+            their_g[u] = gather<X, V>(g + at[u] * g_stride + head + post.channel);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            their_lse[u] = __ldg(lse + at[u] * lse_stride + post.head);
+            their_d[u] = __ldg(d + at[u] * d_stride + post.head);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            score[u] = post.inside ? score_of(own, value[u], vector, slope) : A(0);
+            dot[u] = post.inside ? inner(own, their_g[u]) : A(0);
+            if (LANES == WIDE) {
+                score[u] += score_elsewhere<X, V>(left_head, right + at[u] * right_stride + head,
+                                                  att + head, slope, channels, first_channel);
+                dot[u] += elsewhere<X, V>(left_head, g + at[u] * g_stride + head, channels,
+                                          first_channel);
+            }
+        }
+        add_lanes_of<LANES>(score);
+        add_lanes_of<LANES>(dot);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const bool valid = base + u * post.groups + post.group < row.count;
+            const EdgeGradient<A> grad = gradient_of(valid, score[u], dot[u], their_lse[u],
+                                                     their_d[u], mask.of(at[u], post.head));
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                const A x = widen(own.at[v]) + widen(value[u].at[v]);
+                sum[v] += grad.weight * widen(their_g[u].at[v]) +
+                          grad.score * vector.at[v] * slope_at(x, slope);
+            }
+        }
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
+    const i64 to = partial ? k - first : row.local;
+    if (post.group == 0 && post.inside)
+        add_to<A, V>(grad_left + to * grad_left_stride + head + post.channel, sum);
+}

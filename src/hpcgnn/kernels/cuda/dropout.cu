@@ -1,0 +1,54 @@
+// Dropout of node features, optionally after a rectifier, and its gradient.
+#include "common.cuh"
+
+// A block of threads works on THREADS >> lanes_log rows, 2^lanes_log lanes on each.
+struct Patch {
+    i64 row;
+    int column, step;
+};
+
+template <int V>
+DEVICE Patch patch_of(int lanes_log) {
+    const i64 row = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) >> lanes_log;
+    const int lane = threadIdx.x & ((1 << lanes_log) - 1);
+    return Patch{row, lane * V, V << lanes_log};
+}
+
+template <class X, int V>
+KERNEL(8) dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
+               double p, u64 seed, u64 epoch, u64 layer, int relu, int lanes_log) {
+    typedef Sum<X> A;
+    const Patch patch = patch_of<V>(lanes_log);
+    if (patch.row >= rows) return;
+    const A scale = static_cast<A>(1 / (1 - p));
+    const u32 threshold = hpcgnn_threshold(p);
+    const u64 state = hpcgnn_node_state(hpcgnn_stream(seed, epoch, layer), ids[patch.row]);
+    for (int column = patch.column; column < width; column += patch.step) {
+        Pack<X, V> value = load<X, V>(x + patch.row * x_stride + column);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const A from = widen(value.at[v]);
+            const bool kept = hpcgnn_random_bits(state, column + v) >= threshold;
+            narrow(kept && !(relu && from <= 0) ? from * scale : A(0), value.at[v]);
+        }
+        store<X, V>(out + patch.row * out_stride + column, value);
+    }
+}
+
+// out = g / (1 - p) where y, the output of dropout after a rectifier, is above 0.
+template <class X, int V>
+KERNEL(8) relu_dropout_backward(const X* y, i64 y_stride, const X* g, i64 g_stride, X* out,
+                             i64 out_stride, i64 rows, int width, double p, int lanes_log) {
+    typedef Sum<X> A;
+    const Patch patch = patch_of<V>(lanes_log);
+    if (patch.row >= rows) return;
+    const A scale = static_cast<A>(1 / (1 - p));
+    for (int column = patch.column; column < width; column += patch.step) {
+        const Pack<X, V> value = load<X, V>(y + patch.row * y_stride + column);
+        Pack<X, V> grad = load<X, V>(g + patch.row * g_stride + column);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            narrow(widen(value.at[v]) <= 0 ? A(0) : widen(grad.at[v]) * scale, grad.at[v]);
+        store<X, V>(out + patch.row * out_stride + column, grad);
+    }
+}

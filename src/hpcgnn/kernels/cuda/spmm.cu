@@ -1,0 +1,38 @@
+// out[row] += sum over the row's edges of weight * x[column].
+#include "common.cuh"
+
+// With `partial`, row k of the block goes to row k - first of `out`.
+template <class X, class O, int V, bool WEIGHTED>
+KERNEL(8) spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
+            int lanes_log, int span_log, int partial) {
+    typedef Sum<X> A;
+    const Edges edges = GIVEN_EDGES;
+    const Place place = place_of<V>(first, width, lanes_log, span_log);
+    const Row row = row_of(edges, place.k);
+    const X* source = x + place.column;
+    A sum[V] = {};
+    for (int base = place.group; base < row.count; base += UNROLL << place.groups_log) {
+        // All loads before all arithmetic; past the end, the last edge counts 0 times.
+        int at[UNROLL];
+        A factor[UNROLL];
+        Pack<X, V> value[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int i = base + (u << place.groups_log);
+            const i64 edge = row.begin + min(i, row.count - 1);
+            at[u] = column_of(edges, edge);
+            factor[u] = i < row.count ? A(1) : A(0);
+            if (WEIGHTED) factor[u] *= __ldg(weight + edge);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(source + at[u] * x_stride);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+            for (int v = 0; v < V; v++) sum[v] += factor[u] * widen(value[u].at[v]);
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
+    if (place.group == 0 && place.inside && row.count > 0)
+        add_to<O, V>(out + (partial ? place.k - first : row.local) * out_stride + place.column, sum);
+}
