@@ -140,7 +140,7 @@ def test_damaged_files(refused, tmp_path):
     assert "no such file" in refused(tmp_path / "none.txt")
     assert "is a folder" in refused(tmp_path, "--format", "edges")
     (tmp_path / "long.txt").write_bytes(b"1" * (20 << 20))
-    assert "line 1: longer than" in refused(tmp_path / "long.txt")
+    assert "line 1: is longer than" in refused(tmp_path / "long.txt")
 
 
 @dataclass

@@ -93,6 +93,19 @@ def test_pairs_with_edge_features_types_and_several_labels(convert, tmp_path):
     assert (graph.nodes.original_ids == np.arange(N) * 10).all()
 
 
+def test_columns_without_content(convert, tmp_path):
+    """No edges, and labels of which none, or only the last, is known."""
+    arrays = {"indptr": np.zeros(N + 1, int), "indices": np.zeros(0, int), "weight": np.zeros(0)}
+    graph = convert(save(tmp_path / "g.npz", **arrays, labels=np.full(N, -1), train=np.zeros(0)))
+    assert graph.counts.num_edges == 0 and graph.counts.num_nodes == N
+    assert graph.nodes.labels is None and not graph.nodes.split.any()
+    labels = np.full(700_000, -1)
+    labels[-1] = 3
+    arrays["indptr"] = np.zeros(700_001, int)
+    graph = convert(save(tmp_path / "g.npz", **arrays, labels=labels))
+    assert (graph.nodes.labels == labels).all() and graph.counts.num_classes == 4
+
+
 def test_streams_agree_with_loading(convert, tmp_path):
     """More edges and entries than one piece holds, with a row that fills several pieces."""
     rng = np.random.default_rng(1)

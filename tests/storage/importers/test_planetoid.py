@@ -60,6 +60,7 @@ def test_the_format_can_be_overruled(convert, folder):
     assert graph.dense_features[6].tolist() == [0.5, 0.5, 0]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_cora(convert, data):
     graph = convert(data / "planetoid", "--row-normalise")
     counts = graph.counts

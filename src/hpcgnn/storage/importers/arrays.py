@@ -187,13 +187,12 @@ def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]
     Raises:
         ValueError: they end at different rows.
     """
-    iterators = [iter(column) for column in columns]
+    iterators = [(piece for piece in column if piece.shape[0]) for column in columns]
     held = [next(iterator, None) for iterator in iterators]
     while all(piece is not None for piece in held):
         arrays = [piece for piece in held if piece is not None]
         rows = min(piece.shape[0] for piece in arrays)
-        if rows:
-            yield tuple(piece[:rows] for piece in arrays)
+        yield tuple(piece[:rows] for piece in arrays)
         held = [
             piece[rows:] if piece.shape[0] > rows else next(iterator, None)
             for piece, iterator in zip(arrays, iterators, strict=True)

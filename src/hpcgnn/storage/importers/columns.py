@@ -119,6 +119,8 @@ def _sparse_features(
 
 
 def _labels(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
+    """Nothing where every label is unknown: such a graph has no classes."""
+    unknown = 0
     for rows in _counted(column, num_nodes):
         if rows.ndim == 2 and rows.shape[1] == 1:
             rows = rows[:, 0]
@@ -127,6 +129,12 @@ def _labels(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
         labels = as_integers(rows, column)
         top = MAX_CLASSES if labels.ndim == 1 else 2
         _check_bounds(labels, -1, top, column, "labels (-1: unknown)")
+        if labels.ndim == 1 and unknown >= 0 and labels.max(initial=-1) < 0:
+            unknown += labels.shape[0]
+            continue
+        for low in range(0, unknown, _ROWS):
+            yield np.full(min(_ROWS, unknown - low), -1)
+        unknown = -1
         yield labels
 
 

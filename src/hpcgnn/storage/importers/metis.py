@@ -35,7 +35,7 @@ def read_metis(path: Path, options: Options) -> Source:
     header, line = _read_header(path)
     if not options.weights:
         header = replace(header, keep_weights=False)
-    lines = skip_lines(blocks(path, longest=options.limit), line)
+    lines = skip_lines(blocks(path, longest=options.limit // 4), line)
     return Source(path, _edges(path, lines, header), num_nodes=header.num_nodes)
 
 

@@ -63,7 +63,11 @@ def blocks_of(
             held.append(data)
             held_bytes += len(data)
             if held_bytes > longest:
-                raise InputError(f"longer than {longest} bytes", file=path, dataset=f"line {first}")
+                raise InputError(
+                    f"is longer than {longest} bytes: this is no such file, or raise --memory",
+                    file=path,
+                    dataset=f"line {first}",
+                )
             continue
         text = b"".join([*held, data[:cut]])
         yield Block(path, first, text)
