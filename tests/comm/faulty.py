@@ -45,6 +45,10 @@ def one_stopped(comm: Any) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def one_stopped_at_start(comm: Any) -> None:
+    raise AssertionError("the start can't have succeeded")
+
+
 def one_stopped_in_library(comm: Any) -> None:
     with comm.foreign("library"):
         one_stopped(comm)
@@ -149,4 +153,8 @@ def main(comm: Any) -> int:
 if __name__ == "__main__":
     sys.stderr.write(f"pid {os.getpid()}\n")
     sys.stderr.flush()
+    if sys.argv[1] == "one_stopped_at_start":
+        from hpcgnn.comm.library import MPI
+
+        one_stopped(MPI.COMM_WORLD)
     sys.exit(world.run(main))

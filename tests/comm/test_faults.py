@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-SOON = 20.0  # seconds on a busy machine; each takes about one on a quiet one
+SOON = 30.0  # seconds on a busy machine; each takes about one on a quiet one
 
 
 def test_one_rank_raises(faulty):
@@ -59,6 +59,12 @@ def test_one_rank_stopped_is_named(faulty, fault):
     (line,) = outcome.errors
     assert line.startswith("hpcgnn: error: rank 1 (host ")
     assert "[process is stopped] stopped answering; rank 0 waited 3 s in " in line
+
+
+def test_one_rank_stopped_before_the_start(faulty):
+    outcome = faulty("one_stopped_at_start", env={"HPCGNN_TIMEOUT": "3"})
+    assert outcome.status == 3 and 3 < outcome.seconds < 60
+    assert outcome.errors == ["hpcgnn: error: rank 0 waited 3 s for the other ranks to start"]
 
 
 def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(faulty):

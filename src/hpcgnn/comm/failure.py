@@ -175,7 +175,7 @@ def meet(seconds: float) -> bool:
     return True
 
 
-def abort(comm: Communicator, status: int) -> NoReturn:
+def abort(comm: Communicator | None, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
     from mpi4py import MPI
 
@@ -185,8 +185,8 @@ def abort(comm: Communicator, status: int) -> NoReturn:
     for path in shared_segments(_SEGMENTS):
         path.unlink(missing_ok=True)
     # srun returns the highest status, and its own way to end ranks gives them 137.
-    everyone = comm.size == MPI.COMM_WORLD.Get_size()
-    if everyone and _started_by_srun() and comm.end_others(status, _END_SECONDS):
+    whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
+    if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
         os._exit(status)
     # MPI would add its own lines to the one that says what happened.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

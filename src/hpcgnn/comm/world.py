@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.comm.failure import Failure, end_job, raise_terminated, shared_segments
-from hpcgnn.errors import InputError
+from hpcgnn.comm.failure import Failure, abort, end_job, raise_terminated, shared_segments
+from hpcgnn.errors import CommunicationError, InputError
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -56,10 +57,19 @@ def run(
         except BaseException as error:
             if comm is not None:
                 return end_job(comm, error)
-            failure = Failure.of(error)
-            if rank == 0:
-                failure.print()
-            return failure.status
+            return _end_early(error, rank, parallel is not False)
+
+
+def _end_early(error: BaseException, rank: int, starting: bool) -> int:
+    """End a rank that has no communicator (yet); what failed, failed on all ranks alike."""
+    failure = Failure.of(error)
+    if starting and isinstance(error, CommunicationError):
+        time.sleep(0.05 * min(rank, 40))  # the lowest rank that is alive speaks and ends the job
+        failure.print()
+        abort(None, failure.status)
+    if rank == 0:
+        failure.print()
+    return failure.status
 
 
 def _start(timeout: float | None, needed: bool) -> Communicator | None:
