@@ -45,11 +45,17 @@ class Communicator:
     (default: HPCGNN_TIMEOUT, or 600).
     """
 
-    def __init__(self, mpi: MPI.Comm | None = None, *, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        mpi: MPI.Comm | None = None,
+        *,
+        timeout: float | None = None,
+        whereabouts: Whereabouts | None = None,
+    ) -> None:
         parent = MPI.COMM_WORLD if mpi is None else mpi
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
-        self.whereabouts = Whereabouts()
+        self.whereabouts = whereabouts or Whereabouts()
         self._watchdog: Watchdog | None = None
         self._strict = os.environ.get("HPCGNN_STRICT", "0") not in ("", "0")
         limit = _timeout_from_environment() if timeout is None else timeout
@@ -270,7 +276,7 @@ class Communicator:
             )
         if not member:
             return None
-        made = Communicator(part, timeout=self.timeout)
+        made = Communicator(part, timeout=self.timeout, whereabouts=self.whereabouts)
         part.Free()
         return made
 
