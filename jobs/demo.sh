@@ -13,7 +13,8 @@ show() {
 
 rm -rf demo
 mkdir demo
-show hpcgnn generate sbm demo/graph.h5 --nodes 20000 --degree 30 --features 64 --classes 10 --seed 1
+show hpcgnn generate sbm demo/graph.h5 --nodes 20000 --degree 30 --features 64 --classes 8 \
+    --homophily 0.8 --seed 1
 show mpiexec -n 2 hpcgnn partition demo/graph.h5 --method parmetis -o demo/graph.p2.h5
 show mpiexec -n 2 hpcgnn train demo/graph.p2.h5 --model sage --layers 3 --hidden 64 --dropout 0.3 \
     --norm layer --epochs 30 --checkpoint-every 10 --run-dir demo/run

@@ -42,7 +42,7 @@ def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     _ring_graph(tmp_path / "ring.npz", 301)
     jobs = _submit(
         slurm, "--ranks-per-node", 2, "--convert", "--format npz", "ring.npz", "ring",
-        "--model", "sage", "--hidden", 8, "--dropout", 0, "--epochs", 30, cwd=tmp_path,
+        "--model", "sage", "--hidden", 8, "--dropout", 0, "--epochs", 15, "--lr", 0.1, cwd=tmp_path,
     )  # fmt: skip
     assert list(jobs) == ["convert", "partition", "train", "predict"]
     slurm.wait(jobs["predict"], "COMPLETED", 120)
