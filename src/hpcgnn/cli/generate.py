@@ -1,0 +1,131 @@
+"""`hpcgnn generate`: make a random graph with communities, or an R-MAT graph."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+HELP = "make a random graph with communities, or an R-MAT graph"
+PARALLEL = True
+
+_HOMOPHILY, _EXPONENT = 0.55, 2.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind", choices=["sbm", "rmat"], help="planted communities with power-law degrees, or R-MAT"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT.h5")
+    parser.add_argument("--nodes", type=int, required=True, metavar="N")
+    parser.add_argument(
+        "--degree", type=float, required=True, metavar="D", help="mean in-edges per node"
+    )
+    parser.add_argument("--features", type=int, default=64, metavar="F", help="per node (64)")
+    parser.add_argument("--classes", type=int, default=10, metavar="C", help="(10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
+    parser.add_argument(
+        "--homophily",
+        type=float,
+        metavar="H",
+        help=f"share of edges within a class, sbm only ({_HOMOPHILY})",
+    )
+    parser.add_argument(
+        "--exponent",
+        type=float,
+        metavar="G",
+        help=f"of the power law of degrees, sbm only ({_EXPONENT})",
+    )
+    parser.add_argument(
+        "--noise", type=float, default=3.0, help="of the features around their class's mean (3)"
+    )
+    parser.add_argument(
+        "--split", default="60/20/20", metavar="A/B/C", help="train, valid, test (60/20/20)"
+    )
+    parser.add_argument("--compress", action="store_true", help="gzip the datasets")
+    parser.add_argument("--force", action="store_true", help="replace OUT.h5")
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> int:
+    from hpcgnn.storage.generate.rmat import RMat
+    from hpcgnn.storage.generate.sbm import PlantedPartition
+    from hpcgnn.storage.generate.write import Generator, write_generated
+    from hpcgnn.storage.graph_file import GraphFile
+
+    began = time.monotonic()
+    shares = _check(args)
+    if comm.broadcast(args.out.exists(), where="generate") and not args.force:
+        raise InputError("exists already; --force replaces it", file=args.out)
+    graph: Generator
+    if args.kind == "sbm":
+        graph = PlantedPartition(
+            comm,
+            args.nodes,
+            args.degree,
+            max(1, args.classes),
+            args.seed,
+            homophily=_HOMOPHILY if args.homophily is None else args.homophily,
+            exponent=_EXPONENT if args.exponent is None else args.exponent,
+        )
+        graph.num_classes = args.classes
+    else:
+        graph = RMat(args.nodes, args.degree, args.classes, args.seed)
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "force") and v is not None}
+    write_generated(
+        args.out,
+        comm,
+        graph,
+        num_features=args.features,
+        seed=args.seed,
+        noise=args.noise,
+        shares=shares,
+        compress=args.compress,
+        config={"verb": "generate", **options},
+    )
+    if comm.rank == 0:
+        with GraphFile(args.out) as file:
+            print(
+                f"{args.out}: {file.num_nodes:,} nodes, {file.num_edges:,} stored edges, "
+                f"{file.num_features} features, {file.num_classes} classes, "
+                f"{args.out.stat().st_size / 2**20:,.1f} MiB, {time.monotonic() - began:.1f} s"
+            )
+    return 0
+
+
+def _check(args: argparse.Namespace) -> tuple[float, float, float]:
+    """The shares of the split, after all options were found sane."""
+    sbm = args.kind == "sbm"
+    for name in ("homophily", "exponent"):
+        if getattr(args, name) is not None and not sbm:
+            raise InputError(f"--{name} is an option of sbm, not of rmat")
+    wrong = {
+        "--nodes must lie in 1 .. 2^48": not 1 <= args.nodes <= 1 << 48,
+        "--degree must be at least 0 and finite": not 0 <= args.degree < math.inf,
+        "--features must lie in 0 .. 2^20": not 0 <= args.features <= 1 << 20,
+        "--classes must lie in 0 .. N": not 0 <= args.classes <= args.nodes,
+        "--seed must lie in 0 .. 2^63 - 1": not 0 <= args.seed < 1 << 63,
+        "--noise must be at least 0 and finite": not 0 <= args.noise < math.inf,
+        "--homophily must lie in 0 .. 1": sbm and not 0 <= (args.homophily or 0) <= 1,
+        "--exponent must be above 2 and finite": sbm and not 2 < (args.exponent or 3) < math.inf,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(message, value=getattr(args, message.split()[0][2:]))
+    return _shares(args.split)
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        train, valid, test = (float(share) for share in text.split("/"))
+    except ValueError:
+        raise InputError("--split must be three numbers such as 60/20/20", value=text) from None
+    if not (min(train, valid, test) >= 0 and 0 < train + valid + test < math.inf):
+        raise InputError("--split must be three shares from 0, not all 0", value=text)
+    return train, valid, test

@@ -1,0 +1,1 @@
+"""Random graphs made slab by slab: the same graph on any number of ranks."""
