@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.graph_file import GraphFile
-from hpcgnn.storage.importers import FORMATS, open_source
+from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
@@ -103,8 +103,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
         raise InputError("exists: choose another name or say --force", file=out)
     if out.exists() and any(path.exists() and path.samefile(out) for path in args.sources):
         raise InputError("is a source of this conversion: choose another name", file=out)
-    options = _options(args, _limit(args.memory))
-    source, format = open_source(args.sources, args.format, options)
+    format = args.format or guess_format(args.sources[0])
+    options = _options(args, _limit(args.memory, prepare(format)))
+    source = open_source(args.sources, format, options)
     attach(source, *_node_files(args, options), options)
     for note in source.notes:
         print(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
@@ -125,9 +126,13 @@ def run(args: argparse.Namespace, comm: None) -> int:
     return 0
 
 
-def _limit(memory: str) -> int:
-    """Bytes that one array may take so that the process stays below `memory`."""
-    free = parse_size(memory) - _resident() - _RESERVE
+def _limit(memory: str, library: int) -> int:
+    """Bytes that one array may take so that the process stays below `memory`.
+
+    Args:
+        library: bytes that the library of the format will take.
+    """
+    free = parse_size(memory) - _resident() - _RESERVE - library
     if free < _LEAST:
         least = (parse_size(memory) - free + _LEAST) >> 20
         raise InputError(f"--memory must be at least {least + 1}MiB", value=memory)

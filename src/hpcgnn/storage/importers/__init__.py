@@ -59,15 +59,21 @@ def guess_format(path: Path) -> str:
     return known[suffix]
 
 
-def open_source(paths: list[Path], format: str | None, options: Options) -> tuple[Source, str]:
-    """The graph in these files, about to be read, and its format.
+def prepare(format: str) -> int:
+    """Load the library a format needs; returns the bytes it takes for itself while reading."""
+    return parquet.prepare() if format == "parquet" else 0
+
+
+def open_source(paths: list[Path], format: str, options: Options) -> Source:
+    """The graph in these files, about to be read.
 
     Raises:
         InputError: unreadable, or not of the format.
     """
-    format = format or guess_format(paths[0])
     if len(paths) > 1 and format not in _SEVERAL:
         raise InputError(f"the format {format} takes one source", file=paths[1])
+    if options.edge_weights is not None and format != "edges":
+        raise InputError("--edge-weights goes with edges in .npy files only", file=paths[0])
     for path in paths:
         if format in ("edges", "metis", "mtx", "npz", "triples"):
             require(path)
@@ -75,7 +81,7 @@ def open_source(paths: list[Path], format: str | None, options: Options) -> tupl
             with reading(path):
                 path.stat()
     path = paths[0]
-    source = {
+    return {
         "npz": lambda: npz.read_npz(path, options),
         "edges": lambda: edge_list.read_edge_list(paths, options),
         "planetoid": lambda: planetoid.read_planetoid(path, options),
@@ -85,4 +91,3 @@ def open_source(paths: list[Path], format: str | None, options: Options) -> tupl
         "parquet": lambda: parquet.read_parquet(paths, options),
         "triples": lambda: triples.read_triples(paths, options),
     }[format]()
-    return source, format

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -13,7 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.reading import reading, require
+from hpcgnn.storage.importers.reading import DAMAGED, open_zip, reading, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
 
 _HEADERS = {
@@ -47,24 +46,20 @@ class ArraySource:
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
-        with reading(self.path):
-            if self.member is None:
-                with self.path.open("rb") as file:
-                    yield file
-            else:
-                with zipfile.ZipFile(self.path) as archive:
-                    try:
-                        member = archive.open(f"{self.member}.npy")
-                    except (NotImplementedError, RuntimeError) as error:
-                        raise self.error(f"can't be unpacked: {error}") from None
-                    with member:
-                        yield cast(BinaryIO, member)
+        if self.member is None:
+            with reading(self.path), self.path.open("rb") as file:
+                yield file
+        else:
+            with open_zip(self.path) as archive, archive.open(f"{self.member}.npy") as member:
+                yield cast(BinaryIO, member)
 
     def _header(self, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         try:
             read = _HEADERS[np.lib.format.read_magic(file)]
-            shape, fortran, dtype = read(file)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about headers of Python 2
+                shape, fortran, dtype = read(file)
+        except (OSError, *DAMAGED):
             raise
         except Exception as error:  # the header is a Python literal: anything can be in there
             reason = " ".join(str(error).split())[:120]
@@ -143,7 +138,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = require(path)
-        with reading(path), zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = archive.namelist()
         self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
         if len(set(self.names)) != len(self.names):

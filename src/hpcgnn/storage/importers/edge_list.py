@@ -27,6 +27,8 @@ def read_edge_list(paths: list[Path], options: Options) -> Source:
         InputError: files that don't go together, or the line that is wrong.
     """
     arrays = [path for path in paths if path.suffix == ".npy"]
+    if options.edge_weights is not None and not arrays:
+        raise InputError("--edge-weights goes with .npy edges: name a column here", file=paths[0])
     if not arrays:
         return Source(paths[0], _text_edges(paths, options))
     if len(arrays) != len(paths) or len(paths) > 2:

@@ -12,7 +12,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.reading import reading
 from hpcgnn.storage.importers.source import Column, Edges, Options, Source, as_integers
 
-_ROWS = 1 << 17
+_ROWS = 1 << 16
+_OWN_MEMORY = 64 << 20
 _ENDS = (
     ("source", "destination"),
     ("source", "target"),
@@ -20,6 +21,25 @@ _ENDS = (
     ("from", "to"),
     ("head", "tail"),
 )
+
+
+def prepare() -> int:
+    """Load pyarrow; the bytes its pages and dictionaries take beside our pieces.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    _pyarrow()
+    return _OWN_MEMORY
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("Parquet needs pyarrow: pip install pyarrow") from None
+    return pyarrow
 
 
 def read_parquet(paths: list[Path], options: Options) -> Source:
@@ -47,11 +67,7 @@ def _edges(files: list[Path], options: Options) -> Iterator[Edges]:
 
 
 def _open(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install pyarrow", file=path) from None
+    pyarrow = _pyarrow()
     with reading(path):
         try:
             return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -77,10 +93,10 @@ def _columns(names: list[str], path: Path, options: Options) -> tuple[str, ...]:
 
 
 def _file_edges(table: Any, path: Path, columns: tuple[str, ...]) -> Iterator[Edges]:
-    import pyarrow
-
+    pyarrow = _pyarrow()
     first = 0
-    batches = table.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns)))
+    names = list(dict.fromkeys(columns))
+    batches = table.iter_batches(batch_size=_ROWS, columns=names, use_threads=False)
     while True:
         try:
             batch = next(batches, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ from typing import BinaryIO, cast
 
 from hpcgnn.errors import InputError
 
+DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+_ZIP_SURPRISES = (NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
@@ -20,7 +25,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError("no such file", file=path) from None
-    except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"is truncated or damaged: {error}", file=path) from None
     except OSError as error:
         raise InputError(f"can't be read: {error.strerror or error}", file=path) from None
@@ -39,6 +44,17 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, file)
         else:
             yield raw
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive; whatever a damaged or exotic one raises becomes InputError."""
+    with reading(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                yield archive
+        except _ZIP_SURPRISES as error:
+            raise InputError(f"can't be unpacked: {error}", file=path) from None
 
 
 def require(path: Path) -> Path:

@@ -1,0 +1,115 @@
+"""Small sources of every format, cut or changed at random: a graph, or one line and no file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcgnn.cli.main import main
+from tests.storage.importers.conftest import read
+
+TRIALS = 30
+
+
+def npz(save) -> bytes:
+    out = io.BytesIO()
+    save(
+        out,
+        indptr=np.array([0, 2, 3, 3]),
+        indices=np.array([1, 2, 0]),
+        feature_indptr=np.array([0, 1, 2, 2]),
+        feature_indices=np.array([0, 3]),
+        feature_data=np.array([0.5, 1]),
+        feature_shape=np.array([3, 4]),
+        labels=np.array([0, 1, -1]),
+        train=np.array([0]),
+        valid=np.array([False, True, False]),
+    )
+    return out.getvalue()
+
+
+def npy() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.arange(20).reshape(2, 10) % 7)
+    return out.getvalue()
+
+
+SOURCES = {
+    "plain.npz": npz(np.savez),
+    "packed.npz": npz(np.savez_compressed),
+    "g.npy": npy(),
+    "g.txt": b"# c\n0 1\n1 2\n\n30 4\n",
+    "g.csv.gz": gzip.compress(b"0,1\n1,2\n30,4\n" * 5),
+    "g.graph": b"3 2 001\n2 5\n1 5 3 1\n2 1\n",
+    "g.mtx": b"%%MatrixMarket matrix coordinate real symmetric\n% c\n4 4 2\n2 1 .5\n4 1 2e3\n",
+}
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    kind = rng.choice(["cut", "byte", "bit", "text", "move"])
+    at, other = rng.randrange(len(out)), rng.randrange(len(out))
+    if kind == "cut":
+        del out[at:]
+    elif kind == "byte":
+        out[at] = rng.randrange(256)
+    elif kind == "bit":
+        out[at] ^= 1 << rng.randrange(8)
+    elif kind == "text":
+        out[at : at + 1] = bytes(rng.choices(b"0123456789 \n-.,e%#", k=rng.randrange(5)))
+    else:
+        out[at : at + rng.randrange(9)] = out[other : other + rng.randrange(9)]
+    return bytes(out)
+
+
+def attempt(source: Path, folder: Path, capfd) -> bool:
+    """Convert; whether that was refused, as it should be done, or made a sound file."""
+    capfd.readouterr()
+    status = main(["convert", str(source), str(folder / "g.h5")])
+    lines = [line for line in capfd.readouterr().err.splitlines() if ": note: " not in line]
+    left = [path.name for path in folder.iterdir()]
+    if status == 0:
+        assert left == ["g.h5"] and not lines
+        read(folder / "g.h5")
+        (folder / "g.h5").unlink()
+        return False
+    assert (status, len(lines), left) == (2, 1, []), lines
+    return True
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_files(name, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    source = tmp_path / name
+    source.write_bytes(SOURCES[name])
+    assert not attempt(source, tmp_path / "out", capfd)
+    rng = random.Random(name)
+    refusals = 0
+    for _ in range(TRIALS):
+        source.write_bytes(damaged(SOURCES[name], rng))
+        refusals += attempt(source, tmp_path / "out", capfd)
+    assert refusals > TRIALS // 4
+
+
+def test_planetoid(data, tmp_path, capfd):
+    """Changes at the start of the real files but the largest."""
+    (tmp_path / "out").mkdir()
+    folder = tmp_path / "planetoid"
+    folder.mkdir()
+    for path in (data / "planetoid").glob("ind.cora.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    rng = random.Random(0)
+    for part in ("y", "ty", "tx", "ally", "test.index"):
+        source = folder / f"ind.cora.{part}"
+        whole = source.read_bytes()
+        for _ in range(4):
+            at = rng.randrange(300)  # the head, where the structure is described
+            source.write_bytes(whole[:at] + damaged(whole[at : at + 9], rng) + whole[at + 9 :])
+            attempt(source, tmp_path / "out", capfd)
+        source.write_bytes(whole)
+    assert not attempt(folder, tmp_path / "out", capfd)
