@@ -41,7 +41,8 @@ def test_everything(convert, tmp_path, compressed):
     dense = FEATURES.toarray().astype(np.float32)
     arrays = BASE | {"weight": MATRIX.data, "features": dense, "labels": LABELS}
     arrays |= {"train": np.array([0, 3]), "valid": np.array([8]), "test": np.array([], int)}
-    graph = convert(save(tmp_path / "g.npz", compressed, **arrays))
+    options = ["--compress"] if compressed else []
+    graph = convert(save(tmp_path / "g.npz", compressed, **arrays), *options)
     assert (graph.matrix == MATRIX.toarray().astype(np.float32)).all()
     assert (graph.nodes.features == dense).all() and graph.nodes.features.dtype == np.float32
     assert (graph.nodes.labels == LABELS).all() and graph.counts.num_classes == 3

@@ -134,10 +134,6 @@ def test_other_pickles_are_refused(tmp_path, stored, message):
     assert message in str(error.value)
 
 
-def spoilt(name: str, value: object) -> dict[str, object]:
-    return {name: value}
-
-
 def csr(change: dict[str, object]) -> sp.csr_matrix:
     matrix = sp.csr_matrix(ALLX)
     for name, value in change.items():

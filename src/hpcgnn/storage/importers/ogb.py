@@ -13,6 +13,10 @@ from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import Column, Edges, Nodes, Options, Source, Split
 from hpcgnn.storage.importers.text import Table, blocks, matrix_rows
 
+_REVERSES = (
+    "edges are taken as they are: say --symmetrise where OGB's own loader adds the reverses"
+    " (ogbn-products, ogbn-proteins)"
+)
 _SETS = ("train", "valid", "test")
 
 
@@ -22,7 +26,7 @@ def read_ogb(path: Path, options: Options) -> Source:
     Raises:
         InputError: no such folder or name, several graphs, node types, or a file that is damaged.
     """
-    inverse = False
+    inverse = None
     if not path.exists() and path.name.startswith("ogbn-"):
         path, inverse = _by_package(path.name, options)
     raw = path / "raw"
@@ -32,7 +36,9 @@ def read_ogb(path: Path, options: Options) -> Source:
         raise InputError("has several types of nodes, which is not supported", file=path)
     source = _binary(raw, options) if (raw / "data.npz").exists() else _text(raw, options)
     source.nodes.split = _split(path / "split", options)
-    source.symmetrise = inverse
+    source.symmetrise = bool(inverse)
+    if inverse is None:
+        source.notes.append(_REVERSES)
     return source
 
 
