@@ -10,6 +10,7 @@ from hpcgnn.graph import Block
 from hpcgnn.kernels.dropout import Dropout
 
 REAL = (torch.float32, torch.float64)
+SHORT = (torch.float16, torch.bfloat16)  # on a GPU
 
 
 def matrix(
@@ -38,9 +39,29 @@ def matrix(
 
 
 def real(name: str, tensor: Tensor) -> None:
-    """Raise InputError unless `tensor` is float32 or float64."""
-    if tensor.dtype not in REAL:
-        raise InputError(f"kernels: {name} must be float32 or float64", value=str(tensor.dtype))
+    """Raise InputError unless `tensor` is float32 or float64, or on a GPU float16 or bfloat16."""
+    if tensor.dtype in REAL or (tensor.dtype in SHORT and tensor.device.type == "cuda"):
+        return
+    raise InputError(
+        f"kernels: {name} must be float32 or float64 (on a GPU float16 or bfloat16 too)",
+        value=str(tensor.dtype),
+    )
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which numbers of `dtype` are added up."""
+    return torch.float32 if dtype in SHORT else dtype
+
+
+def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) -> None:
+    """As `matrix`, for sums: of `like`'s type or, where 16-bit numbers meet float32, the other."""
+    types: tuple[torch.dtype, ...] = (like.dtype,)
+    if like.dtype in SHORT:
+        types = (like.dtype, torch.float32)
+    if like.dtype == torch.float32 and like.device.type == "cuda":
+        types = (torch.float32, *SHORT)
+    dtype = tensor.dtype if tensor.dtype in types else types[0]
+    matrix(name, tensor, like=like, rows=rows, width=width, dtype=dtype)
 
 
 def vector(
@@ -114,7 +135,8 @@ def attention(
         return
     if block.features is None:
         raise InputError("kernels: an edge vector needs a block with edge features")
-    matrix("edge_vector", edge_vector, like=z, rows=heads, width=block.features.shape[1])
+    width = block.features.shape[1]
+    matrix("edge_vector", edge_vector, like=z, rows=heads, width=width, dtype=sum_type(z.dtype))
 
 
 def vector_of_ids(dropout: Dropout | None, *, sources: int, destinations: int) -> None:

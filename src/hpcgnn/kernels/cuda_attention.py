@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.cuda_sums import spmm
 from hpcgnn.kernels.launch import edges, launch, matrix, pointer
-from hpcgnn.kernels.shapes import NAMES, HeadShape, sum_type, vector_width
+from hpcgnn.kernels.shapes import NAMES, WIDTHS, HeadShape, vector_width
 from hpcgnn.kernels.split import LONGEST, Hubs, split_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Kernel:
     def of(heads: int, tensors: Sequence[Tensor]) -> Kernel:
         """For tensors of `heads * channels` columns that are read or written in wide words."""
         channels = tensors[0].shape[1] // heads
-        shape = HeadShape.of(heads, channels, vector_width(channels, tensors))
+        widest = WIDTHS[NAMES[tensors[0].dtype]][0]
+        shape = HeadShape.of(heads, channels, vector_width(channels, tensors), widest)
         return Kernel(heads, channels, tensors[0].dtype, tensors[0].device, shape)
 
     def launch(
@@ -98,7 +100,7 @@ class Kernel:
         """
         real = np.float64 if self.dtype == torch.float64 else np.float32
         shape = self.shape
-        template = f"{NAMES[self.dtype]}, {shape.vector}, {shape.lanes}, {str(extras).lower()}"
+        template = f"{NAMES[self.dtype]}, {shape.vector}, {shape.template}, {str(extras).lower()}"
         for first_channel, keep in shape.launches():
             launch(
                 source or name,
@@ -108,7 +110,7 @@ class Kernel:
                     *edges(block, rows, LONGEST),
                     *arguments,
                     real(slope),
-                    *map(np.int32, (self.heads, self.channels, shape.side)),
+                    *map(np.int32, (self.heads, self.channels, shape.lanes, shape.side)),
                     first_channel,
                     *((keep,) if keeps else ()),
                     np.int32(partial),

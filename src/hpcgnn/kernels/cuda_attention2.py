@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import Block
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.cuda_attention import (
     Kernel,
     Rows,
@@ -20,7 +21,6 @@ from hpcgnn.kernels.cuda_attention import (
 )
 from hpcgnn.kernels.cuda_transpose import transpose
 from hpcgnn.kernels.launch import THREADS, WARP, matrix, pointer
-from hpcgnn.kernels.shapes import sum_type
 from hpcgnn.kernels.split import kept, split_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.launch import edges, launch, matrix, pointer
-from hpcgnn.kernels.shapes import NAMES, RowShape, sum_type, vector_width
+from hpcgnn.kernels.shapes import NAMES, RowShape, vector_width
 from hpcgnn.kernels.split import LONGEST, split_of
 
 if TYPE_CHECKING:

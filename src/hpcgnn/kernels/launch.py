@@ -58,6 +58,16 @@ def launch(
         blocks: of 128 threads each, in x and y.
         arguments: with exactly the types of the kernel's parameters; pointers as `uintp`.
     """
+    _start(name, expression, blocks, arguments, device)
+
+
+def _start(
+    name: str,
+    expression: str,
+    blocks: tuple[int, int],
+    arguments: Sequence[np.generic],
+    device: torch.device,
+) -> None:
     cupy = _cupy()
     with cupy.cuda.Device(device.index), _stream(torch.cuda.current_stream(device).cuda_stream):
         _kernel(name, expression)(blocks, (THREADS,), tuple(arguments))

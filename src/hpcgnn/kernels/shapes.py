@@ -18,15 +18,10 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.int32: "int",
 }
-WIDTHS = {"float": (4, 1), "double": (2, 1), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
-LANES = (1, 2, 4, 8, 16, 32, 64)
+WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
+KNOWN_LANES = (8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
+WIDE = 2 * WARP
 WORD = 16  # bytes of one load
-MOST_TILES = 65535
-
-
-def sum_type(dtype: torch.dtype) -> torch.dtype:
-    """The type in which numbers of `dtype` are added up."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def power_of_two(count: int) -> int:
@@ -81,24 +76,28 @@ class RowShape:
 class HeadShape:
     """Lanes for attention: see `Post` in attention.cuh.
 
+    `template`: the lanes of a head where the compiler knows them, WIDE or 0.
     `first_channels`: one launch each; more than one where a head is too wide for a warp.
     """
 
     vector: int
+    template: int
     lanes: int
     side: int
     tiles: int
     first_channels: tuple[int, ...]
 
     @staticmethod
-    def of(heads: int, channels: int, vector: int) -> HeadShape:
+    def of(heads: int, channels: int, vector: int, widest: int) -> HeadShape:
+        """`widest`: the widest vector that there is for the type."""
         packs = channels // vector
         if packs > WARP:
             steps = tuple(range(0, channels, WARP * vector))
-            return HeadShape(vector, 2 * WARP, 1, heads, steps)
+            return HeadShape(vector, WIDE, WARP, 1, heads, steps)
         lanes = power_of_two(packs)
         side = min(WARP // lanes, power_of_two(heads))
-        return HeadShape(vector, lanes, side, -(-heads // side), (0,))
+        known = lanes if vector == widest and lanes in KNOWN_LANES else 0
+        return HeadShape(vector, known, lanes, side, -(-heads // side), (0,))
 
     def blocks(self, num_rows: int) -> tuple[int, int]:
         return -(-num_rows * WARP // THREADS), self.tiles
@@ -117,7 +116,9 @@ def instances() -> dict[str, list[str]]:
     same = [(x, v) for x in WIDTHS for v in WIDTHS[x]]
     small = [(x, v) for x, v in same if v <= 4]
     both = ("true", "false")
-    heads = [f"<{x}, {v}, {n}, {e}>" for x, v in same for n in LANES for e in both]
+    lanes = [(x, v, n) for x, v in same for n in (0, WIDE)]
+    lanes += [(x, WIDTHS[x][0], n) for x in ("float", "f16", "bf16") for n in KNOWN_LANES]
+    heads = [f"<{x}, {v}, {n}, {e}>" for x, v, n in lanes for e in both]
     return {
         "spmm": [f"spmm<{x}, {o}, {v}, {w}>" for x, o, v in mixed for w in both],
         "maximum": [f"maximum<{x}, {v}, {c}>" for x, v in small for c in both]

@@ -6,25 +6,43 @@
 #define WIDE (2 * WARP)
 
 // A warp works on one row of the block, and on `side` heads at a time (blockIdx.y counts these):
-// LANES lanes side by side on V channels of each head, and warp / (LANES * side) groups of lanes each
-// on every so-manieth edge. A head of more than LANES * V channels (LANES_ is then WIDE) takes several
-// launches, told apart by `first_channel`; the last one, with `keep`, writes what all of them share.
-template <int LANES_>
+// `lanes` lanes side by side on V channels of each head, and warp / (lanes * side) groups of lanes each
+// on every so-manieth edge. LANES is `lanes` where the compiler knows it, else 0. A head of more than
+// WARP * V channels (LANES is then WIDE) takes several launches, told apart by `first_channel`; the
+// last one, with `keep`, writes what all of them share.
+template <int LANES>
 struct Post {
-    static constexpr int LANES = LANES_ < WARP ? LANES_ : WARP;
-    int head, channel, group, groups, width;
+    int head, channel, group, groups, width, given;
     bool inside;  // there is a head and a channel for this lane
 
-    __device__ __forceinline__ Post(int heads, int channels, int side, int first_channel, int V) {
+    __device__ __forceinline__ Post(int heads, int channels, int given_lanes, int side,
+                                    int first_channel, int V)
+        : given(given_lanes) {
         const int lane = threadIdx.x % WARP;
-        width = LANES * side;
+        width = lanes() * side;
         groups = WARP / width;
         group = lane / width;
-        head = static_cast<int>(blockIdx.y) * side + lane / LANES % side;
-        channel = first_channel + lane % LANES * V;
+        head = static_cast<int>(blockIdx.y) * side + lane / lanes() % side;
+        channel = first_channel + lane % lanes() * V;
         inside = head < heads && channel < channels;
         head = min(head, heads - 1);
         channel = min(channel, channels - V);
+    }
+
+    __device__ __forceinline__ int lanes() const {
+        return LANES == 0 ? given : LANES < WARP ? LANES : WARP;
+    }
+
+    // Whether this lane is its head's first.
+    __device__ __forceinline__ bool leads() const { return threadIdx.x % lanes() == 0; }
+
+    // Sums over the lanes of a head; all lanes call.
+    template <class A>
+    __device__ __forceinline__ void add_lanes_of(A (&values)[UNROLL]) const {
+#pragma unroll
+        for (int other = 1; other < lanes(); other *= 2)
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) values[u] += __shfl_xor_sync(ALL, values[u], other);
     }
 };
 
@@ -116,15 +134,6 @@ DEVICE Sum<X> elsewhere(const X* a, const X* b, int channels, int first_channel)
     return sum;
 }
 
-// Sums over the lanes of a head; all lanes call.
-template <int LANES, class A>
-DEVICE void add_lanes_of(A (&values)[UNROLL]) {
-#pragma unroll
-    for (int other = 1; other < Post<LANES>::LANES; other *= 2)
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) values[u] += __shfl_xor_sync(ALL, values[u], other);
-}
-
 DEVICE u64 in_units(float value, float scale) { return __float2ll_rn(value * scale); }
 DEVICE u64 in_units(double value, double scale) { return __double2ll_rn(value * scale); }
 
@@ -198,7 +207,7 @@ DEVICE void end_row(Running<A, V>& run, const Sums<A>& sums, i64 row, const Post
 #pragma unroll
     for (int v = 0; v < V; v++) pack.at[v] = run.sum[v];
     store<A, V>(sums.out + row * sums.out_stride + post.head * channels + post.channel, pack);
-    if (!keep || threadIdx.x % Post<LANES>::LANES != 0) return;
+    if (!keep || !post.leads()) return;
     sums.top[row * sums.top_stride + post.head] = run.top;
     sums.total[row * sums.total_stride + post.head] = run.total;
 }

@@ -10,10 +10,10 @@ attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right,
                           const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
                           i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_right,
                           i64 grad_right_stride, Sum<X>* grad_att, DROPOUT, Sum<X> slope, int heads,
-                          int channels, int side, int first_channel, int partial) {
+                          int channels, int lanes, int side, int first_channel, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
-    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const i64 warps = static_cast<i64>(gridDim.x) * (THREADS / WARP);
     const int head = post.head * channels;
@@ -53,8 +53,8 @@ attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right,
                     dot[u] += elsewhere<X, V>(left_head, g_head, channels, first_channel);
                 }
             }
-            add_lanes_of<LANES>(score);
-            add_lanes_of<LANES>(dot);
+            post.add_lanes_of(score);
+            post.add_lanes_of(dot);
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const bool valid = base + u * post.groups + post.group < row.count;
@@ -88,13 +88,13 @@ attention2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, 
                          const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
                          i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_left,
                          i64 grad_left_stride, DROPOUT, Sum<X> slope, int heads, int channels,
-                         int side, int first_channel, int partial) {
+                         int lanes, int side, int first_channel, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const int head = post.head * channels;
     const X* left_head = left + row.local * left_stride + head;
@@ -131,8 +131,8 @@ attention2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, 
                                           first_channel);
             }
         }
-        add_lanes_of<LANES>(score);
-        add_lanes_of<LANES>(dot);
+        post.add_lanes_of(score);
+        post.add_lanes_of(dot);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const bool valid = base + u * post.groups + post.group < row.count;

@@ -5,14 +5,14 @@
 template <class X, int V, int LANES, bool EXTRAS>
 KERNEL(LANES == WIDE ? 4 : EXTRAS ? 5 : 6)
 attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
-                   const Sum<X>* att, SUMS, DROPOUT, Sum<X> slope, int heads, int channels, int side,
+                   const Sum<X>* att, SUMS, DROPOUT, Sum<X> slope, int heads, int channels, int lanes, int side,
                    int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const Sums<A> sums = GIVEN_SUMS;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
@@ -40,7 +40,7 @@ attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 ri
                 score[u] += score_elsewhere<X, V>(left + at[u] * left_stride + head, right_head,
                                                   att + head, slope, channels, first_channel);
         }
-        add_lanes_of<LANES>(score);
+        post.add_lanes_of(score);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const bool valid = base + u * post.groups + post.group < row.count;

@@ -11,14 +11,14 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
                           const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z,
                           i64 grad_z_stride, Sum<X>* grad_s, i64 grad_s_stride, u64* grad_t,
                           const Sum<X>* unit, Sum<X>* grad_score, EDGE_TERM, DROPOUT, Sum<X> slope,
-                          int heads, int channels, int side, int first_channel, int keep,
+                          int heads, int channels, int lanes, int side, int first_channel, int keep,
                           int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const EdgeTerm<A, EXTRAS> term = GIVEN_EDGE_TERM;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
@@ -26,7 +26,7 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
     const X* g_head = g + post.head * channels;
     const Pack<X, V> own = gather<X, V>(z_head + post.channel);
     const A own_s = s[row.local * s_stride + post.head];
-    const bool speaks = keep && post.inside && threadIdx.x % post.LANES == 0;
+    const bool speaks = keep && post.inside && post.leads();
     const A scale = grad_t ? *unit : A(0);
     A sum[V] = {}, sum_s = 0;
     for (int base = 0; base < row.count; base += UNROLL * post.groups) {
@@ -52,7 +52,7 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
             if (LANES == WIDE)
                 dot[u] += elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
         }
-        add_lanes_of<LANES>(dot);
+        post.add_lanes_of(dot);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const int i = base + u * post.groups + post.group;

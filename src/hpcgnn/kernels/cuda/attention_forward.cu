@@ -3,16 +3,17 @@
 
 // With `partial`, row k of the block goes to row k - first of top, total and out.
 template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(6) attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride,
+KERNEL(EXTRAS ? 5 : 6)
+attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride,
                          const Sum<X>* t, i64 t_stride, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope,
-                         int heads, int channels, int side, int first_channel, int keep,
+                         int heads, int channels, int lanes, int side, int first_channel, int keep,
                          int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, side, first_channel, V);
+    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const Sums<A> sums = GIVEN_SUMS;
     const EdgeTerm<A, EXTRAS> term = GIVEN_EDGE_TERM;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);

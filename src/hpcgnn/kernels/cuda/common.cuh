@@ -10,7 +10,7 @@ typedef long long i64;
 typedef hpcgnn_u32 u32;
 typedef hpcgnn_u64 u64;
 
-#define DEVICE static __device__ __forceinline__
+#define DEVICE __device__ __forceinline__
 #define WARP 32
 #define ALL 0xffffffffu
 #define THREADS 128

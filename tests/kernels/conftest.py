@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hpcgnn.kernels import checks, cuda, launch
+from tests.kernels.emulator import Emulator
+
+
+@pytest.fixture
+def emulated(monkeypatch, pytestconfig) -> Emulator:
+    """For this test, kernels on CPU tensors are the CUDA sources run by the emulator."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the CUDA sources with")
+    emulator = Emulator(pytestconfig.cache.mkdir("emulator"))
+    monkeypatch.setattr(launch, "_start", emulator.start)
+    monkeypatch.setattr(checks, "REAL", checks.REAL + checks.SHORT)
+    for face in ("hpcgnn.kernels", "hpcgnn.kernels.attention2"):
+        monkeypatch.setattr(f"{face}.backend", lambda device: cuda)
+    return emulator
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """A CUDA device that CuPy can use too."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    yield torch.device("cuda", torch.cuda.current_device())
