@@ -58,8 +58,7 @@ def _call(xadj: Array, adjncy: Array, cost: Array, task: Task) -> Array:
     )
     _, part = pymetis.part_graph(
         task.num_parts,
-        xadj=xadj.astype(np.int32),
-        adjncy=adjncy.astype(np.int32),
+        pymetis.CSRAdjacency(adj_starts=xadj.astype(np.int32), adjacent=adjncy.astype(np.int32)),
         vweights=cost.astype(np.int32),
         options=settings,
         recursive=False,

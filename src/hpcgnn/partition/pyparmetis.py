@@ -254,7 +254,9 @@ def find() -> Path:
         given = Path(chosen)
         inside = sorted([*given.glob("libparmetis*.so*"), *given.glob("lib/libparmetis*.so*")])
         if not given.is_file() and not inside:
-            raise InputError("no ParMETIS there: HPCGNN_PARMETIS must name its .so", file=given)
+            raise InputError(
+                f"no ParMETIS there: HPCGNN_PARMETIS must name its .so, {OTHERWISE}", file=given
+            )
         given = given if given.is_file() else inside[0]
         check_mpi(given)
         return given

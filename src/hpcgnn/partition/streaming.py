@@ -15,7 +15,7 @@ from hpcgnn.partition.exchange import Slabs
 from hpcgnn.partition.sorting import Array, Int64, distinct, positions
 from hpcgnn.partition.task import Task
 
-_ROUNDS = 64
+_ROUNDS, _ROWS = 256, 32
 _SCORES = 1 << 21
 _SWEEPS = 3
 
@@ -32,12 +32,13 @@ def streaming_parts(comm: Communicator, task: Task) -> Array:
     price = 1.5 * np.sqrt(num_parts) * edges / task.num_nodes**1.5 * np.sqrt(task.num_nodes / total)
     capacity = task.options.imbalance * total / num_parts
     load = np.zeros(num_parts)
-    smallest = -(-count * num_parts // _SCORES)
-    rounds = comm.allreduce(max(min(_ROUNDS, count), smallest), op="max")
+    least = -(-count * num_parts // _SCORES)
+    rounds = comm.allreduce(max(min(_ROUNDS, count // _ROWS), least, 1), op="max")
     for k in range(rounds):
         low, high = count * k // rounds, count * (k + 1) // rounds
         batch = _Batch(slabs, task, low, high, owner)
-        room = np.maximum(capacity - load, 0) / comm.size
+        share = int(task.cost[low:].sum()) / max(total - load.sum(), 1)  # of what is to come
+        room = np.maximum(capacity - load, 0) * share
         batch.assign(owner, load, price, room)
         load += comm.allreduce(batch.load(owner), where="partition: loads")
     return owner
@@ -68,7 +69,9 @@ class _Batch:
 
     def load(self, owner: Array) -> Array:
         """Cost of the batch by part: float64 [parts]."""
-        return np.bincount(owner[self.low : self.high], weights=self.cost, minlength=self.num_parts)
+        part = owner[self.low : self.high]
+        total = np.bincount(part, weights=self.cost, minlength=self.num_parts)
+        return total.astype(np.float64)  # bincount of nothing counts in integers
 
     def assign(self, owner: Array, load: Array, price: float, room: Array) -> None:
         """Fills in the owners. A few sweeps, so that rows of one batch see each other."""

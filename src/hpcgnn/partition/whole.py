@@ -27,6 +27,7 @@ from hpcgnn.storage.schema import TRAIN
 
 METHODS = ("parmetis", "metis", "streaming", "random", "block")
 FOLDER = Path("partitions")
+_FEWEST = 4  # nodes per part below which METIS complains and leaves parts empty
 
 
 def partition_graph(
@@ -103,11 +104,9 @@ def assign(comm: Communicator, method: str, task: Task) -> Array:
     ids = np.arange(task.slab.lo, task.slab.hi)
     if task.num_parts == 1:
         return np.zeros(len(ids), np.int32)
-    if task.num_parts >= task.num_nodes:
-        return ids.astype(np.int32)
     if method == "random":
         return random_parts(ids, task.num_nodes, task.num_parts, task.options.seed)
-    if method == "block":
+    if method == "block" or task.num_nodes < _FEWEST * task.num_parts:
         return block_parts(ids, task.num_nodes, task.num_parts)
     looking = {"parmetis": parmetis_parts, "metis": metis_parts, "streaming": streaming_parts}
     return looking[method](comm, task)

@@ -1,0 +1,76 @@
+"""Slabs of small graphs on the ranks of a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.task import Options, Task
+from hpcgnn.storage.graph_file import Slab
+from hpcgnn.storage.graph_writer import GraphWriter
+
+
+def grid_edges(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """A grid, each edge in both directions, by ascending target."""
+    node = np.arange(width * height).reshape(height, width)
+    right = np.stack([node[:, :-1].ravel(), node[:, 1:].ravel()])
+    down = np.stack([node[:-1].ravel(), node[1:].ravel()])
+    source, target = np.concatenate([right, right[::-1], down, down[::-1]], axis=1)
+    order = np.lexsort((source, target))
+    return source[order], target[order]
+
+
+def random_edges(num_nodes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """With self-loops and repeated edges, by ascending target."""
+    rng = np.random.default_rng(seed)
+    source, target = rng.integers(0, num_nodes, (2, count))
+    again = rng.integers(0, max(count, 1), count // 4)
+    source, target = np.append(source, source[again]), np.append(target, target[again])
+    order = np.argsort(target, kind="stable")
+    return source[order], target[order]
+
+
+def slab_of(source: np.ndarray, target: np.ndarray, low: int, high: int) -> Slab:
+    a, b = np.searchsorted(target, (low, high))
+    counts = np.bincount(target[a:b] - low, minlength=high - low)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Slab(low, high, indptr, source[a:b].astype(np.int64))
+
+
+def make_task(
+    comm: Communicator,
+    edges: tuple[np.ndarray, np.ndarray],
+    num_nodes: int,
+    num_parts: int,
+    *,
+    all_on: int | None = None,
+    options: Options | None = None,
+) -> Task:
+    """In even slabs, or with every row on rank `all_on`; each seventh node is for training."""
+    cuts = num_nodes * np.arange(comm.size + 1) // comm.size
+    if all_on is not None:
+        cuts = np.where(np.arange(comm.size + 1) <= all_on % comm.size, 0, num_nodes)
+    low, high = int(cuts[comm.rank]), int(cuts[comm.rank + 1])
+    slab = slab_of(*edges, low, high)
+    cost = 10 + np.diff(slab.indptr)
+    train = np.arange(low, high) % 7 == 0
+    return Task(slab, num_nodes, num_parts, cost, train, options or Options())
+
+
+def everywhere(comm: Communicator, owner: np.ndarray) -> np.ndarray:
+    """The owners of all rows, on all ranks."""
+    return np.concatenate(comm.allgather(owner))
+
+
+def write_graph(path: Path, edges: tuple[np.ndarray, np.ndarray], num_nodes: int) -> Path:
+    """A graph file with two features, labels and a split."""
+    slab = slab_of(*edges, 0, num_nodes)
+    rng = np.random.default_rng(0)
+    with GraphWriter(path, num_nodes=num_nodes, config={}) as writer:
+        writer.append_rows(np.diff(slab.indptr), slab.indices)
+        writer.append_features(rng.normal(size=(num_nodes, 2)).astype(np.float32))
+        writer.append_labels(rng.integers(0, 3, num_nodes))
+        writer.append_split(rng.integers(0, 4, (num_nodes, 1)).astype(np.int8))
+    return path

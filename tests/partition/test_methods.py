@@ -1,0 +1,157 @@
+"""Every method on every number of ranks: valid parts, balance, cuts, and the same cut again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.partition import layout, pyparmetis
+from hpcgnn.partition.quality import random_numbers, table
+from hpcgnn.partition.simple import block_parts, random_parts
+from hpcgnn.partition.symmetrise import symmetrise
+from hpcgnn.partition.task import Options
+from hpcgnn.partition.whole import METHODS, assign
+from hpcgnn.storage.graph_file import NodeData
+from tests.partition.slabs import everywhere, grid_edges, make_task, random_edges
+
+
+@pytest.fixture
+def parmetis(comm):
+    try:
+        return pyparmetis.load(comm)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    if request.param == "metis":
+        pytest.importorskip("pymetis")
+    if request.param == "parmetis":
+        request.getfixturevalue("parmetis")
+    return request.param
+
+
+@pytest.mark.mpi
+def test_any_graph_on_any_ranks(comm, method):
+    """Fewer nodes than ranks or parts, no edges, all rows on one rank."""
+    for n, count, num_parts in [
+        (1, 0, 2),
+        (2, 5, 5),
+        (7, 0, 3),
+        (9, 20, 2),
+        (65, 9, 3),
+        (200, 600, 5),
+    ]:
+        edges = random_edges(n, count, seed=n)
+        for all_on in (None, 1):
+            task = make_task(comm, edges, n, num_parts, all_on=all_on)
+            owner = assign(comm, method, task)
+            assert owner.dtype == np.int32 and len(owner) == task.slab.hi - task.slab.lo
+            owner = everywhere(comm, owner)
+            assert len(owner) == n and 0 <= owner.min() <= owner.max() < num_parts
+            if n <= num_parts:
+                assert len(set(owner)) == n
+
+
+@pytest.mark.mpi
+def test_grid_is_cut_well_and_evenly(comm, method):
+    """Perfect quarters of a 40 x 40 grid cut 80 edges; a random partition about 2340."""
+    edges = grid_edges(40, 40)
+    task = make_task(comm, edges, 1600, 4)
+    owner = everywhere(comm, assign(comm, method, task))
+    cost = 10 + np.bincount(edges[1], minlength=1600)
+    load = np.bincount(owner, weights=cost, minlength=4)
+    assert load.max() * 4 / load.sum() < 1.1
+    cut = (owner[edges[0]] != owner[edges[1]]).sum() / 2
+    limit = {"parmetis": 130, "metis": 130, "streaming": 800, "block": 120, "random": 2500}
+    assert 80 <= cut <= limit[method]
+    if method == "random":
+        assert cut > 2100
+
+
+@pytest.mark.mpi
+def test_same_seed_same_parts(comm, method):
+    edges = random_edges(300, 1500)
+    first, again, other = (
+        everywhere(comm, assign(comm, method, make_task(comm, edges, 300, 3, options=Options(s))))
+        for s in (4, 4, 5)
+    )
+    assert np.array_equal(first, again)
+    if method in ("random", "metis"):  # ParMETIS multiplies the seed by the rank
+        assert not np.array_equal(first, other)
+
+
+@pytest.mark.mpi
+def test_training_nodes_can_be_balanced(comm, parmetis):
+    """All training nodes in one corner: one weight leaves them in one part, two spread them."""
+    if not parmetis.can_balance_several:
+        pytest.skip("PT-Scotch balances one weight only")
+    task = make_task(comm, grid_edges(30, 30), 900, 2, options=Options(balance_train=True))
+    corner = np.arange(task.slab.lo, task.slab.hi) < 300
+    task = type(task)(**vars(task) | {"train": corner})
+    owner = everywhere(comm, assign(comm, "parmetis", task))
+    assert abs(np.bincount(owner[:300], minlength=2) - 150).max() <= 30
+    assert abs(np.bincount(owner, minlength=2) - 450).max() <= 90
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("all_on", [None, 0])
+def test_symmetrise_is_the_undirected_graph(comm, all_on):
+    n = 40
+    source, target = random_edges(n, 150)
+    task = make_task(comm, (source, target), n, 2, all_on=all_on)
+    bounds = np.sort(np.append(np.random.default_rng(5).integers(0, n, comm.size - 1), [0, n]))
+    indptr, columns = symmetrise(comm, task.slab.lo, task.slab.indptr, task.slab.indices, bounds)
+    dense = np.zeros((n, n), bool)
+    dense[source, target] = dense[target, source] = True
+    np.fill_diagonal(dense, False)
+    row, column = np.nonzero(dense[bounds[comm.rank] : bounds[comm.rank + 1]])
+    assert np.array_equal(np.diff(indptr), np.bincount(row, minlength=len(indptr) - 1))
+    assert np.array_equal(columns, column)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_parts", [1, 3, 8])
+def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
+    edges = random_edges(60, 200)
+    task = make_task(comm, edges, 60, num_parts)
+    split = task.train[:, None].astype(np.int8)
+    owner = assign(comm, "random", task)
+    _, built = layout.build(comm, task.slab, NodeData(split=split), owner, num_parts, 60)
+    counted = random_numbers(comm, task)
+    for name in ("nodes", "edges", "cut", "halo", "sent", "train"):
+        assert np.array_equal(getattr(counted, name), getattr(built, name)), name
+    report = {"method": "random", "parts": num_parts, **built.summary()}
+    lines = table(report | {"random": counted.summary()}).splitlines()
+    share = "100.0%" if num_parts > 1 else "0"
+    assert lines[1].split()[-1] == share and lines[1].startswith("edge cut")
+
+
+def test_random_parts_are_even_and_the_same_for_every_caller():
+    for n, num_parts in [(1, 1), (7, 3), (8, 2), (1000, 7)]:
+        parts = random_parts(np.arange(n), n, num_parts, seed=3)
+        counts = np.bincount(parts, minlength=num_parts)
+        assert counts.max() - counts.min() <= 1
+        some = np.random.default_rng(n).integers(0, n, 5)
+        assert np.array_equal(random_parts(some, n, num_parts, seed=3), parts[some])
+    assert not np.array_equal(parts, random_parts(np.arange(n), n, num_parts, seed=4))
+    neighbours = (parts[1:] == parts[:-1]).mean()
+    assert 0.09 < neighbours < 0.2  # 1/7 expected
+
+
+def test_block_parts_are_runs():
+    assert block_parts(np.arange(7), 7, 3).tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert block_parts(np.arange(2), 2, 5).tolist() == [2, 4]
+    assert block_parts(np.arange(3), 10**15, 10**6).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"imbalance": 1.0}, {"imbalance": float("nan")}, {"node_cost": -1}, {"seed": -1},
+     {"node_cost": 0, "edge_cost": 0}, {"refine": -1}],
+)  # fmt: skip
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(InputError, match="--"):
+        Options(**wrong)

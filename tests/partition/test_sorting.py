@@ -1,0 +1,39 @@
+"""The linear-time helpers against numpy's sorts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpcgnn.partition import sorting
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+@pytest.mark.parametrize("bound", [1, 9, 10**9], ids=["one", "table", "sort"])
+def test_distinct(count, bound):
+    values = np.random.default_rng(count).integers(0, bound, count)
+    found, place = sorting.distinct(values, bound)
+    assert np.array_equal(found, np.unique(values))
+    assert np.array_equal(found[place], values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_group_by_is_stable(count):
+    keys = np.random.default_rng(count).integers(0, 9, count)
+    starts, order = sorting.group_by(keys, 9)
+    assert np.array_equal(order, np.argsort(keys, kind="stable"))
+    assert np.array_equal(np.diff(starts), np.bincount(keys, minlength=9))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_distinct_pairs(count):
+    row, column = np.random.default_rng(count).integers(0, 9, (2, count))
+    starts, columns = sorting.distinct_pairs(row, column, 9, 9)
+    found = zip(np.repeat(np.arange(9), np.diff(starts)).tolist(), columns.tolist(), strict=True)
+    assert list(found) == sorted(set(zip(row.tolist(), column.tolist(), strict=True)))
+
+
+def test_edge_positions_of_rows_in_any_order():
+    indptr = np.array([0, 2, 2, 5, 6])
+    assert sorting.edge_positions(indptr, np.array([3, 1, 0, 2])).tolist() == [5, 0, 1, 2, 3, 4]
+    assert sorting.edge_positions(indptr, np.empty(0, np.int64)).tolist() == []
