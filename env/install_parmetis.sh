@@ -52,6 +52,10 @@ restore() {
 trap restore EXIT
 printf '[mpi]\nmpicc = %s\n' "$mpicc" >"$cfg"
 
+# Debian's Python links with -L/usr/lib/..., where another MPI may lie: the wanted one goes first.
+lib=$(dirname "$mpicc")/../lib
+[ ! -d "$lib" ] || export LDFLAGS="-L$lib ${LDFLAGS:-}"
+
 "$python" -m pip install --quiet --disable-pip-version-check cython setuptools wheel
 # --no-cache-dir: pip would hand a build for one MPI to an environment with another.
 PATH=$bin:$PATH "$python" -m pip install --disable-pip-version-check --no-cache-dir \

@@ -97,7 +97,8 @@ def needed_mpi(libraries: list[Dynamic]) -> list[str]:
 def loaded_mpi() -> dict[str, Path]:
     """MPI libraries in this process by name: a link's name and the one inside the file."""
     with Path("/proc/self/maps").open() as maps:
-        files = {line.split()[-1] for line in maps if _MPI_NAME.search(line)}
+        # A path may hold spaces; five columns stand before it.
+        files = {line.rstrip("\n").split(maxsplit=5)[-1] for line in maps if "libmpi" in line}
     result = {}
     for file in map(Path, sorted(files)):
         if _MPI_NAME.match(file.name) and file.is_file():
