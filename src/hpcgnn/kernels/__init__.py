@@ -3,15 +3,14 @@
 Every function adds to outputs it is given, so that blocks can arrive one after the other; with
 `rows=(low, high)` it does only these rows of the block, so that the caller can make progress on
 MPI between pieces. Matrices may have any row stride, but adjacent columns. All of a call's
-tensors are on one device and of one type, float32 or float64; what does not fit raises InputError.
-Results are bitwise the same in every run with the same number of threads.
+tensors are on one device and of one type, float32 or float64; on a GPU what is gathered may also be
+float16 or bfloat16, and what is summed is then float32. What does not fit raises InputError.
+Results are bitwise the same in every run (on CPUs, with the same number of threads).
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,10 +18,14 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block
 from hpcgnn.kernels import checks
+from hpcgnn.kernels.attention2 import attention2_backward, attention2_forward
+from hpcgnn.kernels.backend import backend
 from hpcgnn.kernels.dropout import Dropout, Stream
 
 __all__ = [
     "Dropout",
+    "attention2_backward",
+    "attention2_forward",
     "attention_backward",
     "attention_forward",
     "dropout_nodes",
@@ -32,12 +35,6 @@ __all__ = [
     "spmm_max_backward",
     "transpose",
 ]
-
-
-def _backend(device: torch.device) -> ModuleType:
-    if device.type not in ("cpu", "cuda"):
-        raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
-    return importlib.import_module(f"hpcgnn.kernels.{device.type}")
 
 
 def spmm(
@@ -53,8 +50,8 @@ def spmm(
     checks.real("x", x_HF)
     checks.block_on(block, x_HF.device)
     checks.matrix("x", x_HF, like=x_HF, rows=block.num_columns, width=width)
-    checks.matrix("out", out_NF, like=x_HF, rows=checks.num_local_rows(block), width=width)
-    _backend(x_HF.device).spmm(block, x_HF, out_NF, checks.row_range(block, rows))
+    checks.added_to("out", out_NF, like=x_HF, rows=checks.num_local_rows(block), width=width)
+    backend(x_HF.device).spmm(block, x_HF, out_NF, checks.row_range(block, rows))
 
 
 def spmm_max(
@@ -79,7 +76,7 @@ def spmm_max(
     checks.matrix("x", x_HF, like=x_HF, rows=block.num_columns, width=width)
     checks.matrix("best", best_NF, like=x_HF, rows=local, width=width)
     checks.matrix("ties", ties_NF, like=x_HF, rows=local, width=width, dtype=torch.int32)
-    _backend(x_HF.device).spmm_max(
+    backend(x_HF.device).spmm_max(
         block, x_HF, best_NF, ties_NF, sign, checks.row_range(block, rows)
     )
 
@@ -106,10 +103,10 @@ def spmm_max_backward(
     checks.real("x", x_NF)
     checks.block_on(block, x_NF.device)
     checks.matrix("x", x_NF, like=x_NF, rows=local, width=width)
-    checks.matrix("grad", grad_NF, like=x_NF, rows=local, width=width)
+    checks.added_to("grad", grad_NF, like=x_NF, rows=local, width=width)
     checks.matrix("best", best_HF, like=x_NF, rows=block.num_columns, width=width)
     checks.matrix("share", share_HF, like=x_NF, rows=block.num_columns, width=width)
-    _backend(x_NF.device).spmm_max_backward(
+    backend(x_NF.device).spmm_max_backward(
         block, best_HF, share_HF, x_NF, grad_NF, checks.row_range(block, rows)
     )
 
@@ -148,11 +145,12 @@ def attention_forward(
     checks.attention(block, z_HK, heads, dropout, edge_vector)
     checks.vector_of_ids(dropout, sources=block.num_columns, destinations=local)
     checks.matrix("z", z_HK, like=z_HK, rows=block.num_columns, width=z_HK.shape[1])
-    checks.matrix("s", s_HH, like=z_HK, rows=block.num_columns, width=heads)
+    dtype = checks.sum_type(z_HK.dtype)
+    checks.matrix("s", s_HH, like=z_HK, rows=block.num_columns, width=heads, dtype=dtype)
     for name, tensor in (("t", t_NH), ("top", top_NH), ("total", total_NH)):
-        checks.matrix(name, tensor, like=z_HK, rows=local, width=heads)
-    checks.matrix("out", out_NK, like=z_HK, rows=local, width=z_HK.shape[1])
-    _backend(z_HK.device).attention_forward(
+        checks.matrix(name, tensor, like=z_HK, rows=local, width=heads, dtype=dtype)
+    checks.matrix("out", out_NK, like=z_HK, rows=local, width=z_HK.shape[1], dtype=dtype)
+    backend(z_HK.device).attention_forward(
         block,
         *(z_HK, s_HH, t_NH, top_NH, total_NH, out_NK),
         *(slope, dropout, edge_vector),
@@ -196,17 +194,18 @@ def attention_backward(
     heads, local = s_NH.shape[-1], checks.num_local_rows(block)
     checks.attention(block, z_NK, heads, dropout, edge_vector)
     checks.vector_of_ids(dropout, sources=local, destinations=block.num_columns)
-    checks.matrix("g", g_HK, like=z_NK, rows=block.num_columns, width=z_NK.shape[1])
+    columns, width, dtype = block.num_columns, z_NK.shape[1], checks.sum_type(z_NK.dtype)
+    checks.matrix("g", g_HK, like=z_NK, rows=columns, width=width)
     for name, tensor in (("t", t_HH), ("lse", lse_HH), ("d", d_HH), ("grad_t", grad_t_HH)):
         if tensor is not None:
-            checks.matrix(name, tensor, like=z_NK, rows=block.num_columns, width=heads)
-    for name, tensor in (("z", z_NK), ("grad_z", grad_z_NK)):
-        checks.matrix(name, tensor, like=z_NK, rows=local, width=z_NK.shape[1])
+            checks.matrix(name, tensor, like=z_NK, rows=columns, width=heads, dtype=dtype)
+    checks.matrix("z", z_NK, like=z_NK, rows=local, width=width)
+    checks.matrix("grad_z", grad_z_NK, like=z_NK, rows=local, width=width, dtype=dtype)
     for name, tensor in (("s", s_NH), ("grad_s", grad_s_NH)):
-        checks.matrix(name, tensor, like=z_NK, rows=local, width=heads)
+        checks.matrix(name, tensor, like=z_NK, rows=local, width=heads, dtype=dtype)
     if grad_edge_vector is not None:
         checks.attention(block, z_NK, heads, dropout, grad_edge_vector)
-    _backend(z_NK.device).attention_backward(
+    backend(z_NK.device).attention_backward(
         block,
         *(g_HK, t_HH, lse_HH, d_HH, z_NK, s_NH),
         *(grad_z_NK, grad_s_NH, grad_t_HH),
@@ -226,7 +225,7 @@ def transpose(block: Block, num_rows: int) -> Block:
     checks.block_on(block, block.begin.device)
     if checks.num_local_rows(block) > num_rows:
         raise InputError("kernels: transpose needs num_rows above every row", value=num_rows)
-    pointer, local_rows, order = _backend(block.begin.device).transpose(block)
+    pointer, local_rows, order = backend(block.begin.device).transpose(block)
 
     def carried(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[order]
@@ -269,7 +268,7 @@ def dropout_nodes(
     _same_shape("out", out_NF, x_NF)
     checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
     stream = Stream.of(seed, epoch, layer)
-    _backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu)
+    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu)
 
 
 def dropout_nodes_backward(
@@ -296,7 +295,7 @@ def dropout_nodes_backward(
     checks.probability(p)
     _same_shape("grad", grad_NF, g_NF)
     _same_shape("y", y_NF, g_NF)
-    _backend(g_NF.device).relu_dropout_backward(y_NF, g_NF, grad_NF, p)
+    backend(g_NF.device).relu_dropout_backward(y_NF, g_NF, grad_NF, p)
 
 
 def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:

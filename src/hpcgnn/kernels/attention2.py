@@ -1,0 +1,136 @@
+"""GATv2 attention: the Python face of its kernels, see the package."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph import Block
+from hpcgnn.kernels import checks
+from hpcgnn.kernels.backend import backend
+from hpcgnn.kernels.dropout import Dropout
+
+
+def attention2_forward(
+    block: Block,
+    zl_HK: Tensor,
+    zr_NK: Tensor,
+    att_HC: Tensor,
+    top_NH: Tensor,
+    total_NH: Tensor,
+    out_NK: Tensor,
+    *,
+    slope: float,
+    dropout: Dropout | None = None,
+    edge_matrix: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """As `attention_forward`, with u = <att, leaky_relu(zl[j] + zr[i] (+ features @ matrix))>.
+
+    Args:
+        zl_HK: `[block.num_columns, heads * channels]`, of the sources; also what is summed.
+        zr_NK: `[local rows, heads * channels]`, of the destinations.
+        att_HC: `[heads, channels]`, contiguous.
+        top_NH, total_NH, out_NK: updated; start them at -inf, 0 and 0.
+        edge_matrix: `[D, heads * channels]` for edge features of width D; on the CPU only.
+    """
+    local, width = checks.num_local_rows(block), zl_HK.shape[-1]
+    heads, dtype = att_HC.shape[0], checks.sum_type(zl_HK.dtype)
+    _check(block, zl_HK, zr_NK, att_HC, dropout, edge_matrix)
+    for name, tensor in (("top", top_NH), ("total", total_NH)):
+        checks.matrix(name, tensor, like=zl_HK, rows=local, width=heads, dtype=dtype)
+    checks.matrix("out", out_NK, like=zl_HK, rows=local, width=width, dtype=dtype)
+    edge_term = {} if edge_matrix is None else {"edge_matrix": edge_matrix}
+    backend(zl_HK.device).attention2_forward(
+        block,
+        *(zl_HK, zr_NK, att_HC, top_NH, total_NH, out_NK),
+        *(slope, dropout, checks.row_range(block, rows)),
+        **edge_term,
+    )
+
+
+def attention2_backward(
+    block: Block,
+    zl_HK: Tensor,
+    zr_NK: Tensor,
+    att_HC: Tensor,
+    g_NK: Tensor,
+    lse_NH: Tensor,
+    d_NH: Tensor,
+    grad_zl_HK: Tensor,
+    grad_zr_NK: Tensor,
+    grad_att_HC: Tensor,
+    *,
+    slope: float,
+    dropout: Dropout | None = None,
+    edge_matrix: Tensor | None = None,
+    grad_edge_matrix: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> None:
+    """Gradients of the attention, computed by the owner of the destinations; all are added to.
+
+    One pass goes over the block's rows, another over its transpose, which is made for these rows
+    (for all of a block's rows it is made once and kept as long as the block lives).
+
+    Args:
+        g_NK: `[local rows, heads * channels]`, gradient of the attention's result.
+        lse_NH, d_NH: `[local rows, heads]`; d = <g, result>, head by head.
+        grad_zl_HK, grad_zr_NK, grad_att_HC: like zl, zr and att; grad_att contiguous.
+        grad_edge_matrix: `[D, heads * channels]`, contiguous.
+    """
+    local, width = checks.num_local_rows(block), zl_HK.shape[-1]
+    heads, dtype = att_HC.shape[0], checks.sum_type(zl_HK.dtype)
+    _check(block, zl_HK, zr_NK, att_HC, dropout, edge_matrix)
+    for name, tensor in (("lse", lse_NH), ("d", d_NH)):
+        checks.matrix(name, tensor, like=zl_HK, rows=local, width=heads, dtype=dtype)
+    checks.matrix("g", g_NK, like=zl_HK, rows=local, width=width)
+    checks.matrix("grad_zr", grad_zr_NK, like=zl_HK, rows=local, width=width, dtype=dtype)
+    columns = block.num_columns
+    checks.matrix("grad_zl", grad_zl_HK, like=zl_HK, rows=columns, width=width, dtype=dtype)
+    _contiguous("grad_att", grad_att_HC, att_HC)
+    edge_term = {}
+    if edge_matrix is not None:
+        edge_term = {"edge_matrix": edge_matrix, "grad_edge_matrix": grad_edge_matrix}
+    if grad_edge_matrix is not None:
+        _contiguous("grad_edge_matrix", grad_edge_matrix, edge_matrix)
+    backend(zl_HK.device).attention2_backward(
+        block,
+        *(zl_HK, zr_NK, att_HC, g_NK, lse_NH, d_NH, grad_zl_HK, grad_zr_NK, grad_att_HC),
+        *(slope, dropout, checks.row_range(block, rows)),
+        **edge_term,
+    )
+
+
+def _contiguous(name: str, tensor: Tensor, like: Tensor | None) -> None:
+    if like is None or tensor.shape != like.shape or not tensor.is_contiguous():
+        shape = None if like is None else tuple(like.shape)
+        raise InputError(
+            f"kernels: {name} must be contiguous with shape {shape}", value=tuple(tensor.shape)
+        )
+
+
+def _check(
+    block: Block,
+    zl: Tensor,
+    zr: Tensor,
+    att: Tensor,
+    dropout: Dropout | None,
+    edge_matrix: Tensor | None,
+) -> None:
+    checks.attention(block, zl, att.shape[0], dropout, None)
+    local, width = checks.num_local_rows(block), zl.shape[1]
+    checks.vector_of_ids(dropout, sources=block.num_columns, destinations=local)
+    checks.matrix("zl", zl, like=zl, rows=block.num_columns, width=width)
+    checks.matrix("zr", zr, like=zl, rows=local, width=width)
+    channels = width // att.shape[0]
+    checks.matrix("att", att, like=zl, rows=0, width=channels, dtype=att.dtype)
+    if att.dtype not in (zl.dtype, checks.sum_type(zl.dtype)) or not att.is_contiguous():
+        raise InputError(
+            f"kernels: att must be contiguous and {zl.dtype}",
+            value=f"{att.dtype}, strides {att.stride()}",
+        )
+    if edge_matrix is None:
+        return
+    if block.features is None or zl.device.type != "cpu":
+        raise InputError("kernels: an edge matrix needs edge features and tensors on the CPU")
+    checks.matrix("edge_matrix", edge_matrix, like=zl, rows=block.features.shape[1], width=width)
