@@ -11,7 +11,16 @@ from torch import Tensor
 
 from hpcgnn.kernels.cpu_attention import attention_backward, attention_forward
 from hpcgnn.kernels.cpu_attention2 import attention2_backward, attention2_forward
-from hpcgnn.kernels.library import StreamKey, edges, function, is_double, matrix, pointer, transpose
+from hpcgnn.kernels.library import (
+    StreamKey,
+    edges,
+    function,
+    instruction_set,
+    is_double,
+    matrix,
+    pointer,
+    transpose,
+)
 
 if TYPE_CHECKING:
     from hpcgnn.graph import Block
@@ -23,6 +32,7 @@ __all__ = [
     "attention_backward",
     "attention_forward",
     "dropout_nodes",
+    "instruction_set",
     "relu_dropout_backward",
     "spmm",
     "spmm_max",
