@@ -143,7 +143,8 @@ class Heartbeat:
         """Learn where the others answer, and begin to answer."""
         self.peers = list(peers)
         self._key = token
-        threading.Thread(target=self._serve, name="hpcgnn-heartbeat", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="hpcgnn-heartbeat", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """End the thread and close the socket."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -116,7 +117,7 @@ def stack_of(thread: int | None = None) -> list[str]:
 
     The polling loops of hpcgnn.comm say nothing and are left out.
     """
-    frame = sys._current_frames().get(threading.get_ident() if thread is None else thread)
+    frame = _frames().get(threading.get_ident() if thread is None else thread)
     lines: list[str] = []
     while frame is not None and len(lines) < _FRAMES:
         path = frame.f_code.co_filename
@@ -125,3 +126,14 @@ def stack_of(thread: int | None = None) -> list[str]:
             lines.append(f"{short}:{frame.f_lineno} in {frame.f_code.co_name}"[:_TEXT])
         frame = frame.f_back
     return lines
+
+
+def _frames() -> dict[int, FrameType]:
+    # CPython before 3.13 can deadlock when it collects garbage in this call (gh-106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
