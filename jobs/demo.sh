@@ -3,8 +3,9 @@
 # `make demo` calls it. VENV is the Python environment; results are in demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=$(cd "${VENV:-.venv}" && pwd)
-export PATH="$venv/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+bin=${VENV:-.venv}/bin
+PATH="$(cd "$bin" && pwd):$PATH"
+export PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 show() {
     printf '\n$ %s\n' "$*"
@@ -30,9 +31,12 @@ with h5py.File("demo/graph.h5") as graph, h5py.File("demo/predictions.h5") as pr
     right = predictions["classes"][:][test] == graph["nodes/labels"][:][test]
     print(f"test accuracy {100 * right.mean():.2f} % on {test.sum():,} nodes")
 PYTHON
+mpiexec=$bin/mpiexec
+[ -x "$mpiexec" ] || mpiexec=mpiexec
 cat <<END
 graph, partition   demo/graph.h5, demo/graph.p2.h5
 run                demo/run/ (metrics.jsonl, checkpoints)
 predictions        demo/predictions.h5
-next               $venv/bin/hpcgnn info demo/predictions.h5
+next               $mpiexec -n 2 $bin/hpcgnn train demo/graph.p2.h5 --model gat \\
+                       --hidden 64 --epochs 30 --run-dir demo/gat
 END

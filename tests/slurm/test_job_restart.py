@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -132,7 +133,7 @@ def test_time_limit(
     finally:
         _kill(ranks, signal.SIGCONT)
     slurm.wait(job, "PENDING", 30)
-    assert "stopping after epoch" in slurm.log(job)
+    assert re.search(r"stopping after epoch \d+: SIGUSR1", slurm.log(job))
     assert 5 < len(_epochs(run_dir)) < epochs
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     slurm.release(job)
