@@ -22,7 +22,7 @@ PARALLEL = False
 
 _RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed
 _LEAST = 24 << 20
-_SHARE = 5  # an array of `limit` bytes is sorted with copies, keys and order beside it
+_SHARE = 8  # so many arrays of `limit` bytes at most: being sorted, and waiting for the disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
