@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from private_slurm import DAEMONS, PrivateSlurm, program
+
+from tests.slurm.private_slurm import DAEMONS, PrivateSlurm, program
 
 REPOSITORY = Path(__file__).parents[2]
 

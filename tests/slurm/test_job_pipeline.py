@@ -7,7 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from private_slurm import PrivateSlurm
+
+from tests.slurm.private_slurm import PrivateSlurm
 
 pytestmark = pytest.mark.slurm
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from private_slurm import PrivateSlurm, wait_for
+
+from tests.slurm.private_slurm import PrivateSlurm, wait_for
 
 pytestmark = pytest.mark.slurm
 

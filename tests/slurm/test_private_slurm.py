@@ -3,7 +3,8 @@
 import sys
 
 import pytest
-from private_slurm import PrivateSlurm
+
+from tests.slurm.private_slurm import PrivateSlurm
 
 pytestmark = pytest.mark.slurm
 
