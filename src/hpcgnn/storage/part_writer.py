@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,11 @@ import h5py
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic
+from hpcgnn.storage import atomic, parallel
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.nodes import SparseRows
+from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.parts import Part, check_edges, check_ids, part_name
 from hpcgnn.storage.schema import COUNT_NAMES, PARTITION, VERSION
 
@@ -47,21 +47,23 @@ def write_parts(
     """
     path = Path(path)
     pieces: list[Piece] = []
-    with _agreed(comm, "check the parts"):
+    with agreed(comm, "check the parts"):
         pieces = [Piece(path, part, header) for part in parts]
     gathered = comm.gather([piece.summary() for piece in pieces], where="gather part sizes")
     temporary: Path | None = None
     try:
-        with _agreed(comm, "start the partition file"):
+        with agreed(comm, "start the partition file"):
             if gathered is not None:
                 temporary = atomic.temporary_name(path)
                 _start(path, temporary, [one for rank in gathered for one in rank], header)
         temporary = comm.broadcast(temporary)
         if h5py.get_config().mpi and comm.size > 1:
-            _write_together(path, temporary, comm, pieces, compress)
+            own = {name: array for piece in pieces for name, array in piece.arrays.items()}
+            attributes = [attribute for piece in pieces for attribute in piece.attributes]
+            parallel.write_together(path, temporary, comm, own, attributes, compress)
         else:
             _write_in_turn(path, temporary, comm, pieces, compress)
-        with _agreed(comm, "name the partition file"):
+        with agreed(comm, "name the partition file"):
             if comm.rank == 0:
                 atomic.publish(temporary, path)
     except BaseException:
@@ -90,10 +92,6 @@ class Piece:
         if isinstance(part.nodes.features, SparseRows):
             name = f"{group}/nodes/features"
             self.attributes.append((name, "width", part.nodes.features.width))
-
-    def layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Name, type and shape of every dataset."""
-        return [(name, array.dtype.name, array.shape) for name, array in self.arrays.items()]
 
     def summary(self) -> dict[str, Any]:
         """What rank 0 must know of it."""
@@ -145,17 +143,6 @@ def _start(
         )
 
 
-@contextmanager
-def _agreed(comm: Communicator, where: str) -> Iterator[None]:
-    """All ranks leave the block alike: with the first rank's error, or without one."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    comm.agree(error, where=where)
-
-
 def _write_in_turn(
     path: Path, temporary: Path, comm: Communicator, pieces: Sequence[Piece], compress: bool
 ) -> None:
@@ -179,44 +166,3 @@ def _append(path: Path, temporary: Path, pieces: Sequence[Piece], compress: bool
                 output.check()
             for group, name, value in piece.attributes:
                 atomic.set_attribute(output.h5[group], name, value)
-
-
-def _write_together(
-    path: Path, temporary: Path, comm: Communicator, pieces: Sequence[Piece], compress: bool
-) -> None:
-    """Parallel HDF5: every rank creates every dataset, and takes part in each write.
-
-    Filters (the checksums) allow collective writes only, so a rank with nothing to write in a
-    dataset joins in with an empty selection.
-    """
-    own = {name: array for piece in pieces for name, array in piece.arrays.items()}
-    plans = comm.allgather(
-        [(piece.layout(), piece.attributes) for piece in pieces], where="partition layout"
-    )
-    transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
-    transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
-    with (
-        _agreed(comm, "write the partition file"),
-        h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER) as h5,
-    ):
-        output = atomic.OutputFile(h5, path)
-        for layout, attributes in (plan for rank in plans for plan in rank):
-            for name, dtype, shape in layout:
-                dataset = output.dataset(name, np.dtype(dtype), shape, compress=compress)
-                if 0 not in shape:
-                    _write_collectively(dataset, own.get(name), transfer)
-            for group, name, value in attributes:
-                atomic.set_attribute(h5[group], name, value)
-        h5.flush()
-
-
-def _write_collectively(
-    dataset: h5py.Dataset, array: np.ndarray | None, transfer: h5py.h5p.PropDXID
-) -> None:
-    stored = dataset.id.get_space()
-    memory = h5py.h5s.create_simple((1,) if array is None else dataset.shape)
-    if array is None:
-        memory.select_none()
-        stored.select_none()
-        array = np.zeros(1, dataset.dtype)
-    dataset.id.write(memory, stored, np.ascontiguousarray(array), dxpl=transfer)
