@@ -9,7 +9,8 @@
 #                                      then: make demo VENV=.venv-system MPI=system PARMETIS=none
 # hdf5     HDF5 on Open MPI            then: HDF5_DIR=/usr/lib/x86_64-linux-gnu/hdf5/openmpi \
 #                                            make demo VENV=.venv-system MPI=system HDF5=parallel
-# slurm    Slurm's daemons, which the tests start privately; none is left running
+# slurm    Slurm's daemons, which the tests start privately (apt may start its own as services:
+#          systemctl disable --now slurmd slurmctld munge)
 set -euo pipefail
 
 packages=()
