@@ -20,9 +20,10 @@ run mypy
 run shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
 run python -m pytest tests -q
 for ranks in "$@"; do
+    echo "== $ranks ranks: python -m pytest tests -m mpi -q"
     # One rank's report is enough; the traceback of a failing rank comes on its stderr.
     # shellcheck disable=SC2016
-    run mpiexec -n "$ranks" sh -c \
+    mpiexec -n "$ranks" sh -c \
         '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
         python -m pytest tests -m mpi -q
 done
