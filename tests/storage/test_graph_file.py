@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage import atomic
 from hpcgnn.storage.graph_file import GraphFile, SparseRows
 from tests.storage.files import graph_content
 
@@ -223,6 +224,7 @@ def test_storage_without_checksums_is_refused(tmp_path, how):
 def test_not_a_graph_at_all(tmp_path):
     refused(tmp_path / "absent.h5", "no such file")
     refused(tmp_path, "is not a regular file")
+    refused(tmp_path / ("long" * 100), "File name too long")
     text = tmp_path / "text.h5"
     text.write_text("hello" * 1000)
     refused(text, "is not an HDF5 file")
@@ -231,6 +233,20 @@ def test_not_a_graph_at_all(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
     refused(tmp_path / "other.h5", "attribute format is missing")
+
+
+def test_claims_of_giant_size_allocate_nothing(tmp_path):
+    path = graph_content().write(tmp_path / "g.h5")
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        for name in ("edges/indptr", "nodes/labels"):
+            del file[name]
+            length = (1 << 40) + (name == "edges/indptr")
+            file.create_dataset(name, (length,), np.int64, chunks=(1 << 20,), fletcher32=True)
+        content = {**graph_content().attributes, "num_nodes": 1 << 40}
+        for name in list(file.attrs):
+            del file.attrs[name]
+        atomic.OutputFile(file, path).set_attributes(content)
+    refused(path, "edges/indptr: is incomplete: 0 of 1048577 chunks")
 
 
 def test_ranges_outside_are_refused(tmp_path):

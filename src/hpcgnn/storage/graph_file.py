@@ -152,10 +152,15 @@ class GraphFile:
         Ranks that read disjoint slabs can so verify the whole file, each reading its share again.
         """
         total = 0
-        for column in self._reader.columns:
+        for column in self._columns():
             first, last = self._share(column, lo, hi)
             total += column.fingerprint(first, last)
         return total
+
+    def _columns(self) -> list[Column]:
+        optional = (self._weight, self._relation, self._edge_features)
+        edges = [column for column in optional if column is not None]
+        return [self._indptr, self._indices, *edges, *self._nodes.columns()]
 
     def _share(self, column: Column, lo: int, hi: int) -> tuple[int, int]:
         """Which rows of a column belong to nodes `lo .. hi - 1`."""
@@ -168,7 +173,7 @@ class GraphFile:
             return lo, hi + (hi == self.num_nodes)
         if group == "nodes":
             return lo, hi
-        pointers = next(c for c in self._reader.columns if c.name == f"{group}/indptr")
+        pointers = next(c for c in self._columns() if c.name == f"{group}/indptr")
         return int(pointers.read(lo, lo + 1)[0]), int(pointers.read(hi, hi + 1)[0])
 
     def _slab_end(self, lo: int) -> int:

@@ -88,6 +88,9 @@ class NodeColumns:
             self._columns["original_ids"] = reader.column(name, ("int64",), (num_rows,))
         self._open_typed(reader, f"{prefix}nodes/typed_features")
 
+    def columns(self) -> list[Column]:
+        return [*self._columns.values(), *self._typed.values()]
+
     def read(self, low: int, high: int, which: Iterable[str] | None = None) -> NodeData:
         """The chosen `KINDS` (None: all) of rows `low .. high - 1`, every value checked.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import prod
@@ -16,9 +17,10 @@ import numpy as np
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint
-from hpcgnn.storage.schema import VERSION, attribute_checksum, chunk_rows
+from hpcgnn.storage.schema import CHUNK_BYTES, VERSION, attribute_checksum, chunk_rows
 
 _MAX_CHUNK_BYTES = 1 << 28
+_CACHE_BYTES = 2 * CHUNK_BYTES
 _MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
 
 _MEANINGS = {
@@ -40,7 +42,6 @@ class Reader:
 
     def __init__(self, path: str | Path, format: str | None) -> None:
         self.path = Path(path)
-        self.columns: list[Column] = []
         self._file = _open(self.path)
         try:
             self.attributes = self._read_attributes()
@@ -136,8 +137,7 @@ class Reader:
         wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
         if present != wanted or stored * _MAX_INFLATION < found.nbytes:
             raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
-        self.columns.append(Column(self, name, found))
-        return self.columns[-1]
+        return Column(self, name, found)
 
     def walk(self) -> list[dict[str, Any]]:
         """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
@@ -249,12 +249,14 @@ class Column:
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.exists():
-        raise InputError("no such file", file=path)
-    if not path.is_file():
-        raise InputError("is not a regular file", file=path)
     try:
-        return h5py.File(path, "r", locking=False)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError("is not a regular file", file=path)
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
     except PermissionError:
         raise InputError("no permission to read", file=path) from None
     except Exception as error:
