@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU, one thread of the GPU after the other, so that their indexing, their
-// masks and their reductions can be checked where there is no GPU. It says nothing about speed, about
-// data races within a warp, or about what nvcc makes of the source.
+// masks and their reductions can be checked where there is no GPU. It says nothing about speed or about what
+// nvcc makes of the source.
 #pragma once
 
 #include <math.h>
@@ -82,6 +82,7 @@ T __shfl_xor_sync(unsigned mask, T value, int other) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+inline void __syncwarp() { emulator::exchange(0xffffffffu, 0, emulator::lane()); }
 inline void __syncthreads() { emulator::synchronise(); }
 template <class T>
 T __ldg(const T* from) {

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hpcgnn.kernels.launch import THREADS, source
+from hpcgnn.kernels.shapes import instances
 
 HERE = Path(__file__).parent
 HEADER, MACHINE = HERE / "emulator.h", HERE / "emulator.cpp"
@@ -68,6 +69,7 @@ class Emulator:
         device: torch.device,
     ) -> None:
         assert device.type == "cpu"
+        assert expression in instances()[name]
         self.launched.append(expression)
         values = [np.array([value]) for value in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))

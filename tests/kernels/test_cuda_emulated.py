@@ -17,6 +17,7 @@ import hpcgnn.kernels.cuda
 from hpcgnn import kernels
 from hpcgnn.kernels import split
 from tests.kernels import test_attention as attention
+from tests.kernels import test_attention2 as attention2
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import matrix, random_edges
@@ -89,13 +90,160 @@ def test_dropout_is_that_of_the_cpu(width, relu):
     dropout.test_values_and_gradients(relu, width, torch.float64)
 
 
-@pytest.mark.parametrize(("heads", "channels"), [
-    (1, 1), (1, 3), (3, 8), (4, 2), (4, 16), (2, 33), (1, 128), (5, 4), (9, 8), (1, 150), (2, 40),
-])  # fmt: skip
+HEADS = [(1, 1), (3, 8), (4, 16), (2, 33), (1, 128), (9, 8), (1, 150), (2, 40), (2, 64)]
+
+
+@pytest.mark.parametrize(("heads", "channels"), HEADS)
 def test_attention(heads, channels):
     attention.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
+
+
+@pytest.mark.parametrize(("heads", "channels"), HEADS)
+def test_attention2(heads, channels):
+    attention2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
 
 
 @pytest.mark.parametrize(("heads", "channels"), [(1, 1), (3, 6), (1, 130)])
 def test_attention_in_double_precision(heads, channels):
     attention.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
+    attention2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
+
+
+def test_attention_of_long_rows(short_rows, emulated):
+    attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
+    attention2.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
+    assert "attention_join<float>" in emulated.launched
+    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
+    attention2.test_blocks_pieces_and_threads()
+
+
+def test_attention_at_extremes():
+    attention.test_extreme_scores(1e4)
+    attention.test_extreme_scores(1e-30)
+    attention.test_rows_without_edges_stay_as_they_were()
+    attention.test_not_a_number_is_passed_on()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_attention_under_dropout(depth):
+    attention.test_dropout_agrees_with_autograd_under_its_mask(depth, torch.float32)
+    attention.test_dropout_is_the_same_in_every_partition_of_the_edges()
+    attention2.test_dropout_is_that_of_attention(depth)
+
+
+def test_attention_dropout_is_that_of_the_cpu(monkeypatch):
+    problem = attention.with_dropout(0.4)
+    found = attention.mask_of(problem)
+    monkeypatch.undo()
+    assert torch.equal(found, attention.mask_of(problem))
+
+
+def test_order_of_threads_changes_nothing(emulated, short_rows):
+    def everything():
+        edges = random_edges(40, 30, 500, feature_width=2)
+        one = attention.Problem(edges, 4, 12, torch.float32)
+        two = attention2.Problem(edges, 4, 12, torch.float32)
+        for problem in (one, two):
+            result, lse = problem.forward()
+            yield from (result, lse, *problem.backward(result, lse).values())
+        x, best = matrix(30, 5, torch.float32, 1), torch.full((40, 5), -torch.inf)
+        out, ties = torch.zeros(40, 5), torch.zeros(40, 5, dtype=torch.int32)
+        kernels.spmm(edges.block, x, out)
+        kernels.spmm_max(edges.block, x, best, ties)
+        yield from (out, best, ties)
+
+    first = list(everything())
+    for emulated.seed in (1, 2):
+        assert all(map(torch.equal, first, everything()))
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("width", [5, 18, 64])
+def test_sums_of_short_numbers(width, dtype, short_rows):
+    edges = random_edges(13, 9, 70, weighted=True)
+    x = matrix(9, width, dtype, 1, pad=0)
+    exact = sums.product(edges, x)
+    for kind in (torch.float32, dtype):
+        out = torch.zeros(13, width, dtype=kind)
+        kernels.spmm(edges.block, x, out)
+        error = (out.double() - exact).abs() / exact.abs().clamp(min=1)
+        assert error.max() < (1e-6 if kind == torch.float32 else EPSILON[dtype])
+    best, ties = (torch.full((13, width), -torch.inf, dtype=dtype), torch.zeros(13, width).int())
+    kernels.spmm_max(edges.block, x, best, ties)
+    wide = best.float(), x.float()
+    assert torch.equal(wide[0], _maximum(edges, wide[1]))
+    share, grad = matrix(13, width, dtype, 2, pad=0), torch.zeros(9, width)
+    reverse = kernels.transpose(edges.block, 13)
+    kernels.spmm_max_backward(reverse, best, share, x, grad)
+    hit = wide[1][edges.source] == wide[0][edges.target]
+    wanted = torch.zeros(9, width).index_add_(0, edges.source, hit * share.float()[edges.target])
+    assert torch.allclose(grad, wanted, atol=1e-5)
+
+
+def _maximum(edges, x):
+    index = edges.target[:, None].expand(-1, x.shape[1])
+    best = torch.full((edges.num_rows, x.shape[1]), -torch.inf)
+    return best.scatter_reduce(0, index, x[edges.source], "amax", include_self=False)
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("width", [3, 8, 40])
+def test_rows_are_packed_and_added_and_dropped(width, dtype):
+    rows = torch.tensor([4, 0, 6], dtype=torch.int32)
+    for given, made in [(torch.float32, dtype), (dtype, dtype), (torch.float32, torch.float32)]:
+        x = matrix(7, width, given, 1)
+        packed = torch.empty(3, width, dtype=made)
+        hpcgnn.kernels.cuda.pack_rows(x, rows, packed)
+        assert torch.equal(packed, x[rows.long()].to(made))
+    target = matrix(7, width, torch.float32, 2)
+    expected = target.index_add(0, rows.long(), packed)
+    hpcgnn.kernels.cuda.add_rows(packed, rows, target)
+    assert torch.equal(target, expected)
+    x, out = matrix(7, width, dtype, 3), torch.empty(7, width, dtype=dtype)
+    given = {"p": 0.5, "seed": 1, "epoch": 2, "layer": 3}
+    kernels.dropout_nodes(x, out, torch.arange(7), **given)
+    mask = torch.empty(7, width)
+    kernels.dropout_nodes(torch.ones(7, width), mask, torch.arange(7), **given)
+    assert torch.equal(out, (x.float() * mask).to(dtype))
+
+
+@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize(("heads", "channels"), [(2, 64), (3, 10), (1, 47), (4, 8), (1, 300)])
+def test_attention_of_short_numbers(heads, channels, kind):
+    """The same as float32 attention of the rounded numbers, to float32 rounding."""
+    edges = random_edges(11, 8, 60)
+    columns, width = 8, heads * channels
+    z, g = matrix(8, width, kind, 1, pad=0), matrix(11, width, kind, 5, pad=0)
+    zr, att = matrix(11, width, kind, 6, pad=0), matrix(heads, channels, torch.float32, 7, pad=0)
+    s, t = matrix(8, heads, torch.float32, 2), matrix(11, heads, torch.float32, 3)
+    reverse = kernels.transpose(edges.block, 11)
+
+    def run(as_type):
+        found = []
+        for which in (1, 2):
+            top, total = torch.full((11, heads), -torch.inf), torch.zeros(11, heads)
+            out, grad_z = torch.zeros(11, width), torch.zeros(columns, width)
+            rest = (top, total, out)
+            if which == 1:
+                kernels.attention_forward(edges.block, z.to(as_type), s, t, *rest, slope=0.2)
+            else:
+                pair = (z.to(as_type), zr.to(as_type), att)
+                kernels.attention2_forward(edges.block, *pair, *rest, slope=0.2)
+            seen = total > 0
+            lse = torch.where(seen, top + total.log(), 0)
+            out /= torch.where(seen, total, 1).repeat_interleave(channels, 1)
+            d = (g.float() * out).view(11, heads, channels).sum(2)
+            found += [out, grad_z]
+            if which == 1:
+                grads = torch.zeros(columns, heads), torch.zeros(11, heads)
+                given = (g.to(as_type), t, lse, d, z.to(as_type), s, grad_z)
+                kernels.attention_backward(reverse, *given, *grads, slope=0.2)
+            else:
+                grads = torch.zeros(11, width), torch.zeros(heads, channels)
+                given = (*pair, g.to(as_type), lse, d, grad_z)
+                kernels.attention2_backward(edges.block, *given, *grads, slope=0.2)
+            found += grads
+        return found
+
+    for short, wide in zip(run(kind), run(torch.float32), strict=True):
+        assert torch.allclose(short, wide, atol=1e-4 * float(wide.abs().max()))

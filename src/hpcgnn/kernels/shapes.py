@@ -96,7 +96,7 @@ class HeadShape:
             return HeadShape(vector, WIDE, WARP, 1, heads, steps)
         lanes = power_of_two(packs)
         side = min(WARP // lanes, power_of_two(heads))
-        known = lanes if vector == widest and lanes in KNOWN_LANES else 0
+        known = lanes if vector == widest > 1 and lanes in KNOWN_LANES else 0
         return HeadShape(vector, known, lanes, side, -(-heads // side), (0,))
 
     def blocks(self, num_rows: int) -> tuple[int, int]:

@@ -6,10 +6,10 @@
 #define WIDE (2 * WARP)
 
 // A warp works on one row of the block, and on `side` heads at a time (blockIdx.y counts these):
-// `lanes` lanes side by side on V channels of each head, and warp / (lanes * side) groups of lanes each
-// on every so-manieth edge. LANES is `lanes` where the compiler knows it, else 0. A head of more than
-// WARP * V channels (LANES is then WIDE) takes several launches, told apart by `first_channel`; the
-// last one, with `keep`, writes what all of them share.
+// `lanes` lanes side by side on V channels of each head, and warp / (lanes * side) groups of lanes
+// each on every so-manieth edge. LANES is `lanes` where the compiler knows it, else 0. A head of
+// more than WARP * V channels (LANES is then WIDE) takes several launches, told apart by
+// `first_channel`; the last one, with `keep`, writes what all of them share.
 template <int LANES>
 struct Post {
     int head, channel, group, groups, width, given;
@@ -34,7 +34,9 @@ struct Post {
     }
 
     // Whether this lane is its head's first.
-    __device__ __forceinline__ bool leads() const { return threadIdx.x % lanes() == 0; }
+    __device__ __forceinline__ bool leads() const {
+        return threadIdx.x % lanes() == 0;
+    }
 
     // Sums over the lanes of a head; all lanes call.
     template <class A>
@@ -47,13 +49,16 @@ struct Post {
 };
 
 // Kernels are made with and without EXTRAS, dropout and edge features: without is leaner.
-#define DROPOUT                                                                              \
-    const i64 *row_ids, const i64 *column_ids, double p, u64 seed, u64 epoch, u64 layer, int reversed
-#define GIVEN_DROPOUT \
-    Dropout { row_ids, column_ids, p, seed, epoch, layer, reversed }
+#define DROPOUT                                                                          \
+    const i64 *row_ids, const i64 *column_ids, double p, u64 seed, u64 epoch, u64 layer, \
+        int reversed
+#define GIVEN_DROPOUT                                        \
+    Dropout {                                                \
+        row_ids, column_ids, p, seed, epoch, layer, reversed \
+    }
 
-// Attention dropout by original ids; `reversed`: rows are sources and columns destinations. Off where
-// row_ids is null.
+// Attention dropout by original ids; `reversed`: rows are sources and columns destinations. Off
+// where row_ids is null.
 struct Dropout {
     const i64* row_ids;
     const i64* column_ids;
@@ -92,10 +97,12 @@ class Mask {
     A scale_ = 1;
 };
 
-#define EDGE_TERM const Sum<X>*edge_vector, i64 edge_vector_stride, const float *features, \
-        int feature_width
-#define GIVEN_EDGE_TERM \
-    EdgeTerm<Sum<X>, EXTRAS> { edge_vector, edge_vector_stride, features, feature_width }
+#define EDGE_TERM \
+    const Sum<X>*edge_vector, i64 edge_vector_stride, const float *features, int feature_width
+#define GIVEN_EDGE_TERM                                          \
+    EdgeTerm<Sum<X>, EXTRAS> {                                   \
+        edge_vector, edge_vector_stride, features, feature_width \
+    }
 
 // The score that an edge's own features add; 0 where edge_vector is null.
 template <class A, bool EXTRAS>
@@ -134,8 +141,12 @@ DEVICE Sum<X> elsewhere(const X* a, const X* b, int channels, int first_channel)
     return sum;
 }
 
-DEVICE u64 in_units(float value, float scale) { return __float2ll_rn(value * scale); }
-DEVICE u64 in_units(double value, double scale) { return __double2ll_rn(value * scale); }
+DEVICE u64 in_units(float value, float scale) {
+    return __float2ll_rn(value * scale);
+}
+DEVICE u64 in_units(double value, double scale) {
+    return __double2ll_rn(value * scale);
+}
 
 // Softmax and weighted sum so far: sum = sum of exp(u - top) * z, total = sum of exp(u - top).
 template <class A, int V>
@@ -156,7 +167,7 @@ struct Running {
     // A score of minus infinity counts nothing.
     template <class X>
     __device__ __forceinline__ void add(A score, A mask, const Pack<X, V>& z) {
-        const A weight = score > minus_infinity<A>() ? exponential(score - top) : A(0);
+        const A weight = score == minus_infinity<A>() ? A(0) : exponential(score - top);
         const A masked = weight * mask;
         total += weight;
 #pragma unroll
@@ -181,12 +192,15 @@ struct Sums {
     i64 top_stride, total_stride, out_stride;
 };
 
-#define SUMS Sum<X> *top, i64 top_stride, Sum<X>*total, i64 total_stride, Sum<X>*out, i64 out_stride
-#define GIVEN_SUMS \
-    Sums<Sum<X>> { top, total, out, top_stride, total_stride, out_stride }
+#define SUMS Sum<X>*top, i64 top_stride, Sum<X>*total, i64 total_stride, Sum<X>*out, i64 out_stride
+#define GIVEN_SUMS                                            \
+    Sums<Sum<X>> {                                            \
+        top, total, out, top_stride, total_stride, out_stride \
+    }
 
 template <class A, int V, int LANES>
-DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const Post<LANES>& post, int channels) {
+DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const Post<LANES>& post,
+                               int channels) {
     Running<A, V> run;
     if (post.group > 0) return run;
     run.top = sums.top[row * sums.top_stride + post.head];
@@ -202,6 +216,7 @@ template <class A, int V, int LANES>
 DEVICE void end_row(Running<A, V>& run, const Sums<A>& sums, i64 row, const Post<LANES>& post,
                     int channels, int keep) {
     run.join_groups(post.width);
+    __syncwarp();  // all lanes of a head have read the old top and total
     if (post.group > 0 || !post.inside) return;
     Pack<A, V> pack;
 #pragma unroll

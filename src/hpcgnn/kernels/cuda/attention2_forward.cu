@@ -3,10 +3,12 @@
 
 // With `partial`, row k of the block goes to row k - first of top, total and out.
 template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE ? 4 : EXTRAS ? 5 : 6)
+KERNEL(LANES == WIDE || EXTRAS ? 4
+       : V == 8                ? 5
+                               : 6)
 attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
-                   const Sum<X>* att, SUMS, DROPOUT, Sum<X> slope, int heads, int channels, int lanes, int side,
-                   int first_channel, int keep, int partial) {
+                   const Sum<X>* att, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope, int heads,
+                   int channels, int lanes, int side, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
@@ -14,6 +16,7 @@ attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 ri
     if (row.count == 0) return;
     const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
     const Sums<A> sums = GIVEN_SUMS;
+    const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
     const int head = post.head * channels;
@@ -35,10 +38,13 @@ attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 ri
             value[u] = gather<X, V>(left + at[u] * left_stride + head + post.channel);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            score[u] = post.inside ? score_of(value[u], own, vector, slope) : A(0);
+            const i64 edge = row.begin + min(base + u * post.groups + post.group, row.count - 1);
+            const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + post.channel);
+            score[u] = post.inside ? score_of(x, vector, slope) : A(0);
             if (LANES == WIDE)
-                score[u] += score_elsewhere<X, V>(left + at[u] * left_stride + head, right_head,
-                                                  att + head, slope, channels, first_channel);
+                score[u] +=
+                    score_elsewhere<X, V>(left + at[u] * left_stride + head, right_head, att,
+                                          matrix, edge, head, slope, channels, first_channel);
         }
         post.add_lanes_of(score);
 #pragma unroll

@@ -2,17 +2,19 @@
 #include "attention.cuh"
 
 // grad_t goes to columns, from many rows at once. It is summed in 64-bit integers, as multiples of
-// 1 / unit: such sums are the same in every order. `unit` is a power of two that lets none overflow.
-// grad_score, where not null, receives the gradient of every edge's score ([edges, heads]).
+// 1 / unit: such sums are the same in every order. `unit` is a power of two that lets none
+// overflow. grad_score, where not null, receives the gradient of every edge's score ([edges,
+// heads]).
 template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE ? 3 : EXTRAS || sizeof(X) == 8 ? 4 : 5)
+KERNEL(LANES == WIDE              ? 3
+       : EXTRAS || sizeof(X) == 8 ? 4
+                                  : 5)
 attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
-                          const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride,
-                          const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z,
-                          i64 grad_z_stride, Sum<X>* grad_s, i64 grad_s_stride, u64* grad_t,
-                          const Sum<X>* unit, Sum<X>* grad_score, EDGE_TERM, DROPOUT, Sum<X> slope,
-                          int heads, int channels, int lanes, int side, int first_channel, int keep,
-                          int partial) {
+                   const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride, const X* z,
+                   i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z, i64 grad_z_stride,
+                   Sum<X>* grad_s, i64 grad_s_stride, u64* grad_t, const Sum<X>* unit,
+                   Sum<X>* grad_score, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels,
+                   int lanes, int side, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
@@ -39,7 +41,8 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
             at[u] = column_of(edges, row.begin + min(i, row.count - 1));
         }
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(g_head + at[u] * g_stride + post.channel);
+        for (int u = 0; u < UNROLL; u++)
+            value[u] = gather<X, V>(g_head + at[u] * g_stride + post.channel);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             raw[u] = __ldg(t + at[u] * t_stride + post.head);
@@ -50,7 +53,8 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
         for (int u = 0; u < UNROLL; u++) {
             dot[u] = post.inside ? inner(value[u], own) : A(0);
             if (LANES == WIDE)
-                dot[u] += elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
+                dot[u] +=
+                    elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
         }
         post.add_lanes_of(dot);
 #pragma unroll

@@ -4,10 +4,9 @@
 // With `partial`, row k of the block goes to row k - first of top, total and out.
 template <class X, int V, int LANES, bool EXTRAS>
 KERNEL(EXTRAS ? 5 : 6)
-attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride,
-                         const Sum<X>* t, i64 t_stride, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope,
-                         int heads, int channels, int lanes, int side, int first_channel, int keep,
-                         int partial) {
+attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, const Sum<X>* t,
+                  i64 t_stride, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels,
+                  int lanes, int side, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
@@ -37,7 +36,8 @@ attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const int i = base + u * post.groups + post.group;
-            score[u] = leaky(score[u] + own + term.of(row.begin + min(i, row.count - 1), post.head), slope);
+            score[u] = leaky(score[u] + own + term.of(row.begin + min(i, row.count - 1), post.head),
+                             slope);
             score[u] = i < row.count ? score[u] : minus_infinity<A>();
             best = larger(best, score[u]);
         }

@@ -1,8 +1,8 @@
 // Adds up the running softmaxes of the pieces that a row with very many edges was cut into.
 #include "attention.cuh"
 
-// Block b of threads joins pieces begin[b] .. end[b] - 1 (of part_top, part_total, part_out, counted
-// from `offset`) to local row rows[b] of top, total and out, in order.
+// Block b of threads joins pieces begin[b] .. end[b] - 1 (of part_top, part_total, part_out,
+// counted from `offset`) to local row rows[b] of top, total and out, in order.
 template <class A>
 KERNEL(8)
 attention_join(const int* rows, const i64* begin, const i64* end, i64 first, i64 offset,

@@ -1,7 +1,7 @@
 // What all CUDA kernels share: number types, wide loads, rows of a block.
 //
-// Nothing is included but random.h, so that the sources compile at run time (NVRTC) without a toolkit.
-// Tests run them on a CPU as well, with what HPCGNN_EMULATED leaves out defined there.
+// Nothing is included but random.h, so that the sources compile at run time (NVRTC) without a
+// toolkit. Tests run them on a CPU as well, with what HPCGNN_EMULATED leaves out defined there.
 #pragma once
 
 #include "../random.h"
@@ -14,9 +14,9 @@ typedef hpcgnn_u64 u64;
 #define WARP 32
 #define ALL 0xffffffffu
 #define THREADS 128
-// Blocks per multiprocessor that a kernel's registers must allow: 8 grants 64 per thread, 6 grants 80,
-// 5 grants 96, 4 grants 128. Told so, the compiler keeps UNROLL wide loads in flight; left to itself it saves
-// registers and waits for each load.
+// Blocks per multiprocessor that a kernel's registers must allow: 8 grants 64 per thread, 6 grants
+// 80, 5 grants 96, 4 grants 128. Told so, the compiler keeps UNROLL wide loads in flight; left to
+// itself it saves registers and waits for each load.
 #define KERNEL(blocks) __global__ void __launch_bounds__(THREADS, blocks)
 #define UNROLL 4
 
@@ -46,17 +46,35 @@ DEVICE float widen(f16 x) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
 }
-DEVICE float widen(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
-DEVICE void narrow(float x, f16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
-DEVICE void narrow(float x, bf16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+DEVICE float widen(bf16 x) {
+    return __uint_as_float(static_cast<u32>(x.bits) << 16);
+}
+DEVICE void narrow(float x, f16& y) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+}
+DEVICE void narrow(float x, bf16& y) {
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+}
 #endif
-DEVICE float widen(float x) { return x; }
-DEVICE double widen(double x) { return x; }
-DEVICE void narrow(float x, float& y) { y = x; }
-DEVICE void narrow(double x, double& y) { y = x; }
+DEVICE float widen(float x) {
+    return x;
+}
+DEVICE double widen(double x) {
+    return x;
+}
+DEVICE void narrow(float x, float& y) {
+    y = x;
+}
+DEVICE void narrow(double x, double& y) {
+    y = x;
+}
 
-DEVICE float exponential(float x) { return __expf(x); }
-DEVICE double exponential(double x) { return exp(x); }
+DEVICE float exponential(float x) {
+    return __expf(x);
+}
+DEVICE double exponential(double x) {
+    return exp(x);
+}
 
 template <class A>
 DEVICE A larger(A x, A y) {
@@ -144,15 +162,16 @@ DEVICE void add_to(O* to, const A (&sum)[V]) {
     store<O, V>(to, pack);
 }
 
-// Sum over the lanes whose numbers differ in the bits from `low` up to below `high`; all lanes call.
+// Sum over the lanes whose numbers differ in the bits from `low` up to below `high`; all lanes
+// call.
 template <class A>
 DEVICE A add_lanes(A value, int low, int high) {
     for (int other = low; other < high; other *= 2) value += __shfl_xor_sync(ALL, value, other);
     return value;
 }
 
-// Rows first .. last - 1 of a block, except those with more than `longest` edges. Row k is local row
-// rows[k] (k itself where rows is null); edge e reads row columns[e] - column_offset.
+// Rows first .. last - 1 of a block, except those with more than `longest` edges. Row k is local
+// row rows[k] (k itself where rows is null); edge e reads row columns[e] - column_offset.
 struct Edges {
     const int* rows;
     const i64* begin;
@@ -164,8 +183,10 @@ struct Edges {
 #define EDGES                                                                                 \
     const int *rows, const i64 *begin, const i64 *end, const int *columns, i64 column_offset, \
         i64 first, i64 last, i64 longest
-#define GIVEN_EDGES \
-    Edges { rows, begin, end, columns, column_offset, first, last, longest }
+#define GIVEN_EDGES                                                    \
+    Edges {                                                            \
+        rows, begin, end, columns, column_offset, first, last, longest \
+    }
 
 DEVICE int column_of(const Edges& edges, i64 edge) {
     return __ldg(edges.columns + edge) - static_cast<int>(edges.column_offset);
@@ -186,9 +207,9 @@ DEVICE Row row_of(const Edges& edges, i64 k) {
     return row;
 }
 
-// The work of one lane where rows are sums over edges: 2^span lanes share row k; 2^lanes of them stand
-// side by side on V columns each and take every (2^(span - lanes))-th edge. blockIdx.y counts tiles of
-// columns. Lanes beyond the last column repeat the first and write nothing.
+// The work of one lane where rows are sums over edges: 2^span lanes share row k; 2^lanes of them
+// stand side by side on V columns each and take every (2^(span - lanes))-th edge. blockIdx.y counts
+// tiles of columns. Lanes beyond the last column repeat the first and write nothing.
 struct Place {
     i64 k;
     int column, group, groups_log;

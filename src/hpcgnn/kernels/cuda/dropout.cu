@@ -15,8 +15,9 @@ DEVICE Patch patch_of(int lanes_log) {
 }
 
 template <class X, int V>
-KERNEL(8) dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
-               double p, u64 seed, u64 epoch, u64 layer, int relu, int lanes_log) {
+KERNEL(8)
+dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
+        double p, u64 seed, u64 epoch, u64 layer, int relu, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;
@@ -37,8 +38,9 @@ KERNEL(8) dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* i
 
 // out = g / (1 - p) where y, the output of dropout after a rectifier, is above 0.
 template <class X, int V>
-KERNEL(8) relu_dropout_backward(const X* y, i64 y_stride, const X* g, i64 g_stride, X* out,
-                             i64 out_stride, i64 rows, int width, double p, int lanes_log) {
+KERNEL(8)
+relu_dropout_backward(const X* y, i64 y_stride, const X* g, i64 g_stride, X* out, i64 out_stride,
+                      i64 rows, int width, double p, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;

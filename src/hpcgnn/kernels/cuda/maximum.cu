@@ -13,12 +13,13 @@ DEVICE Best<A> better(Best<A> a, Best<A> b, bool minimum) {
     return (minimum ? b.value < a.value : b.value > a.value) ? b : a;
 }
 
-// With `partial`, row k of the block goes to row k - first of `best` and `ties`. COUNTED: x is itself
-// such a result, and `counts` holds its ties.
+// With `partial`, row k of the block goes to row k - first of `best` and `ties`. COUNTED: x is
+// itself such a result, and `counts` holds its ties.
 template <class X, int V, bool COUNTED>
-KERNEL(8) maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts_stride, X* best,
-               i64 best_stride, int* ties, i64 ties_stride, int width, int minimum, int lanes_log,
-               int span_log, int partial) {
+KERNEL(8)
+maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts_stride, X* best,
+        i64 best_stride, int* ties, i64 ties_stride, int width, int minimum, int lanes_log,
+        int span_log, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const Place place = place_of<V>(first, width, lanes_log, span_log);
@@ -56,8 +57,8 @@ KERNEL(8) maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts
             if (base + (u << place.groups_log) >= row.count) continue;
 #pragma unroll
             for (int v = 0; v < V; v++)
-                top[v] = better(top[v], Best<A>{widen(value[u].at[v]), COUNTED ? count[u].at[v] : 1},
-                                minimum);
+                top[v] = better(
+                    top[v], Best<A>{widen(value[u].at[v]), COUNTED ? count[u].at[v] : 1}, minimum);
         }
     }
 #pragma unroll
@@ -79,9 +80,10 @@ KERNEL(8) maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts
 
 // grad[row] += sum over edges of share[column] where best[column] == x[row].
 template <class X, class O, int V>
-KERNEL(8) maximum_backward(EDGES, const X* best, i64 best_stride, const X* share, i64 share_stride,
-                        const X* x, i64 x_stride, O* grad, i64 grad_stride, int width,
-                        int lanes_log, int span_log, int partial) {
+KERNEL(8)
+maximum_backward(EDGES, const X* best, i64 best_stride, const X* share, i64 share_stride,
+                 const X* x, i64 x_stride, O* grad, i64 grad_stride, int width, int lanes_log,
+                 int span_log, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const Place place = place_of<V>(first, width, lanes_log, span_log);
@@ -115,5 +117,6 @@ KERNEL(8) maximum_backward(EDGES, const X* best, i64 best_stride, const X* share
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
     if (place.group == 0 && place.inside && row.count > 0)
-        add_to<O, V>(grad + (partial ? place.k - first : row.local) * grad_stride + place.column, sum);
+        add_to<O, V>(grad + (partial ? place.k - first : row.local) * grad_stride + place.column,
+                     sum);
 }

@@ -3,8 +3,9 @@
 
 // out[i] = x[rows[i]].
 template <class X, class O, int V>
-KERNEL(8) pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride,
-                 int width, int lanes_log) {
+KERNEL(8)
+pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride, int width,
+          int lanes_log) {
     const Place place = place_of<V>(0, width, lanes_log, lanes_log);
     if (place.k >= count || !place.inside) return;
     const Pack<X, V> from = gather<X, V>(x + rows[place.k] * x_stride + place.column);
@@ -16,8 +17,9 @@ KERNEL(8) pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out
 
 // out[rows[i]] += x[i]; no two rows are the same.
 template <class X, class O, int V>
-KERNEL(8) add_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride,
-                int width, int lanes_log) {
+KERNEL(8)
+add_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride, int width,
+         int lanes_log) {
     const Place place = place_of<V>(0, width, lanes_log, lanes_log);
     if (place.k >= count || !place.inside) return;
     const Pack<X, V> from = gather<X, V>(x + place.k * x_stride + place.column);

@@ -3,8 +3,9 @@
 
 // With `partial`, row k of the block goes to row k - first of `out`.
 template <class X, class O, int V, bool WEIGHTED>
-KERNEL(8) spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
-            int lanes_log, int span_log, int partial) {
+KERNEL(8)
+spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
+     int lanes_log, int span_log, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const Place place = place_of<V>(first, width, lanes_log, span_log);
@@ -34,5 +35,6 @@ KERNEL(8) spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
     if (place.group == 0 && place.inside && row.count > 0)
-        add_to<O, V>(out + (partial ? place.k - first : row.local) * out_stride + place.column, sum);
+        add_to<O, V>(out + (partial ? place.k - first : row.local) * out_stride + place.column,
+                     sum);
 }
