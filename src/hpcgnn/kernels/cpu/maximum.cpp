@@ -5,7 +5,6 @@ namespace HPCGNN_ISA {
 namespace {
 
 constexpr int MAX_TILE = MAX_VECTORS / 2;
-constexpr int AHEAD = 12;
 
 template <typename T, bool MINIMUM, typename Shape>
 void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape tile,
@@ -13,7 +12,7 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
     constexpr int N = Shape::N, U = Shape::U;
     const T* source = static_cast<const T*>(x.data) + tile.column;
     Lookahead ahead(edges, first, last);
-    for (int i = 0; i < AHEAD; i++) prefetch<N * U * sizeof(T)>(source + ahead.next() * x.stride);
+    ahead.skip(edges_ahead(N * U * sizeof(T)));
     for (int64_t k = first; k < last; k++) {
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
@@ -50,6 +49,7 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
     const T* best_0 = static_cast<const T*>(best.data) + tile.column;
     const T* share_0 = static_cast<const T*>(share.data) + tile.column;
     Lookahead ahead(edges, first, last);
+    ahead.skip(edges_ahead(2 * BYTES));
     for (int64_t k = first; k < last; k++) {
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);

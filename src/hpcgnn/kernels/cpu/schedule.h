@@ -77,9 +77,9 @@ class Lookahead {
 };
 
 // How many edges ahead to fetch rows of so many bytes.
-HPCGNN_INLINE int64_t edges_ahead(int64_t row_bytes) {
-    const int64_t count = 8192 / (row_bytes + 1);
-    return count < 4 ? 4 : count > 32 ? 32 : count;
+constexpr int64_t edges_ahead(int64_t row_bytes) {
+    const int64_t count = 16384 / (row_bytes + 1);
+    return count < 4 ? 4 : count > 64 ? 64 : count;
 }
 
 HPCGNN_INLINE int64_t local_row(const Edges& edges, int64_t k) {

@@ -178,10 +178,12 @@ HPCGNN_INLINE T* row_of(const Matrix& matrix, int64_t row) {
     return static_cast<T*>(matrix.data) + row * matrix.stride;
 }
 
+// Into the second-level cache: it has more misses under way at a time than the first, and misses are
+// what gathering waits for.
 template <int BYTES>
 HPCGNN_INLINE void prefetch(const void* from) {
     const char* line = static_cast<const char*>(from);
-    for (int at = 0; at < BYTES; at += 64) __builtin_prefetch(line + at, 0, 3);
+    for (int at = 0; at < BYTES; at += 64) __builtin_prefetch(line + at, 0, 2);
 }
 
 // U vectors of N lanes. Where the tile is no multiple of N, the last vector overlaps the one before:

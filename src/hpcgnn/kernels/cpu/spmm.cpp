@@ -4,15 +4,12 @@
 namespace HPCGNN_ISA {
 namespace {
 
-constexpr int64_t AHEAD_BYTES = 8192;
-
 template <typename T, bool WEIGHTED, typename Shape>
 void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t first, int64_t last) {
     constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
-    constexpr int AHEAD = AHEAD_BYTES / (BYTES < 256 ? 256 : BYTES);
     const T* source = static_cast<const T*>(x.data) + tile.column;
     Lookahead ahead(edges, first, last);
-    for (int i = 0; i < AHEAD; i++) prefetch<BYTES>(source + ahead.next() * x.stride);
+    ahead.skip(edges_ahead(BYTES));
     for (int64_t k = first; k < last; k++) {
         const int64_t begin = edges.begin[k], end = edges.end[k];
         if (begin == end) continue;
