@@ -30,7 +30,9 @@ def _num_ranks() -> int:
 def comm() -> Iterator[object]:
     from hpcgnn.comm.communicator import Communicator
 
-    yield Communicator(timeout=120)
+    communicator = Communicator(timeout=120)
+    yield communicator
+    communicator.close()
 
 
 @pytest.fixture

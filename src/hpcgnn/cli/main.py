@@ -39,6 +39,11 @@ def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentPar
         sub = verbs.add_parser(name, help=help_line, description=help_line)
         if name == verb and module is not None:
             module.add_arguments(sub)
+            if module.PARALLEL is not False:
+                sub.add_argument(
+                    "--timeout", type=float, metavar="SECONDS",
+                    help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
+                )  # fmt: skip
     return parser
 
 
@@ -46,17 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status (0, or the error's `exit_status`)."""
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
-    module = importlib.import_module(f"hpcgnn.cli.{verb}") if verb else None
+    from hpcgnn.comm import world
+
     try:
+        module = importlib.import_module(f"hpcgnn.cli.{verb}") if verb else None
         args = _parser(verb, module).parse_args(argv)
     except InputError as error:
-        print(f"hpcgnn: error: {error}", file=sys.stderr)
+        if world.launched()[0] == 0:
+            print(f"hpcgnn: error: {error}", file=sys.stderr)
         return error.exit_status
     if module is None:
         return 0
-    from hpcgnn.comm import world
-
-    return world.run(lambda comm: module.run(args, comm), parallel=module.PARALLEL)
+    return world.run(
+        lambda comm: module.run(args, comm),
+        parallel=module.PARALLEL,
+        timeout=getattr(args, "timeout", None),
+    )
 
 
 if __name__ == "__main__":

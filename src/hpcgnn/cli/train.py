@@ -15,6 +15,7 @@ from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, parse_size, resolve
 from hpcgnn.train.loop import Trainer
+from hpcgnn.train.telemetry import human, peak_memory, resident_memory
 
 HELP = "train a model on all ranks"
 PARALLEL = True
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    imported = resident_memory()
     config = resolve(args, args.config)
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
@@ -51,6 +53,14 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             flush=True,
         )
     trainer.run()
+    peak = peak_memory(trainer.device) - imported
+    least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
+    total = comm.allreduce(peak, "sum")
+    if comm.rank == 0:
+        print(
+            f"peak memory above imports: {human(least)} to {human(most)} per rank, {human(total)} "
+            f"in all; halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
+        )
     return 0
 
 

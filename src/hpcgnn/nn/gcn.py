@@ -39,7 +39,7 @@ class GCNConv(torch.nn.Module):
             y_NF = self.lin(self._propagate(graph, x_NF))
         else:
             y_NF = self._propagate(graph, self.lin(x_NF))
-        return y_NF if self.bias is None else y_NF + self.bias
+        return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         key = ("gcn", self.improved, self.add_self_loops, self.normalize)
@@ -61,8 +61,8 @@ def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1
     scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
     sum_NF = neighbour_sum(graph, scaled_NF)
     if missing_N1 is not None:
-        sum_NF = torch.addcmul(sum_NF, scaled_NF, missing_N1.to(x_NF.dtype))
-    return sum_NF * scale_N1.to(x_NF.dtype)
+        sum_NF.addcmul_(scaled_NF, missing_N1.to(x_NF.dtype))
+    return sum_NF.mul_(scale_N1.to(x_NF.dtype))
 
 
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:

@@ -40,7 +40,10 @@ class SAGEConv(torch.nn.Module):
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         y_NF = self._neighbours(graph, x_NF)
         if self.lin_r is not None:
-            y_NF = y_NF + self.lin_r(x_NF)
+            if isinstance(x_NF, Tensor):
+                y_NF.addmm_(x_NF, self.lin_r.weight.t())
+            else:
+                y_NF += self.lin_r(x_NF)
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
@@ -56,9 +59,8 @@ class SAGEConv(torch.nn.Module):
             transform_first = linear_aggr and self.out_channels <= self.in_channels
         if not transform_first:
             return lin(self._aggregate(graph, x_NF))  # type: ignore[arg-type]
-        bias, lin_weight = lin.bias, lin.weight
-        y_NF = self._aggregate(graph, linear(x_NF, lin_weight))
-        return y_NF if bias is None else y_NF + bias
+        y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
+        return y_NF if lin.bias is None else y_NF.add_(lin.bias)
 
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if self.aggr in ("max", "min"):
@@ -66,7 +68,7 @@ class SAGEConv(torch.nn.Module):
         sum_NF = neighbour_sum(graph, x_NF, weighted=False)
         if self.aggr == "sum":
             return sum_NF
-        return sum_NF / in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype)
+        return sum_NF.div_(in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr}"

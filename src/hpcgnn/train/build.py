@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
 from torch import Tensor
 from torch.optim import Optimizer
 
