@@ -48,7 +48,7 @@ def test_json_says_what_the_file_holds(files, capsys, kind):
         assert len(content["datasets"]) == len(graph_content().arrays)
     elif kind == "partition":
         assert sum(part["nodes"] for part in content["parts"]) == 30
-        assert content["attributes"]["report"] == {"edge cut": 12}
+        assert content["attributes"]["report"]["edge_cut"] == 12
     else:
         assert content["attributes"]["config"] == {"lr": 0.01}
 
@@ -60,7 +60,12 @@ def test_text_is_for_reading(files, capsys, kind):
     assert lines[0].startswith(f"{files / kind}.h5: {kind}, format version 1, ")
     words = {
         "graph": ["num_nodes 9", "edges/indices 20 int32 80 B"],
-        "partition": ["1 0 0", "edge cut 12", "parts/*/in/columns various int32"],
+        "partition": [
+            "1 0 0 7",
+            "edge cut 12 34",
+            "balance of nodes 1.25",
+            "parts/*/in/columns various int32",
+        ],
         "checkpoint": ["epoch 7", "lr 0.01", "model/weight 4x2 float32 32 B"],
         "predictions": ["epoch 7"],
     }[kind]

@@ -42,7 +42,12 @@ def small_parts(
         "symmetric": int(symmetric),
         "method": "random",
         "graph_fingerprint": "0123456789abcdef",
-        "report": {"edge cut": 12},
+        "report": {
+            "edge_cut": 12,
+            "balance": {"nodes": 1.25},
+            "halo_nodes": [7] * num_parts,
+            "random": {"edge_cut": 34},
+        },
         "config": {"parts": num_parts},
     }
     return parts, header

@@ -103,21 +103,52 @@ def _text(content: dict[str, Any]) -> list[str]:
     hidden = ("format", "version", "checksum")
     plain = {k: v for k, v in attributes.items() if k not in hidden and not isinstance(v, dict)}
     lines += _pairs({k: v for k, v in plain.items() if v != 0})
+    report = attributes.get("report", {})
     if "parts" in content:
-        lines += ["", "parts", *_table(_shown_parts(content["parts"]))]
+        lines += ["", "parts", *_table(_part_rows(content["parts"], report))]
+    if report:
+        lines += ["", "report", *_report(report)]
     for name, value in attributes.items():
-        if isinstance(value, dict) and value:
-            lines += ["", name, *_nested(value)]
+        if isinstance(value, dict) and value and name != "report":
+            lines += ["", name, *_pairs(value)]
     return [*lines, "", "datasets", *_table(_grouped(content["datasets"]))]
 
 
-def _shown_parts(parts: list[dict[str, int]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"part": index} | part for index, part in enumerate(parts[:_SHOWN_PARTS])
-    ]
-    if len(parts) > _SHOWN_PARTS:
-        rows.append({"part": f"and {len(parts) - _SHOWN_PARTS} more (--json shows all)"})
+def _part_rows(parts: list[dict[str, int]], report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Sizes of each part, and whatever else the report says part by part."""
+    rows: list[dict[str, Any]] = [{"part": index} | part for index, part in enumerate(parts)]
+    for name, values in report.items():
+        if isinstance(values, list) and len(values) == len(parts):
+            for row, value in zip(rows, values, strict=True):
+                row[name.replace("_", " ")] = value
+    if len(rows) > _SHOWN_PARTS:
+        more = f"and {len(rows) - _SHOWN_PARTS} more (--json shows all)"
+        return [*rows[:_SHOWN_PARTS], {"part": more}]
     return rows
+
+
+def _report(report: dict[str, Any]) -> list[str]:
+    """Its figures, beside those of a random partition where it has them."""
+    other = report.get("random")
+    own = _figures({name: value for name, value in report.items() if name != "random"})
+    if not isinstance(other, dict):
+        return _pairs(own)
+    beside = _figures(other)
+    return _table(
+        [{"": name, "this": value, "random": beside.get(name, "")} for name, value in own.items()]
+    )
+
+
+def _figures(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Single values by readable name; lists are left out."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        readable = prefix + name.replace("_", " ")
+        if isinstance(value, dict):
+            found |= _figures(value, f"{readable} of ")
+        elif not isinstance(value, list):
+            found[readable] = value
+    return found
 
 
 def _grouped(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,14 +168,6 @@ def _grouped(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row | {"bytes": _bytes(row["bytes"]), "stored": _bytes(row["stored"])}
         for row in rows.values()
     ]
-
-
-def _nested(value: dict[str, Any]) -> list[str]:
-    """Dictionaries of equal keys as a table, anything else as pairs."""
-    rows = list(value.values())
-    if rows and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
-        return _table([{"": name, **row} for name, row in value.items()])
-    return _pairs(value)
 
 
 def _pairs(values: dict[str, Any]) -> list[str]:
