@@ -32,7 +32,7 @@ def attention2_forward(
         zr_NK: `[local rows, heads * channels]`, of the destinations.
         att_HC: `[heads, channels]`, contiguous.
         top_NH, total_NH, out_NK: updated; start them at -inf, 0 and 0.
-        edge_matrix: `[D, heads * channels]` for edge features of width D; on the CPU only.
+        edge_matrix: `[D, heads * channels]` for edge features of width D.
     """
     local, width = checks.num_local_rows(block), zl_HK.shape[-1]
     heads, dtype = att_HC.shape[0], checks.sum_type(zl_HK.dtype)
@@ -131,6 +131,7 @@ def _check(
         )
     if edge_matrix is None:
         return
-    if block.features is None or zl.device.type != "cpu":
-        raise InputError("kernels: an edge matrix needs edge features and tensors on the CPU")
-    checks.matrix("edge_matrix", edge_matrix, like=zl, rows=block.features.shape[1], width=width)
+    if block.features is None:
+        raise InputError("kernels: an edge matrix needs a block with edge features")
+    rows, dtype = block.features.shape[1], checks.sum_type(zl.dtype)
+    checks.matrix("edge_matrix", edge_matrix, like=zl, rows=rows, width=width, dtype=dtype)

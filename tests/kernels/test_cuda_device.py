@@ -1,0 +1,125 @@
+"""The CUDA kernels on a GPU against the CPU kernels and double-precision references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hpcgnn.kernels.cuda
+from hpcgnn import kernels
+from tests.kernels import test_attention as attention
+from tests.kernels import test_attention2 as attention2
+from tests.kernels import test_spmm as sums
+from tests.kernels.blocks import Edges, matrix, random_edges
+
+pytestmark = pytest.mark.gpu
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float64: 1e-12}
+
+
+def moved(edges: Edges, device: torch.device) -> Edges:
+    return Edges(
+        edges.block.to(device), edges.source.to(device), edges.target.to(device), edges.num_rows
+    )
+
+
+def power_law(num_rows: int, num_columns: int, num_edges: int, **given) -> Edges:
+    """With a row of a fifth of all edges, far more than one warp takes."""
+    edges = random_edges(num_rows, num_columns, num_edges, **given)
+    assert int((edges.block.end - edges.block.begin).max()) > num_edges // 10
+    return edges
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [1, 7, 40, 47, 64, 128, 500])
+def test_sums_and_maxima(width, dtype, gpu):
+    edges = power_law(300, 200, 20_000, weighted=True, listed_rows=True)
+    x = matrix(200, width, dtype, 1)
+    there, x_there = moved(edges, gpu), x.to(gpu)
+    wide = kernels.checks.sum_type(dtype)
+    out, again = (torch.zeros(300, width, dtype=wide, device=gpu) for _ in range(2))
+    kernels.spmm(there.block, x_there, out)
+    kernels.spmm(there.block, x_there, again)
+    assert torch.equal(out, again)
+    expected = sums.product(edges, x)
+    assert torch.allclose(out.cpu().double(), expected, rtol=TOLERANCE.get(dtype, 2e-5), atol=2e-4)
+
+    best = torch.full((300, width), -torch.inf, dtype=dtype, device=gpu)
+    ties = torch.zeros(300, width, dtype=torch.int32, device=gpu)
+    kernels.spmm_max(there.block, x_there, best, ties)
+    on_cpu, ties_cpu = torch.full((300, width), -torch.inf).to(wide), torch.zeros_like(ties).cpu()
+    kernels.spmm_max(edges.block, x.to(wide), on_cpu, ties_cpu)
+    assert torch.equal(best.cpu().to(wide), on_cpu)
+    assert torch.equal(ties.cpu(), ties_cpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_masks_are_bitwise_those_of_the_cpu(dtype, gpu):
+    x, ids = matrix(1000, 77, dtype, 1), torch.arange(1000) * 10**12 - 7
+    given = {"p": 0.37, "seed": -3, "epoch": 11, "layer": 2, "relu": True}
+    here, there = torch.empty_like(x), torch.empty_like(x, device=gpu)
+    kernels.dropout_nodes(x, here, ids, **given)
+    kernels.dropout_nodes(x.to(gpu), there, ids.to(gpu), **given)
+    assert torch.equal(here, there.cpu())
+
+
+def run(problem, device: torch.device) -> list[torch.Tensor]:
+    """Result, log-sum-exp and gradients of a problem whose tensors are moved to `device`."""
+    problem.edges = moved(problem.edges, device)
+    problem.inputs = {name: value.to(device) for name, value in problem.inputs.items()}
+    problem.g = problem.g.to(device)
+    if problem.dropout is not None:
+        ids = {
+            name: getattr(problem.dropout, name).to(device)
+            for name in ("source_ids", "destination_ids")
+        }
+        problem.dropout = kernels.Dropout(**(vars(problem.dropout) | ids))
+    with device:
+        result, lse = problem.forward()
+        return [result, lse, *problem.backward(result, lse).values()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize(
+    ("heads", "channels"), [(1, 1), (8, 8), (4, 16), (4, 32), (4, 128), (1, 47), (3, 300)]
+)
+def test_attention_of_both_kinds(heads, channels, depth, dtype, gpu):
+    for kind in (attention, attention2):
+        edges = power_law(200, 150, 12_000, feature_width=depth)
+        ids = torch.randperm(350)
+        dropout = kernels.Dropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
+        here = run(
+            kind.Problem(edges, heads, channels, dtype, dropout=dropout), torch.device("cpu")
+        )
+        there = kind.Problem(edges, heads, channels, dtype, dropout=dropout)
+        found, again = run(there, gpu), run(there, gpu)
+        for value, repeated, expected in zip(found, again, here, strict=True):
+            assert torch.equal(value, repeated)
+            limit = 5e-4 if dtype == torch.float32 else 1e-10
+            assert (value.cpu() - expected).abs().max() < limit * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_are_packed_and_added(dtype, gpu):
+    x, rows = matrix(50, 36, torch.float32, 1), torch.randperm(50)[:20].int()
+    packed = torch.empty(20, 36, dtype=dtype, device=gpu)
+    hpcgnn.kernels.cuda.pack_rows(x.to(gpu), rows.to(gpu), packed)
+    assert torch.equal(packed.cpu(), x[rows.long()].to(dtype))
+    target = torch.zeros(50, 36, device=gpu)
+    hpcgnn.kernels.cuda.add_rows(packed, rows.to(gpu), target)
+    assert torch.equal(target.cpu()[rows.long()], packed.cpu().float())
+
+
+def test_kernels_follow_torchs_current_stream(gpu):
+    edges = moved(random_edges(100, 100, 2000), gpu)
+    stream = torch.cuda.Stream(gpu)
+    x = torch.zeros(100, 32, device=gpu)
+    out = torch.zeros(100, 32, device=gpu)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        x.fill_(1)
+        kernels.spmm(edges.block, x, out)
+        done = out.sum()
+    stream.synchronize()
+    assert float(done) == 2000 * 32
