@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.graphs import Whole, collect, distribute, local, random_graph
 
 from hpcgnn import nn
-from tests.graphs import Whole, collect, distribute, local, random_graph
+from hpcgnn.comm.ring import Ring
+from hpcgnn.graph import PartitionedGraph
 
 pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
@@ -36,7 +38,8 @@ ZOO: dict[str, Make] = {
     "sgc": lambda lib: lib.SGConv(5, 3, K=3),
 }
 LAYERS |= ZOO
-SIZES = [(7, 14), (8, 30), (9, 4), (500, 3000)]
+MODES = ["sar", "sa", "oneshot"]
+FEW = ["gcn", "sage wide", "sage max", "gat", "gatv2"]
 
 
 def train_theirs(layer: torch.nn.Module, whole: Whole, *args: torch.Tensor) -> dict:
@@ -47,15 +50,16 @@ def train_theirs(layer: torch.nn.Module, whole: Whole, *args: torch.Tensor) -> d
     return {"y": y.detach(), "x": x.grad, **_gradients(layer)}
 
 
-def train_ours(layer: torch.nn.Module, whole: Whole, comm, mode: str, halo_buffer: int) -> dict:
+def train_ours(layer: torch.nn.Module, graph: PartitionedGraph, whole: Whole, mode: str) -> dict:
     """The same over the ranks, gathered."""
-    graph = distribute(whole, comm, mode=mode, halo_buffer=halo_buffer)
+    comm, graph.mode = graph.ring.comm, mode
     x = local(graph, whole.features).requires_grad_()
     y = layer(graph, x)
-    (y * local(graph, _weights(y.shape[1])).float()).sum().backward()
-    assert mode != "sar" or graph.ring.peak_bytes <= halo_buffer
+    (y * local(graph, _weights(y.shape[1])[: whole.num_nodes]).float()).sum().backward()
+    assert mode != "sar" or graph.ring.peak_bytes <= graph.ring.halo_buffer
     summed = {name: comm.allreduce(grad) for name, grad in _gradients(layer).items()}
-    return {"y": collect(graph, y), "x": collect(graph, x.grad), **summed}
+    y_all, x_all = collect(graph, torch.cat([y, x.grad], dim=1)).split([y.shape[1], 5], dim=1)
+    return {"y": y_all, "x": x_all, **summed}
 
 
 def _weights(width: int) -> torch.Tensor:
@@ -78,42 +82,53 @@ def check(found: dict, expected: dict) -> None:
         )
 
 
-@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
-@pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-@pytest.mark.parametrize("name", LAYERS)
-def test_layer(comm, name, num_nodes, num_edges, mode):
-    torch.manual_seed(1)
-    whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
-    theirs, ours = LAYERS[name](pyg), LAYERS[name](nn)
+def compare(theirs, ours, whole: Whole, comm, modes: list[str], *args: torch.Tensor) -> None:
+    """Weights are drawn by PyTorch Geometric and must be alike on all ranks: rank 0's are taken."""
+    theirs.load_state_dict(comm.broadcast(theirs.state_dict()))
     ours.load_state_dict(theirs.state_dict())
-    expected = train_theirs(theirs, whole)
-    check(train_ours(ours, whole, comm, mode, 1 << 20 if num_nodes > 9 else 4096), expected)
+    expected = train_theirs(theirs, whole, *args)
+    graph = distribute(whole, comm)
+    for mode in modes:
+        graph.ring = Ring(comm, halo_buffer=4096)
+        check(train_ours(ours, graph, whole, mode), expected)
 
 
-@pytest.mark.parametrize("mode", ["sar", "sa"])
-def test_gat_with_edge_features(comm, mode):
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_in_every_mode(comm, name):
+    compare(LAYERS[name](pyg), LAYERS[name](nn), random_graph(9, 24), comm, MODES)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_in_many_messages(comm, name):
+    """Enough nodes that 4 KiB of buffers cut every block into several messages."""
+    modes = MODES if name in FEW else ["sar"]
+    compare(LAYERS[name](pyg), LAYERS[name](nn), random_graph(500, 2000), comm, modes)
+
+
+@pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 14), (8, 30), (9, 4)])
+@pytest.mark.parametrize("name", FEW)
+def test_small_graphs(comm, name, num_nodes, num_edges):
+    whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
+    compare(LAYERS[name](pyg), LAYERS[name](nn), whole, comm, ["sar"])
+
+
+def test_gat_with_edge_features(comm):
     whole = random_graph(40, 150, edge_width=3)
     theirs, ours = pyg.GATConv(5, 4, heads=2, edge_dim=3), nn.GATConv(5, 4, heads=2, edge_dim=3)
-    ours.load_state_dict(theirs.state_dict())
-    expected = train_theirs(theirs, whole, torch.from_numpy(whole.edge_features).double())
-    check(train_ours(ours, whole, comm, mode, 4096), expected)
+    features = torch.from_numpy(whole.edge_features).double()
+    compare(theirs, ours, whole, comm, MODES, features)
 
 
 @pytest.mark.parametrize("num_bases", [None, 2])
-@pytest.mark.parametrize("mode", ["sar", "sa"])
-def test_rgcn(comm, num_bases, mode):
+def test_rgcn(comm, num_bases):
     whole = random_graph(40, 150, num_relations=4)
     theirs = pyg.RGCNConv(5, 3, 4, num_bases=num_bases)
     ours = nn.RGCNConv(5, 3, 4, num_bases=num_bases)
-    ours.load_state_dict(theirs.state_dict())
-    expected = train_theirs(theirs, whole, torch.from_numpy(whole.relation).long())
-    check(train_ours(ours, whole, comm, mode, 4096), expected)
+    compare(theirs, ours, whole, comm, MODES, torch.from_numpy(whole.relation).long())
 
 
 @pytest.mark.parametrize("improved", [False, True])
 def test_weighted_gcn(comm, improved):
     whole = random_graph(40, 150, weighted=True)
     theirs, ours = pyg.GCNConv(5, 3, improved=improved), nn.GCNConv(5, 3, improved=improved)
-    ours.load_state_dict(theirs.state_dict())
-    expected = train_theirs(theirs, whole, torch.from_numpy(whole.weight).double())
-    check(train_ours(ours, whole, comm, "sar", 4096), expected)
+    compare(theirs, ours, whole, comm, ["sar"], torch.from_numpy(whole.weight).double())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.graphs import Whole, collect, distribute, local, random_graph
 from torch import Tensor
 
 from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.messages import edge_features
-from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 
@@ -100,10 +100,9 @@ def reference(layer: MessagePassing, whole: Whole, x: Tensor, features: Tensor |
     return layer.update(torch.stack(rows), x)
 
 
-@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
-@pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 14), (9, 40), (60, 300)])
+@pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 24), (60, 300)])
 @pytest.mark.parametrize("kind", [EdgeNetwork, Several, DotProduct, Isomorphism])
-def test_gradients(comm, kind, num_nodes, num_edges, mode):
+def test_gradients(comm, kind, num_nodes, num_edges):
     torch.manual_seed(3)
     layer = kind().double()
     whole = random_graph(num_nodes, num_edges, edge_width=3 if kind is EdgeNetwork else 0)
@@ -113,30 +112,31 @@ def test_gradients(comm, kind, num_nodes, num_edges, mode):
         features = torch.from_numpy(whole.edge_features).double().requires_grad_()
     expected = reference(layer, whole, x, features)
     weights = torch.randn(expected.shape, dtype=torch.float64)
-    names = [name for name, _ in layer.named_parameters()]
     grads = torch.autograd.grad(
         (expected * weights).sum(), [x, *layer.parameters()], retain_graph=True
     )
 
-    graph = distribute(whole, comm, mode=mode, halo_buffer=4096)
-    x_local = local(graph, x.detach()).requires_grad_()
-    mine = edge_features(graph)
-    mine = None if mine is None else mine.double().requires_grad_()
-    y = layer(graph, x_local, mine)
-    (y * local(graph, weights)).sum().backward()
-    torch.testing.assert_close(collect(graph, y), expected.detach())
-    torch.testing.assert_close(collect(graph, x_local.grad), grads[0])
-    for name, grad in zip(names, grads[1:], strict=True):
-        found = dict(layer.named_parameters())[name].grad
-        total = comm.allreduce(torch.zeros_like(grad) if found is None else found)
-        torch.testing.assert_close(total, grad, msg=name)
-    if mine is not None:
-        (grad,) = torch.autograd.grad((expected * weights).sum(), [features])
-        order = torch.from_numpy(whole.edge_features)[:, 0].argsort()
-        pieces = comm.allgather((mine.detach()[:, 0].numpy(), mine.grad.numpy()))
-        keys = torch.cat([torch.from_numpy(key) for key, _ in pieces])
-        found = torch.cat([torch.from_numpy(rows) for _, rows in pieces])[keys.argsort()]
-        torch.testing.assert_close(found, grad[order])
+    graph = distribute(whole, comm, halo_buffer=4096)
+    for graph.mode in ("sar", "sa", "oneshot"):
+        layer.zero_grad()
+        x_local = local(graph, x.detach()).requires_grad_()
+        mine = edge_features(graph)
+        mine = None if mine is None else mine.double().requires_grad_()
+        y = layer(graph, x_local, mine)
+        (y * local(graph, weights)).sum().backward()
+        found = collect(graph, torch.cat([y, x_local.grad], dim=1))
+        torch.testing.assert_close(found[:, : y.shape[1]], expected.detach())
+        torch.testing.assert_close(found[:, y.shape[1] :], grads[0])
+        for (name, parameter), grad in zip(layer.named_parameters(), grads[1:], strict=True):
+            own = torch.zeros_like(grad) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(comm.allreduce(own), grad, msg=name)
+        if mine is not None:
+            (grad,) = torch.autograd.grad((expected * weights).sum(), [features], retain_graph=True)
+            order = torch.from_numpy(whole.edge_features)[:, 0].argsort()
+            pieces = comm.allgather((mine.detach()[:, 0].numpy(), mine.grad.numpy()))
+            keys = torch.cat([torch.from_numpy(key) for key, _ in pieces])
+            rows = torch.cat([torch.from_numpy(rows) for _, rows in pieces])[keys.argsort()]
+            torch.testing.assert_close(rows, grad[order])
 
 
 def test_dropout_inside_messages_is_the_same_in_backward(comm):

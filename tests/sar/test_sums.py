@@ -2,38 +2,46 @@
 
 import pytest
 import torch
+from tests.graphs import collect, distribute, local, random_graph
 
+from hpcgnn.comm.ring import Ring
 from hpcgnn.sar.extremes import neighbour_max
 from hpcgnn.sar.sums import in_degrees, neighbour_sum
-from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 SIZES = [(7, 12), (8, 30), (9, 3), (9, 0), (500, 3000)]
 
 
-@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+WAYS = [  # mode, fewest_rows, halo_buffer
+    ("sar", True, 4096),
+    ("sar", False, 4096),
+    ("sar", True, 1 << 20),
+    ("sa", False, 1 << 20),
+    ("oneshot", True, 4096),
+    ("oneshot", False, 4096),
+]
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric, mode):
+def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
     whole = random_graph(num_nodes, num_edges, symmetric=symmetric, weighted=weighted)
     dense = whole.dense()
     x = torch.from_numpy(whole.features).double()
     weights = torch.randn(num_nodes, x.shape[1], generator=torch.manual_seed(1)).double()
-    for fewest in (True, False):
-        for halo_buffer in (1 << 20, 4096):
-            graph = distribute(whole, comm, halo_buffer=halo_buffer, mode=mode)
-            graph.fewest_rows = fewest
-            assert graph.symmetric == symmetric or num_edges < 4
-            x_local = local(graph, x.float()).requires_grad_()
-            y = neighbour_sum(graph, x_local)
-            (y * local(graph, weights.float())).sum().backward()
-            torch.testing.assert_close(collect(graph, y).double(), dense @ x, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(
-                collect(graph, x_local.grad).double(), dense.T @ weights, rtol=1e-5, atol=1e-5
-            )
-            if mode == "sar":
-                assert graph.ring.peak_bytes <= halo_buffer
+    expected = torch.cat([dense @ x, dense.T @ weights], dim=1)
+    graph = distribute(whole, comm)
+    assert graph.symmetric == symmetric or num_edges < 4
+    for graph.mode, graph.fewest_rows, halo_buffer in WAYS:
+        graph.ring = Ring(comm, halo_buffer=halo_buffer)
+        x_local = local(graph, x.float()).requires_grad_()
+        y = neighbour_sum(graph, x_local)
+        (y * local(graph, weights.float())).sum().backward()
+        found = collect(graph, torch.cat([y, x_local.grad], dim=1)).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if graph.mode == "sar":
+            assert graph.ring.peak_bytes <= halo_buffer
     degrees = collect(graph, in_degrees(graph)[:, None])[:, 0]
     assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
 
