@@ -1,0 +1,166 @@
+"""`hpcgnn report`: summarise a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hpcgnn.errors import InputError
+
+HELP = "summarise a run directory"
+PARALLEL = False
+
+_SETS = ("train", "valid", "test")
+_SECONDS = ("epoch_seconds", "forward_seconds", "backward_seconds")
+_SPREAD = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
+_REQUEUE = "REQUEUE"  # what a run that stopped early leaves, see train.loop
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace, comm: None) -> int:
+    content = summarise(args.run_dir)
+    print(json.dumps(content, indent=1) if args.json else "\n".join(_text(content)))
+    return 0
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """The figures of a run, from metrics.jsonl, config.json and the names of the checkpoints.
+
+    The best epoch is that of the best validation, or the last one where nothing was validated.
+    Shares are of the time of all epochs; waiting is part of forward and backward.
+
+    Raises:
+        InputError: no such folder, no epochs, or a line that is no record.
+    """
+    records = _records(folder)
+    config = _config(folder)
+    best = _best(records)
+    seconds = [float(record["epoch_seconds"]) for record in records]
+    total = sum(seconds)
+    checkpoints = folder / "checkpoints"
+    return {
+        "run_dir": str(folder),
+        "status": _status(folder, len(records), records[-1]["epoch"], config),
+        "epochs": records[-1]["epoch"],
+        "epochs_asked": config.get("epochs"),
+        "best_epoch": best["epoch"],
+        "best_loss": best["loss"],
+        **{f"best_{name}": best.get(name) for name in _SETS},
+        "last_loss": records[-1]["loss"],
+        "epoch_seconds_mean": total / len(seconds),
+        "epoch_seconds_median": statistics.median(seconds),
+        "forward_share": _share(records, "forward_seconds", total),
+        "backward_share": _share(records, "backward_seconds", total),
+        "wait_share": _share(records, "comm_wait_seconds", total),
+        "bytes_per_epoch_and_rank": statistics.median(r["bytes_sent"]["mean"] for r in records),
+        "peak_memory_bytes_max": max(r["peak_memory_bytes"]["max"] for r in records),
+        "checkpoints": sorted(path.name for path in checkpoints.glob("[!.]*.h5")),
+    }
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    if not folder.is_dir():
+        raise InputError("no such folder", file=folder)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError("has no metrics.jsonl: not a run directory", file=folder) from None
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from error
+    except UnicodeDecodeError:
+        raise InputError("is no text", file=path) from None
+    if not lines:
+        raise InputError("holds no epoch yet", file=path)
+    return [_record(line, number, path) for number, line in enumerate(lines, 1)]
+
+
+def _record(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        good = isinstance(record, dict) and type(record["epoch"]) is int and record["epoch"] > 0
+        good = good and all(_is_number(record[name]) for name in ("loss", *_SECONDS))
+        good = good and all(
+            _is_number(record[name][end]) for name in _SPREAD for end in ("min", "mean", "max")
+        )
+        good = good and all(record.get(n) is None or _is_number(record[n]) for n in _SETS)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise InputError(
+            f"line {number} is torn or no record of an epoch; `hpcgnn train --resume` drops it",
+            file=path,
+        )
+    kept: dict[str, Any] = record
+    return kept
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("holds no readable configuration", file=path) from error
+    if not isinstance(config, dict):
+        raise InputError("holds no readable configuration", file=path)
+    return config
+
+
+def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
+    scored = [r for r in records if r.get("valid") is not None and not math.isnan(r["valid"])]
+    return max(scored, key=lambda record: record["valid"]) if scored else records[-1]
+
+
+def _share(records: list[dict[str, Any]], name: str, total: float) -> float:
+    values = (r[name]["mean"] if isinstance(r[name], dict) else r[name] for r in records)
+    return sum(values) / total if total else 0.0
+
+
+def _status(folder: Path, count: int, last: int, config: dict[str, Any]) -> str:
+    if (folder / _REQUEUE).exists():
+        return "stopped early, to be resumed"
+    asked, patience = config.get("epochs"), config.get("patience")
+    if isinstance(asked, int) and last >= asked:
+        return "finished"
+    if isinstance(patience, int) and patience and count > patience:
+        return "finished by patience, or running"
+    return "running, or ended without a word" if isinstance(asked, int) else "unknown"
+
+
+def _text(content: dict[str, Any]) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f} %"
+
+    scores = ", ".join(f"{name} {percent(content['best_' + name])}" for name in _SETS)
+    asked = content["epochs_asked"]
+    rows = {
+        "status": content["status"],
+        "epochs": f"{content['epochs']}" + ("" if asked is None else f" of {asked}"),
+        "best epoch": f"{content['best_epoch']}, loss {content['best_loss']:.4f}, {scores}",
+        "last loss": f"{content['last_loss']:.4f}",
+        "seconds per epoch": f"mean {content['epoch_seconds_mean']:.3f}, "
+        f"median {content['epoch_seconds_median']:.3f}",
+        "of that": f"forward {percent(content['forward_share'])}, "
+        f"backward {percent(content['backward_share'])}, "
+        f"waiting for messages {percent(content['wait_share'])}",
+        "sent per epoch": f"{content['bytes_per_epoch_and_rank'] / 1e6:,.1f} MB per rank",
+        "peak memory": f"{content['peak_memory_bytes_max'] / 1e6:,.1f} MB on the largest rank, "
+        "imports included",
+        "checkpoints": ", ".join(content["checkpoints"]) or "none",
+    }
+    width = max(map(len, rows))
+    return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]
