@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.transport import HostTransport, Slot
+from hpcgnn.comm.transport import HostTransport, Slot, Transport
 from hpcgnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LARGEST_MESSAGE = 1 << 30  # bytes; MPI counts are C ints
 _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
+_NAP = 2e-5  # seconds between two looks at copies that no request stands for
 
 
 def ring_order(rank: int, size: int, direction: int) -> list[int]:
@@ -64,14 +65,18 @@ class Arrival:
 
 
 class _Channel:
-    """A fixed number of slots and the requests in flight on them, oldest first."""
+    """A fixed number of slots and the requests in flight on them, oldest first.
+
+    `packed` are slots that were filled but that MPI may not read yet.
+    """
 
     def __init__(self, slots: list[Slot]) -> None:
-        self.free = slots
+        self.free = deque(slots)
+        self.packed: deque[tuple[Slot, int]] = deque()
         self.flight: deque[tuple[Any, Slot, int]] = deque()
 
     def take(self) -> Slot:
-        return self.free.pop()
+        return self.free.popleft()
 
     def post(self, request: Any, slot: Slot, index: int) -> None:
         self.flight.append((request, slot, index))
@@ -134,6 +139,7 @@ class Exchange:
         self._post_sends()
         if self.reply_width:
             self._replies_out.retire_sent()
+            self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
             self._post_reply_receives()
             self._accept_replies()
 
@@ -143,6 +149,7 @@ class Exchange:
             num_bytes = message.num_rows * self.width * self.dtype.itemsize
             self.ring.transport.after_receive(slot, num_bytes)
             yield Arrival(self, index, slot.view(message.num_rows, self.width, self.dtype))
+            self.ring.transport.release(slot)
             self._receives.free.append(slot)
             self.progress()
         self._finish()
@@ -153,13 +160,27 @@ class Exchange:
             self._wait_any()
         slot = self._replies_out.take()
         slot.view(message.num_rows, self.reply_width, self.dtype).copy_(rows_HF)
-        request = self.ring.send(
-            slot, message.num_rows, self.reply_width, self.dtype, message.peer, _REPLY_TAG
-        )
-        self._replies_out.post(request, slot, index)
+        self._pack(self._replies_out, slot, index, message.num_rows * self.reply_width)
+        self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
+
+    def _pack(self, channel: _Channel, slot: Slot, index: int, count: int) -> None:
+        self.ring.transport.before_send(slot, count * self.dtype.itemsize)
+        channel.packed.append((slot, index))
+
+    def _send_packed(
+        self, channel: _Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
+    ) -> None:
+        while channel.packed and self.ring.transport.may_send(channel.packed[0][0]):
+            slot, index = channel.packed.popleft()
+            message = messages[index]
+            request = self.ring.send(slot, message.num_rows, width, self.dtype, message.peer, tag)
+            channel.post(request, slot, index)
+
+    def _can_receive(self, channel: _Channel) -> bool:
+        return bool(channel.free) and self.ring.transport.may_receive(channel.free[0])
 
     def _post_receives(self) -> None:
-        while self._receives.free and self._next_receive < len(self.incoming):
+        while self._next_receive < len(self.incoming) and self._can_receive(self._receives):
             message = self.incoming[self._next_receive]
             slot = self._receives.take()
             request = self.ring.receive(
@@ -173,14 +194,12 @@ class Exchange:
             message = self.outgoing[self._next_send]
             slot = self._sends.take()
             message.pack(slot.view(message.num_rows, self.width, self.dtype))
-            request = self.ring.send(
-                slot, message.num_rows, self.width, self.dtype, message.peer, _DATA_TAG
-            )
-            self._sends.post(request, slot, self._next_send)
+            self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
             self._next_send += 1
+        self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
 
     def _post_reply_receives(self) -> None:
-        while self._replies_in.free and self._next_reply < len(self.outgoing):
+        while self._next_reply < len(self.outgoing) and self._can_receive(self._replies_in):
             message = self.outgoing[self._next_reply]
             slot = self._replies_in.take()
             request = self.ring.receive(
@@ -190,7 +209,7 @@ class Exchange:
             self._next_reply += 1
 
     def _accept_replies(self) -> None:
-        """Hand replies over in the order of the messages they answer, so that sums are repeatable."""
+        """Hand replies over in the order of the messages they answer: sums are then repeatable."""
         flight = self._replies_in.flight
         while flight and flight[0][0].Test():
             _, slot, index = flight.popleft()
@@ -200,15 +219,16 @@ class Exchange:
             )
             if self.on_reply is not None:
                 self.on_reply(index, slot.view(num_rows, self.reply_width, self.dtype))
+            self.ring.transport.release(slot)
             self._replies_in.free.append(slot)
             self._replies_done += 1
             self._post_reply_receives()
 
     def _wait_for_receive(self) -> Slot:
-        request = self._receives.flight[0][0]
-        while not request.Test():
-            self._wait_any(request)
-        return self._receives.flight.popleft()[1]
+        flight = self._receives.flight
+        while not (flight and flight[0][0].Test()):
+            self._wait_any(*(entry[0] for entry in list(flight)[:1]))
+        return flight.popleft()[1]
 
     def _wait_any(self, *also: Any) -> None:
         """Sleep until something in flight moves, then do what that allows."""
@@ -217,13 +237,27 @@ class Exchange:
         if self._replies_in.flight:
             heads.append(self._replies_in.flight[0][0])
         start = time.perf_counter()
-        self.ring.comm.wait_any(heads, self.where)
+        if self._copies_pending():
+            time.sleep(_NAP)
+        else:
+            self.ring.comm.wait_any(heads, self.where)
         self.ring.wait_seconds += time.perf_counter() - start
         self.progress()
 
+    def _copies_pending(self) -> bool:
+        """Whether something waits for the transport, which no request of MPI's stands for."""
+        return bool(
+            self._sends.packed
+            or self._replies_out.packed
+            or (self._receives.free and self._next_receive < len(self.incoming))
+            or (self._replies_in.free and self._next_reply < len(self.outgoing))
+        )
+
     def _finish(self) -> None:
         while (
-            self._sends.flight
+            self._sends.packed
+            or self._replies_out.packed
+            or self._sends.flight
             or self._next_send < len(self.outgoing)
             or self._replies_out.flight
             or (self.reply_width and self._replies_done < len(self.outgoing))
@@ -247,7 +281,7 @@ class Ring:
         *,
         halo_buffer: int = 256 << 20,
         prefetch: int = 2,
-        transport: HostTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         if prefetch < 1:
             raise InputError("--prefetch must be at least 1", value=prefetch)
@@ -256,7 +290,7 @@ class Ring:
         self.comm = comm
         self.halo_buffer = halo_buffer
         self.prefetch = prefetch
-        self.transport = transport or HostTransport()
+        self.transport: Transport = transport or HostTransport()
         self.bytes_sent = 0
         self.wait_seconds = 0.0
         self.peak_bytes = 0
@@ -315,7 +349,6 @@ class Ring:
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
-        self.transport.before_send(slot, num_bytes)
         self.bytes_sent += num_bytes
         return self.comm.isend(slot.wire[:num_bytes], peer, tag)
 
