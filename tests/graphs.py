@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
@@ -94,6 +96,11 @@ def random_owner(num_nodes: int, num_parts: int, seed: int = 0) -> np.ndarray:
     return owner
 
 
+@functools.cache
+def _alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
 def distribute(
     whole: Whole,
     comm: Communicator,
@@ -103,27 +110,28 @@ def distribute(
     prefetch: int = 2,
     mode: str = "sar",
 ) -> PartitionedGraph:
-    """This rank's part of `whole`, through the same layout code as the command line."""
+    """This rank's part of `whole`, through the same layout code as the command line.
+
+    Every rank lays out the whole graph alone, which takes no messages.
+    """
     size = comm.size
     owner = random_owner(whole.num_nodes, size) if owner is None else owner
-    lo, hi = (whole.num_nodes * comm.rank) // size, (whole.num_nodes * (comm.rank + 1)) // size
-    mine = (whole.target >= lo) & (whole.target < hi)
-    counts = np.bincount(whole.target[mine] - lo, minlength=hi - lo)
+    counts = np.bincount(whole.target, minlength=whole.num_nodes)
     slab = Slab(
-        lo=lo,
-        hi=hi,
+        lo=0,
+        hi=whole.num_nodes,
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        indices=whole.source[mine].astype(np.int64),
-        weight=None if whole.weight is None else whole.weight[mine],
-        relation=None if whole.relation is None else whole.relation[mine],
-        edge_features=None if whole.edge_features is None else whole.edge_features[mine],
+        indices=whole.source.astype(np.int64),
+        weight=whole.weight,
+        relation=whole.relation,
+        edge_features=whole.edge_features,
     )
     nodes = NodeData(
-        features=whole.features[lo:hi],
-        labels=whole.labels[lo:hi].astype(np.int64),
-        split=whole.split[lo:hi, None],
+        features=whole.features,
+        labels=whole.labels.astype(np.int64),
+        split=whole.split[:, None],
     )
-    parts, _ = layout.build(comm, slab, nodes, owner[lo:hi], size, whole.num_nodes)
+    parts, _ = layout.build(_alone(), slab, nodes, owner, size, whole.num_nodes)
     header = {
         "num_nodes": whole.num_nodes,
         "num_edges": len(whole.source),
@@ -131,7 +139,7 @@ def distribute(
         "num_relations": 0 if whole.relation is None else int(whole.relation.max()) + 1,
     }
     ring = Ring(comm, halo_buffer=halo_buffer, prefetch=prefetch)
-    return assemble(parts[0], comm, header, ring=ring, mode=mode)
+    return assemble(parts[comm.rank], comm, header, ring=ring, mode=mode)
 
 
 def collect(graph: PartitionedGraph, rows: torch.Tensor) -> torch.Tensor:
