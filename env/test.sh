@@ -5,25 +5,39 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
 
-run() {
-    echo "== $*"
-    "$@"
+failed=()
+# check NAME COMMAND...: runs COMMAND; a failure is remembered, and the next check goes on.
+check() {
+    local name=$1 began=$SECONDS
+    shift
+    echo "== $name"
+    "$@" || failed+=("$name")
+    echo "== $name: $((SECONDS - began)) s"
+}
+
+# One rank's report is enough; the traceback of a failing rank comes on its stderr.
+on_ranks() {
+    # shellcheck disable=SC2016
+    mpiexec -n "$1" sh -c \
+        '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
+        python -m pytest tests -m mpi -q
 }
 
 # Without Slurm its tests are skipped and say so. APT=no installs nothing.
 if [ "${APT:-yes}" = yes ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
     ! PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; then
-    run env/debian.sh slurm >/dev/null || echo "== apt-get found no Slurm"
+    echo "== env/debian.sh slurm"
+    env/debian.sh slurm >/dev/null || echo "== apt-get found no Slurm"
 fi
-run ruff check .
-run mypy
-run shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
-run python -m pytest tests -q
+check style ruff check .
+check types mypy
+check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
+check "tests, 1 rank" python -m pytest tests -q
 for ranks in "$@"; do
-    echo "== $ranks ranks: python -m pytest tests -m mpi -q"
-    # One rank's report is enough; the traceback of a failing rank comes on its stderr.
-    # shellcheck disable=SC2016
-    mpiexec -n "$ranks" sh -c \
-        '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
-        python -m pytest tests -m mpi -q
+    check "tests, $ranks ranks" on_ranks "$ranks"
 done
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '== FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi
+echo "== all passed in $SECONDS s"
