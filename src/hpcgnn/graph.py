@@ -55,36 +55,6 @@ class Block:
         """Rows `low .. high - 1` of a block without a row list, renumbered from 0."""
         return replace(self, begin=self.begin[low:high], end=self.end[low:high])
 
-    def columns_between(self, low: int, high: int) -> Block:
-        """The same block restricted to columns `low .. high - 1`, sharing all edge arrays."""
-        if low == 0 and high == self.num_columns:
-            return self
-        begin = _lower_bound(self, low + self.column_offset)
-        end = _lower_bound(self, high + self.column_offset)
-        kept = torch.nonzero(end > begin).flatten()
-        rows = kept.to(torch.int32) if self.rows is None else self.rows[kept]
-        return replace(
-            self,
-            num_columns=high - low,
-            rows=rows,
-            begin=begin[kept],
-            end=end[kept],
-            column_offset=self.column_offset + low,
-        )
-
-
-def _lower_bound(block: Block, column: int) -> Tensor:
-    """First edge of each row whose column is at least `column`: int64 [R]."""
-    low, high = block.begin.clone(), block.end.clone()
-    while bool((low < high).any()):
-        middle = (low + high) // 2
-        open_ = low < high
-        below = torch.zeros_like(open_)
-        below[open_] = block.columns[middle[open_]] < column
-        low = torch.where(open_ & below, middle + 1, low)
-        high = torch.where(open_ & ~below, middle, high)
-    return low
-
 
 @dataclass(frozen=True)
 class EdgeBlocks:

@@ -64,7 +64,7 @@ class Problem:
         total = torch.zeros(rows, self.heads, dtype=self.dtype)
         out = torch.zeros(rows, self.heads * self.channels, dtype=self.dtype)
         for low, high in ranges or [(0, block.num_columns)]:
-            part = block.columns_between(low, high)
+            part = kernels.columns_between(block, low, high)
             dropout = self.dropout and kernels.Dropout(
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )

@@ -57,7 +57,7 @@ class Problem:
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )
             kernels.attention2_forward(
-                block.columns_between(low, high),
+                kernels.columns_between(block, low, high),
                 self.inputs["zl"][low:high],
                 *(self.inputs["zr"], self.inputs["att"], top, total, out),
                 slope=SLOPE,

@@ -55,7 +55,7 @@ def test_pieces_and_column_ranges_add_up_to_the_whole(threads):
         for low, high in [(0, 1), (1, 1), (1, count - 2), (count - 2, count)]:
             kernels.spmm(edges.block, x, pieces, rows=(low, high))
         for low, high in [(0, 7), (7, 7), (7, 12), (12, 20)]:
-            kernels.spmm(edges.block.columns_between(low, high), x[low:high], ranges)
+            kernels.spmm(kernels.columns_between(edges.block, low, high), x[low:high], ranges)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(whole, pieces)
@@ -90,7 +90,7 @@ def test_maximum_and_its_gradient_agree_with_torch(width, sign, dtype):
     )
     ties = torch.zeros(13, width, dtype=torch.int32)
     for low, high in [(0, 4), (4, 9)]:
-        block = edges.block.columns_between(low, high)
+        block = kernels.columns_between(edges.block, low, high)
         kernels.spmm_max(block, x.detach()[low:high], best, ties, sign=sign)
     assert torch.equal(best, expected.detach())
     attained = (x[edges.source] == expected[edges.target]).double()
@@ -118,7 +118,7 @@ def test_transpose_is_stable_and_carries_everything(listed):
     assert torch.equal(back.weight, edges.block.weight[order])
     assert torch.equal(back.relation, edges.block.relation[order])
     assert torch.equal(back.features, edges.block.features[order])
-    part = kernels.transpose(edges.block.columns_between(3, 6), 11)
+    part = kernels.transpose(kernels.columns_between(edges.block, 3, 6), 11)
     assert torch.equal(part.columns, back.columns[back.begin[3] : back.end[5]])
 
 

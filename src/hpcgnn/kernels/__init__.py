@@ -28,6 +28,7 @@ __all__ = [
     "attention2_forward",
     "attention_backward",
     "attention_forward",
+    "columns_between",
     "dropout_nodes",
     "dropout_nodes_backward",
     "spmm",
@@ -212,6 +213,18 @@ def attention_backward(
         *(slope, dropout, edge_vector, grad_edge_vector),
         checks.row_range(block, rows),
     )
+
+
+def columns_between(block: Block, low: int, high: int) -> Block:
+    """The same block restricted to columns `low .. high - 1`, sharing all edge arrays.
+
+    Only the edge ranges of the rows are new; rows without an edge left stay, with none.
+    """
+    if low == 0 and high == block.num_columns:
+        return block
+    first = block.column_offset + low
+    begin, end = backend(block.begin.device).between(block, first, first + high - low)
+    return replace(block, num_columns=high - low, begin=begin, end=end, column_offset=first)
 
 
 def transpose(block: Block, num_rows: int) -> Block:

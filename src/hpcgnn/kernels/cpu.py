@@ -31,6 +31,7 @@ __all__ = [
     "attention2_forward",
     "attention_backward",
     "attention_forward",
+    "between",
     "dropout_nodes",
     "instruction_set",
     "relu_dropout_backward",
@@ -39,6 +40,18 @@ __all__ = [
     "spmm_max_backward",
     "transpose",
 ]
+
+
+def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
+    begin, end = torch.empty_like(block.begin), torch.empty_like(block.end)
+    function("between")(
+        ctypes.byref(edges(block, (0, block.num_rows))),
+        c_int64(low),
+        c_int64(high),
+        pointer(begin),
+        pointer(end),
+    )
+    return begin, end
 
 
 def spmm(block: Block, x: Tensor, out: Tensor, rows: tuple[int, int]) -> None:

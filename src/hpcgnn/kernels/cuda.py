@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpcgnn.kernels.cuda_attention import attention_backward, attention_forward
@@ -19,6 +20,7 @@ from hpcgnn.kernels.launch import THREADS, WARP, launch, matrix, pointer
 from hpcgnn.kernels.shapes import NAMES, RowShape, power_of_two, vector_width
 
 if TYPE_CHECKING:
+    from hpcgnn.graph import Block
     from hpcgnn.kernels.dropout import Stream
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "attention2_forward",
     "attention_backward",
     "attention_forward",
+    "between",
     "dropout_nodes",
     "pack_rows",
     "relu_dropout_backward",
@@ -35,6 +38,22 @@ __all__ = [
     "spmm_max_backward",
     "transpose",
 ]
+
+
+def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
+    return _lower_bound(block, low), _lower_bound(block, high)
+
+
+def _lower_bound(block: Block, column: int) -> Tensor:
+    """First edge of each row whose column is at least `column`; bisects all rows at once."""
+    low, high = block.begin.clone(), block.end.clone()
+    longest = int((high - low).max()) if len(low) else 0
+    last = max(block.columns.shape[0] - 1, 0)
+    for _ in range(longest.bit_length()):
+        middle = (low + high) // 2
+        below = (low < high) & (block.columns[middle.clamp(max=last)] < column)
+        low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+    return low
 
 
 def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:

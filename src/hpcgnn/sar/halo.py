@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def stream(
     where: str,
     reply_width: int = 0,
     on_reply: Callable[[Tensor, Tensor], None] | None = None,
-) -> tuple[Exchange, list[Block]]:
+) -> tuple[Exchange, Sequence[Block]]:
     """Start sending every halo row of `edges`; collective.
 
     Args:
@@ -40,11 +40,11 @@ def stream(
         most = LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
     else:
         most = graph.ring.rows_per_message(width, dtype, reply_width)
-    plan = schedule(graph, edges, most)
+    plan = schedule(edges, most)
     exchange = Exchange(
         graph.ring,
         [_outgoing(peer, rows, pack) for peer, rows in plan.departures],
-        [Incoming(block.peer, block.num_columns) for block in plan.arrivals],
+        plan.arrivals.incoming(),
         width,
         dtype,
         where=where,
@@ -92,16 +92,18 @@ def give_back(
         most = LARGEST_MESSAGE // max(width * dtype.itemsize, 1)
     else:
         most = graph.ring.rows_per_message(width, dtype)
-    plan = schedule(graph, edges, most)
+    plan = schedule(edges, most)
 
-    def outgoing(index: int, block: Block) -> Outgoing:
+    def outgoing(index: int, message: Incoming) -> Outgoing:
         return Outgoing(
-            block.peer, block.num_columns, lambda out: produce(index, block, out.zero_())
+            message.peer,
+            message.num_rows,
+            lambda out: produce(index, plan.arrivals[index], out.zero_()),
         )
 
     exchange = Exchange(
         graph.ring,
-        [outgoing(index, block) for index, block in enumerate(plan.arrivals)],
+        [outgoing(index, message) for index, message in enumerate(plan.arrivals.incoming())],
         [Incoming(peer, rows.shape[0]) for peer, rows in plan.departures],
         width,
         dtype,

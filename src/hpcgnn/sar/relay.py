@@ -9,7 +9,7 @@ sender sums are kept by the sender.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from hpcgnn.comm.ring import ring_order
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
-from hpcgnn.sar.schedule import pieces
+from hpcgnn.sar.schedule import Cuts, pieces
 
 WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
 
@@ -34,25 +34,16 @@ class Relay:
     rank: int
     senders: list[Block]
     receivers: list[Block]
-    _cuts: dict[int, tuple[list[Block], list[Block]]] = field(default_factory=dict, repr=False)
 
-    def cut(self, most: int) -> tuple[list[Block], list[Block]]:
+    def cut(self, most: int) -> tuple[list[Block], Cuts]:
         """Remote senders and receivers in ring order, in messages of at most `most` rows."""
-        if most not in self._cuts:
-            size = len(self.senders)
-            self._cuts[most] = (
-                [
-                    self.senders[peer].rows_between(low, high)
-                    for peer in ring_order(self.rank, size, +1)
-                    for low, high in pieces(self.senders[peer].num_rows, most)
-                ],
-                [
-                    self.receivers[peer].columns_between(low, high)
-                    for peer in ring_order(self.rank, size, -1)
-                    for low, high in pieces(self.receivers[peer].num_columns, most)
-                ],
-            )
-        return self._cuts[most]
+        size = len(self.senders)
+        senders = [
+            self.senders[peer].rows_between(low, high)
+            for peer in ring_order(self.rank, size, +1)
+            for low, high in pieces(self.senders[peer].num_rows, most)
+        ]
+        return senders, Cuts(self.receivers, ring_order(self.rank, size, -1), most)
 
 
 def relay(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:

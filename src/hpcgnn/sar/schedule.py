@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from hpcgnn.comm.ring import ring_order
-from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn import kernels
+from hpcgnn.comm.ring import Incoming, ring_order
+from hpcgnn.graph import Block, EdgeBlocks
+
+
+class Cuts(Sequence[Block]):
+    """Blocks cut into ranges of their columns; a cut is made when it is asked for, and not kept."""
+
+    def __init__(self, blocks: list[Block], peers: list[int], most: int) -> None:
+        self._blocks = blocks
+        self.places = [
+            (peer, low, high)
+            for peer in peers
+            for low, high in pieces(blocks[peer].num_columns, most)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        peer, low, high = self.places[index]
+        return kernels.columns_between(self._blocks[peer], low, high)
+
+    def incoming(self) -> list[Incoming]:
+        return [Incoming(peer, high - low) for peer, low, high in self.places]
 
 
 @dataclass(frozen=True)
@@ -18,7 +43,7 @@ class Schedule:
     peer and the local rows (int32) that the i-th sent message holds.
     """
 
-    arrivals: list[Block]
+    arrivals: Cuts
     departures: list[tuple[int, Tensor]]
 
 
@@ -27,33 +52,15 @@ def pieces(length: int, most: int) -> list[tuple[int, int]]:
     return [(low, min(low + most, length)) for low in range(0, length, most)]
 
 
-def schedule(graph: PartitionedGraph, edges: EdgeBlocks, max_rows: int) -> Schedule:
-    """The exchange in which each rank receives the halo rows of `edges`; kept for the next call."""
-    longest = max(
-        [block.num_columns for block in edges.blocks if block.peer != edges.rank]
-        + [rows.shape[0] for rows in edges.send_rows],
-        default=0,
-    )
-    key = ("schedule", edges is graph.in_edges, max_rows if max_rows < longest else None)
-    found = graph.cache.get(key)
-    if not isinstance(found, Schedule):
-        found = graph.cache[key] = _build(edges, max_rows)
-    return found
-
-
-def _build(edges: EdgeBlocks, max_rows: int) -> Schedule:
+def schedule(edges: EdgeBlocks, max_rows: int) -> Schedule:
+    """The exchange in which each rank receives the halo rows of `edges`."""
     size = edges.num_parts
-    arrivals = [
-        edges.blocks[peer].columns_between(low, high)
-        for peer in ring_order(edges.rank, size, -1)
-        for low, high in pieces(edges.blocks[peer].num_columns, max_rows)
-    ]
     departures = [
         (peer, edges.send_rows[peer][low:high])
         for peer in ring_order(edges.rank, size, +1)
         for low, high in pieces(edges.send_rows[peer].shape[0], max_rows)
     ]
-    return Schedule(arrivals, departures)
+    return Schedule(Cuts(edges.blocks, ring_order(edges.rank, size, -1), max_rows), departures)
 
 
 def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:

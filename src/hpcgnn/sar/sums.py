@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Incoming, Outgoing
+from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.relay import relay
 from hpcgnn.sar.schedule import work
@@ -91,8 +91,9 @@ def multiply(
         most = ring.rows_per_message(width, x_NF.dtype)
     senders, blocks = plan.cut(most)
     outgoing = [_outgoing(block, x_NF) for block in senders]
-    incoming = [Incoming(block.peer, block.num_columns) for block in blocks]
-    exchange = Exchange(ring, outgoing, incoming, width, x_NF.dtype, where=where, at_once=at_once)
+    exchange = Exchange(
+        ring, outgoing, blocks.incoming(), width, x_NF.dtype, where=where, at_once=at_once
+    )
     for rows in work(plan.receivers[edges.rank], edges.num_parts):
         kernels.spmm(plan.receivers[edges.rank], x_NF, out_NF, rows=rows)
         exchange.progress()
