@@ -1,0 +1,170 @@
+"""The ring exchange: what arrives, in which order, and in how much memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+from hpcgnn.errors import InputError
+
+pytestmark = pytest.mark.mpi
+TAGS = {"data": 11, "reply": 12}
+
+
+class Watched:
+    """A communicator that counts which of its requests are still in flight."""
+
+    def __init__(self, comm) -> None:
+        self._comm = comm
+        self.open: dict[str, list] = {}
+        self.most: Counter[str] = Counter()
+        self.empty_messages = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._comm, name)
+
+    def isend(self, buffer, peer, tag):
+        return self._note(f"send {tag}", buffer, self._comm.isend(buffer, peer, tag))
+
+    def irecv(self, buffer, peer, tag):
+        return self._note(f"receive {tag}", buffer, self._comm.irecv(buffer, peer, tag))
+
+    def _note(self, kind: str, buffer, request):
+        self.empty_messages += len(buffer) == 0
+        # The ring nulls what it has seen finish, so that this looks at requests and moves none.
+        self.open[kind] = [r for r in self.open.get(kind, []) if r != type(r)()] + [request]
+        self.most[kind] = max(self.most[kind], len(self.open[kind]))
+        return request
+
+
+def matrix(size: int, most: int, seed: int) -> np.ndarray:
+    """Rows from each rank to each other; one rank in three sends or receives nothing."""
+    rows = np.random.default_rng(seed).integers(0, most + 1, (size, size))
+    rows[1::3] = 0
+    rows[:, 2::3] = 0
+    return rows
+
+
+def pieces(rows: int, most: int) -> list[tuple[int, int]]:
+    return [(low, min(low + most, rows)) for low in range(0, rows, most)]
+
+
+def value(source: int, target: int, row: int) -> int:
+    return source * 10_007 + target * 101 + row
+
+
+def swap(comm, ring, rows, width, reply_width=0, at_once=False, dtype=torch.float32):
+    """Exchange the rows of `matrix` in pieces; what came and what was answered, in order."""
+    rank, size = comm.rank, comm.size
+    most = 1 << 20 if at_once else ring.rows_per_message(width, dtype, reply_width)
+    going = [
+        (peer, *piece)
+        for peer in ring_order(rank, size, +1)
+        for piece in pieces(int(rows[rank, peer]), most)
+    ]
+    coming = [
+        (peer, *piece)
+        for peer in ring_order(rank, size, -1)
+        for piece in pieces(int(rows[peer, rank]), most)
+    ]
+    answers: list[int] = []
+
+    def outgoing(peer: int, low: int, high: int) -> Outgoing:
+        def pack(out: torch.Tensor) -> None:
+            assert out.shape == (high - low, width)
+            out[:] = torch.arange(low, high)[:, None] + value(rank, peer, 0)
+
+        return Outgoing(peer, high - low, pack)
+
+    def on_reply(index: int, reply: torch.Tensor) -> None:
+        peer, low, high = going[index]
+        expected = -(torch.arange(low, high) + value(rank, peer, 0))
+        assert torch.equal(reply, expected[:, None].expand(-1, reply_width).to(dtype))
+        answers.append(index)
+
+    exchange = Exchange(
+        ring,
+        [outgoing(*message) for message in going],
+        [Incoming(peer, high - low) for peer, low, high in coming],
+        width,
+        dtype,
+        reply_width=reply_width,
+        on_reply=on_reply,
+        at_once=at_once,
+    )
+    seen = []
+    for arrival in exchange:
+        peer, low, high = coming[arrival.index]
+        expected = (torch.arange(low, high) + value(peer, rank, 0)).to(dtype)
+        assert torch.equal(arrival.rows_HF, expected[:, None].expand(-1, width))
+        seen.append(arrival.index)
+        if reply_width:
+            arrival.reply(-arrival.rows_HF[:, :1].expand(-1, reply_width))
+    assert seen == list(range(len(coming)))
+    assert answers == (list(range(len(going))) if reply_width else [])
+    return len(going)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+@pytest.mark.parametrize(("halo_buffer", "most"), [(4096, 3), (4096, 900), (1 << 16, 900)])
+def test_bounded_exchange(comm, prefetch, halo_buffer, most):
+    watched = Watched(comm)
+    ring = Ring(watched, halo_buffer=halo_buffer, prefetch=prefetch)
+    sent = 0
+    for seed, (width, reply_width) in enumerate([(1, 0), (16, 0), (7, 2), (3, 9)]):
+        rows = matrix(comm.size, most, seed)
+        swap(comm, ring, rows, width, reply_width)
+        away = rows.sum(1)[comm.rank] - rows[comm.rank, comm.rank]
+        back = rows.sum(0)[comm.rank] - rows[comm.rank, comm.rank]
+        sent += 4 * int(away * width + back * reply_width)
+    assert ring.peak_bytes <= halo_buffer
+    assert ring.bytes_sent == sent
+    assert all(depth <= prefetch for depth in watched.most.values()), watched.most
+    assert watched.empty_messages == 0
+    if comm.size in (2, 4) and most > 3 and comm.rank == 0:
+        assert watched.most["send 11"] == prefetch or halo_buffer > 4096
+
+
+def test_all_at_once(comm):
+    """One message per pair, all of them posted before any is waited for."""
+    watched = Watched(comm)
+    ring = Ring(watched, halo_buffer=4096, prefetch=1)
+    rows = matrix(comm.size, 2000, 3)
+    peers = (rows[comm.rank] > 0).sum() - (rows[comm.rank, comm.rank] > 0)
+    assert swap(comm, ring, rows, 8, at_once=True) == peers
+    assert watched.most["receive 11"] == (rows[:, comm.rank] > 0).sum() - (
+        rows[comm.rank, comm.rank] > 0
+    )
+
+
+def test_double_precision_and_release(comm):
+    ring = Ring(comm, halo_buffer=8192)
+    swap(comm, ring, matrix(comm.size, 400, 5), 3, 2, dtype=torch.float64)
+    assert ring.peak_bytes <= 8192
+    ring.release()
+    assert ring.held_bytes() == 0
+
+
+def test_slots_are_reused(comm):
+    """Allocated once: a second exchange of the same widths allocates nothing."""
+    ring = Ring(comm, halo_buffer=1 << 16)
+    rows = matrix(comm.size, 200, 1)
+    swap(comm, ring, rows, 4, 1)
+    held = {name: [slot.near.data_ptr() for slot in s] for name, s in ring._slots.items()}
+    swap(comm, ring, rows, 4, 1)
+    assert held == {name: [slot.near.data_ptr() for slot in s] for name, s in ring._slots.items()}
+
+
+def test_refusals(comm):
+    with pytest.raises(InputError, match="--prefetch must be at least 1"):
+        Ring(comm, prefetch=0)
+    with pytest.raises(InputError, match="--halo-buffer must be at least 4 KiB"):
+        Ring(comm, halo_buffer=4095)
+    ring = Ring(comm, halo_buffer=4096, prefetch=2)
+    assert ring.rows_per_message(256, torch.float32) == 1
+    with pytest.raises(InputError, match="too small for one row of 257 numbers: give at least"):
+        ring.rows_per_message(257, torch.float32)

@@ -1,0 +1,95 @@
+"""Settings from defaults, TOML and options; wrong ones are refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config, add_options, parse_size, resolve
+
+
+def parse(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return parser.parse_args(options)
+
+
+def refused(config_file=None, options=(), **changes) -> str:
+    with pytest.raises(InputError) as caught:
+        Config(**changes) if changes else resolve(parse(*options), config_file)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_options_override_toml_which_overrides_defaults(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('model = "gcn"\nhidden = 32\nlr = 1\nweight-decay = 0.5\nresidual = true\n')
+    config = resolve(parse("--hidden", "64", "--no-residual", "--norm", "batch"), str(file))
+    assert (config.model, config.hidden, config.lr) == ("gcn", 64, 1)
+    assert (config.weight_decay, config.residual, config.norm) == (0.5, False, "batch")
+    changed = {"model", "hidden", "lr", "weight_decay", "norm"}
+    default, named = dataclasses.asdict(Config()), dataclasses.asdict(config)
+    assert {name for name in named if named[name] != default[name]} == changed
+    assert Config.from_json(config.to_json(), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hiden = 3", ["run.toml", "unknown setting", "hiden"]),
+        ("[model]\nhidden = 3", ["run.toml", "--model must be a str"]),
+        ('hidden = "3"', ["run.toml", "--hidden must be a int", "'3'"]),
+        ("hidden = 2.5", ["--hidden must be a int", "2.5"]),
+        ("hidden = true", ["--hidden must be a int", "True"]),
+        ("residual = 1", ["--residual must be a bool"]),
+        ("lr = nan", ["--lr must be a float", "nan"]),
+        ("lr = -inf", ["--lr"]),
+        ("dropout = 1.0", ["--dropout must be in [0, 1)", "1.0"]),
+        ("labels-as-input = -0.1", ["--labels-as-input must be in [0, 1)"]),
+        ("layers = 0", ["--layers must be at least 1", "0"]),
+        ('model = "cnn"', ["--model must be one of", "gcn", "cnn"]),
+        ('halo_buffer = "1 elephant"', ["not a size", "256MiB", "elephant"]),
+        ("hidden = ", ["run.toml", "is no TOML"]),
+    ],
+)
+def test_wrong_toml(tmp_path, text, words):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    message = refused(str(file))
+    for word in words:
+        assert word in message
+
+
+def test_unreadable_files(tmp_path):
+    assert "can't be read" in refused(str(tmp_path / "missing.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert "is no TOML" in refused(str(tmp_path / "binary.toml"))
+
+
+def test_settings_that_do_not_fit_together():
+    assert "multiple of --heads 4" in refused(model="gat", hidden=30)
+    assert Config(model="gcn", hidden=30).hidden == 30
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(Config)])
+def test_no_setting_takes_a_wrong_type(name):
+    assert "--" + name.replace("_", "-") in refused(**{name: [1]})
+
+
+@pytest.mark.parametrize("text", ["[]", "{", json.dumps({"hidden": None}), '{"nope": 1}'])
+def test_stored_configurations_are_checked(text):
+    with pytest.raises(InputError, match=r"file\.h5"):
+        Config.from_json(text, "file.h5")
+
+
+def test_sizes():
+    assert [parse_size(t) for t in ("4096", "64MiB", "1.5GB", "2k", "1 GiB", "7b")] == [
+        4096, 64 << 20, 1_500_000_000, 2048, 1 << 30, 7,
+    ]  # fmt: skip
+    for wrong in ("", "MiB", "-1", "0", "nan", "inf", "1e400", "3 TB", "1.2.3"):
+        with pytest.raises(InputError):
+            parse_size(wrong)
