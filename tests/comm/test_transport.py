@@ -13,8 +13,10 @@ import pytest
 import torch
 from tests.graphs import collect, distribute, local, random_graph
 
+from hpcgnn.comm import device, gpu_mpi
 from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
 from hpcgnn.comm.transport import CudaAwareTransport, HostTransport, StagedTransport
+from hpcgnn.errors import InputError
 from hpcgnn.sar.extremes import neighbour_max
 from hpcgnn.sar.sums import neighbour_sum
 
@@ -132,3 +134,62 @@ def test_replies_through_a_slow_device(comm, kind):
 def test_slots_of_another_transport_are_refused(kind):
     with pytest.raises(TypeError):
         TRANSPORTS[kind](Sluggish((1,))).release(HostTransport().slot(8))
+
+
+@pytest.mark.mpi
+def test_device_round_trip_tells_whether_rows_come_back(comm, monkeypatch):
+    sent = torch.arange(50.0) + comm.rank
+    got, back = torch.zeros(50), torch.zeros(50)
+    assert gpu_mpi.round_trip(comm, sent, got, back) == ""
+    assert torch.equal(back, sent)
+    honest = comm.isend
+    kept = []
+
+    def garbled(buffer, peer, tag):
+        kept.append(buffer + (comm.rank == 0))
+        return honest(kept[-1], peer, tag)
+
+    monkeypatch.setattr(comm, "isend", garbled)
+    problems = comm.allgather(gpu_mpi.round_trip(comm, sent, got, back))
+    assert any("changed" in problem for problem in problems)
+
+
+@pytest.mark.mpi
+def test_without_a_gpu_messages_stay_on_the_host(comm, capsys):
+    assert gpu_mpi.choose_transport(comm, torch.device("cpu"), "cuda-aware").name == "host"
+    with pytest.raises(InputError, match="--transport"):
+        gpu_mpi.choose_transport(comm, torch.device("cpu"), "pigeon")
+    assert capsys.readouterr().out == ""
+
+
+def test_cray_mpich_is_believed_by_its_variable(monkeypatch):
+    monkeypatch.setattr(
+        gpu_mpi.MPI, "Get_library_version", lambda: "MPI VERSION : CRAY MPICH version 8.1.28"
+    )
+    for value, expected in [("1", True), ("0", False), (None, False)]:
+        if value is None:
+            monkeypatch.delenv("MPICH_GPU_SUPPORT_ENABLED")
+        else:
+            monkeypatch.setenv("MPICH_GPU_SUPPORT_ENABLED", value)
+        assert gpu_mpi.says_cuda_aware() is expected
+
+
+def test_loaded_mpi_library_is_asked():
+    """The wheels of MPICH and Open MPI are built without CUDA and say so."""
+    assert gpu_mpi._mpi_libraries()
+    if gpu_mpi._query_function() is not None:
+        assert gpu_mpi._query_function()() in (0, 1)
+
+
+@pytest.mark.mpi
+def test_ranks_take_the_gpus_of_a_machine_in_turn(comm, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(device, "visible_gpus", lambda: 2)
+    assert device.pick_device(comm) == torch.device("cuda", comm.rank % 2)
+    assert taken == [torch.device("cuda", comm.rank % 2)]
+    assert device.pick_device(comm, "cpu") == torch.device("cpu")
+    monkeypatch.setattr(device, "visible_gpus", lambda: int(comm.rank + 1 < comm.size))
+    assert device.pick_device(comm) == torch.device("cpu")
+    with pytest.raises(InputError, match=f"rank {comm.size - 1}: --device cuda"):
+        device.pick_device(comm, "cuda")
