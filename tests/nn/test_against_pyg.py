@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.graphs import Whole, collect, distribute, local, random_graph
 
 from hpcgnn import nn
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph import PartitionedGraph
+from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.graphs import Whole, collect, distribute, local, random_graph
 from torch import Tensor
 
 from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.messages import edge_features
+from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm.ring import Ring
 from hpcgnn.sar.extremes import neighbour_max
 from hpcgnn.sar.sums import in_degrees, neighbour_sum
+from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 SIZES = [(7, 12), (8, 30), (9, 3), (9, 0), (500, 3000)]

@@ -1,0 +1,90 @@
+"""`hpcgnn plan` and its estimator, against runs that were measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from hpcgnn.cli import main
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan import IMPORTS, Shape, bytes_per_epoch, estimate, smallest_ranks
+
+SAGE = Config(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
+LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)
+OPTIONS = ["--model", "sage", "--layers", "3", "--hidden", "128", "--halo-buffer", "16MiB"]
+
+
+def even(ranks: int) -> Shape:
+    share = 200_000 // ranks
+    return replace(LARGE, ranks=ranks, nodes=share, edges=100 * share, halo=200_000 - share)
+
+
+def test_large_runs_that_were_measured():
+    """GraphSAGE 3x256 on 200,000 nodes and 20 million edges: bytes above imports, largest rank."""
+    assert estimate(even(1), SAGE).peak == pytest.approx(1_290e6, rel=0.1)
+    assert estimate(even(4), SAGE).peak == pytest.approx(392e6, rel=0.2)
+
+
+def test_peak_is_the_sum_and_grows_with_what_is_asked():
+    memory = estimate(even(4), SAGE)
+    assert memory.peak == sum(vars(memory).values())
+    assert memory.halo_buffers == 16 << 20
+    for change in ({"hidden": 512}, {"layers": 4}, {"norm": "batch"}, {"model": "gat"}):
+        assert estimate(even(4), replace(SAGE, **change)).peak > memory.peak
+    assert estimate(replace(even(4), symmetric=False), SAGE).edges == 2 * memory.edges
+
+
+def test_fewest_ranks_fit_and_one_less_does_not():
+    limit = 500_000_000
+    ranks = smallest_ranks(even, SAGE, limit)
+    assert ranks is not None and ranks > 1
+    assert estimate(even(ranks), SAGE).peak <= limit < estimate(even(ranks - 1), SAGE).peak
+    assert smallest_ranks(even, SAGE, 1_000) is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_small_run_lies_within_the_stated_factor(mpirun, tmp_path, capsys, ranks):
+    graph, part = tmp_path / "g.h5", tmp_path / "g.p.h5"
+    made = mpirun(
+        0, "generate", "sbm", graph, "--nodes", 20_000, "--degree", 50, "--features", 128,
+        "--classes", 40,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    cut = mpirun(ranks, "partition", graph, "--method", "block", "-o", part)
+    assert cut.returncode == 0, cut.stderr
+    run = tmp_path / "run"
+    done = mpirun(ranks, "train", part, *OPTIONS, "--epochs", 3, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    amount, unit = re.search(r"above imports: .* to ([\d.]+) (\wB) per rank", done.stdout).groups()
+    measured = float(amount) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+
+    assert main.main(["plan", str(part), *OPTIONS, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert 0.7 <= planned["peak_bytes"] / measured <= 1.5
+    assert 0.7 <= IMPORTS / (record["peak_memory_bytes"]["max"] - measured) <= 1.5
+    sent = record["bytes_sent"]["mean"] * ranks
+    assert 0.9 * planned["bytes_sent_per_epoch"] <= sent <= planned["bytes_sent_per_epoch"]
+
+
+def test_verb_refuses_what_does_not_fit_in_one_line(mpirun, tmp_path, capsys):
+    graph = tmp_path / "g.h5"
+    size = ["--nodes", 500, "--degree", 4, "--features", 8, "--classes", 3]
+    assert mpirun(0, "generate", "sbm", graph, *size).returncode == 0
+    assert main.main(["plan", str(graph), "--ranks", "2", "--memory-per-rank", "8GiB"]) == 0
+    assert "yes; fewest ranks: 1" in capsys.readouterr().out
+    assert main.main(["plan", str(graph), "--ranks", "2", "--memory-per-rank", "64MiB"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"hpcgnn: error: {graph}: does not fit: ") and error.count("\n") == 1
+    for wrong in (["--ranks", "0"], ["--memory-per-rank", "much"]):
+        assert main.main(["plan", str(graph), *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "text.h5").write_text("text")
+    assert main.main(["plan", str(tmp_path / "text.h5")]) == 2
+
+
+def test_unknown_volume_is_not_made_up():
+    assert bytes_per_epoch(replace(LARGE, ranks=4, volume=None), SAGE) is None
