@@ -1,0 +1,218 @@
+"""What a training run will need, from counts alone: memory of the largest rank, bytes sent.
+
+For n local nodes, F input features, H hidden width, C outputs, L layers, E local edges, float32:
+
+    features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
+    first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
+    edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
+                  where the graph is not symmetric
+    activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
+    backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand
+    parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
+    halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
+    base          20 MB                 MPI, threads, files
+
+The peak is their sum. Arrays below 32 MiB come from the C library's heap, which does not give all
+of them back: then activations and backward count 2.3 times (on CPUs). Before the first epoch some
+models need scratch per edge; the larger of both counts. Calibrated by GraphSAGE; see docs/memory.md
+for how far measured runs lie from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+from hpcgnn.train.config import Config, parse_size
+
+IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
+BASE = 20_000_000
+HEAP_LIMIT = 32 << 20  # glibc's largest threshold: longer arrays go back to the system at once
+HEAP_FACTOR = 2.3
+MOST_RANKS = 1 << 20
+KEPT = {
+    "sage": 1, "gcn": 1, "gat": 2, "gatv2": 3, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
+    "dagnn": 1,
+}  # fmt: skip
+EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 40}  # bytes per edge
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts of the largest part. `halo`: remote rows it reads; None where that is unknown.
+
+    `volume`: halo rows of all parts together. `stored`: entries of sparse features, None if dense.
+    `edge_bytes`: bytes of one stored edge.
+    """
+
+    ranks: int
+    nodes: int
+    edges: int
+    features: int
+    outputs: int
+    halo: int | None = None
+    volume: int | None = None
+    stored: int | None = None
+    edge_bytes: int = 4
+    relations: int = 0
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the largest rank by purpose, above what the imports hold; `peak` is their sum."""
+
+    features: int
+    first_sum: int
+    edges: int
+    activations: int
+    backward: int
+    parameters: int
+    halo_buffers: int
+    base: int
+
+    @property
+    def peak(self) -> int:
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Widths of one convolution; `sent` numbers per boundary node forward, `returned` backward."""
+
+    inputs: int
+    outputs: int
+    sent: int
+    returned: int
+
+
+def layers(shape: Shape, config: Config) -> list[Layer]:
+    """The convolutions, and the propagation after them where the model has some."""
+    widths = [_input_width(shape, config)] + [config.hidden] * (config.layers - 1)
+    widths.append(config.hidden if config.head == "linear" else shape.outputs)
+    found = []
+    for index, (a, b) in enumerate(pairwise(widths), 1):
+        sent, returned = _traffic(config, a, b, last=index == config.layers)
+        if index == 1 and _first_cached(shape, config):
+            sent = returned = 0
+        found.append(Layer(a, b, sent, returned))
+    if config.model in ("appnp", "dagnn"):
+        steps = config.power * shape.outputs
+        found.append(Layer(0, 0, steps, steps))
+    return found
+
+
+def estimate(shape: Shape, config: Config) -> Memory:
+    """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
+    n, hidden, outputs = shape.nodes, config.hidden, shape.outputs
+    width = _input_width(shape, config)
+    halo = shape.nodes if shape.halo is None else shape.halo
+    edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
+    features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
+    kept = KEPT[config.model] + (config.norm != "none") + (config.activation == "elu")
+    count = config.layers - (config.head == "conv")
+    activations = 4 * n * hidden * kept * count
+    if config.jumping == "cat":
+        activations += 4 * n * hidden * count
+    if config.model in ("appnp", "dagnn"):
+        activations += 4 * n * outputs * config.power
+    if config.mode == "sa" and config.model in ("gat", "gatv2", "rgcn"):
+        activations += 4 * halo * hidden * config.layers
+    if not _first_cached(shape, config) and shape.stored is None:
+        activations += 4 * n * width
+    backward = int(4 * n * (2.5 * hidden + 2 * outputs))
+    if config.device != "cuda" and 4 * n * hidden < HEAP_LIMIT:
+        activations, backward = int(activations * HEAP_FACTOR), int(backward * HEAP_FACTOR)
+    scratch = EDGE_SCRATCH.get(config.model, 0) * shape.edges
+    backward = max(backward, scratch - activations)
+    copies = 2 + (2 if config.optimizer != "sgd" else 0)
+    parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
+    parameters += 4 * n * config.embedding * copies
+    return Memory(
+        features=features,
+        first_sum=4 * n * width if _first_cached(shape, config) else 0,
+        edges=edges if shape.symmetric else 2 * edges,
+        activations=activations,
+        backward=backward,
+        parameters=parameters,
+        halo_buffers=_buffers(shape, config),
+        base=BASE,
+    )
+
+
+def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
+    """Most bytes that all ranks together send in the ring in an epoch; None if `volume` is unknown.
+
+    Evaluation is a forward pass more, every `eval_every` epochs. Sums may travel as fewer rows.
+    """
+    if shape.volume is None:
+        return None
+    found = layers(shape, config)
+    passes = 1 + 1 / config.eval_every + config.adversarial_steps
+    numbers = sum(passes * layer.sent + layer.returned for layer in found)
+    return int(4 * shape.volume * numbers)
+
+
+def smallest_ranks(shape_at: Callable[[int], Shape], config: Config, limit: int) -> int | None:
+    """The least number of ranks whose estimate stays within `limit` bytes; None if none does."""
+    ranks = 1
+    while ranks <= MOST_RANKS:
+        if estimate(shape_at(ranks), config).peak <= limit:
+            return ranks
+        ranks += max(1, ranks // 64)
+    return None
+
+
+def _input_width(shape: Shape, config: Config) -> int:
+    width = config.embedding + (shape.features if shape.stored is None else 0)
+    if shape.stored is not None and not config.embedding:
+        width = shape.features
+    return width + (shape.outputs if config.labels_as_input else 0)
+
+
+def _first_cached(shape: Shape, config: Config) -> bool:
+    constant = not (config.embedding or config.input_dropout or config.labels_as_input)
+    constant = constant and not config.adversarial_steps and shape.stored is None
+    return constant and config.cache_first and config.model in ("sage", "gcn", "sgc")
+
+
+def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
+    narrow = min(a, b)
+    if config.model in ("gat", "gatv2"):
+        wide = b * config.heads if last and config.head == "conv" else b
+        if config.model == "gat":
+            return wide + config.heads, wide + 4 * config.heads
+        return wide, 2 * wide
+    return {
+        "sage": (narrow, narrow),
+        "gcn": (narrow, narrow),
+        "gin": (a, a),
+        "rgcn": (a, 2 * a),
+        "sgc": (config.power * narrow, config.power * narrow),
+    }.get(config.model, (0, 0))
+
+
+def _parameters(shape: Shape, config: Config) -> int:
+    total = shape.outputs * config.hidden if config.head == "linear" else 0
+    for layer in layers(shape, config):
+        a, b = layer.inputs, layer.outputs
+        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + (config.bases or shape.relations)}
+        total += (copies.get(config.model, 1) + config.residual) * a * b + 3 * b
+        if config.model == "gin":
+            total += b * b
+        elif config.model in ("gat", "gatv2") and b == shape.outputs:
+            total += (config.heads - 1) * a * b
+    return total
+
+
+def _buffers(shape: Shape, config: Config) -> int:
+    if shape.ranks == 1:
+        return 0
+    rows = shape.nodes if shape.halo is None else shape.halo
+    widest = max(max(layer.sent, layer.returned) for layer in layers(shape, config))
+    if config.model in ("appnp", "dagnn", "sgc"):
+        widest = max(config.hidden, shape.outputs)
+    if config.mode == "oneshot":
+        return 2 * 4 * rows * widest
+    return min(parse_size(config.halo_buffer), 4 * config.prefetch * 2 * rows * widest)
