@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 from typing import NoReturn
 
@@ -62,11 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_status
     if module is None:
         return 0
-    return world.run(
-        lambda comm: module.run(args, comm),
-        parallel=module.PARALLEL,
-        timeout=getattr(args, "timeout", None),
-    )
+    with module.listen(args) if hasattr(module, "listen") else nullcontext():
+        return world.run(
+            lambda comm: module.run(args, comm),
+            parallel=module.PARALLEL,
+            timeout=getattr(args, "timeout", None),
+        )
 
 
 if __name__ == "__main__":

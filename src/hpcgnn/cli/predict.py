@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Ring
-from hpcgnn.storage.load import load_partition
 from hpcgnn.train.config import parse_size
-from hpcgnn.train.predict import Predictor, write_predictions
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 HELP = "apply a checkpoint to every node"
 PARALLEL = True
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
+    with comm.at("imports"):
+        from hpcgnn.comm.ring import Ring
+        from hpcgnn.storage.load import load_partition
+        from hpcgnn.train.predict import Predictor, write_predictions
+
     ring = Ring(comm, halo_buffer=parse_size(args.halo_buffer))
     graph = load_partition(args.partition, comm, split=args.split, ring=ring)
     predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)

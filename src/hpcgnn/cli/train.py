@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import OutputError
-from hpcgnn.partition.whole import partition_graph
-from hpcgnn.storage.load import load_partition
-from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, parse_size, resolve
-from hpcgnn.train.loop import Trainer
-from hpcgnn.train.telemetry import human, peak_memory, resident_memory
+from hpcgnn.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 HELP = "train a model on all ranks"
 PARALLEL = True
@@ -34,7 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
+def listen(args: argparse.Namespace) -> StopRequest:
+    """From the first moment on, SIGUSR1 and SIGTERM ask for a checkpoint and a stop."""
+    args.stop = StopRequest()
+    return args.stop
+
+
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
+    with comm.at("imports"):
+        from hpcgnn.comm.ring import Ring
+        from hpcgnn.storage.load import load_partition
+        from hpcgnn.train.loop import Trainer
+        from hpcgnn.train.telemetry import human, peak_memory, resident_memory
+
     imported = resident_memory()
     config = resolve(args, args.config)
     source = Path(args.graph)
@@ -43,7 +54,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _open_run_dir(run_dir, comm, config)
     ring = Ring(comm, halo_buffer=parse_size(config.halo_buffer), prefetch=config.prefetch)
     graph = load_partition(partition, comm, split=config.split, ring=ring, mode=config.mode)
-    trainer = Trainer(graph, config, run_dir, resume=args.resume)
+    stop = getattr(args, "stop", None)
+    trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
         print(
@@ -66,6 +78,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     """The partition to train on: `source` itself, or one made from it and kept."""
+    from hpcgnn.partition.whole import partition_graph
+    from hpcgnn.storage.reader import Reader
+
     kind = fingerprint = ""
     error: Exception | None = None
     if comm.rank == 0:
@@ -87,6 +102,8 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
 
 
 def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
+    from hpcgnn.storage.reader import Reader
+
     if not path.exists():
         return False
     try:

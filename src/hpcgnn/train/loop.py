@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model, build_optimizer, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
+from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.state import capture, is_sharded, restore_model, restore_optimizer
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.store import CheckpointStore
@@ -35,14 +37,22 @@ class Trainer:
         config: what to do.
         run_dir: folder for metrics.jsonl and checkpoints/; made by rank 0.
         resume: go on from the newest whole checkpoint, if there is one.
+        stop: signals heard so far and from now on; None: those that arrive during `run`.
 
     Raises:
         InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
     """
 
     def __init__(
-        self, graph: PartitionedGraph, config: Config, run_dir: Path, *, resume: bool = False
+        self,
+        graph: PartitionedGraph,
+        config: Config,
+        run_dir: Path,
+        *,
+        resume: bool = False,
+        stop: StopRequest | None = None,
     ) -> None:
+        self.stop = stop
         self.graph, self.config, self.run_dir = graph, config, run_dir
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
@@ -72,7 +82,8 @@ class Trainer:
         """Train to the end, or to an agreed stop; whether the end was reached."""
         limit, longest = TimeLimit(), 0.0
         finished = True
-        with StopRequest() as request:
+        with ExitStack() as signals:
+            request = self.stop or signals.enter_context(StopRequest())
             while self.epoch < self.config.epochs:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
@@ -100,11 +111,12 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         watch, before = Stopwatch(), Counters.of(self.graph.ring)
         self.graph.epoch = epoch
-        with watch.phase("epoch"):
+        with watch.phase("epoch"), self.comm.at(f"epoch {epoch}"):
             loss = self._step(epoch, watch)
             scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))
             if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-                scores = dict(self.evaluate())
+                with self.comm.at("evaluation"):
+                    scores = dict(self.evaluate())
         return {
             "epoch": epoch,
             "loss": loss,
@@ -126,7 +138,7 @@ class Trainer:
         else:
             total = self._pass(epoch, watch)
         with watch.phase("backward"):
-            self._sum_gradients()
+            self._sum_gradients(epoch)
         self.optimizer.step()
         return total
 
@@ -135,14 +147,15 @@ class Trainer:
     ) -> float:
         """Forward and backward once; gradients of 1 / steps of the loss are added up."""
         rows, count = self._targets()
-        with watch.phase("forward"):
+        with watch.phase("forward"), self.comm.at("forward"):
             logits = self.model(self.graph, x_NF)
             loss = self.task.loss(logits[rows], self.labels[rows], count)
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
-            self._not_finite(epoch, total, logits)
+            place = first_layer(self.model, self.graph, x_NF)
+            self._not_finite(f"the loss is {total}", epoch, place)
         del logits
-        with watch.phase("backward"):
+        with watch.phase("backward"), self.comm.at("backward"):
             (loss / steps).backward()
         return total
 
@@ -154,15 +167,19 @@ class Trainer:
         rows = self.train_rows[~inputs.shown(self.graph)[self.train_rows]]
         return rows, self.comm.allreduce(len(rows), where="targets")
 
-    def _sum_gradients(self) -> None:
+    def _sum_gradients(self, epoch: int) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""
         for parameter in self.replicated:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.comm.size == 1:
-            return
-        flat = torch.cat([p.grad.reshape(-1) for p in self.replicated if p.grad is not None])
-        flat = self.comm.allreduce(flat, where="gradients")
+        own = torch.cat([p.grad.reshape(-1) for p in self.replicated if p.grad is not None])
+        # One number more: nan, on all ranks, where a gradient that stays on its rank is not finite.
+        kept = [(p.grad * 0).sum() for p in self.parameters if is_sharded(p) and p.grad is not None]
+        own = torch.cat([own, sum(kept, own.new_zeros(())).reshape(1)])
+        flat = own if self.comm.size == 1 else self.comm.allreduce(own, where="gradients")
+        if not bool(torch.isfinite(flat).all()):
+            place = first_gradient(self.graph, self.model.named_parameters())
+            self._not_finite("a gradient is not finite", epoch, place)
         offset = 0
         for parameter in self.replicated:
             size = parameter.numel()
@@ -277,13 +294,11 @@ class Trainer:
         if failure and self.config.fail_on_checkpoint:
             raise OutputError(f"a checkpoint could not be written: {failure}")
 
-    def _not_finite(self, epoch: int, loss: float, logits: Tensor) -> None:
-        """Say which rank and layer first left the finite numbers; all ranks raise."""
+    def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
+        """All ranks raise; `place` says where it began."""
+        self.store.finish()
         newest = self.store.paths()
         last = str(newest[0]) if newest else "none yet"
-        where = self.comm.allgather(not bool(torch.isfinite(logits).all()), where="not finite")
-        ranks = [rank for rank, bad in enumerate(where) if bad] or [self.comm.rank]
         raise NumericalError(
-            f"the loss is {loss} in epoch {epoch}, first on rank {ranks[0]}; lower --lr; last good "
-            f"checkpoint: {last}"
+            f"{what} in epoch {epoch}, first in {place}; lower --lr; last good checkpoint: {last}"
         )

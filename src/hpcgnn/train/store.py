@@ -92,8 +92,8 @@ class CheckpointStore:
             files.write(path, checkpoint)
             self._prune()
             self.error = ""
-        except (HpcgnnError, OSError) as error:
-            self._failed(str(error))
+        except Exception as error:  # nobody else would hear of it
+            self._failed(str(error) or type(error).__name__)
 
     def _failed(self, text: str) -> None:
         self.error = text

@@ -1,0 +1,67 @@
+"""Where numbers stopped being finite: epoch, rank and layer, found after the fact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.linear import NodeFeatures
+from hpcgnn.train.build import Model
+
+
+def first_layer(model: Model, graph: PartitionedGraph, x_NF: NodeFeatures | None) -> str:
+    """Repeat a forward pass and say whose output was first not finite; collective.
+
+    Returns:
+        `layer 2 (stack.convs.1) on rank 3`; "the loss" when the output of the model is finite.
+    """
+    calls: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> Any:
+        def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            finite = not isinstance(output, Tensor) or bool(torch.isfinite(output).all())
+            calls.append((name, finite))
+
+        return note
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(watch(name)).remove)
+        model(graph, x_NF)
+    bad = [place for place, (_, finite) in enumerate(calls) if not finite]
+    first, rank = min(
+        (place, rank)
+        for rank, place in enumerate(
+            graph.ring.comm.allgather(min(bad, default=len(calls)), where="not finite")
+        )
+    )
+    return f"{_named(calls[first][0])} on rank {rank}" if first < len(calls) else "the loss"
+
+
+def first_gradient(graph: PartitionedGraph, parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """The parameter whose gradient is not finite on the lowest rank; collective.
+
+    Of several the last one: backward reaches it first.
+    """
+    own = [
+        name
+        for name, parameter in parameters
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    found = graph.ring.comm.allgather(own[-1] if own else "", where="not finite")
+    for rank, name in enumerate(found):
+        if name:
+            return f"{_named(name)} on rank {rank}"
+    return "the sum over the ranks"
+
+
+def _named(name: str) -> str:
+    layer = re.search(r"convs\.(\d+)", name)
+    return f"layer {int(layer.group(1)) + 1} ({name})" if layer else name

@@ -1,0 +1,173 @@
+"""Strikes a running job with a signal, and looks at what is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.faults.judge import (
+    EPOCHS,
+    RESULTS,
+    SOON_STOPPED,
+    Fault,
+    compare_runs,
+    judge_end,
+    judge_files,
+)
+
+RANKS = 2
+TRAIN = ["--hidden", "4", "--epochs", str(EPOCHS), "--checkpoint-every", "2", "--keep", "3"]
+MODELS = {
+    "sage": ["--model", "sage", "--layers", "2"],
+    "gat": ["--model", "gat", "--layers", "2", "--heads", "2", "--dropout", "0.3"],
+    "embedding": ["--model", "sage", "--layers", "2", "--embedding", "3"],
+}
+TIMEOUT = 3.0
+_ROOT = Path(__file__).parents[2]
+_MARK = "HPCGNN_FAULT_JOB"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a struck job; `problems` is empty when everything was as it must be."""
+
+    fault: Fault
+    struck: bool
+    status: int
+    seconds: float
+    folder: Path
+    problems: tuple[str, ...]
+
+
+class Workplace:
+    """Small inputs, the files of undisturbed jobs, and jobs to be struck, below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.good = folder / "good"
+        self.good.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        np.save(self.good / "edges.npy", rng.integers(0, 300, (2000, 2)))
+        np.save(self.good / "x.npy", rng.normal(size=(300, 6)).astype(np.float32))
+        np.save(self.good / "y.npy", rng.integers(0, 3, 300))
+        np.save(self.good / "split.npy", rng.integers(1, 4, 300).astype(np.int8))
+        convert = self.command("convert", "", self.good)
+        _run([sys.executable, "-m", "hpcgnn.cli.main", *convert])
+        commands = [self.command("partition", "", self.good)]
+        commands += [self.command("train", model, self.good) for model in MODELS]
+        self.several([*commands, self.command("predict", "", self.good)])
+
+    def command(self, verb: str, model: str, folder: Path) -> list[str]:
+        """Arguments of a job that works in `folder`."""
+        good, partition = self.good, str(self.good / "graph.p2.h5")
+        if verb == "convert":
+            given = ["--features", "x.npy", "--labels", "y.npy", "--split", "split.npy"]
+            nodes = [str(good / word) if word.endswith(".npy") else word for word in given]
+            edges, out = str(good / "edges.npy"), str(folder / "graph.h5")
+            return ["convert", edges, out, "--force", *nodes, "--num-nodes", "300"]
+        if verb == "partition":
+            out = str(folder / "graph.p2.h5")
+            return ["partition", str(good / "graph.h5"), "--method", "block", "-o", out]
+        if verb == "train":
+            run_dir = str(folder / model)
+            return ["train", partition, "--run-dir", run_dir, "--resume", *TRAIN, *MODELS[model]]
+        last = good / "sage" / "checkpoints" / f"epoch-{EPOCHS:06d}.h5"
+        return ["predict", partition, str(last), "-o", str(folder / "predictions.h5")]
+
+    def several(self, commands: list[list[str]]) -> None:
+        """Run commands in one job that nothing disturbs."""
+        file = self.folder / "commands.json"
+        file.write_text(json.dumps(commands))
+        _run([*_mpiexec(), sys.executable, "-m", "tests.faults.several", str(file)])
+
+    def strike(self, fault: Fault) -> Outcome:
+        """Run the job, strike it, wait until all of it is gone, and judge what is left."""
+        folder = self.folder / f"{fault}-{secrets.token_hex(2)}"
+        folder.mkdir()
+        for name in RESULTS.get(fault.verb, ()):
+            shutil.copy(self.good / name, folder / name)
+        order, struck = folder / "fault.json", folder / "struck"
+        order.write_text(json.dumps(asdict(fault) | {"struck": str(struck)}))
+        mark = secrets.token_hex(8)
+        command = [sys.executable, "-m", "tests.faults.victim", str(order)]
+        command += self.command(fault.verb, fault.model, folder)
+        if fault.signal == "SIGSTOP":
+            command += ["--timeout", str(TIMEOUT)]
+        with (folder / "stderr").open("w") as stderr, (folder / "stdout").open("w") as stdout:
+            job = subprocess.Popen(
+                [*_mpiexec(), *command],
+                env=_environment() | {_MARK: mark},
+                cwd=_ROOT,
+                stdout=stdout,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+            )
+        status, seconds, left = _await_end(job, mark, struck)
+        problems = [f"processes {left} were left after {seconds:.0f} s"] if left else []
+        if struck.exists() and not left:
+            problems += judge_end(fault, status, seconds, folder)
+        problems += judge_files(fault, self.good, folder)
+        return Outcome(fault, struck.exists(), status, seconds, folder, tuple(problems))
+
+    def resume(self, outcomes: list[Outcome]) -> dict[Outcome, list[str]]:
+        """Resume all struck trainings; what differs from the undisturbed ones."""
+        mine = [outcome for outcome in outcomes if outcome.fault.verb == "train"]
+        self.several([self.command("train", o.fault.model, o.folder) for o in mine])
+        return {o: compare_runs(self.good / o.fault.model, o.folder / o.fault.model) for o in mine}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, env=_environment(), cwd=_ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"an undisturbed job failed: {done.stderr}")
+
+
+def _mpiexec() -> list[str]:
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise FileNotFoundError("no mpiexec found")
+    return [found, "-n", str(RANKS)]
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "HPCGNN_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "HPCGNN_TIMEOUT": "120"}
+
+
+def _living(mark: str) -> list[int]:
+    """Processes of the job of this mark, other than dead ones that nobody has waited for."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"{_MARK}={mark}".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def _await_end(
+    job: subprocess.Popen[bytes], mark: str, struck: Path
+) -> tuple[int, float, list[int]]:
+    """Status of the job, seconds from the blow to its end, processes that had to be killed."""
+    end = time.time() + 240
+    while time.time() < end and (job.poll() is None or _living(mark)):
+        time.sleep(0.05)
+        if struck.exists() and time.time() > struck.stat().st_mtime + SOON_STOPPED:
+            break
+    seconds = time.time() - struck.stat().st_mtime if struck.exists() else 0.0
+    left = _living(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return job.wait(), seconds, left
