@@ -32,7 +32,7 @@ coauthor_physics/gcn 97.2 $luo --layers 2 --hidden 64 --dropout 0.3 --norm layer
 coauthor_physics/sage 96.9 $luo --layers 2 --hidden 64 --dropout 0.7 --norm batch --residual --weight-decay 5e-4
 coauthor_physics/gat 97.0 $luo --layers 2 --hidden 256 --heads 1 --dropout 0.7 --norm batch --residual --weight-decay 5e-4
 cora/gcn 81.0 --layers 2 --hidden 16 --dropout 0.5 --input-dropout 0.5 --lr 0.01 --weight-decay 5e-4 --epochs 200
-cora/gat 82.0 --layers 2 --hidden 64 --heads 8 --dropout 0.6 --input-dropout 0.6 --attention-dropout 0.6 --activation elu --lr 0.005 --weight-decay 5e-4 --epochs 1000 --patience 100
+cora/gat 82.0 --layers 2 --hidden 64 --heads 8 --dropout 0.6 --input-dropout 0.6 --attention-dropout 0.6 --output-heads 1 --activation elu --lr 0.005 --weight-decay 5e-4 --epochs 600 --patience 300 --eval-every 2
 minesweeper/gcn 89.5 --metric auc --layers 5 --hidden 512 --dropout 0.2 --norm layer --residual --head linear --lr 3e-5 --epochs 1000
 minesweeper/sage 93.0 --metric auc --layers 5 --hidden 512 --dropout 0.2 --norm layer --residual --head linear --lr 3e-5 --epochs 1000
 minesweeper/gat 89.5 --metric auc --layers 5 --hidden 512 --heads 8 --dropout 0.2 --norm layer --residual --head linear --lr 3e-5 --epochs 1000

@@ -88,8 +88,8 @@ def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> C
     def attention(kind: type[nn.GATConv] | type[nn.GATv2Conv]) -> ConvFactory:
         def make(a: int, b: int, layer: int) -> torch.nn.Module:
             last = config.head == "conv" and layer == config.layers
-            out = b if last else b // heads
-            return kind(a, out, heads, concat=not last, dropout=attention_dropout, layer=layer)
+            out, count = (b, config.output_heads or heads) if last else (b // heads, heads)
+            return kind(a, out, count, concat=not last, dropout=attention_dropout, layer=layer)
 
         return make
 

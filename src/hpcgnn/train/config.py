@@ -29,6 +29,7 @@ class Config:
     layers: int = _option(3, "message-passing layers")
     hidden: int = _option(256, "hidden width (over all heads)")
     heads: int = _option(4, "attention heads")
+    output_heads: int = _option(0, "attention heads of a last convolution, averaged; 0: as --heads")
     dropout: float = _option(0.5, "dropout probability between layers")
     input_dropout: float = _option(0.0, "dropout probability on the input features")
     attention_dropout: float = _option(0.0, "dropout probability on attention weights")
@@ -107,7 +108,7 @@ class Config:
 
 
 _LEAST: dict[str, float] = {
-    "layers": 1, "hidden": 1, "heads": 1, "bases": 0, "embedding": 0, "power": 1, "teleport": 0,
+    "layers": 1, "hidden": 1, "heads": 1, "output_heads": 0, "bases": 0, "embedding": 0, "power": 1, "teleport": 0,
     "adversarial_steps": 0, "lr": 0, "weight_decay": 0, "step_size": 1, "epochs": 0, "patience": 0,
     "eval_every": 1, "split": 0, "seed": 0, "prefetch": 1, "checkpoint_every": 0, "keep": 1,
     "time_margin": 0,
