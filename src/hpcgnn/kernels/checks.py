@@ -32,7 +32,7 @@ def matrix(
         raise InputError(f"kernels: {name} must be {dtype}", value=str(tensor.dtype))
     if tensor.device != like.device:
         raise InputError(f"kernels: {name} must be on {like.device}", value=str(tensor.device))
-    if width > 1 and tensor.stride(1) != 1:
+    if width > 1 and tensor.shape[0] > 0 and tensor.stride(1) != 1:
         raise InputError(
             f"kernels: {name} must have adjacent columns; call .contiguous()", value=tensor.stride()
         )
