@@ -1,0 +1,86 @@
+"""Normalisations over the ranks against one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpcgnn import nn
+from hpcgnn.nn.norm import NORMS
+from tests.graphs import collect, distribute, local, random_graph
+
+pytestmark = pytest.mark.mpi
+COUNT, WIDTH = 23, 5
+
+
+@pytest.fixture
+def graph(comm):
+    return distribute(random_graph(COUNT, 40), comm)
+
+
+def randomised(norm: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(2)
+    for parameter in norm.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
+    return norm
+
+
+def reference(kind: str) -> torch.nn.Module:
+    if kind == "batch":
+        return torch.nn.BatchNorm1d(WIDTH)
+    if kind == "layer":
+        return torch.nn.LayerNorm(WIDTH)
+    return pytest.importorskip("torch_geometric.nn").GraphNorm(WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset"), [("batch", 0.0), ("layer", 0.0), ("graph", 0.0), ("batch", 1000.0)]
+)
+def test_forward_and_gradients(comm, graph, kind, offset):
+    """Also far from 0, where a variance from sums of squares would be noise."""
+    theirs = randomised(reference(kind)).double()
+    ours = NORMS[kind](WIDTH)
+    ours.load_state_dict({name: value.float() for name, value in theirs.state_dict().items()
+                          if name in ours.state_dict()})  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(COUNT, WIDTH, generator=generator) + offset
+    weights = torch.randn(COUNT, WIDTH, generator=generator)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if not offset else {"rtol": 1e-3, "atol": 2e-4}
+    for _ in range(2):  # running statistics move twice
+        x_theirs = x.double().requires_grad_()
+        y_theirs = theirs(x_theirs)
+        theirs.zero_grad()
+        (y_theirs * weights).sum().backward()
+        x_ours = local(graph, x).requires_grad_()
+        y_ours = ours(graph, x_ours)
+        ours.zero_grad()
+        (y_ours * local(graph, weights)).sum().backward()
+    found = collect(graph, torch.cat([y_ours, x_ours.grad], dim=1)).double()
+    torch.testing.assert_close(found[:, :WIDTH], y_theirs.detach(), **tolerance)
+    torch.testing.assert_close(found[:, WIDTH:], x_theirs.grad, **tolerance)
+    for name, parameter in ours.named_parameters():
+        total = comm.allreduce(parameter.grad).double()
+        torch.testing.assert_close(total, theirs.get_parameter(name).grad, **tolerance)
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer.double(), theirs.get_buffer(name), **tolerance)
+    ours.eval(), theirs.eval()
+    y_ours = ours(graph, local(graph, x))
+    torch.testing.assert_close(
+        collect(graph, y_ours).double(), theirs(x.double()).detach(), **tolerance
+    )
+
+
+def test_running_statistics_are_the_same_on_all_ranks(comm, graph):
+    norm = nn.BatchNorm(WIDTH)
+    norm(graph, local(graph, torch.randn(COUNT, WIDTH, generator=torch.manual_seed(0))))
+    for buffer in norm.buffers():
+        assert all((rows == buffer.numpy()).all() for rows in comm.allgather(buffer.numpy()))
+
+
+def test_one_node_and_constant_columns_stay_finite(comm):
+    graph = distribute(random_graph(1, 0), comm)
+    for kind in NORMS:
+        x = torch.full((graph.num_local_nodes, WIDTH), 3.0, requires_grad=True)
+        y = NORMS[kind](WIDTH)(graph, x)
+        y.sum().backward()
+        assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
