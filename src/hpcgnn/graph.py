@@ -51,9 +51,9 @@ class Block:
         }
         return replace(self, **moved)
 
-    def rows_between(self, low: int, high: int) -> Block:
-        """Rows `low .. high - 1` of a block without a row list, renumbered from 0."""
-        return replace(self, begin=self.begin[low:high], end=self.end[low:high])
+    @property
+    def device(self) -> torch.device:
+        return self.begin.device
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class EdgeBlocks:
     def num_parts(self) -> int:
         return len(self.blocks)
 
+    def to(self, device: torch.device | str) -> EdgeBlocks:
+        return EdgeBlocks(
+            self.rank,
+            [block.to(device) for block in self.blocks],
+            [rows.to(device) for rows in self.send_rows],
+        )
+
 
 @dataclass(frozen=True)
 class SparseRows:
@@ -80,6 +87,9 @@ class SparseRows:
     shape: tuple[int, int]
     block: Block
     transposed: Block
+
+    def to(self, device: torch.device | str) -> SparseRows:
+        return SparseRows(self.shape, self.block.to(device), self.transposed.to(device))
 
 
 @dataclass
@@ -133,3 +143,25 @@ class PartitionedGraph:
     @property
     def symmetric(self) -> bool:
         return self.out_edges is self.in_edges
+
+    def to(self, device: torch.device | str) -> PartitionedGraph:
+        """The same part on `device`, without what was derived from it; `original_ids` stay."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        in_edges = self.in_edges.to(device)
+        return replace(
+            self,
+            node_ids=self.node_ids.to(device),
+            in_edges=in_edges,
+            out_edges=in_edges if self.symmetric else self.out_edges.to(device),
+            features=None if self.features is None else self.features.to(device),
+            typed_features={kind: rows.to(device) for kind, rows in self.typed_features.items()},
+            labels=moved(self.labels),
+            train_mask=moved(self.train_mask),
+            valid_mask=moved(self.valid_mask),
+            test_mask=moved(self.test_mask),
+            node_types=moved(self.node_types),
+            cache={},
+        )

@@ -21,6 +21,7 @@ from hpcgnn.kernels import checks
 from hpcgnn.kernels.attention2 import attention2_backward, attention2_forward
 from hpcgnn.kernels.backend import backend
 from hpcgnn.kernels.dropout import Dropout, Stream
+from hpcgnn.kernels.split import kept
 
 __all__ = [
     "Dropout",
@@ -31,6 +32,7 @@ __all__ = [
     "columns_between",
     "dropout_nodes",
     "dropout_nodes_backward",
+    "rows_between",
     "spmm",
     "spmm_max",
     "spmm_max_backward",
@@ -218,13 +220,29 @@ def attention_backward(
 def columns_between(block: Block, low: int, high: int) -> Block:
     """The same block restricted to columns `low .. high - 1`, sharing all edge arrays.
 
-    Only the edge ranges of the rows are new; rows without an edge left stay, with none.
+    Only the edge ranges of the rows are new; rows without an edge left stay, with none. On a GPU
+    the result is kept as long as the block lives: to make it anew, the host waits for the GPU.
     """
     if low == 0 and high == block.num_columns:
         return block
-    first = block.column_offset + low
-    begin, end = backend(block.begin.device).between(block, first, first + high - low)
-    return replace(block, num_columns=high - low, begin=begin, end=end, column_offset=first)
+
+    def cut() -> Block:
+        first = block.column_offset + low
+        begin, end = backend(block.device).between(block, first, first + high - low)
+        return replace(block, num_columns=high - low, begin=begin, end=end, column_offset=first)
+
+    return kept(block, f"columns {low} {high}", cut) if block.device.type == "cuda" else cut()
+
+
+def rows_between(block: Block, low: int, high: int) -> Block:
+    """Rows `low .. high - 1` of a block without a row list, renumbered from 0; kept on a GPU."""
+    if low == 0 and high == block.num_rows:
+        return block
+
+    def cut() -> Block:
+        return replace(block, begin=block.begin[low:high], end=block.end[low:high])
+
+    return kept(block, f"rows {low} {high}", cut) if block.device.type == "cuda" else cut()
 
 
 def transpose(block: Block, num_rows: int) -> Block:
@@ -235,10 +253,10 @@ def transpose(block: Block, num_rows: int) -> Block:
     Args:
         num_rows: local rows of `block`, the number of columns of the result.
     """
-    checks.block_on(block, block.begin.device)
+    checks.block_on(block, block.device)
     if checks.num_local_rows(block) > num_rows:
         raise InputError("kernels: transpose needs num_rows above every row", value=num_rows)
-    pointer, local_rows, order = backend(block.begin.device).transpose(block)
+    pointer, local_rows, order = backend(block.device).transpose(block)
 
     def carried(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[order]

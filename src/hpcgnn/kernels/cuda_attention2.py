@@ -187,7 +187,7 @@ def _turned(block: Block, rows: Rows, num_rows: int, with_features: bool) -> Blo
     low, high = rows
     listed = block.rows
     if listed is None:
-        listed = torch.arange(block.num_rows, dtype=torch.int32, device=block.begin.device)
+        listed = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
     part = replace(
         block, rows=listed[low:high], begin=block.begin[low:high], end=block.end[low:high]
     )

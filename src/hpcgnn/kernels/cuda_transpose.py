@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """Begin of each column (one more than columns), local row and old edge of each new edge."""
-    device, counts = block.begin.device, block.end - block.begin
+    device, counts = block.device, block.end - block.begin
     number = torch.arange(split_of(block).num_edges, device=device)
     row = torch.repeat_interleave(torch.arange(block.num_rows, device=device), counts)
     edge = number + (block.begin - (counts.cumsum(0) - counts))[row]

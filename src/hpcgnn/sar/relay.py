@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from hpcgnn import kernels
 from hpcgnn.comm.ring import ring_order
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.schedule import Cuts, pieces
@@ -39,7 +40,7 @@ class Relay:
         """Remote senders and receivers in ring order, in messages of at most `most` rows."""
         size = len(self.senders)
         senders = [
-            self.senders[peer].rows_between(low, high)
+            kernels.rows_between(self.senders[peer], low, high)
             for peer in ring_order(self.rank, size, +1)
             for low, high in pieces(self.senders[peer].num_rows, most)
         ]

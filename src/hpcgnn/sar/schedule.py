@@ -14,7 +14,7 @@ from hpcgnn.graph import Block, EdgeBlocks
 
 
 class Cuts(Sequence[Block]):
-    """Blocks cut into ranges of their columns; a cut is made when it is asked for, and not kept."""
+    """Blocks cut into ranges of their columns; a cut is made when it is asked for."""
 
     def __init__(self, blocks: list[Block], peers: list[int], most: int) -> None:
         self._blocks = blocks
@@ -64,5 +64,9 @@ def schedule(edges: EdgeBlocks, max_rows: int) -> Schedule:
 
 
 def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:
-    """Row ranges of `block` between which messages should be moved on; one range on one rank."""
-    return pieces(block.num_rows, most_rows if num_parts > 1 else max(block.num_rows, 1))
+    """Row ranges of `block` between which messages should be moved on.
+
+    One range on one rank, and on a GPU, which works beside the host.
+    """
+    alone = num_parts == 1 or block.device.type == "cuda"
+    return pieces(block.num_rows, max(block.num_rows, 1) if alone else most_rows)
