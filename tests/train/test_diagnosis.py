@@ -1,0 +1,52 @@
+"""Numbers that stop being finite are followed to epoch, rank and layer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hpcgnn.errors import NumericalError
+from hpcgnn.train.config import Config
+from hpcgnn.train.loop import Trainer
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+SETTINGS = {"layers": 3, "hidden": 8, "halo_buffer": "4096", "epochs": 4, "checkpoint_every": 1}
+
+
+def make(comm, folder, **changes: object) -> Trainer:
+    graph = distribute(random_graph(60, 240, seed=1), comm, halo_buffer=4096)
+    graph.graph_fingerprint = "f" * 16
+    return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_layer_and_rank_of_the_first_nan(comm, shared_path, layer):
+    make(comm, shared_path, epochs=2).run()
+    trainer, last = make(comm, shared_path), comm.size - 1
+    if comm.rank == last:
+        with torch.no_grad():
+            next(trainer.model.stack.convs[layer - 1].parameters())[0, 0] = math.nan
+    checkpoint = shared_path / "checkpoints" / "epoch-000002.h5"
+    with pytest.raises(NumericalError) as caught:
+        trainer.run()
+    text = str(caught.value)
+    assert text.startswith(f"the loss is nan in epoch 3, first in layer {layer} (stack.convs.")
+    assert text.endswith(f") on rank {last}; lower --lr; last good checkpoint: {checkpoint}")
+
+
+@pytest.mark.parametrize("model", [{"embedding": 3}, {}], ids=str)
+def test_a_gradient_is_stopped_before_it_is_used(comm, shared_path, model):
+    make(comm, shared_path, epochs=2, **model).run()
+    trainer, last = make(comm, shared_path, **model), comm.size - 1
+    first = next(iter(trainer.model.parameters()))
+    before = first.detach().clone()
+    if comm.rank == last:
+        first.register_hook(lambda grad: grad * math.inf)
+    place = "inputs.embedding.weight" if model else r"layer 1 \(stack.convs.0.*\)"
+    wanted = rf"a gradient is not finite in epoch 3, first in {place} on rank {last}; .*000002.h5"
+    with pytest.raises(NumericalError, match=wanted):
+        trainer.run()
+    assert torch.equal(first, before)

@@ -1,0 +1,135 @@
+"""Checkpoints that can't be written leave training and the earlier checkpoints alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn.errors import OutputError
+from hpcgnn.train import checkpoint as files
+from hpcgnn.train.checkpoint import Checkpoint
+from hpcgnn.train.config import Config
+from hpcgnn.train.loop import Trainer
+from hpcgnn.train.store import CheckpointStore
+from tests.graphs import distribute, random_graph
+
+SETTINGS = {"layers": 2, "hidden": 96, "halo_buffer": "64KiB", "checkpoint_every": 2, "keep": 2}
+
+
+def make(epoch: int, size: int = 10) -> Checkpoint:
+    arrays = {"model/w": np.full(size, epoch, np.float32)}
+    return Checkpoint(epoch, Config(), "f" * 16, 1, {"best": None}, [], arrays)
+
+
+def train(comm, folder: Path, **changes: object) -> Trainer:
+    graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
+    graph.graph_fingerprint = "f" * 16
+    trainer = Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
+    trainer.run()
+    return trainer
+
+
+@contextmanager
+def disk_full(folder: Path) -> Iterator[None]:
+    """No file can grow beyond 16 KiB: enough for the journal, not for a checkpoint."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """No file can be made in `folder`, by root neither."""
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can write to."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_best_and_the_last_are_kept(comm, tmp_path):
+    (tmp_path / ".epoch-000009.h5.1234.tmp").write_bytes(b"half")
+    store = CheckpointStore(tmp_path, comm, keep=2)
+    for epoch in range(1, 6):
+        store.save(make(epoch), best=epoch == 3)
+        store.save(make(epoch))
+    store.finish()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.h5", "epoch-000004.h5", "epoch-000005.h5"]
+    assert files.read(tmp_path / "best.h5").epoch == 3
+    store.close()
+
+
+def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
+    store = CheckpointStore(tmp_path, comm, keep=2)
+    store.save(make(1))
+    store.finish()
+    with disk_full(tmp_path):
+        store.save(make(2, size=100_000))
+        store.finish()
+    assert "epoch-000002.h5: can't be written: File too large" in store.failure()
+    err = capfd.readouterr().err
+    assert err.startswith("hpcgnn: warning: CHECKPOINT NOT WRITTEN: ")
+    assert err.endswith("newest good checkpoint: epoch-000001.h5\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001.h5"]
+    path, found = store.newest()
+    assert (path.name, found.epoch) == ("epoch-000001.h5", 1)
+    store.save(make(3))
+    store.finish()
+    assert store.failure() == ""
+    store.close()
+
+
+@pytest.mark.parametrize("fault", [disk_full, read_only], ids=lambda fault: fault.__name__)
+def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
+    train(comm, open_folder, epochs=2)
+    checkpoints, journal = open_folder / "checkpoints", open_folder / "metrics.jsonl"
+    before = (checkpoints / "epoch-000002.h5").read_bytes()
+    capfd.readouterr()
+    with fault(checkpoints):
+        disturbed = train(comm, open_folder, epochs=6)
+    assert disturbed.epoch == 6
+    assert len(journal.read_text().splitlines()) == 6
+    err = capfd.readouterr().err
+    assert err.count("CHECKPOINT NOT WRITTEN") >= 2
+    assert "newest good checkpoint: epoch-000002.h5" in err
+    assert (checkpoints / "epoch-000002.h5").read_bytes() == before
+    assert not list(checkpoints.glob(".*.tmp"))
+    again = train(comm, open_folder, epochs=6)
+    for ours, theirs in zip(again.parameters, disturbed.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
+    train(comm, tmp_path, epochs=2)
+    with (
+        disk_full(tmp_path),
+        pytest.raises(OutputError, match=r"could not be written.*File too large"),
+    ):
+        train(comm, tmp_path, epochs=6, fail_on_checkpoint=True)
+    assert files.read(tmp_path / "checkpoints" / "epoch-000002.h5").epoch == 2
