@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from hpcgnn.errors import HpcgnnError
 
@@ -26,6 +27,8 @@ _MEET_SECONDS = 2.0
 _SILENT_SECONDS = 10.0
 _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
 
 
@@ -33,8 +36,26 @@ class Terminated(BaseException):
     """SIGTERM arrived; raised so that with-blocks can remove what they half wrote."""
 
 
+_DELIVER_AGAIN_SECONDS = 0.01
+_uninterruptible: set[CodeType] = set()
+
+
+def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what a C library calls back and can't leave by an exception: SIGTERM waits."""
+    _uninterruptible.add(function.__code__)
+    return function
+
+
 def raise_terminated(number: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
+    inner = frame
+    while inner is not None:
+        if inner.f_code in _uninterruptible:
+            again = threading.Timer(_DELIVER_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        inner = inner.f_back
     raise Terminated
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hpcgnn.comm.failure import uninterruptible
 from hpcgnn.errors import HpcgnnError, OutputError
 from hpcgnn.storage.schema import attribute_checksum, chunk_rows
 
@@ -174,14 +175,17 @@ class _Sink:
         self._position = 0
         self._kept: list[tuple[int, bytes]] = []
 
+    @uninterruptible
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
         self._position = offset + (self._size() if base is None else base)
         return self._position
 
+    @uninterruptible
     def tell(self) -> int:
         return self._position
 
+    @uninterruptible
     def readinto(self, buffer: memoryview) -> int:
         view = memoryview(buffer).cast("B")
         data = os.pread(self._descriptor, len(view), self._position)
@@ -196,11 +200,13 @@ class _Sink:
         self._position += len(view)
         return len(view)
 
+    @uninterruptible
     def read(self, size: int) -> bytes:
         data = bytearray(size)
         self.readinto(memoryview(data))
         return bytes(data)
 
+    @uninterruptible
     def write(self, buffer: bytes | memoryview) -> int:
         view = memoryview(buffer).cast("B")
         written = 0
@@ -214,6 +220,7 @@ class _Sink:
         self._position += len(view)
         return len(view)
 
+    @uninterruptible
     def truncate(self, size: int | None = None) -> int:
         size = self._position if size is None else size
         try:
@@ -222,6 +229,7 @@ class _Sink:
             self.error = self.error or error
         return size
 
+    @uninterruptible
     def flush(self) -> None:
         pass
 
