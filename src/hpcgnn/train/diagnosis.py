@@ -14,12 +14,15 @@ from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.linear import NodeFeatures
 from hpcgnn.train.build import Model
 
+_MOST = 4  # ranks named
+
 
 def first_layer(model: Model, graph: PartitionedGraph, x_NF: NodeFeatures | None) -> str:
     """Repeat a forward pass and say whose output was first not finite; collective.
 
     Returns:
-        `layer 2 (stack.convs.1) on rank 3`; "the loss" when the output of the model is finite.
+        `layer 2 (stack.convs.1) on rank 3`, or several ranks; "the loss" when the output of the
+        model is finite.
     """
     calls: list[tuple[str, bool]] = []
 
@@ -36,13 +39,15 @@ def first_layer(model: Model, graph: PartitionedGraph, x_NF: NodeFeatures | None
                 hooks.callback(module.register_forward_hook(watch(name)).remove)
         model(graph, x_NF)
     bad = [place for place, (_, finite) in enumerate(calls) if not finite]
-    first, rank = min(
-        (place, rank)
-        for rank, place in enumerate(
-            graph.ring.comm.allgather(min(bad, default=len(calls)), where="not finite")
-        )
-    )
-    return f"{_named(calls[first][0])} on rank {rank}" if first < len(calls) else "the loss"
+    first_P = graph.ring.comm.allgather(min(bad, default=len(calls)), where="not finite")
+    first = min(first_P)
+    if first == len(calls):
+        return "the loss"
+    # Several where the layer itself sends rows on from the rank that it began on.
+    ranks = [str(rank) for rank, place in enumerate(first_P) if place == first]
+    more = f" and {len(ranks) - _MOST} more" if len(ranks) > _MOST else ""
+    plural = "s" if len(ranks) > 1 else ""
+    return f"{_named(calls[first][0])} on rank{plural} {', '.join(ranks[:_MOST])}{more}"
 
 
 def first_gradient(graph: PartitionedGraph, parameters: Iterable[tuple[str, Tensor]]) -> str:
