@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcgnn.errors import InputError
 from hpcgnn.train.config import parse_size
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ PARALLEL = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("partition", help="partition file with one part per rank")
-    parser.add_argument("checkpoint", help="checkpoint file of a training run")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint file of a training run")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.h5")
     parser.add_argument(
         "--embeddings", action="store_true", help="also write what the last layer reads"
@@ -25,35 +26,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-graph", action="store_true", help="accept a checkpoint of another graph"
     )
+    parser.add_argument(
+        "--correct-and-smooth",
+        action="store_true",
+        help="correct predictions by propagated training errors, then smooth them",
+    )
+    parser.add_argument(
+        "--label-propagation",
+        action="store_true",
+        help="predict from training labels alone, without a checkpoint",
+    )
     parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
     parser.add_argument("--split", type=int, default=0, help="split to report the metric on")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    _check(args)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
         from hpcgnn.comm.ring import Ring
         from hpcgnn.storage.load import load_partition
-        from hpcgnn.train.predict import Predictor, write_predictions
+        from hpcgnn.train.predict import Predictor, predict_from_labels, write_predictions
 
     ring = Ring(comm, halo_buffer=parse_size(args.halo_buffer))
     graph = load_partition(args.partition, comm, split=args.split, ring=ring)
-    predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)
-    rows = predictor.run(embeddings=args.embeddings)
-    scores = predictor.scores()
-    checkpoint = predictor.checkpoint
-    write_predictions(
-        Path(args.output),
-        graph,
-        rows,
-        {
+    attributes: dict[str, int | str | dict]
+    if args.label_propagation:
+        found, source = predict_from_labels(graph), "label propagation"
+        attributes = {"config": {"label_propagation": True, "split": args.split}}
+    else:
+        predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)
+        found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
+        checkpoint = predictor.checkpoint
+        source = f"epoch {checkpoint.epoch}"
+        attributes = {
             "config": checkpoint.config.to_json(),
             "checkpoint": Path(args.checkpoint).name,
             "epoch": checkpoint.epoch,
-        },
-    )
+            "correct_and_smooth": int(args.correct_and_smooth),
+        }
+    write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
-        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in scores.items())
-        print(f"{predictor.task.metric} of epoch {checkpoint.epoch}: {shown}")
+        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
+        print(f"{found.metric} of {source}: {shown}")
         print(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.label_propagation:
+        if args.checkpoint is None:
+            raise InputError("give a checkpoint, or --label-propagation to do without")
+        return
+    for name, value in (
+        ("a checkpoint", args.checkpoint),
+        ("--correct-and-smooth", args.correct_and_smooth),
+        ("--embeddings", args.embeddings),
+    ):
+        if value:
+            raise InputError(f"--label-propagation uses no model: leave {name} out")

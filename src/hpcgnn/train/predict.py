@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage import atomic
 from hpcgnn.storage.schema import PREDICTIONS, VERSION
 from hpcgnn.train import checkpoint as files
@@ -59,36 +62,91 @@ class Predictor:
         self.model.eval()
 
     @torch.no_grad()
-    def run(self, embeddings: bool = False) -> dict[str, np.ndarray]:
-        """This rank's rows: `probabilities` `[n, C]`, `classes`, and `embeddings` if wanted."""
+    def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
+        """Predict every node; collective.
+
+        Args:
+            embeddings: also what the last layer reads.
+            smooth: apply Correct & Smooth, which reads the labels of training nodes.
+
+        Raises:
+            InputError: the model or the labels don't admit what is asked for.
+        """
         graph, model = self.graph, self.model
-        logits = model(graph)
+        if smooth and self.task.multilabel:
+            raise InputError("--correct-and-smooth needs one class per node")
+        scores = model(graph)
         rows: dict[str, np.ndarray] = {}
         if self.task.multilabel:
-            rows["probabilities"] = torch.sigmoid(logits).cpu().numpy()
-            rows["classes"] = (logits > 0).to(torch.int8).cpu().numpy()
+            rows["probabilities"] = torch.sigmoid(scores).cpu().numpy()
+            rows["classes"] = (scores > 0).to(torch.int8).cpu().numpy()
         else:
-            rows["probabilities"] = torch.softmax(logits, dim=-1).cpu().numpy()
-            rows["classes"] = logits.argmax(dim=-1).cpu().numpy()
+            soft_NC = torch.softmax(scores, dim=-1)
+            if smooth:
+                soft_NC = scores = _shares(correct_and_smooth(graph, soft_NC, _train_mask(graph)))
+            rows["probabilities"] = soft_NC.cpu().numpy()
+            rows["classes"] = scores.argmax(dim=-1).cpu().numpy()
         if embeddings:
             hidden = model.embed(graph)
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.cpu().numpy()
-        rows["original_ids"] = graph.original_ids.cpu().numpy()
-        return rows
+        return _prediction(graph, self.task, rows, scores)
 
-    def scores(self) -> dict[str, float]:
-        """The metric on the train, valid and test nodes; collective."""
-        graph = self.graph
-        with torch.no_grad():
-            logits = self.model(graph)
-        masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
-        return {
-            name: self.task.score(graph, logits, mask)
-            for name, mask in masks.items()
-            if mask is not None
-        }
+
+@dataclass(frozen=True)
+class Prediction:
+    """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
+
+    `rows` holds `probabilities` `[n, C]`, `classes` `[n]` (or `[n, C]` 0/1 for several labels),
+    `original_ids` `[n]` and, where asked for, `embeddings` `[n, hidden]`.
+    """
+
+    rows: dict[str, np.ndarray]
+    metric: str
+    scores: dict[str, float]
+
+
+def predict_from_labels(graph: PartitionedGraph) -> Prediction:
+    """Label propagation from the training nodes, without a model; collective.
+
+    Raises:
+        InputError: the graph has no training labels, or several labels per node.
+    """
+    task = find_task(graph, "auto")
+    if task.multilabel:
+        raise InputError("--label-propagation needs one class per node")
+    soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
+    rows = {
+        "probabilities": soft_NC.cpu().numpy(),
+        "classes": soft_NC.argmax(dim=-1).cpu().numpy(),
+    }
+    return _prediction(graph, task, rows, soft_NC)
+
+
+def _prediction(
+    graph: PartitionedGraph, task: Task, rows: dict[str, np.ndarray], scores_NC: Tensor
+) -> Prediction:
+    masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
+    scores = {
+        name: task.score(graph, scores_NC, mask) for name, mask in masks.items() if mask is not None
+    }
+    return Prediction(
+        rows | {"original_ids": graph.original_ids.cpu().numpy()}, task.metric, scores
+    )
+
+
+def _train_mask(graph: PartitionedGraph) -> Tensor:
+    if graph.train_mask is None:
+        raise InputError("the graph has no split, so no training labels")
+    return graph.train_mask
+
+
+def _shares(scores_NC: Tensor) -> Tensor:
+    """Rows divided by their sums; equal shares where nothing is known."""
+    sums_N1 = scores_NC.sum(dim=1, keepdim=True)
+    shares_NC = scores_NC / torch.where(sums_N1 > 0, sums_N1, 1.0)
+    return torch.where(sums_N1 > 0, shares_NC, 1 / scores_NC.shape[1])
 
 
 def write_predictions(
