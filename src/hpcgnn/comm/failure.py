@@ -51,12 +51,24 @@ def raise_terminated(number: int, frame: FrameType | None) -> None:
     inner = frame
     while inner is not None:
         if inner.f_code in _uninterruptible:
-            again = threading.Timer(_DELIVER_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            _deliver_again(number)
             return
         inner = inner.f_back
     raise Terminated
+
+
+def redeliver_swallowed(swallowed: sys.UnraisableHookArgs) -> None:
+    """`sys.unraisablehook`: Terminated was raised where Python drops exceptions; do it again."""
+    if swallowed.exc_type is Terminated:
+        _deliver_again(signal.SIGTERM)
+    else:
+        sys.__unraisablehook__(swallowed)
+
+
+def _deliver_again(number: int) -> None:
+    again = threading.Timer(_DELIVER_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.comm.failure import Failure, abort, end_job, raise_terminated, shared_segments
+from hpcgnn.comm.failure import (
+    Failure,
+    abort,
+    end_job,
+    raise_terminated,
+    redeliver_swallowed,
+    shared_segments,
+)
 from hpcgnn.errors import CommunicationError, InputError
 
 if TYPE_CHECKING:
@@ -98,9 +105,11 @@ def terminable() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGTERM, raise_terminated)
+    former, sys.unraisablehook = sys.unraisablehook, redeliver_swallowed
     try:
         yield
     finally:
+        sys.unraisablehook = former
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
