@@ -1,0 +1,145 @@
+"""What is sent, to the byte: bounds from the send lists, and what each saving saves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn import nn
+from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.model import Stack
+from hpcgnn.sar.sums import neighbour_sum
+from tests.graphs import Whole, collect, distribute, local, random_graph
+
+pytestmark = pytest.mark.mpi
+FLOAT = 4
+
+
+def power_law(num_nodes: int = 300, num_edges: int = 900) -> Whole:
+    """Sparse and skewed: few nodes end most edges."""
+    whole = random_graph(num_nodes, num_edges, seed=5, width=12)
+    rng = np.random.default_rng(6)
+    ends = (num_nodes * rng.random((2, num_edges)) ** 4).astype(np.int64)
+    ends[0] = rng.permutation(num_nodes)[ends[0]]
+    whole.source, whole.target = ends[:, np.lexsort(ends)]
+    return whole
+
+
+def sent(graph: PartitionedGraph, before: int = 0) -> int:
+    """Bytes that all ranks have sent."""
+    return graph.ring.comm.allreduce(graph.ring.bytes_sent) - before
+
+
+def boundary(graph: PartitionedGraph) -> tuple[int, int]:
+    """Rows in all send lists, forward and reversed."""
+    comm = graph.ring.comm
+    return tuple(
+        comm.allreduce(sum(len(rows) for rows in edges.send_rows))
+        for edges in (graph.in_edges, graph.out_edges)
+    )
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_attention_sends_two_messages_per_boundary_row(comm, symmetric):
+    """Forward z and s; backward g, t, log-sum-exp and D, of which dL/dt alone comes back."""
+    heads, hidden, layers = 2, 16, 3
+    graph = distribute(random_graph(120, 500, symmetric=symmetric, width=12), comm)
+
+    def attention(a: int, b: int, layer: int) -> nn.GATConv:
+        return nn.GATConv(a, b // heads, heads, layer=layer)
+
+    torch.manual_seed(0)
+    model = Stack(12, hidden, hidden, layers, attention)
+    model(graph, graph.features).sum().backward()
+    forward, backward = boundary(graph)
+    expected = layers * FLOAT * (forward * (hidden + heads) + backward * (hidden + 4 * heads))
+    assert sent(graph) == expected
+    if symmetric:
+        assert forward == backward
+        row = FLOAT * hidden
+        assert expected <= layers * forward * (2.1 * row + 5 * FLOAT * heads)
+
+
+def epochs(graph: PartitionedGraph, make, count: int = 2):
+    """Bytes sent in each epoch and the output and gradients of the last."""
+    torch.manual_seed(0)
+    layer = make()
+    per_epoch = []
+    for _ in range(count):
+        layer.zero_grad()
+        before = sent(graph)
+        y = layer(graph, graph.features)
+        (y * y).sum().backward()
+        per_epoch.append(sent(graph, before))
+    comm = graph.ring.comm
+    grads = [comm.allreduce(parameter.grad) for parameter in layer.parameters()]
+    return per_epoch, [collect(graph, y), *grads]
+
+
+FIRST = {
+    "gcn": lambda: nn.GCNConv(12, 20),
+    "gcn narrow": lambda: nn.GCNConv(12, 3),
+    "sage": lambda: nn.SAGEConv(12, 20),
+    "sgc": lambda: nn.SGConv(12, 20, K=2),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_first_sums_are_sent_once(comm, name):
+    whole, results = power_law(), {}
+    for cached in (True, False):
+        graph = distribute(whole, comm)
+        graph.cache_first = cached
+        (first, second), results[cached] = epochs(graph, FIRST[name])
+        if cached:
+            assert second == 0
+            assert first > 0 or comm.size == 1
+        else:
+            assert second == first
+    for found, expected in zip(results[True], results[False], strict=True):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_fewest_rows_send_less(comm):
+    whole, results, total = power_law(), {}, {}
+    for fewest in (True, False):
+        graph = distribute(whole, comm)
+        graph.fewest_rows, graph.cache_first = fewest, False
+        x = graph.features.clone().requires_grad_()
+        y = neighbour_sum(graph, x)
+        (y * y).sum().backward()
+        total[fewest] = sent(graph)
+        results[fewest] = collect(graph, torch.cat([y, x.grad], dim=1))
+    scale = float(results[False].abs().max())
+    torch.testing.assert_close(results[True], results[False], rtol=1e-5, atol=1e-5 * scale)
+    assert total[False] == FLOAT * 12 * sum(boundary(graph))
+    assert total[True] < 0.8 * total[False] or comm.size == 1
+
+
+@pytest.mark.parametrize("kind", [nn.GCNConv, nn.SAGEConv, nn.SGConv])
+@pytest.mark.parametrize(("width_in", "width_out"), [(12, 3), (3, 12)])
+def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
+    """Forward and backward rows are as wide as the narrower of input and output."""
+    graph = distribute(power_law(), comm)
+    graph.fewest_rows = False
+    x = torch.randn(graph.num_local_nodes, width_in).requires_grad_()
+    kind(width_in, width_out)(graph, x).sum().backward()
+    assert sent(graph) == FLOAT * min(width_in, width_out) * sum(boundary(graph))
+
+
+def test_sums_send_only_gradients_in_backward(comm):
+    """No feature is fetched again, and inputs without gradient send nothing back."""
+    graph = distribute(power_law(), comm)
+    graph.fewest_rows = False
+    forward, backward = boundary(graph)
+    x = local(graph, torch.randn(300, 7)).requires_grad_()
+    y = neighbour_sum(graph, x)
+    assert sent(graph) == FLOAT * 7 * forward
+    before = sent(graph)
+    y.sum().backward()
+    assert sent(graph, before) == FLOAT * 7 * backward
+    before = sent(graph)
+    neighbour_sum(graph, x.detach()) @ torch.randn(7, 2, requires_grad=True)
+    assert sent(graph, before) == FLOAT * 7 * forward
