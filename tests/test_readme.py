@@ -1,0 +1,138 @@
+"""README.md: its commands run or parse, its script trains, its messages and options exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcgnn.cli.main import VERBS
+from hpcgnn.train.config import Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
+BLOCKS = BLOCK.findall(README)
+NOT_RUN = "not run by the tests: "
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """`(remark, code)` of each block of a language."""
+    return [(remark, code) for remark, found, code in BLOCKS if found == language]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """`shell(script)`: runs it in an empty folder where `hpcgnn` and `mpiexec` are in PATH."""
+    beside = Path(sys.executable).parent
+    if not (beside / "mpiexec").exists() and shutil.which("mpiexec") is None:
+        pytest.skip("no mpiexec found")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, options in (("hpcgnn", "-m hpcgnn.cli.main"), ("python", "")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
+    path = os.pathsep.join([str(programs), str(beside), kept["PATH"]])
+    kept |= {"PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def run(script: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_commands_for_one_machine_run(shell, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    edges = rng.integers(0, 300, (3000, 2))
+    np.savetxt(tmp_path / "edges.txt.gz", edges[labels[edges[:, 0]] == labels[edges[:, 1]]], "%d")
+    features = rng.normal(size=(300, 8)) + labels[:, None]
+    np.save(tmp_path / "features.npy", features.astype(np.float32))
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "split.npy", rng.integers(1, 4, 300).astype(np.int8))
+    scripts = [code for remark, code in blocks("sh") if not remark]
+    assert scripts
+    if not (list(Path(sys.prefix).rglob("mgmetis/_cython/parmetis*.so"))):
+        scripts = [code.replace("partition web.h5", "partition web.h5 --method random")
+                   for code in scripts]  # fmt: skip
+    out = "".join(map(shell, scripts))
+    assert "resuming after epoch 20" in out
+    assert "30 of 30" in out and "predictions of 300 nodes" in out
+    lines = (tmp_path / "runs" / "web" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 30
+
+
+def test_script_trains_on_two_ranks(shell, tmp_path):
+    ((_, code),) = blocks("python")
+    assert code.count("\n") <= 50
+    (tmp_path / "train.py").write_text(code)
+    out = shell(
+        "hpcgnn generate sbm g.h5 --nodes 2000 --degree 20 --features 16 --classes 4 --noise 1\n"
+        "mpiexec -n 2 hpcgnn partition g.h5 --method random -o g.p2.h5 >/dev/null\n"
+        "mpiexec -n 1 hpcgnn partition g.h5 --method random -o g.p1.h5 >/dev/null\n"
+        "for p in 1 2; do mpiexec -n $p python train.py g.p$p.h5; done\n"
+    )
+    losses = [float(value) for value in re.findall(r"^epoch \d+ loss ([\d.]+)$", out, re.MULTILINE)]
+    assert len(losses) == 60
+    np.testing.assert_allclose(losses[:30], losses[30:], atol=2e-4)
+    assert losses[29] < 0.5 * losses[0]
+
+
+def test_commands_that_are_not_run_parse_and_exist():
+    kept = [(remark, code) for remark, code in blocks("sh") if remark]
+    assert kept
+    for remark, code in kept:
+        assert remark.startswith(NOT_RUN) or remark == "run by .ci/run", remark
+        done = subprocess.run(["bash", "-n", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for path in re.findall(r"\b(?:jobs|env)/[\w./-]+", code):
+            assert (ROOT / path).is_file(), path
+        if not remark.startswith(NOT_RUN):
+            ci = (ROOT / ".ci" / "run").read_text()
+            assert all(command in ci for command in re.findall(r"^make \w+", code, re.MULTILINE))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).is_file(), target
+
+
+def test_messages_are_those_of_the_program():
+    table = README[README.index("| message |") : README.index("## From Python")]
+    sources = [*(ROOT / "src").rglob("*.py"), ROOT / "jobs" / "launch.sh"]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that go on in the next line
+    rows = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 20
+    for message in messages:
+        assert message in text, message
+
+
+def test_verbs_and_options_are_those_of_the_program():
+    table = README[README.index("| verb |") : README.index("### Options of")]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(VERBS)
+    table = README[README.index("| option |") : README.index("## Accuracy")]
+    defaults = {f"--{f.name.replace('_', '-')}": f.default for f in dataclasses.fields(Config)}
+    for line in table.splitlines()[2:]:
+        if line.startswith("|"):
+            names = re.findall(r"`(--[\w-]+)`", line.split("|")[1])
+            values = [value.strip() for value in line.split("|")[2].split(",")]
+            shown = ["no" if v is False else f"{v:g}" if isinstance(v, float) else str(v)
+                     for v in (defaults[name] for name in names)]  # fmt: skip
+            assert values == shown, line
