@@ -70,7 +70,7 @@ def _complete(fault: Fault, folder: Path) -> bool:
     text = (folder / "stdout").read_text()
     if fault.verb == "convert":  # one process works
         return fault.rank != 0
-    return "peak memory above imports" in text or "predictions of" in text or "in 2 parts" in text
+    return "peak memory above imports" in text or "predictions of" in text or " 2 parts in " in text
 
 
 def _names(fault: Fault, errors: str) -> bool:

@@ -9,6 +9,7 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,13 +48,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="draw no fault after that time")
     parser.add_argument("--folder", type=Path, default=None)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="hpcgnn-faults-"))
     place = Workplace(folder)
     rng = random.Random(args.seed)
     outcomes: list[Outcome] = []
+    end = time.monotonic() + 60 * args.minutes
     for number in range(args.count):
+        if time.monotonic() > end:
+            break
         outcome = place.strike(draw(rng))
         outcomes.append(outcome)
         print(

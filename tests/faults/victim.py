@@ -19,8 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# place: module, class or "", function, text that must be in the argument `where` or in the name
-# of the file written.
+# place: module, class or "", function, text that must be in the argument `where`.
 PLACES = {
     "start": ("hpcgnn.comm.world", "", "run", ""),
     "running": ("hpcgnn.comm.communicator", "Communicator", "_start_heartbeat", ""),
@@ -29,8 +28,8 @@ PLACES = {
     "backward": ("hpcgnn.comm.ring", "Exchange", "__init__", "backward"),
     "all-reduce": ("hpcgnn.comm.communicator", "Communicator", "allreduce", "gradients"),
     "save": ("hpcgnn.train.store", "CheckpointStore", "save", ""),
-    "write": ("hpcgnn.storage.atomic", "_Sink", "write", ""),
-    "sync": ("hpcgnn.storage.atomic", "_Sink", "sync", ""),
+    "write": ("os", "", "pwrite", ""),
+    "sync": ("os", "", "fsync", ""),
     "publish": ("hpcgnn.storage.atomic", "", "publish", ""),
     "journal": ("hpcgnn.train.telemetry", "Journal", "write", ""),
 }

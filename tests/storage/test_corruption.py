@@ -59,13 +59,15 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def sweep(path: Path, read: Callable[[Path], dict[str, object]], seed: int) -> int:
+def sweep(
+    path: Path, read: Callable[[Path], dict[str, object]], seed: int, cases: int = CASES
+) -> int:
     """How many of the damaged files were refused; the others must read as before."""
     rng = random.Random(seed)
     sound = path.read_bytes()
     expected = read(path)
     refused = 0
-    for case in range(CASES):
+    for case in range(cases):
         path.write_bytes(damage(sound, rng))
         try:
             found = read(path)

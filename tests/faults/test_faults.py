@@ -1,0 +1,44 @@
+"""Signals at a random rank at fixed places; tests.faults.sweep draws many more at random."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.faults import Outcome, Workplace
+from tests.faults.judge import Fault
+
+FAULTS = [
+    Fault("convert", "SIGTERM", 0, "write", 5),
+    Fault("partition", "SIGKILL", 1, "write", 9),
+    Fault("partition", "SIGSTOP", 0, "exchange", 4),
+    Fault("train", "SIGKILL", 0, "forward", 7),
+    Fault("train", "SIGKILL", 1, "backward", 6, 0.002, "gat"),
+    Fault("train", "SIGSTOP", 1, "all-reduce", 4),
+    Fault("train", "SIGKILL", 0, "write", 45),
+    Fault("train", "SIGKILL", 1, "write", 30, 0.0, "embedding"),
+    Fault("train", "SIGTERM", 1, "backward", 5),
+    Fault("train", "SIGUSR1", 0, "running"),
+    Fault("predict", "SIGKILL", 0, "write", 4),
+    Fault("predict", "SIGTERM", 1, "forward"),
+]
+Results = dict[Fault, tuple[Outcome, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Every fault with its outcome, and how its resumed training differs from an undisturbed."""
+    try:
+        place = Workplace(tmp_path_factory.mktemp("faults") / "work")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    outcomes = [place.strike(fault) for fault in FAULTS]
+    resumed = place.resume(outcomes)
+    return {o.fault: (o, resumed.get(o, [])) for o in outcomes}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
+    outcome, resumed = results[fault]
+    assert outcome.struck
+    assert not outcome.problems
+    assert not resumed
