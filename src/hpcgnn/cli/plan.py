@@ -54,7 +54,10 @@ def run(args: argparse.Namespace, comm: None) -> int:
     content["total_bytes"] = content["peak_bytes"] + imports
     fits = limit is None or content["total_bytes"] <= limit
     if limit is not None:
-        needed = None if limit <= imports else smallest_ranks(shape_at, config, limit - imports)
+        start = 1 if fits else shape.ranks + 1
+        needed = smallest_ranks(shape_at, config, limit - imports, start)
+        if fits:
+            needed = min(needed or shape.ranks, shape.ranks)
         content |= {"limit_bytes": limit, "fits": fits, "smallest_ranks": needed}
     print(json.dumps(content, indent=1) if args.json else "\n".join(_text(content, config)))
     if not fits:

@@ -154,9 +154,14 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
     return int(4 * shape.volume * numbers)
 
 
-def smallest_ranks(shape_at: Callable[[int], Shape], config: Config, limit: int) -> int | None:
-    """The least number of ranks whose estimate stays within `limit` bytes; None if none does."""
-    ranks = 1
+def smallest_ranks(
+    shape_at: Callable[[int], Shape], config: Config, limit: int, start: int = 1
+) -> int | None:
+    """The least number of ranks from `start` on whose estimate stays within `limit` bytes.
+
+    Above 64 ranks the search goes in steps of 1/64. None if no number up to `MOST_RANKS` fits.
+    """
+    ranks = start
     while ranks <= MOST_RANKS:
         if estimate(shape_at(ranks), config).peak <= limit:
             return ranks
