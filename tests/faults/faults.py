@@ -47,6 +47,7 @@ class Outcome:
     seconds: float
     folder: Path
     problems: tuple[str, ...]
+    requeue: bool
 
 
 class Workplace:
@@ -117,7 +118,8 @@ class Workplace:
         if struck.exists() and not left:
             problems += judge_end(fault, status, seconds, folder)
         problems += judge_files(fault, self.good, folder)
-        return Outcome(fault, struck.exists(), status, seconds, folder, tuple(problems))
+        requeue = (folder / fault.model / "REQUEUE").exists()
+        return Outcome(fault, struck.exists(), status, seconds, folder, tuple(problems), requeue)
 
     def resume(self, outcomes: list[Outcome]) -> dict[Outcome, list[str]]:
         """Resume all struck trainings; what differs from the undisturbed ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.faults import Outcome, Workplace
-from tests.faults.judge import Fault
+from tests.faults.judge import STOPS, Fault
 
 FAULTS = [
     Fault("convert", "SIGTERM", 0, "write", 5),
@@ -41,4 +41,5 @@ def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
     outcome, resumed = results[fault]
     assert outcome.struck
     assert not outcome.problems
+    assert outcome.requeue == (fault.verb == "train" and fault.signal in STOPS)
     assert not resumed

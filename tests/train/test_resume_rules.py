@@ -1,0 +1,73 @@
+"""What a run may be resumed with, through the command line: other parts, other ranks, no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Mpirun = Callable[..., subprocess.CompletedProcess[str]]
+OPTIONS = ["--model", "sage", "--layers", 2, "--hidden", 8, "--checkpoint-every", 2]
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpcgnn: error:")]
+    return line
+
+
+@pytest.fixture
+def graph(mpirun: Mpirun, tmp_path: Path) -> Callable[[int, int, str], Path]:
+    """`graph(0, 2, "block")`: the graph of seed 0 in two parts."""
+
+    def make(seed: int, parts: int, method: str) -> Path:
+        whole, path = tmp_path / f"g{seed}.h5", tmp_path / f"g{seed}.{method}.p{parts}.h5"
+        if not whole.exists():
+            size = ["--nodes", 200, "--degree", 6, "--features", 5, "--classes", 3]
+            ok(mpirun(0, "generate", "sbm", whole, *size, "--seed", seed))
+        ok(mpirun(0, "partition", whole, "--parts", parts, "--method", method, "-o", path))
+        return path
+
+    return make
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [(record["epoch"], record["loss"]) for record in map(json.loads, lines)]
+
+
+def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tmp_path):
+    block, first = graph(0, 2, "block"), tmp_path / "run"
+    ok(mpirun(2, "train", block, "--run-dir", first, *OPTIONS, "--epochs", 4))
+    resumed = [*OPTIONS, "--epochs", 6, "--resume", "--run-dir"]
+    runs = {}
+    for ranks, method in ((2, "random"), (1, "block")):
+        runs[ranks] = tmp_path / f"run{ranks}"
+        shutil.copytree(first, runs[ranks])
+        out = ok(mpirun(ranks, "train", graph(0, ranks, method), *resumed, runs[ranks]))
+        assert "resuming after epoch 4 from " in out
+    two, one = losses(runs[2]), losses(runs[1])
+    assert [epoch for epoch, _ in two] == [epoch for epoch, _ in one] == [1, 2, 3, 4, 5, 6]
+    assert two[:4] == one[:4] == losses(first)
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+
+    newest = first / "checkpoints" / "epoch-000004.h5"
+    line = refused(mpirun(1, "train", graph(1, 1, "block"), *resumed, first))
+    assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
+    line = refused(mpirun(2, "train", block, *resumed, first, "--hidden", 16))
+    assert f"{newest}: is of another model: parameter stack.convs.0." in line
+    assert "has shape (8," in line and "the model needs (16," in line
+    line = refused(mpirun(1, "train", graph(0, 1, "block"), *resumed, first, "--model", "gat"))
+    assert f"{newest}: is of another model: only the " in line and "has parameter" in line
+    assert losses(first) == two[:4]
