@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
 
 
 class Embedding(torch.nn.Module):
@@ -31,9 +32,8 @@ def initial_rows(ids_N: Tensor, width: int, seed: int) -> Tensor:
     word: np.ndarray = (
         ids_N.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(width)
         + np.arange(width, dtype=np.uint64)
-        + np.uint64(seed) * _GOLDEN
+        + np.uint64((seed + 1) * _GOLDEN & _MASK)
     )
-    word += _GOLDEN
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
     unit = ((word ^ (word >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / (1 << 24)
