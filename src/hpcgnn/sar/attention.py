@@ -25,10 +25,12 @@ from hpcgnn.sar.project import (
     NodeFeatures,
     head_matrix,
     head_products,
+    head_scores,
     product,
     weight_gradient,
 )
 from hpcgnn.sar.schedule import work
+from hpcgnn.sar.short import RowLayout, product_type, readable
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,16 @@ class _Attention(torch.autograd.Function):
         graph: PartitionedGraph,
         settings: AttentionSettings,
     ) -> Tensor:
-        z_NK = product(x, weight_KF)
-        s_NH, t_NH = z_NK @ head_matrix(source_HC), z_NK @ head_matrix(target_HC)
-        run = _Forward(graph, settings, z_NK, s_NH, t_NH, edge_HD)
-        run.go()
+        ctx.short = product_type(graph.node_ids.device)
+        with torch.autocast(graph.node_ids.device.type, enabled=False):
+            z_NK = product(x, weight_KF, ctx.short)
+            s_NH, t_NH = head_scores(z_NK, source_HC), head_scores(z_NK, target_HC)
+            run = _Forward(graph, settings, ctx.short, z_NK, s_NH, t_NH, edge_HD)
+            run.go()
+            out_NK, lse_NH = run.finish()
         ctx.x = None if isinstance(x, Tensor) else x
         ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
         ctx.epoch = graph.epoch
-        out_NK, lse_NH = run.finish()
         ctx.save_for_backward(
             dense, weight_KF, source_HC, target_HC, edge_HD, s_NH, t_NH, out_NK, lse_NH
         )
@@ -97,21 +101,26 @@ class _Attention(torch.autograd.Function):
         x: NodeFeatures = dense if ctx.x is None else ctx.x
         g_NK = grads[0].contiguous()
         run = _Backward(
-            ctx.graph, ctx.settings, ctx.epoch, g_NK, head_products(g_NK, out_NK, s_NH.shape[1]),
-            product(x, weight_KF), s_NH, t_NH, lse_NH, edge_HD,
+            ctx.graph, ctx.settings, ctx.short, ctx.epoch,
+            g_NK, head_products(g_NK, out_NK, s_NH.shape[1]),
+            product(x, weight_KF, ctx.short), s_NH, t_NH, lse_NH, edge_HD,
         )  # fmt: skip
         if ctx.kept is None:
             run.at_sources()
         else:
             run.at_destinations(ctx.kept)
         grad_z = run.grad_z_NK
-        grad_source = _diagonal_blocks(run.z_NK, run.grad_s_NH)
-        grad_target = _diagonal_blocks(run.z_NK, run.grad_t_NH)
+        z_NK = run.z_NK.to(run.grad_s_NH.dtype)
+        grad_source = _diagonal_blocks(z_NK, run.grad_s_NH)
+        grad_target = _diagonal_blocks(z_NK, run.grad_t_NH)
+        del z_NK
         run.z_NK = run.z_NK.new_empty(0)
         grad_z.addmm_(run.grad_s_NH, head_matrix(source_HC).t())
         grad_z.addmm_(run.grad_t_NH, head_matrix(target_HC).t())
-        grad_x = grad_z @ weight_KF if ctx.needs_input_grad[0] else None
-        grad_weight = weight_gradient(x, grad_z)
+        grad_x = None
+        if dense is not None and ctx.needs_input_grad[0]:
+            grad_x = product(grad_z, weight_KF.t(), ctx.short).to(dense.dtype)
+        grad_weight = weight_gradient(x, grad_z, ctx.short)
         return grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD, None, None, None
 
 
@@ -131,24 +140,26 @@ class _Forward:
         self,
         graph: PartitionedGraph,
         settings: AttentionSettings,
+        short: torch.dtype | None,
         z_NK: Tensor,
         s_NH: Tensor,
         t_NH: Tensor,
         edge_HD: Tensor | None,
     ) -> None:
         self.graph, self.settings = graph, settings
+        self.layout = RowLayout(z_NK.shape[1], s_NH.shape[1], short or z_NK.dtype)
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.top_NH = torch.full_like(t_NH, -torch.inf)
         self.total_NH = torch.zeros_like(t_NH)
-        self.out_NK = torch.zeros_like(z_NK)
+        self.out_NK = torch.zeros_like(z_NK, dtype=t_NH.dtype)
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
 
     def go(self) -> None:
-        graph, edges, width = self.graph, self.graph.in_edges, self.z_NK.shape[1]
+        graph, edges, layout = self.graph, self.graph.in_edges, self.layout
+        know_ids(graph, edges, self.settings)
         exchange, blocks = stream(
-            graph, edges, width + self.s_NH.shape[1], self.z_NK.dtype, self._pack,
-            where="attention forward",
-        )  # fmt: skip
+            graph, edges, layout.columns, layout.dtype, self._pack, where="attention forward"
+        )
         for block in local_blocks(graph, edges, self.settings.self_loops):
             for rows in work(block, edges.num_parts):
                 self._add(block, self.z_NK, self.s_NH, rows)
@@ -157,15 +168,14 @@ class _Forward:
             rows_HW = arrival.rows_HF if self.kept is None else arrival.rows_HF.clone()
             if self.kept is not None:
                 self.kept.append(rows_HW)
-            block = blocks[arrival.index]
+            block, z_HK = blocks[arrival.index], readable(layout.numbers(rows_HW))
             for rows in work(block, edges.num_parts):
-                self._add(block, rows_HW[:, :width], rows_HW[:, width:], rows)
+                self._add(block, z_HK, layout.behind(rows_HW), rows)
                 exchange.progress()
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
-        width = self.z_NK.shape[1]
-        out_HW[:, :width] = self.z_NK[rows]
-        out_HW[:, width:] = self.s_NH[rows]
+        self.layout.numbers(out_HW)[:] = self.z_NK[rows]
+        self.layout.behind(out_HW)[:] = self.s_NH[rows]
 
     def _add(self, block: Block, z_HK: Tensor, s_HH: Tensor, rows: tuple[int, int]) -> None:
         dropout = edge_dropout(
@@ -184,7 +194,7 @@ class _Forward:
             total_NH[:, :, None]
         )
         top_NH = torch.where(self.total_NH > 0, self.top_NH, 0.0)
-        return self.out_NK, top_NH + total_NH.log()
+        return self.out_NK.to(self.z_NK.dtype), top_NH + total_NH.log()
 
 
 class _Backward:
@@ -194,6 +204,7 @@ class _Backward:
         self,
         graph: PartitionedGraph,
         settings: AttentionSettings,
+        short: torch.dtype | None,
         epoch: int,
         g_NK: Tensor,
         d_NH: Tensor,
@@ -206,20 +217,23 @@ class _Backward:
         self.graph, self.settings, self.epoch = graph, settings, epoch
         self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
-        self.grad_z_NK = torch.zeros_like(z_NK)
+        self.short = short
+        self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
         self.grad_s_NH, self.grad_t_NH = torch.zeros_like(s_NH), torch.zeros_like(t_NH)
         self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
 
     def at_sources(self) -> None:
         """Stream destinations to the owners of their sources."""
         graph, edges = self.graph, self.graph.out_edges
+        know_ids(graph, edges, self.settings)
         heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
+        layout = self.layout = RowLayout(width, 3 * heads, self.short or self.g_NK.dtype)
 
         def accept(rows: Tensor, reply_HH: Tensor) -> None:
-            self.grad_t_NH.index_add_(0, rows, reply_HH)
+            self.grad_t_NH.index_add_(0, rows, reply_HH.to(self.grad_t_NH.dtype))
 
         exchange, blocks = stream(
-            graph, edges, width + 3 * heads, self.g_NK.dtype, self._pack,
+            graph, edges, layout.columns, layout.dtype, self._pack,
             where="attention backward", reply_width=heads, on_reply=accept,
         )  # fmt: skip
         here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
@@ -229,18 +243,20 @@ class _Backward:
                 exchange.progress()
         for arrival in exchange:
             block, rows_HW = blocks[arrival.index], arrival.rows_HF
-            there = rows_HW[:, :width], *rows_HW[:, width:].split(heads, dim=1)
-            grad_t_HH = rows_HW.new_zeros(block.num_columns, heads)
+            there = (
+                readable(layout.numbers(rows_HW)), *layout.behind(rows_HW).split(heads, dim=1)
+            )  # fmt: skip
+            grad_t_HH = self.grad_t_NH.new_zeros(block.num_columns, heads)
             for rows in work(block, edges.num_parts):
                 self._source_side(block, there, grad_t_HH, rows)
                 exchange.progress()
             arrival.reply(grad_t_HH)
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
-        width, heads = self.g_NK.shape[1], self.t_NH.shape[1]
-        out_HW[:, :width] = self.g_NK[rows]
-        for k, scalars_NH in enumerate((self.t_NH, self.lse_NH, self.d_NH)):
-            out_HW[:, width + k * heads : width + (k + 1) * heads] = scalars_NH[rows]
+        self.layout.numbers(out_HW)[:] = self.g_NK[rows]
+        parts = self.layout.behind(out_HW).split(self.t_NH.shape[1], dim=1)
+        for part_HH, scalars_NH in zip(parts, (self.t_NH, self.lse_NH, self.d_NH), strict=True):
+            part_HH[:] = scalars_NH[rows]
 
     def _source_side(
         self,
@@ -263,30 +279,39 @@ class _Backward:
         """Where remote z and s were kept: compute their gradients here and send them back."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
         here = self.g_NK, self.t_NH, self.lse_NH, self.d_NH
+        layout = RowLayout(width, self.s_NH.shape[1], self.short or self.g_NK.dtype)
 
         def produce(index: int, block: Block, out_HW: Tensor) -> None:
             rows_HW = kept[index]
             turned = kernels.transpose(block, graph.num_local_nodes)
+            grad_z_HK = self.grad_z_NK.new_zeros(len(out_HW), width)
             kernels.attention_backward(
-                turned, *here, rows_HW[:, :width], rows_HW[:, width:],
-                out_HW[:, :width], out_HW[:, width:], self.grad_t_NH,
+                turned, *here, readable(layout.numbers(rows_HW)), layout.behind(rows_HW),
+                grad_z_HK, layout.behind(out_HW), self.grad_t_NH,
                 slope=self.settings.slope,
                 dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),
                 edge_vector=self.edge_HD,
                 grad_edge_vector=self.grad_edge_HD,
             )  # fmt: skip
+            layout.numbers(out_HW)[:] = grad_z_HK
 
         def accept(rows: Tensor, grad_HW: Tensor) -> None:
-            self.grad_z_NK.index_add_(0, rows, grad_HW[:, :width])
-            self.grad_s_NH.index_add_(0, rows, grad_HW[:, width:])
+            grad_z_HK = layout.numbers(grad_HW).to(self.grad_z_NK.dtype)
+            self.grad_z_NK.index_add_(0, rows, grad_z_HK)
+            self.grad_s_NH.index_add_(0, rows, layout.behind(grad_HW))
 
-        heads = self.t_NH.shape[1]
         for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
             self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
         give_back(
-            graph, edges, width + heads, self.g_NK.dtype, produce, accept,
+            graph, edges, layout.columns, layout.dtype, produce, accept,
             where="attention backward",
         )  # fmt: skip
+
+
+def know_ids(graph: PartitionedGraph, edges: EdgeBlocks, settings: AttentionSettings) -> None:
+    """Learn the ids that dropout needs; by all ranks, also those that receive no block."""
+    if settings.dropout:
+        halo_ids(graph, edges)
 
 
 def edge_dropout(

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import Block, PartitionedGraph
-from hpcgnn.sar.attention import AttentionSettings, edge_dropout
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.attention import AttentionSettings, edge_dropout, know_ids
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.loops import local_blocks
 from hpcgnn.sar.project import head_products
 from hpcgnn.sar.schedule import work
+from hpcgnn.sar.short import readable, wire_type
 
 
 def attention2(
@@ -44,10 +46,12 @@ class _Attention2(torch.autograd.Function):
         graph: PartitionedGraph,
         settings: AttentionSettings,
     ) -> Tensor:
-        left_NK, right_NK = left_NK.contiguous(), right_NK.contiguous()
+        ctx.dtype = left_NK.dtype
+        left_NK, right_NK = readable(left_NK).contiguous(), readable(right_NK).contiguous()
         heads, edges = att_HC.shape[0], graph.in_edges
-        top_NH = left_NK.new_full((len(left_NK), heads), -torch.inf)
-        total_NH, out_NK = torch.zeros_like(top_NH), torch.zeros_like(left_NK)
+        ctx.wire, dtype = wire_type(left_NK), sum_type(left_NK.dtype)
+        top_NH = left_NK.new_full((len(left_NK), heads), -torch.inf, dtype=dtype)
+        total_NH, out_NK = torch.zeros_like(top_NH), torch.zeros_like(left_NK, dtype=dtype)
         kept: list[Tensor] | None = None if graph.mode == "sar" else []
 
         def add(block: Block, rows_HK: Tensor, rows: tuple[int, int]) -> None:
@@ -57,8 +61,9 @@ class _Attention2(torch.autograd.Function):
                 slope=settings.slope, dropout=dropout, rows=rows,
             )  # fmt: skip
 
+        know_ids(graph, edges, settings)
         exchange, blocks = stream(
-            graph, edges, left_NK.shape[1], left_NK.dtype, take_rows(left_NK),
+            graph, edges, left_NK.shape[1], ctx.wire, take_rows(left_NK),
             where="attention forward",
         )  # fmt: skip
         for block in local_blocks(graph, edges, settings.self_loops):
@@ -66,15 +71,16 @@ class _Attention2(torch.autograd.Function):
                 add(block, left_NK, rows)
                 exchange.progress()
         for arrival in exchange:
-            rows_HK = arrival.rows_HF if kept is None else arrival.rows_HF.clone()
             if kept is not None:
-                kept.append(rows_HK)
-            for rows in work(blocks[arrival.index], edges.num_parts):
-                add(blocks[arrival.index], rows_HK, rows)
+                kept.append(arrival.rows_HF.clone())
+            block, rows_HK = blocks[arrival.index], readable(arrival.rows_HF)
+            for rows in work(block, edges.num_parts):
+                add(block, rows_HK, rows)
                 exchange.progress()
         total_NH = torch.where(total_NH > 0, total_NH, 1.0)
         top_NH = torch.where(top_NH > -torch.inf, top_NH, 0.0)
         out_NK.view(len(out_NK), heads, out_NK.shape[1] // heads).div_(total_NH[:, :, None])
+        out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings, ctx.epoch, ctx.kept = graph, settings, graph.epoch, kept
         ctx.save_for_backward(left_NK, right_NK, att_HC, out_NK, top_NH + total_NH.log())
         return out_NK
@@ -86,7 +92,9 @@ class _Attention2(torch.autograd.Function):
         settings, edges = ctx.settings, graph.in_edges
         g_NK = grads[0].contiguous()
         d_NH = head_products(g_NK, out_NK, att_HC.shape[0])
-        grad_left, grad_right = torch.zeros_like(left_NK), torch.zeros_like(right_NK)
+        dtype = sum_type(left_NK.dtype)
+        grad_left = torch.zeros_like(left_NK, dtype=dtype)
+        grad_right = torch.zeros_like(right_NK, dtype=dtype)
         grad_att = torch.zeros_like(att_HC)
 
         def differentiate(block: Block, rows_HK: Tensor, grad_HK: Tensor) -> None:
@@ -97,24 +105,25 @@ class _Attention2(torch.autograd.Function):
             )  # fmt: skip
 
         def accept(rows: Tensor, grad_HK: Tensor) -> None:
-            grad_left.index_add_(0, rows, grad_HK)
+            grad_left.index_add_(0, rows, grad_HK.to(dtype))
+
+        def produce(index: int, block: Block, out_HK: Tensor) -> None:
+            grad_HK = out_HK if out_HK.dtype == dtype else torch.zeros_like(out_HK, dtype=dtype)
+            differentiate(block, readable(ctx.kept[index]), grad_HK)
+            out_HK.copy_(grad_HK)
 
         for block in local_blocks(graph, edges, settings.self_loops):
             differentiate(block, left_NK, grad_left)
-        width, dtype = left_NK.shape[1], left_NK.dtype
+        width = left_NK.shape[1]
         if ctx.kept is not None:
-            give_back(
-                graph, edges, width, dtype,
-                lambda index, block, out: differentiate(block, ctx.kept[index], out), accept,
-                where="attention backward",
-            )  # fmt: skip
+            give_back(graph, edges, width, ctx.wire, produce, accept, where="attention backward")
         else:
             exchange, blocks = stream(
-                graph, edges, width, dtype, take_rows(left_NK), where="attention backward",
+                graph, edges, width, ctx.wire, take_rows(left_NK), where="attention backward",
                 reply_width=width, on_reply=accept,
             )  # fmt: skip
             for arrival in exchange:
-                grad_HK = torch.zeros_like(arrival.rows_HF)
-                differentiate(blocks[arrival.index], arrival.rows_HF, grad_HK)
+                grad_HK = torch.zeros_like(arrival.rows_HF, dtype=dtype)
+                differentiate(blocks[arrival.index], readable(arrival.rows_HF), grad_HK)
                 arrival.reply(grad_HK)
-        return grad_left, grad_right, grad_att, None, None
+        return grad_left.to(ctx.dtype), grad_right.to(ctx.dtype), grad_att, None, None

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.halo import stream, take_rows
 from hpcgnn.sar.schedule import work
+from hpcgnn.sar.short import readable, wire_type
 
 
 def neighbour_max(graph: PartitionedGraph, x_NF: Tensor, *, smallest: bool = False) -> Tensor:
@@ -26,21 +28,24 @@ def neighbour_max(graph: PartitionedGraph, x_NF: Tensor, *, smallest: bool = Fal
 class _Extreme(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, sign: int) -> Tensor:
-        x_NF = x_NF.contiguous()
+        ctx.dtype, x_NF = x_NF.dtype, readable(x_NF).contiguous()
+        wire = ctx.wire = wire_type(x_NF)
+        # Rounded before they are compared: who attains the extreme is found again in backward.
+        x_NF = x_NF.to(wire).to(x_NF.dtype)
         best_NF = torch.full_like(x_NF, -sign * torch.inf)
         ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
         edges = graph.in_edges
         exchange, blocks = stream(
-            graph, edges, x_NF.shape[1], x_NF.dtype, take_rows(x_NF), where="max forward"
+            graph, edges, x_NF.shape[1], wire, take_rows(x_NF), where="max forward"
         )
         local = edges.blocks[edges.rank]
         for rows in work(local, edges.num_parts):
             kernels.spmm_max(local, x_NF, best_NF, ties_NF, sign=sign, rows=rows)
             exchange.progress()
         for arrival in exchange:
-            block = blocks[arrival.index]
+            block, rows_HF = blocks[arrival.index], readable(arrival.rows_HF)
             for rows in work(block, edges.num_parts):
-                kernels.spmm_max(block, arrival.rows_HF, best_NF, ties_NF, sign=sign, rows=rows)
+                kernels.spmm_max(block, rows_HF, best_NF, ties_NF, sign=sign, rows=rows)
                 exchange.progress()
         best_NF.masked_fill_(ties_NF == 0, 0)
         ctx.graph = graph
@@ -54,21 +59,22 @@ class _Extreme(torch.autograd.Function):
         share_NF = grads[0] / ties_NF.clamp(min=1)
         width = x_NF.shape[1]
         edges = graph.out_edges
-        grad_NF = torch.zeros_like(x_NF)
+        grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
 
         def pack(rows: Tensor, out_HF: Tensor) -> None:
             out_HF[:, :width] = best_NF[rows]
             out_HF[:, width:] = share_NF[rows]
 
-        exchange, blocks = stream(graph, edges, 2 * width, x_NF.dtype, pack, where="max backward")
+        exchange, blocks = stream(graph, edges, 2 * width, ctx.wire, pack, where="max backward")
         local = edges.blocks[edges.rank]
         for rows in work(local, edges.num_parts):
             kernels.spmm_max_backward(local, best_NF, share_NF, x_NF, grad_NF, rows=rows)
             exchange.progress()
         for arrival in exchange:
-            best_HF, share_HF = arrival.rows_HF[:, :width], arrival.rows_HF[:, width:]
+            rows_HF = readable(arrival.rows_HF)
+            best_HF, share_HF = rows_HF[:, :width], rows_HF[:, width:]
             block = blocks[arrival.index]
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max_backward(block, best_HF, share_HF, x_NF, grad_NF, rows=rows)
                 exchange.progress()
-        return grad_NF, None, None
+        return grad_NF.to(ctx.dtype), None, None

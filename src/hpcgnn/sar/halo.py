@@ -65,7 +65,10 @@ def take_rows(x_NF: Tensor) -> Pack:
     """A `pack` that copies rows of `x_NF`."""
 
     def pack(rows: Tensor, out_HF: Tensor) -> None:
-        torch.index_select(x_NF, 0, rows, out=out_HF)
+        if out_HF.dtype == x_NF.dtype:
+            torch.index_select(x_NF, 0, rows, out=out_HF)
+        else:
+            out_HF.copy_(x_NF[rows])
 
     return pack
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import Block, PartitionedGraph
+from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar import reductions
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.reductions import Reduction
+from hpcgnn.sar.short import wire_type
 from hpcgnn.sar.sums import in_degrees
 
 
@@ -62,7 +64,10 @@ def propagate(
         parameters: everything with gradients that `message` uses.
         features_ED: edge features to use (and to give gradients to) instead of the graph's.
     """
-    result: Tensor = _Propagate.apply(graph, settings, x_NF, features_ED, *parameters)
+    x_NF = x_NF.float() if x_NF.dtype in SHORT else x_NF
+    wire = wire_type(x_NF)
+    with torch.autocast(x_NF.device.type, enabled=False):
+        result: Tensor = _Propagate.apply(graph, settings, wire, x_NF, features_ED, *parameters)
     return result
 
 
@@ -72,6 +77,7 @@ class _Propagate(torch.autograd.Function):
         ctx: Any,
         graph: PartitionedGraph,
         settings: MessageSettings,
+        wire: torch.dtype,
         x_NF: Tensor,
         features_ED: Tensor | None,
         *parameters: Tensor,
@@ -79,16 +85,15 @@ class _Propagate(torch.autograd.Function):
         run = _Pass(graph, settings, x_NF.detach(), features_ED)
         kept: list[Tensor] | None = None if graph.mode == "sar" else []
         exchange, blocks = stream(
-            graph, graph.in_edges, x_NF.shape[1], x_NF.dtype, take_rows(run.x_NF),
+            graph, graph.in_edges, x_NF.shape[1], wire, take_rows(run.x_NF),
             where="messages forward",
         )  # fmt: skip
         run.reduce(graph.in_edges.blocks[graph.in_edges.rank], run.x_NF, exchange.progress)
         for arrival in exchange:
-            rows_HF = arrival.rows_HF if kept is None else arrival.rows_HF.clone()
             if kept is not None:
-                kept.append(rows_HF)
-            run.reduce(blocks[arrival.index], rows_HF, exchange.progress)
-        ctx.run, ctx.kept, ctx.parameters = run, kept, parameters
+                kept.append(arrival.rows_HF.clone())
+            run.reduce(blocks[arrival.index], arrival.rows_HF.to(x_NF.dtype), exchange.progress)
+        ctx.run, ctx.kept, ctx.parameters, ctx.wire = run, kept, parameters, wire
         ctx.save_for_backward(x_NF, features_ED)
         return run.finish()
 
@@ -101,24 +106,25 @@ class _Propagate(torch.autograd.Function):
         width, dtype = run.x_NF.shape[1], run.x_NF.dtype
 
         def accept(rows: Tensor, grad_HF: Tensor) -> None:
-            run.grad_x_NF.index_add_(0, rows, grad_HF)
+            run.grad_x_NF.index_add_(0, rows, grad_HF.to(dtype))
+
+        def produce(index: int, block: Block, out_HF: Tensor) -> None:
+            grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
+            run.differentiate(block, ctx.kept[index].to(dtype), grad_HF)
+            out_HF.copy_(grad_HF)
 
         if ctx.kept is not None:
-            give_back(
-                graph, edges, width, dtype,
-                lambda index, block, out: run.differentiate(block, ctx.kept[index], out), accept,
-                where="messages backward",
-            )  # fmt: skip
+            give_back(graph, edges, width, ctx.wire, produce, accept, where="messages backward")
         else:
             exchange, blocks = stream(
-                graph, edges, width, dtype, take_rows(run.x_NF), where="messages backward",
+                graph, edges, width, ctx.wire, take_rows(run.x_NF), where="messages backward",
                 reply_width=width, on_reply=accept,
             )  # fmt: skip
             for arrival in exchange:
-                grad_HF = torch.zeros_like(arrival.rows_HF)
-                run.differentiate(blocks[arrival.index], arrival.rows_HF, grad_HF)
+                grad_HF = torch.zeros_like(arrival.rows_HF, dtype=dtype)
+                run.differentiate(blocks[arrival.index], arrival.rows_HF.to(dtype), grad_HF)
                 arrival.reply(grad_HF)
-        return None, None, run.grad_x_NF, run.grad_features_ED, *run.grad_parameters
+        return None, None, None, run.grad_x_NF, run.grad_features_ED, *run.grad_parameters
 
 
 class _Pass:

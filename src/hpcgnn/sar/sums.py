@@ -15,8 +15,10 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.relay import relay
 from hpcgnn.sar.schedule import work
+from hpcgnn.sar.short import readable, wire_type
 
 
 def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = True) -> Tensor:
@@ -32,6 +34,9 @@ def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
     """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
     key = ("in-degrees", weighted)
     found = graph.cache.get(key)
+    whole = graph.cache.get("whole")
+    if not isinstance(found, Tensor) and isinstance(whole, tuple):
+        found = graph.cache[key] = in_degrees(whole[0], weighted=weighted)[whole[1]]
     if not isinstance(found, Tensor):
         found = torch.zeros(graph.num_local_nodes, dtype=torch.float64)
         for block in graph.in_edges.blocks:
@@ -52,11 +57,14 @@ def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
 
 
 def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor]) -> Tensor:
-    """A linear aggregation of the constant input features, computed once and kept by `key`."""
+    """A linear aggregation of the constant input features, computed once and kept by `key`.
+
+    In full precision, also under autocast.
+    """
     name = ("first sum", key)
     found = graph.cache.get(name)
     if not isinstance(found, Tensor):
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(graph.node_ids.device.type, enabled=False):
             found = graph.cache[name] = compute()
     return found
 
@@ -64,49 +72,66 @@ def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, weighted: bool) -> Tensor:
-        ctx.graph, ctx.weighted = graph, weighted
-        return multiply(graph, graph.in_edges, x_NF, weighted, "sum forward")
+        ctx.graph, ctx.weighted, ctx.dtype = graph, weighted, x_NF.dtype
+        x_NF = readable(x_NF)
+        ctx.wire = wire_type(x_NF)
+        out_NF = multiply(graph, graph.in_edges, x_NF, weighted, "sum forward", ctx.wire)
+        return out_NF.to(x_NF.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         graph = ctx.graph
-        grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward")
-        return grad, None, None
+        grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward", ctx.wire)
+        return grad.to(ctx.dtype), None, None
 
 
 def multiply(
-    graph: PartitionedGraph, edges: EdgeBlocks, x_NF: Tensor, weighted: bool, where: str
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    x_NF: Tensor,
+    weighted: bool,
+    where: str,
+    wire: torch.dtype | None = None,
 ) -> Tensor:
-    """Adjacency (or its transpose, by `edges`) times features; collective."""
+    """Adjacency (or its transpose, by `edges`) times features; collective.
+
+    Args:
+        wire: the type in which rows travel; that of `x_NF` by default.
+    """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
-    ring, width = graph.ring, x_NF.shape[1]
-    out_NF = x_NF.new_zeros(graph.num_local_nodes, width)
+    ring, width, wire = graph.ring, x_NF.shape[1], wire or x_NF.dtype
+    out_NF = x_NF.new_zeros(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
     plan = relay(graph, edges, weighted)
     if width == 0:
         return out_NF
     at_once = graph.mode == "oneshot"
     if at_once:
-        most = LARGEST_MESSAGE // (width * x_NF.element_size())
+        most = LARGEST_MESSAGE // (width * wire.itemsize)
     else:
-        most = ring.rows_per_message(width, x_NF.dtype)
+        most = ring.rows_per_message(width, wire)
     senders, blocks = plan.cut(most)
     outgoing = [_outgoing(block, x_NF) for block in senders]
     exchange = Exchange(
-        ring, outgoing, blocks.incoming(), width, x_NF.dtype, where=where, at_once=at_once
+        ring, outgoing, blocks.incoming(), width, wire, where=where, at_once=at_once
     )
     for rows in work(plan.receivers[edges.rank], edges.num_parts):
         kernels.spmm(plan.receivers[edges.rank], x_NF, out_NF, rows=rows)
         exchange.progress()
     for arrival in exchange:
-        block = blocks[arrival.index]
+        block, rows_HF = blocks[arrival.index], readable(arrival.rows_HF)
         for rows in work(block, edges.num_parts):
-            kernels.spmm(block, arrival.rows_HF, out_NF, rows=rows)
+            kernels.spmm(block, rows_HF, out_NF, rows=rows)
             exchange.progress()
     return out_NF
 
 
 def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
     def pack(out_HF: Tensor) -> None:
-        kernels.spmm(block, x_NF, out_HF.zero_())
+        if out_HF.dtype == x_NF.dtype or x_NF.device.type == "cuda":
+            kernels.spmm(block, x_NF, out_HF.zero_())
+        else:
+            wide_HF = x_NF.new_zeros(out_HF.shape)
+            kernels.spmm(block, x_NF, wide_HF)
+            out_HF.copy_(wide_HF)
 
     return Outgoing(block.peer, block.num_rows, pack)
