@@ -26,7 +26,7 @@ MODELS = [
 
 def settings(**changes: object) -> Config:
     base = {"layers": 3, "hidden": 8, "dropout": 0.4, "epochs": 20, "checkpoint_every": 5,
-            "halo_buffer": "4096", "weight_decay": 1e-4}  # fmt: skip
+            "halo_buffer": "4096", "weight_decay": 1e-4, "lr": 5e-3}  # fmt: skip
     return Config(**(base | changes))
 
 

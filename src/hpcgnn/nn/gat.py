@@ -69,7 +69,7 @@ class GATConv(torch.nn.Module):
         )
         if not self.concat:
             out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NK if self.bias is None else out_NK + self.bias
+        return out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
 
     def _edge(self) -> Tensor | None:
         """Scores of edge features are linear in them: one vector per head, `[H, D]`."""

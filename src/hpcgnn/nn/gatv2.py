@@ -62,7 +62,7 @@ class GATv2Conv(torch.nn.Module):
         out_NK = attention2(graph, left_NK, right_NK, self.att[0], settings)
         if not self.concat:
             out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NK if self.bias is None else out_NK + self.bias
+        return out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"

@@ -72,7 +72,12 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
     count as the last of them, as in PyTorch Geometric.
     """
     key = ("normalisation", loop)
-    found = graph.cache.get(key)
+    found, whole = graph.cache.get(key), graph.cache.get("whole")
+    if found is None and isinstance(whole, tuple):
+        scale_N1, missing_N1 = normalisation(whole[0], loop)
+        rows = whole[1]
+        found = scale_N1[rows], None if missing_N1 is None else missing_N1[rows]
+        graph.cache[key] = found
     if found is None:
         degree_N = in_degrees(graph, weighted=True)
         missing_N = None if loop is None else _missing_loops(graph, loop)

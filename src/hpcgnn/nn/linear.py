@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.graph import SparseRows
 from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
+from hpcgnn.sar.short import readable
 
 
 class Linear(torch.nn.Module):
@@ -58,11 +59,11 @@ def glorot(weight: Tensor) -> None:
 
 
 def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
-    """`x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`."""
+    """`x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`; 16-bit under autocast on a GPU."""
     if isinstance(x_NF, SparseRows):
         y_NG: Tensor = _SparseLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
-    return functional.linear(x_NF, weight_GF, bias_G)
+    return readable(functional.linear(x_NF, weight_GF, bias_G))
 
 
 class _SparseLinear(torch.autograd.Function):

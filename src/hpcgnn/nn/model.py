@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.dropout import Dropout, sparse_dropout
 from hpcgnn.nn.linear import Linear, NodeFeatures
 from hpcgnn.nn.norm import NORMS
+from hpcgnn.sar.prune import Step
 
+Flow = Sequence[Step | None]
 ConvFactory = Callable[[int, int, int], torch.nn.Module]
 
 
@@ -64,15 +66,19 @@ class Stack(torch.nn.Module):
         head_in = hidden * num_hidden if jumping == "cat" else hidden
         self.head = Linear(head_in, out_channels) if head == "linear" else None
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        """Logits `[n, out_channels]`."""
-        hidden_NF = self.embed(graph, x_NF)
+    def forward(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
+    ) -> Tensor:
+        """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
+        hidden_NF = self.embed(graph, x_NF, flow)
         if self.head is not None:
             result: Tensor = self.head(hidden_NF)
             return result
-        return self._convolve(graph, hidden_NF, len(self.convs) - 1)
+        return self._convolve(graph, hidden_NF, len(self.convs) - 1, flow)
 
-    def embed(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> NodeFeatures:
+    def embed(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
+    ) -> NodeFeatures:
         """What the last layer reads: `[n, hidden]`."""
         if isinstance(x_NF, Tensor):
             x_NF = self.input_dropout(graph, x_NF)
@@ -80,12 +86,14 @@ class Stack(torch.nn.Module):
             x_NF = sparse_dropout(graph, x_NF, self.input_dropout.p)
         outputs: list[Tensor] = []
         for i, dropout in enumerate(self.dropouts):
-            y_NF = self._convolve(graph, x_NF, i)
+            y_NF = self._convolve(graph, x_NF, i, flow)
+            step = flow[i] if flow else None
+            here = graph if step is None else _at(step.after, graph)
             if len(self.norms):
-                y_NF = self.norms[i](graph, y_NF)
+                y_NF = self.norms[i](here, y_NF)
             if self.activation == "elu":
                 y_NF = functional.elu(y_NF)
-            y_NF = dropout(graph, y_NF)
+            y_NF = dropout(here, y_NF)
             if self.jumping != "none":
                 outputs.append(y_NF)
             x_NF = y_NF
@@ -95,6 +103,21 @@ class Stack(torch.nn.Module):
             return torch.stack(outputs).amax(dim=0)
         return x_NF
 
-    def _convolve(self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int) -> Tensor:
+    def _convolve(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None
+    ) -> Tensor:
+        step = flow[layer] if flow else None
+        if step is not None:
+            graph = _at(step.graph, graph)
+            if step.enter is not None and isinstance(x_NF, Tensor):
+                x_NF = x_NF[step.enter]
         y_NF: Tensor = self.convs[layer](graph, x_NF)
-        return y_NF + self.residuals[layer](x_NF) if self.residual else y_NF
+        if self.residual:
+            y_NF = y_NF + self.residuals[layer](x_NF)
+        return y_NF if step is None else y_NF[step.leave]
+
+
+def _at(small: PartitionedGraph, graph: PartitionedGraph) -> PartitionedGraph:
+    """`small` at the epoch of `graph`, which its dropout masks depend on."""
+    small.seed, small.epoch = graph.seed, graph.epoch
+    return small

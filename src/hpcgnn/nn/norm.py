@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.kernels.checks import sum_type
 
 
 class GlobalSum(torch.autograd.Function):
@@ -30,7 +31,7 @@ class LayerNorm(torch.nn.LayerNorm):
         super().__init__(in_channels)
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x_NF)
+        return super().forward(x_NF).to(x_NF.dtype)
 
 
 class BatchNorm(torch.nn.Module):
@@ -51,9 +52,11 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("running_var", torch.ones(in_channels))
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        dtype, x_NF = x_NF.dtype, x_NF.to(sum_type(x_NF.dtype))
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            return torch.addcmul(self.bias - self.running_mean * scale, x_NF, scale)
+            shift = self.bias - self.running_mean * scale
+            return torch.addcmul(shift, x_NF, scale).to(dtype)
         mean, var = _statistics(graph, x_NF.detach())
         correction = graph.num_nodes / max(graph.num_nodes - 1, 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -61,7 +64,7 @@ class BatchNorm(torch.nn.Module):
         result: Tensor = _BatchNorm.apply(
             x_NF, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), graph
         )
-        return result
+        return result.to(dtype)
 
 
 def _statistics(graph: PartitionedGraph, x_NF: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,11 +124,13 @@ class GraphNorm(torch.nn.Module):
         self.mean_scale = torch.nn.Parameter(torch.ones(in_channels))
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        dtype, x_NF = x_NF.dtype, x_NF.to(sum_type(x_NF.dtype))
         count = max(graph.num_nodes, 1)
         mean = GlobalSum.apply(x_NF.sum(0), graph) / count
         centred_NF = x_NF - mean * self.mean_scale
         var = GlobalSum.apply(centred_NF.square().sum(0), graph) / count
-        return torch.addcmul(self.bias, centred_NF, self.weight * torch.rsqrt(var + self.eps))
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return torch.addcmul(self.bias, centred_NF, scale).to(dtype)
 
 
 NORMS: dict[str, type[torch.nn.Module]] = {

@@ -10,6 +10,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.sar.extremes import neighbour_max
+from hpcgnn.sar.short import product_type
 from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
 
@@ -40,10 +41,10 @@ class SAGEConv(torch.nn.Module):
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         y_NF = self._neighbours(graph, x_NF)
         if self.lin_r is not None:
-            if isinstance(x_NF, Tensor):
+            if isinstance(x_NF, Tensor) and product_type(x_NF.device) is None:
                 y_NF.addmm_(x_NF, self.lin_r.weight.t())
             else:
-                y_NF += self.lin_r(x_NF)
+                y_NF = y_NF + self.lin_r(x_NF)
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
@@ -60,7 +61,7 @@ class SAGEConv(torch.nn.Module):
         if not transform_first:
             return lin(self._aggregate(graph, x_NF))  # type: ignore[arg-type]
         y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
-        return y_NF if lin.bias is None else y_NF.add_(lin.bias)
+        return y_NF if lin.bias is None else y_NF.add_(lin.bias.to(y_NF.dtype))
 
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if self.aggr in ("max", "min"):

@@ -26,9 +26,14 @@ def wire_type(x: Tensor) -> torch.dtype:
     return short if short is not None and x.dtype == torch.float32 else x.dtype
 
 
+def kernels_read_short(device: torch.device) -> bool:
+    """Whether kernels on `device` take 16-bit rows."""
+    return device.type == "cuda"
+
+
 def readable(x: Tensor) -> Tensor:
     """`x` as kernels take it: float32 on a CPU if it is 16-bit."""
-    return x.float() if x.dtype in SHORT and x.device.type == "cpu" else x
+    return x.float() if x.dtype in SHORT and not kernels_read_short(x.device) else x
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hpcgnn import kernels
 from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar import short
 from hpcgnn.sar.relay import relay
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import readable, wire_type
@@ -127,7 +128,7 @@ def multiply(
 
 def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
     def pack(out_HF: Tensor) -> None:
-        if out_HF.dtype == x_NF.dtype or x_NF.device.type == "cuda":
+        if out_HF.dtype == x_NF.dtype or short.kernels_read_short(x_NF.device):
             kernels.spmm(block, x_NF, out_HF.zero_())
         else:
             wide_HF = x_NF.new_zeros(out_HF.shape)

@@ -14,7 +14,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
 from hpcgnn.nn.linear import NodeFeatures
-from hpcgnn.nn.model import ConvFactory, Stack
+from hpcgnn.nn.model import ConvFactory, Flow, Stack
 from hpcgnn.train.config import Config
 
 
@@ -27,10 +27,19 @@ class Model(torch.nn.Module):
         super().__init__()
         self.inputs, self.stack, self.after = inputs, stack, after
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures | None = None) -> Tensor:
-        """Logits `[n, outputs]`; `x_NF` in place of the input, where it was perturbed."""
+    def forward(
+        self,
+        graph: PartitionedGraph,
+        x_NF: NodeFeatures | None = None,
+        flow: Flow | None = None,
+    ) -> Tensor:
+        """Logits `[n, outputs]`, with `flow` those of its targets.
+
+        Args:
+            x_NF: in place of the input, where it was perturbed.
+        """
         x_NF = self.inputs(graph) if x_NF is None else x_NF
-        logits: Tensor = self.stack(graph, x_NF)
+        logits: Tensor = self.stack(graph, x_NF, flow)
         return logits if self.after is None else self.after(graph, logits)
 
     def embed(self, graph: PartitionedGraph) -> NodeFeatures:

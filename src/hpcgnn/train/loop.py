@@ -15,6 +15,8 @@ from torch import Tensor
 from hpcgnn.errors import InputError, NumericalError, OutputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import LabelInput
+from hpcgnn.nn.model import Flow
+from hpcgnn.sar.prune import message_flow
 from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model, build_optimizer, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
@@ -77,6 +79,7 @@ class Trainer:
         self.labels = labels
         self.masks = masks
         self.train_rows = labelled(labels, masks[0])
+        self.flow = self._message_flow()
 
     def run(self) -> bool:
         """Train to the end, or to an agreed stop; whether the end was reached."""
@@ -148,8 +151,8 @@ class Trainer:
         """Forward and backward once; gradients of 1 / steps of the loss are added up."""
         rows, count = self._targets()
         with watch.phase("forward"), self.comm.at("forward"):
-            logits = self.model(self.graph, x_NF)
-            loss = self.task.loss(logits[rows], self.labels[rows], count)
+            logits = self.model(self.graph, x_NF, self.flow)
+            loss = self.task.loss(logits[self._place(rows)], self.labels[rows], count)
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
             place = first_layer(self.model, self.graph, x_NF)
@@ -158,6 +161,21 @@ class Trainer:
         with watch.phase("backward"), self.comm.at("backward"):
             (loss / steps).backward()
         return total
+
+    def _message_flow(self) -> Flow | None:
+        """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
+        config = self.config
+        whole = config.norm in ("batch", "graph") or config.jumping != "none"
+        if not config.prune or whole or self.model.after is not None:
+            return None
+        target_N = torch.zeros(self.graph.num_local_nodes, dtype=torch.bool, device=self.device)
+        target_N[self.train_rows] = True
+        flow = message_flow(self.graph, target_N, len(self.model.stack.convs))
+        return flow if any(step is not None for step in flow) else None
+
+    def _place(self, rows: Tensor) -> Tensor:
+        """Where the logits of these training nodes are."""
+        return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)
 
     def _targets(self) -> tuple[Tensor, int]:
         """Local training nodes whose label is not given as input, and their number on all ranks."""
