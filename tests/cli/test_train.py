@@ -1,0 +1,180 @@
+"""`hpcgnn train` and `hpcgnn predict` as a user meets them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from hpcgnn.cli import partition, predict, train
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+from hpcgnn.storage.graph_writer import GraphWriter
+from tests.graphs import random_graph
+
+NUM_NODES = 60
+SETTINGS = ("--model", "sage", "--layers", 2, "--hidden", 8, "--method", "random", "--seed", 5,
+            "--checkpoint-every", 5, "--halo-buffer", "64KiB", "--norm", "batch")  # fmt: skip
+
+
+def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed: int = 1) -> Path:
+    whole = random_graph(num_nodes, num_edges, seed=seed, symmetric=True)
+    with GraphWriter(path, num_nodes=num_nodes, config={}) as writer:
+        writer.append_rows(np.bincount(whole.target, minlength=num_nodes), whole.source)
+        writer.append_features(whole.features)
+        writer.append_original_ids(1000 + 7 * np.arange(num_nodes)[::-1])
+        if labels:
+            writer.append_labels(whole.labels)
+            writer.append_split(whole.split[:, None])
+    return path
+
+
+@pytest.fixture
+def graph(comm, shared_path, monkeypatch) -> Path:
+    """A small graph file; partitions and runs go to the same folder, the current one."""
+    monkeypatch.chdir(shared_path)
+    if comm.rank == 0:
+        write(shared_path / "g.h5", NUM_NODES, 240)
+    comm.barrier()
+    return shared_path / "g.h5"
+
+
+@pytest.fixture
+def alone() -> Iterator[Communicator]:
+    """Each rank for itself."""
+    communicator = Communicator(MPI.COMM_SELF)
+    yield communicator
+    communicator.close()
+
+
+def call(comm: Communicator, verb: ModuleType, *arguments: object) -> None:
+    """A verb on the ranks of this test, as the command line runs it."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args(list(map(str, arguments))), comm) == 0
+    comm.barrier()
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every dataset of a file."""
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+        )
+    return found
+
+
+@pytest.mark.mpi
+def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
+    """Bit-identical on the same ranks; within rounding where another number goes on."""
+    last = "checkpoints/epoch-000020.h5"
+    call(comm, train, graph, *SETTINGS, "--epochs", 20, "--run-dir", "a")
+    parts = Path(f"partitions/g.random.p{comm.size}.h5")
+    made = parts.stat().st_mtime_ns
+    call(comm, train, graph, *SETTINGS, "--epochs", 10, "--run-dir", "b")
+    assert parts.stat().st_mtime_ns == made  # found and used again
+    if comm.rank == 0:
+        shutil.copytree("b", "c")
+    comm.barrier()
+    call(comm, train, parts, *SETTINGS, "--epochs", 20, "--run-dir", "b", "--resume")
+    expected, found = arrays(Path("a", last)), arrays(Path("b", last))
+    assert expected.keys() == found.keys() and len(found) > 8
+    assert all(np.array_equal(values, found[name]) for name, values in expected.items())
+    if comm.rank == 0:
+        call(alone, train, graph, *SETTINGS, "--epochs", 20, "--run-dir", "c", "--resume")
+        for name, values in arrays(Path("c", last)).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-4, err_msg=name)
+    comm.barrier()
+
+
+@pytest.mark.mpi
+def test_predictions_are_in_the_order_of_the_graph(comm, alone, graph):
+    """Several ranks write what one does; after-treatment is chosen by options."""
+    call(comm, train, graph, *SETTINGS, "--epochs", 5, "--run-dir", "a")
+    best, parts = "a/checkpoints/best.h5", f"partitions/g.random.p{comm.size}.h5"
+    call(comm, predict, parts, best, "-o", "several.h5", "--embeddings")
+    if comm.rank == 0:
+        call(alone, partition, graph, "--method", "block", "-o", "one.h5")
+        call(alone, predict, "one.h5", best, "-o", "alone.h5", "--embeddings")
+    comm.barrier()
+    one, other = arrays(Path("alone.h5")), arrays(Path("several.h5"))
+    assert one.keys() == {"probabilities", "classes", "embeddings", "original_ids"}
+    assert one["original_ids"].tolist() == (1000 + 7 * np.arange(NUM_NODES)[::-1]).tolist()
+    np.testing.assert_array_equal(one["original_ids"], other["original_ids"])
+    np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(one["embeddings"], other["embeddings"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(other["classes"], other["probabilities"].argmax(1))
+    assert one["embeddings"].shape == (NUM_NODES, 8)
+
+    call(comm, predict, parts, best, "-o", "cs.h5", "--correct-and-smooth")
+    smoothed = arrays(Path("cs.h5"))["probabilities"]
+    np.testing.assert_allclose(smoothed.sum(1), 1, rtol=1e-5)
+    assert not np.allclose(smoothed, one["probabilities"], atol=1e-2)
+    call(comm, predict, parts, "-o", "lp.h5", "--label-propagation")
+    assert arrays(Path("lp.h5")).keys() == {"probabilities", "classes", "original_ids"}
+    for arguments, words in (
+        ((parts,), "give a checkpoint, or --label-propagation"),
+        ((parts, best, "--label-propagation"), "leave a checkpoint out"),
+        ((parts, parts), f"g.random.p{comm.size}.h5"),
+        ((parts, "a/nothing.h5"), "nothing.h5"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call(comm, predict, *arguments, "-o", "x.h5")
+    assert not Path("x.h5").exists()
+
+
+@pytest.mark.mpi
+def test_a_checkpoint_of_another_graph_is_refused(comm, graph):
+    call(comm, train, graph, *SETTINGS, "--epochs", 1, "--run-dir", "a")
+    if comm.rank == 0:
+        write(Path("h.h5"), NUM_NODES, 240, seed=9)
+    comm.barrier()
+    call(comm, partition, "h.h5", "--method", "random", "-o", "h.parts.h5")
+    with pytest.raises(InputError, match=r"another graph.*--any-graph"):
+        call(comm, predict, "h.parts.h5", "a/checkpoints/best.h5", "-o", "x.h5")
+    call(comm, predict, "h.parts.h5", "a/checkpoints/best.h5", "-o", "x.h5", "--any-graph")
+
+
+@pytest.mark.mpi
+def test_few_nodes_and_no_labels(comm, graph):
+    """Empty parts train like others; without labels there is nothing to train on."""
+    if comm.rank == 0:
+        write(Path("tiny.h5"), 3, 4, seed=2)
+        write(Path("bare.h5"), 9, 20, labels=False)
+    comm.barrier()
+    call(comm, train, "tiny.h5", *SETTINGS, "--epochs", 2, "--run-dir", "t")
+    assert len(Path("t/metrics.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(InputError, match="has no labels"):
+        call(comm, train, "bare.h5", "--method", "random", "--run-dir", "u")
+
+
+def test_refusals_at_several_ranks(mpirun, graph, alone):
+    parts = graph.with_name("parts.h5")
+    call(alone, partition, graph, "--parts", 2, "--method", "block", "-o", parts)
+    words = "parts.h5", "has 2 parts but the job has 3 ranks", "--parts 3"
+    refused(mpirun(3, "train", parts), *words)
+    data = bytearray(parts.read_bytes())
+    feature = random_graph(NUM_NODES, 240, seed=1, symmetric=True).features[3, 1]
+    place = data.find(feature.tobytes())
+    assert place > 0
+    data[place + 2] ^= 0x55
+    damaged = graph.with_name("damaged.h5")
+    damaged.write_bytes(data)
+    refused(mpirun(2, "train", damaged), "damaged.h5", "features")
