@@ -22,7 +22,7 @@ from tests.graphs import random_graph
 
 NUM_NODES = 60
 SETTINGS = ("--model", "sage", "--layers", 2, "--hidden", 8, "--method", "random", "--seed", 5,
-            "--checkpoint-every", 5, "--halo-buffer", "64KiB", "--norm", "batch")  # fmt: skip
+            "--checkpoint-every", 5, "--halo-buffer", "64KiB", "--norm", "layer")  # fmt: skip
 
 
 def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed: int = 1) -> Path:
