@@ -81,7 +81,7 @@ def assemble(
     nodes = part.nodes
     features: Tensor | SparseRows | None = None
     if isinstance(nodes.features, np.ndarray):
-        features = torch.from_numpy(np.asarray(nodes.features, dtype=np.float32))
+        features = _aligned(nodes.features)
     elif nodes.features is not None:
         rows = nodes.features
         features = sparse_rows(rows.indptr, rows.indices, rows.data, rows.width)
@@ -102,8 +102,7 @@ def assemble(
         ring=ring or Ring(comm),
         features=features,
         typed_features={
-            kind: torch.from_numpy(np.asarray(rows, dtype=np.float32))
-            for kind, rows in (nodes.typed_features or {}).items()
+            kind: _aligned(rows) for kind, rows in (nodes.typed_features or {}).items()
         },
         labels=None if nodes.labels is None else torch.from_numpy(np.asarray(nodes.labels)),
         train_mask=masks[0],
@@ -115,6 +114,11 @@ def assemble(
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
         mode=mode,
     )
+
+
+def _aligned(rows: np.ndarray) -> Tensor:
+    """float32 in memory of torch's own: products depend, in the last bit, on how it is aligned."""
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32)).clone()
 
 
 def sparse_rows(
