@@ -229,8 +229,11 @@ class _Backward:
         heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
         layout = self.layout = RowLayout(width, 3 * heads, self.short or self.g_NK.dtype)
 
+        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        replied_NH = torch.zeros_like(self.grad_t_NH)
+
         def accept(rows: Tensor, reply_HH: Tensor) -> None:
-            self.grad_t_NH.index_add_(0, rows, reply_HH.to(self.grad_t_NH.dtype))
+            replied_NH.index_add_(0, rows, reply_HH.to(replied_NH.dtype))
 
         exchange, blocks = stream(
             graph, edges, layout.columns, layout.dtype, self._pack,
@@ -251,6 +254,7 @@ class _Backward:
                 self._source_side(block, there, grad_t_HH, rows)
                 exchange.progress()
             arrival.reply(grad_t_HH)
+        self.grad_t_NH += replied_NH
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
         self.layout.numbers(out_HW)[:] = self.g_NK[rows]
