@@ -67,7 +67,7 @@ def _mpiexec() -> str:
 
 @pytest.fixture
 def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`mpirun(2, "train", "g.h5")`: runs `hpcgnn train g.h5` on 2 ranks; 0 means without mpiexec."""
+    """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks; 0 means without mpiexec."""
 
     def run(
         ranks: int, *args: object, timeout: float = 240, env: dict[str, str] | None = None

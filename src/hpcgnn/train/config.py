@@ -108,7 +108,8 @@ class Config:
 
 
 _LEAST: dict[str, float] = {
-    "layers": 1, "hidden": 1, "heads": 1, "output_heads": 0, "bases": 0, "embedding": 0, "power": 1, "teleport": 0,
+    "layers": 1, "hidden": 1, "heads": 1, "output_heads": 0,
+    "bases": 0, "embedding": 0, "power": 1, "teleport": 0,
     "adversarial_steps": 0, "lr": 0, "weight_decay": 0, "step_size": 1, "epochs": 0, "patience": 0,
     "eval_every": 1, "split": 0, "seed": 0, "prefetch": 1, "checkpoint_every": 0, "keep": 1,
     "time_margin": 0,
