@@ -105,8 +105,11 @@ class _Propagate(torch.autograd.Function):
         run.differentiate(edges.blocks[edges.rank], run.x_NF, run.grad_x_NF)
         width, dtype = run.x_NF.shape[1], run.x_NF.dtype
 
+        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        replied_NF = torch.zeros_like(run.grad_x_NF)
+
         def accept(rows: Tensor, grad_HF: Tensor) -> None:
-            run.grad_x_NF.index_add_(0, rows, grad_HF.to(dtype))
+            replied_NF.index_add_(0, rows, grad_HF.to(dtype))
 
         def produce(index: int, block: Block, out_HF: Tensor) -> None:
             grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
@@ -124,6 +127,7 @@ class _Propagate(torch.autograd.Function):
                 grad_HF = torch.zeros_like(arrival.rows_HF, dtype=dtype)
                 run.differentiate(blocks[arrival.index], arrival.rows_HF.to(dtype), grad_HF)
                 arrival.reply(grad_HF)
+        run.grad_x_NF += replied_NF
         return None, None, None, run.grad_x_NF, run.grad_features_ED, *run.grad_parameters
 
 
