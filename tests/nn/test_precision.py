@@ -1,0 +1,104 @@
+"""bfloat16 beside float32: close, half the bytes, and the same through the kernels of GPUs."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+
+from hpcgnn import nn
+from hpcgnn.comm.transport import StagedTransport
+from hpcgnn.sar import short
+from hpcgnn.train.precision import arithmetic
+from tests.comm.test_transport import Sluggish
+from tests.graphs import collect, distribute, local, random_graph
+from tests.kernels.conftest import emulated  # noqa: F401
+
+pytestmark = pytest.mark.mpi
+LAYERS = {
+    "gcn": lambda: nn.GCNConv(16, 12),
+    "gcn wide": lambda: nn.GCNConv(16, 32),
+    "sage": lambda: nn.SAGEConv(16, 12),
+    "sage max": lambda: nn.SAGEConv(16, 12, aggr="max"),
+    "gat": lambda: nn.GATConv(16, 7, heads=3),
+    "gatv2": lambda: nn.GATv2Conv(16, 8, heads=2),
+    "gin": lambda: nn.GINConv(nn.Linear(16, 12), train_eps=True),
+}
+CPU = torch.device("cpu")
+
+
+class Around(torch.nn.Module):
+    """A layer between products, a norm and a dropout, as in a model."""
+
+    def __init__(self, layer):
+        super().__init__()
+        torch.manual_seed(1)
+        self.before, self.layer = nn.Linear(5, 16), layer()
+        width = self.layer.bias.shape[0] if getattr(self.layer, "bias", None) is not None else 12
+        self.norm, self.drop = nn.BatchNorm(width), nn.Dropout(0.3, 1)
+        self.after = nn.Linear(width, 3)
+
+    def forward(self, graph, x):
+        y = self.layer(graph, self.before(x))
+        return self.after(self.drop(graph, self.norm(graph, y))).float()
+
+
+def run(model, graph, whole, precision):
+    comm, model = graph.ring.comm, copy.deepcopy(model)
+    before, x = graph.ring.bytes_sent, local(graph, whole.features).requires_grad_()
+    with arithmetic(precision, CPU):
+        y = model(graph, x)
+    wanted = torch.randn(whole.num_nodes, 3, generator=torch.manual_seed(2))
+    ((y - local(graph, wanted)) ** 2).sum().backward()
+    rows = collect(graph, torch.cat([y, x.grad], dim=1)).split([3, 5], dim=1)
+    grads = {
+        name: comm.allreduce(parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    sent = comm.allreduce(graph.ring.bytes_sent - before)
+    return {"y": rows[0].detach(), "x": rows[1], **grads}, sent
+
+
+def far_ones(found, exact, limit):
+    """What differs by more than `limit` of its size; biases before a norm have next to none."""
+    least = max(float(value.norm()) for value in exact.values()) / 100
+    sizes = {name: max(float(value.norm()), least) for name, value in exact.items()}
+    apart = {name: float((found[name] - exact[name]).norm()) / sizes[name] for name in exact}
+    return {k: v for k, v in apart.items() if v > (4 * limit if "bias" in k else limit)}
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
+    whole = random_graph(400, 3000)
+    model = Around(LAYERS[name])
+    graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
+    exact, sent = run(model, graph, whole, "fp32")
+    short_, sent_short = run(model, graph, whole, "bf16")
+    assert all(value.dtype == torch.float32 for value in short_.values())
+    assert not far_ones(short_, exact, 0.1)
+    assert not torch.equal(short_["y"], exact["y"])
+    assert sent_short < 0.65 * sent or comm.size == 1
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypatch):  # noqa: F811
+    """Kernels of a GPU on 16-bit rows, run by the emulator, with staged messages."""
+    if comm.size > 2:
+        pytest.skip("slow enough on two ranks")
+    emulated.folder = emulated.folder / os.environ.get("PMI_RANK", "0")
+    emulated.folder.mkdir(exist_ok=True)
+    whole = random_graph(60, 300)
+    model = Around(LAYERS[name])
+    graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
+    exact, _ = run(model, graph, whole, "fp32")
+    graph.ring.transport = StagedTransport(Sluggish((1, 4)))
+    graph.ring.release()
+    monkeypatch.setattr(short, "kernels_read_short", lambda device: True)
+    found, _ = run(model, graph, whole, "bf16")
+    assert not far_ones(found, exact, 0.1)
+    assert any("bf16" in expression for expression in emulated.launched)
