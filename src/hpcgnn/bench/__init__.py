@@ -1,0 +1,1 @@
+"""Measurements beside peers: ratios from one run, medians of alternating repetitions."""

@@ -1,0 +1,64 @@
+"""`hpcgnn bench`: measure kernels beside peers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+
+HELP = "measure kernels and training against peers"
+PARALLEL = True
+
+_SIZES = {
+    "nodes": (170_000, "nodes of the power-law graph"),
+    "edges": (2_500_000, "its stored edges"),
+    "width": (128, "width of the sums"),
+    "heads": (4, "attention heads"),
+    "channels": (32, "channels of a head"),
+    "repeat": (5, "repetitions; medians are shown"),
+    "threads": (1, "threads"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("kernels",), help="what to measure")
+    for name, (default, text) in _SIZES.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})"
+        )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> int:
+    import torch
+
+    from hpcgnn.bench.kernels import Case
+    from hpcgnn.bench.kernels import run as measure
+
+    for name in _SIZES:
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1", value=getattr(args, name))
+    if comm.size > 1:
+        raise InputError("kernels are measured on one rank; start it without mpiexec")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here")
+    torch.set_num_threads(args.threads)
+    case = Case(args.nodes, args.edges, args.width, args.heads, args.channels)
+    rows = measure(case, comm, torch.device(args.device), args.repeat)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return 0
+    print(
+        f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), {args.device}, "
+        f"median of {args.repeat}"
+    )
+    for row in rows:
+        print(
+            f"{row.operation:44s} {row.implementation:14s} {1e3 * row.seconds:9.1f} ms "
+            f"{row.ratio:7.2f} x"
+        )
+    return 0
