@@ -4,7 +4,8 @@ import json
 
 
 def test_kernels(mpirun):
-    sizes = ["--nodes", "300", "--edges", "2000", "--width", "8", "--heads", "2", "--channels", "4", "--repeat", "1"]
+    sizes = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4"]
+    sizes += ["--repeat=1"]
     done = mpirun(0, "bench", "kernels", *sizes, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
