@@ -14,6 +14,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from hpcgnn.comm.ring import Ring
+    from hpcgnn.sar.host_rows import HostRows
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class PartitionedGraph:
     """One rank's part of the graph; local nodes are numbered 0 .. num_local_nodes - 1.
 
     Attributes:
-        features: float32 `[n, F]`, a `SparseRows`, or None.
+        features: float32 `[n, F]`, a `SparseRows`, a `HostRows`, or None.
         labels: int64 `[n]` (-1 unknown), or int8 `[n, T]` for T labels at once; None without.
         train_mask, valid_mask, test_mask: bool `[n]`.
         original_ids: int64 `[n]`, the ids the user knows the nodes by.
@@ -119,7 +120,7 @@ class PartitionedGraph:
     in_edges: EdgeBlocks
     out_edges: EdgeBlocks
     ring: Ring
-    features: Tensor | SparseRows | None = None
+    features: Tensor | SparseRows | HostRows | None = None
     typed_features: dict[int, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     train_mask: Tensor | None = None
@@ -145,18 +146,21 @@ class PartitionedGraph:
         return self.out_edges is self.in_edges
 
     def to(self, device: torch.device | str) -> PartitionedGraph:
-        """The same part on `device`, without what was derived from it; `original_ids` stay."""
+        """The same part on `device`, without what was derived from it.
+
+        `original_ids` and `HostRows` stay where they are.
+        """
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        in_edges = self.in_edges.to(device)
+        in_edges, features = self.in_edges.to(device), self.features
         return replace(
             self,
             node_ids=self.node_ids.to(device),
             in_edges=in_edges,
             out_edges=in_edges if self.symmetric else self.out_edges.to(device),
-            features=None if self.features is None else self.features.to(device),
+            features=features.to(device) if isinstance(features, Tensor | SparseRows) else features,
             typed_features={kind: rows.to(device) for kind, rows in self.typed_features.items()},
             labels=moved(self.labels),
             train_mask=moved(self.train_mask),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import Block, PartitionedGraph, SparseRows
+from hpcgnn.sar.host_rows import HostRows
 
 
 class Dropout(torch.nn.Module):
@@ -85,8 +86,24 @@ class _ReluDropout(torch.autograd.Function):
         return grad_NF, None, None
 
 
+def constant_dropout(
+    graph: PartitionedGraph, x: SparseRows | HostRows, p: float
+) -> SparseRows | HostRows:
+    """Dropout of constant features; the mask depends on node id and column."""
+    if isinstance(x, SparseRows):
+        return sparse_dropout(graph, x, p)
+    seed, epoch = graph.seed, graph.epoch
+
+    def change(rows: slice, slab_RF: Tensor) -> None:
+        kernels.dropout_nodes(
+            slab_RF, slab_RF, graph.node_ids[rows], p=p, seed=seed, epoch=epoch, layer=0
+        )
+
+    return replace(x, change=change)
+
+
 def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRows:
-    """Dropout of the stored entries of sparse features; the mask depends on node id and column."""
+    """Dropout of the stored entries of sparse features."""
     counts = x.block.end - x.block.begin
     ids_E = torch.repeat_interleave(graph.node_ids, counts) * x.shape[1] + x.block.columns
     weight = _stored(x.block)
@@ -106,4 +123,6 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
 
 
 def _stored(block: Block) -> Tensor:
-    return torch.ones(block.columns.shape[0]) if block.weight is None else block.weight
+    if block.weight is None:
+        return torch.ones(block.columns.shape[0], device=block.device)
+    return block.weight

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.graph import SparseRows
+from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
-from hpcgnn.sar.short import readable
+from hpcgnn.sar.short import product_type, readable
 
 
 class Linear(torch.nn.Module):
-    """`y = x W^T + b` for `x` a `[n, F]` tensor or `SparseRows`.
+    """`y = x W^T + b` for `x` a `[n, F]` tensor, `SparseRows` or `HostRows`.
 
     Args:
         weight_initializer: `glorot` or `kaiming_uniform`, as in PyTorch Geometric's `Linear`.
@@ -60,20 +61,21 @@ def glorot(weight: Tensor) -> None:
 
 def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
     """`x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`; 16-bit under autocast on a GPU."""
-    if isinstance(x_NF, SparseRows):
-        y_NG: Tensor = _SparseLinear.apply(weight_GF, x_NF)
+    if not isinstance(x_NF, Tensor):
+        y_NG: Tensor = _ConstantLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
     return readable(functional.linear(x_NF, weight_GF, bias_G))
 
 
-class _SparseLinear(torch.autograd.Function):
-    """Constant sparse features times weights; both directions are the neighbour-sum kernel."""
+class _ConstantLinear(torch.autograd.Function):
+    """Constant features, sparse or in host memory, times weights."""
 
     @staticmethod
-    def forward(ctx: Any, weight_GF: Tensor, x: SparseRows) -> Tensor:
-        ctx.x = x
-        return product(x, weight_GF)
+    def forward(ctx: Any, weight_GF: Tensor, x: SparseRows | HostRows) -> Tensor:
+        ctx.x, ctx.short = x, product_type(weight_GF.device)
+        with torch.autocast(weight_GF.device.type, enabled=False):
+            return product(x, weight_GF, ctx.short)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return weight_gradient(ctx.x, grads[0]), None
+        return weight_gradient(ctx.x, grads[0], ctx.short), None

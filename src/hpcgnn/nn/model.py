@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.dropout import Dropout, sparse_dropout
+from hpcgnn.nn.dropout import Dropout, constant_dropout
 from hpcgnn.nn.linear import Linear, NodeFeatures
 from hpcgnn.nn.norm import NORMS
 from hpcgnn.sar.prune import Step
@@ -83,7 +83,7 @@ class Stack(torch.nn.Module):
         if isinstance(x_NF, Tensor):
             x_NF = self.input_dropout(graph, x_NF)
         elif self.input_dropout.p and self.training:
-            x_NF = sparse_dropout(graph, x_NF, self.input_dropout.p)
+            x_NF = constant_dropout(graph, x_NF, self.input_dropout.p)
         outputs: list[Tensor] = []
         for i, dropout in enumerate(self.dropouts):
             y_NF = self._convolve(graph, x_NF, i, flow)

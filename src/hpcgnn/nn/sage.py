@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph, SparseRows
+from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.sar.extremes import neighbour_max
 from hpcgnn.sar.short import product_type
@@ -49,9 +49,11 @@ class SAGEConv(torch.nn.Module):
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
-        if isinstance(x_NF, SparseRows):
+        if not isinstance(x_NF, Tensor):
             if not linear_aggr:
-                raise InputError(f"aggr={self.aggr} needs dense features; these are sparse")
+                raise InputError(
+                    f"aggr={self.aggr} needs dense features in the memory of the device"
+                )
             transform_first = True
         elif linear_aggr and is_constant(graph, x_NF):
             key = ("sage", self.aggr)

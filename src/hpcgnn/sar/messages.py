@@ -257,7 +257,8 @@ class _Pass:
     def _random(self, block: Block, piece: int) -> _Seeded:
         """The same random numbers inside `message` in forward and in backward."""
         key = (self.graph.seed, self.epoch, self.settings.layer, self.graph.in_edges.rank)
-        return _Seeded(hash((*key, block.peer, block.column_offset, piece)) & (2**63 - 1))
+        seed = hash((*key, block.peer, block.column_offset, piece)) & (2**63 - 1)
+        return _Seeded(seed, self.x_NF.device)
 
     def _begin(self, value: Tensor) -> None:
         if not self.reductions:
@@ -286,17 +287,22 @@ class _Pass:
 
 
 class _Seeded:
-    """Torch's generator seeded inside the block and restored after."""
+    """Torch's generators seeded inside the block and restored after."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.on_gpu = seed, device.type == "cuda"
 
     def __enter__(self) -> None:
         self.state = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(self.seed)
+        if self.on_gpu:
+            self.gpu_state = torch.cuda.get_rng_state()
+            torch.cuda.manual_seed(self.seed)
 
     def __exit__(self, *error: object) -> None:
         torch.random.set_rng_state(self.state)
+        if self.on_gpu:
+            torch.cuda.set_rng_state(self.gpu_state)
 
 
 def _add(target: Tensor, rows: Tensor, grad: Tensor | None) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.graph import SparseRows
 from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.short import readable
 
-NodeFeatures = Tensor | SparseRows
+NodeFeatures = Tensor | SparseRows | HostRows
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, short: torch.dtype | None = None) -> Tensor:
@@ -19,6 +20,8 @@ def product(x: NodeFeatures, weight_GF: Tensor, short: torch.dtype | None = None
         if short is None:
             return x @ weight_GF.t()
         return readable(x.to(short) @ weight_GF.to(short).t())
+    if isinstance(x, HostRows):
+        return readable(x.times(weight_GF, short))
     weight_FG = weight_GF.t().contiguous()
     out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
     kernels.spmm(x.block, weight_FG, out_NG)
@@ -31,6 +34,8 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, short: torch.dtype | None 
         if short is None:
             return grad_NG.t() @ x
         return (grad_NG.to(short).t() @ x.to(short)).to(grad_NG.dtype)
+    if isinstance(x, HostRows):
+        return x.weight_gradient(grad_NG, short)
     grad_NG = grad_NG.contiguous()
     grad_FG = grad_NG.new_zeros(x.shape[1], grad_NG.shape[1])
     kernels.spmm(x.transposed, grad_NG, grad_FG)
