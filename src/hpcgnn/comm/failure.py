@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _ASK_SECONDS = 0.3
 _SETTLE_SECONDS = 0.2
 _MEET_SECONDS = 2.0
+_FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through a busy launcher
 _SILENT_SECONDS = 10.0
 _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
@@ -168,6 +169,7 @@ def end_job(comm: Communicator, error: BaseException) -> int:
         failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
     if not together and comm.size > 1:
         _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
+        time.sleep(_FORWARD_SECONDS)
         abort(comm, failure.status)
     return failure.status
 
