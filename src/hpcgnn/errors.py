@@ -57,3 +57,9 @@ class NumericalError(HpcgnnError):
     """The loss or a gradient is not finite. Exit status 4."""
 
     exit_status = 4
+
+
+class OutOfMemoryError(HpcgnnError):
+    """A rank's memory, or its GPU's, was not enough. Exit status 5."""
+
+    exit_status = 5

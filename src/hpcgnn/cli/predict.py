@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.errors import InputError
-from hpcgnn.train.config import parse_size
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -38,18 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
     parser.add_argument("--split", type=int, default=0, help="split to report the metric on")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check(args)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
-        from hpcgnn.comm.ring import Ring
-        from hpcgnn.storage.load import load_partition
+        from hpcgnn.train.config import Config
         from hpcgnn.train.predict import Predictor, predict_from_labels, write_predictions
+        from hpcgnn.train.setup import open_part
 
-    ring = Ring(comm, halo_buffer=parse_size(args.halo_buffer))
-    graph = load_partition(args.partition, comm, split=args.split, ring=ring)
+    where = Config(device=args.device, halo_buffer=args.halo_buffer, split=args.split)
+    graph = open_part(args.partition, comm, where)
     attributes: dict[str, int | str | dict]
     if args.label_propagation:
         found, source = predict_from_labels(graph), "label propagation"

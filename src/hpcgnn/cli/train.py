@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hpcgnn.errors import OutputError
 from hpcgnn.storage.schema import GRAPH, PARTITION
-from hpcgnn.train.config import Config, add_options, parse_size, resolve
+from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from the newest whole checkpoint of the run directory, if there is one",
     )
     parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write a timeline of N epochs to RUN_DIR/profile, one Chrome trace per rank",
+    )
     add_options(parser)
 
 
@@ -41,9 +48,10 @@ def listen(args: argparse.Namespace) -> StopRequest:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
-        from hpcgnn.comm.ring import Ring
-        from hpcgnn.storage.load import load_partition
         from hpcgnn.train.loop import Trainer
+        from hpcgnn.train.memory import explained
+        from hpcgnn.train.profile import Profile
+        from hpcgnn.train.setup import open_part
         from hpcgnn.train.telemetry import human, peak_memory, resident_memory
 
     imported = resident_memory()
@@ -52,10 +60,11 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
     _open_run_dir(run_dir, comm, config)
-    ring = Ring(comm, halo_buffer=parse_size(config.halo_buffer), prefetch=config.prefetch)
-    graph = load_partition(partition, comm, split=config.split, ring=ring, mode=config.mode)
+    graph = open_part(partition, comm, config)
+    ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
-    trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+    with explained(graph, config, device):
+        trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
         print(
@@ -64,8 +73,12 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             f"transport {ring.transport.name}; run directory {run_dir}",
             flush=True,
         )
-    trainer.run()
-    peak = peak_memory(trainer.device) - imported
+    with (
+        explained(graph, config, device),
+        Profile(run_dir / "profile", comm.rank, args.profile) as profile,
+    ):
+        trainer.run(profile)
+    peak = peak_memory(device) - (imported if device.type == "cpu" else 0)
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:

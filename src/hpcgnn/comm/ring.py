@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hpcgnn.comm.transport import HostTransport, Slot, Transport
 from hpcgnn.errors import InputError
+from hpcgnn.timeline import span
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -193,7 +194,8 @@ class Exchange:
         while self._sends.free and self._next_send < len(self.outgoing):
             message = self.outgoing[self._next_send]
             slot = self._sends.take()
-            message.pack(slot.view(message.num_rows, self.width, self.dtype))
+            with span(f"ring pack: {self.where}"):
+                message.pack(slot.view(message.num_rows, self.width, self.dtype))
             self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
             self._next_send += 1
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
@@ -237,10 +239,11 @@ class Exchange:
         if self._replies_in.flight:
             heads.append(self._replies_in.flight[0][0])
         start = time.perf_counter()
-        if self._copies_pending():
-            time.sleep(_NAP)
-        else:
-            self.ring.comm.wait_any(heads, self.where)
+        with span(f"ring wait: {self.where}"):
+            if self._copies_pending():
+                time.sleep(_NAP)
+            else:
+                self.ring.comm.wait_any(heads, self.where)
         self.ring.wait_seconds += time.perf_counter() - start
         self.progress()
 

@@ -68,7 +68,16 @@ class Config:
     halo_buffer: str = _option("256MiB", "memory for remote rows")
     prefetch: int = _option(2, "messages posted ahead")
     device: str = _option("auto", "where to compute", ("auto", "cpu", "cuda"))
-    precision: str = _option("fp32", "arithmetic", ("fp32", "tf32", "bf16"))
+    precision: str = _option(
+        "fp32",
+        "dense products in float32, TF32 or bfloat16; the last rounds messages too",
+        ("fp32", "tf32", "bf16"),
+    )
+    transport: str = _option("auto", "how messages leave a GPU", ("auto", "staged", "cuda-aware"))
+    features_on: str = _option(
+        "device", "where dense features lie; on the host they stream through the GPU",
+        ("device", "host"),
+    )  # fmt: skip
     fewest_rows: bool = _option(True, "send sums as source rows or partial sums, whichever is less")
     cache_first: bool = _option(True, "compute sums of the input features once")
     prune: bool = _option(True, "skip nodes that reach no labelled node in the remaining layers")

@@ -22,6 +22,8 @@ from hpcgnn.train.build import build_model, build_optimizer, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.diagnosis import first_gradient, first_layer
+from hpcgnn.train.precision import arithmetic
+from hpcgnn.train.profile import Profile
 from hpcgnn.train.state import capture, is_sharded, restore_model, restore_optimizer
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.store import CheckpointStore
@@ -81,7 +83,7 @@ class Trainer:
         self.train_rows = labelled(labels, masks[0])
         self.flow = self._message_flow()
 
-    def run(self) -> bool:
+    def run(self, profile: Profile | None = None) -> bool:
         """Train to the end, or to an agreed stop; whether the end was reached."""
         limit, longest = TimeLimit(), 0.0
         finished = True
@@ -91,6 +93,8 @@ class Trainer:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
                 self.epoch += 1
+                if profile is not None:
+                    profile.step()
                 self._take_note(record)
                 longest = max(longest, time.perf_counter() - start)
                 margin = self.config.time_margin + 2 * longest
@@ -151,7 +155,7 @@ class Trainer:
         """Forward and backward once; gradients of 1 / steps of the loss are added up."""
         rows, count = self._targets()
         with watch.phase("forward"), self.comm.at("forward"):
-            logits = self.model(self.graph, x_NF, self.flow)
+            logits = self._logits(x_NF, self.flow)
             loss = self.task.loss(logits[self._place(rows)], self.labels[rows], count)
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
@@ -161,6 +165,11 @@ class Trainer:
         with watch.phase("backward"), self.comm.at("backward"):
             (loss / steps).backward()
         return total
+
+    def _logits(self, x_NF: Tensor | None = None, flow: Flow | None = None) -> Tensor:
+        with arithmetic(self.config.precision, self.device):
+            logits: Tensor = self.model(self.graph, x_NF, flow)
+        return logits.float()
 
     def _message_flow(self) -> Flow | None:
         """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
@@ -208,7 +217,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metric on the train, valid and test nodes, without dropout."""
         self.model.eval()
-        logits = self.model(self.graph)
+        logits = self._logits()
         return {
             name: self.task.score(self.graph, logits, mask)
             for name, mask in zip(("train", "valid", "test"), self.masks, strict=True)

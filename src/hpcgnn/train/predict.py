@@ -18,6 +18,7 @@ from hpcgnn.storage.schema import PREDICTIONS, VERSION
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.build import build_model
 from hpcgnn.train.checkpoint import Checkpoint
+from hpcgnn.train.precision import arithmetic
 from hpcgnn.train.state import is_sharded, restore_model
 from hpcgnn.train.task import Task, find_task
 
@@ -53,7 +54,8 @@ class Predictor:
         graph.seed, graph.mode = config.seed, config.mode
         graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
         self.task: Task = find_task(graph, config.metric)
-        self.model = build_model(config, graph, self.task.num_outputs)
+        self.device = graph.node_ids.device
+        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         sharded: dict[str, np.ndarray] = {}
         if any(is_sharded(parameter) for parameter in self.model.parameters()):
             sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
@@ -75,7 +77,8 @@ class Predictor:
         graph, model = self.graph, self.model
         if smooth and self.task.multilabel:
             raise InputError("--correct-and-smooth needs one class per node")
-        scores = model(graph)
+        with arithmetic(self.checkpoint.config.precision, self.device):
+            scores = model(graph).float()
         rows: dict[str, np.ndarray] = {}
         if self.task.multilabel:
             rows["probabilities"] = torch.sigmoid(scores).cpu().numpy()
@@ -90,7 +93,7 @@ class Predictor:
             hidden = model.embed(graph)
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
-            rows["embeddings"] = hidden.cpu().numpy()
+            rows["embeddings"] = hidden.float().cpu().numpy()
         return _prediction(graph, self.task, rows, scores)
 
 

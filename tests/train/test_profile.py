@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hpcgnn.errors import OutputError
+from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.timeline import profiled
+from hpcgnn.train.profile import Profile
+from tests.graphs import distribute, random_graph
+
+
+@pytest.mark.mpi
+def test_profile_shows_ring_and_kernels_of_the_epochs_asked_for(comm, shared_path):
+    graph = distribute(random_graph(2000, 20000), comm, halo_buffer=4096)
+    with Profile(shared_path, comm.rank, epochs=2) as profile:
+        taken = []
+        for _ in range(5):
+            taken.append(profiled())
+            neighbour_sum(graph, graph.features)
+            profile.step()
+    assert taken == [False, True, True, False, False]
+    trace = json.loads((shared_path / f"rank-{comm.rank:05d}.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert "kernel spmm" in names
+    waits = any(name.startswith("ring wait: sum forward") for name in names)
+    assert comm.allreduce(int(waits), "max") or comm.size == 1
+
+
+def test_without_epochs_nothing_is_written(tmp_path):
+    with Profile(tmp_path, 0, epochs=0) as profile:
+        profile.step()
+        profile.step()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="profile can't be written"),
+        Profile(tmp_path / "file", 0, epochs=1) as profile,
+    ):
+        profile.step()
+        torch.ones(3).sum()
+        profile.step()
+    assert not profiled()
