@@ -10,8 +10,15 @@ def test_kernels(mpirun):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     ours = [row for row in rows if row["implementation"] == "hpcgnn"]
-    assert len(ours) == 4
+    assert len(ours) == 7
     assert all(row["ratio"] == 1 and row["seconds"] > 0 for row in ours)
+    kernels = [row for row in ours if row["operation"].startswith("kernel ")]
+    assert [row["num_bytes"] for row in kernels] == [
+        2000 * (8 * 4 + 4) + 300 * 8 * 4 * 2,
+        2000 * (8 * 4 + 2 * 4 + 4) + 300 * 8 * 4 * 2,
+        2000 * (8 * 4 + 4 * 2 * 4 + 4) + 300 * 8 * 4 * 3,
+    ]
+    assert all(row["share"] > 0 for row in kernels)
     assert {"torch.sparse", "PyG GATConv"} <= {row["implementation"] for row in rows}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcgnn.bench.bandwidth import kernel_rows
 from hpcgnn.bench.timing import Row, compare
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
@@ -63,7 +64,13 @@ def run(case: Case, comm: Communicator, device: torch.device, repeat: int) -> li
     """All operations of all implementations; one rank."""
     graph = power_law_graph(case, comm, device)
     peers = {name: _found(name) for name in ("torch_geometric", "dgl")}
-    return [*_sums(case, graph, peers, repeat), *_attention(case, graph, peers, repeat)]
+    block, sizes = graph.in_edges.blocks[0], (case.width, case.heads, case.channels)
+    types = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    return [
+        *_sums(case, graph, peers, repeat),
+        *_attention(case, graph, peers, repeat),
+        *(row for dtype in types for row in kernel_rows(block, *sizes, dtype, repeat)),
+    ]
 
 
 def _found(name: str) -> ModuleType | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.bench.timing import Row
 
 HELP = "measure kernels and training against peers"
 PARALLEL = True
@@ -57,8 +61,20 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         f"median of {args.repeat}"
     )
     for row in rows:
-        print(
-            f"{row.operation:44s} {row.implementation:14s} {1e3 * row.seconds:9.1f} ms "
-            f"{row.ratio:7.2f} x"
-        )
+        print(_line(row))
     return 0
+
+
+def _line(row: Row) -> str:
+    text = f"{row.operation:44s} {row.implementation:14s}"
+    if row.seconds is None:
+        return f"{text} out of memory"
+    text += f" {1e3 * row.seconds:9.1f} ms"
+    if row.share is not None and row.num_bytes is not None:
+        rate = row.num_bytes / row.seconds / 1e9
+        text += f" {rate:9.1f} GB/s, {100 * row.share:.0f} % of a copy"
+    elif row.ratio is not None:
+        text += f" {row.ratio:7.2f} x"
+    if row.peak_bytes is not None:
+        text += f" {row.peak_bytes / 1e9:8.2f} GB"
+    return text
