@@ -24,7 +24,7 @@ def test_profile_shows_ring_and_kernels_of_the_epochs_asked_for(comm, shared_pat
     assert taken == [False, True, True, False, False]
     trace = json.loads((shared_path / f"rank-{comm.rank:05d}.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
-    assert "kernel spmm" in names
+    assert "kernel spmm" in names or not len(graph.labels)
     waits = any(name.startswith("ring wait: sum forward") for name in names)
     assert comm.allreduce(int(waits), "max") or comm.size == 1
 

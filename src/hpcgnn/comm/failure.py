@@ -39,6 +39,7 @@ class Terminated(BaseException):
 
 _DELIVER_AGAIN_SECONDS = 0.01
 _uninterruptible: set[CodeType] = set()
+_again: list[threading.Timer] = []  # the last one that delivers a signal again
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -66,9 +67,20 @@ def redeliver_swallowed(swallowed: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(swallowed)
 
 
+def raise_held() -> None:
+    """Raise Terminated now if SIGTERM came in an `uninterruptible` function and waits."""
+    waiting = [again for again in _again if again.is_alive()]
+    _again.clear()
+    for again in waiting:
+        again.cancel()
+    if waiting:
+        raise Terminated
+
+
 def _deliver_again(number: int) -> None:
     again = threading.Timer(_DELIVER_AGAIN_SECONDS, os.kill, (os.getpid(), number))
     again.daemon = True
+    _again[:] = [again]
     again.start()
 
 

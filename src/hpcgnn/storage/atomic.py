@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpcgnn.comm.failure import uninterruptible
+from hpcgnn.comm.failure import raise_held, uninterruptible
 from hpcgnn.errors import HpcgnnError, OutputError
 from hpcgnn.storage.schema import attribute_checksum, chunk_rows
 
@@ -128,6 +128,7 @@ def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
             yield output
         finally:
             h5.close()
+        raise_held()
         sink.sync()
         output.check()
     except HpcgnnError:
