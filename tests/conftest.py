@@ -45,8 +45,10 @@ def shared_path(comm, tmp_path_factory) -> Path:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
-    if _num_ranks() > 1 and call.excinfo is not None and not call.excinfo.errisinstance(
-        pytest.skip.Exception
+    if (
+        _num_ranks() > 1
+        and call.excinfo is not None
+        and not call.excinfo.errisinstance(pytest.skip.Exception)
     ):
         print(f"\n=== {item.nodeid}", file=sys.stderr)
         traceback.print_exception(call.excinfo.value)
@@ -85,6 +87,18 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def parmetis() -> Path:
+    """The ParMETIS library, or a skip."""
+    from hpcgnn.errors import InputError
+    from hpcgnn.partition import pyparmetis
+
+    try:
+        return pyparmetis.find()
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from hpcgnn.errors import InputError
-from hpcgnn.partition import pyparmetis
 from hpcgnn.storage.partition_file import PartitionFile
 from tests.partition.slabs import grid_edges, write_graph
 
@@ -21,14 +20,6 @@ from tests.partition.slabs import grid_edges, write_graph
 def grid(tmp_path_factory):
     """A 30 x 30 grid: perfect halves are 30 edges apart."""
     return write_graph(tmp_path_factory.mktemp("graph") / "grid.h5", grid_edges(30, 30), 900)
-
-
-@pytest.fixture
-def parmetis():
-    try:
-        return pyparmetis.find()
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 def read(path: Path) -> tuple[dict, np.ndarray]:
@@ -107,8 +98,10 @@ def test_known_graphs_are_cut_as_metis_does(mpirun, data, tmp_path, parmetis, na
 @pytest.mark.slow
 def test_arxiv_at_four_parts(mpirun, data, tmp_path, parmetis):
     """At most a quarter of a random partition's volume, edges within 1.3, below 3 GB in all."""
-    graph, out = tmp_path / "arxiv.h5", tmp_path / "out.h5"
-    assert mpirun(0, "convert", data / "arxiv_structure.npz", graph).returncode == 0
+    graph, out, features = (tmp_path / name for name in ("arxiv.h5", "out.h5", "x.npy"))
+    np.save(features, np.random.default_rng(0).normal(size=(169_343, 128)).astype(np.float32))
+    source = data / "arxiv_structure.npz"
+    assert mpirun(0, "convert", source, graph, "--features", features).returncode == 0
     result = mpirun(4, "partition", graph, "-o", out)
     assert result.returncode == 0, result.stderr
     report = read(out)[0]["report"]
@@ -116,6 +109,9 @@ def test_arxiv_at_four_parts(mpirun, data, tmp_path, parmetis):
     assert report["balance"]["edges"] <= 1.3
     mebibytes = result.stdout.split("peak memory ")[1].split()[0].replace(",", "")
     assert int(mebibytes) < 3000
+    options = ("--model", "sage", "--hidden", 64, "--epochs", 2, "--run-dir", tmp_path / "run")
+    result = mpirun(4, "train", out, *options)
+    assert result.returncode == 0 and "epoch 2/2  loss" in result.stdout, result.stderr
 
 
 def test_bad_options_are_refused(mpirun, grid, tmp_path):
@@ -126,6 +122,8 @@ def test_bad_options_are_refused(mpirun, grid, tmp_path):
     refused(
         mpirun(2, "partition", grid, "--method", "block", "-o", grid), "can't replace", "grid.h5"
     )
+    few = write_graph(tmp_path / "few.h5", grid_edges(1, 3), 3)
+    refused(mpirun(2, "partition", few, "--parts", 4, "-o", out), "few.h5", "4 parts of 3 nodes")
     assert not out.exists()
 
 
@@ -141,6 +139,10 @@ def test_bad_graphs_are_refused_and_nothing_is_left(mpirun, grid, tmp_path):
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
     broken.write_bytes(data)
     refused(mpirun(2, "partition", broken, *options), "broken.h5")
+    swapped = Path(shutil.copy(grid, tmp_path / "swapped.h5"))
+    with h5py.File(swapped, "r+") as file:
+        file["edges/indices"][:2] = file["edges/indices"][:2][::-1]
+    refused(mpirun(2, "partition", swapped, *options), "swapped.h5", "fingerprint")
     assert not out.parent.exists()
 
 

@@ -66,11 +66,19 @@ def partition_graph(
     _check(path, out, method, num_parts)
     with _agreed(comm, "open graph"):
         graph = GraphFile(path)
+        if num_parts > graph.num_nodes:
+            raise InputError(
+                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: "
+                f"ask for at most {graph.num_nodes}",
+                file=path,
+            )
     with graph:
         with _agreed(comm, "read the edges"):
             low, high = slab_bounds(graph, comm.rank, comm.size)
             slab = graph.read_rows(low, high)
+            share = graph.fingerprint_of(low, high)
             train = _train_mask(graph, low, high)
+        graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
         cost = options.node_cost + options.edge_cost * np.diff(slab.indptr)
         task = Task(slab, graph.num_nodes, num_parts, cost, train, options)
         owner = assign(comm, method, task)

@@ -140,10 +140,14 @@ class GraphFile:
             self.read_rows(lo, hi)
             self.read_nodes(lo, hi)
             lo = hi
-        found = to_hex(self.fingerprint_of(0, self.num_nodes))
-        if found != self.fingerprint:
+        self.compare(self.fingerprint_of(0, self.num_nodes))
+
+    def compare(self, total: int) -> None:
+        """Raise InputError unless the contributions of all nodes add up to the fingerprint."""
+        if to_hex(total) != self.fingerprint:
             raise self._reader.place("fingerprint").error(
-                f"the data don't match the fingerprint {self.fingerprint}: make it again", found
+                f"the data don't match the fingerprint {self.fingerprint}: make it again",
+                to_hex(total),
             )
 
     def fingerprint_of(self, lo: int, hi: int) -> int:
