@@ -23,6 +23,14 @@ on_ranks() {
         python -m pytest tests -m mpi -q
 }
 
+# show PROCESS LOG: waits for the process, prints what it wrote; its status.
+show() {
+    local status=0
+    wait "$1" || status=$?
+    cat "$2"
+    return "$status"
+}
+
 # Without Slurm its tests are skipped and say so. APT=no installs nothing.
 if [ "${APT:-yes}" = yes ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
     ! PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; then
@@ -32,7 +40,13 @@ fi
 check style ruff check .
 check types mypy
 check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
-check "tests, 1 rank" python -m pytest tests -q
+# Slurm's tests mostly wait, so they run beside the others.
+log=$(mktemp)
+python -m pytest tests/slurm -q >"$log" 2>&1 &
+slurm=$!
+check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12
+check "tests, Slurm" show "$slurm" "$log"
+rm -f "$log"
 for ranks in "$@"; do
     check "tests, $ranks ranks" on_ranks "$ranks"
 done

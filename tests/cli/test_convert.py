@@ -182,7 +182,10 @@ def test_nothing_is_left_by_a_job_that_is_stopped(tmp_path, number):
     """A pipe nobody fills holds the conversion in the middle of reading."""
     os.mkfifo(tmp_path / "g.txt")
     process = subprocess.Popen(
-        [*COMMAND, str(tmp_path / "g.txt"), str(tmp_path / "g.h5")], stderr=subprocess.DEVNULL
+        [*COMMAND, str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
+        stderr=subprocess.DEVNULL,
+        # A shell's background jobs ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with (tmp_path / "g.txt").open("wb", buffering=0) as pipe:
         pipe.write(b"0 1\n" * 10)
