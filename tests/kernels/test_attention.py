@@ -286,6 +286,21 @@ def test_two_runs_are_bitwise_the_same_and_pieces_agree(threads):
     agree(pieces, gradients, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "channels"), [(1, 1), (3, 5), (4, 32), (2, 47)])
+@pytest.mark.parametrize("count", [0, 1, 7, 5000])
+def test_head_dots(dtype, heads, channels, count):
+    a, b = (matrix(count, heads * channels, dtype, seed) for seed in (1, 2))
+    out = torch.full((count, 2 * heads), torch.nan, dtype=dtype)
+    kernels.head_dots(a, b, out[:, heads:])
+    expected = torch.einsum("nhc,nhc->nh", *(x.double().view(-1, heads, channels) for x in (a, b)))
+    close = {"rtol": TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
+    torch.testing.assert_close(out[:, heads:].double(), expected, **close)
+    assert out[:, :heads].isnan().all()
+    with pytest.raises(InputError):
+        kernels.head_dots(a, b[:, 1:], out[:, heads:])
+
+
 def test_what_does_not_fit_is_refused():
     block = random_edges(6, 4, 20, feature_width=2).block
     z, s, t = torch.zeros(4, 6), torch.zeros(4, 2), torch.zeros(6, 2)

@@ -32,6 +32,7 @@ __all__ = [
     "columns_between",
     "dropout_nodes",
     "dropout_nodes_backward",
+    "head_dots",
     "rows_between",
     "spmm",
     "spmm_max",
@@ -273,6 +274,25 @@ def transpose(block: Block, num_rows: int) -> Block:
         relation=carried(block.relation),
         features=carried(block.features),
     )
+
+
+def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor) -> None:
+    """out[n, h] = the inner product of head h's channels in a[n] and b[n].
+
+    Args:
+        a_NK, b_NK: `[n, heads * channels]`, a head's channels side by side.
+        out_NH: `[n, heads]`, overwritten.
+    """
+    checks.real("a", a_NK)
+    heads = out_NH.shape[-1]
+    if heads == 0 or a_NK.shape[-1] % heads:
+        raise InputError("kernels: the width of a must be a multiple of the heads", value=heads)
+    num_rows, width = a_NK.shape
+    for name, tensor in (("a", a_NK), ("b", b_NK)):
+        checks.matrix(name, tensor, like=a_NK, rows=num_rows, width=width)
+    dtype = checks.sum_type(a_NK.dtype)
+    checks.matrix("out", out_NH, like=a_NK, rows=num_rows, width=heads, dtype=dtype)
+    backend(a_NK.device).head_dots(a_NK, b_NK, out_NH)
 
 
 def dropout_nodes(

@@ -33,6 +33,7 @@ __all__ = [
     "attention_forward",
     "between",
     "dropout_nodes",
+    "head_dots",
     "instruction_set",
     "relu_dropout_backward",
     "spmm",
@@ -89,6 +90,19 @@ def spmm_max_backward(
         matrix(x),
         matrix(grad),
         c_int64(x.shape[1]),
+    )
+
+
+def head_dots(a: Tensor, b: Tensor, out: Tensor) -> None:
+    function("head_dots")(
+        is_double(a),
+        matrix(a),
+        matrix(b),
+        matrix(out),
+        c_int64(a.shape[0]),
+        c_int64(out.shape[1]),
+        c_int64(a.shape[1] // out.shape[1]),
+        c_int64(torch.get_num_threads()),
     )
 
 

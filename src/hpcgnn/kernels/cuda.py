@@ -31,6 +31,7 @@ __all__ = [
     "attention_forward",
     "between",
     "dropout_nodes",
+    "head_dots",
     "pack_rows",
     "relu_dropout_backward",
     "spmm",
@@ -38,6 +39,9 @@ __all__ = [
     "spmm_max_backward",
     "transpose",
 ]
+
+
+_SLAB = 1 << 18  # rows whose products lie in memory at a time
 
 
 def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -86,6 +90,13 @@ def _rows(kernel: str, x: Tensor, rows: Tensor, out: Tensor) -> None:
         ),
         x.device,
     )
+
+
+def head_dots(a: Tensor, b: Tensor, out: Tensor) -> None:
+    for low in range(0, len(a), _SLAB):
+        rows = slice(low, low + _SLAB)
+        product_RK = a[rows].to(out.dtype) * b[rows]
+        out[rows] = product_RK.view(len(product_RK), out.shape[1], -1).sum(-1)
 
 
 def dropout_nodes(

@@ -81,7 +81,7 @@ class _Attention(torch.autograd.Function):
         ctx.short = product_type(graph.node_ids.device)
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             z_NK = product(x, weight_KF, ctx.short)
-            s_NH, t_NH = head_scores(z_NK, source_HC), head_scores(z_NK, target_HC)
+            s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
             run = _Forward(graph, settings, ctx.short, z_NK, s_NH, t_NH, edge_HD)
             run.go()
             out_NK, lse_NH = run.finish()
@@ -110,13 +110,9 @@ class _Attention(torch.autograd.Function):
         else:
             run.at_destinations(ctx.kept)
         grad_z = run.grad_z_NK
-        z_NK = run.z_NK.to(run.grad_s_NH.dtype)
-        grad_source = _diagonal_blocks(z_NK, run.grad_s_NH)
-        grad_target = _diagonal_blocks(z_NK, run.grad_t_NH)
-        del z_NK
+        grad_source, grad_target = _diagonal_blocks(run.z_NK.to(grad_z.dtype), run.grad_scores_NH)
         run.z_NK = run.z_NK.new_empty(0)
-        grad_z.addmm_(run.grad_s_NH, head_matrix(source_HC).t())
-        grad_z.addmm_(run.grad_t_NH, head_matrix(target_HC).t())
+        grad_z.addmm_(run.grad_scores_NH, head_matrix(source_HC, target_HC).t())
         grad_x = None
         if dense is not None and ctx.needs_input_grad[0]:
             grad_x = product(grad_z, weight_KF.t(), ctx.short).to(dense.dtype)
@@ -124,13 +120,12 @@ class _Attention(torch.autograd.Function):
         return grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD, None, None, None
 
 
-def _diagonal_blocks(z_NK: Tensor, grad_NH: Tensor) -> Tensor:
-    """`sum_n grad[n, h] z[n, h, :]`: `[H, C]`."""
-    heads = grad_NH.shape[1]
-    all_HK = grad_NH.t() @ z_NK
-    return torch.stack(
-        list(all_HK.view(heads, heads, z_NK.shape[1] // heads).diagonal(dim1=0, dim2=1).t())
-    )
+def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
+    heads = grad_scores_NH.shape[1] // 2
+    all_HHC = (grad_scores_NH.t() @ z_NK).view(2, heads, heads, -1)
+    source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
+    return source_HC, target_HC
 
 
 class _Forward:
@@ -219,7 +214,9 @@ class _Backward:
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
         self.short = short
         self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
-        self.grad_s_NH, self.grad_t_NH = torch.zeros_like(s_NH), torch.zeros_like(t_NH)
+        heads = s_NH.shape[1]
+        self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
+        self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
         self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
 
     def at_sources(self) -> None:

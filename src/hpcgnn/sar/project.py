@@ -11,6 +11,8 @@ from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.short import readable
 
+_SLAB = 1 << 18  # rows converted at a time
+
 NodeFeatures = Tensor | SparseRows | HostRows
 
 
@@ -42,32 +44,27 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, short: torch.dtype | None 
     return grad_FG.t()
 
 
-def head_matrix(vector_HC: Tensor) -> Tensor:
-    """Block-diagonal `[H * C, H]`: `z @ matrix` is each head's inner product with its vector."""
-    return torch.block_diag(*vector_HC).t().contiguous()
+def head_matrix(*vectors_HC: Tensor) -> Tensor:
+    """`[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's product with its own."""
+    blocks = [torch.block_diag(*vector_HC) for vector_HC in vectors_HC]
+    return torch.cat(blocks).t().contiguous()
 
 
 def head_products(a_NK: Tensor, b_NK: Tensor, heads: int) -> Tensor:
-    """`<a, b>` per node and head: `[n, H]`, in slabs so that no product of full size is kept."""
-    dtype = sum_type(a_NK.dtype)
-    out_NH = a_NK.new_empty(a_NK.shape[0], heads, dtype=dtype)
-    for rows in _slabs(a_NK):
-        product_RK = a_NK[rows].to(dtype) * b_NK[rows]
-        out_NH[rows] = product_RK.view(product_RK.shape[0], heads, -1).sum(-1)
+    """`<a, b>` per node and head in the type of sums: `[n, H]`."""
+    out_NH = a_NK.new_empty(a_NK.shape[0], heads, dtype=sum_type(a_NK.dtype))
+    kernels.head_dots(a_NK, b_NK, out_NH)
     return out_NH
 
 
-def head_scores(z_NK: Tensor, vector_HC: Tensor) -> Tensor:
-    """`<z, vector>` per node and head in the type of sums: `[n, H]`."""
-    if z_NK.dtype == vector_HC.dtype:
-        return z_NK @ head_matrix(vector_HC)
-    matrix_KH = head_matrix(vector_HC)
-    out_NH = vector_HC.new_empty(z_NK.shape[0], len(vector_HC))
-    for rows in _slabs(z_NK):
-        torch.mm(z_NK[rows].to(matrix_KH.dtype), matrix_KH, out=out_NH[rows])
-    return out_NH
-
-
-def _slabs(x_NK: Tensor) -> list[slice]:
-    length = 4096 if x_NK.device.type == "cpu" else 1 << 18
-    return [slice(low, low + length) for low in range(0, x_NK.shape[0], length)]
+def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
+    """`<z, vector>` per node and head in the type of sums: an `[n, H]` for each set of vectors."""
+    matrix_KH = head_matrix(*vectors_HC)
+    if z_NK.dtype == matrix_KH.dtype:
+        out_NH = z_NK @ matrix_KH
+    else:
+        out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
+        for low in range(0, z_NK.shape[0], _SLAB):
+            z_RK = z_NK[low : low + _SLAB].to(matrix_KH.dtype)
+            torch.mm(z_RK, matrix_KH, out=out_NH[low : low + _SLAB])
+    return out_NH.split(len(vectors_HC[0]), dim=1)
