@@ -12,8 +12,9 @@ MPI.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
+
+from hpcgnn import allocation
 
 if TYPE_CHECKING:
     from hpcgnn import nn
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_partition", "nn"]
 
-# Large tensors in huge pages: faults of 4 KiB pages take longer than the kernels that meet them.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+allocation.set_up()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,28 @@
+"""How this process takes large arrays from the system and gives them back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_LARGE = 1 << 20  # bytes
+
+
+def set_up() -> None:
+    """Huge pages for torch's large tensors, and freed arrays go back to the system at once.
+
+    Faults of 4 KiB pages take longer than the kernels that meet them. glibc by itself keeps arrays
+    below 32 MiB, and the peak of a rank then no longer falls with the number of ranks. What the
+    environment says (THP_MEM_ALLOC_ENABLE, MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return  # no glibc
+    for name, number in (
+        ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD),
+        ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD),
+    ):
+        if name not in os.environ:
+            mallopt(number, _LARGE)
