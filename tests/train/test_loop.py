@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.errors import InputError, NumericalError, OutputError
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
+from hpcgnn.train.stop import StopRequest
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -116,3 +118,19 @@ def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
     whole.features[:] = 1e38
     with pytest.raises(NumericalError, match="epoch 1"):
         run(whole, comm, shared_path / "b", model="sage")
+
+
+def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
+    folder = shared_path / "run"
+    graph = distribute(random_graph(30, 90, seed=3), comm, halo_buffer=4096)
+    graph.graph_fingerprint = "f" * 16
+    stop = StopRequest()
+    stop.reason = "SIGUSR1"
+    trainer = Trainer(graph, settings(), folder, stop=stop)
+    comm.barrier()
+    if comm.rank == 0:
+        shutil.rmtree(folder)
+    comm.barrier()
+    words = r"run/REQUEUE: can't be written \(No such file or directory\).* after epoch 1$"
+    with pytest.raises(OutputError, match=words):
+        trainer.run()
