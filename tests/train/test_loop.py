@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.train.checkpoint import Checkpoint, write_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
 from hpcgnn.train.stop import StopRequest
@@ -134,3 +135,12 @@ def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
     words = r"run/REQUEUE: can't be written \(No such file or directory\).* after epoch 1$"
     with pytest.raises(OutputError, match=words):
         trainer.run()
+
+
+def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shared_path):
+    arrays, sharded = {"model/w": np.ones(3, np.float32)}, {"ids": np.arange(2)}
+    found = Checkpoint(1, Config(), "f" * 16, 1, {"best": None}, [], arrays, sharded)
+    with pytest.raises(OutputError, match="absent: no such folder"):
+        write_sharded(shared_path / "absent" / "c.h5", found, comm)
+    write_sharded(shared_path / "c.h5", found, comm)
+    assert [entry.name for entry in shared_path.iterdir()] == ["c.h5"]
