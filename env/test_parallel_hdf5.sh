@@ -124,4 +124,6 @@ for ranks in "${RANKS[@]}"; do
         python -m pytest tests/storage tests/cli/test_train.py -m mpi -q
     echo "== tests, $ranks ranks: $((SECONDS - began)) s"
 done
+echo "== tests of lost ranks"
+python -m pytest tests/storage/test_parallel.py -q
 echo "== parallel HDF5: all passed in $SECONDS s"

@@ -143,4 +143,5 @@ def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shar
     with pytest.raises(OutputError, match="absent: no such folder"):
         write_sharded(shared_path / "absent" / "c.h5", found, comm)
     write_sharded(shared_path / "c.h5", found, comm)
+    comm.barrier()
     assert [entry.name for entry in shared_path.iterdir()] == ["c.h5"]
