@@ -30,11 +30,12 @@ _SLAB_BYTES = 32 << 20
 def agreed(comm: Communicator, where: str) -> Iterator[None]:
     """All ranks leave the block alike: with the first rank's error, or without one."""
     error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    comm.agree(error, where=where)
+    with comm.at(where):
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        comm.agree(error, where=where)
 
 
 def write_together(
