@@ -1,6 +1,8 @@
 # make demo    install, then generate, partition, train and predict a small graph on 2 ranks
 # make test    install what the tests need, then checks and tests on 1 rank and on RANKS
 # make setup   install only
+# make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
+#              built on parallel HDF5; skipped, with the reason, where that can't be had
 # Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
 
 VENV ?= .venv
@@ -13,7 +15,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: demo setup test
+.PHONY: demo setup test test-parallel-hdf5
 
 demo: setup
 	@jobs/demo.sh
@@ -24,3 +26,7 @@ setup:
 test:
 	@env/install.sh --test
 	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh $(RANKS)
+
+test-parallel-hdf5:
+	@env/install.sh --test
+	@env/test_parallel_hdf5.sh

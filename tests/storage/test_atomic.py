@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -95,3 +97,88 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(former)
     assert Path(tmp_path / "g.h5").stat().st_mode & 0o777 == 0o640
+
+
+HOLDER = """
+import signal, sys
+import numpy as np
+from hpcgnn.storage import atomic
+with atomic.create(sys.argv[1]) as output:
+    output.dataset("x", np.dtype("f4"), (10,))[...] = 1
+    output.h5.flush()
+    print("written", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process in the middle of writing g.h5."""
+    command = [sys.executable, "-c", HOLDER, tmp_path / "g.h5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "written\n"
+        yield process
+        process.kill()
+
+
+def write_once(path: Path) -> None:
+    with atomic.create(path) as output:
+        output.set_attributes({"x": 1})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, holder):
+    others = [
+        ".g.h5.12345678.txt",
+        ".h.h5.12345678.tmp",
+        ".g.h5.1234567.tmp",
+        ".g.h5.x.12345678.tmp",
+    ]
+    for name in others:
+        (tmp_path / name).write_text("of somebody else")
+    (left,) = tmp_path.glob(".g.h5.????????.tmp")
+    write_once(tmp_path / "g.h5")
+    assert left.exists(), "its writer lives"
+    holder.kill()
+    holder.wait()
+    assert left.exists()
+    write_once(tmp_path / "g.h5")
+    assert names(tmp_path) == sorted([*others, "g.h5"])
+
+
+def test_two_writers_of_one_file_don_t_disturb_each_other(tmp_path):
+    with atomic.create(tmp_path / "g.h5") as first:
+        first.set_attributes({"writer": 1})
+        with atomic.create(tmp_path / "g.h5") as second:
+            second.set_attributes({"writer": 2})
+        assert len(names(tmp_path)) == 2
+    with h5py.File(tmp_path / "g.h5") as file:
+        assert file.attrs["writer"] == 1
+    assert names(tmp_path) == ["g.h5"]
+
+
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+    def unsupported(*args: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    (tmp_path / ".g.h5.12345678.tmp").write_text("perhaps of a living writer")
+    write_once(tmp_path / "g.h5")
+    assert names(tmp_path) == [".g.h5.12345678.tmp", "g.h5"]
+
+
+def test_a_file_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    real, removed = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.extend(tmp_path.glob(".*.tmp"))
+            removed[0].unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_once(tmp_path / "g.h5")
+    assert removed and names(tmp_path) == ["g.h5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.train.checkpoint import Checkpoint, write_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
+from hpcgnn.train.stop import StopRequest
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -116,3 +119,29 @@ def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
     whole.features[:] = 1e38
     with pytest.raises(NumericalError, match="epoch 1"):
         run(whole, comm, shared_path / "b", model="sage")
+
+
+def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
+    folder = shared_path / "run"
+    graph = distribute(random_graph(30, 90, seed=3), comm, halo_buffer=4096)
+    graph.graph_fingerprint = "f" * 16
+    stop = StopRequest()
+    stop.reason = "SIGUSR1"
+    trainer = Trainer(graph, settings(), folder, stop=stop)
+    comm.barrier()
+    if comm.rank == 0:
+        shutil.rmtree(folder)
+    comm.barrier()
+    words = r"run/REQUEUE: can't be written \(No such file or directory\).* after epoch 1$"
+    with pytest.raises(OutputError, match=words):
+        trainer.run()
+
+
+def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shared_path):
+    arrays, sharded = {"model/w": np.ones(3, np.float32)}, {"ids": np.arange(2)}
+    found = Checkpoint(1, Config(), "f" * 16, 1, {"best": None}, [], arrays, sharded)
+    with pytest.raises(OutputError, match="absent: no such folder"):
+        write_sharded(shared_path / "absent" / "c.h5", found, comm)
+    write_sharded(shared_path / "c.h5", found, comm)
+    comm.barrier()
+    assert [entry.name for entry in shared_path.iterdir()] == ["c.h5"]

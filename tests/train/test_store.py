@@ -73,7 +73,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def test_best_and_the_last_are_kept(comm, tmp_path):
-    (tmp_path / ".epoch-000009.h5.1234.tmp").write_bytes(b"half")
+    (tmp_path / ".epoch-000009.h5.0123abcd.tmp").write_bytes(b"half")
     store = CheckpointStore(tmp_path, comm, keep=2)
     for epoch in range(1, 6):
         store.save(make(epoch), best=epoch == 3)

@@ -49,14 +49,19 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         from hpcgnn.train.setup import open_part
 
     where = Config(device=args.device, halo_buffer=args.halo_buffer, split=args.split)
-    graph = open_part(args.partition, comm, where)
+    with comm.at("read the partition"):
+        graph = open_part(args.partition, comm, where)
     attributes: dict[str, int | str | dict]
     if args.label_propagation:
-        found, source = predict_from_labels(graph), "label propagation"
+        source = "label propagation"
+        with comm.at(source):
+            found = predict_from_labels(graph)
         attributes = {"config": {"label_propagation": True, "split": args.split}}
     else:
-        predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)
-        found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
+        with comm.at("read the checkpoint"):
+            predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)
+        with comm.at("predict"):
+            found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
         checkpoint = predictor.checkpoint
         source = f"epoch {checkpoint.epoch}"
         attributes = {
@@ -65,7 +70,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             "epoch": checkpoint.epoch,
             "correct_and_smooth": int(args.correct_and_smooth),
         }
-    write_predictions(Path(args.output), graph, found.rows, attributes)
+    with comm.at("write the predictions"):
+        write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
         shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
         print(f"{found.metric} of {source}: {shown}")

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
     _open_run_dir(run_dir, comm, config)
-    graph = open_part(partition, comm, config)
+    with comm.at("read the partition"):
+        graph = open_part(partition, comm, config)
     ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):

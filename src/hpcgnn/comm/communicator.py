@@ -127,13 +127,14 @@ class Communicator:
         return self._heartbeat.end_others(status, seconds)
 
     @contextmanager
-    def foreign(self, where: str) -> Iterator[None]:
+    def foreign(self, where: str, *, locked: bool = False) -> Iterator[None]:
         """Around a library's own blocking MPI calls (ParMETIS, parallel HDF5).
 
         A silent rank still ends the job at the limit, and SIGTERM and SIGINT end this process
-        at once, since Python can't handle them in there.
+        at once, since Python can't handle them in there. `locked`: the library keeps Python's
+        lock; then the call itself must not take longer than the limit.
         """
-        with self.at(where), ForeignCall(self, where), default_signals():
+        with self.at(where), ForeignCall(self, where, locked=locked), default_signals():
             yield
 
     def examine_silent(self, where: str, waited: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from hpcgnn.comm.watchdog import LostRank
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
+
+_STDERR = 2
 
 
 @contextmanager
@@ -37,18 +40,28 @@ class ForeignCall:
     """While entered, a thread asks every `comm.timeout` seconds whether all ranks still answer.
 
     It ends the job when one doesn't. The call itself may take as long as it likes.
+
+    Args:
+        locked: the library keeps Python's lock, so that no thread can ask. Then the call must be
+            short: after `comm.timeout` seconds the process ends with a traceback.
     """
 
-    def __init__(self, comm: Communicator, where: str) -> None:
-        self._comm, self._where = comm, where
+    def __init__(self, comm: Communicator, where: str, *, locked: bool = False) -> None:
+        self._comm, self._where, self._locked = comm, where, locked
         self._over = threading.Event()
 
     def __enter__(self) -> None:
-        if self._comm.size > 1:
+        if self._comm.size == 1:
+            return
+        if self._locked:
+            faulthandler.dump_traceback_later(self._comm.timeout, exit=True, file=_STDERR)
+        else:
             threading.Thread(target=self._watch, name="hpcgnn-watch", daemon=True).start()
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
+        if self._locked:
+            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         waited = 0.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from hpcgnn.partition.sorting import Array
 from hpcgnn.partition.streaming import streaming_parts
 from hpcgnn.partition.task import Options, Task
 from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.partition_file import MAX_PARTS, write_parts
 from hpcgnn.storage.schema import TRAIN
 
@@ -64,7 +63,7 @@ def partition_graph(
     out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
     options = Options(seed=seed) if options is None else options
     _check(path, out, method, num_parts)
-    with _agreed(comm, "open graph"):
+    with agreed(comm, "open the graph"):
         graph = GraphFile(path)
         if num_parts > graph.num_nodes:
             raise InputError(
@@ -73,7 +72,7 @@ def partition_graph(
                 file=path,
             )
     with graph:
-        with _agreed(comm, "read the edges"):
+        with agreed(comm, "read the edges"):
             low, high = slab_bounds(graph, comm.rank, comm.size)
             slab = graph.read_rows(low, high)
             share = graph.fingerprint_of(low, high)
@@ -81,11 +80,14 @@ def partition_graph(
         graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
         cost = options.node_cost + options.edge_cost * np.diff(slab.indptr)
         task = Task(slab, graph.num_nodes, num_parts, cost, train, options)
-        owner = assign(comm, method, task)
-        random = random_numbers(comm, task)
-        with _agreed(comm, "read the nodes"):
+        with comm.at(f"method {method}"):
+            owner = assign(comm, method, task)
+        with comm.at("random partition to compare with"):
+            random = random_numbers(comm, task)
+        with agreed(comm, "read the nodes"):
             nodes = graph.read_nodes(low, high)
-    made, numbers = layout.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
+    with comm.at("lay out the parts"):
+        made, numbers = layout.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
     del slab, nodes, task
     report = {"method": method, "parts": num_parts, **numbers.summary(), "random": random.summary()}
     header = {
@@ -96,9 +98,10 @@ def partition_graph(
         "report": report,
         "config": {"command": "partition", "graph": str(path), "parts": num_parts, **vars(options)},
     }
-    with _agreed(comm, "make the folder"):
+    with agreed(comm, "make the folder"):
         _make_folder(comm, out)
-    write_parts(out, comm, made, header, compress=compress)
+    with comm.at("write the partition file"):
+        write_parts(out, comm, made, header, compress=compress)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report | {
         "file": str(out),
@@ -159,14 +162,3 @@ def _make_folder(comm: Communicator, out: Path) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"can't be made: {error.strerror}", file=out.parent) from error
-
-
-@contextmanager
-def _agreed(comm: Communicator, where: str) -> Iterator[None]:
-    """All ranks leave the block alike: with the first rank's error, or without one."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    comm.agree(error, where=where)

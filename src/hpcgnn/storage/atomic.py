@@ -3,15 +3,20 @@
 A file is written under a temporary name in the same folder, flushed to the disk and renamed. The
 HDF5 library crashes when it can't flush at close (disk full), so it writes through a Python object
 that remembers the first failure and keeps later writes in memory until the file is closed.
+
+A process that is killed leaves its temporary file behind. The next one that writes to the same
+target removes it: a living writer holds a lock on its file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 import h5py
@@ -22,6 +27,7 @@ from hpcgnn.errors import HpcgnnError, OutputError
 from hpcgnn.storage.schema import attribute_checksum, chunk_rows
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
+_NAME = 200  # characters of the target's name in that of a temporary file
 
 
 class OutputFile:
@@ -91,38 +97,78 @@ def create(path: str | Path) -> Iterator[OutputFile]:
         OutputError: it can't be written; the temporary file is removed, a former file is intact.
     """
     path = Path(path)
-    temporary = temporary_name(path)
-    try:
-        with write(temporary, "x", shown=path) as output:
+    with claim(path) as temporary:
+        with write(temporary, "w", shown=path) as output:
             yield output
         publish(temporary, path)
-    except BaseException:
-        discard(temporary)
-        raise
 
 
-def temporary_name(path: Path) -> Path:
-    """A fresh hidden name in the folder of `path`."""
+@contextmanager
+def claim(path: Path) -> Iterator[Path]:
+    """A new hidden file in the folder of `path`, for `publish`; else it is gone after the block.
+
+    While the block lasts, this process holds a lock by which others know that the file is in use.
+
+    Raises:
+        OutputError: no file can be made there.
+    """
     if not path.parent.is_dir():
         raise OutputError("no such folder: create it first", file=path.parent)
     if path.is_dir():
         raise OutputError("is a folder; a file name is needed", file=path)
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    remove_abandoned(path.parent, path.name)
+    temporary, descriptor = _locked(path)
+    try:
+        yield temporary
+    finally:
+        discard(temporary)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise write_error(path, error) from None
+        # Shared, as HDF5's own lock of whoever reads the file as soon as it has its name.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # removed as abandoned before it was locked
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files that no living process holds; those of the target `name` only.
+
+    Where the file system has no locks, nothing is removed.
+    """
+    target = "?*" if name is None else escape(name[:_NAME])
+    for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError):
+            descriptor = os.open(temporary, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
 def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
-    """Open `temporary` (mode "x": create, "r+": extend), close and flush it to the disk at the end.
+    """Open a claimed file (mode "w": empty it, "r+": extend); flush it to the disk at the end.
 
     Args:
         shown: the name errors speak of.
     """
     try:
-        sink = _Sink(temporary, mode)
+        sink = _Sink(temporary)
     except OSError as error:
         raise write_error(shown, error) from None
     try:
-        h5 = h5py.File(sink, "w" if mode == "x" else "r+", libver=LIBVER)
+        h5 = h5py.File(sink, mode, libver=LIBVER)
         output = OutputFile(h5, shown, sink)
         try:
             yield output
@@ -169,10 +215,9 @@ def write_error(path: Path, error: OSError) -> OutputError:
 class _Sink:
     """The file as HDF5 sees it: never fails; `error` is the first failure of the real file."""
 
-    def __init__(self, path: Path, mode: str) -> None:
-        flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if mode == "x" else 0)
+    def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
-        self._descriptor = os.open(path, flags, 0o666)
+        self._descriptor = os.open(path, os.O_RDWR)
         self._position = 0
         self._kept: list[tuple[int, bytes]] = []
 

@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 
 _Layout = list[tuple[str, str, tuple[int, ...]]]
 _HEADER_BYTES = 1 << 14  # per dataset, generously
+_SLAB_BYTES = 32 << 20
 
 
 @contextmanager
 def agreed(comm: Communicator, where: str) -> Iterator[None]:
     """All ranks leave the block alike: with the first rank's error, or without one."""
     error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    comm.agree(error, where=where)
+    with comm.at(where):
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        comm.agree(error, where=where)
 
 
 def write_together(
@@ -61,15 +63,31 @@ def write_together(
     datasets = [dataset for found, _ in plans for dataset in found]
     with agreed(comm, "reserve space for the partition file"):
         _reserve(path, temporary, datasets, comm.rank == 0)
-    with h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER) as h5:
-        output = atomic.OutputFile(h5, path)
-        for name, dtype, shape in datasets:
+    with _library(comm, "open the partition file", locked=True):
+        h5 = h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER)
+    # No with-block: to close is collective, and would wait for a rank that is lost.
+    output = atomic.OutputFile(h5, path)
+    for name, dtype, shape in datasets:
+        with _library(comm, f"create {name}"):
             dataset = output.dataset(name, np.dtype(dtype), shape, compress=compress)
-            if 0 not in shape:
-                _write_collectively(dataset, arrays.get(name))
+        if 0 not in shape:
+            _write(comm, dataset, name, arrays.get(name))
+    with _library(comm, "write attributes", locked=True):
         for group, name, value in (attribute for _, found in plans for attribute in found):
             atomic.set_attribute(h5[group], name, value)
-        h5.flush()
+    with _library(comm, "close the partition file"):
+        h5.close()
+
+
+@contextmanager
+def _library(comm: Communicator, where: str, *, locked: bool = False) -> Iterator[None]:
+    """Around a collective call of HDF5, begun by all ranks together.
+
+    `locked`: one in which h5py keeps Python's lock.
+    """
+    comm.barrier(where=where)
+    with comm.foreign(where, locked=locked):
+        yield
 
 
 def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> None:
@@ -92,13 +110,25 @@ def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> Non
         raise atomic.write_error(path, OSError(code, os.strerror(code)))
 
 
-def _write_collectively(dataset: h5py.Dataset, array: np.ndarray | None) -> None:
+def _write(comm: Communicator, dataset: h5py.Dataset, name: str, array: np.ndarray | None) -> None:
+    """Whole chunks at a time; `array` is None on the ranks that have nothing to write."""
+    chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
+    step = dataset.chunks[0] * max(1, _SLAB_BYTES // chunk_bytes)
+    for low in range(0, dataset.shape[0], step):
+        with _library(comm, f"write {name}"):
+            _write_slab(dataset, low, None if array is None else array[low : low + step])
+
+
+def _write_slab(dataset: h5py.Dataset, low: int, rows: np.ndarray | None) -> None:
     transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
     transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
     stored = dataset.id.get_space()
-    memory = h5py.h5s.create_simple((1,) if array is None else dataset.shape)
-    if array is None:
+    if rows is None:
+        rows = np.zeros(1, dataset.dtype)
+        memory = h5py.h5s.create_simple(rows.shape)
         memory.select_none()
         stored.select_none()
-        array = np.zeros(1, dataset.dtype)
-    dataset.id.write(memory, stored, np.ascontiguousarray(array), dxpl=transfer)
+    else:
+        memory = h5py.h5s.create_simple(rows.shape)
+        stored.select_hyperslab((low, *(0 for _ in rows.shape[1:])), rows.shape)
+    dataset.id.write(memory, stored, np.ascontiguousarray(rows), dxpl=transfer)

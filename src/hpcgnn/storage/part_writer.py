@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,13 @@ def write_parts(
     with agreed(comm, "check the parts"):
         pieces = [Piece(path, part, header) for part in parts]
     gathered = comm.gather([piece.summary() for piece in pieces], where="gather part sizes")
-    temporary: Path | None = None
-    try:
+    with ExitStack() as stack:
+        temporary = path
         with agreed(comm, "start the partition file"):
             if gathered is not None:
-                temporary = atomic.temporary_name(path)
+                temporary = stack.enter_context(atomic.claim(path))
                 _start(path, temporary, [one for rank in gathered for one in rank], header)
-        temporary = comm.broadcast(temporary)
+        temporary = comm.broadcast(temporary, where="name of the partition file")
         if h5py.get_config().mpi and comm.size > 1:
             own = {name: array for piece in pieces for name, array in piece.arrays.items()}
             attributes = [attribute for piece in pieces for attribute in piece.attributes]
@@ -66,10 +67,6 @@ def write_parts(
         with agreed(comm, "name the partition file"):
             if comm.rank == 0:
                 atomic.publish(temporary, path)
-    except BaseException:
-        if comm.rank == 0 and temporary is not None:
-            atomic.discard(temporary)
-        raise
 
 
 class Piece:
@@ -127,7 +124,7 @@ def _start(
         arrays[f"exchange/{side}"] = sends
     attributes = {name: int(header[name]) for name in (*COUNT_NAMES, "symmetric")}
     texts = {name: header[name] for name in ("method", "graph_fingerprint", "report", "config")}
-    with atomic.write(temporary, "x", shown=path) as output:
+    with atomic.write(temporary, "w", shown=path) as output:
         for name, array in arrays.items():
             dataset = output.dataset(name, array.dtype, array.shape, compress=array.size > 4096)
             dataset[...] = array

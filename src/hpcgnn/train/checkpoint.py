@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,27 +77,27 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
     own = {f"sharded/{comm.rank:05d}/{name}": rows for name, rows in checkpoint.sharded.items()}
     prints = comm.allgather(_fingerprint(own), where="checkpoint fingerprint")
     content = (_fingerprint(checkpoint.arrays) + sum(prints)) & MASK
-    temporary = comm.broadcast(
-        atomic.temporary_name(path) if comm.rank == 0 else None, where="checkpoint name"
-    )
-    error: HpcgnnError | None = None
-    with comm.in_turn(where="checkpoint"):
+    with ExitStack() as stack:
+        temporary, error = path, None
         try:
-            with atomic.write(temporary, "x" if comm.rank == 0 else "r+", shown=path) as output:
-                _put(output, own)
-                if comm.rank == 0:
-                    _put(output, checkpoint.arrays)
-                    output.set_attributes(checkpoint.attributes(content))
+            if comm.rank == 0:
+                temporary = stack.enter_context(atomic.claim(path))
         except HpcgnnError as caught:
             error = caught
-    try:
+        comm.agree(error, where="checkpoint name")
+        temporary = comm.broadcast(temporary, where="checkpoint name")
+        with comm.in_turn(where="checkpoint"):
+            try:
+                with atomic.write(temporary, "w" if comm.rank == 0 else "r+", shown=path) as output:
+                    _put(output, own)
+                    if comm.rank == 0:
+                        _put(output, checkpoint.arrays)
+                        output.set_attributes(checkpoint.attributes(content))
+            except HpcgnnError as caught:
+                error = caught
         comm.agree(error, where="checkpoint")
         if comm.rank == 0:
             atomic.publish(temporary, path)
-    except HpcgnnError:
-        if comm.rank == 0:
-            atomic.discard(temporary)
-        raise
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -303,10 +303,11 @@ class Trainer:
         return journal
 
     def _say_end(self, finished: bool) -> None:
+        if not finished:
+            self._ask_for_requeue()
         if self.comm.rank != 0:
             return
         if not finished:
-            (self.run_dir / REQUEUE).touch()
             self.reporter.say(f"stopped after epoch {self.epoch}; run again with --resume")
             return
         best, test = self.progress["best"], self.progress["test_at_best"]
@@ -315,6 +316,20 @@ class Trainer:
                 f"best valid {self.task.metric} {100 * best:.2f} % at epoch "
                 f"{self.progress['best_epoch']}, test there {100 * test:.2f} %"
             )
+
+    def _ask_for_requeue(self) -> None:
+        problem: OutputError | None = None
+        if self.comm.rank == 0:
+            path = self.run_dir / REQUEUE
+            try:
+                path.touch()
+            except OSError as error:
+                problem = OutputError(
+                    f"can't be written ({error.strerror}), so a job script won't requeue this run: "
+                    f"see to its run directory; it stopped after epoch {self.epoch}",
+                    file=path,
+                )
+        self.comm.agree(problem, where=REQUEUE)
 
     def _check_failure(self) -> None:
         failure = self.comm.broadcast(self.store.error, where="checkpoint failure")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.storage import atomic
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
 
@@ -34,8 +35,7 @@ class CheckpointStore:
         if comm.rank == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                for left in folder.glob(".*.tmp"):
-                    left.unlink()
+                atomic.remove_abandoned(folder)
             except OSError as error:
                 problem = OutputError(f"can't be made: {error.strerror}", file=folder)
         comm.agree(problem, where="run directory")

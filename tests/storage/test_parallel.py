@@ -1,0 +1,89 @@
+"""Parallel HDF5: writes in slabs, and nobody waits for ever for a rank that stops."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcgnn.storage import parallel, schema
+from hpcgnn.storage.partition_file import PartitionFile, write_parts
+from tests.storage.partitions import small_parts
+
+pytestmark = pytest.mark.skipif(
+    not h5py.get_config().mpi, reason="h5py is not built on parallel HDF5"
+)
+
+STOPPED = """
+import operator, os, signal, sys
+from pathlib import Path
+import h5py
+from hpcgnn.comm import world
+from hpcgnn.storage import atomic, parallel
+from tests.storage.partitions import write_small
+
+def main(comm):
+    owner, name = sys.argv[1].rsplit(".", 1)
+    owner = operator.attrgetter(owner)(sys.modules[__name__])
+    real = getattr(owner, name)
+    def stop(*arguments, **options):
+        if comm.rank == 1 and options.get("driver", "mpio") == "mpio":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return real(*arguments, **options)
+    setattr(owner, name, stop)
+    write_small(Path(sys.argv[2]), comm, 2)
+    return 0
+
+sys.exit(world.run(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("parallel._write", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
+        ("parallel._write_slab", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
+        ("atomic.OutputFile.dataset", ["rank 1 (host ", "stopped answering", "'create parts/0000"]),
+        # With Python's lock kept, no other rank can look after it: a traceback must do.
+        ("h5py.File", ["Timeout (0:00:04)!", "storage/parallel.py", "in write_together"]),
+    ],
+)
+def test_a_rank_that_stops_ends_the_job(tmp_path, call, words):
+    began = time.monotonic()
+    done = subprocess.run(
+        ["mpiexec", "-n", "2", sys.executable, "-c", STOPPED, call, tmp_path / "p.h5"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HPCGNN_TIMEOUT": "4"},
+    )
+    assert done.returncode != 0 and time.monotonic() - began < 60
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "p.h5").exists()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("compress", [False, True])
+def test_long_datasets_are_written_in_slabs(comm, shared_path, monkeypatch, compress):
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(parallel, "_SLAB_BYTES", 64)
+    path = shared_path / "p.h5"
+    parts, header = small_parts(comm, 5)
+    write_parts(path, comm, parts, header, compress=compress)
+    with PartitionFile(path) as file:
+        for part in parts:
+            found = file.read_part(part.index).arrays()
+            assert found.keys() == part.arrays().keys()
+            for name, array in part.arrays().items():
+                np.testing.assert_array_equal(found[name], array, name)
+    with h5py.File(path) as file:
+        columns = file["parts/00000/in/columns"]
+        assert columns.chunks == (16,) and columns.size > 32
