@@ -10,7 +10,6 @@ source "$HPCGNN_HOME/jobs/launch.sh"
 
 # Arrays of some MiB go back to the system when they are freed, at any number of ranks; else glibc
 # keeps those below 32 MiB, and the figure would show that (docs/memory.md).
-export MALLOC_MMAP_THRESHOLD_=1048576 MALLOC_TRIM_THRESHOLD_=1048576
 
 runs=runs/scaling
 graph=$runs/graph.h5
