@@ -8,9 +8,6 @@ set -e
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"
 
-# Arrays of some MiB go back to the system when they are freed, at any number of ranks; else glibc
-# keeps those below 32 MiB, and the figure would show that (docs/memory.md).
-
 runs=runs/scaling
 graph=$runs/graph.h5
 mkdir -p "$runs"

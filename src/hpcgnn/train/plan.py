@@ -12,10 +12,8 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
     base          20 MB                 MPI, threads, files
 
-The peak is their sum. Arrays below 32 MiB come from the C library's heap, which does not give all
-of them back: then activations and backward count 2.3 times (on CPUs). Before the first epoch some
-models need scratch per edge; the larger of both counts. Calibrated by GraphSAGE; see docs/memory.md
-for how far measured runs lie from it.
+The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
+counts. See docs/memory.md for how far measured runs lie from it.
 """
 
 from __future__ import annotations
@@ -28,11 +26,9 @@ from hpcgnn.train.config import Config, parse_size
 
 IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
 BASE = 20_000_000
-HEAP_LIMIT = 32 << 20  # glibc's largest threshold: longer arrays go back to the system at once
-HEAP_FACTOR = 2.3
 MOST_RANKS = 1 << 20
 KEPT = {
-    "sage": 1, "gcn": 1, "gat": 2, "gatv2": 3, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
+    "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
     "dagnn": 1,
 }  # fmt: skip
 EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 40}  # bytes per edge
@@ -122,8 +118,6 @@ def estimate(shape: Shape, config: Config) -> Memory:
     if not _first_cached(shape, config) and shape.stored is None:
         activations += 4 * n * width
     backward = int(4 * n * (2.5 * hidden + 2 * outputs))
-    if config.device != "cuda" and 4 * n * hidden < HEAP_LIMIT:
-        activations, backward = int(activations * HEAP_FACTOR), int(backward * HEAP_FACTOR)
     scratch = EDGE_SCRATCH.get(config.model, 0) * shape.edges
     backward = max(backward, scratch - activations)
     copies = 2 + (2 if config.optimizer != "sgd" else 0)
