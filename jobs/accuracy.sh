@@ -26,7 +26,7 @@ ranks=${SLURM_NTASKS:-$HPCGNN_RANKS}
 luo="--head linear --lr 0.001 --eval-every 5 --patience 150"
 mines="--metric auc --head linear --lr 0.01 --eval-every 10 --layers 10 --hidden 64 --dropout 0.2 --norm batch --residual --epochs 300"
 rows="\
-amazon_computers/gcn 93.5 $luo --layers 3 --hidden 512 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 1000
+amazon_computers/gcn 93.5 --head linear --lr 0.001 --eval-every 5 --layers 3 --hidden 512 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 700
 amazon_computers/sage 92.8 $luo --layers 4 --hidden 64 --dropout 0.3 --norm layer --weight-decay 5e-5 --epochs 600
 amazon_computers/gat 93.6 $luo --layers 2 --hidden 64 --heads 1 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 600
 coauthor_physics/gcn 97.2 $luo --layers 2 --hidden 64 --dropout 0.3 --norm layer --residual --weight-decay 5e-4 --epochs 250
