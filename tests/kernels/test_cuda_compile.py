@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -28,22 +32,38 @@ def resources(log: str) -> dict[str, int]:
     return spilled
 
 
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory) -> Iterator[dict[tuple[str, str], Future[str]]]:
+    """What nvcc says of each source and architecture, on all cores, the longest first."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    folder = tmp_path_factory.mktemp("cuda")
+    longest = sorted(instances(), key=lambda name: -len(instances()[name]))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            (name, architecture): pool.submit(compile_source, folder, name, architecture)
+            for name in longest
+            for architecture in ARCHITECTURES
+        }
+
+
+def compile_source(folder: Path, name: str, architecture: str) -> str:
+    taken = ",\n".join(f"(void*)&{expression}" for expression in instances()[name])
+    code = folder / f"{name}-{architecture}.cu"
+    code.write_text(f"{source(name)}\n__device__ void* every_instance[] = {{{taken}}};\n")
+    command = ["nvcc", *OPTIONS, "-cubin", f"-arch={architecture}", "-Werror=all-warnings"]
+    command += ["-Xptxas=-v", "-o", str(code.with_suffix(".cubin")), str(code)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", sorted(instances()))
-def test_compiles_without_warnings_and_large_spills(name, architecture, tmp_path):
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc")
-    expressions = instances()[name]
-    taken = ",\n".join(f"(void*)&{expression}" for expression in expressions)
-    code = tmp_path / f"{name}.cu"
-    code.write_text(f"{source(name)}\n__device__ void* every_instance[] = {{{taken}}};\n")
-    command = ["nvcc", *OPTIONS, "-cubin", f"-arch={architecture}", "-Werror=all-warnings"]
-    command += ["-Xptxas=-v", "-o", str(tmp_path / "out.cubin"), str(code)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    spilled = resources(result.stderr)
-    assert len(spilled) == len(expressions)
+def test_compiles_without_warnings_and_large_spills(name, architecture, compilations):
+    spilled = resources(compilations[name, architecture].result())
+    assert len(spilled) == len(instances()[name])
     assert max(spilled.values()) <= MOST_SPILLED, {k: v for k, v in spilled.items() if v}
 
 
