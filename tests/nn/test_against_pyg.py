@@ -14,7 +14,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
-from tests.graphs import Whole, collect, distribute, local, random_graph
+from tests.graphs import Whole, collect, distribute, local, random_graph, random_owner
 
 pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
@@ -151,12 +151,38 @@ def test_edge_features_that_are_missing():
         nn.GATv2Conv(5, 4, edge_dim=3)(graph, local(graph, random_graph(9, 24).features))
 
 
+def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
+    """Relations 2 and 4 are empty, 5 has the same edge thrice, 3 ends on rank 0 alone."""
+    whole = random_graph(num_nodes, num_edges, num_relations=2)
+    whole.relation[whole.relation == 1] = 5
+    many = np.arange(1, num_edges, 5)
+    for ends in (whole.source, whole.target):
+        ends[many[1:3]] = ends[many[0]]
+    whole.relation[many[:3]] = 5
+    whole.relation[(owner[whole.target] == 0) & (np.arange(num_edges) % 3 == 0)] = 3
+    order = np.lexsort((whole.source, whole.target))
+    for name in ("source", "target", "relation"):
+        setattr(whole, name, getattr(whole, name)[order])
+    return whole
+
+
+@pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 24), (40, 150), (500, 2000)])
+@pytest.mark.parametrize("width", [3, 8])
+@pytest.mark.parametrize("aggr", ["mean", "sum"])
 @pytest.mark.parametrize("num_bases", [None, 2])
-def test_rgcn(comm, num_bases):
-    whole = random_graph(40, 150, num_relations=4)
-    theirs = pyg.RGCNConv(5, 3, 4, num_bases=num_bases)
-    ours = nn.RGCNConv(5, 3, 4, num_bases=num_bases)
-    compare(theirs, ours, whole, comm, MODES, torch.from_numpy(whole.relation).long())
+def test_rgcn(comm, num_bases, aggr, width, num_nodes, num_edges):
+    whole = relational(num_nodes, num_edges, random_owner(num_nodes, comm.size))
+    theirs = pyg.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
+    ours = nn.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
+    limit = 1e-12 if aggr == "sum" else 1e-6  # a mean's factors are float32
+    relation = torch.from_numpy(whole.relation).long()
+    compare(theirs, ours, whole, comm, MODES, relation, limit64=limit)
+
+
+def test_rgcn_on_a_symmetric_graph(comm):
+    whole = random_graph(40, 150, num_relations=4, symmetric=True)
+    relation = torch.from_numpy(whole.relation).long()
+    compare(pyg.RGCNConv(5, 3, 4), nn.RGCNConv(5, 3, 4), whole, comm, MODES, relation, limit64=1e-6)
 
 
 @pytest.mark.parametrize("improved", [False, True])
