@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
-from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar.halo import stream, take_rows
 from hpcgnn.sar.relation_means import mean_factors
 from hpcgnn.sar.relation_pairs import Pairs, by_column, by_row, count_pairs, edge_list, multiply
@@ -33,10 +32,16 @@ EDGE_COST = 12  # multiplications that take as long as gathering one number of a
 def relational_sum(
     graph: PartitionedGraph, x_NI: Tensor, weight_RIO: Tensor, *, mean: bool
 ) -> Tensor:
-    """`[n, I]` to `[n, O]`; `mean`: over the in-neighbours of each relation; collective."""
+    """`[n, I]` to `[n, O]`, of the weights' type; collective.
+
+    Args:
+        mean: over the in-neighbours of each relation; else their sum.
+
+    Raises:
+        InputError: the graph has no relations.
+    """
     if not graph.num_relations:
         raise InputError("the graph has no relations; convert it from triples")
-    x_NI = x_NI.float() if x_NI.dtype in SHORT else x_NI
     wire = wire_type(x_NI)
     with torch.autocast(x_NI.device.type, enabled=False):
         result: Tensor = _RelationalSum.apply(x_NI, weight_RIO, graph, mean, wire)
@@ -53,9 +58,10 @@ class _RelationalSum(torch.autograd.Function):
         mean: bool,
         wire: torch.dtype,
     ) -> Tensor:
-        ctx.graph, ctx.mean, ctx.wire = graph, mean, wire
+        ctx.graph, ctx.mean, ctx.wire, ctx.dtype = graph, mean, wire, x_NI.dtype
+        x_NI = readable(x_NI)
         ctx.save_for_backward(x_NI, weight_RIO)
-        out_NO = x_NI.new_zeros(len(x_NI), weight_RIO.shape[2])
+        out_NO = weight_RIO.new_zeros(len(x_NI), weight_RIO.shape[2])
         edges, widths = graph.in_edges, tuple(weight_RIO.shape[1:])
         factors = mean_factors(graph, inward=True) if mean else None
         for block, x_HI, progress in _streamed(graph, edges, x_NI, wire, "relations forward"):
@@ -70,7 +76,8 @@ class _RelationalSum(torch.autograd.Function):
         x_NI, weight_RIO = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         edges, weight_ROI = graph.out_edges, weight_RIO.transpose(1, 2)
-        grad_x_NI, grad_weight_RIO = torch.zeros_like(x_NI), torch.zeros_like(weight_RIO)
+        grad_weight_RIO = torch.zeros_like(weight_RIO)
+        grad_x_NI = torch.zeros_like(x_NI, dtype=weight_RIO.dtype)
         factors = mean_factors(graph, inward=False) if ctx.mean else None
         for block, g_HO, progress in _streamed(
             graph, edges, grads[0], ctx.wire, "relations backward"
@@ -80,11 +87,11 @@ class _RelationalSum(torch.autograd.Function):
                 q_MO = pairs.collect(slab, g_HO)
                 if ctx.needs_input_grad[0]:
                     pairs.add(slab, multiply(slab, q_MO, weight_ROI), grad_x_NI)
-                x_MI = x_NI.index_select(0, pairs.rows[slab.low : slab.high])
+                x_MI = x_NI.index_select(0, pairs.rows[slab.low : slab.high]).to(q_MO.dtype)
                 for relation, first, last in slab.parts:
                     grad_weight_RIO[relation].addmm_(x_MI[first:last].t(), q_MO[first:last])
                 progress()
-        return grad_x_NI, grad_weight_RIO, None, None, None
+        return grad_x_NI.to(ctx.dtype), grad_weight_RIO, None, None, None
 
 
 def _streamed(
