@@ -128,7 +128,7 @@ def _keys(edges: EdgeList, by: str) -> tuple[Tensor, int]:
     """`relation * base + row or column` of each edge, and `base`."""
     value = edges.row if by == "row" else edges.column
     base = int(value.max()) + 1 if len(value) else 1
-    return edges.relation.long().mul_(base).add_(value), base
+    return (edges.relation.long() * base).add_(value), base
 
 
 def _pointer(counts: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def _slabs(
     keys, order = torch.sort((entry_pair // size).mul_(base).add_(entry_row), stable=True)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
     rows, pointer = (keys % base).to(torch.int32), _pointer(counts)
-    columns = entry_pair[order].to(torch.int32)
+    columns = (entry_pair[order] % size).to(torch.int32)
     factor = None if factor is None else factor[order]
     number = -(-len(relation) // size)
     first = torch.searchsorted(keys, torch.arange(number + 1, device=device) * base).tolist()
@@ -165,7 +165,6 @@ def _slabs(
             begin=pointer[begin:end],
             end=pointer[begin + 1 : end + 1],
             columns=columns,
-            column_offset=low,
             weight=factor,
         )
         found.append(Slab(low, high, _parts(bounds, low, high), scatter))
