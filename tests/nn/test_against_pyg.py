@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 from hpcgnn import nn
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
-from tests.graphs import Whole, collect, distribute, local, random_graph
+from tests.graphs import Whole, collect, distribute, local, random_graph, random_owner
 
 pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
@@ -38,6 +41,13 @@ ZOO: dict[str, Make] = {
     "sgc": lambda lib: lib.SGConv(5, 3, K=3),
 }
 LAYERS |= ZOO
+EDGES: dict[str, Make] = {
+    "gat": lambda lib: lib.GATConv(5, 4, heads=2, edge_dim=3),
+    "gatv2": lambda lib: lib.GATv2Conv(5, 4, heads=2, edge_dim=3),
+    "gatv2 shared": lambda lib: lib.GATv2Conv(
+        5, 3, heads=3, concat=False, add_self_loops=False, edge_dim=3, share_weights=True
+    ),
+}
 MODES = ["sar", "sa", "oneshot"]
 FEW = ["gcn", "sage wide", "sage max", "gat", "gatv2"]
 
@@ -50,12 +60,18 @@ def train_theirs(layer: torch.nn.Module, whole: Whole, *args: torch.Tensor) -> d
     return {"y": y.detach(), "x": x.grad, **_gradients(layer)}
 
 
-def train_ours(layer: torch.nn.Module, graph: PartitionedGraph, whole: Whole, mode: str) -> dict:
+def train_ours(
+    layer: torch.nn.Module,
+    graph: PartitionedGraph,
+    whole: Whole,
+    mode: str,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
     """The same over the ranks, gathered."""
     comm, graph.mode = graph.ring.comm, mode
-    x = local(graph, whole.features).requires_grad_()
-    y = layer(graph, x)
-    (y * local(graph, _weights(y.shape[1])[: whole.num_nodes]).float()).sum().backward()
+    x = local(graph, whole.features).to(dtype).requires_grad_()
+    y = layer.to(dtype)(graph, x)
+    (y * local(graph, _weights(y.shape[1])[: whole.num_nodes]).to(dtype)).sum().backward()
     assert mode != "sar" or graph.ring.peak_bytes <= graph.ring.halo_buffer
     summed = {name: comm.allreduce(grad) for name, grad in _gradients(layer).items()}
     y_all, x_all = collect(graph, torch.cat([y, x.grad], dim=1)).split([y.shape[1], 5], dim=1)
@@ -74,16 +90,21 @@ def _gradients(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def check(found: dict, expected: dict) -> None:
+def check(found: dict, expected: dict, limit: float = 1e-5) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
-            found[key].double(), value, rtol=1e-5, atol=1e-5 * max(1.0, float(value.abs().max()))
+            found[key].double(), value, rtol=limit, atol=limit * max(1.0, float(value.abs().max()))
         )
 
 
-def compare(theirs, ours, whole: Whole, comm, modes: list[str], *args: torch.Tensor) -> None:
-    """Weights are drawn by PyTorch Geometric and must be alike on all ranks: rank 0's are taken."""
+def compare(
+    theirs, ours, whole: Whole, comm, modes: list[str], *args: torch.Tensor, limit64: float = 0
+) -> None:
+    """Weights are drawn by PyTorch Geometric and must be alike on all ranks: rank 0's are taken.
+
+    With `limit64` ours must also agree to it in float64.
+    """
     theirs.load_state_dict(comm.broadcast(theirs.state_dict()))
     ours.load_state_dict(theirs.state_dict())
     expected = train_theirs(theirs, whole, *args)
@@ -91,6 +112,9 @@ def compare(theirs, ours, whole: Whole, comm, modes: list[str], *args: torch.Ten
     for mode in modes:
         graph.ring = Ring(comm, halo_buffer=4096)
         check(train_ours(ours, graph, whole, mode), expected)
+        if limit64:
+            check(train_ours(ours, graph, whole, mode, torch.float64), expected, limit64)
+            ours.float()
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -112,19 +136,53 @@ def test_small_graphs(comm, name, num_nodes, num_edges):
     compare(LAYERS[name](pyg), LAYERS[name](nn), whole, comm, ["sar"])
 
 
-def test_gat_with_edge_features(comm):
-    whole = random_graph(40, 150, edge_width=3)
-    theirs, ours = pyg.GATConv(5, 4, heads=2, edge_dim=3), nn.GATConv(5, 4, heads=2, edge_dim=3)
+@pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 4), (40, 150), (500, 2000)])
+@pytest.mark.parametrize("name", EDGES)
+def test_edge_features(comm, name, num_nodes, num_edges):
+    whole = random_graph(num_nodes, num_edges, edge_width=3, symmetric=num_nodes == 40)
     features = torch.from_numpy(whole.edge_features).double()
-    compare(theirs, ours, whole, comm, MODES, features)
+    limit = 1e-6 if EDGES[name](nn).add_self_loops else 1e-11  # loops have float32 mean features
+    compare(EDGES[name](pyg), EDGES[name](nn), whole, comm, MODES, features, limit64=limit)
 
 
+def test_edge_features_that_are_missing():
+    graph = distribute(random_graph(9, 24), Communicator(MPI.COMM_SELF))
+    with pytest.raises(InputError, match="edge features"):
+        nn.GATv2Conv(5, 4, edge_dim=3)(graph, local(graph, random_graph(9, 24).features))
+
+
+def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
+    """Relations 2 and 4 are empty, 5 has the same edge thrice, 3 ends on rank 0 alone."""
+    whole = random_graph(num_nodes, num_edges, num_relations=2)
+    whole.relation[whole.relation == 1] = 5
+    many = np.arange(1, num_edges, 5)
+    for ends in (whole.source, whole.target):
+        ends[many[1:3]] = ends[many[0]]
+    whole.relation[many[:3]] = 5
+    whole.relation[(owner[whole.target] == 0) & (np.arange(num_edges) % 3 == 0)] = 3
+    order = np.lexsort((whole.source, whole.target))
+    for name in ("source", "target", "relation"):
+        setattr(whole, name, getattr(whole, name)[order])
+    return whole
+
+
+@pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 24), (40, 150), (500, 2000)])
+@pytest.mark.parametrize("width", [3, 8])
+@pytest.mark.parametrize("aggr", ["mean", "sum"])
 @pytest.mark.parametrize("num_bases", [None, 2])
-def test_rgcn(comm, num_bases):
-    whole = random_graph(40, 150, num_relations=4)
-    theirs = pyg.RGCNConv(5, 3, 4, num_bases=num_bases)
-    ours = nn.RGCNConv(5, 3, 4, num_bases=num_bases)
-    compare(theirs, ours, whole, comm, MODES, torch.from_numpy(whole.relation).long())
+def test_rgcn(comm, num_bases, aggr, width, num_nodes, num_edges):
+    whole = relational(num_nodes, num_edges, random_owner(num_nodes, comm.size))
+    theirs = pyg.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
+    ours = nn.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
+    limit = 1e-12 if aggr == "sum" else 1e-6  # a mean's factors are float32
+    relation = torch.from_numpy(whole.relation).long()
+    compare(theirs, ours, whole, comm, MODES, relation, limit64=limit)
+
+
+def test_rgcn_on_a_symmetric_graph(comm):
+    whole = random_graph(40, 150, num_relations=4, symmetric=True)
+    relation = torch.from_numpy(whole.relation).long()
+    compare(pyg.RGCNConv(5, 3, 4), nn.RGCNConv(5, 3, 4), whole, comm, MODES, relation, limit64=1e-6)
 
 
 @pytest.mark.parametrize("improved", [False, True])

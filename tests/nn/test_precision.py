@@ -24,8 +24,11 @@ LAYERS = {
     "sage max": lambda: nn.SAGEConv(16, 12, aggr="max"),
     "gat": lambda: nn.GATConv(16, 7, heads=3),
     "gatv2": lambda: nn.GATv2Conv(16, 8, heads=2),
+    "gatv2 edges": lambda: nn.GATv2Conv(16, 8, heads=2, edge_dim=2),
+    "rgcn": lambda: nn.RGCNConv(16, 12, 3, num_bases=2),
     "gin": lambda: nn.GINConv(nn.Linear(16, 12), train_eps=True),
 }
+GRAPHS = {"gatv2 edges": {"edge_width": 2}, "rgcn": {"num_relations": 3}}
 CPU = torch.device("cpu")
 
 
@@ -73,7 +76,7 @@ def far_ones(found, exact, limit):
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
-    whole = random_graph(400, 3000)
+    whole = random_graph(400, 3000, **GRAPHS.get(name, {}))
     model = Around(LAYERS[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
     exact, sent = run(model, graph, whole, "fp32")
@@ -92,7 +95,7 @@ def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypat
         pytest.skip("slow enough on two ranks")
     emulated.folder = emulated.folder / os.environ.get("PMI_RANK", "0")
     emulated.folder.mkdir(exist_ok=True)
-    whole = random_graph(60, 300)
+    whole = random_graph(60, 300, **GRAPHS.get(name, {}))
     model = Around(LAYERS[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
     exact, _ = run(model, graph, whole, "fp32")

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin"])
+@pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn"])
 def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
-    whole = random_graph(300, 500, seed=2, weighted=weighted)
+    whole = random_graph(300, 500, seed=2, weighted=weighted, num_relations=3)
     whole.split[:] = 0
     whole.split[::40] = 1
     losses, sent = {}, {}

@@ -15,6 +15,7 @@ class GATv2Conv(torch.nn.Module):
     """Arguments, parameters and initialisation as PyTorch Geometric's `GATv2Conv`.
 
     Args:
+        edge_dim: width of the graph's edge features, if they take part in the scores.
         share_weights: sources and destinations use one linear map.
         layer: tells the dropout masks of one model apart.
     """
@@ -28,6 +29,7 @@ class GATv2Conv(torch.nn.Module):
         negative_slope: float = 0.2,
         dropout: float = 0.0,
         add_self_loops: bool = True,
+        edge_dim: int | None = None,
         bias: bool = True,
         share_weights: bool = False,
         layer: int = 0,
@@ -42,6 +44,9 @@ class GATv2Conv(torch.nn.Module):
         self.lin_r = self.lin_l
         if not share_weights:
             self.lin_r = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
+        self.lin_edge: Linear | None = None
+        if edge_dim is not None:
+            self.lin_edge = Linear(edge_dim, width, bias=False, weight_initializer="glorot")
         self.att = torch.nn.Parameter(torch.empty(1, heads, out_channels))
         glorot(self.att)
         self.bias = (
@@ -59,7 +64,8 @@ class GATv2Conv(torch.nn.Module):
         )
         left_NK = self.lin_l(x_NF)
         right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x_NF)
-        out_NK = attention2(graph, left_NK, right_NK, self.att[0], settings)
+        edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
+        out_NK = attention2(graph, left_NK, right_NK, self.att[0], edge_DK, settings)
         if not self.concat:
             out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
         return out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)

@@ -1,7 +1,8 @@
 """Fused dynamic attention over the ring (GATv2, Brody et al. 2022).
 
-    l_ij = <att, LeakyReLU(zl_j + zr_i)>,  a_ij = softmax_i(l_ij),  o_i = sum_j a_ij zl_j
+    l_ij = <att, LeakyReLU(zl_j + zr_i + f_ij M)>,  a_ij = softmax_i(l_ij),  o_i = sum_j a_ij zl_j
 
+with edge features f_ij where asked for; f_ij M is made edge by edge and never stored.
 The score needs both rows of an edge, so the owner of a source can't finish its gradient alone:
 backward fetches zl of boundary sources again (mode `sar`) and sends its gradient back.
 """
@@ -29,10 +30,15 @@ def attention2(
     left_NK: Tensor,
     right_NK: Tensor,
     att_HC: Tensor,
+    edge_DK: Tensor | None,
     settings: AttentionSettings,
 ) -> Tensor:
-    """Attention output `[n, H * C]` from `zl` and `zr`; 0 without in-edges; collective."""
-    result: Tensor = _Attention2.apply(left_NK, right_NK, att_HC, graph, settings)
+    """Attention output `[n, H * C]` from `zl` and `zr`; 0 without in-edges; collective.
+
+    Args:
+        edge_DK: the matrix M that edge features of width D are multiplied with; None without.
+    """
+    result: Tensor = _Attention2.apply(left_NK, right_NK, att_HC, edge_DK, graph, settings)
     return result
 
 
@@ -43,11 +49,13 @@ class _Attention2(torch.autograd.Function):
         left_NK: Tensor,
         right_NK: Tensor,
         att_HC: Tensor,
+        edge_DK: Tensor | None,
         graph: PartitionedGraph,
         settings: AttentionSettings,
     ) -> Tensor:
         ctx.dtype = left_NK.dtype
         left_NK, right_NK = readable(left_NK).contiguous(), readable(right_NK).contiguous()
+        edge_DK = None if edge_DK is None else edge_DK.contiguous()
         heads, edges = att_HC.shape[0], graph.in_edges
         ctx.wire, dtype = wire_type(left_NK), sum_type(left_NK.dtype)
         top_NH = left_NK.new_full((len(left_NK), heads), -torch.inf, dtype=dtype)
@@ -58,7 +66,7 @@ class _Attention2(torch.autograd.Function):
             dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
             kernels.attention2_forward(
                 block, rows_HK, right_NK, att_HC, top_NH, total_NH, out_NK,
-                slope=settings.slope, dropout=dropout, rows=rows,
+                slope=settings.slope, dropout=dropout, edge_matrix=edge_DK, rows=rows,
             )  # fmt: skip
 
         know_ids(graph, edges, settings)
@@ -82,12 +90,13 @@ class _Attention2(torch.autograd.Function):
         out_NK.view(len(out_NK), heads, out_NK.shape[1] // heads).div_(total_NH[:, :, None])
         out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings, ctx.epoch, ctx.kept = graph, settings, graph.epoch, kept
-        ctx.save_for_backward(left_NK, right_NK, att_HC, out_NK, top_NH + total_NH.log())
+        lse_NH = top_NH + total_NH.log()
+        ctx.save_for_backward(left_NK, right_NK, att_HC, edge_DK, out_NK, lse_NH)
         return out_NK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        left_NK, right_NK, att_HC, out_NK, lse_NH = ctx.saved_tensors
+        left_NK, right_NK, att_HC, edge_DK, out_NK, lse_NH = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         settings, edges = ctx.settings, graph.in_edges
         g_NK = grads[0].contiguous()
@@ -96,12 +105,14 @@ class _Attention2(torch.autograd.Function):
         grad_left = torch.zeros_like(left_NK, dtype=dtype)
         grad_right = torch.zeros_like(right_NK, dtype=dtype)
         grad_att = torch.zeros_like(att_HC)
+        grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
 
         def differentiate(block: Block, rows_HK: Tensor, grad_HK: Tensor) -> None:
             kernels.attention2_backward(
                 block, rows_HK, right_NK, att_HC, g_NK, lse_NH, d_NH, grad_HK, grad_right, grad_att,
                 slope=settings.slope,
                 dropout=edge_dropout(graph, edges, block, settings, ctx.epoch),
+                edge_matrix=edge_DK, grad_edge_matrix=grad_edge,
             )  # fmt: skip
 
         def accept(rows: Tensor, grad_HK: Tensor) -> None:
@@ -126,4 +137,5 @@ class _Attention2(torch.autograd.Function):
                 grad_HK = torch.zeros_like(arrival.rows_HF, dtype=dtype)
                 differentiate(blocks[arrival.index], readable(arrival.rows_HF), grad_HK)
                 arrival.reply(grad_HK)
-        return grad_left.to(ctx.dtype), grad_right.to(ctx.dtype), grad_att, None, None
+        grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
+        return grad_left, grad_right, grad_att, grad_edge, None, None

@@ -5,7 +5,7 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
     first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
-                  where the graph is not symmetric
+                  where the graph is not symmetric; 60 E more for R-GCN's pairs
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
     backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
@@ -31,7 +31,8 @@ KEPT = {
     "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
     "dagnn": 1,
 }  # fmt: skip
-EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 40}  # bytes per edge
+EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
+PAIR_BYTES = 60  # per edge, for R-GCN: pairs of relations and rows, both ways
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
     width = _input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
     edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
+    pairs = PAIR_BYTES * shape.edges if config.model == "rgcn" else 0
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
     kept = KEPT[config.model] + (config.norm != "none") + (config.activation == "elu")
     count = config.layers - (config.head == "conv")
@@ -113,7 +115,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
         activations += 4 * n * hidden * count
     if config.model in ("appnp", "dagnn"):
         activations += 4 * n * outputs * config.power
-    if config.mode == "sa" and config.model in ("gat", "gatv2", "rgcn"):
+    if config.mode == "sa" and config.model in ("gat", "gatv2"):
         activations += 4 * halo * hidden * config.layers
     if not _first_cached(shape, config) and shape.stored is None:
         activations += 4 * n * width
@@ -126,7 +128,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
     return Memory(
         features=features,
         first_sum=4 * n * width if _first_cached(shape, config) else 0,
-        edges=edges if shape.symmetric else 2 * edges,
+        edges=pairs + (edges if shape.symmetric else 2 * edges),
         activations=activations,
         backward=backward,
         parameters=parameters,
@@ -187,7 +189,7 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
         "sage": (narrow, narrow),
         "gcn": (narrow, narrow),
         "gin": (a, a),
-        "rgcn": (a, 2 * a),
+        "rgcn": (a, b),
         "sgc": (config.power * narrow, config.power * narrow),
     }.get(config.model, (0, 0))
 

@@ -1,0 +1,93 @@
+"""Sums by relation: the order of the work, its memory and what is sent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcgnn import nn
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.sar import relation_pairs, relations
+from tests.graphs import Whole, collect, distribute, local, random_graph
+from tests.sar.test_savings import FLOAT, boundary, sent
+
+pytestmark = pytest.mark.mpi
+
+
+def run(whole: Whole, comm, weight_RIO: torch.Tensor, mean: bool, **options):
+    """Output and gradients of x and of the weights, over all ranks; and the graph."""
+    graph = distribute(whole, comm, **options)
+    x_NI = local(graph, whole.features).double().requires_grad_()
+    weight_RIO = weight_RIO.clone().requires_grad_()
+    y_NO = relations.relational_sum(graph, x_NI, weight_RIO, mean=mean)
+    (y_NO.square().sum() / 2).backward()
+    rows = collect(graph, torch.cat([y_NO, x_NI.grad], dim=1))
+    return rows, comm.allreduce(weight_RIO.grad), graph
+
+
+def dense(whole: Whole, weight_RIO: torch.Tensor, mean: bool):
+    x_NI = torch.from_numpy(whole.features).double().requires_grad_()
+    weight_RIO = weight_RIO.clone().requires_grad_()
+    y_NO = torch.zeros(whole.num_nodes, weight_RIO.shape[2], dtype=torch.float64)
+    for relation, weight_IO in enumerate(weight_RIO):
+        matrix = torch.zeros(whole.num_nodes, whole.num_nodes, dtype=torch.float64)
+        for source, target, kind in zip(whole.source, whole.target, whole.relation, strict=True):
+            matrix[target, source] += float(kind == relation)
+        if mean:
+            matrix = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+        y_NO = y_NO + matrix @ x_NI @ weight_IO
+    (y_NO.square().sum() / 2).backward()
+    return torch.cat([y_NO, x_NI.grad], dim=1).detach(), weight_RIO.grad
+
+
+def weights(num_relations: int, outputs: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(num_relations, 5, outputs, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("cost", [0, 1e9])
+@pytest.mark.parametrize("outputs", [2, 9])
+@pytest.mark.parametrize("slab", [1, 7, 64])
+def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, cost, mean):
+    """A high cost of edges decides by the narrower side: sums first, or products first."""
+    monkeypatch.setattr(relation_pairs, "SLAB", slab)
+    monkeypatch.setattr(relations, "EDGE_COST", cost)
+    whole = random_graph(60, 200, num_relations=3)
+    rows, grad, graph = run(whole, comm, weights(4, outputs), mean, halo_buffer=4096)
+    expected_rows, expected_grad = dense(whole, weights(4, outputs), mean)
+    torch.testing.assert_close(rows, expected_rows, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-4)
+    built = [value for value in graph.cache.values() if isinstance(value, relation_pairs.Pairs)]
+    assert all(s.high - s.low <= slab for pairs in built for s in pairs.slabs)
+    orders = {key[1] for key, v in graph.cache.items() if key[0] == "relation pairs" and v.slabs}
+    assert cost == 0 or orders <= {outputs == 9}
+
+
+@pytest.mark.parametrize("by", ["row", "column"])
+def test_a_hub_is_multiplied_once_per_relation(by):
+    """As the destination of all edges, or as their source: not once per edge."""
+    whole = random_graph(100, 300, num_relations=2)
+    (whole.target if by == "row" else whole.source)[:] = 7
+    graph = distribute(whole, Communicator(MPI.COMM_SELF))
+    relations.relational_sum(graph, graph.features, weights(2, 5).float(), mean=True)
+    (pairs,) = (v for v in graph.cache.values() if isinstance(v, relation_pairs.Pairs))
+    assert pairs.gather.num_rows == 2
+
+
+def test_two_runs_are_the_same_to_the_bit(comm):
+    whole = random_graph(200, 2000, num_relations=3)
+    first = run(whole, comm, weights(3, 4), True, halo_buffer=4096)
+    second = run(whole, comm, weights(3, 4), True, halo_buffer=4096)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+def test_one_message_each_way_per_boundary_row(comm, mode):
+    """Forward the inputs of sources, backward the gradients of destinations, nothing else."""
+    graph = distribute(random_graph(120, 500, num_relations=3, width=12), comm, mode=mode)
+    layer = nn.RGCNConv(12, 7, 3)
+    layer(graph, graph.features).sum().backward()
+    forward, backward = boundary(graph)
+    assert sent(graph) == FLOAT * (12 * forward + 7 * backward)
