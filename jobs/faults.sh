@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The full fault tests, for an idle node: a hundred signals at random ranks and moments of convert,
+# The full fault tests, for an idle node: more than a hundred signals at random ranks and moments of convert,
 # partition, train and predict, then five hundred damaged files. Minutes to an hour; the last lines
 # say how many went wrong, and the exit status is 1 if any did. Needs the test environment.
 #     jobs/faults.sh [SEED [COUNT]]
@@ -7,5 +7,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${HPCGNN_VENV:-.venv}/bin/python
 export OMP_NUM_THREADS=1
-"$python" -m tests.faults.sweep --seed "${1:-0}" --count "${2:-100}"
+"$python" -m tests.faults.sweep --seed "${1:-0}" --count "${2:-130}"
 "$python" -m tests.faults.corruption --seed "${1:-0}" --count 500

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import OutputError
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
@@ -48,18 +46,33 @@ def listen(args: argparse.Namespace) -> StopRequest:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
-        from hpcgnn.train.loop import Trainer
-        from hpcgnn.train.memory import explained
-        from hpcgnn.train.profile import Profile
-        from hpcgnn.train.setup import open_part
-        from hpcgnn.train.telemetry import human, peak_memory, resident_memory
+        import hpcgnn.train.loop  # noqa: F401 - counts among the imports
+        from hpcgnn.train.run_dir import held
+        from hpcgnn.train.telemetry import resident_memory
 
     imported = resident_memory()
     config = resolve(args, args.config)
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
-    _open_run_dir(run_dir, comm, config)
+    with held(run_dir, comm, config):
+        return _train(args, comm, config, partition, run_dir, imported)
+
+
+def _train(
+    args: argparse.Namespace,
+    comm: Communicator,
+    config: Config,
+    partition: Path,
+    run_dir: Path,
+    imported: int,
+) -> int:
+    from hpcgnn.train.loop import Trainer
+    from hpcgnn.train.memory import explained
+    from hpcgnn.train.profile import Profile
+    from hpcgnn.train.setup import open_part
+    from hpcgnn.train.telemetry import human, peak_memory
+
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config)
     ring, device = graph.ring, graph.node_ids.device
@@ -126,15 +139,3 @@ def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
             return same_graph and reader.text("method") == config.method
     except Exception:  # a damaged partition is made again
         return False
-
-
-def _open_run_dir(run_dir: Path, comm: Communicator, config: Config) -> None:
-    error = None
-    if comm.rank == 0:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(json.loads(config.to_json()), indent=2)
-            (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
-        except OSError as caught:
-            error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
-    comm.agree(error, where="run directory")

@@ -1,0 +1,71 @@
+"""The run directory: made, and held so that no other job trains in it meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.train.config import Config
+
+PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
+_POLL = 0.5
+
+
+@contextmanager
+def held(
+    run_dir: Path, comm: Communicator, config: Config, patience: float = PATIENCE
+) -> Iterator[None]:
+    """Make the directory, write `config.json`, and keep other jobs out for the block; collective.
+
+    File systems without locks keep nobody out.
+
+    Raises:
+        InputError: another job still trains there after `patience` seconds.
+        OutputError: it can't be made or written.
+    """
+    error: HpcgnnError | None = None
+    descriptor = None
+    if comm.rank == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run_dir, os.O_RDONLY)
+            _lock(descriptor, run_dir, patience)
+            text = json.dumps(json.loads(config.to_json()), indent=2)
+            (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as caught:
+            error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
+        except InputError as caught:
+            error = caught
+    try:
+        comm.agree(error, where="run directory")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, run_dir: Path, patience: float) -> None:
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return
+            if time.monotonic() > end:
+                raise InputError(
+                    "another job trains in this run directory: wait for it, cancel it, or choose "
+                    "another --run-dir",
+                    file=run_dir,
+                ) from None
+            time.sleep(_POLL)
+        else:
+            return
