@@ -121,16 +121,16 @@ def test_time_limit(
     parts, epochs, run_dir = partition(2), 40, tmp_path / "run"
     # --time-margin 0: training must heed the signal, not its own watch on the time limit.
     common = [parts, *OPTIONS, "--epochs", epochs, "--time-margin", 0]
-    limit = ["--ntasks=2", "--time=1", "--signal=B:USR1@15"]
+    limit = ["--ntasks=2", "--time=2", "--signal=B:USR1@60"]
     job = slurm.submit(*limit, TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
-    wait_for(lambda: len(_epochs(run_dir)) > 5, 30, "5 epochs")
+    wait_for(lambda: len(_epochs(run_dir)) > 5, 55, "5 epochs")
     # Slurm looks at time limits every 30 s: held still, training can't end before.
     ranks = [pid for pid, line in _processes(str(run_dir)) if line.startswith("python -m hpcgnn")]
     assert len(ranks) == 2
     _kill(ranks, signal.SIGSTOP)
     try:
         _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
-        wait_for(lambda: "SIGUSR1" in slurm.log(job), 60, "the signal")
+        wait_for(lambda: "SIGUSR1" in slurm.log(job), 120, "the signal")
     finally:
         _kill(ranks, signal.SIGCONT)
     slurm.wait(job, "PENDING", 30)
