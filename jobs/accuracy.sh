@@ -24,14 +24,14 @@ ranks=${SLURM_NTASKS:-$HPCGNN_RANKS}
 # 2024 (amazon, coauthor; minesweeper with fewer layers), Kipf & Welling and Velickovic et al. (cora),
 # Schlichtkrull et al. 2018 (aifb).
 luo="--head linear --lr 0.001 --eval-every 5 --patience 150"
-mines="--metric auc --head linear --lr 0.01 --eval-every 10 --layers 10 --hidden 64 --dropout 0.2 --norm batch --residual --epochs 300"
+mines="--metric auc --head linear --lr 0.01 --eval-every 10 --layers 10 --hidden 64 --dropout 0.2 --norm batch --residual --epochs 500"
 rows="\
 amazon_computers/gcn 93.5 --head linear --lr 0.001 --eval-every 5 --layers 3 --hidden 512 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 700
 amazon_computers/sage 92.8 $luo --layers 4 --hidden 64 --dropout 0.3 --norm layer --weight-decay 5e-5 --epochs 600
-amazon_computers/gat 93.6 $luo --layers 2 --hidden 64 --heads 1 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 600
+amazon_computers/gat 93.6 --head linear --lr 0.001 --eval-every 5 --layers 2 --hidden 64 --heads 1 --dropout 0.5 --norm layer --weight-decay 5e-5 --epochs 1000
 coauthor_physics/gcn 97.2 $luo --layers 2 --hidden 64 --dropout 0.3 --norm layer --residual --weight-decay 5e-4 --epochs 250
 coauthor_physics/sage 96.9 $luo --layers 2 --hidden 64 --dropout 0.7 --norm batch --residual --weight-decay 5e-4 --epochs 250
-coauthor_physics/gat 97.0 $luo --layers 2 --hidden 256 --heads 1 --dropout 0.7 --norm batch --residual --weight-decay 5e-4 --epochs 250
+coauthor_physics/gat 97.0 $luo --layers 2 --hidden 256 --heads 1 --dropout 0.7 --norm batch --residual --weight-decay 5e-4 --epochs 200
 cora/gcn 81.0 --layers 2 --hidden 16 --dropout 0.5 --input-dropout 0.5 --lr 0.01 --weight-decay 5e-4 --epochs 200
 cora/gat 82.0 --layers 2 --hidden 64 --heads 8 --dropout 0.6 --input-dropout 0.6 --attention-dropout 0.6 --output-heads 1 --activation elu --lr 0.005 --weight-decay 5e-4 --epochs 600 --patience 300 --eval-every 2
 minesweeper/gcn 89.5 $mines
