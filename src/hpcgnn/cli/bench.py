@@ -13,7 +13,7 @@ from hpcgnn.errors import InputError
 if TYPE_CHECKING:
     from hpcgnn.bench.timing import Row
 
-HELP = "measure kernels and training against peers"
+HELP = "measure kernels beside peers"
 PARALLEL = True
 
 _SIZES = {

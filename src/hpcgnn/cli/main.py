@@ -21,7 +21,7 @@ VERBS = {
     "plan": "say before a job is submitted whether it will fit",
     "report": "summarise a run directory",
     "doctor": "check this installation",
-    "bench": "measure kernels and training against peers",
+    "bench": "measure kernels beside peers",
 }
 
 
