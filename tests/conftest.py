@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,9 +51,10 @@ def pytest_runtest_makereport(item, call):
         and call.excinfo is not None
         and not call.excinfo.errisinstance(pytest.skip.Exception)
     ):
-        print(f"\n=== {item.nodeid}", file=sys.stderr)
-        traceback.print_exception(call.excinfo.value)
+        print(f"\n=== {item.nodeid}: {call.excinfo.exconly()}", file=sys.stderr)
+        traceback.print_tb(call.excinfo.value.__traceback__, limit=-8)
         sys.stderr.flush()
+        time.sleep(1)  # or the launcher loses what was written last
         from mpi4py import MPI
 
         MPI.COMM_WORLD.Abort(1)

@@ -25,8 +25,9 @@ def test_profile_shows_ring_and_kernels_of_the_epochs_asked_for(comm, shared_pat
     trace = json.loads((shared_path / f"rank-{comm.rank:05d}.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert "kernel spmm" in names or not len(graph.labels)
-    waits = any(name.startswith("ring wait: sum forward") for name in names)
-    assert comm.allreduce(int(waits), "max") or comm.size == 1
+    # Where messages arrive in time nobody waits: only what is packed is certain.
+    packs = any(name.startswith("ring pack: sum forward") for name in names)
+    assert packs == any(len(rows) for rows in graph.in_edges.send_rows)
 
 
 def test_without_epochs_nothing_is_written(tmp_path):
