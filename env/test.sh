@@ -47,7 +47,8 @@ check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci
 log=$(mktemp)
 python -m pytest tests/slurm -q >"$log" 2>&1 &
 slurm=$!
-check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12
+check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 \
+    -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 check "tests, Slurm" show "$slurm" "$log"
 rm -f "$log"
 for ranks in "$@"; do
