@@ -7,6 +7,7 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGE = 1 << 20  # bytes
+_SWITCH, _HUGE = "HPCGNN_ALLOCATION", "THP_MEM_ALLOC_ENABLE"
 
 
 def set_up() -> None:
@@ -14,9 +15,12 @@ def set_up() -> None:
 
     Faults of 4 KiB pages take longer than the kernels that meet them. glibc by itself keeps arrays
     below 32 MiB, and the peak of a rank then no longer falls with the number of ranks. What the
-    environment says (THP_MEM_ALLOC_ENABLE, MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) stays.
+    environment says (THP_MEM_ALLOC_ENABLE, MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) stays;
+    HPCGNN_ALLOCATION=system leaves everything as the system has it.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if os.environ.get(_SWITCH) == "system":
+        return
+    os.environ.setdefault(_HUGE, "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return  # no glibc
@@ -26,3 +30,10 @@ def set_up() -> None:
     ):
         if name not in os.environ:
             mallopt(number, _LARGE)
+
+
+def without() -> dict[str, str]:
+    """The environment for a process that is to take memory as if hpcgnn weren't there."""
+    return {name: value for name, value in os.environ.items() if name != _HUGE} | {
+        _SWITCH: "system"
+    }

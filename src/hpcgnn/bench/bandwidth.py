@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.bench.timing import Row, compare, synchronise
+from hpcgnn.bench.timing import Row, compare, local, synchronise
 from hpcgnn.graph import Block
 
 _COPIED = {"cpu": 256 << 20, "cuda": 2 << 30}  # bytes, many times any cache
@@ -51,7 +51,8 @@ def kernel_rows(
     name = str(dtype).removeprefix("torch.")
     rows = []
     for operation, work in _works(block, width, heads, channels, dtype).items():
-        (row,) = compare(f"kernel {operation}, {name}", {"hpcgnn": work.run}, repeat, "hpcgnn")
+        title, timers = f"kernel {operation}, {name}", {"hpcgnn": local(work.run)}
+        (row,) = compare(title, timers, repeat, "hpcgnn", in_turns=False)
         share = work.num_bytes / row.seconds / copied if row.seconds else None
         rows.append(replace(row, num_bytes=work.num_bytes, share=share))
     return rows

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     import torch
 
-    from hpcgnn.bench.kernels import Case
+    from hpcgnn.bench.case import Case
     from hpcgnn.bench.kernels import run as measure
 
     for name in _SIZES:
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here")
     torch.set_num_threads(args.threads)
-    case = Case(args.nodes, args.edges, args.width, args.heads, args.channels)
-    rows = measure(case, comm, torch.device(args.device), args.repeat)
+    sizes = (args.nodes, args.edges, args.width, args.heads, args.channels)
+    rows = measure(Case(*sizes, args.device, args.threads), comm, args.repeat)
     if args.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return 0

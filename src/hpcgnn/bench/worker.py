@@ -1,0 +1,89 @@
+"""A peer in a process of its own, with the memory settings it has by itself.
+
+`python -m hpcgnn.bench.worker NAME CASE` (CASE: the fields as JSON) prints the operations that the
+peer offers as a JSON list, then answers each line `[operation, repeat, warm_up]` with a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from hpcgnn import allocation
+from hpcgnn.bench.case import Case
+from hpcgnn.bench.timing import Sample, Timer, local
+
+
+class Worker:
+    """A running peer. `operations` is empty where it isn't installed; `close` ends it.
+
+    A peer that dies, as by lack of memory, answers samples without seconds from then on.
+    """
+
+    def __init__(self, name: str, case: Case) -> None:
+        self._operations: list[str] | None = None
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, name, json.dumps(asdict(case))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=allocation.without(),
+            text=True,
+        )
+
+    @property
+    def operations(self) -> list[str]:
+        if self._operations is None:
+            self._operations = self._answer() or []
+        return self._operations
+
+    def timer(self, operation: str) -> Timer:
+        def time_it(repeat: int, warm_up: bool) -> Sample:
+            assert self._process.stdin is not None
+            try:
+                print(json.dumps([operation, repeat, warm_up]), file=self._process.stdin, flush=True)
+            except BrokenPipeError:
+                return Sample([])
+            answer = self._answer()
+            return Sample([]) if answer is None else Sample(**answer)
+
+        return time_it
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def main(name: str, text: str) -> int:
+    # What a peer prints must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import torch
+
+    from hpcgnn.bench.peers import operations
+
+    case = Case(**json.loads(text))
+    torch.set_num_threads(case.threads)
+    try:
+        timers = {key: local(run) for key, run in operations(name, case).items()}
+    except Exception as error:  # a peer that doesn't import here is left out of the table
+        print(f"{name}: {error}", file=sys.stderr)
+        timers = {}
+    print(json.dumps(list(timers)), file=answers, flush=True)
+    for line in sys.stdin:
+        operation, repeat, warm_up = json.loads(line)
+        print(json.dumps(asdict(timers[operation](repeat, warm_up))), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
