@@ -292,13 +292,18 @@ def test_two_runs_are_bitwise_the_same_and_pieces_agree(threads):
 def test_head_dots(dtype, heads, channels, count):
     a, b = (matrix(count, heads * channels, dtype, seed) for seed in (1, 2))
     out = torch.full((count, 2 * heads), torch.nan, dtype=dtype)
-    kernels.head_dots(a, b, out[:, heads:])
-    expected = torch.einsum("nhc,nhc->nh", *(x.double().view(-1, heads, channels) for x in (a, b)))
     close = {"rtol": TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
-    torch.testing.assert_close(out[:, heads:].double(), expected, **close)
-    assert out[:, :heads].isnan().all()
+    for minus in (None, matrix(1, heads * channels, dtype, 3)[0]):
+        kernels.head_dots(a, b, out[:, heads:], minus_K=minus)
+        less = b if minus is None else b - minus
+        pair = (x.double().view(-1, heads, channels) for x in (a, less))
+        expected = torch.einsum("nhc,nhc->nh", *pair)
+        torch.testing.assert_close(out[:, heads:].double(), expected, **close)
+        assert out[:, :heads].isnan().all()
     with pytest.raises(InputError):
         kernels.head_dots(a, b[:, 1:], out[:, heads:])
+    with pytest.raises(InputError):
+        kernels.head_dots(a, b, out[:, heads:], minus_K=b.new_zeros(heads * channels + 1))
 
 
 def test_what_does_not_fit_is_refused():

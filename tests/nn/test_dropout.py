@@ -48,20 +48,22 @@ def test_statistics(graph, p):
     assert (kept.float().mean(1) - (1 - p)).abs().max() < 4.5 * deviation / WIDTH**0.5
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_gradient_is_the_mask(graph, relu):
+@pytest.mark.parametrize(("relu", "in_place"), [(False, False), (True, False), (True, True)])
+def test_gradient_is_the_mask(graph, relu, in_place):
     graph.seed, graph.epoch = 3, 4
     start = local(graph, torch.randn(COUNT, WIDTH, generator=torch.manual_seed(1)))
     ones = torch.ones_like(start)
     kept = Dropout(0.3, 1)(graph, ones)
     x = start.clone().requires_grad_()
-    y = Dropout(0.3, 1, relu=relu)(graph, x * 1)
+    before = x * 1
+    y = Dropout(0.3, 1, relu=relu, in_place=in_place)(graph, before)
+    assert (y.data_ptr() == before.data_ptr()) == in_place
     weights = torch.randn(y.shape)
     (y * weights).sum().backward()
     positive = (start > 0).float() if relu else ones
     torch.testing.assert_close(y.detach(), kept * start * positive)
     torch.testing.assert_close(x.grad, kept * weights * positive)
-    quiet = Dropout(0.3, 1, relu=relu).eval()
+    quiet = Dropout(0.3, 1, relu=relu, in_place=in_place).eval()
     assert torch.equal(quiet(graph, start.clone()), start * positive)
 
 

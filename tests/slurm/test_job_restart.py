@@ -29,9 +29,7 @@ def _ok(done: subprocess.CompletedProcess[str]) -> None:
 
 
 @pytest.fixture
-def partition(
-    mpirun: Mpirun, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
+def partition(mpirun: Mpirun, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """`partition(4)`: a small graph in 4 parts, made once."""
     folder = tmp_path_factory.getbasetemp()
 

@@ -35,9 +35,7 @@ def dgl(case: Case, edges: Edges) -> Operations:
     layer = layers.GATConv(total, case.channels, case.heads, allow_zero_in_degree=True)
     layer = layer.to(case.device)
     return {
-        **there_and_back(
-            case.sums, lambda x: library.ops.copy_u_sum(graph, x), case, case.width
-        ),
+        **there_and_back(case.sums, lambda x: library.ops.copy_u_sum(graph, x), case, case.width),
         **there_and_back(case.attention, lambda x: layer(graph, x).flatten(1), case, total),
     }
 

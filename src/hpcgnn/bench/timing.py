@@ -14,7 +14,7 @@ from hpcgnn.errors import InputError
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of each repetition, empty where memory was not enough, and the device memory taken."""
+    """Seconds of each repetition, none where memory was not enough, and device memory taken."""
 
     seconds: list[float]
     peak_bytes: int | None = None  # None on a CPU

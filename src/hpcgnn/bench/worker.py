@@ -44,8 +44,9 @@ class Worker:
     def timer(self, operation: str) -> Timer:
         def time_it(repeat: int, warm_up: bool) -> Sample:
             assert self._process.stdin is not None
+            question = json.dumps([operation, repeat, warm_up])
             try:
-                print(json.dumps([operation, repeat, warm_up]), file=self._process.stdin, flush=True)
+                print(question, file=self._process.stdin, flush=True)
             except BrokenPipeError:
                 return Sample([])
             answer = self._answer()

@@ -276,12 +276,13 @@ def transpose(block: Block, num_rows: int) -> Block:
     )
 
 
-def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor) -> None:
-    """out[n, h] = the inner product of head h's channels in a[n] and b[n].
+def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | None = None) -> None:
+    """out[n, h] = the inner product of head h's channels in a[n] and b[n] - minus.
 
     Args:
         a_NK, b_NK: `[n, heads * channels]`, a head's channels side by side.
         out_NH: `[n, heads]`, overwritten.
+        minus_K: `[heads * channels]` in the type of sums; 0 without.
     """
     checks.real("a", a_NK)
     heads = out_NH.shape[-1]
@@ -292,7 +293,9 @@ def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor) -> None:
         checks.matrix(name, tensor, like=a_NK, rows=num_rows, width=width)
     dtype = checks.sum_type(a_NK.dtype)
     checks.matrix("out", out_NH, like=a_NK, rows=num_rows, width=heads, dtype=dtype)
-    backend(a_NK.device).head_dots(a_NK, b_NK, out_NH)
+    if minus_K is not None:
+        checks.vector("minus", minus_K, dtype, a_NK.device, width)
+    backend(a_NK.device).head_dots(a_NK, b_NK, out_NH, minus_K)
 
 
 def dropout_nodes(

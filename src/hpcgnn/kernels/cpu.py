@@ -93,11 +93,12 @@ def spmm_max_backward(
     )
 
 
-def head_dots(a: Tensor, b: Tensor, out: Tensor) -> None:
+def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
     function("head_dots")(
         is_double(a),
         matrix(a),
         matrix(b),
+        pointer(minus),
         matrix(out),
         c_int64(a.shape[0]),
         c_int64(out.shape[1]),

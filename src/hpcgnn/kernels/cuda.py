@@ -92,10 +92,10 @@ def _rows(kernel: str, x: Tensor, rows: Tensor, out: Tensor) -> None:
     )
 
 
-def head_dots(a: Tensor, b: Tensor, out: Tensor) -> None:
+def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
     for low in range(0, len(a), _SLAB):
         rows = slice(low, low + _SLAB)
-        product_RK = a[rows].to(out.dtype) * b[rows]
+        product_RK = a[rows].to(out.dtype) * (b[rows] if minus is None else b[rows] - minus)
         out[rows] = product_RK.view(len(product_RK), out.shape[1], -1).sum(-1)
 
 

@@ -19,23 +19,26 @@ class Dropout(torch.nn.Module):
     Args:
         p: probability in [0, 1).
         layer: tells masks of one model apart.
-        relu: apply ReLU first, in the same pass and in place (`x` is overwritten).
+        relu: apply ReLU first, in the same pass.
+        in_place: with `relu`, overwrite `x`, which nothing before may have kept.
     """
 
-    def __init__(self, p: float, layer: int, relu: bool = False) -> None:
+    def __init__(self, p: float, layer: int, relu: bool = False, *, in_place: bool = False) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability must be in [0, 1), found {p!r}")
-        self.p, self.layer, self.relu = p, layer, relu
+        self.p, self.layer, self.relu, self.in_place = p, layer, relu, in_place
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         p = self.p if self.training else 0.0
         if p == 0:
-            return torch.relu_(x_NF) if self.relu else x_NF
-        function = _ReluDropout if self.relu else _Dropout
-        result: Tensor = function.apply(
-            x_NF, graph.node_ids, (p, graph.seed, graph.epoch, self.layer)
-        )
+            relu = torch.relu_ if self.in_place else torch.relu
+            return relu(x_NF) if self.relu else x_NF
+        key = p, graph.seed, graph.epoch, self.layer
+        if self.relu:
+            result: Tensor = _ReluDropout.apply(x_NF, graph.node_ids, key, self.in_place)
+        else:
+            result = _Dropout.apply(x_NF, graph.node_ids, key)
         return result
 
     def extra_repr(self) -> str:
@@ -64,18 +67,22 @@ class _ReluDropout(torch.autograd.Function):
     """Keeps only its output: an entry is positive iff it passed the ReLU and was kept."""
 
     @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Tensor:
+    def forward(
+        ctx: Any, x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int], in_place: bool
+    ) -> Tensor:
         p, seed, epoch, layer = key
+        y_NF = x_NF if in_place else torch.empty_like(x_NF)
         kernels.dropout_nodes(
-            x_NF, x_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer, relu=True
+            x_NF, y_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer, relu=True
         )
-        ctx.mark_dirty(x_NF)
+        if in_place:
+            ctx.mark_dirty(x_NF)
         ctx.ids_N, ctx.key = ids_N, key
-        ctx.save_for_backward(x_NF)
-        return x_NF
+        ctx.save_for_backward(y_NF)
+        return y_NF
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (y_NF,) = ctx.saved_tensors
         p, seed, epoch, layer = ctx.key
         grad_NF = torch.empty_like(y_NF)
@@ -83,7 +90,7 @@ class _ReluDropout(torch.autograd.Function):
             grads[0].contiguous(), grad_NF, ctx.ids_N,
             p=p, seed=seed, epoch=epoch, layer=layer, y_NF=y_NF,
         )  # fmt: skip
-        return grad_NF, None, None
+        return grad_NF, None, None, None
 
 
 def constant_dropout(

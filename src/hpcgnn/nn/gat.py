@@ -20,6 +20,8 @@ class GATConv(torch.nn.Module):
         layer: tells the dropout masks of one model apart.
     """
 
+    keeps_output = True  # for backward: nothing may overwrite it
+
     def __init__(
         self,
         in_channels: int,
@@ -65,11 +67,13 @@ class GATConv(torch.nn.Module):
             self_loops=self.add_self_loops,
         )
         out_NK = attention(
-            graph, x_NF, self.lin.weight, self.att_src[0], self.att_dst[0], self._edge(), settings
-        )
-        if not self.concat:
-            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
+            graph, x_NF, self.lin.weight, self.att_src[0], self.att_dst[0], self._edge(),
+            self.bias if self.concat else None, settings,
+        )  # fmt: skip
+        if self.concat:
+            return out_NK
+        out_NC = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+        return out_NC if self.bias is None else out_NC + self.bias.to(out_NC.dtype)
 
     def _edge(self) -> Tensor | None:
         """Scores of edge features are linear in them: one vector per head, `[H, D]`."""

@@ -20,6 +20,8 @@ class GATv2Conv(torch.nn.Module):
         layer: tells the dropout masks of one model apart.
     """
 
+    keeps_output = True  # for backward: nothing may overwrite it
+
     def __init__(
         self,
         in_channels: int,
@@ -65,10 +67,12 @@ class GATv2Conv(torch.nn.Module):
         left_NK = self.lin_l(x_NF)
         right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x_NF)
         edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
-        out_NK = attention2(graph, left_NK, right_NK, self.att[0], edge_DK, settings)
-        if not self.concat:
-            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
+        bias_K = self.bias if self.concat else None
+        out_NK = attention2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
+        if self.concat:
+            return out_NK
+        out_NC = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+        return out_NC if self.bias is None else out_NC + self.bias.to(out_NC.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"

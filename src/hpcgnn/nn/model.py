@@ -60,9 +60,14 @@ class Stack(torch.nn.Module):
         self.norms = torch.nn.ModuleList(
             NORMS[norm](hidden) for _ in range(num_hidden if norm != "none" else 0)
         )
+        fresh = norm != "none" or residual  # so that no layer keeps what the ReLU reads
         self.dropouts = torch.nn.ModuleList(
-            Dropout(dropout, layer=i + 1, relu=activation == "relu") for i in range(num_hidden)
-        )
+            Dropout(
+                dropout, layer=i + 1, relu=activation == "relu",
+                in_place=fresh or not getattr(self.convs[i], "keeps_output", False),
+            )
+            for i in range(num_hidden)
+        )  # fmt: skip
         head_in = hidden * num_hidden if jumping == "cat" else hidden
         self.head = Linear(head_in, out_channels) if head == "linear" else None
 

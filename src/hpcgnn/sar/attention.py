@@ -31,6 +31,7 @@ from hpcgnn.sar.project import (
 )
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import RowLayout, product_type, readable
+from hpcgnn.sar.softmax import bias_gradient, normalised
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,17 @@ def attention(
     source_HC: Tensor,
     target_HC: Tensor,
     edge_HD: Tensor | None,
+    bias_K: Tensor | None,
     settings: AttentionSettings,
 ) -> Tensor:
-    """Attention output `[n, H * C]`; nodes without in-edges get 0; collective.
+    """Attention output plus bias, `[n, H * C]`; nodes without in-edges get the bias; collective.
 
     Args:
         edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
     """
     dense = x if isinstance(x, Tensor) else None
     result: Tensor = _Attention.apply(
-        dense, weight_KF, source_HC, target_HC, edge_HD, x, graph, settings
+        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings
     )
     return result
 
@@ -74,6 +76,7 @@ class _Attention(torch.autograd.Function):
         source_HC: Tensor,
         target_HC: Tensor,
         edge_HD: Tensor | None,
+        bias_K: Tensor | None,
         x: NodeFeatures,
         graph: PartitionedGraph,
         settings: AttentionSettings,
@@ -84,25 +87,26 @@ class _Attention(torch.autograd.Function):
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
             run = _Forward(graph, settings, ctx.short, z_NK, s_NH, t_NH, edge_HD)
             run.go()
-            out_NK, lse_NH = run.finish()
+            out_NK, lse_NH = normalised(run.top_NH, run.total_NH, run.out_NK, bias_K)
+            out_NK = out_NK.to(z_NK.dtype)
         ctx.x = None if isinstance(x, Tensor) else x
         ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
         ctx.epoch = graph.epoch
         ctx.save_for_backward(
-            dense, weight_KF, source_HC, target_HC, edge_HD, s_NH, t_NH, out_NK, lse_NH
+            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH
         )
         return out_NK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dense, weight_KF, source_HC, target_HC, edge_HD, s_NH, t_NH, out_NK, lse_NH = (
+        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH = (
             ctx.saved_tensors
         )
         x: NodeFeatures = dense if ctx.x is None else ctx.x
         g_NK = grads[0].contiguous()
         run = _Backward(
             ctx.graph, ctx.settings, ctx.short, ctx.epoch,
-            g_NK, head_products(g_NK, out_NK, s_NH.shape[1]),
+            g_NK, head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
             product(x, weight_KF, ctx.short), s_NH, t_NH, lse_NH, edge_HD,
         )  # fmt: skip
         if ctx.kept is None:
@@ -117,7 +121,10 @@ class _Attention(torch.autograd.Function):
         if dense is not None and ctx.needs_input_grad[0]:
             grad_x = product(grad_z, weight_KF.t(), ctx.short).to(dense.dtype)
         grad_weight = weight_gradient(x, grad_z, ctx.short)
-        return grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD, None, None, None
+        return (
+            grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD,
+            bias_gradient(g_NK, bias_K), None, None, None,
+        )  # fmt: skip
 
 
 def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,16 +187,6 @@ class _Forward:
             block, z_HK, s_HH, self.t_NH, self.top_NH, self.total_NH, self.out_NK,
             slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD, rows=rows,
         )  # fmt: skip
-
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Normalised output and log-sum-exp of each node and head."""
-        total_NH = torch.where(self.total_NH > 0, self.total_NH, 1.0)
-        heads = total_NH.shape[1]
-        self.out_NK.view(len(total_NH), heads, self.out_NK.shape[1] // heads).div_(
-            total_NH[:, :, None]
-        )
-        top_NH = torch.where(self.total_NH > 0, self.top_NH, 0.0)
-        return self.out_NK.to(self.z_NK.dtype), top_NH + total_NH.log()
 
 
 class _Backward:

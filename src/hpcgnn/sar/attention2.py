@@ -23,6 +23,7 @@ from hpcgnn.sar.loops import local_blocks
 from hpcgnn.sar.project import head_products
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import readable, wire_type
+from hpcgnn.sar.softmax import bias_gradient, normalised
 
 
 def attention2(
@@ -31,14 +32,17 @@ def attention2(
     right_NK: Tensor,
     att_HC: Tensor,
     edge_DK: Tensor | None,
+    bias_K: Tensor | None,
     settings: AttentionSettings,
 ) -> Tensor:
-    """Attention output `[n, H * C]` from `zl` and `zr`; 0 without in-edges; collective.
+    """Attention output plus bias, `[n, H * C]`, from `zl` and `zr`; collective.
+
+    Nodes without in-edges get the bias.
 
     Args:
         edge_DK: the matrix M that edge features of width D are multiplied with; None without.
     """
-    result: Tensor = _Attention2.apply(left_NK, right_NK, att_HC, edge_DK, graph, settings)
+    result: Tensor = _Attention2.apply(left_NK, right_NK, att_HC, edge_DK, bias_K, graph, settings)
     return result
 
 
@@ -50,6 +54,7 @@ class _Attention2(torch.autograd.Function):
         right_NK: Tensor,
         att_HC: Tensor,
         edge_DK: Tensor | None,
+        bias_K: Tensor | None,
         graph: PartitionedGraph,
         settings: AttentionSettings,
     ) -> Tensor:
@@ -85,22 +90,19 @@ class _Attention2(torch.autograd.Function):
             for rows in work(block, edges.num_parts):
                 add(block, rows_HK, rows)
                 exchange.progress()
-        total_NH = torch.where(total_NH > 0, total_NH, 1.0)
-        top_NH = torch.where(top_NH > -torch.inf, top_NH, 0.0)
-        out_NK.view(len(out_NK), heads, out_NK.shape[1] // heads).div_(total_NH[:, :, None])
+        out_NK, lse_NH = normalised(top_NH, total_NH, out_NK, bias_K)
         out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings, ctx.epoch, ctx.kept = graph, settings, graph.epoch, kept
-        lse_NH = top_NH + total_NH.log()
-        ctx.save_for_backward(left_NK, right_NK, att_HC, edge_DK, out_NK, lse_NH)
+        ctx.save_for_backward(left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH)
         return out_NK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        left_NK, right_NK, att_HC, edge_DK, out_NK, lse_NH = ctx.saved_tensors
+        left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         settings, edges = ctx.settings, graph.in_edges
         g_NK = grads[0].contiguous()
-        d_NH = head_products(g_NK, out_NK, att_HC.shape[0])
+        d_NH = head_products(g_NK, out_NK, att_HC.shape[0], bias_K)
         dtype = sum_type(left_NK.dtype)
         grad_left = torch.zeros_like(left_NK, dtype=dtype)
         grad_right = torch.zeros_like(right_NK, dtype=dtype)
@@ -138,4 +140,5 @@ class _Attention2(torch.autograd.Function):
                 differentiate(blocks[arrival.index], readable(arrival.rows_HF), grad_HK)
                 arrival.reply(grad_HK)
         grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
-        return grad_left, grad_right, grad_att, grad_edge, None, None
+        grad_bias = bias_gradient(g_NK, bias_K)
+        return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None

@@ -108,7 +108,10 @@ def estimate(shape: Shape, config: Config) -> Memory:
     edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
     pairs = PAIR_BYTES * shape.edges if config.model == "rgcn" else 0
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
-    kept = KEPT[config.model] + (config.norm != "none") + (config.activation == "elu")
+    kept = KEPT[config.model] + (config.norm != "none")
+    # What ELU reads is kept, and in attention layers once for both.
+    shared = config.model in ("gat", "gatv2") and config.norm == "none" and not config.residual
+    kept += config.activation == "elu" and not shared
     count = config.layers - (config.head == "conv")
     activations = 4 * n * hidden * kept * count
     if config.jumping == "cat":
