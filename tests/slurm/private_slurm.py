@@ -42,7 +42,10 @@ ReturnToService=0
 KillWait=10
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
-PartitionName=main Nodes=ALL Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -69,6 +72,8 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
 
 class PrivateSlurm:
     """A running private Slurm with the nodes n1 and n2 of 4 CPUs each.
+
+    Jobs of the partition `urgent` put those of `main`, the default, back into the queue.
 
     `folder` must have a short path: it holds a Unix socket. `environment` is added to every job's.
     """
@@ -179,4 +184,4 @@ class PrivateSlurm:
 
     def node_states(self) -> list[str]:
         """States of n1 and n2, such as idle, allocated, down*."""
-        return self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+        return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()

@@ -1,4 +1,4 @@
-"""jobs/train.sbatch: time limits, lost nodes and scancel, each compared with an undisturbed run."""
+"""jobs/train.sbatch: time limits, preemption, lost nodes and scancel, beside an undisturbed run."""
 
 from __future__ import annotations
 
@@ -84,6 +84,13 @@ def _processes(word: str) -> Iterator[tuple[int, str]]:
             yield int(path.parent.name), line
 
 
+def _ranks(run_dir: Path) -> list[int]:
+    """The two ranks that train into `run_dir`."""
+    found = [pid for pid, line in _processes(str(run_dir)) if line.startswith("python -m hpcgnn")]
+    assert len(found) == 2
+    return found
+
+
 def _kill(processes: list[int], number: int) -> None:
     for process in processes:
         os.kill(process, number)
@@ -123,8 +130,7 @@ def test_time_limit(
     job = slurm.submit(*limit, TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
     wait_for(lambda: len(_epochs(run_dir)) > 5, 55, "5 epochs")
     # Slurm looks at time limits every 30 s: held still, training can't end before.
-    ranks = [pid for pid, line in _processes(str(run_dir)) if line.startswith("python -m hpcgnn")]
-    assert len(ranks) == 2
+    ranks = _ranks(run_dir)
     _kill(ranks, signal.SIGSTOP)
     try:
         _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
@@ -137,6 +143,30 @@ def test_time_limit(
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     slurm.release(job)
     slurm.wait(job, "COMPLETED", 60)
+    _assert_same(run_dir, tmp_path / "undisturbed", epochs)
+
+
+def test_preemption(
+    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """A job of higher priority takes the nodes: checkpoint, requeue by Slurm, finish."""
+    parts, epochs, run_dir = partition(2), 40, tmp_path / "run"
+    common = [parts, *OPTIONS, "--epochs", epochs]
+    job = slurm.submit("--ntasks=2", TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
+    wait_for(lambda: len(_epochs(run_dir)) > 5, 55, "5 epochs")
+    _kill(_ranks(run_dir), signal.SIGSTOP)  # until Slurm's SIGCONT, which comes before its SIGTERM
+    urgent = slurm.submit(
+        "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 3", cwd=tmp_path
+    )
+    slurm.wait(job, "PENDING", 30)
+    stopped = len(_epochs(run_dir))
+    assert re.search(r"stopping after epoch \d+: SIGTERM", slurm.log(job))
+    assert (run_dir / "checkpoints" / f"epoch-{stopped:06d}.h5").exists() and 5 < stopped < epochs
+    slurm.wait(urgent, "COMPLETED", 60)
+    slurm.release(job)
+    slurm.wait(job, "COMPLETED", 60)
+    assert slurm.field(job, "Restarts") == "1"
+    _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
     _assert_same(run_dir, tmp_path / "undisturbed", epochs)
 
 
