@@ -1,12 +1,21 @@
 """The verb bench prints every implementation it finds, ours at ratio 1."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hpcgnn.bench.case import Case
+from hpcgnn.bench.timing import Sample, compare
+from hpcgnn.bench.worker import Worker
+
+JOB = Path(__file__).parents[2] / "jobs" / "bench.sbatch"
+SIZES = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4", "--repeat=1"]
 
 
 def test_kernels(mpirun):
-    sizes = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4"]
-    sizes += ["--repeat=1"]
-    done = mpirun(0, "bench", "kernels", *sizes, "--json")
+    done = mpirun(0, "bench", "kernels", *SIZES, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     ours = [row for row in rows if row["implementation"] == "hpcgnn"]
@@ -19,10 +28,32 @@ def test_kernels(mpirun):
         2000 * (8 * 4 + 4 * 2 * 4 + 4) + 300 * 8 * 4 * 3,
     ]
     assert all(row["share"] > 0 for row in kernels)
-    assert {"torch.sparse", "PyG GATConv"} <= {row["implementation"] for row in rows}
+    found = {row["implementation"] for row in rows}
+    assert {"torch.sparse", "PyG GATConv", "hpcgnn, mode sa"} <= found
 
 
 def test_sizes_are_checked(mpirun):
     done = mpirun(0, "bench", "kernels", "--nodes", "0")
     assert done.returncode == 2
     assert done.stderr.strip() == "hpcgnn: error: --nodes must be at least 1 (found 0)"
+
+
+def test_the_job_runs_without_slurm_on_one_rank():
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
+    kept |= {"HPCGNN_HOME": str(JOB.parents[1]), "HPCGNN_VENV": sys.prefix, "HPCGNN_RANKS": "2"}
+    command = ["bash", JOB, "kernels", *SIZES]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "hpcgnn, mode sa" in done.stdout
+
+
+def test_a_peer_that_runs_out_of_memory_is_left_behind():
+    worker = Worker("torch.sparse", Case(300, 2000, 8, 2, 4))
+    operation = worker.operations[0]
+    time_it = worker.timer(operation)
+    assert len(time_it(3).seconds) == 3
+    worker.close()  # as the kernel kills what takes too much
+    timers = {"hpcgnn": lambda repeat: Sample([1.0] * repeat), "theirs": time_it}
+    ours, theirs = compare(operation, timers, 2, "hpcgnn", in_turns=True)
+    assert (ours.seconds, ours.ratio) == (1.0, 1.0)
+    assert theirs.seconds is None and theirs.ratio is None

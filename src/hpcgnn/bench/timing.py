@@ -20,7 +20,8 @@ class Sample:
     peak_bytes: int | None = None  # None on a CPU
 
 
-Timer = Callable[[int, bool], Sample]  # repetitions, and whether to run once before
+_TURNS = 3
+Timer = Callable[[int], Sample]  # so many repetitions after one that isn't counted
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,21 @@ class Row:
 def compare(
     operation: str, timers: dict[str, Timer], repeat: int, ours: str, *, in_turns: bool
 ) -> list[Row]:
-    """Medians of `repeat` repetitions after one warm-up, and ratios to `ours`.
+    """Medians, and ratios to `ours`: `repeat` repetitions in succession, thrice if in turns.
 
-    Taking turns lets all of them see the same drift of the machine's speed; on a GPU, which doesn't
-    drift, each keeps its memory from one repetition to the next instead.
+    Taking turns lets all of them see the same drift of the machine's speed; a GPU doesn't drift.
     """
-    samples = {name: time_it(0 if in_turns else repeat, True) for name, time_it in timers.items()}
-    fit = {name: sample.seconds for name, sample in samples.items() if sample.seconds}
-    if in_turns:
-        fit = {name: [] for name in fit}
-        for _ in range(repeat):
-            for name, seconds in fit.items():
-                seconds += timers[name](1, False).seconds
-    medians = {name: statistics.median(seconds) for name, seconds in fit.items() if seconds}
+    turns = _TURNS if in_turns else 1
+    samples: dict[str, list[Sample]] = {name: [] for name in timers}
+    for _ in range(turns):
+        for name, time_it in timers.items():
+            if all(sample.seconds for sample in samples[name]):
+                samples[name].append(time_it(repeat))
+    medians = {
+        name: statistics.median(second for sample in taken for second in sample.seconds)
+        for name, taken in samples.items()
+        if taken[-1].seconds
+    }
     if ours not in medians:
         raise InputError("bench: memory was not enough for this size", value=operation)
     return [
@@ -67,18 +70,18 @@ def compare(
             name,
             medians.get(name),
             medians[name] / medians[ours] if name in medians else None,
-            peak_bytes=sample.peak_bytes,
+            peak_bytes=taken[-1].peak_bytes,
         )
-        for name, sample in samples.items()
+        for name, taken in samples.items()
     ]
 
 
 def local(run: Callable[[], object]) -> Timer:
     """A timer of something in this process."""
 
-    def time_it(repeat: int, warm_up: bool) -> Sample:
+    def time_it(repeat: int) -> Sample:
         try:
-            return _timed(run, repeat, warm_up)
+            return _timed(run, repeat)
         except torch.OutOfMemoryError:
             return Sample([])
         except RuntimeError as error:
@@ -89,17 +92,14 @@ def local(run: Callable[[], object]) -> Timer:
     return time_it
 
 
-def _timed(run: Callable[[], object], repeat: int, warm_up: bool) -> Sample:
-    """The warm-up's time comes first where it is all that is asked for."""
+def _timed(run: Callable[[], object], repeat: int) -> Sample:
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     before = 0
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    seconds = [_seconds(run) for _ in range(warm_up + repeat)]
-    if warm_up and repeat:
-        del seconds[0]
+    seconds = [_seconds(run) for _ in range(1 + repeat)][1:]
     peak = None
     if on_gpu:
         peak = torch.cuda.max_memory_allocated() - before

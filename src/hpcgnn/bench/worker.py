@@ -1,7 +1,7 @@
 """A peer in a process of its own, with the memory settings it has by itself.
 
 `python -m hpcgnn.bench.worker NAME CASE` (CASE: the fields as JSON) prints the operations that the
-peer offers as a JSON list, then answers each line `[operation, repeat, warm_up]` with a sample.
+peer offers as a JSON list, then answers each line `[operation, repeat]` with a sample.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Worker:
         return self._operations
 
     def timer(self, operation: str) -> Timer:
-        def time_it(repeat: int, warm_up: bool) -> Sample:
+        def time_it(repeat: int) -> Sample:
             assert self._process.stdin is not None
-            question = json.dumps([operation, repeat, warm_up])
+            question = json.dumps([operation, repeat])
             try:
                 print(question, file=self._process.stdin, flush=True)
             except BrokenPipeError:
@@ -81,8 +81,8 @@ def main(name: str, text: str) -> int:
         timers = {}
     print(json.dumps(list(timers)), file=answers, flush=True)
     for line in sys.stdin:
-        operation, repeat, warm_up = json.loads(line)
-        print(json.dumps(asdict(timers[operation](repeat, warm_up))), file=answers, flush=True)
+        operation, repeat = json.loads(line)
+        print(json.dumps(asdict(timers[operation](repeat))), file=answers, flush=True)
     return 0
 
 

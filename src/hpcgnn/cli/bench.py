@@ -22,7 +22,7 @@ _SIZES = {
     "width": (128, "width of the sums"),
     "heads": (4, "attention heads"),
     "channels": (32, "channels of a head"),
-    "repeat": (5, "repetitions; medians are shown"),
+    "repeat": (5, "repetitions in each of the turns that implementations take; medians are shown"),
     "threads": (1, "threads"),
 }
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         return 0
     print(
         f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), {args.device}, "
-        f"median of {args.repeat}"
+        f"medians of {3 if args.device == 'cpu' else 1} x {args.repeat}"
     )
     for row in rows:
         print(_line(row))
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 
 def _line(row: Row) -> str:
-    text = f"{row.operation:44s} {row.implementation:14s}"
+    text = f"{row.operation:48s} {row.implementation:16s}"
     if row.seconds is None:
         return f"{text} out of memory"
     text += f" {1e3 * row.seconds:9.1f} ms"

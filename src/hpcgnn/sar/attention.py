@@ -6,7 +6,7 @@ with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward stre
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
 compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
-z is computed again in backward and never kept.
+In mode `sar` z is computed again in backward and never kept.
 """
 
 from __future__ import annotations
@@ -93,22 +93,27 @@ class _Attention(torch.autograd.Function):
         ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
         ctx.epoch = graph.epoch
         ctx.save_for_backward(
-            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH
-        )
+            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
+            None if run.kept is None else z_NK,
+        )  # fmt: skip
         return out_NK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH = (
-            ctx.saved_tensors
-        )
+        (
+            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
+            z_NK,
+        ) = ctx.saved_tensors  # fmt: skip
         x: NodeFeatures = dense if ctx.x is None else ctx.x
+        if z_NK is None:
+            z_NK = product(x, weight_KF, ctx.short)
         g_NK = grads[0].contiguous()
         run = _Backward(
             ctx.graph, ctx.settings, ctx.short, ctx.epoch,
             g_NK, head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
-            product(x, weight_KF, ctx.short), s_NH, t_NH, lse_NH, edge_HD,
+            z_NK, s_NH, t_NH, lse_NH, edge_HD,
         )  # fmt: skip
+        del z_NK
         if ctx.kept is None:
             run.at_sources()
         else:
