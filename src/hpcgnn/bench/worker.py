@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, name: str, case: Case) -> None:
         self._operations: list[str] | None = None
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, name, json.dumps(asdict(case))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -43,10 +43,10 @@ class Worker:
 
     def timer(self, operation: str) -> Timer:
         def time_it(repeat: int) -> Sample:
-            assert self._process.stdin is not None
+            assert self.process.stdin is not None
             question = json.dumps([operation, repeat])
             try:
-                print(question, file=self._process.stdin, flush=True)
+                print(question, file=self.process.stdin, flush=True)
             except BrokenPipeError:
                 return Sample([])
             answer = self._answer()
@@ -55,13 +55,13 @@ class Worker:
         return time_it
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         return json.loads(line) if line else None
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
 
 def main(name: str, text: str) -> int:
