@@ -102,8 +102,11 @@ def test_permissions_follow_the_umask(tmp_path):
 HOLDER = """
 import signal, sys
 import numpy as np
+from pathlib import Path
 from hpcgnn.storage import atomic
-with atomic.create(sys.argv[1]) as output:
+path = Path(sys.argv[1])
+with atomic.claim_folder(path) as folder, atomic.create(path) as output:
+    (folder / "records").write_text("spooled")
     output.dataset("x", np.dtype("f4"), (10,))[...] = 1
     output.h5.flush()
     print("written", flush=True)
@@ -139,12 +142,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, holder):
     ]
     for name in others:
         (tmp_path / name).write_text("of somebody else")
-    (left,) = tmp_path.glob(".g.h5.????????.tmp")
+    file, folder = sorted(tmp_path.glob(".g.h5.????????.tmp"), key=Path.is_dir)
+    assert folder.is_dir() and not file.is_dir()
     write_once(tmp_path / "g.h5")
-    assert left.exists(), "its writer lives"
+    assert file.exists() and (folder / "records").exists(), "their writer lives"
     holder.kill()
     holder.wait()
-    assert left.exists()
+    assert file.exists() and folder.exists()
     write_once(tmp_path / "g.h5")
     assert names(tmp_path) == sorted([*others, "g.h5"])
 

@@ -4,8 +4,8 @@ A file is written under a temporary name in the same folder, flushed to the disk
 HDF5 library crashes when it can't flush at close (disk full), so it writes through a Python object
 that remembers the first failure and keeps later writes in memory until the file is closed.
 
-A process that is killed leaves its temporary file behind. The next one that writes to the same
-target removes it: a living writer holds a lock on its file.
+A process that is killed leaves its temporary files and folders behind. The next one that writes to
+the same target removes them: a living writer holds locks on its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -112,12 +113,8 @@ def claim(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: no file can be made there.
     """
-    if not path.parent.is_dir():
-        raise OutputError("no such folder: create it first", file=path.parent)
-    if path.is_dir():
-        raise OutputError("is a folder; a file name is needed", file=path)
-    remove_abandoned(path.parent, path.name)
-    temporary, descriptor = _locked(path)
+    _prepare(path)
+    temporary, descriptor = _locked(path, _new_file)
     try:
         yield temporary
     finally:
@@ -125,11 +122,40 @@ def claim(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> tuple[Path, int]:
+@contextmanager
+def claim_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside `path`, locked and removed with all it holds as in `claim`."""
+    _prepare(path)
+    temporary, descriptor = _locked(path, _new_folder)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _prepare(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise OutputError("no such folder: create it first", file=path.parent)
+    if path.is_dir():
+        raise OutputError("is a folder; a file name is needed", file=path)
+    remove_abandoned(path.parent, path.name)
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir(mode=0o700)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
         try:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            descriptor = make(temporary)
         except OSError as error:
             raise write_error(path, error) from None
         # Shared, as HDF5's own lock of whoever reads the file as soon as it has its name.
@@ -141,17 +167,19 @@ def _locked(path: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files that no living process holds; those of the target `name` only.
+    """Remove temporary files and folders that no living process holds; those of `name` only.
 
     Where the file system has no locks, nothing is removed.
     """
     target = "?*" if name is None else escape(name[:_NAME])
     for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError):
-            descriptor = os.open(temporary, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            is_folder = temporary.is_dir() and not temporary.is_symlink()
+            kind = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_NONBLOCK
+            descriptor = os.open(temporary, kind | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                temporary.unlink()
+                shutil.rmtree(temporary) if is_folder else temporary.unlink()
             finally:
                 os.close(descriptor)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
@@ -13,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.storage.atomic import claim_folder
 from hpcgnn.storage.importers.source import PIECE_BYTES
 
 _MAX_BUCKETS = 256
@@ -22,6 +21,8 @@ _SAMPLES = 64
 class Scratch:
     """A temporary folder beside `out`, removed on leaving the with-block, errors included.
 
+    What killed processes left for the same `out` is removed first.
+
     Args:
         limit: bytes of records that are held and sorted in memory at a time.
     """
@@ -29,16 +30,10 @@ class Scratch:
     def __init__(self, out: Path, limit: int) -> None:
         self.limit = limit
         self._made = 0
-        if not out.parent.is_dir():
-            raise OutputError("no such folder: create it first", file=out.parent)
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", dir=out.parent))
-        except OSError as error:
-            raise OutputError(
-                f"can't make a temporary folder here: {error.strerror}", file=out.parent
-            ) from None
+        self._claim = claim_folder(out)
 
     def __enter__(self) -> Scratch:
+        self.folder = self._claim.__enter__()
         return self
 
     def __exit__(
@@ -47,7 +42,7 @@ class Scratch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._claim.__exit__(kind, error, trace)
 
     def records(self, dtype: np.dtype, buffer: int | None = None) -> Records:
         """An empty list of records, kept in memory up to `buffer` bytes."""
