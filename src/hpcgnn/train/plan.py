@@ -118,8 +118,9 @@ def estimate(shape: Shape, config: Config) -> Memory:
         activations += 4 * n * hidden * count
     if config.model in ("appnp", "dagnn"):
         activations += 4 * n * outputs * config.power
-    if config.mode == "sa" and config.model in ("gat", "gatv2"):
-        activations += 4 * halo * hidden * config.layers
+    if config.mode != "sar" and config.model in ("gat", "gatv2"):
+        rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
+        activations += 4 * rows * sum(layer.sent for layer in layers(shape, config))
     if not _first_cached(shape, config) and shape.stored is None:
         activations += 4 * n * width
     backward = int(4 * n * (2.5 * hidden + 2 * outputs))
