@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.messages import edge_features
 from tests.graphs import Whole, collect, distribute, local, random_graph
@@ -139,19 +140,84 @@ def test_gradients(comm, kind, num_nodes, num_edges):
             torch.testing.assert_close(rows, grad[order])
 
 
-def test_dropout_inside_messages_is_the_same_in_backward(comm):
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+@pytest.mark.parametrize("nodes", [9, 700])  # with 700, several messages per pair of ranks
+def test_dropout_inside_messages_is_the_same_in_backward(comm, mode, nodes):
     """A mask drawn in `message` must be drawn again: the gradient is then the mask itself."""
 
     class Masked(MessagePassing):
         def message(self, x_src, x_dst, edge):
             return torch.nn.functional.dropout(x_src, 0.5)
 
-    whole = random_graph(9, 40)
+    whole = random_graph(nodes, 5 * nodes)
     graph = distribute(whole, comm, halo_buffer=4096)
-    x = local(graph, torch.rand(9, 5) + 1).requires_grad_()
+    graph.mode = mode
+    x = local(graph, torch.rand(nodes, 5) + 1).requires_grad_()
     y = Masked("sum", piece=5)(graph, x)
     y.sum().backward()
     total = comm.allreduce(float(y.detach().double().sum()))
     through = comm.allreduce(float((x.grad * x.detach()).double().sum()))
     assert total == pytest.approx(through, rel=1e-5)
     assert total > 0
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+@pytest.mark.parametrize("aggr", ["max", "min"])
+def test_every_maximum_is_found_again_in_backward(comm, mode, aggr):
+    """The bias inside a maximum of products gets 1 from every node with in-edges."""
+
+    class Product(MessagePassing):
+        def __init__(self):
+            super().__init__(aggr)
+            torch.manual_seed(0)
+            self.linear = torch.nn.Linear(2 * 67, 37)
+
+        def message(self, x_src, x_dst, edge):
+            return self.linear(torch.cat([x_src, x_dst], dim=1))
+
+    whole = random_graph(700, 20_000, width=67)
+    graph = distribute(whole, comm, halo_buffer=1 << 14)
+    graph.mode = mode
+    layer = Product()
+    layer(graph, graph.features).sum().backward()
+    bias = layer.linear.bias.grad.numpy().astype(float)
+    reached = len(set(whole.target.tolist()))
+    for column in bias:
+        assert comm.allreduce(float(column)) == pytest.approx(reached, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "logit"), [((5,), ()), ((1, 5), (1,)), ((2, 3), (2,)), ((2, 3), (2, 1))]
+)
+def test_logits_per_edge_head_and_entry(comm, value, logit):
+    """A smaller logit counts for all entries of its edge or head."""
+
+    class Weighted(MessagePassing):
+        def __init__(self, full):
+            super().__init__("softmax", piece=7)
+            self.full = full
+
+        def message(self, x_src, x_dst, edge):
+            rows = len(x_src)
+            values = x_src[:, : torch.Size(value).numel()].reshape(rows, *value)
+            logits = x_src[:, : torch.Size(logit).numel()].reshape(rows, *logit)
+            if self.full:
+                spread = logits.reshape(*logits.shape, *[1] * (values.dim() - logits.dim()))
+                logits = spread.expand_as(values)
+            return values, logits
+
+    graph = distribute(random_graph(60, 300, width=6), comm, halo_buffer=4096)
+    small, full = (Weighted(full)(graph, graph.features) for full in (False, True))
+    assert small.isfinite().all() and torch.equal(small, full)
+
+
+def test_logits_of_another_shape_are_refused(comm):
+    class Wrong(MessagePassing):
+        def message(self, x_src, x_dst, edge):
+            return x_src, x_src[:, :3]
+
+    graph = distribute(random_graph(60, 300), comm)
+    if not any(block.num_edges for block in graph.in_edges.blocks):
+        return  # nothing is computed on an empty rank
+    with pytest.raises(InputError, match=r"logits' shape .*\[\d+, 3\] and \[\d+, 5\]"):
+        Wrong("softmax")(graph, graph.features)

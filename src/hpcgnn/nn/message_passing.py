@@ -15,7 +15,8 @@ class MessagePassing(torch.nn.Module):
     """Base of layers that compute a message per edge and reduce messages per node.
 
     Write `message(x_src, x_dst, edge)` with torch operations: rows are edges. It returns `[e, M]`,
-    or `(value, logit)` where `softmax` is among the reductions. Blocks of remote nodes are streamed
+    or `(value, logit)` where `softmax` is among the reductions: a logit per edge, per head, or per
+    entry of `value`, whose first dimensions it must have. Blocks of remote nodes are streamed
     and freed; in backward messages are computed again. Parameters used in `message` get their
     gradients without being declared. What differs from edge to edge must come as an argument.
 

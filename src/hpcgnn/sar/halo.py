@@ -24,6 +24,7 @@ def stream(
     where: str,
     reply_width: int = 0,
     on_reply: Callable[[Tensor, Tensor], None] | None = None,
+    cut_for: int = 0,
 ) -> tuple[Exchange, Sequence[Block]]:
     """Start sending every halo row of `edges`; collective.
 
@@ -31,15 +32,17 @@ def stream(
         pack: `pack(rows, out)` writes `[len(rows), width]` for local rows (int32).
         reply_width: numbers per row that come back from the reader; 0 for none.
         on_reply: `on_reply(rows, reply)` takes `[len(rows), reply_width]` for the rows sent.
+        cut_for: cut messages as a stream with this `reply_width` does, so that its blocks are the
+            same ones.
 
     Returns:
         The exchange to iterate, and the block that each arrival completes.
     """
-    at_once = graph.mode == "oneshot"
+    at_once, returned = graph.mode == "oneshot", max(reply_width, cut_for)
     if at_once:
-        most = LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
+        most = LARGEST_MESSAGE // max((width + returned) * dtype.itemsize, 1)
     else:
-        most = graph.ring.rows_per_message(width, dtype, reply_width)
+        most = graph.ring.rows_per_message(width, dtype, returned)
     plan = schedule(edges, most)
     exchange = Exchange(
         graph.ring,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, PartitionedGraph
 from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar import reductions
@@ -84,9 +85,12 @@ class _Propagate(torch.autograd.Function):
     ) -> Tensor:
         run = _Pass(graph, settings, x_NF.detach(), features_ED)
         kept: list[Tensor] | None = None if graph.mode == "sar" else []
+        # The same pieces in backward: else a product may round differently, and a maximum or the
+        # random numbers of a piece are not found again.
+        width = x_NF.shape[1]
         exchange, blocks = stream(
-            graph, graph.in_edges, x_NF.shape[1], wire, take_rows(run.x_NF),
-            where="messages forward",
+            graph, graph.in_edges, width, wire, take_rows(run.x_NF), where="messages forward",
+            cut_for=width if kept is None else 0,
         )  # fmt: skip
         run.reduce(graph.in_edges.blocks[graph.in_edges.rank], run.x_NF, exchange.progress)
         for arrival in exchange:
@@ -235,7 +239,14 @@ class _Pass:
         if isinstance(result, Tensor):
             return result.reshape(len(edges), -1), None
         value, logit = result
-        logit = logit.expand_as(value) if logit.dim() == value.dim() else logit
+        shape = logit.shape
+        try:
+            logit = logit.reshape(*shape, *[1] * (value.dim() - logit.dim())).expand_as(value)
+        except RuntimeError:
+            raise InputError(
+                "message: the logits' shape doesn't fit the values', "
+                f"{list(shape)} and {list(value.shape)}"
+            ) from None
         return value.reshape(len(edges), -1), logit.reshape(len(edges), -1)
 
     def _features(self, block: Block, edges: Tensor) -> Tensor | None:
