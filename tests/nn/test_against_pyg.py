@@ -103,8 +103,13 @@ def compare(
 ) -> None:
     """Weights are drawn by PyTorch Geometric and must be alike on all ranks: rank 0's are taken.
 
+    Biases, which it sets to 0, are drawn here.
+
     With `limit64` ours must also agree to it in float64.
     """
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter)
     theirs.load_state_dict(comm.broadcast(theirs.state_dict()))
     ours.load_state_dict(theirs.state_dict())
     expected = train_theirs(theirs, whole, *args)

@@ -216,8 +216,8 @@ def test_logits_of_another_shape_are_refused(comm):
         def message(self, x_src, x_dst, edge):
             return x_src, x_src[:, :3]
 
+    if comm.size > 1:
+        pytest.skip("an error amid messages is meant to end the job")
     graph = distribute(random_graph(60, 300), comm)
-    if not any(block.num_edges for block in graph.in_edges.blocks):
-        return  # nothing is computed on an empty rank
     with pytest.raises(InputError, match=r"logits' shape .*\[\d+, 3\] and \[\d+, 5\]"):
         Wrong("softmax")(graph, graph.features)

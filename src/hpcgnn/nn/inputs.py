@@ -69,7 +69,8 @@ class TypedInput(torch.nn.Module):
             raise InputError("the graph has no node types")
         for name, linear in self.maps.items():
             here = torch.nonzero(torch.eq(kinds, int(name))).flatten()
-            rows_NF = rows_NF.index_copy(0, here, linear(graph.typed_features[int(name)]))
+            mapped_KF = linear(graph.typed_features[int(name)])
+            rows_NF = rows_NF.index_copy(0, here, mapped_KF.to(rows_NF.dtype))
         return rows_NF
 
 
