@@ -109,6 +109,7 @@ class PartitionedGraph:
         mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
             exchange with buffers as large as it needs).
         fewest_rows: sums between parts travel as whichever rows are fewest, see `sar.relay`.
+        narrow_first: weights multiply before a sum where that makes its rows narrower.
         cache_first: sums of the constant input features are computed once and kept.
     """
 
@@ -134,6 +135,7 @@ class PartitionedGraph:
     epoch: int = 0
     mode: str = "sar"
     fewest_rows: bool = True
+    narrow_first: bool = True
     cache_first: bool = True
     cache: dict[object, object] = field(default_factory=dict, repr=False)
 

@@ -121,12 +121,23 @@ def test_fewest_rows_send_less(comm):
 @pytest.mark.parametrize("kind", [nn.GCNConv, nn.SAGEConv, nn.SGConv])
 @pytest.mark.parametrize(("width_in", "width_out"), [(12, 3), (3, 12)])
 def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
-    """Forward and backward rows are as wide as the narrower of input and output."""
-    graph = distribute(power_law(), comm)
-    graph.fewest_rows = False
-    x = torch.randn(graph.num_local_nodes, width_in).requires_grad_()
-    kind(width_in, width_out)(graph, x).sum().backward()
-    assert sent(graph) == FLOAT * min(width_in, width_out) * sum(boundary(graph))
+    """Rows are as wide as the narrower of input and output, unless that is switched off."""
+    torch.manual_seed(3)
+    whole, layer, results = power_law(), kind(width_in, width_out), {}
+    weights = torch.randn(300, width_out)
+    for narrow, width in ((True, min(width_in, width_out)), (False, width_in)):
+        graph = distribute(whole, comm)
+        graph.fewest_rows, graph.narrow_first = False, narrow
+        layer.zero_grad()
+        x = graph.features[:, :width_in].clone().requires_grad_()
+        y = layer(graph, x)
+        (y * local(graph, weights)).sum().backward()
+        assert sent(graph) == FLOAT * width * sum(boundary(graph))
+        of_parameters = [comm.allreduce(p.grad) for p in layer.parameters()]
+        results[narrow] = [collect(graph, y.detach()), collect(graph, x.grad), *of_parameters]
+    for found, expected in zip(results[True], results[False], strict=True):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_sums_send_only_gradients_in_backward(comm):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first
 from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
 
@@ -35,10 +35,10 @@ class GCNConv(torch.nn.Module):
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             y_NF = self.lin(self._first_sum(graph, x_NF))
-        elif isinstance(x_NF, Tensor) and self.out_channels > self.in_channels:
-            y_NF = self.lin(self._propagate(graph, x_NF))
-        else:
+        elif narrows_first(graph, x_NF, self.in_channels, self.out_channels):
             y_NF = self._propagate(graph, self.lin(x_NF))
+        else:
+            y_NF = self.lin(self._propagate(graph, x_NF))  # type: ignore[arg-type]
         return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:

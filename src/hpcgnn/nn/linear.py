@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcgnn.graph import SparseRows
+from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
 from hpcgnn.sar.short import product_type, readable
+
+
+def narrows_first(graph: PartitionedGraph, x: NodeFeatures, inputs: int, outputs: int) -> bool:
+    """Whether weights multiply before the sum over neighbours; for sparse features they must."""
+    return not isinstance(x, Tensor) or (graph.narrow_first and outputs <= inputs)
 
 
 class Linear(torch.nn.Module):

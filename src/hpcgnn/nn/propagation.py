@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.gcn import normalised_sum
-from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
 from hpcgnn.sar.sums import first_sum, is_constant
 
 
@@ -45,8 +45,8 @@ class SGConv(torch.nn.Module):
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             powered = first_sum(graph, ("sgc", self.K), lambda: self._power(graph, x_NF))
             return linear(powered, self.lin.weight, self.lin.bias)
-        if isinstance(x_NF, Tensor) and self.in_channels < self.out_channels:
-            return linear(self._power(graph, x_NF), self.lin.weight, self.lin.bias)
+        if not narrows_first(graph, x_NF, self.in_channels, self.out_channels):
+            return linear(self._power(graph, x_NF), self.lin.weight, self.lin.bias)  # type: ignore[arg-type]
         y_NF = self._power(graph, linear(x_NF, self.lin.weight))
         return y_NF if self.lin.bias is None else y_NF + self.lin.bias
 

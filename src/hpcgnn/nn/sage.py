@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
 from hpcgnn.sar.extremes import neighbour_max
 from hpcgnn.sar.short import product_type
 from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
@@ -54,13 +54,10 @@ class SAGEConv(torch.nn.Module):
                 raise InputError(
                     f"aggr={self.aggr} needs dense features in the memory of the device"
                 )
-            transform_first = True
         elif linear_aggr and is_constant(graph, x_NF):
             key = ("sage", self.aggr)
             return lin(first_sum(graph, key, lambda: self._aggregate(graph, x_NF)))
-        else:
-            transform_first = linear_aggr and self.out_channels <= self.in_channels
-        if not transform_first:
+        if not (linear_aggr and narrows_first(graph, x_NF, self.in_channels, self.out_channels)):
             return lin(self._aggregate(graph, x_NF))  # type: ignore[arg-type]
         y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
         return y_NF if lin.bias is None else y_NF.add_(lin.bias.to(y_NF.dtype))

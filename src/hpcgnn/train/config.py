@@ -79,6 +79,7 @@ class Config:
         ("device", "host"),
     )  # fmt: skip
     fewest_rows: bool = _option(True, "send sums as source rows or partial sums, whichever is less")
+    narrow_first: bool = _option(True, "multiply by weights before sums that are then narrower")
     cache_first: bool = _option(True, "compute sums of the input features once")
     prune: bool = _option(True, "skip nodes that reach no labelled node in the remaining layers")
     checkpoint_every: int = _option(10, "epochs between checkpoints; 0: only at the end")

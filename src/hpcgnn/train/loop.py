@@ -62,6 +62,7 @@ class Trainer:
         self.device = graph.node_ids.device
         graph.mode, graph.seed = config.mode, config.seed
         graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
+        graph.narrow_first = config.narrow_first
         self.task = find_task(graph, config.metric)
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         self.parameters = list(self.model.parameters())

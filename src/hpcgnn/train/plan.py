@@ -183,7 +183,7 @@ def _first_cached(shape: Shape, config: Config) -> bool:
 
 
 def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
-    narrow = min(a, b)
+    narrow = min(a, b) if config.narrow_first else a
     if config.model in ("gat", "gatv2"):
         wide = b * config.heads if last and config.head == "conv" else b
         if config.model == "gat":

@@ -53,6 +53,7 @@ class Predictor:
             )
         graph.seed, graph.mode = config.seed, config.mode
         graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
+        graph.narrow_first = config.narrow_first
         self.task: Task = find_task(graph, config.metric)
         self.device = graph.node_ids.device
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
