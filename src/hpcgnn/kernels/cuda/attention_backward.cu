@@ -69,7 +69,7 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
             for (int v = 0; v < V; v++) sum[v] += weight * widen(value[u].at[v]);
             sum_s += grad;
             if (!speaks || !valid) continue;
-            if (grad_t) atomicAdd(grad_t + at[u] * heads + post.head, in_units(grad, scale));
+            if (grad_t) atomicAdd(grad_t + static_cast<i64>(at[u]) * heads + post.head, in_units(grad, scale));
             if (grad_score) grad_score[(row.begin + i) * heads + post.head] = grad;
         }
     }
