@@ -25,6 +25,7 @@ from hpcgnn.kernels.split import kept
 
 __all__ = [
     "Dropout",
+    "add_rows",
     "attention2_backward",
     "attention2_forward",
     "attention_backward",
@@ -33,6 +34,7 @@ __all__ = [
     "dropout_nodes",
     "dropout_nodes_backward",
     "head_dots",
+    "pack_rows",
     "rows_between",
     "spmm",
     "spmm_max",
@@ -274,6 +276,34 @@ def transpose(block: Block, num_rows: int) -> Block:
         relation=carried(block.relation),
         features=carried(block.features),
     )
+
+
+def pack_rows(x_NF: Tensor, rows_R: Tensor, out_RF: Tensor) -> None:
+    """out[i] = x[rows[i]], rounded to the type of `out`: a message's rows.
+
+    Args:
+        rows_R: int32 `[R]`.
+        out_RF: `[R, F]`, overwritten; 16-bit numbers are welcome on a CPU too.
+    """
+    _check_rows("out", out_RF, rows_R, x_NF)
+    backend(x_NF.device).pack_rows(x_NF, rows_R, out_RF)
+
+
+def add_rows(x_RF: Tensor, rows_R: Tensor, out_NF: Tensor) -> None:
+    """out[rows[i]] += x[i]: a message's rows where they belong.
+
+    Args:
+        rows_R: int32 `[R]`, no two the same.
+        out_NF: `[n, F]`, in the type of sums.
+    """
+    _check_rows("x", x_RF, rows_R, out_NF)
+    backend(x_RF.device).add_rows(x_RF, rows_R, out_NF)
+
+
+def _check_rows(name: str, message_RF: Tensor, rows_R: Tensor, nodes_NF: Tensor) -> None:
+    width, count = nodes_NF.shape[1], rows_R.shape[0]
+    checks.vector("rows", rows_R, torch.int32, nodes_NF.device, count)
+    checks.matrix(name, message_RF, like=nodes_NF, rows=count, width=width, dtype=message_RF.dtype)
 
 
 def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | None = None) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpcgnn.kernels.dropout import Stream
 
 __all__ = [
+    "add_rows",
     "attention2_backward",
     "attention2_forward",
     "attention_backward",
@@ -35,6 +36,7 @@ __all__ = [
     "dropout_nodes",
     "head_dots",
     "instruction_set",
+    "pack_rows",
     "relu_dropout_backward",
     "spmm",
     "spmm_max",
@@ -91,6 +93,17 @@ def spmm_max_backward(
         matrix(grad),
         c_int64(x.shape[1]),
     )
+
+
+def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    if out.dtype == x.dtype and out.is_contiguous():
+        torch.index_select(x, 0, rows, out=out)
+    else:
+        out.copy_(x[rows])
+
+
+def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    out.index_add_(0, rows, x.to(out.dtype))
 
 
 def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:

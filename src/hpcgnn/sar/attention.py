@@ -181,8 +181,8 @@ class _Forward:
                 exchange.progress()
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
-        self.layout.numbers(out_HW)[:] = self.z_NK[rows]
-        self.layout.behind(out_HW)[:] = self.s_NH[rows]
+        kernels.pack_rows(self.z_NK, rows, self.layout.numbers(out_HW))
+        kernels.pack_rows(self.s_NH, rows, self.layout.behind(out_HW))
 
     def _add(self, block: Block, z_HK: Tensor, s_HH: Tensor, rows: tuple[int, int]) -> None:
         dropout = edge_dropout(
@@ -232,7 +232,7 @@ class _Backward:
         replied_NH = torch.zeros_like(self.grad_t_NH)
 
         def accept(rows: Tensor, reply_HH: Tensor) -> None:
-            replied_NH.index_add_(0, rows, reply_HH.to(replied_NH.dtype))
+            kernels.add_rows(reply_HH, rows, replied_NH)
 
         exchange, blocks = stream(
             graph, edges, layout.columns, layout.dtype, self._pack,
@@ -256,10 +256,10 @@ class _Backward:
         self.grad_t_NH += replied_NH
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
-        self.layout.numbers(out_HW)[:] = self.g_NK[rows]
+        kernels.pack_rows(self.g_NK, rows, self.layout.numbers(out_HW))
         parts = self.layout.behind(out_HW).split(self.t_NH.shape[1], dim=1)
         for part_HH, scalars_NH in zip(parts, (self.t_NH, self.lse_NH, self.d_NH), strict=True):
-            part_HH[:] = scalars_NH[rows]
+            kernels.pack_rows(scalars_NH, rows, part_HH)
 
     def _source_side(
         self,
@@ -299,9 +299,8 @@ class _Backward:
             layout.numbers(out_HW)[:] = grad_z_HK
 
         def accept(rows: Tensor, grad_HW: Tensor) -> None:
-            grad_z_HK = layout.numbers(grad_HW).to(self.grad_z_NK.dtype)
-            self.grad_z_NK.index_add_(0, rows, grad_z_HK)
-            self.grad_s_NH.index_add_(0, rows, layout.behind(grad_HW))
+            kernels.add_rows(layout.numbers(grad_HW), rows, self.grad_z_NK)
+            kernels.add_rows(layout.behind(grad_HW), rows, self.grad_s_NH)
 
         for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
             self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))

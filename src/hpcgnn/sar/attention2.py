@@ -118,7 +118,7 @@ class _Attention2(torch.autograd.Function):
             )  # fmt: skip
 
         def accept(rows: Tensor, grad_HK: Tensor) -> None:
-            grad_left.index_add_(0, rows, grad_HK.to(dtype))
+            kernels.add_rows(grad_HK, rows, grad_left)
 
         def produce(index: int, block: Block, out_HK: Tensor) -> None:
             grad_HK = out_HK if out_HK.dtype == dtype else torch.zeros_like(out_HK, dtype=dtype)

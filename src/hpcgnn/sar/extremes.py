@@ -62,8 +62,8 @@ class _Extreme(torch.autograd.Function):
         grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
 
         def pack(rows: Tensor, out_HF: Tensor) -> None:
-            out_HF[:, :width] = best_NF[rows]
-            out_HF[:, width:] = share_NF[rows]
+            kernels.pack_rows(best_NF, rows, out_HF[:, :width])
+            kernels.pack_rows(share_NF, rows, out_HF[:, width:])
 
         exchange, blocks = stream(graph, edges, 2 * width, ctx.wire, pack, where="max backward")
         local = edges.blocks[edges.rank]

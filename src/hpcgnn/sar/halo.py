@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hpcgnn import kernels
 from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Incoming, Outgoing
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.schedule import schedule
@@ -68,10 +69,7 @@ def take_rows(x_NF: Tensor) -> Pack:
     """A `pack` that copies rows of `x_NF`."""
 
     def pack(rows: Tensor, out_HF: Tensor) -> None:
-        if out_HF.dtype == x_NF.dtype:
-            torch.index_select(x_NF, 0, rows, out=out_HF)
-        else:
-            out_HF.copy_(x_NF[rows])
+        kernels.pack_rows(x_NF, rows, out_HF)
 
     return pack
 

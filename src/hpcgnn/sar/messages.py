@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, PartitionedGraph
 from hpcgnn.kernels.checks import SHORT
@@ -113,7 +114,7 @@ class _Propagate(torch.autograd.Function):
         replied_NF = torch.zeros_like(run.grad_x_NF)
 
         def accept(rows: Tensor, grad_HF: Tensor) -> None:
-            replied_NF.index_add_(0, rows, grad_HF.to(dtype))
+            kernels.add_rows(grad_HF, rows, replied_NF)
 
         def produce(index: int, block: Block, out_HF: Tensor) -> None:
             grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
