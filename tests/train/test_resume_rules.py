@@ -70,4 +70,9 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
     assert "has shape (8," in line and "the model needs (16," in line
     line = refused(mpirun(1, "train", graph(0, 1, "block"), *resumed, first, "--model", "gat"))
     assert f"{newest}: is of another model: only the " in line and "has parameter" in line
+    line = refused(mpirun(1, "train", graph(0, 1, "block"), *resumed, first, "--optimizer", "sgd"))
+    assert f"{newest}: was trained with --optimizer adam, not sgd" in line
+    fresh = [*OPTIONS, "--epochs", 6, "--run-dir", first]
+    line = refused(mpirun(2, "train", block, *fresh))
+    assert f"{first}: holds the checkpoints of a run: --resume goes on with it" in line
     assert losses(first) == two[:4]

@@ -19,6 +19,7 @@ from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
+from hpcgnn.train.stop import StopRequest
 from hpcgnn.train.store import CheckpointStore
 from tests.graphs import distribute, random_graph
 
@@ -101,7 +102,8 @@ def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
     assert (path.name, found.epoch) == ("epoch-000001.h5", 1)
     store.save(make(3))
     store.finish()
-    assert store.failure() == ""
+    assert store.newest_epoch() == 3
+    assert "epoch-000002.h5" in store.failure(), "a later success doesn't undo it"
     store.close()
 
 
@@ -133,3 +135,32 @@ def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
     ):
         train(comm, tmp_path, epochs=6, fail_on_checkpoint=True)
     assert files.read(tmp_path / "checkpoints" / "epoch-000002.h5").epoch == 2
+
+
+def test_one_failure_among_successes_ends_the_run_if_asked(comm, tmp_path, capfd):
+    """`best.h5` can't take its name, the others can, and are written after it."""
+    (tmp_path / "checkpoints" / "best.h5" / "x").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"could not be written: .*best\.h5"):
+        train(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
+
+
+def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, capfd):
+    """Else a job on a full disk would be started for ever."""
+    train(comm, open_folder, epochs=2)
+    stop = StopRequest()
+    graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
+    graph.graph_fingerprint = "f" * 16
+    config = Config(**(SETTINGS | {"epochs": 9}))
+    trainer = Trainer(graph, config, open_folder, resume=True, stop=stop)
+    stop.reason = "SIGUSR1"
+    words = r"stopped after epoch 3, but no checkpoint after epoch 2 .* isn't requeued: .*too large"
+    with disk_full(open_folder / "checkpoints"), pytest.raises(OutputError, match=words):
+        trainer.run()
+    assert not (open_folder / "REQUEUE").exists()
+
+
+def test_settings_of_the_optimizer_are_those_of_the_resumed_run(comm, tmp_path):
+    train(comm, tmp_path, epochs=2)
+    again = train(comm, tmp_path, epochs=2, weight_decay=5.0)
+    assert [group["weight_decay"] for group in again.optimizer.param_groups] == [5.0]
+    assert again.optimizer.state

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
-    with held(run_dir, comm, config):
+    with held(run_dir, comm, config, fresh=not args.resume):
         return _train(args, comm, config, partition, run_dir, imported)
 
 

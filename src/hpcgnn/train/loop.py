@@ -70,7 +70,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.parameters)
         self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
         self.progress: dict[str, Any] = {"best": None, "best_epoch": 0, "test_at_best": None}
-        self.epoch = 0
+        self.epoch = self.start = 0
         if resume:
             self._resume()
         self.journal = self._open_journal()
@@ -283,12 +283,19 @@ class Trainer:
                 f"{self.graph.graph_fingerprint}); choose another --run-dir",
                 file=path,
             )
+        if checkpoint.config.optimizer != self.config.optimizer:
+            raise InputError(
+                f"was trained with --optimizer {checkpoint.config.optimizer}, not "
+                f"{self.config.optimizer}: name that one, or choose another --run-dir",
+                file=path,
+            )
         sharded: dict[str, np.ndarray] = {}
         if any(is_sharded(p) for p in self.parameters):
             sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
         restore_model(self.model, checkpoint, sharded, path)
         restore_optimizer(self.model, self.optimizer, checkpoint, sharded)
         self.progress, self.epoch = checkpoint.progress, checkpoint.epoch
+        self.start = self.epoch
         if self.comm.rank == 0:
             print(f"resuming after epoch {self.epoch} from {path}", flush=True)
 
@@ -324,6 +331,13 @@ class Trainer:
             path = self.run_dir / REQUEUE
             try:
                 path.touch()
+                if self.store.newest_epoch() <= self.start:
+                    path.unlink()
+                    problem = OutputError(
+                        f"stopped after epoch {self.epoch}, but no checkpoint after epoch "
+                        f"{self.start} could be written, so the job isn't requeued: "
+                        f"{self.store.error}"
+                    )
             except OSError as error:
                 problem = OutputError(
                     f"can't be written ({error.strerror}), so a job script won't requeue this run: "

@@ -21,14 +21,22 @@ _POLL = 0.5
 
 @contextmanager
 def held(
-    run_dir: Path, comm: Communicator, config: Config, patience: float = PATIENCE
+    run_dir: Path,
+    comm: Communicator,
+    config: Config,
+    *,
+    fresh: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[None]:
     """Make the directory, write `config.json`, and keep other jobs out for the block; collective.
 
     File systems without locks keep nobody out.
 
+    Args:
+        fresh: the run starts anew, which a directory with checkpoints of another is not for.
+
     Raises:
-        InputError: another job still trains there after `patience` seconds.
+        InputError: another job still trains there after `patience` seconds, or has.
         OutputError: it can't be made or written.
     """
     error: HpcgnnError | None = None
@@ -38,6 +46,8 @@ def held(
             run_dir.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(run_dir, os.O_RDONLY)
             _lock(descriptor, run_dir, patience)
+            if fresh:
+                _refuse_checkpoints(run_dir)
             text = json.dumps(json.loads(config.to_json()), indent=2)
             (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
         except OSError as caught:
@@ -50,6 +60,15 @@ def held(
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _refuse_checkpoints(run_dir: Path) -> None:
+    if any((run_dir / "checkpoints").glob("*.h5")):
+        raise InputError(
+            "holds the checkpoints of a run: --resume goes on with it; choose another --run-dir "
+            "for a new one, or remove this one",
+            file=run_dir,
+        )
 
 
 def _lock(descriptor: int, run_dir: Path, patience: float) -> None:

@@ -87,7 +87,10 @@ def restore_optimizer(
     checkpoint: Checkpoint,
     sharded: dict[str, np.ndarray],
 ) -> None:
-    """Fill the optimizer's state; what the checkpoint lacks starts anew."""
+    """Fill the optimizer's state; what the checkpoint lacks starts anew.
+
+    Learning rate, weight decay and the like stay as they are configured now.
+    """
     for name, parameter in model.named_parameters():
         state: dict[str, Tensor] = {}
         for source, prefix in (
@@ -103,8 +106,6 @@ def restore_optimizer(
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter) for key, value in state.items()
             }
-    for group, saved in zip(optimizer.param_groups, checkpoint.optimizer, strict=False):
-        group.update({key: value for key, value in saved.items() if key != "params"})
 
 
 def _array(value: Tensor) -> np.ndarray:

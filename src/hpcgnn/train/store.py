@@ -19,8 +19,8 @@ _NAME = re.compile(r"epoch-(\d{6,})\.h5")
 class CheckpointStore:
     """Writes, prunes and finds checkpoints below one folder.
 
-    Rank 0 writes in the background while training goes on; a failed write is told to `failure`, and
-    the checkpoints written before stay. Checkpoints with sharded rows are written by all ranks.
+    Rank 0 writes in the background while training goes on; a failed write is told to `failure` for
+    good, and the checkpoints written before stay. All ranks write those with sharded rows.
 
     Args:
         keep: newest checkpoints kept beside `best.h5`.
@@ -55,7 +55,7 @@ class CheckpointStore:
             self._pending.append(self._writer.submit(self._write, path, checkpoint))
 
     def failure(self) -> str:
-        """The newest failure to write, or an empty string; on rank 0, without waiting."""
+        """The last failure to write so far, or an empty string; on rank 0, without waiting."""
         self._pending = [future for future in self._pending if not future.done()]
         return self.error
 
@@ -72,7 +72,11 @@ class CheckpointStore:
 
     def paths(self) -> list[Path]:
         """Checkpoints by epoch, newest first."""
-        found = [path for path in self.folder.glob("epoch-*.h5") if _NAME.fullmatch(path.name)]
+        found = [
+            path
+            for path in self.folder.glob("epoch-*.h5")
+            if _NAME.fullmatch(path.name) and path.is_file()
+        ]
         return sorted(found, key=_epoch_of, reverse=True)
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
@@ -91,15 +95,18 @@ class CheckpointStore:
         try:
             files.write(path, checkpoint)
             self._prune()
-            self.error = ""
         except Exception as error:  # nobody else would hear of it
             self._failed(str(error) or type(error).__name__)
+
+    def newest_epoch(self) -> int:
+        """Of the checkpoints that were written; 0 without."""
+        return max((_epoch_of(path) for path in self.paths()), default=0)
 
     def _failed(self, text: str) -> None:
         self.error = text
         if self.comm.rank == 0:
-            newest = self.paths()
-            last = newest[0].name if newest else "none"
+            written = self.paths()
+            last = written[0].name if written else "none"
             _warn(f"CHECKPOINT NOT WRITTEN: {text}; newest good checkpoint: {last}")
 
     def _prune(self) -> None:
