@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check(args)
+    _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
         from hpcgnn.train.config import Config
@@ -91,3 +92,14 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if value:
             raise InputError(f"--label-propagation uses no model: leave {name} out")
+
+
+def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
+    """Refuse what can't be written before the model runs."""
+    from hpcgnn.storage import atomic
+    from hpcgnn.storage.parallel import agreed
+
+    with agreed(comm, "check the output"):
+        if comm.rank == 0:
+            with atomic.claim(Path(args.output)):
+                pass

@@ -135,10 +135,13 @@ def claim_folder(path: Path) -> Iterator[Path]:
 
 
 def _prepare(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise OutputError("no such folder: create it first", file=path.parent)
-    if path.is_dir():
-        raise OutputError("is a folder; a file name is needed", file=path)
+    try:
+        if not path.parent.is_dir():
+            raise OutputError("no such folder: create it first", file=path.parent)
+        if path.is_dir():
+            raise OutputError("is a folder; a file name is needed", file=path)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise write_error(path, error) from None
     remove_abandoned(path.parent, path.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage import atomic
+from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.schema import PREDICTIONS, VERSION
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.build import build_model
@@ -167,11 +169,14 @@ def write_predictions(
         OutputError: the file can't be written.
     """
     comm = graph.ring.comm
-    error: HpcgnnError | None = None
-    try:
-        if comm.rank == 0:
-            with atomic.create(path) as output:
-                _write_slabs(comm, graph, rows, output)
+    output: atomic.OutputFile | None = None
+    with ExitStack() as stack:
+        with agreed(comm, "start the predictions"):
+            if comm.rank == 0:
+                output = stack.enter_context(atomic.create(path))
+        _write_slabs(comm, graph, rows, output)
+        with agreed(comm, "name the predictions"):
+            if output is not None:
                 output.set_attributes(
                     {
                         "format": PREDICTIONS,
@@ -181,11 +186,7 @@ def write_predictions(
                         **attributes,
                     }
                 )
-        else:
-            _write_slabs(comm, graph, rows, None)
-    except HpcgnnError as caught:
-        error = caught
-    comm.agree(error, where="write predictions")
+                stack.close()
 
 
 def _write_slabs(
@@ -200,20 +201,24 @@ def _write_slabs(
     widest = max(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
     step = max(1, SLAB_BYTES // max(widest, 1))
     datasets = {}
-    if output is not None:
-        for name, array in rows.items():
-            shape = (graph.num_nodes, *array.shape[1:])
-            datasets[name] = output.dataset(name, array.dtype, shape)
+    with agreed(comm, "lay out the predictions"):
+        if output is not None:
+            for name, array in rows.items():
+                shape = (graph.num_nodes, *array.shape[1:])
+                datasets[name] = output.dataset(name, array.dtype, shape)
     for low in range(0, graph.num_nodes, step):
         high = min(low + step, graph.num_nodes)
         mine = slice(*np.searchsorted(ids, (low, high)))
         there = _to_root(comm, ids[mine])
         for name, array in rows.items():
             values = _to_root(comm, array[order[mine]])
-            if output is not None:
-                slab = np.empty((high - low, *array.shape[1:]), array.dtype)
-                slab[there - low] = values
-                datasets[name][low:high] = slab
+            # Agreed for each slab, or the other ranks would wait for one that has given up.
+            with agreed(comm, "write the predictions"):
+                if output is not None:
+                    slab = np.empty((high - low, *array.shape[1:]), array.dtype)
+                    slab[there - low] = values
+                    datasets[name][low:high] = slab
+                    output.check()
 
 
 def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""`hpcgnn predict`: what its output may be, and what it does when that can't be written."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpcgnn.cli import partition
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import OutputError
+from hpcgnn.storage.load import load_partition
+from hpcgnn.train import predict as predictions
+from tests.cli.test_train import write
+
+NUM_NODES = 60
+
+
+@pytest.fixture
+def parts(comm, shared_path, monkeypatch) -> Path:
+    """A partition file in the current folder, with a part per rank, and its graph `g.h5`."""
+    monkeypatch.chdir(shared_path)
+    if comm.rank == 0:
+        write(Path("g.h5"), NUM_NODES, 240)
+    comm.barrier()
+    call(comm, partition, "g.h5", "--method", "block", "-o", "parts.h5")
+    return shared_path / "parts.h5"
+
+
+def call(comm: Communicator, verb: object, *arguments: object) -> None:
+    """A verb on the ranks of this test, as the command line runs it."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args(list(map(str, arguments))), comm) == 0
+    comm.barrier()
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_an_output_that_cant_be_made_ends_all_ranks(mpirun, parts, comm):
+    """At once: the other ranks don't wait in an exchange."""
+    call(comm, partition, "g.h5", "--parts", 2, "--method", "block", "-o", "two.h5")
+    Path("file").touch()
+    for output, words in (
+        ("missing/pr.h5", ("missing", "no such folder")),
+        ("file/pr.h5", ("file", "no such folder")),
+        ("/proc/pr.h5", ("/proc/pr.h5", "can't be written")),
+        (f"{'x' * 300}.h5", ("xxx.h5", "name too long")),
+    ):
+        done = mpirun(2, "predict", "two.h5", "--label-propagation", "-o", output, timeout=60)
+        refused(done, *words)
+        assert "device" not in done.stdout  # before anything is read
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("call_name", ["pwrite", "fsync"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, after):
+    real, calls = getattr(os, call_name), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) > (after if call_name == "pwrite" else 0):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    monkeypatch.setattr(predictions, "SLAB_BYTES", 128)
+    if comm.rank == 0:
+        Path("pr.h5").touch()
+        monkeypatch.setattr(os, call_name, full)
+    comm.barrier()
+    graph = load_partition(parts, comm)
+    found = predictions.predict_from_labels(graph)
+    with pytest.raises(OutputError, match="No space left"):
+        predictions.write_predictions(Path("pr.h5"), graph, found.rows, {})
+    comm.barrier()
+    assert Path("pr.h5").read_bytes() == b""
+    assert not list(Path().glob(".pr.h5.*"))
