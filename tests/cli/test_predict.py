@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcgnn.cli import partition
+from hpcgnn.cli import partition, predict
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
 from tests.cli.test_train import write
@@ -60,6 +60,31 @@ def test_an_output_that_cant_be_made_ends_all_ranks(mpirun, parts, comm):
         done = mpirun(2, "predict", "two.h5", "--label-propagation", "-o", output, timeout=60)
         refused(done, *words)
         assert "device" not in done.stdout  # before anything is read
+
+
+@pytest.mark.mpi
+def test_only_predictions_are_replaced(comm, parts):
+    if comm.rank == 0:
+        Path("notes.txt").write_text("not ours")
+        Path("linked.h5").symlink_to("parts.h5")
+        Path("deep").mkdir()
+    comm.barrier()
+    for output, words in (
+        ("parts.h5", "what the predictions are made from"),
+        ("deep/../parts.h5", "what the predictions are made from"),
+        ("linked.h5", "what the predictions are made from"),
+        ("g.h5", "holds no predictions"),
+        ("notes.txt", "holds no predictions"),
+    ):
+        before = Path(output).read_bytes()
+        with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another -o"):
+            call(comm, predict, parts, "--label-propagation", "-o", output)
+        assert Path(output).read_bytes() == before
+    with pytest.raises(InputError, match="what the predictions are made from"):
+        call(comm, predict, parts, "g.h5", "-o", "g.h5")  # whatever is given as the checkpoint
+    for _ in range(2):
+        call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
 
 
 @pytest.mark.mpi

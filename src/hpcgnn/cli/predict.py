@@ -95,11 +95,29 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
-    """Refuse what can't be written before the model runs."""
+    """Refuse what can't be written, or must not be replaced, before the model runs."""
     from hpcgnn.storage import atomic
     from hpcgnn.storage.parallel import agreed
 
+    out = Path(args.output)
     with agreed(comm, "check the output"):
         if comm.rank == 0:
-            with atomic.claim(Path(args.output)):
+            with atomic.claim(out):
                 pass
+            if out.exists():
+                _check_replaced(out, [args.partition, args.checkpoint])
+
+
+def _check_replaced(out: Path, sources: list[str | None]) -> None:
+    from hpcgnn.storage.reader import Reader
+    from hpcgnn.storage.schema import PREDICTIONS
+
+    if any(path and Path(path).exists() and out.samefile(path) for path in sources):
+        raise InputError("is what the predictions are made from: choose another -o", file=out)
+    try:
+        with Reader(out, None) as reader:
+            replaceable = reader.text("format") == PREDICTIONS
+    except InputError:
+        replaceable = False
+    if not replaceable:
+        raise InputError("exists and holds no predictions: choose another -o", file=out)
