@@ -8,14 +8,16 @@ import os
 import subprocess
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from hpcgnn.cli import partition, predict
+from hpcgnn.cli import partition, predict, train
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
-from tests.cli.test_train import write
+from tests.cli.test_train import SETTINGS, arrays, write
 
 NUM_NODES = 60
 
@@ -85,6 +87,31 @@ def test_only_predictions_are_replaced(comm, parts):
     for _ in range(2):
         call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
     assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
+def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
+    """Unless another is asked for; labels as input and smoothing read those of its nodes."""
+    call(comm, train, parts, *SETTINGS, "--split", 1, "--labels-as-input", 0.5, "--epochs", 3,
+         "--run-dir", "a")  # fmt: skip
+    best = "a/checkpoints/best.h5"
+    capsys.readouterr()
+    call(comm, predict, parts, best, "-o", "default.h5", *options)
+    told = capsys.readouterr().out
+    for split in (0, 1):
+        call(comm, predict, parts, best, "-o", f"{split}.h5", "--split", split, *options)
+    default, zero, one = (arrays(Path(f"{name}.h5")) for name in ("default", 0, 1))
+    np.testing.assert_array_equal(default["probabilities"], one["probabilities"])
+    assert not np.allclose(default["probabilities"], zero["probabilities"], atol=1e-3)
+    graph = arrays(Path("g.h5"))
+    labels = graph["nodes/labels"]
+    for code, name in enumerate(("train", "valid", "test"), 1):
+        scored = (graph["nodes/split"][:, 1] == code) & (labels >= 0)
+        score = (default["classes"] == labels)[scored].mean()
+        assert comm.rank or f"{name} {100 * score:.2f} %" in told
+    with h5py.File("default.h5") as file:
+        assert file.attrs["split"] == 1
 
 
 @pytest.mark.mpi

@@ -33,7 +33,7 @@ def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed:
         writer.append_original_ids(1000 + 7 * np.arange(num_nodes)[::-1])
         if labels:
             writer.append_labels(whole.labels)
-            writer.append_split(whole.split[:, None])
+            writer.append_split(np.stack([whole.split, np.roll(whole.split, 7)], axis=1))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from hpcgnn.errors import InputError
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
+    from hpcgnn.graph import PartitionedGraph
+    from hpcgnn.train.checkpoint import Checkpoint
+    from hpcgnn.train.predict import Prediction
 
 HELP = "apply a checkpoint to every node"
 PARALLEL = True
@@ -36,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predict from training labels alone, without a checkpoint",
     )
     parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
-    parser.add_argument("--split", type=int, default=0, help="split to report the metric on")
+    parser.add_argument(
+        "--split",
+        type=int,
+        help="split to report the metric on, whose training labels are used where any are "
+        "(default: that of the checkpoint; 0 without one)",
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -46,38 +55,51 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
         from hpcgnn.train.config import Config
-        from hpcgnn.train.predict import Predictor, predict_from_labels, write_predictions
+        from hpcgnn.train.predict import read_checkpoint, write_predictions
         from hpcgnn.train.setup import open_part
 
-    where = Config(device=args.device, halo_buffer=args.halo_buffer, split=args.split)
+    where = Config(device=args.device, halo_buffer=args.halo_buffer, split=args.split or 0)
+    checkpoint: Checkpoint | None = None
+    if not args.label_propagation:
+        with comm.at("read the checkpoint"):
+            checkpoint = read_checkpoint(Path(args.checkpoint), comm)
+        if args.split is None:
+            where = replace(where, split=checkpoint.config.split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
-    attributes: dict[str, int | str | dict]
-    if args.label_propagation:
-        source = "label propagation"
-        with comm.at(source):
-            found = predict_from_labels(graph)
-        attributes = {"config": {"label_propagation": True, "split": args.split}}
-    else:
-        with comm.at("read the checkpoint"):
-            predictor = Predictor(graph, Path(args.checkpoint), any_graph=args.any_graph)
-        with comm.at("predict"):
-            found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
-        checkpoint = predictor.checkpoint
-        source = f"epoch {checkpoint.epoch}"
-        attributes = {
-            "config": checkpoint.config.to_json(),
-            "checkpoint": Path(args.checkpoint).name,
-            "epoch": checkpoint.epoch,
-            "correct_and_smooth": int(args.correct_and_smooth),
-        }
+    found, attributes = _predict(args, graph, checkpoint)
+    attributes["split"] = where.split
     with comm.at("write the predictions"):
         write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
         shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
+        source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         print(f"{found.metric} of {source}: {shown}")
         print(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
     return 0
+
+
+def _predict(
+    args: argparse.Namespace, graph: PartitionedGraph, checkpoint: Checkpoint | None
+) -> tuple[Prediction, dict[str, int | str | dict]]:
+    """The predictions, and the attributes that say where they come from."""
+    from hpcgnn.train.predict import Predictor, predict_from_labels
+
+    comm = graph.ring.comm
+    if checkpoint is None:
+        with comm.at("label propagation"):
+            found = predict_from_labels(graph)
+        return found, {"config": {"label_propagation": True, "split": args.split or 0}}
+    path = Path(args.checkpoint)
+    with comm.at("predict"):
+        predictor = Predictor(graph, checkpoint, path, any_graph=args.any_graph)
+        found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
+    return found, {
+        "config": checkpoint.config.to_json(),
+        "checkpoint": path.name,
+        "epoch": checkpoint.epoch,
+        "correct_and_smooth": int(args.correct_and_smooth),
+    }
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage import atomic
@@ -27,24 +27,39 @@ from hpcgnn.train.task import Task, find_task
 SLAB_BYTES = 64 << 20
 
 
+def read_checkpoint(path: Path, comm: Communicator) -> Checkpoint:
+    """The checkpoint without sharded rows, read by rank 0; collective.
+
+    Raises:
+        InputError: missing, damaged, or no checkpoint.
+    """
+    found: Checkpoint | None = None
+    with agreed(comm, "read the checkpoint"):
+        if comm.rank == 0:
+            found = files.read(path)
+    whole: Checkpoint = comm.broadcast(found, where="checkpoint")
+    return whole
+
+
 class Predictor:
     """A checkpoint's model on one partitioned graph.
 
+    Args:
+        path: the file that `checkpoint` was read from.
+
     Raises:
-        InputError: the checkpoint is damaged, or of another graph or model.
+        InputError: the checkpoint is of another graph or model.
     """
 
-    def __init__(self, graph: PartitionedGraph, path: Path, *, any_graph: bool = False) -> None:
-        self.graph, comm = graph, graph.ring.comm
-        found: Checkpoint | None = None
-        error: HpcgnnError | None = None
-        if comm.rank == 0:
-            try:
-                found = files.read(path)
-            except HpcgnnError as caught:
-                error = caught
-        comm.agree(error, where="checkpoint")
-        self.checkpoint: Checkpoint = comm.broadcast(found, where="checkpoint")
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        checkpoint: Checkpoint,
+        path: Path,
+        *,
+        any_graph: bool = False,
+    ) -> None:
+        self.graph, self.checkpoint = graph, checkpoint
         config = self.checkpoint.config
         same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
         if not same and not any_graph:
