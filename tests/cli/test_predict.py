@@ -14,7 +14,7 @@ import pytest
 
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, OutputError
+from hpcgnn.errors import InputError, OutOfMemoryError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
 from tests.cli.test_train import SETTINGS, arrays, write
@@ -112,6 +112,19 @@ def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
         assert comm.rank or f"{name} {100 * score:.2f} %" in told
     with h5py.File("default.h5") as file:
         assert file.attrs["split"] == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("function", ["build_model", "restore_model", "_prediction"])
+def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
+    call(comm, train, parts, *SETTINGS, "--epochs", 1, "--run-dir", "a")
+
+    def full(*_, **__):
+        raise RuntimeError("can't allocate memory: you tried to allocate 8000000000 bytes.")
+
+    monkeypatch.setattr(predictions, function, full)
+    with pytest.raises(OutOfMemoryError, match=r"8\.0 GB of host memory.*hpcgnn plan"):
+        call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5")
 
 
 @pytest.mark.mpi

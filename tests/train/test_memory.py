@@ -39,7 +39,7 @@ def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
         raise torch.OutOfMemoryError(GPU_TEXT)
     text = str(caught.value)
     assert f"rank {comm.rank} asked for 1.6 GB" in text
-    assert "\n" not in text
+    assert "--hidden need less" in text and "\n" not in text
     assert caught.value.exit_status == 5
 
 
@@ -57,6 +57,7 @@ def test_as_many_ranks_are_named_as_the_estimate_needs(comm):
     assert more is None or more >= needed
     assert memory.ranks_that_fit(graph, config, limit=1, lacked=0) is None
     assert "no number of ranks" in memory.refusal(0, 1, 2, 3, None)
+    assert memory.refusal(0, 1, 2, 3, 4, "buy more").endswith("; buy more")
 
 
 def test_host_memory_too_and_nothing_else(comm):

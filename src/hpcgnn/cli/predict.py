@@ -83,15 +83,17 @@ def _predict(
     args: argparse.Namespace, graph: PartitionedGraph, checkpoint: Checkpoint | None
 ) -> tuple[Prediction, dict[str, int | str | dict]]:
     """The predictions, and the attributes that say where they come from."""
+    from hpcgnn.train.memory import explained
     from hpcgnn.train.predict import Predictor, predict_from_labels
 
-    comm = graph.ring.comm
+    comm, device = graph.ring.comm, graph.node_ids.device
     if checkpoint is None:
         with comm.at("label propagation"):
             found = predict_from_labels(graph)
         return found, {"config": {"label_propagation": True, "split": args.split or 0}}
     path = Path(args.checkpoint)
-    with comm.at("predict"):
+    remedy = "a smaller --halo-buffer needs less"
+    with comm.at("predict"), explained(graph, checkpoint.config, device, remedy):
         predictor = Predictor(graph, checkpoint, path, any_graph=args.any_graph)
         found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
     return found, {

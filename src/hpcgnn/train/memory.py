@@ -16,13 +16,19 @@ from hpcgnn.train.telemetry import human
 
 _IMBALANCE = 1.15  # nodes of the largest part over the mean
 _USABLE = 0.92  # of a GPU's memory; the rest is the context's and lost to fragments
+_REMEDY = "--features-on host, --precision bf16 and a smaller --halo-buffer or --hidden need less"
 _REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 @contextmanager
-def explained(graph: PartitionedGraph, config: Config, device: torch.device) -> Iterator[None]:
+def explained(
+    graph: PartitionedGraph, config: Config, device: torch.device, remedy: str = _REMEDY
+) -> Iterator[None]:
     """Around everything that allocates: a lack of memory becomes one line.
+
+    Args:
+        remedy: which options of the verb need less of a GPU.
 
     Raises:
         OutOfMemoryError: what was asked for, what there was, and the rank count that would fit.
@@ -30,7 +36,7 @@ def explained(graph: PartitionedGraph, config: Config, device: torch.device) -> 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(_on_gpu(graph, config, device, str(error))) from None
+        raise OutOfMemoryError(_on_gpu(graph, config, device, str(error), remedy)) from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
@@ -41,23 +47,26 @@ def explained(graph: PartitionedGraph, config: Config, device: torch.device) -> 
         ) from None
 
 
-def _on_gpu(graph: PartitionedGraph, config: Config, device: torch.device, text: str) -> str:
+def _on_gpu(
+    graph: PartitionedGraph, config: Config, device: torch.device, text: str, remedy: str
+) -> str:
     wanted = requested(text)
     total = torch.cuda.get_device_properties(device).total_memory
     held = torch.cuda.memory_allocated(device)
     needed = ranks_that_fit(graph, config, limit=int(_USABLE * total), lacked=held + wanted)
-    return refusal(graph.ring.comm.rank, wanted, held, total, needed)
+    return refusal(graph.ring.comm.rank, wanted, held, total, needed, remedy)
 
 
-def refusal(rank: int, wanted: int, held: int, total: int, needed: int | None) -> str:
+def refusal(
+    rank: int, wanted: int, held: int, total: int, needed: int | None, remedy: str = _REMEDY
+) -> str:
     """The line for the user."""
     advice = "no number of ranks would be enough"
     if needed is not None:
         advice = f"{needed} ranks on as many GPUs would fit by the estimate of `hpcgnn plan`"
     return (
         f"GPU memory is used up: rank {rank} asked for {human(wanted)} with {human(held)} in use "
-        f"of {human(total)}; {advice}; --features-on host, --precision bf16 and a smaller "
-        "--halo-buffer or --hidden need less"
+        f"of {human(total)}; {advice}; {remedy}"
     )
 
 
