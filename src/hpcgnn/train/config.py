@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,8 @@ _LEAST: dict[str, float] = {
     "time_margin": 0,
 }  # fmt: skip
 
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
@@ -135,10 +138,11 @@ def _check(entry: dataclasses.Field[Any], value: Any) -> None:
     wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         wrong = False
-    if not wrong and isinstance(value, float):
-        wrong = value != value or abs(value) == float("inf")
+    wanted = _KINDS[kind]
+    if not wrong and isinstance(value, float) and not math.isfinite(value):
+        wrong, wanted = True, "a finite number"
     if wrong:
-        raise InputError(f"{_flag(entry.name)} must be a {kind.__name__}", value=value)
+        raise InputError(f"{_flag(entry.name)} must be {wanted}", value=value)
     choices = entry.metadata["choices"]
     if choices and value not in choices:
         raise InputError(f"{_flag(entry.name)} must be one of {', '.join(choices)}", value=value)
