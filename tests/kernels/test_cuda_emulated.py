@@ -117,6 +117,25 @@ def test_attention_of_long_rows(short_rows, emulated):
     attention2.test_blocks_pieces_and_threads()
 
 
+def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
+    """The gradients of few scores exist at a time: those of a slab and of its last row."""
+    made = []
+    real = hpcgnn.kernels.cuda_attention._slabs
+
+    def watched(part, rows):
+        longest = int((part.end - part.begin).max())
+        for slab in real(part, rows):
+            made.append(slab[2] - slab[1])
+            assert made[-1] <= 20 + longest
+            yield slab
+
+    monkeypatch.setattr(hpcgnn.kernels.cuda_attention, "_slabs", watched)
+    monkeypatch.setattr(hpcgnn.kernels.cuda_attention, "SLAB_EDGES", 20)
+    attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
+    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
+    assert len(made) > 10
+
+
 def test_attention_at_extremes():
     attention.test_extreme_scores(1e4)
     attention.test_extreme_scores(1e-30)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Rows = tuple[int, int]
 Sums = tuple[Tensor, Tensor, Tensor]
+SLAB_EDGES = 1 << 22  # whose scores' gradients exist at a time, where edge features need them
 _UNIT_BITS = 61  # a sum of integers stays below 2^61 in size
 
 
@@ -196,11 +198,10 @@ def attention_backward(
     if rows[0] == rows[1] or split.num_edges == 0:
         return
     units = None if grad_t is None else _Units.of(g, z, d, slope, dropout, heads)
-    scores: Tensor | None = None
-    if grad_edge_vector is not None and block.features is not None:
-        scores = s.new_zeros(block.features.shape[0], heads)
 
-    def run(part: Block, to: tuple[Tensor, Tensor], piece: Rows, partial: bool) -> None:
+    def launch_on(
+        part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool, scores: np.uintp
+    ) -> None:
         Kernel.of(heads, (z, g, to[0])).launch(
             "attention_backward",
             part,
@@ -208,7 +209,7 @@ def attention_backward(
             (
                 *(x for tensor in (g, t, lse, d, z, s, *to) for x in matrix(tensor)),
                 *((np.uintp(0),) * 2 if units is None else map(pointer, (units.sums, units.unit))),
-                pointer(scores),
+                scores,
                 *edge_term(block, edge_vector),
                 *dropout_arguments(dropout, reverse=True),
             ),
@@ -217,12 +218,36 @@ def attention_backward(
             partial=partial,
         )
 
+    def run(part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool) -> None:
+        if grad_edge_vector is None or block.features is None:
+            launch_on(part, to, piece, partial, pointer(None))
+            return
+        for slab, first, last in _slabs(part, piece):
+            scores = s.new_zeros(last - first, heads)
+            # The kernel counts from the block's first edge.
+            start = scores.data_ptr() - first * heads * scores.itemsize
+            own = tuple(x[slab[0] - piece[0] :] for x in to) if partial else to
+            launch_on(part, own, slab, partial, np.uintp(start))
+            grad_edge_vector.add_(scores.t() @ block.features[first:last].to(scores.dtype))
+
     run(block, (grad_z, grad_s), rows, False)
     add_hubs(split.hubs(rows), run, (grad_z, grad_s))
     if units is not None and grad_t is not None:
         grad_t[: block.num_columns] += units.total()
-    if grad_edge_vector is not None and scores is not None and block.features is not None:
-        grad_edge_vector += scores.t() @ block.features.to(scores.dtype)
+
+
+def _slabs(part: Block, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
+    """Rows with `SLAB_EDGES` edges and a row more at a time; where these edges begin and end."""
+    low, high = rows
+    begin, end = part.begin[low:high], part.end[low:high]
+    if low == high:
+        return
+    places = torch.arange(int(begin[0]), int(end.max()) + 1, SLAB_EDGES, device=begin.device)
+    cuts = sorted({0, *torch.searchsorted(begin, places).tolist(), high - low})
+    for a, b in pairwise(cuts):
+        first, last = int(begin[a]), int(end[a:b].max())
+        if first < last:
+            yield (low + a, low + b), first, last
 
 
 def add_hubs(
