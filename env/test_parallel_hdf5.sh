@@ -26,8 +26,8 @@ if ! present && [ -z "$given" ]; then
     command -v apt-get >/dev/null || skip "$lacking, and no apt-get: set HDF5_DIR and MPICC"
     [ "$(id -u)" = 0 ] || skip "$lacking: run \`sudo env/debian.sh openmpi hdf5\`"
     [ "${APT:-yes}" = yes ] || skip "$lacking, and APT=$APT"
-    echo "== env/debian.sh openmpi hdf5"
-    env/debian.sh openmpi hdf5 >/dev/null || skip "$lacking, and apt-get can't install them"
+    echo "== env/debian.sh openmpi hdf5 scotch"
+    env/debian.sh openmpi hdf5 scotch >/dev/null || skip "$lacking, and apt-get can't install them"
 fi
 if ! present; then
     echo "test_parallel_hdf5.sh: no $HDF5_DIR/lib/libhdf5.so or no $MPICC" >&2
@@ -52,29 +52,20 @@ PYTHON
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+# hpcgnn RANKS VERB...; 0: a verb that is not started under mpiexec.
 hpcgnn() {
-    local ranks=$1
+    local launcher=()
+    [ "$1" = 0 ] || launcher=(mpiexec -n "$1")
     shift
-    mpiexec -n "$ranks" python -m hpcgnn.cli.main "$@"
+    "${launcher[@]}" python -m hpcgnn.cli.main "$@"
 }
 
 # The same with the HDF5 and the MPI of VENV.
-usual() {
-    local ranks=$1
-    shift
-    PATH=$(cd "$VENV/bin" && pwd):$PATH hpcgnn "$ranks" "$@"
-}
+usual() { PATH=$(cd "$VENV/bin" && pwd):$PATH hpcgnn "$@"; }
 
-# Both kinds must make the same partition file and read the same from it.
-pipeline() {
-    local ranks=$1 graph=$folder/graph$1.h5 parts=$folder/parts$1.h5 run=$folder/run$1
-    hpcgnn "$ranks" generate sbm "$graph" --nodes 3000 --degree 12 --features 16 --classes 4
-    hpcgnn "$ranks" partition "$graph" --method metis --compress -o "$parts"
-    hpcgnn "$ranks" train "$parts" --hidden 16 --epochs 4 --checkpoint-every 2 --run-dir "$run"
-    hpcgnn "$ranks" predict "$parts" "$run/checkpoints/best.h5" -o "$folder/predictions.h5"
-    usual "$ranks" partition "$graph" --method metis -o "$folder/usual-parts.h5"
-    usual "$ranks" predict "$parts" "$run/checkpoints/best.h5" -o "$folder/usual-predictions.h5"
-    "$VENV/bin/python" - "$folder" "$parts" <<'PYTHON'
+# same TEST FILE OTHER: equal datasets by numpy's TEST, where OTHER comes from serial HDF5.
+same() {
+    "$VENV/bin/python" - "$@" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -93,24 +84,94 @@ def arrays(path):
     return found
 
 
-folder, parts = map(Path, sys.argv[1:])
-for path, other, same in (
-    (parts, folder / "usual-parts.h5", np.array_equal),
-    (folder / "predictions.h5", folder / "usual-predictions.h5", np.allclose),
-):
-    one, two = arrays(path), arrays(other)
-    if one.keys() != two.keys():
-        raise SystemExit(f"{path.name} and {other.name} have different datasets")
-    differ = [name for name in one if not same(one[name], two[name])]
-    if differ:
-        raise SystemExit(f"{path.name} and {other.name} differ in {', '.join(differ)}")
-    print(f"{path.name}: {len(one)} datasets as with serial HDF5")
+test, (path, other) = getattr(np, sys.argv[1]), map(Path, sys.argv[2:])
+one, two = arrays(path), arrays(other)
+if one.keys() != two.keys():
+    raise SystemExit(f"{path.name} and {other.name} have different datasets")
+differ = [name for name in one if not test(one[name], two[name])]
+if differ:
+    raise SystemExit(f"{path.name} and {other.name} differ in {', '.join(differ)}")
+print(f"{path.name}: {len(one)} datasets as with serial HDF5")
 PYTHON
 }
 
-echo "== pipeline, 2 ranks"
-pipeline 2
-echo "== pipeline, 2 ranks: done after $SECONDS s"
+# Archives to convert: the generated graph, and a star whose cost is all in its middle.
+sources() {
+    "$VENV/bin/python" - "$folder" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+folder = Path(sys.argv[1])
+with h5py.File(folder / "generated.h5") as file:
+    arrays = {name: file[f"edges/{name}"][...] for name in ("indptr", "indices")}
+    arrays |= {name: file[f"nodes/{name}"][...] for name in ("features", "labels")}
+    split = file["nodes/split"][:, 0]
+sets = {name: np.flatnonzero(split == k) for k, name in enumerate(("train", "valid", "test"), 1)}
+np.savez(folder / "web.npz", **arrays, **sets)
+nodes = np.arange(40)
+np.savez(
+    folder / "star.npz",
+    indptr=np.maximum(np.arange(41) - 1, 0),  # a row holds the targets of its edges
+    indices=np.zeros(39, int),
+    features=np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32),
+    labels=nodes % 3,
+    train=nodes[:20],
+    valid=nodes[20:30],
+    test=nodes[30:],
+)
+PYTHON
+}
+
+# pipeline NAME RANKS PARTITION-OPTIONS...: both kinds must predict the same from its files.
+pipeline() {
+    local name=$1 ranks=$2 graph=$folder/$1.h5 parts=$folder/$1-parts.h5 run=$folder/$1-run
+    shift 2
+    hpcgnn 0 convert "$folder/$name.npz" "$graph"
+    hpcgnn "$ranks" partition "$graph" "$@" --compress -o "$parts"
+    hpcgnn "$ranks" train "$parts" --hidden 16 --epochs 4 --checkpoint-every 2 --run-dir "$run"
+    hpcgnn "$ranks" predict "$parts" "$run/checkpoints/best.h5" -o "$folder/$name-classes.h5"
+    usual "$ranks" predict "$parts" "$run/checkpoints/best.h5" -o "$folder/$name-usual-classes.h5"
+    same allclose "$folder/$name-classes.h5" "$folder/$name-usual-classes.h5"
+}
+
+# partitions NAME RANKS OPTIONS...: both kinds must make the same partition file.
+partitions() {
+    local name=$1 ranks=$2 graph=$folder/$1.h5 parts=$folder/$1-again.h5
+    shift 2
+    hpcgnn "$ranks" partition "$graph" "$@" --compress -o "$parts" >/dev/null
+    usual "$ranks" partition "$graph" "$@" -o "$folder/$name-usual.h5" >/dev/null
+    same array_equal "$parts" "$folder/$name-usual.h5"
+}
+
+# VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be there for this one.
+method=parmetis
+if ! python -c 'from hpcgnn.partition import pyparmetis as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
+    method=metis
+    echo "== no ParMETIS for this MPI, so METIS (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
+fi
+echo "== pipeline, 2 ranks, $method"
+hpcgnn 2 generate sbm "$folder/generated.h5" --nodes 3000 --degree 12 --features 16 --classes 4
+sources
+pipeline web 2 --method "$method"
+same array_equal "$folder/web.h5" "$folder/generated.h5"
+partitions web 2 --method metis
+echo "== pipeline, 2 ranks, one of them with an empty part"
+pipeline star 2 --method streaming --node-cost 0
+partitions star 2 --method streaming --node-cost 0
+python - "$folder/star-parts.h5" <<'PYTHON'
+import sys
+
+import h5py
+
+nodes = h5py.File(sys.argv[1])["exchange/sizes"][:, 0]
+if nodes.all():
+    raise SystemExit(f"test_parallel_hdf5.sh: no part of the star is empty: {nodes}")
+print(f"nodes per part: {nodes}")
+PYTHON
+echo "== pipelines: done after $SECONDS s"
 echo "== tests, 3 ranks"
 # shellcheck disable=SC2016
 mpiexec -n 3 sh -c \

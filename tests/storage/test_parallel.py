@@ -87,3 +87,21 @@ def test_long_datasets_are_written_in_slabs(comm, shared_path, monkeypatch, comp
     with h5py.File(path) as file:
         columns = file["parts/00000/in/columns"]
         assert columns.chunks == (16,) and columns.size > 32
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_an_empty_part_and_a_rank_without_parts(comm, shared_path, num_parts):
+    """Part 1 of three is empty; of two parts, the third rank has none. Both write compressed."""
+    parts, header = small_parts(comm, num_parts)
+    write_parts(shared_path / "p.h5", comm, parts, header, compress=True)
+    with PartitionFile(shared_path / "p.h5") as file:
+        assert (file.sizes[:, 0] == 0).tolist() == [
+            num_parts == 3 and k == 1 for k in range(num_parts)
+        ]
+        for part in parts:
+            found = file.read_part(part.index).arrays()
+            for name, array in part.arrays().items():
+                np.testing.assert_array_equal(found[name], array, name)
+    with h5py.File(shared_path / "p.h5") as file:
+        assert file["parts/00000/in/columns"].compression == "gzip"
