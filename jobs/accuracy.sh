@@ -74,12 +74,12 @@ import json, statistics, sys
 from pathlib import Path
 
 results, seeds = Path(sys.argv[1]), sys.argv[2].split()
-print("| graph | model | ranks | test % (mean ± sd) | wanted | seeds | epochs |")
-print("|---|---|---|---|---|---|---|")
+print("| graph | model | test %, mean ± sd | aimed at | seeds |")
+print("|---|---|---|---|---|")
 for line in (results / "rows").read_text().splitlines():
-    row, wanted, ranks = line.split()
+    row, wanted = line.split()
     name, model = row.split("/")
-    tests, epochs = [], []
+    tests = []
     for seed in seeds:
         lines = (results / f"{name}-{model}-{seed}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
@@ -88,10 +88,9 @@ for line in (results / "rows").read_text().splitlines():
         valid = [record for record in scored if (record.get("valid") or 0) > 0]
         chosen = max(valid, key=lambda record: record["valid"]) if valid else scored[-1]
         tests.append(100 * chosen["test"])
-        epochs.append(len(records))
     spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
-    print(f"| {name} | {model} | {ranks} | {statistics.mean(tests):.2f} ± {spread:.2f} | {wanted} "
-          f"| {len(tests)} | {max(epochs)} |")
+    print(f"| {name} | {model} | {statistics.mean(tests):.2f} ± {spread:.2f} | {wanted} "
+          f"| {len(tests)} |")
 PYTHON
 }
 
@@ -105,6 +104,6 @@ while read -r -u 3 row wanted options; do
     for seed in $SEEDS; do
         run "$row" "$seed" "${options[@]}"
     done
-    echo "$row $wanted $ranks" >>"$RESULTS/rows"
+    echo "$row $wanted" >>"$RESULTS/rows"
 done 3<<<"$rows"
 table
