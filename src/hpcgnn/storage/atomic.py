@@ -146,7 +146,8 @@ def _prepare(path: Path) -> None:
 
 
 def _new_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    # Only to hold the lock: whoever writes opens the file for that, one rank after the other.
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def _new_folder(path: Path) -> int:
