@@ -36,7 +36,6 @@ cora/gcn 81.0 --layers 2 --hidden 16 --dropout 0.5 --input-dropout 0.5 --lr 0.01
 cora/gat 82.0 --layers 2 --hidden 64 --heads 8 --dropout 0.6 --input-dropout 0.6 --attention-dropout 0.6 --output-heads 1 --activation elu --lr 0.005 --weight-decay 5e-4 --epochs 600 --patience 300 --eval-every 2
 minesweeper/gcn 89.5 $mines
 minesweeper/sage 93.0 $mines
-minesweeper/gat 89.5 $mines --heads 1
 aifb/rgcn 91.0 --layers 2 --hidden 16 --embedding 16 --dropout 0 --lr 0.01 --weight-decay 5e-4 --epochs 50"
 
 # graph NAME: its partition in $RESULTS, made when missing.
