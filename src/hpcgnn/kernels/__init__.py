@@ -324,7 +324,7 @@ def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | N
     dtype = checks.sum_type(a_NK.dtype)
     checks.matrix("out", out_NH, like=a_NK, rows=num_rows, width=heads, dtype=dtype)
     if minus_K is not None:
-        checks.vector("minus", minus_K, dtype, a_NK.device, width)
+        checks.matrix("minus", minus_K[None], like=a_NK, rows=1, width=width, dtype=dtype)
     backend(a_NK.device).head_dots(a_NK, b_NK, out_NH, minus_K)
 
 
