@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any, cast
 
 from hpcgnn import allocation
 from hpcgnn.bench.case import Case
@@ -43,10 +43,9 @@ class Worker:
 
     def timer(self, operation: str) -> Timer:
         def time_it(repeat: int) -> Sample:
-            assert self.process.stdin is not None
             question = json.dumps([operation, repeat])
             try:
-                print(question, file=self.process.stdin, flush=True)
+                print(question, file=cast("IO[str]", self.process.stdin), flush=True)
             except BrokenPipeError:
                 return Sample([])
             answer = self._answer()
@@ -55,8 +54,7 @@ class Worker:
         return time_it
 
     def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = cast("IO[str]", self.process.stdout).readline()
         return json.loads(line) if line else None
 
     def close(self) -> None:
