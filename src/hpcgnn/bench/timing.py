@@ -20,7 +20,7 @@ class Sample:
     peak_bytes: int | None = None  # None on a CPU
 
 
-_TURNS = 3
+TURNS = 3  # of each implementation on a CPU
 Timer = Callable[[int], Sample]  # so many repetitions after one that isn't counted
 
 
@@ -51,7 +51,7 @@ def compare(
 
     Taking turns lets all of them see the same drift of the machine's speed; a GPU doesn't drift.
     """
-    turns = _TURNS if in_turns else 1
+    turns = TURNS if in_turns else 1
     samples: dict[str, list[Sample]] = {name: [] for name in timers}
     for _ in range(turns):
         for name, time_it in timers.items():

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
     from hpcgnn.bench.case import Case
     from hpcgnn.bench.kernels import run as measure
+    from hpcgnn.bench.timing import TURNS
 
     for name in _SIZES:
         if getattr(args, name) < 1:
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         return 0
     print(
         f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), {args.device}, "
-        f"medians of {3 if args.device == 'cpu' else 1} x {args.repeat}"
+        f"medians of {TURNS if args.device == 'cpu' else 1} x {args.repeat}"
     )
     for row in rows:
         print(_line(row))

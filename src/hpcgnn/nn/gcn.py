@@ -35,10 +35,12 @@ class GCNConv(torch.nn.Module):
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             y_NF = self.lin(self._first_sum(graph, x_NF))
-        elif narrows_first(graph, x_NF, self.in_channels, self.out_channels):
-            y_NF = self._propagate(graph, self.lin(x_NF))
+        elif isinstance(x_NF, Tensor) and not narrows_first(
+            graph, self.in_channels, self.out_channels
+        ):
+            y_NF = self.lin(self._propagate(graph, x_NF))
         else:
-            y_NF = self.lin(self._propagate(graph, x_NF))  # type: ignore[arg-type]
+            y_NF = self._propagate(graph, self.lin(x_NF))
         return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
 from hpcgnn.sar.short import product_type, readable
 
 
-def narrows_first(graph: PartitionedGraph, x: NodeFeatures, inputs: int, outputs: int) -> bool:
-    """Whether weights multiply before the sum over neighbours; for sparse features they must."""
-    return not isinstance(x, Tensor) or (graph.narrow_first and outputs <= inputs)
+def narrows_first(graph: PartitionedGraph, inputs: int, outputs: int) -> bool:
+    """Whether weights multiply dense features before the sum over neighbours; others they must."""
+    return graph.narrow_first and outputs <= inputs
 
 
 class Linear(torch.nn.Module):

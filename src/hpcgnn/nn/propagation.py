@@ -45,8 +45,10 @@ class SGConv(torch.nn.Module):
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             powered = first_sum(graph, ("sgc", self.K), lambda: self._power(graph, x_NF))
             return linear(powered, self.lin.weight, self.lin.bias)
-        if not narrows_first(graph, x_NF, self.in_channels, self.out_channels):
-            return linear(self._power(graph, x_NF), self.lin.weight, self.lin.bias)  # type: ignore[arg-type]
+        if isinstance(x_NF, Tensor) and not narrows_first(
+            graph, self.in_channels, self.out_channels
+        ):
+            return linear(self._power(graph, x_NF), self.lin.weight, self.lin.bias)
         y_NF = self._power(graph, linear(x_NF, self.lin.weight))
         return y_NF if self.lin.bias is None else y_NF + self.lin.bias
 

@@ -57,8 +57,8 @@ class SAGEConv(torch.nn.Module):
         elif linear_aggr and is_constant(graph, x_NF):
             key = ("sage", self.aggr)
             return lin(first_sum(graph, key, lambda: self._aggregate(graph, x_NF)))
-        if not (linear_aggr and narrows_first(graph, x_NF, self.in_channels, self.out_channels)):
-            return lin(self._aggregate(graph, x_NF))  # type: ignore[arg-type]
+        elif not (linear_aggr and narrows_first(graph, self.in_channels, self.out_channels)):
+            return lin(self._aggregate(graph, x_NF))
         y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
         return y_NF if lin.bias is None else y_NF.add_(lin.bias.to(y_NF.dtype))
 

@@ -125,6 +125,13 @@ def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> C
     return makers[config.model]
 
 
+def configure(graph: PartitionedGraph, config: Config) -> None:
+    """What the configuration says of streaming, savings and random numbers."""
+    graph.mode, graph.seed = config.mode, config.seed
+    graph.fewest_rows, graph.narrow_first = config.fewest_rows, config.narrow_first
+    graph.cache_first = config.cache_first
+
+
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> Optimizer:
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)

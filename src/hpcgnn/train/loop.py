@@ -18,7 +18,7 @@ from hpcgnn.nn.inputs import LabelInput
 from hpcgnn.nn.model import Flow
 from hpcgnn.sar.prune import message_flow
 from hpcgnn.train.adversary import Attack
-from hpcgnn.train.build import build_model, build_optimizer, learning_rate
+from hpcgnn.train.build import build_model, build_optimizer, configure, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.diagnosis import first_gradient, first_layer
@@ -60,9 +60,7 @@ class Trainer:
         self.graph, self.config, self.run_dir = graph, config, run_dir
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
-        graph.mode, graph.seed = config.mode, config.seed
-        graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
-        graph.narrow_first = config.narrow_first
+        configure(graph, config)
         self.task = find_task(graph, config.metric)
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         self.parameters = list(self.model.parameters())

@@ -18,7 +18,7 @@ from hpcgnn.storage import atomic
 from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.schema import PREDICTIONS, VERSION
 from hpcgnn.train import checkpoint as files
-from hpcgnn.train.build import build_model
+from hpcgnn.train.build import build_model, configure
 from hpcgnn.train.checkpoint import Checkpoint
 from hpcgnn.train.precision import arithmetic
 from hpcgnn.train.state import is_sharded, restore_model
@@ -68,9 +68,7 @@ class Predictor:
                 f"{graph.graph_fingerprint}); --any-graph applies it all the same",
                 file=path,
             )
-        graph.seed, graph.mode = config.seed, config.mode
-        graph.fewest_rows, graph.cache_first = config.fewest_rows, config.cache_first
-        graph.narrow_first = config.narrow_first
+        configure(graph, config)
         self.task: Task = find_task(graph, config.metric)
         self.device = graph.node_ids.device
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
