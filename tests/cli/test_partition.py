@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.storage.partition_file import PartitionFile
+from tests.cli.verbs import refused
 from tests.partition.slabs import grid_edges, write_graph
 
 
@@ -29,14 +30,6 @@ def read(path: Path) -> tuple[dict, np.ndarray]:
         for part in range(file.num_parts):
             owner[file.read_part(part).ids] = part
         return file.header, owner
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    lines = [line for line in result.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
-    assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[0]
 
 
 def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):

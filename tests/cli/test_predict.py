@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
-import subprocess
 from pathlib import Path
 
 import h5py
@@ -13,11 +11,11 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli import partition, predict, train
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutOfMemoryError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
 from tests.cli.test_train import SETTINGS, arrays, write
+from tests.cli.verbs import call, refused
 
 NUM_NODES = 60
 
@@ -31,22 +29,6 @@ def parts(comm, shared_path, monkeypatch) -> Path:
     comm.barrier()
     call(comm, partition, "g.h5", "--method", "block", "-o", "parts.h5")
     return shared_path / "parts.h5"
-
-
-def call(comm: Communicator, verb: object, *arguments: object) -> None:
-    """A verb on the ranks of this test, as the command line runs it."""
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    assert verb.run(parser.parse_args(list(map(str, arguments))), comm) == 0
-    comm.barrier()
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    lines = [line for line in result.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
-    assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def test_an_output_that_cant_be_made_ends_all_ranks(mpirun, parts, comm):

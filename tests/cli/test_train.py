@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import h5py
 import numpy as np
@@ -18,6 +15,7 @@ from hpcgnn.cli import partition, predict, train
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.storage.graph_writer import GraphWriter
+from tests.cli.verbs import call, refused
 from tests.graphs import random_graph
 
 NUM_NODES = 60
@@ -53,22 +51,6 @@ def alone() -> Iterator[Communicator]:
     communicator = Communicator(MPI.COMM_SELF)
     yield communicator
     communicator.close()
-
-
-def call(comm: Communicator, verb: ModuleType, *arguments: object) -> None:
-    """A verb on the ranks of this test, as the command line runs it."""
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    assert verb.run(parser.parse_args(list(map(str, arguments))), comm) == 0
-    comm.barrier()
-
-
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    lines = [line for line in result.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
-    assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

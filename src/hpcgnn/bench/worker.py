@@ -1,7 +1,8 @@
 """A peer in a process of its own, with the memory settings it has by itself.
 
 `python -m hpcgnn.bench.worker NAME CASE` (CASE: the fields as JSON) prints the operations that the
-peer offers as a JSON list, then answers each line `[operation, repeat]` with a sample.
+peer offers as a JSON list, or as a string why there are none; then it answers each line
+`[operation, repeat]` with a sample.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from hpcgnn.bench.timing import Sample, Timer, local
 
 
 class Worker:
-    """A running peer. `operations` is empty where it isn't installed; `close` ends it.
+    """A running peer. `operations` is empty, and says why, where it isn't installed.
 
     A peer that dies, as by lack of memory, answers samples without seconds from then on.
     """
 
     def __init__(self, name: str, case: Case) -> None:
+        self.name = name
         self._operations: list[str] | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, name, json.dumps(asdict(case))],
@@ -38,7 +40,10 @@ class Worker:
     @property
     def operations(self) -> list[str]:
         if self._operations is None:
-            self._operations = self._answer() or []
+            answer = self._answer() or "its process ended"
+            if isinstance(answer, str):
+                print(f"hpcgnn: {self.name} is left out: {answer}", file=sys.stderr)
+            self._operations = [] if isinstance(answer, str) else answer
         return self._operations
 
     def timer(self, operation: str) -> Timer:
@@ -74,9 +79,9 @@ def main(name: str, text: str) -> int:
     torch.set_num_threads(case.threads)
     try:
         timers = {key: local(run) for key, run in operations(name, case).items()}
-    except Exception as error:  # a peer that doesn't import here is left out of the table
-        print(f"{name}: {error}", file=sys.stderr)
-        timers = {}
+    except Exception as error:  # whatever a peer raises where it doesn't work: told to the user
+        print(json.dumps(" ".join(str(error).split())[:200]), file=answers, flush=True)
+        return 0
     print(json.dumps(list(timers)), file=answers, flush=True)
     for line in sys.stdin:
         operation, repeat = json.loads(line)
