@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 
 import torch
 
@@ -22,19 +21,13 @@ OURS = "hpcgnn"
 
 
 def run(case: Case, comm: Communicator, repeat: int) -> list[Row]:
-    """All operations of all implementations; one rank. Every peer has a process of its own.
-
-    Ours is mode `sar`, where attention computes its products again; `sa` keeps them, as peers do.
-    """
+    """All operations of all implementations; one rank. Every peer has a process of its own."""
     with ExitStack() as stack:
         workers = {name: stack.enter_context(closing(Worker(name, case))) for name in PEERS}
         graph = one_part(power_law_edges(case), comm)
         rows = []
-        kept = _attention(case, replace(graph, mode="sa"))
         for operation, ours in (_sums(case, graph) | _attention(case, graph)).items():
             timers = {OURS: local(ours)}
-            if operation in kept:
-                timers[f"{OURS}, mode sa"] = local(kept[operation])
             timers |= {
                 name: worker.timer(operation)
                 for name, worker in workers.items()

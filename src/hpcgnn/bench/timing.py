@@ -21,7 +21,8 @@ class Sample:
 
 
 TURNS = 3  # of each implementation on a CPU
-Timer = Callable[[int], Sample]  # so many repetitions after one that isn't counted
+WARM_UP = 5  # repetitions: on a virtual machine the first touches of a page take ten times as long
+Timer = Callable[[int], Sample]  # so many repetitions after up to a second's that aren't counted
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ def _timed(run: Callable[[], object], repeat: int) -> Sample:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    seconds = [_seconds(run) for _ in range(1 + repeat)][1:]
+    warm = 0.0
+    for _ in range(WARM_UP):
+        if warm < 1:
+            warm += _seconds(run)
+    seconds = [_seconds(run) for _ in range(repeat)]
     peak = None
     if on_gpu:
         peak = torch.cuda.max_memory_allocated() - before

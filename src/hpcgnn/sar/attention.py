@@ -6,11 +6,12 @@ with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward stre
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
 compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
-In mode `sar` z is computed again in backward and never kept.
+In mode `sar` z is computed again in backward, except that of the newest layer: see `Ring.newest`.
 """
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,9 @@ def attention(
     """
     dense = x if isinstance(x, Tensor) else None
     result: Tensor = _Attention.apply(
-        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings
-    )
+        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings,
+        torch.is_grad_enabled(),
+    )  # fmt: skip
     return result
 
 
@@ -80,6 +82,7 @@ class _Attention(torch.autograd.Function):
         x: NodeFeatures,
         graph: PartitionedGraph,
         settings: AttentionSettings,
+        has_backward: bool,
     ) -> Tensor:
         ctx.short = product_type(graph.node_ids.device)
         with torch.autocast(graph.node_ids.device.type, enabled=False):
@@ -92,6 +95,8 @@ class _Attention(torch.autograd.Function):
         ctx.x = None if isinstance(x, Tensor) else x
         ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
         ctx.epoch = graph.epoch
+        if run.kept is None and has_backward:
+            graph.ring.newest, ctx.newest = z_NK, weakref.ref(z_NK)
         ctx.save_for_backward(
             dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
             None if run.kept is None else z_NK,
@@ -105,6 +110,8 @@ class _Attention(torch.autograd.Function):
             z_NK,
         ) = ctx.saved_tensors  # fmt: skip
         x: NodeFeatures = dense if ctx.x is None else ctx.x
+        if z_NK is None:
+            z_NK = ctx.newest()
         if z_NK is None:
             z_NK = product(x, weight_KF, ctx.short)
         g_NK = grads[0].contiguous()
@@ -128,7 +135,7 @@ class _Attention(torch.autograd.Function):
         grad_weight = weight_gradient(x, grad_z, ctx.short)
         return (
             grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD,
-            bias_gradient(g_NK, bias_K), None, None, None,
+            bias_gradient(g_NK, bias_K), None, None, None, None,
         )  # fmt: skip
 
 
