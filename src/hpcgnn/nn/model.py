@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.dropout import Dropout, constant_dropout
+from hpcgnn.nn.jumping import largest, linear_of_all
 from hpcgnn.nn.linear import Linear, NodeFeatures
 from hpcgnn.nn.norm import NORMS
 from hpcgnn.sar.prune import Step
@@ -75,6 +77,9 @@ class Stack(torch.nn.Module):
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
     ) -> Tensor:
         """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
+        if self.head is not None and self.jumping == "cat":
+            hidden = self._hidden(graph, self._input(graph, x_NF), flow)
+            return linear_of_all(hidden, self.head)
         hidden_NF = self.embed(graph, x_NF, flow)
         if self.head is not None:
             result: Tensor = self.head(hidden_NF)
@@ -84,29 +89,38 @@ class Stack(torch.nn.Module):
     def embed(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
     ) -> NodeFeatures:
-        """What the last layer reads: `[n, hidden]`."""
+        """What the last layer reads: `[n, hidden]`, `[n, hidden * layers]` with `cat`."""
+        x_NF = self._input(graph, x_NF)
+        if self.jumping == "cat":
+            return torch.cat(list(self._hidden(graph, x_NF, flow)), dim=-1)
+        if self.jumping == "max":
+            return largest(self._hidden(graph, x_NF, flow))
+        last = deque(self._hidden(graph, x_NF, flow), maxlen=1)
+        return last[0] if last else x_NF
+
+    def _input(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> NodeFeatures:
         if isinstance(x_NF, Tensor):
-            x_NF = self.input_dropout(graph, x_NF)
-        elif self.input_dropout.p and self.training:
-            x_NF = constant_dropout(graph, x_NF, self.input_dropout.p)
-        outputs: list[Tensor] = []
+            dropped: Tensor = self.input_dropout(graph, x_NF)
+            return dropped
+        if self.input_dropout.p and self.training:
+            return constant_dropout(graph, x_NF, self.input_dropout.p)
+        return x_NF
+
+    def _hidden(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None
+    ) -> Iterator[Tensor]:
+        """Each hidden layer as it is computed."""
         for i, dropout in enumerate(self.dropouts):
             y_NF = self._convolve(graph, x_NF, i, flow)
+            graph.ring.newest = None  # what follows takes memory before backward comes here
             step = flow[i] if flow else None
             here = graph if step is None else _at(step.after, graph)
             if len(self.norms):
                 y_NF = self.norms[i](here, y_NF)
             if self.activation == "elu":
                 y_NF = functional.elu(y_NF)
-            y_NF = dropout(here, y_NF)
-            if self.jumping != "none":
-                outputs.append(y_NF)
-            x_NF = y_NF
-        if self.jumping == "cat":
-            return torch.cat(outputs, dim=-1)
-        if self.jumping == "max":
-            return torch.stack(outputs).amax(dim=0)
-        return x_NF
+            x_NF = y_NF = dropout(here, y_NF)
+            yield y_NF
 
     def _convolve(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None

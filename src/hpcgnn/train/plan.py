@@ -114,8 +114,8 @@ def estimate(shape: Shape, config: Config) -> Memory:
     kept += config.activation == "elu" and not shared
     count = config.layers - (config.head == "conv")
     activations = 4 * n * hidden * kept * count
-    if config.jumping == "cat":
-        activations += 4 * n * hidden * count
+    if config.jumping == "max":
+        activations += (4 + count) * n * hidden
     if config.model in ("appnp", "dagnn"):
         activations += 4 * n * outputs * config.power
     if config.mode != "sar" and config.model in ("gat", "gatv2"):

@@ -1,9 +1,9 @@
 """`--precision`: the arithmetic of dense products, activations and messages.
 
-    fp32   float32 throughout
-    tf32   dense products of a GPU in TensorFloat-32; elsewhere as fp32
-    bf16   operands of dense products and rows in messages are rounded to bfloat16, on a GPU
-           activations too; sums, parameters and the optimizer stay float32
+- fp32: float32 throughout.
+- tf32: dense products of a GPU in TensorFloat-32; elsewhere as fp32.
+- bf16: operands of dense products and rows in messages are rounded to bfloat16, on a GPU
+  activations too; sums, parameters and the optimizer stay float32.
 """
 
 from __future__ import annotations

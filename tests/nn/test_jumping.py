@@ -1,0 +1,44 @@
+"""Jumping knowledge against arrays of all layers in torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpcgnn.nn.jumping import largest, linear_of_all
+from hpcgnn.nn.linear import Linear
+
+
+def layers(count: int) -> list[torch.Tensor]:
+    torch.manual_seed(count)
+    return [torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+
+
+def gradients(y: torch.Tensor, *of: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    grad = torch.arange(y.numel(), dtype=y.dtype).view_as(y)
+    return torch.autograd.grad(y, of, grad)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_of_all(count, bias):
+    h, head = layers(count), Linear(5 * count, 3, bias=bias).double()
+    expected = head(torch.cat(h, dim=-1))
+    found = linear_of_all(iter(h), head)
+    torch.testing.assert_close(found, expected)
+    of = (*h, *head.parameters())
+    torch.testing.assert_close(gradients(found, *of), gradients(expected, *of))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_largest(count):
+    h = layers(count)
+    expected, found = torch.stack(h).amax(dim=0), largest(iter(h))
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(gradients(found, *h), gradients(expected, *h))
+
+
+def test_ties_go_to_the_earliest_layer():
+    h = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    first, *others = gradients(largest(h), *h)
+    assert first.tolist() == [0, 1] and not any(grad.any() for grad in others)
