@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -67,6 +68,15 @@ def _mpiexec() -> str:
     if found is None:
         pytest.skip("no mpiexec found")
     return found
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """A CUDA device that CuPy can use too."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from hpcgnn.kernels import checks, cuda, launch
 from tests.kernels.emulator import Emulator
@@ -21,12 +19,3 @@ def emulated(monkeypatch, pytestconfig) -> Emulator:
     for face in ("hpcgnn.kernels", "hpcgnn.kernels.attention2"):
         monkeypatch.setattr(f"{face}.backend", lambda device: cuda)
     return emulator
-
-
-@pytest.fixture
-def gpu() -> Iterator[torch.device]:
-    """A CUDA device that CuPy can use too."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    yield torch.device("cuda", torch.cuda.current_device())

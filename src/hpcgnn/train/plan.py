@@ -7,7 +7,8 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
                   where the graph is not symmetric; 60 E more for R-GCN's pairs
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
-    backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand
+    backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
+                                        of the last one where that is wider (heads of attention)
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
     halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
     base          20 MB                 MPI, threads, files
@@ -31,6 +32,8 @@ KEPT = {
     "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
     "dagnn": 1,
 }  # fmt: skip
+BACKWARD = {"gatv2": 3.5, "appnp": 1.5, "dagnn": 1.5}  # times H; others 2.5
+LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
 PAIR_BYTES = 60  # per edge, for R-GCN: pairs of relations and rows, both ways
 
@@ -102,30 +105,14 @@ def layers(shape: Shape, config: Config) -> list[Layer]:
 
 def estimate(shape: Shape, config: Config) -> Memory:
     """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
-    n, hidden, outputs = shape.nodes, config.hidden, shape.outputs
-    width = _input_width(shape, config)
+    n, width = shape.nodes, _input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
     edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
     pairs = PAIR_BYTES * shape.edges if config.model == "rgcn" else 0
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
-    kept = KEPT[config.model] + (config.norm != "none")
-    # What ELU reads is kept, and in attention layers once for both.
-    shared = config.model in ("gat", "gatv2") and config.norm == "none" and not config.residual
-    kept += config.activation == "elu" and not shared
-    count = config.layers - (config.head == "conv")
-    activations = 4 * n * hidden * kept * count
-    if config.jumping == "max":
-        activations += (4 + count) * n * hidden
-    if config.model in ("appnp", "dagnn"):
-        activations += 4 * n * outputs * config.power
-    if config.mode != "sar" and config.model in ("gat", "gatv2"):
-        rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
-        activations += 4 * rows * sum(layer.sent for layer in layers(shape, config))
-    if not _first_cached(shape, config) and shape.stored is None:
-        activations += 4 * n * width
-    backward = int(4 * n * (2.5 * hidden + 2 * outputs))
+    activations = _activations(shape, config, halo)
     scratch = EDGE_SCRATCH.get(config.model, 0) * shape.edges
-    backward = max(backward, scratch - activations)
+    backward = max(_backward(shape, config), scratch - activations)
     copies = 2 + (2 if config.optimizer != "sgd" else 0)
     parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
     parameters += 4 * n * config.embedding * copies
@@ -139,6 +126,43 @@ def estimate(shape: Shape, config: Config) -> Memory:
         halo_buffers=_buffers(shape, config),
         base=BASE,
     )
+
+
+def _activations(shape: Shape, config: Config, halo: int) -> int:
+    """Bytes kept from forward to backward."""
+    n, width = shape.nodes, _input_width(shape, config)
+    attention = config.model in LAST
+    kept = KEPT[config.model] + (config.norm != "none")
+    # What ELU reads is kept, and in attention layers once for both.
+    shared = attention and config.norm == "none" and not config.residual
+    kept += config.activation == "elu" and not shared
+    kept += attention and config.residual
+    count = config.layers - (config.head == "conv")
+    numbers = n * config.hidden * kept * count
+    if config.jumping == "max":
+        numbers += (4 + count) * n * config.hidden // 4
+    if config.mode != "sar" and attention:
+        rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
+        numbers += rows * sum(layer.sent for layer in layers(shape, config))
+    if not _first_cached(shape, config) and shape.stored is None:
+        numbers += n * width * (2 if config.input_dropout else 1)
+    if config.adversarial_steps:
+        numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
+    return 4 * numbers
+
+
+def _backward(shape: Shape, config: Config) -> int:
+    """Bytes of gradients and scratch of the layer that takes most."""
+    heads = config.output_heads or config.heads
+    hidden = config.hidden if config.layers > 1 or config.head == "linear" else 0
+    numbers = BACKWARD.get(config.model, 2.5) * hidden + 2 * shape.outputs
+    if config.head == "conv":
+        numbers = max(numbers, LAST.get(config.model, 0) * heads * shape.outputs)
+    if config.model == "dagnn":
+        numbers = max(numbers, (config.power + 4) * shape.outputs)
+    if config.precision == "bf16":
+        numbers += 2 * hidden
+    return int(4 * shape.nodes * numbers)
 
 
 def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
@@ -185,9 +209,12 @@ def _first_cached(shape: Shape, config: Config) -> bool:
 def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
     narrow = min(a, b) if config.narrow_first else a
     if config.model in ("gat", "gatv2"):
-        wide = b * config.heads if last and config.head == "conv" else b
+        heads, wide = config.heads, b
+        if last and config.head == "conv":
+            heads = config.output_heads or heads
+            wide = b * heads
         if config.model == "gat":
-            return wide + config.heads, wide + 4 * config.heads
+            return wide + heads, wide + 4 * heads
         return wide, 2 * wide
     return {
         "sage": (narrow, narrow),
