@@ -14,6 +14,7 @@ from hpcgnn.cli import partition, predict, train
 from hpcgnn.errors import InputError, OutOfMemoryError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
+from hpcgnn.train import setup
 from tests.cli.test_train import SETTINGS, arrays, write
 from tests.cli.verbs import call, refused
 
@@ -94,6 +95,25 @@ def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
         assert comm.rank or f"{name} {100 * score:.2f} %" in told
     with h5py.File("default.h5") as file:
         assert file.attrs["split"] == 1
+
+
+@pytest.mark.mpi
+def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
+    """Features where a GPU that can't hold them found room; on this machine, without a backward."""
+    call(comm, train, parts, *SETTINGS, "--features-on", "host", "--precision", "tf32",
+         "--mode", "oneshot", "--epochs", 1, "--run-dir", "a")  # fmt: skip
+    asked = []
+
+    def open_part(path, comm, config):
+        asked.append(config)
+        return plain(path, comm, config)
+
+    plain = setup.open_part
+    monkeypatch.setattr(setup, "open_part", open_part)
+    call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5", "--halo-buffer", "1MiB")
+    (where,) = asked
+    assert (where.features_on, where.precision, where.mode) == ("host", "tf32", "sar")
+    assert (where.device, where.halo_buffer) == ("auto", "1MiB")
 
 
 @pytest.mark.mpi

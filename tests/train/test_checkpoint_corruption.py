@@ -26,7 +26,7 @@ def make(path: Path, comm, sharded: bool) -> None:
     }
     rows = {"ids": NODES, "model.inputs.weight": rng.normal(size=(4, 3)).astype(np.float32)}
     checkpoint = Checkpoint(
-        3, Config(), "f" * 16, 1, {"best": 0.5, "best_epoch": 2}, [{"lr": 0.01}], arrays,
+        3, Config(), "f" * 16, 1, {"best": 0.5, "best_epoch": 2}, arrays,
         rows if sharded else {},
     )  # fmt: skip
     if sharded:

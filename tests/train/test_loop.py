@@ -139,7 +139,7 @@ def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
 
 def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shared_path):
     arrays, sharded = {"model/w": np.ones(3, np.float32)}, {"ids": np.arange(2)}
-    found = Checkpoint(1, Config(), "f" * 16, 1, {"best": None}, [], arrays, sharded)
+    found = Checkpoint(1, Config(), "f" * 16, 1, {"best": None}, arrays, sharded)
     with pytest.raises(OutputError, match="absent: no such folder"):
         write_sharded(shared_path / "absent" / "c.h5", found, comm)
     write_sharded(shared_path / "c.h5", found, comm)

@@ -62,7 +62,7 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
     assert two[:4] == one[:4] == losses(first)
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
 
-    newest = first / "checkpoints" / "epoch-000004.h5"
+    newest, config = first / "checkpoints" / "epoch-000004.h5", (first / "config.json").read_text()
     line = refused(mpirun(1, "train", graph(1, 1, "block"), *resumed, first))
     assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
     line = refused(mpirun(2, "train", block, *resumed, first, "--hidden", 16))
@@ -76,3 +76,4 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
     line = refused(mpirun(2, "train", block, *fresh))
     assert f"{first}: holds the checkpoints of a run: --resume goes on with it" in line
     assert losses(first) == two[:4]
+    assert (first / "config.json").read_text() == config

@@ -28,7 +28,7 @@ SETTINGS = {"layers": 2, "hidden": 96, "halo_buffer": "64KiB", "checkpoint_every
 
 def make(epoch: int, size: int = 10) -> Checkpoint:
     arrays = {"model/w": np.full(size, epoch, np.float32)}
-    return Checkpoint(epoch, Config(), "f" * 16, 1, {"best": None}, [], arrays)
+    return Checkpoint(epoch, Config(), "f" * 16, 1, {"best": None}, arrays)
 
 
 def train(comm, folder: Path, **changes: object) -> Trainer:

@@ -58,13 +58,14 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         from hpcgnn.train.predict import read_checkpoint, write_predictions
         from hpcgnn.train.setup import open_part
 
-    where = Config(device=args.device, halo_buffer=args.halo_buffer, split=args.split or 0)
-    checkpoint: Checkpoint | None = None
+    where, checkpoint = Config(), None
     if not args.label_propagation:
         with comm.at("read the checkpoint"):
             checkpoint = read_checkpoint(Path(args.checkpoint), comm)
-        if args.split is None:
-            where = replace(where, split=checkpoint.config.split)
+        # As in training, on what is there now; nothing is kept for a backward.
+        where = replace(checkpoint.config, transport="auto", mode="sar")
+    split = where.split if args.split is None else args.split
+    where = replace(where, device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
     found, attributes = _predict(args, graph, checkpoint)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
-    with held(run_dir, comm, config, fresh=not args.resume):
+    with held(run_dir, comm, fresh=not args.resume):
         return _train(args, comm, config, partition, run_dir, imported)
 
 
@@ -70,6 +70,7 @@ def _train(
     from hpcgnn.train.loop import Trainer
     from hpcgnn.train.memory import explained
     from hpcgnn.train.profile import Profile
+    from hpcgnn.train.run_dir import write_config
     from hpcgnn.train.setup import open_part
     from hpcgnn.train.telemetry import human, peak_memory
 
@@ -79,6 +80,7 @@ def _train(
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+    write_config(run_dir, comm, config)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
         print(

@@ -4,12 +4,11 @@
     optimizer/<index>/<key>            optimizer state of each parameter
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
-Attributes: epoch, config, progress, optimizer groups, fingerprints of graph and content.
+Attributes: epoch, config, progress, fingerprints of graph and content.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,7 +37,6 @@ class Checkpoint:
     graph_fingerprint: str
     num_parts: int
     progress: dict[str, Any]
-    optimizer: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
     sharded: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -51,7 +49,6 @@ class Checkpoint:
             "graph_fingerprint": self.graph_fingerprint,
             "num_parts": self.num_parts,
             "progress": self.progress,
-            "optimizer": {"groups": self.optimizer},
             "fingerprint": to_hex(content),
         }
 
@@ -108,9 +105,6 @@ def read(path: str | Path) -> Checkpoint:
     """
     with Reader(path, CHECKPOINT) as reader:
         config = Config.from_json(reader.text("config"), path)
-        optimizer = reader.json("optimizer").get("groups")
-        if not isinstance(optimizer, list):
-            raise InputError("attribute optimizer holds no groups", file=path)
         arrays, content = {}, 0
         for dataset in reader.walk():
             name = dataset["name"]
@@ -126,7 +120,6 @@ def read(path: str | Path) -> Checkpoint:
             graph_fingerprint=reader.text("graph_fingerprint"),
             num_parts=reader.integer("num_parts", 1, 1 << 31),
             progress=reader.json("progress"),
-            optimizer=optimizer,
             arrays=arrays,
         )
 
@@ -171,8 +164,3 @@ def _put(output: atomic.OutputFile, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _fingerprint(arrays: Mapping[str, np.ndarray]) -> int:
     return sum(fingerprint(name, array) for name, array in arrays.items()) & MASK
-
-
-def encode(value: Any) -> Any:
-    """Settings of an optimizer as JSON can hold them (tuples become lists)."""
-    return json.loads(json.dumps(value))

@@ -257,14 +257,13 @@ class Trainer:
             self._save()
 
     def _save(self, best: bool = False) -> None:
-        groups, arrays, sharded = capture(self.model, self.optimizer, self.graph.node_ids)
+        arrays, sharded = capture(self.model, self.optimizer, self.graph.node_ids)
         checkpoint = Checkpoint(
             epoch=self.epoch if not best else self.progress["best_epoch"],
             config=self.config,
             graph_fingerprint=self.graph.graph_fingerprint,
             num_parts=self.comm.size,
             progress=dict(self.progress),
-            optimizer=groups,
             arrays=arrays,
             sharded=sharded,
         )

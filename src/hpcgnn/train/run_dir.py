@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.storage import atomic
 from hpcgnn.train.config import Config
 
 PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
@@ -23,12 +24,11 @@ _POLL = 0.5
 def held(
     run_dir: Path,
     comm: Communicator,
-    config: Config,
     *,
     fresh: bool = False,
     patience: float = PATIENCE,
 ) -> Iterator[None]:
-    """Make the directory, write `config.json`, and keep other jobs out for the block; collective.
+    """Make the directory, and keep other jobs out for the block; collective.
 
     File systems without locks keep nobody out.
 
@@ -37,7 +37,7 @@ def held(
 
     Raises:
         InputError: another job still trains there after `patience` seconds, or has.
-        OutputError: it can't be made or written.
+        OutputError: it can't be made.
     """
     error: HpcgnnError | None = None
     descriptor = None
@@ -48,8 +48,6 @@ def held(
             _lock(descriptor, run_dir, patience)
             if fresh:
                 _refuse_checkpoints(run_dir)
-            text = json.dumps(json.loads(config.to_json()), indent=2)
-            (run_dir / "config.json").write_text(text + "\n", encoding="utf-8")
         except OSError as caught:
             error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
         except InputError as caught:
@@ -60,6 +58,26 @@ def held(
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
+    """Write `config.json`, once the run is known to be a possible one; collective.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    path, error = run_dir / "config.json", None
+    if comm.rank == 0:
+        try:
+            with atomic.claim(path) as temporary:
+                text = json.dumps(json.loads(config.to_json()), indent=2)
+                temporary.write_text(text + "\n", encoding="utf-8")
+                atomic.publish(temporary, path)
+        except OSError as caught:
+            error = OutputError(f"can't be written: {caught.strerror}", file=path)
+        except OutputError as caught:
+            error = caught
+    comm.agree(error, where="config.json")
 
 
 def _refuse_checkpoints(run_dir: Path) -> None:

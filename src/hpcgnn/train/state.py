@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.errors import InputError
-from hpcgnn.train.checkpoint import Checkpoint, encode
+from hpcgnn.train.checkpoint import Checkpoint
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -20,8 +20,8 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def capture(
     model: torch.nn.Module, optimizer: Optimizer, node_ids: Tensor
-) -> tuple[list[dict], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Optimizer groups, replicated arrays and this rank's sharded arrays, all copied."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Replicated arrays of model and optimizer and this rank's sharded arrays, all copied."""
     arrays, sharded = {}, {}
     parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
@@ -39,11 +39,7 @@ def capture(
                 arrays[f"optimizer/{names[id(parameter)]}/{key}"] = _array(tensor)
     if sharded:
         sharded["ids"] = _array(node_ids)
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.state_dict()["param_groups"]
-    ]
-    return encode(groups), arrays, sharded
+    return arrays, sharded
 
 
 def restore_model(
