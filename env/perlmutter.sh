@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 
 kind=${1:-}
 case $kind in
-    gpu) torch_index=https://download.pytorch.org/whl/cu126 mpi4py_cc="cc -target-accel=nvidia80 -shared" ;;
-    cpu) torch_index=https://download.pytorch.org/whl/cpu mpi4py_cc="cc -shared" ;;
+    gpu) cuda=12 mpi4py_cc="cc -target-accel=nvidia80 -shared" ;;
+    cpu) cuda=none mpi4py_cc="cc -shared" ;;
     *)
         echo "usage: env/perlmutter.sh gpu|cpu" >&2
         exit 2
@@ -24,13 +24,9 @@ set +u
 source env/perlmutter_modules.sh "$kind"
 set -u
 
-VENV=$VENV PYTHON=python MPI=system MPICC=cc HDF5=parallel \
-    TORCH=${TORCH:-torch==2.13.0} TORCH_INDEX=${TORCH_INDEX:-$torch_index} env/install.sh
+VENV=$VENV PYTHON=python MPI=system MPICC=cc HDF5=parallel CUDA=$cuda env/install.sh
 
 # mpi4py's wheel works too, but does not load the library by which Cray MPICH reads GPU memory.
 MPICC=$mpi4py_cc "$VENV/bin/python" -m pip install --quiet --force-reinstall --no-cache-dir --no-deps \
     --no-binary=mpi4py "$(grep '^mpi4py==' env/requirements.lock)"
-if [ "$kind" = gpu ]; then
-    "$VENV/bin/python" -m pip install --quiet cupy-cuda12x
-fi
 echo "done: source jobs/profiles/perlmutter-$kind.sh, then sbatch --account=... jobs/train.sbatch ..."

@@ -44,7 +44,7 @@ def parts(mpirun, tmp_path) -> dict[int, Path]:
 
 
 @pytest.fixture
-def train(mpirun, parts, tmp_path, gpu):
+def train(gpu, mpirun, parts, tmp_path):
     """`train(2, "cuda", "--model gat")`: the records of metrics.jsonl."""
 
     def run(ranks: int, device: str, options: str, *more: object, name: str = "") -> list[dict]:
@@ -103,7 +103,7 @@ def test_messages_through_pinned_memory_and_what_is_recorded(train):
     assert all(record["peak_memory_bytes"]["min"] > 0 for record in records)
 
 
-def test_predictions(mpirun, train, parts, tmp_path):
+def test_predictions(train, mpirun, parts, tmp_path):
     train(2, "cuda", MODELS[2], name="run")
     found, best = {}, tmp_path / "run" / "checkpoints" / "best.h5"
     for device in ("cpu", "cuda"):
@@ -123,7 +123,7 @@ def test_the_profile_holds_kernels_and_messages(train, tmp_path):
     assert any("ring pack" in event.get("name", "") for event in trace["traceEvents"])
 
 
-def test_too_little_memory_is_answered_with_numbers(comm, gpu, tmp_path):
+def test_too_little_memory_is_answered_with_numbers(gpu, comm, tmp_path):
     config = Config(model="gat", layers=3, hidden=512, heads=4, epochs=1)
     graph = setup.place(distribute(random_graph(20_000, 100_000), comm), gpu, config)
     total = torch.cuda.get_device_properties(gpu).total_memory
@@ -135,7 +135,7 @@ def test_too_little_memory_is_answered_with_numbers(comm, gpu, tmp_path):
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
 
 
-def test_the_table_of_speeds(mpirun, gpu):
+def test_the_table_of_speeds(gpu, mpirun):
     sizes = ["--nodes", 2000, "--edges", 20_000, "--width", 64, "--heads", 2, "--channels", 32]
     done = mpirun(0, "bench", "kernels", "--device", "cuda", *sizes, "--json")
     assert done.returncode == 0, done.stderr

@@ -5,13 +5,13 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
     first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
-                  where the graph is not symmetric; 60 E more for R-GCN's pairs
+                  where the graph is not symmetric; 120 E more for R-GCN's pairs
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
     backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
                                         of the last one where that is wider (heads of attention)
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
     halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
-    base          20 MB                 MPI, threads, files
+    base          30 MB                 MPI, threads, files
 
 The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
 counts. See docs/memory.md for how far measured runs lie from it.
@@ -26,7 +26,7 @@ from itertools import pairwise
 from hpcgnn.train.config import Config, parse_size
 
 IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
-BASE = 20_000_000
+BASE = 30_000_000
 MOST_RANKS = 1 << 20
 KEPT = {
     "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
@@ -35,7 +35,7 @@ KEPT = {
 BACKWARD = {"gatv2": 3.5, "appnp": 1.5, "dagnn": 1.5}  # times H; others 2.5
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
-PAIR_BYTES = 60  # per edge, for R-GCN: pairs of relations and rows, both ways
+PAIR_BYTES = 120  # per edge, for R-GCN: pairs of relations and rows, both ways
 
 
 @dataclass(frozen=True)
