@@ -3,7 +3,8 @@
 #     jobs/accuracy.sh [ROW...]                     here, on HPCGNN_RANKS (2) ranks
 #     sbatch --ntasks=2 jobs/accuracy.sh [ROW...]   as a job, which resumes where it was stopped
 # A row is GRAPH/MODEL, such as cora/gcn; all of them by default. HPCGNN_TEST_DATA is the folder of
-# the graphs, SEEDS the seeds, RESULTS where runs go (runs/accuracy); finished runs are kept.
+# the graphs, SEEDS the seeds, RESULTS where runs go (runs/accuracy); finished runs are kept. OPTIONS is
+# for every run: OPTIONS="--precision bf16" RESULTS=runs/bf16 jobs/accuracy.sh
 #SBATCH --job-name=accuracy
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -98,7 +99,7 @@ mkdir -p "$RESULTS"
 # From 3: mpiexec and srun read standard input.
 while read -r -u 3 row wanted options; do
     [ $# -eq 0 ] || [[ " $* " = *" $row "* ]] || continue
-    read -r -a options <<<"$options"
+    read -r -a options <<<"$options ${OPTIONS:-}"
     graph "${row%/*}"
     for seed in $SEEDS; do
         run "$row" "$seed" "${options[@]}"

@@ -84,9 +84,13 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks; 0 means without mpiexec."""
 
     def run(
-        ranks: int, *args: object, timeout: float = 240, env: dict[str, str] | None = None
+        ranks: int,
+        *args: object,
+        timeout: float = 240,
+        env: dict[str, str] | None = None,
+        module: str = "hpcgnn.cli.main",
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hpcgnn.cli.main", *map(str, args)]
+        command = [sys.executable, "-m", module, *map(str, args)]
         if ranks:
             command = [_mpiexec(), "-n", str(ranks), *command]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}

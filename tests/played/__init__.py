@@ -1,0 +1,6 @@
+"""A CUDA device played by the host: what runs on it must never mix host and device memory.
+
+Its tensors say `cuda:0`, hold host memory and refuse operations with tensors of the CPU. Kernels
+are the CUDA sources, run by the emulator. Streams and events take no time, so what it can't show is
+missing synchronisation. `python -m tests.played.main` is `hpcgnn` on it, with a torch for CPUs.
+"""

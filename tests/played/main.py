@@ -1,0 +1,107 @@
+"""`python -m tests.played.main VERB ...`: hpcgnn's command line on the played device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from tests.played import guard
+
+guard.load()
+
+import torch  # noqa: E402
+
+from hpcgnn.cli import main as command_line  # noqa: E402
+from hpcgnn.kernels import cuda, cuda_attention, cuda_attention2, cuda_sums, launch  # noqa: E402
+from hpcgnn.kernels import cuda_transpose as transpose  # noqa: E402
+from tests.kernels.emulator import Emulator  # noqa: E402
+from tests.played.tensors import Machine, Played  # noqa: E402
+
+USED = 1 << 20  # bytes the device says are in use
+
+
+class Event:
+    """Everything has happened as soon as it is asked for."""
+
+    def record(self, stream: object = None) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+class Stream:
+    def __init__(self, device: object = None) -> None:
+        pass
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+
+def play() -> None:
+    """Replace what torch.cuda says and does."""
+    torch.cuda._lazy_init = lambda: None
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    torch.utils.swap_tensors = _swap
+    torch.Tensor.pin_memory = lambda self, *_: self
+    properties = SimpleNamespace(total_memory=1 << 34, uuid="played", name="played GPU")
+    for name, function in {
+        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
+        "current_device": lambda: 0, "set_device": lambda device: None,
+        "synchronize": lambda *_: None, "current_stream": Stream, "Stream": Stream, "Event": Event,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "get_device_properties": lambda *_: properties,
+        "max_memory_allocated": lambda *_: USED, "memory_allocated": lambda *_: USED,
+        "is_bf16_supported": lambda *_, **__: True,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed, "manual_seed_all": lambda seed: None,
+    }.items():  # fmt: skip
+        setattr(torch.cuda, name, function)
+
+
+def _swap(
+    parameter: torch.Tensor, converted: torch.Tensor, swap: Callable = torch.utils.swap_tensors
+) -> None:
+    """Attributes stay with the parameter, as where its data alone are replaced."""
+    attributes = dict(vars(parameter))
+    swap(parameter, converted)
+    vars(parameter).update(attributes)
+
+
+def emulate(emulator: Emulator) -> None:
+    """Kernels read played tensors alone, and run on the host."""
+
+    def pointer(tensor: torch.Tensor | None) -> np.uintp:
+        if tensor is None:
+            return np.uintp(0)
+        if not isinstance(tensor, Played):
+            raise TypeError(f"a kernel was given host memory: {tuple(tensor.shape)} {tensor.dtype}")
+        return np.uintp(tensor.inner.data_ptr())
+
+    def start(
+        name: str,
+        expression: str,
+        blocks: tuple[int, int],
+        arguments: Sequence[np.generic],
+        device: torch.device,
+    ) -> None:
+        emulator.start(name, expression, blocks, arguments, torch.device("cpu"))
+
+    for module in (launch, cuda, cuda_attention, cuda_attention2, cuda_sums, transpose):
+        if hasattr(module, "pointer"):
+            module.pointer = pointer
+    launch._start = start
+
+
+if __name__ == "__main__":
+    play()
+    emulate(Emulator(Path(os.environ[guard.VARIABLE]).parent))
+    with Machine():
+        sys.exit(command_line.main())

@@ -1,0 +1,90 @@
+"""Tensors of the played device, and what torch's operations do with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("cuda", 0)
+_aten = torch.ops.aten
+_COPIES = (_aten.copy_.default, _aten._to_copy.default)
+_INDEXING = (
+    _aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default,
+    _aten._index_put_impl_.default,
+)  # fmt: skip
+
+
+class Played(Tensor):
+    """A tensor on the played device; `inner` is where its numbers really are."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Played:
+        made: Played = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device=DEVICE,
+        )  # fmt: skip
+        made.inner = inner
+        return made
+
+    def __init__(self, inner: Tensor) -> None:
+        pass
+
+    def tolist(self) -> Any:  # torch refuses it for subclasses
+        return self.inner.tolist()
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Played({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class Machine(TorchDispatchMode):
+    """While it is entered, `device="cuda:0"` makes played tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def inner(value: Any) -> Any:
+    return value.inner if isinstance(value, Played) else value
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    played = any(isinstance(tensor, Played) for tensor in tensors)
+    if played:
+        _refuse_mixture(func, args, tensors)
+    wanted = kwargs.get("device")
+    on_device = played if wanted is None else torch.device(wanted).type == DEVICE.type
+    if func is _aten.copy_.default:
+        on_device = isinstance(args[0], Played)
+    plain = dict(kwargs)
+    if wanted is not None:
+        plain["device"] = torch.device("cpu")
+    if plain.get("pin_memory"):
+        plain["pin_memory"] = False
+    result = func(*tree_map(inner, args), **tree_map(inner, plain))
+    if not on_device:
+        return result
+    result = tree_map(lambda leaf: Played(leaf) if isinstance(leaf, Tensor) else leaf, result)
+    return return_and_correct_aliasing(func, args, kwargs, result) if played else result
+
+
+def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:
+    """As CUDA does: single numbers and indices may come from the host."""
+    host = [tensor for tensor in tensors if not isinstance(tensor, Played) and tensor.dim()]
+    if not host or func in _COPIES:
+        return
+    indices = all(not tensor.is_floating_point() for tensor in host)
+    if func in _INDEXING and isinstance(args[0], Played) and indices:
+        return
+    shapes = [(tuple(tensor.shape), str(tensor.device)) for tensor in tensors]
+    raise RuntimeError(f"{func} was given tensors of the host and of the GPU: {shapes}")
