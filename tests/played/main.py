@@ -61,6 +61,7 @@ def play() -> None:
         "is_bf16_supported": lambda *_, **__: True,
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
+        "reset_peak_memory_stats": lambda *_: None, "empty_cache": lambda: None,
         "manual_seed": torch.manual_seed, "manual_seed_all": lambda seed: None,
     }.items():  # fmt: skip
         setattr(torch.cuda, name, function)
@@ -83,7 +84,7 @@ def emulate(emulator: Emulator) -> None:
             return np.uintp(0)
         if not isinstance(tensor, Played):
             raise TypeError(f"a kernel was given host memory: {tuple(tensor.shape)} {tensor.dtype}")
-        return np.uintp(tensor.inner.data_ptr())
+        return np.uintp(tensor.data_ptr())
 
     def start(
         name: str,
@@ -100,8 +101,13 @@ def emulate(emulator: Emulator) -> None:
     launch._start = start
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The device is there from now on; `Machine` is to be entered for it."""
     play()
     emulate(Emulator(Path(os.environ[guard.VARIABLE]).parent))
+
+
+if __name__ == "__main__":
+    start()
     with Machine():
         sys.exit(command_line.main())

@@ -35,6 +35,9 @@ class Played(Tensor):
     def __init__(self, inner: Tensor) -> None:
         pass
 
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
     def tolist(self) -> Any:  # torch refuses it for subclasses
         return self.inner.tolist()
 

@@ -225,7 +225,7 @@ def attention_backward(
         for slab, first, last in _slabs(part, piece):
             scores = s.new_zeros(last - first, heads)
             # The kernel counts from the block's first edge.
-            start = scores.data_ptr() - first * heads * scores.itemsize
+            start = int(pointer(scores)) - first * heads * scores.itemsize
             own = tuple(x[slab[0] - piece[0] :] for x in to) if partial else to
             launch_on(part, own, slab, partial, np.uintp(start))
             grad_edge_vector.add_(scores.t() @ block.features[first:last].to(scores.dtype))

@@ -1,0 +1,89 @@
+"""`python -m tests.played.layers`: every layer on a GPU beside the CPU, output and gradients.
+
+On the played GPU where HPCGNN_TEST_GUARD names its library, else on a real one.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+
+from tests.played import guard
+
+PLAYED = guard.VARIABLE in os.environ
+if PLAYED:
+    from tests.played import main as played
+
+import torch  # noqa: E402
+import torch_geometric.nn  # noqa: E402, F401 - the tests' layers are named with it
+
+from hpcgnn import nn  # noqa: E402
+from hpcgnn.comm import world  # noqa: E402
+from hpcgnn.comm.communicator import Communicator  # noqa: E402
+from hpcgnn.comm.device import pick_device  # noqa: E402
+from hpcgnn.comm.gpu_mpi import choose_transport  # noqa: E402
+from tests.graphs import Whole, distribute, local, random_graph  # noqa: E402
+from tests.nn import test_message_passing as messages  # noqa: E402
+from tests.nn.test_against_pyg import EDGES, LAYERS, MODES  # noqa: E402
+
+
+def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
+    """Each with a graph that has what it needs."""
+    plain = random_graph(40, 160, weighted=False)
+    edges = random_graph(40, 160, edge_width=3)
+    relations = random_graph(40, 160, num_relations=3)
+    torch.manual_seed(0)
+    found = {name: (make(nn), plain) for name, make in LAYERS.items()}
+    found |= {f"{name} with edge features": (make(nn), edges) for name, make in EDGES.items()}
+    found["gat with dropout"] = nn.GATConv(5, 4, heads=2, dropout=0.4), plain
+    found["rgcn"] = nn.RGCNConv(5, 4, 3), relations
+    found["rgcn with bases"] = nn.RGCNConv(5, 4, 3, num_bases=2), relations
+    for kind in (messages.Several, messages.DotProduct, messages.Isomorphism):
+        found[f"messages: {kind.__name__}"] = kind(), plain
+    found["messages: EdgeNetwork"] = messages.EdgeNetwork(), edges
+    return found
+
+
+def results(
+    layer: torch.nn.Module, whole: Whole, comm: Communicator, device: torch.device, mode: str
+) -> dict[str, torch.Tensor]:
+    """Output and gradients, on the host."""
+    graph = distribute(whole, comm, halo_buffer=4096, mode=mode)
+    x = local(graph, whole.features)
+    weight = local(graph, np.random.default_rng(5).normal(size=(whole.num_nodes, 64)))
+    if device.type == "cuda":
+        graph.ring.transport = choose_transport(comm, device)
+        graph = graph.to(device)
+    x = x.to(device).requires_grad_()
+    layer = copy.deepcopy(layer).to(device)
+    y = layer(graph, x)
+    (y * weight[:, : y.shape[1]].to(y.dtype).to(device)).sum().backward()
+    found = {"output": y.detach(), "x": x.grad}
+    found |= {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {name: value.cpu() for name, value in found.items() if value is not None}
+
+
+def compare(comm: Communicator) -> int:
+    """1 where a layer differs, which is printed."""
+    device, cpu, wrong = pick_device(comm, "cuda"), torch.device("cpu"), 0
+    for name, (layer, whole) in layers().items():
+        for mode in MODES:
+            expected = results(layer, whole, comm, cpu, mode)
+            found = results(layer, whole, comm, device, mode)
+            for key, value in expected.items():
+                limit = 1e-4 * max(1.0, float(value.abs().max()) if value.numel() else 0.0)
+                if not torch.allclose(found[key], value, rtol=1e-4, atol=limit):
+                    wrong = 1
+                    print(f"rank {comm.rank}: {name}, mode {mode}: {key} differs", file=sys.stderr)
+    return wrong
+
+
+if __name__ == "__main__":
+    if PLAYED:
+        played.start()
+    with played.Machine() if PLAYED else nullcontext():
+        sys.exit(world.run(compare))
