@@ -88,7 +88,7 @@ install_torch() {
 }
 
 install_cupy() {
-    [ "$CUDA" = none ] || pip install "cupy-cuda${CUDA}x>=14"
+    pip install "cupy-cuda${CUDA}x>=14"
 }
 
 install_mpi() {
@@ -148,7 +148,7 @@ kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 if [ -z "$BASE" ]; then
     step packages env/requirements.lock -- pip install -r env/requirements.lock
     step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
-    step cupy "$CUDA" -- install_cupy
+    [ "$CUDA" = none ] || step cupy "$CUDA" -- install_cupy
 fi
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5
