@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -86,14 +87,8 @@ def emulate(emulator: Emulator) -> None:
             raise TypeError(f"a kernel was given host memory: {tuple(tensor.shape)} {tensor.dtype}")
         return np.uintp(tensor.data_ptr())
 
-    def start(
-        name: str,
-        expression: str,
-        blocks: tuple[int, int],
-        arguments: Sequence[np.generic],
-        device: torch.device,
-    ) -> None:
-        emulator.start(name, expression, blocks, arguments, torch.device("cpu"))
+    def start(*given: Any) -> None:
+        emulator.start(*given[:-1], torch.device("cpu"))
 
     for module in (launch, cuda, cuda_attention, cuda_attention2, cuda_sums, transpose):
         if hasattr(module, "pointer"):
