@@ -3,7 +3,7 @@
 # make setup   install only
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
 #              built on parallel HDF5; skipped, with the reason, where that can't be had
-# make test-gpu    the tests that need a GPU, with CUDA=12 or 13 where the environment is new
+# make test-gpu    the tests that need a GPU, in an environment made with CUDA=12 or 13
 # Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
 
 VENV ?= .venv

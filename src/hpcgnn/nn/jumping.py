@@ -22,15 +22,12 @@ def linear_of_all(layers: Iterable[Tensor], head: Linear) -> Tensor:
 
     A product per layer, before the next layer: so backward holds one layer's gradient at a time.
     """
-    out_NC: Tensor | None = head.bias
+    out_NC: Tensor = head.weight.new_zeros(1) if head.bias is None else head.bias
     columns = 0
     for y_NF in layers:
         weight_CF = head.weight[:, columns : columns + y_NF.shape[1]]
-        product_NC = linear(y_NF, weight_CF)
-        out_NC = product_NC if out_NC is None else out_NC + product_NC
+        out_NC = out_NC + linear(y_NF, weight_CF)
         columns += y_NF.shape[1]
-    if out_NC is None:
-        raise ValueError("no layers")
     return out_NC
 
 

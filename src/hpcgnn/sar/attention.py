@@ -85,6 +85,7 @@ class _Attention(torch.autograd.Function):
         has_backward: bool,
     ) -> Tensor:
         ctx.short = product_type(graph.node_ids.device)
+        graph.ring.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             z_NK = product(x, weight_KF, ctx.short)
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
