@@ -5,7 +5,27 @@ Every message is one line: what, where, which value, what to do.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TextIO
+
+
+def printable(text: object) -> str:
+    """`text` as one line that a terminal shows and does not obey.
+
+    Line ends, control characters, marks that turn the direction of writing and bytes of a name
+    that are no text become escapes such as `\\x1b`. What has been escaped stays as it is.
+    """
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print each argument as one `printable` line; all that may hold names or values of files."""
+    text = "\n".join(map(printable, lines))
+    print(text, file=sys.stdout if file is None else file, flush=True)
 
 
 class HpcgnnError(Exception):
@@ -32,7 +52,7 @@ class HpcgnnError(Exception):
         text = ": ".join([*where, " ".join(str(message).split())])
         if value is not None:
             text += f" (found {value!r})"
-        super().__init__(text)
+        super().__init__(printable(text))
 
 
 class InputError(HpcgnnError):

@@ -10,6 +10,7 @@ import pytest
 
 from hpcgnn.cli import main
 from hpcgnn.storage import atomic
+from hpcgnn.storage.reader import Reader
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
 from tests.storage.test_graph_writer import write
@@ -117,3 +118,34 @@ def test_info_starts_fast(files, mpirun):
     assert "h5py" in done.stderr
     for heavy in ("torch", "scipy", "mpi4py.MPI"):
         assert f" {heavy}\n" not in done.stderr
+
+
+def add_attributes(path, **more: str) -> None:
+    """Attributes of the root with the checksum over all."""
+    with Reader(path, None) as reader:
+        attributes = reader.attributes | more
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        for name in list(file.attrs):
+            del file.attrs[name]
+        atomic.OutputFile(file, path).set_attributes(attributes)
+
+
+@pytest.mark.parametrize("kind", ["graph", "checkpoint"])
+def test_names_and_values_of_a_file_stay_on_their_line(files, capsys, kind):
+    path = files / f"{kind}.h5"
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("x\x1b[31m\nevery value was read and is sound", data=np.zeros(1))
+    more = {
+        "zz\x1b[5m": "\x1b]52;c;cm0K\x07\nhpcgnn: error: none",
+        "extra": json.dumps({"a\nb\x9b": "c\u202e"}, ensure_ascii=False),
+        "nested": "[" * 5000 + "]" * 5000,
+        "report": "[1, 2]",
+    }
+    add_attributes(path, **more)
+    assert main.main(["info", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    lines = [line.strip() for line in out.splitlines()]
+    assert "every value was read and is sound" not in lines
+    assert not any(line.startswith("hpcgnn: error") for line in lines)
+    assert r"a\nb\x9b" in out and r"c\u202e" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -66,6 +67,7 @@ BROKEN = {
     "other": '{"epoch": 1}\n',
     "list": "[1, 2]\n",
     "text": "epoch 1\n",
+    "endless": json.dumps(record(1, 0.5, 1.0) | {"loss": 10**400}),
     "words": json.dumps(record(1, 0.5, 1.0) | {"loss": "low"}),
 }
 
@@ -92,3 +94,11 @@ def test_binary_and_missing_records_are_refused(run_dir, capsys):
     (run_dir / "metrics.jsonl").unlink()
     assert main.main(["report", str(run_dir)]) == 2
     assert "not a run directory" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(run_dir, capsys):
+    for name in ("config.json", "metrics.jsonl"):
+        (run_dir / name).unlink()
+        os.mkfifo(run_dir / name)
+        assert main.main(["report", str(run_dir)]) == 2
+        assert f"{name}: is not a regular file" in capsys.readouterr().err

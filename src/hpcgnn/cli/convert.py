@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     source = open_source(args.sources, format, options)
     attach(source, *_node_files(args, options), options)
     for note in source.notes:
-        print(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
+        say(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
     treatment = Treatment(
         symmetrise=args.symmetrise,
         self_loops=args.self_loops,
@@ -205,4 +205,4 @@ def _report(out: Path) -> None:
         ):
             if number:
                 parts.append(f"{number:,} {what}")
-    print(f"{out}: {', '.join(parts)}")
+    say(f"{out}: {', '.join(parts)}")

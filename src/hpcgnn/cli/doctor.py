@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpcgnn.errors import CommunicationError, HpcgnnError
+from hpcgnn.errors import CommunicationError, HpcgnnError, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def _print(findings: list[Finding], comm: Communicator | None) -> int:
             new = [f for f in found if f.state != "ok" and f not in everyone[0][2]]
             lines += [f"{finding} (rank {rank}, {host})" for finding in new]
         lines.append("something is missing: see the lines marked bad" if bad else "all is well")
-        sys.stdout.write("\n".join(lines) + "\n")
+        say(*lines)
     return int(bad)
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     )
     if comm.rank == 0:
         with GraphFile(args.out) as file:
-            print(
+            say(
                 f"{args.out}: {file.num_nodes:,} nodes, {file.num_edges:,} stored edges, "
                 f"{file.num_features} features, {file.num_classes} classes, "
                 f"{args.out.stat().st_size / 2**20:,.1f} MiB, {time.monotonic() - began:.1f} s"

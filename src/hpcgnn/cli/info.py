@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.partition_file import PartitionFile
 from hpcgnn.storage.reader import Reader
@@ -18,6 +18,7 @@ HELP = "say what a file holds"
 PARALLEL = False
 
 _SHOWN_PARTS = 32
+_DEEPEST = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     if args.json:
         print(json.dumps(content, indent=1))
     else:
-        print("\n".join(_text(content)))
+        say(*_text(content))
     return 0
 
 
@@ -84,13 +85,26 @@ def check(path: Path, content: dict[str, Any]) -> None:
 
 
 def _decoded(value: int | str) -> Any:
-    """JSON text as what it stands for."""
+    """JSON text as what it stands for, unless it is nested so deep that nobody could read it."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
-            return json.loads(value)
-        except ValueError:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
             return value
+        return found if _depth(found) <= _DEEPEST else value
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many lists or dictionaries lie in each other; above `_DEEPEST` it doesn't matter how."""
+    layer, depth = [value], 0
+    while depth <= _DEEPEST:
+        layer = [v for v in layer if isinstance(v, dict | list)]
+        if not layer:
+            break
+        layer = [v for one in layer for v in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth
 
 
 def _text(content: dict[str, Any]) -> list[str]:
@@ -103,13 +117,14 @@ def _text(content: dict[str, Any]) -> list[str]:
     hidden = ("format", "version", "checksum")
     plain = {k: v for k, v in attributes.items() if k not in hidden and not isinstance(v, dict)}
     lines += _pairs({k: v for k, v in plain.items() if v != 0})
-    report = attributes.get("report", {})
+    report = attributes.get("report")
+    report = report if isinstance(report, dict) else {}
     if "parts" in content:
         lines += ["", "parts", *_table(_part_rows(content["parts"], report))]
     if report:
         lines += ["", "report", *_report(report)]
     for name, value in attributes.items():
-        if isinstance(value, dict) and value and name != "report":
+        if isinstance(value, dict) and value and value is not report:
             lines += ["", name, *_pairs(value)]
     return [*lines, "", "datasets", *_table(_grouped(content["datasets"]))]
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from types import ModuleType
 from typing import NoReturn
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 
 VERBS = {
     "generate": "make a random graph with communities, or an R-MAT graph",
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         args = _parser(verb, module).parse_args(argv)
     except InputError as error:
         if world.launched()[0] == 0:
-            print(f"hpcgnn: error: {error}", file=sys.stderr)
+            say(f"hpcgnn: error: {error}", file=sys.stderr)
         return error.exit_status
     if module is None:
         return 0

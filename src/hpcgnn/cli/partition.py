@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import say
 from hpcgnn.partition.quality import table
 from hpcgnn.partition.task import Options
 from hpcgnn.partition.whole import METHODS, partition_graph
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     )
     if comm.rank == 0:
         print(table(report))
-        print(
+        say(
             f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
             f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import HpcgnnError, InputError, say
 from hpcgnn.storage.graph_file import read_counts
 from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
@@ -59,7 +59,10 @@ def run(args: argparse.Namespace, comm: None) -> int:
         if fits:
             needed = min(needed or shape.ranks, shape.ranks)
         content |= {"limit_bytes": limit, "fits": fits, "smallest_ranks": needed}
-    print(json.dumps(content, indent=1) if args.json else "\n".join(_text(content, config)))
+    if args.json:
+        print(json.dumps(content, indent=1))
+    else:
+        say(*_text(content, config))
     if not fits:
         raise HpcgnnError(_refusal(content), file=args.graph)
     return 0

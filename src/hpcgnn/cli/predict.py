@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     if comm.rank == 0:
         shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
-        print(f"{found.metric} of {source}: {shown}")
-        print(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
+        say(f"{found.metric} of {source}: {shown}")
+        say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
     return 0
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import stat
 import statistics
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, say
 
 HELP = "summarise a run directory"
 PARALLEL = False
@@ -17,6 +18,8 @@ PARALLEL = False
 _SETS = ("train", "valid", "test")
 _SECONDS = ("epoch_seconds", "forward_seconds", "backward_seconds")
 _SPREAD = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
+_MOST = 1e18
+_LARGEST = 1 << 28
 _REQUEUE = "REQUEUE"  # what a run that stopped early leaves, see train.loop
 
 
@@ -27,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, comm: None) -> int:
     content = summarise(args.run_dir)
-    print(json.dumps(content, indent=1) if args.json else "\n".join(_text(content)))
+    if args.json:
+        print(json.dumps(content, indent=1))
+    else:
+        say(*_text(content))
     return 0
 
 
@@ -71,7 +77,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise InputError("no such folder", file=folder)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _text_of(path).splitlines()
     except FileNotFoundError:
         raise InputError("has no metrics.jsonl: not a run directory", file=folder) from None
     except OSError as error:
@@ -83,10 +89,21 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [_record(line, number, path) for number, line in enumerate(lines, 1)]
 
 
+def _text_of(path: Path) -> str:
+    """What a file of a run directory says, if it is one, and of a size that such files have."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise InputError("is not a regular file", file=path)
+    if state.st_size > _LARGEST:
+        raise InputError("is too large for a file of a run", file=path, value=state.st_size)
+    return path.read_text(encoding="utf-8")
+
+
 def _record(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        good = isinstance(record, dict) and type(record["epoch"]) is int and record["epoch"] > 0
+        good = isinstance(record, dict) and type(record["epoch"]) is int
+        good = good and 0 < record["epoch"] < _MOST
         good = good and all(_is_number(record[name]) for name in ("loss", *_SECONDS))
         good = good and all(
             _is_number(record[name][end]) for name in _SPREAD for end in ("min", "mean", "max")
@@ -104,13 +121,16 @@ def _record(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """NaN is one: runs of before wrote it; numbers that no run has are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not abs(value) > _MOST
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(_text_of(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

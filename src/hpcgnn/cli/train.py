@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcgnn.errors import say
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
@@ -83,11 +84,10 @@ def _train(
     write_config(run_dir, comm, config)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
-        print(
+        say(
             f"{config.model}: {config.layers} layers, {count:,} parameters on rank 0; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
-            f"transport {ring.transport.name}; run directory {run_dir}",
-            flush=True,
+            f"transport {ring.transport.name}; run directory {run_dir}"
         )
     with (
         explained(graph, config, device),

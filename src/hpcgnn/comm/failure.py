@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
-from hpcgnn.errors import HpcgnnError
+from hpcgnn.errors import HpcgnnError, printable
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -120,7 +120,7 @@ class Failure:
         if self.line:
             lines.append(f"hpcgnn: error: {prefix + ': ' if prefix else ''}{self.line}")
         if lines:
-            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.write("\n".join(map(printable, lines)) + "\n")
             sys.stderr.flush()
 
 

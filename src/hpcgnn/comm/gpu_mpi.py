@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from hpcgnn.comm.copier import CudaCopier
 from hpcgnn.comm.transport import CudaAwareTransport, HostTransport, StagedTransport, Transport
-from hpcgnn.errors import CommunicationError, InputError
+from hpcgnn.errors import CommunicationError, InputError, say
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -53,7 +53,7 @@ def choose_transport(comm: Communicator, device: torch.device, wanted: str = "au
         elif wanted == "cuda-aware":
             raise InputError(f"--transport cuda-aware can't be had: {problem}")
     if comm.rank == 0:
-        print(f"messages: {transport.name} ({reason})", flush=True)
+        say(f"messages: {transport.name} ({reason})")
     return transport
 
 

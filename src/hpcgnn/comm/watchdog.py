@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hpcgnn.comm.heartbeat import Heartbeat, Peer
 from hpcgnn.comm.whereabouts import Report, Whereabouts
-from hpcgnn.errors import CommunicationError
+from hpcgnn.errors import CommunicationError, say
 
 ASK_SECONDS = 2.0
 WORKING_SECONDS = 1.0
@@ -106,7 +106,7 @@ class Watchdog:
         if any(r < self._own.rank and report.waiting for r, report in reports.items()):
             return
         text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, working"
-        print(text, file=sys.stderr, flush=True)
+        say(text, file=sys.stderr)
 
     def _blame(self, astray: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
         if not astray:

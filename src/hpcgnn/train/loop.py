@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.errors import InputError, NumericalError, OutputError, say
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import LabelInput
 from hpcgnn.nn.model import Flow
@@ -294,7 +294,7 @@ class Trainer:
         self.progress, self.epoch = checkpoint.progress, checkpoint.epoch
         self.start = self.epoch
         if self.comm.rank == 0:
-            print(f"resuming after epoch {self.epoch} from {path}", flush=True)
+            say(f"resuming after epoch {self.epoch} from {path}")
 
     def _open_journal(self) -> Journal | None:
         journal, problem = None, None

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.errors import HpcgnnError, InputError, OutputError, say
 from hpcgnn.storage import atomic
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
@@ -121,4 +121,4 @@ def _epoch_of(path: Path) -> int:
 
 
 def _warn(text: str) -> None:
-    print(f"hpcgnn: warning: {text}", file=sys.stderr, flush=True)
+    say(f"hpcgnn: warning: {text}", file=sys.stderr)

@@ -18,7 +18,7 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import InputError, OutputError
+from hpcgnn.errors import InputError, OutputError, say
 
 
 class Stopwatch:
@@ -107,7 +107,7 @@ class Journal:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            print(
+            say(
                 f"hpcgnn: warning: {self.path}: epoch {record['epoch']} not recorded: "
                 f"{error.strerror}",
                 file=sys.stderr,

@@ -1,0 +1,29 @@
+"""What the package says is one line, whatever the names and values in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcgnn.comm.failure import Failure
+from hpcgnn.errors import InputError, printable, say
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Gr\u00fc\u00dfe, \u65e5\u672c: 1 \u2264 2", None),
+        ("two\nlines\r\tand \x0b\x85\u2028more", r"two\nlines\r\tand \x0b\x85\u2028more"),
+        ("\x1b[2K\x1b]52;c;cm0K\x07\x7f\x9b1A", r"\x1b[2K\x1b]52;c;cm0K\x07\x7f\x9b1A"),
+        ("gnp.\u202e5h.\u2066x\u200b", r"gnp.\u202e5h.\u2066x\u200b"),
+        ("graph\udcff.h5", r"graph\udcff.h5"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
+    shown = text if shown is None else shown
+    assert printable(text) == printable(shown) == shown
+    say(text, text)
+    assert capsys.readouterr().out == f"{shown}\n{shown}\n"
+    error = InputError("is no graph", file=text, dataset=text)
+    assert str(error) == f"{shown}: {shown}: is no graph"
+    Failure(2, text, trace=(text,)).print("rank 1")
+    assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
