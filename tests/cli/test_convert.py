@@ -124,17 +124,34 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
     out = tmp_path / "g.h5"
     out.write_text("precious")
     for target, message in (
-        (out, "exists: choose another name or say --force"),
+        (out, "exists already: choose another name, or say --force"),
         (tmp_path / "none" / "g.h5", "no such folder"),
     ):
         status, said = run(source, target)
         assert status == 2 and message in said
-    status, said = run(source, source, "--force")
-    assert status == 2 and "is a source of this conversion" in said
+    np.save(tmp_path / "x.npy", np.ones((3, 2), np.float32))
+    (tmp_path / "link.h5").symlink_to(out)
+    (tmp_path / "dangling.h5").symlink_to(tmp_path / "new.h5")
+    os.mkfifo(tmp_path / "pipe.h5")
+    before = sorted(tmp_path.iterdir())
+    for target, message in (
+        (out, "is no graph of hpcgnn"),
+        (source, "is read by this very call"),
+        (tmp_path / "x.npy", "is read by this very call"),
+        (tmp_path / "link.h5", "is no graph of hpcgnn"),
+        (tmp_path / "dangling.h5", "is no graph of hpcgnn"),
+        (tmp_path / "pipe.h5", "is no graph of hpcgnn"),
+    ):
+        status, said = run(source, target, "--features", tmp_path / "x.npy", "--force")
+        assert status == 2 and message in said and said.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
     assert out.read_text() == "precious" and source.read_text() == "0 1\n1 2\n"
+    out.unlink()
+    assert run(source, out)[0] == 0
+    former = out.read_bytes()
     source.write_text("0 1\n1 x\n")
     assert run(source, out, "--force")[0] == 2
-    assert out.read_text() == "precious"
+    assert out.read_bytes() == former
     source.write_text("0 1\n")
     assert run(source, out, "--force")[0] == 0
     with GraphFile(out) as graph:

@@ -113,7 +113,7 @@ def test_bad_options_are_refused(mpirun, grid, tmp_path):
     refused(mpirun(0, "partition", grid, "--method", "best", "-o", out), "--method")
     refused(mpirun(0, "partition", grid, "--imbalance", 0.9, "-o", out), "--imbalance", "0.9")
     refused(
-        mpirun(2, "partition", grid, "--method", "block", "-o", grid), "can't replace", "grid.h5"
+        mpirun(2, "partition", grid, "--method", "block", "-o", grid), "this very call", "grid.h5"
     )
     few = write_graph(tmp_path / "few.h5", grid_edges(1, 3), 3)
     refused(mpirun(2, "partition", few, "--parts", 4, "-o", out), "few.h5", "4 parts of 3 nodes")

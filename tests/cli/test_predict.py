@@ -55,20 +55,24 @@ def test_only_predictions_are_replaced(comm, parts):
         Path("deep").mkdir()
     comm.barrier()
     for output, words in (
-        ("parts.h5", "what the predictions are made from"),
-        ("deep/../parts.h5", "what the predictions are made from"),
-        ("linked.h5", "what the predictions are made from"),
-        ("g.h5", "holds no predictions"),
-        ("notes.txt", "holds no predictions"),
+        ("parts.h5", "is read by this very call"),
+        ("deep/../parts.h5", "is read by this very call"),
+        ("linked.h5", "is read by this very call"),
+        ("g.h5", "is no predictions file of hpcgnn"),
+        ("notes.txt", "is no predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
-        with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another -o"):
-            call(comm, predict, parts, "--label-propagation", "-o", output)
+        with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):
+            call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
         assert Path(output).read_bytes() == before
-    with pytest.raises(InputError, match="what the predictions are made from"):
-        call(comm, predict, parts, "g.h5", "-o", "g.h5")  # whatever is given as the checkpoint
-    for _ in range(2):
+    with pytest.raises(InputError, match="is read by this very call"):
+        call(
+            comm, predict, parts, "g.h5", "-o", "g.h5", "--force"
+        )  # whatever is given as the checkpoint
+    call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
+    with pytest.raises(InputError, match=r"pr.h5: exists already: .*--force"):
         call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
+    call(comm, predict, parts, "--label-propagation", "-o", "pr.h5", "--force")
     assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
 
 

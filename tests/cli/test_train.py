@@ -87,6 +87,32 @@ def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
 
 
 @pytest.mark.mpi
+def test_training_replaces_only_partitions_of_its_own(comm, graph):
+    parts = Path(f"partitions/g.random.p{comm.size}.h5")
+    options = (*SETTINGS, "--epochs", 1)
+
+    def change(path: Path, content: bytes) -> None:
+        comm.barrier()
+        if comm.rank == 0:
+            path.write_bytes(content)
+        comm.barrier()
+
+    call(comm, train, graph, *options, "--run-dir", "a")
+    call(comm, partition, graph, "--method", "random", "--seed", 6, "-o", "by_hand.h5")
+    former, first = graph.read_bytes(), parts.read_bytes()
+    if comm.rank == 0:
+        write(graph, NUM_NODES, 200, seed=2)
+    comm.barrier()
+    call(comm, train, graph, *options, "--run-dir", "b")
+    assert parts.read_bytes() != first  # made again for the graph that has changed
+    for content in (Path("by_hand.h5").read_bytes(), former, b"precious"):
+        change(parts, content)
+        with pytest.raises(InputError, match="is no partition that training made of this graph"):
+            call(comm, train, graph, *options, "--run-dir", "c")
+        assert parts.read_bytes() == content
+
+
+@pytest.mark.mpi
 def test_predictions_are_in_the_order_of_the_graph(comm, alone, graph):
     """Several ranks write what one does; after-treatment is chosen by options."""
     call(comm, train, graph, *SETTINGS, "--epochs", 5, "--run-dir", "a")

@@ -78,12 +78,13 @@ class Workplace:
             return ["convert", edges, out, "--force", *nodes, "--num-nodes", "300"]
         if verb == "partition":
             out = str(folder / "graph.p2.h5")
-            return ["partition", str(good / "graph.h5"), "--method", "block", "-o", out]
+            return ["partition", str(good / "graph.h5"), "--method", "block", "-o", out, "--force"]
         if verb == "train":
             run_dir = str(folder / model)
             return ["train", partition, "--run-dir", run_dir, "--resume", *TRAIN, *MODELS[model]]
         last = good / "sage" / "checkpoints" / f"epoch-{EPOCHS:06d}.h5"
-        return ["predict", partition, str(last), "-o", str(folder / "predictions.h5")]
+        out = str(folder / "predictions.h5")
+        return ["predict", partition, str(last), "-o", out, "--force"]
 
     def several(self, commands: list[list[str]]) -> None:
         """Run commands in one job that nothing disturbs."""

@@ -9,6 +9,7 @@ import pytest
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train.config import Config
 from hpcgnn.train.run_dir import held, write_config
+from hpcgnn.train.telemetry import Journal
 
 
 @pytest.mark.mpi
@@ -39,6 +40,56 @@ def test_the_configuration_is_replaced_or_left(comm, shared_path):
     with pytest.raises(OutputError, match="no such folder"):
         write_config(shared_path / "none", comm, Config())
     assert [path.name for path in shared_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", "notes"),
+        ("metrics.jsonl", '{"epoch": 1, "loss": 0.5}\n'),
+        ("metrics.jsonl", None),
+    ],
+)
+def test_files_of_somebody_else_are_left(comm, shared_path, name, text):
+    """None: a pipe, which nobody waits for."""
+    path = shared_path / name
+    if comm.rank == 0:
+        os.mkfifo(path) if text is None else path.write_text(text)
+    comm.barrier()
+    for fresh in (True, False):
+        with (
+            pytest.raises(InputError, match=f"{name}: was not written by a run of hpcgnn"),
+            held(shared_path, comm, fresh=fresh),
+        ):
+            pass
+    assert text is None or path.read_text() == text
+
+
+@pytest.mark.mpi
+def test_files_of_a_run_are_known(comm, shared_path):
+    write_config(shared_path, comm, Config())
+    for text in ("", '{"epoch": 1, "lo', '{"epoch": 1, "loss": 1.5, "epoch_seconds": 2.0}\n'):
+        if comm.rank == 0:
+            (shared_path / "metrics.jsonl").write_text(text)
+        comm.barrier()
+        with held(shared_path, comm, fresh=True):
+            comm.barrier()
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in (".metrics.jsonl.tmp", "metrics.jsonl.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    Journal(tmp_path / "metrics.jsonl", 0).write({"epoch": 1})
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "metrics.jsonl").symlink_to(victim)
+    with pytest.raises(OutputError, match=r"metrics.jsonl: can't be replaced, since it is a link"):
+        Journal(linked / "metrics.jsonl", 0)
+    assert victim.read_text() == "precious"
 
 
 @pytest.mark.mpi

@@ -15,6 +15,8 @@ from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import Nodes, Options
+from hpcgnn.storage.outputs import check_output
+from hpcgnn.storage.schema import GRAPH
 from hpcgnn.train.config import parse_size
 
 HELP = "turn source files into graph.h5"
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
     _add_treatment(parser)
     parser.add_argument("--compress", action="store_true", help="gzip the datasets")
-    parser.add_argument("--force", action="store_true", help="replace OUT.h5")
+    parser.add_argument("--force", action="store_true", help="replace a former graph of that name")
     parser.add_argument(
         "--memory", default="4GiB", metavar="SIZE", help="most this process may use (4GiB)"
     )
@@ -99,10 +101,7 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: None) -> int:
     """Convert; `comm` is None (the work is done by one process)."""
     out: Path = args.out
-    if out.exists() and not args.force:
-        raise InputError("exists: choose another name or say --force", file=out)
-    if out.exists() and any(path.exists() and path.samefile(out) for path in args.sources):
-        raise InputError("is a source of this conversion: choose another name", file=out)
+    check_output(out, GRAPH, force=args.force, inputs=_inputs(args))
     format = args.format or guess_format(args.sources[0])
     options = _options(args, _limit(args.memory, prepare(format)))
     source = open_source(args.sources, format, options)
@@ -168,16 +167,27 @@ def _options(args: argparse.Namespace, limit: int) -> Options:
     )
 
 
-def _node_files(args: argparse.Namespace, options: Options) -> tuple[Nodes, int | None]:
+def _inputs(args: argparse.Namespace) -> list[Path | None]:
+    """All files that the options name."""
+    named = [args.features, args.labels, args.split, args.types, args.ids, args.edge_weights]
+    return [*args.sources, *named, *_typed(args).values()]
+
+
+def _typed(args: argparse.Namespace) -> dict[int, Path]:
+    """The files of features by node type."""
     typed: dict[int, Path] = {}
     for text in args.typed_features:
         kind, _, path = text.partition("=")
         if not (kind.isascii() and kind.isdecimal() and path):
             raise InputError("--typed-features takes T=FILE.npy with a number T", value=text)
         typed[int(kind)] = Path(path)
+    return typed
+
+
+def _node_files(args: argparse.Namespace, options: Options) -> tuple[Nodes, int | None]:
     return read_node_files(
         features=args.features,
-        typed_features=typed,
+        typed_features=_typed(args),
         labels=args.labels,
         split=args.split,
         types=args.types,

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="60/20/20", metavar="A/B/C", help="train, valid, test (60/20/20)"
     )
     parser.add_argument("--compress", action="store_true", help="gzip the datasets")
-    parser.add_argument("--force", action="store_true", help="replace OUT.h5")
+    parser.add_argument("--force", action="store_true", help="replace a former graph of that name")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
@@ -58,11 +58,12 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     from hpcgnn.storage.generate.sbm import PlantedPartition
     from hpcgnn.storage.generate.write import Generator, write_generated
     from hpcgnn.storage.graph_file import GraphFile
+    from hpcgnn.storage.outputs import check_output_together
+    from hpcgnn.storage.schema import GRAPH
 
     began = time.monotonic()
     shares = _check(args)
-    if comm.broadcast(args.out.exists(), where="generate") and not args.force:
-        raise InputError("exists already; --force replaces it", file=args.out)
+    check_output_together(comm, args.out, GRAPH, force=args.force)
     graph: Generator
     if args.kind == "sbm":
         graph = PlantedPartition(

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--refine", type=int, default=default.refine, help="passes of ParMETIS over its own result"
     )
     parser.add_argument("--compress", action="store_true", help="gzip the partition file")
+    parser.add_argument("--force", action="store_true", help="replace a former partition file")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         args.out,
         options=options,
         compress=args.compress,
+        force=args.force,
     )
     if comm.rank == 0:
         print(table(report))

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("partition", help="partition file with one part per rank")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint file of a training run")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.h5")
+    parser.add_argument("--force", action="store_true", help="replace former predictions")
     parser.add_argument(
         "--embeddings", action="store_true", help="also write what the last layer reads"
     )
@@ -122,27 +123,13 @@ def _check(args: argparse.Namespace) -> None:
 def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     """Refuse what can't be written, or must not be replaced, before the model runs."""
     from hpcgnn.storage import atomic
+    from hpcgnn.storage.outputs import check_output_together
     from hpcgnn.storage.parallel import agreed
+    from hpcgnn.storage.schema import PREDICTIONS
 
-    out = Path(args.output)
+    out, inputs = Path(args.output), [args.partition, args.checkpoint]
+    check_output_together(comm, out, PREDICTIONS, force=args.force, inputs=inputs)
     with agreed(comm, "check the output"):
         if comm.rank == 0:
             with atomic.claim(out):
                 pass
-            if out.exists():
-                _check_replaced(out, [args.partition, args.checkpoint])
-
-
-def _check_replaced(out: Path, sources: list[str | None]) -> None:
-    from hpcgnn.storage.reader import Reader
-    from hpcgnn.storage.schema import PREDICTIONS
-
-    if any(path and Path(path).exists() and out.samefile(path) for path in sources):
-        raise InputError("is what the predictions are made from: choose another -o", file=out)
-    try:
-        with Reader(out, None) as reader:
-            replaceable = reader.text("format") == PREDICTIONS
-    except InputError:
-        replaceable = False
-    if not replaceable:
-        raise InputError("exists and holds no predictions: choose another -o", file=out)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import say
+from hpcgnn.errors import InputError, say
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
@@ -108,6 +109,7 @@ def _train(
 def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     """The partition to train on: `source` itself, or one made from it and kept."""
     from hpcgnn.partition.whole import partition_graph
+    from hpcgnn.storage.parallel import agreed
     from hpcgnn.storage.reader import Reader
 
     kind = fingerprint = ""
@@ -126,8 +128,39 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     folder = Path("partitions")
     target = folder / f"{source.stem}.{config.method}.p{comm.size}.h5"
     if not comm.broadcast(_is_partition_of(target, fingerprint, config), where="open partition"):
-        partition_graph(comm, source, comm.size, method=config.method, out=target, seed=config.seed)
+        with agreed(comm, "open partition"):
+            if comm.rank == 0:
+                _check_own(target)
+        partition_graph(
+            comm,
+            source,
+            comm.size,
+            method=config.method,
+            out=target,
+            seed=config.seed,
+            force=True,
+            command="train",
+        )
     return target
+
+
+def _check_own(path: Path) -> None:
+    """Refuse to replace a partition that isn't one that training made for itself."""
+    from hpcgnn.storage.reader import Reader
+
+    if not os.path.lexists(path):
+        return
+    try:
+        with Reader(path, PARTITION) as reader:
+            own = reader.json("config").get("command") == "train"
+    except InputError:
+        own = False
+    if not own:
+        raise InputError(
+            "is no partition that training made of this graph: train on a partition file instead "
+            "of the graph, or remove this one",
+            file=path,
+        )
 
 
 def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
@@ -139,5 +172,5 @@ def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
         with Reader(path, PARTITION) as reader:
             same_graph = reader.text("graph_fingerprint") == fingerprint
             return same_graph and reader.text("method") == config.method
-    except Exception:  # a damaged partition is made again
+    except Exception:  # not one that can be used
         return False

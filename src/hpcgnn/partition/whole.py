@@ -20,9 +20,10 @@ from hpcgnn.partition.sorting import Array
 from hpcgnn.partition.streaming import streaming_parts
 from hpcgnn.partition.task import Options, Task
 from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.outputs import check_output_together
 from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.partition_file import MAX_PARTS, write_parts
-from hpcgnn.storage.schema import TRAIN
+from hpcgnn.storage.schema import PARTITION, TRAIN
 
 METHODS = ("parmetis", "metis", "streaming", "random", "block")
 FOLDER = Path("partitions")
@@ -39,6 +40,8 @@ def partition_graph(
     seed: int = 0,
     options: Options | None = None,
     compress: bool = False,
+    force: bool = False,
+    command: str = "partition",
 ) -> dict[str, Any]:
     """Cuts a graph file into parts and writes the partition file. All ranks call.
 
@@ -48,13 +51,16 @@ def partition_graph(
         method: one of METHODS.
         out: the partition file (default: partitions/NAME.pP.h5); its folder is made.
         seed: of the method and of the random partition beside it; ignored with `options`.
+        force: replace a former partition file.
+        command: the verb that asks for it; stored.
 
     Returns:
         The report stored in the file, with `file`, `seconds` and `memory_bytes` (the peaks of
         all ranks added up) besides.
 
     Raises:
-        InputError: a damaged graph, an unknown method, a library that can't be used.
+        InputError: a damaged graph, an unknown method, a library that can't be used, something
+            in the place of `out` that isn't replaced.
         OutputError: the file can't be written.
     """
     began = time.monotonic()
@@ -62,7 +68,8 @@ def partition_graph(
     num_parts = comm.size if parts is None else parts
     out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
     options = Options(seed=seed) if options is None else options
-    _check(path, out, method, num_parts)
+    _check(method, num_parts)
+    check_output_together(comm, out, PARTITION, force=force, inputs=[path])
     with agreed(comm, "open the graph"):
         graph = GraphFile(path)
         if num_parts > graph.num_nodes:
@@ -96,7 +103,7 @@ def partition_graph(
         "method": method,
         "graph_fingerprint": graph.fingerprint,
         "report": report,
-        "config": {"command": "partition", "graph": str(path), "parts": num_parts, **vars(options)},
+        "config": {"command": command, "graph": str(path), "parts": num_parts, **vars(options)},
     }
     with agreed(comm, "make the folder"):
         _make_folder(comm, out)
@@ -147,13 +154,11 @@ def _train_mask(graph: GraphFile, low: int, high: int) -> Array:
     return np.zeros(high - low, bool) if split is None else split[:, 0] == TRAIN
 
 
-def _check(path: Path, out: Path, method: str, num_parts: int) -> None:
+def _check(method: str, num_parts: int) -> None:
     if method not in METHODS:
         raise InputError(f"--method must be one of {', '.join(METHODS)}", value=method)
     if not 1 <= num_parts <= MAX_PARTS:
         raise InputError(f"--parts must be in 1 .. {MAX_PARTS}", value=num_parts)
-    if out.exists() and path.exists() and out.samefile(path):
-        raise InputError("the partition can't replace the graph: choose another -o", file=out)
 
 
 def _make_folder(comm: Communicator, out: Path) -> None:

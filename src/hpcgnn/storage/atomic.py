@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -138,11 +139,29 @@ def _prepare(path: Path) -> None:
     try:
         if not path.parent.is_dir():
             raise OutputError("no such folder: create it first", file=path.parent)
-        if path.is_dir():
-            raise OutputError("is a folder; a file name is needed", file=path)
+        refuse_irregular(path)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise write_error(path, error) from None
     remove_abandoned(path.parent, path.name)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Nothing but a regular file may lie where a file is to be put: no link, device or pipe.
+
+    Raises:
+        OutputError: something else does, or nobody can tell.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error) from None
+    if stat.S_ISDIR(mode):
+        raise OutputError("is a folder; a file name is needed", file=path)
+    if not stat.S_ISREG(mode):
+        what = "link: name the file itself" if stat.S_ISLNK(mode) else "device, pipe or socket"
+        raise OutputError(f"can't be replaced, since it is a {what}", file=path)
 
 
 def _new_file(path: Path) -> int:
@@ -223,6 +242,7 @@ def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a complete temporary file its name, durably."""
+    refuse_irregular(path)
     try:
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -249,7 +269,7 @@ class _Sink:
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         self._position = 0
         self._kept: list[tuple[int, bytes]] = []
 

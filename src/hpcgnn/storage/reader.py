@@ -248,6 +248,22 @@ class Column:
         )
 
 
+def format_of(path: Path) -> str | None:
+    """What the file's attribute `format` says, of any release; None where it is no file of ours."""
+    try:
+        file = _open(path)
+    except InputError:
+        return None
+    try:
+        format = _plain(file.attrs["format"])
+    except Exception:  # h5py raises nearly every built-in type on damaged files
+        return None
+    finally:
+        with suppress(Exception):
+            file.close()
+    return format if isinstance(format, str) else None
+
+
 def _open(path: Path) -> h5py.File:
     try:
         if not stat.S_ISREG(path.stat().st_mode):

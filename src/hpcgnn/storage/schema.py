@@ -26,6 +26,12 @@ GRAPH = "hpcgnn-graph"
 PARTITION = "hpcgnn-partition"
 CHECKPOINT = "hpcgnn-checkpoint"
 PREDICTIONS = "hpcgnn-predictions"
+WHAT = {
+    GRAPH: "graph",
+    PARTITION: "partition",
+    CHECKPOINT: "checkpoint",
+    PREDICTIONS: "predictions file",
+}
 
 CHUNK_BYTES = 1 << 20
 MAX_COUNT = 1 << 56

@@ -12,6 +12,7 @@ from types import TracebackType
 import torch
 
 from hpcgnn.errors import OutputError
+from hpcgnn.storage import atomic
 
 _SKIPPED = 1  # first epochs set things up once
 
@@ -63,6 +64,8 @@ class Profile:
         profiler.stop()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            profiler.export_chrome_trace(str(self.path))
+            with atomic.claim(self.path) as temporary:
+                profiler.export_chrome_trace(str(temporary))
+                atomic.publish(temporary, self.path)
         except (OSError, RuntimeError) as error:
             raise OutputError(f"the profile can't be written: {error}", file=self.path) from error

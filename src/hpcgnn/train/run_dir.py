@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from hpcgnn.train.config import Config
 
 PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
 _POLL = 0.5
+_START_BYTES = 1 << 16
 
 
 @contextmanager
@@ -36,7 +38,8 @@ def held(
         fresh: the run starts anew, which a directory with checkpoints of another is not for.
 
     Raises:
-        InputError: another job still trains there after `patience` seconds, or has.
+        InputError: another job still trains there after `patience` seconds, or has; or files under
+            the names of a run's are none.
         OutputError: it can't be made.
     """
     error: HpcgnnError | None = None
@@ -46,6 +49,7 @@ def held(
             run_dir.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(run_dir, os.O_RDONLY)
             _lock(descriptor, run_dir, patience)
+            _refuse_foreign(run_dir)
             if fresh:
                 _refuse_checkpoints(run_dir)
         except OSError as caught:
@@ -87,6 +91,28 @@ def _refuse_checkpoints(run_dir: Path) -> None:
             "for a new one, or remove this one",
             file=run_dir,
         )
+
+
+def _refuse_foreign(run_dir: Path) -> None:
+    """Training replaces config.json and metrics.jsonl: only those that a run has written."""
+    for name, sign in (("config.json", "halo_buffer"), ("metrics.jsonl", "epoch_seconds")):
+        path = run_dir / name
+        if os.path.lexists(path) and not _is_ours(path, sign):
+            raise InputError(
+                "was not written by a run of hpcgnn, and training would replace it: choose another "
+                "--run-dir, or remove it",
+                file=path,
+            )
+
+
+def _is_ours(path: Path, sign: str) -> bool:
+    """A regular file that is empty, torn in its first record, or says `sign` near its start."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+    torn = start.startswith(b'{"epoch": ') and b"\n" not in start
+    return torn or not start.strip(b"\0 \n") or f'"{sign}":'.encode() in start
 
 
 def _lock(descriptor: int, run_dir: Path, patience: float) -> None:

@@ -19,6 +19,7 @@ import torch
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.storage import atomic
 
 
 class Stopwatch:
@@ -92,13 +93,13 @@ class Journal:
     def __init__(self, path: Path, epoch: int) -> None:
         self.path = path
         kept = [line for line in _lines(path) if json.loads(line)["epoch"] <= epoch]
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with atomic.claim(path) as temporary:
+                with temporary.open("w", encoding="utf-8") as file:
+                    file.writelines(line + "\n" for line in kept)
+                    file.flush()
+                    os.fsync(file.fileno())
+                atomic.publish(temporary, path)
         except OSError as error:
             raise OutputError(f"can't be written: {error.strerror}", file=path) from error
 
