@@ -100,6 +100,7 @@ def test_training_replaces_only_partitions_of_its_own(comm, graph):
     call(comm, train, graph, *options, "--run-dir", "a")
     call(comm, partition, graph, "--method", "random", "--seed", 6, "-o", "by_hand.h5")
     former, first = graph.read_bytes(), parts.read_bytes()
+    comm.barrier()
     if comm.rank == 0:
         write(graph, NUM_NODES, 200, seed=2)
     comm.barrier()

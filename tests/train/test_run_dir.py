@@ -36,7 +36,7 @@ def test_the_configuration_is_replaced_or_left(comm, shared_path):
     for hidden in (7, 9):
         write_config(shared_path, comm, Config(hidden=hidden))
         assert json.loads((shared_path / "config.json").read_text())["hidden"] == hidden
-    comm.barrier()
+        comm.barrier()
     with pytest.raises(OutputError, match="no such folder"):
         write_config(shared_path / "none", comm, Config())
     assert [path.name for path in shared_path.iterdir()] == ["config.json"]
