@@ -15,9 +15,17 @@ from tests.graphs import Whole, random_graph, random_owner
 
 
 def small_parts(
-    comm: Communicator, num_parts: int, *, symmetric: bool = False, sparse: bool = False
+    comm: Communicator,
+    num_parts: int,
+    *,
+    symmetric: bool = False,
+    sparse: bool = False,
+    even: bool = False,
 ) -> tuple[list[Part], dict[str, Any]]:
-    """This rank's parts of a graph with every kind of column, and the header."""
+    """This rank's parts of a graph with every kind of column, and the header.
+
+    `even`: no part is empty.
+    """
     whole = random_graph(30, 120, weighted=True, num_relations=3, edge_width=2, symmetric=symmetric)
     cuts = [whole.num_nodes * rank // comm.size for rank in range(comm.size + 1)]
     lo, hi = cuts[comm.rank], cuts[comm.rank + 1]
@@ -28,6 +36,8 @@ def small_parts(
         original_ids=np.arange(lo, hi) * 7,
     )
     owner = random_owner(whole.num_nodes, num_parts)[lo:hi]
+    if even:
+        owner = np.arange(lo, hi) % num_parts
     parts, _ = layout.build(comm, _slab(whole, lo, hi), nodes, owner, num_parts, whole.num_nodes)
     header = {
         "num_nodes": 30,

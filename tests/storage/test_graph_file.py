@@ -294,3 +294,15 @@ def test_reading_beside_whoever_holds_a_lock(tmp_path):
         with pytest.raises(OSError, match="lock"):
             h5py.File(path, "r")
         read_all(path)
+
+
+def test_features_of_a_type_end_with_its_nodes(tmp_path):
+    """In whatever slabs they are read."""
+    content = graph_content()
+    longer = np.ones((6, 2), np.float32)
+    content.arrays["nodes/typed_features/1"] = longer
+    with GraphFile(content.write(tmp_path / "g.h5")) as graph:
+        graph.read_nodes(0, 4)
+        for low in (0, 4, 8):
+            with pytest.raises(InputError, match="a row for each node of type 1"):
+                graph.read_nodes(low, 9)

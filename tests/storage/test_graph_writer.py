@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import schema
+from hpcgnn.storage import atomic, schema
 from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.graph_writer import GraphWriter
 from tests.storage.files import graph_content
@@ -124,6 +124,22 @@ FAULTS = [
     (lambda w: (rows(w), w.append_split([4, 0])), "nodes/split: entry 0"),
     (lambda w: (rows(w), w.append_types([0, 1]), w.append_typed_features(2, [[1]])), "types|2"),
     (lambda w: (rows(w), w.append_sparse_features([1, 0], [3], [1], 3)), "features/indices: entry"),
+    (
+        lambda w: (
+            rows(w),
+            w.append_features([[1], [2]]),
+            w.append_sparse_features([0], [], [], 3),
+        ),
+        "must be sparse for all nodes or none",
+    ),
+    (
+        lambda w: (rows(w), w.append_sparse_features([0], [], [], 3), w.append_features([[1]])),
+        "must be sparse for all nodes or none",
+    ),
+    (
+        lambda w: (rows(w), w.append_typed_features(0, np.zeros((0, 2)))),
+        "typed_features/0: there is no node of this type",
+    ),
 ]
 
 
@@ -139,3 +155,43 @@ def test_faults_are_refused_and_nothing_is_left(tmp_path, fault, words):
     assert str(caught.value).startswith("source.txt: ") and "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["g.h5"]
     assert path.read_text() == "a former file"
+
+
+def test_what_no_reader_takes_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "g.h5"
+    for name, number in (
+        ("num_nodes", (1 << 56) + 1),
+        ("num_classes", 1 << 40),
+        ("num_relations", (1 << 31) + 1),
+        ("num_types", -1),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: .*\(found {number}\)"):
+            GraphWriter(path, **({"num_nodes": 2} | {name: number}))
+    monkeypatch.setitem(schema.COUNT_LIMITS, "num_features", 3)
+    with (
+        pytest.raises(InputError, match="num_features: must lie in"),
+        GraphWriter(path, num_nodes=2) as writer,
+    ):
+        rows(writer)
+        writer.append_features(np.zeros((2, 4)))
+    monkeypatch.setattr(atomic, "MAX_CHUNK_BYTES", 8)
+    with (
+        pytest.raises(InputError, match="nodes/features: has rows above"),
+        GraphWriter(path, num_nodes=2) as writer,
+    ):
+        rows(writer)
+        writer.append_features(np.zeros((2, 3)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 1 << 20])
+@pytest.mark.parametrize("given", [None, 0])
+def test_labels_that_are_all_unknown_are_none(tmp_path, monkeypatch, chunk_bytes, given):
+    monkeypatch.setattr(schema, "CHUNK_BYTES", chunk_bytes)
+    with GraphWriter(tmp_path / "g.h5", num_nodes=4, num_classes=given) as writer:
+        writer.append_rows([1, 0, 0, 0], [1])
+        writer.append_labels([-1, -1, -1])
+        writer.append_labels([-1])
+    with GraphFile(tmp_path / "g.h5") as graph:
+        graph.verify()
+        assert graph.num_classes == 0 and graph.read_nodes(0, 4).labels is None

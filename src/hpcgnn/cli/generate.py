@@ -102,15 +102,21 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 def _check(args: argparse.Namespace) -> tuple[float, float, float]:
     """The shares of the split, after all options were found sane."""
+    from hpcgnn.storage.schema import MAX_COUNT, MAX_WIDTH
+
     sbm = args.kind == "sbm"
     for name in ("homophily", "exponent"):
         if getattr(args, name) is not None and not sbm:
             raise InputError(f"--{name} is an option of sbm, not of rmat")
     wrong = {
         "--nodes must lie in 1 .. 2^48": not 1 <= args.nodes <= 1 << 48,
-        "--degree must be at least 0 and finite": not 0 <= args.degree < math.inf,
+        "--degree must be at least 0, and at most 2^56 edges": not (
+            0 <= args.degree * args.nodes <= MAX_COUNT
+        ),
         "--features must lie in 0 .. 2^20": not 0 <= args.features <= 1 << 20,
-        "--classes must lie in 0 .. N": not 0 <= args.classes <= args.nodes,
+        "--classes must lie in 0 .. N, at most 2^31": not (
+            0 <= args.classes <= min(args.nodes, MAX_WIDTH)
+        ),
         "--seed must lie in 0 .. 2^63 - 1": not 0 <= args.seed < 1 << 63,
         "--noise must be at least 0 and finite": not 0 <= args.noise < math.inf,
         "--homophily must lie in 0 .. 1": sbm and not 0 <= (args.homophily or 0) <= 1,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say
+from hpcgnn.storage.agreement import check_whole
 from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.partition_file import PartitionFile
 from hpcgnn.storage.reader import Reader
@@ -73,8 +74,7 @@ def check(path: Path, content: dict[str, Any]) -> None:
             graph.verify()
     elif content["format"] == PARTITION:
         with PartitionFile(path) as partition:
-            for index in range(partition.num_parts):
-                partition.read_part(index)
+            check_whole(partition)
     else:
         with Reader(path, content["format"]) as reader:
             for dataset in content["datasets"]:

@@ -19,14 +19,15 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
+from math import prod
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from hpcgnn.comm.failure import raise_held, uninterruptible
-from hpcgnn.errors import HpcgnnError, OutputError
-from hpcgnn.storage.schema import attribute_checksum, chunk_rows
+from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.storage.schema import MAX_CHUNK_BYTES, attribute_checksum, chunk_rows
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
 _NAME = 200  # characters of the target's name in that of a temporary file
@@ -57,6 +58,8 @@ class OutputFile:
         """A new chunked dataset with checksums; `growing` ones can be resized along the rows."""
         rows = min(chunk_rows(shape[1:], dtype), max(1, shape[0]))
         tail = tuple(max(1, length) for length in shape[1:])
+        if prod(tail) * dtype.itemsize > MAX_CHUNK_BYTES:
+            raise InputError("has rows above 256 MiB", file=self.path, dataset=name, value=shape)
         resizable = growing or 0 in shape
         return self.h5.create_dataset(
             name,

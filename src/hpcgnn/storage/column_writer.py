@@ -55,6 +55,11 @@ class ColumnWriter:
         if self._dataset is None or self.num_rows > self._written:
             self._flush()
 
+    def drop(self) -> None:
+        """Take back all that was appended."""
+        if self._dataset is not None:
+            del self._output.h5[self.name]
+
     def _flush(self) -> None:
         rows = np.concatenate([np.empty((0, *self.tail), self.dtype), *self._waiting])
         if self._dataset is None:

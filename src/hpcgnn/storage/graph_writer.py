@@ -13,7 +13,7 @@ from hpcgnn.storage import atomic, checks
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.column_writer import ColumnWriter
 from hpcgnn.storage.fingerprint import to_hex
-from hpcgnn.storage.schema import GRAPH, VERSION, Counts
+from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, VERSION, Counts, exceeded
 
 
 class GraphWriter:
@@ -59,6 +59,14 @@ class GraphWriter:
         self._compress = compress
         self._config = config or {}
         self._given = {"class": num_classes, "relation": num_relations, "type": num_types}
+        for name, number in (
+            ("num_nodes", self.num_nodes),
+            ("num_classes", num_classes),
+            ("num_relations", num_relations),
+            ("num_types", num_types),
+        ):
+            if number is not None and not 0 <= number <= COUNT_LIMITS[name]:
+                raise self._place(name).error(f"must lie in 0 .. {COUNT_LIMITS[name]}", number)
         self._largest = {"class": -1, "relation": -1, "type": -1}
         self._type_counts = np.zeros(0, np.int64)
         self._sparse_width = 0
@@ -124,6 +132,8 @@ class GraphWriter:
 
     def append_features(self, features: np.ndarray) -> None:
         """The next k nodes' features: float32 or float16 [k, F]; other numbers become float32."""
+        if "nodes/features/indptr" in self._columns:
+            raise self._place("nodes/features").error("must be sparse for all nodes or none")
         half = np.asarray(features).dtype == np.float16
         self._append_floats("nodes/features", features, 2, dtype="float16" if half else "float32")
 
@@ -132,6 +142,8 @@ class GraphWriter:
     ) -> None:
         """The next k nodes' features as `counts` [k], `indices` [nnz] columns, `data` [nnz]."""
         group = "nodes/features"
+        if group in self._columns:
+            raise self._place(group).error("must be sparse for all nodes or none")
         counts = self._integers(f"{group}/indptr", counts)
         indices = self._integers(f"{group}/indices", indices)
         checks.in_range(counts, 0, 1 << 62, self._place(f"{group}/indptr"))
@@ -247,6 +259,8 @@ class GraphWriter:
             return False
         counts = self._counts()
         self._check_complete(counts)
+        if not counts.num_classes and "nodes/labels" in self._columns:
+            self._columns.pop("nodes/labels").drop()  # all unknown: readers see no labels
         for column in self._columns.values():
             column.finish()
         if self._sparse_width:
@@ -288,6 +302,11 @@ class GraphWriter:
         )
 
     def _check_complete(self, counts: Counts) -> None:
+        name = exceeded(counts.attributes())
+        if name is not None:
+            raise self._place(name).error(
+                f"must lie in 0 .. {COUNT_LIMITS[name]}", counts.attributes()[name]
+            )
         for name, column in self._columns.items():
             wanted = self.num_nodes
             if name in ("edges/indptr", "nodes/features/indptr"):
@@ -298,6 +317,8 @@ class GraphWriter:
                 wanted = self._columns["nodes/features/indices"].num_rows
             elif name.startswith("nodes/typed_features/"):
                 kind = int(name.rsplit("/", 1)[1])
+                if kind >= counts.num_types:
+                    raise self._place(name).error("there is no node of this type", kind)
                 known = kind < len(self._type_counts)
                 wanted = int(self._type_counts[kind]) if known else 0
             if column.num_rows != wanted:

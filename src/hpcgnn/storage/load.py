@@ -13,7 +13,10 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph, SparseRows
+from hpcgnn.storage.agreement import Claims, check_together, new_key
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.partition_file import EdgeLists, Part, PartitionFile
+from hpcgnn.storage.parts import part_name
 
 
 def load_partition(
@@ -34,12 +37,15 @@ def load_partition(
         mode: `sar`, `sa` or `oneshot`.
 
     Raises:
-        InputError: the file is damaged, or has another number of parts.
+        InputError: the file is damaged, or has another number of parts; parts that contradict each
+            other; ranks that read different files.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator(comm)
     error: Exception | None = None
     part: Part | None = None
     header: dict[str, Any] = {}
+    claims: Claims | None = None
+    key = comm.broadcast(new_key(), where="load partition")
     try:
         with PartitionFile(path) as file:
             header = dict(file.header)
@@ -56,11 +62,13 @@ def load_partition(
                     value=split,
                 )
             part = file.read_part(comm.rank)
+            claims = Claims(part, file.part_fingerprint(comm.rank), key)
     except (InputError, OSError) as caught:
         error = caught
     comm.agree(error, where="load partition")
-    if part is None:
+    if part is None or claims is None:
         raise InputError("could not be read", file=path)
+    check_together(comm, header, claims, Place(path, part_name(comm.rank)))
     return assemble(part, comm, header, split=split, ring=ring, mode=mode)
 
 

@@ -177,12 +177,12 @@ class NodeColumns:
             return {}
         before = self._count_types(0, low)
         here = np.bincount(types, minlength=self._counts.num_types)
-        whole = len(types) == self.num_rows
+        ends = low + len(types) == self.num_rows
         found = {}
         for kind, column in self._typed.items():
             first = int(before[kind])
             last = first + int(here[kind])
-            if last > len(column) or (whole and last != len(column)):
+            if last > len(column) or (ends and last != len(column)):
                 raise column.place().error(f"must have a row for each node of type {kind}", last)
             found[kind] = column.read(first, last)
             checks.finite(found[kind], column.place(first))

@@ -17,7 +17,7 @@ from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.nodes import SparseRows
 from hpcgnn.storage.parallel import agreed
 from hpcgnn.storage.parts import Part, check_edges, check_ids, part_name
-from hpcgnn.storage.schema import COUNT_NAMES, PARTITION, VERSION
+from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, VERSION, exceeded
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -123,6 +123,9 @@ def _start(
             raise place.error(f"what parts send and receive differs (edges {side})")
         arrays[f"exchange/{side}"] = sends
     attributes = {name: int(header[name]) for name in (*COUNT_NAMES, "symmetric")}
+    name = exceeded(attributes)
+    if name is not None:
+        raise place.error(f"{name} must lie in 0 .. {COUNT_LIMITS[name]}", attributes[name])
     texts = {name: header[name] for name in ("method", "graph_fingerprint", "report", "config")}
     with atomic.write(temporary, "w", shown=path) as output:
         for name, array in arrays.items():

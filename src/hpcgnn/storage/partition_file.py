@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hpcgnn.storage.agreement import check_sends
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.graph_file import read_counts
 from hpcgnn.storage.nodes import NodeColumns
@@ -102,7 +104,15 @@ class PartitionFile:
         found = to_hex(sum(fingerprint(name, array) for name, array in part.arrays().items()))
         if found != reader.group_attribute(group, "fingerprint"):
             raise reader.place(group).error("the data don't match their fingerprint", found)
+        check_sends(part, reader.place(group))
         return part
+
+    def part_fingerprint(self, index: int) -> int:
+        """What the file says it is; `read_part` compares it with the data."""
+        return int(str(self._reader.group_attribute(part_name(index), "fingerprint")), 16)
+
+    def place(self, dataset: str) -> Place:
+        return self._reader.place(dataset)
 
     def _read_edges(self, index: int, side: str, num_local: int) -> EdgeLists:
         reader = self._reader

@@ -16,10 +16,16 @@ import numpy as np
 
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.chunks import Chunks
 from hpcgnn.storage.fingerprint import fingerprint
-from hpcgnn.storage.schema import CHUNK_BYTES, VERSION, attribute_checksum, chunk_rows
+from hpcgnn.storage.schema import (
+    CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    VERSION,
+    attribute_checksum,
+    chunk_rows,
+)
 
-_MAX_CHUNK_BYTES = 1 << 28
 _CACHE_BYTES = 2 * CHUNK_BYTES
 _MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
 
@@ -44,6 +50,7 @@ class Reader:
         self.path = Path(path)
         self._file = _open(self.path)
         try:
+            self.size = self.path.stat().st_size
             self.attributes = self._read_attributes()
             self._check_format(format)
         except BaseException:
@@ -101,7 +108,7 @@ class Reader:
         """Sorted names in a group; empty where there is no such group."""
         found = self._get(group)
         with self._mapped(group):
-            return sorted(found) if isinstance(found, h5py.Group) else []
+            return sorted(map(_text, found)) if isinstance(found, h5py.Group) else []
 
     def group_attribute(self, group: str, name: str) -> int | str:
         found = self._get(group)
@@ -130,7 +137,7 @@ class Reader:
             raise place.error(f"must have shape {lengths}", actual)
         if chunks is None or not checked:
             raise place.error("has no checksums (fletcher32); write the file with this package")
-        if prod(chunks) * kind.itemsize > _MAX_CHUNK_BYTES:
+        if prod(chunks) * kind.itemsize > MAX_CHUNK_BYTES:
             raise place.error("has chunks above 256 MiB", chunks)
         with self._mapped(name):
             present, stored = found.id.get_num_chunks(), found.id.get_storage_size()
@@ -144,6 +151,7 @@ class Reader:
         found: list[dict[str, Any]] = []
 
         def visit(name: str, item: object) -> None:
+            _text(name)
             if isinstance(item, h5py.Dataset):
                 found.append(
                     {
@@ -174,7 +182,7 @@ class Reader:
         attributes: dict[str, int | str] = {}
         with self._mapped("attributes"):
             for name in self._file.attrs:
-                value = _plain(self._file.attrs[name])
+                value = _plain(self._file.attrs[_text(name)])
                 if value is not None:
                     attributes[name] = value
         return attributes
@@ -221,6 +229,8 @@ class Column:
         self.shape: tuple[int, ...] = dataset.shape
         self.dtype: np.dtype = dataset.dtype
         self._dataset = dataset
+        with reader._mapped(name):
+            self._chunks = Chunks(dataset, reader.size, self.place())
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -236,6 +246,7 @@ class Column:
         out = np.empty((high - low, *self.shape[1:]), self.dtype)
         if out.size:
             with self.reader._mapped(self.name):
+                self._chunks.check(low, high)
                 self._dataset.read_direct(out, np.s_[low:high])
         return out
 
@@ -292,6 +303,14 @@ def _plain(value: object) -> int | str | None:
     if isinstance(value, np.integer):
         return int(value)
     return value if isinstance(value, str) else None
+
+
+def _text(name: str | bytes) -> str:
+    """A name in the file, which must be UTF-8 and no path."""
+    if isinstance(name, bytes):
+        raise ValueError(f"the name {name!r} is no UTF-8")
+    name.encode()
+    return name
 
 
 def _reason(error: BaseException) -> str:

@@ -34,6 +34,7 @@ WHAT = {
 }
 
 CHUNK_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 1 << 28
 MAX_COUNT = 1 << 56
 MAX_WIDTH = 1 << 31
 
@@ -64,6 +65,14 @@ COUNT_LIMITS = dict.fromkeys(COUNT_NAMES, MAX_WIDTH) | {
     "num_edges": MAX_COUNT,
     "multilabel": 1,
 }
+
+
+def exceeded(counts: Mapping[str, int]) -> str | None:
+    """The name of the first count that no reader takes; None where all are within limits."""
+    for name, limit in COUNT_LIMITS.items():
+        if not 0 <= counts[name] <= limit:
+            return name
+    return None
 
 
 def chunk_rows(tail: tuple[int, ...], dtype: np.dtype) -> int:

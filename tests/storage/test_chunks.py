@@ -1,0 +1,126 @@
+"""Chunks that say one size and hold another, under the right checksums."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from h5py import h5d, h5p, h5s, h5t, h5z
+
+from hpcgnn.cli import main
+from hpcgnn.errors import InputError
+from hpcgnn.storage import atomic
+from hpcgnn.storage.graph_file import GraphFile
+from tests.storage.files import graph_content
+from tests.storage.test_graph_writer import write
+
+ROWS, WIDTH = 9, 6  # of the features of `graph_content`
+BYTES = ROWS * WIDTH * 4
+
+
+def checked(data: bytes) -> bytes:
+    """The data with the checksum that HDF5 appends."""
+    with h5py.File("any", "w", driver="core", backing_store=False) as file:
+        shape = (len(data),)
+        dataset = file.create_dataset("a", shape, "u1", chunks=shape, fletcher32=True)
+        dataset[...] = np.frombuffer(data, np.uint8)
+        return dataset.id.read_direct_chunk((0,))[1]
+
+
+def forge(path: Path, chunk: bytes, *, mask: int = 0, filters: tuple[int, ...] = ()) -> Path:
+    """A graph whose features are this one chunk."""
+    write(path, graph_content(), [0, 9])
+    plan = h5p.create(h5p.DATASET_CREATE)
+    plan.set_chunk((ROWS, WIDTH))
+    for number in filters:
+        plan.set_filter(number, h5z.FLAG_OPTIONAL, (4,) if number == h5z.FILTER_SHUFFLE else (3,))
+    plan.set_fletcher32()
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        del file["nodes/features"]
+        space = h5s.create_simple((ROWS, WIDTH))
+        made = h5d.create(file["nodes"].id, b"features", h5t.NATIVE_FLOAT, space, plan)
+        made.write_direct_chunk((0, 0), chunk, mask)
+    return path
+
+
+GZIP = (h5z.FILTER_DEFLATE,)
+SHUFFLED = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "mask", "filters", "words"),
+    [
+        (bytes(20), 1, (), f"the chunk at row 0 doesn't hold {BYTES} B"),
+        (checked(bytes(BYTES - 4)), 0, (), f"doesn't hold {BYTES} B"),
+        (checked(bytes(BYTES + 4)), 0, (), f"doesn't hold {BYTES} B"),
+        (bytes(BYTES), 1, (), f"doesn't hold {BYTES} B"),
+        (checked(zlib.compress(bytes(BYTES - 4))), 0, GZIP, f"doesn't unpack to {BYTES} B"),
+        (checked(zlib.compress(bytes(BYTES - 4))), 0, SHUFFLED, f"doesn't unpack to {BYTES} B"),
+        (checked(zlib.compress(bytes(BYTES + 4))), 0, GZIP, f"doesn't unpack to {BYTES} B"),
+        (checked(zlib.compress(bytes(BYTES))[:-6]), 0, GZIP, f"doesn't unpack to {BYTES} B"),
+        (checked(b"no gzip"), 0, GZIP, f"doesn't unpack to {BYTES} B"),
+        (zlib.compress(bytes(BYTES)), 2, GZIP, f"doesn't hold {BYTES} B"),
+        (checked(bytes(BYTES - 4)), 1, GZIP, f"doesn't hold {BYTES} B"),
+        (checked(bytes(BYTES)), 0, (h5z.FILTER_SHUFFLE,), "filters that this package doesn't use"),
+        (checked(bytes(BYTES)), 1, (h5z.FILTER_LZF,), "filters that this package doesn't use"),
+    ],
+)
+def test_a_chunk_of_another_size_is_refused(tmp_path, chunk, mask, filters, words):
+    path = forge(tmp_path / "g.h5", chunk, mask=mask, filters=filters)
+    with GraphFile(path) as graph, pytest.raises(InputError, match=words) as caught:
+        graph.read_nodes(0, ROWS)
+    assert f"{path}: nodes/features: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "mask", "filters"),
+    [
+        (checked(bytes(BYTES)), 0, ()),
+        (checked(zlib.compress(bytes(BYTES))), 0, GZIP),
+        (checked(bytes(BYTES)), 1, GZIP),  # gzip left out, as HDF5 does where it doesn't pay
+    ],
+)
+def test_sound_chunks_are_read(tmp_path, chunk, mask, filters):
+    path = forge(tmp_path / "g.h5", chunk, mask=mask, filters=filters)
+    with GraphFile(path) as graph:
+        for low in (0, 3):
+            assert not graph.read_nodes(low, ROWS).features.any()
+
+
+def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch):
+    """Nor is more than that taken from the library than the chunk may hold."""
+    path = forge(tmp_path / "g.h5", checked(zlib.compress(bytes(1 << 20))), filters=GZIP)
+    asked, make = [], zlib.decompressobj
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.stream = make()
+            self.eof = False
+
+        def decompress(self, data: bytes, limit: int) -> bytes:
+            asked.append(limit)
+            return self.stream.decompress(data, limit)
+
+    monkeypatch.setattr("hpcgnn.storage.chunks.zlib.decompressobj", Recorder)
+    with GraphFile(path) as graph, pytest.raises(InputError, match="doesn't unpack"):
+        graph.read_nodes(0, ROWS)
+    assert asked == [BYTES + 1]
+
+
+@pytest.mark.parametrize("what", ["group", "attribute"])
+def test_names_that_are_no_text(tmp_path, capsys, what):
+    path = tmp_path / "g.h5"
+    write(path, graph_content(), [0, 9])
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        if what == "group":
+            file["nodes"].create_group(b"a\xff")
+        else:
+            file.attrs.create(b"a\xff", 3)
+    for options in ((), ("--json",), ("--check",)):
+        assert main.main(["info", str(path), *options]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"hpcgnn: error: {path}: ") and said.err.count("\n") == 1
+        assert "is no UTF-8" in said.err
