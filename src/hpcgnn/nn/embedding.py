@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.keywords import check_width
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+
+
+class ShardedParameter(torch.nn.Parameter):
+    """A parameter of which each rank has its own rows, also after it was copied or pickled."""
+
+    sharded = True
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuilt, (self.data, self.requires_grad)
+
+
+def _rebuilt(data: Tensor, requires_grad: bool) -> ShardedParameter:
+    return ShardedParameter(data, requires_grad)
 
 
 class Embedding(torch.nn.Module):
@@ -20,11 +37,21 @@ class Embedding(torch.nn.Module):
 
     def __init__(self, graph: PartitionedGraph, width: int, seed: int) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(initial_rows(graph.node_ids, width, seed))
-        self.weight.sharded = True  # type: ignore[attr-defined]
+        check_width(self, "width", width)
+        self.weight = ShardedParameter(initial_rows(graph.node_ids, width, seed))
 
     def forward(self, graph: PartitionedGraph) -> Tensor:
+        if not isinstance(graph, PartitionedGraph) or len(self.weight) != graph.num_local_nodes:
+            raise InputError(
+                f"Embedding: has rows for {len(self.weight)} nodes: call it with the part that it "
+                "was made for"
+            )
         return self.weight
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not isinstance(self.weight, ShardedParameter):  # assigned, not copied
+            self.weight = ShardedParameter(self.weight.data, self.weight.requires_grad)
 
 
 def initial_rows(ids_N: Tensor, width: int, seed: int) -> Tensor:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import Linear, NodeFeatures, glorot
+from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
+from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
 from hpcgnn.sar.attention import AttentionSettings, attention
+from hpcgnn.sar.rows import check_edges, check_rows
 
 
 class GATConv(torch.nn.Module):
@@ -17,9 +19,12 @@ class GATConv(torch.nn.Module):
         heads: attention heads; with `concat` their outputs lie side by side, else averaged.
         dropout: probability of dropping an attention weight while training.
         edge_dim: width of the graph's edge features, if they take part in the scores.
+        fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
+        residual: a linear map of each node's own row is added to the output.
         layer: tells the dropout masks of one model apart.
     """
 
+    hops = 1
     keeps_output = True  # for backward: nothing may overwrite it
 
     def __init__(
@@ -32,14 +37,22 @@ class GATConv(torch.nn.Module):
         dropout: float = 0.0,
         add_self_loops: bool = True,
         edge_dim: int | None = None,
+        fill_value: str = "mean",
         bias: bool = True,
+        residual: bool = False,
         layer: int = 0,
+        **keywords: object,
     ) -> None:
         super().__init__()
+        fixed = {"fill_value": fill_value, **keywords}
+        check_keywords(self, fixed, fill_value=("mean",), aggr=("add", "sum"))
+        check_width(self, "heads", heads, 1)
+        check_probability(self, dropout)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.heads, self.concat = heads, concat
         self.negative_slope, self.dropout = negative_slope, dropout
         self.add_self_loops, self.layer = add_self_loops, layer
+        self.edge_dim = edge_dim
         self.lin = Linear(
             in_channels, heads * out_channels, bias=False, weight_initializer="glorot"
         )
@@ -51,14 +64,29 @@ class GATConv(torch.nn.Module):
                 edge_dim, heads * out_channels, bias=False, weight_initializer="glorot"
             )
             self.att_edge = torch.nn.Parameter(torch.empty(1, heads, out_channels))
-            glorot(self.att_edge)
-        glorot(self.att_src)
-        glorot(self.att_dst)
+        self._reset_attention()
         width = heads * out_channels if concat else out_channels
         self.bias = torch.nn.Parameter(torch.zeros(width)) if bias else None
+        self.res = None
+        if residual:
+            self.res = Linear(in_channels, width, bias=False, weight_initializer="glorot")
+
+    def reset_parameters(self) -> None:
+        for lin in (self.lin, self.lin_edge, self.res):
+            if lin is not None:
+                lin.reset_parameters()
+        self._reset_attention()
+        zero(self.bias)
+
+    def _reset_attention(self) -> None:
+        for weight in (self.att_edge, self.att_src, self.att_dst):
+            if weight is not None:
+                glorot(weight)
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        check_rows(graph, x_NF, who="GATConv", width=self.in_channels, constant=True)
+        check_edges(graph, self.edge_dim, who="GATConv")
         settings = AttentionSettings(
             heads=self.heads,
             slope=self.negative_slope,
@@ -70,10 +98,10 @@ class GATConv(torch.nn.Module):
             graph, x_NF, self.lin.weight, self.att_src[0], self.att_dst[0], self._edge(),
             self.bias if self.concat else None, settings,
         )  # fmt: skip
-        if self.concat:
-            return out_NK
-        out_NC = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NC if self.bias is None else out_NC + self.bias.to(out_NC.dtype)
+        if not self.concat:
+            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+            out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
+        return out_NK if self.res is None else out_NK + self.res(x_NF)
 
     def _edge(self) -> Tensor | None:
         """Scores of edge features are linear in them: one vector per head, `[H, D]`."""

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import Linear, NodeFeatures, glorot
+from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
+from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
 from hpcgnn.sar.attention import AttentionSettings
 from hpcgnn.sar.attention2 import attention2
+from hpcgnn.sar.rows import check_edges, check_rows
 
 
 class GATv2Conv(torch.nn.Module):
@@ -17,9 +19,12 @@ class GATv2Conv(torch.nn.Module):
     Args:
         edge_dim: width of the graph's edge features, if they take part in the scores.
         share_weights: sources and destinations use one linear map.
+        fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
+        residual: a linear map of each node's own row is added to the output.
         layer: tells the dropout masks of one model apart.
     """
 
+    hops = 1
     keeps_output = True  # for backward: nothing may overwrite it
 
     def __init__(
@@ -32,15 +37,23 @@ class GATv2Conv(torch.nn.Module):
         dropout: float = 0.0,
         add_self_loops: bool = True,
         edge_dim: int | None = None,
+        fill_value: str = "mean",
         bias: bool = True,
         share_weights: bool = False,
+        residual: bool = False,
         layer: int = 0,
+        **keywords: object,
     ) -> None:
         super().__init__()
+        fixed = {"fill_value": fill_value, **keywords}
+        check_keywords(self, fixed, fill_value=("mean",), aggr=("add", "sum"))
+        check_width(self, "heads", heads, 1)
+        check_probability(self, dropout)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.heads, self.concat = heads, concat
         self.negative_slope, self.dropout = negative_slope, dropout
         self.add_self_loops, self.layer = add_self_loops, layer
+        self.edge_dim = edge_dim
         width = heads * out_channels
         self.lin_l = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
         self.lin_r = self.lin_l
@@ -54,9 +67,25 @@ class GATv2Conv(torch.nn.Module):
         self.bias = (
             torch.nn.Parameter(torch.zeros(width if concat else out_channels)) if bias else None
         )
+        self.res: Linear | None = None
+        if residual:
+            own = width if concat else out_channels
+            self.res = Linear(in_channels, own, bias=False, weight_initializer="glorot")
+
+    def reset_parameters(self) -> None:
+        self.lin_l.reset_parameters()
+        if self.lin_r is not self.lin_l:
+            self.lin_r.reset_parameters()
+        for lin in (self.lin_edge, self.res):
+            if lin is not None:
+                lin.reset_parameters()
+        glorot(self.att)
+        zero(self.bias)
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        check_rows(graph, x_NF, who="GATv2Conv", width=self.in_channels, constant=True)
+        check_edges(graph, self.edge_dim, who="GATv2Conv")
         settings = AttentionSettings(
             heads=self.heads,
             slope=self.negative_slope,
@@ -69,10 +98,10 @@ class GATv2Conv(torch.nn.Module):
         edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
         bias_K = self.bias if self.concat else None
         out_NK = attention2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
-        if self.concat:
-            return out_NK
-        out_NC = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-        return out_NC if self.bias is None else out_NC + self.bias.to(out_NC.dtype)
+        if not self.concat:
+            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+            out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
+        return out_NK if self.res is None else out_NK + self.res(x_NF)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first
+from hpcgnn.nn.keywords import check_keywords
+from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
 
@@ -14,25 +17,41 @@ class GCNConv(torch.nn.Module):
     """`x' = D^-1/2 (A + I) D^-1/2 x W^T + b`; arguments as PyTorch Geometric's `GCNConv`.
 
     A node that has a self-loop gets no second one. Degrees count weighted in-edges.
+
+    Args:
+        cached: has no effect: the normalisation of a graph is computed once and kept.
+        add_self_loops: None: as `normalize`.
     """
+
+    hops = 1
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         improved: bool = False,
-        add_self_loops: bool = True,
+        cached: bool = False,
+        add_self_loops: bool | None = None,
         normalize: bool = True,
         bias: bool = True,
+        **keywords: object,
     ) -> None:
         super().__init__()
+        check_keywords(self, keywords, aggr=("add", "sum"))
+        if add_self_loops and not normalize:
+            raise InputError("GCNConv: add_self_loops needs normalize; leave one of them out")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.improved, self.normalize = improved, normalize
-        self.add_self_loops = add_self_loops and normalize
+        self.add_self_loops = normalize if add_self_loops is None else add_self_loops
         self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer="glorot")
         self.bias = torch.nn.Parameter(torch.zeros(out_channels)) if bias else None
 
+    def reset_parameters(self) -> None:
+        self.lin.reset_parameters()
+        zero(self.bias)
+
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        check_rows(graph, x_NF, who="GCNConv", width=self.in_channels, constant=True)
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             y_NF = self.lin(self._first_sum(graph, x_NF))
         elif isinstance(x_NF, Tensor) and not narrows_first(
@@ -99,7 +118,10 @@ def _missing_loops(graph: PartitionedGraph, loop: float) -> Tensor:
     weight = torch.ones(len(edges), device=counts.device)
     if block.weight is not None:
         weight = block.weight[edges]
-    present = torch.zeros(block.num_rows, device=counts.device).index_add_(0, rows[edges], weight)
+    rows = rows[edges]
+    present = torch.zeros(block.num_rows, device=counts.device).index_add_(0, rows, weight)
     wanted = torch.full((block.num_rows,), loop, device=counts.device)
-    wanted[rows[edges]] = weight  # edges ascend, so the last one stays
+    last = torch.ones(len(rows), dtype=torch.bool, device=counts.device)  # rows ascend
+    last[:-1] = rows[1:] != rows[:-1]
+    wanted[rows[last]] = weight[last]
     return wanted - present

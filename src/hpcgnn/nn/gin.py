@@ -6,22 +6,68 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.keywords import check_keywords
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.sar.project import dense_rows
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.sums import neighbour_sum
 
 
 class GINConv(torch.nn.Module):
-    """`x'_i = nn((1 + eps) x_i + sum_j x_j)`; arguments as PyTorch Geometric's `GINConv`."""
+    """`x'_i = nn((1 + eps) x_i + sum_j x_j)`; arguments as PyTorch Geometric's `GINConv`.
 
-    def __init__(self, nn: torch.nn.Module, eps: float = 0.0, train_eps: bool = False) -> None:
+    Sparse features are multiplied before they are added up where `nn` begins with a linear map, and
+    are made dense where it doesn't.
+    """
+
+    hops = 1
+
+    def __init__(
+        self,
+        nn: torch.nn.Module,
+        eps: float = 0.0,
+        train_eps: bool = False,
+        **keywords: object,
+    ) -> None:
         super().__init__()
-        self.nn = nn
+        check_keywords(self, keywords, aggr=("add", "sum"))
+        self.nn, self.initial_eps = nn, float(eps)
         self.eps: Tensor
         if train_eps:
-            self.eps = torch.nn.Parameter(torch.tensor([eps]))
+            self.eps = torch.nn.Parameter(torch.tensor([self.initial_eps]))
         else:
-            self.register_buffer("eps", torch.tensor([eps]))
+            self.register_buffer("eps", torch.tensor([self.initial_eps]))
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        sum_NF = neighbour_sum(graph, x_NF, weighted=False)
-        result: Tensor = self.nn(sum_NF + (1 + self.eps) * x_NF)
+    def reset_parameters(self) -> None:
+        for module in self.nn.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        self.eps.data.fill_(self.initial_eps)
+
+    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        check_rows(graph, x_NF, who="GINConv", constant=True)
+        result: Tensor
+        if isinstance(x_NF, Tensor):
+            result = self.nn(self._sum(graph, x_NF))
+            return result
+        first, rest = _split(self.nn)
+        if first is None:
+            result = self.nn(self._sum(graph, dense_rows(x_NF, graph.node_ids.device)))
+            return result
+        y_NF = self._sum(graph, linear(x_NF, first.weight))
+        result = rest(y_NF if first.bias is None else y_NF + first.bias)
         return result
+
+    def _sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+        return neighbour_sum(graph, x_NF, weighted=False) + (1 + self.eps) * x_NF
+
+
+def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, torch.nn.Module]:
+    """The linear map that `module` begins with, if it does, and what follows."""
+    if isinstance(module, torch.nn.Sequential) and len(module):
+        first, inner = _split(module[0])
+        return first, torch.nn.Sequential(inner, *list(module)[1:])
+    if type(module) in (Linear, torch.nn.Linear):
+        return module, torch.nn.Identity()  # type: ignore[return-value]
+    return None, module

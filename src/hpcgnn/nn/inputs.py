@@ -11,6 +11,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.embedding import Embedding
 from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.sar.project import dense_rows
 
 _LABEL_STREAM = 1 << 20  # tells the choice of input labels apart from dropout masks
 
@@ -31,19 +32,19 @@ class FeatureInput(torch.nn.Module):
 
 
 class EmbeddingInput(torch.nn.Module):
-    """Learned rows, beside the graph's dense features where it has some."""
+    """Learned rows, beside the graph's features, made dense, where it has some."""
 
     def __init__(self, graph: PartitionedGraph, width: int, seed: int) -> None:
         super().__init__()
         self.embedding = Embedding(graph, width, seed)
-        own = graph.features.shape[1] if isinstance(graph.features, Tensor) else 0
+        own = 0 if graph.features is None else int(graph.features.shape[1])
         self.width = width + own
 
     def forward(self, graph: PartitionedGraph) -> Tensor:
         rows_NF = self.embedding(graph)
-        if isinstance(graph.features, Tensor):
-            return torch.cat([graph.features, rows_NF], dim=1)
-        return rows_NF
+        if graph.features is None:
+            return rows_NF
+        return torch.cat([dense_rows(graph.features, rows_NF.device), rows_NF], dim=1)
 
 
 class TypedInput(torch.nn.Module):

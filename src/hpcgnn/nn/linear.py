@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.graph import PartitionedGraph, SparseRows
+from hpcgnn.nn.keywords import check_width
 from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
+from hpcgnn.sar.rows import check_features
 from hpcgnn.sar.short import product_type, readable
 
 
@@ -35,6 +37,8 @@ class Linear(torch.nn.Module):
         weight_initializer: str = "kaiming_uniform",
     ) -> None:
         super().__init__()
+        check_width(self, "in_channels", in_channels)
+        check_width(self, "out_channels", out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.weight_initializer = weight_initializer
         self.weight = torch.nn.Parameter(torch.empty(out_channels, in_channels))
@@ -52,6 +56,7 @@ class Linear(torch.nn.Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x_NF: NodeFeatures) -> Tensor:
+        check_features(x_NF, who=type(self).__name__, width=self.in_channels, constant=True)
         return linear(x_NF, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -62,6 +67,11 @@ def glorot(weight: Tensor) -> None:
     """Uniform in ±sqrt(6 / (fan in + fan out)), the last two dimensions (Glorot & Bengio 2010)."""
     bound = math.sqrt(6 / max(weight.shape[-2] + weight.shape[-1], 1))
     torch.nn.init.uniform_(weight, -bound, bound)
+
+
+def zero(bias: Tensor | None) -> None:
+    if bias is not None:
+        torch.nn.init.zeros_(bias)
 
 
 def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:

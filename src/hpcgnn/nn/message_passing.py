@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
+from hpcgnn.sar.project import NodeFeatures, dense_rows
+from hpcgnn.sar.rows import check_rows
 
 
 class MessagePassing(torch.nn.Module):
@@ -21,17 +23,20 @@ class MessagePassing(torch.nn.Module):
     gradients without being declared. What differs from edge to edge must come as an argument.
 
     Args:
-        aggr: `sum`, `mean`, `max`, `min`, `var`, `std`, `softmax`, or a list; results of a list are
-            concatenated.
+        aggr: `sum` (or `add`), `mean`, `max`, `min`, `var`, `std`, `softmax`, or a list; results of
+            a list are concatenated.
         piece: edges whose messages exist at a time.
         layer: tells random numbers inside `message` apart between layers.
     """
+
+    hops = 1
 
     def __init__(
         self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int = 0
     ) -> None:
         super().__init__()
-        self.aggr = (aggr,) if isinstance(aggr, str) else tuple(aggr)
+        named = (aggr,) if isinstance(aggr, str) else tuple(aggr)
+        self.aggr = tuple("sum" if name == "add" else name for name in named)
         self.piece, self.layer = piece, layer
 
     def message(
@@ -45,14 +50,17 @@ class MessagePassing(torch.nn.Module):
         return reduced_NM
 
     def forward(
-        self, graph: PartitionedGraph, x_NF: Tensor, edge_features_ED: Tensor | None = None
+        self, graph: PartitionedGraph, x: NodeFeatures, edge_features_ED: Tensor | None = None
     ) -> Tensor:
         """New rows of the local nodes.
 
         Args:
+            x: `[n, F]`; features that are sparse, or on the host, are made dense.
             edge_features_ED: in the order of `sar.messages.edge_features(graph)`, where edge
                 features need gradients; else the graph's own are used.
         """
+        check_rows(graph, x, who=type(self).__name__, constant=True)
+        x_NF = dense_rows(x, graph.node_ids.device)
         settings = MessageSettings(self.message, self.aggr, self.piece, self.layer)
         parameters = [p for p in self.parameters() if p.requires_grad]
         reduced_NM = propagate(graph, x_NF, settings, parameters, edge_features_ED)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.dropout import Dropout, constant_dropout
+from hpcgnn.nn.hops import hops_of
 from hpcgnn.nn.jumping import largest, linear_of_all
 from hpcgnn.nn.linear import Linear, NodeFeatures
 from hpcgnn.nn.norm import NORMS
@@ -27,7 +28,7 @@ class Stack(torch.nn.Module):
         conv: `conv(in_channels, out_channels, layer)` makes one convolution.
         head: `conv`: the last convolution gives the output; `linear`: all convolutions are hidden
             and a linear map follows.
-        jumping: `none`, `cat` or `max` over hidden layers (Xu et al. 2018), before a linear head.
+        jumping: `none`, `cat` or `max` over hidden layers (Xu et al. 2018), before the head.
         residual: each convolution's input is added to its output through a linear map.
     """
 
@@ -51,6 +52,8 @@ class Stack(torch.nn.Module):
         num_hidden = layers if head == "linear" else layers - 1
         widths = [in_channels] + [hidden] * num_hidden
         ends = widths[1:] if head == "linear" else [*widths[1:], out_channels]
+        if head == "conv" and jumping == "cat" and num_hidden:
+            widths[-1] = hidden * num_hidden  # what the last convolution reads
         pairs = list(zip([*widths, hidden][: len(ends)], ends, strict=True))
         self.activation, self.jumping = activation, jumping
         self.input_dropout = Dropout(input_dropout, layer=0)
@@ -86,14 +89,18 @@ class Stack(torch.nn.Module):
             return result
         return self._convolve(graph, hidden_NF, len(self.convs) - 1, flow)
 
+    def hops(self) -> list[int | None]:
+        """Of each convolution, see `hops_of`."""
+        return [hops_of(conv) for conv in self.convs]
+
     def embed(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
     ) -> NodeFeatures:
         """What the last layer reads: `[n, hidden]`, `[n, hidden * layers]` with `cat`."""
         x_NF = self._input(graph, x_NF)
-        if self.jumping == "cat":
+        if self.jumping == "cat" and len(self.dropouts):
             return torch.cat(list(self._hidden(graph, x_NF, flow)), dim=-1)
-        if self.jumping == "max":
+        if self.jumping == "max" and len(self.dropouts):
             return largest(self._hidden(graph, x_NF, flow))
         last = deque(self._hidden(graph, x_NF, flow), maxlen=1)
         return last[0] if last else x_NF
@@ -126,14 +133,22 @@ class Stack(torch.nn.Module):
         self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None
     ) -> Tensor:
         step = flow[layer] if flow else None
-        if step is not None:
-            graph = _at(step.graph, graph)
-            if step.enter is not None and isinstance(x_NF, Tensor):
-                x_NF = x_NF[step.enter]
+        graph, x_NF = enter(step, graph, x_NF)
         y_NF: Tensor = self.convs[layer](graph, x_NF)
         if self.residual:
             y_NF = y_NF + self.residuals[layer](x_NF)
         return y_NF if step is None else y_NF[step.leave]
+
+
+def enter(
+    step: Step | None, graph: PartitionedGraph, x_NF: NodeFeatures
+) -> tuple[PartitionedGraph, NodeFeatures]:
+    """The graph that a layer runs on, with the rows that it reads."""
+    if step is None:
+        return graph, x_NF
+    if step.enter is not None and isinstance(x_NF, Tensor):
+        x_NF = x_NF[step.enter]
+    return _at(step.graph, graph), x_NF
 
 
 def _at(small: PartitionedGraph, graph: PartitionedGraph) -> PartitionedGraph:

@@ -7,43 +7,94 @@ from torch import Tensor
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.gcn import normalised_sum
+from hpcgnn.nn.keywords import check_keywords, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
-from hpcgnn.sar.sums import first_sum, is_constant
+from hpcgnn.sar.project import dense_rows
+from hpcgnn.sar.rows import check_rows
+from hpcgnn.sar.sums import first_sum, is_constant, neighbour_sum
 
 
 class APPNP(torch.nn.Module):
     """`K` steps of personalised PageRank with teleport probability `alpha` (Gasteiger et al. 2019).
 
     As PyTorch Geometric's `APPNP(K, alpha)`: `x <- (1 - alpha) A' x + alpha x_0`.
+
+    Args:
+        dropout: of edge weights, which can't be had: 0.
+        cached: has no effect: the normalisation of a graph is computed once and kept.
+        normalize: else `A'` is the weighted adjacency as it is, without loops.
     """
 
-    def __init__(self, K: int, alpha: float) -> None:
+    def __init__(
+        self,
+        K: int,
+        alpha: float,
+        dropout: float = 0.0,
+        cached: bool = False,
+        add_self_loops: bool = True,
+        normalize: bool = True,
+        **keywords: object,
+    ) -> None:
         super().__init__()
+        check_keywords(
+            self, {"dropout": float(dropout), **keywords}, dropout=(0.0,), aggr=("add", "sum")
+        )
+        check_width(self, "K", K)
         self.K, self.alpha = K, alpha
+        self.add_self_loops, self.normalize = add_self_loops, normalize
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        start_NF = x_NF
+    @property
+    def hops(self) -> int:
+        return self.K
+
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+        check_rows(graph, x, who="APPNP", constant=True)
+        x_NF = dense_rows(x, graph.node_ids.device)
+        start_NF, loop = x_NF, 1.0 if self.add_self_loops else None
         for _ in range(self.K):
-            x_NF = torch.add(
-                normalised_sum(graph, x_NF) * (1 - self.alpha), start_NF, alpha=self.alpha
-            )
+            if self.normalize:
+                sum_NF = normalised_sum(graph, x_NF, loop)
+            else:
+                sum_NF = neighbour_sum(graph, x_NF)
+            x_NF = torch.add(sum_NF * (1 - self.alpha), start_NF, alpha=self.alpha)
         return x_NF
 
 
 class SGConv(torch.nn.Module):
     """`A'^K x W^T + b` (Wu et al. 2019); arguments as PyTorch Geometric's `SGConv`.
 
-    Powers of constant input features are computed once.
+    Powers of constant input features are computed once, whatever `cached` says.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, K: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        K: int = 1,
+        cached: bool = False,
+        add_self_loops: bool = True,
+        bias: bool = True,
+        **keywords: object,
+    ) -> None:
         super().__init__()
+        check_keywords(self, keywords, aggr=("add", "sum"))
+        check_width(self, "K", K)
         self.in_channels, self.out_channels, self.K = in_channels, out_channels, K
+        self.add_self_loops = add_self_loops
         self.lin = Linear(in_channels, out_channels, bias=bias)
 
+    @property
+    def hops(self) -> int:
+        return self.K
+
+    def reset_parameters(self) -> None:
+        self.lin.reset_parameters()
+
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+        check_rows(graph, x_NF, who="SGConv", width=self.in_channels, constant=True)
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
-            powered = first_sum(graph, ("sgc", self.K), lambda: self._power(graph, x_NF))
+            key = ("sgc", self.K, self.add_self_loops)
+            powered = first_sum(graph, key, lambda: self._power(graph, x_NF))
             return linear(powered, self.lin.weight, self.lin.bias)
         if isinstance(x_NF, Tensor) and not narrows_first(
             graph, self.in_channels, self.out_channels
@@ -54,7 +105,7 @@ class SGConv(torch.nn.Module):
 
     def _power(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         for _ in range(self.K):
-            x_NF = normalised_sum(graph, x_NF)
+            x_NF = normalised_sum(graph, x_NF, 1.0 if self.add_self_loops else None)
         return x_NF
 
 
@@ -66,10 +117,20 @@ class AdaptiveDepth(torch.nn.Module):
 
     def __init__(self, channels: int, K: int) -> None:
         super().__init__()
+        check_width(self, "K", K)
         self.K = K
         self.gate = Linear(channels, 1)
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+    @property
+    def hops(self) -> int:
+        return self.K
+
+    def reset_parameters(self) -> None:
+        self.gate.reset_parameters()
+
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+        check_rows(graph, x, who="AdaptiveDepth", width=self.gate.in_channels, constant=True)
+        x_NF = dense_rows(x, graph.node_ids.device)
         out_NF = x_NF * torch.sigmoid(self.gate(x_NF))
         for _ in range(self.K):
             x_NF = normalised_sum(graph, x_NF)
@@ -80,5 +141,8 @@ class AdaptiveDepth(torch.nn.Module):
 class Pointwise(Linear):
     """A linear map of each node alone, called like a convolution."""
 
+    hops = 0
+
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:  # type: ignore[override]
+        check_rows(graph, x_NF, who="Pointwise", width=self.in_channels, constant=True)
         return linear(x_NF, self.weight, self.bias)

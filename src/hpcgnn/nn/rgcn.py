@@ -7,8 +7,11 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.linear import glorot
+from hpcgnn.nn.keywords import check_keywords, check_width
+from hpcgnn.nn.linear import NodeFeatures, glorot, zero
+from hpcgnn.sar.project import dense_rows
 from hpcgnn.sar.relations import relational_sum
+from hpcgnn.sar.rows import check_rows
 
 
 class RGCNConv(torch.nn.Module):
@@ -18,8 +21,11 @@ class RGCNConv(torch.nn.Module):
     `W_r = sum_b comp[r, b] weight[b]`.
 
     Args:
-        aggr: `mean` over the neighbours of each relation, or `sum`.
+        aggr: `mean` over the neighbours of each relation, or `sum` (or `add`).
+        is_sorted: has no effect.
     """
+
+    hops = 1
 
     def __init__(
         self,
@@ -27,29 +33,44 @@ class RGCNConv(torch.nn.Module):
         out_channels: int,
         num_relations: int,
         num_bases: int | None = None,
+        num_blocks: None = None,
         aggr: str = "mean",
         root_weight: bool = True,
+        is_sorted: bool = False,
         bias: bool = True,
+        **keywords: object,
     ) -> None:
         super().__init__()
+        check_keywords(self, {"num_blocks": num_blocks, **keywords}, num_blocks=(None,))
+        for name, width in (("in_channels", in_channels), ("out_channels", out_channels)):
+            check_width(self, name, width)
+        check_width(self, "num_relations", num_relations, 1)
+        aggr = "sum" if aggr == "add" else aggr
         if aggr not in ("mean", "sum"):
             raise InputError("aggr must be mean or sum", value=aggr)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations, self.num_bases, self.aggr = num_relations, num_bases, aggr
         count = num_relations if num_bases is None else num_bases
         self.weight = torch.nn.Parameter(torch.empty(count, in_channels, out_channels))
-        glorot(self.weight)
         self.comp: torch.nn.Parameter | None = None
         if num_bases is not None:
             self.comp = torch.nn.Parameter(torch.empty(num_relations, num_bases))
-            glorot(self.comp)
         self.root: torch.nn.Parameter | None = None
         if root_weight:
             self.root = torch.nn.Parameter(torch.empty(in_channels, out_channels))
-            glorot(self.root)
         self.bias = torch.nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.reset_parameters()
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+    def reset_parameters(self) -> None:
+        for weight in (self.weight, self.comp, self.root):
+            if weight is not None:
+                glorot(weight)
+        zero(self.bias)
+
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+        """`[n, in_channels]`, which is made dense where it is sparse, to `[n, out_channels]`."""
+        check_rows(graph, x, who="RGCNConv", width=self.in_channels, constant=True)
+        x_NF = dense_rows(x, graph.node_ids.device)
         if graph.num_relations > self.num_relations:
             raise InputError(
                 f"the graph has {graph.num_relations} relations, the layer {self.num_relations}"

@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.keywords import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
 from hpcgnn.sar.extremes import neighbour_max
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.short import product_type
 from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
 
@@ -18,8 +20,11 @@ class SAGEConv(torch.nn.Module):
     """`x'_i = W_l aggr_j x_j + b + W_r x_i`; arguments as PyTorch Geometric's `SAGEConv`.
 
     Args:
-        aggr: `mean`, `sum`, `max` or `min`.
+        aggr: `mean`, `sum` (or `add`), `max` or `min`.
+        project: a linear map and a ReLU before the neighbours' rows are aggregated.
     """
+
+    hops = 1
 
     def __init__(
         self,
@@ -28,18 +33,30 @@ class SAGEConv(torch.nn.Module):
         aggr: str = "mean",
         normalize: bool = False,
         root_weight: bool = True,
+        project: bool = False,
         bias: bool = True,
+        **keywords: object,
     ) -> None:
         super().__init__()
+        check_keywords(self, keywords)
+        aggr = "sum" if aggr == "add" else aggr
         if aggr not in ("mean", "sum", "max", "min"):
             raise InputError("aggr must be mean, sum, max or min", value=aggr)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.aggr, self.normalize = aggr, normalize
+        self.lin = Linear(in_channels, in_channels) if project else None
         self.lin_l = Linear(in_channels, out_channels, bias=bias)
         self.lin_r = Linear(in_channels, out_channels, bias=False) if root_weight else None
 
+    def reset_parameters(self) -> None:
+        for lin in (self.lin, self.lin_l, self.lin_r):
+            if lin is not None:
+                lin.reset_parameters()
+
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        y_NF = self._neighbours(graph, x_NF)
+        check_rows(graph, x_NF, who="SAGEConv", width=self.in_channels, constant=True)
+        sources_NF = x_NF if self.lin is None else torch.relu(self.lin(x_NF))
+        y_NF = self._neighbours(graph, sources_NF)
         if self.lin_r is not None:
             if isinstance(x_NF, Tensor) and product_type(x_NF.device) is None:
                 y_NF.addmm_(x_NF, self.lin_r.weight.t())

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.sums import in_degrees, neighbour_sum
 
 
@@ -23,11 +25,19 @@ def propagate(
     """`y <- clamp(alpha S y + (1 - alpha) start)`, `steps` times; collective.
 
     Args:
-        normalisation: `DAD` for D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1.
+        normalisation: `DAD` for D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1. D counts
+            in-edges, and 1 / 0 is taken for 0 as in PyTorch Geometric: where the graph is directed,
+            nothing spreads from a node without in-edges by `DAD` and `AD`.
     """
-    degree_N1 = in_degrees(graph).clamp(min=1)[:, None]
-    before = {"DAD": degree_N1.rsqrt(), "DA": None, "AD": 1 / degree_N1}[normalisation]
-    after = {"DAD": degree_N1.rsqrt(), "DA": 1 / degree_N1, "AD": None}[normalisation]
+    degree_N1 = in_degrees(graph)[:, None]
+    if normalisation not in ("DAD", "DA", "AD"):
+        raise InputError("normalisation must be DAD, DA or AD", value=normalisation)
+    check_rows(graph, start_NC, who="label propagation")
+    at_least_N1 = degree_N1.clamp(min=1)
+    inverse_N1 = at_least_N1.rsqrt() if normalisation == "DAD" else 1 / at_least_N1
+    scale_N1 = torch.where(degree_N1 > 0, inverse_N1, 0.0)
+    before = None if normalisation == "DA" else scale_N1
+    after = None if normalisation == "AD" else scale_N1
     y_NC = start_NC
     for _ in range(steps):
         x_NC = y_NC if before is None else y_NC * before

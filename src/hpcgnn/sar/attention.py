@@ -30,6 +30,7 @@ from hpcgnn.sar.project import (
     product,
     weight_gradient,
 )
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import RowLayout, product_type, readable
 from hpcgnn.sar.softmax import bias_gradient, normalised
@@ -61,6 +62,7 @@ def attention(
     Args:
         edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
     """
+    check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
     dense = x if isinstance(x, Tensor) else None
     result: Tensor = _Attention.apply(
         dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings,

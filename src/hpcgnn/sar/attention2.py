@@ -21,6 +21,7 @@ from hpcgnn.sar.attention import AttentionSettings, edge_dropout, know_ids
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.loops import local_blocks
 from hpcgnn.sar.project import head_products
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import readable, wire_type
 from hpcgnn.sar.softmax import bias_gradient, normalised
@@ -42,6 +43,8 @@ def attention2(
     Args:
         edge_DK: the matrix M that edge features of width D are multiplied with; None without.
     """
+    for name, rows_NK in (("sources", left_NK), ("destinations", right_NK)):
+        check_rows(graph, rows_NK, who=f"attention: {name}", width=att_HC.numel())
     result: Tensor = _Attention2.apply(left_NK, right_NK, att_HC, edge_DK, bias_K, graph, settings)
     return result
 

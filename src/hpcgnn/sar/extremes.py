@@ -11,6 +11,7 @@ from hpcgnn import kernels
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.halo import stream, take_rows
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import readable, wire_type
 
@@ -21,6 +22,7 @@ def neighbour_max(graph: PartitionedGraph, x_NF: Tensor, *, smallest: bool = Fal
     The gradient is shared evenly among the edges that attain the extreme, as torch does. Backward
     sends (extreme, share) of boundary destinations to the sources' owners and returns nothing.
     """
+    check_rows(graph, x_NF, who="an extreme over neighbours")
     result: Tensor = _Extreme.apply(x_NF, graph, -1 if smallest else 1)
     return result
 

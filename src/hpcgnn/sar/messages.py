@@ -21,6 +21,7 @@ from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar import reductions
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.reductions import Reduction
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.short import wire_type
 from hpcgnn.sar.sums import in_degrees
 
@@ -66,6 +67,7 @@ def propagate(
         parameters: everything with gradients that `message` uses.
         features_ED: edge features to use (and to give gradients to) instead of the graph's.
     """
+    check_rows(graph, x_NF, who="messages")
     x_NF = x_NF.float() if x_NF.dtype in SHORT else x_NF
     wire = wire_type(x_NF)
     with torch.autocast(x_NF.device.type, enabled=False):

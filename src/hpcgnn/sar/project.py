@@ -44,6 +44,23 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, short: torch.dtype | None 
     return grad_FG.t()
 
 
+def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
+    """Node features as one dense `[n, F]` on `device`, for what needs every number."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, HostRows):
+        slabs = [slab_RF.clone() for _, slab_RF in x.slabs()]
+        return torch.cat(slabs) if slabs else x.rows_NF.to(device)
+    block = x.block
+    stored_E = block.weight
+    if stored_E is None:
+        stored_E = torch.ones(block.columns.shape[0], device=block.device)
+    counts = block.end - block.begin
+    rows_E = torch.repeat_interleave(torch.arange(block.num_rows, device=block.device), counts)
+    out_NF = stored_E.new_zeros(x.shape)
+    return out_NF.index_put_((rows_E, block.columns.long()), stored_E, accumulate=True)
+
+
 def head_matrix(*vectors_HC: Tensor) -> Tensor:
     """`[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's product with its own."""
     blocks = [torch.block_diag(*vector_HC) for vector_HC in vectors_HC]

@@ -1,12 +1,13 @@
 """Message-flow pruning: nodes that can't reach a target in the remaining layers are left out.
 
-The last layer is needed at the targets alone, the layer before it at the targets and their
-in-neighbours, and so on. Each pruned layer runs on a graph of its own: the nodes it reads, with the
-edges into the nodes it is needed at.
+The last layer is needed at the targets alone, the layer before it at the targets and the nodes that
+reach them in as many hops as the last layer makes, and so on. Each pruned layer runs on a graph of
+its own: the nodes it reads, with the edges into all of them but those that its first hop reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,21 +35,24 @@ class Step:
     after: PartitionedGraph
 
 
-def message_flow(graph: PartitionedGraph, target_N: Tensor, layers: int) -> list[Step | None]:
+def message_flow(
+    graph: PartitionedGraph, target_N: Tensor, hops: Sequence[int | None]
+) -> list[Step | None]:
     """A step per layer, None for whole layers, which come first; collective.
 
     The first layer is never pruned: sums of constant features are computed once anyway.
 
     Args:
         target_N: bool `[n]`, where the last layer is needed.
+        hops: hops over edges of each layer, see `nn.hops`; a layer that doesn't say is whole.
     """
-    steps: list[Step | None] = [None] * layers
-    for layer in range(layers - 1, 0, -1):
-        kept = _edges_into(graph, target_N)
-        if graph.ring.comm.allreduce(kept, where="prune") > WORTHWHILE * graph.num_edges:
+    steps: list[Step | None] = [None] * len(hops)
+    for layer in range(len(hops) - 1, 0, -1):
+        found = _within(graph, target_N, hops[layer])
+        if found is None:
             break
-        source_N, used = _reach(graph, target_N)
-        small = _restrict(graph, source_N, target_N, used)
+        source_N, inner_N, used = found
+        small = _restrict(graph, source_N, inner_N, used)
         place_N = source_N.cumsum(0) - 1
         steps[layer] = Step(
             graph=small,
@@ -57,11 +61,35 @@ def message_flow(graph: PartitionedGraph, target_N: Tensor, layers: int) -> list
             after=_nodes(graph, torch.nonzero(target_N).flatten()),
         )
         target_N = source_N
-    for layer in range(layers - 1, 0, -1):
+    for layer in range(len(hops) - 1, 0, -1):
         step, before = steps[layer], steps[layer - 1]
         if step is not None and before is not None:
             steps[layer] = replace(step, enter=None)
     return steps
+
+
+def _within(
+    graph: PartitionedGraph, target_N: Tensor, hops: int | None
+) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+    """Nodes from which so many hops lead to a target, and those that one hop less does.
+
+    Also, per peer, the halo rows that the edges into the latter read. None where that isn't worth
+    while, or where nobody knows the number of hops.
+    """
+    if hops is None:
+        return None
+    comm, source_N, inner_N = graph.ring.comm, target_N, torch.zeros_like(target_N)
+    used = [inner_N.new_zeros(block.num_columns) for block in graph.in_edges.blocks]
+    for _ in range(hops):
+        grown = comm.allreduce(int((source_N & ~inner_N).sum()), where="prune")
+        if not grown:  # every further hop keeps the same edges
+            break
+        inner_N = source_N
+        kept = comm.allreduce(_edges_into(graph, inner_N), where="prune")
+        if kept > WORTHWHILE * graph.num_edges:
+            return None
+        source_N, used = _reach(graph, inner_N)
+    return source_N, inner_N, used
 
 
 def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
@@ -122,7 +150,7 @@ def _reach(graph: PartitionedGraph, target_N: Tensor) -> tuple[Tensor, list[Tens
 def _restrict(
     graph: PartitionedGraph, source_N: Tensor, target_N: Tensor, used: list[Tensor]
 ) -> PartitionedGraph:
-    """The nodes of `source_N` with the edges into `target_N`."""
+    """The nodes of `source_N` with the edges into `target_N`, which are among them."""
     inward, outward, rank = graph.in_edges, graph.out_edges, graph.in_edges.rank
     place_N = source_N.cumsum(0) - 1
     hidden = [m[:0] if p == rank else m for p, m in enumerate(used)]

@@ -24,6 +24,7 @@ from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.halo import stream, take_rows
 from hpcgnn.sar.relation_means import mean_factors
 from hpcgnn.sar.relation_pairs import Pairs, by_column, by_row, count_pairs, edge_list, multiply
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.short import readable, wire_type
 
 EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
@@ -42,6 +43,7 @@ def relational_sum(
     """
     if not graph.num_relations:
         raise InputError("the graph has no relations; convert it from triples")
+    check_rows(graph, x_NI, who="a sum over relations", width=weight_RIO.shape[1])
     wire = wire_type(x_NI)
     with torch.autocast(x_NI.device.type, enabled=False):
         result: Tensor = _RelationalSum.apply(x_NI, weight_RIO, graph, mean, wire)

@@ -18,6 +18,7 @@ from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar import short
 from hpcgnn.sar.relay import relay
+from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
 from hpcgnn.sar.short import readable, wire_type
 
@@ -27,6 +28,7 @@ def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = Tru
 
     Without `weighted`, or where the graph has no weights, every edge counts 1.
     """
+    check_rows(graph, x_NF, who="a sum over neighbours")
     result: Tensor = _Sum.apply(x_NF, graph, weighted)
     return result
 

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from hpcgnn import nn
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.hops import hops_of
 from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
 from hpcgnn.nn.linear import NodeFeatures
-from hpcgnn.nn.model import ConvFactory, Flow, Stack
+from hpcgnn.nn.model import ConvFactory, Flow, Stack, enter
 from hpcgnn.train.config import Config
 
 
@@ -37,10 +38,19 @@ class Model(torch.nn.Module):
 
         Args:
             x_NF: in place of the input, where it was perturbed.
+            flow: a step per number of `hops`.
         """
         x_NF = self.inputs(graph) if x_NF is None else x_NF
         logits: Tensor = self.stack(graph, x_NF, flow)
-        return logits if self.after is None else self.after(graph, logits)
+        if self.after is None:
+            return logits
+        step = flow[-1] if flow else None
+        logits = self.after(*enter(step, graph, logits))
+        return logits if step is None else logits[step.leave]
+
+    def hops(self) -> list[int | None]:
+        """Hops of each convolution and of the propagation after them, if there is one."""
+        return self.stack.hops() + ([] if self.after is None else [hops_of(self.after)])
 
     def embed(self, graph: PartitionedGraph) -> NodeFeatures:
         """What the last layer reads: `[n, hidden]`."""

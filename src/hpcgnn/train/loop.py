@@ -174,11 +174,11 @@ class Trainer:
         """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
         config = self.config
         whole = config.norm in ("batch", "graph") or config.jumping != "none"
-        if not config.prune or whole or self.model.after is not None:
+        if not config.prune or whole:
             return None
         target_N = torch.zeros(self.graph.num_local_nodes, dtype=torch.bool, device=self.device)
         target_N[self.train_rows] = True
-        flow = message_flow(self.graph, target_N, len(self.model.stack.convs))
+        flow = message_flow(self.graph, target_N, self.model.hops())
         return flow if any(step is not None for step in flow) else None
 
     def _place(self, rows: Tensor) -> Tensor:
