@@ -16,6 +16,7 @@ from hpcgnn.storage.graph_file import read_counts
 from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
 from hpcgnn.train.config import Config, add_options, parse_size, resolve
+from hpcgnn.train.content import Content, note
 from hpcgnn.train.plan import IMPORTS, Shape, bytes_per_epoch, estimate, smallest_ranks
 
 HELP = "say before a job is submitted whether it will fit"
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     limit = None if args.memory_per_rank is None else parse_size(args.memory_per_rank)
     shape, shape_at = _shapes(args.graph, args.ranks)
     content = describe(shape, config)
+    content["unused"] = _content(args.graph).unused(config)
     # On a GPU the imports stay in the host's memory.
     imports = 0 if config.device == "cuda" else IMPORTS
     content["imports_bytes"] = imports
@@ -110,6 +112,23 @@ def _shapes(path: Path, ranks: int | None) -> tuple[Shape, partial[Shape]]:
         return _largest(reader, shape_at(parts), parts), shape_at
 
 
+def _content(path: Path) -> Content:
+    """What the file holds, by its header and names."""
+    with Reader(path, None) as reader:
+        counts = read_counts(reader)
+        partition = reader.text("format") == PARTITION
+        parts = [f"parts/{part}/" for part in reader.names("parts")] if partition else [""]
+        edges = "in" if partition else "edges"
+        return Content(
+            weights=any(reader.has(f"{part}{edges}/weight") for part in parts),
+            edge_width=counts.edge_width,
+            relations=counts.num_relations > 0,
+            types=counts.num_types > 0,
+            features=counts.num_features > 0,
+            typed_features=any(reader.is_group(f"{part}nodes/typed_features") for part in parts),
+        )
+
+
 def _even(
     counts: Counts, stored: int | None, edge_bytes: int, symmetric: bool, ranks: int
 ) -> Shape:
@@ -169,6 +188,8 @@ def _text(content: dict[str, Any], config: Config) -> list[str]:
         lines.append("  sent per epoch: give a partition file to know")
     else:
         lines.append(f"  sent per epoch      {sent / 1e6:>14,.1f} MB at most, all ranks together")
+    if content["unused"]:
+        lines.append(f"  {note(content['unused'], config)}")
     if "fits" in content:
         needed = content["smallest_ranks"]
         lines.append(

@@ -69,6 +69,7 @@ def _train(
     run_dir: Path,
     imported: int,
 ) -> int:
+    from hpcgnn.train.content import content_of, note
     from hpcgnn.train.loop import Trainer
     from hpcgnn.train.memory import explained
     from hpcgnn.train.profile import Profile
@@ -83,6 +84,9 @@ def _train(
     with explained(graph, config, device):
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     write_config(run_dir, comm, config)
+    unused = content_of(graph).unused(config)
+    if unused and comm.rank == 0:
+        print(note(unused, config), flush=True)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
         say(

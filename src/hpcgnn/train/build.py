@@ -17,6 +17,7 @@ from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInpu
 from hpcgnn.nn.linear import NodeFeatures
 from hpcgnn.nn.model import ConvFactory, Flow, Stack, enter
 from hpcgnn.train.config import Config
+from hpcgnn.train.content import edge_width, leave_out
 
 
 class Model(torch.nn.Module):
@@ -59,6 +60,8 @@ class Model(torch.nn.Module):
 
 def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> Model:
     """The model of `config` for this graph, with the same weights on every rank (by seed).
+
+    Collective.
 
     Raises:
         InputError: the graph lacks what the model needs.
@@ -103,12 +106,19 @@ def _inputs(config: Config, graph: PartitionedGraph) -> torch.nn.Module:
 def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> ConvFactory:
     """`make(in, out, layer)`; attention heads are averaged where the output is read off."""
     heads, attention_dropout = config.heads, config.attention_dropout
+    edge_dim: int | None = None
+    if config.model in ("gat", "gatv2"):  # a rank without edges learns the width from others
+        width = graph.ring.comm.allreduce(edge_width(graph), "max", where="edge features")
+        edge_dim = width or None
 
     def attention(kind: type[nn.GATConv] | type[nn.GATv2Conv]) -> ConvFactory:
         def make(a: int, b: int, layer: int) -> torch.nn.Module:
             last = config.head == "conv" and layer == config.layers
             out, count = (b, config.output_heads or heads) if last else (b // heads, heads)
-            return kind(a, out, count, concat=not last, dropout=attention_dropout, layer=layer)
+            return kind(
+                a, out, count, concat=not last, dropout=attention_dropout, edge_dim=edge_dim,
+                layer=layer,
+            )  # fmt: skip
 
         return make
 
@@ -136,7 +146,8 @@ def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> C
 
 
 def configure(graph: PartitionedGraph, config: Config) -> None:
-    """What the configuration says of streaming, savings and random numbers."""
+    """What the configuration says of streaming, savings, random numbers and what to ignore."""
+    leave_out(graph, config)
     graph.mode, graph.seed = config.mode, config.seed
     graph.fewest_rows, graph.narrow_first = config.fewest_rows, config.narrow_first
     graph.cache_first = config.cache_first

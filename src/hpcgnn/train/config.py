@@ -41,6 +41,11 @@ class Config:
     jumping: str = _option("none", "jumping knowledge before a linear head", ("none", "cat", "max"))
     bases: int = _option(0, "R-GCN: number of bases, 0 for none")
     embedding: int = _option(0, "width of learned node embeddings where there are no features")
+    ignore: str = _option(
+        "none",
+        "what the graph holds and the model shall not read: weights, edge-features, relations, "
+        "types, features, with commas between",
+    )
     power: int = _option(10, "APPNP, SGC, DAGNN: propagation steps")
     teleport: float = _option(0.1, "APPNP: teleport probability")
     labels_as_input: float = _option(0.0, "share of training labels given as input each epoch")
@@ -104,6 +109,11 @@ class Config:
                 f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden
             )
         parse_size(self.halo_buffer)
+        unknown = set(self.ignore.split(",")) - set(_IGNORABLE)
+        if unknown and self.ignore != "none":
+            raise InputError(
+                f"--ignore takes {', '.join(_IGNORABLE)}, with commas between", value=self.ignore
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -126,6 +136,7 @@ _LEAST: dict[str, float] = {
     "time_margin": 0,
 }  # fmt: skip
 
+_IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 

@@ -90,6 +90,8 @@ class Layer:
 def layers(shape: Shape, config: Config) -> list[Layer]:
     """The convolutions, and the propagation after them where the model has some."""
     widths = [_input_width(shape, config)] + [config.hidden] * (config.layers - 1)
+    if config.head == "conv" and config.jumping == "cat" and config.layers > 1:
+        widths[-1] *= config.layers - 1
     widths.append(config.hidden if config.head == "linear" else shape.outputs)
     found = []
     for index, (a, b) in enumerate(pairwise(widths), 1):
@@ -141,10 +143,12 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     numbers = n * config.hidden * kept * count
     if config.jumping == "max":
         numbers += (4 + count) * n * config.hidden // 4
+    if config.jumping == "cat" and config.head == "conv":
+        numbers += n * config.hidden * count
     if config.mode != "sar" and attention:
         rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
         numbers += rows * sum(layer.sent for layer in layers(shape, config))
-    if not _first_cached(shape, config) and shape.stored is None:
+    if not _first_cached(shape, config) and (shape.stored is None or _made_dense(config)):
         numbers += n * width * (2 if config.input_dropout else 1)
     if config.adversarial_steps:
         numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
@@ -194,10 +198,13 @@ def smallest_ranks(
 
 
 def _input_width(shape: Shape, config: Config) -> int:
-    width = config.embedding + (shape.features if shape.stored is None else 0)
-    if shape.stored is not None and not config.embedding:
-        width = shape.features
+    width = config.embedding + shape.features
     return width + (shape.outputs if config.labels_as_input else 0)
+
+
+def _made_dense(config: Config) -> bool:
+    """Whether sparse features become an array of their own."""
+    return bool(config.embedding) or config.model == "rgcn"
 
 
 def _first_cached(shape: Shape, config: Config) -> bool:
