@@ -2,27 +2,40 @@
 
 import numpy as np
 import pytest
+import torch
 
+from hpcgnn import nn
+from hpcgnn.nn.hops import hops_of
+from hpcgnn.nn.model import Stack
+from hpcgnn.sar.prune import message_flow
+from hpcgnn.sar.sums import neighbour_sum
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
-from tests.graphs import distribute, random_graph
+from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
+DEEP = ["sgc", "appnp", "dagnn"]
+
+
+def few_targets(num_edges=500, **options):
+    whole = random_graph(300, num_edges, seed=2, num_relations=3, **options)
+    whole.split[:] = 0
+    whole.split[::40] = 1
+    return whole
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn"])
+@pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn", *DEEP])
 def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
-    whole = random_graph(300, 500, seed=2, weighted=weighted, num_relations=3)
-    whole.split[:] = 0
-    whole.split[::40] = 1
+    """Several hops of few edges in models that make some in one layer, or after all layers."""
+    whole = few_targets(330 if model in DEEP else 500, weighted=weighted)
     losses, sent = {}, {}
     for prune in (False, True):
         graph = distribute(whole, comm, halo_buffer=4096)
         config = Config(
             model=model, layers=3, hidden=8, heads=2, dropout=0.3, norm="layer", residual=True,
             attention_dropout=0.2, epochs=3, eval_every=10, prune=prune, halo_buffer="4096",
-            fewest_rows=False,
+            fewest_rows=False, power=3,
         )  # fmt: skip
         folder = shared_path / str(prune)
         trainer = Trainer(graph, config, folder)
@@ -34,3 +47,63 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
         sent[prune] = comm.allreduce(graph.ring.bytes_sent - before)
     np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
     assert sent[True] < 0.7 * sent[False] or comm.size == 1
+
+
+class Twice(torch.nn.Module):
+    """Two hops, and says so."""
+
+    hops = 2
+
+    def forward(self, graph, x):
+        return neighbour_sum(graph, neighbour_sum(graph, x))
+
+
+class Silent(Twice):
+    """Three hops; what it inherits is not what it does."""
+
+    def forward(self, graph, x):
+        return neighbour_sum(graph, super().forward(graph, x))
+
+
+class Message(nn.MessagePassing):
+    def message(self, x_src, x_dst, edge):
+        return x_src + x_dst
+
+
+OWN = {
+    "twice": lambda a, b, layer: Twice(),
+    "silent": lambda a, b, layer: Silent(),
+    "messages": lambda a, b, layer: Message("max"),
+    "one of each": lambda a, b, layer: (Twice(), Silent(), Message(), Twice())[layer - 1],
+}
+
+
+def test_layers_say_how_many_hops_they_make():
+    layers = [nn.GCNConv(5, 5), nn.SGConv(5, 5, K=4), nn.APPNP(7, 0.1), nn.Pointwise(5, 5)]
+    assert [hops_of(layer) for layer in layers] == [1, 4, 7, 0]
+    assert [hops_of(layer) for layer in (Twice(), Silent(), Message())] == [2, None, 1]
+    layer = Silent()
+    layer.hops = 3
+    assert hops_of(layer) == 3
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_layers_of_ones_own(comm, name):
+    """The same rows at the targets; what doesn't say how far it looks runs on the whole graph."""
+    whole = few_targets(330)
+    graph = distribute(whole, comm)
+    targets = graph.train_mask
+    model = Stack(5, 5, 5, 4, OWN[name], activation="relu")
+    flow = message_flow(graph, targets, model.hops())
+    pruned = [step is not None for step in flow]
+    others = {"silent": [False] * 4, "one of each": [False, False, True, True]}
+    assert pruned == others.get(name, [False, True, True, True])
+    x = local(graph, whole.features).requires_grad_()
+    found = model(graph, x, flow)
+    found = found if pruned[-1] else found[targets]
+    found.square().sum().backward()
+    found_grad, x.grad = collect(graph, x.grad), None
+    expected = model(graph, x)[targets]
+    expected.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_grad, collect(graph, x.grad))

@@ -51,16 +51,16 @@ class Draw:
         return choices[self.rng.integers(len(choices))]
 
     def _graph(self, seed: int) -> Whole:
-        nodes = int(self.rng.integers(5, 40))
+        nodes = int(self.rng.integers(5, 80))
         whole = random_graph(
-            nodes, int(self.rng.integers(3, 3 * nodes)), seed, width=int(self.rng.integers(1, 9)),
+            nodes, int(nodes * self.rng.uniform(0.6, 2)), seed, width=int(self.rng.integers(1, 9)),
             symmetric=self.chance(0.5), weighted=self.chance(0.5),
             num_relations=3 if self.model == "rgcn" else 0,
             edge_width=2 if self.model in ("gat", "gatv2") and self.chance(0.5) else 0,
         )  # fmt: skip
         if self.sparse:
             whole.features[self.rng.random(whole.features.shape) < 0.6] = 0
-        if self.chance(0.5):  # few targets, so that pruning finds something to leave out
+        if self.chance(0.7):  # few targets, so that pruning finds something to leave out
             whole.split[whole.split == 1] = 2
         whole.split[self.rng.integers(nodes)] = 1
         whole.labels[self.rng.random(nodes) < 0.1] = -1
@@ -71,12 +71,12 @@ class Draw:
         pick, chance = self.pick, self.chance
         dense = not self.sparse
         return Config(
-            model=self.model, layers=pick(1, 2, 3, 4), hidden=pick(4, 8), heads=pick(1, 2),
+            model=self.model, layers=pick(1, 2, 2, 3), hidden=pick(4, 8), heads=pick(1, 2),
             output_heads=pick(0, 3), dropout=pick(0.0, 0.4), input_dropout=pick(0.0, 0.0, 0.3),
-            attention_dropout=pick(0.0, 0.3), norm=pick("none", "none", "layer", "batch", "graph"),
+            attention_dropout=pick(0.0, 0.3), norm=pick(*["none"] * 3, "layer", "batch", "graph"),
             activation=pick("relu", "elu"), residual=chance(0.3), head=pick("conv", "linear"),
-            jumping=pick("none", "none", "none", "cat", "max"), bases=pick(0, 2),
-            embedding=pick(0, 0, 3), power=pick(1, 2, 3),
+            jumping=pick(*["none"] * 6, "cat", "max"), bases=pick(0, 2),
+            embedding=pick(0, 0, 3), power=pick(1, 2, 3, 4),
             labels_as_input=0.5 if dense and chance(0.2) else 0.0,
             adversarial_steps=2 if dense and chance(0.2) else 0,
             ignore=pick("none", "none", "weights,edge-features"),
