@@ -39,6 +39,11 @@ ZOO: dict[str, Make] = {
     "gin": lambda lib: lib.GINConv(torch.nn.Linear(5, 4), eps=0.3, train_eps=True),
     "appnp": lambda lib: lib.APPNP(4, 0.2),
     "sgc": lambda lib: lib.SGConv(5, 3, K=3),
+    "sgc no loops": lambda lib: lib.SGConv(5, 3, K=2, add_self_loops=False),
+    "appnp plain": lambda lib: lib.APPNP(2, 0.2, normalize=False),
+    "sage project": lambda lib: lib.SAGEConv(5, 4, aggr="add", project=True),
+    "gat residual": lambda lib: lib.GATConv(5, 4, heads=2, residual=True),
+    "gatv2 residual": lambda lib: lib.GATv2Conv(5, 4, heads=2, concat=False, residual=True),
 }
 LAYERS |= ZOO
 EDGES: dict[str, Make] = {

@@ -10,6 +10,7 @@ from mpi4py import MPI
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
+from hpcgnn.storage.load import sparse_rows
 from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model
 from hpcgnn.train.config import Config
@@ -52,6 +53,19 @@ def test_embedding_rows_are_the_same_on_any_partition(comm, whole, graph):
     both = EmbeddingInput(graph, 6, 1)
     assert both.width == 5 + 6
     torch.testing.assert_close(both(graph)[:, :5], graph.features)
+
+
+def test_embedding_beside_sparse_features(graph):
+    """The same input as beside dense ones."""
+    dense = EmbeddingInput(graph, 6, 1)(graph)
+    rows, width = graph.features.shape
+    graph.features = sparse_rows(
+        np.arange(rows + 1) * width, np.tile(np.arange(width), rows),
+        graph.features.numpy().reshape(-1), width,
+    )  # fmt: skip
+    inputs = EmbeddingInput(graph, 6, 1)
+    assert inputs.width == 5 + 6
+    assert torch.equal(inputs(graph), dense)
 
 
 def test_embeddings_are_trained_by_their_owner_alone(comm, whole, shared_path, tmp_path):

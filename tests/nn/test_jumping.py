@@ -7,6 +7,9 @@ import torch
 
 from hpcgnn.nn.jumping import largest, linear_of_all
 from hpcgnn.nn.linear import Linear
+from hpcgnn.nn.model import Stack
+from hpcgnn.nn.propagation import Pointwise
+from tests.graphs import distribute, random_graph
 
 
 def layers(count: int) -> list[torch.Tensor]:
@@ -42,3 +45,20 @@ def test_ties_go_to_the_earliest_layer():
     h = [torch.zeros(2, requires_grad=True) for _ in range(3)]
     first, *others = gradients(largest(h), *h)
     assert first.tolist() == [0, 1] and not any(grad.any() for grad in others)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("jumping", ["cat", "max"])
+def test_before_a_convolution(comm, jumping, layers):
+    """The last convolution reads all hidden layers, or the input where there are none."""
+    graph = distribute(random_graph(20, 50), comm)
+    model = Stack(5, 6, 3, layers, lambda a, b, layer: Pointwise(a, b), jumping=jumping)
+    x, hidden = graph.features, []
+    for conv in model.convs[:-1]:
+        x = conv(graph, x).relu()
+        hidden.append(x)
+    if hidden:
+        x = torch.cat(hidden, dim=1) if jumping == "cat" else torch.stack(hidden).amax(dim=0)
+    found = model(graph, graph.features)
+    torch.testing.assert_close(found, model.convs[-1](graph, x))
+    torch.testing.assert_close(model.embed(graph, graph.features), x)

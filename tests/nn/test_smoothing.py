@@ -118,6 +118,23 @@ def test_as_pytorch_geometric(comm, whole):
 
 
 @mpi
+def test_directed_graphs_as_pytorch_geometric(comm):
+    """A node without in-edges counts 0 on both sides, as 1 / sqrt(0) does in theirs."""
+    models = pytest.importorskip("torch_geometric.nn")
+    whole = random_graph(60, 150, seed=5)
+    straight = whole.source != whole.target
+    once = np.unique(np.stack([whole.target, whole.source])[:, straight], axis=1)
+    whole.target, whole.source = once
+    assert len(np.unique(whole.target)) < 55  # some have none
+    _, mask = known(whole)
+    labels = torch.from_numpy(whole.labels).clamp(min=0)
+    expected = models.LabelPropagation(num_layers=8, alpha=0.9)(labels, whole.edge_index, mask)
+    graph = distribute(whole, comm)
+    found = label_propagation(graph, graph.train_mask, 3, alpha=0.9, steps=8, normalisation="DAD")
+    torch.testing.assert_close(collect(graph, found), expected, rtol=1e-4, atol=1e-6)
+
+
+@mpi
 def test_nothing_known_changes_nothing_but_smoothness(comm, whole):
     graph = distribute(whole, comm)
     nobody = torch.zeros_like(graph.train_mask)

@@ -179,6 +179,12 @@ class Communicator:
             array = as_array(value.cpu())
         else:
             array = np.asarray(value)
+        if array.dtype.hasobject:
+            raise InputError(
+                "allreduce takes numbers, arrays and tensors; the gradient of a parameter that the "
+                "loss doesn't use is None: leave it out on all ranks",
+                value=type(value).__name__,
+            )
         place = self._enter(f"allreduce {op}", where, array)
         flat = np.ascontiguousarray(array).reshape(-1)
         total = reduce.allreduce_array(self.mpi, flat, op, lambda r: self._wait(r, place))

@@ -135,6 +135,12 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
     task = find_task(graph, "auto")
     if task.multilabel:
         raise InputError("--label-propagation needs one class per node")
+    if graph.ring.comm.rank == 0 and not graph.symmetric:
+        print(
+            "note: the graph is directed: labels spread along its edges, and not from nodes that "
+            "no edge ends at; convert --symmetrise makes it undirected",
+            flush=True,
+        )
     soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
     rows = {
         "probabilities": soft_NC.cpu().numpy(),

@@ -1,0 +1,95 @@
+"""What a graph holds and a model doesn't read is named once, and --ignore leaves it out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.build import build_model, configure
+from hpcgnn.train.config import Config
+from hpcgnn.train.content import Content, content_of, note
+from hpcgnn.train.loop import Trainer
+from tests.graphs import distribute, random_graph
+
+EVERYTHING = Content(
+    weights=True, edge_width=2, relations=True, types=True, features=True, typed_features=False
+)
+ATTENTION = ("gat", "gatv2")
+WEIGHTED = ("gcn", "sgc", "appnp", "dagnn")
+
+
+def rich(comm):
+    whole = random_graph(30, 90, 4, weighted=True, num_relations=2, edge_width=2)
+    return distribute(whole, comm)
+
+
+@pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *ATTENTION, *WEIGHTED])
+def test_each_model_reads_what_it_has_a_place_for(model):
+    unused = set(EVERYTHING.unused(Config(model=model)))
+    assert ("weights" in unused) == (model not in WEIGHTED)
+    assert ("edge-features" in unused) == (model not in ATTENTION)
+    assert ("relations" in unused) == (model != "rgcn")
+    assert "types" in unused and "features" not in unused
+
+
+def test_one_line_names_it_and_what_quiets_it():
+    config = Config(model="sage", ignore="types")
+    unused = EVERYTHING.unused(config)
+    assert unused == ["weights", "edge-features", "relations"]
+    assert note(unused, config) == (
+        "note: edge weights, edge features and relations of the graph are not used by --model "
+        "sage; --ignore edge-features,relations,types,weights says that you know"
+    )
+    assert not EVERYTHING.unused(
+        Config(model="sage", ignore="weights,edge-features,relations,types")
+    )
+    assert Content(False, 0, False, False, True, False).unused(config) == []
+
+
+@pytest.mark.parametrize("value", ["weight", "", "weights,", "none,weights"])
+def test_other_words_are_refused(value):
+    with pytest.raises(InputError, match="--ignore takes weights, edge-features"):
+        Config(ignore=value)
+
+
+@pytest.mark.mpi
+def test_what_is_ignored_is_not_there(comm):
+    graph = rich(comm)
+    assert content_of(graph) == Content(True, 2, True, False, True, False)
+    configure(graph, Config(ignore="weights,edge-features,relations,types"))
+    assert content_of(graph) == Content(False, 0, False, False, True, False)
+    with pytest.raises(InputError, match="rgcn reads relations"):
+        configure(graph, Config(model="rgcn", ignore="relations"))
+    graph.typed_features = {0: torch.ones(1, 1)}
+    with pytest.raises(InputError, match="by node type"):
+        configure(graph, Config(ignore="types"))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("model", ["gat", "gatv2"])
+def test_edge_features_reach_attention(comm, model):
+    """Gradients and all; none of it with --ignore edge-features."""
+    for ignore, width in (("none", 2), ("edge-features", None)):
+        graph, config = rich(comm), Config(model=model, layers=2, hidden=8, ignore=ignore)
+        configure(graph, config)
+        built = build_model(config, graph, 3)
+        assert [conv.edge_dim for conv in built.stack.convs] == [width, width]
+        built(graph).square().sum().backward()
+        for conv in built.stack.convs:
+            assert (conv.lin_edge is None) == (width is None)
+            if conv.lin_edge is not None:
+                assert comm.allreduce(conv.lin_edge.weight.grad).any()
+
+
+@pytest.mark.mpi
+def test_ignored_weights_count_as_ones(comm, shared_path):
+    losses = []
+    for weighted, ignore in ((True, "weights"), (False, "none"), (True, "none")):
+        whole = random_graph(30, 90, 4, weighted=True)
+        whole.weight = whole.weight if weighted else None
+        config = Config(model="gcn", layers=2, hidden=8, epochs=1, ignore=ignore)
+        trainer = Trainer(distribute(whole, comm), config, shared_path / f"{weighted}.{ignore}")
+        losses.append(trainer._epoch(1)["loss"])
+        trainer.store.close()
+    assert losses[0] == losses[1] != losses[2]
