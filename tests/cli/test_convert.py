@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
+import os
 import subprocess
 import sys
 import time
@@ -194,21 +194,28 @@ def stop(process: subprocess.Popen, number: int) -> int:
     return 0
 
 
+HELD = """
+import sys, time
+from hpcgnn.cli.main import main
+from hpcgnn.storage.importers import assemble
+assemble.row_pieces = lambda *_: time.sleep(600)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_by_a_job_that_is_stopped(tmp_path, number):
-    """A pipe nobody fills holds the conversion in the middle of reading."""
-    os.mkfifo(tmp_path / "g.txt")
+    """The conversion is held before the edges are written."""
+    (tmp_path / "g.txt").write_text("0 1\n")
     process = subprocess.Popen(
-        [*COMMAND, str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
+        [sys.executable, "-c", HELD, "convert", str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
         stderr=subprocess.DEVNULL,
         # A shell's background jobs ignore it, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    with (tmp_path / "g.txt").open("wb", buffering=0) as pipe:
-        pipe.write(b"0 1\n" * 10)
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(list(tmp_path.iterdir())) == 2  # the pipe and the temporary folder
-        assert stop(process, number) != 0
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the file to be
+    assert stop(process, number) != 0
     assert [path.name for path in tmp_path.iterdir()] == ["g.txt"]

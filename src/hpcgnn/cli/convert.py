@@ -14,7 +14,7 @@ from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
-from hpcgnn.storage.importers.source import Nodes, Options
+from hpcgnn.storage.importers.source import Nodes, Options, Source
 from hpcgnn.storage.outputs import check_output
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.train.config import parse_size
@@ -48,7 +48,12 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="A,B[,W]",
         help="source, destination and weight (triples: head, relation, tail) by number or name",
     )
-    group.add_argument("--skip-lines", type=int, default=0, metavar="N")
+    group.add_argument(
+        "--skip-lines",
+        type=int,
+        metavar="N",
+        help="pass over the first lines of text; 0: the first holds an edge, not sizes",
+    )
     group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
     group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
@@ -69,6 +74,11 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
         help="of the nodes of type T, in ascending order",
     )
     group.add_argument("--labels", type=Path, metavar="L.npy", help="[N], or [N, T] of 0, 1, -1")
+    group.add_argument(
+        "--labels-as",
+        choices=("classes", "one-hot", "several"),
+        help="what the labels are where a matrix may be either",
+    )
     group.add_argument(
         "--split", type=Path, metavar="S", help=".npy of 0 .. 3, or .npz with train, valid, test"
     )
@@ -106,8 +116,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     options = _options(args, _limit(args.memory, prepare(format)))
     source = open_source(args.sources, format, options)
     attach(source, *_node_files(args, options), options)
-    for note in source.notes:
-        say(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
+    said = _print_notes(source, 0)
     treatment = Treatment(
         symmetrise=args.symmetrise,
         self_loops=args.self_loops,
@@ -121,8 +130,16 @@ def run(args: argparse.Namespace, comm: None) -> int:
     )
     settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
     assemble(source, out, treatment, limit=options.limit, config=settings | {"format": format})
+    _print_notes(source, said)
     _report(out)
     return 0
+
+
+def _print_notes(source: Source, first: int) -> int:
+    """Print the notes from number `first` on; returns how many there are."""
+    for note in source.notes[first:]:
+        say(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
+    return len(source.notes)
 
 
 def _limit(memory: str, library: int) -> int:
@@ -180,7 +197,10 @@ def _typed(args: argparse.Namespace) -> dict[int, Path]:
         kind, _, path = text.partition("=")
         if not (kind.isascii() and kind.isdecimal() and path):
             raise InputError("--typed-features takes T=FILE.npy with a number T", value=text)
-        typed[int(kind)] = Path(path)
+        number = int(kind[:9])
+        if len(kind) > 9 or number in typed:
+            raise InputError("--typed-features names a type twice, or beyond all", value=text)
+        typed[number] = Path(path)
     return typed
 
 
@@ -192,6 +212,7 @@ def _node_files(args: argparse.Namespace, options: Options) -> tuple[Nodes, int 
         split=args.split,
         types=args.types,
         ids=args.ids,
+        labels_as=args.labels_as,
         options=options,
     )
 

@@ -105,7 +105,7 @@ def test_split_schemes(convert, refused, folder):
     [
         ("raw/edge.csv.gz", "0,1\n1,5\n", "edge 1: destination must be below 5 (found 5)"),
         ("raw/edge.csv.gz", "0,1\n1;2\n", "line 2: has 1 columns, not 2"),
-        ("raw/edge.csv.gz", "0,1\n", "num-edge-list.csv.gz says 4 edges (found 1)"),
+        ("raw/edge.csv.gz", "0,1\n", "num-edge-list says 4 edges (found 1)"),
         ("raw/edge-feat.csv.gz", "0,1\n", "same number of edges"),
         ("raw/node-feat.csv.gz", "0,1\n" * 4 + "1,nan\n", "row 4, column 1 is not a finite"),
         ("raw/node-feat.csv.gz", "0,1\n" * 4, "fewer rows than there are nodes (5)"),

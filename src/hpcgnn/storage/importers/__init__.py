@@ -20,14 +20,25 @@ from hpcgnn.storage.importers.source import Options, Source
 
 FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
 _SEVERAL = ("edges", "parquet", "triples")
+_TAKES = {  # options that only some formats have a use for
+    "--columns": ("columns", ("edges", "parquet", "triples")),
+    "--skip-lines": ("skip_lines", ("edges", "triples")),
+    "--edge-weights": ("edge_weights", ("edges",)),
+    "--split-scheme": ("split_scheme", ("ogb",)),
+}
 
 
 def guess_format(path: Path) -> str:
     """The format by the name of the file or folder.
 
     Raises:
-        InputError: the name tells nothing.
+        InputError: the name tells nothing, or is none.
     """
+    with reading(path):
+        return _guess(path)
+
+
+def _guess(path: Path) -> str:
     name = path.name.removesuffix(".gz")
     suffix = Path(name).suffix
     if name.startswith("ind."):
@@ -72,8 +83,11 @@ def open_source(paths: list[Path], format: str, options: Options) -> Source:
     """
     if len(paths) > 1 and format not in _SEVERAL:
         raise InputError(f"the format {format} takes one source", file=paths[1])
-    if options.edge_weights is not None and format != "edges":
-        raise InputError("--edge-weights goes with edges in .npy files only", file=paths[0])
+    for option, (name, formats) in _TAKES.items():
+        if getattr(options, name) not in (None, ()) and format not in formats:
+            raise InputError(
+                f"{option} goes with the format {' or '.join(formats)}, not {format}", file=paths[0]
+            )
     for path in paths:
         if format in ("edges", "metis", "mtx", "npz", "triples"):
             require(path)

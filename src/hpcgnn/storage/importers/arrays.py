@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -12,13 +14,16 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.reading import DAMAGED, open_zip, reading, require
+from hpcgnn.storage.importers.reading import DAMAGED, check_inflation, open_file, open_zip, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
 
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+_HEADERS = {  # by version: bytes of the length that comes first, and the reader
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
+_LONGEST_HEADER = 10_000
+_MAX_DIMENSIONS = 8
+_MAX_BYTES = 1 << 60
 
 
 class ArraySource:
@@ -36,6 +41,7 @@ class ArraySource:
         self.member = member
         with self._open() as file:
             self.shape, self.fortran, self.dtype = self._header(file)
+            self._check_size(file)
 
     @property
     def ndim(self) -> int:
@@ -47,7 +53,7 @@ class ArraySource:
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         if self.member is None:
-            with reading(self.path), self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 yield file
         else:
             with open_zip(self.path) as archive, archive.open(f"{self.member}.npy") as member:
@@ -55,10 +61,14 @@ class ArraySource:
 
     def _header(self, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         try:
-            read = _HEADERS[np.lib.format.read_magic(file)]
+            width, read = _HEADERS[np.lib.format.read_magic(file)]
+            start = file.read(width)
+            length = int.from_bytes(start, "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # about headers of Python 2
-                shape, fortran, dtype = read(file)
+                shape, fortran, dtype = read(io.BytesIO(start + file.read(length)))
         except (OSError, *DAMAGED):
             raise
         except Exception as error:  # the header is a Python literal: anything can be in there
@@ -68,7 +78,31 @@ class ArraySource:
             raise self.error("holds Python objects, which are not read: store plain numbers")
         if any(length < 0 for length in shape) or dtype.names or dtype.shape or not dtype.itemsize:
             raise self.error("must be a plain array of numbers", str(dtype))
+        if len(shape) > _MAX_DIMENSIONS:
+            raise self.error(f"must have at most {_MAX_DIMENSIONS} dimensions", len(shape))
+        if prod(max(1, length) for length in shape) * dtype.itemsize >= _MAX_BYTES:
+            raise self.error("must be a plain array of numbers", str(shape)[:60])
         return shape, fortran and len(shape) > 1, dtype
+
+    def _check_size(self, file: BinaryIO) -> None:
+        """The file, at the end of its header, holds what that announces: no less, and no more."""
+        if self.member is None:
+            stored = os.fstat(file.fileno()).st_size
+        else:
+            with open_zip(self.path) as archive:
+                info = archive.getinfo(f"{self.member}.npy")
+            stored = info.file_size
+            check_inflation(self.path, info.compress_size, stored, self.member)
+        held, needed = stored - file.tell(), prod(self.shape) * self.dtype.itemsize
+        if held < needed:
+            raise self._truncated()
+        if held > needed:
+            raise self.error(
+                f"goes on after the array of shape {self.shape} that its header announces", held
+            )
+
+    def _truncated(self) -> InputError:
+        return self.error(f"is truncated: its header announces shape {self.shape}")
 
     def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
         """`count` items from item `first` on, in the order of the file, one-dimensional pieces."""
@@ -97,10 +131,19 @@ class ArraySource:
         while missing:
             part = file.read(missing)
             if not part:
-                raise self.error(f"is truncated: its header announces shape {self.shape}")
+                raise self._truncated()
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def raw(self, limit: int) -> bytes:
+        """The bytes of the array, at most `limit`."""
+        nbytes = prod(self.shape) * self.dtype.itemsize
+        if nbytes > limit:
+            raise self.error(f"takes {nbytes} bytes where {limit} fit")
+        with self._open() as file:
+            self._header(file)
+            return self._read(file, nbytes)
 
     def rows(self, limit: int) -> Iterator[np.ndarray]:
         """The array in pieces along its first axis; Fortran order is loaded whole."""
@@ -141,6 +184,7 @@ class Archive:
         with open_zip(path) as archive:
             names = archive.namelist()
         self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+        self.others = [name for name in names if not name.endswith(".npy")]
         if len(set(self.names)) != len(self.names):
             raise InputError("holds two arrays of the same name", file=path)
 
@@ -151,6 +195,22 @@ class Archive:
         if name not in self.names:
             raise InputError("no such array in the file", file=self.path, dataset=name)
         return ArraySource(self.path, name)
+
+    def left_out(self, used: Container[str]) -> list[str]:
+        """A note that names the other members, if there are any."""
+        unused = [name for name in self.names if name not in used] + self.others
+        return [f"ignored: {', '.join(unused)}"] if unused else []
+
+    def text(self, name: str) -> str:
+        """A single short text, stored as bytes or characters."""
+        array = self[name]
+        if array.shape not in ((), (1,)) or array.dtype.kind not in "SU":
+            raise array.error("must be one text", f"{array.dtype} {array.shape}")
+        try:
+            value = np.frombuffer(array.raw(1 << 10), array.dtype)[0]
+            return value.decode("latin1") if isinstance(value, bytes) else str(value)
+        except ValueError:
+            raise array.error("must be one text") from None
 
     def integer(self, name: str) -> int:
         """A single integer."""

@@ -17,11 +17,13 @@ from hpcgnn.storage.graph_writer import GraphWriter
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.rows import RowRules, row_pieces
-from hpcgnn.storage.importers.source import Column, Edges, Source, as_integers
+from hpcgnn.storage.importers.source import Column, Edges, Source
 from hpcgnn.storage.importers.spool import Records, Scratch
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
+_TRUSTED = 100  # times as many where the user has named the number
+_MAX_RELATIONS = 1 << 16  # or as many as there are edges
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
         InputError: the source is not a graph; nothing is left under the name `out`.
         OutputError: it can't be written.
     """
+    if source.num_nodes is not None and source.num_edges is not None:
+        _check_number(source.num_nodes, source.num_edges, source, treatment)
     with Scratch(out, limit) as scratch:
         edges, relations = _spool(source, scratch, treatment)
-        num_nodes, table, edges = _number(source, edges, scratch)
-        _check_size(num_nodes, edges.count, source, out, treatment)
+        num_nodes, table, edges = _number(source, edges, scratch, trusted=treatment.trust_num_nodes)
+        _check_number(num_nodes, edges.count, source, treatment)
+        _check_space(num_nodes, edges.count, source, out)
         rules = _rules(source, treatment, relations)
         edges = _arrange(edges, scratch, rules, relations)
         with GraphWriter(
@@ -84,6 +89,7 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
     """All edges, checked, and the number of relations."""
     records: Records | None = None
     relations = source.num_relations or 0
+    lowest = np.iinfo(np.int64).max
     for edges in source.edges:
         dtype = _dtype(edges)
         if records is None:
@@ -92,12 +98,14 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
             raise InputError("all edges must have the same columns", file=source.file)
         out = np.zeros(edges.source.shape[0], dtype)
         _copy_ends(out, edges, source, treatment.reverse)
+        if out.shape[0]:
+            lowest = min(lowest, int(out["source"].min()), int(out["destination"].min()))
         if edges.weight is not None:
             out["weight"] = _finite(edges.weight, edges, source, "weight")
         if edges.features is not None:
             out["features"] = _finite(edges.features, edges, source, "edge features")
         if edges.relation is not None:
-            top = source.num_relations or 1 << 30
+            top = 1 << 30 if source.num_relations is None else source.num_relations
             _check_range(edges.relation, top, edges, source, "relation")
             out["relation"] = edges.relation
             if source.num_relations is None:
@@ -105,11 +113,17 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
         records.append(out)
     if records is None:
         records = scratch.records(_dtype(None))
-    if source.num_relations is None and relations > max(1 << 16, records.count):
+    if "relation" not in (records.dtype.names or ()):
+        relations = 0
+    if relations > max(_MAX_RELATIONS, records.count):
         raise InputError(
             f"relations are numbered from 0, and there are only {records.count} edges",
             file=source.file,
             value=relations - 1,
+        )
+    if source.rows_as_given and source.num_nodes is not None and records.count and lowest > 0:
+        source.notes.append(
+            f"ids count from 0, and no edge touches a node below {lowest}: is that meant?"
         )
     return records, relations
 
@@ -158,35 +172,42 @@ def _finite(values: np.ndarray, edges: Edges, source: Source, what: str) -> np.n
 
 
 def _number(
-    source: Source, edges: Records, scratch: Scratch
+    source: Source, edges: Records, scratch: Scratch, *, trusted: bool
 ) -> tuple[int, IdTable | None, Records]:
     """Number of nodes, the table of their ids where they are not rows, the edges between rows."""
+    if edges.count == 0 and not (source.counted or trusted):
+        raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
     if source.num_nodes is not None:
         return source.num_nodes, None, edges
     named = source.nodes.ids
     table = distinct(edges, scratch) if named is None else given(named, scratch)
-    if table.count == 0:
-        raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
     if named is not None or not table.consecutive:
         column = named or Column(source.file, "ids", iter(()))
         edges = rows_of_edges(edges, table, scratch, column)
     return table.count, None if table.consecutive else table, edges
 
 
-def _check_size(
-    num_nodes: int, num_edges: int, source: Source, out: Path, treatment: Treatment
-) -> None:
-    """Refuse a number of nodes that only a damaged header can have meant."""
+def _check_number(num_nodes: int, num_edges: int, source: Source, treatment: Treatment) -> None:
+    """Refuse a number of nodes that nobody can have meant."""
     if num_nodes < 1:
         raise InputError("a graph needs at least one node", file=source.file, value=num_nodes)
+    usual = _FREE_NODES + _NODES_PER_EDGE * num_edges
+    if num_nodes > _TRUSTED * usual:
+        raise InputError(
+            f"announces {num_nodes} nodes but has {num_edges} edges, which go with"
+            f" {_TRUSTED * usual} nodes at most",
+            file=source.file,
+        )
     announced = source.nodes.labels is None and source.nodes.features is None
-    too_many = num_nodes > _FREE_NODES + _NODES_PER_EDGE * num_edges
-    if announced and too_many and not treatment.trust_num_nodes:
+    if announced and num_nodes > usual and not treatment.trust_num_nodes:
         raise InputError(
             f"announces {num_nodes} nodes but has {num_edges} edges: if this is meant,"
             f" say --num-nodes {num_nodes}",
             file=source.file,
         )
+
+
+def _check_space(num_nodes: int, num_edges: int, source: Source, out: Path) -> None:
     needed = 8 * (num_nodes + 1) + 4 * num_edges
     free = shutil.disk_usage(out.parent).free
     if needed > free:
@@ -247,6 +268,4 @@ def _original_ids(
     if table is not None:
         yield from ids_by_row(table, scratch)
     elif source.nodes.ids is not None and source.num_nodes is not None:
-        column = source.nodes.ids
-        for piece in column.pieces:
-            yield as_integers(piece, column).reshape(-1)
+        yield from ids_by_row(given(source.nodes.ids, scratch), scratch)

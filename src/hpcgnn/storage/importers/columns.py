@@ -9,6 +9,8 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.importers.column_checks import add_counts, check_bounds, counted
+from hpcgnn.storage.importers.labels import label_pieces
 from hpcgnn.storage.importers.source import (
     Column,
     Nodes,
@@ -18,7 +20,6 @@ from hpcgnn.storage.importers.source import (
     as_integers,
 )
 
-MAX_CLASSES = 1 << 20
 MAX_TYPES = 1 << 16
 _ROWS = 1 << 18
 _CODES = {"train": 1, "valid": 2, "test": 3}
@@ -38,11 +39,19 @@ def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise:
         for rows in _features(nodes.features, num_nodes, normalise):
             writer.append_features(rows)
     if nodes.labels is not None:
-        for rows in _labels(nodes.labels, num_nodes):
+        for rows in label_pieces(nodes.labels, num_nodes, nodes.labels_as, nodes.notes):
             writer.append_labels(rows)
     if nodes.split is not None:
+        population = np.zeros(4, np.int64)
         for rows in split_codes(nodes.split, num_nodes):
+            population += np.bincount(rows[:, 0], minlength=4)
             writer.append_split(rows)
+        if not population[1:].all():
+            none, train, valid, test = population
+            nodes.notes.append(
+                f"the split has {train} nodes for training, {valid} for validation, {test} for"
+                f" testing, and leaves out {none}"
+            )
     _write_types(writer, nodes, num_nodes, normalise)
 
 
@@ -52,33 +61,20 @@ def _write_types(writer: GraphWriter, nodes: Nodes, num_nodes: int, normalise: b
             raise column.error("features by type need the types of the nodes: give them too")
         return
     population = np.zeros(0, np.int64)
-    for rows in _counted(nodes.types, num_nodes):
+    for rows in counted(nodes.types, num_nodes):
         types = _vector(as_integers(rows, nodes.types), nodes.types)
-        _check_bounds(types, 0, MAX_TYPES, nodes.types, "node types")
+        check_bounds(types, 0, MAX_TYPES, nodes.types, "node types")
         writer.append_types(types)
-        population = _add(population, np.bincount(types))
+        population = add_counts(population, np.bincount(types))
     for kind, column in sorted(nodes.typed_features.items()):
         number = int(population[kind]) if kind < population.shape[0] else 0
         for rows in _features(column, number, normalise):
             writer.append_typed_features(kind, rows)
 
 
-def _counted(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
-    """The pieces, once their number of rows is known not to exceed `num_nodes`."""
-    count = 0
-    for rows in column.pieces:
-        count += rows.shape[0]
-        if count > num_nodes:
-            break
-        yield rows
-    if count != num_nodes:
-        more = "more" if count > num_nodes else "fewer"
-        raise column.error(f"has {more} rows than there are nodes ({num_nodes})", count)
-
-
 def _features(column: Column, num_nodes: int, normalise: bool) -> Iterator[np.ndarray]:
     first = 0
-    for rows in _counted(column, num_nodes):
+    for rows in counted(column, num_nodes):
         if rows.ndim == 1:
             rows = rows[:, None]
         if rows.ndim != 2 or rows.dtype.kind not in "biuf" or rows.shape[1] == 0:
@@ -118,26 +114,6 @@ def _sparse_features(
         raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
 
 
-def _labels(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
-    """Nothing where every label is unknown: such a graph has no classes."""
-    unknown = 0
-    for rows in _counted(column, num_nodes):
-        if rows.ndim == 2 and rows.shape[1] == 1:
-            rows = rows[:, 0]
-        if rows.ndim not in (1, 2) or rows.shape[1:] == (0,):
-            raise column.error("labels must have shape [nodes] or [nodes, labels]", rows.shape)
-        labels = as_integers(rows, column)
-        top = MAX_CLASSES if labels.ndim == 1 else 2
-        _check_bounds(labels, -1, top, column, "labels (-1: unknown)")
-        if labels.ndim == 1 and unknown >= 0 and labels.max(initial=-1) < 0:
-            unknown += labels.shape[0]
-            continue
-        for low in range(0, unknown, _ROWS):
-            yield np.full(min(_ROWS, unknown - low), -1)
-        unknown = -1
-        yield labels
-
-
 def split_codes(split: Split, num_nodes: int) -> Iterator[np.ndarray]:
     """int8 [n, S] pieces: 0 none, 1 train, 2 valid, 3 test.
 
@@ -170,7 +146,7 @@ def split_codes(split: Split, num_nodes: int) -> Iterator[np.ndarray]:
 def _given_codes(file: Path, values: np.ndarray, num_nodes: int) -> np.ndarray:
     column = Column(file, "split", iter(()))
     codes = as_integers(values, column)
-    _check_bounds(codes, 0, 4, column, "codes (none, train, valid, test)")
+    check_bounds(codes, 0, 4, column, "codes (none, train, valid, test)")
     if codes.ndim not in (1, 2) or codes.shape[0] != num_nodes or codes.shape[1:] == (0,):
         raise column.error(f"must have shape [{num_nodes}] or [{num_nodes}, splits]", codes.shape)
     return codes.astype(np.int8).reshape(num_nodes, -1)
@@ -182,23 +158,17 @@ class _NodeSet:
     def __init__(self, split: Split, name: str, num_nodes: int) -> None:
         values = split.parts[name]
         column = Column(split.file, name, iter(()))
-        self._masks: np.ndarray | None = None
         self._indices = np.empty(0, np.int64)
         self.number = 1
-        if values.dtype.kind == "b":
-            if values.ndim == 1:
-                values = values[None]
-            if values.ndim == 2 and values.shape[1] != num_nodes:
-                values = values.T
-            if values.ndim != 2 or values.shape[1] != num_nodes or not values.shape[0]:
-                raise column.error(
-                    f"masks must have shape [{num_nodes}] or [splits, {num_nodes}]",
-                    split.parts[name].shape,
-                )
-            self._masks, self.number = values, values.shape[0]
+        self._masks = _as_masks(values, name in split.masks, num_nodes, column)
+        if self._masks is not None:
+            self.number = self._masks.shape[0]
         elif values.ndim == 1 and (values.dtype.kind in "iu" or not values.size):
-            _check_bounds(values, 0, num_nodes, column, "node indices")
+            check_bounds(values, 0, num_nodes, column, "node indices")
             self._indices = np.sort(as_integers(values, column))
+            twice = self._indices[1:] == self._indices[:-1]
+            if twice.any():
+                raise column.error("node is listed twice", self._indices[np.argmax(twice)])
         else:
             raise column.error(
                 "must be masks or one list of node indices", f"{values.dtype} {values.shape}"
@@ -214,6 +184,35 @@ class _NodeSet:
         return out
 
 
+def _as_masks(values: np.ndarray, named: bool, num_nodes: int, column: Column) -> np.ndarray | None:
+    """bool [S, N], or None where the values are node numbers; `named`: they must be masks."""
+    if values.dtype.kind != "b":
+        if values.dtype.kind not in "iuf" or not (named or values.size):
+            return None
+        other = (values != 0) & (values != 1)
+        if named or values.ndim > 1:
+            if other.any():
+                raise column.error("masks hold nothing but 0 and 1", values[other].flat[0])
+        elif values.shape != (num_nodes,) or other.any():
+            return None
+        elif values.dtype.kind != "f" and num_nodes < 3 and len(set(values.tolist())) == num_nodes:
+            raise column.error("may be a mask or node numbers: store booleans", values.tolist())
+        values = values != 0
+    masks = values[None] if values.ndim == 1 else values
+    if masks.ndim == 2 and masks.shape[1] != num_nodes:
+        masks = masks.T
+    if masks.ndim != 2 or masks.shape[1] != num_nodes or not masks.shape[0]:
+        raise column.error(
+            f"masks must have shape [{num_nodes}] or [splits, {num_nodes}]", values.shape
+        )
+    if masks.shape[0] == num_nodes > 1 and (masks != masks.T).any():
+        raise column.error(
+            "may be [splits, nodes] or [nodes, splits]: store another number of splits",
+            values.shape,
+        )
+    return masks
+
+
 def _float32(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)
@@ -227,22 +226,9 @@ def _check_finite(out: np.ndarray, given: np.ndarray, column: Column, first: int
         )
 
 
-def _check_bounds(values: np.ndarray, low: int, high: int, column: Column, what: str) -> None:
-    bad = (values < low) | (values >= high)
-    if bad.any():
-        raise column.error(f"{what} lie in {low} .. {high - 1}", values[bad].flat[0])
-
-
 def _vector(values: np.ndarray, column: Column) -> np.ndarray:
     if values.ndim == 2 and values.shape[1] == 1:
         return values[:, 0]
     if values.ndim != 1:
         raise column.error("must have one value per node", values.shape)
     return values
-
-
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    out = np.zeros(max(a.shape[0], b.shape[0]), np.int64)
-    out[: a.shape[0]] += a
-    out[: b.shape[0]] += b
-    return out

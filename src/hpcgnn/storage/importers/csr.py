@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hpcgnn.storage.importers.arrays import ArraySource, together
-from hpcgnn.storage.importers.source import SparsePiece, as_integers
+from hpcgnn.storage.importers.source import SparsePiece, as_ids
 
 _ENTRIES = 1 << 18
 
@@ -18,7 +18,7 @@ def _pointer_pieces(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.n
     first_row = -1
     column = indptr.column(0)
     for raw in indptr.flat():
-        piece = as_integers(raw, column)
+        piece = as_ids(raw, column)
         if first_row < 0 and piece[0] != 0:
             raise indptr.error("row pointers must start at 0", int(piece[0]))
         bounds = piece if first_row < 0 else np.concatenate([[last], piece])
@@ -55,20 +55,21 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
             if bounds[-1] >= end:
                 break
             first_row, bounds = next(pointers)  # raises where they don't reach the total
-        yield np.stack([np.concatenate(parts), as_integers(piece, column)], axis=1)
+        yield np.stack([np.concatenate(parts), as_ids(piece, column)], axis=1)
         first = end
     for _ in pointers:
         pass
 
 
 def sparse_rows(
-    indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int
+    indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int, limit: int
 ) -> Iterator[SparsePiece]:
     """Whole rows with about a quarter million entries in each piece.
 
     Raises:
-        InputError: bad pointers, or a row of more than `width` entries.
+        InputError: bad pointers, or a row of more than `width` entries or `limit` bytes.
     """
+    entry_bytes = indices.dtype.itemsize + data.dtype.itemsize
     tape = _Tape(together(indices.flat(), data.flat()))
     for first_row, bounds in _pointer_pieces(indptr, indices.shape[0]):
         low, number = 0, bounds.shape[0] - 1
@@ -79,8 +80,11 @@ def sparse_rows(
             if counts.max() > width:
                 row = first_row + low + int(np.argmax(counts))
                 raise indptr.error(f"row {row} has more than {width} entries", int(counts.max()))
+            if counts.max() * entry_bytes > limit:
+                row = first_row + low + int(np.argmax(counts))
+                raise indptr.error(f"row {row} takes more than --memory allows", int(counts.max()))
             columns, values = tape.take(int(bounds[high] - bounds[low]))
-            yield SparsePiece(counts, as_integers(columns, indices.column(0)), values)
+            yield SparsePiece(counts, as_ids(columns, indices.column(0)), values)
             low = high
 
 
@@ -89,20 +93,18 @@ class _Tape:
 
     def __init__(self, pieces: Iterator[tuple[np.ndarray, ...]]) -> None:
         self._pieces = pieces
-        self._held: tuple[np.ndarray, ...] = ()
+        self._held: list[tuple[np.ndarray, ...]] = []
 
     def take(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        while not self._held or self._held[0].shape[0] < number:
+        count = sum(piece[0].shape[0] for piece in self._held)
+        while count < number:
             following = next(self._pieces, None)
             if following is None:
                 break
-            self._held = (
-                tuple(np.concatenate(pair) for pair in zip(self._held, following, strict=True))
-                if self._held
-                else following
-            )
+            self._held.append(following)
+            count += following[0].shape[0]
         if not self._held:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        taken = tuple(array[:number] for array in self._held)
-        self._held = tuple(array[number:] for array in self._held)
-        return taken[0], taken[1]
+        joined = tuple(np.concatenate(parts) for parts in zip(*self._held, strict=True))
+        self._held = [tuple(array[number:] for array in joined)]
+        return joined[0][:number], joined[1][:number]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import Column, as_integers
+from hpcgnn.storage.importers.source import Column, as_ids
 from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
 
 _ID = np.dtype([("id", np.int64)])
@@ -57,7 +57,7 @@ def given(column: Column, scratch: Scratch) -> IdTable:
     listed = scratch.records(_ENTRY)
     consecutive = True
     for piece in column.pieces:
-        found = as_integers(piece, column).reshape(-1)
+        found = as_ids(piece, column).reshape(-1)
         if found.size and found.min() < 0:
             raise column.error("ids must not be negative", found.min())
         rows = np.arange(listed.count, listed.count + found.shape[0])

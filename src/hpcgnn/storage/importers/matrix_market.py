@@ -26,8 +26,9 @@ def read_matrix_market(path: Path, options: Options) -> Source:
         InputError: another kind of matrix, not square, or the line that is wrong.
     """
     with open_binary(path) as file:
-        _, _, size, _ = _header(file, path)
-    return Source(path, _entries(path, options), num_nodes=size)
+        _, (entries, _), size, mirror = _header(file, path)
+    edges = entries * (2 if mirror else 1)
+    return Source(path, _entries(path, options), num_nodes=size, num_edges=edges)
 
 
 def _header(file: BinaryIO, path: Path) -> tuple[list[str], tuple[int, int], int, int]:
@@ -68,6 +69,9 @@ def _line(file: BinaryIO, path: Path, number: int) -> str:
     if not line or len(line) == _MAX_LINE:
         problem = "longer than any header line" if line else "the file ends in its header"
         raise InputError(problem, file=path, dataset=f"line {number}")
+    line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise InputError("ends in CR alone: convert the ends of lines to LF", file=path)
     return line.decode("latin1")
 
 
@@ -76,12 +80,14 @@ def _entries(path: Path, options: Options) -> Iterator[Edges]:
         words, (announced, first), size, mirror = _header(file, path)
         table = Table(_FIELDS[: 2 if words[3] == "pattern" else 3], comments=(b"%",))
         found = 0
+        triangle = _Triangle(mirror)
         for block in blocks_of(file, path, first):
             rows = table.parse(block)
             found += rows.shape[0]
             if found > announced:
                 break
             _check(rows, size, table, block)
+            triangle.check(rows, table, block)
             yield from _edges(rows, table, block, mirror, options)
     if found != announced:
         more = "more" if found > announced else f"only {found}"
@@ -98,6 +104,34 @@ def _check(rows: np.ndarray, size: int, table: Table, block: Block) -> None:
                 file=block.file,
                 dataset=table.place(block, k),
                 value=int(rows[name][k]),
+            )
+
+
+class _Triangle:
+    """The one side of the diagonal that a matrix stores whose mirror image is added."""
+
+    def __init__(self, mirror: int) -> None:
+        self._mirror = mirror
+        self._side = 0
+
+    def check(self, rows: np.ndarray, table: Table, block: Block) -> None:
+        if not self._mirror:
+            return
+        sides = np.sign(rows["i"] - rows["j"])
+        if not self._side and sides.any():
+            self._side = int(sides[np.argmax(sides != 0)])
+        wrong = sides == -self._side if self._side else np.zeros(sides.shape, bool)
+        message = "a symmetric matrix stores one side of its diagonal, not both"
+        if self._mirror < 0:
+            wrong |= sides == 0
+            message = "a skew-symmetric matrix stores one side of its diagonal, without it"
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            raise InputError(
+                message,
+                file=block.file,
+                dataset=table.place(block, k),
+                value=(int(rows["i"][k]), int(rows["j"][k])),
             )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.both_ends import BothEnds
 from hpcgnn.storage.importers.source import Edges, Options, Source
 from hpcgnn.storage.importers.text import Block, blocks, check_number, skip_lines
 
@@ -30,13 +31,23 @@ def read_metis(path: Path, options: Options) -> Source:
     """The graph of a METIS file; weights and sizes of nodes are passed over.
 
     Raises:
-        InputError: the line that is wrong, or counts that differ from the header's.
+        InputError: the line that is wrong, counts that differ from the header's, or an edge that
+            stands at one end only.
     """
     header, line = _read_header(path)
     if not options.weights:
         header = replace(header, keep_weights=False)
-    lines = skip_lines(blocks(path, longest=options.limit // 4), line)
-    return Source(path, _edges(path, lines, header), num_nodes=header.num_nodes)
+
+    def lines() -> Iterator[Block]:
+        return skip_lines(blocks(path, longest=options.limit // 4), line)
+
+    return Source(
+        path,
+        _checked(path, lines, header),
+        num_nodes=header.num_nodes,
+        num_edges=2 * header.num_edges,
+        notes=["sizes and weights of nodes are left out"] if header.skipped else [],
+    )
 
 
 def _read_header(path: Path) -> tuple[_Header, int]:
@@ -62,6 +73,21 @@ def _parse_header(block: Block, line: bytes) -> _Header:
             block.first, "must be: nodes edges [format of 0 and 1 [weights per node]]", line
         )
     return _Header(nodes, edges, skipped, flags[2] == "1")
+
+
+def _checked(path: Path, lines: Callable[[], Iterator[Block]], header: _Header) -> Iterator[Edges]:
+    """The edges, once it is known that each stands at both ends."""
+    both = BothEnds()
+    for edges in _edges(path, lines(), header):
+        both.add(edges)
+        yield edges
+    if not both.agree():
+        node, other = both.find(_edges(path, lines(), header))
+        raise InputError(
+            f"node {node + 1} lists node {other + 1} more often, or with another weight, than node"
+            f" {other + 1} lists node {node + 1}: edges must be listed at both ends",
+            file=path,
+        )
 
 
 def _edges(path: Path, lines: Iterator[Block], header: _Header) -> Iterator[Edges]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.arrays import Archive, ArraySource
-from hpcgnn.storage.importers.npz import read_sparse_features, split_from
+from hpcgnn.storage.importers.arrays import ArraySource
+from hpcgnn.storage.importers.npz import read_sparse_features, read_split
 from hpcgnn.storage.importers.source import Nodes, Options, Source, Split
 
 
@@ -18,6 +18,7 @@ def read_node_files(
     split: Path | None = None,
     types: Path | None = None,
     ids: Path | None = None,
+    labels_as: str | None = None,
     options: Options,
 ) -> tuple[Nodes, int | None]:
     """The columns in these files (.npy; features also .npz of `scipy.sparse.save_npz`; split also
@@ -26,10 +27,10 @@ def read_node_files(
     Raises:
         InputError: unreadable, or files that disagree on the number of nodes.
     """
-    nodes = Nodes()
+    nodes = Nodes(labels_as=labels_as)
     known: dict[Path, int] = {}
     if features is not None and features.suffix == ".npz":
-        nodes.features, known[features] = read_sparse_features(features)
+        nodes.features, known[features] = read_sparse_features(features, options)
         features = None
     for name, path in (("features", features), ("labels", labels), ("types", types), ("ids", ids)):
         if path is not None:
@@ -39,12 +40,13 @@ def read_node_files(
     for kind, path in (typed_features or {}).items():
         nodes.typed_features[kind] = _array(path).column(options.limit)
     if split is not None and split.suffix == ".npz":
-        nodes.split = split_from(Archive(split), options)
-        if nodes.split is None:
-            raise InputError("has none of train, valid and test", file=split)
+        nodes.split, notes = read_split(split, options)
+        nodes.notes += [f"{split}: {note}" for note in notes]
     elif split is not None:
         array = _array(split)
         known[split] = array.shape[0]
+        if array.dtype.kind == "b":
+            raise array.error("holds booleans: codes 0 none, 1 train, 2 valid, 3 test are needed")
         nodes.split = Split(split, codes=array.load(options.limit))
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{path.name} {number}" for path, number in known.items())

@@ -2,6 +2,8 @@
 
 Arrays (all plain numbers; none is unpickled):
     indptr, indices                    row i lists the nodes that edges from i lead to
+    what `scipy.sparse.save_npz` stores of a square matrix as csr, csc or coo: entry (i, j) is an
+                                       edge from i to j, weighted by it unless all are 1
     edge_index or edges                [2, E] or [E, 2]: source and destination
     subject or head, relation, object or tail        [E] each; num_nodes, num_relations
     weight [E], edge_features [E, D]
@@ -12,12 +14,14 @@ Arrays (all plain numbers; none is unpickled):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
-from hpcgnn.storage.importers.csr import csr_pairs, sparse_rows
+from hpcgnn.storage.importers.csr import sparse_rows
+from hpcgnn.storage.importers.matrices import check_dimensions, compressed_pairs, scipy_matrix
 from hpcgnn.storage.importers.pairs import edges_from, pair_column, two_columns
 from hpcgnn.storage.importers.source import (
     Column,
@@ -40,8 +44,9 @@ _NAMES = {
     "valid": ("val", "valid_mask", "val_mask", "val_masks"),
     "test": ("test_mask", "test_masks"),
 }
-_TYPED = "typed_features_"
+_TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
 _SPARSE = ("feature_indptr", "feature_indices", "feature_data", "feature_shape")
+_MASKS = ("_mask", "_masks")
 
 
 class _Members:
@@ -57,6 +62,15 @@ class _Members:
                 self.used.add(known)
                 return self.archive[known]
         return None
+
+    def has(self, name: str) -> bool:
+        return any(known in self.archive for known in (name, *_NAMES.get(name, ())))
+
+    def need(self, name: str) -> ArraySource:
+        found = self.get(name)
+        if found is None:
+            raise InputError("no such array in the file", file=self.archive.path, dataset=name)
+        return found
 
     def integer(self, name: str) -> int | None:
         if name not in self.archive:
@@ -74,97 +88,136 @@ def is_triples(path: Path) -> bool:
     return "relation" in archive and ("subject" in archive or "head" in archive)
 
 
-def read_npz(path: Path, options: Options) -> Source:
-    """The graph of an .npz archive.
+def read_npz(path: Path, options: Options, *, triples: bool = False) -> Source:
+    """The graph of an .npz archive; `triples`: it must have relations.
 
     Raises:
         InputError: no edges in a known form, arrays of wrong shape or type.
     """
     members = _Members(Archive(path))
+    if triples and not is_triples(path):
+        raise InputError("has no triples: head, relation and tail are needed", file=path)
     nodes, known = _nodes(members, options)
     announced = members.integer("num_nodes")
     if announced is not None:
         known = {"num_nodes": announced, **known}
-    edges, from_edges = _edges(members, options)
+    edges, from_edges, rows_as_given = _edges(members, options)
     if from_edges is not None:
         known = {"indptr": from_edges, **known}
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name} {number}" for name, number in known.items())
         raise InputError(f"its arrays disagree on the number of nodes: {listed}", file=path)
     relations = members.integer("num_relations")
-    unused = [name for name in members.archive.names if name not in members.used]
     return Source(
         path,
         edges,
         num_nodes=next(iter(known.values()), None),
         num_relations=relations,
+        rows_as_given=rows_as_given,
         nodes=nodes,
-        notes=[f"ignored: {', '.join(unused)}"] if unused else [],
+        notes=members.archive.left_out(members.used),
     )
 
 
-def read_sparse_features(path: Path) -> tuple[SparseColumn, int]:
-    """A matrix stored by `scipy.sparse.save_npz` in CSR form, and its number of rows."""
+def read_sparse_features(path: Path, options: Options) -> tuple[SparseColumn, int]:
+    """A matrix stored by `scipy.sparse.save_npz` in CSR form, and its number of rows.
+
+    Raises:
+        InputError: another form, such as CSC, or none that is said where rows may be columns.
+    """
     archive = Archive(path)
-    return _sparse(archive, "indptr", "indices", "data", "shape")
+    said = archive.text("format") if "format" in archive else ""
+    column, rows = _sparse(archive, options, "indptr", "indices", "data", "shape")
+    if said != "csr" and (said or rows == column.width):
+        raise InputError(
+            "must be a CSR matrix of scipy.sparse.save_npz: store matrix.tocsr()",
+            file=path,
+            dataset="format",
+            value=said or None,
+        )
+    return column, rows
 
 
-def split_from(members: Archive, options: Options) -> Split | None:
-    """`train`, `valid` and `test` of an archive, under any of their names."""
-    return _split(_Members(members), options)
+def read_split(path: Path, options: Options) -> tuple[Split, list[str]]:
+    """`train`, `valid` and `test` of an archive, under any of their names; notes on the rest."""
+    members = _Members(Archive(path))
+    found = _split(members, options)
+    if found is None:
+        raise InputError("has none of train, valid and test", file=path)
+    return found, members.archive.left_out(members.used)
 
 
-def _edges(members: _Members, options: Options) -> tuple[Iterator[Edges], int | None]:
-    """The edges and, from a CSR adjacency, the number of nodes."""
+def _edges(members: _Members, options: Options) -> tuple[Iterator[Edges], int | None, bool]:
+    """The edges; from a matrix, the number of nodes; whether they are pairs of node numbers."""
     path = members.archive.path
-    indptr, indices = members.get("indptr"), members.get("indices")
-    pair, head, tail = members.get("edge_index"), members.get("head"), members.get("tail")
-    number = None
-    if indptr is not None and indices is not None:
-        for array in (indptr, indices):
-            _check_dimensions(array, 1)
-        number = indptr.shape[0] - 1
-        ends = Column(path, "indices", csr_pairs(indptr, indices))
-    elif pair is not None:
-        ends = pair_column(pair, options.limit)
-    elif head is not None and tail is not None:
-        for array in (head, tail):
-            _check_dimensions(array, 1)
-        ends = two_columns(path, "triples", head.flat(), tail.flat())
-    else:
+    forms = [
+        name
+        for name, needed in (
+            ("matrix", ("format", "data")),
+            ("indptr and indices", ("indptr", "indices")),
+            ("edge_index", ("edge_index",)),
+            ("head and tail", ("head", "tail")),
+        )
+        if all(members.has(part) for part in needed)
+    ]
+    weight = number = None
+    if "matrix" in forms:
+        if "edge_index" in forms:
+            raise InputError("has both a matrix and edge_index: store one", file=path)
+        ends_in = {"row", "col"} if "row" in members.archive else {"indptr", "indices"}
+        members.used |= {"format", "data", "shape", "_is_array"} | ends_in
+        ends, weight, number = scipy_matrix(members.archive, options)
+    elif not forms:
         raise InputError(
             "has no edges: indptr and indices, edge_index, or head, relation and tail are needed",
             file=path,
         )
+    elif len(forms) > 1:
+        raise InputError(f"has both {' and '.join(forms)}: store the edges once", file=path)
+    elif "edge_index" in forms:
+        pair = members.need("edge_index")
+        ends = pair_column(pair, options.limit, sources_first=pair.member == "edge_index")
+    elif "head and tail" in forms:
+        if not members.has("relation"):
+            raise InputError("has head and tail but no relation", file=path)
+        head, tail = members.need("head"), members.need("tail")
+        for array in (head, tail):
+            check_dimensions(array, 1)
+        ends = two_columns(path, "triples", head.flat(), tail.flat())
+    else:
+        indptr, indices = members.need("indptr"), members.need("indices")
+        ends, number = compressed_pairs(indptr, indices), indptr.shape[0] - 1
+    if options.weights and (given := _edge_column(members, "weight", 1, options)) is not None:
+        if weight is not None:
+            raise InputError("has both data and weight: store the weights once", file=path)
+        weight = given
     edges = edges_from(
         ends,
-        weight=_edge_column(members, "weight", 1, options) if options.weights else None,
+        weight=weight,
         relation=_edge_column(members, "relation", 1, options),
         features=_edge_column(members, "edge_features", 2, options),
     )
-    return edges, number
+    return edges, number, number is None
 
 
 def _edge_column(members: _Members, name: str, ndim: int, options: Options) -> Column | None:
     array = members.get(name)
     if array is None:
         return None
-    _check_dimensions(array, ndim)
+    check_dimensions(array, ndim)
     return array.column(options.limit)
-
-
-def _check_dimensions(array: ArraySource, ndim: int) -> None:
-    if array.ndim != ndim:
-        raise array.error(f"must have {ndim} dimensions", array.shape)
 
 
 def _nodes(members: _Members, options: Options) -> tuple[Nodes, dict[str, int]]:
     """The columns of the nodes, and how many nodes each speaks of."""
+    path = members.archive.path
     known: dict[str, int] = {}
     nodes = Nodes(split=_split(members, options))
     if "feature_indptr" in members.archive:
+        if members.has("features"):
+            raise InputError("has both features and feature_indptr: store one", file=path)
         members.used.update(_SPARSE)
-        nodes.features, known["feature_shape"] = _sparse(members.archive, *_SPARSE)
+        nodes.features, known["feature_shape"] = _sparse(members.archive, options, *_SPARSE)
     for name, attribute in (
         ("features", "features"),
         ("labels", "labels"),
@@ -172,19 +225,20 @@ def _nodes(members: _Members, options: Options) -> tuple[Nodes, dict[str, int]]:
         ("original_ids", "ids"),
     ):
         array = members.get(name)
-        if array is not None and array.ndim:
+        if array is not None:
+            if array.ndim == 0:
+                raise array.error("must have a value or a row for each node", array.shape)
             known[name] = array.shape[0]
             setattr(nodes, attribute, array.column(options.limit))
     for name in members.archive.names:
-        if name.startswith(_TYPED) and name[len(_TYPED) :].isdecimal():
+        if match := _TYPED.fullmatch(name):
             members.used.add(name)
-            column = members.archive[name].column(options.limit)
-            nodes.typed_features[int(name[len(_TYPED) :])] = column
+            nodes.typed_features[int(match[1])] = members.archive[name].column(options.limit)
     return nodes, known
 
 
 def _sparse(
-    archive: Archive, indptr: str, indices: str, data: str, shape: str
+    archive: Archive, options: Options, indptr: str, indices: str, data: str, shape: str
 ) -> tuple[SparseColumn, int]:
     size = archive[shape]
     if size.shape != (2,) or size.dtype.kind not in "iu":
@@ -192,19 +246,22 @@ def _sparse(
     rows, width = (int(k) for k in size.load(64))
     pointers, columns, values = archive[indptr], archive[indices], archive[data]
     for array in (pointers, columns, values):
-        _check_dimensions(array, 1)
+        check_dimensions(array, 1)
     if not 0 < width < 1 << 31 or pointers.shape != (rows + 1,):
         raise size.error(f"does not fit {indptr} of shape {pointers.shape}", [rows, width])
     if columns.shape != values.shape:
         raise columns.error(f"must have the shape of {data}, {values.shape}", columns.shape)
-    pieces = sparse_rows(pointers, columns, values, width)
+    pieces = sparse_rows(pointers, columns, values, width, options.limit)
     return SparseColumn(archive.path, indices, width, pieces), rows
 
 
 def _split(members: _Members, options: Options) -> Split | None:
     parts = {}
+    masks = set()
     for name in ("train", "valid", "test"):
         array = members.get(name)
         if array is not None:
             parts[name] = array.load(options.limit)
-    return Split(members.archive.path, parts) if parts else None
+            if (array.member or "").endswith(_MASKS):
+                masks.add(name)
+    return Split(members.archive.path, parts, frozenset(masks)) if parts else None

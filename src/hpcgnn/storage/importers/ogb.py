@@ -18,6 +18,7 @@ _REVERSES = (
     " (ogbn-products, ogbn-proteins)"
 )
 _SETS = ("train", "valid", "test")
+_TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-edge-list")
 
 
 def read_ogb(path: Path, options: Options) -> Source:
@@ -36,6 +37,8 @@ def read_ogb(path: Path, options: Options) -> Source:
         raise InputError("has several types of nodes, which is not supported", file=path)
     source = _binary(raw, options) if (raw / "data.npz").exists() else _text(raw, options)
     source.nodes.split = _split(path / "split", options)
+    if source.nodes.split is None:
+        source.notes.append("has no folder split/ with a split: the graph gets none")
     source.symmetrise = bool(inverse)
     if inverse is None:
         source.notes.append(_REVERSES)
@@ -70,7 +73,14 @@ def _text(raw: Path, options: Options) -> Source:
     announced = raw / "num-edge-list.csv.gz"
     if announced.exists():
         source.edges = _counted(pairs, _single_count(announced), edges)
+    source.notes += _left_out(raw, {f"{name}.csv.gz" for name in _TEXTS})
     return source
+
+
+def _left_out(raw: Path, used: set[str]) -> list[str]:
+    """A note that names the other files of the folder, if there are any."""
+    others = sorted({path.name for path in raw.iterdir()} - used)
+    return [f"ignored in {raw}: {', '.join(others)}"] if others else []
 
 
 def _binary(raw: Path, options: Options) -> Source:
@@ -79,14 +89,19 @@ def _binary(raw: Path, options: Options) -> Source:
         name: archive[name].column(options.limit) if name in archive else None
         for name in ("node_feat", "edge_feat")
     }
+    used = {"node_feat", "edge_feat", "edge_index", "num_nodes_list", "num_edges_list"}
+    notes = archive.left_out(used) + _left_out(raw, {"data.npz", "node-label.npz"})
     nodes = Nodes(features=found["node_feat"])
     if (raw / "node-label.npz").exists():
-        labels = Archive(raw / "node-label.npz")["node_label"]
-        nodes.labels = labels.column(options.limit)
-    edges = edges_from(
-        pair_column(archive["edge_index"], options.limit), features=found["edge_feat"]
-    )
-    return Source(archive.path, edges, archive.integer("num_nodes_list"), nodes=nodes)
+        labels = Archive(raw / "node-label.npz")
+        nodes.labels = labels["node_label"].column(options.limit)
+        notes += [f"{labels.path.name}: {note}" for note in labels.left_out({"node_label"})]
+    pairs = pair_column(archive["edge_index"], options.limit, sources_first=True)
+    edges = edges_from(pairs, features=found["edge_feat"])
+    if "num_edges_list" in archive:
+        edges = _counted(edges, archive.integer("num_edges_list"), archive.path)
+    number = archive.integer("num_nodes_list")
+    return Source(archive.path, edges, number, nodes=nodes, notes=notes)
 
 
 def _if_there(path: Path) -> Column | None:
@@ -123,7 +138,7 @@ def _counted(edges: Iterator[Edges], announced: int, path: Path) -> Iterator[Edg
         found += piece.source.shape[0]
         yield piece
     if found != announced:
-        raise InputError(f"num-edge-list.csv.gz says {announced} edges", file=path, value=found)
+        raise InputError(f"num-edge-list says {announced} edges", file=path, value=found)
 
 
 def _split(folder: Path, options: Options) -> Split | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
-from hpcgnn.storage.importers.source import Column, Edges, as_integers
+from hpcgnn.storage.importers.source import Column, Edges, as_ids, as_integers
 
 
 def edges_from(
@@ -29,7 +29,7 @@ def edges_from(
     try:
         for pair, *rest in together(ends.pieces, *(column.pieces for column in extras)):
             values = dict(zip(map(id, extras), rest, strict=True))
-            integers = as_integers(pair, ends)
+            integers = as_ids(pair, ends)
             yield Edges(
                 integers[:, 0],
                 integers[:, 1],
@@ -54,10 +54,25 @@ def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.n
     return values
 
 
-def pair_column(array: ArraySource, limit: int) -> Column:
-    """[k, 2] pieces of an array [2, E] or [E, 2]; [2, 2] is read as [2, E]."""
+def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) -> Column:
+    """[k, 2] pieces of an array [2, E] or [E, 2].
+
+    Args:
+        sources_first: two edges stand as [2, E], as the name of the array says.
+
+    Raises:
+        InputError: another shape, or two edges of which nothing says how they stand.
+    """
     if array.ndim != 2 or 2 not in array.shape:
         raise array.error("must have shape [2, E] or [E, 2]", array.shape)
+    if array.shape == (2, 2) and not sources_first:
+        values = array.load(limit)
+        if (values != values.T).any():
+            raise array.error(
+                "may be [2, E] or [E, 2]: give the sources and the destinations as two .npy files,"
+                " or as edge_index [2, E] in an .npz",
+                values.tolist(),
+            )
     by_row = array.shape[0] != 2
     name = array.member or "array"
     if by_row != array.fortran:  # source and destination of an edge stand side by side

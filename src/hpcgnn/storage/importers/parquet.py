@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.reading import reading
-from hpcgnn.storage.importers.source import Column, Edges, Options, Source, as_integers
+from hpcgnn.storage.importers.reading import check_inflation, open_file
+from hpcgnn.storage.importers.source import Column, Edges, Options, Source, as_ids
 
 _ROWS = 1 << 16
 _OWN_MEMORY = 64 << 20
+_ROW_BYTES = 16  # of two ends
 _ENDS = (
     ("source", "destination"),
     ("source", "target"),
@@ -54,25 +57,43 @@ def read_parquet(paths: list[Path], options: Options) -> Source:
         if not found:
             raise InputError("no *.parquet files in this folder", file=path)
         files += found
-    return Source(paths[0], _edges(files, options))
+    with _open(files[0]) as table:
+        names = table.schema_arrow.names
+    chosen = _columns(names, files[0], options)
+    unused = [name for name in names if name not in chosen]
+    return Source(
+        paths[0],
+        _edges(files, chosen),
+        rows_as_given=True,
+        notes=[f"ignored: {', '.join(unused)}"] if unused else [],
+    )
 
 
-def _edges(files: list[Path], options: Options) -> Iterator[Edges]:
-    chosen: tuple[str, ...] = ()
+def _edges(files: list[Path], columns: tuple[str, ...]) -> Iterator[Edges]:
     for path in files:
-        table = _open(path)
-        with reading(path):
-            chosen = chosen or _columns(table.schema_arrow.names, path, options)
-            yield from _file_edges(table, path, chosen)
+        with _open(path) as table:
+            _check_names(table.schema_arrow.names, columns, path)
+            yield from _file_edges(table, path, columns)
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A Parquet file, whose pages are compared with the checksums they have."""
     pyarrow = _pyarrow()
-    with reading(path):
+    with open_file(path) as file:
+        stored = os.fstat(file.fileno()).st_size
         try:
-            return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        except pyarrow.ArrowException as error:
-            raise InputError(f"is no Parquet file: {error}", file=path) from None
+            table = pyarrow.parquet.ParquetFile(
+                file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+            )
+        except (pyarrow.ArrowException, ValueError) as error:
+            raise InputError(f"is no Parquet file: {_first_line(error)}", file=path) from None
+        check_inflation(path, stored, _ROW_BYTES * table.metadata.num_rows)
+        yield table
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _columns(names: list[str], path: Path, options: Options) -> tuple[str, ...]:
@@ -80,33 +101,42 @@ def _columns(names: list[str], path: Path, options: Options) -> tuple[str, ...]:
     if options.columns:
         if not 2 <= len(options.columns) <= 3:
             raise InputError("--columns takes source, destination and weight", file=path)
-        for name in options.columns:
-            if name not in names:
-                raise InputError(f"has columns {known}, not this one", file=path, value=name)
+        if len(set(options.columns)) != len(options.columns):
+            raise InputError("--columns names a column twice", file=path, value=options.columns)
+        _check_names(names, options.columns, path)
         return options.columns[: 3 if options.weights else 2]
-    for pair in _ENDS:
-        if set(pair) <= set(names):
-            return (*pair, "weight") if options.weights and "weight" in names else pair
-    raise InputError(
-        f"has columns {known}: choose source and destination with --columns A,B", file=path
-    )
+    fitting = [pair for pair in _ENDS if set(pair) <= set(names)]
+    if len(fitting) != 1:
+        raise InputError(
+            f"has columns {known}: choose source and destination with --columns A,B", file=path
+        )
+    pair = fitting[0]
+    chosen = (*pair, "weight") if options.weights and "weight" in names else pair
+    _check_names(names, chosen, path)
+    return chosen
+
+
+def _check_names(names: list[str], columns: tuple[str, ...], path: Path) -> None:
+    for name in columns:
+        if names.count(name) != 1:
+            which = "this one twice" if name in names else "not this one"
+            raise InputError(f"has columns {', '.join(names)}, {which}", file=path, value=name)
 
 
 def _file_edges(table: Any, path: Path, columns: tuple[str, ...]) -> Iterator[Edges]:
     pyarrow = _pyarrow()
     first = 0
-    names = list(dict.fromkeys(columns))
-    batches = table.iter_batches(batch_size=_ROWS, columns=names, use_threads=False)
+    batches = table.iter_batches(batch_size=_ROWS, columns=list(columns), use_threads=False)
     while True:
         try:
             batch = next(batches, None)
-        except pyarrow.ArrowException as error:
-            raise InputError(f"is damaged: {error}", file=path) from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"is damaged: {_first_line(error)}", file=path) from None
         if batch is None:
             return
         values = [_values(batch.column(name), path, name, first) for name in columns]
         ends = [
-            as_integers(array, Column(path, name, iter(())))
+            as_ids(array, Column(path, name, iter(())))
             for array, name in zip(values, columns[:2], strict=False)
         ]
         weight = values[2] if len(values) > 2 else None

@@ -1,7 +1,8 @@
 """Old pickles of NumPy arrays, SciPy CSR matrices and plain lists, without running anything.
 
 No class of the pickle is ever made: arrays and matrices become inert records of their state, from
-which the values are taken after checks. Everything else in a pickle is refused by name.
+which the values are taken after checks. Everything else in a pickle is refused by name. What is
+made takes memory in proportion to the file: nothing copies, and little is referred to twice.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections import defaultdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,20 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.reading import open_binary, require
 
 _MAX_MEMO = 1 << 24
+_MAX_REFERENCES = 48  # to what was stored before: the names of a few types and fields
+_REFUSED = frozenset(
+    {"DUP", "EMPTY_SET", "FROZENSET", "ADDITEMS", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+)
 
 
 class _Inert:
     """Stands for any object of the pickle: what it was called with, and its state."""
 
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -59,18 +65,24 @@ class CsrState(_Inert):
         return shape
 
 
-def _latin1(text: str, _: str) -> bytes:
-    """How Python 3 stores bytes in the protocols of Python 2."""
-    return text.encode("latin1")
+class _Encoded(_Inert):
+    """How Python 3 stores bytes in the protocols of Python 2: a text, and the encoding latin1."""
+
+
+class _Dictionary(dict[Any, Any]):
+    """Whatever it is called with, it starts empty: entries come one by one."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _Array,
-    ("collections", "defaultdict"): defaultdict,
-    ("__builtin__", "list"): list,
-    ("builtins", "list"): list,
-    ("_codecs", "encode"): _latin1,
+    ("collections", "defaultdict"): _Dictionary,
+    ("__builtin__", "list"): _Type,
+    ("builtins", "list"): _Type,
+    ("_codecs", "encode"): _Encoded,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ADMITTED[_module, "_reconstruct"] = _Array
@@ -98,7 +110,7 @@ def load_pickle(path: Path, limit: int) -> Any:
     with open_binary(path) as file:
         data = file.read(size + 1)
     try:
-        _check_memo(data)
+        _check_operations(data)
         found = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     except InputError:
         raise
@@ -108,12 +120,18 @@ def load_pickle(path: Path, limit: int) -> Any:
     return _to_array(found, path) if isinstance(found, _Array) else found
 
 
-def _check_memo(data: bytes) -> None:
-    """Refuse a slot number that would make the unpickler allocate gigabytes."""
+def _check_operations(data: bytes) -> None:
+    """Refuse what makes much out of little: far slots, many references, copies on the stack."""
+    references = 0
     for opcode, argument, _ in pickletools.genops(data):
         slot = int(argument or 0) if opcode.name.endswith("PUT") else 0
         if not 0 <= slot < min(_MAX_MEMO, len(data)):
             raise ValueError(f"memo slot {slot}")
+        if opcode.name in _REFUSED:
+            raise ValueError(f"operation {opcode.name} is not admitted")
+        references += opcode.name.endswith("GET")
+    if references > _MAX_REFERENCES:
+        raise ValueError(f"refers {references} times to what it holds already")
 
 
 def _to_array(array: _Array, path: Path) -> np.ndarray:
@@ -122,7 +140,11 @@ def _to_array(array: _Array, path: Path) -> np.ndarray:
         _, shape, kind, fortran, raw = array.state
         code, order = kind.arguments[0], kind.state[1]
         dtype = np.dtype(code).newbyteorder(order if order in "<>" else "=")
-        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+        if isinstance(raw, _Encoded):
+            raw = raw.arguments[0]
+        data = raw.encode("latin1") if isinstance(raw, str) else raw
+        if not isinstance(data, (bytes, bytearray)):
+            raise ValueError("its data are no bytes")
         if dtype.kind not in "biuf" or len(data) != prod(shape) * dtype.itemsize:
             raise ValueError(f"{len(data)} bytes for shape {shape} of {dtype}")
         values = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))

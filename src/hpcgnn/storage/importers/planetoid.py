@@ -64,7 +64,15 @@ def read_planetoid(path: Path, options: Options) -> Source:
     )
     graph = stem.with_name(f"{stem.name}.graph")
     edges = _edges(load_pickle(graph, options.limit), graph)
-    return Source(graph, edges, num_nodes, nodes=nodes, symmetrise=True, self_loops="remove")
+    return Source(
+        graph,
+        edges,
+        num_nodes,
+        nodes=nodes,
+        symmetrise=True,
+        self_loops="remove",
+        notes=["edges are stored both ways and without self-loops, as is usual for these files"],
+    )
 
 
 def _stem(path: Path) -> Path:

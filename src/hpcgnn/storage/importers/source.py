@@ -63,16 +63,26 @@ class SparseColumn:
 
 @dataclass
 class Split:
-    """Who trains: arrays of indices or masks under `train`, `valid`, `test`, or codes per node."""
+    """Who trains: arrays of indices or masks under `train`, `valid`, `test`, or codes per node.
+
+    `masks` are the parts that must be masks, whatever their type.
+    """
 
     file: Path
     parts: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
     codes: np.ndarray | None = None  # 0 none, 1 train, 2 valid, 3 test: [N] or [N, S]
 
 
 @dataclass
 class Nodes:
-    """Everything known about the nodes beside their number; None where nothing is."""
+    """Everything known about the nodes beside their number; None where nothing is.
+
+    Attributes:
+        labels_as: what a matrix of labels holds: "classes" (none is admitted), "one-hot" or
+            "several"; None: ask where it may be either.
+        notes: things the user should know, one line each.
+    """
 
     features: Column | SparseColumn | None = None
     typed_features: dict[int, Column] = field(default_factory=dict)
@@ -80,12 +90,16 @@ class Nodes:
     split: Split | None = None
     types: Column | None = None
     ids: Column | None = None
+    labels_as: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
         """Take over whatever `other` has."""
-        for name in ("features", "typed_features", "labels", "split", "types", "ids"):
+        for name in ("features", "labels", "split", "types", "ids", "labels_as"):
             if getattr(other, name):
                 setattr(self, name, getattr(other, name))
+        self.typed_features.update(other.typed_features)
+        self.notes += other.notes
 
 
 @dataclass
@@ -97,6 +111,9 @@ class Source:
         edges: the edges from `source` to `destination`; read once.
         num_nodes: None where ids are any integers, which are then numbered in ascending order.
         num_relations: None where it is one more than the largest relation met.
+        num_edges: the number announced by a header, to be compared with the number of nodes.
+        rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
+        counted: the source itself says how many nodes it has, so that it may have no edges.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
     """
@@ -105,10 +122,18 @@ class Source:
     edges: Iterator[Edges]
     num_nodes: int | None = None
     num_relations: int | None = None
+    num_edges: int | None = None
+    rows_as_given: bool = False
     nodes: Nodes = field(default_factory=Nodes)
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
+    counted: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counted = self.num_nodes is not None
+        self.notes += self.nodes.notes
+        self.nodes.notes = self.notes  # one list, to which writing the nodes adds
 
 
 @dataclass(frozen=True)
@@ -118,7 +143,7 @@ class Options:
     Attributes:
         columns: source, destination and weight (triples: head, relation, tail), by number from 1
             or by name.
-        skip_lines: lines of a text file to pass over.
+        skip_lines: lines of a text file to pass over; None: ask where the first may hold sizes.
         num_nodes: fixes the number of nodes; ids are then rows.
         weights: False leaves out the weights a source has.
         edge_weights: the weights of an edge list in .npy files.
@@ -128,7 +153,7 @@ class Options:
     """
 
     columns: tuple[str, ...] = ()
-    skip_lines: int = 0
+    skip_lines: int | None = None
     num_nodes: int | None = None
     weights: bool = True
     edge_weights: Column | None = None
@@ -153,7 +178,15 @@ def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
     if values.dtype.kind != "f":
         raise column.error("must hold numbers", str(values.dtype))
     whole = np.where(np.isnan(values), -1, values)
-    bad = (whole != np.rint(whole)) | (np.abs(whole) >= 2.0**53)
+    exact = 2.0 ** min(53, np.finfo(values.dtype).nmant + 1)  # beyond, neighbours become equal
+    bad = (whole != np.rint(whole)) | (np.abs(whole) >= exact)
     if bad.any():
         raise column.error("must hold integers", values[bad].flat[0])
     return whole.astype(np.int64)
+
+
+def as_ids(values: np.ndarray, column: Column) -> np.ndarray:
+    """`as_integers`, but no booleans, which are a mask or a dense matrix."""
+    if values.dtype.kind == "b":
+        raise column.error("must hold integers, not booleans", str(values.dtype))
+    return as_integers(values, column)

@@ -5,10 +5,12 @@ Only when a block does not parse is it gone through line by line, to name the li
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +22,11 @@ from hpcgnn.storage.importers.reading import open_binary
 from hpcgnn.storage.importers.source import PIECE_BYTES
 
 LONGEST_LINE = 16 << 20
+_BARREN = 16 << 20  # bytes without a number, after which a file is no data
 _INTEGER = re.compile(rb"[+-]?\d+")
 _COMMENTS = (b"#", b"%")
 _INT64 = np.iinfo(np.int64)
+_IS_SPACE = np.array([chr(code).isspace() for code in range(256)])  # as NumPy splits latin1
 
 
 @dataclass
@@ -38,6 +42,11 @@ class Block:
             value = value[:60].decode("latin1")
         return InputError(message, file=self.file, dataset=f"line {line}", value=value)
 
+    def check_barren(self, nbytes: int) -> None:
+        """Refuse after `nbytes` without data, this block included: it may never end."""
+        if nbytes > _BARREN:
+            raise self.error(self.first, f"{nbytes >> 20} MiB hold no data: this is no such file")
+
 
 def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[Block]:
     """The lines of a text file, gzip or not, in blocks of a few MiB.
@@ -52,10 +61,10 @@ def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[Block]:
 def blocks_of(
     file: BinaryIO, path: Path, first: int, *, longest: int = LONGEST_LINE
 ) -> Iterator[Block]:
-    """The rest of an open file, whose next line is number `first`."""
+    """The rest of an open file, whose next line is number `first`, parted by newlines."""
     held: list[bytes] = []
-    held_bytes = 0
-    while data := file.read(PIECE_BYTES):
+    held_bytes = blank = 0
+    for data in _universal_newlines(file):
         if first == 1 and not held:
             data = data.removeprefix(b"\xef\xbb\xbf")
         cut = data.rfind(b"\n") + 1
@@ -69,21 +78,42 @@ def blocks_of(
                     dataset=f"line {first}",
                 )
             continue
-        text = b"".join([*held, data[:cut]])
-        yield Block(path, first, text)
-        first += text.count(b"\n")
+        block = Block(path, first, b"".join([*held, data[:cut]]))
+        blank = 0 if block.text.strip() else blank + len(block.text)
+        block.check_barren(blank)
+        yield block
+        first += block.text.count(b"\n")
         held, held_bytes = [data[cut:]], len(data) - cut
     if any(held):
         yield Block(path, first, b"".join(held))
 
 
+def _universal_newlines(file: BinaryIO) -> Iterator[bytes]:
+    """Pieces of the file with newlines for the ends of lines of any system."""
+    last = b""
+    while data := file.read(PIECE_BYTES):
+        data = last + data
+        last = b""
+        if b"\r" in data:
+            if data.endswith(b"\r"):  # its newline may come with the next piece
+                data, last = data[:-1], b"\r"
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if data:
+            yield data
+    if last:
+        yield b"\n"
+
+
 def skip_lines(source: Iterator[Block], count: int) -> Iterator[Block]:
     """The blocks without their first `count` lines."""
     for block in source:
-        while count and block.text:
-            end = block.text.find(b"\n") + 1 or len(block.text)
-            block = Block(block.file, block.first + 1, block.text[end:])
-            count -= 1
+        end = skipped = 0
+        while skipped < count and end < len(block.text):
+            end = block.text.find(b"\n", end) + 1 or len(block.text)
+            skipped += 1
+        if skipped:
+            block = Block(block.file, block.first + skipped, block.text[end:])
+            count -= skipped
         if block.text:
             yield block
 
@@ -92,6 +122,8 @@ def data_lines(
     block: Block, comments: tuple[bytes, ...] = _COMMENTS
 ) -> Iterator[tuple[int, bytes]]:
     """Number and text of each line that holds anything but a comment."""
+    if not block.text.strip():
+        return
     for offset, line in enumerate(block.text.split(b"\n")):
         for mark in comments:
             line = line.split(mark, 1)[0]
@@ -104,12 +136,24 @@ def guess_delimiter(line: bytes) -> str | None:
     return next((mark for mark in (",", ";") if mark.encode() in line), None)
 
 
+def fields_of(line: bytes, delimiter: str | None) -> list[bytes]:
+    """The fields of a line without white space and quotes; a delimiter in quotes does not count."""
+    if delimiter and b'"' in line:
+        with suppress(csv.Error):
+            text = [line.decode("latin1")]
+            found = next(csv.reader(text, delimiter=delimiter, skipinitialspace=True))
+            return [word.strip().encode("latin1") for word in found]
+    words = line.split(delimiter.encode() if delimiter else None)
+    return [word.strip().strip(b'"') for word in words]
+
+
 class Table:
     """Text whose lines all have the same columns.
 
     Args:
         fields: name and type (int64 or float64) of the columns to take.
         columns: their places from 0; None: they are all there is, in this order.
+        width: the number of columns of each line where `columns` are chosen.
         delimiter: None for white space.
     """
 
@@ -118,12 +162,15 @@ class Table:
         fields: list[tuple[str, type]],
         *,
         columns: tuple[int, ...] | None = None,
+        width: int | None = None,
         delimiter: str | None = None,
         comments: tuple[bytes, ...] = _COMMENTS,
     ) -> None:
         self.fields = fields
         self.dtype = np.dtype(fields)
         self.columns = columns
+        self.width = len(fields) if columns is None or width is None else width
+        self._barren = 0
         self.delimiter = delimiter
         self.comments = comments
 
@@ -136,6 +183,7 @@ class Table:
         kinds = {kind for _, kind in self.fields}
         uniform = kinds.pop() if len(kinds) == 1 else None  # a plain matrix parses faster
         present = [mark.decode() for mark in self.comments if mark in block.text]
+        quoted = b'"' in block.text
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # "input contained no data"
@@ -147,7 +195,12 @@ class Table:
                     usecols=self.columns,
                     ndmin=2 if uniform else 1,
                     encoding="latin1",
+                    quotechar='"' if quoted else None,
                 )
+            if self.columns or quoted:
+                self._check_widths(block, values.shape[0])
+            self._barren = 0 if values.size else self._barren + len(block.text)
+            block.check_barren(self._barren)
             if uniform is None or values.size == 0:
                 return values.reshape(-1).astype(self.dtype, copy=False)
             if values.shape[1] != len(self.fields):
@@ -157,17 +210,42 @@ class Table:
             self._diagnose(block)
             raise block.error(block.first, f"can't be read: {error}") from None
 
+    def _check_widths(self, block: Block, records: int) -> None:
+        """Refuse lines with more or fewer columns than the first, which NumPy takes."""
+        text = block.text
+        for mark in self.comments:
+            if mark in text:
+                text = re.sub(re.escape(mark) + rb"[^\n]*", b"", text)
+        if b'"' in text:
+            text = re.sub(rb'"[^"\n]*"', b"q", text)
+        raw = np.frombuffer(text, np.uint8)
+        ends = np.append(np.flatnonzero(raw == ord("\n")), raw.shape[0])
+        filled = ~_IS_SPACE[raw]
+        words = np.flatnonzero(filled & ~np.concatenate([[False], filled[:-1]]))
+        counts = np.diff(np.searchsorted(words, ends), prepend=0)
+        lines = np.flatnonzero(counts)
+        if self.delimiter is not None:
+            marks = np.flatnonzero(raw == ord(self.delimiter))
+            counts = 1 + np.diff(np.searchsorted(marks, ends), prepend=0)
+        wrong = lines[counts[lines] != self.width]
+        if wrong.shape[0]:
+            number = block.first + int(wrong[0])
+            raise block.error(
+                number,
+                f"has {counts[wrong[0]]} columns, where the first line has {self.width}",
+                block.text.split(b"\n")[wrong[0]],
+            )
+        if lines.shape[0] != records:
+            raise block.error(block.first, "quotes in this or a later line are not closed")
+
     def _diagnose(self, block: Block) -> None:
-        width = len(self.fields)
-        places = self.columns or tuple(range(width))
-        delimiter = self.delimiter.encode() if self.delimiter else None
+        places = self.columns or tuple(range(self.width))
         for number, line in data_lines(block, self.comments):
-            found = line.split(delimiter)
-            if len(found) <= max(places) or (self.columns is None and len(found) != width):
-                wanted = width if self.columns is None else max(places) + 1
-                raise block.error(number, f"has {len(found)} columns, not {wanted}", line)
+            found = fields_of(line, self.delimiter)
+            if len(found) != self.width:
+                raise block.error(number, f"has {len(found)} columns, not {self.width}", line)
             for place, (_, kind) in zip(places, self.fields, strict=True):
-                check_number(block, number, found[place].strip(), kind)
+                check_number(block, number, found[place], kind)
 
     def place(self, block: Block, index: int) -> str:
         """Where record `index` of the block stands."""
@@ -204,7 +282,7 @@ def matrix_rows(path: Path, *, delimiter: str | None = ",") -> Iterator[np.ndarr
             first = next(data_lines(block), None)
             if first is None:
                 continue
-            width = len(first[1].split(delimiter.encode() if delimiter else None))
+            width = len(fields_of(first[1], delimiter))
             table = Table([(f"{k}", np.float64) for k in range(width)], delimiter=delimiter)
         rows = table.parse(block)
         yield rows.view(np.float64).reshape(-1, width)

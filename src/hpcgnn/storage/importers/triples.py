@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.delimited import records
 from hpcgnn.storage.importers.npz import read_npz
 from hpcgnn.storage.importers.source import Edges, Options, Source
@@ -25,8 +26,10 @@ def read_triples(paths: list[Path], options: Options) -> Source:
         InputError: the line or the array that is wrong.
     """
     if paths[0].suffix == ".npz" and len(paths) == 1:
-        return read_npz(paths[0], options)
-    return Source(paths[0], _text_triples(paths, options))
+        if options.columns or options.skip_lines is not None:
+            raise InputError("--columns and --skip-lines go with text, not .npz", file=paths[0])
+        return read_npz(paths[0], options, triples=True)
+    return Source(paths[0], _text_triples(paths, options), rows_as_given=True)
 
 
 def _text_triples(paths: list[Path], options: Options) -> Iterator[Edges]:
