@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
-import os
 import subprocess
 import sys
 import time

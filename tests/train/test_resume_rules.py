@@ -66,12 +66,9 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
     line = refused(mpirun(1, "train", graph(1, 1, "block"), *resumed, first))
     assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
     line = refused(mpirun(2, "train", block, *resumed, first, "--hidden", 16))
-    assert f"{newest}: is of another model: parameter stack.convs.0." in line
-    assert "has shape (8," in line and "the model needs (16," in line
-    line = refused(mpirun(1, "train", graph(0, 1, "block"), *resumed, first, "--model", "gat"))
-    assert f"{newest}: is of another model: only the " in line and "has parameter" in line
+    assert f"{newest}: was trained with --hidden 8, not --hidden 16: say the former, or" in line
     line = refused(mpirun(1, "train", graph(0, 1, "block"), *resumed, first, "--optimizer", "sgd"))
-    assert f"{newest}: was trained with --optimizer adam, not sgd" in line
+    assert "--optimizer adam, not --optimizer sgd" in line
     fresh = [*OPTIONS, "--epochs", 6, "--run-dir", first]
     line = refused(mpirun(2, "train", block, *fresh))
     assert f"{first}: holds the checkpoints of a run: --resume goes on with it" in line

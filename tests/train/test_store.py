@@ -81,8 +81,9 @@ def test_best_and_the_last_are_kept(comm, tmp_path):
         store.save(make(epoch))
     store.finish()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["best.h5", "epoch-000004.h5", "epoch-000005.h5"]
+    assert names == ["best.h5", "epoch-000004.h5", "epoch-000005.h5", "last.h5"]
     assert files.read(tmp_path / "best.h5").epoch == 3
+    assert (tmp_path / "last.h5").samefile(tmp_path / "epoch-000005.h5")
     store.close()
 
 
@@ -97,7 +98,7 @@ def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
     err = capfd.readouterr().err
     assert err.startswith("hpcgnn: warning: CHECKPOINT NOT WRITTEN: ")
     assert err.endswith("newest good checkpoint: epoch-000001.h5\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-000001.h5", "last.h5"]
     path, found = store.newest()
     assert (path.name, found.epoch) == ("epoch-000001.h5", 1)
     store.save(make(3))

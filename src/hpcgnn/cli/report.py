@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say
+from hpcgnn.train.ending import how_it_ended
 
 HELP = "summarise a run directory"
 PARALLEL = False
@@ -153,6 +154,9 @@ def _share(records: list[dict[str, Any]], name: str, total: float) -> float:
 def _status(folder: Path, count: int, last: int, config: dict[str, Any]) -> str:
     if (folder / _REQUEUE).exists():
         return "stopped early, to be resumed"
+    ended = how_it_ended(folder)
+    if ended:
+        return ended
     asked, patience = config.get("epochs"), config.get("patience")
     if isinstance(asked, int) and last >= asked:
         return "finished"

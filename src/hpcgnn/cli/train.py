@@ -83,7 +83,8 @@ def _train(
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
-    write_config(run_dir, comm, config)
+    if trainer.begins:
+        write_config(run_dir, comm, config)
     unused = content_of(graph).unused(config)
     if unused and comm.rank == 0:
         print(note(unused, config), flush=True)

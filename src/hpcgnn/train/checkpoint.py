@@ -4,7 +4,7 @@
     optimizer/<index>/<key>            optimizer state of each parameter
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
-Attributes: epoch, config, progress, fingerprints of graph and content.
+Attributes: epoch, config, progress, task, fingerprints of graph and content.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Checkpoint:
     progress: dict[str, Any]
     arrays: dict[str, np.ndarray]
     sharded: dict[str, np.ndarray] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
 
     def attributes(self, content: int) -> dict[str, int | str | dict]:
         return {
@@ -49,6 +50,7 @@ class Checkpoint:
             "graph_fingerprint": self.graph_fingerprint,
             "num_parts": self.num_parts,
             "progress": self.progress,
+            **({"task": self.task} if self.task else {}),
             "fingerprint": to_hex(content),
         }
 
@@ -121,6 +123,7 @@ def read(path: str | Path) -> Checkpoint:
             num_parts=reader.integer("num_parts", 1, 1 << 31),
             progress=reader.json("progress"),
             arrays=arrays,
+            task=reader.json("task") if "task" in reader.attributes else {},
         )
 
 

@@ -8,102 +8,141 @@ import json
 import math
 import tomllib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
 
+MOST_RATE = 1e30  # of learning
+MOST_BYTES = 1 << 60
+HIGHEST = (1 << 31) - 1  # of seeds, as METIS takes them
 
-def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+DEFINING, TOLD, FREE = "defining", "told", "free"
+
+
+def _setting(
+    resume: str,
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    limits = {"choices": choices, "least": least, "most": most}
+    return field(default=default, metadata={"help": help_text, "resume": resume, **limits})
+
+
+_defining = partial(_setting, DEFINING)  # with another value it is another run
+_told = partial(_setting, TOLD)  # may change on resume, which is said: the numbers go another way
+_free = partial(_setting, FREE)  # may change on resume
 
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved configuration; stored as JSON in every output."""
+    """A resolved configuration; stored as JSON in every output.
 
-    model: str = _option(
+    Each setting is declared as defining a run, or free to change when it is resumed.
+    """
+
+    model: str = _defining(
         "sage",
         "layer type",
         ("gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn"),
     )
-    layers: int = _option(3, "message-passing layers")
-    hidden: int = _option(256, "hidden width (over all heads)")
-    heads: int = _option(4, "attention heads")
-    output_heads: int = _option(0, "attention heads of a last convolution, averaged; 0: as --heads")
-    dropout: float = _option(0.5, "dropout probability between layers")
-    input_dropout: float = _option(0.0, "dropout probability on the input features")
-    attention_dropout: float = _option(0.0, "dropout probability on attention weights")
-    norm: str = _option("none", "normalisation between layers", ("none", "layer", "batch", "graph"))
-    activation: str = _option("relu", "between layers", ("relu", "elu"))
-    residual: bool = _option(False, "add a linear map of each layer's input to its output")
-    head: str = _option("conv", "last layer: a convolution or a linear map", ("conv", "linear"))
-    jumping: str = _option("none", "jumping knowledge before a linear head", ("none", "cat", "max"))
-    bases: int = _option(0, "R-GCN: number of bases, 0 for none")
-    embedding: int = _option(0, "width of learned node embeddings where there are no features")
-    ignore: str = _option(
+    layers: int = _defining(3, "message-passing layers", least=1, most=1000)
+    hidden: int = _defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
+    heads: int = _defining(4, "attention heads", least=1, most=1024)
+    output_heads: int = _defining(
+        0, "attention heads of a last convolution, averaged; 0: as --heads", least=0, most=1024
+    )
+    dropout: float = _defining(0.5, "dropout probability between layers")
+    input_dropout: float = _defining(0.0, "dropout probability on the input features")
+    attention_dropout: float = _defining(0.0, "dropout probability on attention weights")
+    norm: str = _defining(
+        "none", "normalisation between layers", ("none", "layer", "batch", "graph")
+    )
+    activation: str = _defining("relu", "between layers", ("relu", "elu"))
+    residual: bool = _defining(False, "add a linear map of each layer's input to its output")
+    head: str = _defining("conv", "last layer: a convolution or a linear map", ("conv", "linear"))
+    jumping: str = _defining(
+        "none", "jumping knowledge before a linear head", ("none", "cat", "max")
+    )
+    bases: int = _defining(0, "R-GCN: number of bases, 0 for none", least=0, most=1 << 16)
+    embedding: int = _defining(
+        0, "width of learned node embeddings where there are no features", least=0, most=1 << 16
+    )
+    ignore: str = _defining(
         "none",
         "what the graph holds and the model shall not read: weights, edge-features, relations, "
         "types, features, with commas between",
     )
-    power: int = _option(10, "APPNP, SGC, DAGNN: propagation steps")
-    teleport: float = _option(0.1, "APPNP: teleport probability")
-    labels_as_input: float = _option(0.0, "share of training labels given as input each epoch")
-    adversarial_steps: int = _option(0, "FLAG: ascent steps on the input features, 0 for none")
-    adversarial_size: float = _option(1e-3, "FLAG: step size")
-    optimizer: str = _option("adam", "optimizer", ("adam", "adamw", "sgd"))
-    lr: float = _option(1e-2, "learning rate")
-    weight_decay: float = _option(0.0, "weight decay")
-    schedule: str = _option("constant", "learning rate schedule", ("constant", "cosine", "step"))
-    step_size: int = _option(100, "epochs per step of the step schedule")
-    gamma: float = _option(0.5, "factor of the step schedule")
-    epochs: int = _option(100, "epochs")
-    patience: int = _option(0, "stop after so many epochs without better validation; 0: never")
-    eval_every: int = _option(1, "epochs between evaluations")
-    metric: str = _option("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
-    split: int = _option(0, "which split of the graph file")
-    seed: int = _option(0, "seed of everything random")
-    mode: str = _option(
+    power: int = _defining(10, "APPNP, SGC, DAGNN: propagation steps", least=1, most=10_000)
+    teleport: float = _defining(0.1, "APPNP: teleport probability", least=0, most=1)
+    labels_as_input: float = _defining(0.0, "share of training labels given as input each epoch")
+    adversarial_steps: int = _defining(
+        0, "FLAG: ascent steps on the input features, 0 for none", least=0, most=1000
+    )
+    adversarial_size: float = _defining(1e-3, "FLAG: step size", least=0, most=1e6)
+    optimizer: str = _defining("adam", "optimizer", ("adam", "adamw", "sgd"))
+    lr: float = _told(1e-2, "learning rate", least=0, most=1e6)
+    weight_decay: float = _told(0.0, "weight decay", least=0, most=1e6)
+    schedule: str = _told("constant", "learning rate schedule", ("constant", "cosine", "step"))
+    step_size: int = _told(100, "epochs per step of the step schedule", least=1, most=10**9)
+    gamma: float = _told(0.5, "factor of the step schedule", least=0, most=1000)
+    epochs: int = _free(100, "epochs", least=0, most=10**9)
+    patience: int = _free(
+        0,
+        "stop after so many epochs without better validation; 0: never",
+        least=0,
+        most=10**9,
+    )
+    eval_every: int = _free(1, "epochs between evaluations", least=1, most=10**9)
+    metric: str = _defining("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
+    split: int = _defining(0, "which split of the graph file", least=0, most=HIGHEST)
+    seed: int = _defining(0, "seed of everything random", least=0, most=HIGHEST)
+    mode: str = _free(
         "sar", "remote features: freed and rebuilt, kept, or all at once", ("sar", "sa", "oneshot")
     )
-    method: str = _option(
+    method: str = _free(
         "parmetis",
         "how a graph file is partitioned",
         ("parmetis", "metis", "streaming", "random", "block"),
     )
-    halo_buffer: str = _option("256MiB", "memory for remote rows")
-    prefetch: int = _option(2, "messages posted ahead")
-    device: str = _option("auto", "where to compute", ("auto", "cpu", "cuda"))
-    precision: str = _option(
+    halo_buffer: str = _free("256MiB", "memory for remote rows")
+    prefetch: int = _free(2, "messages posted ahead", least=1, most=1 << 16)
+    device: str = _free("auto", "where to compute", ("auto", "cpu", "cuda"))
+    precision: str = _told(
         "fp32",
         "dense products in float32, TF32 or bfloat16; the last rounds messages too",
         ("fp32", "tf32", "bf16"),
     )
-    transport: str = _option("auto", "how messages leave a GPU", ("auto", "staged", "cuda-aware"))
-    features_on: str = _option(
+    transport: str = _free("auto", "how messages leave a GPU", ("auto", "staged", "cuda-aware"))
+    features_on: str = _free(
         "device", "where dense features lie; on the host they stream through the GPU",
         ("device", "host"),
     )  # fmt: skip
-    fewest_rows: bool = _option(True, "send sums as source rows or partial sums, whichever is less")
-    narrow_first: bool = _option(True, "multiply by weights before sums that are then narrower")
-    cache_first: bool = _option(True, "compute sums of the input features once")
-    prune: bool = _option(True, "skip nodes that reach no labelled node in the remaining layers")
-    checkpoint_every: int = _option(10, "epochs between checkpoints; 0: only at the end")
-    keep: int = _option(2, "checkpoints kept beside the best")
-    fail_on_checkpoint: bool = _option(False, "end the run when a checkpoint can't be written")
-    time_margin: float = _option(60.0, "seconds before the time limit to stop, beside two epochs")
+    fewest_rows: bool = _free(True, "send sums as source rows or partial sums, whichever is less")
+    narrow_first: bool = _free(True, "multiply by weights before sums that are then narrower")
+    cache_first: bool = _free(True, "compute sums of the input features once")
+    prune: bool = _free(True, "skip nodes that reach no labelled node in the remaining layers")
+    checkpoint_every: int = _free(
+        10, "epochs between checkpoints; 0: only at the end", least=0, most=10**9
+    )
+    keep: int = _free(2, "checkpoints kept beside the best", least=1, most=10**9)
+    fail_on_checkpoint: bool = _free(False, "end the run when a checkpoint can't be written")
+    time_margin: float = _free(
+        60.0, "seconds before the time limit to stop, beside two epochs", least=0, most=1e9
+    )
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             _check(entry, getattr(self, entry.name))
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{_flag(name)} must be at least {least}", value=getattr(self, name)
-                )
         for name in ("dropout", "input_dropout", "attention_dropout", "labels_as_input"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)} must be in [0, 1)", value=getattr(self, name))
+                value = _shown(getattr(self, name))
+                raise InputError(f"{flag(name)} must be in [0, 1)", value=value)
         if self.model in ("gat", "gatv2") and self.hidden % self.heads:
             raise InputError(
                 f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden
@@ -114,6 +153,18 @@ class Config:
             raise InputError(
                 f"--ignore takes {', '.join(_IGNORABLE)}, with commas between", value=self.ignore
             )
+        if self.schedule == "step" and not self._rates_are_finite():
+            raise InputError(
+                f"--gamma is too large for {self.epochs} epochs with --step-size {self.step_size}",
+                value=self.gamma,
+            )
+
+    def _rates_are_finite(self) -> bool:
+        steps = max(self.epochs - 1, 0) // self.step_size
+        try:
+            return self.lr * self.gamma**steps <= MOST_RATE
+        except OverflowError:
+            return False
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -123,24 +174,17 @@ class Config:
         """Read a stored configuration; unknown names are refused."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError("holds no readable configuration", file=file) from error
         return from_mapping(values, file)
 
-
-_LEAST: dict[str, float] = {
-    "layers": 1, "hidden": 1, "heads": 1, "output_heads": 0,
-    "bases": 0, "embedding": 0, "power": 1, "teleport": 0,
-    "adversarial_steps": 0, "lr": 0, "weight_decay": 0, "step_size": 1, "epochs": 0, "patience": 0,
-    "eval_every": 1, "split": 0, "seed": 0, "prefetch": 1, "checkpoint_every": 0, "keep": 1,
-    "time_margin": 0,
-}  # fmt: skip
 
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of a setting: `--weight-decay`."""
     return "--" + name.replace("_", "-")
 
 
@@ -153,14 +197,36 @@ def _check(entry: dataclasses.Field[Any], value: Any) -> None:
     if not wrong and isinstance(value, float) and not math.isfinite(value):
         wrong, wanted = True, "a finite number"
     if wrong:
-        raise InputError(f"{_flag(entry.name)} must be {wanted}", value=value)
+        shown = _shown(value) if isinstance(value, int) else value
+        raise InputError(f"{flag(entry.name)} must be {wanted}", value=shown)
+    if kind in (int, float):
+        check_range(flag(entry.name), value, entry.metadata["least"], entry.metadata["most"])
     choices = entry.metadata["choices"]
     if choices and value not in choices:
-        raise InputError(f"{_flag(entry.name)} must be one of {', '.join(choices)}", value=value)
+        raise InputError(f"{flag(entry.name)} must be one of {', '.join(choices)}", value=value)
+
+
+def check_range(
+    name: str, value: float, least: float | None = None, most: float | None = None
+) -> None:
+    """Refuse a number outside `least .. most`.
+
+    Raises:
+        InputError: `name` with the limit and the value.
+    """
+    if least is not None and value < least:
+        raise InputError(f"{name} must be at least {int(least):,}", value=_shown(value))
+    if most is not None and value > most:
+        raise InputError(f"{name} must be at most {int(most):,}", value=_shown(value))
+
+
+def _shown(value: float) -> float | None:
+    """The value as errors show it: Python prints no integer of thousands of digits."""
+    return None if isinstance(value, int) and value.bit_length() > 128 else value
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `64MiB`, `1.5GB`, `4096`."""
+    """Bytes of `64MiB`, `1.5GB`, `4096`; at most 1 EiB."""
     powers = {"k": 1, "m": 2, "g": 3}
     units = {"": 1, "b": 1}
     for letter, power in powers.items():
@@ -173,6 +239,8 @@ def parse_size(text: str) -> int:
         raise InputError("not a size; write it like 256MiB", value=text) from None
     if size <= 0:
         raise InputError("a size must be above 0", value=text)
+    if size > MOST_BYTES:
+        raise InputError("a size must be at most 1 EiB", value=text)
     return size
 
 
@@ -200,10 +268,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         shown = f"{entry.metadata['help']} (default: {entry.default})"
         common: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS, "help": shown}
         if isinstance(entry.default, bool):
-            group.add_argument(_flag(entry.name), action=argparse.BooleanOptionalAction, **common)
+            group.add_argument(flag(entry.name), action=argparse.BooleanOptionalAction, **common)
         else:
             group.add_argument(
-                _flag(entry.name),
+                flag(entry.name),
                 type=type(entry.default),
                 choices=entry.metadata["choices"] or None,
                 metavar=None if entry.metadata["choices"] else "X",
@@ -223,7 +291,7 @@ def resolve(args: argparse.Namespace, config_file: str | None) -> Config:
             values = tomllib.loads(Path(config_file).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"can't be read: {error.strerror}", file=config_file) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of text, TOML, endless digits or nesting
             raise InputError(f"is no TOML: {error}", file=config_file) from error
         values = dataclasses.asdict(from_mapping(values, config_file))
     for entry in dataclasses.fields(Config):

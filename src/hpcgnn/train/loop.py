@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError, NumericalError, OutputError, say
+from hpcgnn.errors import HpcgnnError, InputError, NumericalError, OutputError, say
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import LabelInput
 from hpcgnn.nn.model import Flow
@@ -22,14 +23,18 @@ from hpcgnn.train.build import build_model, build_optimizer, configure, learning
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.diagnosis import first_gradient, first_layer
+from hpcgnn.train.ending import ENDED, note_end
 from hpcgnn.train.precision import arithmetic
 from hpcgnn.train.profile import Profile
+from hpcgnn.train.progress import Progress
+from hpcgnn.train.resume import check_resumed
 from hpcgnn.train.state import capture, is_sharded, restore_model, restore_optimizer
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.store import CheckpointStore
 from hpcgnn.train.task import find_task, labelled
 from hpcgnn.train.telemetry import Counters, Journal, Reporter, Stopwatch, over_ranks
 
+NO_VALIDATION = "no validation node has a label that can be scored"
 REQUEUE = "REQUEUE"  # left in the run directory by a run that stopped early
 
 
@@ -62,33 +67,61 @@ class Trainer:
         self.device = graph.node_ids.device
         configure(graph, config)
         self.task = find_task(graph, config.metric)
-        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
-        self.parameters = list(self.model.parameters())
-        self.replicated = [p for p in self.parameters if not is_sharded(p)]
-        self.optimizer = build_optimizer(config, self.parameters)
-        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
-        self.progress: dict[str, Any] = {"best": None, "best_epoch": 0, "test_at_best": None}
-        self.epoch = self.start = 0
-        if resume:
-            self._resume()
-        self.journal = self._open_journal()
-        self.reporter = Reporter(config.epochs, self.task.metric)
         labels = graph.labels
         masks = (graph.train_mask, graph.valid_mask, graph.test_mask)
         if labels is None or masks[0] is None:
             raise InputError("the graph has no labels")
         self.labels = labels
         self.masks = masks
+        self.validated = masks[1] is not None and self.task.is_scored(graph, masks[1])
+        if config.patience and not self.validated:
+            raise InputError(
+                f"--patience {config.patience} needs validation nodes whose {self.task.metric} is "
+                "defined, and this split has none: leave it out, or choose another --split"
+            )
+        if not self.validated and self.comm.rank == 0:
+            print(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept", file=sys.stderr, flush=True)
+        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
+        # Before the model is built: one of other settings may not even fit the graph.
+        found = self._find_checkpoint() if resume else None
+        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
+        self.parameters = list(self.model.parameters())
+        self.replicated = [p for p in self.parameters if not is_sharded(p)]
+        self.optimizer = build_optimizer(config, self.parameters)
+        self.progress = Progress()
+        self.epoch = self.start = 0
+        if found is not None:
+            self._restore(*found)
+        self.journal = self._open_journal()
+        self.reporter = Reporter(config.epochs, self.task.metric)
         self.train_rows = labelled(labels, masks[0])
         self.flow = self._message_flow()
 
+    @property
+    def begins(self) -> bool:
+        """Whether `run` will train with the settings of now, or keep the first state of a run."""
+        return self.start == 0 or not self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to be trained: by the number of epochs, or by patience."""
+        return self.epoch >= self.config.epochs or self.progress.ran_out(self.config.patience)
+
     def run(self, profile: Profile | None = None) -> bool:
         """Train to the end, or to an agreed stop; whether the end was reached."""
+        try:
+            return self._run(profile)
+        except HpcgnnError as error:
+            if self.comm.rank == 0:
+                note_end(self.run_dir, f"failed: {error}")
+            raise
+
+    def _run(self, profile: Profile | None) -> bool:
         limit, longest = TimeLimit(), 0.0
         finished = True
         with ExitStack() as signals:
             request = self.stop or signals.enter_context(StopRequest())
-            while self.epoch < self.config.epochs:
+            while not self.ended:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
                 self.epoch += 1
@@ -100,14 +133,13 @@ class Trainer:
                 reason = request.reason
                 if self.comm.rank == 0 and limit.seconds_left() < margin:
                     reason = reason or "the time limit"
-                stop, patience = self._agree(reason)
-                if patience or self.epoch == self.config.epochs:
+                finished = not self._stops(reason) or self.ended
+                if not finished:
                     break
-                if stop:
-                    finished = False
-                    break
-                self._maybe_save()
-            self._save()
+                if not self.ended:
+                    self._maybe_save()
+            if self.epoch > self.start or self.start == 0:
+                self._save()
             self.store.finish()
             self._say_end(finished)
         self._check_failure()
@@ -120,9 +152,9 @@ class Trainer:
         with watch.phase("epoch"), self.comm.at(f"epoch {epoch}"):
             loss = self._step(epoch, watch)
             scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))
-            if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
+            if self._evaluates(epoch):
                 with self.comm.at("evaluation"):
-                    scores = dict(self.evaluate())
+                    scores = self.evaluate()
         return {
             "epoch": epoch,
             "loss": loss,
@@ -213,35 +245,31 @@ class Trainer:
             offset += size
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The metric on the train, valid and test nodes, without dropout."""
+    def evaluate(self) -> dict[str, float | None]:
+        """The metric on the train, valid and test nodes, without dropout; None where undefined."""
         self.model.eval()
         logits = self._logits()
-        return {
-            name: self.task.score(self.graph, logits, mask)
-            for name, mask in zip(("train", "valid", "test"), self.masks, strict=True)
-            if mask is not None
-        }
+        scores: dict[str, float | None] = {}
+        for name, mask in zip(("train", "valid", "test"), self.masks, strict=True):
+            score = math.nan if mask is None else self.task.score(self.graph, logits, mask)
+            scores[name] = score if math.isfinite(score) else None
+        return scores
 
     def _take_note(self, record: dict[str, Any]) -> None:
         if self.journal is not None:
             self.journal.write(record)
         if self.comm.rank == 0:
             self.reporter.epoch(record)
-        valid = record["valid"]
-        best = self.progress["best"]
-        if valid is not None and not math.isnan(valid) and (best is None or valid > best):
-            self.progress = {
-                "best": valid,
-                "best_epoch": record["epoch"],
-                "test_at_best": record["test"],
-            }
-            self._save(best=True)
+        if self._evaluates(record["epoch"]):
+            best = self.progress.note(record["epoch"], record["valid"], record["test"])
+            if best:
+                self._save(best=True)
 
-    def _agree(self, reason: str) -> tuple[bool, bool]:
-        """Whether to stop now and whether patience has run out; the same on all ranks."""
-        waited = self.epoch - self.progress["best_epoch"]
-        patience = bool(self.config.patience) and waited >= self.config.patience
+    def _evaluates(self, epoch: int) -> bool:
+        return epoch % self.config.eval_every == 0 or epoch == self.config.epochs
+
+    def _stops(self, reason: str) -> bool:
+        """Whether a rank was asked to stop; the same on all ranks."""
         failed = bool(self.store.failure()) and self.config.fail_on_checkpoint
         flags = np.array([bool(reason), failed], np.int64)
         stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
@@ -249,7 +277,7 @@ class Trainer:
             self._check_failure()
         if stop and reason:
             self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
-        return bool(stop), patience
+        return bool(stop)
 
     def _maybe_save(self) -> None:
         every = self.config.checkpoint_every
@@ -259,20 +287,22 @@ class Trainer:
     def _save(self, best: bool = False) -> None:
         arrays, sharded = capture(self.model, self.optimizer, self.graph.node_ids)
         checkpoint = Checkpoint(
-            epoch=self.epoch if not best else self.progress["best_epoch"],
+            epoch=self.epoch if not best else self.progress.best_epoch,
             config=self.config,
             graph_fingerprint=self.graph.graph_fingerprint,
             num_parts=self.comm.size,
-            progress=dict(self.progress),
+            progress=self.progress.stored(),
+            task=self.task.stored(),
             arrays=arrays,
             sharded=sharded,
         )
         self.store.save(checkpoint, best=best)
 
-    def _resume(self) -> None:
+    def _find_checkpoint(self) -> tuple[Path, Checkpoint] | None:
+        """The newest whole checkpoint, of this graph and with the settings that define this run."""
         found = self.store.newest()
         if found is None:
-            return
+            return None
         path, checkpoint = found
         if checkpoint.graph_fingerprint != self.graph.graph_fingerprint:
             raise InputError(
@@ -280,28 +310,33 @@ class Trainer:
                 f"{self.graph.graph_fingerprint}); choose another --run-dir",
                 file=path,
             )
-        if checkpoint.config.optimizer != self.config.optimizer:
-            raise InputError(
-                f"was trained with --optimizer {checkpoint.config.optimizer}, not "
-                f"{self.config.optimizer}: name that one, or choose another --run-dir",
-                file=path,
-            )
+        changes = check_resumed(checkpoint.config, self.config, path, checkpoint.epoch)
+        if changes and self.comm.rank == 0:
+            print(f"hpcgnn: warning: {path}: {changes}", file=sys.stderr, flush=True)
+        return found
+
+    def _restore(self, path: Path, checkpoint: Checkpoint) -> None:
+        self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path)
         sharded: dict[str, np.ndarray] = {}
         if any(is_sharded(p) for p in self.parameters):
             sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
         restore_model(self.model, checkpoint, sharded, path)
         restore_optimizer(self.model, self.optimizer, checkpoint, sharded)
-        self.progress, self.epoch = checkpoint.progress, checkpoint.epoch
-        self.start = self.epoch
+        self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")
 
     def _open_journal(self) -> Journal | None:
-        journal, problem = None, None
+        journal: Journal | None = None
+        problem: HpcgnnError | None = None
         if self.comm.rank == 0:
             try:
-                (self.run_dir / REQUEUE).unlink(missing_ok=True)
+                for name in (REQUEUE, ENDED):
+                    (self.run_dir / name).unlink(missing_ok=True)
                 journal = Journal(self.run_dir / "metrics.jsonl", self.epoch)
+            except OSError as error:
+                where = self.run_dir / name
+                problem = OutputError(f"can't be removed: {error.strerror}", file=where)
             except (InputError, OutputError) as error:
                 problem = error
         self.comm.agree(problem, where="metrics.jsonl")
@@ -315,12 +350,33 @@ class Trainer:
         if not finished:
             self.reporter.say(f"stopped after epoch {self.epoch}; run again with --resume")
             return
-        best, test = self.progress["best"], self.progress["test_at_best"]
-        if best is not None and test is not None:
+        reason = self._reason()
+        if self.epoch == self.start > 0:
             self.reporter.say(
-                f"best valid {self.task.metric} {100 * best:.2f} % at epoch "
-                f"{self.progress['best_epoch']}, test there {100 * test:.2f} %"
+                f"{reason} at epoch {self.epoch}; nothing was left to train: more --epochs go on, "
+                "or a larger --patience where that ended it"
             )
+        elif reason != "finished":
+            self.reporter.say(f"{reason}, after epoch {self.epoch}")
+        self.reporter.say(self._best())
+        note_end(self.run_dir, reason)
+
+    def _reason(self) -> str:
+        """Why training ended, as `report` shows it."""
+        progress, patience = self.progress, self.config.patience
+        if not progress.ran_out(patience):
+            return "finished"
+        waited = f"no better validation for {progress.waited} epochs"
+        return f"finished by --patience {patience}: {waited}"
+
+    def _best(self) -> str:
+        progress, metric = self.progress, self.task.metric
+        if progress.best is None:
+            what = "no validation gave a score" if self.validated else NO_VALIDATION
+            return f"{what}: there is no best.h5; last.h5 is the checkpoint of epoch {self.epoch}"
+        text = f"best valid {metric} {100 * progress.best:.2f} % at epoch {progress.best_epoch}"
+        test = progress.test_at_best
+        return text if test is None else f"{text}, test there {100 * test:.2f} %"
 
     def _ask_for_requeue(self) -> None:
         problem: OutputError | None = None

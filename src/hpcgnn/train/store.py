@@ -12,6 +12,7 @@ from hpcgnn.errors import HpcgnnError, InputError, OutputError, say
 from hpcgnn.storage import atomic
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
+from hpcgnn.train.last import name_last
 
 _NAME = re.compile(r"epoch-(\d{6,})\.h5")
 
@@ -41,14 +42,14 @@ class CheckpointStore:
         comm.agree(problem, where="run directory")
 
     def save(self, checkpoint: Checkpoint, best: bool = False) -> None:
-        """Write `epoch-N.h5`, or `best.h5`; returns before it is on disk."""
+        """Write `epoch-N.h5` or `best.h5`, then `last.h5`; returns before it is on disk."""
         name = "best.h5" if best else f"epoch-{checkpoint.epoch:06d}.h5"
         path = self.folder / name
         sharded = self.comm.allreduce(len(checkpoint.sharded), "max", where="checkpoint")
         if sharded:
             try:
                 files.write_sharded(path, checkpoint, self.comm)
-                self._prune()
+                self._written(path, checkpoint.epoch)
             except HpcgnnError as error:
                 self._failed(str(error))
         elif self._writer is not None:
@@ -94,7 +95,7 @@ class CheckpointStore:
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         try:
             files.write(path, checkpoint)
-            self._prune()
+            self._written(path, checkpoint.epoch)
         except Exception as error:  # nobody else would hear of it
             self._failed(str(error) or type(error).__name__)
 
@@ -108,6 +109,12 @@ class CheckpointStore:
             written = self.paths()
             last = written[0].name if written else "none"
             _warn(f"CHECKPOINT NOT WRITTEN: {text}; newest good checkpoint: {last}")
+
+    def _written(self, path: Path, epoch: int) -> None:
+        if self.comm.rank == 0:
+            if epoch >= self.newest_epoch():
+                name_last(path)
+            self._prune()
 
     def _prune(self) -> None:
         if self.comm.rank == 0:

@@ -42,6 +42,32 @@ class Task:
             total = total / logits.shape[1]
         return total / max(count, 1)
 
+    @property
+    def num_labels(self) -> int:
+        """Columns of the labels."""
+        return self.num_outputs if self.multilabel else 1
+
+    def stored(self) -> dict[str, int | str]:
+        """What prediction needs to know of it, for checkpoints."""
+        return {
+            "num_outputs": self.num_outputs,
+            "multilabel": int(self.multilabel),
+            "metric": self.metric,
+        }
+
+    def is_scored(self, graph: PartitionedGraph, mask: Tensor) -> bool:
+        """Whether the metric is defined on the nodes of `mask`, which their labels alone decide."""
+        comm, labels = graph.ring.comm, graph.labels
+        if labels is None:
+            return False
+        labels = labels[labelled(labels, mask)].reshape(-1, self.num_labels)
+        classes = [(labels == value).sum(dim=0) for value in (0, 1)]
+        found = torch.stack([*classes, (labels >= 0).sum(dim=0)]).cpu().numpy()
+        zeros_T, ones_T, known_T = comm.allreduce(found, where="nodes to be scored")
+        if self.metric == "auc":
+            return bool(((zeros_T > 0) & (ones_T > 0)).any())
+        return bool(known_T.any())
+
     def score(self, graph: PartitionedGraph, logits: Tensor, mask: Tensor) -> float:
         """The metric over the labelled nodes of `mask`, of all ranks; nan without any."""
         comm, labels = graph.ring.comm, graph.labels

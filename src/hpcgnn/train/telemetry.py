@@ -142,8 +142,8 @@ class Reporter:
     def epoch(self, record: dict[str, Any]) -> None:
         width = len(str(self.epochs))
         line = f"epoch {record['epoch']:{width}d}/{self.epochs}  loss {record['loss']:.4f}"
-        if record["valid"] is not None:
-            scores = "  ".join(f"{name} {100 * record[name]:.2f}" for name in _SETS)
+        if any(record[name] is not None for name in _SETS):
+            scores = "  ".join(f"{name} {_percent(record[name])}" for name in _SETS)
             line += f"  {self.metric} % {scores}"
         line += (
             f"  {record['epoch_seconds']:.2f} s  wait {record['comm_wait_seconds']['max']:.2f} s"
@@ -159,6 +159,10 @@ class Reporter:
 
 
 _SETS = ("train", "valid", "test")
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.2f}"
 
 
 def human(size: float) -> str:

@@ -1,0 +1,143 @@
+"""Runs that end before their last epoch, and runs whose validation gives no score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcgnn.cli import report
+from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.train import checkpoint as files
+from hpcgnn.train.config import Config
+from hpcgnn.train.loop import Trainer
+from hpcgnn.train.progress import Progress
+from tests.graphs import distribute, random_graph
+
+STILL = {"model": "gcn", "layers": 2, "hidden": 4, "dropout": 0.0, "lr": 0.0, "epochs": 12}
+
+
+def train(comm, folder: Path, *, resume=False, valid=True, changes=(), labels=None, features=None,
+          **settings):  # fmt: skip
+    """Train with a rate of 0, so that no validation is better than the first."""
+    whole = random_graph(40, 160, seed=1)
+    if not valid:
+        whole.split[whole.split == 2] = 0
+    if labels is not None:
+        whole.labels[whole.split == 2] = labels
+    if features is not None:
+        whole.features[:] = features
+    graph = distribute(whole, comm)
+    graph.graph_fingerprint = "f" * 16
+    for name, value in changes:
+        setattr(graph, name, value)
+    trainer = Trainer(graph, Config(**(STILL | settings)), folder, resume=resume)
+    trainer.run()
+    comm.barrier()
+    return trainer
+
+
+def records(folder: Path) -> list[dict]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def status(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps({"epochs": STILL["epochs"]}))
+    return str(report.summarise(folder)["status"])
+
+
+@pytest.mark.mpi
+def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys):
+    """The first chance to stop is the second evaluation."""
+    trainer = train(comm, shared_path, patience=2, eval_every=4)
+    assert (trainer.epoch, trainer.progress.best_epoch) == (8, 4)
+    if comm.rank == 0:
+        assert "by --patience 2: no better validation for 4 epochs" in capsys.readouterr().out
+        assert status(shared_path).startswith("finished by --patience 2")
+        checkpoints = shared_path / "checkpoints"
+        assert files.read(checkpoints / "last.h5").epoch == 8
+        assert files.read(checkpoints / "best.h5").epoch == 4
+
+
+@pytest.mark.mpi
+def test_a_run_that_patience_ended_stays_ended(comm, shared_path, capsys):
+    train(comm, shared_path, patience=2)
+    newest = shared_path / "checkpoints" / "epoch-000003.h5"
+    comm.barrier()
+    written = newest.stat().st_mtime_ns
+    for epochs in (12, 30):
+        again = train(comm, shared_path, patience=2, epochs=epochs, resume=True)
+        assert again.epoch == 3 and not again.begins
+        assert comm.rank or "nothing was left to train" in capsys.readouterr().out
+    comm.barrier()
+    assert newest.stat().st_mtime_ns == written
+    assert train(comm, shared_path, patience=4, resume=True).epoch == 5
+    assert train(comm, shared_path, patience=0, resume=True).epoch == 12
+    assert [record["epoch"] for record in records(shared_path)] == list(range(1, 13))
+
+
+@pytest.mark.mpi
+def test_patience_needs_validation(comm, shared_path):
+    with pytest.raises(InputError, match="--patience 3 needs validation nodes whose accuracy is"):
+        train(comm, shared_path, valid=False, patience=3)
+    classes = {"changes": [("num_classes", 2)], "metric": "auc"}
+    with pytest.raises(InputError, match="--patience 3 needs validation nodes whose auc is"):
+        train(comm, shared_path, labels=1, patience=3, **classes)
+
+
+@pytest.mark.mpi
+def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
+    train(comm, shared_path, valid=False, epochs=3)
+    told = capsys.readouterr()
+    if comm.rank == 0:
+        assert "note: no validation node has a label that can be scored" in told.err
+        assert "there is no best.h5; last.h5 is the checkpoint of epoch 3" in told.out
+        assert [record["valid"] for record in records(shared_path)] == [None] * 3
+        assert all(record["train"] is not None for record in records(shared_path))
+        names = sorted(path.name for path in (shared_path / "checkpoints").iterdir())
+        assert names == ["epoch-000003.h5", "last.h5"]
+        assert status(shared_path) == "finished"
+
+
+@pytest.mark.mpi
+def test_an_error_is_how_a_run_ended(comm, shared_path):
+    train(comm, shared_path, epochs=2)
+    with pytest.raises(NumericalError):
+        train(comm, shared_path, features=1e38, epochs=3, resume=True)
+    comm.barrier()
+    assert comm.rank or status(shared_path).startswith("failed: the loss is ")
+    train(comm, shared_path, epochs=2, resume=True)
+    assert comm.rank or status(shared_path) == "finished"
+
+
+def test_only_scores_count():
+    progress = Progress()
+    assert not any(progress.note(epoch, None, None) for epoch in (5, 10))
+    assert not progress.ran_out(1) and progress.best is None
+    assert progress.note(15, 0.5, None)
+    assert not progress.note(20, None, 0.1)
+    assert not progress.note(25, 0.5, 0.1)
+    assert progress.waited == 5 and progress.ran_out(5) and not progress.ran_out(6)
+    assert not progress.ran_out(0)
+    assert progress.note(27, 0.75, 0.25) and progress.waited == 0
+    assert Progress.of(progress.stored(), 27, Path("c.h5")) == progress
+    older = {"best": 0.5, "best_epoch": 3, "test_at_best": float("nan")}
+    assert Progress.of(older, 10, Path("c.h5")) == Progress(0.5, 3, None, 7, 10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best": "x"}, {"best": 1.5}, {"best": True}, {"best_epoch": "9"}, {"best_epoch": 11},
+        {"best_epoch": -1}, {"best": None}, {"test_at_best": []}, {"waited": 2.5}, {"waited": 11},
+    ],
+)  # fmt: skip
+def test_forged_progress_is_refused(change):
+    good = {"best": 0.5, "best_epoch": 3, "test_at_best": None}
+    with pytest.raises(InputError, match=r"^c\.h5: its progress "):
+        Progress.of(good | change, 10, Path("c.h5"))
