@@ -50,7 +50,7 @@ def test_an_output_that_cant_be_made_ends_all_ranks(mpirun, parts, comm):
 @pytest.mark.mpi
 def test_only_predictions_are_replaced(comm, parts):
     if comm.rank == 0:
-        Path("notes.txt").write_text("not ours")
+        Path("notes.csv").write_text("not ours")
         Path("linked.h5").symlink_to("parts.h5")
         Path("deep").mkdir()
     comm.barrier()
@@ -59,20 +59,20 @@ def test_only_predictions_are_replaced(comm, parts):
         ("deep/../parts.h5", "is read by this very call"),
         ("linked.h5", "is read by this very call"),
         ("g.h5", "is no predictions file of hpcgnn"),
-        ("notes.txt", "is no predictions file of hpcgnn"),
+        ("notes.csv", "is no predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):
             call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
         assert Path(output).read_bytes() == before
     with pytest.raises(InputError, match="is read by this very call"):
-        call(
-            comm, predict, parts, "g.h5", "-o", "g.h5", "--force"
-        )  # whatever is given as the checkpoint
-    call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
-    with pytest.raises(InputError, match=r"pr.h5: exists already: .*--force"):
-        call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
-    call(comm, predict, parts, "--label-propagation", "-o", "pr.h5", "--force")
+        # Whatever is given as the checkpoint.
+        call(comm, predict, parts, "g.h5", "-o", "g.h5", "--force")
+    for output in ("pr.h5", "pr.csv", "pr.npz"):
+        call(comm, predict, parts, "--label-propagation", "-o", output)
+        with pytest.raises(InputError, match=rf"{output}: exists already: .*--force"):
+            call(comm, predict, parts, "--label-propagation", "-o", output)
+        call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
     assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
 
 

@@ -15,9 +15,17 @@ from hpcgnn.errors import HpcgnnError, InputError, say
 from hpcgnn.storage.graph_file import read_counts
 from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
-from hpcgnn.train.config import Config, add_options, parse_size, resolve
+from hpcgnn.train.config import Config, add_options, check_range, parse_size, resolve
 from hpcgnn.train.content import Content, note
-from hpcgnn.train.plan import IMPORTS, Shape, bytes_per_epoch, estimate, smallest_ranks
+from hpcgnn.train.demands import Facts, check_host_features, check_training
+from hpcgnn.train.plan import (
+    IMPORTS,
+    MOST_RANKS,
+    Shape,
+    bytes_per_epoch,
+    estimate,
+    smallest_ranks,
+)
 
 HELP = "say before a job is submitted whether it will fit"
 PARALLEL = False
@@ -44,10 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, comm: None) -> int:
     config = resolve(args, args.config)
-    if args.ranks is not None and args.ranks < 1:
-        raise InputError("--ranks must be at least 1", value=args.ranks)
+    if args.ranks is not None:
+        check_range("--ranks", args.ranks, 1, MOST_RANKS)
     limit = None if args.memory_per_rank is None else parse_size(args.memory_per_rank)
-    shape, shape_at = _shapes(args.graph, args.ranks)
+    shape, shape_at, counts = _shapes(args.graph, args.ranks, config)
+    if shape.ranks > counts.num_nodes:
+        raise InputError(
+            f"--ranks {shape.ranks} would leave parts of {counts.num_nodes} nodes empty: ask for "
+            f"at most {counts.num_nodes}",
+            file=args.graph,
+        )
     content = describe(shape, config)
     content["unused"] = _content(args.graph).unused(config)
     # On a GPU the imports stay in the host's memory.
@@ -58,6 +72,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     if limit is not None:
         start = 1 if fits else shape.ranks + 1
         needed = smallest_ranks(shape_at, config, limit - imports, start)
+        needed = None if needed is None or needed > counts.num_nodes else needed
         if fits:
             needed = min(needed or shape.ranks, shape.ranks)
         content |= {"limit_bytes": limit, "fits": fits, "smallest_ranks": needed}
@@ -81,11 +96,12 @@ def describe(shape: Shape, config: Config) -> dict[str, Any]:
     }
 
 
-def _shapes(path: Path, ranks: int | None) -> tuple[Shape, partial[Shape]]:
-    """The shape of the largest part, and `shape_at(P)` for any number of ranks.
+def _shapes(path: Path, ranks: int | None, config: Config) -> tuple[Shape, partial[Shape], Counts]:
+    """The shape of the largest part, `shape_at(P)` for any number of ranks, and the graph's counts.
 
     Raises:
-        InputError: no graph and no partition, or a damaged header.
+        InputError: no graph and no partition, a damaged header, or a graph that can't be trained
+            on with these settings.
     """
     with Reader(path, None) as reader:
         kind = reader.text("format")
@@ -99,17 +115,46 @@ def _shapes(path: Path, ranks: int | None) -> tuple[Shape, partial[Shape]]:
             prefixes = [f"parts/{part}/" for part in reader.names("parts")]
         else:
             prefixes = [""]
+        _check(config, counts, reader, prefixes[0])
         if any(reader.is_group(f"{prefix}nodes/features") for prefix in prefixes):
             sizes = {entry["name"]: entry["shape"][0] for entry in reader.walk() if entry["shape"]}
             stored = sum(sizes.get(f"{prefix}nodes/features/indices", 0) for prefix in prefixes)
         weighted = reader.has(f"{prefixes[0]}{'in' if prefixes[0] else 'edges'}/weight")
         shape_at = partial(_even, counts, stored, _edge_bytes(counts, weighted), symmetric)
         if kind == GRAPH:
-            return shape_at(ranks or 1), shape_at
-        parts = reader.integer("num_parts", 1, 1 << 20)
+            return shape_at(ranks or 1), shape_at, counts
+        parts = reader.integer("num_parts", 1, MOST_RANKS)
         if ranks not in (None, parts):
-            return shape_at(ranks or 1), shape_at
-        return _largest(reader, shape_at(parts), parts), shape_at
+            return shape_at(ranks or 1), shape_at, counts
+        return _largest(reader, shape_at(parts), parts), shape_at, counts
+
+
+def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
+    """Refuse what `train` would."""
+    kinds = {
+        "sparse": reader.is_group(f"{prefix}nodes/features"),
+        "dense": counts.num_features > 0,
+        "typed": reader.is_group(f"{prefix}nodes/typed_features"),
+    }
+    facts = Facts(
+        features=next((kind for kind in ("typed", "sparse", "dense") if kinds[kind]), "none"),
+        labels=reader.has(f"{prefix}nodes/labels") and counts.num_splits > 0,
+        multilabel=bool(counts.multilabel),
+        num_outputs=counts.num_classes,
+        num_relations=counts.num_relations,
+    )
+    try:
+        check_training(config, facts)
+    except InputError as error:
+        raise InputError(str(error), file=reader.path) from None
+    if config.split >= counts.num_splits:
+        raise InputError(
+            f"has {counts.num_splits} splits, none with this number",
+            file=reader.path,
+            value=config.split,
+        )
+    if config.device == "cuda" and config.features_on == "host" and facts.features == "dense":
+        check_host_features(config)
 
 
 def _content(path: Path) -> Content:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.errors import InputError, say
+from hpcgnn.train.config import HIGHEST, check_range
+from hpcgnn.train.prediction_file import check_ending, format_of
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -21,8 +24,19 @@ PARALLEL = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("partition", help="partition file with one part per rank")
-    parser.add_argument("checkpoint", nargs="?", help="checkpoint file of a training run")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.h5")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint file of a training run, or its run directory: best.h5 there, or last.h5 "
+        "where no validation gave a score",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="OUT.h5 (HDF5), OUT.csv or OUT.npz",
+    )
     parser.add_argument("--force", action="store_true", help="replace former predictions")
     parser.add_argument(
         "--embeddings", action="store_true", help="also write what the last layer reads"
@@ -62,10 +76,11 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     where, checkpoint = Config(), None
     if not args.label_propagation:
         with comm.at("read the checkpoint"):
-            checkpoint = read_checkpoint(Path(args.checkpoint), comm)
+            path, checkpoint = read_checkpoint(Path(args.checkpoint), comm)
+        args.checkpoint = str(path)
         # As in training, on what is there now; nothing is kept for a backward.
         where = replace(checkpoint.config, transport="auto", mode="sar")
-    split = where.split if args.split is None else args.split
+    split = _split(args, comm, checkpoint)
     where = replace(where, device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
@@ -74,8 +89,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     with comm.at("write the predictions"):
         write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
-        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
+        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
+        shown = shown or "not known without labels of nodes to score"
         say(f"{found.metric} of {source}: {shown}")
         say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
     return 0
@@ -106,7 +122,38 @@ def _predict(
     }
 
 
+def _split(args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint | None) -> int:
+    """The split asked for, or that of the checkpoint on its own graph, or the first; collective."""
+    from hpcgnn.storage.parallel import agreed
+    from hpcgnn.storage.reader import Reader
+    from hpcgnn.storage.schema import PARTITION
+
+    fingerprint = ""
+    with agreed(comm, "open the partition"):
+        if comm.rank == 0:
+            with Reader(args.partition, PARTITION) as reader:
+                fingerprint = reader.text("graph_fingerprint")
+    fingerprint = comm.broadcast(fingerprint, where="open the partition")
+    trained = None
+    if checkpoint is not None and checkpoint.graph_fingerprint == fingerprint:
+        trained = checkpoint.config.split
+    if args.split is None:
+        return trained or 0
+    if trained not in (None, args.split) and comm.rank == 0:
+        print(
+            f"hpcgnn: warning: the model was trained on split {trained}: among the nodes that "
+            f"split {args.split} is scored on are some that it was trained on",
+            file=sys.stderr,
+            flush=True,
+        )
+    chosen: int = args.split
+    return chosen
+
+
 def _check(args: argparse.Namespace) -> None:
+    check_ending(Path(args.output))
+    if args.split is not None:
+        check_range("--split", args.split, 0, HIGHEST)
     if not args.label_propagation:
         if args.checkpoint is None:
             raise InputError("give a checkpoint, or --label-propagation to do without")
@@ -128,7 +175,9 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     from hpcgnn.storage.schema import PREDICTIONS
 
     out, inputs = Path(args.output), [args.partition, args.checkpoint]
-    check_output_together(comm, out, PREDICTIONS, force=args.force, inputs=inputs)
+    check_output_together(
+        comm, out, PREDICTIONS, force=args.force, inputs=inputs, read_format=format_of
+    )
     with agreed(comm, "check the output"):
         if comm.rank == 0:
             with atomic.claim(out):

@@ -107,6 +107,6 @@ class LabelInput(torch.nn.Module):
         if not isinstance(x_NF, Tensor):
             raise InputError("--labels-as-input needs dense features")
         shown = self.shown(graph)
-        labels = graph.labels.clamp(min=0)  # type: ignore[union-attr]
+        labels = torch.where(shown, graph.labels, 0)  # type: ignore[arg-type]
         rows_NC = functional.one_hot(labels, self.num_classes).to(x_NF.dtype) * shown[:, None]
         return torch.cat([x_NF, rows_NC], dim=1)

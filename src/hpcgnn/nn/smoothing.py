@@ -51,8 +51,9 @@ def known_labels(graph: PartitionedGraph, mask_N: Tensor, num_classes: int) -> T
     """One-hot labels of the nodes in `mask_N` that have one, 0 elsewhere: `[n, C]`."""
     if graph.labels is None:
         return torch.zeros(graph.num_local_nodes, num_classes, device=graph.node_ids.device)
-    rows_NC = functional.one_hot(graph.labels.clamp(min=0), num_classes).float()
-    return rows_NC * (mask_N & (graph.labels >= 0))[:, None]
+    known_N = mask_N & (graph.labels >= 0)
+    labels_N = torch.where(known_N, graph.labels, 0)
+    return functional.one_hot(labels_N, num_classes).float() * known_N[:, None]
 
 
 def label_propagation(

@@ -8,6 +8,9 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition.sorting import Array, Int64
 from hpcgnn.storage.graph_file import Slab
 
+MOST_COST = 1_000_000  # costs of all nodes and edges add up within 64 bits
+MOST_PASSES = 1000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -27,15 +30,16 @@ class Options:
     def __post_init__(self) -> None:
         if not 1.0 < self.imbalance < 1000:
             raise InputError("--imbalance must be above 1", value=self.imbalance)
-        if self.node_cost < 0 or self.edge_cost < 0 or self.node_cost + self.edge_cost == 0:
+        costs = self.node_cost, self.edge_cost
+        if not all(0 <= cost <= MOST_COST for cost in costs) or not any(costs):
             raise InputError(
-                "--node-cost and --edge-cost must not be negative, nor both 0",
-                value=(self.node_cost, self.edge_cost),
+                f"--node-cost and --edge-cost must lie in 0 .. {MOST_COST}, and not both be 0",
+                value=costs,
             )
         if not 0 <= self.seed < 2**31:
             raise InputError("--seed must be in 0 .. 2^31 - 1", value=self.seed)
-        if self.refine < 0:
-            raise InputError("--refine must not be negative", value=self.refine)
+        if not 0 <= self.refine <= MOST_PASSES:
+            raise InputError(f"--refine must lie in 0 .. {MOST_PASSES}", value=self.refine)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_output(
-    path: Path, format: str, *, force: bool, inputs: Iterable[str | Path | None] = ()
+    path: Path,
+    format: str,
+    *,
+    force: bool,
+    inputs: Iterable[str | Path | None] = (),
+    read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
     """Nothing lies under the name, or what may be replaced: by `force`, a file of this format.
 
@@ -24,6 +29,7 @@ def check_output(
         format: of the file to be, one of `schema.WHAT`.
         force: replace a former file.
         inputs: what the same call reads, which is never replaced; None and absent files are none.
+        read_format: tells the format of a file that is there, for those that are not HDF5.
 
     Raises:
         InputError: something else lies there, or a former file without `force`.
@@ -38,7 +44,7 @@ def check_output(
         raise InputError("is read by this very call: choose another name", file=path)
     if not force and stat.S_ISREG(mode):
         raise InputError("exists already: choose another name, or say --force", file=path)
-    if not stat.S_ISREG(mode) or format_of(path) != format:
+    if not stat.S_ISREG(mode) or read_format(path) != format:
         raise InputError(
             f"exists and is no {WHAT[format]} of hpcgnn, so --force doesn't replace it: choose "
             "another name, or remove it",
@@ -53,12 +59,13 @@ def check_output_together(
     *,
     force: bool,
     inputs: Iterable[str | Path | None] = (),
+    read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
     """`check_output` as rank 0 sees the files; collective, and so are its errors."""
     error: InputError | None = None
     if comm.rank == 0:
         try:
-            check_output(path, format, force=force, inputs=inputs)
+            check_output(path, format, force=force, inputs=inputs, read_format=read_format)
         except InputError as caught:
             error = caught
     # Told to all first: it is nothing about rank 0.

@@ -67,7 +67,7 @@ def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> Mo
         InputError: the graph lacks what the model needs.
     """
     torch.manual_seed(config.seed)
-    inputs = _inputs(config, graph)
+    inputs = _inputs(config, graph, num_outputs)
     after: torch.nn.Module | None = None
     if config.model == "appnp":
         after = nn.APPNP(config.power, config.teleport)
@@ -90,7 +90,7 @@ def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> Mo
     return Model(inputs, stack, after)
 
 
-def _inputs(config: Config, graph: PartitionedGraph) -> torch.nn.Module:
+def _inputs(config: Config, graph: PartitionedGraph, num_outputs: int) -> torch.nn.Module:
     inputs: torch.nn.Module
     if graph.typed_features:
         inputs = TypedInput(graph, config.embedding or config.hidden, config.seed)
@@ -99,7 +99,7 @@ def _inputs(config: Config, graph: PartitionedGraph) -> torch.nn.Module:
     else:
         inputs = FeatureInput(graph)
     if config.labels_as_input:
-        inputs = LabelInput(inputs, graph.num_classes, config.labels_as_input)
+        inputs = LabelInput(inputs, num_outputs, config.labels_as_input)
     return inputs
 
 

@@ -43,6 +43,11 @@ def best_or_last(place: Path) -> Path:
         InputError: the directory has neither.
     """
     if not place.is_dir():
+        if place.name == BEST and not place.exists() and place.with_name(LAST).is_file():
+            raise InputError(
+                f"no such file, since no validation gave a score: name {LAST}, which is beside it",
+                file=place,
+            )
         return place
     for name in (BEST, LAST):
         found = place / "checkpoints" / name

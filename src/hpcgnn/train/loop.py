@@ -22,6 +22,7 @@ from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model, build_optimizer, configure, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
 from hpcgnn.train.config import Config
+from hpcgnn.train.demands import check_training
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.ending import ENDED, note_end
 from hpcgnn.train.precision import arithmetic
@@ -31,7 +32,7 @@ from hpcgnn.train.resume import check_resumed
 from hpcgnn.train.state import capture, is_sharded, restore_model, restore_optimizer
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.store import CheckpointStore
-from hpcgnn.train.task import find_task, labelled
+from hpcgnn.train.task import facts_of, find_task, labelled
 from hpcgnn.train.telemetry import Counters, Journal, Reporter, Stopwatch, over_ranks
 
 NO_VALIDATION = "no validation node has a label that can be scored"
@@ -66,6 +67,7 @@ class Trainer:
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
         configure(graph, config)
+        check_training(config, facts_of(graph))
         self.task = find_task(graph, config.metric)
         labels = graph.labels
         masks = (graph.train_mask, graph.valid_mask, graph.test_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +15,36 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
-from hpcgnn.storage import atomic
 from hpcgnn.storage.parallel import agreed
-from hpcgnn.storage.schema import PREDICTIONS, VERSION
 from hpcgnn.train import checkpoint as files
+from hpcgnn.train import prediction_file
 from hpcgnn.train.build import build_model, configure
 from hpcgnn.train.checkpoint import Checkpoint
+from hpcgnn.train.demands import check_model
+from hpcgnn.train.last import best_or_last
 from hpcgnn.train.precision import arithmetic
+from hpcgnn.train.prediction_file import PredictionFile
 from hpcgnn.train.state import is_sharded, restore_model
-from hpcgnn.train.task import Task, find_task
+from hpcgnn.train.task import Task, facts_of, find_task
 
 SLAB_BYTES = 64 << 20
 
 
-def read_checkpoint(path: Path, comm: Communicator) -> Checkpoint:
-    """The checkpoint without sharded rows, read by rank 0; collective.
+def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
+    """A checkpoint without sharded rows, and its file; read by rank 0; collective.
+
+    Args:
+        place: its file, or a run directory: the best checkpoint, or the last without one.
 
     Raises:
         InputError: missing, damaged, or no checkpoint.
     """
-    found: Checkpoint | None = None
+    found: tuple[Path, Checkpoint] | None = None
     with agreed(comm, "read the checkpoint"):
         if comm.rank == 0:
-            found = files.read(path)
-    whole: Checkpoint = comm.broadcast(found, where="checkpoint")
+            path = best_or_last(place)
+            found = path, files.read(path)
+    whole: tuple[Path, Checkpoint] = comm.broadcast(found, where="checkpoint")
     return whole
 
 
@@ -69,7 +76,12 @@ class Predictor:
                 file=path,
             )
         configure(graph, config)
-        self.task: Task = find_task(graph, config.metric)
+        # Older checkpoints don't say what they learned; their own graph does.
+        known = checkpoint.task
+        self.task = Task.of(known, path) if known else find_task(graph, config.metric)
+        if config.labels_as_input:
+            _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
+        check_model(config, facts_of(graph))
         self.device = graph.node_ids.device
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         sharded: dict[str, np.ndarray] = {}
@@ -93,6 +105,8 @@ class Predictor:
         graph, model = self.graph, self.model
         if smooth and self.task.multilabel:
             raise InputError("--correct-and-smooth needs one class per node")
+        if smooth:
+            _check_known_labels(graph, self.task, "--correct-and-smooth")
         with arithmetic(self.checkpoint.config.precision, self.device):
             scores = model(graph).float()
         rows: dict[str, np.ndarray] = {}
@@ -153,12 +167,36 @@ def _prediction(
     graph: PartitionedGraph, task: Task, rows: dict[str, np.ndarray], scores_NC: Tensor
 ) -> Prediction:
     masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
-    scores = {
-        name: task.score(graph, scores_NC, mask) for name, mask in masks.items() if mask is not None
-    }
+    scores = {}
+    for name, mask in masks.items():
+        if mask is not None and task.fits_labels(graph):
+            score = task.score(graph, scores_NC, mask)
+            if math.isfinite(score):
+                scores[name] = score
     return Prediction(
         rows | {"original_ids": graph.original_ids.cpu().numpy()}, task.metric, scores
     )
+
+
+def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> None:
+    """Labels of training nodes, of classes that the model knows; collective.
+
+    Raises:
+        InputError: there are none, or one is of another class.
+    """
+    most = count = -1
+    if graph.labels is not None and graph.train_mask is not None and graph.labels.dim() == 1:
+        known = graph.labels[graph.train_mask & (graph.labels >= 0)]
+        count, most = len(known), int(known.max()) if len(known) else -1
+    count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
+    if count <= 0:
+        raise InputError(f"{reader} reads the labels of training nodes, and this graph has none")
+    if most >= task.num_outputs:
+        raise InputError(
+            f"{reader} reads the labels of training nodes, which must be classes of the model: "
+            f"0 .. {task.num_outputs - 1}",
+            value=int(most),
+        )
 
 
 def _train_mask(graph: PartitionedGraph) -> Tensor:
@@ -182,24 +220,25 @@ def write_predictions(
 ) -> None:
     """Write rows of all ranks in the order of the graph's nodes; collective.
 
+    The ending of `path` says as what, see `prediction_file`.
     Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
 
     Raises:
         OutputError: the file can't be written.
     """
     comm = graph.ring.comm
-    output: atomic.OutputFile | None = None
+    output: PredictionFile | None = None
     with ExitStack() as stack:
         with agreed(comm, "start the predictions"):
             if comm.rank == 0:
-                output = stack.enter_context(atomic.create(path))
-        _write_slabs(comm, graph, rows, output)
+                output = stack.enter_context(prediction_file.create(path))
+                output.lay_out(graph.num_nodes, rows)
+        for names in prediction_file.passes(path, list(rows)):
+            _write_slabs(comm, graph, {name: rows[name] for name in names}, output)
         with agreed(comm, "name the predictions"):
             if output is not None:
-                output.set_attributes(
+                output.finish(
                     {
-                        "format": PREDICTIONS,
-                        "version": VERSION,
                         "num_nodes": graph.num_nodes,
                         "graph_fingerprint": graph.graph_fingerprint,
                         **attributes,
@@ -212,32 +251,27 @@ def _write_slabs(
     comm: Communicator,
     graph: PartitionedGraph,
     rows: dict[str, np.ndarray],
-    output: atomic.OutputFile | None,
+    output: PredictionFile | None,
 ) -> None:
     ids = graph.node_ids.cpu().numpy()
     order = np.argsort(ids)
     ids = ids[order]
-    widest = max(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
+    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
     step = max(1, SLAB_BYTES // max(widest, 1))
-    datasets = {}
-    with agreed(comm, "lay out the predictions"):
-        if output is not None:
-            for name, array in rows.items():
-                shape = (graph.num_nodes, *array.shape[1:])
-                datasets[name] = output.dataset(name, array.dtype, shape)
     for low in range(0, graph.num_nodes, step):
         high = min(low + step, graph.num_nodes)
         mine = slice(*np.searchsorted(ids, (low, high)))
         there = _to_root(comm, ids[mine])
+        slabs = {}
         for name, array in rows.items():
             values = _to_root(comm, array[order[mine]])
-            # Agreed for each slab, or the other ranks would wait for one that has given up.
-            with agreed(comm, "write the predictions"):
-                if output is not None:
-                    slab = np.empty((high - low, *array.shape[1:]), array.dtype)
-                    slab[there - low] = values
-                    datasets[name][low:high] = slab
-                    output.check()
+            if output is not None:
+                slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
+                slabs[name][there - low] = values
+        # Agreed for each slab, or the other ranks would wait for one that has given up.
+        with agreed(comm, "write the predictions"):
+            if output is not None:
+                output.put(low, slabs)
 
 
 def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:

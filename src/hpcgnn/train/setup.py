@@ -13,15 +13,13 @@ from hpcgnn.comm.copier import CudaCopier
 from hpcgnn.comm.device import describe, pick_device
 from hpcgnn.comm.gpu_mpi import choose_transport
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train.config import Config, parse_size
+from hpcgnn.train.demands import check_host_features
 from hpcgnn.train.memory import explained
 from hpcgnn.train.precision import prepare
-
-_ADDS_FEATURES_FIRST = ("gin", "rgcn")
 
 
 def open_part(path: str | Path, comm: Communicator, config: Config) -> PartitionedGraph:
@@ -54,12 +52,7 @@ def place(graph: PartitionedGraph, device: torch.device, config: Config) -> Part
     """The part on a GPU, its features there or in pinned host memory."""
     features = graph.features
     if config.features_on == "host" and isinstance(features, Tensor):
-        if config.model in _ADDS_FEATURES_FIRST or config.embedding or config.adversarial_steps:
-            raise InputError(
-                "--features-on host needs a model that multiplies the features before all else: "
-                "gcn, sage, gat, gatv2, sgc, appnp or dagnn, without --embedding and "
-                "--adversarial-steps"
-            )
+        check_host_features(config)
         graph.features = HostRows(features.pin_memory(), CudaCopier(device))
     with explained(graph, config, device):
         graph = graph.to(device)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.train import metrics
+from hpcgnn.train.demands import Facts, chosen_metric
+
+_MOST_OUTPUTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,30 @@ class Task:
             )  # fmt: skip
             total = total / logits.shape[1]
         return total / max(count, 1)
+
+    @staticmethod
+    def of(values: dict[str, Any], path: Path) -> Task:
+        """The task that a checkpoint stores; without training nodes.
+
+        Raises:
+            InputError: what is stored can't be.
+        """
+        outputs, several, metric = (
+            values.get(name) for name in ("num_outputs", "multilabel", "metric")
+        )
+        good = several in (0, 1) and metric in ("accuracy", "auc", "f1")
+        if not good or type(outputs) is not int or not 1 <= outputs <= _MOST_OUTPUTS:
+            raise InputError("its task can't be", file=path, value=values)
+        return Task(outputs, bool(several), chosen_metric(str(metric), bool(several), outputs), 0)
+
+    def fits_labels(self, graph: PartitionedGraph) -> bool:
+        """Whether the labels of a graph, maybe not the one trained on, can be compared at all."""
+        labels = graph.labels
+        if labels is None or self.multilabel != (labels.dim() == 2):
+            return False
+        if self.multilabel:
+            return labels.shape[1] == self.num_outputs
+        return self.metric != "auc" or graph.num_classes <= self.num_outputs
 
     @property
     def num_labels(self) -> int:
@@ -89,6 +118,22 @@ def labelled(labels: Tensor, mask: Tensor) -> Tensor:
     return torch.nonzero(mask & known).flatten()
 
 
+def facts_of(graph: PartitionedGraph) -> Facts:
+    """What this graph has."""
+    features = "none" if graph.features is None else "dense"
+    if isinstance(graph.features, SparseRows):
+        features = "sparse"
+    labels = graph.labels
+    multilabel = labels is not None and labels.dim() == 2
+    return Facts(
+        features="typed" if graph.typed_features else features,
+        labels=labels is not None and graph.train_mask is not None,
+        multilabel=multilabel,
+        num_outputs=labels.shape[1] if labels is not None and multilabel else graph.num_classes,
+        num_relations=graph.num_relations,
+    )
+
+
 def find_task(graph: PartitionedGraph, metric: str) -> Task:
     """The task that the graph's labels pose; collective.
 
@@ -103,12 +148,5 @@ def find_task(graph: PartitionedGraph, metric: str) -> Task:
     if count == 0:
         raise InputError("no training node has a label; choose another --split")
     num_outputs = labels.shape[1] if multilabel else graph.num_classes
-    if metric == "auto":
-        metric = "f1" if multilabel else "accuracy"
-    if metric == "auc" and not multilabel and num_outputs != 2:
-        raise InputError("--metric auc needs two classes", value=num_outputs)
-    if metric == "f1" and not multilabel:
-        raise InputError("--metric f1 needs several labels per node; use accuracy")
-    if metric == "accuracy" and multilabel:
-        raise InputError("--metric accuracy needs one class per node; use f1 or auc")
+    metric = chosen_metric(metric, multilabel, num_outputs)
     return Task(num_outputs, multilabel, metric, count)

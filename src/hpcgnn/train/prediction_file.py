@@ -1,0 +1,187 @@
+"""Files of predictions, by the ending of their name: HDF5, NumPy's npz, or CSV.
+
+Rows come slab by slab, of all arrays together or (npz) of one array after the other; a file has its
+name when it is whole. A CSV has the columns `original_id`, `class`, `probability_0` and on, and
+`embedding_0` and on; with several labels at once `class_0` and on, 0 or 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage import atomic, reader
+from hpcgnn.storage.schema import PREDICTIONS, VERSION
+
+Rows = Mapping[str, np.ndarray]
+Attributes = Mapping[str, int | str | dict]
+
+ENDINGS = (".h5", ".csv", ".npz")
+_CSV_BEGIN = b"original_id,"
+_COLUMNS = {
+    "original_ids": "original_id",
+    "classes": "class",
+    "probabilities": "probability",
+    "embeddings": "embedding",
+}
+
+
+class PredictionFile(Protocol):
+    """A file being written by one rank."""
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        """Make room for arrays of `num_nodes` rows like these."""
+
+    def put(self, low: int, slabs: Rows) -> None:
+        """Write the rows from `low` on."""
+
+    def finish(self, attributes: Attributes) -> None:
+        """Say where they come from, and write the last."""
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a name that doesn't say which kind of file it is to be.
+
+    Raises:
+        InputError: an unknown ending.
+    """
+    if path.suffix not in ENDINGS:
+        kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        raise InputError(f"-o must end in {kinds}, which says what is written", value=str(path))
+
+
+def format_of(path: Path) -> str | None:
+    """`PREDICTIONS` for a file that was written here, whatever its ending; else its HDF5 format."""
+    try:
+        if path.suffix == ".csv":
+            with path.open("rb") as file:
+                return PREDICTIONS if file.read(len(_CSV_BEGIN)) == _CSV_BEGIN else None
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                names = set(archive.namelist())
+            return PREDICTIONS if {"original_ids.npy", "attributes.npy"} <= names else None
+    except (OSError, zipfile.BadZipFile):
+        return None
+    return reader.format_of(path)
+
+
+def passes(path: Path, names: list[str]) -> list[list[str]]:
+    """Which arrays are put together; the same on all ranks."""
+    return [[name] for name in names] if path.suffix == ".npz" else [names]
+
+
+@contextmanager
+def create(path: Path) -> Iterator[PredictionFile]:
+    """A new file of the kind that its ending asks for.
+
+    Raises:
+        InputError: an unknown ending.
+        OutputError: it can't be written; what was there before is intact.
+    """
+    check_ending(path)
+    if path.suffix == ".h5":
+        with atomic.create(path) as output:
+            yield _Hdf5(output)
+        return
+    with atomic.claim(path) as temporary:
+        try:
+            with temporary.open("r+b") as file:
+                yield _Npz(file) if path.suffix == ".npz" else _Csv(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise atomic.write_error(path, error) from None
+        atomic.publish(temporary, path)
+
+
+class _Hdf5:
+    def __init__(self, output: atomic.OutputFile) -> None:
+        self._output = output
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        for name, array in like.items():
+            self._output.dataset(name, array.dtype, (num_nodes, *array.shape[1:]))
+
+    def put(self, low: int, slabs: Rows) -> None:
+        for name, rows in slabs.items():
+            self._output.h5[name][low : low + len(rows)] = rows
+        self._output.check()
+
+    def finish(self, attributes: Attributes) -> None:
+        self._output.set_attributes({"format": PREDICTIONS, "version": VERSION, **attributes})
+
+
+class _Npz:
+    """Arrays by name, and `attributes`: JSON text."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._archive = zipfile.ZipFile(file, "w")
+        self._num_nodes = 0
+        self._member: IO[bytes] | None = None
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        self._num_nodes = num_nodes
+
+    def put(self, low: int, slabs: Rows) -> None:
+        ((name, rows),) = slabs.items()
+        if self._member is None:
+            shape = (self._num_nodes, *rows.shape[1:])
+            self._member = self._open(name, rows.dtype, shape)
+        self._member.write(np.ascontiguousarray(rows).tobytes())
+        if low + len(rows) == self._num_nodes:
+            self._member.close()
+            self._member = None
+
+    def finish(self, attributes: Attributes) -> None:
+        text = np.array(json.dumps({"format": PREDICTIONS, **attributes}, sort_keys=True))
+        with self._open("attributes", text.dtype, ()) as member:
+            member.write(text.tobytes())
+        self._archive.close()
+
+    def _open(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
+        member = self._archive.open(f"{name}.npy", "w", force_zip64=True)
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(member, header)
+        return member
+
+
+class _Csv:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        names = [column for column, _ in _columns(like)]
+        self._file.write((",".join(names) + "\n").encode())
+
+    def put(self, low: int, slabs: Rows) -> None:
+        columns = _columns(slabs)
+        kinds = [(name, column.dtype) for name, column in columns]
+        records = np.empty(len(columns[0][1]), kinds)
+        for name, column in columns:
+            records[name] = column
+        # Nine digits tell every float32 apart.
+        formats = ["%.9g" if column.dtype.kind == "f" else "%d" for _, column in columns]
+        np.savetxt(self._file, records, fmt=",".join(formats))
+
+    def finish(self, attributes: Attributes) -> None:
+        """A CSV holds nothing but its rows."""
+
+
+def _columns(rows: Rows) -> list[tuple[str, np.ndarray]]:
+    found: list[tuple[str, np.ndarray]] = []
+    for name, title in _COLUMNS.items():
+        array = rows.get(name)
+        if array is not None and array.ndim == 1:
+            found.append((title, array))
+        elif array is not None:
+            found += [(f"{title}_{k}", array[:, k]) for k in range(array.shape[1])]
+    return found

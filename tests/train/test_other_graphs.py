@@ -1,0 +1,141 @@
+"""Predictions on graphs that a model wasn't trained on: only what it reads is asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config
+from hpcgnn.train.loop import Trainer
+from hpcgnn.train.predict import Predictor, read_checkpoint, write_predictions
+from hpcgnn.train.prediction_file import check_ending
+from tests.graphs import collect, distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+WHOLE = random_graph(40, 160, seed=1)
+SMALL = {"model": "sage", "layers": 2, "hidden": 4, "epochs": 2, "seed": 3}
+
+
+@pytest.fixture
+def trained(comm, shared_path):
+    """`trained(labels_as_input=0.5)`: checkpoint file and checkpoint of a run on `WHOLE`."""
+
+    def train(**settings):
+        graph = distribute(WHOLE, comm)
+        graph.graph_fingerprint = "f" * 16
+        Trainer(graph, Config(**(SMALL | settings)), shared_path).run()
+        comm.barrier()
+        return read_checkpoint(shared_path, comm)
+
+    return train
+
+
+def predict(comm, trained, *, whole=WHOLE, smooth=False, **changes):
+    """Probabilities of all nodes on an unknown graph, and the scores."""
+    path, checkpoint = trained
+    graph = distribute(whole, comm)
+    for name, value in changes.items():
+        setattr(graph, name, value)
+    found = Predictor(graph, checkpoint, path, any_graph=True).run(smooth=smooth)
+    return collect(graph, torch.from_numpy(found.rows["probabilities"])), found.scores
+
+
+BARE = {"labels": None, "train_mask": None, "valid_mask": None, "test_mask": None}
+CASES = {
+    "no labels": BARE | {"num_classes": 0},
+    "no split": {"train_mask": None, "valid_mask": None, "test_mask": None},
+    "fewer classes": {"num_classes": 1},
+    "more classes": {"num_classes": 9},
+}
+
+
+def test_labels_are_not_asked_for(comm, trained):
+    found = trained()
+    expected, scores = predict(comm, found)
+    assert expected.shape == (40, 3) and scores.keys() == {"train", "valid", "test"}
+    for name, changes in CASES.items():
+        same, scores = predict(comm, found, **changes)
+        assert torch.equal(same, expected), name
+        assert (scores == {}) == (name in ("no labels", "no split"))
+    unknown = replace(WHOLE, labels=np.full(40, -1), split=np.zeros(40, np.int8))
+    same, scores = predict(comm, found, whole=unknown)
+    assert torch.equal(same, expected) and scores == {}
+    several = torch.zeros(distribute(WHOLE, comm).num_local_nodes, 5, dtype=torch.int8)
+    same, scores = predict(comm, found, labels=several, num_classes=5)
+    assert torch.equal(same, expected) and scores == {}
+    larger, _ = predict(comm, found, whole=random_graph(70, 300, seed=2), **CASES["no labels"])
+    assert larger.shape == (70, 3)
+
+
+def test_what_reads_labels_says_so(comm, trained):
+    found = trained(labels_as_input=0.5)
+    expected, _ = predict(comm, found)
+    hidden = replace(WHOLE, labels=np.where(WHOLE.split == 1, WHOLE.labels, 7))
+    same, _ = predict(comm, found, whole=hidden, num_classes=8)  # other nodes' classes aren't read
+    assert torch.equal(same, expected)
+    untold = replace(WHOLE, split=np.where(WHOLE.split == 1, 0, WHOLE.split))
+    foreign = replace(WHOLE, labels=np.where(WHOLE.split == 1, 7, WHOLE.labels))
+    reader = "a model trained with --labels-as-input reads the labels of training nodes"
+    for whole, changes, words in (
+        (WHOLE, BARE, "and this graph has none"),
+        (untold, {}, "and this graph has none"),
+        (foreign, {}, r"which must be classes of the model: 0 .. 2 \(found 7\)"),
+    ):
+        with pytest.raises(InputError, match=f"{reader}, {words}"):
+            predict(comm, found, whole=whole, **changes)
+
+
+def test_smoothing_reads_labels(comm, trained):
+    found = trained()
+    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* and this graph has none"):
+        predict(comm, found, smooth=True, **BARE)
+    path, checkpoint = found
+    older = path, replace(checkpoint, task={})
+    assert torch.equal(predict(comm, older)[0], predict(comm, found)[0])
+    for task in ({"num_outputs": 1 << 40}, {"num_outputs": "3"}, {"metric": "luck"}):
+        forged = replace(checkpoint, task=checkpoint.task | task)
+        with pytest.raises(InputError, match="its task can't be"):
+            predict(comm, (path, forged))
+
+
+@pytest.mark.parametrize("slab", [64 << 20, 200])
+def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch, slab):
+    monkeypatch.setattr("hpcgnn.train.predict.SLAB_BYTES", slab)
+    path, checkpoint = trained()
+    graph = distribute(WHOLE, comm)
+    graph.original_ids = graph.node_ids + (1 << 60)
+    rows = Predictor(graph, checkpoint, path, any_graph=True).run(embeddings=True).rows
+    for ending in ("h5", "npz", "csv"):
+        write_predictions(shared_path / f"p.{ending}", graph, rows, {"epoch": 2})
+    comm.barrier()
+    with h5py.File(shared_path / "p.h5") as file:
+        whole = {name: file[name][()] for name in file}
+    with np.load(shared_path / "p.npz") as archive:
+        assert set(archive.files) == {*whole, "attributes"}
+        for name, values in whole.items():
+            assert archive[name].dtype == values.dtype
+            np.testing.assert_array_equal(archive[name], values)
+        assert json.loads(str(archive["attributes"]))["num_nodes"] == 40
+    with (shared_path / "p.csv").open(newline="") as text:
+        table = list(csv.DictReader(text))
+    np.testing.assert_array_equal([int(row["original_id"]) for row in table], whole["original_ids"])
+    np.testing.assert_array_equal([int(row["class"]) for row in table], whole["classes"])
+    for title, name in (("probability", "probabilities"), ("embedding", "embeddings")):
+        for k in range(whole[name].shape[1]):
+            column = np.array([row[f"{title}_{k}"] for row in table], np.float32)
+            np.testing.assert_array_equal(column, whole[name][:, k])
+    assert not list(Path(shared_path).glob(".p.*"))
+
+
+@pytest.mark.parametrize("name", ["p", "p.txt", "p.h5.gz", "csv"])
+def test_other_endings_are_refused(name):
+    with pytest.raises(InputError, match=r"-o must end in \.h5, \.csv or \.npz"):
+        check_ending(Path(name))
