@@ -60,6 +60,32 @@ def test_status_tells_how_the_run_ended(run_dir, capsys):
     assert report(run_dir, capsys)["status"].startswith("stopped early")
 
 
+def test_gaps_and_repetitions_are_told_and_the_last_record_counts(run_dir, capsys):
+    records = [record(epoch, 0.5, 1.0) for epoch in (1, 2, 2, 5, 9)]
+    records[1]["loss"], records[3]["valid"] = 7.0, float("nan")
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    content = report(run_dir, capsys)
+    assert content["epochs_missing"] == "3-4, 6-8" and content["records_repeated"] == 1
+    assert (content["epochs"], content["best_epoch"], content["best_loss"]) == (9, 1, 1.0)
+    assert main.main(["report", str(run_dir)]) == 0
+    text = capsys.readouterr().out
+    assert "epoch 3-4, 6-8" in text and "1 records, of which the last counts" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_at_once(run_dir, capsys, name, kind):
+    (run_dir / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(run_dir / name)
+    elif kind == "device":
+        (run_dir / name).symlink_to("/dev/zero")
+    else:
+        (run_dir / name).mkdir()
+    assert main.main(["report", str(run_dir)]) == 2
+    assert f"{name}: is not a regular file" in capsys.readouterr().err
+
+
 BROKEN = {
     "absent": None,
     "empty": "",
@@ -69,6 +95,11 @@ BROKEN = {
     "text": "epoch 1\n",
     "endless": json.dumps(record(1, 0.5, 1.0) | {"loss": 10**400}),
     "words": json.dumps(record(1, 0.5, 1.0) | {"loss": "low"}),
+    "bool": json.dumps(record(1, 0.5, 1.0) | {"epoch": True}),
+    "infinite": json.dumps(record(1, 0.5, 1.0) | {"epoch_seconds": float("inf")}),
+    "huge": json.dumps(record(1, 0.5, 1.0) | {"epoch_seconds": 10**400}),
+    "nested": "[" * 100_000,
+    "long": json.dumps(record(1, 0.5, 1.0) | {"more": "x" * (1 << 20)}),
 }
 
 
@@ -90,7 +121,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path, capsys, kind):
 def test_binary_and_missing_records_are_refused(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     assert main.main(["report", str(run_dir)]) == 2
-    assert "metrics.jsonl: is no text" in capsys.readouterr().err
+    assert "metrics.jsonl: line 1 is no text" in capsys.readouterr().err
     (run_dir / "metrics.jsonl").unlink()
     assert main.main(["report", str(run_dir)]) == 2
     assert "not a run directory" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from hpcgnn.train.config import Config
 from tests.storage.test_corruption import CASES, sweep
 
 NODES = np.array([7, 2, 9, 4])
+PROGRESS = {"best": 0.5, "best_epoch": 2, "test_at_best": None}
 
 
 def make(path: Path, comm, sharded: bool) -> None:
@@ -26,7 +27,7 @@ def make(path: Path, comm, sharded: bool) -> None:
     }
     rows = {"ids": NODES, "model.inputs.weight": rng.normal(size=(4, 3)).astype(np.float32)}
     checkpoint = Checkpoint(
-        3, Config(), "f" * 16, 1, {"best": 0.5, "best_epoch": 2}, arrays,
+        3, Config(layers=1), "f" * 16, 1, dict(PROGRESS), arrays,
         rows if sharded else {},
     )  # fmt: skip
     if sharded:

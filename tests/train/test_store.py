@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import tempfile
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
 from hpcgnn.train.config import Config
@@ -28,13 +30,18 @@ SETTINGS = {"layers": 2, "hidden": 96, "halo_buffer": "64KiB", "checkpoint_every
 
 def make(epoch: int, size: int = 10) -> Checkpoint:
     arrays = {"model/w": np.full(size, epoch, np.float32)}
-    return Checkpoint(epoch, Config(), "f" * 16, 1, {"best": None}, arrays)
+    progress = {"best": None, "best_epoch": 0, "test_at_best": None}
+    return Checkpoint(epoch, Config(layers=1), "f" * 16, 1, progress, arrays)
+
+
+def make_trainer(comm, folder: Path, **changes: object) -> Trainer:
+    graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
+    graph.graph_fingerprint = "f" * 16
+    return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
 
 
 def train(comm, folder: Path, **changes: object) -> Trainer:
-    graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
-    graph.graph_fingerprint = "f" * 16
-    trainer = Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
+    trainer = make_trainer(comm, folder, **changes)
     trainer.run()
     return trainer
 
@@ -79,12 +86,96 @@ def test_best_and_the_last_are_kept(comm, tmp_path):
     for epoch in range(1, 6):
         store.save(make(epoch), best=epoch == 3)
         store.save(make(epoch))
-    store.finish()
+        store.finish()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.h5", "epoch-000004.h5", "epoch-000005.h5", "last.h5"]
     assert files.read(tmp_path / "best.h5").epoch == 3
     assert (tmp_path / "last.h5").samefile(tmp_path / "epoch-000005.h5")
     store.close()
+
+
+class SlowDisk:
+    """Writes begin when they are let; `written` are the names and epochs so far."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.let, self.begun = threading.Semaphore(0), threading.Semaphore(0)
+        self.written: list[tuple[str, int]] = []
+        real = files.write
+
+        def write(path: Path, checkpoint: Checkpoint) -> None:
+            self.begun.release()
+            self.let.acquire()
+            real(path, checkpoint)
+            self.written.append((path.name, checkpoint.epoch))
+
+        monkeypatch.setattr(files, "write", write)
+
+
+def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
+    disk, store = SlowDisk(monkeypatch), CheckpointStore(tmp_path, comm, keep=2)
+    alive = []
+    for epoch in range(1, 31):
+        checkpoint = make(epoch)
+        alive.append(weakref.ref(checkpoint))
+        store.save(checkpoint, best=True)
+        del checkpoint
+        if epoch == 1:
+            disk.begun.acquire()
+    assert sum(reference() is not None for reference in alive) == 2
+    other = threading.Thread(target=store.save, args=(make(31),))
+    other.start()  # waits for its place, and takes none from the best
+    disk.let.release()
+    other.join(timeout=60)
+    assert not other.is_alive() and disk.written == [("best.h5", 1)]
+    disk.let.release(2)
+    store.finish()
+    assert disk.written == [("best.h5", 1), ("best.h5", 30), ("epoch-000031.h5", 31)]
+    store.close()
+
+
+def test_the_best_is_written_again_once_the_disk_takes_it(comm, tmp_path, capfd):
+    store = CheckpointStore(tmp_path, comm, keep=2)
+    with disk_full(tmp_path):
+        store.save(make(2, size=100_000), best=True)
+        store.finish()
+    assert "best.h5" in store.missing()
+    store.save(make(5))
+    store.finish()
+    assert files.read(tmp_path / "best.h5").epoch == 2
+    assert store.missing() == "" and "best.h5" in store.failure()
+    store.close()
+
+
+def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
+    (tmp_path / "epoch-000100.h5").write_bytes(b"damaged")
+    files.write(tmp_path / "epoch-000007.h5", make(7))
+    files.write(tmp_path / "epoch-000009.h5", make(8))
+    store = CheckpointStore(tmp_path, comm, keep=1)
+    path, found = store.newest()
+    assert (path.name, found.epoch) == ("epoch-000007.h5", 7)
+    err = capfd.readouterr().err
+    assert "epoch-000009.h5: is of another epoch (found 8); trying the checkpoint before" in err
+    store.save(make(10))
+    store.finish()
+    assert store.newest_epoch() == 10 and (tmp_path / "epoch-000010.h5").exists()
+    store.close()
+
+
+def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
+    train(comm, tmp_path, epochs=4)
+    folder, journal = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    best, before = (folder / "best.h5").read_bytes(), journal.read_bytes()
+    for path in folder.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"no checkpoint .* can be read: .*h5: .*\(and 2 more\)"):
+        train(comm, tmp_path, epochs=6)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="tells of 4 epochs, but no checkpoint is left"):
+        train(comm, tmp_path, epochs=6)
+    assert journal.read_bytes() == before
+    (folder / "best.h5").write_bytes(best)
+    assert train(comm, tmp_path, epochs=6).start in range(1, 5)
+    assert len(journal.read_text().splitlines()) == 6
 
 
 def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
@@ -112,11 +203,13 @@ def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
 def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
     train(comm, open_folder, epochs=2)
     checkpoints, journal = open_folder / "checkpoints", open_folder / "metrics.jsonl"
+    journal.chmod(0o666)
     before = (checkpoints / "epoch-000002.h5").read_bytes()
     capfd.readouterr()
-    with fault(checkpoints):
-        disturbed = train(comm, open_folder, epochs=6)
-    assert disturbed.epoch == 6
+    trainer = make_trainer(comm, open_folder, epochs=6)
+    with fault(checkpoints), pytest.raises(OutputError, match=r"not be written: .*epoch-000006"):
+        trainer.run()
+    assert trainer.epoch == 6
     assert len(journal.read_text().splitlines()) == 6
     err = capfd.readouterr().err
     assert err.count("CHECKPOINT NOT WRITTEN") >= 2
@@ -124,7 +217,7 @@ def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
     assert (checkpoints / "epoch-000002.h5").read_bytes() == before
     assert not list(checkpoints.glob(".*.tmp"))
     again = train(comm, open_folder, epochs=6)
-    for ours, theirs in zip(again.parameters, disturbed.parameters, strict=True):
+    for ours, theirs in zip(again.parameters, trainer.parameters, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -140,9 +233,10 @@ def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
 
 def test_one_failure_among_successes_ends_the_run_if_asked(comm, tmp_path, capfd):
     """`best.h5` can't take its name, the others can, and are written after it."""
+    trainer = make_trainer(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
     (tmp_path / "checkpoints" / "best.h5" / "x").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"could not be written: .*best\.h5"):
-        train(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
+        trainer.run()
 
 
 def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, capfd):

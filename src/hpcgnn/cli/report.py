@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import stat
 import statistics
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say
 from hpcgnn.train.ending import how_it_ended
+from hpcgnn.train.records import MAX_EPOCH, Line, config_of, gaps, is_number, lines
 
 HELP = "summarise a run directory"
 PARALLEL = False
@@ -47,7 +46,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no such folder, no epochs, or a line that is no record.
     """
-    records = _records(folder)
+    records, repeated = _records(folder)
     config = _config(folder)
     best = _best(records)
     seconds = [float(record["epoch_seconds"]) for record in records]
@@ -57,6 +56,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "run_dir": str(folder),
         "status": _status(folder, len(records), records[-1]["epoch"], config),
         "epochs": records[-1]["epoch"],
+        "epochs_missing": gaps((r["epoch"] for r in records), records[-1]["epoch"]),
+        "records_repeated": repeated,
         "epochs_asked": config.get("epochs"),
         "best_epoch": best["epoch"],
         "best_loss": best["loss"],
@@ -73,76 +74,63 @@ def summarise(folder: Path) -> dict[str, Any]:
     }
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
+def _records(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The last record of each epoch, rising, and how many there are besides."""
     path = folder / "metrics.jsonl"
     if not folder.is_dir():
         raise InputError("no such folder", file=folder)
+    found: dict[int, dict[str, Any]] = {}
+    number = 0
     try:
-        lines = _text_of(path).splitlines()
+        for line in lines(path):
+            number = line.number
+            record = _checked(line, path)
+            found[record["epoch"]] = record
     except FileNotFoundError:
         raise InputError("has no metrics.jsonl: not a run directory", file=folder) from None
-    except OSError as error:
-        raise InputError(f"can't be read: {error.strerror}", file=path) from error
-    except UnicodeDecodeError:
-        raise InputError("is no text", file=path) from None
-    if not lines:
+    if not found:
         raise InputError("holds no epoch yet", file=path)
-    return [_record(line, number, path) for number, line in enumerate(lines, 1)]
+    return [found[epoch] for epoch in sorted(found)], number - len(found)
 
 
-def _text_of(path: Path) -> str:
-    """What a file of a run directory says, if it is one, and of a size that such files have."""
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise InputError("is not a regular file", file=path)
-    if state.st_size > _LARGEST:
-        raise InputError("is too large for a file of a run", file=path, value=state.st_size)
-    return path.read_text(encoding="utf-8")
-
-
-def _record(line: str, number: int, path: Path) -> dict[str, Any]:
+def _checked(line: Line, path: Path) -> dict[str, Any]:
+    record = line.record
+    if record is not None:  # an undefined score, which is no JSON, is none
+        record |= {n: None for n in _SETS if record.get(n) != record.get(n)}
     try:
-        record = json.loads(line)
-        good = isinstance(record, dict) and type(record["epoch"]) is int
-        good = good and 0 < record["epoch"] < _MOST
-        good = good and all(_is_number(record[name]) for name in ("loss", *_SECONDS))
-        good = good and all(
-            _is_number(record[name][end]) for name in _SPREAD for end in ("min", "mean", "max")
-        )
-        good = good and all(record.get(n) is None or _is_number(record[n]) for n in _SETS)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        good = record is not None and all(is_number(record[name]) for name in ("loss", *_SECONDS))
+        if record is not None:
+            good = good and all(
+                is_number(record[name][end]) for name in _SPREAD for end in ("min", "mean", "max")
+            )
+            good = good and all(record.get(n) is None or is_number(record[n]) for n in _SETS)
+    except (KeyError, TypeError):
         good = False
-    if not good:
+    if record is None or not good:
+        try:
+            line.text.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"line {line.number} is no text", file=path) from None
         raise InputError(
-            f"line {number} is torn or no record of an epoch; `hpcgnn train --resume` drops it",
+            f"line {line.number} is torn or no record of an epoch; `hpcgnn train --resume` drops "
+            "it",
             file=path,
         )
-    kept: dict[str, Any] = record
-    return kept
-
-
-def _is_number(value: object) -> bool:
-    """NaN is one: runs of before wrote it; numbers that no run has are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return not abs(value) > _MOST
+    return record
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(_text_of(path))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError("holds no readable configuration", file=path) from error
-    if not isinstance(config, dict):
-        raise InputError("holds no readable configuration", file=path)
+    config = config_of(folder) or {}
+    for name in ("epochs", "patience"):
+        value = config.get(name)
+        if value is not None and (type(value) is not int or abs(value) > MAX_EPOCH):
+            raise InputError("must be a number of epochs", file=folder / "config.json",
+                             dataset=name, value=value)  # fmt: skip
     return config
 
 
 def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    scored = [r for r in records if r.get("valid") is not None and not math.isnan(r["valid"])]
+    scored = [r for r in records if r.get("valid") is not None]
     return max(scored, key=lambda record: record["valid"]) if scored else records[-1]
 
 
@@ -158,11 +146,11 @@ def _status(folder: Path, count: int, last: int, config: dict[str, Any]) -> str:
     if ended:
         return ended
     asked, patience = config.get("epochs"), config.get("patience")
-    if isinstance(asked, int) and last >= asked:
+    if asked is not None and last >= asked:
         return "finished"
-    if isinstance(patience, int) and patience and count > patience:
+    if patience and count > patience:
         return "finished by patience, or running"
-    return "running, or ended without a word" if isinstance(asked, int) else "unknown"
+    return "running, or ended without a word" if asked is not None else "unknown"
 
 
 def _text(content: dict[str, Any]) -> list[str]:
@@ -186,5 +174,9 @@ def _text(content: dict[str, Any]) -> list[str]:
         "imports included",
         "checkpoints": ", ".join(content["checkpoints"]) or "none",
     }
+    if content["epochs_missing"]:
+        rows["no record of"] = f"epoch {content['epochs_missing']}"
+    if content["records_repeated"]:
+        rows["repeated"] = f"{content['records_repeated']} records, of which the last counts"
     width = max(map(len, rows))
     return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]

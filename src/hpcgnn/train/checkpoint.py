@@ -23,9 +23,11 @@ from hpcgnn.storage import atomic
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, VERSION
-from hpcgnn.train.config import Config
+from hpcgnn.train.config import Config, from_mapping
 
+MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
+_GROUPS = ("model/", "optimizer/", "sharded/")
 
 
 @dataclass
@@ -95,20 +97,35 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
             except HpcgnnError as caught:
                 error = caught
         comm.agree(error, where="checkpoint")
-        if comm.rank == 0:
-            atomic.publish(temporary, path)
+        try:
+            if comm.rank == 0:
+                atomic.publish(temporary, path)
+        except HpcgnnError as caught:
+            error = caught
+        comm.agree(error, where="checkpoint name")
+
+
+def read_epoch(path: str | Path) -> int:
+    """The epoch of a checkpoint, whose content isn't looked at. Raises InputError as `read`."""
+    with Reader(path, CHECKPOINT) as reader:
+        return reader.integer("epoch", 0, MAX_EPOCH)
 
 
 def read(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint, sharded rows excepted.
 
     Raises:
-        InputError: missing, damaged, or no checkpoint.
+        InputError: missing, damaged, no checkpoint, or one that contradicts itself.
     """
     with Reader(path, CHECKPOINT) as reader:
-        config = Config.from_json(reader.text("config"), path)
+        epoch = reader.integer("epoch", 0, MAX_EPOCH)
+        config = from_mapping(reader.json("config"), path)
+        progress = reader.json("progress")
+        _check_progress(progress, epoch, path)
+        datasets = reader.walk()
+        _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
         arrays, content = {}, 0
-        for dataset in reader.walk():
+        for dataset in datasets:
             name = dataset["name"]
             column = reader.column(name, _TYPES, tuple(dataset["shape"]))
             content += column.fingerprint(0, len(column))
@@ -117,21 +134,65 @@ def read(path: str | Path) -> Checkpoint:
         if to_hex(content) != reader.text("fingerprint"):
             raise InputError("the content doesn't match its checksum: damaged", file=path)
         return Checkpoint(
-            epoch=reader.integer("epoch", 0, 1 << 40),
+            epoch=epoch,
             config=config,
             graph_fingerprint=reader.text("graph_fingerprint"),
             num_parts=reader.integer("num_parts", 1, 1 << 31),
-            progress=reader.json("progress"),
+            progress=progress,
             arrays=arrays,
             task=reader.json("task") if "task" in reader.attributes else {},
         )
+
+
+def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
+    """Refuse settings for which a model would be built that is far larger than these arrays."""
+    for name in shapes:
+        if not name.startswith(_GROUPS):
+            raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
+    held = sum(name.startswith("model/") for name in shapes)
+    lengths = {n for name, s in shapes.items() if not name.startswith("optimizer/") for n in s}
+    deep = config.layers > 1 or config.head == "linear"
+    wrong = {
+        "layers": config.layers > held,  # every layer has parameters
+        "hidden": deep and config.hidden not in lengths,
+        "embedding": config.embedding > 0 and config.embedding not in lengths,
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(
+                f"its configuration doesn't fit its {held} parameters: --{name}", file=path,
+                value=getattr(config, name),
+            )  # fmt: skip
+
+
+def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> None:
+    """`best` and `test_at_best` are None or scores, `best_epoch` is an epoch until then."""
+    for name in ("best", "test_at_best"):
+        score = progress.get(name, "nothing")
+        number = isinstance(score, int | float) and not isinstance(score, bool)
+        undefined = name == "test_at_best" and score != score  # without test nodes
+        if not (score is None or undefined or (number and 0 <= score <= 1)):
+            raise InputError(
+                f"{name} must be null or a score between 0 and 1", file=path, dataset="progress",
+                value=score,
+            )  # fmt: skip
+    best = progress.get("best_epoch")
+    least = 0 if progress["best"] is None else 1
+    if type(best) is not int or not least <= best <= epoch:
+        raise InputError(
+            f"best_epoch must be an epoch in {least} .. {epoch}", file=path, dataset="progress",
+            value=best,
+        )  # fmt: skip
+    for name, value in progress.items():
+        if not isinstance(value, str | int | float | None):
+            raise InputError(f"{name} must be a number or text", file=path, dataset="progress")
 
 
 def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray]:
     """The sharded rows of these nodes, whichever ranks wrote them.
 
     Raises:
-        InputError: a node has no row.
+        InputError: a node has no row or two, or parts hold different arrays.
     """
     order = np.argsort(node_ids)
     found: dict[str, np.ndarray] = {}
@@ -144,14 +205,25 @@ def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray
             inside = place < len(node_ids)
             inside[inside] = node_ids[order][place[inside]] == ids[inside]
             target = order[place[inside]]
+            places, counts = np.unique(target, return_counts=True)
+            twice = places[(counts > 1) | seen[places]]
+            if len(twice):
+                raise InputError(
+                    "has two learned embeddings for a node", file=path, dataset=group,
+                    value=int(node_ids[twice[0]]),
+                )  # fmt: skip
             seen[target] = True
-            for name in reader.names(group):
-                if name != "ids":
-                    rows = reader.column(f"{group}/{name}", _TYPES, (len(ids), None)).read()
-                    held = found.setdefault(
-                        name, np.zeros((len(node_ids), rows.shape[1]), rows.dtype)
-                    )
-                    held[target] = rows[inside]
+            names = [name for name in reader.names(group) if name != "ids"]
+            if found and names != list(found):
+                raise InputError("other arrays than in the parts before", file=path, dataset=group)
+            for name in names:
+                width = found[name].shape[1] if name in found else None
+                dtypes = (found[name].dtype.name,) if name in found else _TYPES
+                column = reader.column(f"{group}/{name}", dtypes, (len(ids), width))
+                held = found.setdefault(
+                    name, np.zeros((len(node_ids), column.shape[1]), column.dtype)
+                )
+                held[target] = column.read()[inside]
     if not seen.all():
         missing = int(node_ids[~seen][0])
         raise InputError("has no learned embedding for a node", file=path, value=missing)

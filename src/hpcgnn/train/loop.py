@@ -18,6 +18,7 @@ from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import LabelInput
 from hpcgnn.nn.model import Flow
 from hpcgnn.sar.prune import message_flow
+from hpcgnn.storage.parallel import agreed
 from hpcgnn.train.adversary import Attack
 from hpcgnn.train.build import build_model, build_optimizer, configure, learning_rate
 from hpcgnn.train.checkpoint import Checkpoint, read_sharded
@@ -95,6 +96,8 @@ class Trainer:
         if found is not None:
             self._restore(*found)
         self.journal = self._open_journal()
+        if self.journal is not None:
+            self.store.before_writing = self.journal.sync
         self.reporter = Reporter(config.epochs, self.task.metric)
         self.train_rows = labelled(labels, masks[0])
         self.flow = self._message_flow()
@@ -144,7 +147,7 @@ class Trainer:
                 self._save()
             self.store.finish()
             self._say_end(finished)
-        self._check_failure()
+        self._check_failure(ended=finished)
         self.store.close()
         return finished
 
@@ -287,7 +290,9 @@ class Trainer:
             self._save()
 
     def _save(self, best: bool = False) -> None:
-        arrays, sharded = capture(self.model, self.optimizer, self.graph.node_ids)
+        arrays, sharded = capture(
+            self.model, self.optimizer, self.graph.node_ids, replicated=self.comm.rank == 0
+        )
         checkpoint = Checkpoint(
             epoch=self.epoch if not best else self.progress.best_epoch,
             config=self.config,
@@ -320,10 +325,11 @@ class Trainer:
     def _restore(self, path: Path, checkpoint: Checkpoint) -> None:
         self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path)
         sharded: dict[str, np.ndarray] = {}
-        if any(is_sharded(p) for p in self.parameters):
-            sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
-        restore_model(self.model, checkpoint, sharded, path)
-        restore_optimizer(self.model, self.optimizer, checkpoint, sharded)
+        with agreed(self.comm, "restore the checkpoint"):
+            if any(is_sharded(p) for p in self.parameters):
+                sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
+            restore_model(self.model, checkpoint, sharded, path)
+            restore_optimizer(self.model, self.optimizer, checkpoint, sharded, path)
         self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")
@@ -338,7 +344,9 @@ class Trainer:
                 journal = Journal(self.run_dir / "metrics.jsonl", self.epoch)
             except OSError as error:
                 where = self.run_dir / name
-                problem = OutputError(f"can't be removed: {error.strerror}", file=where)
+                problem = OutputError(
+                    f"can't be removed: {error.strerror}; move it away", file=where
+                )
             except (InputError, OutputError) as error:
                 problem = error
         self.comm.agree(problem, where="metrics.jsonl")
@@ -347,6 +355,8 @@ class Trainer:
     def _say_end(self, finished: bool) -> None:
         if not finished:
             self._ask_for_requeue()
+        if self.journal is not None:
+            self.journal.close()
         if self.comm.rank != 0:
             return
         if not finished:
@@ -401,9 +411,12 @@ class Trainer:
                 )
         self.comm.agree(problem, where=REQUEUE)
 
-    def _check_failure(self) -> None:
-        failure = self.comm.broadcast(self.store.error, where="checkpoint failure")
-        if failure and self.config.fail_on_checkpoint:
+    def _check_failure(self, ended: bool = False) -> None:
+        failure = self.store.missing() if ended else ""
+        if self.config.fail_on_checkpoint:
+            failure = failure or self.store.error
+        failure = self.comm.broadcast(failure, where="checkpoint failure")
+        if failure:
             raise OutputError(f"a checkpoint could not be written: {failure}")
 
     def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:

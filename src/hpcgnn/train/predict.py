@@ -24,7 +24,7 @@ from hpcgnn.train.demands import check_model
 from hpcgnn.train.last import best_or_last
 from hpcgnn.train.precision import arithmetic
 from hpcgnn.train.prediction_file import PredictionFile
-from hpcgnn.train.state import is_sharded, restore_model
+from hpcgnn.train.state import check_stored, is_sharded, restore_model
 from hpcgnn.train.task import Task, facts_of, find_task
 
 SLAB_BYTES = 64 << 20
@@ -83,11 +83,13 @@ class Predictor:
             _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
         check_model(config, facts_of(graph))
         self.device = graph.node_ids.device
+        with agreed(graph.ring.comm, "fit the checkpoint"), torch.device("meta"):
+            check_stored(build_model(config, graph, self.task.num_outputs), checkpoint, path)
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         sharded: dict[str, np.ndarray] = {}
-        if any(is_sharded(parameter) for parameter in self.model.parameters()):
-            sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
-        with torch.no_grad():
+        with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
+            if any(is_sharded(parameter) for parameter in self.model.parameters()):
+                sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
             restore_model(self.model, self.checkpoint, sharded, path)
         self.model.eval()
 

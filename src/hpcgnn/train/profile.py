@@ -13,6 +13,7 @@ import torch
 
 from hpcgnn.errors import OutputError
 from hpcgnn.storage import atomic
+from hpcgnn.train.records import check_regular
 
 _SKIPPED = 1  # first epochs set things up once
 
@@ -25,6 +26,7 @@ class Profile:
 
     Raises:
         OutputError: the file can't be written.
+        InputError: something else than a file has its name.
     """
 
     def __init__(self, folder: Path, rank: int, epochs: int) -> None:
@@ -64,6 +66,7 @@ class Profile:
         profiler.stop()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_regular(self.path)
             with atomic.claim(self.path) as temporary:
                 profiler.export_chrome_trace(str(temporary))
                 atomic.publish(temporary, self.path)

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,12 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage import atomic
 from hpcgnn.train.config import Config
+from hpcgnn.train.records import check_regular, config_of
 
 PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
 _POLL = 0.5
 _START_BYTES = 1 << 16
+_OURS = {"model", "layers", "hidden", "epochs"}  # in every configuration
 
 
 @contextmanager
@@ -38,8 +39,8 @@ def held(
         fresh: the run starts anew, which a directory with checkpoints of another is not for.
 
     Raises:
-        InputError: another job still trains there after `patience` seconds, or has; or files under
-            the names of a run's are none.
+        InputError: another job still trains there after `patience` seconds, or has; or files of the
+            names that a run uses are somebody else's.
         OutputError: it can't be made.
     """
     error: HpcgnnError | None = None
@@ -49,7 +50,7 @@ def held(
             run_dir.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(run_dir, os.O_RDONLY)
             _lock(descriptor, run_dir, patience)
-            _refuse_foreign(run_dir)
+            _refuse_others(run_dir)
             if fresh:
                 _refuse_checkpoints(run_dir)
         except OSError as caught:
@@ -84,6 +85,25 @@ def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
     comm.agree(error, where="config.json")
 
 
+def _refuse_others(run_dir: Path) -> None:
+    """Raise InputError where a name that a run writes to belongs to something else."""
+    for name in ("config.json", "metrics.jsonl", "REQUEUE"):
+        check_regular(run_dir / name)
+    config = config_of(run_dir)
+    if config is not None and not config.keys() >= _OURS:
+        raise InputError(
+            "is no configuration of this program: move it away, or choose another --run-dir",
+            file=run_dir / "config.json",
+        )
+    journal = run_dir / "metrics.jsonl"
+    if journal.exists() and not _is_journal(journal):
+        raise InputError(
+            "was not written by a run of hpcgnn, and training would replace it: choose another "
+            "--run-dir, or remove it",
+            file=journal,
+        )
+
+
 def _refuse_checkpoints(run_dir: Path) -> None:
     if any((run_dir / "checkpoints").glob("*.h5")):
         raise InputError(
@@ -93,26 +113,12 @@ def _refuse_checkpoints(run_dir: Path) -> None:
         )
 
 
-def _refuse_foreign(run_dir: Path) -> None:
-    """Training replaces config.json and metrics.jsonl: only those that a run has written."""
-    for name, sign in (("config.json", "halo_buffer"), ("metrics.jsonl", "epoch_seconds")):
-        path = run_dir / name
-        if os.path.lexists(path) and not _is_ours(path, sign):
-            raise InputError(
-                "was not written by a run of hpcgnn, and training would replace it: choose another "
-                "--run-dir, or remove it",
-                file=path,
-            )
-
-
-def _is_ours(path: Path, sign: str) -> bool:
-    """A regular file that is empty, torn in its first record, or says `sign` near its start."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return False
+def _is_journal(path: Path) -> bool:
+    """Empty, torn in its first record, or with what a run records near its start."""
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     torn = start.startswith(b'{"epoch": ') and b"\n" not in start
-    return torn or not start.strip(b"\0 \n") or f'"{sign}":'.encode() in start
+    return torn or not start.strip(b"\0 \n") or b'"epoch_seconds":' in start
 
 
 def _lock(descriptor: int, run_dir: Path, patience: float) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +22,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError, OutputError, say
 from hpcgnn.storage import atomic
+from hpcgnn.train.records import config_of, gaps, lines
 
 
 class Stopwatch:
@@ -86,17 +89,36 @@ def over_ranks(comm: Communicator, ring: Ring, before: Counters, device: torch.d
 class Journal:
     """metrics.jsonl of a run directory; only rank 0 writes.
 
+    Lines that are no records are dropped, of several records of an epoch the last is kept, and
+    what is missing before the start is told. A record that can't be written is kept in memory and
+    written before the next.
+
     Args:
         epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
+
+    Raises:
+        InputError: it can't be read, is somebody else's, or tells of epochs that no checkpoint is
+            left of.
+        OutputError: it can't be written.
     """
 
     def __init__(self, path: Path, epoch: int) -> None:
         self.path = path
-        kept = [line for line in _lines(path) if json.loads(line)["epoch"] <= epoch]
+        self._waiting: dict[int, str] = {}
+        found = _Found.read(path)
+        if epoch == 0 and found.kept:
+            _check_lost(path, found)
+        kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
+        if found.bad:
+            _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
+        if found.kept and (missing := gaps(sorted(found.kept), epoch)):
+            _warn(f"{path}: no record of epoch {missing}")
+        if found.tidy and len(kept) == found.lines and path.exists():
+            return
         try:
             with atomic.claim(path) as temporary:
-                with temporary.open("w", encoding="utf-8") as file:
-                    file.writelines(line + "\n" for line in kept)
+                with temporary.open("wb") as file:
+                    file.writelines(line + b"\n" for line in kept)
                     file.flush()
                     os.fsync(file.fileno())
                 atomic.publish(temporary, path)
@@ -104,31 +126,112 @@ class Journal:
             raise OutputError(f"can't be written: {error.strerror}", file=path) from error
 
     def write(self, record: dict[str, Any]) -> None:
+        """Add a record; a failure is told, and made up for later."""
+        self._waiting[record["epoch"]] = json.dumps(record) + "\n"
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self._append("".join(self._waiting.values()).encode())
         except OSError as error:
-            say(
-                f"hpcgnn: warning: {self.path}: epoch {record['epoch']} not recorded: "
-                f"{error.strerror}",
-                file=sys.stderr,
-            )
+            _warn(f"{self.path}: epoch {record['epoch']} not recorded: {error.strerror}")
+        else:
+            self._waiting.clear()
 
+    def sync(self) -> None:
+        """Bring what was written to the disk; from any thread."""
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
-def _lines(path: Path) -> list[str]:
-    """Whole records of an existing journal; a torn last line is dropped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("can't be read; choose another --run-dir", file=path) from error
-    kept = []
-    for line in lines:
+    def close(self) -> None:
+        """Write what couldn't be written so far, or tell what is missing for good."""
+        if not self._waiting:
+            return
         try:
-            if isinstance(json.loads(line)["epoch"], int):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+            self._append("".join(self._waiting.values()).encode())
+        except OSError as error:
+            last = max(self._waiting)
+            others = [epoch for epoch in range(1, last + 1) if epoch not in self._waiting]
+            _warn(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
+
+    def _append(self, data: bytes) -> None:
+        """All of `data`, or nothing and OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o666)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file")
+            written = 0
+            try:
+                while written < len(data):
+                    written += os.pwrite(descriptor, data[written:], status.st_size + written)
+            except BaseException:
+                os.ftruncate(descriptor, status.st_size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@dataclass
+class _Found:
+    """An existing journal: lines by epoch, how many it has, how many are no records."""
+
+    kept: dict[int, bytes]
+    lines: int = 0
+    bad: int = 0
+    scored: bool = False
+    tidy: bool = True  # epochs rise, and every line ends
+
+    @staticmethod
+    def read(path: Path) -> _Found:
+        found, last = _Found({}), 0
+        try:
+            for line in lines(path):
+                found.lines += 1
+                if line.record is None:
+                    found.bad += 1
+                    continue
+                epoch = line.record["epoch"]
+                found.tidy &= epoch > last
+                last = epoch
+                found.kept[epoch] = line.text
+                found.scored |= line.record.get("valid") is not None
+        except FileNotFoundError:
+            return found
+        if found.bad > 1 and not found.kept:
+            raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
+        found.tidy &= not found.bad and _ends_with_a_line(path)
+        return found
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"\n", b"")
+
+
+def _check_lost(path: Path, found: _Found) -> None:
+    """A run may start again at epoch 1 only where no checkpoint was due before it ended."""
+    last, due = max(found.kept), 0
+    with suppress(InputError):
+        config = config_of(path.parent) or {}
+        every, epochs = config.get("checkpoint_every"), config.get("epochs")
+        if type(every) is int and type(epochs) is int:
+            due = min(every or epochs, epochs)
+    if found.scored or last >= due:
+        raise InputError(
+            f"tells of {last} epochs, but no checkpoint is left to go on from: bring one back, "
+            "choose another --run-dir, or move this file away to start again at epoch 1",
+            file=path,
+        )
+    _warn(f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1")
+
+
+def _warn(text: str) -> None:
+    say(f"hpcgnn: warning: {text}", file=sys.stderr)
 
 
 class Reporter:
