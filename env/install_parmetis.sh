@@ -15,8 +15,8 @@ if [ "${1:-}" = --force ]; then
 fi
 python=${1:-.venv/bin/python}
 case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
-bin=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")
-site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+bin=$(dirname "$("$python" -P -c 'import sys; print(sys.executable)')")
+site=$("$python" -P -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 
 if [ $force = no ] && ls "$site"/mgmetis/_cython/parmetis64*.so >/dev/null 2>&1; then
     echo "ParMETIS is already there: $site/mgmetis/_cython (--force builds it again)"
@@ -39,7 +39,7 @@ ParMETIS 4.0.3 is built from the source package mgmetis 0.1.1 (pypi.org/project/
 NOTICE
 
 # mgmetis asks mpi4py for the compiler, and mpi4py's wheels carry no mpi.cfg.
-cfg=$("$python" -c 'import mpi4py, os; print(os.path.dirname(mpi4py.__file__))')/mpi.cfg
+cfg=$("$python" -P -c 'import mpi4py, os; print(os.path.dirname(mpi4py.__file__))')/mpi.cfg
 saved=
 if [ -e "$cfg" ]; then
     saved=$cfg.saved
@@ -56,8 +56,8 @@ printf '[mpi]\nmpicc = %s\n' "$mpicc" >"$cfg"
 lib=$(dirname "$mpicc")/../lib
 [ ! -d "$lib" ] || export LDFLAGS="-L$lib ${LDFLAGS:-}"
 
-"$python" -m pip install --quiet --disable-pip-version-check cython setuptools wheel
+"$python" -P -m pip install --quiet --disable-pip-version-check cython setuptools wheel
 # --no-cache-dir: pip would hand a build for one MPI to an environment with another.
-PATH=$bin:$PATH "$python" -m pip install --disable-pip-version-check --no-cache-dir \
+PATH=$bin:$PATH "$python" -P -m pip install --disable-pip-version-check --no-cache-dir \
     --no-build-isolation --no-deps --force-reinstall --no-binary mgmetis mgmetis==0.1.1
 ls "$site"/mgmetis/_cython/parmetis64*.so

@@ -23,7 +23,7 @@ show mpiexec -n 2 hpcgnn predict demo/graph.p2.h5 demo/run/checkpoints/best.h5 -
 
 # The accuracy from the files alone: predictions are in the order of the graph's nodes.
 printf '\n'
-python - <<'PYTHON'
+python -P - <<'PYTHON'
 import h5py
 
 with h5py.File("demo/graph.h5") as graph, h5py.File("demo/predictions.h5") as predictions:

@@ -27,9 +27,24 @@ if [ ! -x "$HPCGNN_VENV/bin/python" ]; then
     exit 2
 fi
 HPCGNN_VENV=$(cd "$HPCGNN_VENV" && pwd)
-export PATH="$HPCGNN_VENV/bin:$PATH"
 
-serial() { python -m hpcgnn.cli.main "$@"; }
+# absolute NAME...: leaves only absolute folders in these lists; an empty entry means the current one.
+absolute() {
+    local name entry kept
+    for name in "$@"; do
+        kept=
+        while IFS= read -r -d : entry; do
+            [[ $entry != /* ]] || kept+=${kept:+:}$entry
+        done <<<"${!name-}:"
+        unset "$name"
+        [ -z "$kept" ] || export "$name=$kept"
+    done
+}
+absolute PATH LD_LIBRARY_PATH PYTHONPATH
+export PATH="$HPCGNN_VENV/bin:$PATH" PYTHONSAFEPATH=1
+
+# -P: no code of the folder the job was submitted in.
+serial() { python -P -m hpcgnn.cli.main "$@"; }
 
 step=
 interrupted=
@@ -44,14 +59,14 @@ forward() {
 launch() {
     local status=0
     if [ -z "${SLURM_JOB_ID:-}" ]; then
-        mpiexec -n "$HPCGNN_RANKS" python -m hpcgnn.cli.main "$@"
+        mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn.cli.main "$@"
         return
     fi
     trap 'forward USR1' USR1
     trap 'forward TERM' TERM
     # In the background: bash runs a trap only between commands or while it waits.
     srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
-        python -m hpcgnn.cli.main "$@" &
+        python -P -m hpcgnn.cli.main "$@" &
     step=$!
     wait "$step" || status=$?
     # A trap ends `wait` early with a status of its own: ask again.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +211,44 @@ def test_candidates_follow_the_environment(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{place.parent}")
     assert place in list(sharedlib.parmetis_candidates())
+
+
+def test_the_current_folder_is_no_place_for_libraries(tmp_path, monkeypatch):
+    for folder in (tmp_path, tmp_path / "lib", tmp_path / "mgmetis" / "_cython"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "libparmetis.so").touch()
+        (folder / "parmetis64.so").touch()
+    (tmp_path / "mgmetis" / "__init__.py").touch()
+    before = set(sharedlib.parmetis_candidates()) - set(sharedlib.environment_candidates())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("PARMETIS_DIR", "EBROOTPARMETIS", "CRAY_TPSL_PREFIX_DIR", "LIBRARY_PATH"):
+        for value in ("", ".", "lib"):
+            monkeypatch.setenv(name, value)
+            assert set(sharedlib.parmetis_candidates()) == before
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"lib::{os.environ.get('LD_LIBRARY_PATH', '')}:.")
+    assert set(sharedlib.parmetis_candidates()) == before
+    monkeypatch.setenv("HPCGNN_PARMETIS", "lib/libparmetis.so")
+    with pytest.raises(InputError, match="must be an absolute path"):
+        pyparmetis.find()
+
+
+def test_libraries_that_others_can_write_are_not_loaded(tmp_path, monkeypatch):
+    place = tmp_path / "libparmetis.so"
+    place.touch()
+    sharedlib.check_place(place)
+    (tmp_path / "link.so").symlink_to(place)
+    for part, mode in ((place, 0o666), (tmp_path, 0o777), (tmp_path, 0o1777)):
+        former = part.stat().st_mode & 0o7777
+        part.chmod(mode)
+        for name in (place, tmp_path / "link.so"):
+            with pytest.raises(InputError, match="isn't loaded, since other users can write"):
+                sharedlib.check_place(name, group=True)
+        part.chmod(former)
+    monkeypatch.setattr(sharedlib.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="many"))
+    status = SimpleNamespace(st_mode=0o100775, st_uid=os.getuid(), st_gid=1234)
+    assert sharedlib._others_can_write(status, None, group=False)
+    assert not sharedlib._others_can_write(status, None, group=True)
 
 
 def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():

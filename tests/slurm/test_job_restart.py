@@ -86,7 +86,8 @@ def _processes(word: str) -> Iterator[tuple[int, str]]:
 
 def _ranks(run_dir: Path) -> list[int]:
     """The two ranks that train into `run_dir`."""
-    found = [pid for pid, line in _processes(str(run_dir)) if line.startswith("python -m hpcgnn")]
+    rank = "python -P -m hpcgnn"
+    found = [pid for pid, line in _processes(str(run_dir)) if line.startswith(rank)]
     assert len(found) == 2
     return found
 

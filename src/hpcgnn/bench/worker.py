@@ -30,7 +30,7 @@ class Worker:
         self.name = name
         self._operations: list[str] | None = None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, name, json.dumps(asdict(case))],
+            [sys.executable, "-P", "-m", __name__, name, json.dumps(asdict(case))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -18,8 +18,6 @@ PARALLEL = False
 _SETS = ("train", "valid", "test")
 _SECONDS = ("epoch_seconds", "forward_seconds", "backward_seconds")
 _SPREAD = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
-_MOST = 1e18
-_LARGEST = 1 << 28
 _REQUEUE = "REQUEUE"  # what a run that stopped early leaves, see train.loop
 
 

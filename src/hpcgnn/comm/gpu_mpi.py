@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +17,7 @@ from mpi4py import MPI
 from hpcgnn.comm.copier import CudaCopier
 from hpcgnn.comm.transport import CudaAwareTransport, HostTransport, StagedTransport, Transport
 from hpcgnn.errors import CommunicationError, InputError, say
+from hpcgnn.programs import find_program
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -124,7 +124,7 @@ def _mpi_libraries() -> list[str]:
 
 @cache
 def _ompi_info() -> bool:
-    program = shutil.which("ompi_info")
+    program = find_program("ompi_info")
     if program is None:
         return False
     try:

@@ -6,6 +6,7 @@ in any of its files gives another module in CuPy's cache of compiled kernels.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -75,6 +76,11 @@ def _start(
 
 @cache
 def _cupy() -> ModuleType:
+    cache = os.environ.get("CUPY_CACHE_DIR")
+    if cache == "":
+        del os.environ["CUPY_CACHE_DIR"]
+    elif cache is not None and not Path(cache).is_absolute():
+        raise InputError("CUPY_CACHE_DIR must be absolute: programs are run from it", value=cache)
     try:
         import cupy
     except ImportError as error:

@@ -252,17 +252,23 @@ def find() -> Path:
     chosen = os.environ.get("HPCGNN_PARMETIS")
     if chosen:
         given = Path(chosen)
+        if not given.is_absolute():
+            raise InputError("HPCGNN_PARMETIS must be an absolute path", file=given)
         inside = sorted([*given.glob("libparmetis*.so*"), *given.glob("lib/libparmetis*.so*")])
         if not given.is_file() and not inside:
             raise InputError(
                 f"no ParMETIS there: HPCGNN_PARMETIS must name its .so, {OTHERWISE}", file=given
             )
         given = given if given.is_file() else inside[0]
+        sharedlib.check_place(given, group=True)
         check_mpi(given)
         return given
     reason: InputError | None = None
+    own = set(sharedlib.environment_candidates())
     for path in sharedlib.parmetis_candidates():
         try:
+            # Who can write to the environment can change all else that runs, too.
+            sharedlib.check_place(path, group=path in own)
             check_mpi(path)
             return path
         except InputError as error:
@@ -303,6 +309,7 @@ def open_library(path: Path) -> ParMETIS:
     try:
         # PT-Scotch's builds of different width share their names, so take those beside it.
         for library in reversed(libraries[1:]):
+            sharedlib.check_place(library.path, group=True)
             ctypes.CDLL(str(library.path), mode=ctypes.RTLD_LOCAL)
         handle = ctypes.CDLL(str(real_path), mode=ctypes.RTLD_LOCAL)
     except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.util
 import os
+import pwd
 import re
+import stat
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -35,6 +38,8 @@ class Dynamic:
     def read(cls, path: Path) -> Dynamic:
         """Raises InputError where `path` is no 64-bit little-endian shared library."""
         try:
+            if not path.is_file():
+                raise InputError("is no shared library of this machine", file=path)
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=path) from error
@@ -54,7 +59,7 @@ class Dynamic:
             path=path,
             soname=(names(_SONAME) or [path.name])[0],
             needed=tuple(names(_NEEDED)),
-            folders=(origin, *(Path(folder) for folder in expanded if folder)),
+            folders=(origin, *absolute(":".join(expanded))),
         )
 
 
@@ -118,16 +123,87 @@ def mpi_family(name: str) -> str:
     return "Open MPI" if version and int(version[1]) >= 20 else "an MPI"
 
 
-def parmetis_candidates() -> Iterator[Path]:
-    """Libraries that may be ParMETIS, the most specific place first."""
+def absolute(paths: str) -> list[Path]:
+    """The absolute folders of a list like PATH: others, and "", mean the current folder."""
+    return [Path(path) for path in paths.split(":") if path.startswith("/")]
+
+
+def check_place(path: Path, *, group: bool = False) -> None:
+    """Refuse a library that others could have put there, before its code runs.
+
+    Args:
+        group: members of its group may, as in the folders of a project; else only where the group
+            is its owner's own.
+
+    Raises:
+        InputError: not absolute, or it or a folder above can be written by others.
+    """
+    if not path.is_absolute():
+        raise InputError("must be an absolute path: its code is run", file=path)
+    # Of a link both its own folders count and those of what it leads to.
+    for start in dict.fromkeys((path, path.resolve())):
+        child: os.stat_result | None = None
+        for place in (start, *start.parents):
+            try:
+                status = place.stat()
+            except OSError as error:
+                raise InputError(f"can't be read: {error.strerror}", file=place) from None
+            if _others_can_write(status, child, group):
+                raise InputError(
+                    f"isn't loaded, since other users can write to {place}: `chmod o-w` it, or "
+                    "move the library; where its group is to be trusted, name it with "
+                    "HPCGNN_PARMETIS",
+                    file=path,
+                )
+            child = status
+
+
+def _others_can_write(status: os.stat_result, child: os.stat_result | None, group: bool) -> bool:
+    """Whether they can replace the child (None: the file itself) in this folder."""
+    mode = status.st_mode
+    if not mode & (stat.S_IWOTH | stat.S_IWGRP):
+        return False
+    if mode & stat.S_ISVTX and child is not None and stat.S_ISDIR(child.st_mode):
+        return child.st_uid not in (0, os.geteuid())  # as in /tmp: only its owner can replace it
+    if mode & stat.S_IWOTH:
+        return True
+    return not group and not _is_private(status)
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether the group is root's, or has its owner's name and so nobody else, as is usual."""
+    if status.st_gid == 0:
+        return True
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+        return grp.getgrgid(status.st_gid).gr_name == owner
+    except KeyError:
+        return False
+
+
+def environment_candidates() -> Iterator[Path]:
+    """Those in the package mgmetis of this Python environment, not of the current folder."""
     package = importlib.util.find_spec("mgmetis")
-    for home in package.submodule_search_locations or () if package else ():
-        for pattern in ("parmetis64*.so", "parmetis.*.so"):
-            yield from sorted((Path(home) / "_cython").glob(pattern))
+    for home in map(Path, package.submodule_search_locations or () if package else ()):
+        if home.is_absolute() and home.parent != Path.cwd():
+            for pattern in ("parmetis64*.so", "parmetis.*.so"):
+                yield from sorted((home / "_cython").glob(pattern))
+
+
+def parmetis_candidates() -> Iterator[Path]:
+    """Libraries that may be ParMETIS, the most specific place first.
+
+    Places that the environment names count only where they are absolute.
+    """
+    yield from environment_candidates()
     environment = os.environ
-    folders = [Path(environment[name]) for name in _FOLDERS + _CRAY_FOLDERS if name in environment]
+    folders = [
+        Path(environment[name])
+        for name in _FOLDERS + _CRAY_FOLDERS
+        if environment.get(name, "").startswith("/")
+    ]
     for name in _PATHS:
-        folders += [Path(folder) for folder in environment.get(name, "").split(":") if folder]
+        folders += absolute(environment.get(name, ""))
     system = [Path("/usr/local/lib"), *(Path(folder) for folder in _SYSTEM)]
     folders += [folder / kind for folder in system for kind in ("parmetis-int64", "parmetis-int32")]
     for place in [*folders, *system]:

@@ -11,6 +11,8 @@ from datetime import datetime
 from types import FrameType
 from typing import Any
 
+from hpcgnn.programs import find_program
+
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -64,7 +66,7 @@ def slurm_end_time() -> float | None:
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdigit():
         return None
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%e"]
+    command = [find_program("squeue") or "/usr/bin/squeue", "--noheader", "--jobs", job, "--format", "%e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return datetime.fromisoformat(answer.stdout.split()[0]).timestamp()

@@ -22,7 +22,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError, OutputError, say
 from hpcgnn.storage import atomic
-from hpcgnn.train.records import config_of, gaps, lines
+from hpcgnn.train.records import MAX_EPOCH, config_of, gaps, lines
 
 
 class Stopwatch:
@@ -95,19 +95,26 @@ class Journal:
 
     Args:
         epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
+        until: the run's last epoch: up to here they will be written again.
 
     Raises:
-        InputError: it can't be read, is somebody else's, or tells of epochs that no checkpoint is
-            left of.
+        InputError: it can't be read, is somebody else's, or tells of epochs that would be lost.
         OutputError: it can't be written.
     """
 
-    def __init__(self, path: Path, epoch: int) -> None:
+    def __init__(self, path: Path, epoch: int, until: int = MAX_EPOCH) -> None:
         self.path = path
         self._waiting: dict[int, str] = {}
         found = _Found.read(path)
         if epoch == 0 and found.kept:
             _check_lost(path, found)
+        last = max(found.kept, default=0)
+        if last > max(epoch, until):
+            raise InputError(
+                f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
+                f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
+                file=path,
+            )
         kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
         if found.bad:
             _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")

@@ -1,0 +1,56 @@
+"""What other code runs: nothing of the current folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.kernels import launch
+from hpcgnn.programs import find_program
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a program and a module that write the file `ran`."""
+    program = tmp_path / "squeue"
+    program.write_text("#!/bin/sh\ntouch ran\n")
+    program.chmod(0o755)
+    (tmp_path / "types.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_programs_are_found_in_absolute_folders_only(folder, monkeypatch):
+    monkeypatch.setenv("PATH", ":.:/nowhere:")
+    assert find_program("squeue") is None
+    monkeypatch.setenv("PATH", f".:{folder}")
+    assert find_program("squeue") == str(folder / "squeue")
+
+
+def test_job_scripts_run_no_code_of_the_submit_folder(folder, tmp_path):
+    script = f"source {ROOT}/jobs/launch.sh; serial --version; python - <<<'import types'; squeue"
+    environment = os.environ | {
+        "PATH": f".:{os.environ['PATH']}:",
+        "PYTHONPATH": f":{os.environ.get('PYTHONPATH', '')}:.",
+        "LD_LIBRARY_PATH": "lib:",
+        "HPCGNN_HOME": str(ROOT),
+        "HPCGNN_VENV": str(Path(sys.prefix)),
+    }
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "hpcgnn " in done.stdout, done.stderr
+    assert not (folder / "ran").exists()
+
+
+def test_a_relative_cache_of_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_DIR", "cache")
+    with pytest.raises(InputError, match="CUPY_CACHE_DIR must be absolute"):
+        launch._cupy.__wrapped__()
