@@ -44,15 +44,15 @@ def test_the_configuration_is_replaced_or_left(comm, shared_path):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "words"),
     [
-        ("config.json", '{"model_type": "bert"}'),
-        ("config.json", "notes"),
-        ("metrics.jsonl", '{"epoch": 1, "loss": 0.5}\n'),
-        ("metrics.jsonl", None),
+        ("config.json", '{"model_type": "bert"}', "is no configuration of this program"),
+        ("config.json", "notes", "holds no readable configuration"),
+        ("metrics.jsonl", '{"epoch": 1, "loss": 0.5}\n', "was not written by a run of hpcgnn"),
+        ("metrics.jsonl", None, "is not a regular file"),
     ],
 )
-def test_files_of_somebody_else_are_left(comm, shared_path, name, text):
+def test_files_of_somebody_else_are_left(comm, shared_path, name, text, words):
     """None: a pipe, which nobody waits for."""
     path = shared_path / name
     if comm.rank == 0:
@@ -60,7 +60,7 @@ def test_files_of_somebody_else_are_left(comm, shared_path, name, text):
     comm.barrier()
     for fresh in (True, False):
         with (
-            pytest.raises(InputError, match=f"{name}: was not written by a run of hpcgnn"),
+            pytest.raises(InputError, match=f"{name}: {words}"),
             held(shared_path, comm, fresh=fresh),
         ):
             pass
@@ -90,6 +90,20 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(OutputError, match=r"metrics.jsonl: can't be replaced, since it is a link"):
         Journal(linked / "metrics.jsonl", 0)
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.mpi
+def test_a_folder_in_place_of_a_mark_is_refused(comm, shared_path):
+    path = shared_path / "REQUEUE"
+    if comm.rank == 0:
+        path.mkdir()
+    comm.barrier()
+    for fresh in (True, False):
+        with (
+            pytest.raises(InputError, match="REQUEUE: is not a regular file"),
+            held(shared_path, comm, fresh=fresh),
+        ):
+            pass
 
 
 @pytest.mark.mpi

@@ -66,7 +66,8 @@ def slurm_end_time() -> float | None:
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdigit():
         return None
-    command = [find_program("squeue") or "/usr/bin/squeue", "--noheader", "--jobs", job, "--format", "%e"]
+    program = find_program("squeue") or "/usr/bin/squeue"
+    command = [program, "--noheader", "--jobs", job, "--format", "%e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return datetime.fromisoformat(answer.stdout.split()[0]).timestamp()

@@ -202,4 +202,5 @@ def _epoch_of(path: Path) -> int:
 
 
 def _warn(text: str) -> None:
-    say(f"hpcgnn: warning: {text}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
+        say(f"hpcgnn: warning: {text}", file=sys.stderr)

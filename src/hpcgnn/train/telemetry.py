@@ -238,7 +238,8 @@ def _check_lost(path: Path, found: _Found) -> None:
 
 
 def _warn(text: str) -> None:
-    say(f"hpcgnn: warning: {text}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
+        say(f"hpcgnn: warning: {text}", file=sys.stderr)
 
 
 class Reporter:

@@ -1,0 +1,120 @@
+"""metrics.jsonl: no epoch lost, and none missing without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.records import gaps
+from hpcgnn.train.telemetry import Journal
+
+
+def record(epoch: int, **more: object) -> dict[str, object]:
+    return {"epoch": epoch, "loss": 1.0 / epoch, "valid": None} | more
+
+
+def text(*records: dict[str, object]) -> str:
+    return "".join(json.dumps(found) + "\n" for found in records)
+
+
+def epochs(path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def test_what_a_full_disk_refused_is_written_once_it_is_free(path, capfd):
+    journal = Journal(path, 0)
+    journal.write(record(1, more="x" * 4000))  # the messages captured below are files, too
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        for epoch in (2, 3):
+            journal.write(record(epoch))
+        assert epochs(path) == [1], "nothing torn is left"
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capfd.readouterr().err
+    assert err.count("not recorded: File too large") == 2 and "no record of epoch 2-3" in err
+    journal.write(record(4))
+    assert epochs(path) == [1, 2, 3, 4]
+    journal.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_journal_without_fault_is_left_alone(path):
+    path.write_text(text(record(1), record(2)))
+    before = path.stat().st_ino
+    Journal(path, 2).write(record(3))
+    assert path.stat().st_ino == before and epochs(path) == [1, 2, 3]
+
+
+def test_damage_is_dropped_and_told(path, capfd):
+    torn = '{"epoch": 5, "lo'
+    bad = '{"epoch": true}\n' + "[" * 99_999 + "\n" + '{"epoch": -1}\n[2]\n\xff\n'
+    path.write_text(text(record(1), record(2), record(2, loss=7.0), record(4)) + bad + torn)
+    Journal(path, 6).write(record(7))
+    assert epochs(path) == [1, 2, 4, 7]
+    assert json.loads(path.read_text().splitlines()[1])["loss"] == 7.0
+    err = capfd.readouterr().err
+    assert "6 lines are torn or no records" in err and "no record of epoch 3, 5-6" in err
+
+
+def test_later_epochs_are_dropped_where_they_are_trained_again(path):
+    path.write_text(text(*map(record, range(1, 7))))
+    with pytest.raises(InputError, match=r"of 6 epochs, of which those after 2 would be lost"):
+        Journal(path, 2, until=5)
+    assert epochs(path) == [1, 2, 3, 4, 5, 6]
+    Journal(path, 2, until=6)
+    assert epochs(path) == [1, 2]
+
+
+def test_only_a_run_without_a_due_checkpoint_starts_again(path, capfd):
+    config = path.with_name("config.json")
+    for settings, again in (
+        ({"checkpoint_every": 5, "epochs": 9}, True),
+        ({"checkpoint_every": 3, "epochs": 9}, False),
+        ({"checkpoint_every": 0, "epochs": 3}, False),
+        ({"checkpoint_every": True, "epochs": 9}, False),
+        (None, False),
+    ):
+        path.write_text(text(*map(record, range(1, 4))))
+        config.write_text(json.dumps(settings)) if settings else config.unlink()
+        if again:
+            Journal(path, 0)
+            assert epochs(path) == [] and "starts again at epoch 1" in capfd.readouterr().err
+            continue
+        with pytest.raises(InputError, match="of 3 epochs, but no checkpoint is left"):
+            Journal(path, 0)
+        assert epochs(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "sparse", "foreign"])
+def test_what_is_no_journal_is_refused_at_once(path, kind):
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.write_text('{"step": 1}\n{"step": 2}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: (is not a regular|holds no record)"):
+        Journal(path, 0)
+
+
+def test_gaps():
+    assert gaps([], 0) == gaps([1, 2], 2) == ""
+    assert gaps([], 1 << 40) == f"1-{1 << 40}"
+    assert gaps([2, 4, 6, 8, 10, 12, 14], 14) == "1, 3, 5, 7, 9 and 2 more"
