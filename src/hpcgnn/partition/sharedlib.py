@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,8 +185,11 @@ def _is_private(status: os.stat_result) -> bool:
 def environment_candidates() -> Iterator[Path]:
     """Those in the package mgmetis of this Python environment, not of the current folder."""
     package = importlib.util.find_spec("mgmetis")
+    here = Path()
+    with suppress(OSError):  # it may have been removed
+        here = Path.cwd()
     for home in map(Path, package.submodule_search_locations or () if package else ()):
-        if home.is_absolute() and home.parent != Path.cwd():
+        if home.is_absolute() and home.parent != here:
             for pattern in ("parmetis64*.so", "parmetis.*.so"):
                 yield from sorted((home / "_cython").glob(pattern))
 

@@ -339,13 +339,14 @@ class Trainer:
         problem: HpcgnnError | None = None
         if self.comm.rank == 0:
             try:
+                path = self.run_dir / "metrics.jsonl"
+                journal = Journal(path, self.epoch, self.config.epochs)
                 for name in (REQUEUE, ENDED):
-                    (self.run_dir / name).unlink(missing_ok=True)
-                journal = Journal(self.run_dir / "metrics.jsonl", self.epoch)
+                    path = self.run_dir / name
+                    path.unlink(missing_ok=True)
             except OSError as error:
-                where = self.run_dir / name
                 problem = OutputError(
-                    f"can't be removed: {error.strerror}; move it away", file=where
+                    f"can't be removed: {error.strerror}; move it away", file=path
                 )
             except (InputError, OutputError) as error:
                 problem = error
@@ -353,10 +354,10 @@ class Trainer:
         return journal
 
     def _say_end(self, finished: bool) -> None:
-        if not finished:
-            self._ask_for_requeue()
         if self.journal is not None:
             self.journal.close()
+        if not finished:
+            self._ask_for_requeue()
         if self.comm.rank != 0:
             return
         if not finished:

@@ -118,17 +118,16 @@ class CheckpointStore:
 
     def _find(self) -> tuple[Path, Checkpoint] | None:
         refused: list[InputError] = []
-        best = self.folder / _BEST
-        best_epoch = -1
-        with suppress(InputError):  # told below, where it is its turn
-            best_epoch = files.read_epoch(best)
-        candidates = [(_epoch_of(path), path) for path in self.paths()]
-        if best.exists() or best.is_symlink():
-            candidates.append((best_epoch, best))
-        for _, path in sorted(candidates, key=lambda found: found[0], reverse=True):
+        epochs = {path: _epoch_of(path) for path in self.paths()}
+        for path in self.folder.glob("[!.]*.h5"):  # such as best.h5
+            if path not in epochs:
+                epochs[path] = -1
+                with suppress(InputError):  # told below, where it is its turn
+                    epochs[path] = files.read_epoch(path)
+        for path in sorted(epochs, key=lambda path: epochs[path], reverse=True):
             try:
                 checkpoint = files.read(path)
-                if path != best and checkpoint.epoch != _epoch_of(path):
+                if checkpoint.epoch != epochs[path]:
                     raise InputError("is of another epoch", file=path, value=checkpoint.epoch)
             except InputError as error:
                 refused.append(error)
@@ -151,7 +150,7 @@ class CheckpointStore:
 
     def _put(self, kind: str, checkpoint: Checkpoint, together: bool) -> bool:
         """Whether it is on disk now. All ranks call where they write `together`."""
-        name = _BEST if kind == _BEST else f"epoch-{checkpoint.epoch:06d}.h5"
+        name = f"epoch-{checkpoint.epoch:06d}.h5" if kind == _PERIODIC else kind
         if self.comm.rank == 0:
             self.before_writing()
             with suppress(OSError):  # somebody may have removed it meanwhile
