@@ -77,16 +77,19 @@ def test_later_epochs_are_dropped_where_they_are_trained_again(path):
     assert epochs(path) == [1, 2]
 
 
-def test_only_a_run_without_a_due_checkpoint_starts_again(path, capfd):
+def test_only_a_run_that_ended_before_its_first_checkpoint_starts_again(path, capfd):
     config = path.with_name("config.json")
-    for settings, again in (
-        ({"checkpoint_every": 5, "epochs": 9}, True),
-        ({"checkpoint_every": 3, "epochs": 9}, False),
-        ({"checkpoint_every": 0, "epochs": 3}, False),
-        ({"checkpoint_every": True, "epochs": 9}, False),
-        (None, False),
+    early, later = {"checkpoint": 0, "valid": 0.5}, {"checkpoint": 2, "valid": 0.5}
+    for settings, more, again in (
+        ({"epochs": 9}, early, True),
+        ({"epochs": 9}, {}, True),
+        ({"epochs": 9}, later, False),
+        ({"epochs": 9}, {"valid": 0.5}, False),
+        ({"epochs": 3}, early, False),
+        ({"epochs": True}, early, False),
+        (None, early, False),
     ):
-        path.write_text(text(*map(record, range(1, 4))))
+        path.write_text(text(*(record(epoch, **more) for epoch in range(1, 4))))
         config.write_text(json.dumps(settings)) if settings else config.unlink()
         if again:
             Journal(path, 0)

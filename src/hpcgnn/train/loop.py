@@ -262,7 +262,7 @@ class Trainer:
 
     def _take_note(self, record: dict[str, Any]) -> None:
         if self.journal is not None:
-            self.journal.write(record)
+            self.journal.write(record | {"checkpoint": self.store.newest_epoch()})
         if self.comm.rank == 0:
             self.reporter.epoch(record)
         if self._evaluates(record["epoch"]):

@@ -188,7 +188,7 @@ class _Found:
     kept: dict[int, bytes]
     lines: int = 0
     bad: int = 0
-    scored: bool = False
+    saved: bool = False  # a checkpoint was on disk by then
     tidy: bool = True  # epochs rise, and every line ends
 
     @staticmethod
@@ -204,7 +204,9 @@ class _Found:
                 found.tidy &= epoch > last
                 last = epoch
                 found.kept[epoch] = line.text
-                found.scored |= line.record.get("valid") is not None
+                # Records of earlier releases don't tell, but a score made a best checkpoint.
+                saved = line.record.get("checkpoint", line.record.get("valid"))
+                found.saved |= saved not in (0, None)
         except FileNotFoundError:
             return found
         if found.bad > 1 and not found.kept:
@@ -221,14 +223,11 @@ def _ends_with_a_line(path: Path) -> bool:
 
 
 def _check_lost(path: Path, found: _Found) -> None:
-    """A run may start again at epoch 1 only where no checkpoint was due before it ended."""
-    last, due = max(found.kept), 0
+    """A run may start again at epoch 1 only where it ended before its first checkpoint."""
+    last, epochs = max(found.kept), None
     with suppress(InputError):
-        config = config_of(path.parent) or {}
-        every, epochs = config.get("checkpoint_every"), config.get("epochs")
-        if type(every) is int and type(epochs) is int:
-            due = min(every or epochs, epochs)
-    if found.scored or last >= due:
+        epochs = (config_of(path.parent) or {}).get("epochs")
+    if found.saved or type(epochs) is not int or last >= epochs:
         raise InputError(
             f"tells of {last} epochs, but no checkpoint is left to go on from: bring one back, "
             "choose another --run-dir, or move this file away to start again at epoch 1",
