@@ -12,10 +12,12 @@ from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.storage import atomic
 from hpcgnn.train.checkpoint import Checkpoint, write_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.loop import Trainer
 from hpcgnn.train.stop import StopRequest
+from hpcgnn.train.store import CheckpointStore
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -145,3 +147,27 @@ def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shar
     write_sharded(shared_path / "c.h5", found, comm)
     comm.barrier()
     assert [entry.name for entry in shared_path.iterdir()] == ["c.h5"]
+
+
+def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, monkeypatch):
+    def checkpoint(epoch: int) -> Checkpoint:
+        sharded = {"ids": np.array([comm.rank]), "model.e": np.ones((1, 2), np.float32)}
+        arrays = {"model/w": np.ones(3, np.float32)} if comm.rank == 0 else {}
+        progress = {"best": None, "best_epoch": 0, "test_at_best": None}
+        return Checkpoint(epoch, Config(layers=1), "f" * 16, 1, progress, arrays, sharded)
+
+    def refuse(temporary, path):
+        raise OutputError("no space", file=path)
+
+    store = CheckpointStore(shared_path, comm, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "publish", refuse)  # only rank 0 comes to it
+        store.save(checkpoint(3), best=True)
+    assert "no space" in store.failure()
+    store.save(checkpoint(5))
+    store.finish()
+    assert store.missing() == ""
+    assert sorted(path.name for path in shared_path.glob("*.h5")) == ["best.h5", "epoch-000005.h5"]
+    _, found = store.newest()
+    assert found.epoch == 5
+    store.close()
