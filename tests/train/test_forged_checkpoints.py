@@ -43,7 +43,15 @@ def array(name: str, change: Callable[[np.ndarray], object]) -> Callable[[Checkp
     return apply
 
 
+def nested(depth: int) -> list:
+    found: list = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 READ = {
+    "deep": (progress_with(best=nested(800)), "nested too deeply|best must be null"),
     "layers": (config_with(layers=10**9), "--layers must be at most"),
     "many layers": (config_with(layers=10**4), "doesn't fit its [0-9]+ parameters: --layers"),
     "hidden": (config_with(hidden=10**7), "doesn't fit its .* parameters: --hidden"),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.sar.sums import neighbour_sum
 from hpcgnn.timeline import profiled
 from hpcgnn.train.profile import Profile
@@ -47,3 +48,11 @@ def test_a_profile_that_cannot_be_written_is_one_line(tmp_path):
         torch.ones(3).sum()
         profile.step()
     assert not profiled()
+
+
+def test_a_profile_is_written_to_no_fifo(tmp_path):
+    os.mkfifo(tmp_path / "rank-00000.json")
+    with pytest.raises(InputError, match=r"rank-00000\.json: is not a regular file"):  # noqa: SIM117
+        with Profile(tmp_path, 0, epochs=1) as profile:
+            profile.step()
+            profile.step()

@@ -123,7 +123,7 @@ def _config(folder: Path) -> dict[str, Any]:
         value = config.get(name)
         if value is not None and (type(value) is not int or abs(value) > MAX_EPOCH):
             raise InputError("must be a number of epochs", file=folder / "config.json",
-                             dataset=name, value=value)  # fmt: skip
+                             dataset=name, value=type(value).__name__)  # fmt: skip
     return config
 
 

@@ -119,9 +119,12 @@ def read(path: str | Path) -> Checkpoint:
     """
     with Reader(path, CHECKPOINT) as reader:
         epoch = reader.integer("epoch", 0, MAX_EPOCH)
-        config = from_mapping(reader.json("config"), path)
         progress = reader.json("progress")
-        _check_progress(progress, epoch, path)
+        try:
+            config = from_mapping(reader.json("config"), path)
+            _check_progress(progress, epoch, path)
+        except RecursionError:  # in showing what is wrong
+            raise InputError("its attributes are nested too deeply", file=path) from None
         datasets = reader.walk()
         _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
         arrays, content = {}, 0
