@@ -22,6 +22,11 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx512"] = (64, ["-mavx2", "-mfma", *AVX512, "-mprefer-vector-width=512"])
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+LINK_FLAGS = ["-fopenmp"]
+if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    FLAGS = [*FLAGS, "-O1", *SANITIZE]
+    LINK_FLAGS += SANITIZE
 
 
 class BuildKernels(build_ext):
@@ -69,7 +74,7 @@ setup(
             depends=sorted(str(path) for path in KERNELS.parent.rglob("*.h")),
             language="c++",
             extra_compile_args=FLAGS,
-            extra_link_args=["-fopenmp"],
+            extra_link_args=LINK_FLAGS,
         )
     ],
     cmdclass={"build_ext": BuildKernels},

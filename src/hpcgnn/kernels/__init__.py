@@ -193,7 +193,8 @@ def attention_backward(
         g_HK: `[block.num_columns, heads * channels]`, gradient of the attention's result.
         t_HH, lse_HH, d_HH: `[block.num_columns, heads]`; d = <g, result>, head by head.
         z_NK, s_NH: as in forward, of the local rows.
-        grad_z_NK, grad_s_NH, grad_t_HH: like z, s and t, added to; grad_t may be None.
+        grad_z_NK, grad_s_NH, grad_t_HH: like z, s and t, added to; grad_t may be None, or float64,
+            which saves a copy.
         dropout: as in forward; `source_ids` are now those of the local rows.
         grad_edge_vector: `[heads, D]`, added to.
     """
@@ -202,9 +203,11 @@ def attention_backward(
     checks.vector_of_ids(dropout, sources=local, destinations=block.num_columns)
     columns, width, dtype = block.num_columns, z_NK.shape[1], checks.sum_type(z_NK.dtype)
     checks.matrix("g", g_HK, like=z_NK, rows=columns, width=width)
-    for name, tensor in (("t", t_HH), ("lse", lse_HH), ("d", d_HH), ("grad_t", grad_t_HH)):
-        if tensor is not None:
-            checks.matrix(name, tensor, like=z_NK, rows=columns, width=heads, dtype=dtype)
+    for name, tensor in (("t", t_HH), ("lse", lse_HH), ("d", d_HH)):
+        checks.matrix(name, tensor, like=z_NK, rows=columns, width=heads, dtype=dtype)
+    if grad_t_HH is not None:
+        wide = torch.float64 if grad_t_HH.dtype == torch.float64 else dtype
+        checks.matrix("grad_t", grad_t_HH, like=z_NK, rows=columns, width=heads, dtype=wide)
     checks.matrix("z", z_NK, like=z_NK, rows=local, width=width)
     checks.matrix("grad_z", grad_z_NK, like=z_NK, rows=local, width=width, dtype=dtype)
     for name, tensor in (("s", s_NH), ("grad_s", grad_s_NH)):

@@ -6,6 +6,7 @@ import ctypes
 from ctypes import c_double, c_int64
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from hpcgnn.kernels.library import (
@@ -66,10 +67,11 @@ def attention_backward(
     grad_edge_vector: Tensor | None,
     rows: tuple[int, int],
 ) -> None:
-    heads = s.shape[1]
-    grad_t_parts, vector_parts = ThreadParts(grad_t), ThreadParts(grad_edge_vector)
+    heads, given = s.shape[1], edges(block, rows)
+    grad_t_parts = ThreadParts(grad_t, given, torch.float64)
+    vector_parts = ThreadParts(grad_edge_vector, given)
     function("attention_backward")(
-        ctypes.byref(edges(block, rows)),
+        ctypes.byref(given),
         is_double(z),
         *map(matrix, (g, t, lse, d, z, s, grad_z, grad_s)),
         grad_t_parts.first,

@@ -71,9 +71,10 @@ def attention2_backward(
     edge_matrix: Tensor | None = None,
     grad_edge_matrix: Tensor | None = None,
 ) -> None:
-    att_parts, matrix_parts = ThreadParts(grad_att), ThreadParts(grad_edge_matrix)
+    given = edges(block, rows)
+    att_parts, matrix_parts = ThreadParts(grad_att, given), ThreadParts(grad_edge_matrix, given)
     function("attention2_backward_rows")(
-        ctypes.byref(edges(block, rows)),
+        ctypes.byref(given),
         is_double(zl),
         *map(matrix, (zl, zr, g, lse, d, grad_zr)),
         optional_matrix(edge_matrix),
@@ -88,7 +89,7 @@ def attention2_backward(
     )
     att_parts.add_up()
     matrix_parts.add_up()
-    turned = _turned(block, rows, zr.shape[0])
+    turned = _turned(block, rows, zr.shape[0], edge_matrix is not None)
     function("attention2_backward_columns")(
         ctypes.byref(edges(turned, (0, turned.num_rows))),
         is_double(zl),
@@ -101,10 +102,11 @@ def attention2_backward(
     )
 
 
-def _turned(block: Block, rows: tuple[int, int], num_rows: int) -> Block:
+def _turned(block: Block, rows: tuple[int, int], num_rows: int, with_features: bool) -> Block:
     """These rows of the block compressed by column; kept for the whole block."""
     if rows == (0, block.num_rows):
-        return kept(block, "turned", lambda: _transposed(block, num_rows))
+        name = "turned with features" if with_features else "turned"
+        return kept(block, name, lambda: _transposed(block, num_rows, with_features))
     low, high = rows
     listed = block.rows
     if listed is None:
@@ -112,10 +114,10 @@ def _turned(block: Block, rows: tuple[int, int], num_rows: int) -> Block:
     part = replace(
         block, rows=listed[low:high], begin=block.begin[low:high], end=block.end[low:high]
     )
-    return _transposed(part, num_rows)
+    return _transposed(part, num_rows, with_features)
 
 
-def _transposed(block: Block, num_rows: int) -> Block:
+def _transposed(block: Block, num_rows: int, with_features: bool) -> Block:
     begin, local_rows, order = transpose(block)
     return replace(
         block,
@@ -127,5 +129,5 @@ def _transposed(block: Block, num_rows: int) -> Block:
         column_offset=0,
         weight=None,
         relation=None,
-        features=None if block.features is None else block.features[order],
+        features=block.features[order] if with_features and block.features is not None else None,
     )

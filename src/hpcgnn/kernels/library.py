@@ -155,23 +155,30 @@ class ThreadParts:
     """A sum of its own for each thread: the result then doesn't depend on who comes first.
 
     `first` is the first thread's matrix, `step` the number of elements to the next one's.
+
+    Args:
+        given: what the kernel is called with, and how many threads.
+        dtype: of the threads' sums; that of `grad` by default.
     """
 
-    def __init__(self, grad: Tensor | None) -> None:
+    def __init__(
+        self, grad: Tensor | None, given: _Edges, dtype: torch.dtype | None = None
+    ) -> None:
         self.first, self.step = Matrix(None, 0), c_int64(0)
         self._grad, self._parts = grad, None
         if grad is None:
             return
-        threads = torch.get_num_threads()
-        parts = grad[None] if threads == 1 else grad.new_zeros(threads, *grad.shape)
+        if given.threads == 1 and dtype in (None, grad.dtype):
+            parts = grad[None]
+        else:
+            self._parts = parts = grad.new_zeros(given.threads, *grad.shape, dtype=dtype)
         self.first, self.step = matrix(parts[0]), c_int64(parts.stride(0))
-        if threads > 1:
-            self._parts = parts
 
     def add_up(self) -> None:
         if self._grad is not None and self._parts is not None:
-            for part in self._parts:
-                self._grad += part
+            for part in self._parts[1:]:
+                self._parts[0] += part
+            self._grad += self._parts[0]
 
 
 def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:

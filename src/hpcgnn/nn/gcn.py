@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph import Block, PartitionedGraph
 from hpcgnn.nn.keywords import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
 from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
+from hpcgnn.sar.sums import first_sum, is_constant, neighbour_sum, weight_sums
 
 
 class GCNConv(torch.nn.Module):
     """`x' = D^-1/2 (A + I) D^-1/2 x W^T + b`; arguments as PyTorch Geometric's `GCNConv`.
 
-    A node that has a self-loop gets no second one. Degrees count weighted in-edges.
+    A node that has a self-loop gets no second one. Degrees are sums of the weights of in-edges;
+    where one is negative or its weights cancel out, InputError names the first such node.
 
     Args:
         cached: has no effect: the normalisation of a graph is computed once and kept.
@@ -90,7 +94,10 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
     """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 
     With `loop` every node without a self-loop gets one of that weight, and several parallel loops
-    count as the last of them, as in PyTorch Geometric.
+    count as the last of them, as in PyTorch Geometric. Collective.
+
+    Raises:
+        InputError: a node whose weights, with its loop, sum to less than 0 or cancel out.
     """
     key = ("normalisation", loop)
     found, whole = graph.cache.get(key), graph.cache.get("whole")
@@ -100,28 +107,63 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
         found = scale_N1[rows], None if missing_N1 is None else missing_N1[rows]
         graph.cache[key] = found
     if found is None:
-        degree_N = in_degrees(graph, weighted=True)
-        missing_N = None if loop is None else _missing_loops(graph, loop)
-        if missing_N is not None:
-            degree_N = degree_N + missing_N
-        scale_N = torch.where(degree_N > 0, degree_N.clamp(min=1e-38).rsqrt(), 0.0)
-        found = scale_N[:, None], None if missing_N is None else missing_N[:, None]
+        blocks = list(graph.in_edges.blocks)
+        degree_N, missing_N = torch.tensor(0.0), None
+        if loop is not None:
+            degree_N, missing_N, blocks[graph.in_edges.rank] = _loops(graph, loop)
+        degree_N = degree_N.to(graph.node_ids.device) + weight_sums(graph, blocks)
+        _check_degrees(graph, degree_N, blocks)
+        scale_N = torch.where(degree_N > 0, degree_N.rsqrt(), 0.0).float()
+        found = scale_N[:, None], None if missing_N is None else missing_N.float()[:, None]
         graph.cache[key] = found
     return found  # type: ignore[return-value]
 
 
-def _missing_loops(graph: PartitionedGraph, loop: float) -> Tensor:
+def _loops(graph: PartitionedGraph, loop: float) -> tuple[Tensor, Tensor, Block]:
+    """The loop weight of each node, the part of it that is missing, and the edges but loops.
+
+    The weights are float64 `[n]`; in the block, loops weigh 0.
+    """
     block = graph.in_edges.blocks[graph.in_edges.rank]
     counts = block.end - block.begin
     rows = torch.repeat_interleave(torch.arange(block.num_rows, device=counts.device), counts)
     edges = torch.nonzero(block.columns == rows).flatten()
-    weight = torch.ones(len(edges), device=counts.device)
-    if block.weight is not None:
-        weight = block.weight[edges]
     rows = rows[edges]
-    present = torch.zeros(block.num_rows, device=counts.device).index_add_(0, rows, weight)
-    wanted = torch.full((block.num_rows,), loop, device=counts.device)
-    last = torch.ones(len(rows), dtype=torch.bool, device=counts.device)  # rows ascend
-    last[:-1] = rows[1:] != rows[:-1]
-    wanted[rows[last]] = weight[last]
-    return wanted - present
+    weight = block.weight
+    if weight is None:
+        weight = torch.ones(block.columns.shape, device=counts.device)
+    found = weight[edges].double()
+    is_last = torch.ones_like(rows, dtype=torch.bool)
+    is_last[:-1] = rows[1:] != rows[:-1]  # edges ascend by row
+    wanted = torch.full((block.num_rows,), loop, dtype=torch.float64, device=counts.device)
+    wanted[rows[is_last]] = found[is_last]
+    present = torch.zeros_like(wanted).index_add_(0, rows, found)
+    if len(edges) > 0:
+        block = replace(block, weight=weight.index_fill(0, edges, 0.0))
+    return wanted, wanted - present, block
+
+
+def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[Block]) -> None:
+    """Refuse, on all ranks alike, weights into a node that have no inverse square root."""
+    wrong_N = ~((degree_N >= 0) & degree_N.isfinite())
+    cancelled_N = degree_N == 0
+    if bool(cancelled_N.any()):
+        sizes = [b if b.weight is None else replace(b, weight=b.weight.abs()) for b in blocks]
+        wrong_N |= cancelled_N & (weight_sums(graph, sizes) > 0)
+    rows = torch.nonzero(wrong_N).flatten()
+    ids = graph.original_ids[rows.cpu()]
+    first = int(ids.argmin()) if len(ids) else 0
+    here = [(int(ids[first]), float(degree_N[rows[first]]), len(ids))] if len(ids) else []
+    found = [entry for part in graph.ring.comm.allgather(here, "degrees") for entry in part]
+    if found:
+        node, degree, _ = min(found)
+        count = sum(entry[2] for entry in found)
+        graph.ring.comm.agree(
+            InputError(
+                f"the weights into {count} nodes, self-loop included, sum to 0 or less (node "
+                f"{node} is the first), so they can't be normalised; use weights above 0, or a "
+                "model without this normalisation",
+                value=degree,
+            ),
+            "degrees",
+        )

@@ -6,22 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 
-
-class GlobalSum(torch.autograd.Function):
-    """Sum over all ranks, the same result everywhere; gradients are summed over all ranks too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, graph: PartitionedGraph) -> Tensor:
-        ctx.graph = graph
-        return graph.ring.comm.allreduce(x, where="global sum")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.graph.ring.comm.allreduce(grads[0].contiguous(), where="global sum"), None
+_SLAB = 4096  # rows that are there in float64 at a time
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -61,22 +51,34 @@ class BatchNorm(torch.nn.Module):
         correction = graph.num_nodes / max(graph.num_nodes - 1, 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_((var * correction).to(self.running_var.dtype), self.momentum)
+        rstd = torch.rsqrt(var + self.eps)
         result: Tensor = _BatchNorm.apply(
-            x_NF, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), graph
+            x_NF, self.weight, self.bias, mean.to(x_NF.dtype), rstd.to(x_NF.dtype), graph
         )
         return result.to(dtype)
 
 
-def _statistics(graph: PartitionedGraph, x_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all nodes, summed in float64 about the mean: two passes."""
+def _statistics(
+    graph: PartitionedGraph, x_NF: Tensor, mean_share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean over all nodes, and mean square of x - mean_share * mean: float64, two passes."""
     comm, count = graph.ring.comm, max(graph.num_nodes, 1)
-    mean = comm.allreduce(x_NF.sum(0, dtype=torch.float64), where="batch norm mean") / count
-    shift = mean.to(x_NF.dtype)
+    mean = comm.allreduce(x_NF.sum(0, dtype=torch.float64), where="norm mean") / count
+    shift = mean if mean_share is None else mean * mean_share
     squares = torch.zeros_like(mean)
-    for rows in x_NF.split(8192):
-        squares += (rows - shift).square_().sum(0, dtype=torch.float64)
-    var = comm.allreduce(squares, where="batch norm variance") / count
-    return mean.to(x_NF.dtype), var.to(x_NF.dtype)
+    for rows in x_NF.split(_SLAB):
+        squares += (rows - shift).square_().sum(0)
+    return mean, comm.allreduce(squares, where="norm variance") / count
+
+
+def _gradient_sums(grad_NF: Tensor, x_NF: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
+    """Sums over the local nodes of g and of g * (x - shift) * rstd: float64 `[2, F]`."""
+    sums = torch.zeros(2, x_NF.shape[1], dtype=torch.float64, device=x_NF.device)
+    for grad, rows in zip(grad_NF.split(_SLAB), x_NF.split(_SLAB), strict=True):
+        sums[0] += grad.sum(0, dtype=torch.float64)
+        sums[1] += (rows - shift).mul_(grad).sum(0)
+    sums[1] *= rstd
+    return sums
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -99,9 +101,7 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NF, weight, mean, rstd = ctx.saved_tensors
         grad_NF, graph = grads[0], ctx.graph
-        local = torch.stack(
-            [grad_NF.sum(0, dtype=torch.float64), (grad_NF * (x_NF - mean)).sum(0).double() * rstd]
-        )
+        local = _gradient_sums(grad_NF, x_NF, mean.double(), rstd.double())
         total = graph.ring.comm.allreduce(local, where="batch norm backward")
         grad_bias, grad_weight = local.to(x_NF.dtype)
         share_bias, share_weight = (total / max(graph.num_nodes, 1)).to(x_NF.dtype)
@@ -125,12 +125,54 @@ class GraphNorm(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         dtype, x_NF = x_NF.dtype, x_NF.to(sum_type(x_NF.dtype))
-        count = max(graph.num_nodes, 1)
-        mean = GlobalSum.apply(x_NF.sum(0), graph) / count
-        centred_NF = x_NF - mean * self.mean_scale
-        var = GlobalSum.apply(centred_NF.square().sum(0), graph) / count
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul(self.bias, centred_NF, scale).to(dtype)
+        result: Tensor = _GraphNorm.apply(
+            x_NF, self.weight, self.bias, self.mean_scale, self.eps, graph
+        )
+        return result.to(dtype)
+
+
+class _GraphNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NF: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean_scale: Tensor,
+        eps: float,
+        graph: PartitionedGraph,
+    ) -> Tensor:
+        mean, var = _statistics(graph, x_NF, mean_scale)
+        rstd = torch.rsqrt(var + eps)
+        ctx.graph = graph
+        ctx.save_for_backward(x_NF, weight, mean_scale, mean, rstd)
+        centred_NF = x_NF - (mean * mean_scale).to(x_NF.dtype)
+        return torch.addcmul(bias.to(x_NF.dtype), centred_NF, (weight * rstd).to(x_NF.dtype))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """With c = (x - shift) rstd, summed over all nodes:
+
+        into x - shift flows e = weight rstd (g - c <g, c> / n), and of that -sum(e) into shift.
+        """
+        x_NF, weight, mean_scale, mean, rstd = ctx.saved_tensors
+        grad_NF, graph, dtype = grads[0], ctx.graph, weight.dtype
+        shift, count = mean * mean_scale, max(graph.num_nodes, 1)
+        local = _gradient_sums(grad_NF, x_NF, shift, rstd)
+        total = graph.ring.comm.allreduce(local, where="norm backward")
+        share, scale = total[1] / count, weight * rstd
+        into_shift = -scale * (total[0] - share * rstd * (mean - shift) * count)
+        grad_x = torch.empty_like(x_NF)
+        for low in range(0, len(x_NF), _SLAB):
+            rows = slice(low, low + _SLAB)
+            centred = (x_NF[rows] - shift) * rstd
+            grad = (grad_NF[rows] - centred * share) * scale
+            grad_x[rows] = grad + into_shift * mean_scale / count
+        # Parameters' gradients are added up over the ranks later.
+        grad_mean_scale = into_shift * mean * (len(x_NF) / count)
+        grad_bias, grad_weight = local.to(dtype)
+        return grad_x, grad_weight, grad_bias, grad_mean_scale.to(dtype), None, None
 
 
 NORMS: dict[str, type[torch.nn.Module]] = {

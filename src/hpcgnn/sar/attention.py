@@ -240,6 +240,7 @@ class _Backward:
 
         # Apart, since when a reply comes is a matter of chance, and rounding must not be.
         replied_NH = torch.zeros_like(self.grad_t_NH)
+        here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
 
         def accept(rows: Tensor, reply_HH: Tensor) -> None:
             kernels.add_rows(reply_HH, rows, replied_NH)
@@ -251,19 +252,19 @@ class _Backward:
         here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         for block in local_blocks(graph, edges, self.settings.self_loops):
             for rows in work(block, edges.num_parts):
-                self._source_side(block, here, self.grad_t_NH, rows)
+                self._source_side(block, here, here_NH, rows)
                 exchange.progress()
         for arrival in exchange:
             block, rows_HW = blocks[arrival.index], arrival.rows_HF
             there = (
                 readable(layout.numbers(rows_HW)), *layout.behind(rows_HW).split(heads, dim=1)
             )  # fmt: skip
-            grad_t_HH = self.grad_t_NH.new_zeros(block.num_columns, heads)
+            grad_t_HH = here_NH.new_zeros(block.num_columns, heads)
             for rows in work(block, edges.num_parts):
                 self._source_side(block, there, grad_t_HH, rows)
                 exchange.progress()
-            arrival.reply(grad_t_HH)
-        self.grad_t_NH += replied_NH
+            arrival.reply(grad_t_HH.to(replied_NH.dtype))
+        self.grad_t_NH += here_NH + replied_NH
 
     def _pack(self, rows: Tensor, out_HW: Tensor) -> None:
         kernels.pack_rows(self.g_NK, rows, self.layout.numbers(out_HW))

@@ -70,17 +70,17 @@ def _mean_features(graph: PartitionedGraph) -> Tensor | None:
     if width is None:
         return None
     device = graph.node_ids.device
-    total = torch.zeros(graph.num_local_nodes, width, device=device)
-    count = torch.zeros(graph.num_local_nodes, 1, device=device)
+    total = torch.zeros(graph.num_local_nodes, width, dtype=torch.float64, device=device)
+    count = torch.zeros(graph.num_local_nodes, 1, dtype=torch.float64, device=device)
     for block in blocks:
         block = _without_loops(block) if block.peer == graph.in_edges.rank else block
         if block.features is None:
             continue
         local = torch.arange(block.num_rows, device=device) if block.rows is None else block.rows
         rows = torch.repeat_interleave(local.long(), block.end - block.begin)
-        total.index_add_(0, rows, block.features)
-        count.index_add_(0, rows, torch.ones(len(rows), 1, device=device))
-    return total / count.clamp(min=1)
+        total.index_add_(0, rows, block.features.double())
+        count[local.long(), 0] += block.end - block.begin
+    return (total / count.clamp(min=1)).float()
 
 
 def halo_ids(graph: PartitionedGraph, edges: EdgeBlocks) -> list[Tensor]:

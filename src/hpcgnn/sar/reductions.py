@@ -1,7 +1,8 @@
 """Reductions of messages at their destinations that run on while blocks arrive.
 
 Each keeps a few rows per node, never anything per edge, and says in backward what gradient a
-message gets from the gradient of the result.
+message gets from the gradient of the result. Sums run in float64: in float32 those of nodes with
+very many in-edges stand still.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ class Sum:
     """Sum over in-edges; divided by their number as `mean`."""
 
     def __init__(self, like: Tensor, mean: bool = False) -> None:
-        self.total_NM, self.mean = torch.zeros_like(like), mean
+        self.total_NM, self.mean = torch.zeros_like(like, dtype=torch.float64), mean
         self.scale_N1 = like.new_ones(len(like), 1)
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
-        self.total_NM.index_add_(0, rows, m)
+        self.total_NM.index_add_(0, rows, m.double())
 
     def finish(self, degrees_N: Tensor) -> Tensor:
         if self.mean:
-            self.scale_N1 = 1 / degrees_N.clamp(min=1)[:, None].to(self.total_NM.dtype)
-        return self.total_NM * self.scale_N1
+            self.scale_N1 = 1 / degrees_N.clamp(min=1)[:, None].to(self.scale_N1.dtype)
+        result = self.total_NM.mul_(self.scale_N1).to(self.scale_N1.dtype)
+        del self.total_NM
+        return result
 
     def prepare(self, grad_NM: Tensor) -> None:
         self.grad_NM = grad_NM * self.scale_N1
@@ -56,7 +59,7 @@ class Extreme:
     """Maximum (sign 1) or minimum (sign -1); 0 without in-edges; ties share the gradient evenly."""
 
     def __init__(self, like: Tensor, sign: int) -> None:
-        self.sign = sign
+        self.sign = sign  # NaN is better than any number, as in torch
         self.best_NM = torch.full_like(like, -torch.inf)
         self.ties_NM = torch.zeros_like(like)
 
@@ -64,12 +67,13 @@ class Extreme:
         value = m * self.sign
         index = rows[:, None].expand_as(value)
         best_NM = self.best_NM.scatter_reduce(0, index, value, "amax")
-        self.ties_NM.masked_fill_(best_NM > self.best_NM, 0)
+        self.ties_NM.masked_fill_((best_NM > self.best_NM) | best_NM.isnan(), 0)
         self.best_NM = best_NM
         self.ties_NM.index_add_(0, rows, (value == best_NM[rows]).to(m.dtype))
 
     def finish(self, degrees_N: Tensor) -> Tensor:
-        return torch.where(self.ties_NM > 0, self.best_NM * self.sign, 0.0)
+        seen_NM = (self.ties_NM > 0) | self.best_NM.isnan()
+        return torch.where(seen_NM, self.best_NM * self.sign, 0.0)
 
     def prepare(self, grad_NM: Tensor) -> None:
         self.grad_NM = grad_NM / self.ties_NM.clamp(min=1)
@@ -84,17 +88,21 @@ class Spread:
     """Variance over in-edges, or its square root as `std` (with 1e-5 under the root)."""
 
     def __init__(self, like: Tensor, root: bool) -> None:
-        self.root = root
-        self.sum_NM, self.squares_NM = torch.zeros_like(like), torch.zeros_like(like)
+        self.root, self.dtype = root, like.dtype
+        self.sum_NM = torch.zeros_like(like, dtype=torch.float64)
+        self.squares_NM = torch.zeros_like(self.sum_NM)
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
+        m = m.double()
         self.sum_NM.index_add_(0, rows, m)
         self.squares_NM.index_add_(0, rows, m * m)
 
     def finish(self, degrees_N: Tensor) -> Tensor:
-        self.count_N1 = degrees_N.clamp(min=1)[:, None].to(self.sum_NM.dtype)
-        self.mean_NM = self.sum_NM / self.count_N1
-        var_NM = self.squares_NM / self.count_N1 - self.mean_NM * self.mean_NM
+        count_N1 = degrees_N.clamp(min=1)[:, None].double()
+        mean_NM, var_NM = self.sum_NM / count_N1, self.squares_NM / count_N1
+        del self.sum_NM, self.squares_NM
+        var_NM = var_NM.addcmul_(mean_NM, mean_NM, value=-1).to(self.dtype)
+        self.count_N1, self.mean_NM = count_N1.to(self.dtype), mean_NM.to(self.dtype)
         self.open_NM = var_NM > 0
         var_NM = var_NM.clamp(min=0)
         if not self.root:
@@ -114,27 +122,34 @@ class Spread:
 
 
 class Softmax:
-    """Sum weighted by the softmax of the logits over each node's in-edges."""
+    """Sum weighted by the softmax of the logits over each node's in-edges.
+
+    An edge whose logit is -inf counts nothing; a node where all are gets 0.
+    """
 
     def __init__(self, like: Tensor) -> None:
-        self.top_NM = torch.full_like(like, -torch.inf)
-        self.total_NM, self.sum_NM = torch.zeros_like(like), torch.zeros_like(like)
+        self.top_NM, self.dtype = torch.full_like(like, -torch.inf), like.dtype
+        self.total_NM = torch.zeros_like(like, dtype=torch.float64)
+        self.sum_NM = torch.zeros_like(like, dtype=torch.float64)
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
         logit = _needed(logit)
         top_NM = self.top_NM.scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax")
-        factor_NM = torch.where(torch.isinf(top_NM), 0.0, (self.top_NM - top_NM).exp())
+        base_NM = top_NM.masked_fill(top_NM == -torch.inf, 0)
+        factor_NM = (self.top_NM - base_NM).exp()
         self.total_NM.mul_(factor_NM)
         self.sum_NM.mul_(factor_NM)
-        share = (logit - top_NM[rows]).exp()
-        self.total_NM.index_add_(0, rows, share)
-        self.sum_NM.index_add_(0, rows, share * m)
+        share = (logit - base_NM[rows]).exp()
+        self.total_NM.index_add_(0, rows, share.double())
+        self.sum_NM.index_add_(0, rows, (share * m).double())
         self.top_NM = top_NM
 
     def finish(self, degrees_N: Tensor) -> Tensor:
-        total_NM = torch.where(self.total_NM > 0, self.total_NM, 1.0)
-        self.lse_NM = torch.where(self.total_NM > 0, self.top_NM, 0.0) + total_NM.log()
-        self.out_NM = self.sum_NM / total_NM
+        none_NM = self.total_NM == 0
+        total_NM = self.total_NM.masked_fill(none_NM, 1.0)
+        self.lse_NM = (self.top_NM.masked_fill(none_NM, 0.0) + total_NM.log()).to(self.dtype)
+        self.out_NM = (self.sum_NM / total_NM).to(self.dtype)
+        del self.total_NM, self.sum_NM, self.top_NM
         return self.out_NM
 
     def prepare(self, grad_NM: Tensor) -> None:

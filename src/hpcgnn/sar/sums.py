@@ -6,7 +6,8 @@ feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,17 +42,25 @@ def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
     if not isinstance(found, Tensor) and isinstance(whole, tuple):
         found = graph.cache[key] = in_degrees(whole[0], weighted=weighted)[whole[1]]
     if not isinstance(found, Tensor):
-        found = torch.zeros(graph.num_local_nodes, dtype=torch.float64)
-        for block in graph.in_edges.blocks:
-            rows = slice(None) if block.rows is None else block.rows.cpu().long()
-            if weighted and block.weight is not None:
-                sums = torch.zeros(block.weight.shape[0] + 1, dtype=torch.float64)
-                torch.cumsum(block.weight.cpu().double(), 0, out=sums[1:])
-                found[rows] += sums[block.end.cpu()] - sums[block.begin.cpu()]
-            else:
-                found[rows] += (block.end - block.begin).cpu().double()
-        found = graph.cache[key] = found.float().to(graph.node_ids.device)
+        blocks = graph.in_edges.blocks
+        if not weighted:
+            blocks = [replace(block, weight=None) for block in blocks]
+        found = graph.cache[key] = weight_sums(graph, blocks).float()
     return found
+
+
+def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
+    """Sum of the blocks' weights (1 without) in each local row: float64 `[n]`. No messages."""
+    device = graph.node_ids.device
+    total_N = torch.zeros(graph.num_local_nodes, dtype=torch.float64, device=device)
+    for block in blocks:
+        if block.weight is None:
+            rows = slice(None) if block.rows is None else block.rows.long()
+            total_N[rows] += (block.end - block.begin).double()
+        else:
+            ones = torch.ones(block.num_columns, 1, dtype=torch.float64, device=device)
+            kernels.spmm(block, ones, total_N[:, None])
+    return total_N
 
 
 def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Accuracy, ROC AUC and micro F1 over the nodes of all ranks."""
+"""Accuracy, ROC AUC and micro F1 over the nodes of all ranks; nan where any score is NaN."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hpcgnn.comm.communicator import Communicator
 def accuracy(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
     """Share of nodes whose largest logit is their label; nan without nodes."""
     right = int((logits_NC.argmax(dim=-1) == labels_N).sum())
-    hits, count = comm.allreduce(np.array([right, len(labels_N)]), where="accuracy")
-    return float(hits / count) if count else float("nan")
+    local = np.array([right, len(labels_N), int(logits_NC.isnan().sum())])
+    hits, count, undefined = comm.allreduce(local, where="accuracy")
+    return float(hits / count) if count and not undefined else float("nan")
 
 
 def micro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
@@ -24,10 +25,18 @@ def micro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
         int((guess & ~truth & known).sum()),
         int((~guess & truth & known).sum()),
         int(known.sum()),
+        int((logits_NT.isnan() & known).sum()),
     ]
-    hits, false, missed, count = comm.allreduce(np.array(local), where="F1")
+    hits, false, missed, count, undefined = comm.allreduce(np.array(local), where="F1")
+    if undefined:
+        return float("nan")
     total = 2 * hits + false + missed
     return float(2 * hits / total) if total else (1.0 if count else float("nan"))
+
+
+def _any_nan(comm: Communicator, scores: Tensor) -> bool:
+    """Whether any rank has a NaN among its scores: they have no order then."""
+    return bool(comm.allreduce(int(scores.isnan().any()), op="max", where="NaN scores"))
 
 
 def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
@@ -36,6 +45,8 @@ def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
     Scores are sorted over the ranks by sampled splitters, so that no rank holds them all; equal
     scores always meet on one rank, and the result is exact.
     """
+    if _any_nan(comm, scores_N):
+        return float("nan")
     order = np.argsort(scores := scores_N.detach().cpu().numpy().astype(np.float64), kind="stable")
     scores, positive = scores[order], positive_N.cpu().numpy().astype(bool)[order]
     sample = scores[np.linspace(0, len(scores) - 1, min(len(scores), 64)).astype(int)]
@@ -60,7 +71,9 @@ def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
 
 
 def mean_roc_auc(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
-    """Mean over labels of the ROC AUC, where it is defined."""
+    """Mean over labels of the ROC AUC, where both classes are there."""
+    if _any_nan(comm, logits_NT[labels_NT >= 0]):
+        return float("nan")
     areas = []
     for t in range(logits_NT.shape[1]):
         known = labels_NT[:, t] >= 0

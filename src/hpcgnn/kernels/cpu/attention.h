@@ -35,6 +35,12 @@ HPCGNN_INLINE void store_heads(const Matrix& matrix, int64_t row, Heads heads, V
     for (int64_t h = 0; h < heads.count; h++) to[h] = lanes[h];
 }
 
+// A thread's own matrix, `offset` numbers from the first thread's; none where there is none.
+template <typename T>
+HPCGNN_INLINE Matrix part_of(const Matrix& first, int64_t offset) {
+    return first.data ? Matrix{row_of<T>(first, 0) + offset, first.stride} : first;
+}
+
 // The same P lanes again and again.
 template <typename T, int P, int V>
 HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
@@ -61,6 +67,70 @@ HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> top) {
     return sum<T, V, P>(total);
 }
 
+// What scores are counted from: the largest, or 0 where all are -infinity and count nothing.
+template <typename T, int P>
+HPCGNN_INLINE Vec<T, P> base_of(Vec<T, P> top) {
+    return top == -T(__builtin_inf()) ? Vec<T, P>{} : top;
+}
+
+// The running softmax of a row with more than LONGEST edges: parts of the row that have a softmax of
+// their own each, joined in doubles.
+template <typename T, int P>
+class JoinedSoftmax {
+  public:
+    JoinedSoftmax(Heads heads, int64_t channels)
+        : heads_(heads), channels_(channels), low_(heads.first * channels),
+          high_(low_ + heads.count * channels) {}
+
+    // What the row has from other blocks counts as its first part.
+    void begin(Vec<T, P> top, Vec<T, P> total, const T* out) {
+        if (part_.size() == 0) part_.add_zeros(high_), sum_.add_zeros(high_);
+        for (int h = 0; h < P; h++) top_[h] = -__builtin_inf(), total_[h] = 0;
+        memset(sum_.data(), 0, high_ * sizeof(double));
+        memcpy(part_.data() + low_, out + low_, (high_ - low_) * sizeof(T));
+        add(top, total);
+    }
+
+    // Where the next part's sum goes: zeros.
+    HPCGNN_INLINE T* part() { return part_.data(); }
+
+    void add(Vec<T, P> part_top, Vec<T, P> part_total) {
+        T tops[P], totals[P];
+        store<T, P>(tops, part_top);
+        store<T, P>(totals, part_total);
+        for (int64_t h = 0; h < heads_.count; h++) {
+            const double top = tops[h] > top_[h] ? tops[h] : top_[h];
+            const double base = base_of<double, 1>(top);
+            const double before = exponential<double, 1>(top_[h] - base);
+            const double now = exponential<double, 1>(tops[h] - base);
+            top_[h] = top;
+            total_[h] = total_[h] * before + totals[h] * now;
+            for (int64_t c = low_ + h * channels_; c < low_ + (h + 1) * channels_; c++) {
+                sum_[c] = sum_[c] * before + part_[c] * now;
+                part_[c] = 0;
+            }
+        }
+    }
+
+    void end(Vec<T, P>& top, Vec<T, P>& total, T* out) const {
+        T tops[P] = {}, totals[P] = {};
+        for (int64_t h = 0; h < heads_.count; h++) {
+            tops[h] = static_cast<T>(top_[h]);
+            totals[h] = static_cast<T>(total_[h]);
+        }
+        for (int64_t c = low_; c < high_; c++) out[c] = static_cast<T>(sum_[c]);
+        top = load<T, P>(tops);
+        total = load<T, P>(totals);
+    }
+
+  private:
+    Heads heads_;
+    int64_t channels_, low_, high_;
+    double top_[P], total_[P];
+    Buffer<T> part_;
+    Buffer<double> sum_;
+};
+
 // The vectors that edge features are multiplied with, transposed: one row of P lanes per feature.
 template <typename T, int P>
 class EdgeTerm {
@@ -68,26 +138,24 @@ class EdgeTerm {
     EdgeTerm(const Edges& edges, const Matrix& edge_vector, Heads heads)
         : features_(edge_vector.data ? edges.features : nullptr), width_(edges.feature_width) {
         if (!features_) return;
-        lanes_ = static_cast<T*>(calloc(width_ * P, sizeof(T)));
+        lanes_.add_zeros(width_ * P);
         for (int64_t h = 0; h < heads.count; h++)
             for (int64_t d = 0; d < width_; d++)
                 lanes_[d * P + h] = row_of<T>(edge_vector, heads.first + h)[d];
     }
-    ~EdgeTerm() { free(lanes_); }
-    EdgeTerm(const EdgeTerm&) = delete;
 
     HPCGNN_INLINE Vec<T, P> of(int64_t edge) const {
         Vec<T, P> term{};
         if (features_)
             for (int64_t d = 0; d < width_; d++)
-                term += static_cast<T>(features_[edge * width_ + d]) * load<T, P>(lanes_ + d * P);
+                term += static_cast<T>(features_[edge * width_ + d]) * load<T, P>(lanes_.data() + d * P);
         return term;
     }
 
   private:
     const float* features_;
     int64_t width_;
-    T* lanes_ = nullptr;
+    Buffer<T> lanes_;
 };
 
 // Sums over edges of (gradient of the score) * (edge features), for one thread.
@@ -96,25 +164,26 @@ class TermGradient {
   public:
     TermGradient(const Edges& edges, const Matrix& grad, int64_t offset, Heads heads)
         : features_(grad.data ? edges.features : nullptr), width_(edges.feature_width),
-          grad_{row_of<T>(grad, 0) + offset, grad.stride}, heads_(heads) {
-        if (features_) lanes_ = static_cast<T*>(calloc(width_ * P, sizeof(T)));
-    }
+          grad_(part_of<T>(grad, offset)), heads_(heads), sums_(1, 0, width_ * P) {}
+
     ~TermGradient() {
         if (!features_) return;
+        Buffer<T> lanes(width_ * P);
+        sums_.add_to(Matrix{lanes.data(), 0});
         for (int64_t h = 0; h < heads_.count; h++)
             for (int64_t d = 0; d < width_; d++)
-                row_of<T>(grad_, heads_.first + h)[d] += lanes_[d * P + h];
-        free(lanes_);
+                row_of<T>(grad_, heads_.first + h)[d] += lanes[d * P + h];
     }
     TermGradient(const TermGradient&) = delete;
 
     HPCGNN_INLINE void add(int64_t edge, Vec<T, P> gradient) {
         if (!features_) return;
-        for (int64_t d = 0; d < width_; d++) {
-            T* lanes = lanes_ + d * P;
+        T* lanes = row_of<T>(sums_.part(), 0);
+        for (int64_t d = 0; d < width_; d++, lanes += P) {
             const T feature = static_cast<T>(features_[edge * width_ + d]);
             store<T, P>(lanes, load<T, P>(lanes) + feature * gradient);
         }
+        sums_.count(1);
     }
 
   private:
@@ -122,7 +191,7 @@ class TermGradient {
     int64_t width_;
     Matrix grad_;
     Heads heads_;
-    T* lanes_ = nullptr;
+    LongSum<T> sums_;
 };
 
 // Multiplies the weights of a row's edges by mask / (1 - p).

@@ -114,11 +114,10 @@ void attend2_backward(const Edges& edges, const Backward2& b, Heads heads, int64
     chunk.gathered_g = b.g, chunk.edge_matrix = b.edge_matrix;
     chunk.att = static_cast<const T*>(b.att), chunk.slope = static_cast<T>(b.slope);
     chunk.depth = b.edge_matrix.data ? edges.feature_width : 0;
-    chunk.grad_att = row_of<T>(b.grad_att, 0) + piece * b.grad_att_step;
-    chunk.grad_edge_matrix = b.grad_edge_matrix;
-    if (b.grad_edge_matrix.data)
-        chunk.grad_edge_matrix.data =
-            row_of<T>(b.grad_edge_matrix, 0) + piece * b.grad_edge_matrix_step;
+    const int64_t low = heads.first * b.channels, high = low + heads.count * b.channels;
+    LongSum<T> long_row(1, low, high), long_att(1, low, high), long_matrix(chunk.depth, low, high);
+    if (b.grad_att.data) chunk.grad_att = row_of<T>(long_att.part(), 0);
+    if (b.grad_edge_matrix.data) chunk.grad_edge_matrix = long_matrix.part();
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(b.num_heads * b.channels * sizeof(T) * (DIRECTION == BY_ROW ? 1 : 2)));
     for (int64_t k = first; k < last; k++) {
@@ -126,36 +125,46 @@ void attend2_backward(const Edges& edges, const Backward2& b, Heads heads, int64
         const int64_t row = local_row(edges, k);
         chunk.own = row_of<T>(DIRECTION == BY_ROW ? b.zr : b.zl, row);
         chunk.own_g = DIRECTION == BY_ROW ? row_of<T>(b.g, row) : nullptr;
-        chunk.to = row_of<T>(b.grad, row);
-        for (int64_t from = edges.begin[k]; from < edges.end[k]; from += CHUNK2) {
-            const int64_t left = edges.end[k] - from;
-            const int count = left < CHUNK2 ? static_cast<int>(left) : CHUNK2;
-            for (int i = 0; i < count; i++) {
-                columns[i] = edges.columns[from + i] - edges.column_offset;
-                const int64_t target = DIRECTION == BY_ROW ? row : columns[i];
-                store<T, P>(score + i * P, -load_heads<T, P>(b.lse, target, heads));
-                store<T, P>(dot + i * P, Vec<T, P>{});
+        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
+        chunk.to = is_long ? row_of<T>(long_row.part(), 0) : row_of<T>(b.grad, row);
+        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
+            for (int64_t from = begin; from < end; from += CHUNK2) {
+                const int64_t left = end - from;
+                const int count = left < CHUNK2 ? static_cast<int>(left) : CHUNK2;
+                for (int i = 0; i < count; i++) {
+                    columns[i] = edges.columns[from + i] - edges.column_offset;
+                    const int64_t target = DIRECTION == BY_ROW ? row : columns[i];
+                    store<T, P>(score + i * P, -load_heads<T, P>(b.lse, target, heads));
+                    store<T, P>(dot + i * P, Vec<T, P>{});
+                }
+                chunk.count = count;
+                chunk.features = edges.features + from * chunk.depth;
+                score_jobs.run(chunk, ahead);
+                for (int at = 0; at < count * P; at += V) {
+                    const Vec<T, V> a = exponential<T, V>(load<T, V>(score + at));
+                    store<T, V>(score + at, a);
+                    store<T, V>(weight + at, a);
+                }
+                mask.apply<T, P>(weight, columns, count, row, heads.first);
+                for (int i = 0; i < count; i++) {
+                    const int at = i * P;
+                    const int64_t target = DIRECTION == BY_ROW ? row : columns[i];
+                    const Vec<T, P> d = load_heads<T, P>(b.d, target, heads);
+                    store<T, P>(score + at, load<T, P>(weight + at) * load<T, P>(dot + at) -
+                                                load<T, P>(score + at) * d);
+                }
+                Lookahead unused = ahead;
+                spread_jobs.run(chunk, unused);
+                long_att.count(count);
+                long_matrix.count(count);
             }
-            chunk.count = count;
-            chunk.features = edges.features + from * chunk.depth;
-            score_jobs.run(chunk, ahead);
-            for (int at = 0; at < count * P; at += V) {
-                const Vec<T, V> a = exponential<T, V>(load<T, V>(score + at));
-                store<T, V>(score + at, a);
-                store<T, V>(weight + at, a);
-            }
-            mask.apply<T, P>(weight, columns, count, row, heads.first);
-            for (int i = 0; i < count; i++) {
-                const int at = i * P;
-                const int64_t target = DIRECTION == BY_ROW ? row : columns[i];
-                const Vec<T, P> d = load_heads<T, P>(b.d, target, heads);
-                store<T, P>(score + at, load<T, P>(weight + at) * load<T, P>(dot + at) -
-                                            load<T, P>(score + at) * d);
-            }
-            Lookahead unused = ahead;
-            spread_jobs.run(chunk, unused);
-        }
+            if (is_long) long_row.settle();
+        });
+        if (is_long) long_row.add_to(Matrix{row_of<T>(b.grad, row), 0});
     }
+    if (b.grad_att.data) long_att.add_to(part_of<T>(b.grad_att, piece * b.grad_att_step));
+    if (b.grad_edge_matrix.data)
+        long_matrix.add_to(part_of<T>(b.grad_edge_matrix, piece * b.grad_edge_matrix_step));
 }
 
 template <typename T, Direction DIRECTION>

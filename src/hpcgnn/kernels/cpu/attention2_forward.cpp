@@ -22,6 +22,7 @@ void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, 
     const EdgeMask mask(f.dropout);
     const TileJobs<T, ScoreForward> score_jobs(heads, f.channels);
     const TileJobs<T, AddCached> sum_jobs(heads, f.channels);
+    JoinedSoftmax<T, P> joined(heads, f.channels);
     alignas(64) T weight[CHUNK2 * P + FLAT<T, P>], scale[P];
     int64_t columns[CHUNK2];
     Chunk2<T> chunk{};
@@ -37,31 +38,40 @@ void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, 
         Vec<T, P> top = load_heads<T, P>(f.top, row, heads);
         Vec<T, P> total = load_heads<T, P>(f.total, row, heads);
         chunk.own = row_of<T>(f.zr, row);
-        for (int64_t from = edges.begin[k]; from < edges.end[k]; from += CHUNK2) {
-            const int64_t left = edges.end[k] - from;
-            const int count = left < CHUNK2 ? static_cast<int>(left) : CHUNK2;
-            for (int i = 0; i < count; i++) {
-                columns[i] = edges.columns[from + i] - edges.column_offset;
-                store<T, P>(weight + i * P, Vec<T, P>{});
+        T* out = row_of<T>(f.out, row);
+        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
+        if (is_long) joined.begin(top, total, out);
+        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
+            if (is_long) top = Vec<T, P>{} - T(__builtin_inf()), total = Vec<T, P>{};
+            for (int64_t from = begin; from < end; from += CHUNK2) {
+                const int64_t left = end - from;
+                const int count = left < CHUNK2 ? static_cast<int>(left) : CHUNK2;
+                for (int i = 0; i < count; i++) {
+                    columns[i] = edges.columns[from + i] - edges.column_offset;
+                    store<T, P>(weight + i * P, Vec<T, P>{});
+                }
+                chunk.count = count;
+                chunk.features = edges.features + from * chunk.depth;
+                score_jobs.run(chunk, ahead);
+                Vec<T, P> best = top;
+                for (int i = 0; i < count; i++) {
+                    const Vec<T, P> l = load<T, P>(weight + i * P);
+                    best = l > best ? l : best;
+                }
+                const Vec<T, P> base = base_of<T, P>(best);
+                const Vec<T, P> rescale = exponential<T, P>(top - base);
+                store<T, P>(scale, rescale);
+                top = best;
+                total = total * rescale + exponentials<T, P>(weight, count, base);
+                mask.apply<T, P>(weight, columns, count, row, heads.first);
+                const SumChunk<T> sums{P,     count, columns, weight,
+                                       scale, f.zl,  is_long ? joined.part() : out};
+                Lookahead unused = ahead;
+                sum_jobs.run(sums, unused);
             }
-            chunk.count = count;
-            chunk.features = edges.features + from * chunk.depth;
-            score_jobs.run(chunk, ahead);
-            Vec<T, P> best = top;
-            for (int i = 0; i < count; i++) {
-                const Vec<T, P> l = load<T, P>(weight + i * P);
-                best = l > best ? l : best;
-            }
-            const Vec<T, P> rescale = exponential<T, P>(top - best);
-            store<T, P>(scale, rescale);
-            top = best;
-            total = total * rescale + exponentials<T, P>(weight, count, top);
-            mask.apply<T, P>(weight, columns, count, row, heads.first);
-            const SumChunk<T> sums{P,     count, columns, weight,
-                                   scale, f.zl,  row_of<T>(f.out, row)};
-            Lookahead unused = ahead;
-            sum_jobs.run(sums, unused);
-        }
+            if (is_long) joined.add(top, total);
+        });
+        if (is_long) joined.end(top, total, out);
         store_heads<T, P>(f.top, row, heads, top);
         store_heads<T, P>(f.total, row, heads, total);
     }

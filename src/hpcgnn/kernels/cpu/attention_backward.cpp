@@ -8,7 +8,7 @@ namespace {
 struct Backward {
     Matrix g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector, grad_edge_vector;
     int64_t num_heads, channels;
-    int64_t grad_t_step;            // elements between two threads' partial sums
+    int64_t grad_t_step;            // doubles between two threads' partial sums
     int64_t grad_edge_vector_step;  // likewise
     double slope;
     const Dropout* dropout;
@@ -38,12 +38,9 @@ struct AddAndDot {
         const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
         T* to = chunk.to + column;
         Lookahead ahead = cursor;
-        Vec<T, N> grad[M][U], own[M][U];
+        Vec<T, N> grad[M][U] = {}, own[M][U];
         for (int m = 0; m < M; m++) {
-            for (int u = 0; u < U; u++) {
-                grad[m][u] = load<T, N>(to + at(m, u));
-                own[m][u] = load<T, N>(chunk.own + column + at(m, u));
-            }
+            for (int u = 0; u < U; u++) own[m][u] = load<T, N>(chunk.own + column + at(m, u));
             if (!Tile::EXACT) own[m][U - 1] = without_first<T, N>(own[m][U - 1], at.shared());
         }
         for (int64_t i = 0; i < chunk.count; i++) {
@@ -62,8 +59,10 @@ struct AddAndDot {
             add_sums<T, N, M>(chunk.dot + i * lanes + lane, dot);
         }
         cursor = ahead;
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++) {
+            for (int u = 0; u < U; u++) grad[m][u] += load<T, N>(to + at(m, u));
             for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), grad[m][u]);
+        }
     }
 };
 template <typename T>
@@ -80,7 +79,9 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
     const EdgeMask mask(b.dropout);
     const TileJobs<T, AddAndDot> jobs(heads, b.channels);
     const T slope = static_cast<T>(b.slope);
-    const Matrix grad_t{row_of<T>(b.grad_t, 0) + piece * b.grad_t_step, b.grad_t.stride};
+    const Matrix grad_t = part_of<double>(b.grad_t, piece * b.grad_t_step);
+    const int64_t low = heads.first * b.channels;
+    LongSum<T> long_z(1, low, low + heads.count * b.channels);
     TermGradient<T, P> term_gradient(edges, b.grad_edge_vector, piece * b.grad_edge_vector_step, heads);
     alignas(64) T raw[CHUNK * P + V], weight[CHUNK * P + V], dot[CHUNK * P + V];
     alignas(64) T d[CHUNK * P + V], side[CHUNK * P + V];
@@ -93,47 +94,56 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
         const Vec<T, P> s = load_heads<T, P>(b.s, row, heads);
-        Vec<T, P> grad_s = load_heads<T, P>(b.grad_s, row, heads);
-        for (int64_t from = edges.begin[k]; from < edges.end[k]; from += CHUNK) {
-            const int64_t left = edges.end[k] - from;
-            const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
-            for (int i = 0; i < count; i++) {
-                const int64_t next = scores_ahead.next();
-                prefetch<1>(row_of<T>(b.t, next) + heads.first);
-                prefetch<1>(row_of<T>(b.lse, next) + heads.first);
-                prefetch<1>(row_of<T>(b.d, next) + heads.first);
-                if (grad_t.data) prefetch<1>(row_of<T>(grad_t, next) + heads.first);
-                const int64_t column = columns[i] = edges.columns[from + i] - edges.column_offset;
-                const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
-                const Vec<T, P> l = s + t + term.of(from + i);
-                const Vec<T, P> lse = load_heads<T, P>(b.lse, column, heads);
-                store<T, P>(raw + i * P, leaky<T, P>(l, slope) - lse);
-                store<T, P>(side + i * P, l > 0 ? Vec<T, P>{} + T(1) : Vec<T, P>{} + slope);
-                store<T, P>(d + i * P, load_heads<T, P>(b.d, column, heads));
+        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
+        T* to = is_long ? row_of<T>(long_z.part(), 0) : row_of<T>(b.grad_z, row);
+        Vec<double, P> total_s = convert<double, T, P>(load_heads<T, P>(b.grad_s, row, heads));
+        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
+            Vec<T, P> grad_s{};
+            for (int64_t from = begin; from < end; from += CHUNK) {
+                const int64_t left = end - from;
+                const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
+                for (int i = 0; i < count; i++) {
+                    const int64_t next = scores_ahead.next();
+                    prefetch<1>(row_of<T>(b.t, next) + heads.first);
+                    prefetch<1>(row_of<T>(b.lse, next) + heads.first);
+                    prefetch<1>(row_of<T>(b.d, next) + heads.first);
+                    if (grad_t.data) prefetch<1>(row_of<double>(grad_t, next) + heads.first);
+                    const int64_t column = columns[i] = edges.columns[from + i] - edges.column_offset;
+                    const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
+                    const Vec<T, P> l = s + t + term.of(from + i);
+                    const Vec<T, P> lse = load_heads<T, P>(b.lse, column, heads);
+                    store<T, P>(raw + i * P, leaky<T, P>(l, slope) - lse);
+                    store<T, P>(side + i * P, l > 0 ? Vec<T, P>{} + T(1) : Vec<T, P>{} + slope);
+                    store<T, P>(d + i * P, load_heads<T, P>(b.d, column, heads));
+                }
+                for (int at = 0; at < count * P; at += V) {
+                    const Vec<T, V> a = exponential<T, V>(load<T, V>(raw + at));
+                    store<T, V>(raw + at, a);
+                    store<T, V>(weight + at, a);
+                    store<T, V>(dot + at, Vec<T, V>{});
+                }
+                mask.apply<T, P>(weight, columns, count, row, heads.first);
+                const BackwardChunk<T> chunk{P,   count, columns,           weight,
+                                             dot, b.g,   row_of<T>(b.z, row), to};
+                jobs.run(chunk, ahead);
+                for (int i = 0; i < count; i++) {
+                    const int at = i * P;
+                    const Vec<T, P> plus = load<T, P>(weight + at) * load<T, P>(dot + at);
+                    const Vec<T, P> minus = load<T, P>(raw + at) * load<T, P>(d + at);
+                    const Vec<T, P> dl = (plus - minus) * load<T, P>(side + at);
+                    grad_s += dl;
+                    if (grad_t.data)
+                        store_heads<double, P>(grad_t, columns[i], heads,
+                                               load_heads<double, P>(grad_t, columns[i], heads) +
+                                                   convert<double, T, P>(dl));
+                    term_gradient.add(from + i, dl);
+                }
             }
-            for (int at = 0; at < count * P; at += V) {
-                const Vec<T, V> a = exponential<T, V>(load<T, V>(raw + at));
-                store<T, V>(raw + at, a);
-                store<T, V>(weight + at, a);
-                store<T, V>(dot + at, Vec<T, V>{});
-            }
-            mask.apply<T, P>(weight, columns, count, row, heads.first);
-            const BackwardChunk<T> chunk{P,   count, columns,           weight,
-                                         dot, b.g,   row_of<T>(b.z, row), row_of<T>(b.grad_z, row)};
-            jobs.run(chunk, ahead);
-            for (int i = 0; i < count; i++) {
-                const int at = i * P;
-                const Vec<T, P> plus = load<T, P>(weight + at) * load<T, P>(dot + at);
-                const Vec<T, P> minus = load<T, P>(raw + at) * load<T, P>(d + at);
-                const Vec<T, P> dl = (plus - minus) * load<T, P>(side + at);
-                grad_s += dl;
-                if (grad_t.data)
-                    store_heads<T, P>(grad_t, columns[i], heads,
-                                      load_heads<T, P>(grad_t, columns[i], heads) + dl);
-                term_gradient.add(from + i, dl);
-            }
-        }
-        store_heads<T, P>(b.grad_s, row, heads, grad_s);
+            total_s += convert<double, T, P>(grad_s);
+            if (is_long) long_z.settle();
+        });
+        if (is_long) long_z.add_to(Matrix{row_of<T>(b.grad_z, row), 0});
+        store_heads<T, P>(b.grad_s, row, heads, convert<T, double, P>(total_s));
     }
 }
 
@@ -149,6 +159,7 @@ void attention_backward(const Edges& edges, const Backward& b) {
 }  // namespace
 }  // namespace HPCGNN_ISA
 
+// `grad_t` holds doubles.
 HPCGNN_EXPORT(attention_backward)(const Edges* edges, int64_t is_double, Matrix g, Matrix t,
                                   Matrix lse, Matrix d, Matrix z, Matrix s, Matrix grad_z,
                                   Matrix grad_s, Matrix grad_t, int64_t grad_t_step,

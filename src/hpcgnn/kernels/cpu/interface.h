@@ -1,4 +1,4 @@
-// What Python and the kernels hand each other. cpu.py mirrors these structs.
+// What Python and the kernels hand each other. library.py mirrors these structs.
 #pragma once
 
 #include <stdint.h>

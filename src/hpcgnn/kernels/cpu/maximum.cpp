@@ -30,7 +30,9 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
             for (int u = 0; u < U; u++) {
                 const Vec<T, N> value = load<T, N>(from + tile.at(u));
                 const Vec<Integer<T>, N> one = Vec<Integer<T>, N>{} + 1;
-                const auto better = MINIMUM ? value < top[u] : value > top[u];
+                // NaN is better than any number, as in torch.
+                const auto better =
+                    (MINIMUM ? value < top[u] : value > top[u]) | (value != value);
                 count[u] = better ? one : value == top[u] ? count[u] + one : count[u];
                 top[u] = better ? value : top[u];
             }
@@ -55,22 +57,30 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
         const int64_t row = local_row(edges, k);
         const T* x_row = row_of<T>(x, row) + tile.column;
         T* to = row_of<T>(grad, row) + tile.column;
-        Vec<T, N> value[U], sum[U];
-        for (int u = 0; u < U; u++) {
-            value[u] = load<T, N>(x_row + tile.at(u));
-            sum[u] = load<T, N>(to + tile.at(u));
-        }
-        for (int64_t e = edges.begin[k]; e < edges.end[k]; e++) {
-            const int64_t next = ahead.next(), column = edges.columns[e] - edges.column_offset;
-            prefetch<BYTES>(best_0 + next * best.stride);
-            prefetch<BYTES>(share_0 + next * share.stride);
-            for (int u = 0; u < U; u++) {
-                const auto attains = load<T, N>(best_0 + column * best.stride + tile.at(u)) == value[u];
-                const Vec<T, N> part = load<T, N>(share_0 + column * share.stride + tile.at(u));
-                sum[u] += attains ? part : Vec<T, N>{};
+        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
+        Vec<T, N> value[U], result[U] = {};
+        Vec<double, N> wide[U] = {};
+        for (int u = 0; u < U; u++) value[u] = load<T, N>(x_row + tile.at(u));
+        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
+            Vec<T, N> sum[U] = {};
+            for (int64_t e = begin; e < end; e++) {
+                const int64_t next = ahead.next(), column = edges.columns[e] - edges.column_offset;
+                const T *best_row = best_0 + column * best.stride, *part = share_0 + column * share.stride;
+                prefetch<BYTES>(best_0 + next * best.stride);
+                prefetch<BYTES>(share_0 + next * share.stride);
+                for (int u = 0; u < U; u++) {
+                    const auto attains = load<T, N>(best_row + tile.at(u)) == value[u];
+                    sum[u] += attains ? load<T, N>(part + tile.at(u)) : Vec<T, N>{};
+                }
             }
+            for (int u = 0; u < U; u++) result[u] = sum[u];
+            if (is_long) add_wide<T, N, U>(wide, sum);
+        });
+        for (int u = 0; u < U; u++) {
+            if (is_long) result[u] = convert<T, double, N>(wide[u]);
+            result[u] += load<T, N>(to + tile.at(u));
         }
-        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
+        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), result[u]);
     }
 }
 

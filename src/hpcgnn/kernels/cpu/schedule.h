@@ -1,9 +1,7 @@
 // Which thread does which rows, and which row of x comes next.
 #pragma once
 
-#include <stdlib.h>
-
-#include "simd.h"
+#include "buffer.h"
 
 namespace HPCGNN_ISA {
 
@@ -21,17 +19,16 @@ inline void for_each_piece(const Edges& edges, const Body& body) {
     int64_t total = 0;
     for (int64_t k = edges.first; k < edges.last; k++)
         total += edges.end[k] - edges.begin[k] + ROW_COST;
-    int64_t* bounds = static_cast<int64_t*>(malloc((pieces + 1) * sizeof(int64_t)));
-    int64_t done = 0, piece = 0;
+    Buffer<int64_t> bounds;
+    int64_t done = 0;
     for (int64_t k = edges.first; k < edges.last; k++) {
-        while (piece < pieces && done * pieces >= piece * total) bounds[piece++] = k;
+        while (bounds.size() < pieces && done * pieces >= bounds.size() * total) bounds.add(k);
         done += edges.end[k] - edges.begin[k] + ROW_COST;
     }
-    while (piece <= pieces) bounds[piece++] = edges.last;
+    while (bounds.size() <= pieces) bounds.add(edges.last);
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(pieces))
     for (int64_t p = 0; p < pieces; p++)
         if (bounds[p] < bounds[p + 1]) body(p, bounds[p], bounds[p + 1]);
-    free(bounds);
 }
 
 // Calls body(first, last) for equal ranges of 0 .. count - 1.
@@ -75,6 +72,13 @@ class Lookahead {
     const Edges& edges_;
     int64_t row_, last_, edge_, column_ = 0;
 };
+
+// Calls body(from, to) for the edges of a row, at most LONGEST at a time.
+template <typename Body>
+HPCGNN_INLINE void for_each_part(int64_t begin, int64_t end, const Body& body) {
+    for (int64_t from = begin; from < end; from += LONGEST)
+        body(from, end - from < LONGEST ? end : from + LONGEST);
+}
 
 // How many edges ahead to fetch rows of so many bytes.
 constexpr int64_t edges_ahead(int64_t row_bytes) {

@@ -26,13 +26,17 @@ struct IntegerOf;
 template <>
 struct IntegerOf<float> {
     typedef int32_t type;
+    typedef uint32_t bits;
 };
 template <>
 struct IntegerOf<double> {
     typedef int64_t type;
+    typedef uint64_t bits;
 };
 template <typename T>
 using Integer = typename IntegerOf<T>::type;
+template <typename T>
+using Bits = typename IntegerOf<T>::bits;
 
 // Lanes of a full vector of this instruction set.
 template <typename T>
@@ -165,7 +169,7 @@ HPCGNN_INLINE Vec<T, N> exponential(Vec<T, N> x) {
             y = y * r + T(1) / factorial;
         }
     }
-    Vec<Integer<T>, N> exponent, bits;
+    Vec<Bits<T>, N> exponent, bits;
     memcpy(&exponent, &shifted, sizeof exponent);
     memcpy(&bits, &y, sizeof bits);
     bits += exponent << BITS;  // the rounding constant's own bits are shifted out

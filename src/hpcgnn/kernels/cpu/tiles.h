@@ -70,7 +70,6 @@ class TileJobs {
     using Chunk = typename Loop<T, void>::Chunk;
 
     TileJobs(Heads heads, int64_t channels) : heads_(heads), channels_(channels) {
-        jobs_ = static_cast<TileJob<Chunk>*>(malloc((heads.count * (channels / 8 + 2)) * sizeof(*jobs_)));
         for_each_tile<LANES<T>, MAX>(channels, [&](auto tile) {
             using Tile = decltype(tile);
             int64_t lane = 0;
@@ -82,13 +81,11 @@ class TileJobs {
             add<Tile, 1>(lane, tile);
         });
     }
-    ~TileJobs() { free(jobs_); }
-    TileJobs(const TileJobs&) = delete;
 
     // Runs every job on a chunk; each walks the same columns ahead.
     HPCGNN_INLINE void run(const Chunk& chunk, Lookahead& ahead) const {
         const Lookahead start = ahead;
-        for (int64_t i = 0; i < size_; i++) {
+        for (int64_t i = 0; i < jobs_.size(); i++) {
             ahead = start;
             const TileJob<Chunk>& job = jobs_[i];
             job.run(chunk, ahead, channels_, job.lane, job.column, job.last);
@@ -107,7 +104,7 @@ class TileJobs {
                     run = &Loop<T, HeadTile<Tile::N, Tile::U, M, true>>::run;
             for (; lane + M <= heads_.count; lane += M) {
                 const int64_t column = (heads_.first + lane) * channels_ + tile.column;
-                jobs_[size_++] = {run, lane, column, tile.last};
+                jobs_.add({run, lane, column, tile.last});
             }
         }
         return lane;
@@ -115,8 +112,7 @@ class TileJobs {
 
     Heads heads_;
     int64_t channels_;
-    int64_t size_ = 0;
-    TileJob<Chunk>* jobs_;
+    Buffer<TileJob<Chunk>> jobs_;
 };
 
 // What the weighted sum of a chunk of a row's edges needs.
@@ -142,10 +138,7 @@ struct Add {
         const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
         T* to = chunk.to + column;
         Lookahead ahead = cursor;
-        Vec<T, N> sum[M][U];
-        for (int m = 0; m < M; m++)
-            for (int u = 0; u < U; u++)
-                sum[m][u] = load<T, N>(to + at(m, u)) * chunk.scale[lane + m];
+        Vec<T, N> sum[M][U] = {};
         for (int64_t i = 0; i < chunk.count; i++) {
             if (FETCH) at.prefetch_tile(source + ahead.next() * stride);
             const T* from = source + chunk.columns[i] * stride;
@@ -154,8 +147,11 @@ struct Add {
                 for (int u = 0; u < U; u++) sum[m][u] += weight[m] * load<T, N>(from + at(m, u));
         }
         cursor = ahead;
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++) {
+            for (int u = 0; u < U; u++)
+                sum[m][u] += load<T, N>(to + at(m, u)) * chunk.scale[lane + m];
             for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), sum[m][u]);
+        }
     }
 };
 template <typename T, bool FETCH>

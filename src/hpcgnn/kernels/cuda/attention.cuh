@@ -164,14 +164,26 @@ struct Running {
         }
     }
 
-    // A score of minus infinity counts nothing.
+    // Adds UNROLL edges' scores, which become weights; those of minus infinity count nothing.
     template <class X>
-    __device__ __forceinline__ void add(A score, A mask, const Pack<X, V>& z) {
-        const A weight = score == minus_infinity<A>() ? A(0) : exponential(score - top);
-        const A masked = weight * mask;
-        total += weight;
+    __device__ __forceinline__ void add(A (&score)[UNROLL], const A (&mask)[UNROLL],
+                                        const Pack<X, V> (&z)[UNROLL]) {
+        A part = 0;
 #pragma unroll
-        for (int v = 0; v < V; v++) sum[v] += masked * widen(z.at[v]);
+        for (int u = 0; u < UNROLL; u++) {
+            const A weight =
+                score[u] == minus_infinity<A>() ? A(0) : exponential(score[u] - top);
+            part += weight;
+            score[u] = weight * mask[u];
+        }
+        total += part;
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            A column = 0;
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) column += score[u] * widen(z[u].at[v]);
+            sum[v] += column;
+        }
     }
 
     // Adds up what the groups of `width` lanes have; all lanes call.

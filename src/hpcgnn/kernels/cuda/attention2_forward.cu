@@ -54,8 +54,10 @@ attention2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 ri
             best = larger(best, score[u]);
         }
         run.raise(best);
+        A kept[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) run.add(score[u], mask.of(at[u], post.head), value[u]);
+        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(at[u], post.head);
+        run.add(score, kept, value);
     }
     end_row(run, sums, to, post, channels, keep);
 }

@@ -57,6 +57,7 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
                     elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
         }
         post.add_lanes_of(dot);
+        A part_s = 0;
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const int i = base + u * post.groups + post.group;
@@ -65,12 +66,19 @@ attention_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_strid
             const A a = valid ? exponential(leaky(raw[u], slope) - their_lse[u]) : A(0);
             const A weight = a * mask.of(at[u], post.head);
             const A grad = (weight * dot[u] - a * their_d[u]) * (raw[u] > 0 ? A(1) : slope);
-#pragma unroll
-            for (int v = 0; v < V; v++) sum[v] += weight * widen(value[u].at[v]);
-            sum_s += grad;
+            part_s += grad;
+            dot[u] = weight;
             if (!speaks || !valid) continue;
             if (grad_t) atomicAdd(grad_t + static_cast<i64>(at[u]) * heads + post.head, in_units(grad, scale));
             if (grad_score) grad_score[(row.begin + i) * heads + post.head] = grad;
+        }
+        sum_s += part_s;
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            A part = 0;
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) part += dot[u] * widen(value[u].at[v]);
+            sum[v] += part;
         }
     }
 #pragma unroll

@@ -42,8 +42,10 @@ attention_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride
             best = larger(best, score[u]);
         }
         run.raise(best);
+        A kept[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) run.add(score[u], mask.of(at[u], post.head), value[u]);
+        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(at[u], post.head);
+        run.add(score, kept, value);
     }
     end_row(run, sums, to, post, channels, keep);
 }

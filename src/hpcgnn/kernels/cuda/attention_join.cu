@@ -2,7 +2,8 @@
 #include "attention.cuh"
 
 // Block b of threads joins pieces begin[b] .. end[b] - 1 (of part_top, part_total, part_out,
-// counted from `offset`) to local row rows[b] of top, total and out, in order.
+// counted from `offset`) to local row rows[b] of top, total and out, in order and in doubles: of
+// millions of edges there are thousands of pieces.
 template <class A>
 KERNEL(8)
 attention_join(const int* rows, const i64* begin, const i64* end, i64 first, i64 offset,
@@ -22,20 +23,21 @@ attention_join(const int* rows, const i64* begin, const i64* end, i64 first, i64
     for (int column = threadIdx.x; column < heads * channels; column += THREADS) {
         const int head = column / channels;
         const A best = highest(head);
-        A sum = scale(top[row * top_stride + head], best) * out[row * out_stride + column];
+        double sum = scale(top[row * top_stride + head], best) * out[row * out_stride + column];
         for (i64 p = from; p < to; p++)
             sum += scale(part_top[p * part_top_stride + head], best) *
                    part_out[p * part_out_stride + column];
-        out[row * out_stride + column] = sum;
+        out[row * out_stride + column] = static_cast<A>(sum);
     }
     __syncthreads();  // nobody needs the old top any more
     for (int head = threadIdx.x; head < heads; head += THREADS) {
         const A best = highest(head);
-        A sum = scale(top[row * top_stride + head], best) * total[row * total_stride + head];
+        double sum =
+            scale(top[row * top_stride + head], best) * total[row * total_stride + head];
         for (i64 p = from; p < to; p++)
             sum += scale(part_top[p * part_top_stride + head], best) *
                    part_total[p * part_total_stride + head];
         top[row * top_stride + head] = best;
-        total[row * total_stride + head] = sum;
+        total[row * total_stride + head] = static_cast<A>(sum);
     }
 }

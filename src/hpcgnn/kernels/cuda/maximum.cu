@@ -10,6 +10,7 @@ struct Best {
 template <class A>
 DEVICE Best<A> better(Best<A> a, Best<A> b, bool minimum) {
     if (a.value == b.value) return Best<A>{a.value, a.ties + b.ties};
+    if (b.value != b.value) return b;  // NaN is better than any number, as in torch
     return (minimum ? b.value < a.value : b.value > a.value) ? b : a;
 }
 
@@ -105,13 +106,15 @@ maximum_backward(EDGES, const X* best, i64 best_stride, const X* share, i64 shar
             part[u] = gather<X, V>(share + at[u] * share_stride + place.column);
         }
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const bool valid = base + (u << place.groups_log) < row.count;
+        for (int v = 0; v < V; v++) {
+            A total = 0;
 #pragma unroll
-            for (int v = 0; v < V; v++) {
+            for (int u = 0; u < UNROLL; u++) {
+                const bool valid = base + (u << place.groups_log) < row.count;
                 const bool attains = valid && widen(value[u].at[v]) == widen(own.at[v]);
-                sum[v] += attains ? widen(part[u].at[v]) : A(0);
+                total += attains ? widen(part[u].at[v]) : A(0);
             }
+            sum[v] += total;
         }
     }
 #pragma unroll

@@ -28,9 +28,12 @@ spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_strid
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(source + at[u] * x_stride);
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
+        for (int v = 0; v < V; v++) {
+            A part = 0;
 #pragma unroll
-            for (int v = 0; v < V; v++) sum[v] += factor[u] * widen(value[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) part += factor[u] * widen(value[u].at[v]);
+            sum[v] += part;
+        }
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
