@@ -6,8 +6,8 @@ Every message is one line: what, where, which value, what to do.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 
 def printable(text: object) -> str:
@@ -22,10 +22,16 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def say(*lines: object, file: TextIO | None = None) -> None:
+def say(*lines: object) -> None:
     """Print each argument as one `printable` line; all that may hold names or values of files."""
-    text = "\n".join(map(printable, lines))
-    print(text, file=sys.stdout if file is None else file, flush=True)
+    print("\n".join(map(printable, lines)), flush=True)
+
+
+def warn(*lines: object) -> None:
+    """The same on stderr, in one piece; where it is closed or full the exit status has to do."""
+    with suppress(Exception):
+        sys.stderr.write("\n".join(map(printable, lines)) + "\n")
+        sys.stderr.flush()
 
 
 class HpcgnnError(Exception):

@@ -115,7 +115,7 @@ def test_strict_mode_compares_shapes(faulty):
 @pytest.mark.parametrize("fault", ["out_of_memory", "out_of_memory_in_torch"])
 def test_out_of_memory_is_one_line(faulty, fault):
     outcome = faulty(fault)
-    assert outcome.status == 1 and "Traceback" not in outcome.err
+    assert outcome.status == 5 and "Traceback" not in outcome.err
     (line,) = outcome.errors
     assert line.startswith("hpcgnn: error: rank 1: out of memory") and "--halo-buffer" in line
 

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from hpcgnn import allocation
 from hpcgnn.bench.case import Case
 from hpcgnn.bench.timing import Sample, Timer, local
-from hpcgnn.errors import say
+from hpcgnn.errors import warn
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
         if self._operations is None:
             answer = self._answer() or "its process ended"
             if isinstance(answer, str):
-                say(f"hpcgnn: {self.name} is left out: {answer}", file=sys.stderr)
+                warn(f"hpcgnn: {self.name} is left out: {answer}")
             self._operations = [] if isinstance(answer, str) else answer
         return self._operations
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import sys
 from pathlib import Path
 
-from hpcgnn.errors import InputError, say
+from hpcgnn.errors import InputError, say, warn
 from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
 def _print_notes(source: Source, first: int) -> int:
     """Print the notes from number `first` on; returns how many there are."""
     for note in source.notes[first:]:
-        say(f"hpcgnn: note: {source.file}: {note}", file=sys.stderr)
+        warn(f"hpcgnn: note: {source.file}: {note}")
     return len(source.notes)
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from hpcgnn.errors import InputError, say
+from hpcgnn import __version__
+from hpcgnn.cli import streams
+from hpcgnn.comm import limit, world
+from hpcgnn.comm.failure import Failure
+from hpcgnn.comm.same import require_same
+from hpcgnn.comm.termination import Terminated, terminable
+from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 VERBS = {
     "generate": "make a random graph with communities, or an R-MAT graph",
@@ -24,15 +35,30 @@ VERBS = {
     "bench": "measure kernels beside peers",
 }
 
+SERIAL = ("convert", "info", "plan", "report")
+SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
+_OWN = ("stop", "timeout")  # may differ from rank to rank
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; `{self.prog} --help` lists the options")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if world.launched()[0] == 0:
+            super()._print_message(message, file)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return limit.seconds(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds above 0, at most {limit.MOST_SECONDS:.0e}: {text!r}"
+        ) from None
+
 
 def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
-    from hpcgnn import __version__
-
     parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -42,33 +68,91 @@ def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentPar
             module.add_arguments(sub)
             if module.PARALLEL is not False:
                 sub.add_argument(
-                    "--timeout", type=float, metavar="SECONDS",
+                    "--timeout", type=_seconds, metavar="SECONDS",
                     help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
                 )  # fmt: skip
     return parser
 
 
+@dataclass
+class Command:
+    """What the command line asks for; `problem` where it can't be done."""
+
+    verb: str | None
+    module: ModuleType | None = None
+    args: argparse.Namespace | None = None
+    problem: BaseException | None = None
+
+    @classmethod
+    def read(cls, argv: list[str]) -> Command:
+        command = cls(argv[0] if argv and argv[0] in VERBS else None)
+        try:
+            _check_folder()
+            if command.verb is not None:
+                command.module = importlib.import_module(f"hpcgnn.cli.{command.verb}")
+            command.args = _parser(command.verb, command.module).parse_args(argv)
+        except (Exception, SystemExit) as error:  # the other ranks may have none
+            command.problem = error
+        return command
+
+    @property
+    def parallel(self) -> bool | None:
+        """As `world.run` takes it: an error of one rank needs MPI to reach the others."""
+        helped = isinstance(self.problem, SystemExit)
+        if self.verb is None or helped or (self.problem and world.launched()[1] == 1):
+            return False
+        if self.module is None:
+            return self.verb not in SERIAL
+        kind: bool | None = self.module.PARALLEL
+        return kind
+
+    def listening(self) -> AbstractContextManager[Any]:
+        """What hears signals from the first moment on, where the verb has its own way to."""
+        if self.module is None or self.problem is not None or not hasattr(self.module, "listen"):
+            return nullcontext()
+        listener: AbstractContextManager[Any] = self.module.listen(self.args)
+        return listener
+
+    def run(self, comm: Communicator | None) -> int:
+        """Run the verb, once all ranks have been told the same."""
+        if comm is not None:
+            comm.agree(self.problem, where="read the options")
+            given = {k: v for k, v in vars(self.args).items() if k not in _OWN}
+            require_same(comm, {"the release": __version__, "verb": self.verb, **given}, "options")
+        elif self.problem is not None:
+            raise self.problem
+        elif self.verb in SERIAL and world.launched()[1] > 1:
+            warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
+        if self.module is None:
+            return 0
+        status: int = self.module.run(self.args, comm)
+        return status
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status (0, or the error's `exit_status`)."""
     argv = sys.argv[1:] if argv is None else argv
-    verb = argv[0] if argv and argv[0] in VERBS else None
-    from hpcgnn.comm import world
-
+    streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
     try:
-        module = importlib.import_module(f"hpcgnn.cli.{verb}") if verb else None
-        args = _parser(verb, module).parse_args(argv)
-    except InputError as error:
-        if world.launched()[0] == 0:
-            say(f"hpcgnn: error: {error}", file=sys.stderr)
-        return error.exit_status
-    if module is None:
-        return 0
-    with module.listen(args) if hasattr(module, "listen") else nullcontext():
-        return world.run(
-            lambda comm: module.run(args, comm),
-            parallel=module.PARALLEL,
-            timeout=getattr(args, "timeout", None),
-        )
+        with terminable():
+            command = Command.read(argv)
+            with command.listening():
+                return world.run(
+                    command.run,
+                    parallel=command.parallel,
+                    timeout=getattr(command.args, "timeout", None),
+                )
+    except (KeyboardInterrupt, Terminated) as error:
+        return Failure.of(error).status
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder can't be used ({error.strerror}): change to one that exists"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError, say
+from hpcgnn.errors import InputError, say, warn
 from hpcgnn.train.config import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
@@ -140,11 +139,9 @@ def _split(args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint 
     if args.split is None:
         return trained or 0
     if trained not in (None, args.split) and comm.rank == 0:
-        print(
+        warn(
             f"hpcgnn: warning: the model was trained on split {trained}: among the nodes that "
-            f"split {args.split} is scored on are some that it was trained on",
-            file=sys.stderr,
-            flush=True,
+            f"split {args.split} is scored on are some that it was trained on"
         )
     chosen: int = args.split
     return chosen

@@ -14,26 +14,16 @@ import numpy as np
 
 from hpcgnn.comm import exchange, reduce, strict
 from hpcgnn.comm.buffers import as_array, as_bytes, is_tensor
+from hpcgnn.comm.failure import translated
 from hpcgnn.comm.foreign import ForeignCall, default_signals
+from hpcgnn.comm.guard import guard
 from hpcgnn.comm.heartbeat import Heartbeat, Peer, local_address
 from hpcgnn.comm.library import MPI
+from hpcgnn.comm.limit import DEFAULT_SECONDS, from_environment
 from hpcgnn.comm.wait import Waiter
 from hpcgnn.comm.watchdog import Watchdog
 from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError
-
-DEFAULT_TIMEOUT = 600.0
-
-
-def _timeout_from_environment() -> float:
-    text = os.environ.get("HPCGNN_TIMEOUT", "")
-    try:
-        seconds = float(text) if text else DEFAULT_TIMEOUT
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise InputError("HPCGNN_TIMEOUT must be a number of seconds above 0", value=text)
-    return seconds
 
 
 class Communicator:
@@ -57,13 +47,22 @@ class Communicator:
         self.size = parent.Get_size()
         self.whereabouts = whereabouts or Whereabouts()
         self._watchdog: Watchdog | None = None
-        self._strict = os.environ.get("HPCGNN_STRICT", "0") not in ("", "0")
-        limit = _timeout_from_environment() if timeout is None else timeout
+        self._strict = False
+        limit, problem = DEFAULT_SECONDS, None
+        try:
+            limit = from_environment() if timeout is None else timeout
+        except InputError as error:  # told to the others, who would wait for this rank
+            problem = error
         self._waiter = Waiter(limit, self.whereabouts, self._overdue)
         self.mpi, request = parent.Idup()
         self._wait(request, "start")
+        self.agree(problem, "start")
         self._heartbeat = self._start_heartbeat()
         self._watchdog = Watchdog(self._heartbeat, self.whereabouts)
+        strict_P = self.allgather(os.environ.get("HPCGNN_STRICT", "0") not in ("", "0"), "start")
+        self._strict = any(strict_P)
+        if self.size > 1:
+            guard().watch(self)
 
     def _start_heartbeat(self) -> Heartbeat:
         own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())
@@ -140,7 +139,7 @@ class Communicator:
     def examine_silent(self, where: str, waited: float) -> None:
         """Raise LostRank if a rank gives no sign of life."""
         if self._watchdog is not None:
-            self._watchdog.examine_silent(range(self.size), where, waited)
+            self._watchdog.examine_silent(range(self.size), where, waited, self.timeout)
 
     def _overdue(self, where: str, waited: float) -> None:
         if self._watchdog is None:
@@ -296,6 +295,7 @@ class Communicator:
 
 def _portable(error: BaseException | None) -> tuple[type[HpcgnnError], str]:
     """Class and text under which other ranks can raise this error."""
-    if isinstance(error, HpcgnnError):
-        return type(error), str(error)
+    ours = None if error is None else translated(error)
+    if ours is not None:
+        return type(ours), str(ours)
     return HpcgnnError, f"{type(error).__name__}: {error}"

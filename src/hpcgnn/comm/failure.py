@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -9,14 +10,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
-from hpcgnn.errors import HpcgnnError, printable
+from hpcgnn.comm.termination import Terminated
+from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, printable, warn
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -28,60 +28,7 @@ _FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through a bu
 _SILENT_SECONDS = 10.0
 _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; raised so that with-blocks can remove what they half wrote."""
-
-
-_DELIVER_AGAIN_SECONDS = 0.01
-_uninterruptible: set[CodeType] = set()
-_again: list[threading.Timer] = []  # the last one that delivers a signal again
-
-
-def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorates what a C library calls back and can't leave by an exception: SIGTERM waits."""
-    _uninterruptible.add(function.__code__)
-    return function
-
-
-def raise_terminated(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGTERM."""
-    inner = frame
-    while inner is not None:
-        if inner.f_code in _uninterruptible:
-            _deliver_again(number)
-            return
-        inner = inner.f_back
-    raise Terminated
-
-
-def redeliver_swallowed(swallowed: sys.UnraisableHookArgs) -> None:
-    """`sys.unraisablehook`: Terminated was raised where Python drops exceptions; do it again."""
-    if swallowed.exc_type is Terminated:
-        _deliver_again(signal.SIGTERM)
-    else:
-        sys.__unraisablehook__(swallowed)
-
-
-def raise_held() -> None:
-    """Raise Terminated now if SIGTERM came in an `uninterruptible` function and waits."""
-    waiting = [again for again in _again if again.is_alive()]
-    _again.clear()
-    for again in waiting:
-        again.cancel()
-    if waiting:
-        raise Terminated
-
-
-def _deliver_again(number: int) -> None:
-    again = threading.Timer(_DELIVER_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-    again.daemon = True
-    _again[:] = [again]
-    again.start()
 
 
 @dataclass(frozen=True)
@@ -97,8 +44,9 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         """Classify anything that can end a run."""
         kind = type(error)
-        if isinstance(error, HpcgnnError):
-            return cls(error.exit_status, str(error), tuple(getattr(error, "trace", ())), kind)
+        ours = translated(error)
+        if ours is not None:
+            return cls(ours.exit_status, str(ours), tuple(getattr(error, "trace", ())), kind)
         if isinstance(error, KeyboardInterrupt):
             return cls(128 + signal.SIGINT, "", (), kind)
         if isinstance(error, Terminated):
@@ -108,9 +56,7 @@ class Failure:
         if isinstance(error, SystemExit):
             code = error.code
             return cls(code, "") if isinstance(code, int) else cls(1, str(code))
-        if _is_out_of_memory(error):
-            return cls(1, _out_of_memory_line(error), (), kind)
-        text = " ".join(str(error).split())
+        text = printable(" ".join(str(error).split()))
         trace = "".join(traceback.format_exception(error)).rstrip().split("\n")
         return cls(1, f"unexpected {kind.__name__}: {text}"[:500], tuple(trace), kind)
 
@@ -120,14 +66,30 @@ class Failure:
         if self.line:
             lines.append(f"hpcgnn: error: {prefix + ': ' if prefix else ''}{self.line}")
         if lines:
-            sys.stderr.write("\n".join(map(printable, lines)) + "\n")
-            sys.stderr.flush()
+            warn(*lines)
+
+
+def flush_output() -> None:
+    """Write what stdout holds; an error of that kind comes second here."""
+    with suppress(Exception):
+        sys.stdout.flush()
+
+
+def translated(error: BaseException) -> HpcgnnError | None:
+    """The error of ours that says the same in one line; None for a surprise."""
+    if isinstance(error, HpcgnnError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemoryError(_out_of_memory_line(error))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return InputError(error.strerror, file=os.fsdecode(error.filename))
+    return None
 
 
 def _stdout_is_closed() -> bool:
     try:
         number = sys.stdout.fileno()
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
     poll = select.poll()
     poll.register(number, 0)
@@ -140,20 +102,27 @@ def _stdout_is_closed() -> bool:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    from_torch = isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "out of memory" in text
-    )
-    return isinstance(error, MemoryError) or from_torch
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    signs: tuple[str, ...] = ()
+    if isinstance(error, RuntimeError):  # torch, and threads
+        signs = ("can't allocate memory", "out of memory", "can't start new thread")
+    elif isinstance(error, ImportError | OSError):  # the dynamic linker
+        signs = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+    found = any(sign in text for sign in signs) and "static TLS" not in text
+    return isinstance(error, MemoryError) or found
 
 
 def _out_of_memory_line(error: BaseException) -> str:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     detail = " ".join(str(error).split())[:200]
     return (
-        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB: use "
-        "more ranks or nodes, fewer ranks per node, or a smaller --halo-buffer"
+        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB"
+        + (f" under `ulimit -v {limit >> 10}`" if limit != resource.RLIM_INFINITY else "")
+        + ": use more ranks or nodes, fewer ranks per node, or a smaller --halo-buffer"
     )
 
 
@@ -163,12 +132,25 @@ def end_job(comm: Communicator, error: BaseException) -> int:
     Returns the exit status when every rank failed in agreement (`Communicator.agree`); otherwise
     this process is ended by MPI's abort.
     """
-    failure = Failure.of(error)
+    status = OutOfMemoryError.exit_status  # what else would make `of` fail
+    try:
+        failure = Failure.of(error)
+        status = failure.status
+        # Arrays of the frames that failed: the memory is needed to end the job.
+        traceback.clear_frames(error.__traceback__)
+        _end_together(comm, error, failure)
+    except BaseException:
+        if comm.size > 1:
+            abort(comm, status)
+    return status
+
+
+def _end_together(comm: Communicator, error: BaseException, failure: Failure) -> None:
+    """Return where all ranks end in agreement; else end them."""
     if comm.size > 1:
         _handle_signals(signal.SIG_DFL)  # the stack is unwound already
     comm.whereabouts.failing = f"{failure.kind.__name__} {failure.line}"
-    with suppress(OSError):
-        sys.stdout.flush()
+    flush_output()
     agreed = "speaks" in error.__dict__
     together = agreed and meet(_MEET_SECONDS)
     if agreed:
@@ -183,7 +165,6 @@ def end_job(comm: Communicator, error: BaseException) -> int:
         _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
         time.sleep(_FORWARD_SECONDS)
         abort(comm, failure.status)
-    return failure.status
 
 
 def _handle_signals(handler: signal.Handlers) -> None:
@@ -226,17 +207,21 @@ def abort(comm: Communicator | None, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
     from mpi4py import MPI
 
-    with suppress(OSError):
-        sys.stdout.flush()
-    sys.stderr.flush()
-    for path in shared_segments(_SEGMENTS):
-        path.unlink(missing_ok=True)
-    # srun returns the highest status, and its own way to end ranks gives them 137.
-    whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
-    if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
-        os._exit(status)
-    # MPI would add its own lines to the one that says what happened.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # Nothing on the way may keep this rank from ending the others: memory may have run out.
+    with suppress(Exception):
+        flush_output()
+        sys.stderr.flush()
+    with suppress(Exception):
+        for path in shared_segments(_SEGMENTS):
+            path.unlink(missing_ok=True)
+    with suppress(Exception):
+        # srun returns the highest status, and its own way to end ranks gives them 137.
+        whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
+        if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
+            os._exit(status)
+    with suppress(Exception):
+        # MPI would add its own lines to the one that says what happened.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     MPI.COMM_WORLD.Abort(status)
     os._exit(status)
 

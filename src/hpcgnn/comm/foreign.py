@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hpcgnn.comm.failure import end_job, raise_terminated
+from hpcgnn.comm.failure import end_job
+from hpcgnn.comm.termination import Handler
 from hpcgnn.comm.watchdog import LostRank
 
 if TYPE_CHECKING:
@@ -22,18 +23,22 @@ _STDERR = 2
 def default_signals() -> Iterator[None]:
     """SIGINT and SIGTERM end the process at once, as Python can't handle them in a library.
 
-    A handler of SIGTERM that somebody else installed stays.
+    A handler that somebody else installed stays.
     """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
     mine = threading.current_thread() is threading.main_thread()
-    changed = [s for s, handler in usual.items() if mine and signal.getsignal(s) is handler]
+    former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if mine}
+    changed = {
+        number: handler
+        for number, handler in former.items()
+        if isinstance(handler, Handler) or handler is signal.default_int_handler
+    }
     for number in changed:
         signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, usual[number])
+        for number, handler in changed.items():
+            signal.signal(number, handler)
 
 
 class ForeignCall:

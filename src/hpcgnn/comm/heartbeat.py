@@ -7,15 +7,18 @@ as bounded text only.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
 import os
+import selectors
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +30,7 @@ _ASK, _ANSWER, _END = b"?", b"!", b"X"
 _LARGEST = 1400
 _ASK_AGAIN = 0.25
 _POLL = 0.01
+_BACKLOG = 4096  # connections nobody accepts while the process is blocked
 
 
 def _read(path: str) -> str:
@@ -119,6 +123,23 @@ def local_address(own: Peer, peers: Sequence[Peer]) -> str:
     return "127.0.0.1"
 
 
+def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
+    """A listening TCP and a UDP socket of the same number."""
+    while True:
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        door.bind((address, 0))
+        door.listen(_BACKLOG)
+        door.setblocking(False)
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            datagrams.bind(door.getsockname())
+        except OSError:  # somebody else's datagrams
+            door.close()
+            datagrams.close()
+        else:
+            return door, datagrams
+
+
 class Heartbeat:
     """Answers other ranks' questions and asks them.
 
@@ -135,8 +156,7 @@ class Heartbeat:
         self._answers: dict[int, dict[int, Report]] = {}
         self._lock = threading.Lock()
         self._open = True
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((address, 0))
+        self._door, self._socket = _sockets(address)
         self.address: tuple[str, int] = self._socket.getsockname()
 
     def meet(self, peers: Sequence[Peer], token: bytes) -> None:
@@ -158,19 +178,45 @@ class Heartbeat:
         with self._lock:
             self._sequence += 1
             number = self._sequence
-            answers = self._answers[number] = {}
+            self._answers[number] = {}
         question = self._seal(_ASK, number, b"")
         end = time.monotonic() + seconds
         again = 0.0
-        while missing and time.monotonic() < end:
-            if time.monotonic() >= again:
-                again = time.monotonic() + _ASK_AGAIN
-                for rank in missing:
-                    self._send(question, self.peers[rank].address)
-            time.sleep(_POLL)
-            missing -= answers.keys()
-        del self._answers[number]
-        return dict(answers)
+        try:
+            while missing and time.monotonic() < end:
+                if time.monotonic() >= again:
+                    again = time.monotonic() + _ASK_AGAIN
+                    for rank in missing:
+                        self._send(question, self.peers[rank].address)
+                time.sleep(_POLL)
+                with self._lock:
+                    missing -= self._answers[number].keys()
+        finally:
+            with self._lock:
+                answers = self._answers.pop(number)
+        return answers
+
+    def alive(self, ranks: Iterable[int], seconds: float) -> set[int]:
+        """Ranks whose process is there, though it may answer nothing.
+
+        The system itself accepts connections for a process that holds Python's lock or waits for
+        a disk; it refuses them where the process has ended.
+        """
+        end = time.monotonic() + seconds
+        found: set[int] = set()
+        with ExitStack() as probes, selectors.DefaultSelector() as pending:
+            for rank in ranks:
+                probe = probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                probe.setblocking(False)
+                if probe.connect_ex(self.peers[rank].address) in (0, errno.EINPROGRESS):
+                    pending.register(probe, selectors.EVENT_WRITE, (rank, probe))
+            while pending.get_map() and (left := end - time.monotonic()) > 0:
+                for key, _ in pending.select(left):
+                    rank, probe = key.data
+                    pending.unregister(probe)
+                    if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                        found.add(rank)
+        return found
 
     def end_others(self, status: int, seconds: float) -> bool:
         """Make all other ranks exit with `status` now; False if one still answers after that."""
@@ -194,17 +240,25 @@ class Heartbeat:
             return  # as good as lost: the other side counts as silent
 
     def _serve(self) -> None:
-        while self._open:
-            try:
-                datagram = self._socket.recvfrom(_LARGEST + 1)[0]
-            except OSError:
-                time.sleep(_ASK_AGAIN)
-                continue
-            seal, message = datagram[:_HASH], datagram[_HASH:]
-            right = hmac.new(self._key, message, hashlib.sha256).digest()[:_HASH]
-            if hmac.compare_digest(seal, right):
-                self._receive(message)
-        self._socket.close()
+        with self._socket, self._door, selectors.DefaultSelector() as ready:
+            ready.register(self._socket, selectors.EVENT_READ, self._answer)
+            ready.register(self._door, selectors.EVENT_READ, self._close_probe)
+            while self._open:
+                try:
+                    for key, _ in ready.select():
+                        key.data()
+                except Exception:  # whatever came, the next question must be answered
+                    time.sleep(_ASK_AGAIN)
+
+    def _close_probe(self) -> None:
+        self._door.accept()[0].close()
+
+    def _answer(self) -> None:
+        datagram = self._socket.recvfrom(_LARGEST + 1)[0]
+        seal, message = datagram[:_HASH], datagram[_HASH:]
+        right = hmac.new(self._key, message, hashlib.sha256).digest()[:_HASH]
+        if hmac.compare_digest(seal, right):
+            self._receive(message)
 
     def _receive(self, message: bytes) -> None:
         kind, number, rank = _HEAD.unpack_from(message)
@@ -214,12 +268,14 @@ class Heartbeat:
             os._exit(number)
         elif kind == _ASK:
             self._send(self._seal(_ANSWER, number, self._own_report()), self.peers[rank].address)
-        elif number in self._answers:
+        elif kind == _ANSWER:
             try:
                 report = Report.from_json(json.loads(message[_HEAD.size :]))
             except (ValueError, KeyError, TypeError, RecursionError):
                 return
-            self._answers[number][rank] = report
+            with self._lock:
+                if number in self._answers:  # else it comes late, or twice
+                    self._answers[number][rank] = report
 
     def _own_report(self) -> bytes:
         fields = asdict(self._report())

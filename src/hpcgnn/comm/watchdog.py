@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
 from hpcgnn.comm.heartbeat import Heartbeat, Peer
 from hpcgnn.comm.whereabouts import Report, Whereabouts
-from hpcgnn.errors import CommunicationError, say
+from hpcgnn.errors import CommunicationError, warn
 
 ASK_SECONDS = 2.0
 WORKING_SECONDS = 1.0
@@ -44,12 +43,12 @@ class Watchdog:
         """Called when `where` has taken `waited` seconds, a multiple of `limit`.
 
         Raises LostRank naming whoever stopped answering or waits somewhere else. Returns, for
-        more time, while the ranks that are not here answer and compute, up to ten limits.
+        more time, while the ranks that are not here compute or are blocked, up to ten limits.
         """
         others = [self._heartbeat.peers[r] for r in ranks if r != self._own.rank]
         reports = self._heartbeat.ask(ranks, ASK_SECONDS)
         away = [p for p in others if p.rank not in reports or not reports[p.rank].waiting]
-        working = self._working(away, reports)
+        working = self._working(away, reports, blocked=waited < MOST_LIMITS * limit)
         here = self._here(where, waited)
         silent = [p for p in others if p.rank not in reports and p.rank not in working]
         self._refuse_silent(silent, here)
@@ -59,11 +58,14 @@ class Watchdog:
             astray = away or [p for p in others if reports[p.rank].waiting != where]
             self._blame(astray, reports, here)
 
-    def examine_silent(self, ranks: Sequence[int], where: str, waited: float) -> None:
-        """Raises LostRank when a rank gives no answer; all the others may take their time."""
+    def examine_silent(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
+        """Raises LostRank when a rank gives no answer; all the others may take their time.
+
+        One that is blocked has ten limits.
+        """
         reports = self._heartbeat.ask(ranks, ASK_SECONDS)
         away = [self._heartbeat.peers[r] for r in ranks if r not in reports and r != self._own.rank]
-        working = self._working(away, reports)
+        working = self._working(away, reports, blocked=waited < MOST_LIMITS * limit)
         here = self._here(where, waited)
         self._refuse_silent([p for p in away if p.rank not in working], here)
 
@@ -80,15 +82,31 @@ class Watchdog:
             hint = " (no other node answers: is UDP between them blocked?)" if blocked else ""
             raise LostRank(f"{named}{more} stopped answering{hint}; {here}")
 
-    def _working(self, away: Sequence[Peer], first: dict[int, Report]) -> set[int]:
-        """Ranks of `away` whose processes use the processor right now."""
+    def _working(
+        self, away: Sequence[Peer], first: dict[int, Report], *, blocked: bool
+    ) -> set[int]:
+        """Ranks of `away` whose processes use the processor right now.
+
+        With `blocked` also those that answer nothing though their process is there.
+        """
         before = {p.rank: self._cpu(p, first.get(p.rank)) for p in away}
         if not away:
             return set()
         time.sleep(WORKING_SECONDS)
         second = self._heartbeat.ask([p.rank for p in away if p.rank in first], ASK_SECONDS)
         after = {p.rank: self._cpu(p, second.get(p.rank)) for p in away}
-        return {r for r in before if after[r] - before[r] >= WORKING_CPU}
+        working = {r for r in before if after[r] - before[r] >= WORKING_CPU}
+        if blocked:
+            working |= self._blocked([p for p in away if p.rank not in second.keys() | working])
+        return working
+
+    def _blocked(self, silent: Sequence[Peer]) -> set[int]:
+        """Silent ranks whose process is there: it holds Python's lock, or waits for a disk."""
+        states = {peer.rank: peer.state() for peer in silent}
+        known = [p for p in silent if p.space == self._own.space]
+        fine = {p.rank for p in known if (s := states[p.rank]) and s.letter not in _STATES}
+        distant = [p.rank for p in silent if p.space != self._own.space]
+        return fine | self._heartbeat.alive(distant, ASK_SECONDS)
 
     def _cpu(self, peer: Peer, report: Report | None) -> float:
         if report is not None:
@@ -105,8 +123,10 @@ class Watchdog:
     def _warn(self, peer: Peer, reports: dict[int, Report], here: str) -> None:
         if any(r < self._own.rank and report.waiting for r, report in reports.items()):
             return
-        text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, working"
-        say(text, file=sys.stderr)
+        text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, " + (
+            "working" if peer.rank in reports else "its process is there"
+        )
+        warn(text)
 
     def _blame(self, astray: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
         if not astray:
@@ -124,7 +144,7 @@ class Watchdog:
 
 def _sentence(peer: Peer, report: Report | None) -> str:
     if report is None:
-        return f"{peer} is busy"
+        return f"{peer} answers nothing"
     text = f"{peer} is at {report.place!r} for {report.since:.0f} s"
     if report.waiting:
         text += f", waiting in {report.waiting!r}"

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
+import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.comm.failure import (
-    Failure,
-    abort,
-    end_job,
-    raise_terminated,
-    redeliver_swallowed,
-    shared_segments,
-)
+from hpcgnn.comm import shm
+from hpcgnn.comm.failure import Failure, abort, end_job, shared_segments
+from hpcgnn.comm.limit import TIMEOUT
+from hpcgnn.comm.termination import terminable
 from hpcgnn.errors import CommunicationError, InputError
 
 if TYPE_CHECKING:
@@ -27,16 +21,29 @@ if TYPE_CHECKING:
 _LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PALS_RANKID", "PALS_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 
 
 def launched() -> tuple[int, int]:
-    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1)."""
-    for rank, size in _LAUNCHERS:
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
+    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1).
+
+    Variables that make no sense, as other programs can leave them, count as not set.
+    """
+    for names in _LAUNCHERS:
+        rank, size = map(_number, names)
+        if rank is not None and size is not None and rank < size:
+            return rank, size
     return 0, 1
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def run(
@@ -57,7 +64,8 @@ def run(
             if parallel is not False:
                 comm = _start(timeout, needed=parallel is True)
             status = 0 if comm is None and rank > 0 else _status(main, comm)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             if comm is not None:
                 finish(comm)
             return status
@@ -68,14 +76,18 @@ def run(
 
 
 def _end_early(error: BaseException, rank: int, starting: bool) -> int:
-    """End a rank that has no communicator (yet); what failed, failed on all ranks alike."""
+    """End a rank that has no communicator (yet).
+
+    What failed, failed on all ranks of this node alike, but maybe on no other node.
+    """
     failure = Failure.of(error)
     if starting and isinstance(error, CommunicationError):
         time.sleep(0.05 * min(rank, 40))  # the lowest rank that is alive speaks and ends the job
         failure.print()
         abort(None, failure.status)
-    if rank == 0:
-        failure.print()
+    local, ranks = shm.local_place()
+    if rank == 0 or (starting and local == 0 and ranks > 1):
+        failure.print("" if rank == 0 else f"rank {rank} ({socket.gethostname()})")
     return failure.status
 
 
@@ -97,30 +109,18 @@ def _status(main: Callable[[Any], int], comm: Communicator | None) -> int:
         return 0
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack instead of ending the process on the spot."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, raise_terminated)
-    former, sys.unraisablehook = sys.unraisablehook, redeliver_swallowed
-    try:
-        yield
-    finally:
-        sys.unraisablehook = former
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def start(timeout: float | None = None) -> Communicator:
     """Initialise MPI and return the communicator of all ranks.
 
     Raises InputError when there is no MPI library, or it isn't the one of mpiexec.
     """
+    size = launched()[1]
+    if size > 1:
+        shm.check()
+    if timeout is not None:
+        os.environ[TIMEOUT] = str(timeout)  # also for the start of MPI, and whatever else waits
     from hpcgnn.comm.library import MPI
 
-    size = launched()[1]
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
         library = MPI.Get_library_version().split("\n")[0].strip()
         raise InputError(

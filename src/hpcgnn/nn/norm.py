@@ -150,7 +150,7 @@ class _GraphNorm(torch.autograd.Function):
         return torch.addcmul(bias.to(x_NF.dtype), centred_NF, (weight * rstd).to(x_NF.dtype))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """With c = (x - shift) rstd, summed over all nodes:
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpcgnn.comm.failure import raise_held, uninterruptible
+from hpcgnn.comm.termination import raise_waiting, uninterruptible
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage.schema import MAX_CHUNK_BYTES, attribute_checksum, chunk_rows
 
@@ -228,7 +228,7 @@ def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
             yield output
         finally:
             h5.close()
-        raise_held()
+        raise_waiting()
         sink.sync()
         output.check()
     except HpcgnnError:

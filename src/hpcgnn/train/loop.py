@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import HpcgnnError, InputError, NumericalError, OutputError, say
+from hpcgnn.errors import HpcgnnError, InputError, NumericalError, OutputError, say, warn
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.inputs import LabelInput
 from hpcgnn.nn.model import Flow
@@ -83,7 +82,7 @@ class Trainer:
                 "defined, and this split has none: leave it out, or choose another --split"
             )
         if not self.validated and self.comm.rank == 0:
-            print(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept", file=sys.stderr, flush=True)
+            warn(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept")
         self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
         # Before the model is built: one of other settings may not even fit the graph.
         found = self._find_checkpoint() if resume else None
@@ -319,7 +318,7 @@ class Trainer:
             )
         changes = check_resumed(checkpoint.config, self.config, path, checkpoint.epoch)
         if changes and self.comm.rank == 0:
-            print(f"hpcgnn: warning: {path}: {changes}", file=sys.stderr, flush=True)
+            warn(f"hpcgnn: warning: {path}: {changes}")
         return found
 
     def _restore(self, path: Path, checkpoint: Checkpoint) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.errors import InputError, OutputError, warn
 from hpcgnn.storage import atomic
 from hpcgnn.train import checkpoint as files
 from hpcgnn.train.checkpoint import Checkpoint
@@ -202,4 +201,4 @@ def _epoch_of(path: Path) -> int:
 
 def _warn(text: str) -> None:
     with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
-        say(f"hpcgnn: warning: {text}", file=sys.stderr)
+        warn(f"hpcgnn: warning: {text}")

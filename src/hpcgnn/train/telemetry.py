@@ -20,7 +20,7 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.errors import InputError, OutputError, warn
 from hpcgnn.storage import atomic
 from hpcgnn.train.records import MAX_EPOCH, config_of, gaps, lines
 
@@ -238,7 +238,7 @@ def _check_lost(path: Path, found: _Found) -> None:
 
 def _warn(text: str) -> None:
     with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
-        say(f"hpcgnn: warning: {text}", file=sys.stderr)
+        warn(f"hpcgnn: warning: {text}")
 
 
 class Reporter:

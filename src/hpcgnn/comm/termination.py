@@ -1,0 +1,145 @@
+"""SIGTERM and SIGINT as exceptions, never raised where a C library would drop them.
+
+A signal that comes inside `held` is raised where the block ends. Elsewhere it is raised at once,
+and once more where Python says that it had to drop the exception.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_AGAIN_SECONDS = 0.01
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_uninterruptible: set[CodeType] = set()
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised so that with-blocks can remove what they half wrote."""
+
+
+def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what a C library calls back and can't leave by an exception: signals wait."""
+    _uninterruptible.add(function.__code__)
+    return function
+
+
+class Handler:
+    """The handler of both signals; `waiting` is one that came where nothing may be raised."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._holds = 0
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._holds:
+            self.waiting = number
+            return
+        inner = frame
+        while inner is not None:
+            if inner.f_code in _uninterruptible:
+                self.waiting = number
+                self.deliver_again(number)
+                return
+            inner = inner.f_back
+        self.waiting = 0
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def enter(self) -> None:
+        self._holds += 1
+
+    def leave(self) -> None:
+        self._holds -= 1
+        if not self._holds:
+            self.raise_waiting()
+
+    def raise_waiting(self) -> None:
+        number, self.waiting = self.waiting, 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if number:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def deliver_again(self, number: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def swallowed(self, dropped: sys.UnraisableHookArgs) -> None:
+        """`sys.unraisablehook`: what was raised where Python drops exceptions is raised again."""
+        if dropped.exc_type is Terminated:
+            self.deliver_again(signal.SIGTERM)
+        elif dropped.exc_type is KeyboardInterrupt:
+            self.deliver_again(signal.SIGINT)
+        else:
+            sys.__unraisablehook__(dropped)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM unwinds the stack instead of ending the process on the spot.
+
+    Handlers that somebody else installed stay.
+    """
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    mine = threading.current_thread() is threading.main_thread()
+    taken = [s for s, former in usual.items() if mine and signal.getsignal(s) is former]
+    if not taken:
+        yield
+        return
+    handler = Handler()
+    for number in taken:
+        signal.signal(number, handler)
+    former, sys.unraisablehook = sys.unraisablehook, handler.swallowed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = former
+        for number in taken:
+            signal.signal(number, usual[number])
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Around calls of a library that drops exceptions: a signal is raised when they are over.
+
+    In other threads than the main one, which get no signals, it does nothing.
+    """
+    handler = _installed()
+    if handler is None:
+        yield
+        return
+    handler.enter()
+    try:
+        yield
+    finally:
+        handler.leave()
+
+
+def raise_waiting() -> None:
+    """Raise a signal now that came in an `uninterruptible` function and waits."""
+    handler = _installed()
+    if handler is not None:
+        handler.raise_waiting()
+
+
+def _installed() -> Handler | None:
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    found: Any = next((h for h in map(signal.getsignal, _SIGNALS) if isinstance(h, Handler)), None)
+    return found
