@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
 import select
 import signal
 import sys
@@ -28,6 +30,7 @@ _FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through a bu
 _SILENT_SECONDS = 10.0
 _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
+_LAST_WORDS = b"hpcgnn: error: out of memory while ending the job after an error\n"
 _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
 
 
@@ -79,7 +82,7 @@ def translated(error: BaseException) -> HpcgnnError | None:
     """The error of ours that says the same in one line; None for a surprise."""
     if isinstance(error, HpcgnnError):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return OutOfMemoryError(_out_of_memory_line(error))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return InputError(error.strerror, file=os.fsdecode(error.filename))
@@ -100,25 +103,26 @@ def _stdout_is_closed() -> bool:
     return True
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, torch or the dynamic linker had no memory."""
     text = str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     signs: tuple[str, ...] = ()
     if isinstance(error, RuntimeError):  # torch, and threads
         signs = ("can't allocate memory", "out of memory", "can't start new thread")
-    elif isinstance(error, ImportError | OSError):  # the dynamic linker
-        signs = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+    if isinstance(error, ImportError | OSError | RuntimeError):  # the dynamic linker
+        signs += ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
     found = any(sign in text for sign in signs) and "static TLS" not in text
     return isinstance(error, MemoryError) or found
 
 
 def _out_of_memory_line(error: BaseException) -> str:
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     detail = " ".join(str(error).split())[:200]
+    if library := re.search(r"([^\s/]+\.so[\w.]*): failed to map segment", str(error)):
+        detail = f"{library[1]} can't be mapped"
     return (
         f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB"
         + (f" under `ulimit -v {limit >> 10}`" if limit != resource.RLIM_INFINITY else "")
@@ -140,6 +144,8 @@ def end_job(comm: Communicator, error: BaseException) -> int:
         traceback.clear_frames(error.__traceback__)
         _end_together(comm, error, failure)
     except BaseException:
+        with suppress(Exception):
+            os.write(2, _LAST_WORDS)
         if comm.size > 1:
             abort(comm, status)
     return status

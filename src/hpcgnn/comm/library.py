@@ -9,6 +9,7 @@ import ctypes
 import os
 import warnings
 
+from hpcgnn.comm.failure import is_out_of_memory
 from hpcgnn.comm.limit import bounded_start
 from hpcgnn.errors import InputError
 
@@ -23,6 +24,8 @@ try:
         warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
         from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
+    if is_out_of_memory(error):
+        raise
     raise InputError(
         f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "
         "load the site's MPI module, or name the library in MPI4PY_LIBMPI"
