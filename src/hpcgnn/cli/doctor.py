@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpcgnn.comm import shm
 from hpcgnn.errors import CommunicationError, HpcgnnError, say
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ PARALLEL = None  # with MPI where it can be started: that it can't is one of the
 
 _NEEDED = ("numpy", "scipy", "torch", "h5py", "mpi4py")
 _OPTIONAL = ("pymetis", "pyarrow", "ogb", "cupy")
+_PYTHON = (3, 11)
 _RING_BYTES = 1 << 20
 
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace, comm: Communicator | None) -> int:
     folder = Path(args.folder)
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
+        ("shm", _shm),
         ("mpi", _mpi),
         ("hdf5", _hdf5),
         ("kernels", _kernels),
@@ -112,8 +115,10 @@ def _python() -> Iterator[Finding]:
     from hpcgnn import __version__
 
     yield Finding("ok", "hpcgnn", f"{__version__} in {Path(__file__).parents[1]}")
-    state = "ok" if sys.version_info >= (3, 10) else "bad"
-    yield Finding(state, "python", f"{platform.python_version()} in {sys.prefix}")
+    old = sys.version_info < _PYTHON
+    wanted = f": hpcgnn needs {'.'.join(map(str, _PYTHON))} or newer" if old else ""
+    text = f"{platform.python_version()} in {sys.prefix}{wanted}"
+    yield Finding("bad" if old else "ok", "python", text)
     for name in _NEEDED:
         try:
             importlib.import_module(name)
@@ -123,6 +128,17 @@ def _python() -> Iterator[Finding]:
     missing = [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
     if missing:
         yield Finding("note", "optional", f"not installed: {', '.join(missing)}")
+
+
+def _shm() -> Iterator[Finding]:
+    ranks = max(shm.local_place()[1], len(os.sched_getaffinity(0)))
+    space = shm.Space.here()
+    if space is None:
+        yield Finding("note", "shm", f"{shm.FOLDER} isn't there: MPI must do without")
+    elif problem := space.problem(ranks):
+        yield Finding("bad" if space.hopeless(ranks) else "note", "shm", problem)
+    else:
+        yield Finding("ok", "shm", f"{shm.FOLDER}: {space.free / 2**20:,.0f} MiB free")
 
 
 def _mpi() -> Iterator[Finding]:

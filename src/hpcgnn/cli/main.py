@@ -17,7 +17,7 @@ from hpcgnn.comm import limit, world
 from hpcgnn.comm.failure import Failure
 from hpcgnn.comm.same import require_same
 from hpcgnn.comm.termination import Terminated, terminable
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, warn
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator

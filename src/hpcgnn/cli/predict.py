@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError, say, warn
+from hpcgnn.errors import InputError, printable, say, warn
 from hpcgnn.train.config import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
@@ -84,10 +84,16 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
     found, attributes = _predict(args, graph, checkpoint)
-    attributes["split"] = where.split
+    attributes |= {"split": where.split, "not_finite": found.not_finite}
     with comm.at("write the predictions"):
         write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
+        if found.not_finite:
+            warn(
+                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} nodes "
+                f"are not finite, the first those of node {found.first_not_finite}: see its "
+                "features, and those of its neighbours"
+            )
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
         shown = shown or "not known without labels of nodes to score"
@@ -115,7 +121,7 @@ def _predict(
         found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
     return found, {
         "config": checkpoint.config.to_json(),
-        "checkpoint": path.name,
+        "checkpoint": printable(path.name),
         "epoch": checkpoint.epoch,
         "correct_and_smooth": int(args.correct_and_smooth),
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcgnn.comm.same import require_same
 from hpcgnn.errors import InputError, say
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
@@ -53,12 +55,22 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         from hpcgnn.train.telemetry import resident_memory
 
     imported = resident_memory()
-    config = resolve(args, args.config)
+    config = resolve_together(args, comm)
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
     with held(run_dir, comm, fresh=not args.resume):
         return _train(args, comm, config, partition, run_dir, imported)
+
+
+def resolve_together(args: argparse.Namespace, comm: Communicator) -> Config:
+    """The settings, the same on all ranks though each reads its file; collective."""
+    from hpcgnn.storage.parallel import agreed
+
+    with agreed(comm, "read the settings"):
+        config = resolve(args, args.config)
+    require_same(comm, asdict(config), "settings", file=args.config)
+    return config
 
 
 def _train(

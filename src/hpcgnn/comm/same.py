@@ -33,7 +33,7 @@ def require_same(
     own = {name: repr(value) for name, value in facts.items()}
     facts_P = comm.allgather(own, where=f"compare {what}")
     for name in dict.fromkeys(name for found in facts_P for name in found):
-        texts = [found.get(name, "nothing") for found in facts_P]
+        texts = [found.get(name, "not given") for found in facts_P]
         usual = Counter(texts).most_common(1)[0][0]
         astray = [rank for rank, text in enumerate(texts) if text != usual]
         if astray:

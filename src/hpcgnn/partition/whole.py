@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.same import require_same
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.partition import layout
 from hpcgnn.partition.kway import parmetis_parts
@@ -79,6 +80,8 @@ def partition_graph(
                 file=path,
             )
     with graph:
+        facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
+        require_same(comm, facts, "graphs", file=path)
         with agreed(comm, "read the edges"):
             low, high = slab_bounds(graph, comm.rank, comm.size)
             slab = graph.read_rows(low, high)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
+from hpcgnn.comm.same import require_same
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph, SparseRows
 from hpcgnn.storage.agreement import Claims, check_together, new_key
@@ -38,7 +39,7 @@ def load_partition(
 
     Raises:
         InputError: the file is damaged, or has another number of parts; parts that contradict each
-            other; ranks that read different files.
+            other; a file that isn't the same on all ranks.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator(comm)
     error: Exception | None = None
@@ -66,6 +67,8 @@ def load_partition(
     except (InputError, OSError) as caught:
         error = caught
     comm.agree(error, where="load partition")
+    compared = {k: v for k, v in header.items() if k not in ("report", "config")}
+    require_same(comm, compared | {"split": split, "mode": mode}, "partition files", file=path)
     if part is None or claims is None:
         raise InputError("could not be read", file=path)
     check_together(comm, header, claims, Place(path, part_name(comm.rank)))

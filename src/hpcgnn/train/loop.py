@@ -275,11 +275,12 @@ class Trainer:
     def _stops(self, reason: str) -> bool:
         """Whether a rank was asked to stop; the same on all ranks."""
         failed = bool(self.store.failure()) and self.config.fail_on_checkpoint
-        flags = np.array([bool(reason), failed], np.int64)
+        asked = self.comm.size - self.comm.rank if reason else 0
+        flags = np.array([asked, failed], np.int64)
         stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
         if failed:
             self._check_failure()
-        if stop and reason:
+        if stop and stop == asked:  # the first of those that were asked says so
             self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
         return bool(stop)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage.parallel import agreed
@@ -103,6 +103,7 @@ class Predictor:
 
         Raises:
             InputError: the model or the labels don't admit what is asked for.
+            NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
         if smooth and self.task.multilabel:
@@ -134,12 +135,16 @@ class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
     `rows` holds `probabilities` `[n, C]`, `classes` `[n]` (or `[n, C]` 0/1 for several labels),
-    `original_ids` `[n]` and, where asked for, `embeddings` `[n, hidden]`.
+    `original_ids` `[n]` and, where asked for, `embeddings` `[n, hidden]`. `not_finite` nodes of all
+    ranks have something in their rows that is not finite, the first of them, by its id in the
+    graph, `first_not_finite`.
     """
 
     rows: dict[str, np.ndarray]
     metric: str
     scores: dict[str, float]
+    not_finite: int = 0
+    first_not_finite: int = -1
 
 
 def predict_from_labels(graph: PartitionedGraph) -> Prediction:
@@ -147,6 +152,7 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
 
     Raises:
         InputError: the graph has no training labels, or several labels per node.
+        NumericalError: no prediction is finite.
     """
     task = find_task(graph, "auto")
     if task.multilabel:
@@ -175,9 +181,25 @@ def _prediction(
             score = task.score(graph, scores_NC, mask)
             if math.isfinite(score):
                 scores[name] = score
-    return Prediction(
-        rows | {"original_ids": graph.original_ids.cpu().numpy()}, task.metric, scores
-    )
+    count, first = _not_finite(graph, rows)
+    if count == graph.num_nodes:
+        raise NumericalError(
+            "no node has a finite prediction: the model or its input is not finite"
+        )
+    rows = rows | {"original_ids": graph.original_ids.cpu().numpy()}
+    return Prediction(rows, task.metric, scores, count, first)
+
+
+def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[int, int]:
+    """How many nodes of all ranks have values that aren't finite, and the lowest id; collective."""
+    comm, ids = graph.ring.comm, graph.node_ids.cpu().numpy()
+    bad = np.zeros(len(ids), bool)
+    for array in rows.values():
+        if array.dtype.kind == "f":
+            bad |= ~np.isfinite(array).reshape(len(ids), -1).all(axis=1)
+    count = comm.allreduce(int(bad.sum()), where="check the predictions")
+    lowest = int(ids[bad].min()) if bad.any() else graph.num_nodes
+    return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
 def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> None:

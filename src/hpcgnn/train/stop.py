@@ -54,9 +54,11 @@ class TimeLimit:
         self._end: float | None = None
 
     def seconds_left(self) -> float:
-        now = time.time()
+        now = time.monotonic()
         if now - self._asked > self._refresh:
-            self._asked, self._end = now, self._ask()
+            end = self._ask()
+            # From here on by a clock that nobody sets.
+            self._asked, self._end = now, None if end is None else now + end - time.time()
         return float("inf") if self._end is None else self._end - now
 
 
@@ -64,7 +66,7 @@ def slurm_end_time() -> float | None:
     """When this job's time limit strikes, in seconds since 1970; None without a limit or a job."""
     given = os.environ.get("SLURM_JOB_END_TIME", "")
     job = os.environ.get("SLURM_JOB_ID", "")
-    if not job.isdigit():
+    if not (job.isascii() and job.isdigit()):
         return None
     program = find_program("squeue") or "/usr/bin/squeue"
     command = [program, "--noheader", "--jobs", job, "--format", "%e"]
@@ -72,4 +74,4 @@ def slurm_end_time() -> float | None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return datetime.fromisoformat(answer.stdout.split()[0]).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return float(given) if given.isdigit() else None
+        return float(given) if given.isascii() and given.isdigit() else None
