@@ -80,6 +80,35 @@ def test_answers_that_make_no_sense_are_ignored(pair, body):
     assert answers == {}
 
 
+@pytest.mark.parametrize("number", [77, 1])
+def test_answers_that_come_late_or_twice_change_nothing(pair, number):
+    beats, _ = pair
+    for _ in range(2):
+        assert list(beats[0].ask([1], 5.0)) == [1]
+        answer = beats[1]._seal(b"!", number, beats[1]._own_report())
+        beats[1]._send(answer, beats[0].address)
+        beats[1]._send(answer, beats[0].address)
+    assert beats[0]._thread.is_alive() and beats[0]._answers == {}
+
+
+def test_a_rank_that_can_not_report_answers_the_next_question(pair, monkeypatch):
+    beats, _ = pair
+    with monkeypatch.context() as broken:
+        broken.setattr(beats[1], "_own_report", lambda: 1 / 0)
+        assert beats[0].ask([1], 0.3) == {}
+    assert list(beats[0].ask([1], 5.0)) == [1]
+
+
+def test_a_process_that_does_not_answer_is_alive(pair):
+    beats, _ = pair
+    silent = Heartbeat(1, "127.0.0.1", Whereabouts().report)
+    beats[0].peers[1] = replace(beats[0].peers[1], address=silent.address)
+    assert beats[0].ask([1], 0.1) == {}
+    assert beats[0].alive([1], 5.0) == {1}
+    silent._door.close()
+    assert beats[0].alive([1], 5.0) == set()
+
+
 def test_threads_end(pair):
     beats, _ = pair
     for beat in beats:

@@ -59,6 +59,46 @@ def test_mpiexec_of_another_mpi(python, rank):
     )
 
 
+ENDS = """
+import os, sys
+from hpcgnn.comm import world
+if os.environ["PMI_RANK"] == "1":
+    sys.exit(1)
+sys.exit(world.run(lambda comm: 0))
+"""
+
+
+def test_a_rank_that_ends_before_mpi_starts(python):
+    outcome = python(2, "-c", ENDS, env={"HPCGNN_TIMEOUT": "2"})
+    assert outcome.status in (1, 3) and outcome.seconds < 30
+    if outcome.status == 3:  # some launchers end the other ranks by themselves
+        (line,) = outcome.errors
+        assert line.startswith("hpcgnn: error: rank 0 waited 2 s in the start of MPI")
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"), [("", ""), ("x", "2"), ("0", "²"), ("-1", "2"), ("2", "2"), ("0", "9" * 40)]
+)
+def test_launcher_variables_that_make_no_sense(rank, size, monkeypatch):
+    with monkeypatch.context() as environment:
+        for name in (name for names in world._LAUNCHERS for name in names):
+            environment.delenv(name, raising=False)
+        environment.setenv("PMI_RANK", rank)
+        environment.setenv("PMI_SIZE", size)
+        alone = world.launched()
+        environment.setenv("SLURM_PROCID", "3")
+        environment.setenv("SLURM_STEP_NUM_TASKS", "4")
+        beside = world.launched()
+    assert (alone, beside) == ((0, 1), (3, 4))
+
+
+def test_wrong_timeout_of_one_rank_reaches_the_others(python):
+    code = "import os\nif os.environ['PMI_RANK'] == '1': os.environ['HPCGNN_TIMEOUT'] = 'nan'"
+    outcome = python(2, "-c", f"{code}\n{PARALLEL}")
+    assert outcome.status == 2 and outcome.seconds < 30 and outcome.err.count("\n") == 1
+    assert "HPCGNN_TIMEOUT must be a number of seconds" in outcome.errors[0]
+
+
 def test_wrong_timeout_is_said_once(python):
     outcome = python(2, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "soon"})
     assert outcome.status == 2 and outcome.err.count("\n") == 1
@@ -72,6 +112,12 @@ def test_wrong_timeout_is_said_once(python):
         (InputError("bad", file="g.h5", value=3), 2, "hpcgnn: error: g.h5: bad (found 3)\n"),
         (CommunicationError("lost"), 3, "hpcgnn: error: lost\n"),
         (NumericalError("loss is\nnan"), 4, "hpcgnn: error: loss is nan\n"),
+        (
+            InputError("bad", file="g\n\x1b\udce4.h5"),
+            2,
+            "hpcgnn: error: g\\n\\x1b\\udce4.h5: bad\n",
+        ),
+        (IsADirectoryError(21, "Is a directory", "r"), 2, "hpcgnn: error: r: Is a directory\n"),
         (KeyboardInterrupt(), 130, ""),
         (SystemExit(9), 9, ""),
         (SystemExit("stop here"), 1, "hpcgnn: error: stop here\n"),

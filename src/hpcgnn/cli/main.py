@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import stat
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,7 @@ class Command:
             if command.verb is not None:
                 command.module = importlib.import_module(f"hpcgnn.cli.{command.verb}")
             command.args = _parser(command.verb, command.module).parse_args(argv)
+            _refuse_pipes(command.args)
         except (Exception, SystemExit) as error:  # the other ranks may have none
             command.problem = error
         return command
@@ -153,6 +155,21 @@ def _check_folder() -> None:
         raise InputError(
             f"the working folder can't be used ({error.strerror}): change to one that exists"
         ) from None
+
+
+def _refuse_pipes(args: argparse.Namespace) -> None:
+    """A pipe that has a name in a folder holds whoever opens it until somebody else does too."""
+    values = vars(args).values()
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    for value in (value for values in lists for value in values):
+        if not isinstance(value, str | Path):
+            continue
+        path = str(value).rpartition("=")[2]
+        if path.startswith(("/dev/", "/proc/")):
+            continue  # of the shell: <(command)
+        with suppress(OSError, ValueError):
+            if stat.S_ISFIFO(Path(path).stat().st_mode):
+                raise InputError("is a named pipe: give a file, or <(command)", file=path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""The command line itself: what is wrong with it, and who says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hpcgnn.cli.main import SERIAL, VERBS, main
+from tests.cli.test_places import mpiexec
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e300", "soon"])
+def test_the_limit_must_be_a_time(text, capsys):
+    assert main(["train", "g.h5", "--timeout", text]) == 2
+    assert "--timeout: must be a number of seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["info", "report"])
+def test_a_folder_that_is_gone(verb, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    status = main([verb, "/no/such"])
+    monkeypatch.undo()
+    assert status == 2
+    assert "error: the working folder can't be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "PIPE"],
+        ["convert", "PIPE", "out.h5", "--format", "parquet"],
+        ["convert", "edges.txt", "out.h5", "--typed-features", "0=PIPE"],
+        ["train", "g.h5", "--config", "PIPE"],
+    ],
+)
+def test_named_pipes_are_not_waited_for(arguments, tmp_path, capsys):
+    path = tmp_path / "pipe.h5"
+    os.mkfifo(path)
+    assert main([text.replace("PIPE", str(path)) for text in arguments]) == 2
+    assert f"error: {path}: is a named pipe" in capsys.readouterr().err
+
+
+def test_long_names_are_one_line(capsys):
+    name = "x" * 300
+    assert main(["convert", "edges.txt", name]) == 2
+    assert capsys.readouterr().err == f"hpcgnn: error: {name}: File name too long\n"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_serial_verbs_run_on_rank_0_and_say_so(rank, monkeypatch, capsys):
+    with monkeypatch.context() as environment:
+        environment.setenv("PMI_RANK", str(rank))
+        environment.setenv("PMI_SIZE", "4")
+        status = main(["info", "/no/such.h5"])
+    assert status == (0 if rank else 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("hpcgnn: note: info runs on one process: the other ranks do nothing" in err) == (
+        not rank
+    )
+    assert ("/no/such.h5" in err) == (not rank)
+
+
+def test_the_list_of_serial_verbs_is_right():
+    import importlib
+
+    modules = {verb: importlib.import_module(f"hpcgnn.cli.{verb}") for verb in VERBS}
+    assert {v for v, module in modules.items() if module.PARALLEL is False} == set(SERIAL)
+
+
+@pytest.mark.parametrize("degree", ["1e308", "2e6"])
+def test_more_edges_than_can_be(degree, tmp_path, capsys):
+    arguments = ["generate", "sbm", str(tmp_path / "g.h5"), "--nodes", "100", "--degree", degree]
+    assert main(arguments) == 2
+    assert "--degree must be at most 2^20" in capsys.readouterr().err
+
+
+TOLD = """
+import os, sys
+from hpcgnn.cli.main import main
+first = os.environ["PMI_RANK"] == "0"
+sys.exit(main([*sys.argv[2:], *([] if first else sys.argv[1].split())]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("--bogus", "rank 1: unrecognized arguments: --bogus; "),
+        ("--seed 3", "the ranks have different options: seed is 3 on rank 1, 0 on rank 0; "),
+    ],
+)
+def test_ranks_that_were_told_different_things(more, line, tmp_path):
+    arguments = ["generate", "sbm", tmp_path / "g.h5", "--nodes", "9", "--degree", "2"]
+    done = subprocess.run(
+        [mpiexec(), "-n", "2", sys.executable, "-c", TOLD, more, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    errors = [text for text in done.stderr.splitlines() if text.startswith("hpcgnn: error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"hpcgnn: error: {line}"), done.stderr

@@ -1,0 +1,34 @@
+"""A script without `world.run`: one rank that fails or leaves ends the others."""
+
+from __future__ import annotations
+
+SCRIPT = """
+import sys
+from hpcgnn.comm.communicator import Communicator
+comm = Communicator()
+if comm.rank == 1:
+    {fault}
+comm.barrier("waiting for all")
+print("fine")
+"""
+
+
+def test_one_rank_raises(python):
+    outcome = python(3, "-c", SCRIPT.format(fault="raise KeyError('mine')"))
+    assert outcome.status == 1 and outcome.seconds < 30
+    assert outcome.errors == ["hpcgnn: error: rank 1: unexpected KeyError: 'mine'"]
+    assert "[rank 1] Traceback" in outcome.err and outcome.out == ""
+
+
+def test_one_rank_leaves(python):
+    outcome = python(3, "-c", SCRIPT.format(fault="sys.exit()"))
+    assert outcome.status == 3 and outcome.seconds < 30
+    assert outcome.errors == [
+        "hpcgnn: error: rank 1: came to the end of the program while rank 0 waits in "
+        "'waiting for all'"
+    ]
+
+
+def test_all_ranks_come_to_the_end(python):
+    outcome = python(3, "-c", SCRIPT.format(fault="import time; time.sleep(0.5)"))
+    assert (outcome.status, outcome.err, outcome.out) == (0, "", "fine\n" * 3)

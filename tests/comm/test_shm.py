@@ -1,0 +1,54 @@
+"""What is said of the space in /dev/shm before MPI starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcgnn.comm import shm
+from hpcgnn.comm.shm import Space
+from hpcgnn.errors import InputError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """`node(space, rank, ranks)`: what the check of that rank says."""
+
+    def look(space: Space | None, rank: int, ranks: int) -> None:
+        monkeypatch.setattr(Space, "here", classmethod(lambda cls: space))
+        monkeypatch.setenv("MPI_LOCALRANKID", str(rank))
+        monkeypatch.setenv("MPI_LOCALNRANKS", str(ranks))
+        shm.check()
+
+    return look
+
+
+@pytest.mark.parametrize("space", [None, Space(0, 0), Space(1 << 34, 1 << 33)])
+def test_enough(node, space, capsys):
+    node(space, 0, 128)
+    assert capsys.readouterr().err == ""
+
+
+def test_doubtful_is_a_warning_of_one_rank(node, capsys):
+    for rank in range(4):
+        node(Space(64 * MIB, 16 * MIB), rank, 4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hpcgnn: warning: /dev/shm has 16 of 64 MiB free for 4 ranks")
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_hopeless_is_an_error_of_all(node, rank):
+    with pytest.raises(InputError, match="/dev/shm has 1 of 1 MiB free for 4 ranks"):
+        node(Space(MIB, MIB), rank, 4)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "place"), [("2(x3),1", (1, 2)), ("4", (1, 4)), ("", (0, 1)), ("many", (0, 1))]
+)
+def test_ranks_of_a_node_under_slurm(tasks, place, monkeypatch):
+    for name in ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    assert shm.local_place() == place

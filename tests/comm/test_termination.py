@@ -1,0 +1,67 @@
+"""Signals that arrive while a library holds the processor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from hpcgnn.comm.termination import Terminated, held, raise_waiting, terminable, uninterruptible
+
+SIGNALS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_outside_at_once(number, error):
+    with terminable(), pytest.raises(error):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_a_held_signal_comes_when_the_library_is_done(number, error):
+    done = []
+    with terminable(), pytest.raises(error):
+        with held():
+            with held():
+                os.kill(os.getpid(), number)
+                done.append("inner")
+            done.append("outer")
+        done.append("after")
+    assert done == ["inner", "outer"]
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_what_python_drops_is_raised_again(number, error):
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0)
+
+    with terminable(), pytest.raises(error):
+        Dropping()
+        time.sleep(5)
+
+
+def test_a_callback_that_must_not_raise():
+    @uninterruptible
+    def callback():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+    with terminable(), pytest.raises(Terminated):
+        callback()
+        raise_waiting()
+
+
+def test_handlers_of_others_stay():
+    heard = []
+    former = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        with terminable(), held():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert heard == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
