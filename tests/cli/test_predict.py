@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli import partition, predict, train
-from hpcgnn.errors import InputError, OutOfMemoryError, OutputError
+from hpcgnn.errors import InputError, NumericalError, OutOfMemoryError, OutputError
 from hpcgnn.storage.load import load_partition
 from hpcgnn.train import predict as predictions
 from hpcgnn.train import setup
@@ -157,3 +157,27 @@ def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, a
     comm.barrier()
     assert Path("pr.h5").read_bytes() == b""
     assert not list(Path().glob(".pr.h5.*"))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("first", [0, 57])
+def test_predictions_that_are_not_finite_are_told_of(comm, parts, monkeypatch, capfd, first):
+    propagation = predictions.label_propagation
+
+    def spoiled(graph, *arguments):
+        scores_NC = propagation(graph, *arguments)
+        scores_NC[graph.node_ids >= first, 0] = float("nan")
+        return scores_NC
+
+    monkeypatch.setattr(predictions, "label_propagation", spoiled)
+    if first == 0:
+        with pytest.raises(NumericalError, match="no node has a finite prediction"):
+            call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
+        assert not Path("pr.h5").exists()
+        return
+    call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
+    line = "hpcgnn: warning: pr.h5: the predictions of 3 nodes are not finite, the first those of node 57"
+    assert (line in capfd.readouterr().err) == (comm.rank == 0)
+    with h5py.File("pr.h5", "r") as h5:
+        assert h5.attrs["not_finite"] == 3
+        assert np.isnan(h5["probabilities"][57:, 0]).all()

@@ -230,10 +230,11 @@ def _train_mask(graph: PartitionedGraph) -> Tensor:
 
 
 def _shares(scores_NC: Tensor) -> Tensor:
-    """Rows divided by their sums; equal shares where nothing is known."""
+    """Rows divided by their sums; equal shares where nothing is known, nan where there is one."""
     sums_N1 = scores_NC.sum(dim=1, keepdim=True)
-    shares_NC = scores_NC / torch.where(sums_N1 > 0, sums_N1, 1.0)
-    return torch.where(sums_N1 > 0, shares_NC, 1 / scores_NC.shape[1])
+    unknown_N1 = sums_N1 <= 0
+    shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)
+    return torch.where(unknown_N1, 1 / scores_NC.shape[1], shares_NC)
 
 
 def write_predictions(

@@ -1,0 +1,40 @@
+"""The time limit of a batch job, whatever is done to the clock."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hpcgnn.train import stop
+from hpcgnn.train.stop import TimeLimit, slurm_end_time
+
+
+@pytest.mark.parametrize("step", [-86_400, 86_400])
+def test_a_clock_that_is_set_changes_nothing(step, monkeypatch):
+    asked = []
+
+    def end_time() -> float:
+        asked.append(1)
+        return time.time() + 100
+
+    limit = TimeLimit(end_time)
+    before = limit.seconds_left()
+    real = time.time
+    monkeypatch.setattr(stop.time, "time", lambda: real() + step)
+    assert before == pytest.approx(100, abs=5)
+    assert limit.seconds_left() == pytest.approx(100, abs=5) and asked == [1]
+
+
+@pytest.mark.parametrize(("job", "end"), [("²", "1"), ("", ""), ("x", "1")])
+def test_variables_that_make_no_sense(job, end, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+    assert slurm_end_time() is None
+
+
+def test_an_end_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "²")
+    assert slurm_end_time() is None
