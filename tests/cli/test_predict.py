@@ -176,7 +176,7 @@ def test_predictions_that_are_not_finite_are_told_of(comm, parts, monkeypatch, c
         assert not Path("pr.h5").exists()
         return
     call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")
-    line = "hpcgnn: warning: pr.h5: the predictions of 3 nodes are not finite, the first those of node 57"
+    line = "predictions of 3 nodes are not finite, the first those of node 57"
     assert (line in capfd.readouterr().err) == (comm.rank == 0)
     with h5py.File("pr.h5", "r") as h5:
         assert h5.attrs["not_finite"] == 3
