@@ -98,7 +98,7 @@ def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypat
     class Recorder:
         def __init__(self) -> None:
             self.stream = make()
-            self.eof = False
+            self.unconsumed_tail, self.eof = b"", False
 
         def decompress(self, data: bytes, limit: int) -> bytes:
             asked.append(limit)

@@ -16,6 +16,7 @@ from h5py import h5z
 from hpcgnn.storage.checks import Place
 
 _CHECKSUM_BYTES = 4
+_PIECE = 1 << 17
 _OURS = (
     (h5z.FILTER_FLETCHER32,),
     (h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32),
@@ -89,9 +90,15 @@ class Chunks:
     def _size_unpacked(self, row: int) -> int:
         """Bytes, or one too many where there are more; -1 where the data are damaged."""
         _, data = self._dataset.id.read_direct_chunk((row, *(0 for _ in self._dataset.shape[1:])))
-        stream = zlib.decompressobj()
+        data, stream, size = data[:-_CHECKSUM_BYTES], zlib.decompressobj(), 0
         try:
-            size = len(stream.decompress(data[:-_CHECKSUM_BYTES], self._bytes + 1))
+            for at in range(0, len(data), _PIECE):
+                piece = data[at : at + _PIECE]
+                while piece and size <= self._bytes:
+                    size += len(stream.decompress(piece, min(_PIECE, self._bytes + 1 - size)))
+                    piece = stream.unconsumed_tail
+            if size <= self._bytes:
+                size += len(stream.flush())
         except zlib.error:
             return -1
         return size if stream.eof or size > self._bytes else -1

@@ -15,12 +15,11 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage import atomic
 from hpcgnn.train.config import Config
-from hpcgnn.train.records import check_regular, config_of
+from hpcgnn.train.records import check_regular
 
 PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
 _POLL = 0.5
 _START_BYTES = 1 << 16
-_OURS = {"model", "layers", "hidden", "epochs"}  # in every configuration
 
 
 @contextmanager
@@ -86,22 +85,20 @@ def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
 
 
 def _refuse_others(run_dir: Path) -> None:
-    """Raise InputError where a name that a run writes to belongs to something else."""
-    for name in ("config.json", "metrics.jsonl", "REQUEUE"):
-        check_regular(run_dir / name)
-    config = config_of(run_dir)
-    if config is not None and not config.keys() >= _OURS:
-        raise InputError(
-            "is no configuration of this program: move it away, or choose another --run-dir",
-            file=run_dir / "config.json",
-        )
-    journal = run_dir / "metrics.jsonl"
-    if journal.exists() and not _is_journal(journal):
-        raise InputError(
-            "was not written by a run of hpcgnn, and training would replace it: choose another "
-            "--run-dir, or remove it",
-            file=journal,
-        )
+    """Training replaces or removes these files: only those that a run has written."""
+    signs = {
+        run_dir / "config.json": b'"halo_buffer":',
+        run_dir / "metrics.jsonl": b'"epoch_seconds":',
+        run_dir / "REQUEUE": None,
+        **dict.fromkeys(run_dir.glob("profile/rank-*.json"), b'"schemaVersion":'),
+    }
+    for path, sign in signs.items():
+        if check_regular(path) and not _is_ours(path, sign):
+            raise InputError(
+                "was not written by a run of hpcgnn, and training would replace it: choose another "
+                "--run-dir, or remove it",
+                file=path,
+            )
 
 
 def _refuse_checkpoints(run_dir: Path) -> None:
@@ -113,12 +110,12 @@ def _refuse_checkpoints(run_dir: Path) -> None:
         )
 
 
-def _is_journal(path: Path) -> bool:
-    """Empty, torn in its first record, or with what a run records near its start."""
+def _is_ours(path: Path, sign: bytes | None) -> bool:
+    """Empty, torn in its first record, or with `sign` near its start."""
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     torn = start.startswith(b'{"epoch": ') and b"\n" not in start
-    return torn or not start.strip(b"\0 \n") or b'"epoch_seconds":' in start
+    return torn or not start.strip(b"\0 \n") or (sign is not None and sign in start)
 
 
 def _lock(descriptor: int, run_dir: Path, patience: float) -> None:
