@@ -42,9 +42,11 @@ def check_output(
         return
     if any(_same(path, Path(source)) for source in inputs if source is not None):
         raise InputError("is read by this very call: choose another name", file=path)
-    if not force and stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode):
+        raise InputError("is a link, device, pipe or socket: choose another name", file=path)
+    if not force:
         raise InputError("exists already: choose another name, or say --force", file=path)
-    if not stat.S_ISREG(mode) or read_format(path) != format:
+    if read_format(path) != format:
         raise InputError(
             f"exists and is no {WHAT[format]} of hpcgnn, so --force doesn't replace it: choose "
             "another name, or remove it",
