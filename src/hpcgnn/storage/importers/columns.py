@@ -67,8 +67,9 @@ def _write_types(writer: GraphWriter, nodes: Nodes, num_nodes: int, normalise: b
         writer.append_types(types)
         population = add_counts(population, np.bincount(types))
     for kind, column in sorted(nodes.typed_features.items()):
-        number = int(population[kind]) if kind < population.shape[0] else 0
-        for rows in _features(column, number, normalise):
+        if kind >= population.shape[0]:
+            raise column.error("has features of a type that no node has", kind)
+        for rows in _features(column, int(population[kind]), normalise):
             writer.append_typed_features(kind, rows)
 
 

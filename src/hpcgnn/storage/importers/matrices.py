@@ -20,6 +20,13 @@ def scipy_matrix(archive: Archive, options: Options) -> tuple[Column, Column | N
         InputError: a form other than csr, csc and coo, or a matrix that is not square.
     """
     form = archive.text("format")
+    if form not in ("csr", "csc", "coo"):
+        raise InputError(
+            "must be csr, csc or coo: store matrix.tocsr()",
+            file=archive.path,
+            dataset="format",
+            value=form,
+        )
     size, data = archive["shape"], archive["data"]
     if size.shape != (2,) or size.dtype.kind not in "iu":
         raise size.error("must be two integers: rows and columns", size.shape)
@@ -32,18 +39,11 @@ def scipy_matrix(archive: Archive, options: Options) -> tuple[Column, Column | N
         for array in (row, column):
             check_dimensions(array, 1)
         ends = two_columns(archive.path, "row and col", row.flat(), column.flat())
-    elif form in ("csr", "csc"):
+    else:
         indptr = archive["indptr"]
         if indptr.shape != (rows + 1,):
             raise indptr.error(f"must have shape [{rows + 1}], as shape says", indptr.shape)
         ends = compressed_pairs(indptr, archive["indices"], by_column=form == "csc")
-    else:
-        raise InputError(
-            "must be csr, csc or coo: store matrix.tocsr()",
-            file=archive.path,
-            dataset="format",
-            value=form,
-        )
     weighted = options.weights and data.dtype.kind != "b" and not _all_ones(data)
     return ends, data.column(options.limit) if weighted else None, rows
 

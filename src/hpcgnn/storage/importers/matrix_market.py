@@ -14,6 +14,7 @@ from hpcgnn.storage.importers.source import Edges, Options, Source
 from hpcgnn.storage.importers.text import Block, Table, blocks_of
 
 _MAX_LINE = 1 << 16
+_MAX_HEADER = 20_000  # lines
 _FIELDS: list[tuple[str, type]] = [("i", np.int64), ("j", np.int64), ("value", np.float64)]
 _KINDS = ("real", "integer", "pattern")
 _SYMMETRIES = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
@@ -48,6 +49,8 @@ def _header(file: BinaryIO, path: Path) -> tuple[list[str], tuple[int, int], int
     number = 2
     while (line := _line(file, path, number)).startswith("%") or not line.strip():
         number += 1
+        if number > _MAX_HEADER:
+            raise InputError(f"has no sizes in its first {_MAX_HEADER} lines", file=path)
     sizes = line.split()
     if len(sizes) != 3 or not all(word.isascii() and word.isdecimal() for word in sizes):
         raise InputError(

@@ -52,11 +52,14 @@ def read_metis(path: Path, options: Options) -> Source:
 
 def _read_header(path: Path) -> tuple[_Header, int]:
     """The header and the number of its line."""
+    barren = 0
     for block in blocks(path):
         for offset, line in enumerate(block.text.split(b"\n")):
             if line.strip() and not line.startswith(b"%"):
                 number = block.first + offset
                 return _parse_header(Block(path, number, line), line), number
+        barren += len(block.text)
+        block.check_barren(barren)
     raise InputError("is empty", file=path)
 
 
@@ -91,12 +94,14 @@ def _checked(path: Path, lines: Callable[[], Iterator[Block]], header: _Header) 
 
 
 def _edges(path: Path, lines: Iterator[Block], header: _Header) -> Iterator[Edges]:
-    node = found = 0
+    node = found = barren = 0
     for block in lines:
         numbers = _Numbers(block, header.num_nodes - node)
         edges = _neighbours(numbers, node, header)
         found += edges.source.shape[0]
         node += numbers.num_lines
+        barren = 0 if numbers.num_lines else barren + len(block.text)
+        block.check_barren(barren)
         yield edges
     if node < header.num_nodes:
         raise InputError(f"has lines for {node} nodes of {header.num_nodes}", file=path)

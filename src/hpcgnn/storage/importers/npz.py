@@ -126,16 +126,17 @@ def read_sparse_features(path: Path, options: Options) -> tuple[SparseColumn, in
         InputError: another form, such as CSC, or none that is said where rows may be columns.
     """
     archive = Archive(path)
-    said = archive.text("format") if "format" in archive else ""
-    column, rows = _sparse(archive, options, "indptr", "indices", "data", "shape")
-    if said != "csr" and (said or rows == column.width):
-        raise InputError(
-            "must be a CSR matrix of scipy.sparse.save_npz: store matrix.tocsr()",
-            file=path,
-            dataset="format",
-            value=said or None,
-        )
-    return column, rows
+    said = archive.text("format") if "format" in archive else None
+    if said in (None, "csr"):
+        column, rows = _sparse(archive, options, "indptr", "indices", "data", "shape")
+        if said == "csr" or rows != column.width:
+            return column, rows
+    raise InputError(
+        "must be a CSR matrix of scipy.sparse.save_npz: store matrix.tocsr()",
+        file=path,
+        dataset="format",
+        value=said,
+    )
 
 
 def read_split(path: Path, options: Options) -> tuple[Split, list[str]]:

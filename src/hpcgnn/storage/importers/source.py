@@ -181,7 +181,9 @@ def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
     exact = 2.0 ** min(53, np.finfo(values.dtype).nmant + 1)  # beyond, neighbours become equal
     bad = (whole != np.rint(whole)) | (np.abs(whole) >= exact)
     if bad.any():
-        raise column.error("must hold integers", values[bad].flat[0])
+        found = values[bad].flat[0]
+        beyond = f" below {exact:.0f}, as {values.dtype} has no others" if found >= exact else ""
+        raise column.error(f"must hold integers{beyond}", found)
     return whole.astype(np.int64)
 
 

@@ -22,7 +22,7 @@ from hpcgnn.storage.importers.reading import open_binary
 from hpcgnn.storage.importers.source import PIECE_BYTES
 
 LONGEST_LINE = 16 << 20
-_BARREN = 16 << 20  # bytes without a number, after which a file is no data
+_BARREN = 4 << 20  # bytes without a number, after which a file is no data
 _INTEGER = re.compile(rb"[+-]?\d+")
 _COMMENTS = (b"#", b"%")
 _INT64 = np.iinfo(np.int64)
