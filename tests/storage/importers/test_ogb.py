@@ -131,3 +131,15 @@ def test_missing_and_truncated_files(refused, folder):
     (folder / "raw" / "edge.csv.gz").unlink()
     assert "edge.csv.gz: no such file" in refused(folder)
     assert "has no folder raw/" in refused(folder / "raw", "--format", "ogb")
+
+
+def test_what_is_left_out_is_named(convert, refused, folder, capfd):
+    convert(folder)
+    assert "node_year.csv.gz" in capfd.readouterr().err
+    arrays = {"edge_index": EDGES.T, "num_nodes_list": np.array([5])}
+    np.savez(folder / "raw" / "data.npz", **arrays, node_species=np.zeros(5))
+    convert(folder)
+    said = capfd.readouterr().err
+    assert "ignored: node_species" in said and "edge.csv.gz, node-feat.csv.gz" in said
+    np.savez(folder / "raw" / "data.npz", **arrays, num_edges_list=np.array([3]))
+    assert "num-edge-list says 3 edges (found 4)" in refused(folder)

@@ -61,3 +61,35 @@ def test_damaged_files(refused, tmp_path):
     for spoilt in (b"", b"PAR1", whole[:-9], whole[:4] + b"\xff" * 4000 + whole[4004:]):
         path.write_bytes(spoilt)
         assert "g.parquet" in refused(path)
+
+
+def test_pages_are_compared_with_their_checksums(refused, tmp_path):
+    pq.write_table(
+        pa.table({"src": np.arange(1000), "dst": np.arange(1000)}),
+        tmp_path / "g.parquet",
+        write_page_checksum=True,
+        use_dictionary=False,
+        compression="none",
+    )
+    whole = bytearray((tmp_path / "g.parquet").read_bytes())
+    whole[600] ^= 1
+    (tmp_path / "g.parquet").write_bytes(whole)
+    assert "CRC checksum verification failed" in refused(tmp_path / "g.parquet")
+
+
+def test_columns_that_may_mean_something_else(convert, refused, tmp_path, capfd):
+    twice = pa.Table.from_arrays(
+        [pa.array([0]), pa.array([1]), pa.array([2])], ["src", "dst", "dst"]
+    )
+    pq.write_table(twice, tmp_path / "g.parquet")
+    assert "this one twice (found 'dst')" in refused(tmp_path / "g.parquet")
+    path = write(tmp_path / "g.parquet", source=[0], destination=[1], target=[2])
+    assert "choose source and destination with --columns" in refused(path)
+    assert "names a column twice" in refused(path, "--columns", "source,source")
+    assert "not booleans" in refused(write(path, src=[True], dst=[1]))
+    convert(write(path, src=[0], dst=[1], year=[2]))
+    assert "ignored: year" in capfd.readouterr().err
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "0.parquet", src=[0], dst=[1])
+    write(tmp_path / "parts" / "1.parquet", a=[0], b=[1])
+    assert "1.parquet: has columns a, b, not this one" in refused(tmp_path / "parts")
