@@ -93,6 +93,8 @@ def test_rows_that_do_not_fit_are_refused_alike(graph, name):
         "torch.from_numpy": np.ones((n, WIDTH), np.float32),
         "must be a matrix": torch.randn(n),
     }
+    if name not in ("appnp", "messages", "gin", "dagnn"):
+        wrong["is float64, the weights are float32"] = torch.randn(n, WIDTH).double()
     if name not in ("appnp", "messages", "gin"):
         wrong |= {f"must be a matrix of {WIDTH} columns": torch.randn(n, WIDTH + 1)}
     for text, x in wrong.items():
@@ -108,6 +110,8 @@ def test_wrong_widths_end_in_one_line(graph):
             nn.Linear(WIDTH, 2)(x)
     with pytest.raises(InputError, match="Linear: must be a matrix of 6 columns"):
         nn.GINConv(mlp())(graph, torch.randn(30, 5))
+    with pytest.raises(InputError, match="features for each of this part's 90 edges"):
+        nn.MessagePassing()(graph, graph.features, torch.ones(3, 2))
     with pytest.raises(InputError, match="edge_dim is 3"):
         nn.GATConv(WIDTH, 4, edge_dim=3)(graph, graph.features)
 

@@ -85,7 +85,9 @@ class GATConv(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
-        check_rows(graph, x_NF, who="GATConv", width=self.in_channels, constant=True)
+        check_rows(
+            graph, x_NF, who="GATConv", width=self.in_channels, constant=True, like=self.lin.weight
+        )
         check_edges(graph, self.edge_dim, who="GATConv")
         settings = AttentionSettings(
             heads=self.heads,

@@ -84,7 +84,14 @@ class GATv2Conv(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
-        check_rows(graph, x_NF, who="GATv2Conv", width=self.in_channels, constant=True)
+        check_rows(
+            graph,
+            x_NF,
+            who="GATv2Conv",
+            width=self.in_channels,
+            constant=True,
+            like=self.lin_l.weight,
+        )
         check_edges(graph, self.edge_dim, who="GATv2Conv")
         settings = AttentionSettings(
             heads=self.heads,

@@ -55,7 +55,9 @@ class GCNConv(torch.nn.Module):
         zero(self.bias)
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        check_rows(graph, x_NF, who="GCNConv", width=self.in_channels, constant=True)
+        check_rows(
+            graph, x_NF, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
+        )
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             y_NF = self.lin(self._first_sum(graph, x_NF))
         elif isinstance(x_NF, Tensor) and not narrows_first(

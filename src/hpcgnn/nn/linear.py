@@ -56,7 +56,9 @@ class Linear(torch.nn.Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x_NF: NodeFeatures) -> Tensor:
-        check_features(x_NF, who=type(self).__name__, width=self.in_channels, constant=True)
+        check_features(
+            x_NF, who=type(self).__name__, width=self.in_channels, constant=True, like=self.weight
+        )
         return linear(x_NF, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
 from hpcgnn.sar.project import NodeFeatures, dense_rows
@@ -61,6 +62,12 @@ class MessagePassing(torch.nn.Module):
         """
         check_rows(graph, x, who=type(self).__name__, constant=True)
         x_NF = dense_rows(x, graph.node_ids.device)
+        edges = sum(block.columns.shape[0] for block in graph.in_edges.blocks)
+        if edge_features_ED is not None and len(edge_features_ED) != edges:
+            raise InputError(
+                f"{type(self).__name__}: give features for each of this part's {edges} edges",
+                value=tuple(edge_features_ED.shape),
+            )
         settings = MessageSettings(self.message, self.aggr, self.piece, self.layer)
         parameters = [p for p in self.parameters() if p.requires_grad]
         reduced_NM = propagate(graph, x_NF, settings, parameters, edge_features_ED)

@@ -91,7 +91,9 @@ class SGConv(torch.nn.Module):
         self.lin.reset_parameters()
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        check_rows(graph, x_NF, who="SGConv", width=self.in_channels, constant=True)
+        check_rows(
+            graph, x_NF, who="SGConv", width=self.in_channels, constant=True, like=self.lin.weight
+        )
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
             key = ("sgc", self.K, self.add_self_loops)
             powered = first_sum(graph, key, lambda: self._power(graph, x_NF))
@@ -144,5 +146,7 @@ class Pointwise(Linear):
     hops = 0
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:  # type: ignore[override]
-        check_rows(graph, x_NF, who="Pointwise", width=self.in_channels, constant=True)
+        check_rows(
+            graph, x_NF, who="Pointwise", width=self.in_channels, constant=True, like=self.weight
+        )
         return linear(x_NF, self.weight, self.bias)

@@ -69,7 +69,9 @@ class RGCNConv(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         """`[n, in_channels]`, which is made dense where it is sparse, to `[n, out_channels]`."""
-        check_rows(graph, x, who="RGCNConv", width=self.in_channels, constant=True)
+        check_rows(
+            graph, x, who="RGCNConv", width=self.in_channels, constant=True, like=self.weight
+        )
         x_NF = dense_rows(x, graph.node_ids.device)
         if graph.num_relations > self.num_relations:
             raise InputError(

@@ -54,7 +54,14 @@ class SAGEConv(torch.nn.Module):
                 lin.reset_parameters()
 
     def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        check_rows(graph, x_NF, who="SAGEConv", width=self.in_channels, constant=True)
+        check_rows(
+            graph,
+            x_NF,
+            who="SAGEConv",
+            width=self.in_channels,
+            constant=True,
+            like=self.lin_l.weight,
+        )
         sources_NF = x_NF if self.lin is None else torch.relu(self.lin(x_NF))
         y_NF = self._neighbours(graph, sources_NF)
         if self.lin_r is not None:

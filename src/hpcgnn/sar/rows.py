@@ -11,7 +11,13 @@ from hpcgnn.sar.host_rows import HostRows
 
 
 def check_rows(
-    graph: PartitionedGraph, x: object, *, who: str, width: int = -1, constant: bool = False
+    graph: PartitionedGraph,
+    x: object,
+    *,
+    who: str,
+    width: int = -1,
+    constant: bool = False,
+    like: Tensor | None = None,
 ) -> None:
     """Raise InputError unless `x` is `[n, width]` in floating point, on the graph's device.
 
@@ -19,13 +25,14 @@ def check_rows(
         who: what the message begins with.
         width: -1 for any.
         constant: `SparseRows` and `HostRows` will do as well.
+        like: weights whose precision `x` must have.
     """
     if not isinstance(graph, PartitionedGraph):
         raise InputError(
             f"{who}: a layer is called as layer(graph, x), with a PartitionedGraph first",
             value=type(graph).__name__,
         )
-    shape = check_features(x, who=who, width=width, constant=constant)
+    shape = check_features(x, who=who, width=width, constant=constant, like=like)
     if shape[0] != graph.num_local_nodes:
         raise InputError(
             f"{who}: give a row for each of this part's {graph.num_local_nodes} nodes",
@@ -37,7 +44,12 @@ def check_rows(
 
 
 def check_features(
-    x: object, *, who: str, width: int = -1, constant: bool = False
+    x: object,
+    *,
+    who: str,
+    width: int = -1,
+    constant: bool = False,
+    like: Tensor | None = None,
 ) -> tuple[int, int]:
     """The shape of `x`; raises InputError unless it is a matrix in floating point, `width` wide."""
     if isinstance(x, SparseRows | HostRows) and not constant:
@@ -54,6 +66,9 @@ def check_features(
             raise InputError(f"{who}: must be a dense tensor", value=str(x.layout))
         if not x.is_floating_point():
             raise InputError(f"{who}: must be floating point; call .float()", value=str(x.dtype))
+        if like is not None and {x.dtype, like.dtype} == {torch.float32, torch.float64}:
+            names = f"{x.dtype}, the weights are {like.dtype}".replace("torch.", "")
+            raise InputError(f"{who}: is {names}; call x.to(weight.dtype)")
     if len(shape) != 2 or width not in (-1, shape[1]):
         wanted = "any number of" if width == -1 else str(width)
         raise InputError(f"{who}: must be a matrix of {wanted} columns", value=shape)

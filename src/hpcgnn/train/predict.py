@@ -119,6 +119,7 @@ class Predictor:
         else:
             soft_NC = torch.softmax(scores, dim=-1)
             if smooth:
+                _say_directed(graph)
                 soft_NC = scores = _shares(correct_and_smooth(graph, soft_NC, _train_mask(graph)))
             rows["probabilities"] = soft_NC.cpu().numpy()
             rows["classes"] = scores.argmax(dim=-1).cpu().numpy()
@@ -157,12 +158,7 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
     task = find_task(graph, "auto")
     if task.multilabel:
         raise InputError("--label-propagation needs one class per node")
-    if graph.ring.comm.rank == 0 and not graph.symmetric:
-        print(
-            "note: the graph is directed: labels spread along its edges, and not from nodes that "
-            "no edge ends at; convert --symmetrise makes it undirected",
-            flush=True,
-        )
+    _say_directed(graph)
     soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
     rows = {
         "probabilities": soft_NC.cpu().numpy(),
@@ -220,6 +216,15 @@ def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> Non
             f"{reader} reads the labels of training nodes, which must be classes of the model: "
             f"0 .. {task.num_outputs - 1}",
             value=int(most),
+        )
+
+
+def _say_directed(graph: PartitionedGraph) -> None:
+    if graph.ring.comm.rank == 0 and not graph.symmetric:
+        print(
+            "note: the graph is directed: labels spread along its edges, and not from nodes that "
+            "no edge ends at; convert --symmetrise makes it undirected",
+            flush=True,
         )
 
 
