@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.train.config import check_range
 
 if TYPE_CHECKING:
     from hpcgnn.bench.timing import Row
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 HELP = "measure kernels beside peers"
 PARALLEL = True
 
+_MOST = 1 << 31
 _SIZES = {
     "nodes": (170_000, "nodes of the power-law graph"),
     "edges": (2_500_000, "its stored edges"),
@@ -45,8 +47,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     from hpcgnn.bench.timing import TURNS
 
     for name in _SIZES:
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1", value=getattr(args, name))
+        check_range(f"--{name}", getattr(args, name), 1, _MOST)
     if comm.size > 1:
         raise InputError("kernels are measured on one rank; start it without mpiexec")
     if args.device == "cuda" and not torch.cuda.is_available():

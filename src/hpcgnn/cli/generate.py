@@ -110,16 +110,16 @@ def _check(args: argparse.Namespace) -> tuple[float, float, float]:
             raise InputError(f"--{name} is an option of sbm, not of rmat")
     wrong = {
         "--nodes must lie in 1 .. 2^48": not 1 <= args.nodes <= 1 << 48,
-        "--degree must be at least 0 and finite": not 0 <= args.degree < math.inf,
+        "--degree must lie in 0 .. N": not 0 <= args.degree <= args.nodes,
         "--degree must be at most 2^20, and 2^48 edges are the most": not _possible(args),
         "--features must lie in 0 .. 2^20": not 0 <= args.features <= 1 << 20,
         "--classes must lie in 0 .. N, at most 2^31": not (
             0 <= args.classes <= min(args.nodes, MAX_WIDTH)
         ),
         "--seed must lie in 0 .. 2^63 - 1": not 0 <= args.seed < 1 << 63,
-        "--noise must lie in 0 .. 1e30": not 0 <= args.noise <= 1e30,
+        "--noise must lie in 0 .. 10^6": not 0 <= args.noise <= 1e6,
         "--homophily must lie in 0 .. 1": sbm and not 0 <= (args.homophily or 0) <= 1,
-        "--exponent must be above 2 and finite": sbm and not 2 < (args.exponent or 3) < math.inf,
+        "--exponent must be above 2, at most 1000": sbm and not 2 < (args.exponent or 3) <= 1000,
     }
     for message, is_wrong in wrong.items():
         if is_wrong:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hpcgnn.comm.same import require_same
 from hpcgnn.errors import InputError, say
 from hpcgnn.storage.schema import GRAPH, PARTITION
-from hpcgnn.train.config import Config, add_options, resolve
+from hpcgnn.train.config import HIGHEST, Config, add_options, check_range, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
     imported = resident_memory()
     config = resolve_together(args, comm)
+    check_range("--profile", args.profile, 0, HIGHEST)
     source = Path(args.graph)
     partition = _partition_file(source, comm, config)
     run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
