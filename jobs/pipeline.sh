@@ -61,4 +61,4 @@ case $source in
 esac
 submit partition "$graph" --parts "$ranks" -o "$partition"
 submit train "$partition" --run-dir "$run_dir" "$@"
-submit predict "$partition" "$run_dir/checkpoints/best.h5" -o "$run_dir/predictions.h5"
+submit predict "$partition" "$run_dir" -o "$run_dir/predictions.h5"

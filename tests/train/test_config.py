@@ -81,6 +81,35 @@ def test_no_setting_takes_a_wrong_type(name):
     assert "--" + name.replace("_", "-") in refused(**{name: [1]})
 
 
+NUMBERS = [entry for entry in dataclasses.fields(Config) if type(entry.default) in (int, float)]
+
+
+@pytest.mark.parametrize("entry", NUMBERS, ids=lambda entry: entry.name)
+def test_every_number_has_limits(entry):
+    """Also against integers that Python won't print."""
+    for value in (1 << 70, -(1 << 70), 10**5000, -(10**5000)):
+        message = refused(**{entry.name: value})
+        assert "--" + entry.name.replace("_", "-") in message and len(message) < 150
+    if isinstance(entry.default, float):
+        assert "--" in refused(**{entry.name: 1e300})
+
+
+def test_rates_that_overflow_are_refused():
+    for gamma, epochs in ((1000, 10_000), (2.0, 10**9)):
+        words = refused(schedule="step", step_size=1, gamma=gamma, epochs=epochs)
+        assert f"--gamma is too large for {epochs} epochs" in words
+    assert Config(schedule="step", step_size=1, gamma=0.5, epochs=10**9).gamma == 0.5
+
+
+def test_endless_numbers_and_nesting_in_files(tmp_path):
+    file = tmp_path / "run.toml"
+    for text in ("hidden = " + "9" * 5000, "hidden = " + "[" * 100_000, "hidden = 0x" + "f" * 9000):
+        file.write_text(text)
+        assert "run.toml" in refused(str(file))
+    with pytest.raises(InputError, match="no readable configuration"):
+        Config.from_json('{"hidden": ' + "[" * 100_000, "file.h5")
+
+
 @pytest.mark.parametrize("text", ["[]", "{", json.dumps({"hidden": None}), '{"nope": 1}'])
 def test_stored_configurations_are_checked(text):
     with pytest.raises(InputError, match=r"file\.h5"):
@@ -91,6 +120,6 @@ def test_sizes():
     assert [parse_size(t) for t in ("4096", "64MiB", "1.5GB", "2k", "1 GiB", "7b")] == [
         4096, 64 << 20, 1_500_000_000, 2048, 1 << 30, 7,
     ]  # fmt: skip
-    for wrong in ("", "MiB", "-1", "0", "nan", "inf", "1e400", "3 TB", "1.2.3"):
+    for wrong in ("", "MiB", "-1", "0", "nan", "inf", "1e400", "3 TB", "1.2.3", "2e9GiB"):
         with pytest.raises(InputError):
             parse_size(wrong)

@@ -38,6 +38,32 @@ def test_attention_that_was_measured(mode, measured):
         assert planned.peak == pytest.approx(measured * 1e6, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "rgcn"), "needs relations"),
+        (("--metric", "auc"), "needs two classes"),
+        (("--metric", "f1"), "needs several labels"),
+        (("--split", "1"), "has 1 splits"),
+        (("--ranks", "200"), "at most 100"),
+        (("--ranks", str(1 << 70)), "--ranks must be at most"),
+        (("--device", "cuda", "--features-on", "host", "--model", "gin"), "--features-on host"),
+    ],
+)
+def test_what_train_refuses_is_refused(tmp_path, capsys, options, words):
+    graph = str(tmp_path / "g.h5")
+    size = ["--nodes", "100", "--degree", "4", "--features", "3", "--classes", "5"]
+    assert main.main(["generate", "sbm", graph, *size]) == 0
+    assert main.main(["plan", graph, "--model", "sage"]) == 0
+    assert main.main(["plan", graph, *options]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    bare = str(tmp_path / "bare.h5")
+    assert main.main(["generate", "sbm", bare, *size[:4], "--features", "0", "--classes", "0"]) == 0
+    assert main.main(["plan", bare]) == 2
+    assert "no labels" in capsys.readouterr().err
+
+
 def test_peak_is_the_sum_and_grows_with_what_is_asked():
     memory = estimate(even(4), SAGE)
     assert memory.peak == sum(vars(memory).values())

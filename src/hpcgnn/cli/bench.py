@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    for name in _SIZES:
+        check_range(f"--{name}", getattr(args, name), 1, _MOST)
     import torch
 
     from hpcgnn.bench.case import Case
     from hpcgnn.bench.kernels import run as measure
     from hpcgnn.bench.timing import TURNS
 
-    for name in _SIZES:
-        check_range(f"--{name}", getattr(args, name), 1, _MOST)
     if comm.size > 1:
         raise InputError("kernels are measured on one rank; start it without mpiexec")
     if args.device == "cuda" and not torch.cuda.is_available():
