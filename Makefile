@@ -4,6 +4,7 @@
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
 #              built on parallel HDF5; skipped, with the reason, where that can't be had
 # make test-gpu    the tests that need a GPU, in an environment made with CUDA=12 or 13
+# make test-sanitized    the C++ kernels' tests under AddressSanitizer and UBSan
 # Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
 
 VENV ?= .venv
@@ -16,7 +17,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: demo setup test test-gpu test-parallel-hdf5
+.PHONY: demo setup test test-gpu test-parallel-hdf5 test-sanitized
 
 demo: setup
 	@jobs/demo.sh
@@ -35,3 +36,7 @@ test-gpu:
 test-parallel-hdf5:
 	@env/install.sh --test
 	@env/test_parallel_hdf5.sh
+
+test-sanitized:
+	@env/install.sh --test
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/sanitize.sh

@@ -80,3 +80,17 @@ def test_micro_f1_without_positives_or_labels(comm):
     nothing = torch.full((3, 2), -1.0)
     assert metrics.micro_f1(comm, nothing, torch.zeros(3, 2, dtype=torch.int8)) == 1.0
     assert math.isnan(metrics.micro_f1(comm, nothing, torch.full((3, 2), -1, dtype=torch.int8)))
+
+
+def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
+    """On one rank alone: all of them say so."""
+    scores, labels = torch.rand(6, 2), torch.tensor([[0, 1], [1, 0]] * 3, dtype=torch.int8)
+    if comm.rank == 0:
+        scores[2, 1] = torch.nan
+    assert math.isnan(metrics.roc_auc(comm, scores[:, 1], labels[:, 1] == 1))
+    assert math.isnan(metrics.mean_roc_auc(comm, scores, labels))
+    assert math.isnan(metrics.micro_f1(comm, scores, labels))
+    assert math.isnan(metrics.accuracy(comm, scores, labels[:, 1].long()))
+    labels[2, 1] = -1  # of an unknown label
+    assert not math.isnan(metrics.mean_roc_auc(comm, scores, labels))
+    assert not math.isnan(metrics.micro_f1(comm, scores, labels))

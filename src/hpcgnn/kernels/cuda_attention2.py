@@ -167,7 +167,7 @@ class _WarpSums:
             return _WarpSums(att, None)
         groups = WARP // (kernel.shape.lanes * kernel.shape.side)
         shape = (warps * groups, *grad_edge_matrix.shape)
-        return _WarpSums(att, grad_edge_matrix.new_zeros(shape, dtype=torch.float64))
+        return _WarpSums(att, grad_edge_matrix.new_zeros(shape, dtype=dtype))
 
     def add_to(self, grad_att: Tensor, grad_edge_matrix: Tensor | None) -> None:
         grad_att.add_(self.att.sum(0).view_as(grad_att))

@@ -88,15 +88,19 @@ def _share_openmp() -> None:
             return
 
 
+def supported() -> list[str]:
+    """The instruction sets that this processor has, the best one last."""
+    return [name for i, name in enumerate(INSTRUCTION_SETS) if _library().hpcgnn_supports(i)]
+
+
 @cache
 def instruction_set() -> str:
     """The instruction set in use: the best this processor has, or the one HPCGNN_ISA names."""
-    supported = [name for i, name in enumerate(INSTRUCTION_SETS) if _library().hpcgnn_supports(i)]
     forced = os.environ.get("HPCGNN_ISA")
     if forced is None:
-        return supported[-1]
-    if forced not in supported:
-        raise InputError(f"HPCGNN_ISA must be one of {', '.join(supported)} here", value=forced)
+        return supported()[-1]
+    if forced not in supported():
+        raise InputError(f"HPCGNN_ISA must be one of {', '.join(supported())} here", value=forced)
     return forced
 
 

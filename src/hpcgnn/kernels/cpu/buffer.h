@@ -54,12 +54,6 @@ class Buffer {
 // times as large. So what this many edges add up to goes into doubles.
 constexpr int64_t LONGEST = 128;
 
-// total += values, for the vectors of a tile.
-template <typename T, int N, int U>
-HPCGNN_INLINE void add_wide(Vec<double, N> (&total)[U], const Vec<T, N> (&values)[U]) {
-    for (int u = 0; u < U; u++) total[u] += convert<double, T, N>(values[u]);
-}
-
 // Rows of columns low .. high - 1 that many edges are added to: first to `part`, in T, and after
 // LONGEST edges from there to doubles.
 template <typename T>

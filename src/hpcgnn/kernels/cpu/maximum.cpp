@@ -18,7 +18,7 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
         const int64_t row = local_row(edges, k);
         T* best_row = row_of<T>(best, row) + tile.column;
         int32_t* ties_row = row_of<int32_t>(ties, row) + tile.column;
-        Vec<T, N> top[U];
+        Vec<T, N> top[U], nan[U] = {};
         Vec<Integer<T>, N> count[U];
         for (int u = 0; u < U; u++) {
             top[u] = load<T, N>(best_row + tile.at(u));
@@ -30,14 +30,16 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
             for (int u = 0; u < U; u++) {
                 const Vec<T, N> value = load<T, N>(from + tile.at(u));
                 const Vec<Integer<T>, N> one = Vec<Integer<T>, N>{} + 1;
-                // NaN is better than any number, as in torch.
-                const auto better =
-                    (MINIMUM ? value < top[u] : value > top[u]) | (value != value);
+                const auto better = MINIMUM ? value < top[u] : value > top[u];
+                nan[u] = value == value ? nan[u] : value;
                 count[u] = better ? one : value == top[u] ? count[u] + one : count[u];
                 top[u] = better ? value : top[u];
             }
         }
-        for (int u = 0; u < U; u++) {
+        for (int u = 0; u < U; u++) {  // NaN is better than any number, as in torch
+            const auto none = nan[u] == nan[u];
+            top[u] = none ? top[u] : nan[u];
+            count[u] = none ? count[u] : Vec<Integer<T>, N>{} + 1;
             store<T, N>(best_row + tile.at(u), top[u]);
             store<int32_t, N>(ties_row + tile.at(u), convert<int32_t, Integer<T>, N>(count[u]));
         }
@@ -57,30 +59,28 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
         const int64_t row = local_row(edges, k);
         const T* x_row = row_of<T>(x, row) + tile.column;
         T* to = row_of<T>(grad, row) + tile.column;
-        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-        Vec<T, N> value[U], result[U] = {};
-        Vec<double, N> wide[U] = {};
+        Vec<T, N> value[U], sum[U] = {};
         for (int u = 0; u < U; u++) value[u] = load<T, N>(x_row + tile.at(u));
-        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
-            Vec<T, N> sum[U] = {};
-            for (int64_t e = begin; e < end; e++) {
+        const auto add = [&](int64_t from, int64_t stop,
+                             Vec<T, N>(&total)[U]) __attribute__((always_inline)) {
+            for (int64_t e = from; e < stop; e++) {
                 const int64_t next = ahead.next(), column = edges.columns[e] - edges.column_offset;
-                const T *best_row = best_0 + column * best.stride, *part = share_0 + column * share.stride;
+                const T* best_row = best_0 + column * best.stride;
+                const T* share_row = share_0 + column * share.stride;
                 prefetch<BYTES>(best_0 + next * best.stride);
                 prefetch<BYTES>(share_0 + next * share.stride);
                 for (int u = 0; u < U; u++) {
                     const auto attains = load<T, N>(best_row + tile.at(u)) == value[u];
-                    sum[u] += attains ? load<T, N>(part + tile.at(u)) : Vec<T, N>{};
+                    total[u] += attains ? load<T, N>(share_row + tile.at(u)) : Vec<T, N>{};
                 }
             }
-            for (int u = 0; u < U; u++) result[u] = sum[u];
-            if (is_long) add_wide<T, N, U>(wide, sum);
-        });
-        for (int u = 0; u < U; u++) {
-            if (is_long) result[u] = convert<T, double, N>(wide[u]);
-            result[u] += load<T, N>(to + tile.at(u));
-        }
-        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), result[u]);
+        };
+        if (edges.end[k] - edges.begin[k] <= LONGEST)
+            add(edges.begin[k], edges.end[k], sum);
+        else
+            sum_of_parts<T, N, U>(edges.begin[k], edges.end[k], sum, add);
+        for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
+        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
     }
 }
 

@@ -80,6 +80,20 @@ HPCGNN_INLINE void for_each_part(int64_t begin, int64_t end, const Body& body) {
         body(from, end - from < LONGEST ? end : from + LONGEST);
 }
 
+// sum = what add(from, to, part) brings over a row of more than LONGEST edges. Apart, so that ordinary
+// rows keep their registers.
+template <typename T, int N, int U, typename Add>
+__attribute__((noinline)) void sum_of_parts(int64_t begin, int64_t end, Vec<T, N> (&sum)[U],
+                                            const Add& add) {
+    Vec<double, N> total[U] = {};
+    for_each_part(begin, end, [&](int64_t from, int64_t to) {
+        Vec<T, N> part[U] = {};
+        add(from, to, part);
+        for (int u = 0; u < U; u++) total[u] += convert<double, T, N>(part[u]);
+    });
+    for (int u = 0; u < U; u++) sum[u] = convert<T, double, N>(total[u]);
+}
+
 // How many edges ahead to fetch rows of so many bytes.
 constexpr int64_t edges_ahead(int64_t row_bytes) {
     const int64_t count = 16384 / (row_bytes + 1);

@@ -14,28 +14,25 @@ void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t firs
         const int64_t begin = edges.begin[k], end = edges.end[k];
         if (begin == end) continue;
         T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
-        const bool is_long = end - begin > LONGEST;
-        Vec<T, N> result[U] = {};
-        Vec<double, N> wide[U] = {};
-        for_each_part(begin, end, [&](int64_t part, int64_t stop) {
-            Vec<T, N> sum[U] = {};
-            for (int64_t e = part; e < stop; e++) {
+        const auto add = [&](int64_t from, int64_t stop,
+                             Vec<T, N>(&sum)[U]) __attribute__((always_inline)) {
+            for (int64_t e = from; e < stop; e++) {
                 prefetch<BYTES>(source + ahead.next() * x.stride);
-                const T* from = source + (edges.columns[e] - edges.column_offset) * x.stride;
+                const T* row = source + (edges.columns[e] - edges.column_offset) * x.stride;
                 const T weight = WEIGHTED ? static_cast<T>(edges.weight[e]) : T(1);
                 for (int u = 0; u < U; u++) {
-                    const Vec<T, N> value = load<T, N>(from + tile.at(u));
+                    const Vec<T, N> value = load<T, N>(row + tile.at(u));
                     sum[u] += WEIGHTED ? weight * value : value;
                 }
             }
-            for (int u = 0; u < U; u++) result[u] = sum[u];
-            if (is_long) add_wide<T, N, U>(wide, sum);
-        });
-        for (int u = 0; u < U; u++) {
-            if (is_long) result[u] = convert<T, double, N>(wide[u]);
-            result[u] += load<T, N>(to + tile.at(u));
-        }
-        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), result[u]);
+        };
+        Vec<T, N> sum[U] = {};
+        if (end - begin <= LONGEST)
+            add(begin, end, sum);
+        else
+            sum_of_parts<T, N, U>(begin, end, sum, add);
+        for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
+        for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
     }
 }
 

@@ -5,13 +5,13 @@
 // Rows are destinations. Warp w of all `gridDim.x * THREADS / WARP` takes every so-manieth row and
 // leaves its sum of gradients of att in row w of `grad_att` ([warps, heads * channels]), and each
 // of its groups of lanes that of the edge matrix in `grad_matrix` ([warps, groups, features, heads
-// * channels]). A warp's edges may be millions, so these sums are kept in doubles.
+// * channels]).
 template <class X, int V, int LANES, bool EXTRAS>
 KERNEL(LANES == WIDE || EXTRAS || V == 8 ? 3 : 4)
 attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
                           const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
                           i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_right,
-                          i64 grad_right_stride, Sum<X>* grad_att, double* grad_matrix, EDGE_TERM,
+                          i64 grad_right_stride, Sum<X>* grad_att, Sum<X>* grad_matrix, EDGE_TERM,
                           DROPOUT, Sum<X> slope, int heads, int channels, int lanes, int side,
                           int first_channel, int partial) {
     typedef Sum<X> A;
@@ -23,7 +23,7 @@ attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right,
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
     const i64 slot = (warp * post.groups + post.group) * feature_width;
-    double sum_att[V] = {};
+    A sum_att[V] = {};
     for (i64 k = first + warp; k < last; k += warps) {
         const Row row = row_of(edges, k);
         if (row.count == 0) continue;
@@ -34,7 +34,7 @@ attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right,
         const Pack<X, V> own_g = gather<X, V>(g_head + post.channel);
         const A own_lse = lse[row.local * lse_stride + post.head];
         const A own_d = d[row.local * d_stride + post.head];
-        A sum[V] = {}, row_att[V] = {};
+        A sum[V] = {};
         for (int base = 0; base < row.count; base += UNROLL * post.groups) {
             int at[UNROLL];
             Pack<X, V> value[UNROLL];
@@ -76,29 +76,25 @@ attention2_backward_right(EDGES, const X* left, i64 left_stride, const X* right,
                 for (int v = 0; v < V; v++) {
                     part[v] = grad * vector.at[v] * slope_at(x.at[v], slope);
                     sum[v] += part[v];
-                    row_att[v] += grad * leaky(x.at[v], slope);
+                    sum_att[v] += grad * leaky(x.at[v], slope);
                 }
                 if (EXTRAS && grad_matrix && post.inside && i < row.count)
                     for (int f = 0; f < feature_width; f++) {
-                        double* to = grad_matrix + (slot + f) * heads * channels + head + post.channel;
+                        A* to = grad_matrix + (slot + f) * heads * channels + head + post.channel;
                         const A factor = static_cast<A>(features[edge * feature_width + f]);
                         for (int v = 0; v < V; v++) to[v] += factor * part[v];
                     }
             }
         }
 #pragma unroll
-        for (int v = 0; v < V; v++) {
-            sum_att[v] += row_att[v];
-            sum[v] = add_lanes(sum[v], post.width, WARP);
-        }
+        for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
         const i64 to = partial ? k - first : row.local;
         if (post.group == 0 && post.inside)
             add_to<A, V>(grad_right + to * grad_right_stride + head + post.channel, sum);
     }
     Pack<A, V> total;
 #pragma unroll
-    for (int v = 0; v < V; v++)
-        total.at[v] = static_cast<A>(add_lanes(sum_att[v], post.width, WARP));
+    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v], post.width, WARP);
     if (post.group == 0 && post.inside)
         store<A, V>(grad_att + (warp * heads + post.head) * channels + post.channel, total);
 }
