@@ -39,7 +39,7 @@ def test_weights_that_cancel_out_are_refused_by_node(comm, weight):
     """On all ranks, wherever the node is."""
     edges = [(i, (i + 1) % 9, 2.0) for i in range(9)] + [(0, 6, weight - 2), (1, 8, -9.0)]
     graph = distribute(weighted(edges, 9), comm)
-    with pytest.raises(InputError, match="into 2 nodes.*node 6 is the first"):
+    with pytest.raises(InputError, match=r"into 2 nodes.*node 6 is the first"):
         normalisation(graph, 1.0)
 
 
