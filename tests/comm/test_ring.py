@@ -27,8 +27,8 @@ class Watched:
     def __getattr__(self, name: str):
         return getattr(self._comm, name)
 
-    def isend(self, buffer, peer, tag):
-        return self._note(f"send {tag}", buffer, self._comm.isend(buffer, peer, tag))
+    def issend(self, buffer, peer, tag):
+        return self._note(f"send {tag}", buffer, self._comm.issend(buffer, peer, tag))
 
     def irecv(self, buffer, peer, tag):
         return self._note(f"receive {tag}", buffer, self._comm.irecv(buffer, peer, tag))

@@ -20,6 +20,7 @@ from hpcgnn.comm.guard import guard
 from hpcgnn.comm.heartbeat import Heartbeat, Peer, local_address
 from hpcgnn.comm.library import MPI
 from hpcgnn.comm.limit import DEFAULT_SECONDS, from_environment
+from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.comm.wait import Waiter
 from hpcgnn.comm.watchdog import Watchdog
 from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts
@@ -55,7 +56,10 @@ class Communicator:
             problem = error
         self._waiter = Waiter(limit, self.whereabouts, self._overdue)
         self.mpi, request = parent.Idup()
+        own, another = parent.Idup()
+        self.unfinished = Unfinished(own, self._wait)
         self._wait(request, "start")
+        self._wait(another, "start")
         self.agree(problem, "start")
         self._heartbeat = self._start_heartbeat()
         self._watchdog = Watchdog(self._heartbeat, self.whereabouts)
@@ -85,13 +89,22 @@ class Communicator:
 
     # Waiting and messages between two ranks
 
-    def wait_any(self, requests: Sequence[MPI.Request], where: str) -> int:
-        """Wait for one request: its index (the request is then null), -1 when none is active."""
-        return self._waiter.any(requests, where)
+    def wait_any(
+        self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
+    ) -> int:
+        """Wait for one request: its index (the request is then null), -1 when none is active.
+
+        `status` takes what is known of a message that has come.
+        """
+        return self._waiter.any(requests, where, status)
 
     def wait_all(self, requests: Sequence[MPI.Request], where: str) -> None:
         """Wait until all requests have finished."""
         self._waiter.all(requests, where)
+
+    def status(self) -> MPI.Status:
+        """A new status for `wait_any`."""
+        return MPI.Status()
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
         """Index of one finished request, which is then null, or -1; never waits."""
@@ -101,12 +114,17 @@ class Communicator:
         """Start sending a contiguous array or host tensor (tags below 32000)."""
         return self.mpi.Isend([as_bytes(buffer), MPI.BYTE], peer, tag)
 
+    def issend(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
+        """As `isend`, but unfinished until the peer has begun to receive."""
+        return self.mpi.Issend([as_bytes(buffer), MPI.BYTE], peer, tag)
+
     def irecv(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
         """Start receiving into a contiguous array or host tensor of at least the size sent."""
         return self.mpi.Irecv([as_bytes(buffer), MPI.BYTE], peer, tag)
 
     def _wait(self, request: MPI.Request, where: str) -> None:
-        self._waiter.any([request], where)
+        with self.unfinished.waiting(where, request):
+            self._waiter.any([request], where)
 
     # Who is where
 
@@ -150,8 +168,10 @@ class Communicator:
 
     def _enter(self, operation: str, where: str, value: Any = None) -> str:
         """Begin a collective operation; returns the name under which this rank waits."""
+        place = where or operation.partition(" of ")[0]
+        self.unfinished.settle(place)
         self.check_strictly(operation, where, value)
-        return where or operation.partition(" of ")[0]
+        return place
 
     def check_strictly(self, operation: str, where: str = "", value: Any = None) -> None:
         """Under HPCGNN_STRICT=1: raise LostRank unless all ranks are at the same place."""
@@ -166,6 +186,7 @@ class Communicator:
         place = self._enter("barrier", where)
         self._wait(self.mpi.Ibarrier(), place)
 
+    @whole
     def allreduce(self, value: Any, op: str = "sum", where: str = "") -> Any:
         """Sum, min or max over the ranks, the same bits on each and in every run.
 
@@ -193,6 +214,7 @@ class Communicator:
             return value.new_tensor(total).reshape(value.shape)
         return total.reshape(array.shape) if array.ndim else total[0]
 
+    @whole
     def broadcast(self, obj: Any, root: int = 0, where: str = "") -> Any:
         """`obj` of rank `root`, on all ranks (what the others pass is ignored)."""
         place = self._enter(f"broadcast from {root}", where)
@@ -214,6 +236,7 @@ class Communicator:
         got = self.alltoallv(parts, where or f"gather on {root}")
         return [pickle.loads(part.data) for part in got] if self.rank == root else None
 
+    @whole
     def allgather(self, obj: Any, where: str = "") -> list[Any]:
         """A list with one small object per rank, on all ranks."""
         place = self._enter("allgather", where)
@@ -230,6 +253,7 @@ class Communicator:
             pickle.loads(data[b : b + n].data) for b, n in zip(begins_P, lengths_P, strict=True)
         ]
 
+    @whole
     def alltoallv(
         self,
         arrays: Sequence[np.ndarray],
@@ -290,6 +314,7 @@ class Communicator:
         """Called by all: free this communicator's resources; it can't be used afterwards."""
         self.barrier("close")
         self._heartbeat.stop()
+        self.unfinished.close()
         self.mpi.Free()
 
 

@@ -32,7 +32,9 @@ def alltoallv(
     sent = [np.ascontiguousarray(array) for array in arrays]
     counts_P = np.array([len(array) for array in sent], np.int64)
     coming_P = np.empty_like(counts_P)
-    comm.wait_all([comm.mpi.Ialltoall(counts_P, coming_P)], where)
+    request = comm.mpi.Ialltoall(counts_P, coming_P)
+    with comm.unfinished.waiting(where, request):
+        comm.wait_all([request], where)
     got = [np.empty((int(n), *sent[0].shape[1:]), sent[0].dtype) for n in coming_P]
     got[comm.rank][...] = sent[comm.rank]
     _run(_messages(comm, sent, got, piece_bytes), comm, where)
@@ -63,5 +65,7 @@ def _run(messages: Iterator[Callable[[], MPI.Request]], comm: Communicator, wher
     for start in messages:
         active.append(start())
         if len(active) >= IN_FLIGHT:
-            del active[comm.wait_any(active, where)]
-    comm.wait_all(active, where)
+            with comm.unfinished.waiting(where, active):
+                del active[comm.wait_any(active, where)]
+    with comm.unfinished.waiting(where, active):
+        comm.wait_all(active, where)

@@ -1,24 +1,30 @@
 """Point-to-point exchange in ring order, with bounded buffers that are allocated once.
 
 At step k rank r sends to (r + k) mod P and receives from (r - k) mod P. Every message waits for a
-free slot, so that memory for remote rows never exceeds `halo_buffer`, whatever P. Because all ranks
-order their messages by (step, piece), the earliest unfinished message can always proceed: no
+free slot, so that memory for remote rows never exceeds `halo_buffer`, whatever P; sends are
+synchronous, or MPI would take any number of short messages for a rank that is late. Because all
+ranks order their messages by (step, piece), the earliest unfinished message can always proceed: no
 deadlock. Replies travel the same way back.
+
+An exchange that its caller leaves by an exception is brought to its end before the rank's next
+operation: what is missing then goes out empty, which tells the peers.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.channel import Channel, InFlight
 from hpcgnn.comm.transport import HostTransport, Slot, Transport
-from hpcgnn.errors import InputError
+from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span
 
 if TYPE_CHECKING:
@@ -65,35 +71,12 @@ class Arrival:
         self._exchange.reply(self.index, rows_HF)
 
 
-class _Channel:
-    """A fixed number of slots and the requests in flight on them, oldest first.
-
-    `packed` are slots that were filled but that MPI may not read yet.
-    """
-
-    def __init__(self, slots: list[Slot]) -> None:
-        self.free = deque(slots)
-        self.packed: deque[tuple[Slot, int]] = deque()
-        self.flight: deque[tuple[Any, Slot, int]] = deque()
-
-    def take(self) -> Slot:
-        return self.free.popleft()
-
-    def post(self, request: Any, slot: Slot, index: int) -> None:
-        self.flight.append((request, slot, index))
-
-    def retire_sent(self) -> None:
-        waiting: deque[tuple[Any, Slot, int]] = deque()
-        for entry in self.flight:
-            if entry[0].Test():
-                self.free.append(entry[1])
-            else:
-                waiting.append(entry)
-        self.flight = waiting
-
-
 class Exchange:
-    """One ring exchange under way. Iterate to receive; call `progress` between pieces of work."""
+    """One ring exchange under way. Iterate to receive; call `progress` between pieces of work.
+
+    `first` is work to do before the first message is packed. The exchange has begun by then: where
+    `first` fails on some ranks, the others hear of it.
+    """
 
     def __init__(
         self,
@@ -107,18 +90,33 @@ class Exchange:
         reply_width: int = 0,
         on_reply: Callable[[int, Tensor], None] | None = None,
         at_once: bool = False,
+        first: Callable[[], None] | None = None,
     ) -> None:
         ring.newest = None
         self.ring, self.where = ring, where
         self.outgoing, self.incoming = outgoing, incoming
         self.width, self.reply_width, self.dtype = width, reply_width, dtype
-        self.on_reply = on_reply
-        depth_in = len(incoming) if at_once else min(len(incoming), ring.prefetch)
-        depth_out = len(outgoing) if at_once else min(len(outgoing), ring.prefetch)
+        self.on_reply, self.at_once = on_reply, at_once
+        self.place = crc32(f"{where} {width} {reply_width} {dtype}".encode())
+        self._given_up = self._posting = False
+        self._status = ring.comm.status()
+        self._receives, self._sends = Channel([]), Channel([])
+        self._replies_out, self._replies_in = Channel([]), Channel([])
+        self._next_receive = self._next_send = self._next_answer = self._next_reply = 0
+        ring.comm.unfinished.begin(self)
+        if first is not None:
+            first()
+        self._take_slots()
+        self._advance()
+
+    def _take_slots(self) -> None:
+        ring, incoming, outgoing = self.ring, self.incoming, self.outgoing
+        depth_in = len(incoming) if self.at_once else min(len(incoming), ring.prefetch)
+        depth_out = len(outgoing) if self.at_once else min(len(outgoing), ring.prefetch)
         rows_in = max((m.num_rows for m in incoming), default=0)
         rows_out = max((m.num_rows for m in outgoing), default=0)
-        size, reply_size = width * dtype.itemsize, reply_width * dtype.itemsize
-        replies = ring.prefetch if reply_width else 0
+        size, reply_size = self.width * self.dtype.itemsize, self.reply_width * self.dtype.itemsize
+        replies = ring.prefetch if self.reply_width else 0
         slots = ring.slots(
             {
                 "receive": (depth_in, rows_in * size),
@@ -127,21 +125,23 @@ class Exchange:
                 "reply-receive": (min(depth_out, replies), rows_out * reply_size),
             }
         )
-        self._receives, self._sends = _Channel(slots["receive"]), _Channel(slots["send"])
-        self._replies_out = _Channel(slots["reply-send"])
-        self._replies_in = _Channel(slots["reply-receive"])
-        self._next_receive = self._next_send = self._next_reply = 0
-        self._replies_done = 0
-        self.progress()
+        self._receives, self._sends = Channel(slots["receive"]), Channel(slots["send"])
+        self._replies_out = Channel(slots["reply-send"])
+        self._replies_in = Channel(slots["reply-receive"])
 
     def progress(self) -> None:
         """Post what fits into free slots and let MPI move what is in flight."""
+        self._check_open()
+        self._advance()
+
+    def _advance(self) -> None:
         self._post_receives()
         self._sends.retire_sent()
         self._post_sends()
         if self.reply_width:
             self._replies_out.retire_sent()
             self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
+            self._answer_nothing()
             self._post_reply_receives()
             self._accept_replies()
 
@@ -151,12 +151,15 @@ class Exchange:
             num_bytes = message.num_rows * self.width * self.dtype.itemsize
             self.ring.transport.after_receive(slot, num_bytes)
             yield Arrival(self, index, slot.view(message.num_rows, self.width, self.dtype))
+            self._check_open()
             self.ring.transport.release(slot)
             self._receives.free.append(slot)
-            self.progress()
+            self._advance()
         self._finish()
+        self.ring.comm.unfinished.end()
 
     def reply(self, index: int, rows_HF: Tensor) -> None:
+        self._check_open()
         message = self.incoming[index]
         while not self._replies_out.free:
             self._wait_any()
@@ -165,88 +168,189 @@ class Exchange:
         self._pack(self._replies_out, slot, index, message.num_rows * self.reply_width)
         self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
 
-    def _pack(self, channel: _Channel, slot: Slot, index: int, count: int) -> None:
+    def abandon(self) -> None:
+        """Bring the messages of an exchange that was left by an error to their end.
+
+        What has not gone out goes out empty, and what comes is dropped.
+
+        Raises:
+            CommunicationError: it was left at a moment when nobody knows what was posted.
+        """
+        if self._posting:
+            raise CommunicationError(
+                f"{self.where!r} was left while a message was being posted, so the ranks are out "
+                "of step: end the job"
+            )
+        self._given_up = True
+        if not self._receives.slots and not self._sends.slots:
+            self._take_slots()
+        for channel in (self._receives, self._sends, self._replies_out, self._replies_in):
+            channel.reclaim()
+        self._next_send -= self._sends.drop_packed()
+        self._next_answer -= self._replies_out.drop_packed()
+        self._advance()
+        while self._num_received < len(self.incoming):
+            self._receives.free.append(self._wait_for_receive())
+            self._advance()
+        self._finish()
+
+    def _check_open(self) -> None:
+        if self._given_up:
+            raise CommunicationError(
+                f"{self.where!r} was given up, since another operation began before its end"
+            )
+
+    @property
+    def _num_received(self) -> int:
+        return self._next_receive - len(self._receives.flight)
+
+    @property
+    def _num_replied(self) -> int:
+        return self._next_reply - len(self._replies_in.flight)
+
+    @contextmanager
+    def _amid(self) -> Iterator[None]:
+        """Around what an error must not tear apart, such as MPI's knowledge and ours."""
+        self._posting = True
+        yield
+        self._posting = False
+
+    def _pack(self, channel: Channel, slot: Slot, index: int, count: int) -> None:
         self.ring.transport.before_send(slot, count * self.dtype.itemsize)
-        channel.packed.append((slot, index))
+        with self._amid():
+            channel.packed.append((slot, index))
+            if channel is self._sends:
+                self._next_send += 1
+            else:
+                self._next_answer += 1
 
     def _send_packed(
-        self, channel: _Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
+        self, channel: Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
     ) -> None:
         while channel.packed and self.ring.transport.may_send(channel.packed[0][0]):
-            slot, index = channel.packed.popleft()
-            message = messages[index]
-            request = self.ring.send(slot, message.num_rows, width, self.dtype, message.peer, tag)
-            channel.post(request, slot, index)
+            with self._amid():
+                slot, index = channel.packed.popleft()
+                message = messages[index]
+                request = self.ring.send(
+                    slot, message.num_rows, width, self.dtype, message.peer, tag
+                )
+                channel.post(request, slot, index)
 
-    def _can_receive(self, channel: _Channel) -> bool:
+    def _can_receive(self, channel: Channel) -> bool:
         return bool(channel.free) and self.ring.transport.may_receive(channel.free[0])
 
     def _post_receives(self) -> None:
         while self._next_receive < len(self.incoming) and self._can_receive(self._receives):
             message = self.incoming[self._next_receive]
-            slot = self._receives.take()
-            request = self.ring.receive(
-                slot, message.num_rows, self.width, self.dtype, message.peer, _DATA_TAG
-            )
-            self._receives.post(request, slot, self._next_receive)
-            self._next_receive += 1
+            with self._amid():
+                slot = self._receives.take()
+                request = self.ring.receive(
+                    slot, message.num_rows, self.width, self.dtype, message.peer, _DATA_TAG
+                )
+                self._receives.post(request, slot, self._next_receive)
+                self._next_receive += 1
 
     def _post_sends(self) -> None:
         while self._sends.free and self._next_send < len(self.outgoing):
             message = self.outgoing[self._next_send]
+            if self._given_up:
+                self._send_nothing(self._sends, self._next_send, message.peer, _DATA_TAG)
+                self._next_send += 1
+                continue
             slot = self._sends.take()
             with span(f"ring pack: {self.where}"):
                 message.pack(slot.view(message.num_rows, self.width, self.dtype))
             self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
-            self._next_send += 1
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
+
+    def _answer_nothing(self) -> None:
+        """After an error, in place of the replies that are due."""
+        due = self._num_received if self._given_up else 0
+        while self._replies_out.free and self._next_answer < due:
+            peer = self.incoming[self._next_answer].peer
+            self._send_nothing(self._replies_out, self._next_answer, peer, _REPLY_TAG)
+            self._next_answer += 1
+
+    def _send_nothing(self, channel: Channel, index: int, peer: int, tag: int) -> None:
+        request = self.ring.comm.issend(_NOTHING[0], peer, tag)
+        channel.post(request, channel.take(), index)
 
     def _post_reply_receives(self) -> None:
         while self._next_reply < len(self.outgoing) and self._can_receive(self._replies_in):
             message = self.outgoing[self._next_reply]
-            slot = self._replies_in.take()
-            request = self.ring.receive(
-                slot, message.num_rows, self.reply_width, self.dtype, message.peer, _REPLY_TAG
-            )
-            self._replies_in.post(request, slot, self._next_reply)
-            self._next_reply += 1
+            with self._amid():
+                slot = self._replies_in.take()
+                request = self.ring.receive(
+                    slot, message.num_rows, self.reply_width, self.dtype, message.peer, _REPLY_TAG
+                )
+                self._replies_in.post(request, slot, self._next_reply)
+                self._next_reply += 1
 
     def _accept_replies(self) -> None:
         """Hand replies over in the order of the messages they answer: sums are then repeatable."""
         flight = self._replies_in.flight
-        while flight and flight[0][0].Test():
-            _, slot, index = flight.popleft()
-            num_rows = self.outgoing[index].num_rows
-            self.ring.transport.after_receive(
-                slot, num_rows * self.reply_width * self.dtype.itemsize
-            )
-            if self.on_reply is not None:
-                self.on_reply(index, slot.view(num_rows, self.reply_width, self.dtype))
-            self.ring.transport.release(slot)
-            self._replies_in.free.append(slot)
-            self._replies_done += 1
+        while flight and self._has_come(flight[0]):
+            reply = flight.popleft()
+            message = self.outgoing[reply.index]
+            num_bytes = message.num_rows * self.reply_width * self.dtype.itemsize
+            self._check_size(reply, message.peer, num_bytes)
+            if not self._given_up:
+                self.ring.transport.after_receive(reply.slot, num_bytes)
+                if self.on_reply is not None:
+                    rows_HF = reply.slot.view(message.num_rows, self.reply_width, self.dtype)
+                    self.on_reply(reply.index, rows_HF)
+                self.ring.transport.release(reply.slot)
+            self._replies_in.free.append(reply.slot)
             self._post_reply_receives()
 
     def _wait_for_receive(self) -> Slot:
         flight = self._receives.flight
-        while not (flight and flight[0][0].Test()):
-            self._wait_any(*(entry[0] for entry in list(flight)[:1]))
-        return flight.popleft()[1]
+        while not (flight and self._has_come(flight[0])):
+            self._wait_any(*list(flight)[:1])
+        arrived = flight.popleft()
+        message = self.incoming[arrived.index]
+        num_bytes = message.num_rows * self.width * self.dtype.itemsize
+        self._check_size(arrived, message.peer, num_bytes)
+        return arrived.slot
 
-    def _wait_any(self, *also: Any) -> None:
+    def _has_come(self, message: InFlight) -> bool:
+        if message.num_bytes < 0:
+            try:
+                if not message.request.Test(self._status):
+                    return False
+            except Exception as error:  # MPI's, whose class is not known before MPI is loaded
+                self.ring.comm.unfinished.break_off(self.where, error, self)
+                raise CommunicationError(f"{self.where}: {' '.join(str(error).split())}") from error
+            message.num_bytes = self._status.Get_count()
+        return True
+
+    def _check_size(self, message: InFlight, peer: int, num_bytes: int) -> None:
+        if self._given_up or message.num_bytes == num_bytes:
+            return
+        what = f"gave up {self.where!r} after an error of its own"
+        if message.num_bytes:
+            what = (
+                f"sent {message.num_bytes} bytes in {self.where!r}, not {num_bytes}: it is at "
+                "another place of the program"
+            )
+        raise CommunicationError(f"rank {peer} {what}")
+
+    def _wait_any(self, *also: InFlight) -> None:
         """Sleep until something in flight moves, then do what that allows."""
-        heads = [*also]
-        heads += [entry[0] for entry in (*self._sends.flight, *self._replies_out.flight)]
-        if self._replies_in.flight:
-            heads.append(self._replies_in.flight[0][0])
+        heads = [*also, *self._sends.flight, *self._replies_out.flight]
+        heads += list(self._replies_in.flight)[:1]
         start = time.perf_counter()
         with span(f"ring wait: {self.where}"):
             if self._copies_pending():
                 time.sleep(_NAP)
             else:
-                self.ring.comm.wait_any(heads, self.where)
+                requests = [message.request for message in heads]
+                with self.ring.comm.unfinished.waiting(self.where, self):
+                    index = self.ring.comm.wait_any(requests, self.where, self._status)
+                if index >= 0:
+                    heads[index].num_bytes = self._status.Get_count()
         self.ring.wait_seconds += time.perf_counter() - start
-        self.progress()
+        self._advance()
 
     def _copies_pending(self) -> bool:
         """Whether something waits for the transport, which no request of MPI's stands for."""
@@ -264,7 +368,7 @@ class Exchange:
             or self._sends.flight
             or self._next_send < len(self.outgoing)
             or self._replies_out.flight
-            or (self.reply_width and self._replies_done < len(self.outgoing))
+            or (self.reply_width and self._num_replied < len(self.outgoing))
         ):
             self._wait_any()
 
@@ -359,7 +463,7 @@ class Ring:
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
         self.bytes_sent += num_bytes
-        return self.comm.isend(slot.wire[:num_bytes], peer, tag)
+        return self.comm.issend(slot.wire[:num_bytes], peer, tag)
 
     def receive(
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int

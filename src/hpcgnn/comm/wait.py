@@ -34,28 +34,32 @@ class Waiter:
         index, flag = MPI.Request.Testany(requests)
         return index if flag and index >= 0 else -1
 
-    def any(self, requests: Sequence[MPI.Request], where: str) -> int:
+    def any(
+        self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
+    ) -> int:
         """Wait for one of the requests: its index, or -1 when none is active."""
         for spin in range(SPINS):
-            index, flag = MPI.Request.Testany(requests)
+            index, flag = MPI.Request.Testany(requests, status)
             if flag:
                 return max(index, -1)
             if spin % 16 == 15:
                 os.sched_yield()
-        return self._sleep_for_any(requests, where)
+        return self._sleep_for_any(requests, where, status)
 
     def all(self, requests: Sequence[MPI.Request], where: str) -> None:
         """Wait until every request has finished."""
         while self.any(requests, where) >= 0:
             pass
 
-    def _sleep_for_any(self, requests: Sequence[MPI.Request], where: str) -> int:
+    def _sleep_for_any(
+        self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None
+    ) -> int:
         last = time.monotonic()
         self._whereabouts.set_waiting(where)
         waited, granted, nap = 0.0, self.limit, SHORTEST_SLEEP
         try:
             while True:
-                index, flag = MPI.Request.Testany(requests)
+                index, flag = MPI.Request.Testany(requests, status)
                 if flag:
                     return max(index, -1)
                 if waited > granted:

@@ -141,5 +141,6 @@ def finish(comm: Communicator) -> None:
     from mpi4py import MPI
 
     with comm.at("the end of the job"):
+        comm.unfinished.settle("the end of the job")
         comm.check_strictly("the end of the job")
         comm.wait_all([MPI.COMM_WORLD.Ibarrier()], "the end of the job")

@@ -26,6 +26,7 @@ def stream(
     reply_width: int = 0,
     on_reply: Callable[[Tensor, Tensor], None] | None = None,
     cut_for: int = 0,
+    first: Callable[[], None] | None = None,
 ) -> tuple[Exchange, Sequence[Block]]:
     """Start sending every halo row of `edges`; collective.
 
@@ -35,6 +36,7 @@ def stream(
         on_reply: `on_reply(rows, reply)` takes `[len(rows), reply_width]` for the rows sent.
         cut_for: cut messages as a stream with this `reply_width` does, so that its blocks are the
             same ones.
+        first: work to do before anything is packed, see `Exchange`.
 
     Returns:
         The exchange to iterate, and the block that each arrival completes.
@@ -57,6 +59,7 @@ def stream(
         if on_reply is None
         else lambda index, reply: on_reply(plan.departures[index][1], reply),
         at_once=at_once,
+        first=first,
     )
     return exchange, plan.arrivals
 
@@ -83,6 +86,7 @@ def give_back(
     accept: Callable[[Tensor, Tensor], None],
     *,
     where: str,
+    first: Callable[[], None] | None = None,
 ) -> None:
     """Send one row per halo row back to its owner; collective.
 
@@ -90,6 +94,7 @@ def give_back(
         produce: `produce(i, block, out)` adds the rows of the i-th arrival of `stream` to `out`,
             which starts at 0.
         accept: `accept(rows, values)` takes what came for these local rows (int32).
+        first: work to do before anything is packed, see `Exchange`.
     """
     at_once = graph.mode == "oneshot"
     if at_once:
@@ -113,6 +118,7 @@ def give_back(
         dtype,
         where=where,
         at_once=at_once,
+        first=first,
     )
     for arrival in exchange:
         accept(plan.departures[arrival.index][1], arrival.rows_HF)

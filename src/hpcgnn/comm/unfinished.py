@@ -1,0 +1,173 @@
+"""What errors leave behind amid messages, and whether the ranks are still in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+
+from hpcgnn.comm.library import MPI
+from hpcgnn.errors import CommunicationError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Abandonable(Protocol):
+    """An exchange that can bring its messages to their end when its caller has left it.
+
+    `place` is the same on all ranks that are in the same exchange.
+    """
+
+    where: str
+    place: int
+
+    def abandon(self) -> None:
+        """Collective with the peers' exchange; raises where that can't be done."""
+
+
+@dataclass
+class _Verdict:
+    """Whether ranks gave up an exchange, and whether it was the same one: found beside other work.
+
+    `most`: largest over the ranks of (gave up, not gave up, place, -place).
+    """
+
+    where: str
+    request: MPI.Request
+    most: np.ndarray
+
+
+class Unfinished:
+    """Keeps a communicator from mixing messages of an operation that was left with later ones.
+
+    An exchange that its caller left by an exception is brought to its end before the next
+    operation. Every rank learns, by the end of the next operation, who gave it up: all (then they
+    are in step again, and go on) or some (then all raise). An operation that was left amid waiting
+    can't be mended: everything after it is refused.
+
+    Args:
+        mpi: a communicator that nobody else uses: ranks out of step mix nothing up there.
+    """
+
+    def __init__(self, mpi: MPI.Comm, wait: Callable[[MPI.Request, str], None]) -> None:
+        self._mpi, self._wait = mpi, wait
+        self._open: Abandonable | None = None
+        self._verdict: _Verdict | None = None
+        self._refusal: CommunicationError | None = None
+        self._left: list[Any] = []  # MPI may still write there
+        self.amid = False  # others count on the end of an operation that this rank has begun
+
+    def settle(self, where: str) -> None:
+        """Before a collective operation: end what was left, and raise unless all are in step."""
+        try:
+            self._end_open(where)
+            self._judge()
+        finally:
+            self.amid = False
+
+    def begin(self, exchange: Abandonable) -> None:
+        """An exchange starts; one that was left is ended first."""
+        self._end_open(exchange.where)
+        self._open = exchange
+
+    def end(self) -> None:
+        """All messages of the exchange have come and gone."""
+        self._close(gave_up=False)
+
+    def break_off(self, where: str, error: BaseException, keep: object) -> None:
+        """A wait ended by `error`: nothing that follows can be trusted. `keep` stays in memory."""
+        self._left.append(keep)
+        if self._refusal is not None:
+            return
+        if isinstance(error, CommunicationError):
+            self._refusal = error
+        else:
+            self._refusal = CommunicationError(
+                f"{where!r} was left by {type(error).__name__} amid messages, so the ranks are out "
+                "of step: end the job"
+            )
+
+    def close(self) -> None:
+        """Collective: free what it holds."""
+        self._mpi.Free()
+
+    @contextmanager
+    def waiting(self, where: str, keep: object) -> Iterator[None]:
+        """Around a wait; requests in `keep` stay in memory if it is left by an error."""
+        self.amid = True
+        try:
+            yield
+        except BaseException as error:
+            self.break_off(where, error, keep)
+            raise
+
+    def _end_open(self, where: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        left = self._open
+        if left is None:
+            return
+        try:
+            left.abandon()
+        except BaseException as error:
+            self.break_off(left.where, error, left)
+            raise
+        self._close(gave_up=True)
+
+    def _close(self, gave_up: bool) -> None:
+        exchange, self._open = self._open, None
+        size = self._mpi.Get_size()
+        if size == 1 or exchange is None:
+            return
+        problem = self._problem()
+        failed = gave_up or bool(problem)
+        own = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
+        most = np.empty_like(own)
+        request = self._mpi.Iallreduce(own, most, MPI.MAX)
+        self._verdict = _Verdict(exchange.where, request, most)
+        if problem:
+            raise CommunicationError(problem)
+
+    def _judge(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise CommunicationError(problem)
+
+    def _problem(self) -> str:
+        """What the last exchange's verdict says against going on; waits for it."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is None:
+            return ""
+        self._wait(verdict.request, verdict.where)
+        some_failed, some_ended, place, negative = verdict.most.tolist()
+        if some_failed and some_ended:
+            return (
+                f"some ranks gave up {verdict.where!r} after an error and the others went on, so "
+                "their results don't fit together"
+            )
+        if place != -negative:
+            return f"the ranks are out of step: not all came to {verdict.where!r}"
+        return ""
+
+
+def whole(operation: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates a method of several steps, which must not be left between two of them."""
+
+    @wraps(operation)
+    def run(*args: _P.args, **options: _P.kwargs) -> _R:
+        unfinished: Unfinished = args[0].unfinished  # type: ignore[attr-defined]
+        try:
+            return operation(*args, **options)
+        except BaseException as error:
+            if unfinished.amid:
+                unfinished.break_off(operation.__name__, error, None)
+            raise
+        finally:
+            unfinished.amid = False
+
+    return run

@@ -1,0 +1,214 @@
+"""Errors amid messages: what follows them is right, or refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from tests.graphs import distribute, local, random_graph
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+from hpcgnn.errors import CommunicationError
+from hpcgnn.nn import MessagePassing
+from hpcgnn.sar.attention import AttentionSettings, attention
+from hpcgnn.sar.sums import neighbour_sum
+
+pytestmark = pytest.mark.mpi
+NODES, WIDTH = 400, 16
+
+
+class Failing(MessagePassing):
+    """Raises in the call of `message` with number `fails_at`."""
+
+    def __init__(self, fails_at: int) -> None:
+        super().__init__("sum", piece=200)
+        self.calls, self.fails_at = 0, fails_at
+
+    def message(self, x_src, x_dst, edge):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise ValueError("a fault of the caller's")
+        return x_src * 1.0
+
+
+@pytest.fixture
+def whole():
+    return random_graph(NODES, 8 * NODES, width=WIDTH)
+
+
+@pytest.fixture
+def graph(comm, whole):
+    return distribute(whole, comm, halo_buffer=4096)
+
+
+def check(graph, whole, message_passing):
+    """Sums and gradients against dense ones; with other numbers than those of before."""
+    dense = whole.dense(False)
+    for factor in (3.0, -2.0):
+        x = (local(graph, whole.features) * factor).requires_grad_()
+        expected = (dense @ torch.from_numpy(whole.features).double() * factor)[graph.node_ids]
+        for y in (message_passing(graph, x), neighbour_sum(graph, x, weighted=False)):
+            torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+            x.grad = None
+            y.sum().backward()
+            counts = dense.sum(0)[graph.node_ids, None].expand(-1, WIDTH)
+            torch.testing.assert_close(x.grad.double(), counts)
+
+
+def attempt(step) -> BaseException | None:
+    try:
+        step()
+    except (ValueError, RuntimeError, CommunicationError) as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(("mode", "later"), [("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, later, backward):
+    graph.mode = mode
+    x, layer = local(graph, whole.features).requires_grad_(), Failing(0)
+    y = layer(graph, x)
+    first, layer.calls = 1 + min(later * comm.rank, layer.calls - 1), 0
+    layer.fails_at = first
+    attempt(lambda: y.sum().backward() if backward else layer(graph, x))
+    attempt(lambda: comm.barrier())  # all hear here if some had nothing to do and didn't fail
+    layer.fails_at = 0
+    check(graph, whole, layer)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 4])
+def test_one_rank_fails_alone(comm, graph, whole, fails_at):
+    """The others hear of it in this operation or the next; none goes on with wrong rows."""
+    if comm.size == 1:
+        pytest.skip("no others")
+    layer = Failing(fails_at if comm.rank == 0 else 0)
+    first = attempt(lambda: layer(graph, local(graph, whole.features)))
+    second = attempt(comm.barrier)
+    assert isinstance(first, ValueError) == (comm.rank == 0)
+    assert comm.rank == 0 or "gave up" in str(first or second)
+    layer.fails_at = 0
+    check(graph, whole, layer)
+
+
+def test_failing_in_place_of_packing_and_of_taking_a_reply(comm):
+    """Whatever the callbacks of an exchange raise, the next exchange gets its own rows."""
+    ring, rows = Ring(comm, halo_buffer=4096, prefetch=2), 5
+    peers = [p for p in ring_order(comm.rank, comm.size, +1) for _ in range(7)]
+    sources = [p for p in ring_order(comm.rank, comm.size, -1) for _ in range(7)]
+
+    def swap(mark: float, fails_at: str, number: int) -> None:
+        calls = dict.fromkeys(("pack", "reply", "arrival"), 0)
+
+        def count(name: str) -> None:
+            calls[name] += 1
+            if name == fails_at and calls[name] == number:
+                raise RuntimeError("a fault")
+
+        def pack(out: torch.Tensor) -> None:
+            count("pack")
+            out.fill_(mark + comm.rank)
+
+        def on_reply(index: int, reply: torch.Tensor) -> None:
+            count("reply")
+            assert (reply == -mark - comm.rank).all()
+
+        exchange = Exchange(
+            ring, [Outgoing(p, rows, pack) for p in peers], [Incoming(p, rows) for p in sources],
+            4, torch.float32, reply_width=2, on_reply=on_reply,
+        )  # fmt: skip
+        for arrival in exchange:
+            count("arrival")
+            assert (arrival.rows_HF == mark + sources[arrival.index]).all()
+            arrival.reply(-arrival.rows_HF[:, :2])
+
+    for mark, (name, number) in enumerate(
+        [("pack", 1), ("pack", 4), ("reply", 1), ("reply", 6), ("arrival", 1), ("arrival", 7)]
+    ):
+        error = attempt(lambda m=mark, n=name, k=number: swap(1000.0 * m, n, k))
+        assert comm.size == 1 or error is not None
+        comm.barrier()
+        swap(1000.0 * mark + 500, "", 0)
+
+
+def test_lack_of_memory_amid_a_layer_and_a_retry(comm, graph, whole, monkeypatch):
+    x = local(graph, whole.features)
+    torch.manual_seed(0)
+    weights = torch.randn(6, WIDTH), torch.randn(2, 3), torch.randn(2, 3)
+    settings = AttentionSettings(heads=2)
+    expected = attention(graph, x, *weights, None, None, settings)
+    from hpcgnn import kernels
+
+    real, calls = kernels.attention_forward, []
+
+    def full(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels, "attention_forward", full)
+        attempt(lambda: attention(graph, -x, *weights, None, None, settings))
+        attempt(comm.barrier)
+    assert torch.equal(attention(graph, x, *weights, None, None, settings), expected)
+
+
+def test_an_operation_inside_an_exchange_is_refused(comm, graph, whole):
+    class Nested(MessagePassing):
+        def message(self, x_src, x_dst, edge):
+            comm.barrier()
+            return x_src
+
+    if comm.size != 2:
+        pytest.skip("ranks call a different number of times")
+    with pytest.raises(CommunicationError, match="given up, since another operation began"):
+        Nested("sum")(graph, local(graph, whole.features))
+
+
+def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
+    made = Communicator(timeout=60)
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(made._waiter, "any", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.barrier("roll call")
+    for operation in (made.barrier, lambda: made.allreduce(1), lambda: made.alltoallv([])):
+        with pytest.raises(CommunicationError, match=r"'roll call' was left by KeyboardInterrupt"):
+            operation()
+    with pytest.raises(CommunicationError, match="roll call"):
+        Exchange(Ring(made), [], [], 1, torch.float32)
+
+
+def test_short_messages_for_a_late_rank_wait_at_their_senders(comm):
+    """While the last rank is late, its memory grows by no more than a few slots' worth."""
+    rows, width, count = 16, 64, 400
+    ring = Ring(comm, halo_buffer=4 * rows * width * 4)
+    peers = ring_order(comm.rank, comm.size, +1), ring_order(comm.rank, comm.size, -1)
+    comm.barrier()
+    grown = 0
+    if comm.rank == comm.size - 1:
+        before, end = _resident(), time.monotonic() + 0.7
+        while time.monotonic() < end:
+            comm.mpi.Iprobe(tag=9999)
+            time.sleep(1e-4)
+        grown = _resident() - before
+    for _ in Exchange(
+        ring,
+        [Outgoing(p, rows, lambda out: out.zero_()) for p in peers[0] for _ in range(count)],
+        [Incoming(p, rows) for p in peers[1] for _ in range(count)],
+        width, torch.float32,
+    ):  # fmt: skip
+        pass
+    comm.barrier()
+    assert grown < (1 << 20), f"{grown} bytes"
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * 4096
