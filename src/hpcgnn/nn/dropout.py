@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import Block, PartitionedGraph, SparseRows
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.host_rows import HostRows
 
 
@@ -52,6 +53,7 @@ class _Dropout(torch.autograd.Function):
         return _masked(x_NF, ids_N, key)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _masked(grads[0].contiguous(), ctx.ids_N, ctx.key), None, None
 
@@ -82,6 +84,7 @@ class _ReluDropout(torch.autograd.Function):
         return y_NF
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (y_NF,) = ctx.saved_tensors
         p, seed, epoch, layer = ctx.key
@@ -119,14 +122,22 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
         weight[:, None], kept_E1, ids_E, p=p, seed=graph.seed, epoch=graph.epoch, layer=0
     )
     kept_E = kept_E1[:, 0]
-    order = graph.cache.get("sparse order")
-    if not isinstance(order, Tensor):
-        order = graph.cache["sparse order"] = torch.argsort(x.block.columns, stable=True)
+    order = _column_order(graph, x.block.columns)
     return replace(
         x,
         block=replace(x.block, weight=kept_E),
         transposed=replace(x.transposed, weight=kept_E[order]),
     )
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def _column_order(graph: PartitionedGraph, columns: Tensor) -> Tensor:
+    """The entries by column, kept for the features that were last asked for."""
+    found = graph.cache.get("sparse order")
+    if not isinstance(found, tuple) or found[0] is not columns:
+        order = torch.argsort(columns, stable=True)
+        found = graph.cache["sparse order"] = columns, order
+    return found[1]
 
 
 def _stored(block: Block) -> Tensor:

@@ -92,6 +92,7 @@ def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1
     return sum_NF.mul_(scale_N1.to(x_NF.dtype))
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:
     """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 

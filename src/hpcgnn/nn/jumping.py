@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.nn.linear import Linear, linear
+from hpcgnn.sar.first_order import first_order
 
 
 def largest(layers: Iterable[Tensor]) -> Tensor:
@@ -40,6 +41,7 @@ class _Larger(torch.autograd.Function):
         return torch.maximum(a_NF, b_NF)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (second_NF,) = ctx.saved_tensors
         return grads[0].masked_fill(second_NF, 0), grads[0] * second_NF

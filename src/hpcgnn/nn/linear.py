@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.nn.keywords import check_width
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.host_rows import HostRows
 from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
 from hpcgnn.sar.rows import check_features
@@ -94,5 +95,6 @@ class _ConstantLinear(torch.autograd.Function):
             return product(x, weight_GF, ctx.short)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return weight_gradient(ctx.x, grads[0], ctx.short), None

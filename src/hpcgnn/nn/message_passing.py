@@ -68,7 +68,7 @@ class MessagePassing(torch.nn.Module):
                 f"{type(self).__name__}: give features for each of this part's {edges} edges",
                 value=tuple(edge_features_ED.shape),
             )
-        settings = MessageSettings(self.message, self.aggr, self.piece, self.layer)
+        settings = MessageSettings(self.message, self.aggr, self.piece, self.layer, self)
         parameters = [p for p in self.parameters() if p.requires_grad]
         reduced_NM = propagate(graph, x_NF, settings, parameters, edge_features_ED)
         return self.update(reduced_NM, x_NF)

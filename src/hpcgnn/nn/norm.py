@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.first_order import first_order
 
 _SLAB = 4096  # rows that are there in float64 at a time
 
@@ -98,6 +98,7 @@ class _BatchNorm(torch.autograd.Function):
         return torch.addcmul(bias - mean * scale, x_NF, scale)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NF, weight, mean, rstd = ctx.saved_tensors
         grad_NF, graph = grads[0], ctx.graph
@@ -150,7 +151,7 @@ class _GraphNorm(torch.autograd.Function):
         return torch.addcmul(bias.to(x_NF.dtype), centred_NF, (weight * rstd).to(x_NF.dtype))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """With c = (x - shift) rstd, summed over all nodes:
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import give_back, stream
 from hpcgnn.sar.loops import halo_ids, local_blocks
 from hpcgnn.sar.project import (
@@ -107,6 +108,7 @@ class _Attention(torch.autograd.Function):
         return out_NK
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (
             dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
@@ -313,11 +315,13 @@ class _Backward:
             kernels.add_rows(layout.numbers(grad_HW), rows, self.grad_z_NK)
             kernels.add_rows(layout.behind(grad_HW), rows, self.grad_s_NH)
 
-        for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
-            self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+        def differentiate_here() -> None:
+            for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
+                self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+
         give_back(
             graph, edges, layout.columns, layout.dtype, produce, accept,
-            where="attention backward",
+            where="attention backward", first=differentiate_here,
         )  # fmt: skip
 
 

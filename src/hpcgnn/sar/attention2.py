@@ -18,6 +18,7 @@ from hpcgnn import kernels
 from hpcgnn.graph import Block, PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.attention import AttentionSettings, edge_dropout, know_ids
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.loops import local_blocks
 from hpcgnn.sar.project import head_products
@@ -100,6 +101,7 @@ class _Attention2(torch.autograd.Function):
         return out_NK
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
@@ -128,15 +130,20 @@ class _Attention2(torch.autograd.Function):
             differentiate(block, readable(ctx.kept[index]), grad_HK)
             out_HK.copy_(grad_HK)
 
-        for block in local_blocks(graph, edges, settings.self_loops):
-            differentiate(block, left_NK, grad_left)
+        def differentiate_here() -> None:
+            for block in local_blocks(graph, edges, settings.self_loops):
+                differentiate(block, left_NK, grad_left)
+
         width = left_NK.shape[1]
         if ctx.kept is not None:
-            give_back(graph, edges, width, ctx.wire, produce, accept, where="attention backward")
+            give_back(
+                graph, edges, width, ctx.wire, produce, accept, where="attention backward",
+                first=differentiate_here,
+            )  # fmt: skip
         else:
             exchange, blocks = stream(
                 graph, edges, width, ctx.wire, take_rows(left_NK), where="attention backward",
-                reply_width=width, on_reply=accept,
+                reply_width=width, on_reply=accept, first=differentiate_here,
             )  # fmt: skip
             for arrival in exchange:
                 grad_HK = torch.zeros_like(arrival.rows_HF, dtype=dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import stream, take_rows
 from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
@@ -55,6 +56,7 @@ class _Extreme(torch.autograd.Function):
         return best_NF
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x_NF, best_NF, ties_NF = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph

@@ -10,6 +10,7 @@ from torch import Tensor
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def local_blocks(graph: PartitionedGraph, edges: EdgeBlocks, self_loops: bool) -> list[Block]:
     """Blocks that need no messages; kept.
 
@@ -83,6 +84,7 @@ def _mean_features(graph: PartitionedGraph) -> Tensor | None:
     return (total / count.clamp(min=1)).float()
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def halo_ids(graph: PartitionedGraph, edges: EdgeBlocks) -> list[Tensor]:
     """Node ids of the halo rows from each peer (int64); collective on first use, kept."""
     key = ("halo ids", edges is graph.in_edges)

@@ -8,6 +8,7 @@ remote rows back to their owners (SAR, Mostafa 2022, section 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, PartitionedGraph
 from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar import reductions
+from hpcgnn.sar.captured import Finder, Modes, Replacer
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import give_back, stream, take_rows
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.rows import check_rows
@@ -46,6 +49,7 @@ class MessageSettings:
     aggr: tuple[str, ...]
     piece: int = 1 << 16
     layer: int = 0
+    module: torch.nn.Module | None = None  # what `message` belongs to
 
 
 def edge_features(graph: PartitionedGraph) -> Tensor | None:
@@ -69,97 +73,135 @@ def propagate(
     """
     check_rows(graph, x_NF, who="messages")
     x_NF = x_NF.float() if x_NF.dtype in SHORT else x_NF
-    wire = wire_type(x_NF)
+    run = _Pass(graph, settings, wire_type(x_NF))
     with torch.autocast(x_NF.device.type, enabled=False):
-        result: Tensor = _Propagate.apply(graph, settings, wire, x_NF, features_ED, *parameters)
+        run.forward(x_NF, features_ED, parameters)
+        result: Tensor = _Propagate.apply(
+            run, x_NF, features_ED, len(parameters), *parameters, *run.finder.found.values()
+        )
     return result
 
 
 class _Propagate(torch.autograd.Function):
+    """Ties what a pass has computed to autograd, which holds all arrays until backward."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        graph: PartitionedGraph,
-        settings: MessageSettings,
-        wire: torch.dtype,
+        run: _Pass,
         x_NF: Tensor,
         features_ED: Tensor | None,
-        *parameters: Tensor,
+        num_parameters: int,
+        *used: Tensor,
     ) -> Tensor:
-        run = _Pass(graph, settings, x_NF.detach(), features_ED)
-        kept: list[Tensor] | None = None if graph.mode == "sar" else []
-        # The same pieces in backward: else a product may round differently, and a maximum or the
-        # random numbers of a piece are not found again.
-        width = x_NF.shape[1]
-        exchange, blocks = stream(
-            graph, graph.in_edges, width, wire, take_rows(run.x_NF), where="messages forward",
-            cut_for=width if kept is None else 0,
-        )  # fmt: skip
-        run.reduce(graph.in_edges.blocks[graph.in_edges.rank], run.x_NF, exchange.progress)
-        for arrival in exchange:
-            if kept is not None:
-                kept.append(arrival.rows_HF.clone())
-            run.reduce(blocks[arrival.index], arrival.rows_HF.to(x_NF.dtype), exchange.progress)
-        ctx.run, ctx.kept, ctx.parameters, ctx.wire = run, kept, parameters, wire
-        ctx.save_for_backward(x_NF, features_ED)
-        return run.finish()
+        out_NM, attributes, kept = run.outcome.pop()
+        states = [reduction.state() for reduction in run.reductions]
+        run.finder.found = {}
+        ctx.run, ctx.num_parameters = run, num_parameters
+        groups = [list(used), attributes, kept, *states]
+        ctx.sizes = [len(group) for group in groups]
+        ctx.save_for_backward(x_NF, features_ED, *(t for group in groups for t in group))
+        return out_NM
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        run: _Pass = ctx.run
-        graph, edges = run.graph, run.graph.in_edges
-        run.start_backward(grads[0], ctx.parameters)
-        run.differentiate(edges.blocks[edges.rank], run.x_NF, run.grad_x_NF)
-        width, dtype = run.x_NF.shape[1], run.x_NF.dtype
-
-        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
-        replied_NF = torch.zeros_like(run.grad_x_NF)
-
-        def accept(rows: Tensor, grad_HF: Tensor) -> None:
-            kernels.add_rows(grad_HF, rows, replied_NF)
-
-        def produce(index: int, block: Block, out_HF: Tensor) -> None:
-            grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
-            run.differentiate(block, ctx.kept[index].to(dtype), grad_HF)
-            out_HF.copy_(grad_HF)
-
-        if ctx.kept is not None:
-            give_back(graph, edges, width, ctx.wire, produce, accept, where="messages backward")
-        else:
-            exchange, blocks = stream(
-                graph, edges, width, ctx.wire, take_rows(run.x_NF), where="messages backward",
-                reply_width=width, on_reply=accept,
-            )  # fmt: skip
-            for arrival in exchange:
-                grad_HF = torch.zeros_like(arrival.rows_HF, dtype=dtype)
-                run.differentiate(blocks[arrival.index], arrival.rows_HF.to(dtype), grad_HF)
-                arrival.reply(grad_HF)
-        run.grad_x_NF += replied_NF
-        return None, None, None, run.grad_x_NF, run.grad_features_ED, *run.grad_parameters
+        x_NF, features_ED, *rest = ctx.saved_tensors
+        groups = []
+        for size in ctx.sizes:
+            groups.append(rest[:size])
+            rest = rest[size:]
+        used, attributes, kept, *states = groups
+        run = copy(ctx.run)
+        run.reductions = [copy(reduction) for reduction in run.reductions]
+        for reduction, state in zip(run.reductions, states, strict=True):
+            reduction.restore(state)
+        run.read(x_NF, features_ED)
+        parameters, captured = used[: ctx.num_parameters], used[ctx.num_parameters :]
+        with run.modes.restored(attributes):
+            run.start_backward(grads[0], parameters, captured)
+            run.backward(kept)
+        return None, run.grad_x_NF, run.grad_features_ED, None, *run.grad_parameters
 
 
 class _Pass:
     """State of one propagation: reductions in forward, gradients in backward."""
 
     def __init__(
-        self,
-        graph: PartitionedGraph,
-        settings: MessageSettings,
-        x_NF: Tensor,
-        features_ED: Tensor | None,
+        self, graph: PartitionedGraph, settings: MessageSettings, wire: torch.dtype
     ) -> None:
-        self.graph, self.settings = graph, settings
-        self.x_NF, self.features_ED = x_NF.contiguous(), features_ED
-        self.epoch = graph.epoch
+        self.graph, self.settings, self.wire = graph, settings, wire
+        self.epoch, self.mode = graph.epoch, graph.mode
         self.reductions: list[Reduction] = []
-        self.width = 0
+        self.outcome: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
         sizes = [block.columns.shape[0] for block in graph.in_edges.blocks]
         self.first_edge = [sum(sizes[:p]) for p in range(len(sizes))]
+
+    def read(self, x_NF: Tensor, features_ED: Tensor | None) -> None:
+        self.x_NF, self.features_ED = x_NF.detach().contiguous(), features_ED
+
+    @torch.no_grad()
+    def forward(
+        self, x_NF: Tensor, features_ED: Tensor | None, parameters: Sequence[Tensor]
+    ) -> None:
+        """Leaves result, tensors among the modules' attributes, and kept rows in `outcome`."""
+        self.read(x_NF, features_ED)
+        self.modes, attributes = Modes.of(self.settings.module)
+        self.finder = Finder(parameters)
+        graph, width, kept = self.graph, x_NF.shape[1], []
+        # The same pieces in backward: else a product may round differently, and a maximum or the
+        # random numbers of a piece are not found again.
+        exchange, blocks = stream(
+            graph, graph.in_edges, width, self.wire, take_rows(self.x_NF), where="messages forward",
+            cut_for=width if self.mode == "sar" else 0,
+        )  # fmt: skip
+        self.reduce(graph.in_edges.blocks[graph.in_edges.rank], self.x_NF, exchange.progress)
+        for arrival in exchange:
+            if self.mode != "sar":
+                kept.append(arrival.rows_HF.clone())
+            self.reduce(blocks[arrival.index], arrival.rows_HF.to(x_NF.dtype), exchange.progress)
+        self.outcome.append((self.finish(), attributes, kept))
+        del self.x_NF, self.features_ED
+
+    def backward(self, kept: list[Tensor]) -> None:
+        """Gradients of everything, over the ring."""
+        graph, edges = self.graph, self.graph.in_edges
+        width, dtype = self.x_NF.shape[1], self.x_NF.dtype
+
+        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        replied_NF = torch.zeros_like(self.grad_x_NF)
+
+        def accept(rows: Tensor, grad_HF: Tensor) -> None:
+            kernels.add_rows(grad_HF, rows, replied_NF)
+
+        def differentiate_here() -> None:
+            self.differentiate(edges.blocks[edges.rank], self.x_NF, self.grad_x_NF)
+
+        def produce(index: int, block: Block, out_HF: Tensor) -> None:
+            grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
+            self.differentiate(block, kept[index].to(dtype), grad_HF)
+            out_HF.copy_(grad_HF)
+
+        if self.mode != "sar":
+            give_back(
+                graph, edges, width, self.wire, produce, accept, where="messages backward",
+                first=differentiate_here,
+            )  # fmt: skip
+        else:
+            exchange, blocks = stream(
+                graph, edges, width, self.wire, take_rows(self.x_NF), where="messages backward",
+                reply_width=width, on_reply=accept, first=differentiate_here,
+            )  # fmt: skip
+            for arrival in exchange:
+                grad_HF = torch.zeros_like(arrival.rows_HF, dtype=dtype)
+                self.differentiate(blocks[arrival.index], arrival.rows_HF.to(dtype), grad_HF)
+                arrival.reply(grad_HF)
+        self.grad_x_NF += replied_NF
 
     def reduce(self, block: Block, x_HF: Tensor, progress: Callable[[], None]) -> None:
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
-            with self._random(block, number), torch.no_grad():
+            with self._random(block, number), self.finder:
                 value, logit = self._message(x_HF[columns], self.x_NF[rows], block, edges)
             self._begin(value)
             for reduction in self.reductions:
@@ -172,12 +214,15 @@ class _Pass:
         degrees_N = in_degrees(self.graph)
         return torch.cat([reduction.finish(degrees_N) for reduction in self.reductions], dim=1)
 
-    def start_backward(self, grad_NM: Tensor, parameters: Sequence[Tensor]) -> None:
+    def start_backward(
+        self, grad_NM: Tensor, parameters: Sequence[Tensor], captured: Sequence[Tensor]
+    ) -> None:
         width = grad_NM.shape[1] // len(self.reductions)
         for reduction, grad in zip(self.reductions, grad_NM.split(width, dim=1), strict=True):
             reduction.prepare(grad)
-        self.parameters = parameters
-        self.grad_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+        self.replacer = Replacer(captured)
+        self.parameters = [*parameters, *self.replacer.leaves]
+        self.grad_parameters = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.grad_x_NF = torch.zeros_like(self.x_NF)
         wanted = self.features_ED is not None and self.features_ED.requires_grad
         self.grad_features_ED = torch.zeros_like(self.features_ED) if wanted else None  # type: ignore[arg-type]
@@ -192,7 +237,7 @@ class _Pass:
             inputs = [x_src, x_dst, *self.parameters]
             if self.grad_features_ED is not None and features is not None:
                 inputs.append(features.requires_grad_())
-            with self._random(block, number), torch.enable_grad():
+            with self._random(block, number), torch.enable_grad(), self.replacer:
                 value, logit = self._message(x_src, x_dst, block, edges, features)
             grads = self._gradients(inputs, rows, value, logit)
             _add(grad_HF, columns, grads[0])

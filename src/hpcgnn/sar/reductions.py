@@ -18,19 +18,41 @@ from hpcgnn.errors import InputError
 class Reduction(Protocol):
     """`add` every message, then `finish`; in backward `prepare` once, then `gradient` per piece.
 
-    Messages `m` are `[e, M]`, `rows` int64 `[e]` are their destinations; logits as `m` or None.
+    `state` hands out every array that backward needs, so that autograd can hold them and free
+    them; `restore` takes them back. Messages `m` are `[e, M]`, `rows` int64 `[e]` are their
+    destinations; logits as `m` or None.
     """
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None: ...
     def finish(self, degrees_N: Tensor) -> Tensor: ...
+    def state(self) -> list[Tensor]: ...
+    def restore(self, state: list[Tensor]) -> None: ...
     def prepare(self, grad_NM: Tensor) -> None: ...
     def gradient(
         self, rows: Tensor, m: Tensor, logit: Tensor | None
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
-class Sum:
+class _Held:
+    """Arrays by name: those in `scratch` end with forward, those in `lasting` serve backward."""
+
+    lasting: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
+
+    def state(self) -> list[Tensor]:
+        for name in self.scratch:
+            vars(self).pop(name, None)
+        return [vars(self).pop(name) for name in self.lasting]
+
+    def restore(self, state: list[Tensor]) -> None:
+        vars(self).update(zip(self.lasting, state, strict=True))
+
+
+class Sum(_Held):
     """Sum over in-edges; divided by their number as `mean`."""
+
+    lasting = ("scale_N1",)
+    scratch = ("total_NM",)
 
     def __init__(self, like: Tensor, mean: bool = False) -> None:
         self.total_NM, self.mean = torch.zeros_like(like, dtype=torch.float64), mean
@@ -55,8 +77,10 @@ class Sum:
         return self.grad_NM[rows], None
 
 
-class Extreme:
+class Extreme(_Held):
     """Maximum (sign 1) or minimum (sign -1); 0 without in-edges; ties share the gradient evenly."""
+
+    lasting = ("best_NM", "ties_NM")
 
     def __init__(self, like: Tensor, sign: int) -> None:
         self.sign = sign  # NaN is better than any number, as in torch
@@ -84,8 +108,11 @@ class Extreme:
         return self.grad_NM[rows] * (m * self.sign == self.best_NM[rows]), None
 
 
-class Spread:
+class Spread(_Held):
     """Variance over in-edges, or its square root as `std` (with 1e-5 under the root)."""
+
+    lasting = ("count_N1", "mean_NM", "open_NM", "out_NM")
+    scratch = ("sum_NM", "squares_NM")
 
     def __init__(self, like: Tensor, root: bool) -> None:
         self.root, self.dtype = root, like.dtype
@@ -105,6 +132,7 @@ class Spread:
         self.count_N1, self.mean_NM = count_N1.to(self.dtype), mean_NM.to(self.dtype)
         self.open_NM = var_NM > 0
         var_NM = var_NM.clamp(min=0)
+        self.out_NM = self.open_NM  # not read
         if not self.root:
             return var_NM
         self.out_NM = (var_NM + 1e-5).sqrt()
@@ -121,11 +149,14 @@ class Spread:
         return self.grad_NM[rows] * (m - self.mean_NM[rows]), None
 
 
-class Softmax:
+class Softmax(_Held):
     """Sum weighted by the softmax of the logits over each node's in-edges.
 
     An edge whose logit is -inf counts nothing; a node where all are gets 0.
     """
+
+    lasting = ("lse_NM", "out_NM")
+    scratch = ("top_NM", "total_NM", "sum_NM")
 
     def __init__(self, like: Tensor) -> None:
         self.top_NM, self.dtype = torch.full_like(like, -torch.inf), like.dtype

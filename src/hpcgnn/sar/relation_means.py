@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcgnn.graph import Block, PartitionedGraph
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def mean_factors(graph: PartitionedGraph, *, inward: bool) -> list[Tensor]:
     """Per block and edge, 1 / number of its destination's in-edges of its relation: float32; kept.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import stream, take_rows
 from hpcgnn.sar.relation_means import mean_factors
 from hpcgnn.sar.relation_pairs import Pairs, by_column, by_row, count_pairs, edge_list, multiply
@@ -74,6 +75,7 @@ class _RelationalSum(torch.autograd.Function):
         return out_NO
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_RIO = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
@@ -107,6 +109,7 @@ def _streamed(
         yield blocks[arrival.index], readable(arrival.rows_HF), exchange.progress
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def _forward_pairs(
     graph: PartitionedGraph, block: Block, factors: list[Tensor] | None, inputs: int, outputs: int
 ) -> Pairs:
@@ -133,6 +136,7 @@ def _forward_pairs(
     return found
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def _backward_pairs(graph: PartitionedGraph, block: Block, factors: list[Tensor] | None) -> Pairs:
     key = ("relation pairs back", _key(graph.out_edges, block), factors is not None)
     found = graph.cache.get(key)

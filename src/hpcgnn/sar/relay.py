@@ -47,6 +47,7 @@ class Relay:
         return senders, Cuts(self.receivers, ring_order(self.rank, size, -1), most)
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def relay(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
     """The relay of one direction; collective on first use, kept after."""
     key = ("relay", edges is graph.in_edges, weighted, graph.fewest_rows)

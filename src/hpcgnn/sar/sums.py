@@ -6,8 +6,9 @@ feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions ar
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
+from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar import short
+from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.relay import relay
 from hpcgnn.sar.rows import check_rows
 from hpcgnn.sar.schedule import work
@@ -34,6 +37,7 @@ def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = Tru
     return result
 
 
+@torch.inference_mode(False)  # what is kept must serve in training too
 def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
     """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
     key = ("in-degrees", weighted)
@@ -64,21 +68,43 @@ def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
 
 
 def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
-    """Whether `x_NF` are the graph's own features, whose sums never change."""
-    return graph.cache_first and x_NF is graph.features
+    """Whether `x_NF` are the graph's own features, and nobody asks for their gradient."""
+    own = graph.cache_first and x_NF is graph.features
+    return own and not x_NF.requires_grad and not x_NF.is_inference()
+
+
+@dataclass(frozen=True)
+class _FirstSum:
+    """An aggregate and the state of the features that it is of."""
+
+    features: weakref.ref[Tensor]
+    version: int
+    result: Tensor
+
+    def is_of(self, x_NF: Tensor) -> bool:
+        return self.features() is x_NF and self.version == x_NF._version
 
 
 def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor]) -> Tensor:
-    """A linear aggregation of the constant input features, computed once and kept by `key`.
+    """A linear aggregation of the constant input features, kept by `key` while they don't change.
 
-    In full precision, also under autocast.
+    In full precision, also under autocast. Collective: where the features of some rank were
+    replaced or changed in place, all ranks compute it again.
     """
-    name = ("first sum", key)
+    name, x_NF = ("first sum", key), graph.features
+    if not isinstance(x_NF, Tensor):
+        raise InputError("sums of constant features need dense features")
     found = graph.cache.get(name)
-    if not isinstance(found, Tensor):
-        with torch.no_grad(), torch.autocast(graph.node_ids.device.type, enabled=False):
-            found = graph.cache[name] = compute()
-    return found
+    fresh = isinstance(found, _FirstSum) and found.is_of(x_NF)
+    if not graph.ring.comm.allreduce(int(fresh), "min", where="first sum"):
+        device = graph.node_ids.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            version = x_NF._version
+            found = _FirstSum(weakref.ref(x_NF), version, compute())
+        graph.cache[name] = found
+    if not isinstance(found, _FirstSum):
+        raise TypeError(f"another object is kept as {name}")
+    return found.result
 
 
 class _Sum(torch.autograd.Function):
@@ -91,6 +117,7 @@ class _Sum(torch.autograd.Function):
         return out_NF.to(x_NF.dtype)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         graph = ctx.graph
         grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward", ctx.wire)
