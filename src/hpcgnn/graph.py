@@ -6,11 +6,14 @@ of part s that block (r, s) reads are the *halo rows* from s, in the order of s'
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from hpcgnn.errors import InputError
 
 if TYPE_CHECKING:
     from hpcgnn.comm.ring import Ring
@@ -105,7 +108,7 @@ class PartitionedGraph:
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
-        seed, epoch: key of the dropout masks; the training loop sets the epoch.
+        seed, epoch: key of the dropout masks; `set_epoch` at the start of each epoch.
         mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
             exchange with buffers as large as it needs).
         fewest_rows: sums between parts travel as whichever rows are fewest, see `sar.relay`.
@@ -138,6 +141,31 @@ class PartitionedGraph:
     narrow_first: bool = True
     cache_first: bool = True
     cache: dict[object, object] = field(default_factory=dict, repr=False)
+    epoch_is_set: bool = False
+    drawn: set[int] = field(default_factory=set, repr=False)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, the same on all ranks: dropout masks are drawn anew.
+
+        Raises:
+            InputError: `epoch` is no integer, or negative.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise InputError("an epoch must be an integer of at least 0", value=epoch)
+        self.epoch, self.epoch_is_set = epoch, True
+
+    def mask_key(self, layer: int) -> tuple[int, int, int]:
+        """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""
+        if not self.epoch_is_set and self.epoch == 0:
+            if layer in self.drawn:
+                self.epoch_is_set = True
+                warnings.warn(
+                    "dropout draws the same mask again, since the epoch was never set: call "
+                    "graph.set_epoch(epoch) at the start of each epoch",
+                    stacklevel=4,
+                )
+            self.drawn.add(layer)
+        return self.seed, self.epoch, layer
 
     @property
     def num_local_nodes(self) -> int:
@@ -170,4 +198,5 @@ class PartitionedGraph:
             test_mask=moved(self.test_mask),
             node_types=moved(self.node_types),
             cache={},
+            drawn=set(),
         )

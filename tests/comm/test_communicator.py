@@ -192,3 +192,12 @@ def test_strict_mode_passes_when_all_are_together(comm, monkeypatch):
     got = made.alltoallv([np.zeros((made.rank, 2))] * made.size)
     assert [len(rows) for rows in got] == list(range(made.size))
     made.close()
+
+
+def test_one_communicator_is_kept_for_each_of_mpis(comm):
+    kept = Communicator.of(comm.mpi)
+    assert Communicator.of(comm.mpi) is kept is not Communicator.of()
+    kept.close()
+    again = Communicator.of(comm.mpi)
+    assert again is not kept and again.allreduce(1) == comm.size
+    again.close()

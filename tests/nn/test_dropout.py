@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hpcgnn import nn
+from hpcgnn.errors import InputError
 from hpcgnn.nn.dropout import Dropout, sparse_dropout
 from hpcgnn.nn.linear import Linear
 from hpcgnn.storage.load import sparse_rows
@@ -137,3 +138,38 @@ def test_sparse_features_are_refused_where_they_cannot_serve(graph):
     _, sparse = some_sparse(graph)
     with pytest.raises(Exception, match="needs dense features"):
         nn.SAGEConv(WIDTH, 4, aggr="max")(graph, sparse)
+
+
+def test_layers_number_themselves_as_weights_are_drawn(comm, graph):
+    def numbers() -> list[int]:
+        torch.manual_seed(3)
+        made = [
+            nn.Dropout(0.5), nn.Dropout(0.5), nn.MessagePassing(), nn.MessagePassing(),
+            nn.GATConv(2, 2), nn.GATv2Conv(2, 2),
+        ]  # fmt: skip
+        return [layer.layer for layer in made]
+
+    assert len(set(numbers())) == 6 and numbers() == numbers()
+    assert len({tuple(one) for one in comm.allgather(numbers())}) == 1
+    assert nn.GATConv(2, 2, layer=0).layer == 0 and nn.Dropout(0.5, 7).layer == 7
+
+
+def test_numbers_that_differ_between_ranks_are_refused(comm, graph):
+    if comm.size == 1:
+        pytest.skip("no others")
+    for kind in (nn.GATConv, nn.GATv2Conv):
+        layer = kind(WIDTH, 2, dropout=0.5, layer=comm.rank)
+        with pytest.raises(InputError, match="numbers differ between ranks"):
+            layer(graph, torch.ones(graph.num_local_nodes, WIDTH))
+
+
+def test_an_epoch_that_is_never_set_is_warned_of(graph):
+    layer, x = nn.Dropout(0.5), torch.ones(graph.num_local_nodes, WIDTH)
+    first = layer(graph, x)
+    with pytest.warns(UserWarning, match=r"call graph\.set_epoch\(epoch\)"):
+        layer(graph, x)
+    graph.set_epoch(1)
+    assert graph.num_local_nodes == 0 or not torch.equal(first, layer(graph, x))
+    for wrong in (-1, 1.5, True, "1"):
+        with pytest.raises(InputError, match="an epoch must be an integer"):
+            graph.set_epoch(wrong)

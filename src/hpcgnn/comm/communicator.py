@@ -26,6 +26,8 @@ from hpcgnn.comm.watchdog import Watchdog
 from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError
 
+_KEPT = MPI.Comm.Create_keyval()  # under which MPI holds `Communicator.of`
+
 
 class Communicator:
     """A group of ranks. Every wait is polled: signals are handled, and no wait is endless.
@@ -67,6 +69,19 @@ class Communicator:
         self._strict = any(strict_P)
         if self.size > 1:
             guard().watch(self)
+
+    @classmethod
+    def of(cls, mpi: MPI.Comm | None = None) -> Communicator:
+        """The one communicator kept for `mpi` (all ranks by default); made by the first call.
+
+        Collective. MPI has only some two thousand communicators to give.
+        """
+        parent = MPI.COMM_WORLD if mpi is None else mpi
+        found = parent.Get_attr(_KEPT)
+        if not isinstance(found, cls) or found.mpi == MPI.COMM_NULL:
+            found = cls(parent)
+            parent.Set_attr(_KEPT, found)
+        return found
 
     def _start_heartbeat(self) -> Heartbeat:
         own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph import Block, PartitionedGraph, SparseRows
+from hpcgnn.nn.numbers import layer_number
 from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.host_rows import HostRows
 
@@ -19,23 +20,25 @@ class Dropout(torch.nn.Module):
 
     Args:
         p: probability in [0, 1).
-        layer: tells masks of one model apart.
+        layer: tells masks of one model apart; drawn by `nn.numbers` if not given.
         relu: apply ReLU first, in the same pass.
         in_place: with `relu`, overwrite `x`, which nothing before may have kept.
     """
 
-    def __init__(self, p: float, layer: int, relu: bool = False, *, in_place: bool = False) -> None:
+    def __init__(
+        self, p: float, layer: int | None = None, relu: bool = False, *, in_place: bool = False
+    ) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability must be in [0, 1), found {p!r}")
-        self.p, self.layer, self.relu, self.in_place = p, layer, relu, in_place
+        self.p, self.layer, self.relu, self.in_place = p, layer_number(layer), relu, in_place
 
     def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         p = self.p if self.training else 0.0
         if p == 0:
             relu = torch.relu_ if self.in_place else torch.relu
             return relu(x_NF) if self.relu else x_NF
-        key = p, graph.seed, graph.epoch, self.layer
+        key = p, *graph.mask_key(self.layer)
         if self.relu:
             result: Tensor = _ReluDropout.apply(x_NF, graph.node_ids, key, self.in_place)
         else:
@@ -102,7 +105,7 @@ def constant_dropout(
     """Dropout of constant features; the mask depends on node id and column."""
     if isinstance(x, SparseRows):
         return sparse_dropout(graph, x, p)
-    seed, epoch = graph.seed, graph.epoch
+    seed, epoch, _ = graph.mask_key(0)
 
     def change(rows: slice, slab_RF: Tensor) -> None:
         kernels.dropout_nodes(
@@ -118,9 +121,8 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
     ids_E = torch.repeat_interleave(graph.node_ids, counts) * x.shape[1] + x.block.columns
     weight = _stored(x.block)
     kept_E1 = torch.empty_like(weight)[:, None]
-    kernels.dropout_nodes(
-        weight[:, None], kept_E1, ids_E, p=p, seed=graph.seed, epoch=graph.epoch, layer=0
-    )
+    seed, epoch, _ = graph.mask_key(0)
+    kernels.dropout_nodes(weight[:, None], kept_E1, ids_E, p=p, seed=seed, epoch=epoch, layer=0)
     kept_E = kept_E1[:, 0]
     order = _column_order(graph, x.block.columns)
     return replace(

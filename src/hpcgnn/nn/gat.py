@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
+from hpcgnn.nn.numbers import layer_number
 from hpcgnn.sar.attention import AttentionSettings, attention
 from hpcgnn.sar.rows import check_edges, check_rows
 
@@ -21,7 +22,7 @@ class GATConv(torch.nn.Module):
         edge_dim: width of the graph's edge features, if they take part in the scores.
         fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
         residual: a linear map of each node's own row is added to the output.
-        layer: tells the dropout masks of one model apart.
+        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
     """
 
     hops = 1
@@ -40,7 +41,7 @@ class GATConv(torch.nn.Module):
         fill_value: str = "mean",
         bias: bool = True,
         residual: bool = False,
-        layer: int = 0,
+        layer: int | None = None,
         **keywords: object,
     ) -> None:
         super().__init__()
@@ -51,8 +52,7 @@ class GATConv(torch.nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.heads, self.concat = heads, concat
         self.negative_slope, self.dropout = negative_slope, dropout
-        self.add_self_loops, self.layer = add_self_loops, layer
-        self.edge_dim = edge_dim
+        self.add_self_loops, self.edge_dim = add_self_loops, edge_dim
         self.lin = Linear(
             in_channels, heads * out_channels, bias=False, weight_initializer="glorot"
         )
@@ -70,6 +70,7 @@ class GATConv(torch.nn.Module):
         self.res = None
         if residual:
             self.res = Linear(in_channels, width, bias=False, weight_initializer="glorot")
+        self.layer = layer_number(layer)
 
     def reset_parameters(self) -> None:
         for lin in (self.lin, self.lin_edge, self.res):

@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcgnn.graph import PartitionedGraph
 from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
+from hpcgnn.nn.numbers import layer_number
 from hpcgnn.sar.attention import AttentionSettings
 from hpcgnn.sar.attention2 import attention2
 from hpcgnn.sar.rows import check_edges, check_rows
@@ -21,7 +22,7 @@ class GATv2Conv(torch.nn.Module):
         share_weights: sources and destinations use one linear map.
         fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
         residual: a linear map of each node's own row is added to the output.
-        layer: tells the dropout masks of one model apart.
+        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
     """
 
     hops = 1
@@ -41,7 +42,7 @@ class GATv2Conv(torch.nn.Module):
         bias: bool = True,
         share_weights: bool = False,
         residual: bool = False,
-        layer: int = 0,
+        layer: int | None = None,
         **keywords: object,
     ) -> None:
         super().__init__()
@@ -52,8 +53,7 @@ class GATv2Conv(torch.nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.heads, self.concat = heads, concat
         self.negative_slope, self.dropout = negative_slope, dropout
-        self.add_self_loops, self.layer = add_self_loops, layer
-        self.edge_dim = edge_dim
+        self.add_self_loops, self.edge_dim = add_self_loops, edge_dim
         width = heads * out_channels
         self.lin_l = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
         self.lin_r = self.lin_l
@@ -71,6 +71,7 @@ class GATv2Conv(torch.nn.Module):
         if residual:
             own = width if concat else out_channels
             self.res = Linear(in_channels, own, bias=False, weight_initializer="glorot")
+        self.layer = layer_number(layer)
 
     def reset_parameters(self) -> None:
         self.lin_l.reset_parameters()

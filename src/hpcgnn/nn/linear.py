@@ -13,7 +13,7 @@ from hpcgnn.graph import PartitionedGraph, SparseRows
 from hpcgnn.nn.keywords import check_width
 from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.host_rows import HostRows
-from hpcgnn.sar.project import NodeFeatures, product, weight_gradient
+from hpcgnn.sar.project import NodeFeatures, product, refill, shell, weight_gradient
 from hpcgnn.sar.rows import check_features
 from hpcgnn.sar.short import product_type, readable
 
@@ -90,11 +90,13 @@ class _ConstantLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight_GF: Tensor, x: SparseRows | HostRows) -> Tensor:
-        ctx.x, ctx.short = x, product_type(weight_GF.device)
+        ctx.x, held = shell(x)
+        ctx.save_for_backward(*held)
+        ctx.short = product_type(weight_GF.device)
         with torch.autocast(weight_GF.device.type, enabled=False):
             return product(x, weight_GF, ctx.short)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return weight_gradient(ctx.x, grads[0], ctx.short), None
+        return weight_gradient(refill(ctx.x, ctx.saved_tensors), grads[0], ctx.short), None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph import PartitionedGraph
+from hpcgnn.nn.numbers import layer_number
 from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
 from hpcgnn.sar.project import NodeFeatures, dense_rows
 from hpcgnn.sar.rows import check_rows
@@ -27,18 +28,19 @@ class MessagePassing(torch.nn.Module):
         aggr: `sum` (or `add`), `mean`, `max`, `min`, `var`, `std`, `softmax`, or a list; results of
             a list are concatenated.
         piece: edges whose messages exist at a time.
-        layer: tells random numbers inside `message` apart between layers.
+        layer: tells random numbers inside `message` apart between layers; drawn by `nn.numbers` if
+            not given.
     """
 
     hops = 1
 
     def __init__(
-        self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int = 0
+        self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int | None = None
     ) -> None:
         super().__init__()
         named = (aggr,) if isinstance(aggr, str) else tuple(aggr)
         self.aggr = tuple("sum" if name == "add" else name for name in named)
-        self.piece, self.layer = piece, layer
+        self.piece, self.layer = piece, layer_number(layer)
 
     def message(
         self, x_src: Tensor, x_dst: Tensor, edge: EdgePiece

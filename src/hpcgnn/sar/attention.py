@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
+from hpcgnn.errors import InputError
 from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.first_order import first_order
 from hpcgnn.sar.halo import give_back, stream
@@ -29,6 +30,8 @@ from hpcgnn.sar.project import (
     head_products,
     head_scores,
     product,
+    refill,
+    shell,
     weight_gradient,
 )
 from hpcgnn.sar.rows import check_rows
@@ -88,6 +91,8 @@ class _Attention(torch.autograd.Function):
         has_backward: bool,
     ) -> Tensor:
         ctx.short = product_type(graph.node_ids.device)
+        if settings.dropout:
+            graph.mask_key(settings.layer)
         graph.ring.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             z_NK = product(x, weight_KF, ctx.short)
@@ -96,14 +101,15 @@ class _Attention(torch.autograd.Function):
             run.go()
             out_NK, lse_NH = normalised(run.top_NH, run.total_NH, run.out_NK, bias_K)
             out_NK = out_NK.to(z_NK.dtype)
-        ctx.x = None if isinstance(x, Tensor) else x
-        ctx.graph, ctx.settings, ctx.kept = graph, settings, run.kept
+        ctx.x, held = shell(None if isinstance(x, Tensor) else x)
+        ctx.num_held = len(held)
+        ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
         ctx.epoch = graph.epoch
         if run.kept is None and has_backward:
             graph.ring.newest, ctx.newest = z_NK, weakref.ref(z_NK)
         ctx.save_for_backward(
             dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
-            None if run.kept is None else z_NK,
+            None if run.kept is None else z_NK, *held, *(run.kept or ()),
         )  # fmt: skip
         return out_NK
 
@@ -112,9 +118,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (
             dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
-            z_NK,
+            z_NK, *kept,
         ) = ctx.saved_tensors  # fmt: skip
-        x: NodeFeatures = dense if ctx.x is None else ctx.x
+        held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
+        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
         if z_NK is None:
             z_NK = ctx.newest()
         if z_NK is None:
@@ -126,10 +133,10 @@ class _Attention(torch.autograd.Function):
             z_NK, s_NH, t_NH, lse_NH, edge_HD,
         )  # fmt: skip
         del z_NK
-        if ctx.kept is None:
-            run.at_sources()
+        if ctx.keeps:
+            run.at_destinations(kept)
         else:
-            run.at_destinations(ctx.kept)
+            run.at_sources()
         grad_z = run.grad_z_NK
         grad_source, grad_target = _diagonal_blocks(run.z_NK.to(grad_z.dtype), run.grad_scores_NH)
         run.z_NK = run.z_NK.new_empty(0)
@@ -326,9 +333,23 @@ class _Backward:
 
 
 def know_ids(graph: PartitionedGraph, edges: EdgeBlocks, settings: AttentionSettings) -> None:
-    """Learn the ids that dropout needs; by all ranks, also those that receive no block."""
-    if settings.dropout:
-        halo_ids(graph, edges)
+    """Learn the ids that dropout needs; by all ranks, also those that receive no block.
+
+    Raises:
+        InputError: the ranks gave the layer different numbers, so that masks wouldn't agree.
+    """
+    if not settings.dropout:
+        return
+    halo_ids(graph, edges)
+    known = ("agreed layer", settings.layer)
+    if known not in graph.cache:
+        numbers = graph.ring.comm.allgather(settings.layer, where="layer number")
+        if len(set(numbers)) > 1:
+            raise InputError(
+                "the layers' numbers differ between ranks: build the model after the same "
+                "torch.manual_seed on every rank, or give layer="
+            )
+        graph.cache[known] = True
 
 
 def edge_dropout(

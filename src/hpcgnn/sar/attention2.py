@@ -63,6 +63,8 @@ class _Attention2(torch.autograd.Function):
         settings: AttentionSettings,
     ) -> Tensor:
         ctx.dtype = left_NK.dtype
+        if settings.dropout:
+            graph.mask_key(settings.layer)
         left_NK, right_NK = readable(left_NK).contiguous(), readable(right_NK).contiguous()
         edge_DK = None if edge_DK is None else edge_DK.contiguous()
         heads, edges = att_HC.shape[0], graph.in_edges
@@ -96,14 +98,21 @@ class _Attention2(torch.autograd.Function):
                 exchange.progress()
         out_NK, lse_NH = normalised(top_NH, total_NH, out_NK, bias_K)
         out_NK = out_NK.to(left_NK.dtype)
-        ctx.graph, ctx.settings, ctx.epoch, ctx.kept = graph, settings, graph.epoch, kept
-        ctx.save_for_backward(left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH)
+        ctx.graph, ctx.settings, ctx.epoch, ctx.keeps = (
+            graph,
+            settings,
+            graph.epoch,
+            kept is not None,
+        )
+        ctx.save_for_backward(
+            left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *(kept or ())
+        )
         return out_NK
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH = ctx.saved_tensors
+        left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *kept = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         settings, edges = ctx.settings, graph.in_edges
         g_NK = grads[0].contiguous()
@@ -127,7 +136,7 @@ class _Attention2(torch.autograd.Function):
 
         def produce(index: int, block: Block, out_HK: Tensor) -> None:
             grad_HK = out_HK if out_HK.dtype == dtype else torch.zeros_like(out_HK, dtype=dtype)
-            differentiate(block, readable(ctx.kept[index]), grad_HK)
+            differentiate(block, readable(kept[index]), grad_HK)
             out_HK.copy_(grad_HK)
 
         def differentiate_here() -> None:
@@ -135,7 +144,7 @@ class _Attention2(torch.autograd.Function):
                 differentiate(block, left_NK, grad_left)
 
         width = left_NK.shape[1]
-        if ctx.kept is not None:
+        if ctx.keeps:
             give_back(
                 graph, edges, width, ctx.wire, produce, accept, where="attention backward",
                 first=differentiate_here,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,6 +63,24 @@ def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
     rows_E = torch.repeat_interleave(torch.arange(block.num_rows, device=block.device), counts)
     out_NF = stored_E.new_zeros(x.shape)
     return out_NF.index_put_((rows_E, block.columns.long()), stored_E, accumulate=True)
+
+
+def shell(x: Any) -> tuple[Any, list[Tensor]]:
+    """Features without what dropout makes anew each epoch, and that, for autograd to hold."""
+    if not isinstance(x, SparseRows) or x.block.weight is None or x.transposed.weight is None:
+        return x, []
+    bare = replace(
+        x, block=replace(x.block, weight=None), transposed=replace(x.transposed, weight=None)
+    )
+    return bare, [x.block.weight, x.transposed.weight]
+
+
+def refill(x: Any, held: Sequence[Tensor]) -> Any:
+    """What `shell` took apart."""
+    if not isinstance(x, SparseRows) or not held:
+        return x
+    block, transposed = replace(x.block, weight=held[0]), replace(x.transposed, weight=held[1])
+    return replace(x, block=block, transposed=transposed)
 
 
 def head_matrix(*vectors_HC: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def load_partition(
         InputError: the file is damaged, or has another number of parts; parts that contradict each
             other; a file that isn't the same on all ranks.
     """
-    comm = comm if isinstance(comm, Communicator) else Communicator(comm)
+    comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     error: Exception | None = None
     part: Part | None = None
     header: dict[str, Any] = {}

@@ -1,0 +1,200 @@
+"""What autograd may rely on: saved state, second derivatives, sums that are kept."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import pkgutil
+import weakref
+
+import pytest
+import torch
+
+import hpcgnn
+from hpcgnn import nn
+from hpcgnn.sar.first_order import _Refusal
+from hpcgnn.sar.sums import neighbour_sum
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+WIDTH = 6
+
+
+@pytest.fixture
+def graph(comm):
+    torch.manual_seed(0)
+    return distribute(random_graph(40, 200, 1, width=WIDTH), comm)
+
+
+class Edge(nn.MessagePassing):
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(["sum", "max", "std"])
+        self.lin, self.p = torch.nn.Linear(WIDTH, WIDTH), p
+
+    def message(self, x_src, x_dst, edge):
+        return torch.nn.functional.dropout(torch.tanh(self.lin(x_src)), self.p, self.training)
+
+
+LAYERS = {
+    "gcn": lambda: nn.GCNConv(WIDTH, 4),
+    "sage": lambda: nn.SAGEConv(WIDTH, 4),
+    "max": lambda: nn.SAGEConv(WIDTH, 4, aggr="max"),
+    "sgc": lambda: nn.SGConv(WIDTH, 4, 2),
+    "gat": lambda: nn.GATConv(WIDTH, 4),
+    "gatv2": lambda: nn.GATv2Conv(WIDTH, 4),
+    "messages": Edge,
+    "batch norm": lambda: nn.BatchNorm(WIDTH),
+    "graph norm": lambda: nn.GraphNorm(WIDTH),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_are_refused(graph, name):
+    layer = LAYERS[name]()
+    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
+    y = layer(graph, x).square().sum()
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(grad.square().sum(), x)
+
+
+def test_every_function_refuses_second_derivatives():
+    functions = set()
+    for module in pkgutil.walk_packages(hpcgnn.__path__, "hpcgnn."):
+        if module.name.startswith(("hpcgnn.nn", "hpcgnn.sar", "hpcgnn.train")):
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type) and issubclass(value, torch.autograd.Function):
+                    functions.add(value)
+    functions -= {_Refusal, torch.autograd.Function}
+    assert len(functions) >= 12
+    assert all(hasattr(function.backward, "__wrapped__") for function in functions), functions
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+def test_what_changes_before_backward_raises(comm, graph, mode):
+    graph.mode, layer = mode, Edge()
+    for change in ("input", "weight", "attribute"):
+        x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True) * 1.0
+        layer.scale = torch.ones(3)
+        y = layer(graph, x).sum()
+        with torch.no_grad():
+            {"input": x, "weight": layer.lin.weight, "attribute": layer.scale}[change].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward()
+
+
+def test_modes_of_forward_hold_in_backward(graph):
+    torch.manual_seed(1)
+    layer, x = Edge(0.5), torch.randn(graph.num_local_nodes, WIDTH)
+    grads = []
+    for between in (lambda: None, layer.eval):
+        layer.train().zero_grad()
+        y = layer(graph, x).square().sum()
+        between()
+        y.backward()
+        grads.append(layer.lin.weight.grad.clone())
+    assert torch.equal(*grads) and not layer.training and not layer.lin.training
+
+
+@pytest.mark.parametrize("mode", ["sar", "oneshot"])
+def test_captured_tensors_get_gradients(comm, graph, mode):
+    graph.mode = mode
+
+    class Gated(nn.MessagePassing):
+        def __init__(self):
+            super().__init__("sum", piece=7)
+            self.lin = torch.nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, graph, x):
+            self.gate = torch.sigmoid(self.lin(context))
+            return super().forward(graph, x)
+
+        def message(self, x_src, x_dst, edge):
+            return x_src * self.gate * factor
+
+    context = torch.ones(WIDTH, requires_grad=True)
+    factor = torch.tensor(2.0, requires_grad=True)
+    layer, x = Gated(), torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
+    weights = torch.randn(graph.num_local_nodes, WIDTH)
+    leaves = [x, context, factor, *layer.parameters()]
+    y = layer(graph, x)
+    layer(graph, 2 * x)  # another gate, before the first one's backward
+    found = torch.autograd.grad((y * weights).sum(), leaves)
+    gate = torch.sigmoid(layer.lin(context))
+    sums = neighbour_sum(graph, x, weighted=False)
+    # d/dgate lies with the edges' sources at the destinations' owner, as the sum does.
+    expected = torch.autograd.grad((sums * gate * factor * weights).sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+@pytest.mark.parametrize("name", ["gat", "gatv2", "messages"])
+def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
+    graph.mode, layer = mode, LAYERS[name]()
+    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
+    y = layer(graph, x)
+    loss = y.square().sum()
+    del y
+    gc.collect()
+    loss.backward()
+    held, seen, queue = [], set(), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue += [parent for parent, _ in node.next_functions]
+        for value in getattr(node, "__dict__", {}).values():
+            if value is graph:
+                continue
+            for item in [value, *getattr(value, "__dict__", {}).values()]:
+                items = item if isinstance(item, list | tuple) else [item]
+                held += [t for t in items if isinstance(t, torch.Tensor)]
+    assert not held
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+FIRST = {name: LAYERS[name] for name in ("gcn", "sage", "sgc")}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_sums_of_features_are_made_again_when_these_change(comm, graph, name):
+    layer = FIRST[name]()
+
+    def check():
+        found, graph.cache_first = layer(graph, graph.features), False
+        expected, graph.cache_first = layer(graph, graph.features), True
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    with torch.inference_mode():
+        layer(graph, graph.features)
+    layer(graph, graph.features).sum().backward()
+    check()
+    graph.features = graph.features * 2
+    check()
+    if comm.rank == 0:
+        graph.features.mul_(3)  # on this rank alone
+    check()
+    graph.features.requires_grad_()
+    layer(graph, graph.features).square().sum().backward()
+    found, graph.features.grad, graph.cache_first = graph.features.grad, None, False
+    layer(graph, graph.features).square().sum().backward()
+    torch.testing.assert_close(found, graph.features.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gcn", "gat", "sgc"])
+def test_a_graph_first_seen_in_inference_mode_trains(graph, name):
+    layer = LAYERS[name]()
+    with torch.inference_mode():
+        layer(graph, torch.ones(graph.num_local_nodes, WIDTH))
+    layer(graph, torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)).sum().backward()
+
+
+def test_a_sum_holds_no_features_that_were_replaced(graph):
+    nn.GCNConv(WIDTH, 4)(graph, graph.features)
+    former = weakref.ref(graph.features)
+    graph.features = graph.features.clone()
+    gc.collect()
+    assert former() is None
