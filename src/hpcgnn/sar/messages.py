@@ -210,7 +210,8 @@ class _Pass:
 
     def finish(self) -> Tensor:
         if not self.reductions:
-            self._begin(self._probe())
+            with self.finder:
+                self._begin(self._probe())
         degrees_N = in_degrees(self.graph)
         return torch.cat([reduction.finish(degrees_N) for reduction in self.reductions], dim=1)
 
