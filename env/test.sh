@@ -50,7 +50,6 @@ slurm=$!
 check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 \
     -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 check "tests, Slurm" show "$slurm" "$log"
-check "kernels under sanitizers" env/sanitize.sh
 rm -f "$log"
 for ranks in "$@"; do
     check "tests, $ranks ranks" on_ranks "$ranks"
