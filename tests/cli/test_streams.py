@@ -54,10 +54,21 @@ def test_the_status_is_kept(arguments, redirection, status, tmp_path):
 def test_names_that_are_not_utf_8(tmp_path):
     name = os.fsdecode(b"g\xe4.h5")
     done = subprocess.run(
-        [sys.executable, "-m", "hpcgnn", "generate", "sbm", name, "--nodes", "20", "--degree", "2"],
+        [
+            sys.executable,
+            "-m",
+            "hpcgnn",
+            "generate",
+            "sbm",
+            name,
+            "--nodes",
+            "200",
+            "--degree",
+            "2",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
     )
-    assert done.returncode == 0 and done.stdout.startswith("g\\udce4.h5: 20 nodes"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("g\\udce4.h5: 200 nodes"), done.stderr

@@ -53,9 +53,9 @@ def nested(depth: int) -> list:
 READ = {
     "deep": (progress_with(best=nested(800)), "nested too deeply|best must be null"),
     "layers": (config_with(layers=10**9), "--layers must be at most"),
-    "many layers": (config_with(layers=10**4), "doesn't fit its [0-9]+ parameters: --layers"),
-    "hidden": (config_with(hidden=10**7), "doesn't fit its .* parameters: --hidden"),
-    "embedding": (config_with(embedding=10**6), "doesn't fit its .* parameters: --embedding"),
+    "many layers": (config_with(layers=10**3), "doesn't fit its [0-9]+ parameters: --layers"),
+    "hidden": (config_with(hidden=1 << 16), "doesn't fit its .* parameters: --hidden"),
+    "embedding": (config_with(embedding=1 << 16), "doesn't fit its .* parameters: --embedding"),
     "power": (config_with(power=10**12), "--power must be at most"),
     "nested": (config_with(layers=[[[2]]]), "--layers must be an integer"),
     "unknown": (config_with(speed=1), "unknown setting"),
@@ -137,7 +137,7 @@ def test_contradictions_are_refused(graph, run_dir):
 def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):
     path = run_dir / "checkpoints" / "best.h5"
     found = files.read(path)
-    found.config = dataclasses.replace(found.config, model="gat", heads=8, output_heads=1 << 16)
+    found.config = dataclasses.replace(found.config, model="gat", heads=8, output_heads=1 << 10)
     with pytest.raises(InputError, match="is of another model"):
         Predictor(graph, found, path)
 

@@ -86,7 +86,7 @@ def parts(machine, mpirun, tmp_path) -> dict[int, Path]:
 
 def cut(mpirun, graph: Path, ranks: int) -> Path:
     part = graph.with_suffix(f".p{ranks}.h5")
-    done = mpirun(ranks, "partition", graph, "-o", part, "--method", "random")
+    done = mpirun(ranks, "partition", graph, "-o", part, "--method", "random", "--force")
     assert done.returncode == 0, done.stderr
     return part
 

@@ -167,7 +167,8 @@ def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, mon
     store.save(checkpoint(5))
     store.finish()
     assert store.missing() == ""
-    assert sorted(path.name for path in shared_path.glob("*.h5")) == ["best.h5", "epoch-000005.h5"]
+    names = sorted(path.name for path in shared_path.glob("*.h5"))
+    assert names == ["best.h5", "epoch-000005.h5", "last.h5"]
     _, found = store.newest()
     assert found.epoch == 5
     store.close()

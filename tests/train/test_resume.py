@@ -20,6 +20,8 @@ def other(entry: dataclasses.Field) -> Config:
     value = {bool: lambda v: not v, int: lambda v: v + 4, float: lambda v: v + 0.25}.get(
         type(entry.default), lambda v: "1GiB"
     )(entry.default)
+    if entry.name == "ignore":
+        value = "weights"
     choices = [choice for choice in entry.metadata["choices"] if choice != entry.default]
     return Config(**{entry.name: choices[0] if choices else value})
 

@@ -36,7 +36,11 @@ def graph(mpirun: Mpirun, tmp_path: Path) -> Callable[[int, int, str], Path]:
         if not whole.exists():
             size = ["--nodes", 200, "--degree", 6, "--features", 5, "--classes", 3]
             ok(mpirun(0, "generate", "sbm", whole, *size, "--seed", seed))
-        ok(mpirun(0, "partition", whole, "--parts", parts, "--method", method, "-o", path))
+        ok(
+            mpirun(
+                0, "partition", whole, "--parts", parts, "--method", method, "-o", path, "--force"
+            )
+        )
         return path
 
     return make

@@ -169,7 +169,7 @@ def _refuse_pipes(args: argparse.Namespace) -> None:
             continue  # of the shell: <(command)
         with suppress(OSError, ValueError):
             if stat.S_ISFIFO(Path(path).stat().st_mode):
-                raise InputError("is a named pipe: give a file, or <(command)", file=path)
+                raise InputError("is a named pipe: give a file", file=path)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_a_dictionary_starts_empty(tmp_path):
 def test_pipes_are_refused_at_once(refused, tmp_path):
     for name in ("g.txt", "g.npz", "g.npy", "g.graph", "g.mtx"):
         os.mkfifo(tmp_path / name)
-        assert f"{name}: is a pipe, device or socket" in refused(tmp_path / name)
+        assert f"{name}: is a named pipe" in refused(tmp_path / name)
     (tmp_path / "e.txt").write_text("0 1\n")
     options = ("--labels", str(tmp_path / "g.npy"))
     assert "g.npy: is a pipe" in refused(tmp_path / "e.txt", *options)

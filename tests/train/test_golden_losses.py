@@ -1,0 +1,25 @@
+"""The losses that `golden_losses` keeps: the same bits on the machine they were recorded on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.train.golden_losses import RANKS, RUNS, TABLE, losses, machine
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_as_they_were(comm, name):
+    if comm.size not in RANKS:
+        pytest.skip(f"recorded for {RANKS} ranks")
+    table = json.loads(TABLE.read_text())
+    expected = table["losses"][str(comm.size)][name]
+    found = losses(name, comm)
+    if machine() == table["machine"]:
+        assert found == expected
+    else:
+        # Products round differently elsewhere, those of bfloat16 much more so.
+        assert found == pytest.approx(expected, rel=1e-2 if name.endswith("bf16") else 1e-6)
