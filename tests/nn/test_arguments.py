@@ -166,13 +166,15 @@ def test_eps_of_gin_is_a_number(graph, train_eps):
     assert layer.eps.item() == 0
 
 
-def test_copies_of_an_embedding_stay_with_their_rank(graph):
+def test_copies_of_an_embedding_stay_with_their_rank(graph, monkeypatch):
     embedding = nn.Embedding(graph, 4, 0)
     assigned = nn.Embedding(graph, 4, 0)
     assigned.load_state_dict(embedding.state_dict(), assign=True)
+    monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
+    swapped = copy.deepcopy(embedding).double().float()
     for one in (
         copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), assigned,
-        embedding.to(torch.float64),
+        swapped, embedding.to(torch.float64),
     ):  # fmt: skip
         assert is_sharded(one.weight) and one.weight.requires_grad
         torch.testing.assert_close(one.weight.float(), embedding.weight.float())

@@ -1,7 +1,7 @@
 """Short runs whose losses are kept: a change not meant to change the mathematics keeps them.
 
-`mpiexec -n P python -m tests.train.golden_losses` runs them on P ranks and writes what it finds into
-`golden_losses.json`; do so for P = 1, 2, 3 after a change that is meant to.
+`mpiexec -n P python -m tests.train.golden_losses` runs them on P ranks and writes what it finds
+into `golden_losses.json`; do so for P = 1, 2, 3 after a change that is meant to.
 """
 
 from __future__ import annotations

@@ -50,8 +50,17 @@ class Embedding(torch.nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        if not isinstance(self.weight, ShardedParameter):  # assigned, not copied
+        self._keep_sharded()  # where it was assigned, not copied
+
+    def _apply(self, *args: Any, **keywords: Any) -> Embedding:
+        super()._apply(*args, **keywords)
+        self._keep_sharded()  # where torch swaps parameters as they are moved
+        return self
+
+    def _keep_sharded(self) -> None:
+        if not getattr(self.weight, "sharded", False):
             self.weight = ShardedParameter(self.weight.data, self.weight.requires_grad)
+            self.weight.sharded = True  # where the data are of a tensor class of their own
 
 
 def initial_rows(ids_N: Tensor, width: int, seed: int) -> Tensor:

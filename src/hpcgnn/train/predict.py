@@ -83,8 +83,10 @@ class Predictor:
             _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
         check_model(config, facts_of(graph))
         self.device = graph.node_ids.device
-        with agreed(graph.ring.comm, "fit the checkpoint"), torch.device("meta"):
-            check_stored(build_model(config, graph, self.task.num_outputs), checkpoint, path)
+        with torch.device("meta"):
+            shapes = build_model(config, graph, self.task.num_outputs)
+        with agreed(graph.ring.comm, "fit the checkpoint"):
+            check_stored(shapes, checkpoint, path)
         self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
         sharded: dict[str, np.ndarray] = {}
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():

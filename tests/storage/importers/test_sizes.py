@@ -126,7 +126,7 @@ def test_pipes_are_refused_at_once(refused, tmp_path):
         assert f"{name}: is a named pipe" in refused(tmp_path / name)
     (tmp_path / "e.txt").write_text("0 1\n")
     options = ("--labels", str(tmp_path / "g.npy"))
-    assert "g.npy: is a pipe" in refused(tmp_path / "e.txt", *options)
+    assert "g.npy: is a named pipe" in refused(tmp_path / "e.txt", *options)
     with pytest.raises(InputError, match="is a pipe"), open_file(Path(os.devnull)):
         pass
 
