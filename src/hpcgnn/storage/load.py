@@ -67,8 +67,7 @@ def load_partition(
     except (InputError, OSError) as caught:
         error = caught
     comm.agree(error, where="load partition")
-    compared = {k: v for k, v in header.items() if k not in ("report", "config")}
-    require_same(comm, compared | {"split": split, "mode": mode}, "partition files", file=path)
+    require_same(comm, {"split": split, "mode": mode}, "settings", file=path)
     if part is None or claims is None:
         raise InputError("could not be read", file=path)
     check_together(comm, header, claims, Place(path, part_name(comm.rank)))

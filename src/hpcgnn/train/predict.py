@@ -194,7 +194,7 @@ def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[i
     bad = np.zeros(len(ids), bool)
     for array in rows.values():
         if array.dtype.kind == "f":
-            bad |= ~np.isfinite(array).reshape(len(ids), -1).all(axis=1)
+            bad |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     count = comm.allreduce(int(bad.sum()), where="check the predictions")
     lowest = int(ids[bad].min()) if bad.any() else graph.num_nodes
     return count, comm.allreduce(lowest, "min", where="check the predictions")
