@@ -226,7 +226,7 @@ def _edge_sums(lists: EdgeLists, index: int, key: int, *, reverse: bool) -> np.n
 
 
 def _add_attribute(mixed: np.ndarray, values: np.ndarray) -> None:
-    for column in values.reshape(len(values), -1).T:
+    for column in values.reshape(len(values), int(np.prod(values.shape[1:]))).T:
         if column.dtype.kind == "f":
             column = (column + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
         mixed += column.astype(np.uint64)
