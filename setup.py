@@ -13,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path("src/hpcgnn/kernels/cpu")
+KERNELS = Path("src/hpcgnn/kernels/cpu/src")
 ONCE = KERNELS / "isa.cpp"
 INSTRUCTION_SETS = {"baseline": (16, [])}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -69,9 +69,9 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "hpcgnn.kernels.libhpcgnn_cpu",
+            "hpcgnn.kernels.cpu.libhpcgnn_cpu",
             sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
-            depends=sorted(str(path) for path in KERNELS.parent.rglob("*.h")),
+            depends=sorted(str(path) for path in KERNELS.parent.parent.rglob("*.h")),
             language="c++",
             extra_compile_args=FLAGS,
             extra_link_args=LINK_FLAGS,

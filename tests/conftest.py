@@ -109,10 +109,10 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
 def parmetis() -> Path:
     """The ParMETIS library, or a skip."""
     from hpcgnn.errors import InputError
-    from hpcgnn.partition import pyparmetis
+    from hpcgnn.partition.pyparmetis import binding
 
     try:
-        return pyparmetis.find()
+        return binding.find()
     except InputError as error:
         pytest.skip(str(error))
 

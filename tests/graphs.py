@@ -11,10 +11,10 @@ from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.partition import layout
-from hpcgnn.storage.graph_file import NodeData, Slab
-from hpcgnn.storage.load import assemble
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.partition.layout import assembly
+from hpcgnn.storage.read.graph_file import NodeData, Slab
+from hpcgnn.storage.read.load import assemble
 
 
 @dataclass
@@ -131,7 +131,7 @@ def distribute(
         labels=whole.labels.astype(np.int64),
         split=whole.split[:, None],
     )
-    parts, _ = layout.build(_alone(), slab, nodes, owner, size, whole.num_nodes)
+    parts, _ = assembly.build(_alone(), slab, nodes, owner, size, whole.num_nodes)
     header = {
         "num_nodes": whole.num_nodes,
         "num_edges": len(whole.source),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.comm.failure import Failure
+from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.errors import InputError, printable, say
 
 

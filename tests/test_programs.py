@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.kernels import launch
-from hpcgnn.programs import find_program
+from hpcgnn.kernels.cuda import launch
+from hpcgnn.system import find_program
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli.main import VERBS
-from hpcgnn.train.config import Config
+from hpcgnn.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,21 +14,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn import allocation
+from hpcgnn import system
+from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
     from hpcgnn import nn
-    from hpcgnn.storage.load import load_partition
+    from hpcgnn.storage.read.load import load_partition
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load_partition", "nn"]
 
-allocation.set_up()
+system.set_up()
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_partition":
-        return importlib.import_module("hpcgnn.storage.load").load_partition
+        return importlib.import_module("hpcgnn.storage.read.load").load_partition
     if name == "nn":
         return importlib.import_module("hpcgnn.nn")
     raise AttributeError(f"module 'hpcgnn' has no attribute {name!r}")

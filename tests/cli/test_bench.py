@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hpcgnn.bench.case import Case
+from hpcgnn.bench.peers import Case, Worker
 from hpcgnn.bench.timing import Sample, compare
-from hpcgnn.bench.worker import Worker
 
 JOB = Path(__file__).parents[2] / "jobs" / "bench.sbatch"
 SIZES = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4", "--repeat=1"]

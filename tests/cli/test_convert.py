@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli.main import main
-from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.read.graph_file import GraphFile
 
 COMMAND = [sys.executable, "-m", "hpcgnn.cli.main", "convert"]
 MIB = 1 << 20

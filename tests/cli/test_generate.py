@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.read.graph_file import GraphFile
 
 SIZES = ("--nodes", 1000, "--degree", 12, "--features", 5, "--classes", 4, "--seed", 3)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli import main
-from hpcgnn.storage import atomic
-from hpcgnn.storage.reader import Reader
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
 from tests.storage.test_graph_writer import write

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcgnn.storage.partition_file import PartitionFile
+from hpcgnn.storage.read.partition_file import PartitionFile
 from tests.cli.verbs import refused
 from tests.partition.slabs import grid_edges, write_graph
 

@@ -39,9 +39,9 @@ def mpiexec() -> str:
 @pytest.mark.parametrize(
     ("function", "verb", "place"),
     [
-        ("hpcgnn.partition.layout:build", "partition", "lay out the parts"),
-        ("hpcgnn.storage.part_writer:_append", "partition", "write the partition file"),
-        ("hpcgnn.train.setup:load_partition", "predict", "read the partition"),
+        ("hpcgnn.partition.layout.assembly:build", "partition", "lay out the parts"),
+        ("hpcgnn.storage.write.part_writer:_append", "partition", "write the partition file"),
+        ("hpcgnn.train.open:load_partition", "predict", "read the partition"),
         ("hpcgnn.train.predict:_write_slabs", "predict", "write the predictions"),
     ],
 )

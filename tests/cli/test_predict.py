@@ -12,9 +12,9 @@ import pytest
 
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.errors import InputError, NumericalError, OutOfMemoryError, OutputError
-from hpcgnn.storage.load import load_partition
+from hpcgnn.storage.read.load import load_partition
+from hpcgnn.train import open
 from hpcgnn.train import predict as predictions
-from hpcgnn.train import setup
 from tests.cli.test_train import SETTINGS, arrays, write
 from tests.cli.verbs import call, refused
 
@@ -112,8 +112,8 @@ def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
         asked.append(config)
         return plain(path, comm, config)
 
-    plain = setup.open_part
-    monkeypatch.setattr(setup, "open_part", open_part)
+    plain = open.open_part
+    monkeypatch.setattr(open, "open_part", open_part)
     call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5", "--halo-buffer", "1MiB")
     (where,) = asked
     assert (where.features_on, where.precision, where.mode) == ("host", "tf32", "sar")

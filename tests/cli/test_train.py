@@ -14,7 +14,7 @@ from mpi4py import MPI
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.cli.verbs import call, refused
 from tests.graphs import random_graph
 

@@ -154,7 +154,7 @@ if __name__ == "__main__":
     sys.stderr.write(f"pid {os.getpid()}\n")
     sys.stderr.flush()
     if sys.argv[1] == "one_stopped_at_start":
-        from hpcgnn.comm.library import MPI
+        from hpcgnn.comm.mpi_library import MPI
 
         one_stopped(MPI.COMM_WORLD)
     sys.exit(world.run(main))

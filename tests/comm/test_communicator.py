@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.comm import exchange, reduce
+from hpcgnn.comm import collectives
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError, NumericalError
 
@@ -42,7 +42,7 @@ def test_allreduce_arrays(comm, shape, dtype):
 def test_allreduce_is_the_same_bits_everywhere_and_every_time(comm, monkeypatch, count):
     mine = values(comm.rank, (count,), "f4")
     sums = [comm.allreduce(mine).tobytes() for _ in range(3)]
-    monkeypatch.setattr(reduce, "SEGMENT", 8_192)
+    monkeypatch.setattr(collectives, "SEGMENT", 8_192)
     sums.append(comm.allreduce(mine).tobytes())
     assert len({*sums, *comm.mpi.allgather(sums[0])}) == 1
 
@@ -60,7 +60,7 @@ def test_allreduce_scalars_and_tensors(comm):
 
 
 def test_objects(comm, monkeypatch):
-    monkeypatch.setattr(exchange, "PIECE_BYTES", 100)
+    monkeypatch.setattr(collectives, "PIECE_BYTES", 100)
     for root in range(comm.size):
         mine = {"rank": comm.rank, "rows": np.arange(50 * comm.rank)}
         got = comm.broadcast(mine, root)
@@ -100,7 +100,7 @@ def test_alltoallv_bounds_what_is_in_flight(comm, monkeypatch):
     monkeypatch.setattr(comm, "irecv", lambda *a: started(irecv(*a)))
     got = comm.alltoallv([np.full(1000 * p, comm.rank) for p in range(comm.size)], piece_bytes=80)
     assert [set(rows) for rows in got] == [{p} if comm.rank else set() for p in range(comm.size)]
-    assert most[0] <= exchange.IN_FLIGHT
+    assert most[0] <= collectives.IN_FLIGHT
 
 
 def test_alltoallv_refuses_mixed_arrays(comm):

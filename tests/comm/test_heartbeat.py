@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from hpcgnn.comm.heartbeat import Heartbeat, Peer, ProcessState, local_address
-from hpcgnn.comm.whereabouts import Report, Whereabouts
+from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, ProcessState, local_address
+from hpcgnn.comm.liveness.location import Location, Report
 
 TOKEN = b"0123456789abcdef"
 
 
 @pytest.fixture
 def pair():
-    abouts = [Whereabouts(), Whereabouts()]
+    abouts = [Location(), Location()]
     beats = [Heartbeat(rank, "127.0.0.1", about.report) for rank, about in enumerate(abouts)]
     peers = [replace(Peer.here(b.rank, b.rank), address=b.address) for b in beats]
     for beat in beats:
@@ -101,7 +101,7 @@ def test_a_rank_that_can_not_report_answers_the_next_question(pair, monkeypatch)
 
 def test_a_process_that_does_not_answer_is_alive(pair):
     beats, _ = pair
-    silent = Heartbeat(1, "127.0.0.1", Whereabouts().report)
+    silent = Heartbeat(1, "127.0.0.1", Location().report)
     beats[0].peers[1] = replace(beats[0].peers[1], address=silent.address)
     assert beats[0].ask([1], 0.1) == {}
     assert beats[0].alive([1], 5.0) == {1}
@@ -134,7 +134,7 @@ def test_state_of_processes():
 
 
 def test_places_nest():
-    about = Whereabouts()
+    about = Location()
     with about.at("epoch 1"):
         about.at("load")
         assert about.place[0] == "epoch 1, load"

@@ -100,10 +100,10 @@ def swap(comm, ring, rows, width, reply_width=0, at_once=False, dtype=torch.floa
     for arrival in exchange:
         peer, low, high = coming[arrival.index]
         expected = (torch.arange(low, high) + value(peer, rank, 0)).to(dtype)
-        assert torch.equal(arrival.rows_HF, expected[:, None].expand(-1, width))
+        assert torch.equal(arrival.rows_MF, expected[:, None].expand(-1, width))
         seen.append(arrival.index)
         if reply_width:
-            arrival.reply(-arrival.rows_HF[:, :1].expand(-1, reply_width))
+            arrival.reply(-arrival.rows_MF[:, :1].expand(-1, reply_width))
     assert seen == list(range(len(coming)))
     assert answers == (list(range(len(going))) if reply_width else [])
     return len(going)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.comm.same import require_same
+from hpcgnn.comm.agreement import require_same
 from hpcgnn.errors import InputError
 
 pytestmark = pytest.mark.mpi

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.comm import shm
-from hpcgnn.comm.shm import Space
+from hpcgnn.comm.liveness import shared_memory
+from hpcgnn.comm.liveness.shared_memory import Space
 from hpcgnn.errors import InputError
 
 MIB = 1 << 20
@@ -19,7 +19,7 @@ def node(monkeypatch):
         monkeypatch.setattr(Space, "here", classmethod(lambda cls: space))
         monkeypatch.setenv("MPI_LOCALRANKID", str(rank))
         monkeypatch.setenv("MPI_LOCALNRANKS", str(ranks))
-        shm.check()
+        shared_memory.check()
 
     return look
 
@@ -51,4 +51,4 @@ def test_ranks_of_a_node_under_slurm(tasks, place, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_LOCALID", "1")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
-    assert shm.local_place() == place
+    assert shared_memory.local_place() == place

@@ -8,7 +8,13 @@ import time
 
 import pytest
 
-from hpcgnn.comm.termination import Terminated, held, raise_waiting, terminable, uninterruptible
+from hpcgnn.comm.liveness.termination import (
+    Terminated,
+    held,
+    raise_waiting,
+    terminable,
+    uninterruptible,
+)
 
 SIGNALS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 

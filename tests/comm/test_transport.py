@@ -13,12 +13,15 @@ import pytest
 import torch
 from tests.graphs import collect, distribute, local, random_graph
 
-from hpcgnn.comm import device, gpu_mpi
+from hpcgnn.comm import device
 from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
-from hpcgnn.comm.transport import CudaAwareTransport, HostTransport, StagedTransport
+from hpcgnn.comm.transport import choice
+from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
+from hpcgnn.comm.transport.host import HostTransport
+from hpcgnn.comm.transport.staged import StagedTransport
 from hpcgnn.errors import InputError
-from hpcgnn.sar.extremes import neighbour_max
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.sar.extremum import neighbour_max
+from hpcgnn.sar.sum import neighbour_sum
 
 
 class Event:
@@ -125,8 +128,8 @@ def test_replies_through_a_slow_device(comm, kind):
     for arrival in exchange:
         k = arrival.index % pieces
         sent = torch.arange(rows * 4.0).view(rows, 4) + 100 * peers[arrival.index] + 10 * k
-        assert torch.equal(arrival.rows_HF, sent)
-        arrival.reply(arrival.rows_HF + comm.rank)
+        assert torch.equal(arrival.rows_MF, sent)
+        arrival.reply(arrival.rows_MF + comm.rank)
     assert answered == list(range(len(order)))
 
 
@@ -140,7 +143,7 @@ def test_slots_of_another_transport_are_refused(kind):
 def test_device_round_trip_tells_whether_rows_come_back(comm, monkeypatch):
     sent = torch.arange(50.0) + comm.rank
     got, back = torch.zeros(50), torch.zeros(50)
-    assert gpu_mpi.round_trip(comm, sent, got, back) == ""
+    assert choice.round_trip(comm, sent, got, back) == ""
     assert torch.equal(back, sent)
     honest = comm.isend
     kept = []
@@ -150,35 +153,35 @@ def test_device_round_trip_tells_whether_rows_come_back(comm, monkeypatch):
         return honest(kept[-1], peer, tag)
 
     monkeypatch.setattr(comm, "isend", garbled)
-    problems = comm.allgather(gpu_mpi.round_trip(comm, sent, got, back))
+    problems = comm.allgather(choice.round_trip(comm, sent, got, back))
     assert any("changed" in problem for problem in problems)
 
 
 @pytest.mark.mpi
 def test_without_a_gpu_messages_stay_on_the_host(comm, capsys):
-    assert gpu_mpi.choose_transport(comm, torch.device("cpu"), "cuda-aware").name == "host"
+    assert choice.choose_transport(comm, torch.device("cpu"), "cuda-aware").name == "host"
     with pytest.raises(InputError, match="--transport"):
-        gpu_mpi.choose_transport(comm, torch.device("cpu"), "pigeon")
+        choice.choose_transport(comm, torch.device("cpu"), "pigeon")
     assert capsys.readouterr().out == ""
 
 
 def test_cray_mpich_is_believed_by_its_variable(monkeypatch):
     monkeypatch.setattr(
-        gpu_mpi.MPI, "Get_library_version", lambda: "MPI VERSION : CRAY MPICH version 8.1.28"
+        choice.MPI, "Get_library_version", lambda: "MPI VERSION : CRAY MPICH version 8.1.28"
     )
     for value, expected in [("1", True), ("0", False), (None, False)]:
         if value is None:
             monkeypatch.delenv("MPICH_GPU_SUPPORT_ENABLED")
         else:
             monkeypatch.setenv("MPICH_GPU_SUPPORT_ENABLED", value)
-        assert gpu_mpi.says_cuda_aware() is expected
+        assert choice.says_cuda_aware() is expected
 
 
 def test_loaded_mpi_library_is_asked():
     """The wheels of MPICH and Open MPI are built without CUDA and say so."""
-    assert gpu_mpi._mpi_libraries()
-    if gpu_mpi._query_function() is not None:
-        assert gpu_mpi._query_function()() in (0, 1)
+    assert choice._mpi_libraries()
+    if choice._query_function() is not None:
+        assert choice._query_function()() in (0, 1)
 
 
 @pytest.mark.mpi

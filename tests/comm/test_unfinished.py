@@ -12,8 +12,9 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
 from hpcgnn.errors import CommunicationError
 from hpcgnn.nn import MessagePassing
-from hpcgnn.sar.attention import AttentionSettings, attention
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.sar.attention import AttentionSettings
+from hpcgnn.sar.gat import attention
+from hpcgnn.sar.sum import neighbour_sum
 
 pytestmark = pytest.mark.mpi
 NODES, WIDTH = 400, 16
@@ -121,8 +122,8 @@ def test_failing_in_place_of_packing_and_of_taking_a_reply(comm):
         )  # fmt: skip
         for arrival in exchange:
             count("arrival")
-            assert (arrival.rows_HF == mark + sources[arrival.index]).all()
-            arrival.reply(-arrival.rows_HF[:, :2])
+            assert (arrival.rows_MF == mark + sources[arrival.index]).all()
+            arrival.reply(-arrival.rows_MF[:, :2])
 
     for mark, (name, number) in enumerate(
         [("pack", 1), ("pack", 4), ("reply", 1), ("reply", 6), ("arrival", 1), ("arrival", 7)]
@@ -141,7 +142,7 @@ def test_lack_of_memory_amid_a_layer_and_a_retry(comm, graph, whole, monkeypatch
     expected = attention(graph, x, *weights, None, None, settings)
     from hpcgnn import kernels
 
-    real, calls = kernels.attention_forward, []
+    real, calls = kernels.gat_forward, []
 
     def full(*args, **options):
         calls.append(1)
@@ -150,7 +151,7 @@ def test_lack_of_memory_amid_a_layer_and_a_retry(comm, graph, whole, monkeypatch
         return real(*args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(kernels, "attention_forward", full)
+        patched.setattr(kernels, "gat_forward", full)
         attempt(lambda: attention(graph, -x, *weights, None, None, settings))
         attempt(comm.barrier)
     assert torch.equal(attention(graph, x, *weights, None, None, settings), expected)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from hpcgnn.comm import watchdog
-from hpcgnn.comm.heartbeat import Heartbeat, Peer
-from hpcgnn.comm.watchdog import LostRank, Watchdog
-from hpcgnn.comm.whereabouts import Whereabouts
+from hpcgnn.comm.liveness import watchdog
+from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer
+from hpcgnn.comm.liveness.location import Location
+from hpcgnn.comm.liveness.watchdog import LostRank, Watchdog
 
 LIMIT = 3.0
 
@@ -20,7 +20,7 @@ def silent(monkeypatch):
     """Rank 0's watchdog, and the heartbeat of a rank 1 on another node that never answers."""
     monkeypatch.setattr(watchdog, "ASK_SECONDS", 0.1)
     monkeypatch.setattr(watchdog, "WORKING_SECONDS", 0.1)
-    about = Whereabouts()
+    about = Location()
     beats = [Heartbeat(rank, "127.0.0.1", about.report) for rank in range(2)]
     peers = [replace(Peer.here(b.rank, b.rank), address=b.address) for b in beats]
     peers[1] = replace(peers[1], space="elsewhere", network="elsewhere")

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.train.checkpoint import read
+from hpcgnn.train.checkpoint.file import read
 
 EPOCHS = 8
 STOPS = ("SIGTERM", "SIGUSR1")  # on which training agrees to stop

@@ -27,10 +27,10 @@ PLACES = {
     "forward": ("hpcgnn.comm.ring", "Exchange", "__init__", "forward"),
     "backward": ("hpcgnn.comm.ring", "Exchange", "__init__", "backward"),
     "all-reduce": ("hpcgnn.comm.communicator", "Communicator", "allreduce", "gradients"),
-    "save": ("hpcgnn.train.store", "CheckpointStore", "save", ""),
+    "save": ("hpcgnn.train.checkpoint.store", "CheckpointStore", "save", ""),
     "write": ("os", "", "pwrite", ""),
     "sync": ("os", "", "fsync", ""),
-    "publish": ("hpcgnn.storage.atomic", "", "publish", ""),
+    "publish": ("hpcgnn.storage.write.atomic", "", "publish", ""),
     "journal": ("hpcgnn.train.telemetry", "Journal", "write", ""),
 }
 

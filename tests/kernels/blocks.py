@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import Block
+from hpcgnn.kernels.block import Block
 
 
 @dataclass

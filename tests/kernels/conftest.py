@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
-from hpcgnn.kernels import checks, cuda, launch
+from hpcgnn.kernels import checks
+from hpcgnn.kernels.cuda import backend as cuda
+from hpcgnn.kernels.cuda import launch
 from tests.kernels.emulator import Emulator
 
 
@@ -16,6 +18,6 @@ def emulated(monkeypatch, pytestconfig) -> Emulator:
     emulator = Emulator(pytestconfig.cache.mkdir("emulator"))
     monkeypatch.setattr(launch, "_start", emulator.start)
     monkeypatch.setattr(checks, "REAL", checks.REAL + checks.SHORT)
-    for face in ("hpcgnn.kernels", "hpcgnn.kernels.attention2"):
-        monkeypatch.setattr(f"{face}.backend", lambda device: cuda)
+    for face in ("sums", "gat", "gatv2", "rows", "chunks", "dropout"):
+        monkeypatch.setattr(f"hpcgnn.kernels.{face}.backend", lambda device: cuda)
     return emulator

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcgnn.kernels.launch import THREADS, source
-from hpcgnn.kernels.shapes import instances
+from hpcgnn.kernels.cuda.launch import THREADS, source
+from hpcgnn.kernels.cuda.shapes import instances
 
 HERE = Path(__file__).parent
 HEADER, MACHINE = HERE / "emulator.h", HERE / "emulator.cpp"
@@ -44,7 +44,7 @@ extern "C" const char* run(unsigned x, unsigned y, unsigned threads, unsigned se
 
 
 class Emulator:
-    """Takes the place of `hpcgnn.kernels.launch._start`.
+    """Takes the place of `hpcgnn.kernels.cuda.launch._start`.
 
     Args:
         folder: where compiled kernels are kept.

@@ -69,7 +69,7 @@ class Problem:
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )
             for piece in pieces(part.num_rows) if pieces else [None]:
-                kernels.attention_forward(
+                kernels.gat_forward(
                     part,
                     self.inputs["z"][low:high],
                     self.inputs["s"][low:high],
@@ -91,7 +91,7 @@ class Problem:
         d = (self.g.reshape(shape) * result.reshape(shape)).sum(2)
         grads = {name: torch.zeros_like(tensor) for name, tensor in self.inputs.items()}
         for piece in pieces(reverse.num_rows) if pieces else [None]:
-            kernels.attention_backward(
+            kernels.gat_backward(
                 reverse,
                 *(self.g, self.inputs["t"], lse, d, self.inputs["z"], self.inputs["s"]),
                 *(grads["z"], grads["s"], grads["t"]),
@@ -168,7 +168,7 @@ def test_rows_without_edges_stay_as_they_were():
     block = random_edges(4, 3, 0).block
     top, total, out = torch.full((4, 2), -float("inf")), torch.zeros(4, 2), torch.zeros(4, 6)
     z, s, t = torch.ones(3, 6), torch.ones(3, 2), torch.ones(4, 2)
-    kernels.attention_forward(block, z, s, t, top, total, out, slope=SLOPE)
+    kernels.gat_forward(block, z, s, t, top, total, out, slope=SLOPE)
     assert torch.equal(top, torch.full((4, 2), -float("inf")))
     assert not total.any()
     assert not out.any()
@@ -202,7 +202,7 @@ def mask_of(problem: Problem) -> Tensor:
     )
     ids = problem.dropout.destination_ids[edges.target]
     out = torch.zeros(count, problem.heads)
-    kernels.attention_forward(
+    kernels.gat_forward(
         alone,
         torch.ones(block.num_columns, problem.heads),
         torch.zeros(block.num_columns, problem.heads),
@@ -327,4 +327,4 @@ def test_what_does_not_fit_is_refused():
         tensors = [wrong.get(name, tensor) for name, tensor in good.items()]
         options = {name: value for name, value in wrong.items() if name not in good}
         with pytest.raises(InputError):
-            kernels.attention_forward(block, *tensors, slope=SLOPE, **options)
+            kernels.gat_forward(block, *tensors, slope=SLOPE, **options)

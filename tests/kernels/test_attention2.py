@@ -56,7 +56,7 @@ class Problem:
             dropout = self.dropout and kernels.Dropout(
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )
-            kernels.attention2_forward(
+            kernels.gatv2_forward(
                 kernels.columns_between(block, low, high),
                 self.inputs["zl"][low:high],
                 *(self.inputs["zr"], self.inputs["att"], top, total, out),
@@ -73,7 +73,7 @@ class Problem:
         d = (self.g.reshape(shape) * result.reshape(shape)).sum(2)
         grads = {name: torch.zeros_like(tensor) for name, tensor in self.inputs.items()}
         for rows in pieces or [None]:
-            kernels.attention2_backward(
+            kernels.gatv2_backward(
                 self.edges.block,
                 *(self.inputs["zl"], self.inputs["zr"], self.inputs["att"], self.g, lse, d),
                 *(grads["zl"], grads["zr"], grads["att"]),
@@ -159,7 +159,7 @@ def test_dropout_is_that_of_attention(depth):
         0, 25, None, torch.arange(count), torch.arange(count) + 1, edges.block.columns
     )
     mask = torch.zeros(count, 4, dtype=torch.float64)
-    kernels.attention_forward(
+    kernels.gat_forward(
         alone,
         torch.ones(25, 4, dtype=torch.float64),
         torch.zeros(25, 4, dtype=torch.float64),
@@ -190,8 +190,8 @@ def test_what_does_not_fit_is_refused():
         (zl.double(), zr.double(), att),
     ]:
         with pytest.raises(InputError):
-            kernels.attention2_forward(edges.block, *wrong, *sums, slope=SLOPE)
+            kernels.gatv2_forward(edges.block, *wrong, *sums, slope=SLOPE)
     with pytest.raises(InputError):
-        kernels.attention2_forward(
+        kernels.gatv2_forward(
             edges.block, zl, zr, att, *sums, slope=SLOPE, edge_matrix=torch.zeros(2, 6)
         )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcgnn.kernels.launch import OPTIONS, source
-from hpcgnn.kernels.shapes import instances
+from hpcgnn.kernels.cuda.launch import OPTIONS, source
+from hpcgnn.kernels.cuda.shapes import instances
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 MOST_SPILLED = 96  # bytes of registers that a thread may store to memory
@@ -68,6 +68,6 @@ def test_compiles_without_warnings_and_large_spills(name, architecture, compilat
 
 
 def test_every_source_is_listed():
-    from hpcgnn.kernels.launch import FOLDER
+    from hpcgnn.kernels.cuda.launch import FOLDER
 
     assert {path.stem for path in FOLDER.glob("*.cu")} == set(instances())

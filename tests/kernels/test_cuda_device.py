@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import hpcgnn.kernels.cuda
+import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
 from tests.kernels import test_attention as attention
-from tests.kernels import test_attention2 as attention2
+from tests.kernels import test_attention2 as gatv2
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import Edges, matrix, random_edges
 
@@ -85,7 +85,7 @@ def run(problem, device: torch.device) -> list[torch.Tensor]:
     ("heads", "channels"), [(1, 1), (8, 8), (4, 16), (4, 32), (4, 128), (1, 47), (3, 300)]
 )
 def test_attention_of_both_kinds(heads, channels, depth, dtype, gpu):
-    for kind in (attention, attention2):
+    for kind in (attention, gatv2):
         edges = power_law(200, 150, 12_000, feature_width=depth)
         ids = torch.randperm(350)
         dropout = kernels.Dropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
@@ -104,10 +104,10 @@ def test_attention_of_both_kinds(heads, channels, depth, dtype, gpu):
 def test_rows_are_packed_and_added(dtype, gpu):
     x, rows = matrix(50, 36, torch.float32, 1), torch.randperm(50)[:20].int()
     packed = torch.empty(20, 36, dtype=dtype, device=gpu)
-    hpcgnn.kernels.cuda.pack_rows(x.to(gpu), rows.to(gpu), packed)
+    hpcgnn.kernels.cuda.backend.pack_rows(x.to(gpu), rows.to(gpu), packed)
     assert torch.equal(packed.cpu(), x[rows.long()].to(dtype))
     target = torch.zeros(50, 36, device=gpu)
-    hpcgnn.kernels.cuda.add_rows(packed, rows.to(gpu), target)
+    hpcgnn.kernels.cuda.backend.add_rows(packed, rows.to(gpu), target)
     assert torch.equal(target.cpu()[rows.long()], packed.cpu().float())
 
 

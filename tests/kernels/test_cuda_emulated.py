@@ -12,12 +12,12 @@ import itertools
 import pytest
 import torch
 
-import hpcgnn.kernels.cpu
-import hpcgnn.kernels.cuda
+import hpcgnn.kernels.cpu.backend
+import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
-from hpcgnn.kernels import split
+from hpcgnn.kernels import chunks
 from tests.kernels import test_attention as attention
-from tests.kernels import test_attention2 as attention2
+from tests.kernels import test_attention2 as gatv2
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import matrix, random_edges
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("emulated")
 @pytest.fixture
 def short_rows(monkeypatch):
     """Rows of more than 5 edges count as long."""
-    monkeypatch.setattr(split, "LONGEST", 5)
-    for module in (hpcgnn.kernels.cuda_sums, hpcgnn.kernels.cuda_attention):
+    monkeypatch.setattr(chunks, "LONGEST", 5)
+    for module in (hpcgnn.kernels.cuda.sums, hpcgnn.kernels.cuda.gat):
         monkeypatch.setattr(module, "LONGEST", 5)
 
 
@@ -85,7 +85,7 @@ def test_dropout_is_that_of_the_cpu(width, relu):
     found, expected = torch.empty_like(x), torch.empty_like(x)
     kernels.dropout_nodes(x, found, ids, **given)
     stream = kernels.dropout.Stream.of(-1, 7, 2)
-    hpcgnn.kernels.cpu.dropout_nodes(x, expected, ids, 0.3, stream, relu)
+    hpcgnn.kernels.cpu.backend.dropout_nodes(x, expected, ids, 0.3, stream, relu)
     assert torch.equal(found, expected)
     dropout.test_values_and_gradients(relu, width, torch.float64)
 
@@ -100,27 +100,27 @@ def test_attention(heads, channels):
 
 @pytest.mark.parametrize(("heads", "channels"), HEADS)
 def test_attention2(heads, channels):
-    attention2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
+    gatv2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
 
 
 @pytest.mark.parametrize(("heads", "channels"), [(1, 1), (3, 6), (1, 130)])
 def test_attention_in_double_precision(heads, channels):
     attention.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
-    attention2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
+    gatv2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
 
 
 def test_attention_of_long_rows(short_rows, emulated):
     attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
-    attention2.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
-    assert "attention_join<float>" in emulated.launched
+    gatv2.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
+    assert "gat_join<float>" in emulated.launched
     attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
-    attention2.test_blocks_pieces_and_threads()
+    gatv2.test_blocks_pieces_and_threads()
 
 
 def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
     """The gradients of few scores exist at a time: those of a slab and of its last row."""
     made = []
-    real = hpcgnn.kernels.cuda_attention._slabs
+    real = hpcgnn.kernels.cuda.gat._slabs
 
     def watched(part, rows):
         longest = int((part.end - part.begin).max())
@@ -129,8 +129,8 @@ def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
             assert made[-1] <= 20 + longest
             yield slab
 
-    monkeypatch.setattr(hpcgnn.kernels.cuda_attention, "_slabs", watched)
-    monkeypatch.setattr(hpcgnn.kernels.cuda_attention, "SLAB_EDGES", 20)
+    monkeypatch.setattr(hpcgnn.kernels.cuda.gat, "_slabs", watched)
+    monkeypatch.setattr(hpcgnn.kernels.cuda.gat, "SLAB_EDGES", 20)
     attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
     attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
     assert len(made) > 10
@@ -147,7 +147,7 @@ def test_attention_at_extremes():
 def test_attention_under_dropout(depth):
     attention.test_dropout_agrees_with_autograd_under_its_mask(depth, torch.float32)
     attention.test_dropout_is_the_same_in_every_partition_of_the_edges()
-    attention2.test_dropout_is_that_of_attention(depth)
+    gatv2.test_dropout_is_that_of_attention(depth)
 
 
 def test_attention_dropout_is_that_of_the_cpu(monkeypatch):
@@ -161,7 +161,7 @@ def test_order_of_threads_changes_nothing(emulated, short_rows):
     def everything():
         edges = random_edges(40, 30, 500, feature_width=2)
         one = attention.Problem(edges, 4, 12, torch.float32)
-        two = attention2.Problem(edges, 4, 12, torch.float32)
+        two = gatv2.Problem(edges, 4, 12, torch.float32)
         for problem in (one, two):
             result, lse = problem.forward()
             yield from (result, lse, *problem.backward(result, lse).values())
@@ -212,11 +212,11 @@ def test_rows_are_packed_and_added_and_dropped(width, dtype):
     for given, made in [(torch.float32, dtype), (dtype, dtype), (torch.float32, torch.float32)]:
         x = matrix(7, width, given, 1)
         packed = torch.empty(3, width, dtype=made)
-        hpcgnn.kernels.cuda.pack_rows(x, rows, packed)
+        hpcgnn.kernels.cuda.backend.pack_rows(x, rows, packed)
         assert torch.equal(packed, x[rows.long()].to(made))
     target = matrix(7, width, torch.float32, 2)
     expected = target.index_add(0, rows.long(), packed)
-    hpcgnn.kernels.cuda.add_rows(packed, rows, target)
+    hpcgnn.kernels.cuda.backend.add_rows(packed, rows, target)
     assert torch.equal(target, expected)
     x, out = matrix(7, width, dtype, 3), torch.empty(7, width, dtype=dtype)
     given = {"p": 0.5, "seed": 1, "epoch": 2, "layer": 3}
@@ -244,10 +244,10 @@ def test_attention_of_short_numbers(heads, channels, kind):
             out, grad_z = torch.zeros(11, width), torch.zeros(columns, width)
             rest = (top, total, out)
             if which == 1:
-                kernels.attention_forward(edges.block, z.to(as_type), s, t, *rest, slope=0.2)
+                kernels.gat_forward(edges.block, z.to(as_type), s, t, *rest, slope=0.2)
             else:
                 pair = (z.to(as_type), zr.to(as_type), att)
-                kernels.attention2_forward(edges.block, *pair, *rest, slope=0.2)
+                kernels.gatv2_forward(edges.block, *pair, *rest, slope=0.2)
             seen = total > 0
             lse = torch.where(seen, top + total.log(), 0)
             out /= torch.where(seen, total, 1).repeat_interleave(channels, 1)
@@ -256,11 +256,11 @@ def test_attention_of_short_numbers(heads, channels, kind):
             if which == 1:
                 grads = torch.zeros(columns, heads), torch.zeros(11, heads)
                 given = (g.to(as_type), t, lse, d, z.to(as_type), s, grad_z)
-                kernels.attention_backward(reverse, *given, *grads, slope=0.2)
+                kernels.gat_backward(reverse, *given, *grads, slope=0.2)
             else:
                 grads = torch.zeros(11, width), torch.zeros(heads, channels)
                 given = (*pair, g.to(as_type), lse, d, grad_z)
-                kernels.attention2_backward(edges.block, *given, *grads, slope=0.2)
+                kernels.gatv2_backward(edges.block, *given, *grads, slope=0.2)
             found += grads
         return found
 

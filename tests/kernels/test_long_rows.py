@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcgnn import kernels
-from hpcgnn.graph import Block
+from hpcgnn.kernels.block import Block
 
 COUNT, HEADS, CHANNELS = 200_000, 2, 3
 WIDTH = HEADS * CHANNELS
@@ -56,7 +56,7 @@ def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     top = torch.full((1, HEADS), -torch.inf, dtype=dtype)
     total, out = torch.zeros(1, HEADS, dtype=dtype), torch.zeros(1, WIDTH, dtype=dtype)
     block = hub(COUNT, 7, features=features)
-    kernels.attention_forward(
+    kernels.gat_forward(
         block, z, scores, scores[:1], top, total, out, slope=0.2, edge_vector=vector
     )
     found = {"total": total, "out": out}
@@ -70,7 +70,7 @@ def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
             filled(rows, WIDTH, 0), filled(rows, HEADS, 0),
             filled(columns, HEADS, 0), filled(HEADS, 1, 0),
         )  # fmt: skip
-        kernels.attention_backward(
+        kernels.gat_backward(
             reverse, filled(columns, WIDTH, 0.3), filled(columns, HEADS, 0.3),
             filled(columns, HEADS, 0.2), filled(columns, HEADS, 0.1), filled(rows, WIDTH, 0.2),
             filled(rows, HEADS, 0.3), *grads[:3], slope=0.2, edge_vector=vector,
@@ -80,7 +80,7 @@ def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return found
 
 
-def attention2(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def gatv2(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     features = torch.full((COUNT, 1), 0.3)
     found = {}
     blocks = {
@@ -95,12 +95,12 @@ def attention2(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         matrix = torch.full((1, WIDTH), 0.3, dtype=dtype)
         top = torch.full((rows, HEADS), -torch.inf, dtype=dtype)
         total, out = torch.zeros_like(top), torch.zeros_like(right)
-        kernels.attention2_forward(
+        kernels.gatv2_forward(
             block, left, right, att, top, total, out, slope=0.2, edge_matrix=matrix
         )
         lse, d = torch.full_like(top, 0.2), torch.full_like(top, 0.1)
         grads = [torch.zeros_like(x) for x in (left, right, att, matrix)]
-        kernels.attention2_backward(
+        kernels.gatv2_backward(
             block, left, right, att, torch.full_like(right, 0.3), lse, d, *grads[:3], slope=0.2,
             edge_matrix=matrix, grad_edge_matrix=grads[3],
         )  # fmt: skip
@@ -108,7 +108,7 @@ def attention2(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("function", [attention, attention2])
+@pytest.mark.parametrize("function", [attention, gatv2])
 def test_attention_is_that_of_double_precision(function):
     expected = function(torch.float64)
     for name, found in function(torch.float32).items():
@@ -127,7 +127,7 @@ def test_scores_of_minus_infinity_count_nothing(masked, count):
     for low, high in ((0, 3), (3, 7)):
         edges = torch.arange(low, high, dtype=torch.int32).repeat_interleave(count)
         block = Block(0, 7, None, torch.tensor([0]), torch.tensor([len(edges)]), edges)
-        kernels.attention_forward(block, z, s, torch.zeros(1, HEADS), top, total, out, slope=0.2)
+        kernels.gat_forward(block, z, s, torch.zeros(1, HEADS), top, total, out, slope=0.2)
     left = [c for c in range(7) if c not in masked]
     torch.testing.assert_close(total, torch.full((1, HEADS), float(len(left) * count)))
     torch.testing.assert_close(out, z[left].sum(0, keepdim=True) * count, rtol=1e-5, atol=0)

@@ -13,7 +13,7 @@ from hpcgnn import nn
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from tests.graphs import Whole, collect, distribute, local, random_graph, random_owner
 
 pyg = pytest.importorskip("torch_geometric.nn")

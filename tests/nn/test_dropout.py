@@ -10,7 +10,7 @@ from hpcgnn import nn
 from hpcgnn.errors import InputError
 from hpcgnn.nn.dropout import Dropout, sparse_dropout
 from hpcgnn.nn.linear import Linear
-from hpcgnn.storage.load import sparse_rows
+from hpcgnn.storage.read.load import sparse_rows
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

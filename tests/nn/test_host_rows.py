@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.nn.model import Stack
-from hpcgnn.sar.host_rows import HostRows
+from hpcgnn.graph.features import HostRows
+from hpcgnn.models.stack import Stack
 from tests.comm.test_transport import Sluggish
 from tests.graphs import distribute, random_graph
 

@@ -8,14 +8,14 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError
-from hpcgnn.nn.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
-from hpcgnn.storage.load import sparse_rows
-from hpcgnn.train.adversary import Attack
-from hpcgnn.train.build import build_model
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
-from hpcgnn.train.state import is_sharded
+from hpcgnn.models.build import build_model
+from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
+from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.checkpoint.state import is_sharded
+from hpcgnn.train.optimisation import Attack
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

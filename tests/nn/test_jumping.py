@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpcgnn.nn.jumping import largest, linear_of_all
+from hpcgnn.models.jumping import largest, linear_of_all
+from hpcgnn.models.stack import Stack
 from hpcgnn.nn.linear import Linear
-from hpcgnn.nn.model import Stack
 from hpcgnn.nn.propagation import Pointwise
 from tests.graphs import distribute, random_graph
 

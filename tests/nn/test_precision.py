@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.comm.transport import StagedTransport
-from hpcgnn.sar import short
-from hpcgnn.train.precision import arithmetic
+from hpcgnn.comm.transport.staged import StagedTransport
+from hpcgnn.sar import mixed_precision
+from hpcgnn.train.optimisation import arithmetic
 from tests.comm.test_transport import Sluggish
 from tests.graphs import collect, distribute, local, random_graph
 from tests.kernels.conftest import emulated  # noqa: F401
@@ -101,7 +101,7 @@ def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypat
     exact, _ = run(model, graph, whole, "fp32")
     graph.ring.transport = StagedTransport(Sluggish((1, 4)))
     graph.ring.release()
-    monkeypatch.setattr(short, "kernels_read_short", lambda device: True)
+    monkeypatch.setattr(mixed_precision, "kernels_read_short", lambda device: True)
     found, _ = run(model, graph, whole, "bf16")
     assert not far_ones(found, exact, 0.1)
     assert any("bf16" in expression for expression in emulated.launched)

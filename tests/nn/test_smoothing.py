@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation, propagate
+from hpcgnn.models.smoothing import correct_and_smooth, label_propagation, propagate
 from tests.graphs import Whole, collect, distribute, local, random_graph
 
 mpi = pytest.mark.mpi

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.task import Options, Task
-from hpcgnn.storage.graph_file import Slab
-from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.partition.problem import Options, Task
+from hpcgnn.storage.read.graph_file import Slab
+from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
 def grid_edges(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:

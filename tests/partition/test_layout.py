@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.partition import layout
-from hpcgnn.storage.graph_file import NodeData, Slab, SparseRows
+from hpcgnn.partition.layout import assembly
+from hpcgnn.storage.read.graph_file import NodeData, Slab, SparseRows
 
 
 class Graph:
@@ -89,7 +89,7 @@ def _build(comm, graph, num_parts, owner, *, empty=None, sparse=False):
         shares[:] = 1
     cuts = np.concatenate([[0], np.cumsum(shares) / shares.sum() * graph.n]).astype(int)
     low, high = cuts[comm.rank], cuts[comm.rank + 1]
-    return layout.build(
+    return assembly.build(
         comm,
         graph.slab(low, high),
         graph.nodes(low, high, sparse),
@@ -250,8 +250,8 @@ def test_wrong_input_is_refused_on_all_ranks(comm):
         _build(comm, graph, 2, owner)
     with pytest.raises(InputError, match="8 of 9"):
         nodes, slab = NodeData(), graph.slab(0, 8) if comm.rank == 0 else graph.slab(8, 8)
-        layout.build(comm, slab, nodes, owner[: slab.hi - slab.lo], 2, 9)
+        assembly.build(comm, slab, nodes, owner[: slab.hi - slab.lo], 2, 9)
     with pytest.raises(InputError, match="labels has 3 rows for 9"):
         low, high = (0, 9) if comm.rank == 0 else (9, 9)
         labels = np.zeros(3 if comm.rank == 0 else 0, np.int64)
-        layout.build(comm, graph.slab(low, high), NodeData(labels=labels), owner[low:high], 8, 9)
+        assembly.build(comm, graph.slab(low, high), NodeData(labels=labels), owner[low:high], 8, 9)

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.partition import layout, pyparmetis
+from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.pipeline import METHODS, assign
+from hpcgnn.partition.problem import Options, symmetrise
+from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers, table
 from hpcgnn.partition.simple import block_parts, random_parts
-from hpcgnn.partition.symmetrise import symmetrise
-from hpcgnn.partition.task import Options
-from hpcgnn.partition.whole import METHODS, assign
-from hpcgnn.storage.graph_file import NodeData
+from hpcgnn.storage.read.graph_file import NodeData
 from tests.partition.slabs import everywhere, grid_edges, make_task, random_edges
 
 
 @pytest.fixture
 def parmetis(comm):
     try:
-        return pyparmetis.load(comm)
+        return binding.load(comm)
     except InputError as error:
         pytest.skip(str(error))
 
@@ -119,7 +119,7 @@ def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
     task = make_task(comm, edges, 60, num_parts)
     split = task.train[:, None].astype(np.int8)
     owner = assign(comm, "random", task)
-    _, built = layout.build(comm, task.slab, NodeData(split=split), owner, num_parts, 60)
+    _, built = assembly.build(comm, task.slab, NodeData(split=split), owner, num_parts, 60)
     counted = random_numbers(comm, task)
     for name in ("nodes", "edges", "cut", "halo", "sent", "train"):
         assert np.array_equal(getattr(counted, name), getattr(built, name)), name

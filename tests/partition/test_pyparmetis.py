@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import HpcgnnError, InputError
-from hpcgnn.partition import pyparmetis, sharedlib
+from hpcgnn.partition.pyparmetis import binding, shared_library
 from tests.partition.slabs import grid_edges, slab_of
 
 # Refuses input and reports cuts just as ParMETIS does, for one part only.
@@ -55,9 +55,9 @@ def mgmetis(pattern: str) -> Path:
 @pytest.fixture(params=["found", "32 bits"])
 def library(comm, request):
     if request.param == "32 bits":
-        return pyparmetis.open_library(mgmetis("parmetis.*.so"))
+        return binding.open_library(mgmetis("parmetis.*.so"))
     try:
-        return pyparmetis.load(comm)
+        return binding.load(comm)
     except InputError as error:
         pytest.skip(str(error))
 
@@ -69,7 +69,7 @@ def grid_rows(comm, width=30, weights=None):
     low, high = bounds[comm.rank], bounds[comm.rank + 1]
     slab = slab_of(*grid_edges(width, width), low, high)
     chosen = None if weights is None else np.full((high - low, 1), weights)
-    return pyparmetis.Rows(bounds, slab.indptr, slab.indices, chosen)
+    return binding.Rows(bounds, slab.indptr, slab.indices, chosen)
 
 
 def cut_of(comm, part, width=30):
@@ -113,7 +113,7 @@ def test_wrong_input_is_an_error_and_no_crash(comm, library):
 
 @pytest.mark.parametrize("name", ["parmetis64*.so", "parmetis.*.so"])
 def test_widths_of_real_builds(name):
-    found = pyparmetis.open_library(mgmetis(name))
+    found = binding.open_library(mgmetis(name))
     assert (found.index_bytes, found.real_bytes) == (8 if "64" in name else 4, 4)
     assert found.can_refine and found.can_repartition and not found.scotch
 
@@ -122,7 +122,7 @@ def test_widths_of_real_builds(name):
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_widths_are_found_without_a_hint(tmp_path, index, real, capfd):
     path = compile_library(tmp_path, STAND_IN, f"-DIDX=int{index}_t", f"-DREAL={real}")
-    found = pyparmetis.open_library(path)
+    found = binding.open_library(path)
     assert (found.index_bytes, found.real_bytes) == (index // 8, {"float": 4, "double": 8}[real])
     assert not found.can_refine
     assert capfd.readouterr().out == ""
@@ -131,28 +131,28 @@ def test_widths_are_found_without_a_hint(tmp_path, index, real, capfd):
 def test_a_library_that_accepts_nothing_is_refused(tmp_path):
     code = "int ParMETIS_V3_PartKway(void) { return -4; }"
     with pytest.raises(InputError, match="neither 32- nor 64-bit"):
-        pyparmetis.open_library(compile_library(tmp_path, code))
+        binding.open_library(compile_library(tmp_path, code))
 
 
 def test_a_library_of_another_kind_is_refused(tmp_path, monkeypatch):
     other = compile_library(tmp_path, "int nothing(void) { return 0; }")
     with pytest.raises(InputError, match="no ParMETIS_V3_PartKway"):
-        pyparmetis.open_library(other)
+        binding.open_library(other)
     text = tmp_path / "libparmetis.txt"
     text.write_text("not a library")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(text))
     with pytest.raises(InputError, match="no shared library of this machine"):
-        pyparmetis.find()
+        binding.find()
     cut_off = tmp_path / "cut_off.so"
     cut_off.write_bytes(other.read_bytes()[:500])
     with pytest.raises(InputError, match="no shared library of this machine"):
-        pyparmetis.open_library(cut_off)
+        binding.open_library(cut_off)
 
 
 @pytest.fixture
 def foreign(tmp_path):
     """A ParMETIS linked to the MPI that this process does not run."""
-    ours = sharedlib.loaded_mpi()
+    ours = shared_library.loaded_mpi()
     if not ours:
         pytest.skip("no MPI library is loaded under a usual name")
     soname = "libmpi.so.40" if "libmpi.so.40" not in ours else "libmpi.so.12"
@@ -165,7 +165,7 @@ def test_another_mpi_is_refused_and_both_are_named(foreign, monkeypatch):
     path, soname = foreign
     monkeypatch.setenv("HPCGNN_PARMETIS", str(path))
     with pytest.raises(InputError) as caught:
-        pyparmetis.find()
+        binding.find()
     line = str(caught.value)
     expected = "Open MPI" if soname == "libmpi.so.40" else "MPICH"
     running = "MPICH" if expected == "Open MPI" else "Open MPI"
@@ -180,25 +180,25 @@ def test_another_mpi_behind_a_dependency_is_refused(foreign, tmp_path):
     flags = ["-DIDX=int64_t", "-DREAL=float", f"-L{tmp_path}", "-l:libinner.so"]
     outer = compile_library(tmp_path, STAND_IN, *flags)
     with pytest.raises(InputError, match=f"built for .* \\({soname}\\)"):
-        pyparmetis.check_mpi(outer)
+        binding.check_mpi(outer)
 
 
 def test_a_usable_build_is_preferred_to_one_for_another_mpi(foreign, tmp_path, monkeypatch):
     (tmp_path / "good").mkdir()
     good = compile_library(tmp_path / "good", STAND_IN, "-DIDX=int64_t", "-DREAL=float")
     monkeypatch.delenv("HPCGNN_PARMETIS", raising=False)
-    monkeypatch.setattr(sharedlib, "parmetis_candidates", lambda: iter([foreign[0], good]))
-    assert pyparmetis.find() == good
+    monkeypatch.setattr(shared_library, "parmetis_candidates", lambda: iter([foreign[0], good]))
+    assert binding.find() == good
 
 
 def test_missing_is_told_and_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("HPCGNN_PARMETIS", raising=False)
-    monkeypatch.setattr(sharedlib, "parmetis_candidates", lambda: iter([]))
+    monkeypatch.setattr(shared_library, "parmetis_candidates", lambda: iter([]))
     with pytest.raises(InputError, match=r"was not found: .*install_parmetis.*--method metis"):
-        pyparmetis.find()
+        binding.find()
     monkeypatch.setenv("HPCGNN_PARMETIS", str(tmp_path / "nowhere.so"))
     with pytest.raises(InputError, match=r"nowhere\.so: no ParMETIS there"):
-        pyparmetis.find()
+        binding.find()
 
 
 def test_candidates_follow_the_environment(tmp_path, monkeypatch):
@@ -207,10 +207,10 @@ def test_candidates_follow_the_environment(tmp_path, monkeypatch):
     place.touch()
     for name in ("PARMETIS_DIR", "CRAY_PARMETIS_PREFIX_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "parmetis"))
-        assert place in list(sharedlib.parmetis_candidates())
+        assert place in list(shared_library.parmetis_candidates())
         monkeypatch.delenv(name)
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{place.parent}")
-    assert place in list(sharedlib.parmetis_candidates())
+    assert place in list(shared_library.parmetis_candidates())
 
 
 def test_the_current_folder_is_no_place_for_libraries(tmp_path, monkeypatch):
@@ -219,36 +219,40 @@ def test_the_current_folder_is_no_place_for_libraries(tmp_path, monkeypatch):
         (folder / "libparmetis.so").touch()
         (folder / "parmetis64.so").touch()
     (tmp_path / "mgmetis" / "__init__.py").touch()
-    before = set(sharedlib.parmetis_candidates()) - set(sharedlib.environment_candidates())
+    before = set(shared_library.parmetis_candidates()) - set(
+        shared_library.environment_candidates()
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("PARMETIS_DIR", "EBROOTPARMETIS", "CRAY_TPSL_PREFIX_DIR", "LIBRARY_PATH"):
         for value in ("", ".", "lib"):
             monkeypatch.setenv(name, value)
-            assert set(sharedlib.parmetis_candidates()) == before
+            assert set(shared_library.parmetis_candidates()) == before
     monkeypatch.setenv("LD_LIBRARY_PATH", f"lib::{os.environ.get('LD_LIBRARY_PATH', '')}:.")
-    assert set(sharedlib.parmetis_candidates()) == before
+    assert set(shared_library.parmetis_candidates()) == before
     monkeypatch.setenv("HPCGNN_PARMETIS", "lib/libparmetis.so")
     with pytest.raises(InputError, match="must be an absolute path"):
-        pyparmetis.find()
+        binding.find()
 
 
 def test_libraries_that_others_can_write_are_not_loaded(tmp_path, monkeypatch):
     place = tmp_path / "libparmetis.so"
     place.touch()
-    sharedlib.check_place(place)
+    shared_library.check_place(place)
     (tmp_path / "link.so").symlink_to(place)
     for part, mode in ((place, 0o666), (tmp_path, 0o777), (tmp_path, 0o1777)):
         former = part.stat().st_mode & 0o7777
         part.chmod(mode)
         for name in (place, tmp_path / "link.so"):
             with pytest.raises(InputError, match="isn't loaded, since other users can write"):
-                sharedlib.check_place(name, group=True)
+                shared_library.check_place(name, group=True)
         part.chmod(former)
-    monkeypatch.setattr(sharedlib.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="many"))
+    monkeypatch.setattr(
+        shared_library.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="many")
+    )
     status = SimpleNamespace(st_mode=0o100775, st_uid=os.getuid(), st_gid=1234)
-    assert sharedlib._others_can_write(status, None, group=False)
-    assert not sharedlib._others_can_write(status, None, group=True)
+    assert shared_library._others_can_write(status, None, group=False)
+    assert not shared_library._others_can_write(status, None, group=True)
 
 
 def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():
@@ -259,16 +263,16 @@ def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():
         return [(nodes // ranks, edges // ranks, 30 * nodes // ranks)] * ranks
 
     with pytest.raises(InputError, match=r"start at least [0-9]+ ranks") as caught:
-        pyparmetis.refuse_overflow(sizes(16), 1, 8)
+        binding.refuse_overflow(sizes(16), 1, 8)
     ranks = int(str(caught.value).split("start at least ")[1].split()[0])
-    pyparmetis.refuse_overflow(sizes(ranks), 1, 8)
+    binding.refuse_overflow(sizes(ranks), 1, 8)
     with pytest.raises(InputError, match="overflow"):
-        pyparmetis.refuse_overflow(sizes(ranks - 2), 1, 8)
+        binding.refuse_overflow(sizes(ranks - 2), 1, 8)
 
 
 def test_what_32_bits_cannot_count_is_refused():
-    pyparmetis.refuse_overflow([(10, 2**29, 5)] * 3, 1, 4)
+    binding.refuse_overflow([(10, 2**29, 5)] * 3, 1, 4)
     with pytest.raises(InputError, match=r"32-bit indices: .* \(IDXTYPEWIDTH 64\)"):
-        pyparmetis.refuse_overflow([(10, 2**29, 5)] * 4, 1, 4)
+        binding.refuse_overflow([(10, 2**29, 5)] * 4, 1, 4)
     with pytest.raises(InputError, match="32-bit indices"):
-        pyparmetis.refuse_overflow([(10, 10, 2**31)], 1, 4)
+        binding.refuse_overflow([(10, 10, 2**31)], 1, 4)

@@ -25,7 +25,7 @@ from hpcgnn import nn  # noqa: E402
 from hpcgnn.comm import world  # noqa: E402
 from hpcgnn.comm.communicator import Communicator  # noqa: E402
 from hpcgnn.comm.device import pick_device  # noqa: E402
-from hpcgnn.comm.gpu_mpi import choose_transport  # noqa: E402
+from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
 from tests.graphs import Whole, distribute, local, random_graph  # noqa: E402
 from tests.nn import test_message_passing as messages  # noqa: E402
 from tests.nn.test_against_pyg import EDGES, LAYERS, MODES  # noqa: E402

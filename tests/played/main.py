@@ -19,8 +19,8 @@ guard.load()
 import torch  # noqa: E402
 
 from hpcgnn.cli import main as command_line  # noqa: E402
-from hpcgnn.kernels import cuda, cuda_attention, cuda_attention2, cuda_sums, launch  # noqa: E402
-from hpcgnn.kernels import cuda_transpose as transpose  # noqa: E402
+from hpcgnn.kernels.cuda import backend, gat, gatv2, launch, sums  # noqa: E402
+from hpcgnn.kernels.cuda import sums as transpose  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
 from tests.played.tensors import Machine, Played  # noqa: E402
 
@@ -90,7 +90,7 @@ def emulate(emulator: Emulator) -> None:
     def start(*given: Any) -> None:
         emulator.start(*given[:-1], torch.device("cpu"))
 
-    for module in (launch, cuda, cuda_attention, cuda_attention2, cuda_sums, transpose):
+    for module in (launch, backend, gat, gatv2, sums, transpose):
         if hasattr(module, "pointer"):
             module.pointer = pointer
     launch._start = start

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.nn.model import Stack
-from hpcgnn.sar import attention
+from hpcgnn.models.stack import Stack
+from hpcgnn.sar import gat
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -30,8 +30,8 @@ def test_only_the_newest_layer_finds_its_product(comm, monkeypatch):
         products.append(weakref.ref(z_NK))
         return z_NK
 
-    plain = attention.product
-    monkeypatch.setattr(attention, "product", product)
+    plain = gat.product
+    monkeypatch.setattr(gat, "product", product)
 
     def gradients(keeps: bool) -> tuple[int, list[torch.Tensor]]:
         model.zero_grad()

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.nn.hops import hops_of
-from hpcgnn.nn.model import Stack
-from hpcgnn.sar.prune import message_flow
-from hpcgnn.sar.sums import neighbour_sum
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.config import Config
+from hpcgnn.graph.subgraph import message_flow
+from hpcgnn.models.stack import Stack
+from hpcgnn.nn.layer import hops_of
+from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

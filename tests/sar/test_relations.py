@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from hpcgnn import nn
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.sar import relation_pairs, relations
+from hpcgnn.sar import relation_pairs, relational
 from tests.graphs import Whole, collect, distribute, local, random_graph
 from tests.sar.test_savings import FLOAT, boundary, sent
 
@@ -20,7 +20,7 @@ def run(whole: Whole, comm, weight_RIO: torch.Tensor, mean: bool, **options):
     graph = distribute(whole, comm, **options)
     x_NI = local(graph, whole.features).double().requires_grad_()
     weight_RIO = weight_RIO.clone().requires_grad_()
-    y_NO = relations.relational_sum(graph, x_NI, weight_RIO, mean=mean)
+    y_NO = relational.relational_sum(graph, x_NI, weight_RIO, mean=mean)
     (y_NO.square().sum() / 2).backward()
     rows = collect(graph, torch.cat([y_NO, x_NI.grad], dim=1))
     return rows, comm.allreduce(weight_RIO.grad), graph
@@ -53,7 +53,7 @@ def weights(num_relations: int, outputs: int) -> torch.Tensor:
 def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, cost, mean):
     """A high cost of edges decides by the narrower side: sums first, or products first."""
     monkeypatch.setattr(relation_pairs, "SLAB", slab)
-    monkeypatch.setattr(relations, "EDGE_COST", cost)
+    monkeypatch.setattr(relational, "EDGE_COST", cost)
     whole = random_graph(60, 200, num_relations=3)
     rows, grad, graph = run(whole, comm, weights(4, outputs), mean, halo_buffer=4096)
     expected_rows, expected_grad = dense(whole, weights(4, outputs), mean)
@@ -71,7 +71,7 @@ def test_a_hub_is_multiplied_once_per_relation(by):
     whole = random_graph(100, 300, num_relations=2)
     (whole.target if by == "row" else whole.source)[:] = 7
     graph = distribute(whole, Communicator(MPI.COMM_SELF))
-    relations.relational_sum(graph, graph.features, weights(2, 5).float(), mean=True)
+    relational.relational_sum(graph, graph.features, weights(2, 5).float(), mean=True)
     (pairs,) = (v for v in graph.cache.values() if isinstance(v, relation_pairs.Pairs))
     assert pairs.gather.num_rows == 2
 

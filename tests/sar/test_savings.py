@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.model import Stack
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.stack import Stack
+from hpcgnn.sar.sum import neighbour_sum
 from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hpcgnn.comm.ring import Ring
-from hpcgnn.sar.extremes import neighbour_max
-from hpcgnn.sar.sums import in_degrees, neighbour_sum
+from hpcgnn.sar.extremum import neighbour_max
+from hpcgnn.sar.sum import in_degrees, neighbour_sum
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

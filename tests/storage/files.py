@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.storage import atomic
+from hpcgnn.storage.write import atomic
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition import layout
-from hpcgnn.storage.graph_file import NodeData, Slab, SparseRows
-from hpcgnn.storage.partition_file import Part, write_parts
+from hpcgnn.partition.layout import assembly
+from hpcgnn.storage.read.graph_file import NodeData, Slab, SparseRows
+from hpcgnn.storage.read.partition_file import Part, write_parts
 from tests.graphs import Whole, random_graph, random_owner
 
 
@@ -38,7 +38,7 @@ def small_parts(
     owner = random_owner(whole.num_nodes, num_parts)[lo:hi]
     if even:
         owner = np.arange(lo, hi) % num_parts
-    parts, _ = layout.build(comm, _slab(whole, lo, hi), nodes, owner, num_parts, whole.num_nodes)
+    parts, _ = assembly.build(comm, _slab(whole, lo, hi), nodes, owner, num_parts, whole.num_nodes)
     header = {
         "num_nodes": 30,
         "num_edges": len(whole.source),

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic
-from hpcgnn.storage.agreement import check_whole
-from hpcgnn.storage.load import load_partition
-from hpcgnn.storage.partition_file import Part, PartitionFile, write_parts
-from hpcgnn.storage.reader import Reader
+from hpcgnn.storage.read.load import load_partition
+from hpcgnn.storage.read.partition_file import Part, PartitionFile, check_whole, write_parts
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.write import atomic
 from tests.storage.partitions import small_parts, write_small
 
 Change = Callable[[list[Part], dict[str, Any]], None]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import OutputError
-from hpcgnn.storage import atomic
-from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.write import atomic
+from hpcgnn.storage.write.graph_writer import GraphWriter
 
 LIMITED = """
 import resource, sys

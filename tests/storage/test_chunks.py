@@ -12,8 +12,8 @@ from h5py import h5d, h5p, h5s, h5t, h5z
 
 from hpcgnn.cli import main
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic
-from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 from tests.storage.test_graph_writer import write
 
@@ -104,7 +104,7 @@ def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypat
             asked.append(limit)
             return self.stream.decompress(data, limit)
 
-    monkeypatch.setattr("hpcgnn.storage.chunks.zlib.decompressobj", Recorder)
+    monkeypatch.setattr("hpcgnn.storage.read.chunks.zlib.decompressobj", Recorder)
     with GraphFile(path) as graph, pytest.raises(InputError, match="doesn't unpack"):
         graph.read_nodes(0, ROWS)
     assert asked == [BYTES + 1]

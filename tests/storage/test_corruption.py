@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.graph_file import GraphFile
-from hpcgnn.storage.graph_writer import GraphWriter
-from hpcgnn.storage.partition_file import PartitionFile
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.partition_file import PartitionFile
+from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
 from tests.storage.test_graph_writer import write

@@ -10,12 +10,11 @@ from scipy.sparse import csr_matrix
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError
-from hpcgnn.storage.generate import columns
-from hpcgnn.storage.generate.columns import FeatureColumns, split
+from hpcgnn.storage.generate import output
+from hpcgnn.storage.generate.output import FeatureColumns, split, write_generated
 from hpcgnn.storage.generate.rmat import RMat
 from hpcgnn.storage.generate.sbm import PlantedPartition
-from hpcgnn.storage.generate.write import write_generated
-from hpcgnn.storage.graph_file import GraphFile
+from hpcgnn.storage.read.graph_file import GraphFile
 
 
 def adjacency(graph) -> csr_matrix:
@@ -172,7 +171,7 @@ def test_split_and_uniform_numbers():
 @pytest.mark.mpi
 @pytest.mark.parametrize("kind", ["sbm", "rmat"])
 def test_the_file_is_the_same_on_any_number_of_ranks(comm, shared_path, monkeypatch, kind):
-    monkeypatch.setattr(columns, "_SLAB_VALUES", 500)
+    monkeypatch.setattr(output, "_SLAB_VALUES", 500)
     alone = Communicator(comm.mpi.Split(comm.rank, 0))
 
     def write(group: Communicator, name: str) -> None:

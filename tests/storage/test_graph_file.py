@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic
-from hpcgnn.storage.graph_file import GraphFile, SparseRows
+from hpcgnn.storage.read.graph_file import GraphFile, SparseRows
+from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic, schema
-from hpcgnn.storage.graph_file import GraphFile
-from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage import schema
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.write import atomic
+from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.storage.files import graph_content
 
 

@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcgnn.storage import parallel, schema
-from hpcgnn.storage.partition_file import PartitionFile, write_parts
+from hpcgnn.storage import schema
+from hpcgnn.storage.read.partition_file import PartitionFile, write_parts
+from hpcgnn.storage.write import parallel
 from tests.storage.partitions import small_parts
 
 pytestmark = pytest.mark.skipif(

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.kernels.library import instruction_set
-from hpcgnn.storage.load import sparse_rows
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.config import Config
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.cpu.library import instruction_set
+from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, local, random_graph
 
 TABLE = Path(__file__).with_suffix(".json")

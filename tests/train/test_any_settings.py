@@ -17,10 +17,10 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.storage.load import sparse_rows
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.config import Config
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi

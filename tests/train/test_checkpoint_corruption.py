@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcgnn.train.checkpoint import Checkpoint, read, read_sharded, write, write_sharded
-from hpcgnn.train.config import Config
+from hpcgnn.config import Config
+from hpcgnn.train.checkpoint.file import Checkpoint, read, read_sharded, write, write_sharded
 from tests.storage.test_corruption import CASES, sweep
 
 NODES = np.array([7, 2, 9, 4])

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
+from hpcgnn.config import Config, add_options, parse_size, resolve
 from hpcgnn.errors import InputError
-from hpcgnn.train.config import Config, add_options, parse_size, resolve
 
 
 def parse(*options: str) -> argparse.Namespace:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError
-from hpcgnn.train.build import build_model, configure
-from hpcgnn.train.config import Config
-from hpcgnn.train.content import Content, content_of, note
-from hpcgnn.train.loop import Trainer
+from hpcgnn.models.build import build_model
+from hpcgnn.models.demands import Content, content_of, note
+from hpcgnn.train.optimisation import configure
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 EVERYTHING = Content(

@@ -8,9 +8,9 @@ import re
 import pytest
 import torch
 
+from hpcgnn.config import Config
 from hpcgnn.errors import NumericalError
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from hpcgnn.cli import report
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError, NumericalError
-from hpcgnn.train import checkpoint as files
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.progress import Progress
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 STILL = {"model": "gcn", "layers": 2, "hidden": 4, "dropout": 0.0, "lr": 0.0, "epochs": 12}

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError
-from hpcgnn.train import checkpoint as files
-from hpcgnn.train.checkpoint import Checkpoint
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.predict import Predictor
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 WEIGHT = "stack.convs.0.lin_l.weight"

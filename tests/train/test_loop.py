@@ -11,13 +11,13 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError, NumericalError, OutputError
-from hpcgnn.storage import atomic
-from hpcgnn.train.checkpoint import Checkpoint, write_sharded
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.storage.write import atomic
+from hpcgnn.train.checkpoint.file import Checkpoint, write_sharded
+from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.stop import StopRequest
-from hpcgnn.train.store import CheckpointStore
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hpcgnn.config import Config
 from hpcgnn.errors import OutOfMemoryError
-from hpcgnn.train import memory
-from hpcgnn.train.config import Config
-from hpcgnn.train.plan import estimate
+from hpcgnn.train.plan import refusal
+from hpcgnn.train.plan.estimate import estimate
 from tests.graphs import distribute, random_graph
 
 CPU = torch.device("cpu")
@@ -22,20 +22,20 @@ CPU_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 80
 
 
 def test_the_request_is_read_off_torchs_message():
-    assert memory.requested(GPU_TEXT) == 3 * 2**29
-    assert memory.requested(CPU_TEXT) == 8 * 10**9
-    assert memory.requested("out of memory") == 0
+    assert refusal.requested(GPU_TEXT) == 3 * 2**29
+    assert refusal.requested(CPU_TEXT) == 8 * 10**9
+    assert refusal.requested("out of memory") == 0
 
 
 @pytest.mark.mpi
 def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
     graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config(device="cuda")
-    own = estimate(memory.shape_of(graph, comm.size), config).peak
+    own = estimate(refusal.shape_of(graph, comm.size), config).peak
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=own // 2)
     )
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: own // 3)
-    with pytest.raises(OutOfMemoryError) as caught, memory.explained(graph, config, CPU):
+    with pytest.raises(OutOfMemoryError) as caught, refusal.explained(graph, config, CPU):
         raise torch.OutOfMemoryError(GPU_TEXT)
     text = str(caught.value)
     assert f"rank {comm.rank} asked for 1.6 GB" in text
@@ -46,24 +46,24 @@ def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
 @pytest.mark.mpi
 def test_as_many_ranks_are_named_as_the_estimate_needs(comm):
     graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config(device="cuda")
-    full = estimate(memory.shape_of(graph, comm.size), config).peak
-    fixed = estimate(memory.shape_of(graph, 10**6), config).peak
+    full = estimate(refusal.shape_of(graph, comm.size), config).peak
+    fixed = estimate(refusal.shape_of(graph, 10**6), config).peak
     limit = fixed + (full - fixed) // 3
-    needed = memory.ranks_that_fit(graph, config, limit=limit, lacked=0)
+    needed = refusal.ranks_that_fit(graph, config, limit=limit, lacked=0)
     assert needed > comm.size
-    assert estimate(memory.shape_of(graph, needed), config).peak <= limit
-    assert estimate(memory.shape_of(graph, needed - 1), config).peak > limit
-    more = memory.ranks_that_fit(graph, config, limit=limit, lacked=int(1.05 * full))
+    assert estimate(refusal.shape_of(graph, needed), config).peak <= limit
+    assert estimate(refusal.shape_of(graph, needed - 1), config).peak > limit
+    more = refusal.ranks_that_fit(graph, config, limit=limit, lacked=int(1.05 * full))
     assert more is None or more >= needed
-    assert memory.ranks_that_fit(graph, config, limit=1, lacked=0) is None
-    assert "no number of ranks" in memory.refusal(0, 1, 2, 3, None)
-    assert memory.refusal(0, 1, 2, 3, 4, "buy more").endswith("; buy more")
+    assert refusal.ranks_that_fit(graph, config, limit=1, lacked=0) is None
+    assert "no number of ranks" in refusal.refusal(0, 1, 2, 3, None)
+    assert refusal.refusal(0, 1, 2, 3, 4, "buy more").endswith("; buy more")
 
 
 def test_host_memory_too_and_nothing_else(comm):
     graph = distribute(random_graph(10, 10), comm)
     with pytest.raises(OutOfMemoryError, match=r"8\.0 GB of host memory"):  # noqa: SIM117
-        with memory.explained(graph, Config(), CPU):
+        with refusal.explained(graph, Config(), CPU):
             raise RuntimeError(CPU_TEXT)
-    with pytest.raises(RuntimeError, match="shapes"), memory.explained(graph, Config(), CPU):
+    with pytest.raises(RuntimeError, match="shapes"), refusal.explained(graph, Config(), CPU):
         raise RuntimeError("shapes differ")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.train import metrics
+from hpcgnn.tasks import metrics
 
 pytestmark = pytest.mark.mpi
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
 from hpcgnn.train.predict import Predictor, read_checkpoint, write_predictions
 from hpcgnn.train.prediction_file import check_ending
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi

@@ -9,8 +9,14 @@ from dataclasses import replace
 import pytest
 
 from hpcgnn.cli import main
-from hpcgnn.train.config import Config
-from hpcgnn.train.plan import IMPORTS, Shape, bytes_per_epoch, estimate, smallest_ranks
+from hpcgnn.config import Config
+from hpcgnn.train.plan.estimate import (
+    IMPORTS,
+    Shape,
+    bytes_per_epoch,
+    estimate,
+    smallest_ranks,
+)
 
 SAGE = Config(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
 LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.sar.sum import neighbour_sum
 from hpcgnn.timeline import profiled
-from hpcgnn.train.profile import Profile
+from hpcgnn.train.telemetry import Profile
 from tests.graphs import distribute, random_graph
 
 

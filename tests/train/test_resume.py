@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcgnn.config import DEFINING, FREE, TOLD, Config
 from hpcgnn.errors import InputError
-from hpcgnn.train.config import DEFINING, FREE, TOLD, Config
-from hpcgnn.train.resume import check_resumed
+from hpcgnn.train.checkpoint.resume import check_resumed
 
 SETTINGS = dataclasses.fields(Config)
 PATH = Path("run/checkpoints/epoch-000010.h5")

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.train.config import Config
-from hpcgnn.train.run_dir import held, write_config
-from hpcgnn.train.telemetry import Journal
+from hpcgnn.train.journal import Journal
+from hpcgnn.train.run_directory import held, write_config
 
 
 @pytest.mark.mpi

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from hpcgnn.config import Config
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.train import checkpoint as files
-from hpcgnn.train.checkpoint import Checkpoint
-from hpcgnn.train.config import Config
-from hpcgnn.train.loop import Trainer
+from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.stop import StopRequest
-from hpcgnn.train.store import CheckpointStore
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 SETTINGS = {"layers": 2, "hidden": 96, "halo_buffer": "64KiB", "checkpoint_every": 2, "keep": 2}

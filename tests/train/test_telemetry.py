@@ -9,8 +9,7 @@ import resource
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.train.records import gaps
-from hpcgnn.train.telemetry import Journal
+from hpcgnn.train.journal import Journal, gaps
 
 
 def record(epoch: int, **more: object) -> dict[str, object]:

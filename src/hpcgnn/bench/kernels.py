@@ -6,16 +6,22 @@ from contextlib import ExitStack, closing
 
 import torch
 
-from hpcgnn.bench.bandwidth import kernel_rows
-from hpcgnn.bench.case import Case, Edges, Operations, power_law_edges, there_and_back
-from hpcgnn.bench.peers import PEERS
-from hpcgnn.bench.timing import Row, compare, local
-from hpcgnn.bench.worker import Worker
+from hpcgnn.bench.peers import (
+    PEERS,
+    Case,
+    Edges,
+    Operations,
+    Worker,
+    power_law_edges,
+    there_and_back,
+)
+from hpcgnn.bench.timing import Row, compare, kernel_rows, local
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.graph import Block, EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
 from hpcgnn.nn import GATConv
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.sar.sum import neighbour_sum
 
 OURS = "hpcgnn"
 

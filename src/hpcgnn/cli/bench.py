@@ -8,8 +8,8 @@ import json
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.config import check_range
 from hpcgnn.errors import InputError
-from hpcgnn.train.config import check_range
 
 if TYPE_CHECKING:
     from hpcgnn.bench.timing import Row
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         check_range(f"--{name}", getattr(args, name), 1, _MOST)
     import torch
 
-    from hpcgnn.bench.case import Case
     from hpcgnn.bench.kernels import run as measure
+    from hpcgnn.bench.peers import Case
     from hpcgnn.bench.timing import TURNS
 
     if comm.size > 1:

@@ -7,16 +7,16 @@ import os
 import resource
 from pathlib import Path
 
+from hpcgnn.config import parse_size
 from hpcgnn.errors import InputError, say, warn
-from hpcgnn.storage.graph_file import GraphFile
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import Nodes, Options, Source
-from hpcgnn.storage.outputs import check_output
+from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
-from hpcgnn.train.config import parse_size
+from hpcgnn.storage.write.outputs import check_output
 
 HELP = "turn source files into graph.h5"
 PARALLEL = False

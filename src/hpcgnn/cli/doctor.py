@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpcgnn.comm import shm
+from hpcgnn.comm.liveness import shared_memory
 from hpcgnn.errors import CommunicationError, HpcgnnError, say
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _print(findings: list[Finding], comm: Communicator | None) -> int:
 
 
 def _python() -> Iterator[Finding]:
-    from hpcgnn import __version__
+    from hpcgnn.version import __version__
 
     yield Finding("ok", "hpcgnn", f"{__version__} in {Path(__file__).parents[1]}")
     old = sys.version_info < _PYTHON
@@ -131,18 +131,18 @@ def _python() -> Iterator[Finding]:
 
 
 def _shm() -> Iterator[Finding]:
-    ranks = max(shm.local_place()[1], len(os.sched_getaffinity(0)))
-    space = shm.Space.here()
+    ranks = max(shared_memory.local_place()[1], len(os.sched_getaffinity(0)))
+    space = shared_memory.Space.here()
     if space is None:
-        yield Finding("note", "shm", f"{shm.FOLDER} isn't there: MPI must do without")
+        yield Finding("note", "shm", f"{shared_memory.FOLDER} isn't there: MPI must do without")
     elif problem := space.problem(ranks):
         yield Finding("bad" if space.hopeless(ranks) else "note", "shm", problem)
     else:
-        yield Finding("ok", "shm", f"{shm.FOLDER}: {space.free / 2**20:,.0f} MiB free")
+        yield Finding("ok", "shm", f"{shared_memory.FOLDER}: {space.free / 2**20:,.0f} MiB free")
 
 
 def _mpi() -> Iterator[Finding]:
-    from hpcgnn.comm.library import MPI
+    from hpcgnn.comm.mpi_library import MPI
 
     name, version = MPI.get_vendor()
     level = {
@@ -196,10 +196,10 @@ def _kernels() -> Iterator[Finding]:
     import torch
 
     from hpcgnn import kernels
-    from hpcgnn.graph import Block
-    from hpcgnn.kernels import cpu
+    from hpcgnn.kernels.block import Block
+    from hpcgnn.kernels.cpu import backend
 
-    isa = cpu.instruction_set()
+    isa = backend.instruction_set()
     block = Block(
         peer=0,
         rows=None,
@@ -219,9 +219,9 @@ def _parmetis(comm: Communicator | None) -> Iterator[Finding]:
     if comm is None:
         yield Finding("note", "parmetis", "not looked for: it needs MPI")
         return
-    from hpcgnn.partition import pyparmetis
+    from hpcgnn.partition.pyparmetis import binding
 
-    yield Finding("ok", "parmetis", str(pyparmetis.open_library(pyparmetis.find())))
+    yield Finding("ok", "parmetis", str(binding.open_library(binding.find())))
 
 
 def _gpu() -> Iterator[Finding]:
@@ -299,7 +299,7 @@ def _ring(comm: Communicator) -> Finding:
         start = time.perf_counter()
         for arrival in Exchange(ring, outgoing, incoming, width, torch.float32, where="doctor"):
             expected = incoming[arrival.index].peer * comm.size + comm.rank
-            right = right and bool((arrival.rows_HF == expected).all())
+            right = right and bool((arrival.rows_MF == expected).all())
         seconds = min(seconds, time.perf_counter() - start)
     speed = ring.bytes_sent / 3 / seconds / 2**30
     text = f"{ring.transport.name} transport, {speed:.1f} GiB/s per rank"

@@ -54,12 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    from hpcgnn.storage.generate.output import Generator, write_generated
     from hpcgnn.storage.generate.rmat import RMat
     from hpcgnn.storage.generate.sbm import PlantedPartition
-    from hpcgnn.storage.generate.write import Generator, write_generated
-    from hpcgnn.storage.graph_file import GraphFile
-    from hpcgnn.storage.outputs import check_output_together
+    from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.schema import GRAPH
+    from hpcgnn.storage.write.outputs import check_output_together
 
     began = time.monotonic()
     shares = _check(args)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say
-from hpcgnn.storage.agreement import check_whole
-from hpcgnn.storage.graph_file import GraphFile
-from hpcgnn.storage.partition_file import PartitionFile
-from hpcgnn.storage.reader import Reader
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
+from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, GRAPH, PARTITION, PREDICTIONS
 
 HELP = "say what a file holds"

@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hpcgnn import __version__
 from hpcgnn.cli import streams
-from hpcgnn.comm import limit, world
-from hpcgnn.comm.failure import Failure
-from hpcgnn.comm.same import require_same
-from hpcgnn.comm.termination import Terminated, terminable
+from hpcgnn.comm import world
+from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.liveness import limit
+from hpcgnn.comm.liveness.failure import Failure
+from hpcgnn.comm.liveness.termination import Terminated, terminable
 from hpcgnn.errors import InputError, warn
+from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator

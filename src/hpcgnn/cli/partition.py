@@ -6,9 +6,9 @@ import argparse
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import say
+from hpcgnn.partition.pipeline import METHODS, partition_graph
+from hpcgnn.partition.problem import Options
 from hpcgnn.partition.quality import table
-from hpcgnn.partition.task import Options
-from hpcgnn.partition.whole import METHODS, partition_graph
 
 HELP = "cut a graph into parts, one per rank"
 PARALLEL = True

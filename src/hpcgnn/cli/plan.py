@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hpcgnn.config import Config, add_options, check_range, parse_size, resolve
 from hpcgnn.errors import HpcgnnError, InputError, say
-from hpcgnn.storage.graph_file import read_counts
-from hpcgnn.storage.reader import Reader
+from hpcgnn.models.demands import Content, Facts, check_host_features, note
+from hpcgnn.storage.read.graph_file import read_counts
+from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
-from hpcgnn.train.config import Config, add_options, check_range, parse_size, resolve
-from hpcgnn.train.content import Content, note
-from hpcgnn.train.demands import Facts, check_host_features, check_training
-from hpcgnn.train.plan import (
+from hpcgnn.train.open import check_training
+from hpcgnn.train.plan.estimate import (
     IMPORTS,
     MOST_RANKS,
     Shape,

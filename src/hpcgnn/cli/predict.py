@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcgnn.config import HIGHEST, check_range
 from hpcgnn.errors import InputError, printable, say, warn
-from hpcgnn.train.config import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
-    from hpcgnn.graph import PartitionedGraph
-    from hpcgnn.train.checkpoint import Checkpoint
+    from hpcgnn.graph.partitioned import PartitionedGraph
+    from hpcgnn.train.checkpoint.file import Checkpoint
     from hpcgnn.train.predict import Prediction
 
 HELP = "apply a checkpoint to every node"
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
-        from hpcgnn.train.config import Config
+        from hpcgnn.config import Config
+        from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint, write_predictions
-        from hpcgnn.train.setup import open_part
 
     where, checkpoint = Config(), None
     if not args.label_propagation:
@@ -106,7 +106,7 @@ def _predict(
     args: argparse.Namespace, graph: PartitionedGraph, checkpoint: Checkpoint | None
 ) -> tuple[Prediction, dict[str, int | str | dict]]:
     """The predictions, and the attributes that say where they come from."""
-    from hpcgnn.train.memory import explained
+    from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.predict import Predictor, predict_from_labels
 
     comm, device = graph.ring.comm, graph.node_ids.device
@@ -129,8 +129,8 @@ def _predict(
 
 def _split(args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint | None) -> int:
     """The split asked for, or that of the checkpoint on its own graph, or the first; collective."""
-    from hpcgnn.storage.parallel import agreed
-    from hpcgnn.storage.reader import Reader
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.storage.read.reader import Reader
     from hpcgnn.storage.schema import PARTITION
 
     fingerprint = ""
@@ -172,10 +172,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     """Refuse what can't be written, or must not be replaced, before the model runs."""
-    from hpcgnn.storage import atomic
-    from hpcgnn.storage.outputs import check_output_together
-    from hpcgnn.storage.parallel import agreed
+    from hpcgnn.comm.agreement import agreed
     from hpcgnn.storage.schema import PREDICTIONS
+    from hpcgnn.storage.write import atomic
+    from hpcgnn.storage.write.outputs import check_output_together
 
     out, inputs = Path(args.output), [args.partition, args.checkpoint]
     check_output_together(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say
-from hpcgnn.train.ending import how_it_ended
-from hpcgnn.train.records import MAX_EPOCH, Line, config_of, gaps, is_number, lines
+from hpcgnn.train.journal import MAX_EPOCH, Line, config_of, gaps, is_number, lines
+from hpcgnn.train.run_directory import how_it_ended
 
 HELP = "summarise a run directory"
 PARALLEL = False

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.comm.same import require_same
+from hpcgnn.comm.agreement import require_same
+from hpcgnn.config import HIGHEST, Config, add_options, check_range, resolve
 from hpcgnn.errors import InputError, say
 from hpcgnn.storage.schema import GRAPH, PARTITION
-from hpcgnn.train.config import HIGHEST, Config, add_options, check_range, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def listen(args: argparse.Namespace) -> StopRequest:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
-        import hpcgnn.train.loop  # noqa: F401 - counts among the imports
-        from hpcgnn.train.run_dir import held
+        import hpcgnn.train.trainer  # noqa: F401 - counts among the imports
+        from hpcgnn.train.run_directory import held
         from hpcgnn.train.telemetry import resident_memory
 
     imported = resident_memory()
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 def resolve_together(args: argparse.Namespace, comm: Communicator) -> Config:
     """The settings, the same on all ranks though each reads its file; collective."""
-    from hpcgnn.storage.parallel import agreed
+    from hpcgnn.comm.agreement import agreed
 
     with agreed(comm, "read the settings"):
         config = resolve(args, args.config)
@@ -82,13 +82,12 @@ def _train(
     run_dir: Path,
     imported: int,
 ) -> int:
-    from hpcgnn.train.content import content_of, note
-    from hpcgnn.train.loop import Trainer
-    from hpcgnn.train.memory import explained
-    from hpcgnn.train.profile import Profile
-    from hpcgnn.train.run_dir import write_config
-    from hpcgnn.train.setup import open_part
-    from hpcgnn.train.telemetry import human, peak_memory
+    from hpcgnn.models.demands import content_of, note
+    from hpcgnn.train.open import open_part
+    from hpcgnn.train.plan.refusal import explained
+    from hpcgnn.train.run_directory import write_config
+    from hpcgnn.train.telemetry import Profile, human, peak_memory
+    from hpcgnn.train.trainer import Trainer
 
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config)
@@ -126,9 +125,9 @@ def _train(
 
 def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     """The partition to train on: `source` itself, or one made from it and kept."""
-    from hpcgnn.partition.whole import partition_graph
-    from hpcgnn.storage.parallel import agreed
-    from hpcgnn.storage.reader import Reader
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.partition.pipeline import partition_graph
+    from hpcgnn.storage.read.reader import Reader
 
     kind = fingerprint = ""
     error: Exception | None = None
@@ -164,7 +163,7 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
 
 def _check_own(path: Path) -> None:
     """Refuse to replace a partition that isn't one that training made for itself."""
-    from hpcgnn.storage.reader import Reader
+    from hpcgnn.storage.read.reader import Reader
 
     if not os.path.lexists(path):
         return
@@ -182,7 +181,7 @@ def _check_own(path: Path) -> None:
 
 
 def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
-    from hpcgnn.storage.reader import Reader
+    from hpcgnn.storage.read.reader import Reader
 
     if not path.exists():
         return False

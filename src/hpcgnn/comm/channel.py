@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from hpcgnn.comm.transport import Slot
+from hpcgnn.comm.transport.host import Slot
 
 
 @dataclass

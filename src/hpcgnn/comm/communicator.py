@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from hpcgnn.comm import exchange, reduce, strict
-from hpcgnn.comm.buffers import as_array, as_bytes, is_tensor
-from hpcgnn.comm.failure import translated
-from hpcgnn.comm.foreign import ForeignCall, default_signals
-from hpcgnn.comm.guard import guard
-from hpcgnn.comm.heartbeat import Heartbeat, Peer, local_address
-from hpcgnn.comm.library import MPI
-from hpcgnn.comm.limit import DEFAULT_SECONDS, from_environment
+from hpcgnn.comm import collectives
+from hpcgnn.comm.collectives import as_array, as_bytes, is_tensor
+from hpcgnn.comm.liveness import watchdog
+from hpcgnn.comm.liveness.blocking_call import BlockingCall, default_signals
+from hpcgnn.comm.liveness.failure import translated
+from hpcgnn.comm.liveness.guard import guard
+from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, local_address
+from hpcgnn.comm.liveness.limit import DEFAULT_SECONDS, from_environment
+from hpcgnn.comm.liveness.location import Location, Report, Visit
+from hpcgnn.comm.liveness.wait import Waiter
+from hpcgnn.comm.liveness.watchdog import Watchdog
+from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.unfinished import Unfinished, whole
-from hpcgnn.comm.wait import Waiter
-from hpcgnn.comm.watchdog import Watchdog
-from hpcgnn.comm.whereabouts import Report, Visit, Whereabouts
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError
 
 _KEPT = MPI.Comm.Create_keyval()  # under which MPI holds `Communicator.of`
@@ -43,12 +44,12 @@ class Communicator:
         mpi: MPI.Comm | None = None,
         *,
         timeout: float | None = None,
-        whereabouts: Whereabouts | None = None,
+        location: Location | None = None,
     ) -> None:
         parent = MPI.COMM_WORLD if mpi is None else mpi
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
-        self.whereabouts = whereabouts or Whereabouts()
+        self.location = location or Location()
         self._watchdog: Watchdog | None = None
         self._strict = False
         limit, problem = DEFAULT_SECONDS, None
@@ -56,7 +57,7 @@ class Communicator:
             limit = from_environment() if timeout is None else timeout
         except InputError as error:  # told to the others, who would wait for this rank
             problem = error
-        self._waiter = Waiter(limit, self.whereabouts, self._overdue)
+        self._waiter = Waiter(limit, self.location, self._overdue)
         self.mpi, request = parent.Idup()
         own, another = parent.Idup()
         self.unfinished = Unfinished(own, self._wait)
@@ -64,7 +65,7 @@ class Communicator:
         self._wait(another, "start")
         self.agree(problem, "start")
         self._heartbeat = self._start_heartbeat()
-        self._watchdog = Watchdog(self._heartbeat, self.whereabouts)
+        self._watchdog = Watchdog(self._heartbeat, self.location)
         strict_P = self.allgather(os.environ.get("HPCGNN_STRICT", "0") not in ("", "0"), "start")
         self._strict = any(strict_P)
         if self.size > 1:
@@ -86,7 +87,7 @@ class Communicator:
     def _start_heartbeat(self) -> Heartbeat:
         own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())
         address = local_address(own, self.allgather(own, "start"))
-        heartbeat = Heartbeat(self.rank, address, self.whereabouts.report)
+        heartbeat = Heartbeat(self.rank, address, self.location.report)
         token = os.urandom(16) if self.rank == 0 else b""
         peers = self.allgather((replace(own, address=heartbeat.address), token), "start")
         heartbeat.meet([peer for peer, _ in peers], peers[0][1])
@@ -148,7 +149,7 @@ class Communicator:
 
         Nested blocks are joined: "epoch 12, forward layer 1". Shown when a rank is missed.
         """
-        return self.whereabouts.at(text)
+        return self.location.at(text)
 
     def ask(self, seconds: float) -> dict[int, Report]:
         """Where the other ranks are, of those that answer within `seconds`."""
@@ -166,7 +167,7 @@ class Communicator:
         at once, since Python can't handle them in there. `locked`: the library keeps Python's
         lock; then the call itself must not take longer than the limit.
         """
-        with self.at(where), ForeignCall(self, where, locked=locked), default_signals():
+        with self.at(where), BlockingCall(self, where, locked=locked), default_signals():
             yield
 
     def examine_silent(self, where: str, waited: float) -> None:
@@ -191,8 +192,8 @@ class Communicator:
     def check_strictly(self, operation: str, where: str = "", value: Any = None) -> None:
         """Under HPCGNN_STRICT=1: raise LostRank unless all ranks are at the same place."""
         if self._strict:
-            text = strict.signature(operation, where, value)
-            strict.check(self.mpi, text, lambda r: self._wait(r, text))
+            text = watchdog.signature(operation, where, value)
+            watchdog.check(self.mpi, text, lambda r: self._wait(r, text))
 
     # Collective operations
 
@@ -222,7 +223,7 @@ class Communicator:
             )
         place = self._enter(f"allreduce {op}", where, array)
         flat = np.ascontiguousarray(array).reshape(-1)
-        total = reduce.allreduce_array(self.mpi, flat, op, lambda r: self._wait(r, place))
+        total = collectives.allreduce_array(self.mpi, flat, op, lambda r: self._wait(r, place))
         if isinstance(value, int | float):
             return type(value)(total[0])
         if is_tensor(value):
@@ -239,8 +240,8 @@ class Communicator:
         data = np.empty(int(length[0]), np.uint8)
         if self.rank == root:
             data[:] = np.frombuffer(payload, np.uint8)
-        for begin in range(0, data.size, exchange.PIECE_BYTES):
-            self._wait(self.mpi.Ibcast(data[begin : begin + exchange.PIECE_BYTES], root), place)
+        for begin in range(0, data.size, collectives.PIECE_BYTES):
+            self._wait(self.mpi.Ibcast(data[begin : begin + collectives.PIECE_BYTES], root), place)
         return obj if self.rank == root else pickle.loads(data.data)
 
     def gather(self, obj: Any, root: int = 0, where: str = "") -> list[Any] | None:
@@ -273,7 +274,7 @@ class Communicator:
         self,
         arrays: Sequence[np.ndarray],
         where: str = "",
-        piece_bytes: int = exchange.PIECE_BYTES,
+        piece_bytes: int = collectives.PIECE_BYTES,
     ) -> list[np.ndarray]:
         """arrays[p] goes to rank p; returns what came from each rank.
 
@@ -282,7 +283,7 @@ class Communicator:
         """
         row = f" of {arrays[0].dtype} rows {arrays[0].shape[1:]}" if len(arrays) else ""
         place = self._enter(f"alltoallv{row}", where)
-        return exchange.alltoallv(self, arrays, place, piece_bytes)
+        return collectives.alltoallv(self, arrays, place, piece_bytes)
 
     def agree(self, error: BaseException | None = None, where: str = "") -> None:
         """Called by all: when any rank brings an error, all raise the lowest such rank's.
@@ -321,7 +322,7 @@ class Communicator:
             )
         if not member:
             return None
-        made = Communicator(part, timeout=self.timeout, whereabouts=self.whereabouts)
+        made = Communicator(part, timeout=self.timeout, location=self.location)
         part.Free()
         return made
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.channel import Channel, InFlight
-from hpcgnn.comm.transport import HostTransport, Slot, Transport
+from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span
 
@@ -59,16 +59,16 @@ class Incoming:
 
 
 class Arrival:
-    """A received message; `rows_HF` is valid until the next one is asked for."""
+    """A received message; `rows_MF` is valid until the next one is asked for."""
 
-    def __init__(self, exchange: Exchange, index: int, rows_HF: Tensor) -> None:
+    def __init__(self, exchange: Exchange, index: int, rows_MF: Tensor) -> None:
         self.index = index
-        self.rows_HF = rows_HF
+        self.rows_MF = rows_MF
         self._exchange = exchange
 
-    def reply(self, rows_HF: Tensor) -> None:
+    def reply(self, rows_MF: Tensor) -> None:
         """Send one row per received row back to the sender."""
-        self._exchange.reply(self.index, rows_HF)
+        self._exchange.reply(self.index, rows_MF)
 
 
 class Exchange:
@@ -158,13 +158,13 @@ class Exchange:
         self._finish()
         self.ring.comm.unfinished.end()
 
-    def reply(self, index: int, rows_HF: Tensor) -> None:
+    def reply(self, index: int, rows_MF: Tensor) -> None:
         self._check_open()
         message = self.incoming[index]
         while not self._replies_out.free:
             self._wait_any()
         slot = self._replies_out.take()
-        slot.view(message.num_rows, self.reply_width, self.dtype).copy_(rows_HF)
+        slot.view(message.num_rows, self.reply_width, self.dtype).copy_(rows_MF)
         self._pack(self._replies_out, slot, index, message.num_rows * self.reply_width)
         self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
 
@@ -297,8 +297,8 @@ class Exchange:
             if not self._given_up:
                 self.ring.transport.after_receive(reply.slot, num_bytes)
                 if self.on_reply is not None:
-                    rows_HF = reply.slot.view(message.num_rows, self.reply_width, self.dtype)
-                    self.on_reply(reply.index, rows_HF)
+                    rows_MF = reply.slot.view(message.num_rows, self.reply_width, self.dtype)
+                    self.on_reply(reply.index, rows_MF)
                 self.ring.transport.release(reply.slot)
             self._replies_in.free.append(reply.slot)
             self._post_reply_receives()

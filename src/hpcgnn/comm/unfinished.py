@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from hpcgnn.comm.library import MPI
+from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.errors import CommunicationError
 
 _P = ParamSpec("_P")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.comm import shm
-from hpcgnn.comm.failure import Failure, abort, end_job, shared_segments
-from hpcgnn.comm.limit import TIMEOUT
-from hpcgnn.comm.termination import terminable
+from hpcgnn.comm.liveness import shared_memory
+from hpcgnn.comm.liveness.failure import Failure, abort, end_job, shared_segments
+from hpcgnn.comm.liveness.limit import TIMEOUT
+from hpcgnn.comm.liveness.termination import terminable
 from hpcgnn.errors import CommunicationError, InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _end_early(error: BaseException, rank: int, starting: bool) -> int:
         time.sleep(0.05 * min(rank, 40))  # the lowest rank that is alive speaks and ends the job
         failure.print()
         abort(None, failure.status)
-    local, ranks = shm.local_place()
+    local, ranks = shared_memory.local_place()
     if rank == 0 or (starting and local == 0 and ranks > 1):
         failure.print("" if rank == 0 else f"rank {rank} ({socket.gethostname()})")
     return failure.status
@@ -116,10 +116,10 @@ def start(timeout: float | None = None) -> Communicator:
     """
     size = launched()[1]
     if size > 1:
-        shm.check()
+        shared_memory.check()
     if timeout is not None:
         os.environ[TIMEOUT] = str(timeout)  # also for the start of MPI, and whatever else waits
-    from hpcgnn.comm.library import MPI
+    from hpcgnn.comm.mpi_library import MPI
 
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
         library = MPI.Get_library_version().split("\n")[0].strip()

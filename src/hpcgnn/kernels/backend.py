@@ -16,7 +16,7 @@ def backend(device: torch.device) -> Any:
     """The module of kernels for tensors on `device`; while a profile is taken, a timed one."""
     if device.type not in ("cpu", "cuda"):
         raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
-    module = importlib.import_module(f"hpcgnn.kernels.{device.type}")
+    module = importlib.import_module(f"hpcgnn.kernels.{device.type}.backend")
     return _Timed(module) if profiled() else module
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import Block
-from hpcgnn.kernels.dropout import Dropout
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.masks import Dropout
 
 REAL = (torch.float32, torch.float64)
 SHORT = (torch.float16, torch.bfloat16)  # on a GPU

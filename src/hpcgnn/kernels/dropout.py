@@ -1,48 +1,74 @@
-"""What decides which features and which edges are dropped."""
+"""Dropout of node features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
+import torch
 from torch import Tensor
 
-WORD = 2**64 - 1
+from hpcgnn.errors import InputError
+from hpcgnn.kernels import checks
+from hpcgnn.kernels.backend import backend
+from hpcgnn.kernels.masks import Stream
 
 
-class Stream(NamedTuple):
-    """One stream of random numbers; each number is an unsigned 64-bit word."""
+def dropout_nodes(
+    x_NF: Tensor,
+    out_NF: Tensor,
+    ids_N: Tensor,
+    *,
+    p: float,
+    seed: int,
+    epoch: int,
+    layer: int,
+    relu: bool = False,
+) -> None:
+    """out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
 
-    seed: int
-    epoch: int
-    layer: int
+    An entry is dropped with probability p, decided by (seed, epoch, layer, id, column) alone.
 
-    @staticmethod
-    def of(seed: int, epoch: int, layer: int) -> Stream:
-        return Stream(seed & WORD, epoch & WORD, layer & WORD)
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Attention dropout: head h of the edge j -> i is dropped with probability p.
-
-    The decision depends on (seed, epoch, layer, original id of j, original id of i, h) alone, so it
-    is the same forward and backward, on every number of ranks and in every order of the edges.
-
-    Attributes:
-        p: in [0, 1).
-        source_ids: int64, original id of each source row: of the block's columns in forward, of the
-            local rows in backward, where the block is one of the reversed graph.
-        destination_ids: int64, original id of each destination row.
+    Args:
+        x_NF, out_NF: `[n, F]`; `out` is overwritten.
+        ids_N: int64 `[n]`, original node ids.
     """
+    checks.real("x", x_NF)
+    checks.probability(p)
+    _same_shape("out", out_NF, x_NF)
+    checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
+    stream = Stream.of(seed, epoch, layer)
+    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu)
 
-    p: float
-    seed: int
-    epoch: int
-    layer: int
-    source_ids: Tensor
-    destination_ids: Tensor
 
-    @property
-    def stream(self) -> Stream:
-        return Stream.of(self.seed, self.epoch, self.layer)
+def dropout_nodes_backward(
+    g_NF: Tensor,
+    grad_NF: Tensor,
+    ids_N: Tensor,
+    *,
+    p: float,
+    seed: int,
+    epoch: int,
+    layer: int,
+    y_NF: Tensor | None = None,
+) -> None:
+    """Gradient of `dropout_nodes`: grad from g; `grad` is overwritten and may be `g` itself.
+
+    Args:
+        y_NF: `[n, F]`, the output of `dropout_nodes` with relu=True, which alone says what passed:
+            grad = g / (1 - p) where y > 0. None after relu=False: grad = mask * g / (1 - p).
+    """
+    if y_NF is None:
+        dropout_nodes(g_NF, grad_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer)
+        return
+    checks.real("g", g_NF)
+    checks.probability(p)
+    _same_shape("grad", grad_NF, g_NF)
+    _same_shape("y", y_NF, g_NF)
+    backend(g_NF.device).relu_dropout_backward(y_NF, g_NF, grad_NF, p)
+
+
+def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
+    if like.dim() != 2 or tensor.shape[0] != like.shape[0]:
+        raise InputError(
+            f"kernels: {name} must have shape {tuple(like.shape)}", value=tuple(tensor.shape)
+        )
+    checks.matrix(name, like, like=like, rows=0, width=like.shape[1])
+    checks.matrix(name, tensor, like=like, rows=like.shape[0], width=like.shape[1])

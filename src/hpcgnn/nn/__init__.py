@@ -8,7 +8,6 @@ from hpcgnn.nn.gcn import GCNConv
 from hpcgnn.nn.gin import GINConv
 from hpcgnn.nn.linear import Linear
 from hpcgnn.nn.message_passing import MessagePassing
-from hpcgnn.nn.model import Stack
 from hpcgnn.nn.norm import BatchNorm, GraphNorm, LayerNorm
 from hpcgnn.nn.propagation import APPNP, AdaptiveDepth, Pointwise, SGConv
 from hpcgnn.nn.rgcn import RGCNConv
@@ -32,5 +31,4 @@ __all__ = [
     "RGCNConv",
     "SAGEConv",
     "SGConv",
-    "Stack",
 ]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.graph import Block, PartitionedGraph, SparseRows
-from hpcgnn.nn.numbers import layer_number
-from hpcgnn.sar.first_order import first_order
-from hpcgnn.sar.host_rows import HostRows
+from hpcgnn.graph.features import HostRows, SparseRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.nn.layer import layer_number
+from hpcgnn.sar.autograd import first_order
 
 
 class Dropout(torch.nn.Module):

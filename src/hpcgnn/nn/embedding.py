@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_width
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_width
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
 from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
-from hpcgnn.nn.numbers import layer_number
-from hpcgnn.sar.attention import AttentionSettings, attention
-from hpcgnn.sar.rows import check_edges, check_rows
+from hpcgnn.sar.attention import AttentionSettings
+from hpcgnn.sar.checks import check_edges, check_rows
+from hpcgnn.sar.gat import attention
 
 
 class GATConv(torch.nn.Module):

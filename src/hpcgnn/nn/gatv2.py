@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords, check_probability, check_width
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
 from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
-from hpcgnn.nn.numbers import layer_number
 from hpcgnn.sar.attention import AttentionSettings
-from hpcgnn.sar.attention2 import attention2
-from hpcgnn.sar.rows import check_edges, check_rows
+from hpcgnn.sar.checks import check_edges, check_rows
+from hpcgnn.sar.gatv2 import gatv2
 
 
 class GATv2Conv(torch.nn.Module):
@@ -105,7 +104,7 @@ class GATv2Conv(torch.nn.Module):
         right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x_NF)
         edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
         bias_K = self.bias if self.concat else None
-        out_NK = attention2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
+        out_NK = gatv2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
         if not self.concat:
             out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
             out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import Block, PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
-from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.sums import first_sum, is_constant, neighbour_sum, weight_sums
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum, weight_sums
 
 
 class GCNConv(torch.nn.Module):

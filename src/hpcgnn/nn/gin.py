@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
-from hpcgnn.sar.project import dense_rows
-from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.sums import neighbour_sum
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.products import dense_rows
+from hpcgnn.sar.sum import neighbour_sum
 
 
 class GINConv(torch.nn.Module):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcgnn.graph import PartitionedGraph, SparseRows
-from hpcgnn.nn.keywords import check_width
-from hpcgnn.sar.first_order import first_order
-from hpcgnn.sar.host_rows import HostRows
-from hpcgnn.sar.project import NodeFeatures, product, refill, shell, weight_gradient
-from hpcgnn.sar.rows import check_features
-from hpcgnn.sar.short import product_type, readable
+from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_width
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_features
+from hpcgnn.sar.mixed_precision import product_type, readable
+from hpcgnn.sar.products import product, refill, shell, weight_gradient
 
 
 def narrows_first(graph: PartitionedGraph, inputs: int, outputs: int) -> bool:

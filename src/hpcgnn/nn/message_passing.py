@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.numbers import layer_number
+from hpcgnn.graph.features import NodeFeatures
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import layer_number
+from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
-from hpcgnn.sar.project import NodeFeatures, dense_rows
-from hpcgnn.sar.rows import check_rows
+from hpcgnn.sar.products import dense_rows
 
 
 class MessagePassing(torch.nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
-from hpcgnn.sar.first_order import first_order
+from hpcgnn.sar.autograd import first_order
 
 _SLAB = 4096  # rows that are there in float64 at a time
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.gcn import normalised_sum
-from hpcgnn.nn.keywords import check_keywords, check_width
+from hpcgnn.nn.layer import check_keywords, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
-from hpcgnn.sar.project import dense_rows
-from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.sums import first_sum, is_constant, neighbour_sum
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.products import dense_rows
+from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum
 
 
 class APPNP(torch.nn.Module):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords, check_width
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_keywords, check_width
 from hpcgnn.nn.linear import NodeFeatures, glorot, zero
-from hpcgnn.sar.project import dense_rows
-from hpcgnn.sar.relations import relational_sum
-from hpcgnn.sar.rows import check_rows
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.products import dense_rows
+from hpcgnn.sar.relational import relational_sum
 
 
 class RGCNConv(torch.nn.Module):

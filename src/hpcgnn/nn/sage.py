@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.keywords import check_keywords
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
-from hpcgnn.sar.extremes import neighbour_max
-from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.short import product_type
-from hpcgnn.sar.sums import first_sum, in_degrees, is_constant, neighbour_sum
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.extremum import neighbour_max
+from hpcgnn.sar.mixed_precision import product_type
+from hpcgnn.sar.sum import first_sum, in_degrees, is_constant, neighbour_sum
 
 
 class SAGEConv(torch.nn.Module):

@@ -6,10 +6,9 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.exchange import Slabs
+from hpcgnn.partition.problem import Task, symmetrise
+from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.sorting import Array
-from hpcgnn.partition.symmetrise import symmetrise
-from hpcgnn.partition.task import Task
 
 _LIMIT = 2**31 - 1
 

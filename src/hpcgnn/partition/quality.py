@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.exchange import Slabs
+from hpcgnn.partition.problem import Task
+from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.simple import random_parts
 from hpcgnn.partition.sorting import Array, Int64, distinct, distinct_pairs, group_by
-from hpcgnn.partition.task import Task
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.exchange import Slabs
+from hpcgnn.partition.problem import Task
+from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.sorting import Array, Int64, distinct, positions
-from hpcgnn.partition.task import Task
 
 _ROUNDS, _ROWS = 256, 32
 _SCORES = 1 << 21

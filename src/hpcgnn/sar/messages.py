@@ -17,16 +17,16 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
-from hpcgnn.graph import Block, PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import SHORT
 from hpcgnn.sar import reductions
-from hpcgnn.sar.captured import Finder, Modes, Replacer
-from hpcgnn.sar.first_order import first_order
-from hpcgnn.sar.halo import give_back, stream, take_rows
+from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.mixed_precision import wire_type
 from hpcgnn.sar.reductions import Reduction
-from hpcgnn.sar.rows import check_rows
-from hpcgnn.sar.short import wire_type
-from hpcgnn.sar.sums import in_degrees
+from hpcgnn.sar.stream import return_gradients, stream, take_rows
+from hpcgnn.sar.sum import in_degrees
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class _Pass:
         self.reduce(graph.in_edges.blocks[graph.in_edges.rank], self.x_NF, exchange.progress)
         for arrival in exchange:
             if self.mode != "sar":
-                kept.append(arrival.rows_HF.clone())
-            self.reduce(blocks[arrival.index], arrival.rows_HF.to(x_NF.dtype), exchange.progress)
+                kept.append(arrival.rows_MF.clone())
+            self.reduce(blocks[arrival.index], arrival.rows_MF.to(x_NF.dtype), exchange.progress)
         self.outcome.append((self.finish(), attributes, kept))
         del self.x_NF, self.features_ED
 
@@ -171,19 +171,19 @@ class _Pass:
         # Apart, since when a reply comes is a matter of chance, and rounding must not be.
         replied_NF = torch.zeros_like(self.grad_x_NF)
 
-        def accept(rows: Tensor, grad_HF: Tensor) -> None:
-            kernels.add_rows(grad_HF, rows, replied_NF)
+        def accept(rows: Tensor, grad_MF: Tensor) -> None:
+            kernels.add_rows(grad_MF, rows, replied_NF)
 
         def differentiate_here() -> None:
             self.differentiate(edges.blocks[edges.rank], self.x_NF, self.grad_x_NF)
 
-        def produce(index: int, block: Block, out_HF: Tensor) -> None:
-            grad_HF = out_HF if out_HF.dtype == dtype else torch.zeros_like(out_HF, dtype=dtype)
-            self.differentiate(block, kept[index].to(dtype), grad_HF)
-            out_HF.copy_(grad_HF)
+        def produce(index: int, block: Block, out_MF: Tensor) -> None:
+            grad_MF = out_MF if out_MF.dtype == dtype else torch.zeros_like(out_MF, dtype=dtype)
+            self.differentiate(block, kept[index].to(dtype), grad_MF)
+            out_MF.copy_(grad_MF)
 
         if self.mode != "sar":
-            give_back(
+            return_gradients(
                 graph, edges, width, self.wire, produce, accept, where="messages backward",
                 first=differentiate_here,
             )  # fmt: skip
@@ -193,16 +193,16 @@ class _Pass:
                 reply_width=width, on_reply=accept, first=differentiate_here,
             )  # fmt: skip
             for arrival in exchange:
-                grad_HF = torch.zeros_like(arrival.rows_HF, dtype=dtype)
-                self.differentiate(blocks[arrival.index], arrival.rows_HF.to(dtype), grad_HF)
-                arrival.reply(grad_HF)
+                grad_MF = torch.zeros_like(arrival.rows_MF, dtype=dtype)
+                self.differentiate(blocks[arrival.index], arrival.rows_MF.to(dtype), grad_MF)
+                arrival.reply(grad_MF)
         self.grad_x_NF += replied_NF
 
-    def reduce(self, block: Block, x_HF: Tensor, progress: Callable[[], None]) -> None:
+    def reduce(self, block: Block, x_MF: Tensor, progress: Callable[[], None]) -> None:
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
             with self._random(block, number), self.finder:
-                value, logit = self._message(x_HF[columns], self.x_NF[rows], block, edges)
+                value, logit = self._message(x_MF[columns], self.x_NF[rows], block, edges)
             self._begin(value)
             for reduction in self.reductions:
                 reduction.add(rows, value, logit)
@@ -228,11 +228,11 @@ class _Pass:
         wanted = self.features_ED is not None and self.features_ED.requires_grad
         self.grad_features_ED = torch.zeros_like(self.features_ED) if wanted else None  # type: ignore[arg-type]
 
-    def differentiate(self, block: Block, x_HF: Tensor, grad_HF: Tensor) -> None:
-        """Run the pieces again under autograd; add gradients of `x_HF` into `grad_HF`."""
+    def differentiate(self, block: Block, x_MF: Tensor, grad_MF: Tensor) -> None:
+        """Run the pieces again under autograd; add gradients of `x_MF` into `grad_MF`."""
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
-            x_src = x_HF[columns].requires_grad_()
+            x_src = x_MF[columns].requires_grad_()
             x_dst = self.x_NF[rows].requires_grad_()
             features = self._features(block, edges)
             inputs = [x_src, x_dst, *self.parameters]
@@ -241,7 +241,7 @@ class _Pass:
             with self._random(block, number), torch.enable_grad(), self.replacer:
                 value, logit = self._message(x_src, x_dst, block, edges, features)
             grads = self._gradients(inputs, rows, value, logit)
-            _add(grad_HF, columns, grads[0])
+            _add(grad_MF, columns, grads[0])
             _add(self.grad_x_NF, rows, grads[1])
             for total, grad in zip(self.grad_parameters, grads[2:], strict=False):
                 if grad is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.graph import Block
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 
 SLAB = 8192  # pairs on a CPU, whose cache then holds their rows
@@ -45,11 +45,11 @@ class Pairs:
     rows: Tensor
     slabs: list[Slab]
 
-    def collect(self, slab: Slab, x_HF: Tensor) -> Tensor:
+    def collect(self, slab: Slab, x_MF: Tensor) -> Tensor:
         """What each pair of the slab gathers: `[pairs, F]`."""
-        dtype = sum_type(x_HF.dtype)
-        out_MF = x_HF.new_zeros(slab.high - slab.low, x_HF.shape[1], dtype=dtype)
-        kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_HF, out_MF)
+        dtype = sum_type(x_MF.dtype)
+        out_MF = x_MF.new_zeros(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
+        kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_MF, out_MF)
         return out_MF
 
     def add(self, slab: Slab, pairs_MF: Tensor, out_NF: Tensor) -> None:

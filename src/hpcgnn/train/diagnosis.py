@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcgnn.graph import PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.build import Model
 from hpcgnn.nn.linear import NodeFeatures
-from hpcgnn.train.build import Model
 
 _MOST = 4  # ranks named
 

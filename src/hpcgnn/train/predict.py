@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError
-from hpcgnn.graph import PartitionedGraph
-from hpcgnn.nn.smoothing import correct_and_smooth, label_propagation
-from hpcgnn.storage.parallel import agreed
-from hpcgnn.train import checkpoint as files
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.build import build_model
+from hpcgnn.models.demands import check_model, facts_of
+from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
+from hpcgnn.tasks.classes import Task, find_task
 from hpcgnn.train import prediction_file
-from hpcgnn.train.build import build_model, configure
-from hpcgnn.train.checkpoint import Checkpoint
-from hpcgnn.train.demands import check_model
-from hpcgnn.train.last import best_or_last
-from hpcgnn.train.precision import arithmetic
+from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.state import check_stored, is_sharded, restore_model
+from hpcgnn.train.checkpoint.writing import best_or_last
+from hpcgnn.train.optimisation import arithmetic, configure
 from hpcgnn.train.prediction_file import PredictionFile
-from hpcgnn.train.state import check_stored, is_sharded, restore_model
-from hpcgnn.train.task import Task, facts_of, find_task
 
 SLAB_BYTES = 64 << 20
 

@@ -18,8 +18,9 @@ from typing import IO, Protocol
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage import atomic, reader
+from hpcgnn.storage.read import reader
 from hpcgnn.storage.schema import PREDICTIONS, VERSION
+from hpcgnn.storage.write import atomic
 
 Rows = Mapping[str, np.ndarray]
 Attributes = Mapping[str, int | str | dict]

@@ -11,7 +11,7 @@ from datetime import datetime
 from types import FrameType
 from typing import Any
 
-from hpcgnn.programs import find_program
+from hpcgnn.system import find_program
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 

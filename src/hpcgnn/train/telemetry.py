@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import resource
-import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -20,9 +17,9 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import InputError, OutputError, warn
-from hpcgnn.storage import atomic
-from hpcgnn.train.records import MAX_EPOCH, config_of, gaps, lines
+from hpcgnn.errors import OutputError
+from hpcgnn.storage.write import atomic
+from hpcgnn.train.journal import check_regular
 
 
 class Stopwatch:
@@ -86,161 +83,6 @@ def over_ranks(comm: Communicator, ring: Ring, before: Counters, device: torch.d
     }
 
 
-class Journal:
-    """metrics.jsonl of a run directory; only rank 0 writes.
-
-    Lines that are no records are dropped, of several records of an epoch the last is kept, and
-    what is missing before the start is told. A record that can't be written is kept in memory and
-    written before the next.
-
-    Args:
-        epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
-        until: the run's last epoch: up to here they will be written again.
-
-    Raises:
-        InputError: it can't be read, is somebody else's, or tells of epochs that would be lost.
-        OutputError: it can't be written.
-    """
-
-    def __init__(self, path: Path, epoch: int, until: int = MAX_EPOCH) -> None:
-        self.path = path
-        self._waiting: dict[int, str] = {}
-        found = _Found.read(path)
-        if epoch == 0 and found.kept:
-            _check_lost(path, found)
-        last = max(found.kept, default=0)
-        if last > max(epoch, until):
-            raise InputError(
-                f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
-                f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
-                file=path,
-            )
-        kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
-        if found.bad:
-            _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
-        if found.kept and (missing := gaps(sorted(found.kept), epoch)):
-            _warn(f"{path}: no record of epoch {missing}")
-        if found.tidy and len(kept) == found.lines and path.exists():
-            return
-        try:
-            with atomic.claim(path) as temporary:
-                with temporary.open("wb") as file:
-                    file.writelines(line + b"\n" for line in kept)
-                    file.flush()
-                    os.fsync(file.fileno())
-                atomic.publish(temporary, path)
-        except OSError as error:
-            raise OutputError(f"can't be written: {error.strerror}", file=path) from error
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add a record; a failure is told, and made up for later."""
-        self._waiting[record["epoch"]] = json.dumps(record) + "\n"
-        try:
-            self._append("".join(self._waiting.values()).encode())
-        except OSError as error:
-            _warn(f"{self.path}: epoch {record['epoch']} not recorded: {error.strerror}")
-        else:
-            self._waiting.clear()
-
-    def sync(self) -> None:
-        """Bring what was written to the disk; from any thread."""
-        with suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def close(self) -> None:
-        """Write what couldn't be written so far, or tell what is missing for good."""
-        if not self._waiting:
-            return
-        try:
-            self._append("".join(self._waiting.values()).encode())
-        except OSError as error:
-            last = max(self._waiting)
-            others = [epoch for epoch in range(1, last + 1) if epoch not in self._waiting]
-            _warn(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
-
-    def _append(self, data: bytes) -> None:
-        """All of `data`, or nothing and OSError."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o666)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "is not a regular file")
-            written = 0
-            try:
-                while written < len(data):
-                    written += os.pwrite(descriptor, data[written:], status.st_size + written)
-            except BaseException:
-                os.ftruncate(descriptor, status.st_size)
-                raise
-        finally:
-            os.close(descriptor)
-
-
-@dataclass
-class _Found:
-    """An existing journal: lines by epoch, how many it has, how many are no records."""
-
-    kept: dict[int, bytes]
-    lines: int = 0
-    bad: int = 0
-    saved: bool = False  # a checkpoint was on disk by then
-    tidy: bool = True  # epochs rise, and every line ends
-
-    @staticmethod
-    def read(path: Path) -> _Found:
-        found, last = _Found({}), 0
-        try:
-            for line in lines(path):
-                found.lines += 1
-                if line.record is None:
-                    found.bad += 1
-                    continue
-                epoch = line.record["epoch"]
-                found.tidy &= epoch > last
-                last = epoch
-                found.kept[epoch] = line.text
-                # Records of earlier releases don't tell, but a score made a best checkpoint.
-                saved = line.record.get("checkpoint", line.record.get("valid"))
-                found.saved |= saved not in (0, None)
-        except FileNotFoundError:
-            return found
-        if found.bad > 1 and not found.kept:
-            raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
-        found.tidy &= not found.bad and _ends_with_a_line(path)
-        return found
-
-
-def _ends_with_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read(1) in (b"\n", b"")
-
-
-def _check_lost(path: Path, found: _Found) -> None:
-    """A run may start again at epoch 1 only where it ended before its first checkpoint."""
-    last, epochs = max(found.kept), None
-    with suppress(InputError):
-        epochs = (config_of(path.parent) or {}).get("epochs")
-    if found.saved or type(epochs) is not int or last >= epochs:
-        raise InputError(
-            f"tells of {last} epochs, but no checkpoint is left to go on from: bring one back, "
-            "choose another --run-dir, or move this file away to start again at epoch 1",
-            file=path,
-        )
-    _warn(f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1")
-
-
-def _warn(text: str) -> None:
-    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
-        warn(f"hpcgnn: warning: {text}")
-
-
 class Reporter:
     """One line per epoch: rewritten in place on a terminal, plain in a batch log."""
 
@@ -282,3 +124,62 @@ def human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+_SKIPPED = 1  # first epochs set things up once
+
+
+class Profile:
+    """Around the training loop; `step()` after every epoch. Nothing at all where `epochs` is 0.
+
+    Writes `folder/rank-00000.json` and so on once `epochs` epochs after the first are over, or the
+    loop ends.
+
+    Raises:
+        OutputError: the file can't be written.
+        InputError: something else than a file has its name.
+    """
+
+    def __init__(self, folder: Path, rank: int, epochs: int) -> None:
+        self.path, self._epochs, self._seen = folder / f"rank-{rank:05d}.json", epochs, 0
+        self._profiler: torch.profiler.profile | None = None
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def step(self) -> None:
+        """An epoch has ended."""
+        self._seen += 1
+        if self._epochs and self._seen == _SKIPPED:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities)
+            self._profiler.start()
+        elif self._seen == _SKIPPED + self._epochs:
+            self._write()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._write()
+        elif self._profiler is not None:
+            self._profiler.stop()
+
+    def _write(self) -> None:
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_regular(self.path)
+            with atomic.claim(self.path) as temporary:
+                profiler.export_chrome_trace(str(temporary))
+                atomic.publish(temporary, self.path)
+        except (OSError, RuntimeError) as error:
+            raise OutputError(f"the profile can't be written: {error}", file=self.path) from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli.main import main
-from hpcgnn.storage.graph_file import GraphFile, NodeData, Slab, SparseRows
+from hpcgnn.storage.read.graph_file import GraphFile, NodeData, Slab, SparseRows
 from hpcgnn.storage.schema import Counts
 
 

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.pickles import load_pickle
+from hpcgnn.storage.importers.planetoid import load_pickle
 
 # Seven nodes: 0..3 in allx, test nodes 6 and 4 in this order; 5 is missing, as in citeseer.
 GRAPH = {0: [1, 2, 2], 1: [0], 2: [0, 4], 3: [3], 4: [2, 6], 5: [], 6: [4]}

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from hpcgnn.storage.importers import assemble, rows, spool
+from hpcgnn.storage.importers import assemble, spool
 
 
 @pytest.fixture(params=["whole", "in pieces"])
 def pieces(request, monkeypatch):
     """Once as usual, once with everything cut as small as it goes."""
     if request.param == "in pieces":
-        monkeypatch.setattr(rows, "_ROWS", 3)
+        monkeypatch.setattr(spool, "_ROWS", 3)
         monkeypatch.setattr(assemble, "Scratch", lambda out, _: spool.Scratch(out, 4096))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.generate import streams
-from hpcgnn.storage.generate.pairs import neighbour_lists
+from hpcgnn.storage.generate.streams import neighbour_lists
 
 A, B, D = 0.57, 0.19, 0.05
 _SLAB_EDGES = 1 << 22

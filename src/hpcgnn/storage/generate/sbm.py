@@ -16,7 +16,7 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.storage.generate import streams
-from hpcgnn.storage.generate.pairs import first_distinct, neighbour_lists, share_out
+from hpcgnn.storage.generate.streams import first_distinct, neighbour_lists, share_out
 
 _SLAB_EDGES = 1 << 22
 _CACHE_BYTES = 256 << 20

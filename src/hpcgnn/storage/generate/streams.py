@@ -1,13 +1,14 @@
-"""Random numbers that depend on a seed and on what they are for, never on who draws them."""
+"""Random numbers by place, and pairs of nodes drawn from them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from hpcgnn.storage.fingerprint import mix64
 
 CLASS, DEGREE, SPLIT, FEATURES, MEANS, COUNTS, EDGES = range(7)
-
 _MASK = (1 << 64) - 1
 
 
@@ -29,3 +30,66 @@ def generator(seed: int, purpose: int, first: int = 0, second: int = 0) -> np.ra
     """A stream of its own for each (seed, purpose, first, second)."""
     key = [seed & _MASK, purpose]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, first, second]))
+
+
+_ROUNDS = 100
+
+
+def first_distinct(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """The first `count` different keys that `draw(n)` (about n keys, with repetitions) yields.
+
+    Fewer where the last of many rounds still finds too few: the block is nearly full.
+    """
+    keys = np.empty(0, np.int64)
+    for _ in range(_ROUNDS):
+        missing = count - keys.size
+        if missing <= 0:
+            break
+        keys = in_order_of_appearance(np.concatenate([keys, draw(missing + missing // 8 + 16)]))
+    return keys[:count]
+
+
+def in_order_of_appearance(keys: np.ndarray) -> np.ndarray:
+    """Each key once, where it first appeared."""
+    first = np.unique(keys, return_index=True)[1]
+    first.sort()
+    return keys[first]
+
+
+def share_out(total: int, weights: np.ndarray, offset: float) -> np.ndarray:
+    """Integers within 1 of their share of `total`, adding up to it: int64 `[len(weights)]`.
+
+    `offset`, random in [0, 1), decides who gets the fractions; the mean over it is the exact share.
+    """
+    running = np.cumsum(weights, dtype=np.float64)
+    if running.size == 0 or running[-1] <= 0:
+        return np.zeros(weights.shape, np.int64)
+    ends = np.floor(running * (total / running[-1]) + offset).astype(np.int64)
+    ends[-1] = total
+    return np.diff(np.minimum(ends, total), prepend=0)
+
+
+def neighbour_lists(
+    slab: int,
+    num_slabs: int,
+    block: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+    lo: int,
+    hi: int,
+    num_nodes: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """In-neighbours of a slab's nodes `lo .. hi - 1`: counts int64 [hi-lo], indices int64 [e].
+
+    `block(first, second)`, first <= second, gives both ends of the undirected edges between slabs.
+    """
+    keys = []
+    for other in range(num_slabs):
+        one, two = block(min(slab, other), max(slab, other))
+        if slab <= other:
+            keys.append((one - lo) * num_nodes + two)
+        if slab >= other:
+            keys.append((two - lo) * num_nodes + one)
+    edges = np.concatenate(keys)
+    edges.sort()
+    counts = np.diff(np.searchsorted(edges, np.arange(hi - lo + 1) * num_nodes))
+    edges %= num_nodes
+    return counts, edges

@@ -6,17 +6,16 @@ from pathlib import Path
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import (
-    edge_list,
+    delimited,
     matrix_market,
     metis,
     npz,
     ogb,
     parquet,
     planetoid,
-    triples,
 )
-from hpcgnn.storage.importers.reading import reading, require
 from hpcgnn.storage.importers.source import Options, Source
+from hpcgnn.storage.importers.text import reading, require
 
 FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
 _SEVERAL = ("edges", "parquet", "triples")
@@ -97,11 +96,11 @@ def open_source(paths: list[Path], format: str, options: Options) -> Source:
     path = paths[0]
     return {
         "npz": lambda: npz.read_npz(path, options),
-        "edges": lambda: edge_list.read_edge_list(paths, options),
+        "edges": lambda: delimited.read_edge_list(paths, options),
         "planetoid": lambda: planetoid.read_planetoid(path, options),
         "ogb": lambda: ogb.read_ogb(path, options),
         "metis": lambda: metis.read_metis(path, options),
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
         "parquet": lambda: parquet.read_parquet(paths, options),
-        "triples": lambda: triples.read_triples(paths, options),
+        "triples": lambda: delimited.read_triples(paths, options),
     }[format]()

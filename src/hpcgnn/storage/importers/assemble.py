@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.graph_writer import GraphWriter
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
-from hpcgnn.storage.importers.rows import RowRules, row_pieces
 from hpcgnn.storage.importers.source import Column, Edges, Source
-from hpcgnn.storage.importers.spool import Records, Scratch
+from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_pieces
+from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64

@@ -9,9 +9,8 @@ from typing import BinaryIO
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.reading import open_binary
 from hpcgnn.storage.importers.source import Edges, Options, Source
-from hpcgnn.storage.importers.text import Block, Table, blocks_of
+from hpcgnn.storage.importers.text import Block, Table, blocks_of, open_binary
 
 _MAX_LINE = 1 << 16
 _MAX_HEADER = 20_000  # lines

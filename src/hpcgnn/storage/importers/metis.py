@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.both_ends import BothEnds
+from hpcgnn.storage.importers.pairs import BothEnds
 from hpcgnn.storage.importers.source import Edges, Options, Source
 from hpcgnn.storage.importers.text import Block, blocks, check_number, skip_lines
 

@@ -20,8 +20,12 @@ from pathlib import Path
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
-from hpcgnn.storage.importers.csr import sparse_rows
-from hpcgnn.storage.importers.matrices import check_dimensions, compressed_pairs, scipy_matrix
+from hpcgnn.storage.importers.csr import (
+    check_dimensions,
+    compressed_pairs,
+    scipy_matrix,
+    sparse_rows,
+)
 from hpcgnn.storage.importers.pairs import edges_from, pair_column, two_columns
 from hpcgnn.storage.importers.source import (
     Column,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.reading import check_inflation, open_file
 from hpcgnn.storage.importers.source import Column, Edges, Options, Source, as_ids
+from hpcgnn.storage.importers.text import check_inflation, open_file
 
 _ROWS = 1 << 16
 _OWN_MEMORY = 64 << 20

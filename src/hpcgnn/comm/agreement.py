@@ -1,0 +1,62 @@
+"""Ranks that must be told the same, and errors that end all of them alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+@contextmanager
+def agreed(comm: Communicator, where: str) -> Iterator[None]:
+    """All ranks leave the block alike: with the first rank's error, or without one."""
+    error: Exception | None = None
+    with comm.at(where):
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        comm.agree(error, where=where)
+
+
+_SHOWN = 80
+
+
+def require_same(
+    comm: Communicator,
+    facts: Mapping[str, object],
+    what: str,
+    *,
+    file: object = None,
+) -> None:
+    """Collective. Go on where `facts` are the same on all ranks, by their text.
+
+    Args:
+        what: what the facts are, as in "options": begins the message.
+        file: the file they were read from.
+
+    Raises:
+        InputError: on all ranks, naming the first fact that differs and the first such rank.
+    """
+    own = {name: repr(value) for name, value in facts.items()}
+    facts_P = comm.allgather(own, where=f"compare {what}")
+    for name in dict.fromkeys(name for found in facts_P for name in found):
+        texts = [found.get(name, "not given") for found in facts_P]
+        usual = Counter(texts).most_common(1)[0][0]
+        astray = [rank for rank, text in enumerate(texts) if text != usual]
+        if astray:
+            other = next(rank for rank, text in enumerate(texts) if text == usual)
+            comm.agree(
+                InputError(
+                    f"the ranks have different {what}: {name} is {texts[astray[0]][:_SHOWN]} on "
+                    f"rank {astray[0]}, {usual[:_SHOWN]} on rank {other}; give all ranks the same",
+                    file=None if file is None else str(file),
+                ),
+                where=f"compare {what}",
+            )

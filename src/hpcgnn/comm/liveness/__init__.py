@@ -1,0 +1,1 @@
+"""Who is alive, where each rank is, and how a job ends."""

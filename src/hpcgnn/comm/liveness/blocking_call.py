@@ -1,0 +1,80 @@
+"""Watching over a library that makes blocking MPI calls of its own."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hpcgnn.comm.liveness.failure import end_job
+from hpcgnn.comm.liveness.termination import Handler
+from hpcgnn.comm.liveness.watchdog import LostRank
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+_STDERR = 2
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process at once, as Python can't handle them in a library.
+
+    A handler that somebody else installed stays.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if mine}
+    changed = {
+        number: handler
+        for number, handler in former.items()
+        if isinstance(handler, Handler) or handler is signal.default_int_handler
+    }
+    for number in changed:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in changed.items():
+            signal.signal(number, handler)
+
+
+class BlockingCall:
+    """While entered, a thread asks every `comm.timeout` seconds whether all ranks still answer.
+
+    It ends the job when one doesn't. The call itself may take as long as it likes.
+
+    Args:
+        locked: the library keeps Python's lock, so that no thread can ask. Then the call must be
+            short: after `comm.timeout` seconds the process ends with a traceback.
+    """
+
+    def __init__(self, comm: Communicator, where: str, *, locked: bool = False) -> None:
+        self._comm, self._where, self._locked = comm, where, locked
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        if self._comm.size == 1:
+            return
+        if self._locked:
+            faulthandler.dump_traceback_later(self._comm.timeout, exit=True, file=_STDERR)
+        else:
+            threading.Thread(target=self._watch, name="hpcgnn-watch", daemon=True).start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        if self._locked:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        waited = 0.0
+        while not self._over.wait(self._comm.timeout):
+            waited += self._comm.timeout
+            try:
+                self._comm.examine_silent(self._where, waited)
+            except LostRank as error:
+                if not self._over.is_set():
+                    end_job(self._comm, error)

@@ -1,0 +1,248 @@
+"""What an exception means for the job: what is printed, by whom, and the exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hpcgnn.comm.liveness.termination import Terminated
+from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, printable, warn
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+_ASK_SECONDS = 0.3
+_SETTLE_SECONDS = 0.2
+_MEET_SECONDS = 2.0
+_FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through a busy launcher
+_SILENT_SECONDS = 10.0
+_END_SECONDS = 0.5
+_CONSEQUENCES = ("LostRank ", "CommunicationError ")
+_LAST_WORDS = b"hpcgnn: error: out of memory while ending the job after an error\n"
+_SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`line` is the message for the user ("" for a quiet end), `trace` lines that go before."""
+
+    status: int
+    line: str
+    trace: tuple[str, ...] = ()
+    kind: type[BaseException] = HpcgnnError
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Classify anything that can end a run."""
+        kind = type(error)
+        ours = translated(error)
+        if ours is not None:
+            return cls(ours.exit_status, str(ours), tuple(getattr(error, "trace", ())), kind)
+        if isinstance(error, KeyboardInterrupt):
+            return cls(128 + signal.SIGINT, "", (), kind)
+        if isinstance(error, Terminated):
+            return cls(128 + signal.SIGTERM, "", (), kind)
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return cls(128 + signal.SIGPIPE, "", (), kind)
+        if isinstance(error, SystemExit):
+            code = error.code
+            return cls(code, "") if isinstance(code, int) else cls(1, str(code))
+        text = printable(" ".join(str(error).split()))
+        trace = "".join(traceback.format_exception(error)).rstrip().split("\n")
+        return cls(1, f"unexpected {kind.__name__}: {text}"[:500], tuple(trace), kind)
+
+    def print(self, prefix: str = "") -> None:
+        """Write trace and line to stderr in one piece; `prefix` names the rank."""
+        lines = [f"[{prefix}] {line}" if prefix else line for line in self.trace]
+        if self.line:
+            lines.append(f"hpcgnn: error: {prefix + ': ' if prefix else ''}{self.line}")
+        if lines:
+            warn(*lines)
+
+
+def flush_output() -> None:
+    """Write what stdout holds; an error of that kind comes second here."""
+    with suppress(Exception):
+        sys.stdout.flush()
+
+
+def translated(error: BaseException) -> HpcgnnError | None:
+    """The error of ours that says the same in one line; None for a surprise."""
+    if isinstance(error, HpcgnnError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(_out_of_memory_line(error))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return InputError(error.strerror, file=os.fsdecode(error.filename))
+    return None
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    # Python flushes again at exit and would complain there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, torch or the dynamic linker had no memory."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    signs: tuple[str, ...] = ()
+    if isinstance(error, RuntimeError):  # torch, and threads
+        signs = ("can't allocate memory", "out of memory", "can't start new thread")
+    if isinstance(error, ImportError | OSError | RuntimeError):  # the dynamic linker
+        signs += ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+    found = any(sign in text for sign in signs) and "static TLS" not in text
+    return isinstance(error, MemoryError) or found
+
+
+def _out_of_memory_line(error: BaseException) -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    detail = " ".join(str(error).split())[:200]
+    if library := re.search(r"([^\s/]+\.so[\w.]*): failed to map segment", str(error)):
+        detail = f"{library[1]} can't be mapped"
+    return (
+        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB"
+        + (f" under `ulimit -v {limit >> 10}`" if limit != resource.RLIM_INFINITY else "")
+        + ": use more ranks or nodes, fewer ranks per node, or a smaller --halo-buffer"
+    )
+
+
+def end_job(comm: Communicator, error: BaseException) -> int:
+    """Called on each rank that fails; prints once per job and ends all ranks.
+
+    Returns the exit status when every rank failed in agreement (`Communicator.agree`); otherwise
+    this process is ended by MPI's abort.
+    """
+    status = OutOfMemoryError.exit_status  # what else would make `of` fail
+    try:
+        failure = Failure.of(error)
+        status = failure.status
+        # Arrays of the frames that failed: the memory is needed to end the job.
+        traceback.clear_frames(error.__traceback__)
+        _end_together(comm, error, failure)
+    except BaseException:
+        with suppress(Exception):
+            os.write(2, _LAST_WORDS)
+        if comm.size > 1:
+            abort(comm, status)
+    return status
+
+
+def _end_together(comm: Communicator, error: BaseException, failure: Failure) -> None:
+    """Return where all ranks end in agreement; else end them."""
+    if comm.size > 1:
+        _handle_signals(signal.SIG_DFL)  # the stack is unwound already
+    comm.location.failing = f"{failure.kind.__name__} {failure.line}"
+    flush_output()
+    agreed = "speaks" in error.__dict__
+    together = agreed and meet(_MEET_SECONDS)
+    if agreed:
+        speaks, alone = error.__dict__["speaks"], error.__dict__["alone"]
+    else:
+        speaks, alone = _settle(comm) if failure.line else (True, False)
+    if not speaks and not together:
+        time.sleep(_SILENT_SECONDS)  # the speaker ends the job meanwhile
+    if speaks or not together:
+        failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
+    if not together and comm.size > 1:
+        _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
+        time.sleep(_FORWARD_SECONDS)
+        abort(comm, failure.status)
+
+
+def _handle_signals(handler: signal.Handlers) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, handler)
+
+
+def _settle(comm: Communicator) -> tuple[bool, bool]:
+    """Whether this rank speaks for all failing ones, and whether its number matters.
+
+    The lowest failing rank speaks; one that only misses another comes after those with a cause.
+    """
+    if comm.size == 1:
+        return True, False
+    time.sleep(_SETTLE_SECONDS)
+    failing = {r: a.failing for r, a in comm.ask(_ASK_SECONDS).items() if a.failing}
+    causes = {r for r, text in failing.items() if not text.startswith(_CONSEQUENCES)}
+    own = comm.location.failing
+    if own.startswith(_CONSEQUENCES):
+        return not causes and all(comm.rank < r for r in failing), False
+    everyone = len(failing) == comm.size - 1 and all(text == own for text in failing.values())
+    return all(comm.rank < r for r in causes), not everyone
+
+
+def meet(seconds: float) -> bool:
+    """Wait that long for all ranks to end in agreement."""
+    from mpi4py import MPI
+
+    request = MPI.COMM_WORLD.Ibarrier()
+    end = time.monotonic() + seconds
+    while not request.Test():
+        if time.monotonic() > end:
+            return False
+        time.sleep(1e-3)
+    return True
+
+
+def abort(comm: Communicator | None, status: int) -> NoReturn:
+    """End all ranks now, with `status` as the status of the job."""
+    from mpi4py import MPI
+
+    # Nothing on the way may keep this rank from ending the others: memory may have run out.
+    with suppress(Exception):
+        flush_output()
+        sys.stderr.flush()
+    with suppress(Exception):
+        for path in shared_segments(_SEGMENTS):
+            path.unlink(missing_ok=True)
+    with suppress(Exception):
+        # srun returns the highest status, and its own way to end ranks gives them 137.
+        whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
+        if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
+            os._exit(status)
+    with suppress(Exception):
+        # MPI would add its own lines to the one that says what happened.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    MPI.COMM_WORLD.Abort(status)
+    os._exit(status)
+
+
+def _started_by_srun() -> bool:
+    names = os.environ.keys()
+    return "SLURM_STEP_ID" in names and not names & {"HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"}
+
+
+def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:
+    """Named files in /dev/shm through which the MPI library talks to its neighbours."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
+    return [p for p in paths if p.name.startswith(prefixes) and p.exists()]

@@ -1,0 +1,104 @@
+"""Ends all ranks when one fails outside `world.run`, or leaves the program before the others."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from hpcgnn.comm.liveness.failure import Failure, abort, end_job
+from hpcgnn.comm.liveness.location import Report
+from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.errors import CommunicationError
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+END = "the end of the program"
+_POLL_SECONDS = 1e-3
+_PATIENCE_SECONDS = 2.0  # so long a rank has waited that is taken to wait for this one
+_LOOKS = 2  # in a row
+
+
+@functools.cache
+def guard() -> Guard:
+    """The one of this process: a process has one end."""
+    return Guard()
+
+
+class Guard:
+    """Watches how the process ends once it has a communicator of several ranks.
+
+    An uncaught exception ends the job as inside `world.run`; at the end of the program this rank
+    waits for the others, and ends the job when they wait for it. Interactive sessions go on after
+    an exception.
+    """
+
+    def __init__(self) -> None:
+        self._comm: Communicator | None = None
+        self._former = sys.excepthook
+
+    def watch(self, comm: Communicator) -> None:
+        """From now on; only the newest communicator is asked where the others are."""
+        if comm.size != MPI.COMM_WORLD.Get_size():
+            return
+        if self._comm is None:
+            self._former, sys.excepthook = sys.excepthook, self.failed
+            atexit.register(self.leave)
+        self._comm = comm
+
+    def failed(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """`sys.excepthook`."""
+        if self._comm is None or MPI.Is_finalized() or _interactive():
+            self._former(kind, error, trace)
+            return
+        if self._former is not sys.__excepthook__:  # somebody else's way to tell of errors
+            self._former(kind, error, trace)
+            abort(self._comm, Failure.of(error).status)
+        end_job(self._comm, error)
+
+    def leave(self) -> None:
+        """Wait for the others before MPI does, which couldn't tell of a rank that never comes."""
+        comm = self._comm
+        if comm is None or MPI.Is_finalized():
+            return
+        comm.at(END)
+        request = MPI.COMM_WORLD.Ibarrier()
+        stuck, look = 0, time.monotonic() + 1.0
+        while not request.Test():
+            time.sleep(_POLL_SECONDS)
+            if time.monotonic() < look:
+                continue
+            reports = comm.ask(1.0)
+            stuck = stuck + 1 if _all_wait(reports, comm.size - 1) else 0
+            if stuck >= _LOOKS:
+                end_job(comm, _left_early(comm.rank, reports))
+            look = time.monotonic() + 1.0
+
+
+def _interactive() -> bool:
+    inspect = sys.flags.interactive or sys.flags.inspect or os.environ.get("PYTHONINSPECT")
+    return bool(inspect) or hasattr(sys, "ps1")
+
+
+def _all_wait(reports: dict[int, Report], others: int) -> bool:
+    """Whether nobody computes: each of the others is at the end too, or waits in an operation."""
+    waiting = [r for r in reports.values() if r.waiting and r.waited >= _PATIENCE_SECONDS]
+    ended = [r for r in reports.values() if not r.waiting and r.place == END]
+    return bool(waiting) and len(waiting) + len(ended) == others
+
+
+def _left_early(rank: int, reports: dict[int, Report]) -> CommunicationError:
+    waiting = min(r for r, report in reports.items() if report.waiting)
+    return CommunicationError(
+        f"came to the end of the program while rank {waiting} waits in "
+        f"{reports[waiting].waiting!r}",
+        rank=rank,
+    )

@@ -1,0 +1,75 @@
+"""Waiting for MPI without blocking Python: signals are handled and no wait is endless."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from hpcgnn.comm.liveness.location import Location
+from hpcgnn.comm.mpi_library import MPI
+
+SPINS = 300
+SHORTEST_SLEEP = 1e-5
+LONGEST_SLEEP = 1e-3
+
+
+class Waiter:
+    """Polls requests: tests in quick succession first, then sleeps that grow to a millisecond.
+
+    `limit` is in seconds. When a wait exceeds it, `overdue(where, waited)` is called; it raises,
+    or returns to grant the same time again. Time during which this process itself was stopped
+    (a suspended job) doesn't count.
+    """
+
+    def __init__(
+        self, limit: float, location: Location, overdue: Callable[[str, float], None]
+    ) -> None:
+        self.limit = limit
+        self._whereabouts = location
+        self._overdue = overdue
+
+    def test(self, requests: Sequence[MPI.Request]) -> int:
+        """Index of one finished request, which is now null, or -1. Drives MPI's progress."""
+        index, flag = MPI.Request.Testany(requests)
+        return index if flag and index >= 0 else -1
+
+    def any(
+        self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
+    ) -> int:
+        """Wait for one of the requests: its index, or -1 when none is active."""
+        for spin in range(SPINS):
+            index, flag = MPI.Request.Testany(requests, status)
+            if flag:
+                return max(index, -1)
+            if spin % 16 == 15:
+                os.sched_yield()
+        return self._sleep_for_any(requests, where, status)
+
+    def all(self, requests: Sequence[MPI.Request], where: str) -> None:
+        """Wait until every request has finished."""
+        while self.any(requests, where) >= 0:
+            pass
+
+    def _sleep_for_any(
+        self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None
+    ) -> int:
+        last = time.monotonic()
+        self._whereabouts.set_waiting(where)
+        waited, granted, nap = 0.0, self.limit, SHORTEST_SLEEP
+        try:
+            while True:
+                index, flag = MPI.Request.Testany(requests, status)
+                if flag:
+                    return max(index, -1)
+                if waited > granted:
+                    self._overdue(where, waited)
+                    granted += self.limit
+                    last = time.monotonic()
+                time.sleep(nap)
+                nap = min(1.3 * nap, LONGEST_SLEEP)
+                now = time.monotonic()
+                waited += min(now - last, 1.0)
+                last = now
+        finally:
+            self._whereabouts.waiting = None

@@ -1,0 +1,198 @@
+"""Which rank is lost or went astray."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer
+from hpcgnn.comm.liveness.location import Location, Report, stack_of
+from hpcgnn.errors import CommunicationError, warn
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+ASK_SECONDS = 2.0
+WORKING_SECONDS = 1.0
+WORKING_CPU = 0.01
+MOST_LIMITS = 10
+_STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
+
+
+class LostRank(CommunicationError):
+    """A rank that doesn't answer or is elsewhere.
+
+    Attributes: `trace`: lines that say where the astray ranks are.
+    """
+
+    def __init__(self, message: str, trace: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.trace = list(trace)
+
+
+class Watchdog:
+    """Asks all ranks where they are when this rank has waited too long."""
+
+    def __init__(self, heartbeat: Heartbeat, location: Location) -> None:
+        self._heartbeat = heartbeat
+        self._whereabouts = location
+
+    @property
+    def _own(self) -> Peer:
+        return self._heartbeat.peers[self._heartbeat.rank]
+
+    def examine(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
+        """Called when `where` has taken `waited` seconds, a multiple of `limit`.
+
+        Raises LostRank naming whoever stopped answering or waits somewhere else. Returns, for
+        more time, while the ranks that are not here compute or are blocked, up to ten limits.
+        """
+        others = [self._heartbeat.peers[r] for r in ranks if r != self._own.rank]
+        reports = self._heartbeat.ask(ranks, ASK_SECONDS)
+        away = [p for p in others if p.rank not in reports or not reports[p.rank].waiting]
+        working = self._working(away, reports, blocked=waited < MOST_LIMITS * limit)
+        here = self._here(where, waited)
+        silent = [p for p in others if p.rank not in reports and p.rank not in working]
+        self._refuse_silent(silent, here)
+        if away and all(p.rank in working for p in away) and waited < MOST_LIMITS * limit:
+            self._warn(away[0], reports, here)
+        else:
+            astray = away or [p for p in others if reports[p.rank].waiting != where]
+            self._blame(astray, reports, here)
+
+    def examine_silent(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
+        """Raises LostRank when a rank gives no answer; all the others may take their time.
+
+        One that is blocked has ten limits.
+        """
+        reports = self._heartbeat.ask(ranks, ASK_SECONDS)
+        away = [self._heartbeat.peers[r] for r in ranks if r not in reports and r != self._own.rank]
+        working = self._working(away, reports, blocked=waited < MOST_LIMITS * limit)
+        here = self._here(where, waited)
+        self._refuse_silent([p for p in away if p.rank not in working], here)
+
+    def _here(self, where: str, waited: float) -> str:
+        place = self._whereabouts.place[0]
+        return f"rank {self._own.number} waited {waited:.0f} s in {where!r} (at {place!r})"
+
+    def _refuse_silent(self, silent: Sequence[Peer], here: str) -> None:
+        if silent:
+            named = ", ".join(f"{peer}{self._state(peer)}" for peer in silent[:4])
+            more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
+            distant = {p.rank for p in self._heartbeat.peers if p.network != self._own.network}
+            blocked = distant and distant <= {p.rank for p in silent}
+            hint = " (no other node answers: is UDP between them blocked?)" if blocked else ""
+            raise LostRank(f"{named}{more} stopped answering{hint}; {here}")
+
+    def _working(
+        self, away: Sequence[Peer], first: dict[int, Report], *, blocked: bool
+    ) -> set[int]:
+        """Ranks of `away` whose processes use the processor right now.
+
+        With `blocked` also those that answer nothing though their process is there.
+        """
+        before = {p.rank: self._cpu(p, first.get(p.rank)) for p in away}
+        if not away:
+            return set()
+        time.sleep(WORKING_SECONDS)
+        second = self._heartbeat.ask([p.rank for p in away if p.rank in first], ASK_SECONDS)
+        after = {p.rank: self._cpu(p, second.get(p.rank)) for p in away}
+        working = {r for r in before if after[r] - before[r] >= WORKING_CPU}
+        if blocked:
+            working |= self._blocked([p for p in away if p.rank not in second.keys() | working])
+        return working
+
+    def _blocked(self, silent: Sequence[Peer]) -> set[int]:
+        """Silent ranks whose process is there: it holds Python's lock, or waits for a disk."""
+        states = {peer.rank: peer.state() for peer in silent}
+        known = [p for p in silent if p.space == self._own.space]
+        fine = {p.rank for p in known if (s := states[p.rank]) and s.letter not in _STATES}
+        distant = [p.rank for p in silent if p.space != self._own.space]
+        return fine | self._heartbeat.alive(distant, ASK_SECONDS)
+
+    def _cpu(self, peer: Peer, report: Report | None) -> float:
+        if report is not None:
+            return report.cpu
+        state = peer.state()
+        return state.cpu if state else 0.0
+
+    def _state(self, peer: Peer) -> str:
+        state = peer.state()
+        if state is None:
+            return " [process is gone]" if peer.space == self._own.space else ""
+        return f" [process {_STATES[state.letter]}]" if state.letter in _STATES else ""
+
+    def _warn(self, peer: Peer, reports: dict[int, Report], here: str) -> None:
+        if any(r < self._own.rank and report.waiting for r, report in reports.items()):
+            return
+        text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, " + (
+            "working" if peer.rank in reports else "its process is there"
+        )
+        warn(text)
+
+    def _blame(self, astray: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
+        if not astray:
+            raise LostRank(f"{here}, and so did all others: a message was lost")
+        trace = []
+        for peer in astray[:4]:
+            stack = reports[peer.rank].stack if peer.rank in reports else []
+            trace += [f"{peer} is at:", *(f"    {line}" for line in stack)]
+        sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in astray[:4])
+        raise LostRank(
+            f"{here}, but {sentences} (if that is only slow, --timeout gives more time)",
+            trace,
+        )
+
+
+def _sentence(peer: Peer, report: Report | None) -> str:
+    if report is None:
+        return f"{peer} answers nothing"
+    text = f"{peer} is at {report.place!r} for {report.since:.0f} s"
+    if report.waiting:
+        text += f", waiting in {report.waiting!r}"
+    elif report.stack:
+        text += f" ({report.stack[0]})"
+    return text
+
+
+_TEXT = 4000
+
+
+def signature(operation: str, where: str, value: Any = None) -> str:
+    """What must be the same on all ranks: the operation, its place, dtype and shape."""
+    kind = f" of {value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else ""
+    return f"{operation}{kind} {where!r}"
+
+
+def check(mpi: MPI.Comm, text: str, wait: Callable[[MPI.Request], None]) -> None:
+    """Collective. Raises LostRank on all ranks, with stacks, unless `text` is the same on all."""
+    size = mpi.Get_size()
+    own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.int64)
+    hashes_P = np.empty(size, np.int64)
+    wait(mpi.Iallgather(own, hashes_P))
+    if (hashes_P == hashes_P[0]).all():
+        return
+    account = pickle.dumps((text[:400], stack_of()))[:_TEXT]
+    accounts = np.zeros((size, _TEXT), np.uint8)
+    padded = np.zeros(_TEXT, np.uint8)
+    padded[: len(account)] = np.frombuffer(account, np.uint8)
+    wait(mpi.Iallgather(padded, accounts))
+    raise _astray([pickle.loads(row.tobytes()) for row in accounts])
+
+
+def _astray(accounts: list[tuple[str, list[str]]]) -> LostRank:
+    usual = Counter(text for text, _ in accounts).most_common(1)[0][0]
+    astray = [rank for rank, (text, _) in enumerate(accounts) if text != usual]
+    trace = []
+    for rank in [next(r for r, (text, _) in enumerate(accounts) if text == usual), *astray[:4]]:
+        text, stack = accounts[rank]
+        trace += [f"rank {rank} is at {text}:", *(f"    {line}" for line in stack)]
+    named = "; ".join(f"rank {rank} went astray to {accounts[rank][0]}" for rank in astray[:4])
+    return LostRank(f"{named}, while the others are at {usual}", trace)

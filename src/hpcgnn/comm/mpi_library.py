@@ -1,0 +1,52 @@
+"""The MPI library, loaded and initialised with the settings this package needs.
+
+Importing this module raises InputError when there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+
+from hpcgnn.comm.liveness.failure import is_out_of_memory
+from hpcgnn.comm.liveness.limit import bounded_start
+from hpcgnn.errors import InputError
+
+__all__ = ["MPI"]
+try:
+    import mpi4py
+
+    # Autograd may run the backward pass, and with it MPI, in a thread of its own.
+    mpi4py.rc(thread_level="serialized", initialize=False, finalize=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
+        from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    if is_out_of_memory(error):
+        raise
+    raise InputError(
+        f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "
+        "load the site's MPI module, or name the library in MPI4PY_LIBMPI"
+    ) from None
+
+
+def _initialise() -> None:
+    """Start MPI by a call that lets other threads run, which mpi4py's own does not."""
+    try:
+        start = ctypes.CDLL(MPI.__file__).MPI_Init_thread
+    except (AttributeError, OSError):
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+        return
+    provided = ctypes.c_int()
+    rank = os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", ""))
+    with bounded_start(f"rank {rank}" if rank else "this rank"):
+        failed = start(None, None, int(MPI.THREAD_SERIALIZED), ctypes.byref(provided))
+    if failed:
+        raise InputError(f"MPI can't be started: MPI_Init_thread returns {failed}")
+    for whole in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        whole.Set_errhandler(MPI.ERRORS_RETURN)
+
+
+if not MPI.Is_initialized():
+    _initialise()

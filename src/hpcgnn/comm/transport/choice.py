@@ -1,0 +1,138 @@
+"""Whether MPI can be handed device memory: asked first, then proved by a round trip."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from mpi4py import MPI
+
+from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
+from hpcgnn.comm.transport.host import HostTransport, Transport
+from hpcgnn.comm.transport.staged import CudaCopier, StagedTransport
+from hpcgnn.errors import CommunicationError, InputError, say
+from hpcgnn.system import find_program
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+CHOICES = ("auto", "staged", "cuda-aware")
+_TAG = 13
+_ROW = 1024  # numbers in the row that is sent around
+_MPI_LIBRARY = re.compile(r"\S*/lib(?:mpi|mpich|mpi_cray|mpi_gnu\w*|mpi_nvidia\w*)\.so[\d.]*$")
+
+
+def choose_transport(comm: Communicator, device: torch.device, wanted: str = "auto") -> Transport:
+    """How this job's messages travel, the same on all ranks; collective. Rank 0 prints it.
+
+    Args:
+        wanted: `auto`: CUDA-aware MPI where it says it is and proves it, else staged; `staged`;
+            `cuda-aware`.
+
+    Raises:
+        InputError: `cuda-aware` was asked for and can't be had.
+    """
+    if wanted not in CHOICES:
+        raise InputError(f"--transport must be one of {', '.join(CHOICES)}", value=wanted)
+    on_gpu = comm.allreduce(int(device.type == "cuda"), "min", where="choose transport")
+    if not on_gpu:
+        return HostTransport()
+    transport: Transport = StagedTransport(CudaCopier(device))
+    reason = "as asked"
+    if wanted != "staged":
+        problem = why_not(comm, device)
+        reason = problem or "proved by a round trip"
+        if not problem:
+            transport = CudaAwareTransport(CudaCopier(device))
+        elif wanted == "cuda-aware":
+            raise InputError(f"--transport cuda-aware can't be had: {problem}")
+    if comm.rank == 0:
+        say(f"messages: {transport.name} ({reason})")
+    return transport
+
+
+def why_not(comm: Communicator, device: torch.device) -> str:
+    """Why device memory can't be given to MPI here, on any rank; empty if it can; collective."""
+    own = "" if says_cuda_aware() else "MPI doesn't say that it is CUDA-aware"
+    problems = [text for text in comm.allgather(own, where="choose transport") if text]
+    if problems or comm.size == 1:
+        return problems[0] if problems else ""
+    sent = torch.arange(_ROW, dtype=torch.float32, device=device) + comm.rank
+    got, back = torch.zeros_like(sent), torch.zeros_like(sent)
+    torch.cuda.synchronize(device)
+    own = round_trip(comm, sent, got, back)
+    problems = [text for text in comm.allgather(own, where="choose transport") if text]
+    return problems[0] if problems else ""
+
+
+def round_trip(
+    comm: Communicator, sent: torch.Tensor, got: torch.Tensor, back: torch.Tensor
+) -> str:
+    """Send `sent` to the next rank and have it sent back to `back`; what went wrong, or nothing."""
+    behind, ahead = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+    try:
+        for to, origin, out, into in ((ahead, behind, sent, got), (behind, ahead, got, back)):
+            requests = [comm.irecv(into, origin, _TAG), comm.isend(out, to, _TAG)]
+            comm.wait_all(requests, "device round trip")
+    except (MPI.Exception, CommunicationError, TypeError, ValueError, BufferError) as error:
+        return f"rank {comm.rank}: {' '.join(str(error).split())}"
+    expected = sent - comm.rank + behind
+    if torch.equal(got, expected) and torch.equal(back, sent):
+        return ""
+    return f"rank {comm.rank}: a row came back changed"
+
+
+def says_cuda_aware() -> bool:
+    """What the MPI library of this process says about itself.
+
+    Cray MPICH: the variable MPICH_GPU_SUPPORT_ENABLED. MPICH and Open MPI:
+    `MPIX_Query_cuda_support`, or `ompi_info` where that is missing.
+    """
+    version = MPI.Get_library_version().upper()
+    if "CRAY MPICH" in version:
+        return os.environ.get("MPICH_GPU_SUPPORT_ENABLED", "0") == "1"
+    query = _query_function()
+    if query is not None:
+        return bool(query())
+    return "OPEN MPI" in version and _ompi_info()
+
+
+def _query_function() -> Callable[[], int] | None:
+    for path in _mpi_libraries():
+        try:
+            function = ctypes.CDLL(path).MPIX_Query_cuda_support
+        except (OSError, AttributeError):
+            continue
+        function.restype = ctypes.c_int
+        return function
+    return None
+
+
+def _mpi_libraries() -> list[str]:
+    """The MPI libraries that this process has loaded."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
+    paths = (line.split(maxsplit=5)[-1] for line in lines)
+    return list(dict.fromkeys(path for path in paths if _MPI_LIBRARY.search(path)))
+
+
+@cache
+def _ompi_info() -> bool:
+    program = find_program("ompi_info")
+    if program is None:
+        return False
+    try:
+        result = subprocess.run(
+            [program, "--parsable", "--all"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "mpi_built_with_cuda_support:value:true" in result.stdout

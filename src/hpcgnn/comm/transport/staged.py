@@ -1,0 +1,119 @@
+"""Messages of a GPU through pinned host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.transport.host import Slot
+
+
+class Copier(Protocol):
+    """Copies between a device and the host that run beside kernels, and events to order them by.
+
+    An event is anything with `query() -> bool`: whether the work before it is done.
+    """
+
+    def near(self, num_bytes: int) -> Tensor:
+        """New memory where kernels work."""
+
+    def wire(self, num_bytes: int) -> Tensor:
+        """New memory where MPI works, which copies can reach in the background."""
+
+    def mark(self) -> Any:
+        """The event of everything that kernels have been asked for so far."""
+
+    def to_wire(self, wire: Tensor, near: Tensor, after: Any) -> Any:
+        """Begin to copy once `after` has happened; the event of its end."""
+
+    def to_near(self, near: Tensor, wire: Tensor, after: Any) -> Any:
+        """The same the other way round; kernels queued from now on wait for it."""
+
+
+@dataclass
+class _Staged(Slot):
+    left: Any  # near -> wire has ended
+    landed: Any  # wire -> near has ended
+    used: Any  # kernels are done with near
+
+
+class StagedTransport:
+    """Messages pass through pinned host memory, copied beside kernels and other messages."""
+
+    name = "staged through pinned host memory"
+
+    def __init__(self, copier: Copier) -> None:
+        self._copier = copier
+
+    def slot(self, num_bytes: int) -> Slot:
+        near, wire = self._copier.near(num_bytes), self._copier.wire(num_bytes)
+        now = self._copier.mark()  # the memory may be that of tensors which kernels still read
+        return _Staged(near, wire, now, now, now)
+
+    def before_send(self, slot: Slot, num_bytes: int) -> None:
+        staged, packed = _staged(slot), self._copier.mark()
+        staged.left = self._copier.to_wire(slot.wire[:num_bytes], slot.near[:num_bytes], packed)
+
+    def may_send(self, slot: Slot) -> bool:
+        return bool(_staged(slot).left.query())
+
+    def may_receive(self, slot: Slot) -> bool:
+        return bool(_staged(slot).landed.query())
+
+    def after_receive(self, slot: Slot, num_bytes: int) -> None:
+        staged = _staged(slot)
+        near, wire = slot.near[:num_bytes], slot.wire[:num_bytes]
+        staged.landed = self._copier.to_near(near, wire, staged.used)
+
+    def release(self, slot: Slot) -> None:
+        _staged(slot).used = self._copier.mark()
+
+
+def _staged(slot: Slot) -> _Staged:
+    if not isinstance(slot, _Staged):
+        raise TypeError("a slot of another transport")
+    return slot
+
+
+class CudaCopier:
+    """Two copy streams, one per direction, beside the stream that kernels run on.
+
+    Kernels are those of torch's current stream at each call.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._outward = torch.cuda.Stream(device)
+        self._inward = torch.cuda.Stream(device)
+
+    def near(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def wire(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def to_wire(self, wire: Tensor, near: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
+        return self._copy(self._outward, wire, near, after)
+
+    def to_near(self, near: Tensor, wire: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
+        landed = self._copy(self._inward, near, wire, after)
+        torch.cuda.current_stream(self.device).wait_event(landed)
+        return landed
+
+    def _copy(
+        self, stream: torch.cuda.Stream, to: Tensor, source: Tensor, after: torch.cuda.Event
+    ) -> torch.cuda.Event:
+        with torch.cuda.stream(stream):
+            stream.wait_event(after)
+            to.copy_(source, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return event

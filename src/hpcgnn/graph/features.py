@@ -1,0 +1,95 @@
+"""Node features that are no plain array: sparse rows, and rows that stay on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hpcgnn.kernels.block import Block
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.transport.staged import Copier
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Sparse node features, compressed by row, with their transpose (both constant)."""
+
+    shape: tuple[int, int]
+    block: Block
+    transposed: Block
+
+    def to(self, device: torch.device | str) -> SparseRows:
+        return SparseRows(self.shape, self.block.to(device), self.transposed.to(device))
+
+
+SLAB_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """Constant dense features `[n, F]` for layers that multiply them before all else.
+
+    Attributes:
+        rows_NF: float32 in (pinned) host memory.
+        copier: how slabs reach the device.
+        slab_bytes: of each of the two slabs on the device.
+        change: `change(rows, slab)` is applied to each slab in place once it is there (dropout).
+    """
+
+    rows_NF: Tensor
+    copier: Copier
+    slab_bytes: int = SLAB_BYTES
+    change: Callable[[slice, Tensor], None] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows_NF.shape[0], self.rows_NF.shape[1]
+
+    def slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, their features on the device), valid until the next is asked for.
+
+        The next slab is copied while kernels that were queued for this one run.
+        """
+        count, width = self.shape
+        row_bytes = max(width * self.rows_NF.element_size(), 1)
+        length = max(min(self.slab_bytes // row_bytes, count), 1)
+        slabs = [
+            self.copier.near(length * row_bytes).view(self.rows_NF.dtype).view(length, width)
+            for _ in range(2 if width else 0)
+        ]
+        used = [self.copier.mark() for _ in slabs]
+        for number, low in enumerate(range(0, count if width else 0, length)):
+            rows, place = slice(low, min(low + length, count)), number % 2
+            slab_RF = slabs[place][: rows.stop - low]
+            self.copier.to_near(slab_RF, self.rows_NF[rows], used[place])
+            if self.change is not None:
+                self.change(rows, slab_RF)
+            yield rows, slab_RF
+            used[place] = self.copier.mark()
+
+    def times(self, weight_GF: Tensor, short: torch.dtype | None = None) -> Tensor:
+        """`x W^T`: `[n, G]`, with operands rounded to `short` if given."""
+        dtype = short or weight_GF.dtype
+        weight_FG = weight_GF.to(dtype).t()
+        out_NG = weight_FG.new_zeros(self.shape[0], weight_FG.shape[1])
+        for rows, slab_RF in self.slabs():
+            torch.mm(slab_RF.to(dtype), weight_FG, out=out_NG[rows])
+        return out_NG
+
+    def weight_gradient(self, grad_NG: Tensor, short: torch.dtype | None = None) -> Tensor:
+        """Gradient of the weights: `[G, F]` from `[n, G]`."""
+        dtype = short or self.rows_NF.dtype
+        total_GF = torch.zeros(
+            grad_NG.shape[1], self.shape[1], dtype=self.rows_NF.dtype, device=grad_NG.device
+        )
+        for rows, slab_RF in self.slabs():
+            total_GF += grad_NG[rows].to(dtype).t() @ slab_RF.to(dtype)
+        return total_GF
+
+
+NodeFeatures = Tensor | SparseRows | HostRows

@@ -1,0 +1,216 @@
+"""Message-flow pruning: nodes that can't reach a target in the remaining layers are left out.
+
+The last layer is needed at the targets alone, the layer before it at the targets and the nodes that
+reach them in as many hops as the last layer makes, and so on. Each pruned layer runs on a graph of
+its own: the nodes it reads, with the edges into all of them but those that its first hop reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
+
+WORTHWHILE = 0.5  # a layer is pruned where at most this share of all edges is left
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pruned layer.
+
+    Attributes:
+        graph: the nodes the layer reads, in ascending local order.
+        enter: rows of the whole part that are read; None where the layer before was pruned too.
+        leave: rows of `graph` the layer is needed at: int64.
+        after: the nodes of `leave`, for what works node by node.
+    """
+
+    graph: PartitionedGraph
+    enter: Tensor | None
+    leave: Tensor
+    after: PartitionedGraph
+
+
+def message_flow(
+    graph: PartitionedGraph, target_N: Tensor, hops: Sequence[int | None]
+) -> list[Step | None]:
+    """A step per layer, None for whole layers, which come first; collective.
+
+    The first layer is never pruned: sums of constant features are computed once anyway.
+
+    Args:
+        target_N: bool `[n]`, where the last layer is needed.
+        hops: hops over edges of each layer, see `nn.hops`; a layer that doesn't say is whole.
+    """
+    steps: list[Step | None] = [None] * len(hops)
+    for layer in range(len(hops) - 1, 0, -1):
+        found = _within(graph, target_N, hops[layer])
+        if found is None:
+            break
+        source_N, inner_N, used = found
+        small = _restrict(graph, source_N, inner_N, used)
+        place_N = source_N.cumsum(0) - 1
+        steps[layer] = Step(
+            graph=small,
+            enter=torch.nonzero(source_N).flatten(),
+            leave=place_N[target_N],
+            after=_nodes(graph, torch.nonzero(target_N).flatten()),
+        )
+        target_N = source_N
+    for layer in range(len(hops) - 1, 0, -1):
+        step, before = steps[layer], steps[layer - 1]
+        if step is not None and before is not None:
+            steps[layer] = replace(step, enter=None)
+    return steps
+
+
+def _within(
+    graph: PartitionedGraph, target_N: Tensor, hops: int | None
+) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+    """Nodes from which so many hops lead to a target, and those that one hop less does.
+
+    Also, per peer, the halo rows that the edges into the latter read. None where that isn't worth
+    while, or where nobody knows the number of hops.
+    """
+    if hops is None:
+        return None
+    comm, source_N, inner_N = graph.ring.comm, target_N, torch.zeros_like(target_N)
+    used = [inner_N.new_zeros(block.num_columns) for block in graph.in_edges.blocks]
+    for _ in range(hops):
+        grown = comm.allreduce(int((source_N & ~inner_N).sum()), where="prune")
+        if not grown:  # every further hop keeps the same edges
+            break
+        inner_N = source_N
+        kept = comm.allreduce(_edges_into(graph, inner_N), where="prune")
+        if kept > WORTHWHILE * graph.num_edges:
+            return None
+        source_N, used = _reach(graph, inner_N)
+    return source_N, inner_N, used
+
+
+def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
+    """These rows of the part, without edges: enough for dropout and norms of single nodes."""
+    return replace(
+        graph, node_ids=graph.node_ids[rows], original_ids=graph.original_ids[rows.cpu()],
+        features=None, typed_features={}, labels=None, train_mask=None, valid_mask=None,
+        test_mask=None, node_types=None, cache={},
+    )  # fmt: skip
+
+
+def _rows_of(block: Block) -> Tensor:
+    """Local row of each row of the block: int64."""
+    if block.rows is not None:
+        return block.rows.long()
+    return torch.arange(block.num_rows, device=block.begin.device)
+
+
+def _edges_into(graph: PartitionedGraph, target_N: Tensor) -> int:
+    return sum(
+        int(((block.end - block.begin) * target_N[_rows_of(block)]).sum())
+        for block in graph.in_edges.blocks
+    )
+
+
+def _kept_edges(block: Block, row_kept: Tensor) -> Tensor:
+    """bool per edge: whether its row is kept. Blocks of a part own all their edge arrays."""
+    return torch.repeat_interleave(row_kept, block.end - block.begin)
+
+
+def _tell(graph: PartitionedGraph, masks: list[Tensor], where: str) -> list[Tensor]:
+    """masks[p] (bool) goes to rank p; what each rank told this one."""
+    sent = [mask.to(torch.uint8).cpu().numpy() for mask in masks]
+    device = graph.node_ids.device
+    return [
+        torch.from_numpy(got).to(device).bool() for got in graph.ring.comm.alltoallv(sent, where)
+    ]
+
+
+def _reach(graph: PartitionedGraph, target_N: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Targets and the sources of edges into them; per peer, the halo rows still used."""
+    edges, source_N = graph.in_edges, target_N.clone()
+    used = []
+    for block in edges.blocks:
+        kept = _kept_edges(block, target_N[_rows_of(block)])
+        mask = torch.zeros(block.num_columns, dtype=torch.bool, device=target_N.device)
+        mask[block.columns[kept].long()] = True
+        used.append(mask)
+    source_N |= used[edges.rank]
+    wanted = _tell(
+        graph, [m[:0] if p == edges.rank else m for p, m in enumerate(used)], "prune halo"
+    )
+    for rows, mask in zip(edges.send_rows, wanted, strict=True):
+        source_N[rows.long()[mask]] = True
+    return source_N, used
+
+
+def _restrict(
+    graph: PartitionedGraph, source_N: Tensor, target_N: Tensor, used: list[Tensor]
+) -> PartitionedGraph:
+    """The nodes of `source_N` with the edges into `target_N`, which are among them."""
+    inward, outward, rank = graph.in_edges, graph.out_edges, graph.in_edges.rank
+    place_N = source_N.cumsum(0) - 1
+    hidden = [m[:0] if p == rank else m for p, m in enumerate(used)]
+    wanted = _tell(graph, hidden, "prune send lists")
+    is_target = [target_N[rows.long()] for rows in outward.send_rows]
+    theirs = _tell(graph, is_target, "prune targets")
+    in_blocks, out_blocks = [], []
+    for block in inward.blocks:
+        columns = source_N if block.peer == rank else used[block.peer]
+        kept = _kept_edges(block, target_N[_rows_of(block)])
+        in_blocks.append(_filter(block, kept, place_N, columns, block.peer == rank))
+    for block in outward.blocks:
+        columns = source_N if block.peer == rank else theirs[block.peer]
+        reached = target_N if block.peer == rank else theirs[block.peer]
+        kept = reached[block.columns.long()]
+        out_blocks.append(_filter(block, kept, place_N, columns, block.peer == rank))
+    small = _nodes(graph, torch.nonzero(source_N).flatten())
+    small = replace(
+        small,
+        in_edges=EdgeBlocks(rank, in_blocks, _senders(inward, wanted, place_N)),
+        out_edges=EdgeBlocks(rank, out_blocks, _senders(outward, is_target, place_N)),
+    )
+    small.cache["whole"] = (graph, torch.nonzero(source_N).flatten())
+    return small
+
+
+def _senders(edges: EdgeBlocks, masks: list[Tensor], place_N: Tensor) -> list[Tensor]:
+    return [
+        place_N[rows.long()[mask]].to(torch.int32)
+        for rows, mask in zip(edges.send_rows, masks, strict=True)
+    ]
+
+
+def _filter(block: Block, kept: Tensor, place_N: Tensor, columns: Tensor, local: bool) -> Block:
+    """The kept edges, with rows and columns renumbered; a local block keeps a row per node."""
+    counts = block.end - block.begin
+    ends = torch.cat([counts.new_zeros(1), kept.cumsum(0)])
+    left = ends[block.end] - ends[block.begin]
+    new_column = (columns.cumsum(0) - 1).to(torch.int32)
+    rows = None
+    if local:
+        left = left[columns]
+    else:
+        present = left > 0
+        rows = place_N[_rows_of(block)[present]].to(torch.int32)
+        left = left[present]
+    pointer = torch.cat([left.new_zeros(1), left.cumsum(0)])
+
+    def take(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[kept]
+
+    return replace(
+        block,
+        num_columns=int(columns.sum()),
+        rows=rows,
+        begin=pointer[:-1],
+        end=pointer[1:],
+        columns=new_column[block.columns[kept].long()],
+        weight=take(block.weight),
+        relation=take(block.relation),
+        features=take(block.features),
+    )

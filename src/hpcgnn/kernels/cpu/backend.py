@@ -1,0 +1,151 @@
+"""The C++ kernels: sums, maxima, dropout and transposes; see `library` for how they are called."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_double, c_int64
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hpcgnn.kernels.cpu.gat import gat_backward, gat_forward
+from hpcgnn.kernels.cpu.gatv2 import gatv2_backward, gatv2_forward
+from hpcgnn.kernels.cpu.library import (
+    StreamKey,
+    edges,
+    function,
+    instruction_set,
+    is_double,
+    matrix,
+    pointer,
+    transpose,
+)
+
+if TYPE_CHECKING:
+    from hpcgnn.kernels.block import Block
+    from hpcgnn.kernels.masks import Stream
+
+
+__all__ = [
+    "add_rows",
+    "between",
+    "dropout_nodes",
+    "gat_backward",
+    "gat_forward",
+    "gatv2_backward",
+    "gatv2_forward",
+    "head_dots",
+    "instruction_set",
+    "pack_rows",
+    "relu_dropout_backward",
+    "spmm",
+    "spmm_max",
+    "spmm_max_backward",
+    "transpose",
+]
+
+
+def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
+    begin, end = torch.empty_like(block.begin), torch.empty_like(block.end)
+    function("between")(
+        ctypes.byref(edges(block, (0, block.num_rows))),
+        c_int64(low),
+        c_int64(high),
+        pointer(begin),
+        pointer(end),
+    )
+    return begin, end
+
+
+def spmm(block: Block, x: Tensor, out: Tensor, rows: tuple[int, int]) -> None:
+    function("spmm")(
+        ctypes.byref(edges(block, rows)),
+        is_double(x),
+        matrix(x),
+        matrix(out),
+        c_int64(x.shape[1]),
+    )
+
+
+def spmm_max(
+    block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: tuple[int, int]
+) -> None:
+    function("maximum")(
+        ctypes.byref(edges(block, rows)),
+        is_double(x),
+        matrix(x),
+        matrix(best),
+        matrix(ties),
+        c_int64(x.shape[1]),
+        c_int64(sign < 0),
+    )
+
+
+def spmm_max_backward(
+    block: Block, best: Tensor, share: Tensor, x: Tensor, grad: Tensor, rows: tuple[int, int]
+) -> None:
+    function("maximum_backward")(
+        ctypes.byref(edges(block, rows)),
+        is_double(x),
+        matrix(best),
+        matrix(share),
+        matrix(x),
+        matrix(grad),
+        c_int64(x.shape[1]),
+    )
+
+
+def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    if out.dtype == x.dtype and out.is_contiguous():
+        torch.index_select(x, 0, rows, out=out)
+    else:
+        out.copy_(x[rows])
+
+
+def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    out.index_add_(0, rows, x.to(out.dtype))
+
+
+def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
+    function("head_dots")(
+        is_double(a),
+        matrix(a),
+        matrix(b),
+        pointer(minus),
+        matrix(out),
+        c_int64(a.shape[0]),
+        c_int64(out.shape[1]),
+        c_int64(a.shape[1] // out.shape[1]),
+        c_int64(torch.get_num_threads()),
+    )
+
+
+def dropout_nodes(
+    x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+) -> None:
+    function("dropout")(
+        is_double(x),
+        matrix(x),
+        matrix(out),
+        pointer(ids),
+        c_int64(x.shape[0]),
+        c_int64(x.shape[1]),
+        c_double(p),
+        StreamKey(*stream),
+        c_int64(relu),
+        c_int64(torch.get_num_threads()),
+    )
+
+
+def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:
+    function("relu_dropout_backward")(
+        is_double(g),
+        matrix(y),
+        matrix(g),
+        matrix(out),
+        c_int64(g.shape[0]),
+        c_int64(g.shape[1]),
+        c_double(p),
+        c_int64(torch.get_num_threads()),
+    )

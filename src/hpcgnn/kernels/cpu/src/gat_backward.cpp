@@ -1,0 +1,176 @@
+// Attention, backward, at the source's owner: rows are sources j, columns their destinations i.
+#include "gat.h"
+#include "tiles.h"
+
+namespace HPCGNN_ISA {
+namespace {
+
+struct Backward {
+    Matrix g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector, grad_edge_vector;
+    int64_t num_heads, channels;
+    int64_t grad_t_step;            // doubles between two threads' partial sums
+    int64_t grad_edge_vector_step;  // likewise
+    double slope;
+    const Dropout* dropout;
+};
+
+// What one pass over a chunk of a row's edges needs.
+template <typename T>
+struct BackwardChunk {
+    int64_t lanes;           // P
+    int64_t count;           // edges
+    const int64_t* columns;  // count
+    const T* weight;         // count x P
+    T* dot;                  // count x P
+    Matrix gathered;         // g
+    const T* own;            // this row of z
+    T* to;                   // this row of grad_z
+};
+
+// to += sum over edges of weight * g[column], and dot += <g[column], own>, for one tile.
+template <typename T, typename Tile>
+struct AddAndDot {
+    static void run(const BackwardChunk<T>& chunk, Lookahead& cursor, int64_t channels,
+                    int64_t lane, int64_t column, int64_t last) {
+        constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
+        const Columns<Tile> at(channels, last);
+        const T* source = static_cast<const T*>(chunk.gathered.data) + column;
+        const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
+        T* to = chunk.to + column;
+        Lookahead ahead = cursor;
+        Vec<T, N> grad[M][U] = {}, own[M][U];
+        for (int m = 0; m < M; m++) {
+            for (int u = 0; u < U; u++) own[m][u] = load<T, N>(chunk.own + column + at(m, u));
+            if (!Tile::EXACT) own[m][U - 1] = without_first<T, N>(own[m][U - 1], at.shared());
+        }
+        for (int64_t i = 0; i < chunk.count; i++) {
+            at.prefetch_tile(source + ahead.next() * stride);
+            const T* from = source + chunk.columns[i] * stride;
+            const T* weight = chunk.weight + i * lanes + lane;
+            Vec<T, N> dot[M];
+            for (int m = 0; m < M; m++) {
+                dot[m] = Vec<T, N>{};
+                for (int u = 0; u < U; u++) {
+                    const Vec<T, N> g = load<T, N>(from + at(m, u));
+                    grad[m][u] += weight[m] * g;
+                    dot[m] += own[m][u] * g;
+                }
+            }
+            add_sums<T, N, M>(chunk.dot + i * lanes + lane, dot);
+        }
+        cursor = ahead;
+        for (int m = 0; m < M; m++) {
+            for (int u = 0; u < U; u++) grad[m][u] += load<T, N>(to + at(m, u));
+            for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), grad[m][u]);
+        }
+    }
+};
+template <typename T>
+struct AddAndDot<T, void> {
+    using Chunk = BackwardChunk<T>;
+    static constexpr int MAX = sizeof(T) == 4 ? MAX_VECTORS / 2 : 4;
+};
+
+template <typename T, int P>
+void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t piece,
+                     int64_t first, int64_t last) {
+    constexpr int V = FLAT<T, P>;
+    const EdgeTerm<T, P> term(edges, b.edge_vector, heads);
+    const EdgeMask mask(b.dropout);
+    const TileJobs<T, AddAndDot> jobs(heads, b.channels);
+    const T slope = static_cast<T>(b.slope);
+    const Matrix grad_t = part_of<double>(b.grad_t, piece * b.grad_t_step);
+    const int64_t low = heads.first * b.channels;
+    LongSum<T> long_z(1, low, low + heads.count * b.channels);
+    TermGradient<T, P> term_gradient(edges, b.grad_edge_vector, piece * b.grad_edge_vector_step, heads);
+    alignas(64) T raw[CHUNK * P + V], weight[CHUNK * P + V], dot[CHUNK * P + V];
+    alignas(64) T d[CHUNK * P + V], side[CHUNK * P + V];
+    int64_t columns[CHUNK];
+    Lookahead ahead(edges, first, last);
+    ahead.skip(edges_ahead(b.num_heads * b.channels * sizeof(T)));
+    Lookahead scores_ahead(edges, first, last);
+    scores_ahead.skip(SCORES_AHEAD);
+    for (int64_t k = first; k < last; k++) {
+        if (edges.begin[k] == edges.end[k]) continue;
+        const int64_t row = local_row(edges, k);
+        const Vec<T, P> s = load_heads<T, P>(b.s, row, heads);
+        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
+        T* to = is_long ? row_of<T>(long_z.part(), 0) : row_of<T>(b.grad_z, row);
+        Vec<double, P> total_s = convert<double, T, P>(load_heads<T, P>(b.grad_s, row, heads));
+        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
+            Vec<T, P> grad_s{};
+            for (int64_t from = begin; from < end; from += CHUNK) {
+                const int64_t left = end - from;
+                const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
+                for (int i = 0; i < count; i++) {
+                    const int64_t next = scores_ahead.next();
+                    prefetch<1>(row_of<T>(b.t, next) + heads.first);
+                    prefetch<1>(row_of<T>(b.lse, next) + heads.first);
+                    prefetch<1>(row_of<T>(b.d, next) + heads.first);
+                    if (grad_t.data) prefetch<1>(row_of<double>(grad_t, next) + heads.first);
+                    const int64_t column = columns[i] = edges.columns[from + i] - edges.column_offset;
+                    const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
+                    const Vec<T, P> l = s + t + term.of(from + i);
+                    const Vec<T, P> lse = load_heads<T, P>(b.lse, column, heads);
+                    store<T, P>(raw + i * P, leaky<T, P>(l, slope) - lse);
+                    store<T, P>(side + i * P, l > 0 ? Vec<T, P>{} + T(1) : Vec<T, P>{} + slope);
+                    store<T, P>(d + i * P, load_heads<T, P>(b.d, column, heads));
+                }
+                for (int at = 0; at < count * P; at += V) {
+                    const Vec<T, V> a = exponential<T, V>(load<T, V>(raw + at));
+                    store<T, V>(raw + at, a);
+                    store<T, V>(weight + at, a);
+                    store<T, V>(dot + at, Vec<T, V>{});
+                }
+                mask.apply<T, P>(weight, columns, count, row, heads.first);
+                const BackwardChunk<T> chunk{P,   count, columns,           weight,
+                                             dot, b.g,   row_of<T>(b.z, row), to};
+                jobs.run(chunk, ahead);
+                for (int i = 0; i < count; i++) {
+                    const int at = i * P;
+                    const Vec<T, P> plus = load<T, P>(weight + at) * load<T, P>(dot + at);
+                    const Vec<T, P> minus = load<T, P>(raw + at) * load<T, P>(d + at);
+                    const Vec<T, P> dl = (plus - minus) * load<T, P>(side + at);
+                    grad_s += dl;
+                    if (grad_t.data)
+                        store_heads<double, P>(grad_t, columns[i], heads,
+                                               load_heads<double, P>(grad_t, columns[i], heads) +
+                                                   convert<double, T, P>(dl));
+                    term_gradient.add(from + i, dl);
+                }
+            }
+            total_s += convert<double, T, P>(grad_s);
+            if (is_long) long_z.settle();
+        });
+        if (is_long) long_z.add_to(Matrix{row_of<T>(b.grad_z, row), 0});
+        store_heads<T, P>(b.grad_s, row, heads, convert<T, double, P>(total_s));
+    }
+}
+
+template <typename T>
+void gat_backward(const Edges& edges, const Backward& b) {
+    for_each_piece(edges, [&](int64_t piece, int64_t first, int64_t last) {
+        for_each_group(b.num_heads, [&](Heads heads, auto padded) {
+            attend_backward<T, decltype(padded)::LANES>(edges, b, heads, piece, first, last);
+        });
+    });
+}
+
+}  // namespace
+}  // namespace HPCGNN_ISA
+
+// `grad_t` holds doubles.
+HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t is_double, Matrix g, Matrix t,
+                                  Matrix lse, Matrix d, Matrix z, Matrix s, Matrix grad_z,
+                                  Matrix grad_s, Matrix grad_t, int64_t grad_t_step,
+                                  Matrix edge_vector, Matrix grad_edge_vector,
+                                  int64_t grad_edge_vector_step, int64_t num_heads,
+                                  int64_t channels, double slope, const Dropout* dropout) {
+    const HPCGNN_ISA::Backward b{g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector,
+                                 grad_edge_vector, num_heads, channels, grad_t_step,
+                                 grad_edge_vector_step, slope, dropout};
+    if (is_double)
+        HPCGNN_ISA::gat_backward<double>(*edges, b);
+    else
+        HPCGNN_ISA::gat_backward<float>(*edges, b);
+}

@@ -1,0 +1,121 @@
+"""CUDA sources as functions: assembled, compiled for the GPU at hand on first use, and launched.
+
+The sources name no files but each other, so the whole text of a module is one string, and a change
+in any of its files gives another module in CuPy's cache of compiled kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.kernels.block import Block
+
+
+FOLDER = Path(__file__).with_name("src")
+OPTIONS = ("-std=c++17",)
+THREADS = 128
+WARP = 32
+_INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+
+
+@cache
+def source(name: str) -> str:
+    """The text of `name`.cu with the files it includes, each once, in place."""
+    seen: set[Path] = set()
+
+    def text(path: Path) -> str:
+        if path in seen:
+            return ""
+        seen.add(path)
+        lines = path.read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return _INCLUDE.sub(lambda match: text((path.parent / match[1]).resolve()), lines)
+
+    return text(FOLDER / f"{name}.cu")
+
+
+def launch(
+    name: str,
+    expression: str,
+    blocks: tuple[int, int],
+    arguments: Sequence[np.generic],
+    device: torch.device,
+) -> None:
+    """Start kernel `expression` of `name`.cu on torch's current stream of `device`.
+
+    Args:
+        expression: the kernel with its template arguments, like `spmm<float, float, 4, true>`.
+        blocks: of 128 threads each, in x and y.
+        arguments: with exactly the types of the kernel's parameters; pointers as `uintp`.
+    """
+    _start(name, expression, blocks, arguments, device)
+
+
+def _start(
+    name: str,
+    expression: str,
+    blocks: tuple[int, int],
+    arguments: Sequence[np.generic],
+    device: torch.device,
+) -> None:
+    cupy = _cupy()
+    with cupy.cuda.Device(device.index), _stream(torch.cuda.current_stream(device).cuda_stream):
+        _kernel(name, expression)(blocks, (THREADS,), tuple(arguments))
+
+
+@cache
+def _cupy() -> ModuleType:
+    cache = os.environ.get("CUPY_CACHE_DIR")
+    if cache == "":
+        del os.environ["CUPY_CACHE_DIR"]
+    elif cache is not None and not Path(cache).is_absolute():
+        raise InputError("CUPY_CACHE_DIR must be absolute: programs are run from it", value=cache)
+    try:
+        import cupy
+    except ImportError as error:
+        raise InputError(
+            "--device cuda needs CuPy; install hpcgnn[cuda] (CUDA 12) or hpcgnn[cuda13], "
+            f"or use --device cpu: {error}"
+        ) from error
+    return cupy
+
+
+@cache
+def _kernel(name: str, expression: str) -> Any:
+    module = _cupy().RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
+    return module.get_function(expression)
+
+
+@cache
+def _stream(pointer: int) -> Any:
+    return _cupy().cuda.ExternalStream(pointer)
+
+
+def pointer(tensor: Tensor | None) -> np.uintp:
+    """The address of a tensor, 0 for None."""
+    return np.uintp(0 if tensor is None else tensor.data_ptr())
+
+
+def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:
+    """Address and row stride."""
+    return pointer(tensor), np.int64(0 if tensor is None else tensor.stride(0))
+
+
+def edges(block: Block, rows: tuple[int, int], longest: int) -> tuple[np.generic, ...]:
+    """What the macro EDGES names; rows with more than `longest` edges are left out."""
+    return (
+        *map(pointer, (block.rows, block.begin, block.end, block.columns)),
+        *map(np.int64, (block.column_offset, *rows, longest)),
+    )

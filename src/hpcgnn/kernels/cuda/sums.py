@@ -1,0 +1,178 @@
+"""Sums, extremes and transposes on a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.kernels.chunks import LONGEST, split_of
+from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
+from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
+
+if TYPE_CHECKING:
+    from hpcgnn.kernels.block import Block
+
+
+Rows = tuple[int, int]
+_MOST_MAXIMUM = 4  # columns per lane: maxima keep a count beside each
+
+
+def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows) -> None:
+    split, width = split_of(block), x.shape[1]
+    if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
+        return
+    _spmm(block, x, out, rows, split.mean_degree)
+    hubs = split.hubs(rows)
+    if hubs is not None:
+        part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
+        _spmm(hubs.chunks, x, part, (hubs.first, hubs.last), LONGEST, partial=True)
+        spmm(hubs.join, part, out, (hubs.low, hubs.high))
+
+
+def _spmm(
+    block: Block,
+    x: Tensor,
+    out: Tensor,
+    rows: Rows,
+    mean_degree: float,
+    partial: bool = False,
+) -> None:
+    width, weight = x.shape[1], block.weight
+    vector = vector_width(width, (x, out))
+    shape = RowShape.of(width, vector, mean_degree)
+    weighted = "false" if weight is None else "true"
+    launch(
+        "spmm",
+        f"spmm<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}, {weighted}>",
+        shape.blocks(rows[1] - rows[0]),
+        (
+            *edges(block, rows, LONGEST),
+            pointer(weight),
+            *matrix(x),
+            *matrix(out),
+            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial)),
+        ),
+        x.device,
+    )
+
+
+def spmm_max(block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: Rows) -> None:
+    _spmm_max(block, x, None, best, ties, sign, rows)
+
+
+def _spmm_max(
+    block: Block,
+    x: Tensor,
+    counts: Tensor | None,
+    best: Tensor,
+    ties: Tensor,
+    sign: int,
+    rows: Rows,
+) -> None:
+    """`counts`: ties of the rows of x, where they are themselves maxima; None: 1 each."""
+    split, width = split_of(block), x.shape[1]
+    if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
+        return
+    _maximum(block, x, counts, best, ties, sign, rows, split.mean_degree)
+    hubs = split.hubs(rows)
+    if hubs is not None:
+        shape = (hubs.last - hubs.first, width)
+        part = x.new_full(shape, -sign * torch.inf)
+        part_ties = ties.new_zeros(shape)
+        chunks = (hubs.first, hubs.last)
+        _maximum(hubs.chunks, x, counts, part, part_ties, sign, chunks, LONGEST, partial=True)
+        _spmm_max(hubs.join, part, part_ties, best, ties, sign, (hubs.low, hubs.high))
+
+
+def _maximum(
+    block: Block,
+    x: Tensor,
+    counts: Tensor | None,
+    best: Tensor,
+    ties: Tensor,
+    sign: int,
+    rows: Rows,
+    mean_degree: float,
+    partial: bool = False,
+) -> None:
+    width = x.shape[1]
+    accessed = (x, best, ties) if counts is None else (x, best, ties, counts)
+    vector = vector_width(width, accessed, _MOST_MAXIMUM)
+    shape = RowShape.of(width, vector, mean_degree)
+    counted = "false" if counts is None else "true"
+    launch(
+        "maximum",
+        f"maximum<{NAMES[x.dtype]}, {vector}, {counted}>",
+        shape.blocks(rows[1] - rows[0]),
+        (
+            *edges(block, rows, LONGEST),
+            *matrix(x),
+            *matrix(counts),
+            *matrix(best),
+            *matrix(ties),
+            *map(np.int32, (width, sign < 0, shape.lanes_log, shape.span_log, partial)),
+        ),
+        x.device,
+    )
+
+
+def spmm_max_backward(
+    block: Block, best: Tensor, share: Tensor, x: Tensor, grad: Tensor, rows: Rows
+) -> None:
+    split, width = split_of(block), x.shape[1]
+    if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
+        return
+    _maximum_backward(block, best, share, x, grad, rows, split.mean_degree)
+    hubs = split.hubs(rows)
+    if hubs is not None:
+        part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
+        chunks = (hubs.first, hubs.last)
+        _maximum_backward(hubs.chunks, best, share, x, part, chunks, LONGEST, partial=True)
+        spmm(hubs.join, part, grad, (hubs.low, hubs.high))
+
+
+def _maximum_backward(
+    block: Block,
+    best: Tensor,
+    share: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    rows: Rows,
+    mean_degree: float,
+    partial: bool = False,
+) -> None:
+    width = x.shape[1]
+    vector = vector_width(width, (x, best, share, grad), _MOST_MAXIMUM)
+    shape = RowShape.of(width, vector, mean_degree)
+    launch(
+        "maximum",
+        f"maximum_backward<{NAMES[x.dtype]}, {NAMES[grad.dtype]}, {vector}>",
+        shape.blocks(rows[1] - rows[0]),
+        (
+            *edges(block, rows, LONGEST),
+            *matrix(best),
+            *matrix(share),
+            *matrix(x),
+            *matrix(grad),
+            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial)),
+        ),
+        x.device,
+    )
+
+
+def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Begin of each column (one more than columns), local row and old edge of each new edge."""
+    device, counts = block.device, block.end - block.begin
+    number = torch.arange(split_of(block).num_edges, device=device)
+    row = torch.repeat_interleave(torch.arange(block.num_rows, device=device), counts)
+    edge = number + (block.begin - (counts.cumsum(0) - counts))[row]
+    columns = block.columns[edge] - block.column_offset
+    order = torch.argsort(columns, stable=True)
+    pointers = torch.zeros(block.num_columns + 1, dtype=torch.int64, device=device)
+    torch.cumsum(torch.bincount(columns, minlength=block.num_columns), 0, out=pointers[1:])
+    local = row.to(torch.int32) if block.rows is None else block.rows[row]
+    return pointers, local[order], edge[order]

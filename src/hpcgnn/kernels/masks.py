@@ -1,0 +1,48 @@
+"""What decides which features and which edges are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+WORD = 2**64 - 1
+
+
+class Stream(NamedTuple):
+    """One stream of random numbers; each number is an unsigned 64-bit word."""
+
+    seed: int
+    epoch: int
+    layer: int
+
+    @staticmethod
+    def of(seed: int, epoch: int, layer: int) -> Stream:
+        return Stream(seed & WORD, epoch & WORD, layer & WORD)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Attention dropout: head h of the edge j -> i is dropped with probability p.
+
+    The decision depends on (seed, epoch, layer, original id of j, original id of i, h) alone, so it
+    is the same forward and backward, on every number of ranks and in every order of the edges.
+
+    Attributes:
+        p: in [0, 1).
+        source_ids: int64, original id of each source row: of the block's columns in forward, of the
+            local rows in backward, where the block is one of the reversed graph.
+        destination_ids: int64, original id of each destination row.
+    """
+
+    p: float
+    seed: int
+    epoch: int
+    layer: int
+    source_ids: Tensor
+    destination_ids: Tensor
+
+    @property
+    def stream(self) -> Stream:
+        return Stream.of(self.seed, self.epoch, self.layer)

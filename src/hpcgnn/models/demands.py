@@ -1,0 +1,201 @@
+"""What a model asks of a graph, and what the graph holds that it does not read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpcgnn.config import Config
+from hpcgnn.errors import InputError
+from hpcgnn.graph.features import SparseRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+
+if TYPE_CHECKING:
+    from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+
+
+_ADDS_FEATURES_FIRST = ("gin", "rgcn")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a graph has.
+
+    Attributes:
+        features: `dense`, `sparse`, `typed` (rows per node type) or `none`.
+        labels: whether nodes have labels and splits.
+        multilabel: several labels at once.
+        num_outputs: classes, or labels at once.
+    """
+
+    features: str
+    labels: bool
+    multilabel: bool
+    num_outputs: int
+    num_relations: int
+
+
+def check_model(config: Config, facts: Facts) -> None:
+    """What the model reads.
+
+    Raises:
+        InputError: the graph lacks it.
+    """
+    if facts.features == "none" and not config.embedding:
+        raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
+    if config.model == "rgcn" and not facts.num_relations:
+        raise InputError("--model rgcn needs relations; convert the graph from triples")
+    if config.labels_as_input:
+        if not facts.labels or facts.multilabel:
+            raise InputError("--labels-as-input needs one class per node and a split")
+        if facts.features == "sparse" and not config.embedding:
+            raise InputError("--labels-as-input needs dense features")
+
+
+def check_host_features(config: Config) -> None:
+    """Features that stay on the host, with a GPU.
+
+    Raises:
+        InputError: this model doesn't multiply them before all else.
+    """
+    if config.model in _ADDS_FEATURES_FIRST or config.embedding or config.adversarial_steps:
+        raise InputError(
+            "--features-on host needs a model that multiplies the features before all else: "
+            "gcn, sage, gat, gatv2, sgc, appnp or dagnn, without --embedding and "
+            "--adversarial-steps"
+        )
+
+
+def facts_of(graph: PartitionedGraph) -> Facts:
+    """What this graph has."""
+    features = "none" if graph.features is None else "dense"
+    if isinstance(graph.features, SparseRows):
+        features = "sparse"
+    labels = graph.labels
+    multilabel = labels is not None and labels.dim() == 2
+    return Facts(
+        features="typed" if graph.typed_features else features,
+        labels=labels is not None and graph.train_mask is not None,
+        multilabel=multilabel,
+        num_outputs=labels.shape[1] if labels is not None and multilabel else graph.num_classes,
+        num_relations=graph.num_relations,
+    )
+
+
+_NAMES = {
+    "weights": "edge weights",
+    "edge-features": "edge features",
+    "relations": "relations",
+    "types": "node types",
+    "features": "node features that are not by type",
+}
+_READERS = {
+    "weights": ("gcn", "appnp", "sgc", "dagnn"),
+    "edge-features": ("gat", "gatv2"),
+    "relations": ("rgcn",),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What all parts of a graph together hold; `edge_width`: features per edge, 0 without."""
+
+    weights: bool
+    edge_width: int
+    relations: bool
+    types: bool
+    features: bool
+    typed_features: bool
+
+    def unused(self, config: Config) -> list[str]:
+        """Kinds, as `--ignore` calls them, that are there, not read, and not ignored on purpose."""
+        held = {
+            "weights": self.weights,
+            "edge-features": self.edge_width > 0,
+            "relations": self.relations,
+            # Types say which features a node has; nothing else reads them.
+            "types": self.types and not self.typed_features,
+            "features": self.features and self.typed_features,
+        }
+        ignored = ignored_by(config)
+        return [
+            kind
+            for kind, there in held.items()
+            if there and kind not in ignored and config.model not in _READERS.get(kind, ())
+        ]
+
+
+def content_of(graph: PartitionedGraph) -> Content:
+    """What the graph holds; collective, since a rank may have no edge or node of its own."""
+    blocks = graph.in_edges.blocks
+    here = [
+        any(block.weight is not None for block in blocks),
+        edge_width(graph),
+        graph.num_relations > 0,
+        graph.node_types is not None,
+        graph.features is not None,
+        bool(graph.typed_features),
+    ]
+    most = graph.ring.comm.allreduce(np.array(here, np.int64), "max", where="content").tolist()
+    return Content(bool(most[0]), most[1], *map(bool, most[2:]))
+
+
+def edge_width(graph: PartitionedGraph) -> int:
+    """Features per edge in this part; 0 without any. Local."""
+    rows = [block.features for block in graph.in_edges.blocks if block.features is not None]
+    return max((int(features.shape[1]) for features in rows), default=0)
+
+
+def note(unused: list[str], config: Config) -> str:
+    """One line that names what is there and not read."""
+    *most, last = [_NAMES[kind] for kind in unused]
+    names = f"{', '.join(most)} and {last}" if most else last
+    ignore = ",".join(sorted(ignored_by(config) | set(unused)))
+    return (
+        f"note: {names} of the graph are not used by --model {config.model}; "
+        f"--ignore {ignore} says that you know"
+    )
+
+
+def ignored_by(config: Config) -> set[str]:
+    return set() if config.ignore == "none" else set(config.ignore.split(","))
+
+
+def leave_out(graph: PartitionedGraph, config: Config) -> None:
+    """Take from the graph what `--ignore` names, so that no model reads it.
+
+    Raises:
+        InputError: the model can't do without.
+    """
+    ignored = ignored_by(config)
+    if "relations" in ignored and config.model == "rgcn":
+        raise InputError("--model rgcn reads relations: leave them out of --ignore")
+    if "types" in ignored and graph.typed_features:
+        raise InputError("the graph's features are by node type: leave types out of --ignore")
+    if not ignored:
+        return
+    symmetric = graph.symmetric
+    graph.in_edges = _without(graph.in_edges, ignored)
+    graph.out_edges = graph.in_edges if symmetric else _without(graph.out_edges, ignored)
+    graph.cache.clear()
+    if "relations" in ignored:
+        graph.num_relations = 0
+    if "types" in ignored:
+        graph.node_types = None
+    if "features" in ignored:
+        graph.features = None
+
+
+def _without(edges: EdgeBlocks, ignored: set[str]) -> EdgeBlocks:
+    blocks = [
+        replace(
+            block,
+            weight=None if "weights" in ignored else block.weight,
+            features=None if "edge-features" in ignored else block.features,
+            relation=None if "relations" in ignored else block.relation,
+        )
+        for block in edges.blocks
+    ]
+    return replace(edges, blocks=blocks)

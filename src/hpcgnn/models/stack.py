@@ -1,0 +1,157 @@
+"""A stack of convolutions with normalisation, activation, dropout and residuals between them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.subgraph import Step
+from hpcgnn.models.jumping import largest, linear_of_all
+from hpcgnn.nn.dropout import Dropout, constant_dropout
+from hpcgnn.nn.layer import hops_of
+from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.nn.norm import NORMS
+
+Flow = Sequence[Step | None]
+ConvFactory = Callable[[int, int, int], torch.nn.Module]
+
+
+class Stack(torch.nn.Module):
+    """`layers` convolutions from `in_channels` to `out_channels`.
+
+    Args:
+        conv: `conv(in_channels, out_channels, layer)` makes one convolution.
+        head: `conv`: the last convolution gives the output; `linear`: all convolutions are hidden
+            and a linear map follows.
+        jumping: `none`, `cat` or `max` over hidden layers (Xu et al. 2018), before the head.
+        residual: each convolution's input is added to its output through a linear map.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        layers: int,
+        conv: ConvFactory,
+        *,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        norm: str = "none",
+        activation: str = "relu",
+        residual: bool = False,
+        head: str = "conv",
+        jumping: str = "none",
+    ) -> None:
+        super().__init__()
+        num_hidden = layers if head == "linear" else layers - 1
+        widths = [in_channels] + [hidden] * num_hidden
+        ends = widths[1:] if head == "linear" else [*widths[1:], out_channels]
+        if head == "conv" and jumping == "cat" and num_hidden:
+            widths[-1] = hidden * num_hidden  # what the last convolution reads
+        pairs = list(zip([*widths, hidden][: len(ends)], ends, strict=True))
+        self.activation, self.jumping = activation, jumping
+        self.input_dropout = Dropout(input_dropout, layer=0)
+        self.convs = torch.nn.ModuleList(conv(a, b, i + 1) for i, (a, b) in enumerate(pairs))
+        self.residuals = torch.nn.ModuleList(
+            Linear(a, b) if residual else torch.nn.Identity() for a, b in pairs
+        )
+        self.residual = residual
+        self.norms = torch.nn.ModuleList(
+            NORMS[norm](hidden) for _ in range(num_hidden if norm != "none" else 0)
+        )
+        fresh = norm != "none" or residual  # so that no layer keeps what the ReLU reads
+        self.dropouts = torch.nn.ModuleList(
+            Dropout(
+                dropout, layer=i + 1, relu=activation == "relu",
+                in_place=fresh or not getattr(self.convs[i], "keeps_output", False),
+            )
+            for i in range(num_hidden)
+        )  # fmt: skip
+        head_in = hidden * num_hidden if jumping == "cat" else hidden
+        self.head = Linear(head_in, out_channels) if head == "linear" else None
+
+    def forward(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
+    ) -> Tensor:
+        """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
+        if self.head is not None and self.jumping == "cat":
+            hidden = self._hidden(graph, self._input(graph, x_NF), flow)
+            return linear_of_all(hidden, self.head)
+        hidden_NF = self.embed(graph, x_NF, flow)
+        if self.head is not None:
+            result: Tensor = self.head(hidden_NF)
+            return result
+        return self._convolve(graph, hidden_NF, len(self.convs) - 1, flow)
+
+    def hops(self) -> list[int | None]:
+        """Of each convolution, see `hops_of`."""
+        return [hops_of(conv) for conv in self.convs]
+
+    def embed(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
+    ) -> NodeFeatures:
+        """What the last layer reads: `[n, hidden]`, `[n, hidden * layers]` with `cat`."""
+        x_NF = self._input(graph, x_NF)
+        if self.jumping == "cat" and len(self.dropouts):
+            return torch.cat(list(self._hidden(graph, x_NF, flow)), dim=-1)
+        if self.jumping == "max" and len(self.dropouts):
+            return largest(self._hidden(graph, x_NF, flow))
+        last = deque(self._hidden(graph, x_NF, flow), maxlen=1)
+        return last[0] if last else x_NF
+
+    def _input(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> NodeFeatures:
+        if isinstance(x_NF, Tensor):
+            dropped: Tensor = self.input_dropout(graph, x_NF)
+            return dropped
+        if self.input_dropout.p and self.training:
+            return constant_dropout(graph, x_NF, self.input_dropout.p)
+        return x_NF
+
+    def _hidden(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None
+    ) -> Iterator[Tensor]:
+        """Each hidden layer as it is computed."""
+        for i, dropout in enumerate(self.dropouts):
+            y_NF = self._convolve(graph, x_NF, i, flow)
+            graph.ring.newest = None  # what follows takes memory before backward comes here
+            step = flow[i] if flow else None
+            here = graph if step is None else _at(step.after, graph)
+            if len(self.norms):
+                y_NF = self.norms[i](here, y_NF)
+            if self.activation == "elu":
+                y_NF = functional.elu(y_NF)
+            x_NF = y_NF = dropout(here, y_NF)
+            yield y_NF
+
+    def _convolve(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None
+    ) -> Tensor:
+        step = flow[layer] if flow else None
+        graph, x_NF = enter(step, graph, x_NF)
+        y_NF: Tensor = self.convs[layer](graph, x_NF)
+        if self.residual:
+            y_NF = y_NF + self.residuals[layer](x_NF)
+        return y_NF if step is None else y_NF[step.leave]
+
+
+def enter(
+    step: Step | None, graph: PartitionedGraph, x_NF: NodeFeatures
+) -> tuple[PartitionedGraph, NodeFeatures]:
+    """The graph that a layer runs on, with the rows that it reads."""
+    if step is None:
+        return graph, x_NF
+    if step.enter is not None and isinstance(x_NF, Tensor):
+        x_NF = x_NF[step.enter]
+    return _at(step.graph, graph), x_NF
+
+
+def _at(small: PartitionedGraph, graph: PartitionedGraph) -> PartitionedGraph:
+    """`small` at the epoch of `graph`, which its dropout masks depend on."""
+    small.seed, small.epoch = graph.seed, graph.epoch
+    return small

@@ -1,0 +1,1 @@
+"""From owners of nodes to parts: blocks, send lists, node columns."""

@@ -1,0 +1,313 @@
+"""From slabs of a graph and an owner per node to the parts: who holds what, in which order.
+
+Everything travels by exchange: a rank never holds more than its slab and its own parts.
+
+    parts, numbers = layout.build(comm, slab, nodes, owner, num_parts, num_nodes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+from hpcgnn.partition.layout.blocks import assemble_blocks, with_send_lists
+from hpcgnn.partition.layout.columns import (
+    Columns,
+    agree,
+    check_lengths,
+    distribute,
+    node_columns,
+    take,
+)
+from hpcgnn.partition.layout.order import is_symmetric, local_order
+from hpcgnn.partition.quality import Numbers
+from hpcgnn.partition.routing import Route, Slabs, between_parts, local_parts
+from hpcgnn.partition.sorting import (
+    Array,
+    Int64,
+    distinct,
+    edge_positions,
+    group_by,
+    pointers,
+    positions,
+)
+from hpcgnn.storage.read.graph_file import NodeData, Slab
+from hpcgnn.storage.read.partition_file import EdgeLists, Part
+
+_EDGE_COLUMNS = ("weight", "relation", "features")
+_INT64 = np.empty(0, np.int64)
+
+
+@dataclass
+class _Piece:
+    """A part while it is being put together. Old local indices ascend with the node's id."""
+
+    index: int
+    arrived: Int64  # which of the nodes that arrived on this rank: [n]
+    ids: Int64  # [n] ascending
+    row: Array  # [E] old local destination
+    source: Array  # [E] position in the table of sources
+    source_ids: Int64  # [U] the table: distinct, ascending
+    columns: Columns
+    peer: Int64 = field(default_factory=lambda: _INT64)  # [U] the part of each source
+    order: Int64 = field(default_factory=lambda: _INT64)  # [n] old local indices in final order
+    position: Array = field(default_factory=lambda: _INT64)  # [n] its inverse
+
+
+def build(
+    comm: Communicator,
+    slab: Slab,
+    nodes: NodeData,
+    owner: Array,
+    num_parts: int,
+    num_nodes: int,
+) -> tuple[list[Part], Numbers]:
+    """Assembles the parts; part p on rank `p % comm.size`. All ranks call.
+
+    Args:
+        slab: rows `lo .. hi - 1` of the in-neighbour lists; ranks hold consecutive slabs that
+            cover the graph, any may be empty.
+        nodes: the same rows of the node data.
+        owner: the part of each row, integers `[hi - lo]` in `0 .. num_parts - 1`.
+
+    Returns:
+        The parts of this rank in ascending order, and the counts of all parts.
+
+    Raises:
+        InputError: slabs that don't cover the graph, a part out of range, an array of the wrong
+            length, a part too large for 32-bit local indices.
+    """
+    slabs = Slabs(comm, slab.lo, slab.hi, num_nodes)
+    edges = agree(
+        comm,
+        {"weight": slab.weight, "relation": slab.relation, "features": slab.edge_features},
+    )
+    columns = node_columns(comm, nodes)
+    comm.agree(_find_fault(slab, edges, columns, owner, num_parts, num_nodes), where="layout")
+    owner = np.asarray(owner, np.int32)
+    symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, edges)
+
+    route = Route.to_parts(comm, owner)
+    pieces = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
+    _find_owners(slabs, pieces, owner)
+    in_edges, halo_indices = _in_edges(comm, num_parts, pieces)
+    out_edges: Sequence[EdgeLists | None] = [None] * len(pieces)
+    if not symmetric:
+        out_edges = _out_edges(comm, num_parts, pieces, in_edges, halo_indices)
+    columns = distribute(comm, route, columns)
+    parts = []
+    for piece, inward, outward in zip(pieces, in_edges, out_edges, strict=True):
+        data = take(columns, piece.arrived[piece.order])
+        parts.append(
+            Part(
+                index=piece.index,
+                num_parts=num_parts,
+                ids=piece.ids[piece.order],
+                original_ids=data.original_ids,
+                nodes=data,
+                in_edges=inward,
+                out_edges=outward,
+            )
+        )
+    return parts, _numbers(comm, num_parts, parts, symmetric)
+
+
+def _find_fault(
+    slab: Slab, edges: Columns, columns: Columns, owner: Array, num_parts: int, num_nodes: int
+) -> InputError | None:
+    rows = slab.hi - slab.lo
+    try:
+        if num_parts < 1:
+            raise InputError("a partition needs at least one part", value=num_parts)
+        if len(slab.indptr) != rows + 1 or int(slab.indptr[-1]) != len(slab.indices):
+            raise InputError(f"indptr does not fit {rows} rows and {len(slab.indices)} edges")
+        if len(slab.indices) and not 0 <= slab.indices.min() <= slab.indices.max() < num_nodes:
+            raise InputError(f"an edge leaves the graph of {num_nodes} nodes")
+        for name, column in edges.items():
+            if len(column) != len(slab.indices):
+                raise InputError(f"{name}: {len(column)} values, {len(slab.indices)} edges")
+        if len(owner) != rows:
+            raise InputError(f"{len(owner)} owners for {rows} rows")
+        if rows and not 0 <= owner.min() <= owner.max() < num_parts:
+            wrong = owner[(owner < 0) | (owner >= num_parts)][0]
+            raise InputError(f"owner outside 0 .. {num_parts - 1}", value=int(wrong))
+        check_lengths(columns, rows)
+    except InputError as error:
+        return error
+    return None
+
+
+def _collect(
+    comm: Communicator,
+    route: Route,
+    slab: Slab,
+    edges: Columns,
+    owner: Array,
+    num_parts: int,
+    num_nodes: int,
+) -> list[_Piece]:
+    """Brings the rows of each part, with their edges, to the rank that assembles it."""
+    ids = route.rows(np.arange(slab.lo, slab.hi, dtype=np.int64))
+    part = route.rows(owner)
+    indptr = pointers(route.rows(np.diff(slab.indptr)))
+    narrow = np.int32 if num_nodes < 2**31 else np.int64
+    sources = route.ragged(slab.indptr, slab.indices.astype(narrow, copy=False))
+    columns = {name: route.ragged(slab.indptr, values) for name, values in edges.items()}
+    pieces = []
+    for p in local_parts(comm, num_parts):
+        mine = np.flatnonzero(part == p)
+        places = edge_positions(indptr, mine) if len(mine) < len(part) else slice(None)
+        table, source = distinct(sources[places], num_nodes)
+        pieces.append(
+            _Piece(
+                index=p,
+                arrived=mine,
+                ids=ids[mine],
+                row=np.repeat(positions(len(mine)), np.diff(indptr)[mine]),
+                source=source,
+                source_ids=table,
+                columns={name: values[places] for name, values in columns.items()},
+            )
+        )
+    return pieces
+
+
+def _find_owners(slabs: Slabs, pieces: list[_Piece], owner: Array) -> None:
+    """Asks the slab owners for the part of every source."""
+    wanted = np.unique(np.concatenate([_INT64, *(piece.source_ids for piece in pieces)]))
+    peers = slabs.lookup(wanted, owner).astype(np.int64)
+    for piece in pieces:
+        piece.peer = peers[np.searchsorted(wanted, piece.source_ids)]
+
+
+def _in_edges(
+    comm: Communicator, num_parts: int, pieces: list[_Piece]
+) -> tuple[list[EdgeLists], list[Int64]]:
+    """Asks each part for the local index of what is read from it; it then settles its order.
+
+    Returns also the local indices, at their owners, of the halo rows.
+    """
+    by_peer = [group_by(piece.peer, num_parts)[1] for piece in pieces]
+    counts = [np.bincount(piece.peer, minlength=num_parts) for piece in pieces]
+    asked, asked_counts = between_parts(
+        comm,
+        num_parts,
+        [piece.source_ids[order] for piece, order in zip(pieces, by_peer, strict=True)],
+        counts,
+        _INT64,
+    )
+    answers = []
+    for piece, ids, count in zip(pieces, asked, asked_counts, strict=True):
+        local = np.searchsorted(piece.ids, ids)
+        _settle_order(piece, local, np.repeat(np.arange(num_parts), count), num_parts)
+        answers.append(piece.position[local])
+    indices, _ = between_parts(comm, num_parts, answers, asked_counts, _INT64)
+
+    lists, halo_indices = [], []
+    for piece, order, index in zip(pieces, by_peer, indices, strict=True):
+        peer = piece.peer[order]
+        final = np.lexsort((index, peer))
+        rank_in_table = np.empty_like(positions(len(order)))
+        rank_in_table[order[final]] = positions(len(order))
+        peer, index = peer[final], index[final]
+        lists.append(
+            assemble_blocks(
+                piece.index,
+                num_parts,
+                len(piece.ids),
+                piece.position[piece.row],
+                rank_in_table[piece.source],
+                peer,
+                index,
+                piece.columns,
+            )
+        )
+        halo_indices.append(index[peer != piece.index])
+    return with_send_lists(comm, num_parts, lists, halo_indices), halo_indices
+
+
+def _settle_order(piece: _Piece, local: Int64, reader: Int64, num_parts: int) -> None:
+    """`local` are old local indices that part `reader` reads, by ascending reader."""
+    n = len(piece.ids)
+    remote = np.flatnonzero(reader != piece.index)[::-1]
+    first_reader = np.full(n, -1, np.int64)
+    first_reader[local[remote]] = reader[remote]  # the last, so the lowest, reader stays
+    inside = piece.peer == piece.index
+    old = np.full(len(piece.source_ids), -1, np.int32)
+    old[inside] = np.searchsorted(piece.ids, piece.source_ids[inside])
+    column = old[piece.source]
+    within = column >= 0
+    piece.order = local_order(n, piece.row[within], column[within], first_reader)
+    piece.position = np.empty_like(positions(n))
+    piece.position[piece.order] = positions(n)
+
+
+def _out_edges(
+    comm: Communicator,
+    num_parts: int,
+    pieces: list[_Piece],
+    in_edges: list[EdgeLists],
+    halo_indices: list[Int64],
+) -> list[EdgeLists]:
+    """Sends every edge, as (source, destination) local indices, to its source's part."""
+    sources, destinations = [], []
+    for piece, lists, halo in zip(pieces, in_edges, halo_indices, strict=True):
+        low, high = lists.edge_ptr[piece.index], lists.edge_ptr[piece.index + 1]
+        shift = np.repeat(lists.recv_ptr[:-1], np.diff(lists.edge_ptr))
+        index = np.empty(len(lists.columns), np.int64)
+        for part_of_edges in (slice(0, low), slice(high, None)):
+            index[part_of_edges] = halo[(shift + lists.columns)[part_of_edges]]
+        index[low:high] = lists.columns[low:high]
+        sources.append(index)
+        destinations.append(np.repeat(lists.rows, lists.counts).astype(np.int64))
+    counts = [np.diff(lists.edge_ptr) for lists in in_edges]
+    row, arrived = between_parts(comm, num_parts, sources, counts, _INT64)
+    target, _ = between_parts(comm, num_parts, destinations, counts, _INT64)
+    columns: list[Columns] = [{} for _ in pieces]
+    for name in _EDGE_COLUMNS:
+        template = agree(comm, {name: getattr(in_edges[0], name) if in_edges else None})
+        if name not in template:
+            continue
+        values = [getattr(lists, name) for lists in in_edges]
+        moved, _ = between_parts(comm, num_parts, values, counts, template[name][:0])
+        for one, column in zip(columns, moved, strict=True):
+            one[name] = column
+
+    result, halos = [], []
+    for k, piece in enumerate(pieces):
+        peer = np.repeat(np.arange(num_parts), arrived[k])
+        stride = int(target[k].max(initial=0)) + 1
+        table, source = distinct(peer * stride + target[k], num_parts * stride)
+        peer, index = table // stride, table % stride
+        result.append(
+            assemble_blocks(
+                piece.index, num_parts, len(piece.ids), row[k], source, peer, index, columns[k]
+            )
+        )
+        halos.append(index[peer != piece.index])
+    return with_send_lists(comm, num_parts, result, halos)
+
+
+def _numbers(comm: Communicator, num_parts: int, parts: list[Part], symmetric: bool) -> Numbers:
+    mine = []
+    for part in parts:
+        lists, split = part.in_edges, part.nodes.split
+        inside = int(lists.edge_ptr[part.index + 1] - lists.edge_ptr[part.index])
+        mine.append(
+            {
+                "nodes": len(part.ids),
+                "edges": len(lists.columns),
+                "cut": len(lists.columns) - inside,
+                "halo": int(lists.recv_ptr[-1]),
+                "sent": int(lists.send_ptr[-1]),
+                "train": 0 if split is None else int((split[:, 0] == 1).sum()),
+            }
+        )
+    gathered = comm.allgather(mine)
+    every = [gathered[p % comm.size][p // comm.size] for p in range(num_parts)]
+    counts = {name: np.array([row[name] for row in every], np.int64) for name in every[0]}
+    return Numbers(**counts, symmetric=symmetric)

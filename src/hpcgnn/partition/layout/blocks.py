@@ -1,0 +1,128 @@
+"""The edge lists of one part: blocks by peer, rows, columns, receive and send lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+from hpcgnn.partition.layout.columns import Columns
+from hpcgnn.partition.routing import between_parts
+from hpcgnn.partition.sorting import Array, Int64, group_by, pointers, sort_columns
+from hpcgnn.storage.read.partition_file import EdgeLists
+
+INT32_LIMIT = np.iinfo(np.int32).max
+
+
+def _edge_order(
+    row: Array, source: Array, peer: Int64, num_rows: int, num_parts: int, columns: Columns
+) -> Array:
+    """Edges by peer, row, source; equal ones by relation, weight, features: `[E]`."""
+    indptr, by_row = group_by(row, num_rows)
+    sorted_source, place = sort_columns(indptr, source[by_row], len(peer))
+    order = by_row[place]
+    del by_row, place
+    if columns:
+        _settle_ties(order, row[order], sorted_source, columns)
+    # 16 bits: a radix sort
+    return order[np.argsort(_narrow(peer, num_parts)[sorted_source], kind="stable")]
+
+
+def _narrow(peer: Int64, num_parts: int) -> Array:
+    return peer.astype(np.uint16 if num_parts <= 2**16 else np.uint32)
+
+
+def _settle_ties(order: Array, row: Array, source: Array, columns: Columns) -> None:
+    """Sorts, in place, the edges with the same ends among themselves."""
+    first = _changes(row, source)
+    again = ~first
+    tied = np.flatnonzero(again | np.append(again[1:], False))
+    if not len(tied):
+        return
+    edges = order[tied]
+    keys: list[Array] = []
+    if "features" in columns:
+        features = columns["features"][edges]
+        keys = [features[:, k] for k in reversed(range(features.shape[1]))]
+    keys += [columns[name][edges] for name in ("weight", "relation") if name in columns]
+    order[tied] = edges[np.lexsort((*keys, np.cumsum(first)[tied]))]
+
+
+def _changes(*keys: Array) -> Array:
+    """True where an element differs from the one before, and at the first: bool."""
+    result = np.ones(len(keys[0]), bool)
+    result[1:] = False
+    for key in keys:
+        result[1:] |= key[1:] != key[:-1]
+    return result
+
+
+def assemble_blocks(
+    part: int,
+    num_parts: int,
+    num_rows: int,
+    row: Array,
+    source: Array,
+    peer: Int64,
+    index: Int64,
+    columns: Columns,
+) -> EdgeLists:
+    """Sorts the edges of one part into blocks. The send lists stay empty: see `with_send_lists`.
+
+    Args:
+        row: `[E]`, local destination.
+        source: `[E]`, position in the table of sources.
+        peer, index: the table, sorted: the part each source lives in and its local index there.
+        columns: weight, relation, features of the edges.
+
+    Raises:
+        InputError: a count that 32 bits can't hold.
+    """
+    first_source = np.searchsorted(peer, np.arange(num_parts + 1))
+    halo = np.diff(first_source)
+    halo[part] = 0
+    order = _edge_order(row, source, peer, num_rows, num_parts, columns)
+    row, source = row[order], source[order]
+    edge_peer = _narrow(peer, num_parts)[source]
+    first = np.flatnonzero(_changes(edge_peer, row))
+    counts = np.diff(np.append(first, len(row)))
+    if max(num_rows, halo.max(initial=0), counts.max(initial=0)) > INT32_LIMIT:
+        raise InputError(f"part {part} of {num_parts} has over {INT32_LIMIT} rows: use more parts")
+    column = np.where(peer == part, index, np.arange(len(peer)) - first_source[peer])
+    bounds = np.arange(num_parts + 1)
+    return EdgeLists(
+        edge_ptr=np.searchsorted(edge_peer, bounds).astype(np.int64),
+        row_ptr=np.searchsorted(edge_peer[first], bounds).astype(np.int64),
+        rows=row[first].astype(np.int32, copy=False),
+        counts=counts.astype(np.int32),
+        columns=column.astype(np.int32)[source],
+        weight=columns["weight"][order] if "weight" in columns else None,
+        relation=columns["relation"][order] if "relation" in columns else None,
+        features=columns["features"][order] if "features" in columns else None,
+        recv_ptr=pointers(halo),
+        send_ptr=np.zeros(num_parts + 1, np.int64),
+        send_rows=np.empty(0, np.int32),
+    )
+
+
+def with_send_lists(
+    comm: Communicator,
+    num_parts: int,
+    lists: Sequence[EdgeLists],
+    halo_indices: Sequence[Array],
+) -> list[EdgeLists]:
+    """Tells every peer which of its rows are read here, and fills in what the peers tell.
+
+    `halo_indices[k]`: local indices at their owners of the halo rows of this rank's k-th part, in
+    the order of its receive lists.
+    """
+    wanted = [np.asarray(indices, np.int32) for indices in halo_indices]
+    counts = [np.diff(one.recv_ptr) for one in lists]
+    rows, arrived = between_parts(comm, num_parts, wanted, counts, np.empty(0, np.int32))
+    return [
+        replace(one, send_ptr=pointers(count), send_rows=row)
+        for one, row, count in zip(lists, rows, arrived, strict=True)
+    ]

@@ -1,0 +1,74 @@
+"""Partitions by ParMETIS over all ranks, however the rows of the graph lie."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.partition.problem import Task, symmetrise
+from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.routing import Slabs
+from hpcgnn.partition.sorting import Array
+
+_ROWS_PER_CALLER = 64
+
+
+def parmetis_parts(comm: Communicator, task: Task) -> Array:
+    """The part of each row of the slab, int32. All ranks call.
+
+    ParMETIS refuses ranks without rows, so only the first ranks call it where rows are few, and
+    rows move to where they are needed.
+
+    Raises:
+        InputError: no library, one that doesn't fit, or a graph too large for it.
+    """
+    library = binding.load(comm)
+    if task.options.balance_train and not library.can_balance_several:
+        raise InputError(
+            "PT-Scotch balances one weight only: leave out --train-balance", file=library.path
+        )
+    slabs = Slabs(comm, task.slab.lo, task.slab.hi, task.num_nodes)
+    callers = max(1, min(comm.size, task.num_nodes // _ROWS_PER_CALLER))
+    bounds = np.concatenate([[0], slabs.ends])
+    if (np.diff(bounds) == 0).any() or callers < comm.size:
+        cuts = task.num_nodes * np.arange(callers + 1) // callers
+        bounds = np.append(cuts, np.full(comm.size - callers, task.num_nodes))
+    low, high = int(bounds[comm.rank]), int(bounds[comm.rank + 1])
+
+    slab = task.slab
+    xadj, adjncy = symmetrise(comm, slab.lo, slab.indptr, slab.indices, bounds)
+    weights = [slabs.lookup(np.arange(low, high), task.cost)]
+    if task.options.balance_train and comm.allreduce(int(task.train.sum())) > 0:
+        weights.append(slabs.lookup(np.arange(low, high), task.train.astype(np.int64)))
+    rows = binding.Rows(bounds[: callers + 1], xadj, adjncy, np.stack(weights, axis=1))
+    part = _call(comm, library, rows, callers, task)
+    return Slabs(comm, low, high, task.num_nodes).lookup(np.arange(slab.lo, slab.hi), part)
+
+
+def _call(
+    comm: Communicator,
+    library: binding.ParMETIS,
+    rows: binding.Rows,
+    callers: int,
+    task: Task,
+) -> Array:
+    sub = comm.sub(range(callers)) if callers < comm.size else comm
+    part = np.zeros(rows.num_rows, np.int32)
+    error: HpcgnnError | None = None
+    if sub is not None:
+        mpi, parts = sub.mpi, task.num_parts
+        imbalance, seed = task.options.imbalance, task.options.seed
+        try:
+            with sub.foreign("ParMETIS"):
+                part = library.part_kway(mpi, rows, parts, imbalance=imbalance, seed=seed)
+                for _ in range(task.options.refine):
+                    part = library.refine_kway(
+                        mpi, rows, part, parts, imbalance=imbalance, seed=seed
+                    )
+        except HpcgnnError as caught:
+            error = caught
+        if sub is not comm:
+            sub.close()
+    comm.agree(error, where="ParMETIS")
+    return part

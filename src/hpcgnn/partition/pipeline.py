@@ -1,0 +1,171 @@
+"""From graph.h5 to a partition file, on all ranks."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.comm.agreement import agreed, require_same
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, OutputError
+from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.metis import metis_parts
+from hpcgnn.partition.parmetis import parmetis_parts
+from hpcgnn.partition.problem import Options, Task
+from hpcgnn.partition.quality import random_numbers
+from hpcgnn.partition.simple import block_parts, random_parts
+from hpcgnn.partition.sorting import Array
+from hpcgnn.partition.streaming import streaming_parts
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.partition_file import MAX_PARTS, write_parts
+from hpcgnn.storage.schema import PARTITION, TRAIN
+from hpcgnn.storage.write.outputs import check_output_together
+
+METHODS = ("parmetis", "metis", "streaming", "random", "block")
+FOLDER = Path("partitions")
+_FEWEST = 4  # nodes per part below which METIS complains and leaves parts empty
+
+
+def partition_graph(
+    comm: Communicator,
+    path: str | Path,
+    parts: int | None = None,
+    method: str = "parmetis",
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    options: Options | None = None,
+    compress: bool = False,
+    force: bool = False,
+    command: str = "partition",
+) -> dict[str, Any]:
+    """Chunks a graph file into parts and writes the partition file. All ranks call.
+
+    Args:
+        path: graph.h5.
+        parts: how many, independent of the number of ranks (default: one per rank).
+        method: one of METHODS.
+        out: the partition file (default: partitions/NAME.pP.h5); its folder is made.
+        seed: of the method and of the random partition beside it; ignored with `options`.
+        force: replace a former partition file.
+        command: the verb that asks for it; stored.
+
+    Returns:
+        The report stored in the file, with `file`, `seconds` and `memory_bytes` (the peaks of
+        all ranks added up) besides.
+
+    Raises:
+        InputError: a damaged graph, an unknown method, a library that can't be used, something
+            in the place of `out` that isn't replaced.
+        OutputError: the file can't be written.
+    """
+    began = time.monotonic()
+    path = Path(path)
+    num_parts = comm.size if parts is None else parts
+    out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
+    options = Options(seed=seed) if options is None else options
+    _check(method, num_parts)
+    check_output_together(comm, out, PARTITION, force=force, inputs=[path])
+    with agreed(comm, "open the graph"):
+        graph = GraphFile(path)
+        if num_parts > graph.num_nodes:
+            raise InputError(
+                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: "
+                f"ask for at most {graph.num_nodes}",
+                file=path,
+            )
+    with graph:
+        facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
+        require_same(comm, facts, "graphs", file=path)
+        with agreed(comm, "read the edges"):
+            low, high = slab_bounds(graph, comm.rank, comm.size)
+            slab = graph.read_rows(low, high)
+            share = graph.fingerprint_of(low, high)
+            train = _train_mask(graph, low, high)
+        graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
+        cost = options.node_cost + options.edge_cost * np.diff(slab.indptr)
+        task = Task(slab, graph.num_nodes, num_parts, cost, train, options)
+        with comm.at(f"method {method}"):
+            owner = assign(comm, method, task)
+        with comm.at("random partition to compare with"):
+            random = random_numbers(comm, task)
+        with agreed(comm, "read the nodes"):
+            nodes = graph.read_nodes(low, high)
+    with comm.at("lay out the parts"):
+        made, numbers = assembly.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
+    del slab, nodes, task
+    report = {"method": method, "parts": num_parts, **numbers.summary(), "random": random.summary()}
+    header = {
+        **graph.counts.attributes(),
+        "symmetric": int(bool(numbers.symmetric)),
+        "method": method,
+        "graph_fingerprint": graph.fingerprint,
+        "report": report,
+        "config": {"command": command, "graph": str(path), "parts": num_parts, **vars(options)},
+    }
+    with agreed(comm, "make the folder"):
+        _make_folder(comm, out)
+    with comm.at("write the partition file"):
+        write_parts(out, comm, made, header, compress=compress)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return report | {
+        "file": str(out),
+        "seconds": time.monotonic() - began,
+        "memory_bytes": comm.allreduce(peak),
+    }
+
+
+def assign(comm: Communicator, method: str, task: Task) -> Array:
+    """The part of each row of this rank's slab by one of METHODS: int32. All ranks call."""
+    ids = np.arange(task.slab.lo, task.slab.hi)
+    if task.num_parts == 1:
+        return np.zeros(len(ids), np.int32)
+    if method == "random":
+        return random_parts(ids, task.num_nodes, task.num_parts, task.options.seed)
+    if method == "block" or task.num_nodes < _FEWEST * task.num_parts:
+        return block_parts(ids, task.num_nodes, task.num_parts)
+    looking = {"parmetis": parmetis_parts, "metis": metis_parts, "streaming": streaming_parts}
+    return looking[method](comm, task)
+
+
+def slab_bounds(graph: GraphFile, rank: int, size: int) -> tuple[int, int]:
+    """The rows that rank `rank` of `size` reads: about equal numbers of rows and edges."""
+
+    def first_row(share: int) -> int:
+        if share == size:
+            return graph.num_nodes
+        wanted = (graph.num_nodes + graph.num_edges) * share // size
+        low, high = 0, graph.num_nodes
+        while low < high:
+            middle = (low + high) // 2
+            if middle + int(graph.read_indptr(middle, middle)[0]) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    return first_row(rank), first_row(rank + 1)
+
+
+def _train_mask(graph: GraphFile, low: int, high: int) -> Array:
+    split = graph.read_nodes(low, high, ["split"]).split
+    return np.zeros(high - low, bool) if split is None else split[:, 0] == TRAIN
+
+
+def _check(method: str, num_parts: int) -> None:
+    if method not in METHODS:
+        raise InputError(f"--method must be one of {', '.join(METHODS)}", value=method)
+    if not 1 <= num_parts <= MAX_PARTS:
+        raise InputError(f"--parts must be in 1 .. {MAX_PARTS}", value=num_parts)
+
+
+def _make_folder(comm: Communicator, out: Path) -> None:
+    if comm.rank == 0:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"can't be made: {error.strerror}", file=out.parent) from error

@@ -1,0 +1,388 @@
+"""ParMETIS through its C interface, whatever build of it is at hand.
+
+    library = pyparmetis.load(comm)
+    part = library.part_kway(comm.mpi, graph, num_parts=4)
+
+A build is found, checked against the MPI of this process before anything of it is called, and
+asked for the width of its integers and reals, which no symbol of it tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.partition.pyparmetis import shared_library
+from hpcgnn.partition.sorting import Array, Int64
+
+OTHERWISE = "or choose --method metis, streaming, random or block"
+INSTALL = "build it with env/install_parmetis.sh, set HPCGNN_PARMETIS to a libparmetis.so"
+_OK = 1
+_COUNT_LIMIT = 2**31 - 1
+_COUPLED, _UNCOUPLED = 1, 2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a symmetric graph without self-loops on one rank of those that call.
+
+    vtxdist: `[ranks + 1]`, first row of each rank. vertex_weights: `[n, constraints]` or None.
+    """
+
+    vtxdist: Int64
+    xadj: Int64
+    adjncy: Array
+    vertex_weights: Array | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.xadj) - 1
+
+
+@dataclass(frozen=True)
+class ParMETIS:
+    """A loaded build. `scotch`: PT-Scotch's implementation, which has `part_kway` only."""
+
+    path: Path
+    handle: ctypes.CDLL
+    index_bytes: int
+    real_bytes: int
+
+    @property
+    def scotch(self) -> bool:
+        return hasattr(self.handle, "SCOTCH_numSizeof")
+
+    @property
+    def can_refine(self) -> bool:
+        return hasattr(self.handle, "ParMETIS_V3_RefineKway")
+
+    @property
+    def can_repartition(self) -> bool:
+        return hasattr(self.handle, "ParMETIS_V3_AdaptiveRepart")
+
+    @property
+    def can_balance_several(self) -> bool:
+        """Whether rows may have more than one weight each."""
+        return not self.scotch
+
+    def __str__(self) -> str:
+        name = "PT-Scotch's ParMETIS interface" if self.scotch else "ParMETIS"
+        return f"{name}, {8 * self.index_bytes}-bit indices, {self.path}"
+
+    def part_kway(
+        self, mpi: MPI.Comm, rows: Rows, num_parts: int, *, imbalance: float = 1.05, seed: int = 0
+    ) -> Array:
+        """Chunks the graph: the part of each row, int32 `[n]`. Every calling rank has rows.
+
+        Raises:
+            InputError: sizes beyond what the library counts with (before the call).
+            HpcgnnError: the library gave up.
+        """
+        return self._run("PartKway", mpi, rows, num_parts, imbalance, (1, 0, seed), None)
+
+    def refine_kway(
+        self,
+        mpi: MPI.Comm,
+        rows: Rows,
+        part: Array,
+        num_parts: int,
+        *,
+        imbalance: float = 1.05,
+        seed: int = 0,
+    ) -> Array:
+        """Improves a given partition: int32 `[n]`."""
+        options = (1, 0, seed, _UNCOUPLED)
+        return self._run("RefineKway", mpi, rows, num_parts, imbalance, options, part)
+
+    def adaptive_repart(
+        self,
+        mpi: MPI.Comm,
+        rows: Rows,
+        part: Array,
+        num_parts: int,
+        *,
+        imbalance: float = 1.05,
+        seed: int = 0,
+        exchange_to_move: float = 1000.0,
+    ) -> Array:
+        """A new partition near the given one: int32 `[n]`.
+
+        `exchange_to_move` weighs the time of the exchanges against that of moving nodes.
+        """
+        options = (1, 0, seed, _UNCOUPLED)
+        extra = exchange_to_move
+        return self._run("AdaptiveRepart", mpi, rows, num_parts, imbalance, options, part, extra)
+
+    def _run(
+        self,
+        routine: str,
+        mpi: MPI.Comm,
+        rows: Rows,
+        num_parts: int,
+        imbalance: float,
+        options: tuple[int, ...],
+        part: Array | None,
+        exchange_to_move: float | None = None,
+    ) -> Array:
+        function = getattr(self.handle, f"ParMETIS_V3_{routine}", None)
+        if function is None:
+            raise InputError(f"has no ParMETIS_V3_{routine}", file=self.path)
+        weights = rows.vertex_weights
+        constraints = 1 if weights is None else weights.shape[1]
+        check_sizes(mpi, rows, constraints, self.index_bytes)
+        result = np.zeros(rows.num_rows, self._index) if part is None else self._integers(part)
+        move = exchange_to_move is not None
+        shares = np.full(num_parts * constraints, 1 / num_parts, self._real)
+        arguments = [
+            self._integers(rows.vtxdist),
+            self._integers(rows.xadj),
+            self._integers(rows.adjncy),
+            None if weights is None else self._integers(weights),
+            *([None] if move else []),  # vsize
+            None,  # edge weights
+            self._integers([0 if weights is None else 2]),
+            self._integers([0]),
+            self._integers([constraints]),
+            self._integers([num_parts]),
+            shares,
+            np.full(constraints, imbalance, self._real),
+            *([np.array([exchange_to_move], self._real)] if move else []),
+            self._integers(options),
+            self._integers([0]),
+            result,
+        ]
+        status = _call(function, mpi, arguments)
+        if status != _OK:
+            raise HpcgnnError(f"ParMETIS_V3_{routine} gave up with status {status}", file=self.path)
+        if len(result) and not 0 <= result.min() <= result.max() < num_parts:
+            raise HpcgnnError(
+                f"ParMETIS_V3_{routine} returned a part outside 0 .. {num_parts - 1}",
+                file=self.path,
+            )
+        return result.astype(np.int32)
+
+    @property
+    def _index(self) -> str:
+        return f"i{self.index_bytes}"
+
+    @property
+    def _real(self) -> str:
+        return f"f{self.real_bytes}"
+
+    def _integers(self, values: Array | list[int] | tuple[int, ...]) -> Array:
+        # The library may renumber what it is given, so it works on a copy, never empty.
+        copy = np.array(values, self._index, order="C")
+        return copy if copy.size else np.zeros(1, self._index)
+
+
+def _call(function: Callable[..., int], mpi: MPI.Comm, arguments: list[Array | None]) -> int:
+    pointers = [None if a is None else ctypes.c_void_p(a.ctypes.data) for a in arguments]
+    return int(function(*pointers, ctypes.c_void_p(MPI._addressof(mpi))))
+
+
+def check_sizes(mpi: MPI.Comm, rows: Rows, constraints: int, index_bytes: int) -> None:
+    """Refuses what the library would count wrongly. All calling ranks call.
+
+    Raises:
+        InputError: on all of them; it names the number of ranks that would do.
+    """
+    heaviest = 0 if rows.vertex_weights is None else int(rows.vertex_weights.sum(axis=0).max())
+    local = (rows.num_rows, len(rows.adjncy), heaviest)
+    everyone = mpi.allgather(local)
+    refuse_overflow(everyone, constraints, index_bytes)
+
+
+def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_bytes: int) -> None:
+    """`sizes`: rows, edges and total weight of each rank. Raises InputError."""
+    totals = [sum(column) for column in zip(*sizes, strict=True)]
+    if index_bytes == 4 and max(totals) > _COUNT_LIMIT:
+        raise InputError(
+            f"this build of ParMETIS has 32-bit indices: {totals[0]} nodes with {totals[1]} "
+            f"neighbours and weight {totals[2]} need one with 64 (IDXTYPEWIDTH 64); {INSTALL}, "
+            f"{OTHERWISE}"
+        )
+    # It sends rows between ranks as (3 + constraints) numbers each and 2 per neighbour, with
+    # counts that are C ints.
+    volumes = [(3 + constraints) * rows + 2 * edges for rows, edges, _ in sizes]
+    if max(volumes) > _COUNT_LIMIT:
+        fits = max(-(-max(volumes) * len(sizes) // _COUNT_LIMIT), len(sizes) + 1)
+        raise InputError(
+            f"{max(volumes)} numbers on one rank overflow ParMETIS's counts (2^31 - 1): start at "
+            f"least {fits} ranks, {OTHERWISE}"
+        )
+
+
+def load(comm: Communicator) -> ParMETIS:
+    """Finds, checks and loads a build. All ranks call, and load the same file.
+
+    Raises:
+        InputError: none is there, or none that this process can use; says which and why.
+    """
+    error: HpcgnnError | None = None
+    path: Path | None = None
+    if comm.rank == 0:
+        try:
+            path = find()
+        except InputError as caught:
+            error = caught
+    comm.agree(error, where="find ParMETIS")
+    path = comm.broadcast(path, where="find ParMETIS")
+    library: ParMETIS | None = None
+    try:
+        library = open_library(path)
+    except InputError as caught:
+        error = caught
+    comm.agree(error, where="load ParMETIS")
+    if library is None:
+        raise HpcgnnError("ParMETIS was not loaded")
+    return library
+
+
+def find() -> Path:
+    """The build to use: HPCGNN_PARMETIS, or the first usable of the usual places."""
+    chosen = os.environ.get("HPCGNN_PARMETIS")
+    if chosen:
+        given = Path(chosen)
+        if not given.is_absolute():
+            raise InputError("HPCGNN_PARMETIS must be an absolute path", file=given)
+        inside = sorted([*given.glob("libparmetis*.so*"), *given.glob("lib/libparmetis*.so*")])
+        if not given.is_file() and not inside:
+            raise InputError(
+                f"no ParMETIS there: HPCGNN_PARMETIS must name its .so, {OTHERWISE}", file=given
+            )
+        given = given if given.is_file() else inside[0]
+        shared_library.check_place(given, group=True)
+        check_mpi(given)
+        return given
+    reason: InputError | None = None
+    own = set(shared_library.environment_candidates())
+    for path in shared_library.parmetis_candidates():
+        try:
+            # Who can write to the environment can change all else that runs, too.
+            shared_library.check_place(path, group=path in own)
+            check_mpi(path)
+            return path
+        except InputError as error:
+            reason = reason or error
+    if reason is not None:
+        raise reason
+    raise InputError(f"ParMETIS was not found: {INSTALL}, {OTHERWISE}")
+
+
+def check_mpi(path: Path) -> None:
+    """Refuses a library built for another MPI than this process has loaded. Calls nothing of it.
+
+    Raises:
+        InputError: naming both.
+    """
+    needed = shared_library.needed_mpi(shared_library.dependencies(path))
+    loaded = shared_library.loaded_mpi()
+    foreign = [name for name in needed if name not in loaded]
+    if foreign and loaded:
+        vendor = MPI.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ")
+        running = next(iter(loaded.values()))
+        raise InputError(
+            f"this ParMETIS is built for {shared_library.mpi_family(foreign[0])} ({foreign[0]}), "
+            f"but this process runs {' '.join(vendor.split())} ({running}): {INSTALL} built with "
+            f"this MPI, {OTHERWISE}",
+            file=path,
+        )
+
+
+def open_library(path: Path) -> ParMETIS:
+    """Loads a checked library and finds the widths of its numbers."""
+    real_path = path.resolve()
+    check_mpi(real_path)
+    libraries = shared_library.dependencies(real_path)
+    if not shared_library.needed_mpi(libraries):
+        for mpi in set(shared_library.loaded_mpi().values()):  # it takes MPI from the process
+            ctypes.CDLL(str(mpi), mode=ctypes.RTLD_GLOBAL)
+    try:
+        # PT-Scotch's builds of different width share their names, so take those beside it.
+        for library in reversed(libraries[1:]):
+            shared_library.check_place(library.path, group=True)
+            ctypes.CDLL(str(library.path), mode=ctypes.RTLD_LOCAL)
+        handle = ctypes.CDLL(str(real_path), mode=ctypes.RTLD_LOCAL)
+    except OSError as error:
+        raise InputError(f"cannot be loaded: {error}", file=path) from error
+    if not hasattr(handle, "ParMETIS_V3_PartKway"):
+        raise InputError("has no ParMETIS_V3_PartKway: not a ParMETIS", file=path)
+    hint = _index_hint(handle)
+    with _silent():
+        for index in (hint, 12 - hint):
+            for real in (4, 8):
+                if _widths_fit(handle, index, real):
+                    return ParMETIS(real_path, handle, index, real)
+    raise InputError(
+        f"neither 32- nor 64-bit indices made it cut a graph of four nodes: {INSTALL}, {OTHERWISE}",
+        file=path,
+    )
+
+
+def _index_hint(handle: ctypes.CDLL) -> int:
+    if hasattr(handle, "SCOTCH_numSizeof"):
+        return int(handle.SCOTCH_numSizeof())
+    if hasattr(handle, "METIS_SetDefaultOptions"):
+        options = np.full(480, 0xA5, np.uint8)
+        handle.METIS_SetDefaultOptions(ctypes.c_void_p(options.ctypes.data))
+        return 4 if (options[160:320] == 0xA5).all() else 8
+    return 8
+
+
+def _widths_fit(handle: ctypes.CDLL, index: int, real: int) -> bool:
+    """Chunks a cycle of four nodes into one part and looks at which bytes were written.
+
+    Buffers are padded with zeros, so that a library of another width reads no further than them
+    and sees no rows or a share of zero, which it refuses.
+    """
+
+    def padded(values: list[float], kind: str) -> Array:
+        buffer = np.zeros(256, np.uint8)
+        raw = np.array(values, kind).view(np.uint8)
+        buffer[: len(raw)] = raw
+        return buffer
+
+    integer, floating = f"i{index}", f"f{real}"
+    cut, part = np.full((2, 256), 0xA5, np.uint8)
+    arguments = [
+        padded([0, 4], integer),
+        padded([0, 2, 4, 6, 8], integer),
+        padded([1, 3, 0, 2, 1, 3, 0, 2], integer),
+        None,
+        None,
+        *(padded([value], integer) for value in (0, 0, 1, 1)),
+        padded([1.0], floating),
+        padded([1.05], floating),
+        padded([0, 0, 0], integer),
+        cut,
+        part,
+    ]
+    status = _call(handle.ParMETIS_V3_PartKway, MPI.COMM_SELF, arguments)
+    written = [int((buffer != 0xA5).sum()) for buffer in (cut, part)]
+    return status == _OK and written == [index, 4 * index] and not part[: 4 * index].any()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Hides what C code prints on standard output."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    saved = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)

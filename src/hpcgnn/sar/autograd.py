@@ -1,0 +1,139 @@
+"""What our autograd functions share: one derivative only, and what a user's function captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+Backward = Callable[..., Any]
+
+
+def first_order(backward: Backward) -> Backward:
+    """Decorates the `backward` of an autograd function: differentiating it raises RuntimeError.
+
+    torch's `once_differentiable` raises only where gradients of all leaves are asked for; a second
+    derivative by one named tensor passes it by and is wrong.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        known = (*grads, *ctx.saved_tensors)
+        anchors = [t for t in known if isinstance(t, Tensor) and t.requires_grad]
+        single = isinstance(found, Tensor)
+        results = [found] if single else list(found)
+        places = [i for i, value in enumerate(results) if isinstance(value, Tensor)]
+        if not anchors or not places:
+            return found
+        guarded = _Refusal.apply(len(places), *(results[i] for i in places), *anchors)
+        for i, value in zip(places, guarded, strict=True):
+            results[i] = value
+        return results[0] if single else tuple(results)
+
+    return run
+
+
+class _Refusal(torch.autograd.Function):
+    """Hands the first `count` tensors on; they depend on all."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "a layer of hpcgnn was differentiated twice, which its backward can't serve: leave out "
+            "create_graph, or compute this penalty without second derivatives"
+        )
+
+
+class Finder(TorchFunctionMode):
+    """While entered, without autograd, collects tensors that need gradients and aren't `known`."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._known = {id(tensor) for tensor in known}
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tree_map_only(Tensor, self._see, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.requires_grad and id(tensor) not in self._known:
+            self.found[id(tensor)] = tensor
+
+
+class Replacer(TorchFunctionMode):
+    """While entered, tensors are replaced by leaves of a graph of their own."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        self._leaf = {id(t): leaf for t, leaf in zip(tensors, self.leaves, strict=True)}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._leaf:
+            args, kwargs = tree_map_only(Tensor, self._swap, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _swap(self, tensor: Tensor) -> Tensor:
+        return self._leaf.get(id(tensor), tensor)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Whether each module under `root` trains, and the tensors that are plain attributes of it."""
+
+    root: torch.nn.Module | None
+    training: tuple[bool, ...]
+    names: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, root: torch.nn.Module | None) -> tuple[Modes, list[Tensor]]:
+        """The modes now, and the tensors of `names`, which autograd shall hold."""
+        modules = [] if root is None else list(root.modules())
+        names, tensors = [], []
+        for number, module in enumerate(modules):
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    names.append((number, name))
+                    tensors.append(value)
+        return cls(root, tuple(m.training for m in modules), tuple(names)), tensors
+
+    @contextmanager
+    def restored(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """The modules as they were then, and as they are now again at the end."""
+        modules = [] if self.root is None else list(self.root.modules())
+        now = [(module, dict(vars(module))) for module in modules]
+        try:
+            for module, training in zip(modules, self.training, strict=True):
+                module.training = training
+            for (number, name), tensor in zip(self.names, tensors, strict=True):
+                vars(modules[number])[name] = tensor
+            yield
+        finally:
+            for module, former in now:
+                module.training = former["training"]
+            for number, name in self.names:
+                former = now[number][1]
+                if name in former:
+                    vars(modules[number])[name] = former[name]
+                else:
+                    vars(modules[number]).pop(name, None)

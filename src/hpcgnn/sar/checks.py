@@ -1,0 +1,89 @@
+"""Whether a matrix given as node features has a row for each local node."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.features import HostRows, SparseRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+
+
+def check_rows(
+    graph: PartitionedGraph,
+    x: object,
+    *,
+    who: str,
+    width: int = -1,
+    constant: bool = False,
+    like: Tensor | None = None,
+) -> None:
+    """Raise InputError unless `x` is `[n, width]` in floating point, on the graph's device.
+
+    Args:
+        who: what the message begins with.
+        width: -1 for any.
+        constant: `SparseRows` and `HostRows` will do as well.
+        like: weights whose precision `x` must have.
+    """
+    if not isinstance(graph, PartitionedGraph):
+        raise InputError(
+            f"{who}: a layer is called as layer(graph, x), with a PartitionedGraph first",
+            value=type(graph).__name__,
+        )
+    shape = check_features(x, who=who, width=width, constant=constant, like=like)
+    if shape[0] != graph.num_local_nodes:
+        raise InputError(
+            f"{who}: give a row for each of this part's {graph.num_local_nodes} nodes",
+            value=shape, rank=graph.ring.comm.rank,
+        )  # fmt: skip
+    device = graph.node_ids.device
+    if isinstance(x, Tensor) and x.device != device:
+        raise InputError(f"{who}: must be on {device}, as the graph", value=str(x.device))
+
+
+def check_features(
+    x: object,
+    *,
+    who: str,
+    width: int = -1,
+    constant: bool = False,
+    like: Tensor | None = None,
+) -> tuple[int, int]:
+    """The shape of `x`; raises InputError unless it is a matrix in floating point, `width` wide."""
+    if isinstance(x, SparseRows | HostRows) and not constant:
+        raise InputError(f"{who}: needs dense features on the device", value=type(x).__name__)
+    if not isinstance(x, Tensor | SparseRows | HostRows):
+        raise InputError(
+            f"{who}: must be a tensor, or features as a graph holds them; "
+            "torch.from_numpy(x) makes one of an array",
+            value=type(x).__name__,
+        )
+    shape = tuple(x.shape)
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise InputError(f"{who}: must be a dense tensor", value=str(x.layout))
+        if not x.is_floating_point():
+            raise InputError(f"{who}: must be floating point; call .float()", value=str(x.dtype))
+        if like is not None and {x.dtype, like.dtype} == {torch.float32, torch.float64}:
+            names = f"{x.dtype}, the weights are {like.dtype}".replace("torch.", "")
+            raise InputError(f"{who}: is {names}; call x.to(weight.dtype)")
+    if len(shape) != 2 or width not in (-1, shape[1]):
+        wanted = "any number of" if width == -1 else str(width)
+        raise InputError(f"{who}: must be a matrix of {wanted} columns", value=shape)
+    return shape[0], shape[1]
+
+
+def check_edges(graph: PartitionedGraph, width: int | None, *, who: str) -> None:
+    """Raise InputError unless the edges have features of this width; None asks for nothing."""
+    if width is None:
+        return
+    for block in graph.in_edges.blocks:
+        if block.features is None and not block.columns.shape[0]:
+            continue
+        if block.features is None or block.features.shape[1] != width:
+            raise InputError(
+                f"{who}: edge_dim is {width}, so the graph needs edge features of that width",
+                value=0 if block.features is None else int(block.features.shape[1]),
+            )

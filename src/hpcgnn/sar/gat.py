@@ -1,0 +1,325 @@
+"""Fused graph attention over the ring (Veličković et al. 2018) with a backward without re-fetch.
+
+    l_ij = s_j + t_i + e_ij,  u = LeakyReLU(l),  a_ij = softmax_i(u_ij),  o_i = sum_j a_ij z_j
+
+with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
+boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
+log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
+compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
+In mode `sar` z is computed again in backward, except that of the newest layer: see `Ring.newest`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph.features import NodeFeatures
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.sar.attention import (
+    AttentionSettings,
+    bias_gradient,
+    edge_dropout,
+    exchange_halo_ids,
+    normalised,
+)
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.mixed_precision import RowLayout, product_type, readable
+from hpcgnn.sar.products import (
+    head_matrix,
+    head_products,
+    head_scores,
+    product,
+    refill,
+    shell,
+    weight_gradient,
+)
+from hpcgnn.sar.self_loops import local_blocks
+from hpcgnn.sar.stream import return_gradients, stream, work
+
+
+def attention(
+    graph: PartitionedGraph,
+    x: NodeFeatures,
+    weight_KF: Tensor,
+    source_HC: Tensor,
+    target_HC: Tensor,
+    edge_HD: Tensor | None,
+    bias_K: Tensor | None,
+    settings: AttentionSettings,
+) -> Tensor:
+    """Attention output plus bias, `[n, H * C]`; nodes without in-edges get the bias; collective.
+
+    Args:
+        edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
+    """
+    check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
+    dense = x if isinstance(x, Tensor) else None
+    result: Tensor = _Attention.apply(
+        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings,
+        torch.is_grad_enabled(),
+    )  # fmt: skip
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dense: Tensor | None,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+        bias_K: Tensor | None,
+        x: NodeFeatures,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        has_backward: bool,
+    ) -> Tensor:
+        ctx.short = product_type(graph.node_ids.device)
+        if settings.dropout:
+            graph.mask_key(settings.layer)
+        graph.ring.newest = None  # before this layer's product takes its place
+        with torch.autocast(graph.node_ids.device.type, enabled=False):
+            z_NK = product(x, weight_KF, ctx.short)
+            s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
+            run = _Forward(graph, settings, ctx.short, z_NK, s_NH, t_NH, edge_HD)
+            run.go()
+            out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
+            out_NK = out_NK.to(z_NK.dtype)
+        ctx.x, held = shell(None if isinstance(x, Tensor) else x)
+        ctx.num_held = len(held)
+        ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
+        ctx.epoch = graph.epoch
+        if run.kept is None and has_backward:
+            graph.ring.newest, ctx.newest = z_NK, weakref.ref(z_NK)
+        ctx.save_for_backward(
+            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
+            None if run.kept is None else z_NK, *held, *(run.kept or ()),
+        )  # fmt: skip
+        return out_NK
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (
+            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
+            z_NK, *kept,
+        ) = ctx.saved_tensors  # fmt: skip
+        held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
+        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
+        if z_NK is None:
+            z_NK = ctx.newest()
+        if z_NK is None:
+            z_NK = product(x, weight_KF, ctx.short)
+        g_NK = grads[0].contiguous()
+        run = _Backward(
+            ctx.graph, ctx.settings, ctx.short, ctx.epoch,
+            g_NK, head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
+            z_NK, s_NH, t_NH, lse_NH, edge_HD,
+        )  # fmt: skip
+        del z_NK
+        if ctx.keeps:
+            run.at_destinations(kept)
+        else:
+            run.at_sources()
+        grad_z = run.grad_z_NK
+        grad_source, grad_target = _diagonal_blocks(run.z_NK.to(grad_z.dtype), run.grad_scores_NH)
+        run.z_NK = run.z_NK.new_empty(0)
+        grad_z.addmm_(run.grad_scores_NH, head_matrix(source_HC, target_HC).t())
+        grad_x = None
+        if dense is not None and ctx.needs_input_grad[0]:
+            grad_x = product(grad_z, weight_KF.t(), ctx.short).to(dense.dtype)
+        grad_weight = weight_gradient(x, grad_z, ctx.short)
+        return (
+            grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD,
+            bias_gradient(g_NK, bias_K), None, None, None, None,
+        )  # fmt: skip
+
+
+def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
+    heads = grad_scores_NH.shape[1] // 2
+    all_HHC = (grad_scores_NH.t() @ z_NK).view(2, heads, heads, -1)
+    source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
+    return source_HC, target_HC
+
+
+class _Forward:
+    """One pass over all blocks, local ones first."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        short: torch.dtype | None,
+        z_NK: Tensor,
+        s_NH: Tensor,
+        t_NH: Tensor,
+        edge_HD: Tensor | None,
+    ) -> None:
+        self.graph, self.settings = graph, settings
+        self.layout = RowLayout(z_NK.shape[1], s_NH.shape[1], short or z_NK.dtype)
+        self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
+        self.row_max_NH = torch.full_like(t_NH, -torch.inf)
+        self.row_sum_NH = torch.zeros_like(t_NH)
+        self.out_NK = torch.zeros_like(z_NK, dtype=t_NH.dtype)
+        self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
+
+    def go(self) -> None:
+        graph, edges, layout = self.graph, self.graph.in_edges, self.layout
+        exchange_halo_ids(graph, edges, self.settings)
+        exchange, blocks = stream(
+            graph, edges, layout.columns, layout.dtype, self._pack, where="attention forward"
+        )
+        for block in local_blocks(graph, edges, self.settings.self_loops):
+            for rows in work(block, edges.num_parts):
+                self._add(block, self.z_NK, self.s_NH, rows)
+                exchange.progress()
+        for arrival in exchange:
+            rows_MW = arrival.rows_MF if self.kept is None else arrival.rows_MF.clone()
+            if self.kept is not None:
+                self.kept.append(rows_MW)
+            block, z_MK = blocks[arrival.index], readable(layout.numbers(rows_MW))
+            for rows in work(block, edges.num_parts):
+                self._add(block, z_MK, layout.behind(rows_MW), rows)
+                exchange.progress()
+
+    def _pack(self, rows: Tensor, out_MW: Tensor) -> None:
+        kernels.pack_rows(self.z_NK, rows, self.layout.numbers(out_MW))
+        kernels.pack_rows(self.s_NH, rows, self.layout.behind(out_MW))
+
+    def _add(self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int]) -> None:
+        dropout = edge_dropout(
+            self.graph, self.graph.in_edges, block, self.settings, self.graph.epoch
+        )
+        kernels.gat_forward(
+            block, z_MK, s_MH, self.t_NH, self.row_max_NH, self.row_sum_NH, self.out_NK,
+            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD, rows=rows,
+        )  # fmt: skip
+
+
+class _Backward:
+    """Gradients of z, s, t and the edge scores."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        short: torch.dtype | None,
+        epoch: int,
+        g_NK: Tensor,
+        d_NH: Tensor,
+        z_NK: Tensor,
+        s_NH: Tensor,
+        t_NH: Tensor,
+        lse_NH: Tensor,
+        edge_HD: Tensor | None,
+    ) -> None:
+        self.graph, self.settings, self.epoch = graph, settings, epoch
+        self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
+        self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
+        self.short = short
+        self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
+        heads = s_NH.shape[1]
+        self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
+        self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
+        self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
+
+    def at_sources(self) -> None:
+        """Stream destinations to the owners of their sources."""
+        graph, edges = self.graph, self.graph.out_edges
+        exchange_halo_ids(graph, edges, self.settings)
+        heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
+        layout = self.layout = RowLayout(width, 3 * heads, self.short or self.g_NK.dtype)
+
+        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        replied_NH = torch.zeros_like(self.grad_t_NH)
+        here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
+
+        def accept(rows: Tensor, reply_MH: Tensor) -> None:
+            kernels.add_rows(reply_MH, rows, replied_NH)
+
+        exchange, blocks = stream(
+            graph, edges, layout.columns, layout.dtype, self._pack,
+            where="attention backward", reply_width=heads, on_reply=accept,
+        )  # fmt: skip
+        here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
+        for block in local_blocks(graph, edges, self.settings.self_loops):
+            for rows in work(block, edges.num_parts):
+                self._source_side(block, here, here_NH, rows)
+                exchange.progress()
+        for arrival in exchange:
+            block, rows_MW = blocks[arrival.index], arrival.rows_MF
+            there = (
+                readable(layout.numbers(rows_MW)), *layout.behind(rows_MW).split(heads, dim=1)
+            )  # fmt: skip
+            grad_t_MH = here_NH.new_zeros(block.num_columns, heads)
+            for rows in work(block, edges.num_parts):
+                self._source_side(block, there, grad_t_MH, rows)
+                exchange.progress()
+            arrival.reply(grad_t_MH.to(replied_NH.dtype))
+        self.grad_t_NH += here_NH + replied_NH
+
+    def _pack(self, rows: Tensor, out_MW: Tensor) -> None:
+        kernels.pack_rows(self.g_NK, rows, self.layout.numbers(out_MW))
+        parts = self.layout.behind(out_MW).split(self.t_NH.shape[1], dim=1)
+        for part_MH, scalars_NH in zip(parts, (self.t_NH, self.lse_NH, self.d_NH), strict=True):
+            kernels.pack_rows(scalars_NH, rows, part_MH)
+
+    def _source_side(
+        self,
+        block: Block,
+        destination: tuple[Tensor, ...],
+        grad_t: Tensor,
+        rows: tuple[int, int],
+    ) -> None:
+        dropout = edge_dropout(
+            self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
+        )
+        g, t, lse, d = destination
+        kernels.gat_backward(
+            block, g, t, lse, d, self.z_NK, self.s_NH, self.grad_z_NK, self.grad_s_NH, grad_t,
+            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD,
+            grad_edge_vector=self.grad_edge_HD, rows=rows,
+        )  # fmt: skip
+
+    def at_destinations(self, kept: list[Tensor]) -> None:
+        """Where remote z and s were kept: compute their gradients here and send them back."""
+        graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
+        here = self.g_NK, self.t_NH, self.lse_NH, self.d_NH
+        layout = RowLayout(width, self.s_NH.shape[1], self.short or self.g_NK.dtype)
+
+        def produce(index: int, block: Block, out_MW: Tensor) -> None:
+            rows_MW = kept[index]
+            turned = kernels.transpose(block, graph.num_local_nodes)
+            grad_z_MK = self.grad_z_NK.new_zeros(len(out_MW), width)
+            kernels.gat_backward(
+                turned, *here, readable(layout.numbers(rows_MW)), layout.behind(rows_MW),
+                grad_z_MK, layout.behind(out_MW), self.grad_t_NH,
+                slope=self.settings.slope,
+                dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),
+                edge_vector=self.edge_HD,
+                grad_edge_vector=self.grad_edge_HD,
+            )  # fmt: skip
+            layout.numbers(out_MW)[:] = grad_z_MK
+
+        def accept(rows: Tensor, grad_MW: Tensor) -> None:
+            kernels.add_rows(layout.numbers(grad_MW), rows, self.grad_z_NK)
+            kernels.add_rows(layout.behind(grad_MW), rows, self.grad_s_NH)
+
+        def differentiate_here() -> None:
+            for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
+                self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+
+        return_gradients(
+            graph, edges, layout.columns, layout.dtype, produce, accept,
+            where="attention backward", first=differentiate_here,
+        )  # fmt: skip

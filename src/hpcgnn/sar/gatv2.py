@@ -1,0 +1,168 @@
+"""Fused dynamic attention over the ring (GATv2, Brody et al. 2022).
+
+    l_ij = <att, LeakyReLU(zl_j + zr_i + f_ij M)>,  a_ij = softmax_i(l_ij),  o_i = sum_j a_ij zl_j
+
+with edge features f_ij where asked for; f_ij M is made edge by edge and never stored.
+The score needs both rows of an edge, so the owner of a source can't finish its gradient alone:
+backward fetches zl of boundary sources again (mode `sar`) and sends its gradient back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.attention import (
+    AttentionSettings,
+    bias_gradient,
+    edge_dropout,
+    exchange_halo_ids,
+    normalised,
+)
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.mixed_precision import readable, wire_type
+from hpcgnn.sar.products import head_products
+from hpcgnn.sar.self_loops import local_blocks
+from hpcgnn.sar.stream import return_gradients, stream, take_rows, work
+
+
+def gatv2(
+    graph: PartitionedGraph,
+    left_NK: Tensor,
+    right_NK: Tensor,
+    att_HC: Tensor,
+    edge_DK: Tensor | None,
+    bias_K: Tensor | None,
+    settings: AttentionSettings,
+) -> Tensor:
+    """Attention output plus bias, `[n, H * C]`, from `zl` and `zr`; collective.
+
+    Nodes without in-edges get the bias.
+
+    Args:
+        edge_DK: the matrix M that edge features of width D are multiplied with; None without.
+    """
+    for name, rows_NK in (("sources", left_NK), ("destinations", right_NK)):
+        check_rows(graph, rows_NK, who=f"attention: {name}", width=att_HC.numel())
+    result: Tensor = _GATv2.apply(left_NK, right_NK, att_HC, edge_DK, bias_K, graph, settings)
+    return result
+
+
+class _GATv2(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        left_NK: Tensor,
+        right_NK: Tensor,
+        att_HC: Tensor,
+        edge_DK: Tensor | None,
+        bias_K: Tensor | None,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        ctx.dtype = left_NK.dtype
+        if settings.dropout:
+            graph.mask_key(settings.layer)
+        left_NK, right_NK = readable(left_NK).contiguous(), readable(right_NK).contiguous()
+        edge_DK = None if edge_DK is None else edge_DK.contiguous()
+        heads, edges = att_HC.shape[0], graph.in_edges
+        ctx.wire, dtype = wire_type(left_NK), sum_type(left_NK.dtype)
+        row_max_NH = left_NK.new_full((len(left_NK), heads), -torch.inf, dtype=dtype)
+        row_sum_NH, out_NK = torch.zeros_like(row_max_NH), torch.zeros_like(left_NK, dtype=dtype)
+        kept: list[Tensor] | None = None if graph.mode == "sar" else []
+
+        def add(block: Block, rows_MK: Tensor, rows: tuple[int, int]) -> None:
+            dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
+            kernels.gatv2_forward(
+                block, rows_MK, right_NK, att_HC, row_max_NH, row_sum_NH, out_NK,
+                slope=settings.slope, dropout=dropout, edge_matrix=edge_DK, rows=rows,
+            )  # fmt: skip
+
+        exchange_halo_ids(graph, edges, settings)
+        exchange, blocks = stream(
+            graph, edges, left_NK.shape[1], ctx.wire, take_rows(left_NK),
+            where="attention forward",
+        )  # fmt: skip
+        for block in local_blocks(graph, edges, settings.self_loops):
+            for rows in work(block, edges.num_parts):
+                add(block, left_NK, rows)
+                exchange.progress()
+        for arrival in exchange:
+            if kept is not None:
+                kept.append(arrival.rows_MF.clone())
+            block, rows_MK = blocks[arrival.index], readable(arrival.rows_MF)
+            for rows in work(block, edges.num_parts):
+                add(block, rows_MK, rows)
+                exchange.progress()
+        out_NK, lse_NH = normalised(row_max_NH, row_sum_NH, out_NK, bias_K)
+        out_NK = out_NK.to(left_NK.dtype)
+        ctx.graph, ctx.settings, ctx.epoch, ctx.keeps = (
+            graph,
+            settings,
+            graph.epoch,
+            kept is not None,
+        )
+        ctx.save_for_backward(
+            left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *(kept or ())
+        )
+        return out_NK
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *kept = ctx.saved_tensors
+        graph: PartitionedGraph = ctx.graph
+        settings, edges = ctx.settings, graph.in_edges
+        g_NK = grads[0].contiguous()
+        d_NH = head_products(g_NK, out_NK, att_HC.shape[0], bias_K)
+        dtype = sum_type(left_NK.dtype)
+        grad_left = torch.zeros_like(left_NK, dtype=dtype)
+        grad_right = torch.zeros_like(right_NK, dtype=dtype)
+        grad_att = torch.zeros_like(att_HC)
+        grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
+
+        def differentiate(block: Block, rows_MK: Tensor, grad_MK: Tensor) -> None:
+            kernels.gatv2_backward(
+                block, rows_MK, right_NK, att_HC, g_NK, lse_NH, d_NH, grad_MK, grad_right, grad_att,
+                slope=settings.slope,
+                dropout=edge_dropout(graph, edges, block, settings, ctx.epoch),
+                edge_matrix=edge_DK, grad_edge_matrix=grad_edge,
+            )  # fmt: skip
+
+        def accept(rows: Tensor, grad_MK: Tensor) -> None:
+            kernels.add_rows(grad_MK, rows, grad_left)
+
+        def produce(index: int, block: Block, out_MK: Tensor) -> None:
+            grad_MK = out_MK if out_MK.dtype == dtype else torch.zeros_like(out_MK, dtype=dtype)
+            differentiate(block, readable(kept[index]), grad_MK)
+            out_MK.copy_(grad_MK)
+
+        def differentiate_here() -> None:
+            for block in local_blocks(graph, edges, settings.self_loops):
+                differentiate(block, left_NK, grad_left)
+
+        width = left_NK.shape[1]
+        if ctx.keeps:
+            return_gradients(
+                graph, edges, width, ctx.wire, produce, accept, where="attention backward",
+                first=differentiate_here,
+            )  # fmt: skip
+        else:
+            exchange, blocks = stream(
+                graph, edges, width, ctx.wire, take_rows(left_NK), where="attention backward",
+                reply_width=width, on_reply=accept, first=differentiate_here,
+            )  # fmt: skip
+            for arrival in exchange:
+                grad_MK = torch.zeros_like(arrival.rows_MF, dtype=dtype)
+                differentiate(blocks[arrival.index], readable(arrival.rows_MF), grad_MK)
+                arrival.reply(grad_MK)
+        grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
+        grad_bias = bias_gradient(g_NK, bias_K)
+        return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None

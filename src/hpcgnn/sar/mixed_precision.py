@@ -1,0 +1,66 @@
+"""16-bit numbers where `torch.autocast` asks for them: in products, in kernels and in messages.
+
+Sums are float32 throughout. Kernels on CPUs read float32, kernels on GPUs 16-bit rows as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcgnn.kernels.checks import SHORT, sum_type
+
+
+def product_type(device: torch.device) -> torch.dtype | None:
+    """The type that autocast, where it is on, gives the operands of dense products."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def wire_type(x: Tensor) -> torch.dtype:
+    """The type in which rows of `x` travel."""
+    short = product_type(x.device)
+    return short if short is not None and x.dtype == torch.float32 else x.dtype
+
+
+def kernels_read_short(device: torch.device) -> bool:
+    """Whether kernels on `device` take 16-bit rows."""
+    return device.type == "cuda"
+
+
+def readable(x: Tensor) -> Tensor:
+    """`x` as kernels take it: float32 on a CPU if it is 16-bit."""
+    return x.float() if x.dtype in SHORT and not kernels_read_short(x.device) else x
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Rows of `width` numbers of a type, with a few numbers of the type of sums behind them."""
+
+    width: int
+    scalars: int
+    dtype: torch.dtype
+
+    @property
+    def columns(self) -> int:
+        """Columns of `dtype` that a row takes."""
+        return self._begin + self.scalars * self._ratio
+
+    @property
+    def _ratio(self) -> int:
+        return sum_type(self.dtype).itemsize // self.dtype.itemsize
+
+    @property
+    def _begin(self) -> int:
+        return -(-self.width // self._ratio) * self._ratio
+
+    def numbers(self, rows_MW: Tensor) -> Tensor:
+        """The first `width` numbers: `[H, width]`, sharing memory."""
+        return rows_MW[:, : self.width]
+
+    def behind(self, rows_MW: Tensor) -> Tensor:
+        """What lies behind them: `[H, scalars]`, sharing memory."""
+        return rows_MW[:, self._begin :].view(sum_type(self.dtype))

@@ -1,0 +1,106 @@
+"""Products of node features and weights outside autograd, for functions that rematerialize them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar.mixed_precision import readable
+
+_SLAB = 1 << 18  # rows converted at a time
+
+
+def product(x: NodeFeatures, weight_GF: Tensor, short: torch.dtype | None = None) -> Tensor:
+    """`x W^T`: `[n, G]`; of dense operands rounded to `short`, if given, and then `readable`."""
+    if isinstance(x, Tensor):
+        if short is None:
+            return x @ weight_GF.t()
+        return readable(x.to(short) @ weight_GF.to(short).t())
+    if isinstance(x, HostRows):
+        return readable(x.times(weight_GF, short))
+    weight_FG = weight_GF.t().contiguous()
+    out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
+    kernels.spmm(x.block, weight_FG, out_NG)
+    return out_NG
+
+
+def weight_gradient(x: NodeFeatures, grad_NG: Tensor, short: torch.dtype | None = None) -> Tensor:
+    """Gradient of the weights: `[G, F]` from `[n, G]`; `short` as in `product`."""
+    if isinstance(x, Tensor):
+        if short is None:
+            return grad_NG.t() @ x
+        return (grad_NG.to(short).t() @ x.to(short)).to(grad_NG.dtype)
+    if isinstance(x, HostRows):
+        return x.weight_gradient(grad_NG, short)
+    grad_NG = grad_NG.contiguous()
+    grad_FG = grad_NG.new_zeros(x.shape[1], grad_NG.shape[1])
+    kernels.spmm(x.transposed, grad_NG, grad_FG)
+    return grad_FG.t()
+
+
+def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
+    """Node features as one dense `[n, F]` on `device`, for what needs every number."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, HostRows):
+        slabs = [slab_RF.clone() for _, slab_RF in x.slabs()]
+        return torch.cat(slabs) if slabs else x.rows_NF.to(device)
+    block = x.block
+    stored_E = block.weight
+    if stored_E is None:
+        stored_E = torch.ones(block.columns.shape[0], device=block.device)
+    counts = block.end - block.begin
+    rows_E = torch.repeat_interleave(torch.arange(block.num_rows, device=block.device), counts)
+    out_NF = stored_E.new_zeros(x.shape)
+    return out_NF.index_put_((rows_E, block.columns.long()), stored_E, accumulate=True)
+
+
+def shell(x: Any) -> tuple[Any, list[Tensor]]:
+    """Features without what dropout makes anew each epoch, and that, for autograd to hold."""
+    if not isinstance(x, SparseRows) or x.block.weight is None or x.transposed.weight is None:
+        return x, []
+    bare = replace(
+        x, block=replace(x.block, weight=None), transposed=replace(x.transposed, weight=None)
+    )
+    return bare, [x.block.weight, x.transposed.weight]
+
+
+def refill(x: Any, held: Sequence[Tensor]) -> Any:
+    """What `shell` took apart."""
+    if not isinstance(x, SparseRows) or not held:
+        return x
+    block, transposed = replace(x.block, weight=held[0]), replace(x.transposed, weight=held[1])
+    return replace(x, block=block, transposed=transposed)
+
+
+def head_matrix(*vectors_HC: Tensor) -> Tensor:
+    """`[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's product with its own."""
+    blocks = [torch.block_diag(*vector_HC) for vector_HC in vectors_HC]
+    return torch.cat(blocks).t().contiguous()
+
+
+def head_products(a_NK: Tensor, b_NK: Tensor, heads: int, minus_K: Tensor | None = None) -> Tensor:
+    """`<a, b - minus>` per node and head in the type of sums: `[n, H]`."""
+    out_NH = a_NK.new_empty(a_NK.shape[0], heads, dtype=sum_type(a_NK.dtype))
+    kernels.head_dots(a_NK, b_NK, out_NH, minus_K=minus_K)
+    return out_NH
+
+
+def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
+    """`<z, vector>` per node and head in the type of sums: an `[n, H]` for each set of vectors."""
+    matrix_KH = head_matrix(*vectors_HC)
+    if z_NK.dtype == matrix_KH.dtype:
+        out_NH = z_NK @ matrix_KH
+    else:
+        out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
+        for low in range(0, z_NK.shape[0], _SLAB):
+            z_RK = z_NK[low : low + _SLAB].to(matrix_KH.dtype)
+            torch.mm(z_RK, matrix_KH, out=out_NH[low : low + _SLAB])
+    return out_NH.split(len(vectors_HC[0]), dim=1)

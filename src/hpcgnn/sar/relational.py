@@ -1,0 +1,219 @@
+"""Sums over in-neighbours with one weight matrix per relation, exact over all ranks.
+
+    y_i = sum_r W_r^T sum_{j in N_r(i)} f_ir x_j,  f_ir = 1, or 1 / |N_r(i)| for means
+
+is linear in x, so its backward is the same over the reversed graph: forward streams the x_j of
+boundary sources, backward the gradients g_i of boundary destinations to the owners of the sources,
+who add up q_jr = sum_i f_ir g_i and need no other row for
+
+    dL/dx_j = sum_r W_r q_jr,  dL/dW_r = sum_j x_j q_jr^T.
+
+Nothing is fetched again and nothing sent back. See `relation_pairs` for the order of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.mixed_precision import readable, wire_type
+from hpcgnn.sar.relation_pairs import (
+    Pairs,
+    by_column,
+    by_row,
+    count_pairs,
+    edge_list,
+    multiply,
+)
+from hpcgnn.sar.stream import stream, take_rows
+
+EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
+
+
+def relational_sum(
+    graph: PartitionedGraph, x_NI: Tensor, weight_RIO: Tensor, *, mean: bool
+) -> Tensor:
+    """`[n, I]` to `[n, O]`, of the weights' type; collective.
+
+    Args:
+        mean: over the in-neighbours of each relation; else their sum.
+
+    Raises:
+        InputError: the graph has no relations.
+    """
+    if not graph.num_relations:
+        raise InputError("the graph has no relations; convert it from triples")
+    check_rows(graph, x_NI, who="a sum over relations", width=weight_RIO.shape[1])
+    wire = wire_type(x_NI)
+    with torch.autocast(x_NI.device.type, enabled=False):
+        result: Tensor = _RelationalSum.apply(x_NI, weight_RIO, graph, mean, wire)
+    return result
+
+
+class _RelationalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        weight_RIO: Tensor,
+        graph: PartitionedGraph,
+        mean: bool,
+        wire: torch.dtype,
+    ) -> Tensor:
+        ctx.graph, ctx.mean, ctx.wire, ctx.dtype = graph, mean, wire, x_NI.dtype
+        x_NI = readable(x_NI)
+        ctx.save_for_backward(x_NI, weight_RIO)
+        out_NO = weight_RIO.new_zeros(len(x_NI), weight_RIO.shape[2])
+        edges, widths = graph.in_edges, tuple(weight_RIO.shape[1:])
+        factors = mean_factors(graph, inward=True) if mean else None
+        for block, x_HI, progress in _streamed(graph, edges, x_NI, wire, "relations forward"):
+            pairs = _forward_pairs(graph, block, factors, *widths)
+            for slab in pairs.slabs:
+                pairs.add(slab, multiply(slab, pairs.collect(slab, x_HI), weight_RIO), out_NO)
+                progress()
+        return out_NO
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_RIO = ctx.saved_tensors
+        graph: PartitionedGraph = ctx.graph
+        edges, weight_ROI = graph.out_edges, weight_RIO.transpose(1, 2)
+        grad_weight_RIO = torch.zeros_like(weight_RIO)
+        grad_x_NI = torch.zeros_like(x_NI, dtype=weight_RIO.dtype)
+        factors = mean_factors(graph, inward=False) if ctx.mean else None
+        for block, g_HO, progress in _streamed(
+            graph, edges, grads[0], ctx.wire, "relations backward"
+        ):
+            pairs = _backward_pairs(graph, block, factors)
+            for slab in pairs.slabs:
+                q_MO = pairs.collect(slab, g_HO)
+                if ctx.needs_input_grad[0]:
+                    pairs.add(slab, multiply(slab, q_MO, weight_ROI), grad_x_NI)
+                x_MI = x_NI.index_select(0, pairs.rows[slab.low : slab.high]).to(q_MO.dtype)
+                for relation, first, last in slab.parts:
+                    grad_weight_RIO[relation].addmm_(x_MI[first:last].t(), q_MO[first:last])
+                progress()
+        return grad_x_NI.to(ctx.dtype), grad_weight_RIO, None, None, None
+
+
+def _streamed(
+    graph: PartitionedGraph, edges: EdgeBlocks, x_NF: Tensor, wire: torch.dtype, where: str
+) -> Iterator[tuple[Block, Tensor, Callable[[], None]]]:
+    """Each block with the rows it reads, the local one first."""
+    x_NF = x_NF.contiguous()
+    exchange, blocks = stream(graph, edges, x_NF.shape[1], wire, take_rows(x_NF), where=where)
+    yield edges.blocks[edges.rank], x_NF, exchange.progress
+    for arrival in exchange:
+        yield blocks[arrival.index], readable(arrival.rows_MF), exchange.progress
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def _forward_pairs(
+    graph: PartitionedGraph, block: Block, factors: list[Tensor] | None, inputs: int, outputs: int
+) -> Pairs:
+    """By row or by column, whichever is less work at these widths; kept."""
+    key = (_key(graph.in_edges, block), factors is not None)
+    counts = graph.cache.get(("relation pair counts", *key))
+    made = None
+    if not isinstance(counts, tuple):
+        made = edge_list(block, None if factors is None else factors[block.peer])
+        counts = len(made.row), count_pairs(made, "row"), count_pairs(made, "column")
+        graph.cache["relation pair counts", *key] = counts
+    edges, rows, columns = counts
+    sum_first = rows * inputs * outputs + EDGE_COST * edges * inputs
+    product_first = columns * inputs * outputs + EDGE_COST * edges * outputs
+    row_wise = sum_first <= product_first
+    found = graph.cache.get(("relation pairs", row_wise, *key))
+    if not isinstance(found, Pairs):
+        made = made or edge_list(block, None if factors is None else factors[block.peer])
+        if row_wise:
+            found = by_row(block, made, graph.num_relations, even=True)
+        else:
+            found = by_column(block, made, graph.num_relations)
+        graph.cache["relation pairs", row_wise, *key] = found
+    return found
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def _backward_pairs(graph: PartitionedGraph, block: Block, factors: list[Tensor] | None) -> Pairs:
+    key = ("relation pairs back", _key(graph.out_edges, block), factors is not None)
+    found = graph.cache.get(key)
+    if not isinstance(found, Pairs):
+        edges = edge_list(block, None if factors is None else factors[block.peer])
+        found = graph.cache[key] = by_row(block, edges, graph.num_relations, even=False)
+    return found
+
+
+def _key(edges: EdgeBlocks, block: Block) -> tuple[int, int, int]:
+    """Which cut of which block."""
+    return block.peer, block.column_offset, block.num_columns
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def mean_factors(graph: PartitionedGraph, *, inward: bool) -> list[Tensor]:
+    """Per block and edge, 1 / number of its destination's in-edges of its relation: float32; kept.
+
+    Of `graph.in_edges`, or of `graph.out_edges`, whose columns are the destinations; their owners
+    count them. Collective on first use.
+    """
+    key = "relation mean factors"
+    found = graph.cache.get(key)
+    if not isinstance(found, tuple):
+        found = graph.cache[key] = _count(graph)
+    factors: list[Tensor] = found[0 if inward else 1]
+    return factors
+
+
+def _count(graph: PartitionedGraph) -> tuple[list[Tensor], list[Tensor]]:
+    relations, device = graph.num_relations, graph.node_ids.device
+    edges = graph.in_edges
+    keys_E = torch.cat(
+        [_local_rows(block) * relations + _relation(block) for block in edges.blocks]
+    )
+    keys, inverse_E, counts = torch.unique(keys_E, return_inverse=True, return_counts=True)
+    share = 1 / counts.float()
+    inward = list(share[inverse_E].split([len(block.columns) for block in edges.blocks]))
+    del keys_E, inverse_E
+
+    edges = graph.out_edges
+    asked, places = [], []
+    for block in edges.blocks:
+        wanted, place_E = torch.unique(
+            block.columns.long() * relations + _relation(block), return_inverse=True
+        )
+        asked.append(wanted.cpu().numpy())
+        places.append(place_E)
+    answers = []
+    requests = graph.ring.comm.alltoallv(asked, where="relation counts")
+    for peer, request in enumerate(requests):
+        wanted = torch.from_numpy(request).to(device)
+        column, relation = wanted // relations, wanted % relations
+        local = column if peer == edges.rank else edges.send_rows[peer].long()[column]
+        answers.append(share[torch.searchsorted(keys, local * relations + relation)].cpu().numpy())
+    replies = graph.ring.comm.alltoallv(answers, where="relation counts")
+    outward = [
+        torch.from_numpy(reply).to(device)[place_E]
+        for reply, place_E in zip(replies, places, strict=True)
+    ]
+    return inward, outward
+
+
+def _local_rows(block: Block) -> Tensor:
+    """Local row of each edge: int64."""
+    rows = torch.arange(block.num_rows, device=block.device)
+    local = rows if block.rows is None else block.rows.long()
+    return torch.repeat_interleave(local, block.end - block.begin)
+
+
+def _relation(block: Block) -> Tensor:
+    """Relation of each edge; empty where the block has no edges."""
+    return block.columns.new_empty(0) if block.relation is None else block.relation

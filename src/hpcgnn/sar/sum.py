@@ -1,0 +1,177 @@
+"""Sums and means over in-neighbours, exact over all ranks.
+
+A sum is linear: its backward is the sum of the gradients over the reversed graph, so no remote
+feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions are the same code.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.sar import mixed_precision
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.mixed_precision import readable, wire_type
+from hpcgnn.sar.stream import work
+from hpcgnn.sar.vertex_cover import relay
+
+
+def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = True) -> Tensor:
+    """`y[i] = sum over edges j -> i of weight * x[j]`; `[n, F]` to `[n, F]`, float32 or float64.
+
+    Without `weighted`, or where the graph has no weights, every edge counts 1.
+    """
+    check_rows(graph, x_NF, who="a sum over neighbours")
+    result: Tensor = _Sum.apply(x_NF, graph, weighted)
+    return result
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
+    """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
+    key = ("in-degrees", weighted)
+    found = graph.cache.get(key)
+    whole = graph.cache.get("whole")
+    if not isinstance(found, Tensor) and isinstance(whole, tuple):
+        found = graph.cache[key] = in_degrees(whole[0], weighted=weighted)[whole[1]]
+    if not isinstance(found, Tensor):
+        blocks = graph.in_edges.blocks
+        if not weighted:
+            blocks = [replace(block, weight=None) for block in blocks]
+        found = graph.cache[key] = weight_sums(graph, blocks).float()
+    return found
+
+
+def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
+    """Sum of the blocks' weights (1 without) in each local row: float64 `[n]`. No messages."""
+    device = graph.node_ids.device
+    total_N = torch.zeros(graph.num_local_nodes, dtype=torch.float64, device=device)
+    for block in blocks:
+        if block.weight is None:
+            rows = slice(None) if block.rows is None else block.rows.long()
+            total_N[rows] += (block.end - block.begin).double()
+        else:
+            ones = torch.ones(block.num_columns, 1, dtype=torch.float64, device=device)
+            kernels.spmm(block, ones, total_N[:, None])
+    return total_N
+
+
+def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
+    """Whether `x_NF` are the graph's own features, and nobody asks for their gradient."""
+    own = graph.cache_first and x_NF is graph.features
+    return own and not x_NF.requires_grad and not x_NF.is_inference()
+
+
+@dataclass(frozen=True)
+class _FirstSum:
+    """An aggregate and the state of the features that it is of."""
+
+    features: weakref.ref[Tensor]
+    version: int
+    result: Tensor
+
+    def is_of(self, x_NF: Tensor) -> bool:
+        return self.features() is x_NF and self.version == x_NF._version
+
+
+def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor]) -> Tensor:
+    """A linear aggregation of the constant input features, kept by `key` while they don't change.
+
+    In full precision, also under autocast. Collective: where the features of some rank were
+    replaced or changed in place, all ranks compute it again.
+    """
+    name, x_NF = ("first sum", key), graph.features
+    if not isinstance(x_NF, Tensor):
+        raise InputError("sums of constant features need dense features")
+    found = graph.cache.get(name)
+    fresh = isinstance(found, _FirstSum) and found.is_of(x_NF)
+    if not graph.ring.comm.allreduce(int(fresh), "min", where="first sum"):
+        device = graph.node_ids.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            version = x_NF._version
+            found = _FirstSum(weakref.ref(x_NF), version, compute())
+        graph.cache[name] = found
+    if not isinstance(found, _FirstSum):
+        raise TypeError(f"another object is kept as {name}")
+    return found.result
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, weighted: bool) -> Tensor:
+        ctx.graph, ctx.weighted, ctx.dtype = graph, weighted, x_NF.dtype
+        x_NF = readable(x_NF)
+        ctx.wire = wire_type(x_NF)
+        out_NF = multiply(graph, graph.in_edges, x_NF, weighted, "sum forward", ctx.wire)
+        return out_NF.to(x_NF.dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        graph = ctx.graph
+        grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward", ctx.wire)
+        return grad.to(ctx.dtype), None, None
+
+
+def multiply(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    x_NF: Tensor,
+    weighted: bool,
+    where: str,
+    wire: torch.dtype | None = None,
+) -> Tensor:
+    """Adjacency (or its transpose, by `edges`) times features; collective.
+
+    Args:
+        wire: the type in which rows travel; that of `x_NF` by default.
+    """
+    x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
+    ring, width, wire = graph.ring, x_NF.shape[1], wire or x_NF.dtype
+    out_NF = x_NF.new_zeros(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
+    plan = relay(graph, edges, weighted)
+    if width == 0:
+        return out_NF
+    at_once = graph.mode == "oneshot"
+    if at_once:
+        most = LARGEST_MESSAGE // (width * wire.itemsize)
+    else:
+        most = ring.rows_per_message(width, wire)
+    senders, blocks = plan.cut(most)
+    outgoing = [_outgoing(block, x_NF) for block in senders]
+    exchange = Exchange(
+        ring, outgoing, blocks.incoming(), width, wire, where=where, at_once=at_once
+    )
+    for rows in work(plan.receivers[edges.rank], edges.num_parts):
+        kernels.spmm(plan.receivers[edges.rank], x_NF, out_NF, rows=rows)
+        exchange.progress()
+    for arrival in exchange:
+        block, rows_MF = blocks[arrival.index], readable(arrival.rows_MF)
+        for rows in work(block, edges.num_parts):
+            kernels.spmm(block, rows_MF, out_NF, rows=rows)
+            exchange.progress()
+    return out_NF
+
+
+def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
+    def pack(out_MF: Tensor) -> None:
+        if out_MF.dtype == x_NF.dtype or mixed_precision.kernels_read_short(x_NF.device):
+            kernels.spmm(block, x_NF, out_MF.zero_())
+        else:
+            wide_MF = x_NF.new_zeros(out_MF.shape)
+            kernels.spmm(block, x_NF, wide_MF)
+            out_MF.copy_(wide_MF)
+
+    return Outgoing(block.peer, block.num_rows, pack)

@@ -1,0 +1,199 @@
+"""The fewest rows that carry a sum from one part to another.
+
+For sums, an edge between parts is served either by sending its source row, or by sending a
+partial sum for its destination. The cheapest choice is a minimum vertex cover of the block's
+bipartite graph, found from a maximum matching (König 1931). Block (r, s) becomes a product R S: the
+sender multiplies by S, one message row per chosen vertex, and the receiver by R. Edges that the
+sender sums are kept by the sender.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from hpcgnn import kernels
+from hpcgnn.comm.ring import ring_order
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.sar.stream import Chunks, pieces
+
+WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
+
+
+@dataclass(frozen=True)
+class Relay:
+    """How `y = A x` is computed over the ranks: per peer, S before sending and R on arrival.
+
+    `senders[p]` maps local rows to message rows for peer p; `receivers[p]` maps message rows from
+    peer p to local rows; `receivers[rank]` is the local block.
+    """
+
+    rank: int
+    senders: list[Block]
+    receivers: list[Block]
+
+    def cut(self, most: int) -> tuple[list[Block], Chunks]:
+        """Remote senders and receivers in ring order, in messages of at most `most` rows."""
+        size = len(self.senders)
+        senders = [
+            kernels.rows_between(self.senders[peer], low, high)
+            for peer in ring_order(self.rank, size, +1)
+            for low, high in pieces(self.senders[peer].num_rows, most)
+        ]
+        return senders, Chunks(self.receivers, ring_order(self.rank, size, -1), most)
+
+
+@torch.inference_mode(False)  # what is kept must serve in training too
+def relay(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
+    """The relay of one direction; collective on first use, kept after."""
+    key = ("relay", edges is graph.in_edges, weighted, graph.fewest_rows)
+    found = graph.cache.get(key)
+    if not isinstance(found, Relay):
+        found = graph.cache[key] = _build(graph, edges, weighted)
+    return found
+
+
+def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
+    comm = graph.ring.comm
+    receivers, requests, values = [], [], []
+    for block in edges.blocks:
+        block = block if weighted else replace(block, weight=None)
+        plan = None
+        if block.peer != edges.rank and graph.fewest_rows:
+            plan = _cover(block)
+        if plan is None:
+            receivers.append(block)
+            requests.append(np.empty(0, np.int64))
+            values.append(np.empty(0, np.float32))
+        else:
+            receivers.append(plan.receiver)
+            requests.append(plan.request)
+            values.append(plan.values)
+    wanted = comm.alltoallv(requests, where="relay rows")
+    weights = comm.alltoallv(values, where="relay weights") if weighted else None
+    senders = []
+    for peer, request in enumerate(wanted):
+        send_rows = edges.send_rows[peer].cpu()
+        if len(request) == 0:
+            indptr = np.arange(send_rows.shape[0] + 1)
+            positions, weight = np.arange(send_rows.shape[0]), None
+        else:
+            num_rows = int(request[0])
+            indptr, positions = request[1 : num_rows + 2], request[num_rows + 2 :]
+            weight = None if weights is None else weights[peer]
+        senders.append(
+            _block(peer, graph.num_local_nodes, None, indptr, send_rows.numpy()[positions], weight)
+        )
+    device = graph.node_ids.device
+    return Relay(edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    receiver: Block
+    request: np.ndarray  # [rows, indptr.., columns..] of S, columns as positions in the send list
+    values: np.ndarray  # weights of the edges of S; pulled rows have weight 1
+
+
+def _cover(block: Block) -> _Plan | None:
+    """R and S of a minimum vertex cover; None where the plain send list is about as short."""
+    if block.num_rows == 0:
+        return None
+    begin, end = block.begin.cpu().numpy(), block.end.cpu().numpy()
+    columns = block.columns.cpu().numpy()[begin[0] : end[-1]]
+    counts = end - begin
+    row_of_edge = np.repeat(np.arange(len(counts)), counts)
+    pulled, pushed = _vertex_cover(row_of_edge, columns, len(counts), block.num_columns)
+    if pulled.sum() + pushed.sum() > WORTHWHILE * block.num_columns:
+        return None
+    weight = None if block.weight is None else block.weight.cpu().numpy()[begin[0] : end[-1]]
+    local_rows = np.arange(len(counts)) if block.rows is None else block.rows.cpu().numpy()
+    num_pulled, num_pushed = int(pulled.sum()), int(pushed.sum())
+    sums = np.flatnonzero(pushed)
+    stays = pulled[columns]
+
+    message_row = np.cumsum(pulled) - 1
+    rows = np.concatenate([row_of_edge[stays], sums])
+    cols = np.concatenate([message_row[columns[stays]], num_pulled + np.arange(num_pushed)])
+    edge_weight = (
+        None
+        if weight is None
+        else np.concatenate([weight[stays], np.ones(num_pushed, weight.dtype)])
+    )
+    order = np.lexsort((cols, rows))
+    kept, indptr = _compress(rows[order])
+    receiver = _block(
+        block.peer,
+        num_pulled + num_pushed,
+        local_rows[kept],
+        indptr,
+        cols[order],
+        None if edge_weight is None else edge_weight[order],
+    )
+
+    goes = ~stays
+    pushed_counts = np.bincount(row_of_edge[goes], minlength=len(counts))[sums]
+    sender_indptr = np.concatenate([np.arange(num_pulled), num_pulled + _starts(pushed_counts)])
+    request = np.concatenate(
+        [[num_pulled + num_pushed], sender_indptr, np.flatnonzero(pulled), columns[goes]]
+    )
+    values = np.ones(num_pulled + int(goes.sum()), np.float32)
+    if weight is not None:
+        values[num_pulled:] = weight[goes]
+    return _Plan(receiver, request.astype(np.int64), values)
+
+
+def _vertex_cover(
+    rows: np.ndarray, columns: np.ndarray, num_rows: int, num_columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A minimum vertex cover: masks of columns (sources pulled) and rows (destinations pushed)."""
+    ones = np.ones(len(rows), np.int8)
+    matrix = sparse.csr_matrix((ones, (rows, columns)), shape=(num_rows, num_columns))
+    match = maximum_bipartite_matching(matrix, perm_type="column")  # column of each row, or -1
+    row_of_column = np.full(num_columns, -1)
+    matched = match >= 0
+    row_of_column[match[matched]] = np.flatnonzero(matched)
+    reached_row, reached_column = ~matched, np.zeros(num_columns, bool)
+    frontier = np.flatnonzero(reached_row)
+    while len(frontier):
+        touched = np.unique(matrix[frontier].indices)
+        touched = touched[~reached_column[touched]]
+        reached_column[touched] = True
+        frontier = row_of_column[touched]
+        frontier = frontier[~reached_row[frontier]]
+        reached_row[frontier] = True
+    return reached_column, ~reached_row
+
+
+def _compress(sorted_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    kept, counts = np.unique(sorted_rows, return_counts=True)
+    return kept, _starts(counts)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _block(
+    peer: int,
+    num_columns: int,
+    rows: np.ndarray | None,
+    indptr: np.ndarray,
+    columns: np.ndarray,
+    weight: np.ndarray | None,
+) -> Block:
+    pointer = torch.from_numpy(indptr.astype(np.int64))
+    return Block(
+        peer=peer,
+        num_columns=num_columns,
+        rows=None if rows is None else torch.from_numpy(rows.astype(np.int32)),
+        begin=pointer[:-1],
+        end=pointer[1:],
+        columns=torch.from_numpy(columns.astype(np.int32)),
+        weight=None if weight is None else torch.from_numpy(weight.astype(np.float32)),
+    )

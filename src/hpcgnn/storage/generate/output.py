@@ -1,0 +1,184 @@
+"""Features and splits of generated nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.storage.generate import streams
+from hpcgnn.storage.schema import TEST, TRAIN, VALID
+from hpcgnn.storage.write.graph_writer import GraphWriter
+
+_SLAB_VALUES = 1 << 22
+
+
+class FeatureColumns:
+    """Features: the mean of a node's class, a random vector of length about one, plus noise.
+
+    Args:
+        num_features, num_classes: F and C; without classes the features are noise.
+        noise: standard deviation of each feature around the mean.
+    """
+
+    def __init__(
+        self, num_nodes: int, num_features: int, num_classes: int, seed: int, noise: float
+    ) -> None:
+        self.num_nodes = num_nodes
+        self.seed = seed
+        self.noise = noise
+        self.slab_rows = max(1, min(1 << 20, _SLAB_VALUES // max(1, num_features)))
+        self.num_slabs = -(-num_nodes // self.slab_rows)
+        means = streams.generator(seed, streams.MEANS).standard_normal((num_classes, num_features))
+        self._means_CF = (means / np.sqrt(max(1, num_features))).astype(np.float32)
+
+    def slab(self, index: int) -> tuple[int, int]:
+        """Nodes `lo .. hi - 1` of a slab."""
+        lo = index * self.slab_rows
+        return lo, min(self.num_nodes, lo + self.slab_rows)
+
+    def features(self, index: int, labels: np.ndarray | None) -> np.ndarray:
+        """Features of a slab's nodes, whose classes are `labels`: float32 [n, F]."""
+        lo, hi = self.slab(index)
+        random = streams.generator(self.seed, streams.FEATURES, index)
+        x_NF = random.standard_normal((hi - lo, self._means_CF.shape[1]), dtype=np.float32)
+        x_NF *= np.float32(self.noise)
+        if labels is not None:
+            x_NF += self._means_CF[labels]
+        return x_NF
+
+
+def split(seed: int, lo: int, hi: int, shares: tuple[float, float, float]) -> np.ndarray:
+    """Train, valid or test for each of the nodes `lo .. hi - 1`, in these shares: int8 [n]."""
+    draw = streams.uniform(seed, streams.SPLIT, lo, hi) * sum(shares)
+    chosen = np.full(hi - lo, TEST, np.int8)
+    chosen[draw < shares[0] + shares[1]] = VALID
+    chosen[draw < shares[0]] = TRAIN
+    return chosen
+
+
+_TAG = 71
+
+
+class Generator(Protocol):
+    """What makes a graph, slab by slab, each slab without the others."""
+
+    num_nodes: int
+    num_classes: int
+    num_slabs: int
+
+    def slab(self, index: int) -> tuple[int, int]: ...
+
+    def rows(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def labels(self, lo: int, hi: int) -> np.ndarray: ...
+
+
+def write_generated(
+    path: Path,
+    comm: Communicator,
+    graph: Generator,
+    *,
+    num_features: int,
+    seed: int,
+    noise: float,
+    shares: tuple[float, float, float],
+    compress: bool,
+    config: dict[str, Any],
+) -> None:
+    """Write the graph with features, labels and a split; all ranks call.
+
+    Memory: a slab per rank, two on rank 0. The file is the same for any number of ranks.
+
+    Raises:
+        OutputError: it can't be written; then nothing is left of it.
+    """
+    columns = FeatureColumns(graph.num_nodes, num_features, graph.num_classes, seed, noise)
+    wide = graph.num_nodes > np.iinfo(np.int32).max
+
+    def edges(index: int) -> list[np.ndarray]:
+        counts, indices = graph.rows(index)
+        return [counts, indices if wide else indices.astype(np.int32)]
+
+    def nodes(index: int) -> list[np.ndarray]:
+        lo, hi = columns.slab(index)
+        labels = graph.labels(lo, hi) if graph.num_classes else None
+        made = [split(seed, lo, hi, shares)]
+        if labels is not None:
+            made.append(labels)
+        if num_features:
+            made.append(columns.features(index, labels))
+        return made
+
+    if comm.rank != 0:
+        for _ in _in_order(comm, graph.num_slabs, edges):
+            pass
+        for _ in _in_order(comm, columns.num_slabs, nodes):
+            pass
+        return
+    with GraphWriter(
+        path,
+        num_nodes=graph.num_nodes,
+        num_classes=graph.num_classes,
+        compress=compress,
+        config=config,
+    ) as writer:
+        for counts, indices in _in_order(comm, graph.num_slabs, edges):
+            writer.append_rows(counts, indices)
+        for made in _in_order(comm, columns.num_slabs, nodes):
+            writer.append_split(made.pop(0))
+            if graph.num_classes:
+                writer.append_labels(made.pop(0))
+            if num_features:
+                writer.append_features(made.pop(0))
+
+
+def _in_order(
+    comm: Communicator, total: int, make: Callable[[int], list[np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """What `make(0)`, `make(1)`, ... give, made by all ranks; yields on rank 0 only.
+
+    All ranks must exhaust it. An error on one rank is raised on all.
+    """
+    for base in range(0, total, comm.size):
+        made: list[np.ndarray] = []
+        error: Exception | None = None
+        try:
+            if base + comm.rank < total:
+                made = make(base + comm.rank)
+        except Exception as caught:
+            error = caught
+        comm.agree(error, where="generate")
+        if comm.rank == 0:
+            yield made
+            del made
+            for peer in range(1, min(comm.size, total - base)):
+                yield _receive(comm, peer)
+        elif base + comm.rank < total:
+            _send(comm, made)
+
+
+def _send(comm: Communicator, arrays: list[np.ndarray]) -> None:
+    """Each array after a line that says what it is."""
+    for array in arrays:
+        line = f"{array.dtype.name},{','.join(map(str, array.shape))}"
+        head = np.frombuffer(line.encode().ljust(128), np.uint8)
+        last = np.array([array is arrays[-1]], np.uint8)
+        buffers = [head, last, np.ascontiguousarray(array)]
+        comm.wait_all([comm.isend(buffer, 0, _TAG) for buffer in buffers], "generate")
+
+
+def _receive(comm: Communicator, peer: int) -> list[np.ndarray]:
+    arrays = []
+    last = np.zeros(1, np.uint8)
+    while not last[0]:
+        head = np.empty(128, np.uint8)
+        comm.wait_all([comm.irecv(buffer, peer, _TAG) for buffer in (head, last)], "generate")
+        dtype, *shape = head.tobytes().decode().strip().split(",")
+        array = np.empty([int(length) for length in shape], dtype)
+        comm.wait_all([comm.irecv(array, peer, _TAG)], "generate")
+        arrays.append(array)
+    return arrays

@@ -1,0 +1,198 @@
+"""Reading graph.h5 by slabs of nodes, with every value checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from hpcgnn.storage import checks
+from hpcgnn.storage.fingerprint import to_hex
+from hpcgnn.storage.read.nodes import NodeColumns, NodeData, SparseRows, read_pointers
+from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, GRAPH, Counts
+
+__all__ = ["GraphFile", "NodeData", "Slab", "SparseRows", "read_counts"]
+_SLAB_EDGES = 1 << 22
+
+
+@dataclass
+class Slab:
+    """The in-neighbour lists of nodes `lo .. hi - 1`.
+
+    `indptr` int64 [hi-lo+1] starts at 0; `indices` int64 [e]; `weight` float32 [e], `relation`
+    int32 [e] and `edge_features` float32 [e, De] are None where the graph has none.
+    """
+
+    lo: int
+    hi: int
+    indptr: np.ndarray
+    indices: np.ndarray
+    weight: np.ndarray | None = None
+    relation: np.ndarray | None = None
+    edge_features: np.ndarray | None = None
+
+
+class GraphFile:
+    """An open graph.h5. Opening reads and checks the header only.
+
+    Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
+    `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
+    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`.
+
+    Raises:
+        InputError: naming file, dataset and value, from here and from every read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._reader = Reader(path, GRAPH)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        reader = self._reader
+        self.counts = counts = read_counts(reader)
+        self.num_nodes = counts.num_nodes
+        self.num_edges = counts.num_edges
+        self.num_features = counts.num_features
+        self.num_classes = counts.num_classes
+        self.multilabel = bool(counts.multilabel)
+        self.num_splits = counts.num_splits
+        self.num_relations = counts.num_relations
+        self.num_types = counts.num_types
+        self.edge_width = counts.edge_width
+        self.fingerprint = reader.text("fingerprint")
+        self.config = reader.json("config")
+        edges = counts.num_edges
+        self._indptr = reader.column("edges/indptr", ("int64",), (counts.num_nodes + 1,))
+        self._indices = reader.column("edges/indices", ("int32", "int64"), (edges,))
+        self._weight = self._optional("edges/weight", "float32", (edges,))
+        self._relation: Column | None = None
+        if counts.num_relations:
+            self._relation = reader.column("edges/relation", ("int32",), (edges,))
+        self._edge_features: Column | None = None
+        if counts.edge_width:
+            shape = (edges, counts.edge_width)
+            self._edge_features = reader.column("edges/features", ("float32",), shape)
+        self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
+        self.sparse = reader.is_group("nodes/features")
+        read_pointers(self._indptr, 0, 0, edges)
+        read_pointers(self._indptr, counts.num_nodes, counts.num_nodes, edges)
+
+    def __enter__(self) -> GraphFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    @property
+    def weighted(self) -> bool:
+        return self._weight is not None
+
+    def read_indptr(self, lo: int, hi: int) -> np.ndarray:
+        """Entries `lo .. hi` (both included) of the row pointers: int64 [hi-lo+1], not rebased."""
+        return read_pointers(self._indptr, lo, hi, self.num_edges)
+
+    def read_rows(self, lo: int, hi: int) -> Slab:
+        """The in-edges of nodes `lo .. hi - 1`."""
+        indptr = self.read_indptr(lo, hi)
+        first, last = int(indptr[0]), int(indptr[-1])
+        indptr -= first
+        indices = self._indices.read(first, last)
+        checks.in_range(indices, 0, self.num_nodes, self._indices.place(first))
+        slab = Slab(lo, hi, indptr, indices.astype(np.int64, copy=False))
+        if self._weight is not None:
+            slab.weight = self._weight.read(first, last)
+            checks.finite(slab.weight, self._weight.place(first))
+        if self._relation is not None:
+            slab.relation = self._relation.read(first, last)
+            checks.in_range(slab.relation, 0, self.num_relations, self._relation.place(first))
+        if self._edge_features is not None:
+            slab.edge_features = self._edge_features.read(first, last)
+            checks.finite(slab.edge_features, self._edge_features.place(first))
+        return slab
+
+    def read_nodes(self, lo: int, hi: int, which: Iterable[str] | None = None) -> NodeData:
+        """Columns of nodes `lo .. hi - 1`; `which` of `nodes.KINDS` (None: all)."""
+        return self._nodes.read(lo, hi, which)
+
+    def verify(self) -> None:
+        """Read and check everything, slab by slab, and compare the fingerprint."""
+        lo = 0
+        while lo < self.num_nodes:
+            hi = self._slab_end(lo)
+            self.read_rows(lo, hi)
+            self.read_nodes(lo, hi)
+            lo = hi
+        self.compare(self.fingerprint_of(0, self.num_nodes))
+
+    def compare(self, total: int) -> None:
+        """Raise InputError unless the contributions of all nodes add up to the fingerprint."""
+        if to_hex(total) != self.fingerprint:
+            raise self._reader.place("fingerprint").error(
+                f"the data don't match the fingerprint {self.fingerprint}: make it again",
+                to_hex(total),
+            )
+
+    def fingerprint_of(self, lo: int, hi: int) -> int:
+        """What nodes `lo .. hi - 1` contribute: adds up modulo 2^64 to `fingerprint`.
+
+        Ranks that read disjoint slabs can so verify the whole file, each reading its share again.
+        """
+        total = 0
+        for column in self._columns():
+            first, last = self._share(column, lo, hi)
+            total += column.fingerprint(first, last)
+        return total
+
+    def _columns(self) -> list[Column]:
+        optional = (self._weight, self._relation, self._edge_features)
+        edges = [column for column in optional if column is not None]
+        return [self._indptr, self._indices, *edges, *self._nodes.columns()]
+
+    def _share(self, column: Column, lo: int, hi: int) -> tuple[int, int]:
+        """Which rows of a column belong to nodes `lo .. hi - 1`."""
+        group = column.name.rpartition("/")[0]
+        if lo == hi:
+            return 0, 0
+        if column.name.startswith("nodes/typed_features/"):
+            return 0, len(column) if lo == 0 else 0
+        if column.name.endswith("/indptr"):
+            return lo, hi + (hi == self.num_nodes)
+        if group == "nodes":
+            return lo, hi
+        pointers = next(c for c in self._columns() if c.name == f"{group}/indptr")
+        return int(pointers.read(lo, lo + 1)[0]), int(pointers.read(hi, hi + 1)[0])
+
+    def _slab_end(self, lo: int) -> int:
+        """A slab of at most 2^18 nodes and, if more than one, about `_SLAB_EDGES` edges."""
+        hi = min(self.num_nodes, lo + (1 << 18))
+        indptr = self.read_indptr(lo, hi)
+        fits = int(np.searchsorted(indptr, indptr[0] + _SLAB_EDGES, side="right")) - 1
+        return lo + max(1, min(fits, hi - lo))
+
+    def _optional(self, name: str, dtype: str, shape: tuple[int, ...]) -> Column | None:
+        return self._reader.column(name, (dtype,), shape) if self._reader.has(name) else None
+
+
+def read_counts(reader: Reader) -> Counts:
+    """The counts among the attributes, each within sane limits."""
+    counts = Counts(**{n: reader.integer(n, 0, COUNT_LIMITS[n]) for n in COUNT_NAMES})
+    if counts.num_nodes == 0:
+        raise reader.place("num_nodes").error("a graph needs at least one node", 0)
+    return counts

@@ -1,0 +1,211 @@
+"""The columns that belong to nodes, read and checked alike from graph and partition files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcgnn.storage import checks
+from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.schema import MAX_WIDTH, Counts
+
+KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids")
+
+
+@dataclass
+class SparseRows:
+    """Sparse feature rows: `indptr` int64 [n+1], `indices` int32 [nnz], `data` float32 [nnz]."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.indptr.shape[0] - 1, self.width
+
+
+@dataclass
+class NodeData:
+    """Columns of some nodes; None (or no entry) where the file has none or none was asked for.
+
+    `features` float32|float16 [n, F] or `SparseRows`; `labels` int64 [n] or int8 [n, T];
+    `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], the nodes of type
+    t in this order; `original_ids` int64 [n].
+    """
+
+    features: np.ndarray | SparseRows | None = None
+    labels: np.ndarray | None = None
+    split: np.ndarray | None = None
+    type: np.ndarray | None = None
+    typed_features: dict[int, np.ndarray] = field(default_factory=dict)
+    original_ids: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by dataset name, sparse features as three."""
+        found: dict[str, np.ndarray | None] = {
+            "nodes/labels": self.labels,
+            "nodes/split": self.split,
+            "nodes/type": self.type,
+            "nodes/original_ids": self.original_ids,
+        }
+        if isinstance(self.features, SparseRows):
+            for name in ("indptr", "indices", "data"):
+                found[f"nodes/features/{name}"] = getattr(self.features, name)
+        else:
+            found["nodes/features"] = self.features
+        for kind, rows in self.typed_features.items():
+            found[f"nodes/typed_features/{kind}"] = rows
+        return {name: array for name, array in found.items() if array is not None}
+
+
+class NodeColumns:
+    """The node columns below `prefix` of a file, n rows each, checked against the counts."""
+
+    def __init__(self, reader: Reader, prefix: str, num_rows: int, counts: Counts) -> None:
+        self.num_rows = num_rows
+        self._counts = counts
+        self._columns: dict[str, Column] = {}
+        self._typed: dict[int, Column] = {}
+        self._open_features(reader, f"{prefix}nodes/features")
+        if counts.num_classes and counts.multilabel:
+            shape: tuple[int | None, ...] = (num_rows, counts.num_classes)
+            self._columns["labels"] = reader.column(f"{prefix}nodes/labels", ("int8",), shape)
+        elif counts.num_classes:
+            name = f"{prefix}nodes/labels"
+            self._columns["labels"] = reader.column(name, ("int64",), (num_rows,))
+        if counts.num_splits:
+            shape = (num_rows, counts.num_splits)
+            self._columns["split"] = reader.column(f"{prefix}nodes/split", ("int8",), shape)
+        if counts.num_types:
+            name = f"{prefix}nodes/type"
+            self._columns["type"] = reader.column(name, ("int32",), (num_rows,))
+        if reader.has(f"{prefix}nodes/original_ids"):
+            name = f"{prefix}nodes/original_ids"
+            self._columns["original_ids"] = reader.column(name, ("int64",), (num_rows,))
+        self._open_typed(reader, f"{prefix}nodes/typed_features")
+
+    def columns(self) -> list[Column]:
+        return [*self._columns.values(), *self._typed.values()]
+
+    def read(self, low: int, high: int, which: Iterable[str] | None = None) -> NodeData:
+        """The chosen `KINDS` (None: all) of rows `low .. high - 1`, every value checked.
+
+        Raises:
+            InputError: a value out of place, or a dataset that can't be read.
+        """
+        wanted = set(KINDS if which is None else which)
+        data = NodeData()
+        if "features" in wanted:
+            data.features = self._read_features(low, high)
+        if "labels" in wanted:
+            top = 2 if self._counts.multilabel else self._counts.num_classes
+            data.labels = self._read_integers("labels", low, high, -1, top)
+        if "split" in wanted:
+            data.split = self._read_integers("split", low, high, 0, 4)
+        if wanted & {"type", "typed_features"}:
+            data.type = self._read_integers("type", low, high, 0, self._counts.num_types)
+        if "typed_features" in wanted and data.type is not None:
+            data.typed_features = self._read_typed(low, data.type)
+        if "original_ids" in wanted and "original_ids" in self._columns:
+            data.original_ids = self._columns["original_ids"].read(low, high)
+        if "type" not in wanted:
+            data.type = None
+        return data
+
+    def _open_features(self, reader: Reader, name: str) -> None:
+        width = self._counts.num_features
+        if width == 0:
+            return
+        if not reader.is_group(name):
+            dtypes = ("float32", "float16")
+            self._columns["features"] = reader.column(name, dtypes, (self.num_rows, width))
+            return
+        stored = reader.group_attribute(name, "width")
+        if stored != width:
+            raise reader.place(name).error(f"attribute width must be {width}", stored)
+        indptr = reader.column(f"{name}/indptr", ("int64",), (self.num_rows + 1,))
+        indices = reader.column(f"{name}/indices", ("int32",), (None,))
+        data = reader.column(f"{name}/data", ("float32",), (len(indices),))
+        self._columns |= {"indptr": indptr, "indices": indices, "data": data}
+
+    def _open_typed(self, reader: Reader, group: str) -> None:
+        for name in reader.names(group):
+            if not name.isdecimal() or int(name) >= self._counts.num_types:
+                raise reader.place(group).error(
+                    f"names must be types 0 .. {self._counts.num_types - 1}", name
+                )
+            column = reader.column(f"{group}/{name}", ("float32",), (None, None))
+            if column.shape[1] >= MAX_WIDTH:
+                raise column.place().error("is too wide", column.shape[1])
+            self._typed[int(name)] = column
+
+    def _read_integers(
+        self, kind: str, low: int, high: int, least: int, top: int
+    ) -> np.ndarray | None:
+        if kind not in self._columns:
+            return None
+        values = self._columns[kind].read(low, high)
+        checks.in_range(values, least, top, self._columns[kind].place(low))
+        return values
+
+    def _read_features(self, low: int, high: int) -> np.ndarray | SparseRows | None:
+        if "features" in self._columns:
+            dense = self._columns["features"].read(low, high)
+            checks.finite(dense, self._columns["features"].place(low))
+            return dense
+        if "indptr" not in self._columns:
+            return None
+        indices, data = self._columns["indices"], self._columns["data"]
+        indptr = read_pointers(self._columns["indptr"], low, high, len(indices))
+        first, last = int(indptr[0]), int(indptr[-1])
+        rows = SparseRows(
+            indptr - first,
+            indices.read(first, last),
+            data.read(first, last),
+            self._counts.num_features,
+        )
+        checks.in_range(rows.indices, 0, rows.width, indices.place(first))
+        checks.finite(rows.data, data.place(first))
+        return rows
+
+    def _read_typed(self, low: int, types: np.ndarray) -> dict[int, np.ndarray]:
+        if not self._typed:
+            return {}
+        before = self._count_types(0, low)
+        here = np.bincount(types, minlength=self._counts.num_types)
+        ends = low + len(types) == self.num_rows
+        found = {}
+        for kind, column in self._typed.items():
+            first = int(before[kind])
+            last = first + int(here[kind])
+            if last > len(column) or (ends and last != len(column)):
+                raise column.place().error(f"must have a row for each node of type {kind}", last)
+            found[kind] = column.read(first, last)
+            checks.finite(found[kind], column.place(first))
+        return found
+
+    def _count_types(self, low: int, high: int) -> np.ndarray:
+        total = np.zeros(self._counts.num_types, np.int64)
+        for start in range(low, high, 1 << 20):
+            stop = min(high, start + (1 << 20))
+            types = self._read_integers("type", start, stop, 0, self._counts.num_types)
+            total += np.bincount(types, minlength=self._counts.num_types)  # type: ignore[arg-type]
+        return total
+
+
+def read_pointers(column: Column, low: int, high: int, total: int) -> np.ndarray:
+    """Entries `low .. high` of row pointers: checked to rise from 0 to `total`."""
+    values = column.read(low, high + 1)
+    if values.size == 0:
+        raise column.place().error("asked for another range than it has", (low, high))
+    checks.monotone(values, column.place(low))
+    checks.in_range(values, 0, total + 1, column.place(low))
+    if low == 0 and values[0] != 0:
+        raise column.place().error("must start at 0", values[0])
+    if high == len(column) - 1 and values[-1] != total:
+        raise column.place().error(f"must end at {total}", values[-1])
+    return values

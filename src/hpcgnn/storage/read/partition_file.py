@@ -1,0 +1,196 @@
+"""Reading a partition file: its header, and whole parts with every value checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
+from hpcgnn.storage.read.agreement import (
+    Claims,
+    _check_sums,
+    _disagree,
+    _pair_sum,
+    _sum_range,
+    check_sends,
+    new_key,
+)
+from hpcgnn.storage.read.graph_file import read_counts
+from hpcgnn.storage.read.nodes import NodeColumns
+from hpcgnn.storage.read.parts import EdgeLists, Part, check_edges, check_ids, part_name
+from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.schema import PARTITION, chunk_rows
+from hpcgnn.storage.write.part_writer import write_parts
+
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = ["EdgeLists", "Part", "PartitionFile", "write_parts"]
+MAX_PARTS = 1 << 20
+
+
+class PartitionFile:
+    """An open partition file. Opening reads and checks the header only.
+
+    Attributes: `path`, `header` (every attribute, `report` and `config` decoded), `counts`,
+    `num_parts`, `symmetric`, `sizes` int64 [P, 2] (nodes and in-edges of each part).
+
+    Raises:
+        InputError: naming file, dataset and value, from here and from every read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._reader = Reader(path, PARTITION)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        reader = self._reader
+        self.counts = read_counts(reader)
+        self.num_parts = reader.integer("num_parts", 1, MAX_PARTS)
+        self.symmetric = bool(reader.integer("symmetric", 0, 1))
+        self.header: dict[str, Any] = {
+            "format": PARTITION,
+            "version": reader.attributes["version"],
+            "num_parts": self.num_parts,
+            "symmetric": int(self.symmetric),
+            **self.counts.attributes(),
+            **{name: reader.text(name) for name in ("method", "graph_fingerprint", "fingerprint")},
+            **{name: reader.json(name) for name in ("report", "config")},
+        }
+        sizes = reader.column("exchange/sizes", ("int64",), (self.num_parts, 2))
+        self.sizes = sizes.read()
+        if (self.sizes < 0).any():
+            raise sizes.place().error("must not be negative", int(self.sizes.min()))
+        totals = [int(total) for total in self.sizes.sum(axis=0)]
+        if totals != [self.counts.num_nodes, self.counts.num_edges]:
+            raise sizes.place().error("must add up to num_nodes and num_edges", totals)
+        square = (self.num_parts, self.num_parts)
+        sides = ("in",) if self.symmetric else ("in", "out")
+        self._exchange = {
+            side: reader.column(f"exchange/{side}", ("int32",), square) for side in sides
+        }
+
+    def __enter__(self) -> PartitionFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def read_part(self, index: int) -> Part:
+        """Part `index` as a whole, every value checked and the part's fingerprint compared."""
+        reader = self._reader
+        group = part_name(index)
+        if not 0 <= index < self.num_parts:
+            raise reader.place(group).error(f"parts are 0 .. {self.num_parts - 1}", index)
+        num_local, num_edges = (int(size) for size in self.sizes[index])
+        ids = reader.column(f"{group}/nodes/ids", ("int64",), (num_local,)).read()
+        check_ids(ids, self.counts.num_nodes, reader.place(f"{group}/nodes/ids"))
+        columns = NodeColumns(reader, f"{group}/", num_local, self.counts)
+        nodes = columns.read(0, num_local)
+        inward = self._read_edges(index, "in", num_local)
+        if inward.columns.shape[0] != num_edges:
+            raise reader.place(f"{group}/in/columns").error(
+                f"must have {num_edges} edges", inward.columns.shape[0]
+            )
+        outward = None if self.symmetric else self._read_edges(index, "out", num_local)
+        part = Part(index, self.num_parts, ids, nodes.original_ids, nodes, inward, outward)
+        found = to_hex(sum(fingerprint(name, array) for name, array in part.arrays().items()))
+        if found != reader.group_attribute(group, "fingerprint"):
+            raise reader.place(group).error("the data don't match their fingerprint", found)
+        check_sends(part, reader.place(group))
+        return part
+
+    def part_fingerprint(self, index: int) -> int:
+        """What the file says it is; `read_part` compares it with the data."""
+        return int(str(self._reader.group_attribute(part_name(index), "fingerprint")), 16)
+
+    def place(self, dataset: str) -> Place:
+        return self._reader.place(dataset)
+
+    def _read_edges(self, index: int, side: str, num_local: int) -> EdgeLists:
+        reader = self._reader
+        group = f"{part_name(index)}/{side}"
+
+        def take(name: str, dtype: str, *shape: int | None) -> np.ndarray:
+            return reader.column(f"{group}/{name}", (dtype,), shape).read()
+
+        ends = self.num_parts + 1
+        pointers = {
+            name: take(name, "int64", ends)
+            for name in ("edge_ptr", "row_ptr", "recv_ptr", "send_ptr")
+        }
+        rows = take("rows", "int32", None)
+        columns = take("columns", "int32", None)
+        edges, width = columns.shape[0], self.counts.edge_width
+        weighted = reader.has(f"{group}/weight")
+        lists = EdgeLists(
+            rows=rows,
+            counts=take("counts", "int32", rows.shape[0]),
+            columns=columns,
+            weight=take("weight", "float32", edges) if weighted else None,
+            relation=take("relation", "int32", edges) if self.counts.num_relations else None,
+            features=take("features", "float32", edges, width) if width else None,
+            send_rows=take("send_rows", "int32", None),
+            **pointers,
+        )
+        check_edges(lists, index, num_local, self.counts.num_relations, reader.place(group))
+        self._check_exchange(lists, index, side)
+        return lists
+
+    def _check_exchange(self, lists: EdgeLists, index: int, side: str) -> None:
+        """The lists agree with what the other parts send and receive."""
+        matrix = self._exchange[side]
+        group = f"{part_name(index)}/{side}"
+        if not np.array_equal(matrix.read(index, index + 1)[0], np.diff(lists.send_ptr)):
+            raise self._reader.place(f"{group}/send_ptr").error(f"disagrees with {matrix.name}")
+        if not np.array_equal(_matrix_column(matrix, index), np.diff(lists.recv_ptr)):
+            raise self._reader.place(f"{group}/recv_ptr").error(f"disagrees with {matrix.name}")
+
+
+def _matrix_column(matrix: Column, index: int) -> np.ndarray:
+    step = chunk_rows(matrix.shape[1:], matrix.dtype)
+    return np.concatenate(
+        [
+            matrix.read(low, min(len(matrix), low + step))[:, index]
+            for low in range(0, len(matrix), step)
+        ]
+    )
+
+
+def check_whole(file: PartitionFile) -> None:
+    """Read every part, and compare what they say; one process.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    key, first, pairs = new_key(), None, 0
+    sums = []
+    for index in range(file.num_parts):
+        claims = Claims(file.read_part(index), file.part_fingerprint(index), key)
+        first = first or claims.form
+        claims.check_form(first, file.place(part_name(index)))
+        sums.append((claims.ids, claims.fingerprint))
+        pairs += _pair_sum(claims.received, index, key, reverse=False)
+        pairs -= _pair_sum(claims.sent, index, key, reverse=True)
+    sums.append((-_sum_range(0, file.counts.num_nodes, key), 0))
+    _check_sums(file.place("parts"), sums, file.header["fingerprint"])
+    if pairs & MASK:
+        raise _disagree(file.place("parts"), "each other")

@@ -1,0 +1,332 @@
+"""Checked reading of one HDF5 file: whatever is wrong becomes one line about file and dataset."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpcgnn.comm.liveness.termination import held
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import fingerprint
+from hpcgnn.storage.read.chunks import Chunks
+from hpcgnn.storage.schema import (
+    CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    VERSION,
+    attribute_checksum,
+    chunk_rows,
+)
+
+_CACHE_BYTES = 2 * CHUNK_BYTES
+_PIECE_BYTES = 16 << 20
+_MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
+_MEANINGS = {
+    "filter returned failure": "its data fail their checksum",
+    "metadata checksum": "its description fails its checksum",
+}
+
+
+class Reader:
+    """An HDF5 file of one of our formats, open for reading beside any writer.
+
+    Args:
+        path: the file.
+        format: what attribute `format` must say; None takes any of ours.
+
+    Raises:
+        InputError: no such file, no HDF5, truncated, another format or version, damaged attributes.
+    """
+
+    def __init__(self, path: str | Path, format: str | None) -> None:
+        self.path = Path(path)
+        self._file = _open(self.path)
+        try:
+            self.size = self.path.stat().st_size
+            self.attributes = self._read_attributes()
+            self._check_format(format)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with suppress(Exception), held():
+            self._file.close()
+
+    def place(self, dataset: str, first: int = 0) -> Place:
+        return Place(self.path, dataset, first)
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """Attribute `name` of the root, an integer in `low .. high`."""
+        value = self._attribute(name)
+        if not isinstance(value, int) or not low <= value <= high:
+            raise self._bad(f"attribute {name} must be an integer in {low} .. {high}", value)
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._attribute(name)
+        if not isinstance(value, str):
+            raise self._bad(f"attribute {name} must be text", value)
+        return value
+
+    def json(self, name: str) -> dict[str, Any]:
+        text = self.text(name)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise self._bad(f"attribute {name} must be JSON", text[:80]) from None
+        if not isinstance(value, dict):
+            raise self._bad(f"attribute {name} must be a JSON object", text[:80])
+        return value
+
+    def has(self, name: str) -> bool:
+        return self._get(name) is not None
+
+    def is_group(self, name: str) -> bool:
+        return isinstance(self._get(name), h5py.Group)
+
+    def names(self, group: str) -> list[str]:
+        """Sorted names in a group; empty where there is no such group."""
+        found = self._get(group)
+        with self._mapped(group):
+            return sorted(map(_text, found)) if isinstance(found, h5py.Group) else []
+
+    def group_attribute(self, group: str, name: str) -> int | str:
+        found = self._get(group)
+        if found is None:
+            raise self.place(group).error("is missing")
+        with self._mapped(group):
+            value = _plain(found.attrs[name]) if name in found.attrs else None
+        if value is None:
+            raise self.place(group).error(f"attribute {name} is missing or of a wrong type")
+        return value
+
+    def column(self, name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> Column:
+        """The dataset `name`, after checks of its type, shape (None: any length) and storage."""
+        found = self._get(name)
+        place = self.place(name)
+        if not isinstance(found, h5py.Dataset):
+            raise place.error("is missing" if found is None else "must be a dataset")
+        with self._mapped(name):
+            kind, actual, chunks = found.dtype, found.shape, found.chunks
+            checked = found.fletcher32
+        if kind.name not in dtypes or not kind.isnative or kind.names is not None:
+            raise place.error(f"must be of type {' or '.join(dtypes)}", str(kind))
+        fits = actual is not None and len(actual) == len(shape)
+        if not fits or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
+            lengths = "x".join("any" if length is None else str(length) for length in shape)
+            raise place.error(f"must have shape {lengths}", actual)
+        if chunks is None or not checked:
+            raise place.error("has no checksums (fletcher32); write the file with this package")
+        if prod(chunks) * kind.itemsize > MAX_CHUNK_BYTES:
+            raise place.error("has chunks above 256 MiB", chunks)
+        with self._mapped(name):
+            present, stored = found.id.get_num_chunks(), found.id.get_storage_size()
+        wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
+        if present != wanted or stored * _MAX_INFLATION < found.nbytes:
+            raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
+        return Column(self, name, found)
+
+    def walk(self) -> list[dict[str, Any]]:
+        """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
+        found: list[dict[str, Any]] = []
+
+        def visit(name: str, item: object) -> None:
+            _text(name)
+            if isinstance(item, h5py.Dataset):
+                found.append(
+                    {
+                        "name": name,
+                        "shape": list(item.shape or ()),
+                        "dtype": str(item.dtype),
+                        "bytes": int(item.nbytes),
+                        "stored_bytes": int(item.id.get_storage_size()),
+                    }
+                )
+
+        with self._mapped("/"):
+            self._file.visititems(visit)
+        return sorted(found, key=lambda dataset: dataset["name"])
+
+    def _get(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        item: h5py.Group | h5py.Dataset = self._file
+        with self._mapped(name):
+            for step in name.strip("/").split("/"):
+                if not isinstance(item, h5py.Group) or step not in item:
+                    return None
+                if not isinstance(item.get(step, getlink=True), h5py.HardLink):
+                    raise self.place(name).error("is a link; only plain datasets are read")
+                item = item[step]
+        return item
+
+    def _read_attributes(self) -> dict[str, int | str]:
+        attributes: dict[str, int | str] = {}
+        with self._mapped("attributes"):
+            for name in self._file.attrs:
+                value = _plain(self._file.attrs[_text(name)])
+                if value is not None:
+                    attributes[name] = value
+        return attributes
+
+    def _check_format(self, format: str | None) -> None:
+        actual = self.attributes.get("format")
+        if not isinstance(actual, str) or not actual.startswith("hpcgnn-"):
+            raise self._bad("is HDF5 but no file of hpcgnn: attribute format is missing", actual)
+        if format is not None and actual != format:
+            raise self._bad(f"must be a file of format {format}", actual)
+        version = self.attributes.get("version")
+        if version != VERSION:
+            raise self._bad(f"this release reads format version {VERSION}", version)
+        checksum = self.attributes.get("checksum")
+        if format is not None and checksum != attribute_checksum(self.attributes):
+            raise self._bad("is damaged: attributes and their checksum differ", checksum)
+
+    def _attribute(self, name: str) -> int | str:
+        if name not in self.attributes:
+            raise self._bad(f"attribute {name} is missing or of a wrong type")
+        return self.attributes[name]
+
+    def _bad(self, message: str, value: object = None) -> InputError:
+        return InputError(message, file=self.path, value=value)
+
+    @contextmanager
+    def _mapped(self, dataset: str) -> Iterator[None]:
+        try:
+            with held():
+                yield
+        except (HpcgnnError, MemoryError):
+            raise
+        except Exception as error:  # h5py raises nearly every built-in type on damaged files
+            raise self.place(dataset).error(
+                f"can't be read: {_reason(error)}; the file is damaged, make it again"
+            ) from error
+
+
+class Column:
+    """A dataset that passed `Reader.column`."""
+
+    def __init__(self, reader: Reader, name: str, dataset: h5py.Dataset) -> None:
+        self.reader = reader
+        self.name = name
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype = dataset.dtype
+        self._dataset = dataset
+        with reader._mapped(name):
+            self._chunks = Chunks(dataset, reader.size, self.place())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def place(self, first: int = 0) -> Place:
+        return self.reader.place(self.name, first)
+
+    def read(self, low: int = 0, high: int | None = None) -> np.ndarray:
+        """Rows `low .. high - 1` as a new array."""
+        high = len(self) if high is None else high
+        if not 0 <= low <= high <= len(self):
+            raise self.place().error(f"has {len(self)} rows; asked for another range", (low, high))
+        out = np.empty((high - low, *self.shape[1:]), self.dtype)
+        if out.size:
+            # In pieces: between them, signals are heard.
+            step = max(1, _PIECE_BYTES // (out.nbytes // len(out) or 1))
+            step = -(-step // self._dataset.chunks[0]) * self._dataset.chunks[0]
+            with self.reader._mapped(self.name):
+                self._chunks.check(low, high)
+            for first in range(low - low % step, high, step):
+                rows = slice(max(first, low), min(first + step, high))
+                with self.reader._mapped(self.name):
+                    self._dataset.read_direct(
+                        out, np.s_[rows], np.s_[rows.start - low : rows.stop - low]
+                    )
+        return out
+
+    def fingerprint(self, low: int, high: int) -> int:
+        """What rows `low .. high - 1` contribute, read in pieces."""
+        step = chunk_rows(self.shape[1:], self.dtype)
+        return sum(
+            fingerprint(self.name, self.read(start, min(high, start + step)), start)
+            for start in range(low, high, step)
+        )
+
+
+def format_of(path: Path) -> str | None:
+    """What the file's attribute `format` says, of any release; None where it is no file of ours."""
+    try:
+        file = _open(path)
+    except InputError:
+        return None
+    try:
+        format = _plain(file.attrs["format"])
+    except Exception:  # h5py raises nearly every built-in type on damaged files
+        return None
+    finally:
+        with suppress(Exception):
+            file.close()
+    return format if isinstance(format, str) else None
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError("is not a regular file", file=path)
+        with held():
+            return h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
+    except PermissionError:
+        raise InputError("no permission to read", file=path) from None
+    except Exception as error:
+        reason = _reason(error)
+        if "signature" in reason:
+            raise InputError("is not an HDF5 file, or its start is damaged", file=path) from error
+        if "truncated" in reason:
+            size = path.stat().st_size
+            raise InputError("is truncated: make it again", file=path, value=size) from error
+        raise InputError(f"can't be opened: {reason}", file=path) from error
+
+
+def _plain(value: object) -> int | str | None:
+    """An attribute as int or str; None for anything else."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if isinstance(value, str) else None
+
+
+def _text(name: str | bytes) -> str:
+    """A name in the file, which must be UTF-8 and no path."""
+    if isinstance(name, bytes):
+        raise ValueError(f"the name {name!r} is no UTF-8")
+    name.encode()
+    return name
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    for sign, meaning in _MEANINGS.items():
+        if sign in text:
+            return meaning
+    return text[:160]

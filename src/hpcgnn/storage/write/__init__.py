@@ -1,0 +1,1 @@
+"""Writing our files: temporary names, checksums, one writer at a time."""

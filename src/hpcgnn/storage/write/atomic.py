@@ -1,0 +1,347 @@
+"""Writing HDF5 files that are either whole under their name or not there at all.
+
+A file is written under a temporary name in the same folder, flushed to the disk and renamed. The
+HDF5 library crashes when it can't flush at close (disk full), so it writes through a Python object
+that remembers the first failure and keeps later writes in memory until the file is closed.
+
+A process that is killed leaves its temporary files and folders behind. The next one that writes to
+the same target removes them: a living writer holds locks on its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
+from math import prod
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpcgnn.comm.liveness.termination import raise_waiting, uninterruptible
+from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.storage.schema import MAX_CHUNK_BYTES, attribute_checksum, chunk_rows
+
+LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
+_NAME = 200  # characters of the target's name in that of a temporary file
+
+
+class OutputFile:
+    """An HDF5 file being written; `h5` is the open h5py file."""
+
+    def __init__(self, h5: h5py.File, path: Path, sink: _Sink | None = None) -> None:
+        self.h5 = h5
+        self.path = path
+        self._sink = sink
+
+    def check(self) -> None:
+        """Raise OutputError if any write so far failed."""
+        if self._sink is not None and self._sink.error is not None:
+            raise write_error(self.path, self._sink.error)
+
+    def dataset(
+        self,
+        name: str,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        *,
+        compress: bool = False,
+        growing: bool = False,
+    ) -> h5py.Dataset:
+        """A new chunked dataset with checksums; `growing` ones can be resized along the rows."""
+        rows = min(chunk_rows(shape[1:], dtype), max(1, shape[0]))
+        tail = tuple(max(1, length) for length in shape[1:])
+        if prod(tail) * dtype.itemsize > MAX_CHUNK_BYTES:
+            raise InputError("has rows above 256 MiB", file=self.path, dataset=name, value=shape)
+        resizable = growing or 0 in shape
+        return self.h5.create_dataset(
+            name,
+            shape=shape,
+            dtype=dtype,
+            maxshape=(None, *(length or None for length in shape[1:])) if resizable else None,
+            chunks=(rows, *tail),
+            fletcher32=True,
+            shuffle=compress,
+            compression="gzip" if compress else None,
+            compression_opts=3 if compress else None,
+        )
+
+    def set_attributes(self, attributes: Mapping[str, int | str | dict]) -> None:
+        """Write the root's attributes and their checksum; dictionaries become JSON."""
+        plain = {
+            name: json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+            for name, value in attributes.items()
+        }
+        plain["checksum"] = attribute_checksum(plain)
+        for name, value in plain.items():
+            set_attribute(self.h5, name, value)
+
+
+def set_attribute(item: h5py.Group, name: str, value: int | str) -> None:
+    """An attribute stored inside the object's header, where HDF5 checksums it."""
+    if isinstance(value, str):
+        encoded = value.encode()
+        kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
+        item.attrs.create(name, np.array(encoded, dtype=kind))
+    else:
+        item.attrs.create(name, np.int64(value))
+
+
+@contextmanager
+def create(path: str | Path) -> Iterator[OutputFile]:
+    """A new file that takes the name `path` when the block ends without an error.
+
+    Raises:
+        OutputError: it can't be written; the temporary file is removed, a former file is intact.
+    """
+    path = Path(path)
+    with claim(path) as temporary:
+        with write(temporary, "w", shown=path) as output:
+            yield output
+        publish(temporary, path)
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[Path]:
+    """A new hidden file in the folder of `path`, for `publish`; else it is gone after the block.
+
+    While the block lasts, this process holds a lock by which others know that the file is in use.
+
+    Raises:
+        OutputError: no file can be made there.
+    """
+    _prepare(path)
+    temporary, descriptor = _locked(path, _new_file)
+    try:
+        yield temporary
+    finally:
+        discard(temporary)
+        os.close(descriptor)
+
+
+@contextmanager
+def claim_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside `path`, locked and removed with all it holds as in `claim`."""
+    _prepare(path)
+    temporary, descriptor = _locked(path, _new_folder)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _prepare(path: Path) -> None:
+    try:
+        if not path.parent.is_dir():
+            raise OutputError("no such folder: create it first", file=path.parent)
+        refuse_irregular(path)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise write_error(path, error) from None
+    remove_abandoned(path.parent, path.name)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Nothing but a regular file may lie where a file is to be put: no link, device or pipe.
+
+    Raises:
+        OutputError: something else does, or nobody can tell.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error) from None
+    if stat.S_ISDIR(mode):
+        raise OutputError("is a folder; a file name is needed", file=path)
+    if not stat.S_ISREG(mode):
+        what = "link: name the file itself" if stat.S_ISLNK(mode) else "device, pipe or socket"
+        raise OutputError(f"can't be replaced, since it is a {what}", file=path)
+
+
+def _new_file(path: Path) -> int:
+    # Only to hold the lock: whoever writes opens the file for that, one rank after the other.
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir(mode=0o700)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
+        try:
+            descriptor = make(temporary)
+        except OSError as error:
+            raise write_error(path, error) from None
+        # Shared, as HDF5's own lock of whoever reads the file as soon as it has its name.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # removed as abandoned before it was locked
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders that no living process holds; those of `name` only.
+
+    Where the file system has no locks, nothing is removed.
+    """
+    target = "?*" if name is None else escape(name[:_NAME])
+    for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError):
+            is_folder = temporary.is_dir() and not temporary.is_symlink()
+            kind = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_NONBLOCK
+            descriptor = os.open(temporary, kind | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(temporary) if is_folder else temporary.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
+    """Open a claimed file (mode "w": empty it, "r+": extend); flush it to the disk at the end.
+
+    Args:
+        shown: the name errors speak of.
+    """
+    try:
+        sink = _Sink(temporary)
+    except OSError as error:
+        raise write_error(shown, error) from None
+    try:
+        h5 = h5py.File(sink, mode, libver=LIBVER)
+        output = OutputFile(h5, shown, sink)
+        try:
+            yield output
+        finally:
+            h5.close()
+        raise_waiting()
+        sink.sync()
+        output.check()
+    except HpcgnnError:
+        raise
+    except Exception as error:
+        if sink.error is not None:
+            raise write_error(shown, sink.error) from None
+        if isinstance(error, OSError):
+            raise write_error(shown, error) from error
+        raise
+    finally:
+        sink.close()
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete temporary file its name, durably."""
+    refuse_irregular(path)
+    try:
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def discard(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def write_error(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or " ".join(str(error).split())[:160]
+    return OutputError(f"can't be written: {reason}; nothing was left under this name", file=path)
+
+
+class _Sink:
+    """The file as HDF5 sees it: never fails; `error` is the first failure of the real file."""
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        self._position = 0
+        self._kept: list[tuple[int, bytes]] = []
+
+    @uninterruptible
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (self._size() if base is None else base)
+        return self._position
+
+    @uninterruptible
+    def tell(self) -> int:
+        return self._position
+
+    @uninterruptible
+    def readinto(self, buffer: memoryview) -> int:
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._descriptor, len(view), self._position)
+        view[:] = data + bytes(len(view) - len(data))
+        for offset, kept in self._kept:
+            low = max(offset, self._position)
+            high = min(offset + len(kept), self._position + len(view))
+            if low < high:
+                view[low - self._position : high - self._position] = kept[
+                    low - offset : high - offset
+                ]
+        self._position += len(view)
+        return len(view)
+
+    @uninterruptible
+    def read(self, size: int) -> bytes:
+        data = bytearray(size)
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    @uninterruptible
+    def write(self, buffer: bytes | memoryview) -> int:
+        view = memoryview(buffer).cast("B")
+        written = 0
+        try:
+            while self.error is None and written < len(view):
+                written += os.pwrite(self._descriptor, view[written:], self._position + written)
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self._kept.append((self._position, bytes(view)))
+        self._position += len(view)
+        return len(view)
+
+    @uninterruptible
+    def truncate(self, size: int | None = None) -> int:
+        size = self._position if size is None else size
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    @uninterruptible
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.error = self.error or error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size

@@ -1,0 +1,392 @@
+"""Writing graph.h5 row by row, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from hpcgnn.storage import checks
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
+from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, VERSION, Counts, chunk_rows, exceeded
+from hpcgnn.storage.write import atomic
+from hpcgnn.storage.write.atomic import OutputFile
+
+
+class GraphWriter:
+    """A new graph.h5, written by one process; rows of every column come in order.
+
+        with GraphWriter("g.h5", num_nodes=3, config={"verb": "example"}) as writer:
+            writer.append_rows(counts=[1, 0, 1], indices=[2, 0])
+            writer.append_labels([0, 1, -1])
+
+    Leaving the block without an error checks that every column is complete and gives the file its
+    name; with an error nothing is left, and a former file of that name stays.
+
+    Args:
+        path: the file to be.
+        num_nodes: N, at least 1.
+        compress: gzip all datasets.
+        config: how the graph was made, stored as JSON.
+        num_classes, num_relations, num_types: known numbers; otherwise one above the largest seen.
+        source: the file that errors about the data name; the new file itself where not given.
+
+    Raises:
+        InputError: a value that does not belong into a graph, a column too short or too long.
+        OutputError: the file can't be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        num_nodes: int,
+        compress: bool = False,
+        config: dict | None = None,
+        num_classes: int | None = None,
+        num_relations: int | None = None,
+        num_types: int | None = None,
+        source: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.num_nodes = int(num_nodes)
+        self._source = self.path if source is None else source
+        if self.num_nodes < 1:
+            raise self._place("num_nodes").error("a graph needs at least one node", num_nodes)
+        self._compress = compress
+        self._config = config or {}
+        self._given = {"class": num_classes, "relation": num_relations, "type": num_types}
+        for name, number in (
+            ("num_nodes", self.num_nodes),
+            ("num_classes", num_classes),
+            ("num_relations", num_relations),
+            ("num_types", num_types),
+        ):
+            if number is not None and not 0 <= number <= COUNT_LIMITS[name]:
+                raise self._place(name).error(f"must lie in 0 .. {COUNT_LIMITS[name]}", number)
+        self._largest = {"class": -1, "relation": -1, "type": -1}
+        self._type_counts = np.zeros(0, np.int64)
+        self._sparse_width = 0
+        self._columns: dict[str, ColumnWriter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> GraphWriter:
+        self._output = self._stack.enter_context(atomic.create(self.path))
+        self._stack.push(self._finish)
+        self._write("edges/indptr", np.zeros(1, np.int64))
+        wide = self.num_nodes > np.iinfo(np.int32).max
+        self._write("edges/indices", np.zeros(0, np.int64 if wide else np.int32))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def num_edges(self) -> int:
+        return self._columns["edges/indices"].num_rows
+
+    def append_rows(
+        self,
+        counts: np.ndarray,
+        indices: np.ndarray,
+        weight: np.ndarray | None = None,
+        relation: np.ndarray | None = None,
+        edge_features: np.ndarray | None = None,
+    ) -> None:
+        """The next k nodes' in-neighbours: `counts` [k], `indices` [e] sources, e = sum(counts).
+
+        `weight` [e], `relation` [e], `edge_features` [e, De] are given in every call or in none.
+        """
+        counts = self._integers("edges/indptr", counts)
+        indices = self._integers("edges/indices", indices)
+        checks.in_range(counts, 0, 1 << 62, self._place("edges/indptr"))
+        if int(counts.sum()) != len(indices):
+            raise self._place("edges/indices").error(
+                f"the counts add up to {int(counts.sum())} edges", len(indices)
+            )
+        before = self.num_edges
+        checks.in_range(indices, 0, self.num_nodes, self._place("edges/indices", before))
+        extras = {"weight": weight, "relation": relation, "features": edge_features}
+        present = {name for name in extras if f"edges/{name}" in self._columns}
+        given = {name for name, array in extras.items() if array is not None}
+        if self._columns["edges/indptr"].num_rows > 1 and present != given:
+            raise self._place("edges").error("columns must be given for all edges or none", given)
+        self._write("edges/indptr", before + np.cumsum(counts))
+        self._write("edges/indices", indices.astype(self._columns["edges/indices"].dtype))
+        if weight is not None:
+            self._append_floats("edges/weight", weight, 1, len(indices))
+        if edge_features is not None:
+            self._append_floats("edges/features", edge_features, 2, len(indices))
+        if relation is not None:
+            relation = self._integers("edges/relation", relation, len(indices))
+            self._note("relation", "edges/relation", relation, 0)
+            self._write("edges/relation", relation.astype(np.int32))
+
+    def append_features(self, features: np.ndarray) -> None:
+        """The next k nodes' features: float32 or float16 [k, F]; other numbers become float32."""
+        if "nodes/features/indptr" in self._columns:
+            raise self._place("nodes/features").error("must be sparse for all nodes or none")
+        half = np.asarray(features).dtype == np.float16
+        self._append_floats("nodes/features", features, 2, dtype="float16" if half else "float32")
+
+    def append_sparse_features(
+        self, counts: np.ndarray, indices: np.ndarray, data: np.ndarray, width: int
+    ) -> None:
+        """The next k nodes' features as `counts` [k], `indices` [nnz] columns, `data` [nnz]."""
+        group = "nodes/features"
+        if group in self._columns:
+            raise self._place(group).error("must be sparse for all nodes or none")
+        counts = self._integers(f"{group}/indptr", counts)
+        indices = self._integers(f"{group}/indices", indices)
+        checks.in_range(counts, 0, 1 << 62, self._place(f"{group}/indptr"))
+        if int(counts.sum()) != len(indices):
+            raise self._place(f"{group}/indices").error(
+                f"the counts add up to {int(counts.sum())} entries", len(indices)
+            )
+        if not 0 < width < 1 << 31 or self._sparse_width not in (0, width):
+            raise self._place(group).error("width must be one positive number", width)
+        if f"{group}/indptr" not in self._columns:
+            self._write(f"{group}/indptr", np.zeros(1, np.int64))
+        before = self._columns.get(f"{group}/indices")
+        first = 0 if before is None else before.num_rows
+        checks.in_range(indices, 0, width, self._place(f"{group}/indices", first))
+        self._sparse_width = width
+        self._write(f"{group}/indptr", first + np.cumsum(counts))
+        self._write(f"{group}/indices", indices.astype(np.int32))
+        self._append_floats(f"{group}/data", data, 1, len(indices))
+
+    def append_labels(self, labels: np.ndarray) -> None:
+        """Integers [k] (-1 unknown), or [k, T] of 0, 1 and -1 for T labels at once."""
+        labels = self._integers("nodes/labels", labels, ndim=(1, 2))
+        if labels.ndim == 1:
+            self._note("class", "nodes/labels", labels, -1)
+            self._write("nodes/labels", labels)
+            return
+        checks.in_range(labels, -1, 2, self._place("nodes/labels", self._rows("nodes/labels")))
+        self._write("nodes/labels", labels.astype(np.int8))
+
+    def append_split(self, split: np.ndarray) -> None:
+        """[k] or [k, S] of 0 none, 1 train, 2 valid, 3 test."""
+        split = self._integers("nodes/split", split, ndim=(1, 2))
+        checks.in_range(split, 0, 4, self._place("nodes/split", self._rows("nodes/split")))
+        self._write("nodes/split", (split if split.ndim == 2 else split[:, None]).astype(np.int8))
+
+    def append_types(self, types: np.ndarray) -> None:
+        """Integers [k] from 0."""
+        types = self._integers("nodes/type", types)
+        self._note("type", "nodes/type", types, 0)
+        counts = np.bincount(types, minlength=len(self._type_counts))
+        counts[: len(self._type_counts)] += self._type_counts
+        self._type_counts = counts
+        self._write("nodes/type", types.astype(np.int32))
+
+    def append_typed_features(self, kind: int, features: np.ndarray) -> None:
+        """float32 [k, F_t]: the next k nodes of type `kind`, in ascending node order."""
+        self._append_floats(f"nodes/typed_features/{int(kind)}", features, 2)
+
+    def append_original_ids(self, ids: np.ndarray) -> None:
+        """Integers [k]: what the source calls the next k nodes."""
+        self._write("nodes/original_ids", self._integers("nodes/original_ids", ids))
+
+    def _place(self, dataset: str, first: int = 0) -> Place:
+        return Place(self._source, dataset, first)
+
+    def _rows(self, name: str) -> int:
+        return self._columns[name].num_rows if name in self._columns else 0
+
+    def _integers(
+        self, name: str, values: np.ndarray, length: int | None = None, ndim: tuple[int, ...] = (1,)
+    ) -> np.ndarray:
+        array = np.asarray(values)
+        if array.size == 0 and array.ndim in ndim:
+            array = array.astype(np.int64)
+        if array.dtype.kind not in "iu" or array.ndim not in ndim:
+            raise self._place(name).error("must be integers of the right shape", array.dtype.name)
+        if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
+            raise self._place(name).error("must fit into 64 bits with sign", int(array.max()))
+        self._check_length(name, array, length)
+        return array.astype(np.int64, copy=False)
+
+    def _append_floats(
+        self,
+        name: str,
+        values: np.ndarray,
+        ndim: int,
+        length: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiub" or array.ndim != ndim:
+            raise self._place(name).error(f"must be numbers in {ndim} dimensions", array.shape)
+        self._check_length(name, array, length)
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, copy=False)
+        checks.finite(array, self._place(name, self._rows(name)))
+        self._write(name, array)
+
+    def _check_length(self, name: str, array: np.ndarray, length: int | None) -> None:
+        if length is not None and len(array) != length:
+            raise self._place(name).error(f"must have {length} rows", len(array))
+
+    def _note(self, kind: str, name: str, values: np.ndarray, least: int) -> None:
+        given = self._given[kind]
+        top = (1 << 31) - 1 if given is None else given
+        checks.in_range(values, least, top, self._place(name, self._rows(name)))
+        self._largest[kind] = max(self._largest[kind], int(values.max(initial=-1)))
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        if name not in self._columns:
+            self._columns[name] = ColumnWriter(
+                self._output, name, array.dtype, array.shape[1:], compress=self._compress
+            )
+        column = self._columns[name]
+        if column.dtype != array.dtype or column.tail != array.shape[1:]:
+            raise self._place(name).error(
+                f"rows must stay of shape {column.tail} and type {column.dtype}", array.shape[1:]
+            )
+        column.append(array)
+
+    def _finish(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is not None:
+            return False
+        counts = self._counts()
+        self._check_complete(counts)
+        if not counts.num_classes and "nodes/labels" in self._columns:
+            self._columns.pop("nodes/labels").drop()  # all unknown: readers see no labels
+        for column in self._columns.values():
+            column.finish()
+        if self._sparse_width:
+            atomic.set_attribute(self._output.h5["nodes/features"], "width", self._sparse_width)
+        self._output.set_attributes(
+            {
+                "format": GRAPH,
+                "version": VERSION,
+                **counts.attributes(),
+                "fingerprint": to_hex(sum(c.fingerprint for c in self._columns.values())),
+                "config": self._config,
+            }
+        )
+        return False
+
+    def _number(self, kind: str, name: str) -> int:
+        if name not in self._columns:
+            return 0
+        given = self._given[kind]
+        return self._largest[kind] + 1 if given is None else given
+
+    def _counts(self) -> Counts:
+        width: Callable[[str], int] = lambda name: (  # noqa: E731
+            self._columns[name].tail[0] if name in self._columns else 0
+        )
+        multilabel = bool(self._columns.get("nodes/labels") and self._columns["nodes/labels"].tail)
+        return Counts(
+            num_nodes=self.num_nodes,
+            num_edges=self.num_edges,
+            num_features=self._sparse_width or width("nodes/features"),
+            num_classes=width("nodes/labels")
+            if multilabel
+            else self._number("class", "nodes/labels"),
+            multilabel=int(multilabel),
+            num_splits=width("nodes/split"),
+            num_relations=self._number("relation", "edges/relation"),
+            num_types=self._number("type", "nodes/type"),
+            edge_width=width("edges/features"),
+        )
+
+    def _check_complete(self, counts: Counts) -> None:
+        name = exceeded(counts.attributes())
+        if name is not None:
+            raise self._place(name).error(
+                f"must lie in 0 .. {COUNT_LIMITS[name]}", counts.attributes()[name]
+            )
+        for name, column in self._columns.items():
+            wanted = self.num_nodes
+            if name in ("edges/indptr", "nodes/features/indptr"):
+                wanted += 1
+            elif name.startswith("edges/"):
+                wanted = counts.num_edges
+            elif name.startswith("nodes/features/"):
+                wanted = self._columns["nodes/features/indices"].num_rows
+            elif name.startswith("nodes/typed_features/"):
+                kind = int(name.rsplit("/", 1)[1])
+                if kind >= counts.num_types:
+                    raise self._place(name).error("there is no node of this type", kind)
+                known = kind < len(self._type_counts)
+                wanted = int(self._type_counts[kind]) if known else 0
+            if column.num_rows != wanted:
+                raise self._place(name).error(f"must have {wanted} rows", column.num_rows)
+
+
+class ColumnWriter:
+    """Collects appended rows until a chunk is full; holds one chunk and what is being appended.
+
+    Attributes: `num_rows` appended so far; `dtype`; `tail`, the shape of a row; `fingerprint`.
+    """
+
+    def __init__(
+        self,
+        output: OutputFile,
+        name: str,
+        dtype: np.dtype,
+        tail: tuple[int, ...],
+        *,
+        compress: bool = False,
+    ) -> None:
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.tail = tail
+        self.num_rows = 0
+        self.fingerprint = 0
+        self._output = output
+        self._compress = compress
+        self._chunk = chunk_rows(tail, self.dtype)
+        self._waiting: list[np.ndarray] = []
+        self._written = 0
+        self._dataset: h5py.Dataset | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        """Rows `[k, *tail]` of the column's type; they are copied or written."""
+        self.fingerprint = (self.fingerprint + fingerprint(self.name, rows, self.num_rows)) & MASK
+        self.num_rows += len(rows)
+        full = (self.num_rows - self._written) // self._chunk * self._chunk
+        if full == 0:
+            self._waiting.append(rows.copy())
+            return
+        split = len(rows) - (self.num_rows - self._written - full)
+        self._waiting.append(rows[:split])
+        self._flush()
+        self._waiting = [rows[split:].copy()]
+
+    def finish(self) -> None:
+        """Write what is left."""
+        if self._dataset is None or self.num_rows > self._written:
+            self._flush()
+
+    def drop(self) -> None:
+        """Take back all that was appended."""
+        if self._dataset is not None:
+            del self._output.h5[self.name]
+
+    def _flush(self) -> None:
+        rows = np.concatenate([np.empty((0, *self.tail), self.dtype), *self._waiting])
+        if self._dataset is None:
+            self._dataset = self._output.dataset(
+                self.name, self.dtype, rows.shape, compress=self._compress, growing=True
+            )
+        else:
+            self._dataset.resize(self._written + len(rows), axis=0)
+        if rows.size:
+            self._dataset[self._written : self._written + len(rows)] = rows
+        self._written += len(rows)
+        self._waiting = []
+        self._output.check()

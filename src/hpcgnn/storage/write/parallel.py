@@ -1,0 +1,124 @@
+"""Writing one file from all ranks at once, for an h5py that was built with parallel HDF5."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import OutputError
+from hpcgnn.storage.write import atomic
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+_Layout = list[tuple[str, str, tuple[int, ...]]]
+_HEADER_BYTES = 1 << 14  # per dataset, generously
+_SLAB_BYTES = 32 << 20
+
+
+def write_together(
+    path: Path,
+    temporary: Path,
+    comm: Communicator,
+    arrays: Mapping[str, np.ndarray],
+    attributes: Sequence[tuple[str, str, int | str]],
+    compress: bool,
+) -> None:
+    """Add every rank's `arrays` (by dataset name) to the file; all ranks call.
+
+    Each rank creates every dataset and takes part in each write: filters, and so the checksums,
+    allow collective writes only, and a rank with nothing to write selects nothing.
+
+    Args:
+        path: the name errors speak of; `temporary` is the file.
+        attributes: (group, name, value) of this rank's groups.
+
+    Raises:
+        OutputError: no space for the file.
+    """
+    layout: _Layout = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+    plans = comm.allgather((layout, list(attributes)), where="partition layout")
+    datasets = [dataset for found, _ in plans for dataset in found]
+    with agreed(comm, "reserve space for the partition file"):
+        _reserve(path, temporary, datasets, comm.rank == 0)
+    with _library(comm, "open the partition file", locked=True):
+        h5 = h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER)
+    # No with-block: to close is collective, and would wait for a rank that is lost.
+    output = atomic.OutputFile(h5, path)
+    for name, dtype, shape in datasets:
+        with _library(comm, f"create {name}"):
+            dataset = output.dataset(name, np.dtype(dtype), shape, compress=compress)
+        if 0 not in shape:
+            _write(comm, dataset, name, arrays.get(name))
+    with _library(comm, "write attributes", locked=True):
+        for group, name, value in (attribute for _, found in plans for attribute in found):
+            atomic.set_attribute(h5[group], name, value)
+    with _library(comm, "close the partition file"):
+        h5.close()
+
+
+@contextmanager
+def _library(comm: Communicator, where: str, *, locked: bool = False) -> Iterator[None]:
+    """Around a collective call of HDF5, begun by all ranks together.
+
+    `locked`: one in which h5py keeps Python's lock.
+    """
+    comm.barrier(where=where)
+    with comm.foreign(where, locked=locked):
+        yield
+
+
+def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> None:
+    """Claim the file's space beforehand: parallel HDF5 hangs when a collective write fails."""
+    size = temporary.stat().st_size + sum(
+        prod(shape) * np.dtype(dtype).itemsize * 102 // 100 + _HEADER_BYTES
+        for _, dtype, shape in datasets
+    )
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and size > limit:
+        raise OutputError(f"needs about {size} bytes, above the limit on file sizes", file=path)
+    if not first:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    offset = ctypes.c_int64
+    libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, offset, offset)
+    with temporary.open("r+b") as file:
+        failed = libc.fallocate64(file.fileno(), 0, 0, size) != 0
+    if failed and (code := ctypes.get_errno()) not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        raise atomic.write_error(path, OSError(code, os.strerror(code)))
+
+
+def _write(comm: Communicator, dataset: h5py.Dataset, name: str, array: np.ndarray | None) -> None:
+    """Whole chunks at a time; `array` is None on the ranks that have nothing to write."""
+    chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
+    step = dataset.chunks[0] * max(1, _SLAB_BYTES // chunk_bytes)
+    for low in range(0, dataset.shape[0], step):
+        with _library(comm, f"write {name}"):
+            _write_slab(dataset, low, None if array is None else array[low : low + step])
+
+
+def _write_slab(dataset: h5py.Dataset, low: int, rows: np.ndarray | None) -> None:
+    transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+    transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+    stored = dataset.id.get_space()
+    if rows is None:
+        rows = np.zeros(1, dataset.dtype)
+        memory = h5py.h5s.create_simple(rows.shape)
+        memory.select_none()
+        stored.select_none()
+    else:
+        memory = h5py.h5s.create_simple(rows.shape)
+        stored.select_hyperslab((low, *(0 for _ in rows.shape[1:])), rows.shape)
+    dataset.id.write(memory, stored, np.ascontiguousarray(rows), dxpl=transfer)

@@ -1,0 +1,168 @@
+"""Writing a partition file from all ranks, as a whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
+from hpcgnn.storage.read.nodes import SparseRows
+from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
+from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, VERSION, exceeded
+from hpcgnn.storage.write import atomic, parallel
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+
+def write_parts(
+    path: str | Path,
+    comm: Communicator,
+    parts: Sequence[Part],
+    header: Mapping[str, Any],
+    *,
+    compress: bool = False,
+) -> None:
+    """Write the parts that all ranks hold into one file; all ranks call.
+
+    With an h5py built for MPI the ranks write together, otherwise one after the other.
+
+    Args:
+        path: the file to be; a former one is replaced at the very end.
+        parts: this rank's parts; over all ranks each part exactly once.
+        header: the counts (`schema.Counts`), `symmetric`, `method`, `graph_fingerprint`, `report`
+            and `config` (both dictionaries); the same on all ranks.
+        compress: gzip all datasets.
+
+    Raises:
+        InputError: parts that break the rules of the format.
+        OutputError: the file can't be written; then nothing is left of it.
+    """
+    path = Path(path)
+    pieces: list[Piece] = []
+    with agreed(comm, "check the parts"):
+        pieces = [Piece(path, part, header) for part in parts]
+    gathered = comm.gather([piece.summary() for piece in pieces], where="gather part sizes")
+    with ExitStack() as stack:
+        temporary = path
+        with agreed(comm, "start the partition file"):
+            if gathered is not None:
+                temporary = stack.enter_context(atomic.claim(path))
+                _start(path, temporary, [one for rank in gathered for one in rank], header)
+        temporary = comm.broadcast(temporary, where="name of the partition file")
+        if h5py.get_config().mpi and comm.size > 1:
+            own = {name: array for piece in pieces for name, array in piece.arrays.items()}
+            attributes = [attribute for piece in pieces for attribute in piece.attributes]
+            parallel.write_together(path, temporary, comm, own, attributes, compress)
+        else:
+            _write_in_turn(path, temporary, comm, pieces, compress)
+        with agreed(comm, "name the partition file"):
+            if comm.rank == 0:
+                atomic.publish(temporary, path)
+
+
+class Piece:
+    """A checked part with its datasets, attributes and fingerprint."""
+
+    def __init__(self, path: Path, part: Part, header: Mapping[str, Any]) -> None:
+        self.part = part
+        group = part_name(part.index)
+        if (part.out_edges is None) != bool(header["symmetric"]):
+            raise InputError("out_edges must be None in a symmetric graph only", file=path)
+        check_ids(part.ids, int(header["num_nodes"]), Place(path, f"{group}/nodes/ids"))
+        for side, lists in part.sides().items():
+            place = Place(path, f"{group}/{side}")
+            check_edges(lists, part.index, part.num_nodes, int(header["num_relations"]), place)
+        self.arrays = part.arrays()
+        self.fingerprint = sum(fingerprint(name, array) for name, array in self.arrays.items())
+        self.attributes: list[tuple[str, str, int | str]] = [
+            (group, "fingerprint", to_hex(self.fingerprint))
+        ]
+        if isinstance(part.nodes.features, SparseRows):
+            name = f"{group}/nodes/features"
+            self.attributes.append((name, "width", part.nodes.features.width))
+
+    def summary(self) -> dict[str, Any]:
+        """What rank 0 must know of it."""
+        sides = self.part.sides().items()
+        return {
+            "index": self.part.index,
+            "num_parts": self.part.num_parts,
+            "sizes": (self.part.num_nodes, self.part.num_edges),
+            "fingerprint": self.fingerprint,
+            "sends": {side: np.diff(lists.send_ptr).astype(np.int32) for side, lists in sides},
+            "receives": {side: np.diff(lists.recv_ptr).astype(np.int32) for side, lists in sides},
+        }
+
+
+def _start(
+    path: Path, temporary: Path, found: list[dict[str, Any]], header: Mapping[str, Any]
+) -> None:
+    """Create the file with everything that does not belong to one part."""
+    place = Place(path, "exchange")
+    found.sort(key=lambda summary: summary["index"])
+    num_parts = len(found)
+    given = [summary["index"] for summary in found]
+    if given != list(range(num_parts)) or any(s["num_parts"] != num_parts for s in found):
+        raise place.error("each part must be given exactly once", given)
+    arrays = {"exchange/sizes": np.array([summary["sizes"] for summary in found], np.int64)}
+    totals = arrays["exchange/sizes"].sum(axis=0).tolist()
+    if totals != [header["num_nodes"], header["num_edges"]]:
+        raise place.error("the parts must add up to num_nodes and num_edges", totals)
+    for side in found[0]["sends"]:
+        sends = np.stack([summary["sends"][side] for summary in found])
+        if not np.array_equal(sends, np.stack([s["receives"][side] for s in found]).T):
+            raise place.error(f"what parts send and receive differs (edges {side})")
+        arrays[f"exchange/{side}"] = sends
+    attributes = {name: int(header[name]) for name in (*COUNT_NAMES, "symmetric")}
+    name = exceeded(attributes)
+    if name is not None:
+        raise place.error(f"{name} must lie in 0 .. {COUNT_LIMITS[name]}", attributes[name])
+    texts = {name: header[name] for name in ("method", "graph_fingerprint", "report", "config")}
+    with atomic.write(temporary, "w", shown=path) as output:
+        for name, array in arrays.items():
+            dataset = output.dataset(name, array.dtype, array.shape, compress=array.size > 4096)
+            dataset[...] = array
+        output.set_attributes(
+            {
+                "format": PARTITION,
+                "version": VERSION,
+                "num_parts": num_parts,
+                **attributes,
+                **texts,
+                "fingerprint": to_hex(sum(summary["fingerprint"] for summary in found)),
+            }
+        )
+
+
+def _write_in_turn(
+    path: Path, temporary: Path, comm: Communicator, pieces: Sequence[Piece], compress: bool
+) -> None:
+    error: Exception | None = None
+    with comm.in_turn("write the partition file"):
+        try:
+            if pieces:
+                _append(path, temporary, pieces, compress)
+        except Exception as caught:
+            error = caught
+    comm.agree(error, where="write the partition file")
+
+
+def _append(path: Path, temporary: Path, pieces: Sequence[Piece], compress: bool) -> None:
+    with atomic.write(temporary, "r+", shown=path) as output:
+        for piece in pieces:
+            for name, array in piece.arrays.items():
+                dataset = output.dataset(name, array.dtype, array.shape, compress=compress)
+                if array.size:
+                    dataset[...] = array
+                output.check()
+            for group, name, value in piece.attributes:
+                atomic.set_attribute(output.h5[group], name, value)

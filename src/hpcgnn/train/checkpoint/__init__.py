@@ -1,0 +1,1 @@
+"""Checkpoints: the file, the folder of files, the state they hold."""

@@ -1,0 +1,244 @@
+"""Checkpoints: everything needed to go on as if nothing had happened, in one HDF5 file.
+
+    model/<parameter>                  parameters and buffers
+    optimizer/<index>/<key>            optimizer state of each parameter
+    sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
+                                       node of each row
+Attributes: epoch, config, progress, task, fingerprints of graph and content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.config import Config, from_mapping
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import CHECKPOINT, VERSION
+from hpcgnn.storage.write import atomic
+
+MAX_EPOCH = 1 << 40
+_TYPES = ("float32", "float64", "int64", "uint8", "bool")
+_GROUPS = ("model/", "optimizer/", "sharded/")
+
+
+@dataclass
+class Checkpoint:
+    """A moment of training, on any rank; `arrays` by dataset name, `sharded` of this rank only."""
+
+    epoch: int
+    config: Config
+    graph_fingerprint: str
+    num_parts: int
+    progress: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    sharded: dict[str, np.ndarray] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
+
+    def attributes(self, content: int) -> dict[str, int | str | dict]:
+        return {
+            "format": CHECKPOINT,
+            "version": VERSION,
+            "epoch": self.epoch,
+            "config": self.config.to_json(),
+            "graph_fingerprint": self.graph_fingerprint,
+            "num_parts": self.num_parts,
+            "progress": self.progress,
+            **({"task": self.task} if self.task else {}),
+            "fingerprint": to_hex(content),
+        }
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint without sharded rows; one rank, no messages.
+
+    Raises:
+        OutputError: it can't be written; what was there before is intact.
+    """
+    content = _fingerprint(checkpoint.arrays)
+    with atomic.create(path) as output:
+        _put(output, checkpoint.arrays)
+        output.set_attributes(checkpoint.attributes(content))
+
+
+def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> None:
+    """Write a checkpoint whose `sharded` rows are added by their owners in turn; collective.
+
+    Raises:
+        OutputError: as `write`, on all ranks.
+    """
+    own = {f"sharded/{comm.rank:05d}/{name}": rows for name, rows in checkpoint.sharded.items()}
+    prints = comm.allgather(_fingerprint(own), where="checkpoint fingerprint")
+    content = (_fingerprint(checkpoint.arrays) + sum(prints)) & MASK
+    with ExitStack() as stack:
+        temporary, error = path, None
+        try:
+            if comm.rank == 0:
+                temporary = stack.enter_context(atomic.claim(path))
+        except HpcgnnError as caught:
+            error = caught
+        comm.agree(error, where="checkpoint name")
+        temporary = comm.broadcast(temporary, where="checkpoint name")
+        with comm.in_turn(where="checkpoint"):
+            try:
+                with atomic.write(temporary, "w" if comm.rank == 0 else "r+", shown=path) as output:
+                    _put(output, own)
+                    if comm.rank == 0:
+                        _put(output, checkpoint.arrays)
+                        output.set_attributes(checkpoint.attributes(content))
+            except HpcgnnError as caught:
+                error = caught
+        comm.agree(error, where="checkpoint")
+        try:
+            if comm.rank == 0:
+                atomic.publish(temporary, path)
+        except HpcgnnError as caught:
+            error = caught
+        comm.agree(error, where="checkpoint name")
+
+
+def read_epoch(path: str | Path) -> int:
+    """The epoch of a checkpoint, whose content isn't looked at. Raises InputError as `read`."""
+    with Reader(path, CHECKPOINT) as reader:
+        return reader.integer("epoch", 0, MAX_EPOCH)
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read and check a checkpoint, sharded rows excepted.
+
+    Raises:
+        InputError: missing, damaged, no checkpoint, or one that contradicts itself.
+    """
+    with Reader(path, CHECKPOINT) as reader:
+        epoch = reader.integer("epoch", 0, MAX_EPOCH)
+        progress = reader.json("progress")
+        try:
+            config = from_mapping(reader.json("config"), path)
+            _check_progress(progress, epoch, path)
+        except RecursionError:  # in showing what is wrong
+            raise InputError("its attributes are nested too deeply", file=path) from None
+        datasets = reader.walk()
+        _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
+        arrays, content = {}, 0
+        for dataset in datasets:
+            name = dataset["name"]
+            column = reader.column(name, _TYPES, tuple(dataset["shape"]))
+            content += column.fingerprint(0, len(column))
+            if not name.startswith("sharded/"):
+                arrays[name] = column.read()
+        if to_hex(content) != reader.text("fingerprint"):
+            raise InputError("the content doesn't match its checksum: damaged", file=path)
+        return Checkpoint(
+            epoch=epoch,
+            config=config,
+            graph_fingerprint=reader.text("graph_fingerprint"),
+            num_parts=reader.integer("num_parts", 1, 1 << 31),
+            progress=progress,
+            arrays=arrays,
+            task=reader.json("task") if "task" in reader.attributes else {},
+        )
+
+
+def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
+    """Refuse settings for which a model would be built that is far larger than these arrays."""
+    for name in shapes:
+        if not name.startswith(_GROUPS):
+            raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
+    held = sum(name.startswith("model/") for name in shapes)
+    lengths = {n for name, s in shapes.items() if not name.startswith("optimizer/") for n in s}
+    deep = config.layers > 1 or config.head == "linear"
+    wrong = {
+        "layers": config.layers > held,  # every layer has parameters
+        "hidden": deep and config.hidden not in lengths,
+        "embedding": config.embedding > 0 and config.embedding not in lengths,
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(
+                f"its configuration doesn't fit its {held} parameters: --{name}", file=path,
+                value=getattr(config, name),
+            )  # fmt: skip
+
+
+def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> None:
+    """`best` and `test_at_best` are None or scores, `best_epoch` is an epoch until then."""
+    for name in ("best", "test_at_best"):
+        score = progress.get(name, "nothing")
+        number = isinstance(score, int | float) and not isinstance(score, bool)
+        undefined = name == "test_at_best" and score != score  # without test nodes
+        if not (score is None or undefined or (number and 0 <= score <= 1)):
+            raise InputError(
+                f"{name} must be null or a score between 0 and 1", file=path, dataset="progress",
+                value=score,
+            )  # fmt: skip
+    best = progress.get("best_epoch")
+    least = 0 if progress["best"] is None else 1
+    if type(best) is not int or not least <= best <= epoch:
+        raise InputError(
+            f"best_epoch must be an epoch in {least} .. {epoch}", file=path, dataset="progress",
+            value=best,
+        )  # fmt: skip
+    for name, value in progress.items():
+        if not isinstance(value, str | int | float | None):
+            raise InputError(f"{name} must be a number or text", file=path, dataset="progress")
+
+
+def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The sharded rows of these nodes, whichever ranks wrote them.
+
+    Raises:
+        InputError: a node has no row or two, or parts hold different arrays.
+    """
+    order = np.argsort(node_ids)
+    found: dict[str, np.ndarray] = {}
+    seen = np.zeros(len(node_ids), bool)
+    with Reader(path, CHECKPOINT) as reader:
+        for part in reader.names("sharded"):
+            group = f"sharded/{part}"
+            ids = reader.column(f"{group}/ids", ("int64",), (None,)).read()
+            place = np.searchsorted(node_ids[order], ids)
+            inside = place < len(node_ids)
+            inside[inside] = node_ids[order][place[inside]] == ids[inside]
+            target = order[place[inside]]
+            places, counts = np.unique(target, return_counts=True)
+            twice = places[(counts > 1) | seen[places]]
+            if len(twice):
+                raise InputError(
+                    "has two learned embeddings for a node", file=path, dataset=group,
+                    value=int(node_ids[twice[0]]),
+                )  # fmt: skip
+            seen[target] = True
+            names = [name for name in reader.names(group) if name != "ids"]
+            if found and names != list(found):
+                raise InputError("other arrays than in the parts before", file=path, dataset=group)
+            for name in names:
+                width = found[name].shape[1] if name in found else None
+                dtypes = (found[name].dtype.name,) if name in found else _TYPES
+                column = reader.column(f"{group}/{name}", dtypes, (len(ids), width))
+                held = found.setdefault(
+                    name, np.zeros((len(node_ids), column.shape[1]), column.dtype)
+                )
+                held[target] = column.read()[inside]
+    if not seen.all():
+        missing = int(node_ids[~seen][0])
+        raise InputError("has no learned embedding for a node", file=path, value=missing)
+    return found
+
+
+def _put(output: atomic.OutputFile, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        dataset = output.dataset(name, array.dtype, array.shape)
+        if array.size:
+            dataset[...] = array
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(fingerprint(name, array) for name, array in arrays.items()) & MASK

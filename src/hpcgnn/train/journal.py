@@ -1,0 +1,284 @@
+"""What lies in a run directory as text, metrics.jsonl above all, read with mistrust."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hpcgnn.errors import InputError, OutputError, warn
+from hpcgnn.storage.write import atomic
+
+MAX_EPOCH = 1 << 40
+_LONGEST_LINE = 1 << 20
+_LARGEST_FILE = 1 << 30
+_LARGEST_CONFIG = 1 << 20
+_SHOWN = 5  # ranges of epochs in a message
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of metrics.jsonl without its end; `record` is None where it is no epoch's record."""
+
+    number: int
+    text: bytes
+    record: dict[str, Any] | None
+
+
+def check_regular(path: Path) -> bool:
+    """Whether `path` is there.
+
+    Raises:
+        InputError: it is something else than a file, such as a folder or a FIFO.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError("is a link that leads nowhere: move it away", file=path) from None
+        return False
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from None
+    if not stat.S_ISREG(mode):
+        raise InputError("is not a regular file: move it away", file=path)
+    return True
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of a journal, one at a time.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        InputError: it can't be read, is no regular file, or far too large.
+    """
+    with _open(path, _LARGEST_FILE) as file:
+        number = 0
+        while text := file.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(text) > _LONGEST_LINE:
+                raise InputError(f"line {number} is no record of an epoch: too long", file=path)
+            yield Line(number, text.removesuffix(b"\n"), _record(text))
+
+
+def config_of(run_dir: Path) -> dict[str, Any] | None:
+    """The content of config.json; None where there is none.
+
+    Raises:
+        InputError: it is no JSON object, or no regular file.
+    """
+    path = run_dir / "config.json"
+    try:
+        with _open(path, _LARGEST_CONFIG) as file:
+            config = json.loads(file.read(_LARGEST_CONFIG))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("holds no readable configuration", file=path) from error
+    if not isinstance(config, dict):
+        raise InputError("holds no readable configuration", file=path)
+    return config
+
+
+def gaps(epochs: Iterable[int], last: int) -> str:
+    """Which of 1 .. last are not among `epochs` (rising), as `3, 7-9`; empty where all are."""
+    found, expected = [], 1
+    for epoch in [*epochs, last + 1]:
+        if epoch > expected:
+            found.append(str(expected) if epoch == expected + 1 else f"{expected}-{epoch - 1}")
+        expected = epoch + 1
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
+
+
+def is_number(value: object) -> bool:
+    """Finite, and no bool."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -1e300 < value < 1e300  # type: ignore[operator]
+
+
+def _record(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+        epoch = record["epoch"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    good = isinstance(record, dict) and type(epoch) is int and 0 < epoch <= MAX_EPOCH
+    return record if good else None
+
+
+def _open(path: Path, largest: int) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError("is not a regular file", file=path)
+        # Should it become a FIFO just now, opening must not wait for a writer.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from error
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size > largest:
+        file.close()
+        raise InputError(f"is not a regular file of at most {largest} bytes", file=path)
+    return file
+
+
+class Journal:
+    """metrics.jsonl of a run directory; only rank 0 writes.
+
+    Lines that are no records are dropped, of several records of an epoch the last is kept, and
+    what is missing before the start is told. A record that can't be written is kept in memory and
+    written before the next.
+
+    Args:
+        epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
+        until: the run's last epoch: up to here they will be written again.
+
+    Raises:
+        InputError: it can't be read, is somebody else's, or tells of epochs that would be lost.
+        OutputError: it can't be written.
+    """
+
+    def __init__(self, path: Path, epoch: int, until: int = MAX_EPOCH) -> None:
+        self.path = path
+        self._waiting: dict[int, str] = {}
+        found = _Found.read(path)
+        if epoch == 0 and found.kept:
+            _check_lost(path, found)
+        last = max(found.kept, default=0)
+        if last > max(epoch, until):
+            raise InputError(
+                f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
+                f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
+                file=path,
+            )
+        kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
+        if found.bad:
+            _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
+        if found.kept and (missing := gaps(sorted(found.kept), epoch)):
+            _warn(f"{path}: no record of epoch {missing}")
+        if found.tidy and len(kept) == found.lines and path.exists():
+            return
+        try:
+            with atomic.claim(path) as temporary:
+                with temporary.open("wb") as file:
+                    file.writelines(line + b"\n" for line in kept)
+                    file.flush()
+                    os.fsync(file.fileno())
+                atomic.publish(temporary, path)
+        except OSError as error:
+            raise OutputError(f"can't be written: {error.strerror}", file=path) from error
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record; a failure is told, and made up for later."""
+        self._waiting[record["epoch"]] = json.dumps(record) + "\n"
+        try:
+            self._append("".join(self._waiting.values()).encode())
+        except OSError as error:
+            _warn(f"{self.path}: epoch {record['epoch']} not recorded: {error.strerror}")
+        else:
+            self._waiting.clear()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk; from any thread."""
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Write what couldn't be written so far, or tell what is missing for good."""
+        if not self._waiting:
+            return
+        try:
+            self._append("".join(self._waiting.values()).encode())
+        except OSError as error:
+            last = max(self._waiting)
+            others = [epoch for epoch in range(1, last + 1) if epoch not in self._waiting]
+            _warn(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
+
+    def _append(self, data: bytes) -> None:
+        """All of `data`, or nothing and OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o666)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "is not a regular file")
+            written = 0
+            try:
+                while written < len(data):
+                    written += os.pwrite(descriptor, data[written:], status.st_size + written)
+            except BaseException:
+                os.ftruncate(descriptor, status.st_size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@dataclass
+class _Found:
+    """An existing journal: lines by epoch, how many it has, how many are no records."""
+
+    kept: dict[int, bytes]
+    lines: int = 0
+    bad: int = 0
+    saved: bool = False  # a checkpoint was on disk by then
+    tidy: bool = True  # epochs rise, and every line ends
+
+    @staticmethod
+    def read(path: Path) -> _Found:
+        found, last = _Found({}), 0
+        try:
+            for line in lines(path):
+                found.lines += 1
+                if line.record is None:
+                    found.bad += 1
+                    continue
+                epoch = line.record["epoch"]
+                found.tidy &= epoch > last
+                last = epoch
+                found.kept[epoch] = line.text
+                # Records of earlier releases don't tell, but a score made a best checkpoint.
+                saved = line.record.get("checkpoint", line.record.get("valid"))
+                found.saved |= saved not in (0, None)
+        except FileNotFoundError:
+            return found
+        if found.bad > 1 and not found.kept:
+            raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
+        found.tidy &= not found.bad and _ends_with_a_line(path)
+        return found
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"\n", b"")
+
+
+def _check_lost(path: Path, found: _Found) -> None:
+    """A run may start again at epoch 1 only where it ended before its first checkpoint."""
+    last, epochs = max(found.kept), None
+    with suppress(InputError):
+        epochs = (config_of(path.parent) or {}).get("epochs")
+    if found.saved or type(epochs) is not int or last >= epochs:
+        raise InputError(
+            f"tells of {last} epochs, but no checkpoint is left to go on from: bring one back, "
+            "choose another --run-dir, or move this file away to start again at epoch 1",
+            file=path,
+        )
+    _warn(f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1")
+
+
+def _warn(text: str) -> None:
+    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
+        warn(f"hpcgnn: warning: {text}")

@@ -1,0 +1,82 @@
+"""From a partition file to a part that lies where it is computed on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.device import describe, pick_device
+from hpcgnn.comm.ring import Ring
+from hpcgnn.comm.transport.choice import choose_transport
+from hpcgnn.comm.transport.staged import CudaCopier
+from hpcgnn.config import Config, parse_size
+from hpcgnn.errors import InputError
+from hpcgnn.graph.features import HostRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.demands import Facts, check_host_features, check_model
+from hpcgnn.storage.read.load import load_partition
+from hpcgnn.tasks.classes import chosen_metric
+from hpcgnn.train.optimisation import prepare
+from hpcgnn.train.plan.refusal import explained
+
+
+def open_part(path: str | Path, comm: Communicator, config: Config) -> PartitionedGraph:
+    """This rank's part on the device that `config` asks for; collective. Rank 0 prints which.
+
+    Raises:
+        InputError: no such device or transport, a damaged file, or features that can't stay on
+            the host with this model.
+        OutOfMemoryError: the part doesn't fit.
+    """
+    device = pick_device(comm, config.device)
+    prepare(config.precision)
+    if device.type == "cuda":
+        _repeatable()
+    transport = choose_transport(comm, device, config.transport)
+    ring = Ring(
+        comm,
+        halo_buffer=parse_size(config.halo_buffer),
+        prefetch=config.prefetch,
+        transport=transport,
+    )
+    graph = load_partition(path, comm, split=config.split, ring=ring, mode=config.mode)
+    text = describe(comm, device)
+    if comm.rank == 0:
+        print(f"device: {text}", flush=True)
+    return graph if device.type == "cpu" else place(graph, device, config)
+
+
+def place(graph: PartitionedGraph, device: torch.device, config: Config) -> PartitionedGraph:
+    """The part on a GPU, its features there or in pinned host memory."""
+    features = graph.features
+    if config.features_on == "host" and isinstance(features, Tensor):
+        check_host_features(config)
+        graph.features = HostRows(features.pin_memory(), CudaCopier(device))
+    with explained(graph, config, device):
+        graph = graph.to(device)
+    return graph  # noqa: RET504
+
+
+def _repeatable() -> None:
+    """The same bits in every run: torch's own operations too, where they can."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def check_training(config: Config, facts: Facts) -> None:
+    """All that training asks for and a header tells.
+
+    Raises:
+        InputError: the graph lacks it.
+    """
+    if not facts.labels:
+        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+    chosen_metric(config.metric, facts.multilabel, facts.num_outputs)
+    check_model(config, facts)
+    if config.adversarial_steps and facts.features == "sparse" and not config.embedding:
+        raise InputError("--adversarial-steps needs dense features")

@@ -1,0 +1,257 @@
+"""What a training run will need, from counts alone: memory of the largest rank, bytes sent.
+
+For n local nodes, F input features, H hidden width, C outputs, L layers, E local edges, float32:
+
+    features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
+    first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
+    edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
+                  where the graph is not symmetric; 120 E more for R-GCN's pairs
+    activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
+    backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
+                                        of the last one where that is wider (heads of attention)
+    parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
+    halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
+    base          30 MB                 MPI, threads, files
+
+The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
+counts. See docs/memory.md for how far measured runs lie from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+from hpcgnn.config import Config, parse_size
+
+IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
+BASE = 30_000_000
+MOST_RANKS = 1 << 20
+KEPT = {
+    "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
+    "dagnn": 1,
+}  # fmt: skip
+BACKWARD = {"gatv2": 3.5, "appnp": 1.5, "dagnn": 1.5}  # times H; others 2.5
+LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
+EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
+PAIR_BYTES = 120  # per edge, for R-GCN: pairs of relations and rows, both ways
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts of the largest part. `halo`: remote rows it reads; None where that is unknown.
+
+    `volume`: halo rows of all parts together. `stored`: entries of sparse features, None if dense.
+    `edge_bytes`: bytes of one stored edge.
+    """
+
+    ranks: int
+    nodes: int
+    edges: int
+    features: int
+    outputs: int
+    halo: int | None = None
+    volume: int | None = None
+    stored: int | None = None
+    edge_bytes: int = 4
+    relations: int = 0
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the largest rank by purpose, above what the imports hold; `peak` is their sum."""
+
+    features: int
+    first_sum: int
+    edges: int
+    activations: int
+    backward: int
+    parameters: int
+    halo_buffers: int
+    base: int
+
+    @property
+    def peak(self) -> int:
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Widths of one convolution; `sent` numbers per boundary node forward, `returned` backward."""
+
+    inputs: int
+    outputs: int
+    sent: int
+    returned: int
+
+
+def layers(shape: Shape, config: Config) -> list[Layer]:
+    """The convolutions, and the propagation after them where the model has some."""
+    widths = [_input_width(shape, config)] + [config.hidden] * (config.layers - 1)
+    if config.head == "conv" and config.jumping == "cat" and config.layers > 1:
+        widths[-1] *= config.layers - 1
+    widths.append(config.hidden if config.head == "linear" else shape.outputs)
+    found = []
+    for index, (a, b) in enumerate(pairwise(widths), 1):
+        sent, returned = _traffic(config, a, b, last=index == config.layers)
+        if index == 1 and _first_cached(shape, config):
+            sent = returned = 0
+        found.append(Layer(a, b, sent, returned))
+    if config.model in ("appnp", "dagnn"):
+        steps = config.power * shape.outputs
+        found.append(Layer(0, 0, steps, steps))
+    return found
+
+
+def estimate(shape: Shape, config: Config) -> Memory:
+    """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
+    n, width = shape.nodes, _input_width(shape, config)
+    halo = shape.nodes if shape.halo is None else shape.halo
+    edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
+    pairs = PAIR_BYTES * shape.edges if config.model == "rgcn" else 0
+    features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
+    activations = _activations(shape, config, halo)
+    scratch = EDGE_SCRATCH.get(config.model, 0) * shape.edges
+    backward = max(_backward(shape, config), scratch - activations)
+    copies = 2 + (2 if config.optimizer != "sgd" else 0)
+    parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
+    parameters += 4 * n * config.embedding * copies
+    return Memory(
+        features=features,
+        first_sum=4 * n * width if _first_cached(shape, config) else 0,
+        edges=pairs + (edges if shape.symmetric else 2 * edges),
+        activations=activations,
+        backward=backward,
+        parameters=parameters,
+        halo_buffers=_buffers(shape, config),
+        base=BASE,
+    )
+
+
+def _activations(shape: Shape, config: Config, halo: int) -> int:
+    """Bytes kept from forward to backward."""
+    n, width = shape.nodes, _input_width(shape, config)
+    attention = config.model in LAST
+    kept = KEPT[config.model] + (config.norm != "none")
+    # What ELU reads is kept, and in attention layers once for both.
+    shared = attention and config.norm == "none" and not config.residual
+    kept += config.activation == "elu" and not shared
+    kept += attention and config.residual
+    count = config.layers - (config.head == "conv")
+    numbers = n * config.hidden * kept * count
+    if config.jumping == "max":
+        numbers += (4 + count) * n * config.hidden // 4
+    if config.jumping == "cat" and config.head == "conv":
+        numbers += n * config.hidden * count
+    if config.mode != "sar" and attention:
+        rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
+        numbers += rows * sum(layer.sent for layer in layers(shape, config))
+    if not _first_cached(shape, config) and (shape.stored is None or _made_dense(config)):
+        numbers += n * width * (2 if config.input_dropout else 1)
+    if config.adversarial_steps:
+        numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
+    return 4 * numbers
+
+
+def _backward(shape: Shape, config: Config) -> int:
+    """Bytes of gradients and scratch of the layer that takes most."""
+    heads = config.output_heads or config.heads
+    hidden = config.hidden if config.layers > 1 or config.head == "linear" else 0
+    numbers = BACKWARD.get(config.model, 2.5) * hidden + 2 * shape.outputs
+    if config.head == "conv":
+        numbers = max(numbers, LAST.get(config.model, 0) * heads * shape.outputs)
+    if config.model == "dagnn":
+        numbers = max(numbers, (config.power + 4) * shape.outputs)
+    if config.precision == "bf16":
+        numbers += 2 * hidden
+    return int(4 * shape.nodes * numbers)
+
+
+def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
+    """Most bytes that all ranks together send in the ring in an epoch; None if `volume` is unknown.
+
+    Evaluation is a forward pass more, every `eval_every` epochs. Sums may travel as fewer rows.
+    """
+    if shape.volume is None:
+        return None
+    found = layers(shape, config)
+    passes = 1 + 1 / config.eval_every + config.adversarial_steps
+    numbers = sum(passes * layer.sent + layer.returned for layer in found)
+    return int(4 * shape.volume * numbers)
+
+
+def smallest_ranks(
+    shape_at: Callable[[int], Shape], config: Config, limit: int, start: int = 1
+) -> int | None:
+    """The least number of ranks from `start` on whose estimate stays within `limit` bytes.
+
+    Above 64 ranks the search goes in steps of 1/64. None if no number up to `MOST_RANKS` fits.
+    """
+    ranks = start
+    while ranks <= MOST_RANKS:
+        if estimate(shape_at(ranks), config).peak <= limit:
+            return ranks
+        ranks += max(1, ranks // 64)
+    return None
+
+
+def _input_width(shape: Shape, config: Config) -> int:
+    width = config.embedding + shape.features
+    return width + (shape.outputs if config.labels_as_input else 0)
+
+
+def _made_dense(config: Config) -> bool:
+    """Whether sparse features become an array of their own."""
+    return bool(config.embedding) or config.model == "rgcn"
+
+
+def _first_cached(shape: Shape, config: Config) -> bool:
+    constant = not (config.embedding or config.input_dropout or config.labels_as_input)
+    constant = constant and not config.adversarial_steps and shape.stored is None
+    return constant and config.cache_first and config.model in ("sage", "gcn", "sgc")
+
+
+def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
+    narrow = min(a, b) if config.narrow_first else a
+    if config.model in ("gat", "gatv2"):
+        heads, wide = config.heads, b
+        if last and config.head == "conv":
+            heads = config.output_heads or heads
+            wide = b * heads
+        if config.model == "gat":
+            return wide + heads, wide + 4 * heads
+        return wide, 2 * wide
+    return {
+        "sage": (narrow, narrow),
+        "gcn": (narrow, narrow),
+        "gin": (a, a),
+        "rgcn": (a, b),
+        "sgc": (config.power * narrow, config.power * narrow),
+    }.get(config.model, (0, 0))
+
+
+def _parameters(shape: Shape, config: Config) -> int:
+    total = shape.outputs * config.hidden if config.head == "linear" else 0
+    for layer in layers(shape, config):
+        a, b = layer.inputs, layer.outputs
+        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + (config.bases or shape.relations)}
+        total += (copies.get(config.model, 1) + config.residual) * a * b + 3 * b
+        if config.model == "gin":
+            total += b * b
+        elif config.model in ("gat", "gatv2") and b == shape.outputs:
+            total += (config.heads - 1) * a * b
+    return total
+
+
+def _buffers(shape: Shape, config: Config) -> int:
+    if shape.ranks == 1:
+        return 0
+    rows = shape.nodes if shape.halo is None else shape.halo
+    widest = max(max(layer.sent, layer.returned) for layer in layers(shape, config))
+    if config.model in ("appnp", "dagnn", "sgc"):
+        widest = max(config.hidden, shape.outputs)
+    if config.mode == "oneshot":
+        return 2 * 4 * rows * widest
+    return min(parse_size(config.halo_buffer), 4 * config.prefetch * 2 * rows * widest)

@@ -1,0 +1,118 @@
+"""What to say when a rank runs out of memory: the numbers, and how many ranks would do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hpcgnn.config import Config
+from hpcgnn.errors import OutOfMemoryError
+from hpcgnn.graph.features import SparseRows
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.train.plan.estimate import Shape, estimate, smallest_ranks
+from hpcgnn.train.telemetry import human
+
+_IMBALANCE = 1.15  # nodes of the largest part over the mean
+_USABLE = 0.92  # of a GPU's memory; the rest is the context's and lost to fragments
+_REMEDY = "--features-on host, --precision bf16 and a smaller --halo-buffer or --hidden need less"
+_REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+@contextmanager
+def explained(
+    graph: PartitionedGraph, config: Config, device: torch.device, remedy: str = _REMEDY
+) -> Iterator[None]:
+    """Around everything that allocates: a lack of memory becomes one line.
+
+    Args:
+        remedy: which options of the verb need less of a GPU.
+
+    Raises:
+        OutOfMemoryError: what was asked for, what there was, and the rank count that would fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(_on_gpu(graph, config, device, str(error), remedy)) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        wanted = requested(str(error))
+        raise OutOfMemoryError(
+            f"rank {graph.ring.comm.rank} could not get {human(wanted)} of host memory; start more "
+            "ranks on more machines, or see `hpcgnn plan`"
+        ) from None
+
+
+def _on_gpu(
+    graph: PartitionedGraph, config: Config, device: torch.device, text: str, remedy: str
+) -> str:
+    wanted = requested(text)
+    total = torch.cuda.get_device_properties(device).total_memory
+    held = torch.cuda.memory_allocated(device)
+    needed = ranks_that_fit(graph, config, limit=int(_USABLE * total), lacked=held + wanted)
+    return refusal(graph.ring.comm.rank, wanted, held, total, needed, remedy)
+
+
+def refusal(
+    rank: int, wanted: int, held: int, total: int, needed: int | None, remedy: str = _REMEDY
+) -> str:
+    """The line for the user."""
+    advice = "no number of ranks would be enough"
+    if needed is not None:
+        advice = f"{needed} ranks on as many GPUs would fit by the estimate of `hpcgnn plan`"
+    return (
+        f"GPU memory is used up: rank {rank} asked for {human(wanted)} with {human(held)} in use "
+        f"of {human(total)}; {advice}; {remedy}"
+    )
+
+
+def requested(text: str) -> int:
+    """Bytes that torch says could not be had; 0 where it doesn't say."""
+    found = _REQUEST.search(text)
+    return 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+
+
+def ranks_that_fit(
+    graph: PartitionedGraph, config: Config, *, limit: int, lacked: int
+) -> int | None:
+    """The smallest number of ranks, above this job's, that needs at most `limit` bytes each.
+
+    Args:
+        lacked: bytes that this rank is known to need; where the estimate is lower, it is scaled.
+    """
+    ranks = graph.ring.comm.size
+    known = estimate(shape_of(graph, ranks), config).peak
+    scale = max(1.0, lacked / max(known, 1))
+    return smallest_ranks(lambda p: shape_of(graph, p), config, int(limit / scale), ranks + 1)
+
+
+def shape_of(graph: PartitionedGraph, ranks: int) -> Shape:
+    """The largest of `ranks` parts of this graph."""
+    share = 1.0 if ranks == 1 else _IMBALANCE / ranks
+    features, stored = graph.features, None
+    if isinstance(features, SparseRows):
+        local = max(graph.num_local_nodes, 1)
+        stored = round(features.block.columns.shape[0] / local * graph.num_nodes * share)
+    width = 0 if features is None else features.shape[1]
+    block = graph.in_edges.blocks[graph.in_edges.rank]
+    edge_bytes = 4 + 4 * (block.weight is not None) + 4 * (block.relation is not None)
+    edge_bytes += 0 if block.features is None else 4 * block.features.shape[1]
+    outputs = graph.num_classes
+    if graph.labels is not None and graph.labels.dim() == 2:
+        outputs = graph.labels.shape[1]
+    return Shape(
+        ranks=ranks,
+        nodes=max(1, round(graph.num_nodes * share)),
+        edges=round(graph.num_edges * share),
+        features=width,
+        outputs=outputs,
+        stored=stored,
+        edge_bytes=edge_bytes,
+        relations=graph.num_relations,
+        symmetric=graph.symmetric,
+    )

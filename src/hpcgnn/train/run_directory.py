@@ -1,0 +1,161 @@
+"""The run directory: made, and held so that no other job trains in it meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.config import Config
+from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.storage.write import atomic
+from hpcgnn.train.journal import check_regular
+
+PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
+_POLL = 0.5
+_START_BYTES = 1 << 16
+
+
+@contextmanager
+def held(
+    run_dir: Path,
+    comm: Communicator,
+    *,
+    fresh: bool = False,
+    patience: float = PATIENCE,
+) -> Iterator[None]:
+    """Make the directory, and keep other jobs out for the block; collective.
+
+    File systems without locks keep nobody out.
+
+    Args:
+        fresh: the run starts anew, which a directory with checkpoints of another is not for.
+
+    Raises:
+        InputError: another job still trains there after `patience` seconds, or has; or files of the
+            names that a run uses are somebody else's.
+        OutputError: it can't be made.
+    """
+    error: HpcgnnError | None = None
+    descriptor = None
+    if comm.rank == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run_dir, os.O_RDONLY)
+            _lock(descriptor, run_dir, patience)
+            _refuse_others(run_dir)
+            if fresh:
+                _refuse_checkpoints(run_dir)
+        except OSError as caught:
+            error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
+        except InputError as caught:
+            error = caught
+    try:
+        comm.agree(error, where="run directory")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
+    """Write `config.json`, once the run is known to be a possible one; collective.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    path, error = run_dir / "config.json", None
+    if comm.rank == 0:
+        try:
+            with atomic.claim(path) as temporary:
+                text = json.dumps(json.loads(config.to_json()), indent=2)
+                temporary.write_text(text + "\n", encoding="utf-8")
+                atomic.publish(temporary, path)
+        except OSError as caught:
+            error = OutputError(f"can't be written: {caught.strerror}", file=path)
+        except OutputError as caught:
+            error = caught
+    comm.agree(error, where="config.json")
+
+
+def _refuse_others(run_dir: Path) -> None:
+    """Training replaces or removes these files: only those that a run has written."""
+    signs = {
+        run_dir / "config.json": b'"halo_buffer":',
+        run_dir / "metrics.jsonl": b'"epoch_seconds":',
+        run_dir / "REQUEUE": None,
+        **dict.fromkeys(run_dir.glob("profile/rank-*.json"), b'"schemaVersion":'),
+    }
+    for path, sign in signs.items():
+        if check_regular(path) and not _is_ours(path, sign):
+            raise InputError(
+                "was not written by a run of hpcgnn, and training would replace it: choose another "
+                "--run-dir, or remove it",
+                file=path,
+            )
+
+
+def _refuse_checkpoints(run_dir: Path) -> None:
+    if any((run_dir / "checkpoints").glob("*.h5")):
+        raise InputError(
+            "holds the checkpoints of a run: --resume goes on with it; choose another --run-dir "
+            "for a new one, or remove this one",
+            file=run_dir,
+        )
+
+
+def _is_ours(path: Path, sign: bytes | None) -> bool:
+    """Empty, torn in its first record, or with `sign` near its start."""
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+    torn = start.startswith(b'{"epoch": ') and b"\n" not in start
+    return torn or not start.strip(b"\0 \n") or (sign is not None and sign in start)
+
+
+def _lock(descriptor: int, run_dir: Path, patience: float) -> None:
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return
+            if time.monotonic() > end:
+                raise InputError(
+                    "another job trains in this run directory: wait for it, cancel it, or choose "
+                    "another --run-dir",
+                    file=run_dir,
+                ) from None
+            time.sleep(_POLL)
+        else:
+            return
+
+
+ENDED = "ENDED"
+_LONGEST = 1000  # characters of a line
+
+
+def note_end(run_dir: Path, text: str) -> None:
+    """Say in one line how the run ended; a folder that can't be written stays without."""
+    path = run_dir / ENDED
+    with suppress(OSError, OutputError), atomic.claim(path) as temporary:
+        temporary.write_text(text[:_LONGEST] + "\n", encoding="utf-8")
+        atomic.publish(temporary, path)
+
+
+def how_it_ended(run_dir: Path) -> str:
+    """The line of `note_end`, or an empty string."""
+    path = run_dir / ENDED
+    try:
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                return file.read(_LONGEST).partition("\n")[0]
+    except OSError:
+        pass
+    return ""

@@ -1,0 +1,3 @@
+"""The release; `hpcgnn.__version__`."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,72 @@
+"""The rooms of the package: imports point downward only, and nowhere in a circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "hpcgnn"
+# From the top down; a room may use those below it. Names in one line stand beside each other.
+ROOMS = [
+    {"__init__"}, {"__main__"}, {"cli"}, {"bench", "report"}, {"train"}, {"tasks", "models"},
+    {"nn"}, {"sar"}, {"partition"}, {"storage"}, {"graph"}, {"comm"}, {"kernels"},
+    {"config"}, {"errors", "system", "timeline", "version"},
+]  # fmt: skip
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def module_of(path: Path) -> str:
+    parts = ("hpcgnn", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(module: str) -> set[str]:
+    """Modules of ours that `module` imports, for types alone and inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in whole if name in MODULES} or {node.module}
+    return {name for name in found if name in MODULES} - {module}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_every_room_has_its_place():
+    assert {room_of(module) for module in MODULES} <= LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module):
+    if module == "hpcgnn":
+        return  # the public names, from any room
+    upward = {
+        name
+        for name in imports(module)
+        if room_of(name) != room_of(module) and LEVEL[room_of(name)] <= LEVEL[room_of(module)]
+    }
+    assert not upward
+
+
+def test_no_circles():
+    graph = {module: imports(module) for module in MODULES if module != "hpcgnn"}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_module_stands_beside_a_folder_of_its_name():
+    folders = {path for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert not {path for path in folders if path.with_suffix(".py").exists()}
