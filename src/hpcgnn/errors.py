@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -34,10 +35,28 @@ def warn(*lines: object) -> None:
         sys.stderr.flush()
 
 
+@dataclass(frozen=True)
+class Agreed:
+    """What a rank knows of an error that all ranks raise together.
+
+    Attributes:
+        speaks: this rank brought the error, and prints it.
+        alone: some ranks had none of their own, so the message names the rank.
+    """
+
+    speaks: bool
+    alone: bool
+
+
 class HpcgnnError(Exception):
-    """Base of all errors this package raises on purpose. Exit status 1."""
+    """Base of all errors this package raises on purpose. Exit status 1.
+
+    Attributes:
+        agreed: set by `Communicator.agree` when all ranks raise the error together.
+    """
 
     exit_status = 1
+    agreed: Agreed | None = None
 
     def __init__(
         self,
@@ -74,7 +93,7 @@ class OutputError(HpcgnnError):
 
 
 class CommunicationError(HpcgnnError):
-    """A rank stopped answering or went astray. Exit status 3."""
+    """A rank stopped answering, or is in another part of the program. Exit status 3."""
 
     exit_status = 3
 

@@ -1,10 +1,14 @@
-"""The process's surroundings: memory allocator, programs of the machine."""
+"""The process's surroundings: memory allocator, programs of the machine, what /proc tells."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGE = 1 << 20  # bytes
@@ -44,3 +48,52 @@ def find_program(name: str) -> str | None:
     """Its absolute path, or None. Entries of PATH that are empty or relative don't count."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return shutil.which(name, path=os.pathsep.join(f for f in folders if os.path.isabs(f)))  # noqa: PTH117
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def loaded_files() -> list[Path]:
+    """Files that this process has mapped into its memory; none where the system doesn't tell."""
+    # A path may hold spaces; five columns stand before it.
+    columns = (line.split(maxsplit=5) for line in _read("/proc/self/maps").splitlines())
+    return list(dict.fromkeys(Path(c[5]) for c in columns if len(c) > 5 and c[5][0] == "/"))
+
+
+def resident_memory() -> int:
+    """Bytes this process has in memory now; its peak where the system doesn't tell."""
+    pages = _read("/proc/self/statm").split()
+    if len(pages) > 1:
+        return int(pages[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def namespace(kind: str) -> str:
+    """A name for the `pid` or `net` namespace of this process that no other machine has."""
+    try:
+        name = str(Path(f"/proc/self/ns/{kind}").readlink())
+    except OSError:
+        name = socket.gethostname()
+    return _read("/proc/sys/kernel/random/boot_id") + name
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What the system says of a process: a letter, its processor seconds, when it was born."""
+
+    letter: str
+    cpu: float
+    birth: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessState | None:
+        """None when there is no such process, or no /proc."""
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        if len(fields) < 20:
+            return None
+        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cls(fields[0], seconds, fields[19])

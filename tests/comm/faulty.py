@@ -50,7 +50,7 @@ def one_stopped_at_start(comm: Any) -> None:
 
 
 def one_stopped_in_library(comm: Any) -> None:
-    with comm.foreign("library"):
+    with comm.blocking_call("library"):
         one_stopped(comm)
         comm.mpi.Barrier()
 
@@ -124,7 +124,7 @@ def terminated_while_waiting(comm: Any) -> None:
 
 
 def terminated_in_library(comm: Any) -> None:
-    with comm.foreign("library"):
+    with comm.blocking_call("library"):
         if comm.rank == 1:
             pid, number = os.getpid(), int(signal.SIGTERM)
             code = f"import os, time; time.sleep(0.5); os.kill({pid}, {number})"

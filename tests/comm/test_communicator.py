@@ -119,7 +119,11 @@ def test_agree(comm, kind):
         assert f"bad on {lowest}" in str(caught.value)
         assert type(caught.value) in (kind, HpcgnnError)
         assert (caught.value is error) == (comm.rank == lowest)
-        assert comm.allgather(caught.value.speaks).count(True) == 1
+        surprise = comm.location.surprise
+        ours = isinstance(caught.value, HpcgnnError)
+        agreed = caught.value.agreed if ours else surprise[1] if surprise[0] is error else None
+        assert comm.allgather(agreed.speaks).index(True) == lowest
+        assert agreed.alone == (lowest > 0)
 
 
 def test_in_turn(comm, shared_path):
@@ -129,6 +133,13 @@ def test_in_turn(comm, shared_path):
             out.write(f"{comm.rank} ")
         assert path.read_text().endswith("".join(f"{p} " for p in range(comm.size)))
         comm.barrier()
+
+
+def test_an_error_in_turn_is_raised_on_all_ranks(comm):
+    with pytest.raises(InputError, match="bad on 0"), comm.in_turn("writing"):
+        if comm.rank == 0:
+            raise InputError("bad on 0")
+    assert comm.allreduce(1) == comm.size
 
 
 def test_messages_of_arrays_and_tensors(comm):

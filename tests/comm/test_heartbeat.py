@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, ProcessState, local_address
+from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, local_address
 from hpcgnn.comm.liveness.location import Location, Report
+from hpcgnn.system import ProcessState
 
 TOKEN = b"0123456789abcdef"
 

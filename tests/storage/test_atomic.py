@@ -21,7 +21,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from hpcgnn.errors import OutputError
-from hpcgnn.storage.graph_writer import GraphWriter
+from hpcgnn.storage.write.graph_writer import GraphWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
     with GraphWriter(sys.argv[1], num_nodes=1000, compress=sys.argv[3] == "1") as writer:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 from pathlib import Path
 
 from hpcgnn.config import parse_size
@@ -17,6 +15,7 @@ from hpcgnn.storage.importers.source import Nodes, Options, Source
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.outputs import check_output
+from hpcgnn.system import resident_memory
 
 HELP = "turn source files into graph.h5"
 PARALLEL = False
@@ -147,20 +146,11 @@ def _limit(memory: str, library: int) -> int:
     Args:
         library: bytes that the library of the format will take.
     """
-    free = parse_size(memory) - _resident() - _RESERVE - library
+    free = parse_size(memory) - resident_memory() - _RESERVE - library
     if free < _LEAST:
         least = (parse_size(memory) - free + _LEAST) >> 20
         raise InputError(f"--memory must be at least {least + 1}MiB", value=memory)
     return free // _SHARE
-
-
-def _resident() -> int:
-    """Bytes this process has in memory now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _options(args: argparse.Namespace, limit: int) -> Options:

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
         import hpcgnn.train.trainer  # noqa: F401 - counts among the imports
+        from hpcgnn.system import resident_memory
         from hpcgnn.train.run_directory import held
-        from hpcgnn.train.telemetry import resident_memory
 
     imported = resident_memory()
     config = resolve_together(args, comm)
@@ -130,15 +130,11 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     from hpcgnn.storage.read.reader import Reader
 
     kind = fingerprint = ""
-    error: Exception | None = None
-    if comm.rank == 0:
-        try:
+    with agreed(comm, "open graph"):
+        if comm.rank == 0:
             with Reader(source, None) as reader:
                 kind = reader.text("format")
                 fingerprint = reader.text("fingerprint") if kind == GRAPH else ""
-        except Exception as caught:  # told to all ranks, then raised on each
-            error = caught
-    comm.agree(error, where="open graph")
     kind, fingerprint = comm.broadcast((kind, fingerprint), where="open graph")
     if kind != GRAPH:
         return source

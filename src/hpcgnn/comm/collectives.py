@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hpcgnn.comm.unfinished import Unfinished
 from hpcgnn.errors import CommunicationError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from hpcgnn.comm.communicator import Communicator
 
 
 LARGEST_MESSAGE = 2**31 - 1
@@ -112,8 +111,29 @@ PIECE_BYTES = 32 * 2**20
 IN_FLIGHT = 16
 
 
+class Messages(Protocol):
+    """What an exchange of many messages asks of a communicator; see Communicator."""
+
+    rank: int
+    size: int
+    mpi: MPI.Comm
+    unfinished: Unfinished
+
+    def isend(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
+        """Start sending."""
+
+    def irecv(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
+        """Start receiving."""
+
+    def wait_any(self, requests: Sequence[MPI.Request], where: str) -> int:
+        """Wait for one of the requests."""
+
+    def wait_all(self, requests: Sequence[MPI.Request], where: str) -> None:
+        """Wait for all requests."""
+
+
 def alltoallv(
-    comm: Communicator, arrays: Sequence[np.ndarray], where: str, piece_bytes: int
+    comm: Messages, arrays: Sequence[np.ndarray], where: str, piece_bytes: int
 ) -> list[np.ndarray]:
     """See Communicator.alltoallv."""
     kinds = {(array.dtype.str, array.shape[1:]) for array in arrays}
@@ -134,7 +154,7 @@ def alltoallv(
 
 
 def _messages(
-    comm: Communicator, sent: list[np.ndarray], got: list[np.ndarray], piece_bytes: int
+    comm: Messages, sent: list[np.ndarray], got: list[np.ndarray], piece_bytes: int
 ) -> Iterator[Callable[[], MPI.Request]]:
     """The receives and sends of this rank, in the order in which to start them."""
     for step in range(1, comm.size):
@@ -152,7 +172,7 @@ def _pieces(array: np.ndarray, piece_bytes: int) -> list[np.ndarray]:
     return [flat[i : i + piece_bytes] for i in range(0, flat.size, piece_bytes)]
 
 
-def _run(messages: Iterator[Callable[[], MPI.Request]], comm: Communicator, where: str) -> None:
+def _run(messages: Iterator[Callable[[], MPI.Request]], comm: Messages, where: str) -> None:
     active: list[MPI.Request] = []
     for start in messages:
         active.append(start())

@@ -25,9 +25,10 @@ from hpcgnn.comm.liveness.wait import Waiter
 from hpcgnn.comm.liveness.watchdog import Watchdog
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.unfinished import Unfinished, whole
-from hpcgnn.errors import CommunicationError, HpcgnnError, InputError
+from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
-_KEPT = MPI.Comm.Create_keyval()  # under which MPI holds `Communicator.of`
+# Names the place in an MPI communicator where `Communicator.of` puts ours; MPI frees both together.
+_KEPT = MPI.Comm.Create_keyval()
 
 
 class Communicator:
@@ -160,7 +161,7 @@ class Communicator:
         return self._heartbeat.end_others(status, seconds)
 
     @contextmanager
-    def foreign(self, where: str, *, locked: bool = False) -> Iterator[None]:
+    def blocking_call(self, where: str, *, locked: bool = False) -> Iterator[None]:
         """Around a library's own blocking MPI calls (ParMETIS, parallel HDF5).
 
         A silent rank still ends the job at the limit, and SIGTERM and SIGINT end this process
@@ -299,24 +300,33 @@ class Communicator:
         kind, text = self.broadcast(_portable(error), speaker, place)
         if error is None or self.rank != speaker:
             error = kind(text)
-        error.__dict__.update(speaks=self.rank == speaker, alone=not all(failing_P))
+        found = Agreed(speaks=self.rank == speaker, alone=not all(failing_P))
+        if isinstance(error, HpcgnnError):
+            error.agreed = found
+        else:
+            self.location.surprise = error, found
         raise error
 
     @contextmanager
     def in_turn(self, where: str = "") -> Iterator[None]:
-        """The body runs on rank 0, then on rank 1, ...; all leave together at the end."""
+        """The body runs on rank 0, then on rank 1, ...; all leave at the end, as from `agree`."""
         place = where or "in turn"
+        error: Exception | None = None
         for _ in range(self.rank):
             self.barrier(place)
-        yield
+        try:
+            yield
+        except Exception as caught:
+            error = caught
         for _ in range(self.rank, self.size):
             self.barrier(place)
+        self.agree(error, place)
 
     def sub(self, ranks: Sequence[int]) -> Communicator | None:
         """Called by all: a communicator of `ranks` (in that order) on those, None elsewhere."""
         self.barrier("sub")
         member = self.rank in ranks
-        with self.foreign("sub"):
+        with self.blocking_call("sub"):
             part = self.mpi.Split(
                 0 if member else MPI.UNDEFINED, ranks.index(self.rank) if member else 0
             )

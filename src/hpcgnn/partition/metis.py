@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.problem import Task, symmetrise
@@ -34,13 +35,9 @@ def metis_parts(comm: Communicator, task: Task) -> Array:
     slabs = Slabs(comm, slab.lo, slab.hi, task.num_nodes)
     cost = slabs.lookup(np.arange(low, high), task.cost)
     part = np.zeros(high - low, np.int32)
-    error: InputError | None = None
-    if comm.rank == 0:
-        try:
+    with agreed(comm, "METIS"):
+        if comm.rank == 0:
             part = _call(xadj, adjncy, cost, task)
-        except InputError as caught:
-            error = caught
-    comm.agree(error, where="METIS")
     return Slabs(comm, low, high, task.num_nodes).lookup(np.arange(slab.lo, slab.hi), part)
 
 

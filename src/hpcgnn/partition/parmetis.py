@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError
 from hpcgnn.partition.problem import Task, symmetrise
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.routing import Slabs
@@ -55,20 +56,15 @@ def _call(
 ) -> Array:
     sub = comm.sub(range(callers)) if callers < comm.size else comm
     part = np.zeros(rows.num_rows, np.int32)
-    error: HpcgnnError | None = None
-    if sub is not None:
-        mpi, parts = sub.mpi, task.num_parts
-        imbalance, seed = task.options.imbalance, task.options.seed
-        try:
-            with sub.foreign("ParMETIS"):
-                part = library.part_kway(mpi, rows, parts, imbalance=imbalance, seed=seed)
+    parts, imbalance, seed = task.num_parts, task.options.imbalance, task.options.seed
+    with agreed(comm, "ParMETIS"):
+        if sub is not None:
+            with sub.blocking_call("ParMETIS"):
+                part = library.part_kway(sub.mpi, rows, parts, imbalance=imbalance, seed=seed)
                 for _ in range(task.options.refine):
                     part = library.refine_kway(
-                        mpi, rows, part, parts, imbalance=imbalance, seed=seed
+                        sub.mpi, rows, part, parts, imbalance=imbalance, seed=seed
                     )
-        except HpcgnnError as caught:
-            error = caught
-        if sub is not comm:
-            sub.close()
-    comm.agree(error, where="ParMETIS")
+    if sub is not None and sub is not comm:
+        sub.close()
     return part

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.config import Config
-from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.journal import check_regular
 
@@ -42,22 +43,19 @@ def held(
             names that a run uses are somebody else's.
         OutputError: it can't be made.
     """
-    error: HpcgnnError | None = None
     descriptor = None
-    if comm.rank == 0:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(run_dir, os.O_RDONLY)
-            _lock(descriptor, run_dir, patience)
-            _refuse_others(run_dir)
-            if fresh:
-                _refuse_checkpoints(run_dir)
-        except OSError as caught:
-            error = OutputError(f"can't be written: {caught.strerror}", file=run_dir)
-        except InputError as caught:
-            error = caught
     try:
-        comm.agree(error, where="run directory")
+        with agreed(comm, "run directory"):
+            try:
+                if comm.rank == 0:
+                    run_dir.mkdir(parents=True, exist_ok=True)
+                    descriptor = os.open(run_dir, os.O_RDONLY)
+                    _lock(descriptor, run_dir, patience)
+                    _refuse_others(run_dir)
+                    if fresh:
+                        _refuse_checkpoints(run_dir)
+            except OSError as error:
+                raise OutputError(f"can't be written: {error.strerror}", file=run_dir) from None
         yield
     finally:
         if descriptor is not None:
@@ -70,18 +68,17 @@ def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    path, error = run_dir / "config.json", None
-    if comm.rank == 0:
+    path = run_dir / "config.json"
+    with agreed(comm, "config.json"):
+        if comm.rank != 0:
+            return
         try:
             with atomic.claim(path) as temporary:
                 text = json.dumps(json.loads(config.to_json()), indent=2)
                 temporary.write_text(text + "\n", encoding="utf-8")
                 atomic.publish(temporary, path)
-        except OSError as caught:
-            error = OutputError(f"can't be written: {caught.strerror}", file=path)
-        except OutputError as caught:
-            error = caught
-    comm.agree(error, where="config.json")
+        except OSError as error:
+            raise OutputError(f"can't be written: {error.strerror}", file=path) from None
 
 
 def _refuse_others(run_dir: Path) -> None:

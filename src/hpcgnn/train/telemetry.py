@@ -54,15 +54,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def resident_memory() -> int:
-    """Bytes this process holds now; 0 where the system doesn't tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * resource.getpagesize()
-
-
 def over_ranks(comm: Communicator, ring: Ring, before: Counters, device: torch.device) -> dict:
     """`{counter: {min, mean, max}}` over the ranks; collective."""
     local = np.array(

@@ -336,21 +336,17 @@ class Trainer:
 
     def _open_journal(self) -> Journal | None:
         journal: Journal | None = None
-        problem: HpcgnnError | None = None
-        if self.comm.rank == 0:
-            try:
+        with agreed(self.comm, "metrics.jsonl"):
+            if self.comm.rank == 0:
                 path = self.run_dir / "metrics.jsonl"
                 journal = Journal(path, self.epoch, self.config.epochs)
-                for name in (REQUEUE, ENDED):
-                    path = self.run_dir / name
-                    path.unlink(missing_ok=True)
-            except OSError as error:
-                problem = OutputError(
-                    f"can't be removed: {error.strerror}; move it away", file=path
-                )
-            except (InputError, OutputError) as error:
-                problem = error
-        self.comm.agree(problem, where="metrics.jsonl")
+                try:
+                    for name in (REQUEUE, ENDED):
+                        path = self.run_dir / name
+                        path.unlink(missing_ok=True)
+                except OSError as error:
+                    text = f"can't be removed: {error.strerror}; move it away"
+                    raise OutputError(text, file=path) from None
         return journal
 
     def _say_end(self, finished: bool) -> None:
@@ -392,25 +388,25 @@ class Trainer:
         return text if test is None else f"{text}, test there {100 * test:.2f} %"
 
     def _ask_for_requeue(self) -> None:
-        problem: OutputError | None = None
-        if self.comm.rank == 0:
+        with agreed(self.comm, REQUEUE):
+            if self.comm.rank != 0:
+                return
             path = self.run_dir / REQUEUE
             try:
                 path.touch()
                 if self.store.newest_epoch() <= self.start:
                     path.unlink()
-                    problem = OutputError(
+                    raise OutputError(
                         f"stopped after epoch {self.epoch}, but no checkpoint after epoch "
                         f"{self.start} could be written, so the job isn't requeued: "
                         f"{self.store.error}"
                     )
             except OSError as error:
-                problem = OutputError(
+                raise OutputError(
                     f"can't be written ({error.strerror}), so a job script won't requeue this run: "
                     f"see to its run directory; it stopped after epoch {self.epoch}",
                     file=path,
-                )
-        self.comm.agree(problem, where=REQUEUE)
+                ) from None
 
     def _check_failure(self, ended: bool = False) -> None:
         failure = self.store.missing() if ended else ""

@@ -7,17 +7,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from hpcgnn.comm.liveness.failure import end_job
+from hpcgnn.comm.liveness.failure import Ranks, end_job
 from hpcgnn.comm.liveness.termination import Handler
 from hpcgnn.comm.liveness.watchdog import LostRank
 
-if TYPE_CHECKING:
-    from hpcgnn.comm.communicator import Communicator
-
-
 _STDERR = 2
+
+
+class WatchedRanks(Ranks, Protocol):
+    """The same, whose silent ranks can be found while a library is waited for."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a silent rank is missed."""
+
+    def examine_silent(self, where: str, waited: float) -> None:
+        """Raise LostRank if a rank gives no sign of life."""
 
 
 @contextmanager
@@ -52,7 +59,7 @@ class BlockingCall:
             short: after `comm.timeout` seconds the process ends with a traceback.
     """
 
-    def __init__(self, comm: Communicator, where: str, *, locked: bool = False) -> None:
+    def __init__(self, comm: WatchedRanks, where: str, *, locked: bool = False) -> None:
         self._comm, self._where, self._locked = comm, where, locked
         self._over = threading.Event()
 

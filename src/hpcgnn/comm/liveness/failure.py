@@ -15,14 +15,12 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
+from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import Terminated
-from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, printable, warn
-
-if TYPE_CHECKING:
-    from hpcgnn.comm.communicator import Communicator
-
+from hpcgnn.errors import Agreed, HpcgnnError, InputError, OutOfMemoryError, printable, warn
+from hpcgnn.system import loaded_files
 
 _ASK_SECONDS = 0.3
 _SETTLE_SECONDS = 0.2
@@ -33,6 +31,20 @@ _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
 _LAST_WORDS = b"hpcgnn: error: out of memory while ending the job after an error\n"
 _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
+
+
+class Ranks(Protocol):
+    """What is asked of the communicator of a job that ends."""
+
+    rank: int
+    size: int
+    location: Location
+
+    def ask(self, seconds: float) -> dict[int, Report]:
+        """Where the other ranks are, of those that answer within `seconds`."""
+
+    def end_others(self, status: int, seconds: float) -> bool:
+        """Make the processes of all other ranks exit; whether none answers after that."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def _out_of_memory_line(error: BaseException) -> str:
     )
 
 
-def end_job(comm: Communicator, error: BaseException) -> int:
+def end_job(comm: Ranks, error: BaseException) -> int:
     """Called on each rank that fails; prints once per job and ends all ranks.
 
     Returns the exit status when every rank failed in agreement (`Communicator.agree`); otherwise
@@ -152,16 +164,16 @@ def end_job(comm: Communicator, error: BaseException) -> int:
     return status
 
 
-def _end_together(comm: Communicator, error: BaseException, failure: Failure) -> None:
+def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
     """Return where all ranks end in agreement; else end them."""
     if comm.size > 1:
         _handle_signals(signal.SIG_DFL)  # the stack is unwound already
     comm.location.failing = f"{failure.kind.__name__} {failure.line}"
     flush_output()
-    agreed = "speaks" in error.__dict__
-    together = agreed and meet(_MEET_SECONDS)
-    if agreed:
-        speaks, alone = error.__dict__["speaks"], error.__dict__["alone"]
+    agreed = _agreement(comm, error)
+    together = agreed is not None and meet(_MEET_SECONDS)
+    if agreed is not None:
+        speaks, alone = agreed.speaks, agreed.alone
     else:
         speaks, alone = _settle(comm) if failure.line else (True, False)
     if not speaks and not together:
@@ -174,13 +186,21 @@ def _end_together(comm: Communicator, error: BaseException, failure: Failure) ->
         abort(comm, failure.status)
 
 
+def _agreement(comm: Ranks, error: BaseException) -> Agreed | None:
+    """What `Communicator.agree` found out about the error, if it comes from there."""
+    if isinstance(error, HpcgnnError):
+        return error.agreed
+    surprise = comm.location.surprise
+    return surprise[1] if surprise is not None and surprise[0] is error else None
+
+
 def _handle_signals(handler: signal.Handlers) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, handler)
 
 
-def _settle(comm: Communicator) -> tuple[bool, bool]:
+def _settle(comm: Ranks) -> tuple[bool, bool]:
     """Whether this rank speaks for all failing ones, and whether its number matters.
 
     The lowest failing rank speaks; one that only misses another comes after those with a cause.
@@ -210,7 +230,7 @@ def meet(seconds: float) -> bool:
     return True
 
 
-def abort(comm: Communicator | None, status: int) -> NoReturn:
+def abort(comm: Ranks | None, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
     from mpi4py import MPI
 
@@ -240,9 +260,5 @@ def _started_by_srun() -> bool:
 
 def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:
     """Named files in /dev/shm through which the MPI library talks to its neighbours."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return []
-    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
-    return [p for p in paths if p.name.startswith(prefixes) and p.exists()]
+    shared = [path for path in loaded_files() if "/dev/shm/" in str(path)]
+    return [path for path in shared if path.name.startswith(prefixes) and path.exists()]

@@ -8,16 +8,11 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from hpcgnn.comm.liveness.failure import Failure, abort, end_job
+from hpcgnn.comm.liveness.failure import Failure, Ranks, abort, end_job
 from hpcgnn.comm.liveness.location import Report
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.errors import CommunicationError
-
-if TYPE_CHECKING:
-    from hpcgnn.comm.communicator import Communicator
-
 
 END = "the end of the program"
 _POLL_SECONDS = 1e-3
@@ -40,10 +35,10 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._comm: Communicator | None = None
+        self._comm: Ranks | None = None
         self._former = sys.excepthook
 
-    def watch(self, comm: Communicator) -> None:
+    def watch(self, comm: Ranks) -> None:
         """From now on; only the newest communicator is asked where the others are."""
         if comm.size != MPI.COMM_WORLD.Get_size():
             return
@@ -69,7 +64,7 @@ class Guard:
         comm = self._comm
         if comm is None or MPI.Is_finalized():
             return
-        comm.at(END)
+        comm.location.at(END)
         request = MPI.COMM_WORLD.Ibarrier()
         stuck, look = 0, time.monotonic() + 1.0
         while not request.Test():

@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from hpcgnn.comm.liveness.location import Report
+from hpcgnn.system import ProcessState, namespace
 
 _HASH = 16
 _HEAD = struct.Struct("!cIi")
@@ -31,39 +31,6 @@ _LARGEST = 1400
 _ASK_AGAIN = 0.25
 _POLL = 0.01
 _BACKLOG = 4096  # connections nobody accepts while the process is blocked
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _namespace(kind: str) -> str:
-    try:
-        name = str(Path(f"/proc/self/ns/{kind}").readlink())
-    except OSError:
-        name = socket.gethostname()
-    return _read("/proc/sys/kernel/random/boot_id") + name
-
-
-@dataclass(frozen=True)
-class ProcessState:
-    """What the system says of a process: a letter, its processor seconds, when it was born."""
-
-    letter: str
-    cpu: float
-    birth: str
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessState | None:
-        """None when there is no such process, or no /proc."""
-        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        if len(fields) < 20:
-            return None
-        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return cls(fields[0], seconds, fields[19])
 
 
 @dataclass(frozen=True)
@@ -91,11 +58,11 @@ class Peer:
         state = ProcessState.of(pid)
         birth = state.birth if state else ""
         host = socket.gethostname()
-        return cls(rank, number, host, pid, birth, _namespace("pid"), _namespace("net"))
+        return cls(rank, number, host, pid, birth, namespace("pid"), namespace("net"))
 
     def state(self) -> ProcessState | None:
         """Of the very process that joined the job; None when it is gone or out of sight."""
-        if self.space != _namespace("pid"):
+        if self.space != namespace("pid"):
             return None
         state = ProcessState.of(self.pid)
         return state if state and state.birth == self.birth else None
@@ -237,7 +204,7 @@ class Heartbeat:
         try:
             self._socket.sendto(datagram, address)
         except OSError:
-            return  # as good as lost: the other side counts as silent
+            return  # no answer comes, as when the network loses it
 
     def _serve(self) -> None:
         with self._socket, self._door, selectors.DefaultSelector() as ready:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from hpcgnn.errors import Agreed
+
 _PACKAGE = str(Path(__file__).parents[1])
 _TEXT = 160
 _FRAMES = 12
@@ -77,13 +79,19 @@ class Visit:
 
 
 class Location:
-    """The place of this rank's working thread, set as it goes."""
+    """The place of this rank's working thread, set as it goes.
+
+    Attributes:
+        surprise: the last error of another kind than ours that `Communicator.agree` raised here,
+            with what it found out; an error of ours carries that itself.
+    """
 
     def __init__(self) -> None:
         self.base = ""
         self.place = ("start", time.monotonic())
         self.waiting: tuple[str, float] | None = None
         self.failing = ""
+        self.surprise: tuple[BaseException, Agreed] | None = None
         self._thread = threading.get_ident()
 
     def at(self, text: str) -> Visit:

@@ -12,14 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType
+from functools import wraps
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_uninterruptible: set[CodeType] = set()
 
 
 class Terminated(BaseException):
@@ -28,8 +28,16 @@ class Terminated(BaseException):
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorates what a C library calls back and can't leave by an exception: signals wait."""
-    _uninterruptible.add(function.__code__)
-    return function
+
+    @wraps(function)
+    def called(*args: _P.args, **options: _P.kwargs) -> _R:
+        return function(*args, **options)
+
+    return called
+
+
+# All functions that are decorated run inside a frame of this one piece of code.
+_UNINTERRUPTIBLE = uninterruptible(lambda: None).__code__
 
 
 class Handler:
@@ -46,7 +54,7 @@ class Handler:
             return
         inner = frame
         while inner is not None:
-            if inner.f_code in _uninterruptible:
+            if inner.f_code is _UNINTERRUPTIBLE:
                 self.waiting = number
                 self.deliver_again(number)
                 return

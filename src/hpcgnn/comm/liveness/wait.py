@@ -26,7 +26,7 @@ class Waiter:
         self, limit: float, location: Location, overdue: Callable[[str, float], None]
     ) -> None:
         self.limit = limit
-        self._whereabouts = location
+        self._location = location
         self._overdue = overdue
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
@@ -55,7 +55,7 @@ class Waiter:
         self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None
     ) -> int:
         last = time.monotonic()
-        self._whereabouts.set_waiting(where)
+        self._location.set_waiting(where)
         waited, granted, nap = 0.0, self.limit, SHORTEST_SLEEP
         try:
             while True:
@@ -72,4 +72,4 @@ class Waiter:
                 waited += min(now - last, 1.0)
                 last = now
         finally:
-            self._whereabouts.waiting = None
+            self._location.waiting = None

@@ -42,7 +42,7 @@ class Watchdog:
 
     def __init__(self, heartbeat: Heartbeat, location: Location) -> None:
         self._heartbeat = heartbeat
-        self._whereabouts = location
+        self._location = location
 
     @property
     def _own(self) -> Peer:
@@ -79,7 +79,7 @@ class Watchdog:
         self._refuse_silent([p for p in away if p.rank not in working], here)
 
     def _here(self, where: str, waited: float) -> str:
-        place = self._whereabouts.place[0]
+        place = self._location.place[0]
         return f"rank {self._own.number} waited {waited:.0f} s in {where!r} (at {place!r})"
 
     def _refuse_silent(self, silent: Sequence[Peer], here: str) -> None:

@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +16,7 @@ from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport, Transport
 from hpcgnn.comm.transport.staged import CudaCopier, StagedTransport
 from hpcgnn.errors import CommunicationError, InputError, say
-from hpcgnn.system import find_program
+from hpcgnn.system import find_program, loaded_files
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -118,13 +116,9 @@ def _query_function() -> Callable[[], int] | None:
 
 def _mpi_libraries() -> list[str]:
     """The MPI libraries that this process has loaded."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
-    paths = (line.split(maxsplit=5)[-1] for line in lines)
-    return list(dict.fromkeys(path for path in paths if _MPI_LIBRARY.search(path)))
+    return [str(path) for path in loaded_files() if _MPI_LIBRARY.search(str(path))]
 
 
-@cache
 def _ompi_info() -> bool:
     program = find_program("ompi_info")
     if program is None:

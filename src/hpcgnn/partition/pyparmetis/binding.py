@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import shared_library
@@ -227,24 +228,13 @@ def load(comm: Communicator) -> ParMETIS:
     Raises:
         InputError: none is there, or none that this process can use; says which and why.
     """
-    error: HpcgnnError | None = None
     path: Path | None = None
-    if comm.rank == 0:
-        try:
+    with agreed(comm, "find ParMETIS"):
+        if comm.rank == 0:
             path = find()
-        except InputError as caught:
-            error = caught
-    comm.agree(error, where="find ParMETIS")
     path = comm.broadcast(path, where="find ParMETIS")
-    library: ParMETIS | None = None
-    try:
-        library = open_library(path)
-    except InputError as caught:
-        error = caught
-    comm.agree(error, where="load ParMETIS")
-    if library is None:
-        raise HpcgnnError("ParMETIS was not loaded")
-    return library
+    with agreed(comm, "load ParMETIS"):
+        return open_library(path)
 
 
 def find() -> Path:

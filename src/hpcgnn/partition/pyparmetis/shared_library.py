@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcgnn.errors import InputError
+from hpcgnn.system import loaded_files
 
 _MPI_NAME = re.compile(r"lib(mpi|mpich|mpi_abi|mpi_(cray|gnu|intel|amd|aocc|nvidia|pgi)\w*)\.so")
 _FOLDERS = ("PARMETIS_DIR", "PARMETIS_ROOT", "PARMETIS_HOME", "EBROOTPARMETIS")
@@ -102,11 +103,8 @@ def needed_mpi(libraries: list[Dynamic]) -> list[str]:
 
 def loaded_mpi() -> dict[str, Path]:
     """MPI libraries in this process by name: a link's name and the one inside the file."""
-    with Path("/proc/self/maps").open() as maps:
-        # A path may hold spaces; five columns stand before it.
-        files = {line.rstrip("\n").split(maxsplit=5)[-1] for line in maps if "libmpi" in line}
     result = {}
-    for file in map(Path, sorted(files)):
+    for file in sorted(loaded_files()):
         if _MPI_NAME.match(file.name) and file.is_file():
             result[file.name] = result[Dynamic.read(file).soname] = file
     return result

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.storage.generate import streams
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
@@ -145,13 +146,9 @@ def _in_order(
     """
     for base in range(0, total, comm.size):
         made: list[np.ndarray] = []
-        error: Exception | None = None
-        try:
+        with agreed(comm, "generate"):
             if base + comm.rank < total:
                 made = make(base + comm.rank)
-        except Exception as caught:
-            error = caught
-        comm.agree(error, where="generate")
         if comm.rank == 0:
             yield made
             del made

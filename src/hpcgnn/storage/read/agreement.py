@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import MASK, mix64, to_hex
@@ -103,17 +104,13 @@ def check_together(comm: Communicator, header: Header, claims: Claims, place: Pl
     ids = claims.ids - _sum_range(low, high, claims.key)
     sums = comm.allgather((ids, claims.fingerprint), where)
     told = comm.alltoallv([claims.sent[[peer]] for peer in range(comm.size)], where)
-    error: InputError | None = None
-    try:
+    with agreed(comm, where):
         _check_same(identities, place)
         claims.check_form(first_form, place)
         _check_sums(Place(place.file, "parts"), sums, header["fingerprint"])
         wrong = np.flatnonzero(claims.received != np.concatenate(told))
         if wrong.size:
             raise _disagree(place, f"part {wrong[0]}")
-    except InputError as caught:
-        error = caught
-    comm.agree(error, where=where)
 
 
 def _check_same(identities: list[list[object]], place: Place) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
@@ -44,31 +44,26 @@ def load_partition(
             other; a file that isn't the same on all ranks.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
-    error: Exception | None = None
     part: Part | None = None
     header: dict[str, Any] = {}
     claims: Claims | None = None
     key = comm.broadcast(new_key(), where="load partition")
-    try:
-        with PartitionFile(path) as file:
-            header = dict(file.header)
-            if file.num_parts != comm.size:
-                raise InputError(
-                    f"has {file.num_parts} parts but the job has {comm.size} ranks; start "
-                    f"{file.num_parts} ranks, or partition again with --parts {comm.size}",
-                    file=path,
-                )
-            if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
-                raise InputError(
-                    f"has {header.get('num_splits', 0)} splits, none with this number",
-                    file=path,
-                    value=split,
-                )
-            part = file.read_part(comm.rank)
-            claims = Claims(part, file.part_fingerprint(comm.rank), key)
-    except (InputError, OSError) as caught:
-        error = caught
-    comm.agree(error, where="load partition")
+    with agreed(comm, "load partition"), PartitionFile(path) as file:
+        header = dict(file.header)
+        if file.num_parts != comm.size:
+            raise InputError(
+                f"has {file.num_parts} parts but the job has {comm.size} ranks; start "
+                f"{file.num_parts} ranks, or partition again with --parts {comm.size}",
+                file=path,
+            )
+        if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
+            raise InputError(
+                f"has {header.get('num_splits', 0)} splits, none with this number",
+                file=path,
+                value=split,
+            )
+        part = file.read_part(comm.rank)
+        claims = Claims(part, file.part_fingerprint(comm.rank), key)
     require_same(comm, {"split": split, "mode": mode}, "settings", file=path)
     if part is None or claims is None:
         raise InputError("could not be read", file=path)

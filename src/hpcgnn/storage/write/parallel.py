@@ -76,7 +76,7 @@ def _library(comm: Communicator, where: str, *, locked: bool = False) -> Iterato
     `locked`: one in which h5py keeps Python's lock.
     """
     comm.barrier(where=where)
-    with comm.foreign(where, locked=locked):
+    with comm.blocking_call(where, locked=locked):
         yield
 
 

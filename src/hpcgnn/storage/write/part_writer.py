@@ -146,14 +146,9 @@ def _start(
 def _write_in_turn(
     path: Path, temporary: Path, comm: Communicator, pieces: Sequence[Piece], compress: bool
 ) -> None:
-    error: Exception | None = None
     with comm.in_turn("write the partition file"):
-        try:
-            if pieces:
-                _append(path, temporary, pieces, compress)
-        except Exception as caught:
-            error = caught
-    comm.agree(error, where="write the partition file")
+        if pieces:
+            _append(path, temporary, pieces, compress)
 
 
 def _append(path: Path, temporary: Path, pieces: Sequence[Piece], compress: bool) -> None:

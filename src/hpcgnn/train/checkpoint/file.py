@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.config import Config, from_mapping
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, VERSION
@@ -79,30 +80,20 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
     prints = comm.allgather(_fingerprint(own), where="checkpoint fingerprint")
     content = (_fingerprint(checkpoint.arrays) + sum(prints)) & MASK
     with ExitStack() as stack:
-        temporary, error = path, None
-        try:
+        temporary = path
+        with agreed(comm, "checkpoint name"):
             if comm.rank == 0:
                 temporary = stack.enter_context(atomic.claim(path))
-        except HpcgnnError as caught:
-            error = caught
-        comm.agree(error, where="checkpoint name")
         temporary = comm.broadcast(temporary, where="checkpoint name")
-        with comm.in_turn(where="checkpoint"):
-            try:
-                with atomic.write(temporary, "w" if comm.rank == 0 else "r+", shown=path) as output:
-                    _put(output, own)
-                    if comm.rank == 0:
-                        _put(output, checkpoint.arrays)
-                        output.set_attributes(checkpoint.attributes(content))
-            except HpcgnnError as caught:
-                error = caught
-        comm.agree(error, where="checkpoint")
-        try:
+        mode = "w" if comm.rank == 0 else "r+"
+        with comm.in_turn("checkpoint"), atomic.write(temporary, mode, shown=path) as output:
+            _put(output, own)
+            if comm.rank == 0:
+                _put(output, checkpoint.arrays)
+                output.set_attributes(checkpoint.attributes(content))
+        with agreed(comm, "checkpoint name"):
             if comm.rank == 0:
                 atomic.publish(temporary, path)
-        except HpcgnnError as caught:
-            error = caught
-        comm.agree(error, where="checkpoint name")
 
 
 def read_epoch(path: str | Path) -> int:

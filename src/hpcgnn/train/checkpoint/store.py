@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError, warn
 from hpcgnn.storage.write import atomic
@@ -42,14 +43,13 @@ class CheckpointStore:
         self._lost: dict[str, str] = {}  # by kind: why its newest one is not on disk
         self._again: Checkpoint | None = None  # the best one, where it couldn't be written
         self._desk = WritingDesk(self._write) if comm.rank == 0 else None
-        problem: OutputError | None = None
-        if comm.rank == 0:
+        with agreed(comm, "run directory"):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                atomic.remove_abandoned(folder)
+                if comm.rank == 0:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    atomic.remove_abandoned(folder)
             except OSError as error:
-                problem = OutputError(f"can't be made: {error.strerror}", file=folder)
-        comm.agree(problem, where="run directory")
+                raise OutputError(f"can't be made: {error.strerror}", file=folder) from None
 
     def save(self, checkpoint: Checkpoint, best: bool = False) -> None:
         """Write `epoch-N.h5` or `best.h5`, then `last.h5`; returns before it is on disk.
@@ -99,13 +99,9 @@ class CheckpointStore:
             InputError: there are some, but none can be used.
         """
         found: tuple[Path, Checkpoint] | None = None
-        problem: InputError | None = None
-        if self.comm.rank == 0:
-            try:
+        with agreed(self.comm, "checkpoint"):
+            if self.comm.rank == 0:
                 found = self._find()
-            except InputError as error:
-                problem = error
-        self.comm.agree(problem, where="checkpoint")
         found = self.comm.broadcast(found, where="checkpoint")
         self._newest = found[1].epoch if found else 0
         return found
