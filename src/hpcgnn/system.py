@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def is_named_pipe(status: os.stat_result) -> bool:
+    """Whether it is a pipe in a folder, which holds a reader until somebody opens it to write.
+
+    Those of the shell, `<(command)` and `command |`, have a writer and lie in no folder.
+    """
+    if not stat.S_ISFIFO(status.st_mode):
+        return False
+    ends = os.pipe()
+    nowhere = os.fstat(ends[0]).st_dev
+    for end in ends:
+        os.close(end)
+    return status.st_dev != nowhere
 
 
 def loaded_files() -> list[Path]:

@@ -36,6 +36,32 @@ def peak_memory(*args: object) -> int:
     return int(done.stdout.split("peak VmHWM:")[1].split()[0]) << 10
 
 
+def test_pipes_of_the_shell_are_read(tmp_path, capsys):
+    ends = [os.pipe(), os.pipe()]
+    for k, (_, writer) in enumerate(ends):
+        os.write(writer, b"%d %d\n" % (k, k + 1))
+        os.close(writer)
+    sources = [f"/dev/fd/{reader}" for reader, _ in ends]
+    try:
+        assert main(["convert", *sources, str(tmp_path / "g.h5"), "--format", "edges"]) == 0
+    finally:
+        for reader, _ in ends:
+            os.close(reader)
+    assert "3 nodes, 2 edges" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["g.h5"]
+
+
+@pytest.mark.parametrize("format", ["planetoid", "ogb", "parquet"])
+def test_named_pipes_in_folders_are_not_waited_for(format, tmp_path, capsys):
+    folder = tmp_path / "source"
+    (folder / "raw").mkdir(parents=True)
+    parts = ["x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"]
+    for name in (*[f"ind.c.{part}" for part in parts], "raw/num-node-list.csv.gz", "x.parquet"):
+        os.mkfifo(folder / name)
+    assert main(["convert", str(folder), str(tmp_path / "g.h5"), "--format", format]) == 2
+    assert ": is a pipe, device or socket" in capsys.readouterr().err
+
+
 def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
     """Lines of two numbers with leading zeros, as fast as memory allows."""
     with path.open("wb") as file:

@@ -103,7 +103,7 @@ HOLDER = """
 import signal, sys
 import numpy as np
 from pathlib import Path
-from hpcgnn.storage import atomic
+from hpcgnn.storage.write import atomic
 path = Path(sys.argv[1])
 with atomic.claim_folder(path) as folder, atomic.create(path) as output:
     (folder / "records").write_text("spooled")
@@ -127,6 +127,15 @@ def holder(tmp_path):
 def write_once(path: Path) -> None:
     with atomic.create(path) as output:
         output.set_attributes({"x": 1})
+
+
+def test_the_longest_name_in_other_letters_than_latin(tmp_path):
+    path = tmp_path / ("ä" * 126 + ".h")
+    for _ in range(2):
+        write_once(path)
+    with atomic.claim(path) as temporary:
+        assert len(os.fsencode(temporary.name)) < 256
+    assert names(tmp_path) == [path.name]
 
 
 def names(folder: Path) -> list[str]:

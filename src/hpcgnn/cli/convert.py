@@ -12,6 +12,7 @@ from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import Nodes, Options, Source
+from hpcgnn.storage.importers.text import store_pipe
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.outputs import check_output
@@ -110,6 +111,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
     """Convert; `comm` is None (the work is done by one process)."""
     out: Path = args.out
     check_output(out, GRAPH, force=args.force, inputs=_inputs(args))
+    for path in _inputs(args):
+        if path is not None:
+            store_pipe(path, out.parent)
     format = args.format or guess_format(args.sources[0])
     options = _options(args, _limit(args.memory, prepare(format)))
     source = open_source(args.sources, format, options)

@@ -30,6 +30,7 @@ import numpy as np
 
 from hpcgnn.comm.liveness import shared_memory
 from hpcgnn.errors import CommunicationError, HpcgnnError, say
+from hpcgnn.system import find_program
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,9 +155,9 @@ def _mpi() -> Iterator[Finding]:
     number = ".".join(map(str, version))
     yield Finding("ok", "mpi", f"{name} {number}, threads {level}")
     beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec") or shutil.which("mpirun")
+    mpiexec = str(beside) if beside.exists() else find_program("mpiexec") or find_program("mpirun")
     if mpiexec is None:
-        state = "note" if shutil.which("srun") else "bad"
+        state = "note" if find_program("srun") else "bad"
         yield Finding(state, "mpiexec", "not found: start jobs with srun")
         return
     said = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=20)

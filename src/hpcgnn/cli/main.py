@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import stat
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
 from hpcgnn.errors import InputError, warn
+from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
@@ -166,10 +166,8 @@ def _refuse_pipes(args: argparse.Namespace) -> None:
         if not isinstance(value, str | Path):
             continue
         path = str(value).rpartition("=")[2]
-        if path.startswith(("/dev/", "/proc/")):
-            continue  # of the shell: <(command)
         with suppress(OSError, ValueError):
-            if stat.S_ISFIFO(Path(path).stat().st_mode):
+            if is_named_pipe(Path(path).stat()):
                 raise InputError("is a named pipe: give a file", file=path)
 
 

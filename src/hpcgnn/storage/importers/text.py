@@ -8,8 +8,10 @@ import io
 import lzma
 import os
 import re
+import shutil
 import stat
 import struct
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -21,8 +23,9 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
+from hpcgnn.system import is_named_pipe
 
 DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 _ZIP_SURPRISES = (NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
@@ -133,6 +136,37 @@ def require(path: Path) -> Path:
     """`path`, if a regular file is there that may be read."""
     with open_file(path):
         return path
+
+
+def store_pipe(path: Path, folder: Path) -> None:
+    """Where `path` is a pipe of the shell, as in `<(command)`, put a file with its bytes there.
+
+    Files are read more than once. This one has no name in `folder` and ends with the process.
+
+    Raises:
+        OutputError: `folder` has no space for it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return  # whoever opens it says so
+    if not stat.S_ISFIFO(status.st_mode) or is_named_pipe(status):
+        return
+    numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - no files but numbers
+    for number in numbers:
+        with suppress(OSError):  # the number of the listing itself
+            if os.path.samestat(os.fstat(number), status):
+                break
+    else:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as store, open(number, "rb", closefd=False) as pipe:
+            shutil.copyfileobj(pipe, store, PIECE_BYTES)
+            store.flush()
+            os.dup2(store.fileno(), number)
+    except OSError as error:
+        text = f"can't be stored in {folder}: {error.strerror}"
+        raise OutputError(text, file=path) from None
 
 
 LONGEST_LINE = 16 << 20

@@ -30,7 +30,7 @@ from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage.schema import MAX_CHUNK_BYTES, attribute_checksum, chunk_rows
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
-_NAME = 200  # characters of the target's name in that of a temporary file
+_NAME = 200  # bytes of the target's name in that of a temporary file; most systems allow 255
 
 
 class OutputFile:
@@ -179,7 +179,7 @@ def _new_folder(path: Path) -> int:
 
 def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     while True:
-        temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.tmp")
         try:
             descriptor = make(temporary)
         except OSError as error:
@@ -192,12 +192,20 @@ def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         os.close(descriptor)  # removed as abandoned before it was locked
 
 
+def _shortened(name: str) -> str:
+    """The front of a name, without the character that `_NAME` bytes would cut."""
+    raw = os.fsencode(name)
+    if len(raw) <= _NAME:
+        return name
+    return raw[:_NAME].decode(errors="ignore")
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and folders that no living process holds; those of `name` only.
 
     Where the file system has no locks, nothing is removed.
     """
-    target = "?*" if name is None else escape(name[:_NAME])
+    target = "?*" if name is None else escape(_shortened(name))
     for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError):
             is_folder = temporary.is_dir() and not temporary.is_symlink()
