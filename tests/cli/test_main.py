@@ -104,6 +104,7 @@ sys.exit(main([*sys.argv[2:], *([] if first else sys.argv[1].split())]))
     ("more", "line"),
     [
         ("--bogus", "rank 1: unrecognized arguments: --bogus; "),
+        ("--help", "the ranks have different options: verb is '--help or --version' on rank 1, "),
         ("--seed 3", "the ranks have different options: seed is 3 on rank 1, 0 on rank 0; "),
     ],
 )

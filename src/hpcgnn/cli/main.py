@@ -17,7 +17,7 @@ from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
 
@@ -99,13 +99,27 @@ class Command:
         return command
 
     @property
+    def helped(self) -> bool:
+        """Whether the command line asked for --help or --version, which are printed already."""
+        return isinstance(self.problem, SystemExit)
+
+    @property
+    def serial(self) -> bool:
+        """Whether one process does the work."""
+        if self.verb is None or self.helped:
+            return True
+        return self.verb in SERIAL if self.module is None else self.module.PARALLEL is False
+
+    @property
     def parallel(self) -> bool | None:
-        """As `world.run` takes it: an error of one rank needs MPI to reach the others."""
-        helped = isinstance(self.problem, SystemExit)
-        if self.verb is None or helped or (self.problem and world.launched()[1] == 1):
+        """As `world.run` takes it: an error of one rank needs MPI to reach the others.
+
+        So does a serial verb among several processes, some of which may have been told another.
+        """
+        if world.launched()[1] > 1:
+            return None if self.serial else True if self.module is None else self.module.PARALLEL
+        if self.problem or self.serial or self.module is None:
             return False
-        if self.module is None:
-            return self.verb not in SERIAL
         kind: bool | None = self.module.PARALLEL
         return kind
 
@@ -119,16 +133,36 @@ class Command:
     def run(self, comm: Communicator | None) -> int:
         """Run the verb, once all ranks have been told the same."""
         if comm is not None:
-            comm.agree(self.problem, where="read the options")
-            given = {k: v for k, v in vars(self.args).items() if k not in _OWN}
-            require_same(comm, {"the release": __version__, "verb": self.verb, **given}, "options")
-        elif self.problem is not None:
+            comm.agree(None if self.helped else self.problem, where="read the options")
+            verb = "--help or --version" if self.helped else self.verb
+            given = {} if self.args is None else vars(self.args)
+            given = {name: value for name, value in given.items() if name not in (*_OWN, "verb")}
+            require_same(comm, {"the release": __version__, "verb": verb, **given}, "options")
+        if self.problem is not None:
             raise self.problem
-        elif self.verb in SERIAL and world.launched()[1] > 1:
-            warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
         if self.module is None:
             return 0
-        status: int = self.module.run(self.args, comm)
+        if self.serial and world.launched()[1] > 1 and (comm is None or comm.rank == 0):
+            warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
+        status: int
+        if self.serial and comm is not None:
+            status = self._run_on_first(comm, self.module)
+        else:
+            status = self.module.run(self.args, comm)
+        return status
+
+    def _run_on_first(self, comm: Communicator, module: ModuleType) -> int:
+        """Run a serial verb on rank 0 while the others wait, for as long as it takes."""
+        comm.timeout = limit.MOST_SECONDS
+        status, error = 0, None
+        if comm.rank == 0:
+            try:
+                status = module.run(self.args, None)
+            except Exception as caught:
+                error = caught
+        failed = comm.broadcast(error is not None, where="serial verb")
+        # On all ranks, since it is nothing about rank 0.
+        comm.agree(error or (HpcgnnError("failed on rank 0") if failed else None), "serial verb")
         return status
 
 
