@@ -82,7 +82,7 @@ def one_returns(comm: Any) -> None:
         comm.barrier("left behind")
 
 
-def one_astray(comm: Any) -> None:
+def one_in_another_operation(comm: Any) -> None:
     if comm.rank == 1:
         comm.broadcast("metrics", where="evaluation")
     else:

@@ -97,19 +97,19 @@ def test_a_rank_that_computes_is_given_time(faulty):
 
 
 def test_strict_mode_names_the_rank_in_another_operation(faulty):
-    outcome = faulty("one_astray", env={"HPCGNN_STRICT": "1"})
+    outcome = faulty("one_in_another_operation", env={"HPCGNN_STRICT": "1"})
     assert outcome.status == 3 and outcome.seconds < SOON
     assert outcome.errors == [
-        "hpcgnn: error: rank 1 went astray to broadcast from 0 'evaluation', while the others "
+        "hpcgnn: error: rank 1 is at broadcast from 0 'evaluation', while the others "
         "are at allreduce sum of float32 (3,) 'gradients'"
     ]
-    assert outcome.err.count("in one_astray") == 2
+    assert outcome.err.count("in one_in_another_operation") == 2
 
 
 def test_strict_mode_compares_shapes(faulty):
     outcome = faulty("wrong_shape", env={"HPCGNN_STRICT": "1"})
     assert outcome.status == 3
-    assert "rank 1 went astray to allreduce sum of float64 (4,)" in outcome.errors[0]
+    assert "rank 1 is at allreduce sum of float64 (4,)" in outcome.errors[0]
 
 
 @pytest.mark.parametrize("fault", ["out_of_memory", "out_of_memory_in_torch"])

@@ -117,9 +117,14 @@ def test_failing_in_place_of_packing_and_of_taking_a_reply(comm):
             assert (reply == -mark - comm.rank).all()
 
         exchange = Exchange(
-            ring, [Outgoing(p, rows, pack) for p in peers], [Incoming(p, rows) for p in sources],
-            4, torch.float32, reply_width=2, on_reply=on_reply,
-        )  # fmt: skip
+            ring,
+            [Outgoing(p, rows, pack) for p in peers],
+            [Incoming(p, rows) for p in sources],
+            4,
+            torch.float32,
+            reply_width=2,
+            on_reply=on_reply,
+        )
         for arrival in exchange:
             count("arrival")
             assert (arrival.rows_MF == mark + sources[arrival.index]).all()
@@ -203,8 +208,9 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm):
         ring,
         [Outgoing(p, rows, lambda out: out.zero_()) for p in peers[0] for _ in range(count)],
         [Incoming(p, rows) for p in peers[1] for _ in range(count)],
-        width, torch.float32,
-    ):  # fmt: skip
+        width,
+        torch.float32,
+    ):
         pass
     comm.barrier()
     assert grown < (1 << 20), f"{grown} bytes"

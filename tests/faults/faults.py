@@ -1,4 +1,4 @@
-"""Strikes a running job with a signal, and looks at what is left of it."""
+"""Injects a signal into a running job, and looks at what is left of it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _MARK = "HPCGNN_FAULT_JOB"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a struck job; `problems` is empty when everything was as it must be."""
+    """What became of a job after a fault; `problems` is empty when everything was as it must be."""
 
     fault: Fault
-    struck: bool
+    injected: bool
     status: int
     seconds: float
     folder: Path
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Workplace:
-    """Small inputs, the files of undisturbed jobs, and jobs to be struck, below one folder."""
+    """Small inputs, the files of undisturbed jobs, and jobs that get a fault, below one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,16 +92,16 @@ class Workplace:
         file.write_text(json.dumps(commands))
         _run([*_mpiexec(), sys.executable, "-m", "tests.faults.several", str(file)])
 
-    def strike(self, fault: Fault) -> Outcome:
-        """Run the job, strike it, wait until all of it is gone, and judge what is left."""
+    def inject(self, fault: Fault) -> Outcome:
+        """Run the job, inject the fault, wait until all of it is gone, and judge what is left."""
         folder = self.folder / f"{fault}-{secrets.token_hex(2)}"
         folder.mkdir()
         for name in RESULTS.get(fault.verb, ()):
             shutil.copy(self.good / name, folder / name)
-        order, struck = folder / "fault.json", folder / "struck"
-        order.write_text(json.dumps(asdict(fault) | {"struck": str(struck)}))
+        order, injected = folder / "fault.json", folder / "injected"
+        order.write_text(json.dumps(asdict(fault) | {"injected": str(injected)}))
         mark = secrets.token_hex(8)
-        command = [sys.executable, "-m", "tests.faults.victim", str(order)]
+        command = [sys.executable, "-m", "tests.faults.target", str(order)]
         command += self.command(fault.verb, fault.model, folder)
         if fault.signal == "SIGSTOP":
             command += ["--timeout", str(TIMEOUT)]
@@ -114,16 +114,16 @@ class Workplace:
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
             )
-        status, seconds, left = _await_end(job, mark, struck)
+        status, seconds, left = _await_end(job, mark, injected)
         problems = [f"processes {left} were left after {seconds:.0f} s"] if left else []
-        if struck.exists() and not left:
+        if injected.exists() and not left:
             problems += judge_end(fault, status, seconds, folder)
         problems += judge_files(fault, self.good, folder)
         requeue = (folder / fault.model / "REQUEUE").exists()
-        return Outcome(fault, struck.exists(), status, seconds, folder, tuple(problems), requeue)
+        return Outcome(fault, injected.exists(), status, seconds, folder, tuple(problems), requeue)
 
     def resume(self, outcomes: list[Outcome]) -> dict[Outcome, list[str]]:
-        """Resume all struck trainings; what differs from the undisturbed ones."""
+        """Resume all trainings after their faults; what differs from the undisturbed ones."""
         mine = [outcome for outcome in outcomes if outcome.fault.verb == "train"]
         self.several([self.command("train", o.fault.model, o.folder) for o in mine])
         return {o: compare_runs(self.good / o.fault.model, o.folder / o.fault.model) for o in mine}
@@ -161,15 +161,15 @@ def _living(mark: str) -> list[int]:
 
 
 def _await_end(
-    job: subprocess.Popen[bytes], mark: str, struck: Path
+    job: subprocess.Popen[bytes], mark: str, injected: Path
 ) -> tuple[int, float, list[int]]:
-    """Status of the job, seconds from the blow to its end, processes that had to be killed."""
+    """Status of the job, seconds from the signal to its end, processes that had to be killed."""
     end = time.time() + 240
     while time.time() < end and (job.poll() is None or _living(mark)):
         time.sleep(0.05)
-        if struck.exists() and time.time() > struck.stat().st_mtime + SOON_STOPPED:
+        if injected.exists() and time.time() > injected.stat().st_mtime + SOON_STOPPED:
             break
-    seconds = time.time() - struck.stat().st_mtime if struck.exists() else 0.0
+    seconds = time.time() - injected.stat().st_mtime if injected.exists() else 0.0
     left = _living(mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)

@@ -60,7 +60,7 @@ def judge_end(fault: Fault, status: int, seconds: float, folder: Path) -> list[s
     requeue = (folder / fault.model / "REQUEUE").exists()
     if stops and (status != 0 or done == requeue):
         problems.append(f"an agreed stop ended with status {status}, REQUEUE {requeue}: {errors}")
-    # A rank may be struck when it has nothing more to do for the job.
+    # The signal may come to a rank when it has nothing more to do for the job.
     if not stops and status == 0 and not _complete(fault, folder):
         problems.append(f"status 0 after {fault.signal}")
     return problems

@@ -21,11 +21,18 @@ MOMENTS = {
     "convert": [("start", 1), ("write", 20), ("sync", 1), ("publish", 1)],
     "partition": [("running", 1), ("exchange", 8), ("write", 20), ("publish", 1)],
     "train": [
-        ("running", 1), ("forward", 20), ("backward", 8), ("all-reduce", 8), ("save", 5),
-        ("write", 80), ("sync", 5), ("publish", 5), ("journal", 8),
+        ("running", 1),
+        ("forward", 20),
+        ("backward", 8),
+        ("all-reduce", 8),
+        ("save", 5),
+        ("write", 80),
+        ("sync", 5),
+        ("publish", 5),
+        ("journal", 8),
     ],
     "predict": [("running", 1), ("forward", 2), ("write", 20), ("publish", 1)],
-}  # fmt: skip
+}
 
 
 def draw(rng: random.Random) -> Fault:
@@ -59,21 +66,20 @@ def main() -> int:
     for number in range(args.count):
         if time.monotonic() > end:
             break
-        outcome = place.strike(draw(rng))
+        outcome = place.inject(draw(rng))
         outcomes.append(outcome)
-        print(
-            f"{number + 1:4d} {outcome.fault}: {'struck' if outcome.struck else 'missed'}, status "
-            f"{outcome.status}, {outcome.seconds:.1f} s {'; '.join(outcome.problems)}",
-            flush=True,
-        )
+        what = "injected" if outcome.injected else "not reached"
+        ended = f"status {outcome.status}, {outcome.seconds:.1f} s"
+        problems = "; ".join(outcome.problems)
+        print(f"{number + 1:4d} {outcome.fault}: {what}, {ended} {problems}", flush=True)
     bad = [outcome for outcome in outcomes if outcome.problems]
     resumed = place.resume(outcomes)
     for outcome, problems in resumed.items():
         if problems:
             print(f"{outcome.folder}: {'; '.join(problems)}")
     different = sum(map(bool, resumed.values()))
-    struck = Counter(f"{o.fault.verb} {o.fault.signal}" for o in outcomes if o.struck)
-    print(f"{sum(struck.values())} of {len(outcomes)} struck: {dict(sorted(struck.items()))}")
+    injected = Counter(f"{o.fault.verb} {o.fault.signal}" for o in outcomes if o.injected)
+    print(f"{sum(injected.values())} of {len(outcomes)} injected: {dict(sorted(injected.items()))}")
     print(f"{len(bad)} ended wrongly; {len(resumed)} trainings resumed, {different} differ")
     return 1 if bad or different else 0
 

@@ -31,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         place = Workplace(tmp_path_factory.mktemp("faults") / "work")
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    outcomes = [place.strike(fault) for fault in FAULTS]
+    outcomes = [place.inject(fault) for fault in FAULTS]
     resumed = place.resume(outcomes)
     return {o.fault: (o, resumed.get(o, [])) for o in outcomes}
 
@@ -39,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
     outcome, resumed = results[fault]
-    assert outcome.struck
+    assert outcome.injected
     assert not outcome.problems
     assert outcome.requeue == (fault.verb == "train" and fault.signal in STOPS)
     assert not resumed

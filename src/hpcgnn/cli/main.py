@@ -70,9 +70,11 @@ def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentPar
             module.add_arguments(sub)
             if module.PARALLEL is not False:
                 sub.add_argument(
-                    "--timeout", type=_seconds, metavar="SECONDS",
+                    "--timeout",
+                    type=_seconds,
+                    metavar="SECONDS",
                     help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
-                )  # fmt: skip
+                )
     return parser
 
 

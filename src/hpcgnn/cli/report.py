@@ -122,8 +122,12 @@ def _config(folder: Path) -> dict[str, Any]:
     for name in ("epochs", "patience"):
         value = config.get(name)
         if value is not None and (type(value) is not int or abs(value) > MAX_EPOCH):
-            raise InputError("must be a number of epochs", file=folder / "config.json",
-                             dataset=name, value=type(value).__name__)  # fmt: skip
+            raise InputError(
+                "must be a number of epochs",
+                file=folder / "config.json",
+                dataset=name,
+                value=type(value).__name__,
+            )
     return config
 
 

@@ -49,13 +49,13 @@ def require_same(
     for name in dict.fromkeys(name for found in facts_P for name in found):
         texts = [found.get(name, "not given") for found in facts_P]
         usual = Counter(texts).most_common(1)[0][0]
-        astray = [rank for rank, text in enumerate(texts) if text != usual]
-        if astray:
-            other = next(rank for rank, text in enumerate(texts) if text == usual)
+        odd = next((rank for rank, text in enumerate(texts) if text != usual), None)
+        if odd is not None:
+            same = next(rank for rank, text in enumerate(texts) if text == usual)
             comm.agree(
                 InputError(
-                    f"the ranks have different {what}: {name} is {texts[astray[0]][:_SHOWN]} on "
-                    f"rank {astray[0]}, {usual[:_SHOWN]} on rank {other}; give all ranks the same",
+                    f"the ranks have different {what}: {name} is {texts[odd][:_SHOWN]} on "
+                    f"rank {odd}, {usual[:_SHOWN]} on rank {same}; give all ranks the same",
                     file=None if file is None else str(file),
                 ),
                 where=f"compare {what}",

@@ -1,4 +1,4 @@
-"""Which rank is lost or went astray."""
+"""Which rank is lost, or waits at another place than the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
 class LostRank(CommunicationError):
     """A rank that doesn't answer or is elsewhere.
 
-    Attributes: `trace`: lines that say where the astray ranks are.
+    Attributes: `trace`: lines that say where the ranks are that didn't come.
     """
 
     def __init__(self, message: str, trace: Sequence[str] = ()) -> None:
@@ -64,8 +64,8 @@ class Watchdog:
         if away and all(p.rank in working for p in away) and waited < MOST_LIMITS * limit:
             self._warn(away[0], reports, here)
         else:
-            astray = away or [p for p in others if reports[p.rank].waiting != where]
-            self._blame(astray, reports, here)
+            elsewhere = away or [p for p in others if reports[p.rank].waiting != where]
+            self._blame(elsewhere, reports, here)
 
     def examine_silent(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
         """Raises LostRank when a rank gives no answer; all the others may take their time.
@@ -137,14 +137,14 @@ class Watchdog:
         )
         warn(text)
 
-    def _blame(self, astray: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
-        if not astray:
+    def _blame(self, elsewhere: Sequence[Peer], reports: dict[int, Report], here: str) -> None:
+        if not elsewhere:
             raise LostRank(f"{here}, and so did all others: a message was lost")
         trace = []
-        for peer in astray[:4]:
+        for peer in elsewhere[:4]:
             stack = reports[peer.rank].stack if peer.rank in reports else []
             trace += [f"{peer} is at:", *(f"    {line}" for line in stack)]
-        sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in astray[:4])
+        sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in elsewhere[:4])
         raise LostRank(
             f"{here}, but {sentences} (if that is only slow, --timeout gives more time)",
             trace,
@@ -184,15 +184,15 @@ def check(mpi: MPI.Comm, text: str, wait: Callable[[MPI.Request], None]) -> None
     padded = np.zeros(_TEXT, np.uint8)
     padded[: len(account)] = np.frombuffer(account, np.uint8)
     wait(mpi.Iallgather(padded, accounts))
-    raise _astray([pickle.loads(row.tobytes()) for row in accounts])
+    raise _out_of_step([pickle.loads(row.tobytes()) for row in accounts])
 
 
-def _astray(accounts: list[tuple[str, list[str]]]) -> LostRank:
+def _out_of_step(accounts: list[tuple[str, list[str]]]) -> LostRank:
     usual = Counter(text for text, _ in accounts).most_common(1)[0][0]
-    astray = [rank for rank, (text, _) in enumerate(accounts) if text != usual]
+    elsewhere = [rank for rank, (text, _) in enumerate(accounts) if text != usual]
     trace = []
-    for rank in [next(r for r, (text, _) in enumerate(accounts) if text == usual), *astray[:4]]:
+    for rank in [next(r for r, (text, _) in enumerate(accounts) if text == usual), *elsewhere[:4]]:
         text, stack = accounts[rank]
         trace += [f"rank {rank} is at {text}:", *(f"    {line}" for line in stack)]
-    named = "; ".join(f"rank {rank} went astray to {accounts[rank][0]}" for rank in astray[:4])
+    named = "; ".join(f"rank {rank} is at {accounts[rank][0]}" for rank in elsewhere[:4])
     return LostRank(f"{named}, while the others are at {usual}", trace)

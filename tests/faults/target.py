@@ -1,9 +1,9 @@
 """The command `hpcgnn` in which one rank sends itself a signal at a chosen place.
 
-    mpiexec -n 2 python -m tests.faults.victim FAULT.json train graph.p2.h5 ...
+    mpiexec -n 2 python -m tests.faults.target FAULT.json train graph.p2.h5 ...
 
-FAULT.json: place, visit (the how-manieth time it is reached), delay in seconds after that, rank,
-signal, struck (a file that is made just before).
+FAULT.json: place, visit (at which of its calls, from 1), delay in seconds after that, rank,
+signal, injected (a file that is made just before).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PLACES = {
 
 
 class Fault:
-    """Strikes at the `visit`-th call of the place."""
+    """Injects a fault at the `visit`-th call of a place."""
 
     def __init__(self, fault: dict[str, Any]) -> None:
         self.fault, self.calls = fault, 0
@@ -53,21 +53,21 @@ class Fault:
             if text in str(options.get("where", "")):
                 self.calls += 1
                 if self.calls == self.fault["visit"]:
-                    self.strike()
+                    self.inject()
             return function(*args, **options)
 
         return watched
 
-    def strike(self) -> None:
+    def inject(self) -> None:
         if self.fault["delay"] > 0:
-            timer = threading.Timer(self.fault["delay"], self.hit)
+            timer = threading.Timer(self.fault["delay"], self.send_signal)
             timer.daemon = True
             timer.start()
         else:
-            self.hit()
+            self.send_signal()
 
-    def hit(self) -> None:
-        Path(self.fault["struck"]).touch()
+    def send_signal(self) -> None:
+        Path(self.fault["injected"]).touch()
         os.kill(os.getpid(), signal.Signals[self.fault["signal"]])
 
 
