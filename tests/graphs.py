@@ -13,8 +13,9 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.partition.layout import assembly
-from hpcgnn.storage.read.graph_file import NodeData, Slab
+from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.load import assemble
+from hpcgnn.storage.read.nodes import NodeData
 
 
 @dataclass
@@ -117,7 +118,7 @@ def distribute(
     size = comm.size
     owner = random_owner(whole.num_nodes, size) if owner is None else owner
     counts = np.bincount(whole.target, minlength=whole.num_nodes)
-    slab = Slab(
+    slab = GraphSlab(
         lo=0,
         hi=whole.num_nodes,
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

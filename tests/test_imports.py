@@ -1,8 +1,9 @@
-"""The rooms of the package: imports point downward only, and nowhere in a circle."""
+"""The rooms of the package: imports point downward only, in no circle; each class has one name."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -70,3 +71,12 @@ def test_no_circles():
 def test_no_module_stands_beside_a_folder_of_its_name():
     folders = {path for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not {path for path in folders if path.with_suffix(".py").exists()}
+
+
+def test_no_public_class_name_exists_twice():
+    modules_of = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules_of[node.name].append(module)
+    assert not {name: found for name, found in modules_of.items() if len(found) > 1}

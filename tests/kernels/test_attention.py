@@ -37,7 +37,7 @@ class Problem:
     channels: int
     dtype: torch.dtype
     scale: float = 1.0
-    dropout: kernels.Dropout | None = None
+    dropout: kernels.EdgeDropout | None = None
     inputs: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self):
@@ -65,7 +65,7 @@ class Problem:
         out = torch.zeros(rows, self.heads * self.channels, dtype=self.dtype)
         for low, high in ranges or [(0, block.num_columns)]:
             part = kernels.columns_between(block, low, high)
-            dropout = self.dropout and kernels.Dropout(
+            dropout = self.dropout and kernels.EdgeDropout(
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )
             for piece in pieces(part.num_rows) if pieces else [None]:
@@ -184,7 +184,7 @@ def test_not_a_number_is_passed_on():
 def with_dropout(p: float, dtype: torch.dtype = torch.float32, depth: int = 0) -> Problem:
     edges = random_edges(30, 25, 300, feature_width=depth)
     ids = torch.randperm(1000)
-    dropout = kernels.Dropout(p, 3, 2, 1, ids[:25].clone(), ids[100:130].clone())
+    dropout = kernels.EdgeDropout(p, 3, 2, 1, ids[:25].clone(), ids[100:130].clone())
     return Problem(edges, 4, 8, dtype, dropout=dropout)
 
 
@@ -211,7 +211,7 @@ def mask_of(problem: Problem) -> Tensor:
         torch.zeros(count, problem.heads),
         out,
         slope=SLOPE,
-        dropout=kernels.Dropout(**(vars(problem.dropout) | {"destination_ids": ids})),
+        dropout=kernels.EdgeDropout(**(vars(problem.dropout) | {"destination_ids": ids})),
     )
     return out.double()
 
@@ -242,7 +242,7 @@ def test_dropout_is_unbiased_and_differs_between_heads_and_directions():
     count, heads, p = 20_000, 4, 0.3
     ids = torch.arange(200)
     edges = random_edges(200, 200, count)
-    dropout = kernels.Dropout(p, 1, 0, 0, ids, ids)
+    dropout = kernels.EdgeDropout(p, 1, 0, 0, ids, ids)
     kept = (mask_of(Problem(edges, heads, 1, torch.float32, dropout=dropout)) > 0).double()
     first = torch.unique(edges.source * 200 + edges.target, return_inverse=True)[1]
     distinct = torch.zeros(int(first.max()) + 1, heads, dtype=torch.float64)
@@ -320,8 +320,8 @@ def test_what_does_not_fit_is_refused():
         {"top": top.double()},
         {"out": out[:, :4]},
         {"edge_vector": torch.zeros(2, 3)},
-        {"dropout": kernels.Dropout(1.0, 0, 0, 0, ids, ids)},
-        {"dropout": kernels.Dropout(0.5, 0, 0, 0, ids[:3], ids)},
+        {"dropout": kernels.EdgeDropout(1.0, 0, 0, 0, ids, ids)},
+        {"dropout": kernels.EdgeDropout(0.5, 0, 0, 0, ids[:3], ids)},
         {"rows": (3, 9)},
     ]:
         tensors = [wrong.get(name, tensor) for name, tensor in good.items()]

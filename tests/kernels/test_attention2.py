@@ -32,7 +32,7 @@ class Problem:
     heads: int
     channels: int
     dtype: torch.dtype
-    dropout: kernels.Dropout | None = None
+    dropout: kernels.EdgeDropout | None = None
     inputs: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self):
@@ -53,7 +53,7 @@ class Problem:
         total = torch.zeros(rows, self.heads, dtype=self.dtype)
         out = torch.zeros(rows, self.heads * self.channels, dtype=self.dtype)
         for low, high in ranges or [(0, block.num_columns)]:
-            dropout = self.dropout and kernels.Dropout(
+            dropout = self.dropout and kernels.EdgeDropout(
                 **(vars(self.dropout) | {"source_ids": self.dropout.source_ids[low:high]})
             )
             kernels.gatv2_forward(
@@ -149,7 +149,7 @@ def test_blocks_pieces_and_threads():
 def test_dropout_is_that_of_attention(depth):
     edges = random_edges(30, 25, 300, feature_width=depth)
     ids = torch.randperm(1000)
-    dropout = kernels.Dropout(0.4, 3, 2, 1, ids[:25].clone(), ids[100:130].clone())
+    dropout = kernels.EdgeDropout(0.4, 3, 2, 1, ids[:25].clone(), ids[100:130].clone())
     problem = Problem(edges, 4, 8, torch.float64, dropout)
     result, lse = problem.forward(ranges=[(0, 9), (9, 25)])
     # With a score of 0 everywhere and z = 1, an edge that is alone in its row gives its mask.
@@ -168,7 +168,7 @@ def test_dropout_is_that_of_attention(depth):
         torch.zeros(count, 4, dtype=torch.float64),
         mask,
         slope=SLOPE,
-        dropout=kernels.Dropout(
+        dropout=kernels.EdgeDropout(
             0.4, 3, 2, 1, dropout.source_ids, dropout.destination_ids[edges.target]
         ),
     )

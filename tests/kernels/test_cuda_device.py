@@ -73,7 +73,7 @@ def run(problem, device: torch.device) -> list[torch.Tensor]:
             name: getattr(problem.dropout, name).to(device)
             for name in ("source_ids", "destination_ids")
         }
-        problem.dropout = kernels.Dropout(**(vars(problem.dropout) | ids))
+        problem.dropout = kernels.EdgeDropout(**(vars(problem.dropout) | ids))
     with device:
         result, lse = problem.forward()
         return [result, lse, *problem.backward(result, lse).values()]
@@ -88,7 +88,7 @@ def test_attention_of_both_kinds(heads, channels, depth, dtype, gpu):
     for kind in (attention, gatv2):
         edges = power_law(200, 150, 12_000, feature_width=depth)
         ids = torch.randperm(350)
-        dropout = kernels.Dropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
+        dropout = kernels.EdgeDropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
         here = run(
             kind.Problem(edges, heads, channels, dtype, dropout=dropout), torch.device("cpu")
         )

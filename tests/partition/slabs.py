@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.problem import Options, Task
-from hpcgnn.storage.read.graph_file import Slab
+from hpcgnn.partition.problem import PartitionOptions, Problem
+from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
@@ -32,22 +32,22 @@ def random_edges(num_nodes: int, count: int, seed: int = 0) -> tuple[np.ndarray,
     return source[order], target[order]
 
 
-def slab_of(source: np.ndarray, target: np.ndarray, low: int, high: int) -> Slab:
+def slab_of(source: np.ndarray, target: np.ndarray, low: int, high: int) -> GraphSlab:
     a, b = np.searchsorted(target, (low, high))
     counts = np.bincount(target[a:b] - low, minlength=high - low)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Slab(low, high, indptr, source[a:b].astype(np.int64))
+    return GraphSlab(low, high, indptr, source[a:b].astype(np.int64))
 
 
-def make_task(
+def make_problem(
     comm: Communicator,
     edges: tuple[np.ndarray, np.ndarray],
     num_nodes: int,
     num_parts: int,
     *,
     all_on: int | None = None,
-    options: Options | None = None,
-) -> Task:
+    options: PartitionOptions | None = None,
+) -> Problem:
     """In even slabs, or with every row on rank `all_on`; each seventh node is for training."""
     cuts = num_nodes * np.arange(comm.size + 1) // comm.size
     if all_on is not None:
@@ -56,7 +56,7 @@ def make_task(
     slab = slab_of(*edges, low, high)
     cost = 10 + np.diff(slab.indptr)
     train = np.arange(low, high) % 7 == 0
-    return Task(slab, num_nodes, num_parts, cost, train, options or Options())
+    return Problem(slab, num_nodes, num_parts, cost, train, options or PartitionOptions())
 
 
 def everywhere(comm: Communicator, owner: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 
 from hpcgnn.errors import InputError
 from hpcgnn.partition.layout import assembly
-from hpcgnn.storage.read.graph_file import NodeData, Slab, SparseRows
+from hpcgnn.storage.read.graph_file import GraphSlab
+from hpcgnn.storage.read.nodes import CsrRows, NodeData
 
 
 class Graph:
@@ -44,7 +45,7 @@ class Graph:
         a, b = np.searchsorted(self.target, (low, high))
         counts = np.bincount(self.target[a:b] - low, minlength=high - low)
         values = {name: v[a:b] for name, v in self.values.items()}
-        return Slab(
+        return GraphSlab(
             low,
             high,
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -60,7 +61,7 @@ class Graph:
         if sparse:
             at, column = np.nonzero(features)
             counts = np.bincount(at, minlength=high - low)
-            features = SparseRows(
+            features = CsrRows(
                 np.concatenate([[0], np.cumsum(counts)]), column, features[at, column], 3
             )
         kinds = self.type[rows]
@@ -166,7 +167,7 @@ def _check(graph, parts, num_parts, owner, numbers):
 def _check_nodes(graph, part):
     ids, nodes = part.ids, part.nodes
     features = nodes.features
-    if isinstance(features, SparseRows):
+    if isinstance(features, CsrRows):
         dense = np.zeros((len(ids), features.width), np.float32)
         at = np.repeat(np.arange(len(ids)), np.diff(features.indptr))
         dense[at, features.indices] = features.data

@@ -8,12 +8,12 @@ import pytest
 from hpcgnn.errors import InputError
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.pipeline import METHODS, assign
-from hpcgnn.partition.problem import Options, symmetrise
+from hpcgnn.partition.problem import PartitionOptions, symmetrise
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers, table
 from hpcgnn.partition.simple import block_parts, random_parts
-from hpcgnn.storage.read.graph_file import NodeData
-from tests.partition.slabs import everywhere, grid_edges, make_task, random_edges
+from hpcgnn.storage.read.nodes import NodeData
+from tests.partition.slabs import everywhere, grid_edges, make_problem, random_edges
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_any_graph_on_any_ranks(comm, method):
     ]:
         edges = random_edges(n, count, seed=n)
         for all_on in (None, 1):
-            task = make_task(comm, edges, n, num_parts, all_on=all_on)
-            owner = assign(comm, method, task)
-            assert owner.dtype == np.int32 and len(owner) == task.slab.hi - task.slab.lo
+            problem = make_problem(comm, edges, n, num_parts, all_on=all_on)
+            owner = assign(comm, method, problem)
+            assert owner.dtype == np.int32 and len(owner) == problem.slab.hi - problem.slab.lo
             owner = everywhere(comm, owner)
             assert len(owner) == n and 0 <= owner.min() <= owner.max() < num_parts
             if n <= num_parts:
@@ -59,8 +59,8 @@ def test_any_graph_on_any_ranks(comm, method):
 def test_grid_is_cut_well_and_evenly(comm, method):
     """Perfect quarters of a 40 x 40 grid cut 80 edges; a random partition about 2340."""
     edges = grid_edges(40, 40)
-    task = make_task(comm, edges, 1600, 4)
-    owner = everywhere(comm, assign(comm, method, task))
+    problem = make_problem(comm, edges, 1600, 4)
+    owner = everywhere(comm, assign(comm, method, problem))
     cost = 10 + np.bincount(edges[1], minlength=1600)
     load = np.bincount(owner, weights=cost, minlength=4)
     assert load.max() * 4 / load.sum() < 1.1
@@ -75,7 +75,10 @@ def test_grid_is_cut_well_and_evenly(comm, method):
 def test_same_seed_same_parts(comm, method):
     edges = random_edges(300, 1500)
     first, again, other = (
-        everywhere(comm, assign(comm, method, make_task(comm, edges, 300, 3, options=Options(s))))
+        everywhere(
+            comm,
+            assign(comm, method, make_problem(comm, edges, 300, 3, options=PartitionOptions(s))),
+        )
         for s in (4, 4, 5)
     )
     assert np.array_equal(first, again)
@@ -88,10 +91,12 @@ def test_training_nodes_can_be_balanced(comm, parmetis):
     """All training nodes in one corner: one weight leaves them in one part, two spread them."""
     if not parmetis.can_balance_several:
         pytest.skip("PT-Scotch balances one weight only")
-    task = make_task(comm, grid_edges(30, 30), 900, 2, options=Options(balance_train=True))
-    corner = np.arange(task.slab.lo, task.slab.hi) < 300
-    task = type(task)(**vars(task) | {"train": corner})
-    owner = everywhere(comm, assign(comm, "parmetis", task))
+    problem = make_problem(
+        comm, grid_edges(30, 30), 900, 2, options=PartitionOptions(balance_train=True)
+    )
+    corner = np.arange(problem.slab.lo, problem.slab.hi) < 300
+    problem = type(problem)(**vars(problem) | {"train": corner})
+    owner = everywhere(comm, assign(comm, "parmetis", problem))
     assert abs(np.bincount(owner[:300], minlength=2) - 150).max() <= 30
     assert abs(np.bincount(owner, minlength=2) - 450).max() <= 90
 
@@ -101,9 +106,11 @@ def test_training_nodes_can_be_balanced(comm, parmetis):
 def test_symmetrise_is_the_undirected_graph(comm, all_on):
     n = 40
     source, target = random_edges(n, 150)
-    task = make_task(comm, (source, target), n, 2, all_on=all_on)
+    problem = make_problem(comm, (source, target), n, 2, all_on=all_on)
     bounds = np.sort(np.append(np.random.default_rng(5).integers(0, n, comm.size - 1), [0, n]))
-    indptr, columns = symmetrise(comm, task.slab.lo, task.slab.indptr, task.slab.indices, bounds)
+    indptr, columns = symmetrise(
+        comm, problem.slab.lo, problem.slab.indptr, problem.slab.indices, bounds
+    )
     dense = np.zeros((n, n), bool)
     dense[source, target] = dense[target, source] = True
     np.fill_diagonal(dense, False)
@@ -116,11 +123,11 @@ def test_symmetrise_is_the_undirected_graph(comm, all_on):
 @pytest.mark.parametrize("num_parts", [1, 3, 8])
 def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
     edges = random_edges(60, 200)
-    task = make_task(comm, edges, 60, num_parts)
-    split = task.train[:, None].astype(np.int8)
-    owner = assign(comm, "random", task)
-    _, built = assembly.build(comm, task.slab, NodeData(split=split), owner, num_parts, 60)
-    counted = random_numbers(comm, task)
+    problem = make_problem(comm, edges, 60, num_parts)
+    split = problem.train[:, None].astype(np.int8)
+    owner = assign(comm, "random", problem)
+    _, built = assembly.build(comm, problem.slab, NodeData(split=split), owner, num_parts, 60)
+    counted = random_numbers(comm, problem)
     for name in ("nodes", "edges", "cut", "halo", "sent", "train"):
         assert np.array_equal(getattr(counted, name), getattr(built, name)), name
     report = {"method": "random", "parts": num_parts, **built.summary()}
@@ -154,4 +161,4 @@ def test_block_parts_are_runs():
 )  # fmt: skip
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError, match="--"):
-        Options(**wrong)
+        PartitionOptions(**wrong)

@@ -9,7 +9,8 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.layout import assembly
-from hpcgnn.storage.read.graph_file import NodeData, Slab, SparseRows
+from hpcgnn.storage.read.graph_file import GraphSlab
+from hpcgnn.storage.read.nodes import CsrRows, NodeData
 from hpcgnn.storage.read.partition_file import Part, write_parts
 from tests.graphs import Whole, random_graph, random_owner
 
@@ -69,10 +70,10 @@ def write_small(path: Path, comm: Communicator, num_parts: int, **options: bool)
     return parts
 
 
-def _slab(whole: Whole, lo: int, hi: int) -> Slab:
+def _slab(whole: Whole, lo: int, hi: int) -> GraphSlab:
     mine = (whole.target >= lo) & (whole.target < hi)
     counts = np.bincount(whole.target[mine] - lo, minlength=hi - lo)
-    return Slab(
+    return GraphSlab(
         lo,
         hi,
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -83,9 +84,9 @@ def _slab(whole: Whole, lo: int, hi: int) -> Slab:
     )
 
 
-def _sparse(dense: np.ndarray) -> SparseRows:
+def _sparse(dense: np.ndarray) -> CsrRows:
     kept = dense > 0
-    return SparseRows(
+    return CsrRows(
         np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64),
         np.nonzero(kept)[1].astype(np.int32),
         dense[kept],

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.read.graph_file import GraphFile, SparseRows
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 
@@ -63,13 +64,13 @@ def test_slabs_join_to_what_was_written(tmp_path, sparse, multilabel):
             np.testing.assert_array_equal(starts, arrays["edges/indptr"][:-1])
             if sparse:
                 dense = np.concatenate([to_dense(n.features) for _, n in slabs])
-                whole = SparseRows(
+                whole = CsrRows(
                     *(arrays[f"nodes/features/{k}"] for k in ("indptr", "indices", "data")), 6
                 )
                 np.testing.assert_array_equal(dense, to_dense(whole))
 
 
-def to_dense(rows: SparseRows) -> np.ndarray:
+def to_dense(rows: CsrRows) -> np.ndarray:
     dense = np.zeros(rows.shape)
     row_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
     np.add.at(dense, (row_of, rows.indices), rows.data)

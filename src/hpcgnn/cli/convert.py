@@ -11,7 +11,7 @@ from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
-from hpcgnn.storage.importers.source import Nodes, Options, Source
+from hpcgnn.storage.importers.source import ImportOptions, Nodes, Source
 from hpcgnn.storage.importers.text import store_pipe
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
@@ -157,7 +157,7 @@ def _limit(memory: str, library: int) -> int:
     return free // _SHARE
 
 
-def _options(args: argparse.Namespace, limit: int) -> Options:
+def _options(args: argparse.Namespace, limit: int) -> ImportOptions:
     for name, least in (("num_nodes", 1), ("skip_lines", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -165,7 +165,7 @@ def _options(args: argparse.Namespace, limit: int) -> Options:
     weights = None
     if args.edge_weights is not None:
         weights = ArraySource(args.edge_weights).column(limit)
-    return Options(
+    return ImportOptions(
         columns=tuple(name.strip() for name in (args.columns or "").split(",") if name.strip()),
         skip_lines=args.skip_lines,
         num_nodes=args.num_nodes,
@@ -197,7 +197,7 @@ def _typed(args: argparse.Namespace) -> dict[int, Path]:
     return typed
 
 
-def _node_files(args: argparse.Namespace, options: Options) -> tuple[Nodes, int | None]:
+def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes, int | None]:
     return read_node_files(
         features=args.features,
         typed_features=_typed(args),

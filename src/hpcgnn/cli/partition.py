@@ -7,7 +7,7 @@ import argparse
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import say
 from hpcgnn.partition.pipeline import METHODS, partition_graph
-from hpcgnn.partition.problem import Options
+from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.partition.quality import table
 
 HELP = "cut a graph into parts, one per rank"
@@ -15,7 +15,7 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Options()
+    default = PartitionOptions()
     parser.add_argument("graph", metavar="GRAPH.h5")
     parser.add_argument("--parts", type=int, help="how many parts (default: one per rank)")
     parser.add_argument(
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
-    options = Options(
+    options = PartitionOptions(
         seed=args.seed,
         imbalance=args.imbalance,
         node_cost=args.node_cost,

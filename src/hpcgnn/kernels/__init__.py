@@ -13,13 +13,13 @@ from hpcgnn.kernels.chunks import columns_between, rows_between, transpose
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
 from hpcgnn.kernels.gat import gat_backward, gat_forward
 from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
-from hpcgnn.kernels.masks import Dropout
+from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.rows import add_rows, head_dots, pack_rows
 from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
 
 __all__ = [
     "Block",
-    "Dropout",
+    "EdgeDropout",
     "add_rows",
     "columns_between",
     "dropout_nodes",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.masks import Dropout
+from hpcgnn.kernels.masks import EdgeDropout
 
 REAL = (torch.float32, torch.float64)
 SHORT = (torch.float16, torch.bfloat16)  # on a GPU
@@ -119,7 +119,7 @@ def probability(p: float) -> None:
 
 
 def attention(
-    block: Block, z: Tensor, heads: int, dropout: Dropout | None, edge_vector: Tensor | None
+    block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None, edge_vector: Tensor | None
 ) -> None:
     """Raise InputError unless heads divide z's width and the edge vector fits the edge features."""
     real("z", z)
@@ -139,7 +139,7 @@ def attention(
     matrix("edge_vector", edge_vector, like=z, rows=heads, width=width, dtype=sum_type(z.dtype))
 
 
-def vector_of_ids(dropout: Dropout | None, *, sources: int, destinations: int) -> None:
+def vector_of_ids(dropout: EdgeDropout | None, *, sources: int, destinations: int) -> None:
     """Raise InputError unless the dropout has an int64 id for every source and destination."""
     if dropout is None:
         return

@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.backend import backend
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.masks import Dropout
+from hpcgnn.kernels.masks import EdgeDropout
 
 
 def gat_forward(
@@ -21,7 +21,7 @@ def gat_forward(
     out_NK: Tensor,
     *,
     slope: float,
-    dropout: Dropout | None = None,
+    dropout: EdgeDropout | None = None,
     edge_vector: Tensor | None = None,
     rows: tuple[int, int] | None = None,
 ) -> None:
@@ -71,7 +71,7 @@ def gat_backward(
     grad_t_MH: Tensor | None,
     *,
     slope: float,
-    dropout: Dropout | None = None,
+    dropout: EdgeDropout | None = None,
     edge_vector: Tensor | None = None,
     grad_edge_vector: Tensor | None = None,
     rows: tuple[int, int] | None = None,

@@ -8,7 +8,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.backend import backend
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.masks import Dropout
+from hpcgnn.kernels.masks import EdgeDropout
 
 
 def gatv2_forward(
@@ -21,7 +21,7 @@ def gatv2_forward(
     out_NK: Tensor,
     *,
     slope: float,
-    dropout: Dropout | None = None,
+    dropout: EdgeDropout | None = None,
     edge_matrix: Tensor | None = None,
     rows: tuple[int, int] | None = None,
 ) -> None:
@@ -62,7 +62,7 @@ def gatv2_backward(
     grad_att_HC: Tensor,
     *,
     slope: float,
-    dropout: Dropout | None = None,
+    dropout: EdgeDropout | None = None,
     edge_matrix: Tensor | None = None,
     grad_edge_matrix: Tensor | None = None,
     rows: tuple[int, int] | None = None,
@@ -114,7 +114,7 @@ def _check(
     zl: Tensor,
     zr: Tensor,
     att: Tensor,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     edge_matrix: Tensor | None,
 ) -> None:
     checks.attention(block, zl, att.shape[0], dropout, None)

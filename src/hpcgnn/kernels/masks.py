@@ -23,7 +23,7 @@ class Stream(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dropout:
+class EdgeDropout:
     """Attention dropout: head h of the edge j -> i is dropped with probability p.
 
     The decision depends on (seed, epoch, layer, original id of j, original id of i, h) alone, so it

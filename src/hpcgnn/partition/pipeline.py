@@ -15,7 +15,7 @@ from hpcgnn.errors import InputError, OutputError
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.metis import metis_parts
 from hpcgnn.partition.parmetis import parmetis_parts
-from hpcgnn.partition.problem import Options, Task
+from hpcgnn.partition.problem import PartitionOptions, Problem
 from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.simple import block_parts, random_parts
 from hpcgnn.partition.sorting import Array
@@ -38,7 +38,7 @@ def partition_graph(
     out: str | Path | None = None,
     *,
     seed: int = 0,
-    options: Options | None = None,
+    options: PartitionOptions | None = None,
     compress: bool = False,
     force: bool = False,
     command: str = "partition",
@@ -67,7 +67,7 @@ def partition_graph(
     path = Path(path)
     num_parts = comm.size if parts is None else parts
     out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
-    options = Options(seed=seed) if options is None else options
+    options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
     with agreed(comm, "open the graph"):
@@ -88,16 +88,16 @@ def partition_graph(
             train = _train_mask(graph, low, high)
         graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
         cost = options.node_cost + options.edge_cost * np.diff(slab.indptr)
-        task = Task(slab, graph.num_nodes, num_parts, cost, train, options)
+        problem = Problem(slab, graph.num_nodes, num_parts, cost, train, options)
         with comm.at(f"method {method}"):
-            owner = assign(comm, method, task)
+            owner = assign(comm, method, problem)
         with comm.at("random partition to compare with"):
-            random = random_numbers(comm, task)
+            random = random_numbers(comm, problem)
         with agreed(comm, "read the nodes"):
             nodes = graph.read_nodes(low, high)
     with comm.at("lay out the parts"):
         made, numbers = assembly.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
-    del slab, nodes, task
+    del slab, nodes, problem
     report = {"method": method, "parts": num_parts, **numbers.summary(), "random": random.summary()}
     header = {
         **graph.counts.attributes(),
@@ -119,17 +119,17 @@ def partition_graph(
     }
 
 
-def assign(comm: Communicator, method: str, task: Task) -> Array:
+def assign(comm: Communicator, method: str, problem: Problem) -> Array:
     """The part of each row of this rank's slab by one of METHODS: int32. All ranks call."""
-    ids = np.arange(task.slab.lo, task.slab.hi)
-    if task.num_parts == 1:
+    ids = np.arange(problem.slab.lo, problem.slab.hi)
+    if problem.num_parts == 1:
         return np.zeros(len(ids), np.int32)
     if method == "random":
-        return random_parts(ids, task.num_nodes, task.num_parts, task.options.seed)
-    if method == "block" or task.num_nodes < _FEWEST * task.num_parts:
-        return block_parts(ids, task.num_nodes, task.num_parts)
+        return random_parts(ids, problem.num_nodes, problem.num_parts, problem.options.seed)
+    if method == "block" or problem.num_nodes < _FEWEST * problem.num_parts:
+        return block_parts(ids, problem.num_nodes, problem.num_parts)
     looking = {"parmetis": parmetis_parts, "metis": metis_parts, "streaming": streaming_parts}
-    return looking[method](comm, task)
+    return looking[method](comm, problem)
 
 
 def slab_bounds(graph: GraphFile, rank: int, size: int) -> tuple[int, int]:

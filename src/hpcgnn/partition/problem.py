@@ -9,14 +9,14 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.sorting import Array, Int64, distinct_pairs, group_by
-from hpcgnn.storage.read.graph_file import Slab
+from hpcgnn.storage.read.graph_file import GraphSlab
 
 MOST_COST = 1_000_000  # costs of all nodes and edges add up within 64 bits
 MOST_PASSES = 1000
 
 
 @dataclass(frozen=True)
-class Options:
+class PartitionOptions:
     """How to cut. `imbalance` is the heaviest part's weight over the mean, at least 1.
 
     A node costs `node_cost + edge_cost * in-degree`; `balance_train` has the training nodes
@@ -46,18 +46,18 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """A graph in slabs and into how many parts it is to be cut.
 
     cost, train: `[hi - lo]` int64 and bool, of the rows of this rank's slab.
     """
 
-    slab: Slab
+    slab: GraphSlab
     num_nodes: int
     num_parts: int
     cost: Int64
     train: Array
-    options: Options
+    options: PartitionOptions
 
 
 def symmetrise(
@@ -83,9 +83,9 @@ def symmetrise(
         target = np.searchsorted(bounds[1:], row, side="right")
         cuts, order = group_by(target, comm.size)
         sent = [np.split(values[order], cuts[1:-1]) for values in (row, column)]
-        pairs.append([comm.alltoallv(pieces, where="partition: symmetrise") for pieces in sent])
-    row = np.concatenate([piece for one in pairs for piece in one[0]])
-    column = np.concatenate([piece for one in pairs for piece in one[1]])
+        pairs.append([comm.alltoallv(chunks, where="partition: symmetrise") for chunks in sent])
+    row = np.concatenate([chunk for one in pairs for chunk in one[0]])
+    column = np.concatenate([chunk for one in pairs for chunk in one[1]])
     del pairs, rows, columns
     first, count = int(bounds[comm.rank]), int(bounds[comm.rank + 1] - bounds[comm.rank])
     return distinct_pairs(row - row.dtype.type(first), column, count, num_nodes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.problem import Task
+from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.simple import random_parts
 from hpcgnn.partition.sorting import Array, Int64, distinct, distinct_pairs, group_by
@@ -51,23 +51,23 @@ def _balance(counts: Int64) -> float:
     return round(int(counts.max()) * len(counts) / total, 4) if total else 1.0
 
 
-def random_numbers(comm: Communicator, task: Task) -> Numbers:
+def random_numbers(comm: Communicator, problem: Problem) -> Numbers:
     """The counts of a random partition of the same graph. All ranks call."""
-    slab, num_parts = task.slab, task.num_parts
-    slabs = Slabs(comm, slab.lo, slab.hi, task.num_nodes)
+    slab, num_parts = problem.slab, problem.num_parts
+    slabs = Slabs(comm, slab.lo, slab.hi, problem.num_nodes)
 
     def draw(ids: Array) -> Array:
-        return random_parts(ids, task.num_nodes, num_parts, task.options.seed)
+        return random_parts(ids, problem.num_nodes, num_parts, problem.options.seed)
 
     part = draw(np.arange(slab.lo, slab.hi))
-    table, source = distinct(slab.indices, task.num_nodes)
+    table, source = distinct(slab.indices, problem.num_nodes)
     reader = np.repeat(part, np.diff(slab.indptr))
     remote = np.flatnonzero(reader != draw(table)[source])
     counts = [
         np.bincount(part, minlength=num_parts),
         np.bincount(reader, minlength=num_parts),
         np.bincount(reader[remote], minlength=num_parts),
-        np.bincount(part[task.train], minlength=num_parts),
+        np.bincount(part[problem.train], minlength=num_parts),
     ]
     # Each (reading part, source) counts once: bring equal ones together at the source's slab.
     readers, found = distinct_pairs(source[remote], reader[remote], len(table), num_parts)

@@ -67,13 +67,13 @@ class Route:
 
     def rows(self, values: Array) -> Array:
         """One value (or row of an array) per slab row; arrives in ascending order of the row."""
-        pieces = [values[self.order[a:b]] for a, b in self._ranges()]
-        return np.concatenate(self.comm.alltoallv(pieces, where="partition: distribute rows"))
+        chunks = [values[self.order[a:b]] for a, b in self._ranges()]
+        return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute rows"))
 
     def ragged(self, indptr: Int64, values: Array) -> Array:
         """`indptr[i+1] - indptr[i]` values per slab row i; arrives like `rows`."""
-        pieces = [values[edge_positions(indptr, self.order[a:b])] for a, b in self._ranges()]
-        return np.concatenate(self.comm.alltoallv(pieces, where="partition: distribute edges"))
+        chunks = [values[edge_positions(indptr, self.order[a:b])] for a, b in self._ranges()]
+        return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute edges"))
 
     def _ranges(self) -> list[tuple[int, int]]:
         return list(zip(self.cuts[:-1].tolist(), self.cuts[1:].tolist(), strict=True))
@@ -97,18 +97,18 @@ def between_parts(
     starts = [pointers(row) for row in table]
     bodies = []
     for rank in range(size):
-        pieces = [
+        chunks = [
             values[k][starts[k][q] : starts[k][q + 1]]
             for k in range(len(parts))
             for q in range(rank, num_parts, size)
         ]
-        bodies.append(np.concatenate([template, *pieces]))
+        bodies.append(np.concatenate([template, *chunks]))
     heads = [np.ascontiguousarray(table[:, rank::size]).ravel() for rank in range(size)]
     heads = comm.alltoallv(heads, where="partition: exchange among parts")
     bodies = comm.alltoallv(bodies, where="partition: exchange among parts")
 
     arrived = np.empty((len(parts), num_parts), np.int64)
-    pieces_of: list[list[Array]] = [[template] * num_parts for _ in parts]
+    chunks_of: list[list[Array]] = [[template] * num_parts for _ in parts]
     for rank in range(size):
         head = heads[rank].reshape(len(range(rank, num_parts, size)), len(parts))
         arrived[:, rank::size] = head.T
@@ -116,6 +116,6 @@ def between_parts(
         position = 0
         for p in range(rank, num_parts, size):
             for k in range(len(parts)):
-                pieces_of[k][p] = bodies[rank][cuts[position] : cuts[position + 1]]
+                chunks_of[k][p] = bodies[rank][cuts[position] : cuts[position + 1]]
                 position += 1
-    return [np.concatenate([template, *pieces]) for pieces in pieces_of], list(arrived)
+    return [np.concatenate([template, *chunks]) for chunks in chunks_of], list(arrived)

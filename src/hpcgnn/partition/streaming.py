@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.problem import Task
+from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.sorting import Array, Int64, distinct, positions
 
@@ -20,24 +20,30 @@ _SCORES = 1 << 21
 _SWEEPS = 3
 
 
-def streaming_parts(comm: Communicator, task: Task) -> Array:
+def streaming_parts(comm: Communicator, problem: Problem) -> Array:
     """The part of each row of the slab: int32. All ranks call."""
-    slab, num_parts = task.slab, task.num_parts
-    slabs = Slabs(comm, slab.lo, slab.hi, task.num_nodes)
+    slab, num_parts = problem.slab, problem.num_parts
+    slabs = Slabs(comm, slab.lo, slab.hi, problem.num_nodes)
     count = slab.hi - slab.lo
     owner = np.full(count, -1, np.int32)
-    total = comm.allreduce(int(task.cost.sum()))
+    total = comm.allreduce(int(problem.cost.sum()))
     edges = comm.allreduce(len(slab.indices))
     # Fennel's price with gamma 3/2, where a node of mean cost counts as one.
-    price = 1.5 * np.sqrt(num_parts) * edges / task.num_nodes**1.5 * np.sqrt(task.num_nodes / total)
-    capacity = task.options.imbalance * total / num_parts
+    price = (
+        1.5
+        * np.sqrt(num_parts)
+        * edges
+        / problem.num_nodes**1.5
+        * np.sqrt(problem.num_nodes / total)
+    )
+    capacity = problem.options.imbalance * total / num_parts
     load = np.zeros(num_parts)
     least = -(-count * num_parts // _SCORES)
     rounds = comm.allreduce(max(min(_ROUNDS, count // _ROWS), least, 1), op="max")
     for k in range(rounds):
         low, high = count * k // rounds, count * (k + 1) // rounds
-        batch = _Batch(slabs, task, low, high, owner)
-        share = int(task.cost[low:].sum()) / max(total - load.sum(), 1)  # of what is to come
+        batch = _Batch(slabs, problem, low, high, owner)
+        share = int(problem.cost[low:].sum()) / max(total - load.sum(), 1)  # of what is to come
         room = np.maximum(capacity - load, 0) * share
         batch.assign(owner, load, price, room)
         load += comm.allreduce(batch.load(owner), where="partition: loads")
@@ -47,14 +53,14 @@ def streaming_parts(comm: Communicator, task: Task) -> Array:
 class _Batch:
     """Rows `low .. high - 1` of the slab and what is known about their neighbours."""
 
-    def __init__(self, slabs: Slabs, task: Task, low: int, high: int, owner: Array) -> None:
-        slab = task.slab
-        self.low, self.high, self.num_parts = low, high, task.num_parts
-        self.cost = task.cost[low:high].astype(np.float64)
+    def __init__(self, slabs: Slabs, problem: Problem, low: int, high: int, owner: Array) -> None:
+        slab = problem.slab
+        self.low, self.high, self.num_parts = low, high, problem.num_parts
+        self.cost = problem.cost[low:high].astype(np.float64)
         edges = slice(int(slab.indptr[low]), int(slab.indptr[high]))
         row = np.repeat(positions(high - low), np.diff(slab.indptr[low : high + 1]))
         sources = slab.indices[edges]
-        table, place = distinct(sources, task.num_nodes)
+        table, place = distinct(sources, problem.num_nodes)
         part = slabs.lookup(table, owner)[place]
         known = part >= 0
         self.known = self._count(row[known], part[known])

@@ -53,7 +53,7 @@ def edge_dropout(
     settings: AttentionSettings,
     epoch: int,
     reverse: bool = False,
-) -> kernels.Dropout | None:
+) -> kernels.EdgeDropout | None:
     """The dropout of a block's edges, by original ids; None without dropout."""
     if settings.dropout == 0:
         return None
@@ -62,7 +62,7 @@ def edge_dropout(
         low = block.column_offset
         columns = halo_ids(graph, edges)[block.peer][low : low + block.num_columns]
     sources, destinations = (graph.node_ids, columns) if reverse else (columns, graph.node_ids)
-    return kernels.Dropout(
+    return kernels.EdgeDropout(
         settings.dropout, graph.seed, epoch, settings.layer, sources, destinations
     )
 

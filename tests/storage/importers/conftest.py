@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli.main import main
-from hpcgnn.storage.read.graph_file import GraphFile, NodeData, Slab, SparseRows
+from hpcgnn.storage.read.graph_file import GraphFile, GraphSlab
+from hpcgnn.storage.read.nodes import CsrRows, NodeData
 from hpcgnn.storage.schema import Counts
 
 
@@ -19,7 +20,7 @@ class Converted:
     """A whole graph.h5 in memory."""
 
     counts: Counts
-    slab: Slab
+    slab: GraphSlab
     nodes: NodeData
 
     @property
@@ -58,7 +59,7 @@ class Converted:
     @property
     def dense_features(self) -> np.ndarray:
         found = self.nodes.features
-        if not isinstance(found, SparseRows):
+        if not isinstance(found, CsrRows):
             assert found is not None
             return found
         out = np.zeros(found.shape, np.float32)

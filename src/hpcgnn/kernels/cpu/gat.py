@@ -21,7 +21,7 @@ from hpcgnn.kernels.cpu.library import (
 
 if TYPE_CHECKING:
     from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Dropout
+    from hpcgnn.kernels.masks import EdgeDropout
 
 
 def gat_forward(
@@ -33,7 +33,7 @@ def gat_forward(
     total: Tensor,
     out: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     edge_vector: Tensor | None,
     rows: tuple[int, int],
 ) -> None:
@@ -62,7 +62,7 @@ def gat_backward(
     grad_s: Tensor,
     grad_t: Tensor | None,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     edge_vector: Tensor | None,
     grad_edge_vector: Tensor | None,
     rows: tuple[int, int],

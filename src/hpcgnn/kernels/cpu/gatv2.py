@@ -25,7 +25,7 @@ from hpcgnn.kernels.cpu.library import (
 
 if TYPE_CHECKING:
     from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Dropout
+    from hpcgnn.kernels.masks import EdgeDropout
 
 
 def gatv2_forward(
@@ -37,7 +37,7 @@ def gatv2_forward(
     total: Tensor,
     out: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     rows: tuple[int, int],
     edge_matrix: Tensor | None = None,
 ) -> None:
@@ -66,7 +66,7 @@ def gatv2_backward(
     grad_zr: Tensor,
     grad_att: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     rows: tuple[int, int],
     edge_matrix: Tensor | None = None,
     grad_edge_matrix: Tensor | None = None,

@@ -20,7 +20,7 @@ from hpcgnn.system import loaded_files
 
 if TYPE_CHECKING:
     from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Dropout
+    from hpcgnn.kernels.masks import EdgeDropout
 
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_cpu.so")
@@ -139,7 +139,7 @@ def optional_matrix(tensor: Tensor | None) -> Matrix:
     return Matrix(None, 0) if tensor is None else matrix(tensor)
 
 
-def dropout_of(dropout: Dropout | None, *, reverse: bool) -> object:
+def dropout_of(dropout: EdgeDropout | None, *, reverse: bool) -> object:
     """A pointer to the struct, or None; `reverse`: the block's rows are the sources."""
     if dropout is None or dropout.p == 0:
         return None

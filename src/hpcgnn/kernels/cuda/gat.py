@@ -19,7 +19,7 @@ from hpcgnn.kernels.cuda.sums import spmm
 
 if TYPE_CHECKING:
     from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Dropout
+    from hpcgnn.kernels.masks import EdgeDropout
 
 
 Rows = tuple[int, int]
@@ -37,7 +37,7 @@ def gat_forward(
     total: Tensor,
     out: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     edge_vector: Tensor | None,
     rows: Rows,
 ) -> None:
@@ -122,11 +122,11 @@ class Kernel:
             )
 
 
-def active(dropout: Dropout | None) -> bool:
+def active(dropout: EdgeDropout | None) -> bool:
     return dropout is not None and dropout.p > 0
 
 
-def dropout_arguments(dropout: Dropout | None, *, reverse: bool) -> tuple[np.generic, ...]:
+def dropout_arguments(dropout: EdgeDropout | None, *, reverse: bool) -> tuple[np.generic, ...]:
     """What the macro DROPOUT names; `reverse`: the block's rows are the sources."""
     if dropout is None or dropout.p == 0:
         words = (np.uint64(0),) * 3
@@ -190,7 +190,7 @@ def gat_backward(
     grad_s: Tensor,
     grad_t: Tensor | None,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     edge_vector: Tensor | None,
     grad_edge_vector: Tensor | None,
     rows: Rows,
@@ -279,7 +279,7 @@ class _Units:
 
     @staticmethod
     def of(
-        g: Tensor, z: Tensor, d: Tensor, slope: float, dropout: Dropout | None, heads: int
+        g: Tensor, z: Tensor, d: Tensor, slope: float, dropout: EdgeDropout | None, heads: int
     ) -> _Units:
         def longest(x: Tensor) -> Tensor:
             shaped = x.unflatten(1, (heads, x.shape[1] // heads))

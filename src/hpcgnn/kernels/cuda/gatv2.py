@@ -25,7 +25,7 @@ from hpcgnn.kernels.cuda.launch import THREADS, WARP, matrix, pointer
 from hpcgnn.kernels.cuda.sums import transpose
 
 if TYPE_CHECKING:
-    from hpcgnn.kernels.masks import Dropout
+    from hpcgnn.kernels.masks import EdgeDropout
 
 
 _MOST_BLOCKS = 1024  # a fixed number: what each warp adds up must not depend on the GPU
@@ -40,7 +40,7 @@ def gatv2_forward(
     total: Tensor,
     out: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     rows: Rows,
     *,
     edge_matrix: Tensor | None = None,
@@ -80,7 +80,7 @@ def gatv2_backward(
     grad_right: Tensor,
     grad_att: Tensor,
     slope: float,
-    dropout: Dropout | None,
+    dropout: EdgeDropout | None,
     rows: Rows,
     *,
     edge_matrix: Tensor | None = None,

@@ -35,7 +35,8 @@ from hpcgnn.partition.sorting import (
     pointers,
     positions,
 )
-from hpcgnn.storage.read.graph_file import NodeData, Slab
+from hpcgnn.storage.read.graph_file import GraphSlab
+from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.read.partition_file import EdgeLists, Part
 
 _EDGE_COLUMNS = ("weight", "relation", "features")
@@ -43,7 +44,7 @@ _INT64 = np.empty(0, np.int64)
 
 
 @dataclass
-class _Piece:
+class _Draft:
     """A part while it is being put together. Old local indices ascend with the node's id."""
 
     index: int
@@ -60,7 +61,7 @@ class _Piece:
 
 def build(
     comm: Communicator,
-    slab: Slab,
+    slab: GraphSlab,
     nodes: NodeData,
     owner: Array,
     num_parts: int,
@@ -92,21 +93,21 @@ def build(
     symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, edges)
 
     route = Route.to_parts(comm, owner)
-    pieces = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
-    _find_owners(slabs, pieces, owner)
-    in_edges, halo_indices = _in_edges(comm, num_parts, pieces)
-    out_edges: Sequence[EdgeLists | None] = [None] * len(pieces)
+    drafts = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
+    _find_owners(slabs, drafts, owner)
+    in_edges, halo_indices = _in_edges(comm, num_parts, drafts)
+    out_edges: Sequence[EdgeLists | None] = [None] * len(drafts)
     if not symmetric:
-        out_edges = _out_edges(comm, num_parts, pieces, in_edges, halo_indices)
+        out_edges = _out_edges(comm, num_parts, drafts, in_edges, halo_indices)
     columns = distribute(comm, route, columns)
     parts = []
-    for piece, inward, outward in zip(pieces, in_edges, out_edges, strict=True):
-        data = take(columns, piece.arrived[piece.order])
+    for draft, inward, outward in zip(drafts, in_edges, out_edges, strict=True):
+        data = take(columns, draft.arrived[draft.order])
         parts.append(
             Part(
-                index=piece.index,
+                index=draft.index,
                 num_parts=num_parts,
-                ids=piece.ids[piece.order],
+                ids=draft.ids[draft.order],
                 original_ids=data.original_ids,
                 nodes=data,
                 in_edges=inward,
@@ -117,7 +118,7 @@ def build(
 
 
 def _find_fault(
-    slab: Slab, edges: Columns, columns: Columns, owner: Array, num_parts: int, num_nodes: int
+    slab: GraphSlab, edges: Columns, columns: Columns, owner: Array, num_parts: int, num_nodes: int
 ) -> InputError | None:
     rows = slab.hi - slab.lo
     try:
@@ -144,12 +145,12 @@ def _find_fault(
 def _collect(
     comm: Communicator,
     route: Route,
-    slab: Slab,
+    slab: GraphSlab,
     edges: Columns,
     owner: Array,
     num_parts: int,
     num_nodes: int,
-) -> list[_Piece]:
+) -> list[_Draft]:
     """Brings the rows of each part, with their edges, to the rank that assembles it."""
     ids = route.rows(np.arange(slab.lo, slab.hi, dtype=np.int64))
     part = route.rows(owner)
@@ -157,13 +158,13 @@ def _collect(
     narrow = np.int32 if num_nodes < 2**31 else np.int64
     sources = route.ragged(slab.indptr, slab.indices.astype(narrow, copy=False))
     columns = {name: route.ragged(slab.indptr, values) for name, values in edges.items()}
-    pieces = []
+    drafts = []
     for p in local_parts(comm, num_parts):
         mine = np.flatnonzero(part == p)
         places = edge_positions(indptr, mine) if len(mine) < len(part) else slice(None)
         table, source = distinct(sources[places], num_nodes)
-        pieces.append(
-            _Piece(
+        drafts.append(
+            _Draft(
                 index=p,
                 arrived=mine,
                 ids=ids[mine],
@@ -173,90 +174,90 @@ def _collect(
                 columns={name: values[places] for name, values in columns.items()},
             )
         )
-    return pieces
+    return drafts
 
 
-def _find_owners(slabs: Slabs, pieces: list[_Piece], owner: Array) -> None:
+def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
     """Asks the slab owners for the part of every source."""
-    wanted = np.unique(np.concatenate([_INT64, *(piece.source_ids for piece in pieces)]))
+    wanted = np.unique(np.concatenate([_INT64, *(draft.source_ids for draft in drafts)]))
     peers = slabs.lookup(wanted, owner).astype(np.int64)
-    for piece in pieces:
-        piece.peer = peers[np.searchsorted(wanted, piece.source_ids)]
+    for draft in drafts:
+        draft.peer = peers[np.searchsorted(wanted, draft.source_ids)]
 
 
 def _in_edges(
-    comm: Communicator, num_parts: int, pieces: list[_Piece]
+    comm: Communicator, num_parts: int, drafts: list[_Draft]
 ) -> tuple[list[EdgeLists], list[Int64]]:
     """Asks each part for the local index of what is read from it; it then settles its order.
 
     Returns also the local indices, at their owners, of the halo rows.
     """
-    by_peer = [group_by(piece.peer, num_parts)[1] for piece in pieces]
-    counts = [np.bincount(piece.peer, minlength=num_parts) for piece in pieces]
+    by_peer = [group_by(draft.peer, num_parts)[1] for draft in drafts]
+    counts = [np.bincount(draft.peer, minlength=num_parts) for draft in drafts]
     asked, asked_counts = between_parts(
         comm,
         num_parts,
-        [piece.source_ids[order] for piece, order in zip(pieces, by_peer, strict=True)],
+        [draft.source_ids[order] for draft, order in zip(drafts, by_peer, strict=True)],
         counts,
         _INT64,
     )
     answers = []
-    for piece, ids, count in zip(pieces, asked, asked_counts, strict=True):
-        local = np.searchsorted(piece.ids, ids)
-        _settle_order(piece, local, np.repeat(np.arange(num_parts), count), num_parts)
-        answers.append(piece.position[local])
+    for draft, ids, count in zip(drafts, asked, asked_counts, strict=True):
+        local = np.searchsorted(draft.ids, ids)
+        _settle_order(draft, local, np.repeat(np.arange(num_parts), count), num_parts)
+        answers.append(draft.position[local])
     indices, _ = between_parts(comm, num_parts, answers, asked_counts, _INT64)
 
     lists, halo_indices = [], []
-    for piece, order, index in zip(pieces, by_peer, indices, strict=True):
-        peer = piece.peer[order]
+    for draft, order, index in zip(drafts, by_peer, indices, strict=True):
+        peer = draft.peer[order]
         final = np.lexsort((index, peer))
         rank_in_table = np.empty_like(positions(len(order)))
         rank_in_table[order[final]] = positions(len(order))
         peer, index = peer[final], index[final]
         lists.append(
             assemble_blocks(
-                piece.index,
+                draft.index,
                 num_parts,
-                len(piece.ids),
-                piece.position[piece.row],
-                rank_in_table[piece.source],
+                len(draft.ids),
+                draft.position[draft.row],
+                rank_in_table[draft.source],
                 peer,
                 index,
-                piece.columns,
+                draft.columns,
             )
         )
-        halo_indices.append(index[peer != piece.index])
+        halo_indices.append(index[peer != draft.index])
     return with_send_lists(comm, num_parts, lists, halo_indices), halo_indices
 
 
-def _settle_order(piece: _Piece, local: Int64, reader: Int64, num_parts: int) -> None:
+def _settle_order(draft: _Draft, local: Int64, reader: Int64, num_parts: int) -> None:
     """`local` are old local indices that part `reader` reads, by ascending reader."""
-    n = len(piece.ids)
-    remote = np.flatnonzero(reader != piece.index)[::-1]
+    n = len(draft.ids)
+    remote = np.flatnonzero(reader != draft.index)[::-1]
     first_reader = np.full(n, -1, np.int64)
     first_reader[local[remote]] = reader[remote]  # the last, so the lowest, reader stays
-    inside = piece.peer == piece.index
-    old = np.full(len(piece.source_ids), -1, np.int32)
-    old[inside] = np.searchsorted(piece.ids, piece.source_ids[inside])
-    column = old[piece.source]
+    inside = draft.peer == draft.index
+    old = np.full(len(draft.source_ids), -1, np.int32)
+    old[inside] = np.searchsorted(draft.ids, draft.source_ids[inside])
+    column = old[draft.source]
     within = column >= 0
-    piece.order = local_order(n, piece.row[within], column[within], first_reader)
-    piece.position = np.empty_like(positions(n))
-    piece.position[piece.order] = positions(n)
+    draft.order = local_order(n, draft.row[within], column[within], first_reader)
+    draft.position = np.empty_like(positions(n))
+    draft.position[draft.order] = positions(n)
 
 
 def _out_edges(
     comm: Communicator,
     num_parts: int,
-    pieces: list[_Piece],
+    drafts: list[_Draft],
     in_edges: list[EdgeLists],
     halo_indices: list[Int64],
 ) -> list[EdgeLists]:
     """Sends every edge, as (source, destination) local indices, to its source's part."""
     sources, destinations = [], []
-    for piece, lists, halo in zip(pieces, in_edges, halo_indices, strict=True):
-        low, high = lists.edge_ptr[piece.index], lists.edge_ptr[piece.index + 1]
+    for draft, lists, halo in zip(drafts, in_edges, halo_indices, strict=True):
+        low, high = lists.edge_ptr[draft.index], lists.edge_ptr[draft.index + 1]
         shift = np.repeat(lists.recv_ptr[:-1], np.diff(lists.edge_ptr))
         index = np.empty(len(lists.columns), np.int64)
         for part_of_edges in (slice(0, low), slice(high, None)):
@@ -267,7 +268,7 @@ def _out_edges(
     counts = [np.diff(lists.edge_ptr) for lists in in_edges]
     row, arrived = between_parts(comm, num_parts, sources, counts, _INT64)
     target, _ = between_parts(comm, num_parts, destinations, counts, _INT64)
-    columns: list[Columns] = [{} for _ in pieces]
+    columns: list[Columns] = [{} for _ in drafts]
     for name in _EDGE_COLUMNS:
         template = agree(comm, {name: getattr(in_edges[0], name) if in_edges else None})
         if name not in template:
@@ -278,17 +279,17 @@ def _out_edges(
             one[name] = column
 
     result, halos = [], []
-    for k, piece in enumerate(pieces):
+    for k, draft in enumerate(drafts):
         peer = np.repeat(np.arange(num_parts), arrived[k])
         stride = int(target[k].max(initial=0)) + 1
         table, source = distinct(peer * stride + target[k], num_parts * stride)
         peer, index = table // stride, table % stride
         result.append(
             assemble_blocks(
-                piece.index, num_parts, len(piece.ids), row[k], source, peer, index, columns[k]
+                draft.index, num_parts, len(draft.ids), row[k], source, peer, index, columns[k]
             )
         )
-        halos.append(index[peer != piece.index])
+        halos.append(index[peer != draft.index])
     return with_send_lists(comm, num_parts, result, halos)
 
 

@@ -10,7 +10,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.routing import Route
 from hpcgnn.partition.sorting import Array, Int64, edge_positions, pointers
-from hpcgnn.storage.read.graph_file import NodeData, SparseRows
+from hpcgnn.storage.read.nodes import CsrRows, NodeData
 
 Columns = dict[str, Array]
 
@@ -44,7 +44,7 @@ def node_columns(comm: Communicator, nodes: NodeData) -> Columns:
         "original_ids": nodes.original_ids,
     }
     features = nodes.features
-    if isinstance(features, SparseRows):
+    if isinstance(features, CsrRows):
         columns["sparse/indptr"] = features.indptr
         columns["sparse/indices"] = features.indices
         columns["sparse/data"] = features.data
@@ -91,13 +91,13 @@ def distribute(comm: Communicator, route: Route, columns: Columns) -> Columns:
 
 def take(columns: Columns, rows: Int64) -> NodeData:
     """The nodes at `rows`, in that order."""
-    features: Array | SparseRows | None = None
+    features: Array | CsrRows | None = None
     if "features" in columns:
         features = columns["features"][rows]
     elif "sparse/indptr" in columns:
         indptr = columns["sparse/indptr"]
         places = edge_positions(indptr, rows)
-        features = SparseRows(
+        features = CsrRows(
             indptr=pointers(np.diff(indptr)[rows]),
             indices=columns["sparse/indices"][places],
             data=columns["sparse/data"][places],

@@ -14,7 +14,7 @@ from hpcgnn.storage.importers import (
     parquet,
     planetoid,
 )
-from hpcgnn.storage.importers.source import Options, Source
+from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.text import reading, require
 
 FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
@@ -74,7 +74,7 @@ def prepare(format: str) -> int:
     return parquet.prepare() if format == "parquet" else 0
 
 
-def open_source(paths: list[Path], format: str, options: Options) -> Source:
+def open_source(paths: list[Path], format: str, options: ImportOptions) -> Source:
     """The graph in these files, about to be read.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
-from hpcgnn.storage.importers.source import Column, Edges, Source
+from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_pieces
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -127,7 +127,7 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
     return records, relations
 
 
-def _dtype(edges: Edges | None) -> np.dtype:
+def _dtype(edges: EdgeChunk | None) -> np.dtype:
     fields: list[tuple] = [("source", np.int64), ("destination", np.int64)]
     if edges is not None and edges.weight is not None:
         fields.append(("weight", np.float32))
@@ -138,7 +138,7 @@ def _dtype(edges: Edges | None) -> np.dtype:
     return np.dtype(fields)
 
 
-def _copy_ends(out: np.ndarray, edges: Edges, source: Source, reverse: bool) -> None:
+def _copy_ends(out: np.ndarray, edges: EdgeChunk, source: Source, reverse: bool) -> None:
     top = np.iinfo(np.int64).max if source.num_nodes is None else source.num_nodes
     for name in ("source", "destination"):
         values = getattr(edges, name)
@@ -147,7 +147,7 @@ def _copy_ends(out: np.ndarray, edges: Edges, source: Source, reverse: bool) -> 
         out[turned if reverse else name] = values
 
 
-def _check_range(values: np.ndarray, top: int, edges: Edges, source: Source, what: str) -> None:
+def _check_range(values: np.ndarray, top: int, edges: EdgeChunk, source: Source, what: str) -> None:
     if values.size == 0 or (values.min() >= 0 and values.max() < top):
         return
     k = int(np.argmax((values < 0) | (values >= top)))
@@ -155,7 +155,7 @@ def _check_range(values: np.ndarray, top: int, edges: Edges, source: Source, wha
     raise InputError(message, file=source.file, dataset=edges.place(k), value=int(values[k]))
 
 
-def _finite(values: np.ndarray, edges: Edges, source: Source, what: str) -> np.ndarray:
+def _finite(values: np.ndarray, edges: EdgeChunk, source: Source, what: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         out = values.astype(np.float32)
     bad = ~np.isfinite(out)

@@ -1,4 +1,4 @@
-"""Checks that the columns of the nodes share."""
+"""The columns of the nodes, checked and written: features, labels, split, types."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.node_files import label_pieces
 from hpcgnn.storage.importers.source import (
     Column,
     Nodes,
+    NodeSplit,
+    SparseChunk,
     SparseColumn,
-    SparsePiece,
-    Split,
     as_integers,
 )
 from hpcgnn.storage.write.graph_writer import GraphWriter
@@ -47,6 +46,7 @@ def add_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
+MAX_CLASSES = 1 << 20
 MAX_TYPES = 1 << 16
 _ROWS = 1 << 18
 _CODES = {"train": 1, "valid": 2, "test": 3}
@@ -66,7 +66,7 @@ def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise:
         for rows in _features(nodes.features, num_nodes, normalise):
             writer.append_features(rows)
     if nodes.labels is not None:
-        for rows in label_pieces(nodes.labels, num_nodes, nodes.labels_as, nodes.notes):
+        for rows in label_chunks(nodes.labels, num_nodes, nodes.labels_as, nodes.notes):
             writer.append_labels(rows)
     if nodes.split is not None:
         population = np.zeros(4, np.int64)
@@ -118,7 +118,7 @@ def _features(column: Column, num_nodes: int, normalise: bool) -> Iterator[np.nd
 
 def _sparse_features(
     column: SparseColumn, num_nodes: int, normalise: bool
-) -> Iterator[SparsePiece]:
+) -> Iterator[SparseChunk]:
     count = 0
     for piece in column.pieces:
         rows = np.repeat(np.arange(piece.counts.shape[0]), piece.counts)
@@ -137,12 +137,81 @@ def _sparse_features(
             total = np.bincount(rows, np.abs(data), minlength=piece.counts.shape[0])
             data = (data / np.where(total == 0, 1, total)[rows]).astype(np.float32)
         count += piece.counts.shape[0]
-        yield SparsePiece(piece.counts, piece.indices, data)
+        yield SparseChunk(piece.counts, piece.indices, data)
     if count != num_nodes:
         raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
 
 
-def split_codes(split: Split, num_nodes: int) -> Iterator[np.ndarray]:
+def label_chunks(
+    column: Column, num_nodes: int, labels_as: str | None, notes: list[str]
+) -> Iterator[np.ndarray]:
+    """int64 [n] classes or [n, T] labels; nothing where every label is unknown.
+
+    Args:
+        labels_as: see `Nodes`.
+        notes: takes one on classes that no node has.
+
+    Raises:
+        InputError: another shape, a value that is no label, or a matrix that may be one-hot.
+    """
+    unknown = 0
+    population = np.zeros(0, np.int64)
+    single, positive = labels_as is None, False
+    for rows in counted(column, num_nodes):
+        if rows.ndim == 2 and rows.shape[1] == 1 and labels_as != "several":
+            rows = rows[:, 0]
+        if rows.ndim not in (1, 2) or rows.shape[1:] == (0,):
+            raise column.error("labels must have shape [nodes] or [nodes, labels]", rows.shape)
+        if labels_as is not None and (rows.ndim == 1) != (labels_as == "classes"):
+            raise column.error(f"is not what --labels-as {labels_as} means", rows.shape)
+        labels = as_integers(rows, column)
+        check_bounds(
+            labels, -1, MAX_CLASSES if labels.ndim == 1 else 2, column, "labels (-1: unknown)"
+        )
+        if labels.ndim == 2:
+            single = single and _at_most_one(labels)
+            positive = positive or bool((labels == 1).any())
+            if labels_as == "one-hot":
+                labels = _classes(labels, column)
+        if labels.ndim == 1:
+            population = add_counts(population, np.bincount(labels[labels >= 0]))
+            if unknown >= 0 and labels.max(initial=-1) < 0:
+                unknown += labels.shape[0]
+                continue
+            for low in range(0, unknown, _ROWS):
+                yield np.full(min(_ROWS, unknown - low), -1)
+            unknown = -1
+        yield labels
+    if single and positive:
+        raise column.error(
+            "no row holds more than a single 1: say --labels-as one-hot if these are classes, or"
+            " --labels-as several if a node may have several labels"
+        )
+    empty = np.flatnonzero(population == 0)
+    if empty.shape[0]:
+        notes.append(
+            f"no node has class {empty[0]}"
+            + (f" or {empty.shape[0] - 1} others" if empty.shape[0] > 1 else "")
+            + f" of the {population.shape[0]} classes 0 .. {population.shape[0] - 1}"
+        )
+
+
+def _at_most_one(labels: np.ndarray) -> bool:
+    """Each row has a single 1 and zeros, zeros alone, or is unknown as a whole."""
+    unknown = labels < 0
+    whole = unknown.all(axis=1) | ~unknown.any(axis=1)
+    return bool((whole & ((labels == 1).sum(axis=1) <= 1)).all())
+
+
+def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
+    """int64 [n]: the place of the 1 in each row, -1 where there is none."""
+    if not _at_most_one(labels):
+        raise column.error("is not one-hot: a row holds several, or some of it is unknown")
+    ones = labels == 1
+    return np.where(ones.any(axis=1), ones.argmax(axis=1), -1)
+
+
+def split_codes(split: NodeSplit, num_nodes: int) -> Iterator[np.ndarray]:
     """int8 [n, S] pieces: 0 none, 1 train, 2 valid, 3 test.
 
     Raises:
@@ -183,7 +252,7 @@ def _given_codes(file: Path, values: np.ndarray, num_nodes: int) -> np.ndarray:
 class _NodeSet:
     """One of train, valid and test: masks [N], [S, N] or [N, S], or a list of indices."""
 
-    def __init__(self, split: Split, name: str, num_nodes: int) -> None:
+    def __init__(self, split: NodeSplit, name: str, num_nodes: int) -> None:
         values = split.parts[name]
         column = Column(split.file, name, iter(()))
         self._indices = np.empty(0, np.int64)

@@ -9,10 +9,10 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource, together
 from hpcgnn.storage.importers.pairs import two_columns
-from hpcgnn.storage.importers.source import Column, Options, SparsePiece, as_ids
+from hpcgnn.storage.importers.source import Column, ImportOptions, SparseChunk, as_ids
 
 
-def scipy_matrix(archive: Archive, options: Options) -> tuple[Column, Column | None, int]:
+def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Column | None, int]:
     """Edges from row to column of a square matrix, their weights unless all are 1, and N.
 
     Raises:
@@ -122,7 +122,7 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
 
 def sparse_rows(
     indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int, limit: int
-) -> Iterator[SparsePiece]:
+) -> Iterator[SparseChunk]:
     """Whole rows with about a quarter million entries in each piece.
 
     Raises:
@@ -143,7 +143,7 @@ def sparse_rows(
                 row = first_row + low + int(np.argmax(counts))
                 raise indptr.error(f"row {row} takes more than --memory allows", int(counts.max()))
             columns, values = tape.take(int(bounds[high] - bounds[low]))
-            yield SparsePiece(counts, as_ids(columns, indices.column(0)), values)
+            yield SparseChunk(counts, as_ids(columns, indices.column(0)), values)
             low = high
 
 

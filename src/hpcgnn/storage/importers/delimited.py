@@ -13,10 +13,10 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.npz import read_npz
 from hpcgnn.storage.importers.pairs import array_pair, edges_from, pair_column
-from hpcgnn.storage.importers.source import Edges, Options, Source
+from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
 from hpcgnn.storage.importers.text import (
-    Block,
     Table,
+    TextBlock,
     blocks,
     data_lines,
     fields_of,
@@ -27,8 +27,8 @@ from hpcgnn.storage.importers.text import (
 
 
 def records(
-    path: Path, options: Options, fields: list[tuple[str, type]], needed: int
-) -> Iterator[tuple[Table, Block, np.ndarray]]:
+    path: Path, options: ImportOptions, fields: list[tuple[str, type]], needed: int
+) -> Iterator[tuple[Table, TextBlock, np.ndarray]]:
     """Blocks of a text file with their structured arrays.
 
     Args:
@@ -60,13 +60,13 @@ def records(
 
 
 def _table(
-    block: Block,
+    block: TextBlock,
     number: int,
     line: bytes,
-    options: Options,
+    options: ImportOptions,
     fields: list[tuple[str, type]],
     needed: int,
-) -> tuple[Table, Block]:
+) -> tuple[Table, TextBlock]:
     """How to read the columns, and the block without its header."""
     delimiter = guess_delimiter(line)
     found = fields_of(line, delimiter)
@@ -92,7 +92,7 @@ def _table(
     else:
         places = _places(block, number, line, found, chosen)
         text = block.text.split(b"\n", number - block.first + 1)[number - block.first + 1 :]
-        rest = Block(block.file, number + 1, b"".join(text))
+        rest = TextBlock(block.file, number + 1, b"".join(text))
     if len(set(places)) != len(places):
         raise block.error(number, "--columns names a column twice", chosen)
     table = Table(fields[: len(chosen)], columns=places, width=len(found), delimiter=delimiter)
@@ -100,7 +100,7 @@ def _table(
 
 
 def _places(
-    block: Block, number: int, line: bytes, found: list[bytes], chosen: tuple[str, ...]
+    block: TextBlock, number: int, line: bytes, found: list[bytes], chosen: tuple[str, ...]
 ) -> tuple[int, ...]:
     """Where the header has the chosen names."""
     names = [word.decode("latin1") for word in found]
@@ -115,7 +115,7 @@ def _places(
 class _SizeLine:
     """A first line that may hold the sizes of the graph: its nodes, ..., its edges."""
 
-    block: Block
+    block: TextBlock
     number: int
     line: bytes
     nodes: int
@@ -140,7 +140,7 @@ class _SizeLine:
             )
 
 
-def _size_line(block: Block, table: Table, number: int, line: bytes) -> _SizeLine | None:
+def _size_line(block: TextBlock, table: Table, number: int, line: bytes) -> _SizeLine | None:
     """None where the first line is a header or has no two or three natural numbers."""
     words = fields_of(line, table.delimiter)
     if block.first > number or not 2 <= len(words) <= 3:
@@ -161,7 +161,7 @@ _KONECT = re.compile(
 )
 
 
-def read_edge_list(paths: list[Path], options: Options) -> Source:
+def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
     """One graph from one or more text files, one .npy [2, E] or [E, 2], or a pair of .npy [E].
 
     Raises:
@@ -190,7 +190,9 @@ class _Sides:
     left: int
     right: int
 
-    def shift(self, ids: np.ndarray, destination: bool, table: Table, block: Block) -> np.ndarray:
+    def shift(
+        self, ids: np.ndarray, destination: bool, table: Table, block: TextBlock
+    ) -> np.ndarray:
         size, offset = (self.right, self.left) if destination else (self.left, 0)
         bad = (ids < 1) | (ids > size)
         if bad.any():
@@ -204,7 +206,7 @@ class _Sides:
         return ids - 1 + offset
 
 
-def _text(paths: list[Path], options: Options) -> Source:
+def _text(paths: list[Path], options: ImportOptions) -> Source:
     with open_binary(paths[0]) as file:
         head = file.read(_HEAD).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     konect = _KONECT.match(head)
@@ -225,7 +227,7 @@ def _text(paths: list[Path], options: Options) -> Source:
     return source
 
 
-def _two_sides(paths: list[Path], options: Options, konect: re.Match[bytes]) -> Source:
+def _two_sides(paths: list[Path], options: ImportOptions, konect: re.Match[bytes]) -> Source:
     if len(paths) > 1 or konect[2] is None:
         raise InputError(
             "its header says `bip`: both sides are numbered from 1, and only one file with a line"
@@ -241,14 +243,14 @@ def _two_sides(paths: list[Path], options: Options, konect: re.Match[bytes]) -> 
     return source
 
 
-def _edges(paths: list[Path], options: Options, sides: _Sides | None) -> Iterator[Edges]:
+def _edges(paths: list[Path], options: ImportOptions, sides: _Sides | None) -> Iterator[EdgeChunk]:
     for path in paths:
         for table, block, rows in records(path, options, _FIELDS, 2):
             weighted = options.weights and "weight" in (rows.dtype.names or ())
             ends = [np.ascontiguousarray(rows[name]) for name in ("source", "destination")]
             if sides is not None:
                 ends = [sides.shift(ids, k == 1, table, block) for k, ids in enumerate(ends)]
-            yield Edges(
+            yield EdgeChunk(
                 ends[0],
                 ends[1],
                 place=lambda k, table=table, block=block: table.place(block, k),  # type: ignore[misc]
@@ -263,7 +265,7 @@ _TRIPLE_FIELDS: list[tuple[str, type]] = [
 ]
 
 
-def read_triples(paths: list[Path], options: Options) -> Source:
+def read_triples(paths: list[Path], options: ImportOptions) -> Source:
     """Edges from head to tail, each with its relation.
 
     Raises:
@@ -276,10 +278,10 @@ def read_triples(paths: list[Path], options: Options) -> Source:
     return Source(paths[0], _text_triples(paths, options), rows_as_given=True)
 
 
-def _text_triples(paths: list[Path], options: Options) -> Iterator[Edges]:
+def _text_triples(paths: list[Path], options: ImportOptions) -> Iterator[EdgeChunk]:
     for path in paths:
         for table, block, rows in records(path, options, _TRIPLE_FIELDS, 3):
-            yield Edges(
+            yield EdgeChunk(
                 np.ascontiguousarray(rows["head"]),
                 np.ascontiguousarray(rows["tail"]),
                 place=lambda k, table=table, block=block: table.place(block, k),  # type: ignore[misc]

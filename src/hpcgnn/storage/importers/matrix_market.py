@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import Edges, Options, Source
-from hpcgnn.storage.importers.text import Block, Table, blocks_of, open_binary
+from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
+from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of, open_binary
 
 _MAX_LINE = 1 << 16
 _MAX_HEADER = 20_000  # lines
@@ -19,7 +19,7 @@ _KINDS = ("real", "integer", "pattern")
 _SYMMETRIES = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
 
 
-def read_matrix_market(path: Path, options: Options) -> Source:
+def read_matrix_market(path: Path, options: ImportOptions) -> Source:
     """The graph of a square sparse matrix; symmetric ones are stored with both directions.
 
     Raises:
@@ -77,7 +77,7 @@ def _line(file: BinaryIO, path: Path, number: int) -> str:
     return line.decode("latin1")
 
 
-def _entries(path: Path, options: Options) -> Iterator[Edges]:
+def _entries(path: Path, options: ImportOptions) -> Iterator[EdgeChunk]:
     with open_binary(path) as file:
         words, (announced, first), size, mirror = _header(file, path)
         table = Table(_FIELDS[: 2 if words[3] == "pattern" else 3], comments=(b"%",))
@@ -96,7 +96,7 @@ def _entries(path: Path, options: Options) -> Iterator[Edges]:
         raise InputError(f"has {more} entries where its header announces {announced}", file=path)
 
 
-def _check(rows: np.ndarray, size: int, table: Table, block: Block) -> None:
+def _check(rows: np.ndarray, size: int, table: Table, block: TextBlock) -> None:
     for name in ("i", "j"):
         bad = (rows[name] < 1) | (rows[name] > size)
         if bad.any():
@@ -116,7 +116,7 @@ class _Triangle:
         self._mirror = mirror
         self._side = 0
 
-    def check(self, rows: np.ndarray, table: Table, block: Block) -> None:
+    def check(self, rows: np.ndarray, table: Table, block: TextBlock) -> None:
         if not self._mirror:
             return
         sides = np.sign(rows["i"] - rows["j"])
@@ -138,14 +138,14 @@ class _Triangle:
 
 
 def _edges(
-    rows: np.ndarray, table: Table, block: Block, mirror: int, options: Options
-) -> Iterator[Edges]:
+    rows: np.ndarray, table: Table, block: TextBlock, mirror: int, options: ImportOptions
+) -> Iterator[EdgeChunk]:
     i, j = rows["i"] - 1, rows["j"] - 1
     value = rows["value"] if options.weights and "value" in (rows.dtype.names or ()) else None
-    yield Edges(i, j, place=lambda k: table.place(block, k), weight=value)
+    yield EdgeChunk(i, j, place=lambda k: table.place(block, k), weight=value)
     if mirror:
         other = np.flatnonzero(i != j)
-        yield Edges(
+        yield EdgeChunk(
             j[other],
             i[other],
             place=lambda k: table.place(block, int(other[k])),

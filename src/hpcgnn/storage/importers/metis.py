@@ -11,8 +11,8 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.pairs import BothEnds
-from hpcgnn.storage.importers.source import Edges, Options, Source
-from hpcgnn.storage.importers.text import Block, blocks, check_number, skip_lines
+from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
+from hpcgnn.storage.importers.text import TextBlock, blocks, check_number, skip_lines
 
 _COMMENT = re.compile(rb"^%[^\n]*(?:\n|\Z)", re.MULTILINE)
 _DIGITS = 18  # what surely fits 64 bits
@@ -27,7 +27,7 @@ class _Header:
     keep_weights: bool = True
 
 
-def read_metis(path: Path, options: Options) -> Source:
+def read_metis(path: Path, options: ImportOptions) -> Source:
     """The graph of a METIS file; weights and sizes of nodes are passed over.
 
     Raises:
@@ -38,7 +38,7 @@ def read_metis(path: Path, options: Options) -> Source:
     if not options.weights:
         header = replace(header, keep_weights=False)
 
-    def lines() -> Iterator[Block]:
+    def lines() -> Iterator[TextBlock]:
         return skip_lines(blocks(path, longest=options.limit // 4), line)
 
     return Source(
@@ -57,13 +57,13 @@ def _read_header(path: Path) -> tuple[_Header, int]:
         for offset, line in enumerate(block.text.split(b"\n")):
             if line.strip() and not line.startswith(b"%"):
                 number = block.first + offset
-                return _parse_header(Block(path, number, line), line), number
+                return _parse_header(TextBlock(path, number, line), line), number
         barren += len(block.text)
         block.check_barren(barren)
     raise InputError("is empty", file=path)
 
 
-def _parse_header(block: Block, line: bytes) -> _Header:
+def _parse_header(block: TextBlock, line: bytes) -> _Header:
     words = line.split()
     for word in words:
         check_number(block, block.first, word, np.int64)
@@ -78,7 +78,9 @@ def _parse_header(block: Block, line: bytes) -> _Header:
     return _Header(nodes, edges, skipped, flags[2] == "1")
 
 
-def _checked(path: Path, lines: Callable[[], Iterator[Block]], header: _Header) -> Iterator[Edges]:
+def _checked(
+    path: Path, lines: Callable[[], Iterator[TextBlock]], header: _Header
+) -> Iterator[EdgeChunk]:
     """The edges, once it is known that each stands at both ends."""
     both = BothEnds()
     for edges in _edges(path, lines(), header):
@@ -93,7 +95,7 @@ def _checked(path: Path, lines: Callable[[], Iterator[Block]], header: _Header) 
         )
 
 
-def _edges(path: Path, lines: Iterator[Block], header: _Header) -> Iterator[Edges]:
+def _edges(path: Path, lines: Iterator[TextBlock], header: _Header) -> Iterator[EdgeChunk]:
     node = found = barren = 0
     for block in lines:
         numbers = _Numbers(block, header.num_nodes - node)
@@ -116,7 +118,7 @@ def _edges(path: Path, lines: Iterator[Block], header: _Header) -> Iterator[Edge
 class _Numbers:
     """The numbers in a block: `values`, `line` (from 0, comments not counted), `place` in it."""
 
-    def __init__(self, block: Block, lines_left: int) -> None:
+    def __init__(self, block: TextBlock, lines_left: int) -> None:
         self.block = block
         text = _COMMENT.sub(b"", block.text) if b"%" in block.text else block.text
         if text and not text.endswith(b"\n"):
@@ -170,7 +172,7 @@ class _Numbers:
         return self.block.error(number, message, text if value is None else value)
 
 
-def _neighbours(numbers: _Numbers, first: int, header: _Header) -> Edges:
+def _neighbours(numbers: _Numbers, first: int, header: _Header) -> EdgeChunk:
     """The edges of nodes `first`, `first + 1`, ... listed in these lines."""
     short = numbers.counts < header.skipped
     if header.weighted:
@@ -188,7 +190,7 @@ def _neighbours(numbers: _Numbers, first: int, header: _Header) -> Edges:
         raise numbers.error(
             int(lines[k]), f"neighbours are numbered 1 .. {header.num_nodes}", int(neighbour[k])
         )
-    return Edges(
+    return EdgeChunk(
         first + lines,
         neighbour - 1,
         place=lambda k: f"line {numbers.number_of(int(lines[k]))}",

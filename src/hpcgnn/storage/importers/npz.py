@@ -29,12 +29,12 @@ from hpcgnn.storage.importers.csr import (
 from hpcgnn.storage.importers.pairs import edges_from, pair_column, two_columns
 from hpcgnn.storage.importers.source import (
     Column,
-    Edges,
+    EdgeChunk,
+    ImportOptions,
     Nodes,
-    Options,
+    NodeSplit,
     Source,
     SparseColumn,
-    Split,
 )
 
 _NAMES = {
@@ -92,7 +92,7 @@ def is_triples(path: Path) -> bool:
     return "relation" in archive and ("subject" in archive or "head" in archive)
 
 
-def read_npz(path: Path, options: Options, *, triples: bool = False) -> Source:
+def read_npz(path: Path, options: ImportOptions, *, triples: bool = False) -> Source:
     """The graph of an .npz archive; `triples`: it must have relations.
 
     Raises:
@@ -123,7 +123,7 @@ def read_npz(path: Path, options: Options, *, triples: bool = False) -> Source:
     )
 
 
-def read_sparse_features(path: Path, options: Options) -> tuple[SparseColumn, int]:
+def read_sparse_features(path: Path, options: ImportOptions) -> tuple[SparseColumn, int]:
     """A matrix stored by `scipy.sparse.save_npz` in CSR form, and its number of rows.
 
     Raises:
@@ -143,7 +143,7 @@ def read_sparse_features(path: Path, options: Options) -> tuple[SparseColumn, in
     )
 
 
-def read_split(path: Path, options: Options) -> tuple[Split, list[str]]:
+def read_split(path: Path, options: ImportOptions) -> tuple[NodeSplit, list[str]]:
     """`train`, `valid` and `test` of an archive, under any of their names; notes on the rest."""
     members = _Members(Archive(path))
     found = _split(members, options)
@@ -152,7 +152,9 @@ def read_split(path: Path, options: Options) -> tuple[Split, list[str]]:
     return found, members.archive.left_out(members.used)
 
 
-def _edges(members: _Members, options: Options) -> tuple[Iterator[Edges], int | None, bool]:
+def _edges(
+    members: _Members, options: ImportOptions
+) -> tuple[Iterator[EdgeChunk], int | None, bool]:
     """The edges; from a matrix, the number of nodes; whether they are pairs of node numbers."""
     path = members.archive.path
     forms = [
@@ -205,7 +207,7 @@ def _edges(members: _Members, options: Options) -> tuple[Iterator[Edges], int | 
     return edges, number, number is None
 
 
-def _edge_column(members: _Members, name: str, ndim: int, options: Options) -> Column | None:
+def _edge_column(members: _Members, name: str, ndim: int, options: ImportOptions) -> Column | None:
     array = members.get(name)
     if array is None:
         return None
@@ -213,7 +215,7 @@ def _edge_column(members: _Members, name: str, ndim: int, options: Options) -> C
     return array.column(options.limit)
 
 
-def _nodes(members: _Members, options: Options) -> tuple[Nodes, dict[str, int]]:
+def _nodes(members: _Members, options: ImportOptions) -> tuple[Nodes, dict[str, int]]:
     """The columns of the nodes, and how many nodes each speaks of."""
     path = members.archive.path
     known: dict[str, int] = {}
@@ -243,7 +245,7 @@ def _nodes(members: _Members, options: Options) -> tuple[Nodes, dict[str, int]]:
 
 
 def _sparse(
-    archive: Archive, options: Options, indptr: str, indices: str, data: str, shape: str
+    archive: Archive, options: ImportOptions, indptr: str, indices: str, data: str, shape: str
 ) -> tuple[SparseColumn, int]:
     size = archive[shape]
     if size.shape != (2,) or size.dtype.kind not in "iu":
@@ -260,7 +262,7 @@ def _sparse(
     return SparseColumn(archive.path, indices, width, pieces), rows
 
 
-def _split(members: _Members, options: Options) -> Split | None:
+def _split(members: _Members, options: ImportOptions) -> NodeSplit | None:
     parts = {}
     masks = set()
     for name in ("train", "valid", "test"):
@@ -269,4 +271,4 @@ def _split(members: _Members, options: Options) -> Split | None:
             parts[name] = array.load(options.limit)
             if (array.member or "").endswith(_MASKS):
                 masks.add(name)
-    return Split(members.archive.path, parts, frozenset(masks)) if parts else None
+    return NodeSplit(members.archive.path, parts, frozenset(masks)) if parts else None

@@ -10,7 +10,14 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
-from hpcgnn.storage.importers.source import Column, Edges, Nodes, Options, Source, Split
+from hpcgnn.storage.importers.source import (
+    Column,
+    EdgeChunk,
+    ImportOptions,
+    Nodes,
+    NodeSplit,
+    Source,
+)
 from hpcgnn.storage.importers.text import Table, blocks, matrix_rows
 
 _REVERSES = (
@@ -21,7 +28,7 @@ _SETS = ("train", "valid", "test")
 _TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-edge-list")
 
 
-def read_ogb(path: Path, options: Options) -> Source:
+def read_ogb(path: Path, options: ImportOptions) -> Source:
     """The graph of a folder that has `raw/` and `split/`, or of a name such as ogbn-arxiv.
 
     Raises:
@@ -45,7 +52,7 @@ def read_ogb(path: Path, options: Options) -> Source:
     return source
 
 
-def _by_package(name: str, options: Options) -> tuple[Path, bool]:
+def _by_package(name: str, options: ImportOptions) -> tuple[Path, bool]:
     """The folder the package has downloaded, and whether its edges miss their reverses."""
     try:
         from ogb.nodeproppred import NodePropPredDataset
@@ -61,7 +68,7 @@ def _by_package(name: str, options: Options) -> tuple[Path, bool]:
     return Path(found.root), str(found.meta_info.get("add_inverse_edge")) == "True"
 
 
-def _text(raw: Path, options: Options) -> Source:
+def _text(raw: Path, options: ImportOptions) -> Source:
     number = _single_count(raw / "num-node-list.csv.gz")
     edges = raw / "edge.csv.gz"
     features = _if_there(raw / "edge-feat.csv.gz")
@@ -83,7 +90,7 @@ def _left_out(raw: Path, used: set[str]) -> list[str]:
     return [f"ignored in {raw}: {', '.join(others)}"] if others else []
 
 
-def _binary(raw: Path, options: Options) -> Source:
+def _binary(raw: Path, options: ImportOptions) -> Source:
     archive = Archive(raw / "data.npz")
     found = {
         name: archive[name].column(options.limit) if name in archive else None
@@ -132,7 +139,7 @@ def _single_count(path: Path) -> int:
     return int(found[0])
 
 
-def _counted(edges: Iterator[Edges], announced: int, path: Path) -> Iterator[Edges]:
+def _counted(edges: Iterator[EdgeChunk], announced: int, path: Path) -> Iterator[EdgeChunk]:
     found = 0
     for piece in edges:
         found += piece.source.shape[0]
@@ -141,7 +148,7 @@ def _counted(edges: Iterator[Edges], announced: int, path: Path) -> Iterator[Edg
         raise InputError(f"num-edge-list says {announced} edges", file=path, value=found)
 
 
-def _split(folder: Path, options: Options) -> Split | None:
+def _split(folder: Path, options: ImportOptions) -> NodeSplit | None:
     schemes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if not schemes:
         return None
@@ -149,4 +156,4 @@ def _split(folder: Path, options: Options) -> Split | None:
     if scheme not in schemes or (options.split_scheme is None and len(schemes) > 1):
         raise InputError(f"choose one with --split-scheme: {', '.join(schemes)}", file=folder)
     parts = {name: _integers(folder / scheme / f"{name}.csv.gz", options.limit) for name in _SETS}
-    return Split(folder / scheme, parts)
+    return NodeSplit(folder / scheme, parts)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
-from hpcgnn.storage.importers.source import Column, Edges, as_ids, as_integers
+from hpcgnn.storage.importers.source import Column, EdgeChunk, as_ids, as_integers
 
 
 def edges_from(
@@ -18,7 +18,7 @@ def edges_from(
     weight: Column | None = None,
     relation: Column | None = None,
     features: Column | None = None,
-) -> Iterator[Edges]:
+) -> Iterator[EdgeChunk]:
     """Edges from the rows [source, destination] of `ends` and columns of the same length.
 
     Raises:
@@ -30,7 +30,7 @@ def edges_from(
         for pair, *rest in together(ends.pieces, *(column.pieces for column in extras)):
             values = dict(zip(map(id, extras), rest, strict=True))
             integers = as_ids(pair, ends)
-            yield Edges(
+            yield EdgeChunk(
                 integers[:, 0],
                 integers[:, 1],
                 place=lambda k, first=first: f"{ends.name}, edge {first + k}",  # type: ignore[misc]
@@ -112,7 +112,7 @@ class BothEnds:
     def __init__(self) -> None:
         self._sums = np.zeros(_BUCKETS, np.uint64)
 
-    def add(self, edges: Edges) -> None:
+    def add(self, edges: EdgeChunk) -> None:
         low, high, up, down = _directed(edges)
         code = _code(low, high)
         bucket = (code % np.uint64(_BUCKETS)).astype(np.intp)
@@ -124,7 +124,7 @@ class BothEnds:
     def agree(self) -> bool:
         return not self._sums.any()
 
-    def find(self, pieces: Iterable[Edges]) -> tuple[int, int]:
+    def find(self, pieces: Iterable[EdgeChunk]) -> tuple[int, int]:
         """Going over the edges again: a node, and one that it lists and that doesn't list it."""
         wanted = np.uint64(np.argmax(self._sums != 0))
         parts = []
@@ -145,7 +145,7 @@ class BothEnds:
         return ends if balance[k] > 0 else ends[::-1]
 
 
-def _directed(edges: Edges) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _directed(edges: EdgeChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Lower and higher end, and masks of the edges that go up and down."""
     low = np.minimum(edges.source, edges.destination)
     high = np.maximum(edges.source, edges.destination)

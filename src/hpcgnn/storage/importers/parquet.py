@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import Column, Edges, Options, Source, as_ids
+from hpcgnn.storage.importers.source import Column, EdgeChunk, ImportOptions, Source, as_ids
 from hpcgnn.storage.importers.text import check_inflation, open_file
 
 _ROWS = 1 << 16
@@ -45,7 +45,7 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def read_parquet(paths: list[Path], options: Options) -> Source:
+def read_parquet(paths: list[Path], options: ImportOptions) -> Source:
     """The edges of Parquet files; `options.columns` names source, destination and weight.
 
     Raises:
@@ -69,7 +69,7 @@ def read_parquet(paths: list[Path], options: Options) -> Source:
     )
 
 
-def _edges(files: list[Path], columns: tuple[str, ...]) -> Iterator[Edges]:
+def _edges(files: list[Path], columns: tuple[str, ...]) -> Iterator[EdgeChunk]:
     for path in files:
         with _open(path) as table:
             _check_names(table.schema_arrow.names, columns, path)
@@ -96,7 +96,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _columns(names: list[str], path: Path, options: Options) -> tuple[str, ...]:
+def _columns(names: list[str], path: Path, options: ImportOptions) -> tuple[str, ...]:
     known = ", ".join(names)
     if options.columns:
         if not 2 <= len(options.columns) <= 3:
@@ -123,7 +123,7 @@ def _check_names(names: list[str], columns: tuple[str, ...], path: Path) -> None
             raise InputError(f"has columns {', '.join(names)}, {which}", file=path, value=name)
 
 
-def _file_edges(table: Any, path: Path, columns: tuple[str, ...]) -> Iterator[Edges]:
+def _file_edges(table: Any, path: Path, columns: tuple[str, ...]) -> Iterator[EdgeChunk]:
     pyarrow = _pyarrow()
     first = 0
     batches = table.iter_batches(batch_size=_ROWS, columns=list(columns), use_threads=False)
@@ -140,7 +140,7 @@ def _file_edges(table: Any, path: Path, columns: tuple[str, ...]) -> Iterator[Ed
             for array, name in zip(values, columns[:2], strict=False)
         ]
         weight = values[2] if len(values) > 2 else None
-        yield Edges(ends[0], ends[1], lambda k, f=first: f"row {f + k}", weight=weight)  # type: ignore[misc]
+        yield EdgeChunk(ends[0], ends[1], lambda k, f=first: f"row {f + k}", weight=weight)  # type: ignore[misc]
         first += batch.num_rows
 
 

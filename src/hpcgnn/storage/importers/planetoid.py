@@ -21,13 +21,13 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.source import (
     Column,
-    Edges,
+    EdgeChunk,
+    ImportOptions,
     Nodes,
-    Options,
+    NodeSplit,
     Source,
+    SparseChunk,
     SparseColumn,
-    SparsePiece,
-    Split,
 )
 from hpcgnn.storage.importers.text import Table, blocks, open_binary, require
 
@@ -170,7 +170,7 @@ _VALID = 500
 _MAX_GAP = 1 << 20
 
 
-def read_planetoid(path: Path, options: Options) -> Source:
+def read_planetoid(path: Path, options: ImportOptions) -> Source:
     """The graph of which `path` is any one file, `DIR/ind.NAME`, or a folder with one graph.
 
     Raises:
@@ -198,7 +198,7 @@ def read_planetoid(path: Path, options: Options) -> Source:
     nodes = Nodes(
         features=_features(allx, tx, test, num_nodes),
         labels=Column(files["ally"], "labels", iter([labels])),
-        split=Split(stem, parts),
+        split=NodeSplit(stem, parts),
     )
     graph = stem.with_name(f"{stem.name}.graph")
     edges = _edges(load_pickle(graph, options.limit), graph)
@@ -248,7 +248,7 @@ class _Csr:
     data: np.ndarray
 
     @staticmethod
-    def load(path: Path, options: Options) -> _Csr:
+    def load(path: Path, options: ImportOptions) -> _Csr:
         found = load_pickle(path, options.limit)
         if not isinstance(found, CsrState):
             raise InputError("must be a SciPy CSR matrix", file=path)
@@ -273,7 +273,7 @@ def _features(allx: _Csr, tx: _Csr, test: np.ndarray, num_nodes: int) -> SparseC
     order = np.argsort(test)
     starts = np.cumsum(lengths[order]) - lengths[order]
     entries = np.arange(tx.indices.shape[0]) + np.repeat(tx.indptr[order] - starts, lengths[order])
-    piece = SparsePiece(
+    piece = SparseChunk(
         counts,
         np.concatenate([allx.indices, tx.indices[entries]]),
         np.concatenate([allx.data, tx.data[entries]]),
@@ -281,7 +281,7 @@ def _features(allx: _Csr, tx: _Csr, test: np.ndarray, num_nodes: int) -> SparseC
     return SparseColumn(allx.path, "features", allx.width, iter([piece]))
 
 
-def _one_hot(path: Path, options: Options) -> np.ndarray:
+def _one_hot(path: Path, options: ImportOptions) -> np.ndarray:
     """int64 [n] classes; a row without a 1 is unknown."""
     found = load_pickle(path, options.limit)
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.shape[1] == 0:
@@ -291,7 +291,7 @@ def _one_hot(path: Path, options: Options) -> np.ndarray:
     return np.where(found.any(axis=1), found.argmax(axis=1), -1)
 
 
-def _edges(graph: Any, path: Path) -> Iterator[Edges]:
+def _edges(graph: Any, path: Path) -> Iterator[EdgeChunk]:
     if not isinstance(graph, dict) or not all(isinstance(row, list) for row in graph.values()):
         raise InputError("must be a dictionary of lists of neighbours", file=path)
     nodes = list(graph)
@@ -300,7 +300,7 @@ def _edges(graph: Any, path: Path) -> Iterator[Edges]:
         raise InputError("must name nodes by integers", file=path)
     counts = [len(row) for row in graph.values()]
     source = np.repeat(np.array(nodes, np.int64), counts)
-    yield Edges(
+    yield EdgeChunk(
         source,
         np.array(neighbours, np.int64),
         place=lambda k: f"neighbours of node {source[k]}",

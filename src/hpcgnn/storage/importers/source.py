@@ -14,7 +14,7 @@ PIECE_BYTES = 4 << 20
 
 
 @dataclass
-class Edges:
+class EdgeChunk:
     """A piece of the edge list; `place(k)` says where in the source edge k stands."""
 
     source: np.ndarray  # int64 [E]
@@ -40,7 +40,7 @@ class Column:
 
 
 @dataclass
-class SparsePiece:
+class SparseChunk:
     """Rows of a sparse matrix: row k has the next `counts[k]` entries."""
 
     counts: np.ndarray  # int64 [n]
@@ -55,14 +55,14 @@ class SparseColumn:
     file: Path
     name: str
     width: int
-    pieces: Iterator[SparsePiece]
+    pieces: Iterator[SparseChunk]
 
     def error(self, message: str, value: object = None) -> InputError:
         return Column.error(self, message, value)  # type: ignore[arg-type]
 
 
 @dataclass
-class Split:
+class NodeSplit:
     """Who trains: arrays of indices or masks under `train`, `valid`, `test`, or codes per node.
 
     `masks` are the parts that must be masks, whatever their type.
@@ -87,7 +87,7 @@ class Nodes:
     features: Column | SparseColumn | None = None
     typed_features: dict[int, Column] = field(default_factory=dict)
     labels: Column | None = None
-    split: Split | None = None
+    split: NodeSplit | None = None
     types: Column | None = None
     ids: Column | None = None
     labels_as: str | None = None
@@ -119,7 +119,7 @@ class Source:
     """
 
     file: Path
-    edges: Iterator[Edges]
+    edges: Iterator[EdgeChunk]
     num_nodes: int | None = None
     num_relations: int | None = None
     num_edges: int | None = None
@@ -137,7 +137,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Options:
+class ImportOptions:
     """How to read a source; what a format has no use for is ignored.
 
     Attributes:

@@ -30,7 +30,7 @@ class RowRules:
 
 
 @dataclass
-class RowPiece:
+class RowChunk:
     """The lists of some consecutive nodes, as `GraphWriter.append_rows` takes them."""
 
     counts: np.ndarray
@@ -42,7 +42,7 @@ class RowPiece:
 
 def row_pieces(
     edges: Records, scratch: Scratch, num_nodes: int, rules: RowRules
-) -> Iterator[RowPiece]:
+) -> Iterator[RowChunk]:
     """The lists of nodes 0 .. num_nodes - 1; sources ascend in each list. `edges` are dropped.
 
     Raises:
@@ -66,13 +66,13 @@ def row_pieces(
 
 def _finish(
     records: np.ndarray, low: int, high: int, keys: tuple[str, ...], rules: RowRules
-) -> RowPiece:
+) -> RowChunk:
     if rules.deduplicate:
         records = _without_duplicates(records, keys, rules.combine)
     if rules.self_loops == "add":
         records = _with_self_loops(records, low, high, keys)
     names = records.dtype.names or ()
-    return RowPiece(
+    return RowChunk(
         np.bincount(records["destination"] - low, minlength=high - low),
         np.ascontiguousarray(records["source"]),
         *(

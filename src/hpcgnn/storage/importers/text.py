@@ -178,7 +178,7 @@ _IS_SPACE = np.array([chr(code).isspace() for code in range(256)])  # as NumPy s
 
 
 @dataclass
-class Block:
+class TextBlock:
     """Whole lines of a file; `first` is the number of the first one, counted from 1."""
 
     file: Path
@@ -196,7 +196,7 @@ class Block:
             raise self.error(self.first, f"{nbytes >> 20} MiB hold no data: this is no such file")
 
 
-def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[Block]:
+def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[TextBlock]:
     """The lines of a text file, gzip or not, in blocks of a few MiB.
 
     Raises:
@@ -208,7 +208,7 @@ def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[Block]:
 
 def blocks_of(
     file: BinaryIO, path: Path, first: int, *, longest: int = LONGEST_LINE
-) -> Iterator[Block]:
+) -> Iterator[TextBlock]:
     """The rest of an open file, whose next line is number `first`, parted by newlines."""
     held: list[bytes] = []
     held_bytes = blank = 0
@@ -226,14 +226,14 @@ def blocks_of(
                     dataset=f"line {first}",
                 )
             continue
-        block = Block(path, first, b"".join([*held, data[:cut]]))
+        block = TextBlock(path, first, b"".join([*held, data[:cut]]))
         blank = 0 if block.text.strip() else blank + len(block.text)
         block.check_barren(blank)
         yield block
         first += block.text.count(b"\n")
         held, held_bytes = [data[cut:]], len(data) - cut
     if any(held):
-        yield Block(path, first, b"".join(held))
+        yield TextBlock(path, first, b"".join(held))
 
 
 def _universal_newlines(file: BinaryIO) -> Iterator[bytes]:
@@ -252,7 +252,7 @@ def _universal_newlines(file: BinaryIO) -> Iterator[bytes]:
         yield b"\n"
 
 
-def skip_lines(source: Iterator[Block], count: int) -> Iterator[Block]:
+def skip_lines(source: Iterator[TextBlock], count: int) -> Iterator[TextBlock]:
     """The blocks without their first `count` lines."""
     for block in source:
         end = skipped = 0
@@ -260,14 +260,14 @@ def skip_lines(source: Iterator[Block], count: int) -> Iterator[Block]:
             end = block.text.find(b"\n", end) + 1 or len(block.text)
             skipped += 1
         if skipped:
-            block = Block(block.file, block.first + skipped, block.text[end:])
+            block = TextBlock(block.file, block.first + skipped, block.text[end:])
             count -= skipped
         if block.text:
             yield block
 
 
 def data_lines(
-    block: Block, comments: tuple[bytes, ...] = _COMMENTS
+    block: TextBlock, comments: tuple[bytes, ...] = _COMMENTS
 ) -> Iterator[tuple[int, bytes]]:
     """Number and text of each line that holds anything but a comment."""
     if not block.text.strip():
@@ -322,7 +322,7 @@ class Table:
         self.delimiter = delimiter
         self.comments = comments
 
-    def parse(self, block: Block) -> np.ndarray:
+    def parse(self, block: TextBlock) -> np.ndarray:
         """A structured array, one record per line that holds data.
 
         Raises:
@@ -358,7 +358,7 @@ class Table:
             self._diagnose(block)
             raise block.error(block.first, f"can't be read: {error}") from None
 
-    def _check_widths(self, block: Block, records: int) -> None:
+    def _check_widths(self, block: TextBlock, records: int) -> None:
         """Refuse lines with more or fewer columns than the first, which NumPy takes."""
         text = block.text
         for mark in self.comments:
@@ -386,7 +386,7 @@ class Table:
         if lines.shape[0] != records:
             raise block.error(block.first, "quotes in this or a later line are not closed")
 
-    def _diagnose(self, block: Block) -> None:
+    def _diagnose(self, block: TextBlock) -> None:
         places = self.columns or tuple(range(self.width))
         for number, line in data_lines(block, self.comments):
             found = fields_of(line, self.delimiter)
@@ -395,7 +395,7 @@ class Table:
             for place, (_, kind) in zip(places, self.fields, strict=True):
                 check_number(block, number, found[place], kind)
 
-    def place(self, block: Block, index: int) -> str:
+    def place(self, block: TextBlock, index: int) -> str:
         """Where record `index` of the block stands."""
         for row, (number, _) in enumerate(data_lines(block, self.comments)):
             if row == index:
@@ -403,7 +403,7 @@ class Table:
         return f"line {block.first}"
 
 
-def check_number(block: Block, line: int, text: bytes, kind: type) -> None:
+def check_number(block: TextBlock, line: int, text: bytes, kind: type) -> None:
     """Raise InputError naming the line unless `text` is a number of this kind."""
     if kind is np.int64:
         if not _INTEGER.fullmatch(text):

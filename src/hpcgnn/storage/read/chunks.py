@@ -24,7 +24,7 @@ _OURS = (
 )
 
 
-class Chunks:
+class StoredChunks:
     """The chunks of a dataset that has some, checked from the first reading on.
 
     Args:

@@ -11,16 +11,15 @@ import numpy as np
 
 from hpcgnn.storage import checks
 from hpcgnn.storage.fingerprint import to_hex
-from hpcgnn.storage.read.nodes import NodeColumns, NodeData, SparseRows, read_pointers
-from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.read.nodes import NodeColumns, NodeData, read_pointers
+from hpcgnn.storage.read.reader import Reader, StoredColumn
 from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, GRAPH, Counts
 
-__all__ = ["GraphFile", "NodeData", "Slab", "SparseRows", "read_counts"]
 _SLAB_EDGES = 1 << 22
 
 
 @dataclass
-class Slab:
+class GraphSlab:
     """The in-neighbour lists of nodes `lo .. hi - 1`.
 
     `indptr` int64 [hi-lo+1] starts at 0; `indices` int64 [e]; `weight` float32 [e], `relation`
@@ -74,10 +73,10 @@ class GraphFile:
         self._indptr = reader.column("edges/indptr", ("int64",), (counts.num_nodes + 1,))
         self._indices = reader.column("edges/indices", ("int32", "int64"), (edges,))
         self._weight = self._optional("edges/weight", "float32", (edges,))
-        self._relation: Column | None = None
+        self._relation: StoredColumn | None = None
         if counts.num_relations:
             self._relation = reader.column("edges/relation", ("int32",), (edges,))
-        self._edge_features: Column | None = None
+        self._edge_features: StoredColumn | None = None
         if counts.edge_width:
             shape = (edges, counts.edge_width)
             self._edge_features = reader.column("edges/features", ("float32",), shape)
@@ -108,14 +107,14 @@ class GraphFile:
         """Entries `lo .. hi` (both included) of the row pointers: int64 [hi-lo+1], not rebased."""
         return read_pointers(self._indptr, lo, hi, self.num_edges)
 
-    def read_rows(self, lo: int, hi: int) -> Slab:
+    def read_rows(self, lo: int, hi: int) -> GraphSlab:
         """The in-edges of nodes `lo .. hi - 1`."""
         indptr = self.read_indptr(lo, hi)
         first, last = int(indptr[0]), int(indptr[-1])
         indptr -= first
         indices = self._indices.read(first, last)
         checks.in_range(indices, 0, self.num_nodes, self._indices.place(first))
-        slab = Slab(lo, hi, indptr, indices.astype(np.int64, copy=False))
+        slab = GraphSlab(lo, hi, indptr, indices.astype(np.int64, copy=False))
         if self._weight is not None:
             slab.weight = self._weight.read(first, last)
             checks.finite(slab.weight, self._weight.place(first))
@@ -160,12 +159,12 @@ class GraphFile:
             total += column.fingerprint(first, last)
         return total
 
-    def _columns(self) -> list[Column]:
+    def _columns(self) -> list[StoredColumn]:
         optional = (self._weight, self._relation, self._edge_features)
         edges = [column for column in optional if column is not None]
         return [self._indptr, self._indices, *edges, *self._nodes.columns()]
 
-    def _share(self, column: Column, lo: int, hi: int) -> tuple[int, int]:
+    def _share(self, column: StoredColumn, lo: int, hi: int) -> tuple[int, int]:
         """Which rows of a column belong to nodes `lo .. hi - 1`."""
         group = column.name.rpartition("/")[0]
         if lo == hi:
@@ -186,7 +185,7 @@ class GraphFile:
         fits = int(np.searchsorted(indptr, indptr[0] + _SLAB_EDGES, side="right")) - 1
         return lo + max(1, min(fits, hi - lo))
 
-    def _optional(self, name: str, dtype: str, shape: tuple[int, ...]) -> Column | None:
+    def _optional(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredColumn | None:
         return self._reader.column(name, (dtype,), shape) if self._reader.has(name) else None
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcgnn.storage import checks
-from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.read.reader import Reader, StoredColumn
 from hpcgnn.storage.schema import MAX_WIDTH, Counts
 
 KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids")
 
 
 @dataclass
-class SparseRows:
+class CsrRows:
     """Sparse feature rows: `indptr` int64 [n+1], `indices` int32 [nnz], `data` float32 [nnz]."""
 
     indptr: np.ndarray
@@ -32,12 +32,12 @@ class SparseRows:
 class NodeData:
     """Columns of some nodes; None (or no entry) where the file has none or none was asked for.
 
-    `features` float32|float16 [n, F] or `SparseRows`; `labels` int64 [n] or int8 [n, T];
+    `features` float32|float16 [n, F] or `CsrRows`; `labels` int64 [n] or int8 [n, T];
     `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], the nodes of type
     t in this order; `original_ids` int64 [n].
     """
 
-    features: np.ndarray | SparseRows | None = None
+    features: np.ndarray | CsrRows | None = None
     labels: np.ndarray | None = None
     split: np.ndarray | None = None
     type: np.ndarray | None = None
@@ -52,7 +52,7 @@ class NodeData:
             "nodes/type": self.type,
             "nodes/original_ids": self.original_ids,
         }
-        if isinstance(self.features, SparseRows):
+        if isinstance(self.features, CsrRows):
             for name in ("indptr", "indices", "data"):
                 found[f"nodes/features/{name}"] = getattr(self.features, name)
         else:
@@ -68,8 +68,8 @@ class NodeColumns:
     def __init__(self, reader: Reader, prefix: str, num_rows: int, counts: Counts) -> None:
         self.num_rows = num_rows
         self._counts = counts
-        self._columns: dict[str, Column] = {}
-        self._typed: dict[int, Column] = {}
+        self._columns: dict[str, StoredColumn] = {}
+        self._typed: dict[int, StoredColumn] = {}
         self._open_features(reader, f"{prefix}nodes/features")
         if counts.num_classes and counts.multilabel:
             shape: tuple[int | None, ...] = (num_rows, counts.num_classes)
@@ -88,7 +88,7 @@ class NodeColumns:
             self._columns["original_ids"] = reader.column(name, ("int64",), (num_rows,))
         self._open_typed(reader, f"{prefix}nodes/typed_features")
 
-    def columns(self) -> list[Column]:
+    def columns(self) -> list[StoredColumn]:
         return [*self._columns.values(), *self._typed.values()]
 
     def read(self, low: int, high: int, which: Iterable[str] | None = None) -> NodeData:
@@ -152,7 +152,7 @@ class NodeColumns:
         checks.in_range(values, least, top, self._columns[kind].place(low))
         return values
 
-    def _read_features(self, low: int, high: int) -> np.ndarray | SparseRows | None:
+    def _read_features(self, low: int, high: int) -> np.ndarray | CsrRows | None:
         if "features" in self._columns:
             dense = self._columns["features"].read(low, high)
             checks.finite(dense, self._columns["features"].place(low))
@@ -162,7 +162,7 @@ class NodeColumns:
         indices, data = self._columns["indices"], self._columns["data"]
         indptr = read_pointers(self._columns["indptr"], low, high, len(indices))
         first, last = int(indptr[0]), int(indptr[-1])
-        rows = SparseRows(
+        rows = CsrRows(
             indptr - first,
             indices.read(first, last),
             data.read(first, last),
@@ -197,7 +197,7 @@ class NodeColumns:
         return total
 
 
-def read_pointers(column: Column, low: int, high: int, total: int) -> np.ndarray:
+def read_pointers(column: StoredColumn, low: int, high: int, total: int) -> np.ndarray:
     """Entries `low .. high` of row pointers: checked to rise from 0 to `total`."""
     values = column.read(low, high + 1)
     if values.size == 0:

@@ -22,7 +22,7 @@ from hpcgnn.storage.read.agreement import (
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.nodes import NodeColumns
 from hpcgnn.storage.read.parts import EdgeLists, Part, check_edges, check_ids, part_name
-from hpcgnn.storage.read.reader import Column, Reader
+from hpcgnn.storage.read.reader import Reader, StoredColumn
 from hpcgnn.storage.schema import PARTITION, chunk_rows
 from hpcgnn.storage.write.part_writer import write_parts
 
@@ -165,7 +165,7 @@ class PartitionFile:
             raise self._reader.place(f"{group}/recv_ptr").error(f"disagrees with {matrix.name}")
 
 
-def _matrix_column(matrix: Column, index: int) -> np.ndarray:
+def _matrix_column(matrix: StoredColumn, index: int) -> np.ndarray:
     step = chunk_rows(matrix.shape[1:], matrix.dtype)
     return np.concatenate(
         [

@@ -18,7 +18,7 @@ from hpcgnn.comm.liveness.termination import held
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint
-from hpcgnn.storage.read.chunks import Chunks
+from hpcgnn.storage.read.chunks import StoredChunks
 from hpcgnn.storage.schema import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
@@ -121,7 +121,9 @@ class Reader:
             raise self.place(group).error(f"attribute {name} is missing or of a wrong type")
         return value
 
-    def column(self, name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> Column:
+    def column(
+        self, name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]
+    ) -> StoredColumn:
         """The dataset `name`, after checks of its type, shape (None: any length) and storage."""
         found = self._get(name)
         place = self.place(name)
@@ -145,7 +147,7 @@ class Reader:
         wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
         if present != wanted or stored * _MAX_INFLATION < found.nbytes:
             raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
-        return Column(self, name, found)
+        return StoredColumn(self, name, found)
 
     def walk(self) -> list[dict[str, Any]]:
         """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
@@ -222,7 +224,7 @@ class Reader:
             ) from error
 
 
-class Column:
+class StoredColumn:
     """A dataset that passed `Reader.column`."""
 
     def __init__(self, reader: Reader, name: str, dataset: h5py.Dataset) -> None:
@@ -232,7 +234,7 @@ class Column:
         self.dtype: np.dtype = dataset.dtype
         self._dataset = dataset
         with reader._mapped(name):
-            self._chunks = Chunks(dataset, reader.size, self.place())
+            self._chunks = StoredChunks(dataset, reader.size, self.place())
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -14,7 +14,7 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
-from hpcgnn.storage.read.nodes import SparseRows
+from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
 from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, VERSION, exceeded
 from hpcgnn.storage.write import atomic, parallel
@@ -47,10 +47,10 @@ def write_parts(
         OutputError: the file can't be written; then nothing is left of it.
     """
     path = Path(path)
-    pieces: list[Piece] = []
+    checked: list[CheckedPart] = []
     with agreed(comm, "check the parts"):
-        pieces = [Piece(path, part, header) for part in parts]
-    gathered = comm.gather([piece.summary() for piece in pieces], where="gather part sizes")
+        checked = [CheckedPart(path, part, header) for part in parts]
+    gathered = comm.gather([part.summary() for part in checked], where="gather part sizes")
     with ExitStack() as stack:
         temporary = path
         with agreed(comm, "start the partition file"):
@@ -59,17 +59,17 @@ def write_parts(
                 _start(path, temporary, [one for rank in gathered for one in rank], header)
         temporary = comm.broadcast(temporary, where="name of the partition file")
         if h5py.get_config().mpi and comm.size > 1:
-            own = {name: array for piece in pieces for name, array in piece.arrays.items()}
-            attributes = [attribute for piece in pieces for attribute in piece.attributes]
+            own = {name: array for part in checked for name, array in part.arrays.items()}
+            attributes = [attribute for part in checked for attribute in part.attributes]
             parallel.write_together(path, temporary, comm, own, attributes, compress)
         else:
-            _write_in_turn(path, temporary, comm, pieces, compress)
+            _write_in_turn(path, temporary, comm, checked, compress)
         with agreed(comm, "name the partition file"):
             if comm.rank == 0:
                 atomic.publish(temporary, path)
 
 
-class Piece:
+class CheckedPart:
     """A checked part with its datasets, attributes and fingerprint."""
 
     def __init__(self, path: Path, part: Part, header: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Piece:
         self.attributes: list[tuple[str, str, int | str]] = [
             (group, "fingerprint", to_hex(self.fingerprint))
         ]
-        if isinstance(part.nodes.features, SparseRows):
+        if isinstance(part.nodes.features, CsrRows):
             name = f"{group}/nodes/features"
             self.attributes.append((name, "width", part.nodes.features.width))
 
@@ -144,20 +144,20 @@ def _start(
 
 
 def _write_in_turn(
-    path: Path, temporary: Path, comm: Communicator, pieces: Sequence[Piece], compress: bool
+    path: Path, temporary: Path, comm: Communicator, checked: Sequence[CheckedPart], compress: bool
 ) -> None:
     with comm.in_turn("write the partition file"):
-        if pieces:
-            _append(path, temporary, pieces, compress)
+        if checked:
+            _append(path, temporary, checked, compress)
 
 
-def _append(path: Path, temporary: Path, pieces: Sequence[Piece], compress: bool) -> None:
+def _append(path: Path, temporary: Path, checked: Sequence[CheckedPart], compress: bool) -> None:
     with atomic.write(temporary, "r+", shown=path) as output:
-        for piece in pieces:
-            for name, array in piece.arrays.items():
+        for part in checked:
+            for name, array in part.arrays.items():
                 dataset = output.dataset(name, array.dtype, array.shape, compress=compress)
                 if array.size:
                     dataset[...] = array
                 output.check()
-            for group, name, value in piece.attributes:
+            for group, name, value in part.attributes:
                 atomic.set_attribute(output.h5[group], name, value)
