@@ -8,7 +8,8 @@
 #     jobs/pipeline.sh --nodes 2 --convert "--format edges" edges.txt.gz web --model sage --hidden 256
 #
 # SOURCE ending in .h5 is a graph already and is not converted. Results: graphs/NAME.h5,
-# partitions/NAME.pP.h5 with P = N * R, runs/NAME/ with predictions.h5, one log per job.
+# partitions/NAME.pP.h5 with P = N * R, runs/NAME/ with predictions.h5, one log per job. The same command
+# given again makes these files anew, and training goes on from its last checkpoint.
 set -euo pipefail
 
 usage() {
@@ -55,10 +56,11 @@ submit() {
     echo "$verb $previous"
 }
 
+# --force: what lies under these names was made by an earlier call of this script.
 case $source in
     *.h5) graph=$source ;;
-    *) submit convert "$source" "$graph" "${convert_options[@]}" ;;
+    *) submit convert "$source" "$graph" --force "${convert_options[@]}" ;;
 esac
-submit partition "$graph" --parts "$ranks" -o "$partition"
+submit partition "$graph" --parts "$ranks" -o "$partition" --force
 submit train "$partition" --run-dir "$run_dir" "$@"
-submit predict "$partition" "$run_dir" -o "$run_dir/predictions.h5"
+submit predict "$partition" "$run_dir" -o "$run_dir/predictions.h5" --force

@@ -50,6 +50,29 @@ def test_job_scripts_run_no_code_of_the_submit_folder(folder, tmp_path):
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize("source", ["web.txt", "web.h5"])
+def test_the_pipeline_can_be_submitted_again(tmp_path, source):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" >> submitted\necho 7\n')
+    sbatch.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "HPCGNN_HOME": str(ROOT), "HPCGNN_PROFILE": "plain"}
+    subprocess.run(
+        ["bash", ROOT / "jobs/pipeline.sh", "--ranks-per-node", "2", source, "web"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=60,
+    )
+    verbs = ["partition", "train", "predict"]
+    verbs = verbs if source.endswith(".h5") else ["convert", *verbs]
+    jobs = (tmp_path / "submitted").read_text().splitlines()
+    assert len(jobs) == len(verbs)
+    for verb, job in zip(verbs, jobs, strict=True):
+        assert f"jobs/{verb}.sbatch" in job
+        assert ("--force" in job.split()) == (verb != "train")  # which goes on by itself
+
+
 def test_a_relative_cache_of_kernels_is_refused(monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_DIR", "cache")
     with pytest.raises(InputError, match="CUPY_CACHE_DIR must be absolute"):
