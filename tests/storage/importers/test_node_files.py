@@ -57,6 +57,14 @@ def test_split_by_index_and_sparse_features_for_metis(convert, save, tmp_path):
     assert (graph.dense_features == matrix.toarray().astype(np.float32)).all()
 
 
+def test_a_row_lists_each_sparse_column_once(convert, refused, save, edges):
+    matrix = {"shape": [4, 3], "format": b"csr", "data": np.ones(4), "indptr": [0, 0, 3, 3, 4]}
+    said = refused(edges, "--features", save("f.npz", matrix | {"indices": [2, 0, 2, 2]}))
+    assert "f.npz: indices: row 1 lists column 2 twice: call matrix.sum_duplicates()" in said
+    graph = convert(edges, "--features", save("f.npz", matrix | {"indices": [2, 0, 1, 1]}))
+    assert graph.dense_features.tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0]]
+
+
 def test_ids_name_the_rows(convert, refused, save, tmp_path):
     (tmp_path / "g.txt").write_text("70 50\n50 9\n")
     columns = ("--labels", save("l.npy", [3, 1, 2, 0]))

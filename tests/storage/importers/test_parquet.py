@@ -39,6 +39,18 @@ def test_folder_of_parts(convert, refused, tmp_path):
     assert convert(folder).edges == sorted(map(tuple, pairs.tolist()))
 
 
+def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, capfd):
+    for year in (2020, 2021):
+        folder = tmp_path / "edges" / f"year={year}" / "month=1"
+        folder.mkdir(parents=True)
+        write(folder / "part-0.parquet", src=[0], dst=[year - 2019], note=["a"])
+    assert convert(tmp_path / "edges").edges == [(0, 1), (0, 2)]
+    ignored = "ignored: note, month (in the names of folders), year (in the names of folders)"
+    assert ignored in capfd.readouterr().err
+    said = refused(tmp_path / "edges", "--columns", "src,dst,year")
+    assert "edges: is in the names of folders alone" in said and "(found 'year')" in said
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -128,6 +128,7 @@ def _sparse_features(
             raise column.error(
                 f"row {count + rows[k]}: columns are 0 .. {column.width - 1}", piece.indices[k]
             )
+        _check_columns_differ(column, piece, rows, count)
         data = _float32(piece.data)
         wrong = ~np.isfinite(data)
         if wrong.any():
@@ -140,6 +141,23 @@ def _sparse_features(
         yield SparseChunk(piece.counts, piece.indices, data)
     if count != num_nodes:
         raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
+
+
+def _check_columns_differ(
+    column: SparseColumn, piece: SparseChunk, rows: np.ndarray, first: int
+) -> None:
+    """A row may list a column once: some tools add the values of duplicates, others keep one."""
+    entries = rows * np.int64(column.width) + piece.indices
+    if (entries[1:] > entries[:-1]).all():
+        return
+    entries.sort()
+    twice = entries[1:] == entries[:-1]
+    if twice.any():
+        row, place = divmod(int(entries[np.argmax(twice)]), column.width)
+        raise column.error(
+            f"row {first + row} lists column {place} twice: call matrix.sum_duplicates() before"
+            " storing it"
+        )
 
 
 def label_chunks(

@@ -52,21 +52,37 @@ def read_parquet(paths: list[Path], options: ImportOptions) -> Source:
         InputError: pyarrow is missing, no such column, a null, no integers.
     """
     files: list[Path] = []
+    keys: set[str] = set()
     for path in paths:
         found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
         if not found:
             raise InputError("no *.parquet files in this folder", file=path)
         files += found
+        if path.is_dir():
+            keys.update(*(_folder_keys(file.relative_to(path)) for file in found))
     with _open(files[0]) as table:
         names = table.schema_arrow.names
+    for name in options.columns:
+        if name in keys - set(names):
+            raise InputError(
+                "is in the names of folders alone, which are not read: write it into the files",
+                file=paths[0],
+                value=name,
+            )
     chosen = _columns(names, files[0], options)
     unused = [name for name in names if name not in chosen]
+    unused += [f"{name} (in the names of folders)" for name in sorted(keys - set(names))]
     return Source(
         paths[0],
         _edges(files, chosen),
         rows_as_given=True,
         notes=[f"ignored: {', '.join(unused)}"] if unused else [],
     )
+
+
+def _folder_keys(file: Path) -> set[str]:
+    """The columns that Hive and Spark put into names of folders, as in year=2020/part-0.parquet."""
+    return {part.partition("=")[0] for part in file.parts[:-1] if "=" in part}
 
 
 def _edges(files: list[Path], columns: tuple[str, ...]) -> Iterator[EdgeChunk]:
