@@ -148,7 +148,7 @@ partitions() {
 
 # VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be there for this one.
 method=parmetis
-if ! python -c 'from hpcgnn.partition import pyparmetis as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
+if ! python -c 'from hpcgnn.partition.pyparmetis import binding as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
     method=metis
     echo "== no ParMETIS for this MPI, so METIS (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
 fi
@@ -179,5 +179,5 @@ mpiexec -n 3 sh -c \
     python -m pytest tests/storage tests/cli/test_train.py -m mpi -q
 echo "== tests, 3 ranks: done after $SECONDS s"
 echo "== tests of lost ranks"
-python -m pytest tests/storage/test_parallel.py -q
+python -m pytest tests/storage/write/test_parallel.py -q
 echo "== parallel HDF5: all passed in $SECONDS s"

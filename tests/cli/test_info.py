@@ -13,7 +13,7 @@ from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
-from tests.storage.test_graph_writer import write
+from tests.storage.write.test_graph_writer import write
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 from hpcgnn.comm.communicator import Communicator
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
-from tests.storage.test_corruption import graph_data, partition_data, sweep
-from tests.storage.test_graph_writer import write
+from tests.storage.read.test_corruption import graph_data, partition_data, sweep
+from tests.storage.write.test_graph_writer import write
 from tests.train.test_checkpoint_corruption import content, make
 
 Read = Callable[[Path], dict[str, object]]

@@ -10,7 +10,7 @@ import pytest
 
 from hpcgnn.config import Config
 from hpcgnn.train.checkpoint.file import Checkpoint, read, read_sharded, write, write_sharded
-from tests.storage.test_corruption import CASES, sweep
+from tests.storage.read.test_corruption import CASES, sweep
 
 NODES = np.array([7, 2, 9, 4])
 PROGRESS = {"best": 0.5, "best_epoch": 2, "test_at_best": None}

@@ -4,7 +4,7 @@
 
     edges/indptr int64 [N+1]       in-neighbour lists: row i lists the sources of the edges into i
     edges/indices int32|int64 [E]
-    edges/weight float32 [E], edges/relation int32 [E], edges/features float32 [E, De]   optional
+    edges/weight float32 [E], edges/relation int32 [E], edges/features float32 [E, D]   optional
     nodes/features float32|float16 [N, F], or a group with indptr, indices, data and attribute width
     nodes/typed_features/<t> float32 [N_t, F_t]   nodes of type t in ascending node order
     nodes/labels int64 [N] (-1 unknown) or int8 [N, T] (0, 1, -1 unknown)

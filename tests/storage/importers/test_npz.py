@@ -108,7 +108,7 @@ def test_columns_without_content(convert, tmp_path):
 
 
 def test_streams_agree_with_loading(convert, tmp_path):
-    """More edges and entries than one piece holds, with a row that fills several pieces."""
+    """More edges and entries than one chunk holds, with a row that fills several chunks."""
     rng = np.random.default_rng(1)
     counts = rng.integers(0, 3, 700_000)
     counts[[0, 5, 699_999]] = 900_000, 0, 40_000

@@ -39,8 +39,8 @@ def test_stable_order(tmp_path, kind, limit, number):
     records = edges(keys("uniform", number, rng), keys(kind, number, rng))
     with Scratch(tmp_path / "out.h5", limit) as scratch:
         stored = scratch.records(EDGE)
-        for piece in np.array_split(records, 13):
-            stored.append(piece)
+        for chunk in np.array_split(records, 13):
+            stored.append(chunk)
         slabs = list(sorted_slabs(stored, scratch, ("destination",), whole=False))
         assert all(slab.nbytes <= max(limit, 4 << 20) for slab in slabs)
         found = np.concatenate([np.empty(0, EDGE), *slabs])

@@ -12,10 +12,10 @@ import scipy.sparse as sp
 from hpcgnn.storage.importers import assemble, spool
 
 
-@pytest.fixture(params=["whole", "in pieces"])
-def pieces(request, monkeypatch):
+@pytest.fixture(params=["whole", "in chunks"])
+def chunks(request, monkeypatch):
     """Once as usual, once with everything cut as small as it goes."""
-    if request.param == "in pieces":
+    if request.param == "in chunks":
         monkeypatch.setattr(spool, "_ROWS", 3)
         monkeypatch.setattr(assemble, "Scratch", lambda out, _: spool.Scratch(out, 4096))
 
@@ -46,7 +46,7 @@ def total(edges: list[tuple[int, int, int]]) -> np.ndarray:
     return sp.coo_array((w + 1.0, (a, b)), (25, 25)).toarray()
 
 
-def test_as_they_are(convert, tmp_path, pieces):
+def test_as_they_are(convert, tmp_path, chunks):
     edges = random_edges()
     graph = convert(write(tmp_path / "g.txt", edges), *options())
     found = zip(graph.slab.indices, graph.destinations, graph.slab.weight - 1, strict=True)
@@ -54,7 +54,7 @@ def test_as_they_are(convert, tmp_path, pieces):
 
 
 @pytest.mark.parametrize(("rule", "reduce"), [("max", maximum), ("sum", total)])
-def test_deduplicate(convert, tmp_path, pieces, rule, reduce):
+def test_deduplicate(convert, tmp_path, chunks, rule, reduce):
     edges = random_edges()
     graph = convert(
         write(tmp_path / "g.txt", edges), *options("--deduplicate", "--duplicate-weights", rule)
@@ -63,14 +63,14 @@ def test_deduplicate(convert, tmp_path, pieces, rule, reduce):
     assert (graph.matrix == reduce(edges)).all()
 
 
-def test_symmetrise_by_maximum(convert, tmp_path, pieces):
+def test_symmetrise_by_maximum(convert, tmp_path, chunks):
     edges = random_edges()
     graph = convert(write(tmp_path / "g.txt", edges), *options("--symmetrise"))
     truth = np.maximum(maximum(edges), maximum(edges).T)
     assert (graph.matrix == truth).all() and graph.counts.num_edges == np.count_nonzero(truth)
 
 
-def test_symmetrise_by_sum(convert, tmp_path, pieces):
+def test_symmetrise_by_sum(convert, tmp_path, chunks):
     edges = random_edges()
     graph = convert(
         write(tmp_path / "g.txt", edges), *options("--undirected", "--duplicate-weights", "sum")
@@ -79,7 +79,7 @@ def test_symmetrise_by_sum(convert, tmp_path, pieces):
     assert (graph.matrix == truth).all()
 
 
-def test_symmetrise_as_networkx_does(convert, tmp_path, pieces):
+def test_symmetrise_as_networkx_does(convert, tmp_path, chunks):
     truth = nx.DiGraph([(a, b) for a, b, _ in random_edges()]).to_undirected().to_directed()
     path = write(tmp_path / "g.txt", random_edges())
     graph = convert(path, "--columns", "1,2", "--symmetrise")
@@ -90,7 +90,7 @@ def test_symmetrise_as_networkx_does(convert, tmp_path, pieces):
 
 
 @pytest.mark.parametrize("symmetrise", [(), ("--symmetrise",)])
-def test_self_loops(convert, tmp_path, pieces, symmetrise):
+def test_self_loops(convert, tmp_path, chunks, symmetrise):
     edges = [edge for edge in random_edges(60) if edge[0] % 4 or edge[0] != edge[1]]
     edges += [(3, 3, 5), (3, 3, 6)]
     path = write(tmp_path / "g.txt", edges)

@@ -14,7 +14,12 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.layout.blocks import assemble_blocks, with_send_lists
+from hpcgnn.partition.layout.blocks import (
+    assemble_blocks,
+    is_symmetric,
+    local_order,
+    with_send_lists,
+)
 from hpcgnn.partition.layout.columns import (
     Columns,
     agree,
@@ -23,7 +28,6 @@ from hpcgnn.partition.layout.columns import (
     node_columns,
     take,
 )
-from hpcgnn.partition.layout.order import is_symmetric, local_order
 from hpcgnn.partition.quality import Numbers
 from hpcgnn.partition.routing import Route, Slabs, between_parts, local_parts
 from hpcgnn.partition.sorting import (

@@ -34,7 +34,7 @@ class FeatureColumns:
         self.slab_rows = max(1, min(1 << 20, _SLAB_VALUES // max(1, num_features)))
         self.num_slabs = -(-num_nodes // self.slab_rows)
         means = streams.generator(seed, streams.MEANS).standard_normal((num_classes, num_features))
-        self._means_CF = (means / np.sqrt(max(1, num_features))).astype(np.float32)
+        self._means = (means / np.sqrt(max(1, num_features))).astype(np.float32)
 
     def slab(self, index: int) -> tuple[int, int]:
         """Nodes `lo .. hi - 1` of a slab."""
@@ -45,11 +45,11 @@ class FeatureColumns:
         """Features of a slab's nodes, whose classes are `labels`: float32 [n, F]."""
         lo, hi = self.slab(index)
         random = streams.generator(self.seed, streams.FEATURES, index)
-        x_NF = random.standard_normal((hi - lo, self._means_CF.shape[1]), dtype=np.float32)
-        x_NF *= np.float32(self.noise)
+        features = random.standard_normal((hi - lo, self._means.shape[1]), dtype=np.float32)
+        features *= np.float32(self.noise)
         if labels is not None:
-            x_NF += self._means_CF[labels]
-        return x_NF
+            features += self._means[labels]
+        return features
 
 
 def split(seed: int, lo: int, hi: int, shares: tuple[float, float, float]) -> np.ndarray:

@@ -58,22 +58,19 @@ class RMat:
         draws = _draws_for(wanted, num_nodes, self.levels)
         self._slabs = self._cut(0, 0, 2 * draws, slab_edges)
         self.num_slabs = len(self._slabs)
-        self._bits_SL = np.array(
-            [
-                [(prefix >> (length - 1 - level)) & 1 if level < length else _FREE
-                 for level in range(self.levels)]
-                for prefix, length in self._slabs
-            ],
-            np.int8,
-        )  # fmt: skip
-        weight_SS = np.ones((self.num_slabs, self.num_slabs))
-        for bits in self._bits_SL.T:
-            weight_SS *= _PAIRS[bits[:, None], bits[None, :]]
-        weight_SS += np.triu(weight_SS, 1)
+        # [slabs, levels]: the bits that a slab fixes, from the top; the others are free.
+        self._bits = np.full((self.num_slabs, self.levels), _FREE, np.int8)
+        for index, (prefix, length) in enumerate(self._slabs):
+            for level in range(length):
+                self._bits[index, level] = (prefix >> (length - 1 - level)) & 1
+        weights = np.ones((self.num_slabs, self.num_slabs))
+        for bits in self._bits.T:
+            weights *= _PAIRS[bits[:, None], bits[None, :]]
+        weights += np.triu(weights, 1)
         upper = np.triu_indices(self.num_slabs)
-        self._counts = np.zeros(weight_SS.shape, np.int64)
+        self._counts = np.zeros(weights.shape, np.int64)
         random = streams.generator(seed, streams.COUNTS)
-        self._counts[upper] = random.poisson(draws * weight_SS[upper])
+        self._counts[upper] = random.poisson(draws * weights[upper])
 
     def slab(self, index: int) -> tuple[int, int]:
         """Nodes `lo .. hi - 1` of a slab."""
@@ -110,7 +107,7 @@ class RMat:
         random = streams.generator(self.seed, streams.EDGES, first, second)
         one = np.zeros(count, np.int64)
         two = np.zeros(count, np.int64)
-        for row_bit, column_bit in zip(self._bits_SL[first], self._bits_SL[second], strict=True):
+        for row_bit, column_bit in zip(self._bits[first], self._bits[second], strict=True):
             _append_bits(one, two, row_bit, column_bit, random)
         if first == second:
             one, two = np.minimum(one, two), np.maximum(one, two)

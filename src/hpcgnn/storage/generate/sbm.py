@@ -28,7 +28,7 @@ class _Slab:
 
     nodes: np.ndarray  # int64 [n]
     cumulative: np.ndarray  # float64 [n + 1]
-    starts: np.ndarray  # int64 [C + 1]
+    starts: np.ndarray  # int64 [classes + 1]
 
     def draw(self, at: np.ndarray) -> np.ndarray:
         """Positions (in `nodes`) where the cumulative weight passes `at`."""
@@ -47,7 +47,7 @@ class PlantedPartition:
 
     Args:
         comm: ranks that share the work of counting; all construct the same graph.
-        num_nodes, num_classes: N and C; classes are communities of about N / C nodes.
+        num_nodes, num_classes: classes are communities of about num_nodes / num_classes nodes.
         degree: mean number of in-edges per node.
         homophily: share of the edges that join nodes of one class.
         exponent: of the power law of expected degrees, above 2; its tail is cut where a node would
@@ -88,20 +88,24 @@ class PlantedPartition:
         share = 1.0 if num_classes == 1 else homophily
         self._share_out(np.stack([tables[s] for s in range(self.num_slabs)], axis=1), share)
 
-    def _share_out(self, tables_3SC: np.ndarray, homophily: float) -> None:
-        """Settle how many edges each block has, within classes and between them."""
-        weight_SC, size_SC, square_SC = tables_3SC
-        same_SS = np.einsum("ac,bc->ab", weight_SC, weight_SC)
-        total_S = weight_SC.sum(axis=1)
-        other_SS = np.maximum(np.outer(total_S, total_S) - same_SS, 0)
+    def _share_out(self, tables: np.ndarray, homophily: float) -> None:
+        """Settle how many edges each pair of slabs has, within classes and between them.
+
+        Args:
+            tables: float64 [3, slabs, classes], see `_table`.
+        """
+        weights, sizes, squares = tables
+        same = np.einsum("ac,bc->ab", weights, weights)
+        totals = weights.sum(axis=1)
+        other = np.maximum(np.outer(totals, totals) - same, 0)
         diagonal = np.arange(self.num_slabs)
-        same_SS[diagonal, diagonal] -= square_SC.sum(axis=1)
-        for table_SS in (same_SS, other_SS):
-            table_SS[diagonal, diagonal] /= 2
+        same[diagonal, diagonal] -= squares.sum(axis=1)
+        for table in (same, other):
+            table[diagonal, diagonal] /= 2
         num_same = round(self._num_edges * homophily)
         wanted = (num_same, self._num_edges - num_same)
-        size_C = size_SC.sum(axis=0)
-        possible_same = float((size_C * (size_C - 1) / 2).sum())
+        class_sizes = sizes.sum(axis=0)
+        possible_same = float((class_sizes * (class_sizes - 1) / 2).sum())
         possible = (possible_same, self.num_nodes * (self.num_nodes - 1) / 2 - possible_same)
         for number, room, where in zip(wanted, possible, ("within", "between"), strict=True):
             if number > room / 2:
@@ -112,8 +116,8 @@ class PlantedPartition:
         upper = np.triu_indices(self.num_slabs)
         offsets = streams.uniform(self.seed, streams.COUNTS, 0, 2)
         self._counts = np.zeros((2, self.num_slabs, self.num_slabs), np.int64)
-        for kind, table_SS in ((0, same_SS), (1, other_SS)):
-            self._counts[kind][upper] = share_out(wanted[kind], table_SS[upper], offsets[kind])
+        for kind, table in ((0, same), (1, other)):
+            self._counts[kind][upper] = share_out(wanted[kind], table[upper], offsets[kind])
 
     def slab(self, index: int) -> tuple[int, int]:
         """Nodes `lo .. hi - 1` of a slab."""
@@ -126,7 +130,7 @@ class PlantedPartition:
         return (draw * self.num_classes).astype(np.int64)
 
     def _table(self, index: int) -> np.ndarray:
-        """Per class: sum of weights, number of nodes, sum of squared weights. float64 [3, C]."""
+        """Sum of weights, number of nodes and sum of squares of each class: `[3, classes]`."""
         slab = self._slab(index)
         squares = np.concatenate([[0.0], np.cumsum(np.diff(slab.cumulative) ** 2)])
         return np.stack([slab.class_weights(), np.diff(slab.starts), np.diff(squares[slab.starts])])
@@ -176,9 +180,9 @@ def _draw_same(
     a: _Slab, b: _Slab, random: np.random.Generator, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of positions of one class, each end in proportion to its weight."""
-    weight_C = np.cumsum(a.class_weights() * b.class_weights())
-    kind = np.searchsorted(weight_C, random.random(number) * weight_C[-1], side="right")
-    kind = np.minimum(kind, weight_C.size - 1)
+    running = np.cumsum(a.class_weights() * b.class_weights())
+    kind = np.searchsorted(running, random.random(number) * running[-1], side="right")
+    kind = np.minimum(kind, running.size - 1)
     ends = []
     for slab in (a, b):
         low, weight = slab.cumulative[slab.starts[:-1]], slab.class_weights()

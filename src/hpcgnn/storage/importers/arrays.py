@@ -1,4 +1,4 @@
-"""NumPy arrays in .npy files and .npz members, read front to back in pieces and never unpickled."""
+"""NumPy arrays in .npy files and .npz members, read front to back in chunks and never unpickled."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class ArraySource:
         return self.error(f"is truncated: its header announces shape {self.shape}")
 
     def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
-        """`count` items from item `first` on, in the order of the file, one-dimensional pieces."""
+        """`count` items from item `first` on, in the order of the file, one-dimensional chunks."""
         if self.dtype.kind not in "biuf":
             raise self.error("must hold numbers", str(self.dtype))
         left = (prod(self.shape) - first if count is None else count) * self.dtype.itemsize
@@ -152,7 +152,7 @@ class ArraySource:
             return self._read(file, nbytes)
 
     def rows(self, limit: int) -> Iterator[np.ndarray]:
-        """The array in pieces along its first axis; Fortran order is loaded whole."""
+        """The array in chunks along its first axis; Fortran order is loaded whole."""
         if self.ndim == 0:
             raise self.error("must have at least one dimension")
         if self.fortran:
@@ -165,8 +165,8 @@ class ArraySource:
         if width * self.dtype.itemsize > limit:
             raise self.error(f"has rows too wide for --memory: {self.shape}")
         number = max(1, PIECE_BYTES // width // self.dtype.itemsize)
-        for piece in rechunk(self.flat(), number * width):
-            yield piece.reshape(-1, *self.shape[1:])
+        for chunk in rechunk(self.flat(), number * width):
+            yield chunk.reshape(-1, *self.shape[1:])
 
     def load(self, limit: int) -> np.ndarray:
         """The whole array, if it takes at most `limit` bytes."""
@@ -226,37 +226,37 @@ class Archive:
         return int(array.load(64).reshape(-1)[0])
 
 
-def rechunk(pieces: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in pieces of exactly `rows`, but for the last."""
+def rechunk(chunks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in chunks of exactly `rows`, but for the last."""
     held: list[np.ndarray] = []
     count = 0
-    for piece in pieces:
-        while count + piece.shape[0] >= rows:
+    for chunk in chunks:
+        while count + chunk.shape[0] >= rows:
             taken = rows - count
-            yield np.concatenate([*held, piece[:taken]]) if held else piece[:taken]
-            piece, held, count = piece[taken:], [], 0
-        if piece.shape[0]:
-            held.append(piece)
-            count += piece.shape[0]
+            yield np.concatenate([*held, chunk[:taken]]) if held else chunk[:taken]
+            chunk, held, count = chunk[taken:], [], 0
+        if chunk.shape[0]:
+            held.append(chunk)
+            count += chunk.shape[0]
     if held:
         yield np.concatenate(held)
 
 
 def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Pieces of several columns, cut at the same rows.
+    """Chunks of several columns, cut at the same rows.
 
     Raises:
         ValueError: they end at different rows.
     """
-    iterators = [(piece for piece in column if piece.shape[0]) for column in columns]
+    iterators = [(chunk for chunk in column if chunk.shape[0]) for column in columns]
     held = [next(iterator, None) for iterator in iterators]
-    while all(piece is not None for piece in held):
-        arrays = [piece for piece in held if piece is not None]
-        rows = min(piece.shape[0] for piece in arrays)
-        yield tuple(piece[:rows] for piece in arrays)
+    while all(chunk is not None for chunk in held):
+        arrays = [chunk for chunk in held if chunk is not None]
+        rows = min(chunk.shape[0] for chunk in arrays)
+        yield tuple(chunk[:rows] for chunk in arrays)
         held = [
-            piece[rows:] if piece.shape[0] > rows else next(iterator, None)
-            for piece, iterator in zip(arrays, iterators, strict=True)
+            chunk[rows:] if chunk.shape[0] > rows else next(iterator, None)
+            for chunk, iterator in zip(arrays, iterators, strict=True)
         ]
-    if any(piece is not None for piece in held):
+    if any(chunk is not None for chunk in held):
         raise ValueError("columns of different lengths")

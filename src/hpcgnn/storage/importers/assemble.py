@@ -16,7 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
-from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_pieces
+from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_chunks
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
@@ -76,9 +76,9 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             source=source.file,
         ) as writer:
             write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
-            for piece in row_pieces(edges, scratch, num_nodes, rules):
+            for chunk in row_chunks(edges, scratch, num_nodes, rules):
                 writer.append_rows(
-                    piece.counts, piece.indices, piece.weight, piece.relation, piece.edge_features
+                    chunk.counts, chunk.indices, chunk.weight, chunk.relation, chunk.edge_features
                 )
             for ids in _original_ids(source, table, num_nodes, scratch):
                 writer.append_original_ids(ids)
@@ -245,13 +245,13 @@ def _arrange(edges: Records, scratch: Scratch, rules: RowRules, relations: int) 
     if not (rules.symmetrise or inverse or rules.self_loops == "remove"):
         return edges
     out = scratch.records(edges.dtype)
-    for piece in edges.pieces():
+    for chunk in edges.chunks():
         if rules.self_loops == "remove":
-            piece = piece[piece["source"] != piece["destination"]]
-        out.append(piece)
+            chunk = chunk[chunk["source"] != chunk["destination"]]
+        out.append(chunk)
         if rules.symmetrise or inverse:
-            turned = piece.copy()
-            turned["source"], turned["destination"] = piece["destination"], piece["source"]
+            turned = chunk.copy()
+            turned["source"], turned["destination"] = chunk["destination"], chunk["source"]
             if inverse:
                 turned["relation"] += relations
             else:

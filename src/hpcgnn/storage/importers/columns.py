@@ -20,9 +20,9 @@ from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
 def counted(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
-    """The pieces, once their number of rows is known not to exceed `num_nodes`."""
+    """The chunks, once their number of rows is known not to exceed `num_nodes`."""
     count = 0
-    for rows in column.pieces:
+    for rows in column.chunks:
         count += rows.shape[0]
         if count > num_nodes:
             break
@@ -59,9 +59,9 @@ def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise:
         InputError: a column of another length than `num_nodes`, or a value that has no meaning.
     """
     if isinstance(nodes.features, SparseColumn):
-        for piece in _sparse_features(nodes.features, num_nodes, normalise):
+        for chunk in _sparse_features(nodes.features, num_nodes, normalise):
             width = nodes.features.width
-            writer.append_sparse_features(piece.counts, piece.indices, piece.data, width)
+            writer.append_sparse_features(chunk.counts, chunk.indices, chunk.data, width)
     elif nodes.features is not None:
         for rows in _features(nodes.features, num_nodes, normalise):
             writer.append_features(rows)
@@ -120,34 +120,34 @@ def _sparse_features(
     column: SparseColumn, num_nodes: int, normalise: bool
 ) -> Iterator[SparseChunk]:
     count = 0
-    for piece in column.pieces:
-        rows = np.repeat(np.arange(piece.counts.shape[0]), piece.counts)
-        bad = (piece.indices < 0) | (piece.indices >= column.width)
+    for chunk in column.chunks:
+        rows = np.repeat(np.arange(chunk.counts.shape[0]), chunk.counts)
+        bad = (chunk.indices < 0) | (chunk.indices >= column.width)
         if bad.any():
             k = int(np.argmax(bad))
             raise column.error(
-                f"row {count + rows[k]}: columns are 0 .. {column.width - 1}", piece.indices[k]
+                f"row {count + rows[k]}: columns are 0 .. {column.width - 1}", chunk.indices[k]
             )
-        _check_columns_differ(column, piece, rows, count)
-        data = _float32(piece.data)
+        _check_columns_differ(column, chunk, rows, count)
+        data = _float32(chunk.data)
         wrong = ~np.isfinite(data)
         if wrong.any():
             k = int(np.argmax(wrong))
-            raise column.error(f"row {count + rows[k]} is not a finite float32", piece.data[k])
+            raise column.error(f"row {count + rows[k]} is not a finite float32", chunk.data[k])
         if normalise:
-            total = np.bincount(rows, np.abs(data), minlength=piece.counts.shape[0])
+            total = np.bincount(rows, np.abs(data), minlength=chunk.counts.shape[0])
             data = (data / np.where(total == 0, 1, total)[rows]).astype(np.float32)
-        count += piece.counts.shape[0]
-        yield SparseChunk(piece.counts, piece.indices, data)
+        count += chunk.counts.shape[0]
+        yield SparseChunk(chunk.counts, chunk.indices, data)
     if count != num_nodes:
         raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
 
 
 def _check_columns_differ(
-    column: SparseColumn, piece: SparseChunk, rows: np.ndarray, first: int
+    column: SparseColumn, chunk: SparseChunk, rows: np.ndarray, first: int
 ) -> None:
     """A row may list a column once: some tools add the values of duplicates, others keep one."""
-    entries = rows * np.int64(column.width) + piece.indices
+    entries = rows * np.int64(column.width) + chunk.indices
     if (entries[1:] > entries[:-1]).all():
         return
     entries.sort()
@@ -230,7 +230,7 @@ def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
 
 
 def split_codes(split: NodeSplit, num_nodes: int) -> Iterator[np.ndarray]:
-    """int8 [n, S] pieces: 0 none, 1 train, 2 valid, 3 test.
+    """int8 [n, S] chunks: 0 none, 1 train, 2 valid, 3 test.
 
     Raises:
         InputError: an index outside the graph, masks of another length, a node in two sets.

@@ -48,13 +48,13 @@ def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Colu
 
 
 def _all_ones(data: ArraySource) -> bool:
-    return all(bool((piece == 1).all()) for piece in data.flat())
+    return all(bool((chunk == 1).all()) for chunk in data.flat())
 
 
 def compressed_pairs(
     indptr: ArraySource, indices: ArraySource, *, by_column: bool = False
 ) -> Column:
-    """[k, 2] pieces of (row, column) where `indptr` goes over rows, or over columns."""
+    """[k, 2] chunks of (row, column) where `indptr` goes over rows, or over columns."""
     for array in (indptr, indices):
         check_dimensions(array, 1)
     pairs: Iterator[np.ndarray] = csr_pairs(indptr, indices)
@@ -71,16 +71,16 @@ def check_dimensions(array: ArraySource, ndim: int) -> None:
 _ENTRIES = 1 << 18
 
 
-def _pointer_pieces(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.ndarray]]:
+def _pointer_chunks(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.ndarray]]:
     """First row and int64 [k+1] pointers of consecutive rows, checked to rise from 0 to `total`."""
     last = 0
     first_row = -1
     column = indptr.column(0)
     for raw in indptr.flat():
-        piece = as_ids(raw, column)
-        if first_row < 0 and piece[0] != 0:
-            raise indptr.error("row pointers must start at 0", int(piece[0]))
-        bounds = piece if first_row < 0 else np.concatenate([[last], piece])
+        chunk = as_ids(raw, column)
+        if first_row < 0 and chunk[0] != 0:
+            raise indptr.error("row pointers must start at 0", int(chunk[0]))
+        bounds = chunk if first_row < 0 else np.concatenate([[last], chunk])
         falls = np.flatnonzero(bounds[1:] < bounds[:-1])
         if falls.shape[0]:
             row = max(first_row, 0) + int(falls[0])
@@ -95,17 +95,17 @@ def _pointer_pieces(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.n
 
 
 def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]:
-    """int64 [k, 2] pieces of (row, column).
+    """int64 [k, 2] chunks of (row, column).
 
     Raises:
         InputError: pointers that fall or don't end at the number of entries.
     """
     column = indices.column(0)
-    pointers = _pointer_pieces(indptr, indices.shape[0])
+    pointers = _pointer_chunks(indptr, indices.shape[0])
     first_row, bounds = 0, np.zeros(1, np.int64)
     first = 0
-    for piece in indices.flat():
-        end = first + piece.shape[0]
+    for chunk in indices.flat():
+        end = first + chunk.shape[0]
         parts = []
         while True:
             rows = np.arange(first_row, first_row + bounds.shape[0] - 1)
@@ -114,7 +114,7 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
             if bounds[-1] >= end:
                 break
             first_row, bounds = next(pointers)  # raises where they don't reach the total
-        yield np.stack([np.concatenate(parts), as_ids(piece, column)], axis=1)
+        yield np.stack([np.concatenate(parts), as_ids(chunk, column)], axis=1)
         first = end
     for _ in pointers:
         pass
@@ -123,14 +123,14 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
 def sparse_rows(
     indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int, limit: int
 ) -> Iterator[SparseChunk]:
-    """Whole rows with about a quarter million entries in each piece.
+    """Whole rows with about a quarter million entries in each chunk.
 
     Raises:
         InputError: bad pointers, or a row of more than `width` entries or `limit` bytes.
     """
     entry_bytes = indices.dtype.itemsize + data.dtype.itemsize
     tape = _Tape(together(indices.flat(), data.flat()))
-    for first_row, bounds in _pointer_pieces(indptr, indices.shape[0]):
+    for first_row, bounds in _pointer_chunks(indptr, indices.shape[0]):
         low, number = 0, bounds.shape[0] - 1
         while low < number:
             fits = int(np.searchsorted(bounds, bounds[low] + _ENTRIES, side="right")) - 1
@@ -148,16 +148,16 @@ def sparse_rows(
 
 
 class _Tape:
-    """Takes any number of rows off pieces of two columns."""
+    """Takes any number of rows off chunks of two columns."""
 
-    def __init__(self, pieces: Iterator[tuple[np.ndarray, ...]]) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Iterator[tuple[np.ndarray, ...]]) -> None:
+        self._chunks = chunks
         self._held: list[tuple[np.ndarray, ...]] = []
 
     def take(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        count = sum(piece[0].shape[0] for piece in self._held)
+        count = sum(chunk[0].shape[0] for chunk in self._held)
         while count < number:
-            following = next(self._pieces, None)
+            following = next(self._chunks, None)
             if following is None:
                 break
             self._held.append(following)

@@ -34,8 +34,8 @@ class IdTable:
 def distinct(edges: Records, scratch: Scratch) -> IdTable:
     """Number the ids at the ends of the edges in ascending order."""
     ids = scratch.records(_ID)
-    for piece in edges.pieces():
-        ids.append(np.unique(np.concatenate([piece["source"], piece["destination"]])).view(_ID))
+    for chunk in edges.chunks():
+        ids.append(np.unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
     entries = scratch.records(_ENTRY)
     largest = -1
     for slab in sorted_slabs(ids, scratch, ("id",), whole=False):
@@ -56,8 +56,8 @@ def given(column: Column, scratch: Scratch) -> IdTable:
     """
     listed = scratch.records(_ENTRY)
     consecutive = True
-    for piece in column.pieces:
-        found = as_ids(piece, column).reshape(-1)
+    for chunk in column.chunks:
+        found = as_ids(chunk, column).reshape(-1)
         if found.size and found.min() < 0:
             raise column.error("ids must not be negative", found.min())
         rows = np.arange(listed.count, listed.count + found.shape[0])
@@ -85,7 +85,7 @@ def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Colu
 
 
 def ids_by_row(table: IdTable, scratch: Scratch) -> Iterator[np.ndarray]:
-    """int64 pieces: the id of row 0, 1, 2, ...; the table is dropped."""
+    """int64 chunks: the id of row 0, 1, 2, ...; the table is dropped."""
     for slab in sorted_slabs(table.entries, scratch, ("row",), whole=False):
         yield slab["id"]
 
@@ -99,26 +99,26 @@ def _entries(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _translate(
     edges: Records, field: str, table: IdTable, scratch: Scratch, column: Column
 ) -> Iterator[np.ndarray]:
-    """Sort by `field` and walk along the table, so that only a piece of either is in memory."""
-    pieces = table.entries.pieces()
-    piece = next(pieces, np.empty(0, _ENTRY))
+    """Sort by `field` and walk along the table, so that only a chunk of either is in memory."""
+    chunks = table.entries.chunks()
+    chunk = next(chunks, np.empty(0, _ENTRY))
     for slab in sorted_slabs(edges, scratch, (field,), whole=False):
         ids = np.ascontiguousarray(slab[field])
         out = slab.copy()
         first = 0
         while first < ids.shape[0]:
             last = first
-            if piece.shape[0]:
-                last = first + int(np.searchsorted(ids[first:], piece["id"][-1], side="right"))
-            at = np.searchsorted(piece["id"], ids[first:last])
-            _check_known(ids[first:last], piece["id"][at], column)
-            out[field][first:last] = piece["row"][at]
+            if chunk.shape[0]:
+                last = first + int(np.searchsorted(ids[first:], chunk["id"][-1], side="right"))
+            at = np.searchsorted(chunk["id"], ids[first:last])
+            _check_known(ids[first:last], chunk["id"][at], column)
+            out[field][first:last] = chunk["row"][at]
             first = last
             if first < ids.shape[0]:
-                following = next(pieces, None)
+                following = next(chunks, None)
                 if following is None:
                     raise _unknown(ids[first], column)
-                piece = following
+                chunk = following
         yield out
 
 

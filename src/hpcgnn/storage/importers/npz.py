@@ -258,8 +258,8 @@ def _sparse(
         raise size.error(f"does not fit {indptr} of shape {pointers.shape}", [rows, width])
     if columns.shape != values.shape:
         raise columns.error(f"must have the shape of {data}, {values.shape}", columns.shape)
-    pieces = sparse_rows(pointers, columns, values, width, options.limit)
-    return SparseColumn(archive.path, indices, width, pieces), rows
+    chunks = sparse_rows(pointers, columns, values, width, options.limit)
+    return SparseColumn(archive.path, indices, width, chunks), rows
 
 
 def _split(members: _Members, options: ImportOptions) -> NodeSplit | None:

@@ -141,9 +141,9 @@ def _single_count(path: Path) -> int:
 
 def _counted(edges: Iterator[EdgeChunk], announced: int, path: Path) -> Iterator[EdgeChunk]:
     found = 0
-    for piece in edges:
-        found += piece.source.shape[0]
-        yield piece
+    for chunk in edges:
+        found += chunk.source.shape[0]
+        yield chunk
     if found != announced:
         raise InputError(f"num-edge-list says {announced} edges", file=path, value=found)
 

@@ -27,7 +27,7 @@ def edges_from(
     extras = [column for column in (weight, relation, features) if column is not None]
     first = 0
     try:
-        for pair, *rest in together(ends.pieces, *(column.pieces for column in extras)):
+        for pair, *rest in together(ends.chunks, *(column.chunks for column in extras)):
             values = dict(zip(map(id, extras), rest, strict=True))
             integers = as_ids(pair, ends)
             yield EdgeChunk(
@@ -55,7 +55,7 @@ def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.n
 
 
 def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) -> Column:
-    """[k, 2] pieces of an array [2, E] or [E, 2].
+    """[k, 2] chunks of an array [2, E] or [E, 2].
 
     Args:
         sources_first: two edges stand as [2, E], as the name of the array says.
@@ -76,8 +76,8 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
     by_row = array.shape[0] != 2
     name = array.member or "array"
     if by_row != array.fortran:  # source and destination of an edge stand side by side
-        pieces = (flat.reshape(-1, 2) for flat in rechunk(array.flat(), 1 << 19))
-        return Column(array.path, name, pieces)
+        chunks = (flat.reshape(-1, 2) for flat in rechunk(array.flat(), 1 << 19))
+        return Column(array.path, name, chunks)
     number = array.shape[0] if by_row else array.shape[1]
     return two_columns(array.path, name, array.flat(0, number), array.flat(number, number))
 
@@ -85,9 +85,9 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
 def two_columns(
     file: Path, name: str, sources: Iterator[np.ndarray], destinations: Iterator[np.ndarray]
 ) -> Column:
-    """[k, 2] pieces of two columns."""
-    pieces = (np.stack(pair, axis=1) for pair in together(sources, destinations))
-    return Column(file, name, pieces)
+    """[k, 2] chunks of two columns."""
+    chunks = (np.stack(pair, axis=1) for pair in together(sources, destinations))
+    return Column(file, name, chunks)
 
 
 def array_pair(source: Path, destination: Path) -> Column:
@@ -124,11 +124,11 @@ class BothEnds:
     def agree(self) -> bool:
         return not self._sums.any()
 
-    def find(self, pieces: Iterable[EdgeChunk]) -> tuple[int, int]:
+    def find(self, chunks: Iterable[EdgeChunk]) -> tuple[int, int]:
         """Going over the edges again: a node, and one that it lists and that doesn't list it."""
         wanted = np.uint64(np.argmax(self._sums != 0))
         parts = []
-        for edges in pieces:
+        for edges in chunks:
             low, high, up, _ = _directed(edges)
             weight = np.zeros(low.shape[0], np.int64) if edges.weight is None else edges.weight
             here = np.flatnonzero(

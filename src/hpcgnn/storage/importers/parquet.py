@@ -27,7 +27,7 @@ _ENDS = (
 
 
 def prepare() -> int:
-    """Load pyarrow; the bytes its pages and dictionaries take beside our pieces.
+    """Load pyarrow; the bytes its pages and dictionaries take beside our chunks.
 
     Raises:
         InputError: it is not installed.

@@ -273,12 +273,12 @@ def _features(allx: _Csr, tx: _Csr, test: np.ndarray, num_nodes: int) -> SparseC
     order = np.argsort(test)
     starts = np.cumsum(lengths[order]) - lengths[order]
     entries = np.arange(tx.indices.shape[0]) + np.repeat(tx.indptr[order] - starts, lengths[order])
-    piece = SparseChunk(
+    chunk = SparseChunk(
         counts,
         np.concatenate([allx.indices, tx.indices[entries]]),
         np.concatenate([allx.data, tx.data[entries]]),
     )
-    return SparseColumn(allx.path, "features", allx.width, iter([piece]))
+    return SparseColumn(allx.path, "features", allx.width, iter([chunk]))
 
 
 def _one_hot(path: Path, options: ImportOptions) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What an importer hands over: the edges and the columns of the nodes, in pieces."""
+"""What an importer hands over: the edges and the columns of the nodes, in chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIECE_BYTES = 4 << 20
 
 @dataclass
 class EdgeChunk:
-    """A piece of the edge list; `place(k)` says where in the source edge k stands."""
+    """A chunk of the edge list; `place(k)` says where in the source edge k stands."""
 
     source: np.ndarray  # int64 [E]
     destination: np.ndarray  # int64 [E]
@@ -31,7 +31,7 @@ class Column:
 
     file: Path
     name: str
-    pieces: Iterator[np.ndarray]
+    chunks: Iterator[np.ndarray]
 
     def error(self, message: str, value: object = None) -> InputError:
         if isinstance(value, np.generic):
@@ -55,7 +55,7 @@ class SparseColumn:
     file: Path
     name: str
     width: int
-    pieces: Iterator[SparseChunk]
+    chunks: Iterator[SparseChunk]
 
     def error(self, message: str, value: object = None) -> InputError:
         return Column.error(self, message, value)  # type: ignore[arg-type]

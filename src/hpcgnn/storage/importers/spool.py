@@ -40,7 +40,7 @@ class RowChunk:
     edge_features: np.ndarray | None
 
 
-def row_pieces(
+def row_chunks(
     edges: Records, scratch: Scratch, num_nodes: int, rules: RowRules
 ) -> Iterator[RowChunk]:
     """The lists of nodes 0 .. num_nodes - 1; sources ascend in each list. `edges` are dropped.
@@ -184,7 +184,7 @@ class Records:
                 ) from None
             self._buffer = bytearray()
 
-    def pieces(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
+    def chunks(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
         """The records in order, in read-only arrays of at most `nbytes`."""
         step = max(1, nbytes // self.dtype.itemsize) * self.dtype.itemsize
         if self._path.exists():
@@ -198,9 +198,9 @@ class Records:
         """All records in one array."""
         out = np.empty(self.count, self.dtype)
         first = 0
-        for piece in self.pieces():
-            out[first : first + piece.shape[0]] = piece
-            first += piece.shape[0]
+        for chunk in self.chunks():
+            out[first : first + chunk.shape[0]] = chunk
+            first += chunk.shape[0]
         return out
 
     def sample(self) -> np.ndarray:
@@ -248,7 +248,7 @@ def sorted_slabs(
                 f"node {low} alone has {records.count} edges, which take {records.nbytes} bytes"
                 f" where {scratch.limit} fit: raise --memory"
             )
-        yield from records.pieces()
+        yield from records.chunks()
         records.drop()
         return
     for bucket in _split(records, scratch, keys[0], low, high):
@@ -270,7 +270,7 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
 
 
 def _extremes(records: Records, key: str) -> tuple[int, int]:
-    extremes = [(int(p[key].min()), int(p[key].max())) for p in records.pieces()]
+    extremes = [(int(p[key].min()), int(p[key].max())) for p in records.chunks()]
     return min(low for low, _ in extremes), max(high for _, high in extremes)
 
 
@@ -284,9 +284,9 @@ def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) ->
         bounds = np.array([low + (high - low + 1) // 2], dtype=np.int64)
     buffer = scratch.limit // (2 * (bounds.shape[0] + 1))
     buckets = [scratch.records(records.dtype, buffer) for _ in range(bounds.shape[0] + 1)]
-    for piece in records.pieces():
-        where = np.searchsorted(bounds, piece[key], side="right").astype(np.uint16)
-        ordered = piece[np.argsort(where, kind="stable")]
+    for chunk in records.chunks():
+        where = np.searchsorted(bounds, chunk[key], side="right").astype(np.uint16)
+        ordered = chunk[np.argsort(where, kind="stable")]
         ends = np.cumsum(np.bincount(where, minlength=len(buckets)))
         for bucket, first, last in zip(buckets, [0, *ends[:-1]], ends, strict=True):
             if last > first:

@@ -23,7 +23,7 @@ class GraphSlab:
     """The in-neighbour lists of nodes `lo .. hi - 1`.
 
     `indptr` int64 [hi-lo+1] starts at 0; `indices` int64 [e]; `weight` float32 [e], `relation`
-    int32 [e] and `edge_features` float32 [e, De] are None where the graph has none.
+    int32 [e] and `edge_features` float32 [e, D] are None where the graph has none.
     """
 
     lo: int

@@ -105,7 +105,7 @@ class GraphWriter:
     ) -> None:
         """The next k nodes' in-neighbours: `counts` [k], `indices` [e] sources, e = sum(counts).
 
-        `weight` [e], `relation` [e], `edge_features` [e, De] are given in every call or in none.
+        `weight` [e], `relation` [e], `edge_features` [e, D] are given in every call or in none.
         """
         counts = self._integers("edges/indptr", counts)
         indices = self._integers("edges/indices", indices)

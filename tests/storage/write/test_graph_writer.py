@@ -16,7 +16,7 @@ from tests.storage.files import graph_content
 
 
 def write(path, content, cuts, **options):
-    """Append the columns of `content` in pieces of the given cuts."""
+    """Append the columns of `content` in chunks of the given sizes."""
     arrays = content.arrays
     indptr = arrays["edges/indptr"]
     sparse = "nodes/features" not in arrays

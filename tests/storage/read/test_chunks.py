@@ -15,7 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
-from tests.storage.test_graph_writer import write
+from tests.storage.write.test_graph_writer import write
 
 ROWS, WIDTH = 9, 6  # of the features of `graph_content`
 BYTES = ROWS * WIDTH * 4

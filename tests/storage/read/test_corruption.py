@@ -15,7 +15,7 @@ from hpcgnn.storage.read.partition_file import PartitionFile
 from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
-from tests.storage.test_graph_writer import write
+from tests.storage.write.test_graph_writer import write
 
 CASES = 100
 

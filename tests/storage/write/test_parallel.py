@@ -26,7 +26,7 @@ import operator, os, signal, sys
 from pathlib import Path
 import h5py
 from hpcgnn.comm import world
-from hpcgnn.storage import atomic, parallel
+from hpcgnn.storage.write import atomic, parallel
 from tests.storage.partitions import write_small
 
 def main(comm):
@@ -52,7 +52,7 @@ sys.exit(world.run(main))
         ("parallel._write_slab", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
         ("atomic.OutputFile.dataset", ["rank 1 (host ", "stopped answering", "'create parts/0000"]),
         # With Python's lock kept, no other rank can look after it: a traceback must do.
-        ("h5py.File", ["Timeout (0:00:04)!", "storage/parallel.py", "in write_together"]),
+        ("h5py.File", ["Timeout (0:00:04)!", "write/parallel.py", "in write_together"]),
     ],
 )
 def test_a_rank_that_stops_ends_the_job(tmp_path, call, words):
@@ -62,7 +62,7 @@ def test_a_rank_that_stops_ends_the_job(tmp_path, call, words):
         capture_output=True,
         text=True,
         timeout=90,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=os.environ | {"HPCGNN_TIMEOUT": "4"},
     )
     assert done.returncode != 0 and time.monotonic() - began < 60
