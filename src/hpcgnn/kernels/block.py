@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
+from hpcgnn.kernels.derived import Derived
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Derived):
     """Edges from one part into this rank's nodes, compressed by destination row.
 
     Row k of the block is local node `rows[k]` (or k itself where `rows` is None) and owns the edges
