@@ -8,7 +8,6 @@ import torch
 import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
 from tests.kernels import test_attention as attention
-from tests.kernels import test_attention2 as gatv2
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import Edges, matrix, random_edges
 
@@ -84,20 +83,18 @@ def run(problem, device: torch.device) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("heads", "channels"), [(1, 1), (8, 8), (4, 16), (4, 32), (4, 128), (1, 47), (3, 300)]
 )
-def test_attention_of_both_kinds(heads, channels, depth, dtype, gpu):
-    for kind in (attention, gatv2):
-        edges = power_law(200, 150, 12_000, feature_width=depth)
-        ids = torch.randperm(350)
-        dropout = kernels.EdgeDropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
-        here = run(
-            kind.Problem(edges, heads, channels, dtype, dropout=dropout), torch.device("cpu")
-        )
-        there = kind.Problem(edges, heads, channels, dtype, dropout=dropout)
-        found, again = run(there, gpu), run(there, gpu)
-        for value, repeated, expected in zip(found, again, here, strict=True):
-            assert torch.equal(value, repeated)
-            limit = 5e-4 if dtype == torch.float32 else 1e-10
-            assert (value.cpu() - expected).abs().max() < limit * max(1, expected.abs().max())
+@attention.both_kinds
+def test_attention_of_both_kinds(kind, heads, channels, depth, dtype, gpu):
+    edges = power_law(200, 150, 12_000, feature_width=depth)
+    ids = torch.randperm(350)
+    dropout = kernels.EdgeDropout(0.3, 1, 2, 3, ids[:150].clone(), ids[150:].clone())
+    here = run(kind(edges, heads, channels, dtype, dropout=dropout), torch.device("cpu"))
+    there = kind(edges, heads, channels, dtype, dropout=dropout)
+    found, again = run(there, gpu), run(there, gpu)
+    for value, repeated, expected in zip(found, again, here, strict=True):
+        assert torch.equal(value, repeated)
+        limit = 5e-4 if dtype == torch.float32 else 1e-10
+        assert (value.cpu() - expected).abs().max() < limit * max(1, expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

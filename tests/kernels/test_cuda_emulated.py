@@ -17,7 +17,6 @@ import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
 from hpcgnn.kernels import chunks
 from tests.kernels import test_attention as attention
-from tests.kernels import test_attention2 as gatv2
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import matrix, random_edges
@@ -94,27 +93,22 @@ HEADS = [(1, 1), (3, 8), (4, 16), (2, 33), (1, 128), (9, 8), (1, 150), (2, 40), 
 
 
 @pytest.mark.parametrize(("heads", "channels"), HEADS)
-def test_attention(heads, channels):
-    attention.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
-
-
-@pytest.mark.parametrize(("heads", "channels"), HEADS)
-def test_attention2(heads, channels):
-    gatv2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float32)
+@attention.both_kinds
+def test_attention(kind, heads, channels):
+    attention.test_agrees_with_autograd_at_every_shape(kind, heads, channels, torch.float32)
 
 
 @pytest.mark.parametrize(("heads", "channels"), [(1, 1), (3, 6), (1, 130)])
-def test_attention_in_double_precision(heads, channels):
-    attention.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
-    gatv2.test_agrees_with_autograd_at_every_shape(heads, channels, torch.float64)
+@attention.both_kinds
+def test_attention_in_double_precision(kind, heads, channels):
+    attention.test_agrees_with_autograd_at_every_shape(kind, heads, channels, torch.float64)
 
 
-def test_attention_of_long_rows(short_rows, emulated):
-    attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
-    gatv2.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
+@attention.both_kinds
+def test_attention_of_long_rows(kind, short_rows, emulated):
+    attention.test_agrees_with_autograd_at_every_shape(kind, 3, 8, torch.float32)
     assert "gat_join<float>" in emulated.launched
-    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
-    gatv2.test_blocks_pieces_and_threads()
+    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(kind, 1)
 
 
 def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
@@ -131,27 +125,28 @@ def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
 
     monkeypatch.setattr(hpcgnn.kernels.cuda.gat, "_slabs", watched)
     monkeypatch.setattr(hpcgnn.kernels.cuda.gat, "SLAB_EDGES", 20)
-    attention.test_agrees_with_autograd_at_every_shape(3, 8, torch.float32)
-    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(1)
+    attention.test_agrees_with_autograd_at_every_shape(attention.GAT, 3, 8, torch.float32)
+    attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(attention.GAT, 1)
     assert len(made) > 10
 
 
 def test_attention_at_extremes():
-    attention.test_extreme_scores(1e4)
-    attention.test_extreme_scores(1e-30)
+    for kind in attention.KINDS:
+        attention.test_extreme_scores(kind, 1e4)
+        attention.test_extreme_scores(kind, 1e-30)
     attention.test_rows_without_edges_stay_as_they_were()
     attention.test_not_a_number_is_passed_on()
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_attention_under_dropout(depth):
-    attention.test_dropout_agrees_with_autograd_under_its_mask(depth, torch.float32)
-    attention.test_dropout_is_the_same_in_every_partition_of_the_edges()
-    gatv2.test_dropout_is_that_of_attention(depth)
+@attention.both_kinds
+def test_attention_under_dropout(kind, depth):
+    attention.test_dropout_agrees_with_autograd_under_its_mask(kind, depth, torch.float32)
+    attention.test_dropout_is_the_same_in_every_partition_of_the_edges(kind)
 
 
 def test_attention_dropout_is_that_of_the_cpu(monkeypatch):
-    problem = attention.with_dropout(0.4)
+    problem = attention.with_dropout(attention.GAT, 0.4)
     found = attention.mask_of(problem)
     monkeypatch.undo()
     assert torch.equal(found, attention.mask_of(problem))
@@ -160,9 +155,8 @@ def test_attention_dropout_is_that_of_the_cpu(monkeypatch):
 def test_order_of_threads_changes_nothing(emulated, short_rows):
     def everything():
         edges = random_edges(40, 30, 500, feature_width=2)
-        one = attention.Problem(edges, 4, 12, torch.float32)
-        two = gatv2.Problem(edges, 4, 12, torch.float32)
-        for problem in (one, two):
+        for kind in attention.KINDS:
+            problem = kind(edges, 4, 12, torch.float32)
             result, lse = problem.forward()
             yield from (result, lse, *problem.backward(result, lse).values())
         x, best = matrix(30, 5, torch.float32, 1), torch.full((40, 5), -torch.inf)
@@ -238,29 +232,33 @@ def test_attention_of_short_numbers(heads, channels, kind):
     reverse = kernels.transpose(edges.block, 11)
 
     def run(as_type):
-        found = []
+        found, scoring = [], kernels.Scoring(slope=0.2)
         for which in (1, 2):
-            top, total = torch.full((11, heads), -torch.inf), torch.zeros(11, heads)
-            out, grad_z = torch.zeros(11, width), torch.zeros(columns, width)
-            rest = (top, total, out)
+            softmax = kernels.RunningSoftmax.zeros(
+                11, heads, width, dtype=torch.float32, device=g.device
+            )
+            grad_z = torch.zeros(columns, width)
+            sources = kernels.Sources(z.to(as_type), s)
+            inputs = kernels.Projections(z.to(as_type), zr.to(as_type), att)
             if which == 1:
-                kernels.gat_forward(edges.block, z.to(as_type), s, t, *rest, slope=0.2)
+                kernels.gat_forward(edges.block, sources, t, softmax, scoring)
             else:
-                pair = (z.to(as_type), zr.to(as_type), att)
-                kernels.gatv2_forward(edges.block, *pair, *rest, slope=0.2)
-            seen = total > 0
-            lse = torch.where(seen, top + total.log(), 0)
-            out /= torch.where(seen, total, 1).repeat_interleave(channels, 1)
+                kernels.gatv2_forward(edges.block, inputs, softmax, scoring)
+            seen, out = softmax.row_sum > 0, softmax.out
+            lse = torch.where(seen, softmax.row_max + softmax.row_sum.log(), 0)
+            out /= torch.where(seen, softmax.row_sum, 1).repeat_interleave(channels, 1)
             d = (g.float() * out).view(11, heads, channels).sum(2)
             found += [out, grad_z]
             if which == 1:
                 grads = torch.zeros(columns, heads), torch.zeros(11, heads)
-                given = (g.to(as_type), t, lse, d, z.to(as_type), s, grad_z)
-                kernels.gat_backward(reverse, *given, *grads, slope=0.2)
+                gradients = kernels.GATGradients(grad_z, *grads)
+                destinations = kernels.Destinations(g.to(as_type), t, lse, d)
+                kernels.gat_backward(reverse, destinations, sources, gradients, scoring)
             else:
                 grads = torch.zeros(11, width), torch.zeros(heads, channels)
-                given = (*pair, g.to(as_type), lse, d, grad_z)
-                kernels.gatv2_backward(edges.block, *given, *grads, slope=0.2)
+                result = kernels.ResultGradient(g.to(as_type), lse, d)
+                gradients = kernels.GATv2Gradients(grad_z, *grads)
+                kernels.gatv2_backward(edges.block, inputs, result, gradients, scoring)
             found += grads
         return found
 

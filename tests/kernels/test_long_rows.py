@@ -53,13 +53,10 @@ def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     features = torch.full((COUNT, 1), 0.3)
     z, scores = torch.full((7, WIDTH), 0.1, dtype=dtype), torch.full((7, HEADS), 0.3, dtype=dtype)
     vector = torch.full((HEADS, 1), 0.7, dtype=dtype)
-    top = torch.full((1, HEADS), -torch.inf, dtype=dtype)
-    total, out = torch.zeros(1, HEADS, dtype=dtype), torch.zeros(1, WIDTH, dtype=dtype)
-    block = hub(COUNT, 7, features=features)
-    kernels.gat_forward(
-        block, z, scores, scores[:1], top, total, out, slope=0.2, edge_vector=vector
-    )
-    found = {"total": total, "out": out}
+    softmax = kernels.RunningSoftmax.zeros(1, HEADS, WIDTH, dtype=dtype, device=z.device)
+    block, scoring = hub(COUNT, 7, features=features), kernels.Scoring(0.2, edge_weight=vector)
+    kernels.gat_forward(block, kernels.Sources(z, scores), scores[:1], softmax, scoring)
+    found = {"row_sum": softmax.row_sum, "out": softmax.out}
     for name, reverse in (("source", block), ("destination", spokes(COUNT, features=features))):
         rows, columns = reverse.num_rows, reverse.num_columns
 
@@ -67,15 +64,20 @@ def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
             return torch.full((count, width), value, dtype=dtype)
 
         grads = (
-            filled(rows, WIDTH, 0), filled(rows, HEADS, 0),
-            filled(columns, HEADS, 0), filled(HEADS, 1, 0),
-        )  # fmt: skip
-        kernels.gat_backward(
-            reverse, filled(columns, WIDTH, 0.3), filled(columns, HEADS, 0.3),
-            filled(columns, HEADS, 0.2), filled(columns, HEADS, 0.1), filled(rows, WIDTH, 0.2),
-            filled(rows, HEADS, 0.3), *grads[:3], slope=0.2, edge_vector=vector,
-            grad_edge_vector=grads[3],
-        )  # fmt: skip
+            filled(rows, WIDTH, 0),
+            filled(rows, HEADS, 0),
+            filled(columns, HEADS, 0),
+            filled(HEADS, 1, 0),
+        )
+        destinations = kernels.Destinations(
+            g=filled(columns, WIDTH, 0.3),
+            t=filled(columns, HEADS, 0.3),
+            lse=filled(columns, HEADS, 0.2),
+            d=filled(columns, HEADS, 0.1),
+        )
+        sources = kernels.Sources(filled(rows, WIDTH, 0.2), filled(rows, HEADS, 0.3))
+        gradients = kernels.GATGradients(*grads)
+        kernels.gat_backward(reverse, destinations, sources, gradients, scoring)
         found |= {f"{name} {i}": grad for i, grad in enumerate(grads)}
     return found
 
@@ -93,18 +95,15 @@ def gatv2(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         left, right = left.to(dtype), right.to(dtype)
         att = torch.full((HEADS, CHANNELS), 0.7, dtype=dtype)
         matrix = torch.full((1, WIDTH), 0.3, dtype=dtype)
-        top = torch.full((rows, HEADS), -torch.inf, dtype=dtype)
-        total, out = torch.zeros_like(top), torch.zeros_like(right)
-        kernels.gatv2_forward(
-            block, left, right, att, top, total, out, slope=0.2, edge_matrix=matrix
-        )
-        lse, d = torch.full_like(top, 0.2), torch.full_like(top, 0.1)
+        softmax = kernels.RunningSoftmax.zeros(rows, HEADS, WIDTH, dtype=dtype, device=att.device)
+        inputs = kernels.Projections(left, right, att)
+        scoring = kernels.Scoring(0.2, edge_weight=matrix)
+        kernels.gatv2_forward(block, inputs, softmax, scoring)
+        lse, d = torch.full_like(softmax.row_sum, 0.2), torch.full_like(softmax.row_sum, 0.1)
+        result = kernels.ResultGradient(torch.full_like(right, 0.3), lse, d)
         grads = [torch.zeros_like(x) for x in (left, right, att, matrix)]
-        kernels.gatv2_backward(
-            block, left, right, att, torch.full_like(right, 0.3), lse, d, *grads[:3], slope=0.2,
-            edge_matrix=matrix, grad_edge_matrix=grads[3],
-        )  # fmt: skip
-        found |= {f"{name} {i}": x for i, x in enumerate((total, out, *grads))}
+        kernels.gatv2_backward(block, inputs, result, kernels.GATv2Gradients(*grads), scoring)
+        found |= {f"{name} {i}": x for i, x in enumerate((softmax.row_sum, softmax.out, *grads))}
     return found
 
 
@@ -122,15 +121,16 @@ def test_scores_of_minus_infinity_count_nothing(masked, count):
     """Wherever they lie in a row: at its beginning they are the largest so far."""
     z, s = torch.rand(7, WIDTH), torch.zeros(7, HEADS)
     s[masked] = -torch.inf
-    top, total = torch.full((1, HEADS), -torch.inf), torch.zeros(1, HEADS)
-    out = torch.zeros(1, WIDTH)
+    softmax = kernels.RunningSoftmax.zeros(1, HEADS, WIDTH, dtype=z.dtype, device=z.device)
     for low, high in ((0, 3), (3, 7)):
         edges = torch.arange(low, high, dtype=torch.int32).repeat_interleave(count)
         block = Block(0, 7, None, torch.tensor([0]), torch.tensor([len(edges)]), edges)
-        kernels.gat_forward(block, z, s, torch.zeros(1, HEADS), top, total, out, slope=0.2)
+        t, scoring = torch.zeros(1, HEADS), kernels.Scoring(slope=0.2)
+        kernels.gat_forward(block, kernels.Sources(z, s), t, softmax, scoring)
     left = [c for c in range(7) if c not in masked]
-    torch.testing.assert_close(total, torch.full((1, HEADS), float(len(left) * count)))
-    torch.testing.assert_close(out, z[left].sum(0, keepdim=True) * count, rtol=1e-5, atol=0)
+    torch.testing.assert_close(softmax.row_sum, torch.full((1, HEADS), float(len(left) * count)))
+    expected = z[left].sum(0, keepdim=True) * count
+    torch.testing.assert_close(softmax.out, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

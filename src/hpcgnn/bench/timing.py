@@ -187,8 +187,10 @@ def _works(
     x, out = rows(width), rows(width, wide)
     z, g = rows(total), rows(total)
     s, t, lse, d = (rows(heads, wide) for _ in range(4))
-    softmax = torch.full_like(s, -torch.inf), torch.zeros_like(s), rows(total, wide)
-    grads = rows(total, wide), torch.zeros_like(s), torch.zeros_like(s)
+    sources, destinations = kernels.Sources(z, s), kernels.Destinations(g, t, lse, d)
+    softmax = kernels.RunningSoftmax.zeros(nodes, heads, total, dtype=wide, device=device)
+    grads = kernels.GATGradients(rows(total, wide), torch.zeros_like(s), torch.zeros_like(s))
+    scoring = kernels.Scoring(slope=0.2)
     shape = f"{heads} x {channels}"
     return {
         f"sum, width {width}": Work(
@@ -196,11 +198,11 @@ def _works(
             edges * (width * size + _INDEX) + 2 * nodes * width * sums,
         ),
         f"attention {shape} forward": Work(
-            lambda: kernels.gat_forward(block, z, s, t, *softmax, slope=0.2),
+            lambda: kernels.gat_forward(block, sources, t, softmax, scoring),
             edges * (total * size + heads * sums + _INDEX) + 2 * nodes * total * sums,
         ),
         f"attention {shape} backward": Work(
-            lambda: kernels.gat_backward(block, g, t, lse, d, z, s, *grads, slope=0.2),
+            lambda: kernels.gat_backward(block, destinations, sources, grads, scoring),
             edges * (total * size + 4 * heads * sums + _INDEX) + nodes * total * (size + 2 * sums),
         ),
     }

@@ -8,6 +8,16 @@ float16 or bfloat16, and what is summed is then float32. What does not fit raise
 Results are bitwise the same in every run (on CPUs, with the same number of threads).
 """
 
+from hpcgnn.kernels.attention import (
+    Destinations,
+    GATGradients,
+    GATv2Gradients,
+    Projections,
+    ResultGradient,
+    RunningSoftmax,
+    Scoring,
+    Sources,
+)
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.chunks import columns_between, rows_between, transpose
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
@@ -19,7 +29,15 @@ from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
 
 __all__ = [
     "Block",
+    "Destinations",
     "EdgeDropout",
+    "GATGradients",
+    "GATv2Gradients",
+    "Projections",
+    "ResultGradient",
+    "RunningSoftmax",
+    "Scoring",
+    "Sources",
     "add_rows",
     "columns_between",
     "dropout_nodes",

@@ -2,32 +2,128 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from hpcgnn.errors import InputError
+from hpcgnn.kernels.attention import (
+    Destinations,
+    GATGradients,
+    GATv2Gradients,
+    Projections,
+    ResultGradient,
+    RunningSoftmax,
+    Scoring,
+    Sources,
+)
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.masks import Stream
 from hpcgnn.timeline import profiled, span
 
+Rows = tuple[int, int]  # first row and the one after the last
 
-def backend(device: torch.device) -> Any:
-    """The module of kernels for tensors on `device`; while a profile is taken, a timed one."""
-    if device.type not in ("cpu", "cuda"):
+
+class Backend(Protocol):
+    """The kernels themselves; what they mean stands at the face's functions of the same names.
+
+    They trust their arguments: the face has checked them.
+    """
+
+    def between(self, block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """First and last edge of each row with columns `low .. high - 1`, counted with offset."""
+
+    def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Begin of each column (one more than columns); local row and old edge of each edge."""
+
+    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows) -> None: ...
+
+    def spmm_max(
+        self, block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: Rows
+    ) -> None: ...
+
+    def spmm_max_backward(
+        self, block: Block, best: Tensor, share: Tensor, x: Tensor, grad: Tensor, rows: Rows
+    ) -> None: ...
+
+    def gat_forward(
+        self,
+        block: Block,
+        sources: Sources,
+        t: Tensor,
+        softmax: RunningSoftmax,
+        scoring: Scoring,
+        rows: Rows,
+    ) -> None: ...
+
+    def gat_backward(
+        self,
+        block: Block,
+        destinations: Destinations,
+        sources: Sources,
+        grads: GATGradients,
+        scoring: Scoring,
+        rows: Rows,
+    ) -> None: ...
+
+    def gatv2_forward(
+        self,
+        block: Block,
+        inputs: Projections,
+        softmax: RunningSoftmax,
+        scoring: Scoring,
+        rows: Rows,
+    ) -> None: ...
+
+    def gatv2_backward(
+        self,
+        block: Block,
+        inputs: Projections,
+        result: ResultGradient,
+        grads: GATv2Gradients,
+        scoring: Scoring,
+        rows: Rows,
+    ) -> None: ...
+
+    def pack_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+    def add_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+    def head_dots(self, a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None: ...
+
+    def dropout_nodes(
+        self, x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+    ) -> None: ...
+
+    def relu_dropout_backward(self, y: Tensor, g: Tensor, out: Tensor, p: float) -> None: ...
+
+
+def backend(device: torch.device) -> Backend:
+    """The kernels for tensors on `device`; while a profile is taken, timed ones."""
+    kernels: Backend
+    if device.type == "cpu":
+        from hpcgnn.kernels.cpu import backend as cpu
+
+        kernels = cpu
+    elif device.type == "cuda":
+        from hpcgnn.kernels.cuda import backend as cuda
+
+        kernels = cuda
+    else:
         raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
-    module = importlib.import_module(f"hpcgnn.kernels.{device.type}.backend")
-    return _Timed(module) if profiled() else module
+    return cast(Backend, _Timed(kernels)) if profiled() else kernels
 
 
 class _Timed:
-    """A module whose functions leave a span each."""
+    """Kernels that leave a span each."""
 
-    def __init__(self, module: Any) -> None:
-        self._module = module
+    def __init__(self, kernels: Backend) -> None:
+        self._kernels = kernels
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        function = getattr(self._module, name)
+        function = getattr(self._kernels, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with span(f"kernel {name}"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
+from hpcgnn.kernels.attention import RunningSoftmax
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.masks import EdgeDropout
 
@@ -118,10 +119,8 @@ def probability(p: float) -> None:
         raise InputError("kernels: the dropout probability must be in [0, 1)", value=p)
 
 
-def attention(
-    block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None, edge_vector: Tensor | None
-) -> None:
-    """Raise InputError unless heads divide z's width and the edge vector fits the edge features."""
+def attention(block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None) -> None:
+    """Raise InputError unless heads divide z's width and the dropout has a probability."""
     real("z", z)
     block_on(block, z.device)
     if dropout is not None:
@@ -131,12 +130,21 @@ def attention(
             f"kernels: z must have a number of columns that {heads} heads divide",
             value=tuple(z.shape),
         )
-    if edge_vector is None:
-        return
+
+
+def feature_width(block: Block) -> int:
+    """The width of the block's edge features. Raises InputError without."""
     if block.features is None:
-        raise InputError("kernels: an edge vector needs a block with edge features")
-    width = block.features.shape[1]
-    matrix("edge_vector", edge_vector, like=z, rows=heads, width=width, dtype=sum_type(z.dtype))
+        raise InputError("kernels: an edge weight needs a block with edge features")
+    return block.features.shape[1]
+
+
+def running_softmax(softmax: RunningSoftmax, *, like: Tensor, rows: int, heads: int) -> None:
+    """Raise InputError unless it has `rows` or more rows that sums over rows of `like` fit."""
+    dtype, width = sum_type(like.dtype), like.shape[1]
+    for name, scalars in (("row_max", softmax.row_max), ("row_sum", softmax.row_sum)):
+        matrix(name, scalars, like=like, rows=rows, width=heads, dtype=dtype)
+    matrix("out", softmax.out, like=like, rows=rows, width=width, dtype=dtype)
 
 
 def vector_of_ids(dropout: EdgeDropout | None, *, sources: int, destinations: int) -> None:

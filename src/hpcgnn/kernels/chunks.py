@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import weakref
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
-from hpcgnn.kernels.backend import backend
+from hpcgnn.kernels.backend import Rows, backend
 from hpcgnn.kernels.block import Block
+
+LONGEST = 512  # edges of one row that one warp works on
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The block restricted to columns `low .. high - 1`."""
+
+    low: int
+    high: int
+
+    def build(self, given: Block, /) -> Block:
+        first = given.column_offset + self.low
+        last = given.column_offset + self.high
+        begin, end = backend(given.device).between(given, first, last)
+        width = self.high - self.low
+        return replace(given, num_columns=width, begin=begin, end=end, column_offset=first)
 
 
 def columns_between(block: Block, low: int, high: int) -> Block:
@@ -25,24 +39,28 @@ def columns_between(block: Block, low: int, high: int) -> Block:
     """
     if low == 0 and high == block.num_columns:
         return block
+    what = Columns(low, high)
+    return block.derived(what) if block.device.type == "cuda" else what.build(block)
 
-    def cut() -> Block:
-        first = block.column_offset + low
-        begin, end = backend(block.device).between(block, first, first + high - low)
-        return replace(block, num_columns=high - low, begin=begin, end=end, column_offset=first)
 
-    return kept(block, f"columns {low} {high}", cut) if block.device.type == "cuda" else cut()
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `low .. high - 1` of a block without a row list, renumbered from 0."""
+
+    low: int
+    high: int
+
+    def build(self, given: Block, /) -> Block:
+        low, high = self.low, self.high
+        return replace(given, begin=given.begin[low:high], end=given.end[low:high])
 
 
 def rows_between(block: Block, low: int, high: int) -> Block:
     """Rows `low .. high - 1` of a block without a row list, renumbered from 0; kept on a GPU."""
     if low == 0 and high == block.num_rows:
         return block
-
-    def cut() -> Block:
-        return replace(block, begin=block.begin[low:high], end=block.end[low:high])
-
-    return kept(block, f"rows {low} {high}", cut) if block.device.type == "cuda" else cut()
+    what = RowRange(low, high)
+    return block.derived(what) if block.device.type == "cuda" else what.build(block)
 
 
 def transpose(block: Block, num_rows: int) -> Block:
@@ -75,20 +93,42 @@ def transpose(block: Block, num_rows: int) -> Block:
     )
 
 
-LONGEST = 512  # edges of one row that one warp works on
-T = TypeVar("T")
-_KEPT: dict[int, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Transposed:
+    """The block compressed by column, without weights and relations.
+
+    Attributes:
+        num_rows: local rows of the block, the number of columns of the result.
+    """
+
+    num_rows: int
+    with_features: bool
+
+    def build(self, given: Block, /) -> Block:
+        begin, local_rows, order = backend(given.device).transpose(given)
+        features = given.features if self.with_features else None
+        return Block(
+            peer=given.peer,
+            num_columns=self.num_rows,
+            rows=None,
+            begin=begin[:-1],
+            end=begin[1:],
+            columns=local_rows,
+            features=None if features is None else features[order],
+        )
 
 
-def kept(block: Block, name: str, build: Callable[[], T]) -> T:
-    """`build()`, kept under `name` as long as the block lives."""
-    if id(block) not in _KEPT:
-        _KEPT[id(block)] = {}
-        weakref.finalize(block, _KEPT.pop, id(block), None)
-    values = _KEPT[id(block)]
-    if name not in values:
-        values[name] = build()
-    return values[name]
+def transposed_rows(block: Block, rows: Rows, num_rows: int, *, with_features: bool) -> Block:
+    """These rows of the block compressed by column; for all of them made once and kept."""
+    what = Transposed(num_rows, with_features)
+    if rows == (0, block.num_rows):
+        return block.derived(what)
+    low, high = rows
+    listed = block.rows
+    if listed is None:
+        listed = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
+    begin, end = block.begin[low:high], block.end[low:high]
+    return what.build(replace(block, rows=listed[low:high], begin=begin, end=end))
 
 
 @dataclass(frozen=True)
@@ -127,7 +167,7 @@ class Split:
     def mean_degree(self) -> float:
         return self.num_edges / max(self.num_rows, 1)
 
-    def hubs(self, rows: tuple[int, int]) -> Hubs | None:
+    def hubs(self, rows: Rows) -> Hubs | None:
         """The long rows among rows `rows[0] .. rows[1] - 1` of the block; None without any."""
         low, high = (bisect_left(self.positions, bound) for bound in rows)
         if low == high or self.chunks is None or self.join is None:
@@ -139,7 +179,15 @@ class Split:
 
 def split_of(block: Block) -> Split:
     """The split of a block's rows, kept as long as the block lives."""
-    return kept(block, "split", lambda: _split(block))
+    return block.derived(SplitRows())
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Rows of more than LONGEST edges, cut into chunks."""
+
+    def build(self, given: Block, /) -> Split:
+        return _split(given)
 
 
 def _split(block: Block) -> Split:

@@ -1,4 +1,4 @@
-"""Dropout of node features."""
+"""EdgeDropout of node features."""
 
 from __future__ import annotations
 

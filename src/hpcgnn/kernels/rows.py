@@ -15,7 +15,7 @@ def pack_rows(x_NF: Tensor, rows_R: Tensor, out_RF: Tensor) -> None:
 
     Args:
         rows_R: int32 `[R]`.
-        out_RF: `[R, F]`, overwritten; 16-bit numbers are welcome on a CPU too.
+        out_RF: `[R, F]`, overwritten; float16 and bfloat16 too, on a CPU as well.
     """
     _check_rows("out", out_RF, rows_R, x_NF)
     backend(x_NF.device).pack_rows(x_NF, rows_R, out_RF)

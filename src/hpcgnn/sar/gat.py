@@ -201,9 +201,13 @@ class _Forward:
             self.graph, self.graph.in_edges, block, self.settings, self.graph.epoch
         )
         kernels.gat_forward(
-            block, z_MK, s_MH, self.t_NH, self.row_max_NH, self.row_sum_NH, self.out_NK,
-            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD, rows=rows,
-        )  # fmt: skip
+            block,
+            kernels.Sources(z_MK, s_MH),
+            self.t_NH,
+            kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK),
+            kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
+            rows=rows,
+        )
 
 
 class _Backward:
@@ -251,16 +255,15 @@ class _Backward:
             graph, edges, layout.columns, layout.dtype, self._pack,
             where="attention backward", reply_width=heads, on_reply=accept,
         )  # fmt: skip
-        here = (self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
+        here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         for block in local_blocks(graph, edges, self.settings.self_loops):
             for rows in work(block, edges.num_parts):
                 self._source_side(block, here, here_NH, rows)
                 exchange.progress()
         for arrival in exchange:
             block, rows_MW = blocks[arrival.index], arrival.rows_MF
-            there = (
-                readable(layout.numbers(rows_MW)), *layout.behind(rows_MW).split(heads, dim=1)
-            )  # fmt: skip
+            t_MH, lse_MH, d_MH = layout.behind(rows_MW).split(heads, dim=1)
+            there = kernels.Destinations(readable(layout.numbers(rows_MW)), t_MH, lse_MH, d_MH)
             grad_t_MH = here_NH.new_zeros(block.num_columns, heads)
             for rows in work(block, edges.num_parts):
                 self._source_side(block, there, grad_t_MH, rows)
@@ -277,38 +280,41 @@ class _Backward:
     def _source_side(
         self,
         block: Block,
-        destination: tuple[Tensor, ...],
+        destinations: kernels.Destinations,
         grad_t: Tensor,
         rows: tuple[int, int],
     ) -> None:
         dropout = edge_dropout(
             self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
         )
-        g, t, lse, d = destination
         kernels.gat_backward(
-            block, g, t, lse, d, self.z_NK, self.s_NH, self.grad_z_NK, self.grad_s_NH, grad_t,
-            slope=self.settings.slope, dropout=dropout, edge_vector=self.edge_HD,
-            grad_edge_vector=self.grad_edge_HD, rows=rows,
-        )  # fmt: skip
+            block,
+            destinations,
+            kernels.Sources(self.z_NK, self.s_NH),
+            kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, self.grad_edge_HD),
+            kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
+            rows=rows,
+        )
 
     def at_destinations(self, kept: list[Tensor]) -> None:
         """Where remote z and s were kept: compute their gradients here and send them back."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
-        here = self.g_NK, self.t_NH, self.lse_NH, self.d_NH
+        here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         layout = RowLayout(width, self.s_NH.shape[1], self.short or self.g_NK.dtype)
 
         def produce(index: int, block: Block, out_MW: Tensor) -> None:
             rows_MW = kept[index]
             turned = kernels.transpose(block, graph.num_local_nodes)
             grad_z_MK = self.grad_z_NK.new_zeros(len(out_MW), width)
+            grad_s_MH = layout.behind(out_MW)
+            dropout = edge_dropout(graph, edges, block, self.settings, self.epoch)
             kernels.gat_backward(
-                turned, *here, readable(layout.numbers(rows_MW)), layout.behind(rows_MW),
-                grad_z_MK, layout.behind(out_MW), self.grad_t_NH,
-                slope=self.settings.slope,
-                dropout=edge_dropout(graph, edges, block, self.settings, self.epoch),
-                edge_vector=self.edge_HD,
-                grad_edge_vector=self.grad_edge_HD,
-            )  # fmt: skip
+                turned,
+                here,
+                kernels.Sources(readable(layout.numbers(rows_MW)), layout.behind(rows_MW)),
+                kernels.GATGradients(grad_z_MK, grad_s_MH, self.grad_t_NH, self.grad_edge_HD),
+                kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
+            )
             layout.numbers(out_MW)[:] = grad_z_MK
 
         def accept(rows: Tensor, grad_MW: Tensor) -> None:

@@ -76,14 +76,14 @@ class _GATv2(torch.autograd.Function):
         ctx.wire, dtype = wire_type(left_NK), sum_type(left_NK.dtype)
         row_max_NH = left_NK.new_full((len(left_NK), heads), -torch.inf, dtype=dtype)
         row_sum_NH, out_NK = torch.zeros_like(row_max_NH), torch.zeros_like(left_NK, dtype=dtype)
+        softmax = kernels.RunningSoftmax(row_max_NH, row_sum_NH, out_NK)
         kept: list[Tensor] | None = None if graph.mode == "sar" else []
 
         def add(block: Block, rows_MK: Tensor, rows: tuple[int, int]) -> None:
             dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
-            kernels.gatv2_forward(
-                block, rows_MK, right_NK, att_HC, row_max_NH, row_sum_NH, out_NK,
-                slope=settings.slope, dropout=dropout, edge_matrix=edge_DK, rows=rows,
-            )  # fmt: skip
+            inputs = kernels.Projections(rows_MK, right_NK, att_HC)
+            scoring = kernels.Scoring(settings.slope, dropout, edge_DK)
+            kernels.gatv2_forward(block, inputs, softmax, scoring, rows=rows)
 
         exchange_halo_ids(graph, edges, settings)
         exchange, blocks = stream(
@@ -129,12 +129,14 @@ class _GATv2(torch.autograd.Function):
         grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
 
         def differentiate(block: Block, rows_MK: Tensor, grad_MK: Tensor) -> None:
+            dropout = edge_dropout(graph, edges, block, settings, ctx.epoch)
             kernels.gatv2_backward(
-                block, rows_MK, right_NK, att_HC, g_NK, lse_NH, d_NH, grad_MK, grad_right, grad_att,
-                slope=settings.slope,
-                dropout=edge_dropout(graph, edges, block, settings, ctx.epoch),
-                edge_matrix=edge_DK, grad_edge_matrix=grad_edge,
-            )  # fmt: skip
+                block,
+                kernels.Projections(rows_MK, right_NK, att_HC),
+                kernels.ResultGradient(g_NK, lse_NH, d_NH),
+                kernels.GATv2Gradients(grad_MK, grad_right, grad_att, grad_edge),
+                kernels.Scoring(settings.slope, dropout, edge_DK),
+            )
 
         def accept(rows: Tensor, grad_MK: Tensor) -> None:
             kernels.add_rows(grad_MK, rows, grad_left)

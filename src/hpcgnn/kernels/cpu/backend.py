@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int64
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cpu.gat import gat_backward, gat_forward
 from hpcgnn.kernels.cpu.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.cpu.library import (
@@ -21,11 +21,7 @@ from hpcgnn.kernels.cpu.library import (
     pointer,
     transpose,
 )
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Stream
-
+from hpcgnn.kernels.masks import Stream
 
 __all__ = [
     "add_rows",

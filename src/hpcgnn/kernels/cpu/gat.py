@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int64
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.attention import (
+    Destinations,
+    GATGradients,
+    RunningSoftmax,
+    Scoring,
+    Sources,
+)
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cpu.library import (
     ThreadParts,
     dropout_of,
@@ -19,70 +26,64 @@ from hpcgnn.kernels.cpu.library import (
     optional_matrix,
 )
 
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import EdgeDropout
-
 
 def gat_forward(
     block: Block,
-    z: Tensor,
-    s: Tensor,
+    sources: Sources,
     t: Tensor,
-    top: Tensor,
-    total: Tensor,
-    out: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
-    edge_vector: Tensor | None,
+    softmax: RunningSoftmax,
+    scoring: Scoring,
     rows: tuple[int, int],
 ) -> None:
-    heads = s.shape[1]
+    heads = sources.s.shape[1]
     function("gat_forward")(
         ctypes.byref(edges(block, rows)),
-        is_double(z),
-        *map(matrix, (z, s, t, top, total, out)),
-        optional_matrix(edge_vector),
+        is_double(sources.z),
+        matrix(sources.z),
+        matrix(sources.s),
+        matrix(t),
+        matrix(softmax.row_max),
+        matrix(softmax.row_sum),
+        matrix(softmax.out),
+        optional_matrix(scoring.edge_weight),
         c_int64(heads),
-        c_int64(z.shape[1] // heads),
-        c_double(slope),
-        dropout_of(dropout, reverse=False),
+        c_int64(sources.z.shape[1] // heads),
+        c_double(scoring.slope),
+        dropout_of(scoring.dropout, reverse=False),
     )
 
 
 def gat_backward(
     block: Block,
-    g: Tensor,
-    t: Tensor,
-    lse: Tensor,
-    d: Tensor,
-    z: Tensor,
-    s: Tensor,
-    grad_z: Tensor,
-    grad_s: Tensor,
-    grad_t: Tensor | None,
-    slope: float,
-    dropout: EdgeDropout | None,
-    edge_vector: Tensor | None,
-    grad_edge_vector: Tensor | None,
+    destinations: Destinations,
+    sources: Sources,
+    grads: GATGradients,
+    scoring: Scoring,
     rows: tuple[int, int],
 ) -> None:
-    heads, given = s.shape[1], edges(block, rows)
-    grad_t_parts = ThreadParts(grad_t, given, torch.float64)
-    vector_parts = ThreadParts(grad_edge_vector, given)
+    heads, given = sources.s.shape[1], edges(block, rows)
+    grad_t_parts = ThreadParts(grads.t, given, torch.float64)
+    edge_parts = ThreadParts(grads.edge_weight, given)
     function("gat_backward")(
         ctypes.byref(given),
-        is_double(z),
-        *map(matrix, (g, t, lse, d, z, s, grad_z, grad_s)),
+        is_double(sources.z),
+        matrix(destinations.g),
+        matrix(destinations.t),
+        matrix(destinations.lse),
+        matrix(destinations.d),
+        matrix(sources.z),
+        matrix(sources.s),
+        matrix(grads.z),
+        matrix(grads.s),
         grad_t_parts.first,
         grad_t_parts.step,
-        optional_matrix(edge_vector),
-        vector_parts.first,
-        vector_parts.step,
+        optional_matrix(scoring.edge_weight),
+        edge_parts.first,
+        edge_parts.step,
         c_int64(heads),
-        c_int64(z.shape[1] // heads),
-        c_double(slope),
-        dropout_of(dropout, reverse=True),
+        c_int64(sources.z.shape[1] // heads),
+        c_double(scoring.slope),
+        dropout_of(scoring.dropout, reverse=True),
     )
     grad_t_parts.add_up()
-    vector_parts.add_up()
+    edge_parts.add_up()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int64
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from hpcgnn.kernels.chunks import kept
+from hpcgnn.kernels.attention import (
+    GATv2Gradients,
+    Projections,
+    ResultGradient,
+    RunningSoftmax,
+    Scoring,
+)
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.chunks import transposed_rows
 from hpcgnn.kernels.cpu.library import (
     ThreadParts,
     dropout_of,
@@ -20,114 +23,104 @@ from hpcgnn.kernels.cpu.library import (
     matrix,
     optional_matrix,
     pointer,
-    transpose,
 )
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import EdgeDropout
 
 
 def gatv2_forward(
     block: Block,
-    zl: Tensor,
-    zr: Tensor,
-    att: Tensor,
-    top: Tensor,
-    total: Tensor,
-    out: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
+    inputs: Projections,
+    softmax: RunningSoftmax,
+    scoring: Scoring,
     rows: tuple[int, int],
-    edge_matrix: Tensor | None = None,
 ) -> None:
+    heads, channels = inputs.att.shape
     function("gatv2_forward")(
         ctypes.byref(edges(block, rows)),
-        is_double(zl),
-        *map(matrix, (zl, zr)),
-        pointer(att),
-        *map(matrix, (top, total, out)),
-        optional_matrix(edge_matrix),
-        *map(c_int64, att.shape),
-        c_double(slope),
-        dropout_of(dropout, reverse=False),
+        is_double(inputs.zl),
+        matrix(inputs.zl),
+        matrix(inputs.zr),
+        pointer(inputs.att),
+        matrix(softmax.row_max),
+        matrix(softmax.row_sum),
+        matrix(softmax.out),
+        optional_matrix(scoring.edge_weight),
+        c_int64(heads),
+        c_int64(channels),
+        c_double(scoring.slope),
+        dropout_of(scoring.dropout, reverse=False),
     )
 
 
 def gatv2_backward(
     block: Block,
-    zl: Tensor,
-    zr: Tensor,
-    att: Tensor,
-    g: Tensor,
-    lse: Tensor,
-    d: Tensor,
-    grad_zl: Tensor,
-    grad_zr: Tensor,
-    grad_att: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
+    inputs: Projections,
+    result: ResultGradient,
+    grads: GATv2Gradients,
+    scoring: Scoring,
     rows: tuple[int, int],
-    edge_matrix: Tensor | None = None,
-    grad_edge_matrix: Tensor | None = None,
 ) -> None:
-    given = edges(block, rows)
-    att_parts, matrix_parts = ThreadParts(grad_att, given), ThreadParts(grad_edge_matrix, given)
+    _by_destination(block, inputs, result, grads, scoring, rows)
+    with_features = scoring.edge_weight is not None
+    transposed = transposed_rows(block, rows, inputs.zr.shape[0], with_features=with_features)
+    _by_source(transposed, inputs, result, grads, scoring)
+
+
+def _by_destination(
+    block: Block,
+    inputs: Projections,
+    result: ResultGradient,
+    grads: GATv2Gradients,
+    scoring: Scoring,
+    rows: tuple[int, int],
+) -> None:
+    (heads, channels), given = inputs.att.shape, edges(block, rows)
+    att_parts = ThreadParts(grads.att, given)
+    edge_parts = ThreadParts(None if scoring.edge_weight is None else grads.edge_weight, given)
     function("gatv2_backward_rows")(
         ctypes.byref(given),
-        is_double(zl),
-        *map(matrix, (zl, zr, g, lse, d, grad_zr)),
-        optional_matrix(edge_matrix),
+        is_double(inputs.zl),
+        matrix(inputs.zl),
+        matrix(inputs.zr),
+        matrix(result.g),
+        matrix(result.lse),
+        matrix(result.d),
+        matrix(grads.zr),
+        optional_matrix(scoring.edge_weight),
         att_parts.first,
-        matrix_parts.first,
-        pointer(att),
-        *map(c_int64, att.shape),
+        edge_parts.first,
+        pointer(inputs.att),
+        c_int64(heads),
+        c_int64(channels),
         att_parts.step,
-        matrix_parts.step,
-        c_double(slope),
-        dropout_of(dropout, reverse=False),
+        edge_parts.step,
+        c_double(scoring.slope),
+        dropout_of(scoring.dropout, reverse=False),
     )
     att_parts.add_up()
-    matrix_parts.add_up()
-    turned = _turned(block, rows, zr.shape[0], edge_matrix is not None)
+    edge_parts.add_up()
+
+
+def _by_source(
+    transposed: Block,
+    inputs: Projections,
+    result: ResultGradient,
+    grads: GATv2Gradients,
+    scoring: Scoring,
+) -> None:
+    heads, channels = inputs.att.shape
     function("gatv2_backward_columns")(
-        ctypes.byref(edges(turned, (0, turned.num_rows))),
-        is_double(zl),
-        *map(matrix, (zl, zr, g, lse, d, grad_zl)),
-        optional_matrix(edge_matrix),
-        pointer(att),
-        *map(c_int64, att.shape),
-        c_double(slope),
-        dropout_of(dropout, reverse=True),
-    )
-
-
-def _turned(block: Block, rows: tuple[int, int], num_rows: int, with_features: bool) -> Block:
-    """These rows of the block compressed by column; kept for the whole block."""
-    if rows == (0, block.num_rows):
-        name = "turned with features" if with_features else "turned"
-        return kept(block, name, lambda: _transposed(block, num_rows, with_features))
-    low, high = rows
-    listed = block.rows
-    if listed is None:
-        listed = torch.arange(block.num_rows, dtype=torch.int32)
-    part = replace(
-        block, rows=listed[low:high], begin=block.begin[low:high], end=block.end[low:high]
-    )
-    return _transposed(part, num_rows, with_features)
-
-
-def _transposed(block: Block, num_rows: int, with_features: bool) -> Block:
-    begin, local_rows, order = transpose(block)
-    return replace(
-        block,
-        num_columns=num_rows,
-        rows=None,
-        begin=begin[:-1],
-        end=begin[1:],
-        columns=local_rows,
-        column_offset=0,
-        weight=None,
-        relation=None,
-        features=block.features[order] if with_features and block.features is not None else None,
+        ctypes.byref(edges(transposed, (0, transposed.num_rows))),
+        is_double(inputs.zl),
+        matrix(inputs.zl),
+        matrix(inputs.zr),
+        matrix(result.g),
+        matrix(result.lse),
+        matrix(result.d),
+        matrix(grads.zl),
+        optional_matrix(scoring.edge_weight),
+        pointer(inputs.att),
+        c_int64(heads),
+        c_int64(channels),
+        c_double(scoring.slope),
+        dropout_of(scoring.dropout, reverse=True),
     )

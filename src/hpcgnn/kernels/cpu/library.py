@@ -10,18 +10,13 @@ import os
 from ctypes import c_double, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.system import loaded_files
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import EdgeDropout
-
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.masks import EdgeDropout
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -80,9 +75,13 @@ def _share_openmp() -> None:
 
     Two runtimes in one process have two thread pools that spin against each other.
     """
-    for path in loaded_files():
-        if path.name.startswith(("libgomp", "libiomp", "libomp")):
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    for line in maps.read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
             return
 
 

@@ -6,22 +6,17 @@ float16 or bfloat16; sums are then float32. Results are bitwise the same in ever
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cuda.gat import gat_backward, gat_forward
 from hpcgnn.kernels.cuda.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, power_of_two, vector_width
 from hpcgnn.kernels.cuda.sums import spmm, spmm_max, spmm_max_backward, transpose
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import Stream
-
+from hpcgnn.kernels.masks import Stream
 
 __all__ = [
     "add_rows",

@@ -5,61 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.attention import (
+    Destinations,
+    GATGradients,
+    RunningSoftmax,
+    Scoring,
+    Sources,
+)
+from hpcgnn.kernels.backend import Rows
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, Hubs, split_of
-from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
+from hpcgnn.kernels.cuda.launch import edges, launch, matrices, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import NAMES, WIDTHS, HeadShape, vector_width
 from hpcgnn.kernels.cuda.sums import spmm
+from hpcgnn.kernels.masks import EdgeDropout
 
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-    from hpcgnn.kernels.masks import EdgeDropout
-
-
-Rows = tuple[int, int]
-Sums = tuple[Tensor, Tensor, Tensor]
 SLAB_EDGES = 1 << 22  # whose scores' gradients exist at a time, where edge features need them
 _UNIT_BITS = 61  # a sum of integers stays below 2^61 in size
 
 
 def gat_forward(
     block: Block,
-    z: Tensor,
-    s: Tensor,
+    sources: Sources,
     t: Tensor,
-    top: Tensor,
-    total: Tensor,
-    out: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
-    edge_vector: Tensor | None,
+    softmax: RunningSoftmax,
+    scoring: Scoring,
     rows: Rows,
 ) -> None:
-    heads = s.shape[1]
+    heads = sources.s.shape[1]
 
-    def run(part: Block, sums: Sums, piece: Rows, partial: bool) -> None:
-        kernel = Kernel.of(heads, (z, sums[2]))
+    def run(part: Block, softmax: RunningSoftmax, piece: Rows, partial: bool) -> None:
+        kernel = Kernel.of(heads, (sources.z, softmax.out))
         kernel.launch(
             "gat_forward",
             part,
             piece,
             (
-                *(x for tensor in (z, s, t, *sums) for x in matrix(tensor)),
-                *edge_term(block, edge_vector),
-                *dropout_arguments(dropout, reverse=False),
+                *matrices(sources.z, sources.s, t),
+                *softmax_arguments(softmax),
+                *edge_term(block, scoring),
+                *dropout_arguments(scoring.dropout, reverse=False),
             ),
-            slope,
-            extras=active(dropout) or edge_vector is not None,
+            scoring,
             partial=partial,
         )
 
-    run_softmax(block, rows, run, (top, total, out))
+    run_softmax(block, rows, run, softmax)
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,8 @@ class Kernel:
         block: Block,
         rows: Rows,
         arguments: Sequence[np.generic],
-        slope: float,
+        scoring: Scoring,
         *,
-        extras: bool,
         partial: bool,
         keeps: bool = True,
         source: str | None = None,
@@ -103,7 +100,8 @@ class Kernel:
         """
         real = np.float64 if self.dtype == torch.float64 else np.float32
         shape = self.shape
-        template = f"{NAMES[self.dtype]}, {shape.vector}, {shape.template}, {str(extras).lower()}"
+        extras = "true" if scoring.drops or scoring.edge_weight is not None else "false"
+        template = f"{NAMES[self.dtype]}, {shape.vector}, {shape.template}, {extras}"
         for first_channel, keep in shape.launches():
             launch(
                 source or name,
@@ -112,7 +110,7 @@ class Kernel:
                 (
                     *edges(block, rows, LONGEST),
                     *arguments,
-                    real(slope),
+                    real(scoring.slope),
                     *map(np.int32, (self.heads, self.channels, shape.lanes, shape.side)),
                     first_channel,
                     *((keep,) if keeps else ()),
@@ -120,10 +118,6 @@ class Kernel:
                 ),
                 self.device,
             )
-
-
-def active(dropout: EdgeDropout | None) -> bool:
-    return dropout is not None and dropout.p > 0
 
 
 def dropout_arguments(dropout: EdgeDropout | None, *, reverse: bool) -> tuple[np.generic, ...]:
@@ -137,32 +131,36 @@ def dropout_arguments(dropout: EdgeDropout | None, *, reverse: bool) -> tuple[np
     return (row_ids, column_ids, np.float64(dropout.p), *stream, np.int32(reverse))
 
 
-def edge_term(block: Block, edge_vector: Tensor | None) -> tuple[np.generic, ...]:
+def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
     """What the macro EDGE_TERM names."""
-    features = None if edge_vector is None else block.features
+    features = None if scoring.edge_weight is None else block.features
     width = 0 if features is None else features.shape[1]
-    return (*matrix(edge_vector), pointer(features), np.int32(width))
+    return (*matrix(scoring.edge_weight), pointer(features), np.int32(width))
+
+
+def softmax_arguments(softmax: RunningSoftmax) -> tuple[np.generic, ...]:
+    return matrices(softmax.row_max, softmax.row_sum, softmax.out)
 
 
 def run_softmax(
     block: Block,
     rows: Rows,
-    run: Callable[[Block, Sums, Rows, bool], None],
-    sums: Sums,
+    run: Callable[[Block, RunningSoftmax, Rows, bool], None],
+    softmax: RunningSoftmax,
 ) -> None:
-    """`run(block, sums, rows, partial)`, again for the chunks of long rows, and these joined."""
+    """`run(block, softmax, rows, partial)`, again for the chunks of long rows, and these joined."""
     split = split_of(block)
     if rows[0] == rows[1] or split.num_edges == 0:
         return
-    run(block, sums, rows, False)
+    run(block, softmax, rows, False)
     hubs = split.hubs(rows)
     if hubs is None:
         return
-    count, (top, _, out) = hubs.last - hubs.first, sums
-    part_top = top.new_full((count, top.shape[1]), -torch.inf)
-    part = (part_top, torch.zeros_like(part_top), out.new_zeros(count, out.shape[1]))
-    run(hubs.chunks, part, (hubs.first, hubs.last), True)
-    heads = top.shape[1]
+    heads, out = softmax.row_max.shape[1], softmax.out
+    chunks = RunningSoftmax.zeros(
+        hubs.last - hubs.first, heads, out.shape[1], dtype=out.dtype, device=out.device
+    )
+    run(hubs.chunks, chunks, (hubs.first, hubs.last), True)
     launch(
         "gat_join",
         f"gat_join<{NAMES[out.dtype]}>",
@@ -170,7 +168,8 @@ def run_softmax(
         (
             *map(pointer, (hubs.join.rows, hubs.join.begin, hubs.join.end)),
             *map(np.int64, (hubs.low, hubs.first)),
-            *(x for tensor in (*part, *sums) for x in matrix(tensor)),
+            *softmax_arguments(chunks),
+            *softmax_arguments(softmax),
             np.int32(heads),
             np.int32(out.shape[1] // heads),
         ),
@@ -180,61 +179,54 @@ def run_softmax(
 
 def gat_backward(
     block: Block,
-    g: Tensor,
-    t: Tensor,
-    lse: Tensor,
-    d: Tensor,
-    z: Tensor,
-    s: Tensor,
-    grad_z: Tensor,
-    grad_s: Tensor,
-    grad_t: Tensor | None,
-    slope: float,
-    dropout: EdgeDropout | None,
-    edge_vector: Tensor | None,
-    grad_edge_vector: Tensor | None,
+    destinations: Destinations,
+    sources: Sources,
+    grads: GATGradients,
+    scoring: Scoring,
     rows: Rows,
 ) -> None:
-    split, heads = split_of(block), s.shape[1]
+    split, heads = split_of(block), sources.s.shape[1]
     if rows[0] == rows[1] or split.num_edges == 0:
         return
-    units = None if grad_t is None else _Units.of(g, z, d, slope, dropout, heads)
+    units = None if grads.t is None else _Units.of(destinations, sources, scoring)
 
     def launch_on(
         part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool, scores: np.uintp
     ) -> None:
-        Kernel.of(heads, (z, g, to[0])).launch(
+        grad_z, grad_s = to
+        Kernel.of(heads, (sources.z, destinations.g, grad_z)).launch(
             "gat_backward",
             part,
             piece,
             (
-                *(x for tensor in (g, t, lse, d, z, s, *to) for x in matrix(tensor)),
-                *((np.uintp(0),) * 2 if units is None else map(pointer, (units.sums, units.unit))),
+                *matrices(destinations.g, destinations.t, destinations.lse, destinations.d),
+                *matrices(sources.z, sources.s, grad_z, grad_s),
+                pointer(None if units is None else units.sums),
+                pointer(None if units is None else units.unit),
                 scores,
-                *edge_term(block, edge_vector),
-                *dropout_arguments(dropout, reverse=True),
+                *edge_term(block, scoring),
+                *dropout_arguments(scoring.dropout, reverse=True),
             ),
-            slope,
-            extras=active(dropout) or edge_vector is not None,
+            scoring,
             partial=partial,
         )
 
     def run(part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool) -> None:
-        if grad_edge_vector is None or block.features is None:
+        if grads.edge_weight is None or block.features is None:
             launch_on(part, to, piece, partial, pointer(None))
             return
         for slab, first, last in _slabs(part, piece):
-            scores = s.new_zeros(last - first, heads)
+            scores = sources.s.new_zeros(last - first, heads)
             # The kernel counts from the block's first edge.
             start = int(pointer(scores)) - first * heads * scores.itemsize
             own = tuple(x[slab[0] - piece[0] :] for x in to) if partial else to
             launch_on(part, own, slab, partial, np.uintp(start))
-            grad_edge_vector.add_(scores.t() @ block.features[first:last].to(scores.dtype))
+            grads.edge_weight.add_(scores.t() @ block.features[first:last].to(scores.dtype))
 
-    run(block, (grad_z, grad_s), rows, False)
-    add_hubs(split.hubs(rows), run, (grad_z, grad_s))
-    if units is not None and grad_t is not None:
-        grad_t[: block.num_columns] += units.total()
+    run(block, (grads.z, grads.s), rows, False)
+    add_hubs(split.hubs(rows), run, (grads.z, grads.s))
+    if units is not None and grads.t is not None:
+        grads.t[: block.num_columns] += units.total()
 
 
 def _slabs(part: Block, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
@@ -278,15 +270,16 @@ class _Units:
     unit: Tensor  # scalar
 
     @staticmethod
-    def of(
-        g: Tensor, z: Tensor, d: Tensor, slope: float, dropout: EdgeDropout | None, heads: int
-    ) -> _Units:
+    def of(destinations: Destinations, sources: Sources, scoring: Scoring) -> _Units:
+        g, d, heads = destinations.g, destinations.d, sources.s.shape[1]
+
         def longest(x: Tensor) -> Tensor:
             shaped = x.unflatten(1, (heads, x.shape[1] // heads))
             return torch.linalg.vector_norm(shaped, dim=2, dtype=sum_type(x.dtype)).amax()
 
-        kept = 1 - dropout.p if dropout is not None else 1.0
-        bound = (longest(g) * longest(z) / kept + d.abs().amax()) * max(1.0, abs(slope))
+        kept = 1 - scoring.dropout.p if scoring.dropout is not None else 1.0
+        bound = longest(g) * longest(sources.z) / kept + d.abs().amax()
+        bound = bound * max(1.0, abs(scoring.slope))
         exponent = torch.frexp(bound).exponent.clamp(min=-60)
         unit = torch.ldexp(torch.ones_like(bound), _UNIT_BITS - exponent)
         unit = torch.where(torch.isfinite(bound), unit, torch.nan)

@@ -2,106 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from hpcgnn.kernels.attention import (
+    GATv2Gradients,
+    Projections,
+    ResultGradient,
+    RunningSoftmax,
+    Scoring,
+)
+from hpcgnn.kernels.backend import Rows
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
-from hpcgnn.kernels.chunks import kept, split_of
+from hpcgnn.kernels.chunks import split_of, transposed_rows
 from hpcgnn.kernels.cuda.gat import (
     Kernel,
-    Rows,
-    Sums,
-    active,
     add_hubs,
     dropout_arguments,
     edge_term,
     run_softmax,
+    softmax_arguments,
 )
-from hpcgnn.kernels.cuda.launch import THREADS, WARP, matrix, pointer
-from hpcgnn.kernels.cuda.sums import transpose
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.masks import EdgeDropout
-
+from hpcgnn.kernels.cuda.launch import THREADS, WARP, matrices, matrix, pointer
 
 _MOST_BLOCKS = 1024  # a fixed number: what each warp adds up must not depend on the GPU
 
 
 def gatv2_forward(
     block: Block,
-    left: Tensor,
-    right: Tensor,
-    att: Tensor,
-    top: Tensor,
-    total: Tensor,
-    out: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
+    inputs: Projections,
+    softmax: RunningSoftmax,
+    scoring: Scoring,
     rows: Rows,
-    *,
-    edge_matrix: Tensor | None = None,
 ) -> None:
-    heads, wide = att.shape[0], () if edge_matrix is None else (edge_matrix,)
-    att = _vector(att, left)
+    heads, wide = inputs.att.shape[0], _read_wide(inputs, scoring)
 
-    def run(part: Block, sums: Sums, piece: Rows, partial: bool) -> None:
-        Kernel.of(heads, (left, right, att, *wide, sums[2])).launch(
+    def run(part: Block, softmax: RunningSoftmax, piece: Rows, partial: bool) -> None:
+        Kernel.of(heads, (*wide, softmax.out)).launch(
             "gatv2_forward",
             part,
             piece,
             (
-                *(x for tensor in (left, right) for x in matrix(tensor)),
-                pointer(att),
-                *(x for tensor in sums for x in matrix(tensor)),
-                *edge_term(block, edge_matrix),
-                *dropout_arguments(dropout, reverse=False),
+                *matrices(inputs.zl, inputs.zr),
+                pointer(wide[2]),
+                *softmax_arguments(softmax),
+                *edge_term(block, scoring),
+                *dropout_arguments(scoring.dropout, reverse=False),
             ),
-            slope,
-            extras=active(dropout) or edge_matrix is not None,
+            scoring,
             partial=partial,
         )
 
-    run_softmax(block, rows, run, (top, total, out))
+    run_softmax(block, rows, run, softmax)
 
 
 def gatv2_backward(
     block: Block,
-    left: Tensor,
-    right: Tensor,
-    att: Tensor,
-    g: Tensor,
-    lse: Tensor,
-    d: Tensor,
-    grad_left: Tensor,
-    grad_right: Tensor,
-    grad_att: Tensor,
-    slope: float,
-    dropout: EdgeDropout | None,
+    inputs: Projections,
+    result: ResultGradient,
+    grads: GATv2Gradients,
+    scoring: Scoring,
     rows: Rows,
-    *,
-    edge_matrix: Tensor | None = None,
-    grad_edge_matrix: Tensor | None = None,
 ) -> None:
-    split, heads = split_of(block), att.shape[0]
+    split, heads = split_of(block), inputs.att.shape[0]
     if rows[0] == rows[1] or split.num_edges == 0:
         return
-    att = _vector(att, left)
-    wide = (left, right, att, g) if edge_matrix is None else (left, right, att, g, edge_matrix)
-    extras = active(dropout) or edge_matrix is not None
+    wide = (*_read_wide(inputs, scoring), result.g)
+    with_features = scoring.edge_weight is not None
     known = (
-        *(x for tensor in (left, right) for x in matrix(tensor)),
-        pointer(att),
-        *(x for tensor in (g, lse, d) for x in matrix(tensor)),
+        *matrices(inputs.zl, inputs.zr),
+        pointer(wide[2]),
+        *matrices(result.g, result.lse, result.d),
     )
+    grad_edge_weight = grads.edge_weight if with_features else None
 
     def by_destination(part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
         blocks = min(-(-(piece[1] - piece[0]) * WARP // THREADS), _MOST_BLOCKS)
         kernel = Kernel.of(heads, (*wide, to[0]))
-        sums = _WarpSums.of(kernel, blocks, grad_att, grad_edge_matrix)
+        sums = _WarpSums.of(kernel, blocks, grads.att, grad_edge_weight)
         kernel.launch(
             "gatv2_backward_right",
             part,
@@ -109,18 +89,18 @@ def gatv2_backward(
             (
                 *known,
                 *matrix(to[0]),
-                *map(pointer, (sums.att, sums.matrix)),
-                *edge_term(block, edge_matrix),
-                *dropout_arguments(dropout, reverse=False),
+                pointer(sums.att),
+                pointer(sums.matrix),
+                *edge_term(block, scoring),
+                *dropout_arguments(scoring.dropout, reverse=False),
             ),
-            slope,
-            extras=extras,
+            scoring,
             partial=partial,
             keeps=False,
             source="gatv2_backward",
             blocks=(blocks, kernel.shape.tiles),
         )
-        sums.add_to(grad_att, grad_edge_matrix)
+        sums.add_to(grads.att, grad_edge_weight)
 
     def by_source(part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
         Kernel.of(heads, (*wide, to[0])).launch(
@@ -130,22 +110,28 @@ def gatv2_backward(
             (
                 *known,
                 *matrix(to[0]),
-                *edge_term(part, edge_matrix),
-                *dropout_arguments(dropout, reverse=True),
+                *edge_term(part, scoring),
+                *dropout_arguments(scoring.dropout, reverse=True),
             ),
-            slope,
-            extras=extras,
+            scoring,
             partial=partial,
             keeps=False,
             source="gatv2_backward",
         )
 
-    by_destination(block, (grad_right,), rows, False)
-    add_hubs(split.hubs(rows), by_destination, (grad_right,))
-    turned = _turned(block, rows, right.shape[0], edge_matrix is not None)
-    every = (0, turned.num_rows)
-    by_source(turned, (grad_left,), every, False)
-    add_hubs(split_of(turned).hubs(every), by_source, (grad_left,))
+    by_destination(block, (grads.zr,), rows, False)
+    add_hubs(split.hubs(rows), by_destination, (grads.zr,))
+    transposed = transposed_rows(block, rows, inputs.zr.shape[0], with_features=with_features)
+    every = (0, transposed.num_rows)
+    by_source(transposed, (grads.zl,), every, False)
+    add_hubs(split_of(transposed).hubs(every), by_source, (grads.zl,))
+
+
+def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:
+    """zl, zr, att in the type of sums, and the edge weight: what is read in wide words."""
+    att = inputs.att.detach().to(sum_type(inputs.zl.dtype)).contiguous()
+    weight = () if scoring.edge_weight is None else (scoring.edge_weight,)
+    return (inputs.zl, inputs.zr, att, *weight)
 
 
 @dataclass(frozen=True)
@@ -174,36 +160,3 @@ class _WarpSums:
         grad_att.add_(self.att.sum(0).view_as(grad_att))
         if grad_edge_matrix is not None and self.matrix is not None:
             grad_edge_matrix.add_(self.matrix.sum(0))
-
-
-def _vector(att: Tensor, like: Tensor) -> Tensor:
-    return att.detach().to(sum_type(like.dtype)).contiguous()
-
-
-def _turned(block: Block, rows: Rows, num_rows: int, with_features: bool) -> Block:
-    """These rows of the block compressed by column; kept for the whole block."""
-    if rows == (0, block.num_rows):
-        name = "turned with features" if with_features else "turned"
-        return kept(block, name, lambda: _transposed(block, num_rows, with_features))
-    low, high = rows
-    listed = block.rows
-    if listed is None:
-        listed = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
-    part = replace(
-        block, rows=listed[low:high], begin=block.begin[low:high], end=block.end[low:high]
-    )
-    return _transposed(part, num_rows, with_features)
-
-
-def _transposed(block: Block, num_rows: int, with_features: bool) -> Block:
-    pointers, local_rows, order = transpose(block)
-    features = block.features[order] if with_features and block.features is not None else None
-    return Block(
-        peer=block.peer,
-        num_columns=num_rows,
-        rows=None,
-        begin=pointers[:-1],
-        end=pointers[1:],
-        columns=local_rows,
-        features=features,
-    )

@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-
+from hpcgnn.kernels.block import Block
 
 FOLDER = Path(__file__).with_name("src")
 OPTIONS = ("-std=c++17",)
@@ -111,6 +108,11 @@ def pointer(tensor: Tensor | None) -> np.uintp:
 def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:
     """Address and row stride."""
     return pointer(tensor), np.int64(0 if tensor is None else tensor.stride(0))
+
+
+def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
+    """Address and row stride of each."""
+    return tuple(argument for tensor in tensors for argument in matrix(tensor))
 
 
 def edges(block: Block, rows: tuple[int, int], longest: int) -> tuple[np.generic, ...]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.backend import Rows
+from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, split_of
 from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
 
-if TYPE_CHECKING:
-    from hpcgnn.kernels.block import Block
-
-
-Rows = tuple[int, int]
 _MOST_MAXIMUM = 4  # columns per lane: maxima keep a count beside each
 
 
