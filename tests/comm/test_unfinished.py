@@ -69,7 +69,7 @@ def attempt(step) -> BaseException | None:
 @pytest.mark.parametrize(("mode", "later"), [("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, later, backward):
-    graph.mode = mode
+    graph.execution.mode = mode
     x, layer = local(graph, whole.features).requires_grad_(), Failing(0)
     y = layer(graph, x)
     first, layer.calls = 1 + min(later * comm.rank, layer.calls - 1), 0

@@ -73,7 +73,7 @@ def train_ours(
     dtype: torch.dtype = torch.float32,
 ) -> dict:
     """The same over the ranks, gathered."""
-    comm, graph.mode = graph.ring.comm, mode
+    comm, graph.execution.mode = graph.ring.comm, mode
     x = local(graph, whole.features).to(dtype).requires_grad_()
     y = layer.to(dtype)(graph, x)
     (y * local(graph, _weights(y.shape[1])[: whole.num_nodes]).to(dtype)).sum().backward()
@@ -120,7 +120,7 @@ def compare(
     expected = train_theirs(theirs, whole, *args)
     graph = distribute(whole, comm)
     for mode in modes:
-        graph.ring = Ring(comm, halo_buffer=4096)
+        graph.execution.ring = Ring(comm, halo_buffer=4096)
         check(train_ours(ours, graph, whole, mode), expected)
         if limit64:
             check(train_ours(ours, graph, whole, mode, torch.float64), expected, limit64)

@@ -23,7 +23,8 @@ def graph(comm):
 
 
 def mask(graph, *, p=0.4, layer=1, seed=0, epoch=1) -> torch.Tensor:
-    graph.seed, graph.epoch = seed, epoch
+    graph.execution.seed = seed
+    graph.set_epoch(epoch)
     return collect(graph, Dropout(p, layer)(graph, torch.ones(graph.num_local_nodes, WIDTH)))
 
 
@@ -51,7 +52,8 @@ def test_statistics(graph, p):
 
 @pytest.mark.parametrize(("relu", "in_place"), [(False, False), (True, False), (True, True)])
 def test_gradient_is_the_mask(graph, relu, in_place):
-    graph.seed, graph.epoch = 3, 4
+    graph.execution.seed = 3
+    graph.set_epoch(4)
     start = local(graph, torch.randn(COUNT, WIDTH, generator=torch.manual_seed(1)))
     ones = torch.ones_like(start)
     kept = Dropout(0.3, 1)(graph, ones)
@@ -87,7 +89,8 @@ def _eye(layer: torch.nn.Module) -> None:
 
 
 def test_sparse_dropout(comm, graph):
-    graph.seed, graph.epoch = 5, 6
+    graph.execution.seed = 5
+    graph.set_epoch(6)
     dense, sparse = some_sparse(graph)
     thinned = sparse_dropout(graph, sparse, 0.25)
     found = collect(graph, as_dense(thinned))
@@ -98,7 +101,8 @@ def test_sparse_dropout(comm, graph):
     assert abs(share - 0.75) < 0.04
     block = (np.arange(COUNT) * comm.size // COUNT).astype(np.int32)
     other = distribute(random_graph(COUNT, 300), comm, block)
-    other.seed, other.epoch = 5, 6
+    other.execution.seed = 5
+    other.set_epoch(6)
     again = collect(other, as_dense(sparse_dropout(other, some_sparse(other)[1], 0.25)))
     assert torch.equal(again, found)
     # The transposed copy, which gradients are computed from, is thinned alike.

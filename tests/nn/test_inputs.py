@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,10 +61,9 @@ def test_embedding_beside_sparse_features(graph):
     """The same input as beside dense ones."""
     dense = EmbeddingInput(graph, 6, 1)(graph)
     rows, width = graph.features.shape
-    graph.features = sparse_rows(
-        np.arange(rows + 1) * width, np.tile(np.arange(width), rows),
-        graph.features.numpy().reshape(-1), width,
-    )  # fmt: skip
+    flat = graph.features.numpy().reshape(-1)
+    columns = np.tile(np.arange(width), rows)
+    graph = replace(graph, features=sparse_rows(np.arange(rows + 1) * width, columns, flat, width))
     inputs = EmbeddingInput(graph, 6, 1)
     assert inputs.width == 5 + 6
     assert torch.equal(inputs(graph), dense)
@@ -91,10 +92,9 @@ def test_typed_features(comm, whole, graph):
     kinds = np.random.default_rng(1).integers(0, 3, COUNT)
     tables = {0: torch.randn(COUNT, 4, generator=torch.manual_seed(1)),
               2: torch.randn(COUNT, 9, generator=torch.manual_seed(2))}  # fmt: skip
-    graph.node_types = local(graph, kinds)
-    graph.typed_features = {
-        kind: local(graph, rows)[graph.node_types == kind] for kind, rows in tables.items()
-    }
+    own = local(graph, kinds)
+    typed = {kind: local(graph, rows)[own == kind] for kind, rows in tables.items()}
+    graph = replace(graph, node_types=own, typed_features=typed)
     torch.manual_seed(5)
     inputs = TypedInput(graph, 6, 1)
     rows = inputs(graph)
@@ -114,7 +114,8 @@ def test_typed_features(comm, whole, graph):
 
 
 def shown(graph, epoch: int, share: float = 0.3) -> torch.Tensor:
-    graph.epoch, graph.seed = epoch, 7
+    graph.set_epoch(epoch)
+    graph.execution.seed = 7
     inputs = LabelInput(FeatureInput(graph), 3, share).train()
     rows = inputs(graph)
     torch.testing.assert_close(rows[:, :5], graph.features)
@@ -140,7 +141,9 @@ def test_shown_labels_are_drawn_anew_and_the_same_on_any_partition(comm, whole, 
 def test_a_shown_label_is_never_a_target(comm, graph, shared_path):
     trainer = Trainer(graph, small(labels_as_input=0.4), shared_path)
     trainer.model.train()
-    for graph.epoch in (1, 2, 3):
+    graph = trainer.graph
+    for epoch in (1, 2, 3):
+        graph.set_epoch(epoch)
         rows, count = trainer._targets()
         seen = trainer.model.inputs.shown(graph)
         assert not seen[rows].any()
@@ -190,9 +193,9 @@ def test_an_adversary_raises_the_training_loss(comm, whole, graph, shared_path):
 
 
 def test_inputs_that_a_graph_lacks_are_named(graph):
-    graph.features = None
+    graph = replace(graph, features=None)
     with pytest.raises(InputError, match="--embedding WIDTH"):
         FeatureInput(graph)
-    graph.labels = None
+    graph = replace(graph, labels=None)
     with pytest.raises(InputError, match="--labels-as-input needs one class per node"):
         LabelInput(EmbeddingInput(graph, 3, 0), 3, 0.5).shown(graph)

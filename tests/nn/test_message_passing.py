@@ -118,7 +118,7 @@ def test_gradients(comm, kind, num_nodes, num_edges):
     )
 
     graph = distribute(whole, comm, halo_buffer=4096)
-    for graph.mode in ("sar", "sa", "oneshot"):
+    for graph.execution.mode in ("sar", "sa", "oneshot"):
         layer.zero_grad()
         x_local = local(graph, x.detach()).requires_grad_()
         mine = edge_features(graph)
@@ -151,7 +151,7 @@ def test_dropout_inside_messages_is_the_same_in_backward(comm, mode, nodes):
 
     whole = random_graph(nodes, 5 * nodes)
     graph = distribute(whole, comm, halo_buffer=4096)
-    graph.mode = mode
+    graph.execution.mode = mode
     x = local(graph, torch.rand(nodes, 5) + 1).requires_grad_()
     y = Masked("sum", piece=5)(graph, x)
     y.sum().backward()
@@ -177,7 +177,7 @@ def test_every_maximum_is_found_again_in_backward(comm, mode, aggr):
 
     whole = random_graph(700, 20_000, width=67)
     graph = distribute(whole, comm, halo_buffer=1 << 14)
-    graph.mode = mode
+    graph.execution.mode = mode
     layer = Product()
     layer(graph, graph.features).sum().backward()
     bias = layer.linear.bias.grad.numpy().astype(float)

@@ -38,11 +38,11 @@ def test_only_the_newest_layer_finds_its_product(comm, monkeypatch):
         products.clear()
         loss = model(graph, graph.features).square().sum()
         first, second, third = (ref() for ref in products)
-        assert first is None and second is None and third is graph.ring.newest is not None
+        assert first is None and second is None and third is graph.execution.newest is not None
         if not keeps:
-            third = graph.ring.newest = None
+            third = graph.execution.newest = None
         loss.backward()
-        assert graph.ring.newest is None
+        assert graph.execution.newest is None
         return len(products), [parameter.grad.clone() for parameter in model.parameters()]
 
     with_it, expected = gradients(keeps=True)
@@ -56,4 +56,4 @@ def test_inference_keeps_nothing(comm):
     graph = distribute(random_graph(9, 24, width=6), comm)
     with torch.no_grad():
         three_layers(6, 4, 1)(graph, graph.features)
-    assert graph.ring.newest is None
+    assert graph.execution.newest is None

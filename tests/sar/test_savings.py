@@ -90,7 +90,7 @@ def test_first_sums_are_sent_once(comm, name):
     whole, results = power_law(), {}
     for cached in (True, False):
         graph = distribute(whole, comm)
-        graph.cache_first = cached
+        graph.execution.cache_first = cached
         (first, second), results[cached] = epochs(graph, FIRST[name])
         if cached:
             assert second == 0
@@ -106,7 +106,7 @@ def test_fewest_rows_send_less(comm):
     whole, results, total = power_law(), {}, {}
     for fewest in (True, False):
         graph = distribute(whole, comm)
-        graph.fewest_rows, graph.cache_first = fewest, False
+        graph.execution.fewest_rows, graph.execution.cache_first = fewest, False
         x = graph.features.clone().requires_grad_()
         y = neighbour_sum(graph, x)
         (y * y).sum().backward()
@@ -127,7 +127,7 @@ def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
     weights = torch.randn(300, width_out)
     for narrow, width in ((True, min(width_in, width_out)), (False, width_in)):
         graph = distribute(whole, comm)
-        graph.fewest_rows, graph.narrow_first = False, narrow
+        graph.execution.fewest_rows, graph.execution.narrow_first = False, narrow
         layer.zero_grad()
         x = graph.features[:, :width_in].clone().requires_grad_()
         y = layer(graph, x)
@@ -143,7 +143,7 @@ def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
 def test_sums_send_only_gradients_in_backward(comm):
     """No feature is fetched again, and inputs without gradient send nothing back."""
     graph = distribute(power_law(), comm)
-    graph.fewest_rows = False
+    graph.execution.fewest_rows = False
     forward, backward = boundary(graph)
     x = local(graph, torch.randn(300, 7)).requires_grad_()
     y = neighbour_sum(graph, x)

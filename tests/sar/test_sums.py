@@ -33,14 +33,14 @@ def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
     expected = torch.cat([dense @ x, dense.T @ weights], dim=1)
     graph = distribute(whole, comm)
     assert graph.symmetric == symmetric or num_edges < 4
-    for graph.mode, graph.fewest_rows, halo_buffer in WAYS:
-        graph.ring = Ring(comm, halo_buffer=halo_buffer)
+    for graph.execution.mode, graph.execution.fewest_rows, halo_buffer in WAYS:
+        graph.execution.ring = Ring(comm, halo_buffer=halo_buffer)
         x_local = local(graph, x.float()).requires_grad_()
         y = neighbour_sum(graph, x_local)
         (y * local(graph, weights.float())).sum().backward()
         found = collect(graph, torch.cat([y, x_local.grad], dim=1)).double()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        if graph.mode == "sar":
+        if graph.execution.mode == "sar":
             assert graph.ring.peak_bytes <= halo_buffer
     degrees = collect(graph, in_degrees(graph)[:, None])[:, 0]
     assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
@@ -74,7 +74,7 @@ def test_fewest_rows_send_less(comm):
     sent = {}
     for fewest in (True, False):
         graph = distribute(whole, comm)
-        graph.fewest_rows = fewest
+        graph.execution.fewest_rows = fewest
         neighbour_sum(graph, graph.features)
         sent[fewest] = comm.allreduce(graph.ring.bytes_sent)
     assert sent[True] < 0.95 * sent[False] or comm.size == 1

@@ -121,7 +121,7 @@ def train(
     """Losses and scores of three epochs, and the logits after them by node id."""
     graph: PartitionedGraph = distribute(draw.whole, comm, owner, halo_buffer=buffer)
     if draw.sparse:
-        graph.features = made_sparse(graph.features)
+        graph = replace(graph, features=made_sparse(graph.features))
     trainer = Trainer(graph, replace(draw.config, **saved), folder)
     records = [trainer._epoch(epoch) for epoch in (1, 2, 3)]
     trainer.model.eval()

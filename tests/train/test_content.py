@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,11 +60,11 @@ def test_other_words_are_refused(value):
 def test_what_is_ignored_is_not_there(comm):
     graph = rich(comm)
     assert content_of(graph) == Content(True, 2, True, False, True, False)
-    configure(graph, Config(ignore="weights,edge-features,relations,types"))
+    graph = configure(graph, Config(ignore="weights,edge-features,relations,types"))
     assert content_of(graph) == Content(False, 0, False, False, True, False)
     with pytest.raises(InputError, match="rgcn reads relations"):
         configure(graph, Config(model="rgcn", ignore="relations"))
-    graph.typed_features = {0: torch.ones(1, 1)}
+    graph = replace(graph, typed_features={0: torch.ones(1, 1)})
     with pytest.raises(InputError, match="by node type"):
         configure(graph, Config(ignore="types"))
 
@@ -73,7 +75,7 @@ def test_edge_features_reach_attention(comm, model):
     """Gradients and all; none of it with --ignore edge-features."""
     for ignore, width in (("none", 2), ("edge-features", None)):
         graph, config = rich(comm), Config(model=model, layers=2, hidden=8, ignore=ignore)
-        configure(graph, config)
+        graph = configure(graph, config)
         built = build_model(config, graph, 3)
         assert [conv.edge_dim for conv in built.stack.convs] == [width, width]
         built(graph).square().sum().backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ SETTINGS = {"layers": 3, "hidden": 8, "halo_buffer": "4096", "epochs": 4, "check
 
 def make(comm, folder, **changes: object) -> Trainer:
     graph = distribute(random_graph(60, 240, seed=1), comm, halo_buffer=4096)
-    graph.graph_fingerprint = "f" * 16
+    graph = replace(graph, graph_fingerprint="f" * 16)
     return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
 
 

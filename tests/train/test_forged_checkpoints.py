@@ -100,8 +100,7 @@ RESUME = {
 @pytest.fixture
 def graph(comm):
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
-    graph.graph_fingerprint = "f" * 16
-    return graph
+    return dataclasses.replace(graph, graph_fingerprint="f" * 16)
 
 
 @pytest.fixture

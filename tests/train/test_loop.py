@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def settings(**changes: object) -> Config:
 def run(whole, comm, folder, *, resume=False, owner=None, **changes):
     """Train; the losses by epoch and all parameters that every rank holds."""
     graph = distribute(whole, comm, owner=owner, halo_buffer=4096)
-    graph.graph_fingerprint = "f" * 16
+    graph = replace(graph, graph_fingerprint="f" * 16)
     trainer = Trainer(graph, settings(**changes), folder, resume=resume)
     trainer.run()
     comm.barrier()
@@ -109,7 +110,7 @@ def test_another_model_or_graph_is_refused(comm, shared_path):
     with pytest.raises(InputError, match=r"trained with --hidden 8, not --hidden 16: .*--run-dir"):
         run(whole, comm, shared_path / "a", **MODELS[0], hidden=16, resume=True)
     graph = distribute(whole, comm, halo_buffer=4096)
-    graph.graph_fingerprint = "0" * 16
+    graph = replace(graph, graph_fingerprint="0" * 16)
     with pytest.raises(InputError, match="another graph"):
         Trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
 
@@ -126,7 +127,7 @@ def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
 def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
     folder = shared_path / "run"
     graph = distribute(random_graph(30, 90, seed=3), comm, halo_buffer=4096)
-    graph.graph_fingerprint = "f" * 16
+    graph = replace(graph, graph_fingerprint="f" * 16)
     stop = StopRequest()
     stop.reason = "SIGUSR1"
     trainer = Trainer(graph, settings(), folder, stop=stop)

@@ -30,7 +30,7 @@ def trained(comm, shared_path):
 
     def train(**settings):
         graph = distribute(WHOLE, comm)
-        graph.graph_fingerprint = "f" * 16
+        graph = replace(graph, graph_fingerprint="f" * 16)
         Trainer(graph, Config(**(SMALL | settings)), shared_path).run()
         comm.barrier()
         return read_checkpoint(shared_path, comm)
@@ -111,7 +111,7 @@ def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch
     monkeypatch.setattr("hpcgnn.train.predict.SLAB_BYTES", slab)
     path, checkpoint = trained()
     graph = distribute(WHOLE, comm)
-    graph.original_ids = graph.node_ids + (1 << 60)
+    graph = replace(graph, original_ids=graph.node_ids + (1 << 60))
     rows = Predictor(graph, checkpoint, path, any_graph=True).run(embeddings=True).rows
     for ending in ("h5", "npz", "csv"):
         write_predictions(shared_path / f"p.{ending}", graph, rows, {"epoch": 2})

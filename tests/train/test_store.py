@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def make(epoch: int, size: int = 10) -> Checkpoint:
 
 def make_trainer(comm, folder: Path, **changes: object) -> Trainer:
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
-    graph.graph_fingerprint = "f" * 16
+    graph = replace(graph, graph_fingerprint="f" * 16)
     return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
 
 
@@ -244,7 +245,7 @@ def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, 
     train(comm, open_folder, epochs=2)
     stop = StopRequest()
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
-    graph.graph_fingerprint = "f" * 16
+    graph = replace(graph, graph_fingerprint="f" * 16)
     config = Config(**(SETTINGS | {"epochs": 9}))
     trainer = Trainer(graph, config, open_folder, resume=True, stop=stop)
     stop.reason = "SIGUSR1"

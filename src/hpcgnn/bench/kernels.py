@@ -18,6 +18,7 @@ from hpcgnn.bench.peers import (
 from hpcgnn.bench.timing import Row, compare, kernel_rows, local
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
+from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn import GATConv
@@ -58,7 +59,7 @@ def one_part(edges: Edges, comm: Communicator) -> PartitionedGraph:
     ids = torch.arange(nodes, device=device)
     return PartitionedGraph(
         num_nodes=nodes, num_edges=len(edges.source), num_classes=0, node_ids=ids,
-        original_ids=ids, in_edges=blocks, out_edges=blocks, ring=Ring(comm),
+        original_ids=ids, in_edges=blocks, out_edges=blocks, execution=Execution(Ring(comm)),
     )  # fmt: skip
 
 

@@ -92,7 +92,6 @@ class Exchange:
         at_once: bool = False,
         first: Callable[[], None] | None = None,
     ) -> None:
-        ring.newest = None
         self.ring, self.where = ring, where
         self.outgoing, self.incoming = outgoing, incoming
         self.width, self.reply_width, self.dtype = width, reply_width, dtype
@@ -376,10 +375,6 @@ class Exchange:
 class Ring:
     """Buffers and counters of one rank's exchanges.
 
-    `newest` is an array that the newest exchange's layer would compute again for its backward. The
-    next exchange drops it: the layer whose backward comes at once finds it, no other one pays for
-    it.
-
     Args:
         comm: the ranks that hold the parts, one each.
         halo_buffer: bytes all message slots together may take.
@@ -406,7 +401,6 @@ class Ring:
         self.bytes_sent = 0
         self.wait_seconds = 0.0
         self.peak_bytes = 0
-        self.newest: Tensor | None = None
         self._slots: dict[str, list[Slot]] = {}
 
     def rows_per_message(self, width: int, dtype: torch.dtype, reply_width: int = 0) -> int:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.transport.staged import Copier
 from hpcgnn.kernels.block import Block
-
-if TYPE_CHECKING:
-    from hpcgnn.comm.transport.staged import Copier
+from hpcgnn.kernels.derived import Derived
 
 
-@dataclass(frozen=True)
-class SparseRows:
+@dataclass(frozen=True, eq=False)
+class SparseRows(Derived):
     """Sparse node features, compressed by row, with their transpose (both constant)."""
 
     shape: tuple[int, int]

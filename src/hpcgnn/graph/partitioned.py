@@ -1,4 +1,4 @@
-"""The noun everything shares: one rank's part of a graph, as torch tensors.
+"""One rank's part of a graph, as torch tensors.
 
 Block (r, s) holds the edges from part s into part r. Rank r keeps all blocks (r, *); the features
 of part s that block (r, s) reads are the *halo rows* from s, in the order of s's *send list*.
@@ -6,20 +6,17 @@ of part s that block (r, s) reads are the *halo rows* from s, in the order of s'
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError
-from hpcgnn.graph.features import SparseRows
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.ring import Ring
+from hpcgnn.graph.execution import Execution
+from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.kernels.block import Block
-
-if TYPE_CHECKING:
-    from hpcgnn.comm.ring import Ring
-    from hpcgnn.graph.features import HostRows
+from hpcgnn.kernels.derived import Derived
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,12 @@ class EdgeBlocks:
         )
 
 
-@dataclass
-class PartitionedGraph:
+@dataclass(frozen=True, eq=False)
+class PartitionedGraph(Derived):
     """One rank's part of the graph; local nodes are numbered 0 .. num_local_nodes - 1.
+
+    It does not change: `dataclasses.replace` makes another one. What follows from it is asked for
+    by `graph.derived(...)`, computed once and kept.
 
     Attributes:
         features: float32 `[n, F]`, a `SparseRows`, a `HostRows`, or None.
@@ -58,12 +58,9 @@ class PartitionedGraph:
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
-        seed, epoch: key of the dropout masks; `set_epoch` at the start of each epoch.
-        mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
-            exchange with buffers as large as it needs).
-        fewest_rows: sums between parts travel as whichever rows are fewest, see `sar.relay`.
-        narrow_first: weights multiply before a sum where that makes its rows narrower.
-        cache_first: sums of the constant input features are computed once and kept.
+        execution: how to run on it.
+        whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes
+            here (int64); None for a graph from a file.
     """
 
     num_nodes: int
@@ -73,7 +70,7 @@ class PartitionedGraph:
     original_ids: Tensor
     in_edges: EdgeBlocks
     out_edges: EdgeBlocks
-    ring: Ring
+    execution: Execution
     features: Tensor | SparseRows | HostRows | None = None
     typed_features: dict[int, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
@@ -84,15 +81,28 @@ class PartitionedGraph:
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
-    seed: int = 0
-    epoch: int = 0
-    mode: str = "sar"
-    fewest_rows: bool = True
-    narrow_first: bool = True
-    cache_first: bool = True
-    cache: dict[object, object] = field(default_factory=dict, repr=False)
-    epoch_is_set: bool = False
-    drawn: set[int] = field(default_factory=set, repr=False)
+    whole: PartitionedGraph | None = None
+    whole_rows: Tensor | None = None
+
+    @property
+    def ring(self) -> Ring:
+        return self.execution.ring
+
+    @property
+    def comm(self) -> Communicator:
+        return self.execution.ring.comm
+
+    @property
+    def mode(self) -> str:
+        return self.execution.mode
+
+    @property
+    def seed(self) -> int:
+        return self.execution.seed
+
+    @property
+    def epoch(self) -> int:
+        return self.execution.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, the same on all ranks: dropout masks are drawn anew.
@@ -100,22 +110,7 @@ class PartitionedGraph:
         Raises:
             InputError: `epoch` is no integer, or negative.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise InputError("an epoch must be an integer of at least 0", value=epoch)
-        self.epoch, self.epoch_is_set = epoch, True
-
-    def mask_key(self, layer: int) -> tuple[int, int, int]:
-        """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""
-        if not self.epoch_is_set and self.epoch == 0:
-            if layer in self.drawn:
-                self.epoch_is_set = True
-                warnings.warn(
-                    "dropout draws the same mask again, since the epoch was never set: call "
-                    "graph.set_epoch(epoch) at the start of each epoch",
-                    stacklevel=4,
-                )
-            self.drawn.add(layer)
-        return self.seed, self.epoch, layer
+        self.execution.set_epoch(epoch)
 
     @property
     def num_local_nodes(self) -> int:
@@ -126,10 +121,7 @@ class PartitionedGraph:
         return self.out_edges is self.in_edges
 
     def to(self, device: torch.device | str) -> PartitionedGraph:
-        """The same part on `device`, without what was derived from it.
-
-        `original_ids` and `HostRows` stay where they are.
-        """
+        """The same part on `device`; `original_ids` and `HostRows` stay where they are."""
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
@@ -147,6 +139,6 @@ class PartitionedGraph:
             valid_mask=moved(self.valid_mask),
             test_mask=moved(self.test_mask),
             node_types=moved(self.node_types),
-            cache={},
-            drawn=set(),
+            whole=None if self.whole is None else self.whole.to(device),
+            whole_rows=moved(self.whole_rows),
         )

@@ -98,7 +98,7 @@ def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
     return replace(
         graph, node_ids=graph.node_ids[rows], original_ids=graph.original_ids[rows.cpu()],
         features=None, typed_features={}, labels=None, train_mask=None, valid_mask=None,
-        test_mask=None, node_types=None, cache={},
+        test_mask=None, node_types=None, whole=None, whole_rows=None,
     )  # fmt: skip
 
 
@@ -168,14 +168,14 @@ def _restrict(
         reached = target_N if block.peer == rank else theirs[block.peer]
         kept = reached[block.columns.long()]
         out_blocks.append(_filter(block, kept, place_N, columns, block.peer == rank))
-    small = _nodes(graph, torch.nonzero(source_N).flatten())
-    small = replace(
-        small,
+    kept = torch.nonzero(source_N).flatten()
+    return replace(
+        _nodes(graph, kept),
         in_edges=EdgeBlocks(rank, in_blocks, _senders(inward, wanted, place_N)),
         out_edges=EdgeBlocks(rank, out_blocks, _senders(outward, is_target, place_N)),
+        whole=graph,
+        whole_rows=kept,
     )
-    small.cache["whole"] = (graph, torch.nonzero(source_N).flatten())
-    return small
 
 
 def _senders(edges: EdgeBlocks, masks: list[Tensor], place_N: Tensor) -> list[Tensor]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import SparseRows
-from hpcgnn.graph.partitioned import PartitionedGraph
-
-if TYPE_CHECKING:
-    from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
-
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 
 _ADDS_FEATURES_FIRST = ("gin", "rgcn")
 
@@ -163,8 +158,8 @@ def ignored_by(config: Config) -> set[str]:
     return set() if config.ignore == "none" else set(config.ignore.split(","))
 
 
-def leave_out(graph: PartitionedGraph, config: Config) -> None:
-    """Take from the graph what `--ignore` names, so that no model reads it.
+def leave_out(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
+    """The graph without what `--ignore` names, so that no model reads it.
 
     Raises:
         InputError: the model can't do without.
@@ -175,17 +170,16 @@ def leave_out(graph: PartitionedGraph, config: Config) -> None:
     if "types" in ignored and graph.typed_features:
         raise InputError("the graph's features are by node type: leave types out of --ignore")
     if not ignored:
-        return
-    symmetric = graph.symmetric
-    graph.in_edges = _without(graph.in_edges, ignored)
-    graph.out_edges = graph.in_edges if symmetric else _without(graph.out_edges, ignored)
-    graph.cache.clear()
-    if "relations" in ignored:
-        graph.num_relations = 0
-    if "types" in ignored:
-        graph.node_types = None
-    if "features" in ignored:
-        graph.features = None
+        return graph
+    in_edges = _without(graph.in_edges, ignored)
+    return replace(
+        graph,
+        in_edges=in_edges,
+        out_edges=in_edges if graph.symmetric else _without(graph.out_edges, ignored),
+        num_relations=0 if "relations" in ignored else graph.num_relations,
+        node_types=None if "types" in ignored else graph.node_types,
+        features=None if "features" in ignored else graph.features,
+    )
 
 
 def _without(edges: EdgeBlocks, ignored: set[str]) -> EdgeBlocks:

@@ -119,9 +119,9 @@ class Stack(torch.nn.Module):
         """Each hidden layer as it is computed."""
         for i, dropout in enumerate(self.dropouts):
             y_NF = self._convolve(graph, x_NF, i, flow)
-            graph.ring.newest = None  # what follows takes memory before backward comes here
+            graph.execution.newest = None  # what follows takes memory before backward comes here
             step = flow[i] if flow else None
-            here = graph if step is None else _at(step.after, graph)
+            here = graph if step is None else step.after
             if len(self.norms):
                 y_NF = self.norms[i](here, y_NF)
             if self.activation == "elu":
@@ -148,10 +148,4 @@ def enter(
         return graph, x_NF
     if step.enter is not None and isinstance(x_NF, Tensor):
         x_NF = x_NF[step.enter]
-    return _at(step.graph, graph), x_NF
-
-
-def _at(small: PartitionedGraph, graph: PartitionedGraph) -> PartitionedGraph:
-    """`small` at the epoch of `graph`, which its dropout masks depend on."""
-    small.seed, small.epoch = graph.seed, graph.epoch
-    return small
+    return step.graph, x_NF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Dropout(torch.nn.Module):
         if p == 0:
             relu = torch.relu_ if self.in_place else torch.relu
             return relu(x_NF) if self.relu else x_NF
-        key = p, *graph.mask_key(self.layer)
+        key = p, *graph.execution.mask_key(self.layer)
         if self.relu:
             result: Tensor = _ReluDropout.apply(x_NF, graph.node_ids, key, self.in_place)
         else:
@@ -106,7 +106,7 @@ def constant_dropout(
     """Dropout of constant features; the mask depends on node id and column."""
     if isinstance(x, SparseRows):
         return sparse_dropout(graph, x, p)
-    seed, epoch, _ = graph.mask_key(0)
+    seed, epoch, _ = graph.execution.mask_key(0)
 
     def change(rows: slice, slab_RF: Tensor) -> None:
         kernels.dropout_nodes(
@@ -122,10 +122,10 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
     ids_E = torch.repeat_interleave(graph.node_ids, counts) * x.shape[1] + x.block.columns
     weight = _stored(x.block)
     kept_E1 = torch.empty_like(weight)[:, None]
-    seed, epoch, _ = graph.mask_key(0)
+    seed, epoch, _ = graph.execution.mask_key(0)
     kernels.dropout_nodes(weight[:, None], kept_E1, ids_E, p=p, seed=seed, epoch=epoch, layer=0)
     kept_E = kept_E1[:, 0]
-    order = _column_order(graph, x.block.columns)
+    order = x.derived(_ColumnOrder())
     return replace(
         x,
         block=replace(x.block, weight=kept_E),
@@ -133,14 +133,12 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
     )
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
-def _column_order(graph: PartitionedGraph, columns: Tensor) -> Tensor:
-    """The entries by column, kept for the features that were last asked for."""
-    found = graph.cache.get("sparse order")
-    if not isinstance(found, tuple) or found[0] is not columns:
-        order = torch.argsort(columns, stable=True)
-        found = graph.cache["sparse order"] = columns, order
-    return found[1]
+@dataclass(frozen=True)
+class _ColumnOrder:
+    """The stored entries by column."""
+
+    def build(self, rows: SparseRows) -> Tensor:
+        return torch.argsort(rows.block.columns, stable=True)
 
 
 def _stored(block: Block) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum, weight_sums
+
+
+@dataclass(frozen=True)
+class _FirstGCN:
+    improved: bool
+    add_self_loops: bool
+    normalize: bool
 
 
 class GCNConv(torch.nn.Module):
@@ -70,8 +77,8 @@ class GCNConv(torch.nn.Module):
         return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        key = ("gcn", self.improved, self.add_self_loops, self.normalize)
-        return first_sum(graph, key, lambda: self._propagate(graph, x_NF))
+        kind = _FirstGCN(self.improved, self.add_self_loops, self.normalize)
+        return first_sum(graph, kind, lambda: self._propagate(graph, x_NF))
 
     def _propagate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if not self.normalize:
@@ -93,7 +100,6 @@ def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1
     return sum_NF.mul_(scale_N1.to(x_NF.dtype))
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:
     """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 
@@ -103,24 +109,26 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
     Raises:
         InputError: a node whose weights, with its loop, sum to less than 0 or cancel out.
     """
-    key = ("normalisation", loop)
-    found, whole = graph.cache.get(key), graph.cache.get("whole")
-    if found is None and isinstance(whole, tuple):
-        scale_N1, missing_N1 = normalisation(whole[0], loop)
-        rows = whole[1]
-        found = scale_N1[rows], None if missing_N1 is None else missing_N1[rows]
-        graph.cache[key] = found
-    if found is None:
+    return graph.derived(_Normalisation(loop))
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    loop: float | None
+
+    def build(self, graph: PartitionedGraph) -> tuple[Tensor, Tensor | None]:
+        if graph.whole is not None:
+            rows = graph.whole_rows
+            scale_N1, missing_N1 = graph.whole.derived(self)
+            return scale_N1[rows], None if missing_N1 is None else missing_N1[rows]
         blocks = list(graph.in_edges.blocks)
         degree_N, missing_N = torch.tensor(0.0), None
-        if loop is not None:
-            degree_N, missing_N, blocks[graph.in_edges.rank] = _loops(graph, loop)
+        if self.loop is not None:
+            degree_N, missing_N, blocks[graph.in_edges.rank] = _loops(graph, self.loop)
         degree_N = degree_N.to(graph.node_ids.device) + weight_sums(graph, blocks)
         _check_degrees(graph, degree_N, blocks)
         scale_N = torch.where(degree_N > 0, degree_N.rsqrt(), 0.0).float()
-        found = scale_N[:, None], None if missing_N is None else missing_N.float()[:, None]
-        graph.cache[key] = found
-    return found  # type: ignore[return-value]
+        return scale_N[:, None], None if missing_N is None else missing_N.float()[:, None]
 
 
 def _loops(graph: PartitionedGraph, loop: float) -> tuple[Tensor, Tensor, Block]:

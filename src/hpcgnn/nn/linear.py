@@ -20,7 +20,7 @@ from hpcgnn.sar.products import product, refill, shell, weight_gradient
 
 def narrows_first(graph: PartitionedGraph, inputs: int, outputs: int) -> bool:
     """Whether weights multiply dense features before the sum over neighbours; others they must."""
-    return graph.narrow_first and outputs <= inputs
+    return graph.execution.narrow_first and outputs <= inputs
 
 
 class Linear(torch.nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,12 @@ class APPNP(torch.nn.Module):
         return x_NF
 
 
+@dataclass(frozen=True)
+class _FirstSGC:
+    steps: int
+    add_self_loops: bool
+
+
 class SGConv(torch.nn.Module):
     """`A'^K x W^T + b` (Wu et al. 2019); arguments as PyTorch Geometric's `SGConv`.
 
@@ -95,8 +103,8 @@ class SGConv(torch.nn.Module):
             graph, x_NF, who="SGConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
         if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
-            key = ("sgc", self.K, self.add_self_loops)
-            powered = first_sum(graph, key, lambda: self._power(graph, x_NF))
+            kind = _FirstSGC(self.K, self.add_self_loops)
+            powered = first_sum(graph, kind, lambda: self._power(graph, x_NF))
             return linear(powered, self.lin.weight, self.lin.bias)
         if isinstance(x_NF, Tensor) and not narrows_first(
             graph, self.in_channels, self.out_channels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,11 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.extremum import neighbour_max
 from hpcgnn.sar.mixed_precision import product_type
 from hpcgnn.sar.sum import first_sum, in_degrees, is_constant, neighbour_sum
+
+
+@dataclass(frozen=True)
+class _FirstSAGE:
+    aggr: str
 
 
 class SAGEConv(torch.nn.Module):
@@ -79,8 +86,8 @@ class SAGEConv(torch.nn.Module):
                     f"aggr={self.aggr} needs dense features in the memory of the device"
                 )
         elif linear_aggr and is_constant(graph, x_NF):
-            key = ("sage", self.aggr)
-            return lin(first_sum(graph, key, lambda: self._aggregate(graph, x_NF)))
+            kind = _FirstSAGE(self.aggr)
+            return lin(first_sum(graph, kind, lambda: self._aggregate(graph, x_NF)))
         elif not (linear_aggr and narrows_first(graph, self.in_channels, self.out_channels)):
             return lin(self._aggregate(graph, x_NF))
         y_NF = self._aggregate(graph, linear(x_NF, lin.weight))

@@ -35,15 +35,23 @@ def exchange_halo_ids(
     if not settings.dropout:
         return
     halo_ids(graph, edges)
-    known = ("agreed layer", settings.layer)
-    if known not in graph.cache:
-        numbers = graph.ring.comm.allgather(settings.layer, where="layer number")
+    graph.derived(_AgreedLayer(settings.layer))
+
+
+@dataclass(frozen=True)
+class _AgreedLayer:
+    """That all ranks gave a layer this number: they ask each other once."""
+
+    layer: int
+
+    def build(self, graph: PartitionedGraph) -> bool:
+        numbers = graph.ring.comm.allgather(self.layer, where="layer number")
         if len(set(numbers)) > 1:
             raise InputError(
                 "the layers' numbers differ between ranks: build the model after the same "
                 "torch.manual_seed on every rank, or give layer="
             )
-        graph.cache[known] = True
+        return True
 
 
 def edge_dropout(
@@ -67,17 +75,20 @@ def edge_dropout(
     )
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def halo_ids(graph: PartitionedGraph, edges: EdgeBlocks) -> list[Tensor]:
     """Node ids of the halo rows from each peer (int64); collective on first use, kept."""
-    key = ("halo ids", edges is graph.in_edges)
-    found = graph.cache.get(key)
-    if not isinstance(found, list):
+    return graph.derived(_HaloIds(edges is graph.in_edges))
+
+
+@dataclass(frozen=True)
+class _HaloIds:
+    inward: bool
+
+    def build(self, graph: PartitionedGraph) -> list[Tensor]:
+        edges = graph.in_edges if self.inward else graph.out_edges
         sent = [graph.node_ids[rows.long()].cpu().numpy() for rows in edges.send_rows]
         received = graph.ring.comm.alltoallv(sent, where="halo ids")
-        device = graph.node_ids.device
-        found = graph.cache[key] = [torch.from_numpy(ids).to(device) for ids in received]
-    return found
+        return [torch.from_numpy(ids).to(graph.node_ids.device) for ids in received]
 
 
 def normalised(

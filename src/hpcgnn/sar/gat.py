@@ -6,7 +6,7 @@ with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward stre
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
 compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
-In mode `sar` z is computed again in backward, except that of the newest layer: see `Ring.newest`.
+In mode `sar` z is computed again in backward, but of the newest layer: `Execution.newest`.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.short = product_type(graph.node_ids.device)
         if settings.dropout:
-            graph.mask_key(settings.layer)
-        graph.ring.newest = None  # before this layer's product takes its place
+            graph.execution.mask_key(settings.layer)
+        graph.execution.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             z_NK = product(x, weight_KF, ctx.short)
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
@@ -99,7 +99,7 @@ class _Attention(torch.autograd.Function):
         ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
         ctx.epoch = graph.epoch
         if run.kept is None and has_backward:
-            graph.ring.newest, ctx.newest = z_NK, weakref.ref(z_NK)
+            graph.execution.newest, ctx.newest = z_NK, weakref.ref(z_NK)
         ctx.save_for_backward(
             dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
             None if run.kept is None else z_NK, *held, *(run.kept or ()),

@@ -69,7 +69,7 @@ class _GATv2(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtype = left_NK.dtype
         if settings.dropout:
-            graph.mask_key(settings.layer)
+            graph.execution.mask_key(settings.layer)
         left_NK, right_NK = readable(left_NK).contiguous(), readable(right_NK).contiguous()
         edge_DK = None if edge_DK is None else edge_DK.contiguous()
         heads, edges = att_HC.shape[0], graph.in_edges

@@ -14,11 +14,13 @@ Nothing is fetched again and nothing sent back. See `relation_pairs` for the ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
@@ -26,6 +28,7 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import readable, wire_type
 from hpcgnn.sar.relation_pairs import (
+    EdgeList,
     Pairs,
     by_column,
     by_row,
@@ -73,9 +76,10 @@ class _RelationalSum(torch.autograd.Function):
         ctx.save_for_backward(x_NI, weight_RIO)
         out_NO = weight_RIO.new_zeros(len(x_NI), weight_RIO.shape[2])
         edges, widths = graph.in_edges, tuple(weight_RIO.shape[1:])
-        factors = mean_factors(graph, inward=True) if mean else None
+        if mean:
+            mean_factors(graph, inward=True)  # by all ranks, also those that receive no block
         for block, x_HI, progress in _streamed(graph, edges, x_NI, wire, "relations forward"):
-            pairs = _forward_pairs(graph, block, factors, *widths)
+            pairs = _forward_pairs(graph, block, mean, *widths)
             for slab in pairs.slabs:
                 pairs.add(slab, multiply(slab, pairs.collect(slab, x_HI), weight_RIO), out_NO)
                 progress()
@@ -89,11 +93,12 @@ class _RelationalSum(torch.autograd.Function):
         edges, weight_ROI = graph.out_edges, weight_RIO.transpose(1, 2)
         grad_weight_RIO = torch.zeros_like(weight_RIO)
         grad_x_NI = torch.zeros_like(x_NI, dtype=weight_RIO.dtype)
-        factors = mean_factors(graph, inward=False) if ctx.mean else None
+        if ctx.mean:
+            mean_factors(graph, inward=False)
         for block, g_HO, progress in _streamed(
             graph, edges, grads[0], ctx.wire, "relations backward"
         ):
-            pairs = _backward_pairs(graph, block, factors)
+            pairs = graph.derived(BackwardPairs(Cut.of(block), ctx.mean))
             for slab in pairs.slabs:
                 q_MO = pairs.collect(slab, g_HO)
                 if ctx.needs_input_grad[0]:
@@ -116,61 +121,87 @@ def _streamed(
         yield blocks[arrival.index], readable(arrival.rows_MF), exchange.progress
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def _forward_pairs(
-    graph: PartitionedGraph, block: Block, factors: list[Tensor] | None, inputs: int, outputs: int
+    graph: PartitionedGraph, block: Block, mean: bool, inputs: int, outputs: int
 ) -> Pairs:
     """By row or by column, whichever is less work at these widths; kept."""
-    key = (_key(graph.in_edges, block), factors is not None)
-    counts = graph.cache.get(("relation pair counts", *key))
-    made = None
-    if not isinstance(counts, tuple):
-        made = edge_list(block, None if factors is None else factors[block.peer])
-        counts = len(made.row), count_pairs(made, "row"), count_pairs(made, "column")
-        graph.cache["relation pair counts", *key] = counts
-    edges, rows, columns = counts
+    cut = Cut.of(block)
+    edges, rows, columns = graph.derived(PairCounts(cut, mean))
     sum_first = rows * inputs * outputs + EDGE_COST * edges * inputs
     product_first = columns * inputs * outputs + EDGE_COST * edges * outputs
-    row_wise = sum_first <= product_first
-    found = graph.cache.get(("relation pairs", row_wise, *key))
-    if not isinstance(found, Pairs):
-        made = made or edge_list(block, None if factors is None else factors[block.peer])
-        if row_wise:
-            found = by_row(block, made, graph.num_relations, even=True)
-        else:
-            found = by_column(block, made, graph.num_relations)
-        graph.cache["relation pairs", row_wise, *key] = found
-    return found
+    return graph.derived(ForwardPairs(cut, mean, row_wise=sum_first <= product_first))
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
-def _backward_pairs(graph: PartitionedGraph, block: Block, factors: list[Tensor] | None) -> Pairs:
-    key = ("relation pairs back", _key(graph.out_edges, block), factors is not None)
-    found = graph.cache.get(key)
-    if not isinstance(found, Pairs):
-        edges = edge_list(block, None if factors is None else factors[block.peer])
-        found = graph.cache[key] = by_row(block, edges, graph.num_relations, even=False)
-    return found
+@dataclass(frozen=True)
+class Cut:
+    """Which columns of which block of one direction."""
+
+    peer: int
+    first: int
+    num_columns: int
+
+    @classmethod
+    def of(cls, block: Block) -> Cut:
+        return cls(block.peer, block.column_offset, block.num_columns)
+
+    def edges(self, graph: PartitionedGraph, *, inward: bool, mean: bool) -> tuple[Block, EdgeList]:
+        """The cut of that block, and its edges one by one."""
+        edges = graph.in_edges if inward else graph.out_edges
+        block = edges.blocks[self.peer]
+        low = self.first - block.column_offset
+        block = kernels.columns_between(block, low, low + self.num_columns)
+        factors = mean_factors(graph, inward=inward) if mean else None
+        return block, edge_list(block, None if factors is None else factors[self.peer])
 
 
-def _key(edges: EdgeBlocks, block: Block) -> tuple[int, int, int]:
-    """Which cut of which block."""
-    return block.peer, block.column_offset, block.num_columns
+@dataclass(frozen=True)
+class PairCounts:
+    """Numbers of edges, and of pairs of a relation and a row, and a column."""
+
+    cut: Cut
+    mean: bool
+
+    def build(self, graph: PartitionedGraph) -> tuple[int, int, int]:
+        _, edges = self.cut.edges(graph, inward=True, mean=self.mean)
+        return len(edges.row), count_pairs(edges, "row"), count_pairs(edges, "column")
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
+@dataclass(frozen=True)
+class ForwardPairs:
+    cut: Cut
+    mean: bool
+    row_wise: bool
+
+    def build(self, graph: PartitionedGraph) -> Pairs:
+        block, edges = self.cut.edges(graph, inward=True, mean=self.mean)
+        if self.row_wise:
+            return by_row(block, edges, graph.num_relations, even=True)
+        return by_column(block, edges, graph.num_relations)
+
+
+@dataclass(frozen=True)
+class BackwardPairs:
+    cut: Cut
+    mean: bool
+
+    def build(self, graph: PartitionedGraph) -> Pairs:
+        block, edges = self.cut.edges(graph, inward=False, mean=self.mean)
+        return by_row(block, edges, graph.num_relations, even=False)
+
+
 def mean_factors(graph: PartitionedGraph, *, inward: bool) -> list[Tensor]:
     """Per block and edge, 1 / number of its destination's in-edges of its relation: float32; kept.
 
     Of `graph.in_edges`, or of `graph.out_edges`, whose columns are the destinations; their owners
     count them. Collective on first use.
     """
-    key = "relation mean factors"
-    found = graph.cache.get(key)
-    if not isinstance(found, tuple):
-        found = graph.cache[key] = _count(graph)
-    factors: list[Tensor] = found[0 if inward else 1]
-    return factors
+    return graph.derived(_MeanFactors())[0 if inward else 1]
+
+
+@dataclass(frozen=True)
+class _MeanFactors:
+    def build(self, graph: PartitionedGraph) -> tuple[list[Tensor], list[Tensor]]:
+        return _count(graph)
 
 
 def _count(graph: PartitionedGraph) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def local_blocks(graph: PartitionedGraph, edges: EdgeBlocks, self_loops: bool) -> list[Block]:
     """Blocks that need no messages; kept.
 
@@ -21,11 +20,18 @@ def local_blocks(graph: PartitionedGraph, edges: EdgeBlocks, self_loops: bool) -
     block = edges.blocks[edges.rank]
     if not self_loops:
         return [block]
-    key = ("loops", edges is graph.in_edges)
-    found = graph.cache.get(key)
-    if not isinstance(found, list):
-        found = graph.cache[key] = [_diagonal(graph), _without_loops(block)]
-    return found
+    return graph.derived(_OneLoop(edges is graph.in_edges))
+
+
+@dataclass(frozen=True)
+class _OneLoop:
+    """The edges between local nodes with exactly one loop per node, loops first."""
+
+    inward: bool
+
+    def build(self, graph: PartitionedGraph) -> list[Block]:
+        edges = graph.in_edges if self.inward else graph.out_edges
+        return [_diagonal(graph), _without_loops(edges.blocks[edges.rank])]
 
 
 def _without_loops(block: Block) -> Block:

@@ -109,6 +109,7 @@ def stream(
     else:
         most = graph.ring.rows_per_message(width, dtype, returned)
     plan = schedule(edges, most)
+    graph.execution.newest = None
     exchange = Exchange(
         graph.ring,
         [_outgoing(peer, rows, pack) for peer, rows in plan.departures],
@@ -172,6 +173,7 @@ def return_gradients(
             lambda out: produce(index, plan.arrivals[index], out.zero_()),
         )
 
+    graph.execution.newest = None
     exchange = Exchange(
         graph.ring,
         [outgoing(index, message) for index, message in enumerate(plan.arrivals.incoming())],

@@ -7,7 +7,7 @@ feature is needed again (SAR, Mostafa 2022, section 3.2), and both directions ar
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,20 +38,22 @@ def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = Tru
     return result
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
     """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
-    key = ("in-degrees", weighted)
-    found = graph.cache.get(key)
-    whole = graph.cache.get("whole")
-    if not isinstance(found, Tensor) and isinstance(whole, tuple):
-        found = graph.cache[key] = in_degrees(whole[0], weighted=weighted)[whole[1]]
-    if not isinstance(found, Tensor):
+    return graph.derived(_InDegrees(weighted))
+
+
+@dataclass(frozen=True)
+class _InDegrees:
+    weighted: bool
+
+    def build(self, graph: PartitionedGraph) -> Tensor:
+        if graph.whole is not None:
+            return graph.whole.derived(self)[graph.whole_rows]
         blocks = graph.in_edges.blocks
-        if not weighted:
+        if not self.weighted:
             blocks = [replace(block, weight=None) for block in blocks]
-        found = graph.cache[key] = weight_sums(graph, blocks).float()
-    return found
+        return weight_sums(graph, blocks).float()
 
 
 def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
@@ -70,42 +72,54 @@ def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
 
 def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
     """Whether `x_NF` are the graph's own features, and nobody asks for their gradient."""
-    own = graph.cache_first and x_NF is graph.features
+    own = graph.execution.cache_first and x_NF is graph.features
     return own and not x_NF.requires_grad and not x_NF.is_inference()
+
+
+@dataclass
+class _Kept:
+    """An aggregate and the state of the features that it is of."""
+
+    features: weakref.ref[Tensor] | None = None
+    version: int = 0
+    result: Tensor | None = None
+
+    def is_of(self, x_NF: Tensor) -> bool:
+        return self.features is not None and (
+            self.features() is x_NF and self.version == x_NF._version
+        )
 
 
 @dataclass(frozen=True)
 class _FirstSum:
-    """An aggregate and the state of the features that it is of."""
+    """Where a sum of the input features is kept, by the settings of the layer that computes it."""
 
-    features: weakref.ref[Tensor]
-    version: int
-    result: Tensor
+    kind: Hashable
 
-    def is_of(self, x_NF: Tensor) -> bool:
-        return self.features() is x_NF and self.version == x_NF._version
+    def build(self, graph: PartitionedGraph) -> _Kept:
+        return _Kept()
 
 
-def first_sum(graph: PartitionedGraph, key: object, compute: Callable[[], Tensor]) -> Tensor:
-    """A linear aggregation of the constant input features, kept by `key` while they don't change.
+def first_sum(graph: PartitionedGraph, kind: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    """A linear aggregation of the constant input features, kept by `kind` while they don't change.
 
     In full precision, also under autocast. Collective: where the features of some rank were
     replaced or changed in place, all ranks compute it again.
+
+    Args:
+        kind: a frozen dataclass that says which aggregation it is.
     """
-    name, x_NF = ("first sum", key), graph.features
+    x_NF = graph.features
     if not isinstance(x_NF, Tensor):
         raise InputError("sums of constant features need dense features")
-    found = graph.cache.get(name)
-    fresh = isinstance(found, _FirstSum) and found.is_of(x_NF)
-    if not graph.ring.comm.allreduce(int(fresh), "min", where="first sum"):
+    kept = graph.derived(_FirstSum(kind))
+    fresh = graph.ring.comm.allreduce(int(kept.is_of(x_NF)), "min", where="first sum")
+    if kept.result is None or not fresh:
         device = graph.node_ids.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            version = x_NF._version
-            found = _FirstSum(weakref.ref(x_NF), version, compute())
-        graph.cache[name] = found
-    if not isinstance(found, _FirstSum):
-        raise TypeError(f"another object is kept as {name}")
-    return found.result
+            kept.version = x_NF._version
+            kept.result, kept.features = compute(), weakref.ref(x_NF)
+    return kept.result
 
 
 class _Sum(torch.autograd.Function):
@@ -151,6 +165,7 @@ def multiply(
         most = ring.rows_per_message(width, wire)
     senders, blocks = plan.cut(most)
     outgoing = [_outgoing(block, x_NF) for block in senders]
+    graph.execution.newest = None
     exchange = Exchange(
         ring, outgoing, blocks.incoming(), width, wire, where=where, at_once=at_once
     )

@@ -48,23 +48,30 @@ class Relay:
         return senders, Chunks(self.receivers, ring_order(self.rank, size, -1), most)
 
 
-@torch.inference_mode(False)  # what is kept must serve in training too
 def relay(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
     """The relay of one direction; collective on first use, kept after."""
-    key = ("relay", edges is graph.in_edges, weighted, graph.fewest_rows)
-    found = graph.cache.get(key)
-    if not isinstance(found, Relay):
-        found = graph.cache[key] = _build(graph, edges, weighted)
-    return found
+    inward, fewest = edges is graph.in_edges, graph.execution.fewest_rows
+    return graph.derived(_Relayed(inward, weighted, fewest))
 
 
-def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
+@dataclass(frozen=True)
+class _Relayed:
+    inward: bool
+    weighted: bool
+    fewest_rows: bool
+
+    def build(self, graph: PartitionedGraph) -> Relay:
+        edges = graph.in_edges if self.inward else graph.out_edges
+        return _build(graph, edges, self.weighted, self.fewest_rows)
+
+
+def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool, fewest_rows: bool) -> Relay:
     comm = graph.ring.comm
     receivers, requests, values = [], [], []
     for block in edges.blocks:
         block = block if weighted else replace(block, weight=None)
         plan = None
-        if block.peer != edges.rank and graph.fewest_rows:
+        if block.peer != edges.rank and fewest_rows:
             plan = _cover(block)
         if plan is None:
             receivers.append(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,7 +56,8 @@ def place(graph: PartitionedGraph, device: torch.device, config: Config) -> Part
     features = graph.features
     if config.features_on == "host" and isinstance(features, Tensor):
         check_host_features(config)
-        graph.features = HostRows(features.pin_memory(), CudaCopier(device))
+        rows = HostRows(features.pin_memory(), CudaCopier(device))
+        graph = replace(graph, features=rows)
     with explained(graph, config, device):
         graph = graph.to(device)
     return graph  # noqa: RET504

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
@@ -13,18 +14,24 @@ from torch.optim import Optimizer
 
 from hpcgnn.config import Config
 from hpcgnn.errors import InputError
+from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import leave_out
 from hpcgnn.nn.embedding import initial_rows
 
 
-def configure(graph: PartitionedGraph, config: Config) -> None:
-    """What the configuration says of streaming, savings, random numbers and what to ignore."""
-    leave_out(graph, config)
-    graph.mode, graph.seed = config.mode, config.seed
-    graph.fewest_rows, graph.narrow_first = config.fewest_rows, config.narrow_first
-    graph.cache_first = config.cache_first
+def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
+    """The graph as the configuration has it: what to ignore, streaming, savings, random numbers."""
+    execution = Execution(
+        graph.ring,
+        mode=config.mode,
+        seed=config.seed,
+        fewest_rows=config.fewest_rows,
+        narrow_first=config.narrow_first,
+        cache_first=config.cache_first,
+    )
+    return replace(leave_out(graph, config), execution=execution)
 
 
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> Optimizer:

@@ -66,8 +66,7 @@ class Predictor:
         *,
         any_graph: bool = False,
     ) -> None:
-        self.graph, self.checkpoint = graph, checkpoint
-        config = self.checkpoint.config
+        self.checkpoint, config = checkpoint, checkpoint.config
         same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
         if not same and not any_graph:
             raise InputError(
@@ -75,7 +74,7 @@ class Predictor:
                 f"{graph.graph_fingerprint}); --any-graph applies it all the same",
                 file=path,
             )
-        configure(graph, config)
+        self.graph = graph = configure(graph, config)
         # Older checkpoints don't say what they learned; their own graph does.
         known = checkpoint.task
         self.task = Task.of(known, path) if known else find_task(graph, config.metric)

@@ -63,10 +63,10 @@ class Trainer:
         stop: StopRequest | None = None,
     ) -> None:
         self.stop = stop
-        self.graph, self.config, self.run_dir = graph, config, run_dir
+        self.graph = graph = configure(graph, config)
+        self.config, self.run_dir = config, run_dir
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
-        configure(graph, config)
         check_training(config, facts_of(graph))
         self.task = find_task(graph, config.metric)
         labels = graph.labels
@@ -152,7 +152,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         watch, before = Stopwatch(), Counters.of(self.graph.ring)
-        self.graph.epoch = epoch
+        self.graph.set_epoch(epoch)
         with watch.phase("epoch"), self.comm.at(f"epoch {epoch}"):
             loss = self._step(epoch, watch)
             scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))

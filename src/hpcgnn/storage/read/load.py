@@ -13,6 +13,7 @@ from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
+from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
@@ -106,7 +107,7 @@ def assemble(
         original_ids=ids if original is None else torch.from_numpy(np.asarray(original)),
         in_edges=in_edges,
         out_edges=out_edges,
-        ring=ring or Ring(comm),
+        execution=Execution(ring or Ring(comm), mode=mode),
         features=features,
         typed_features={
             kind: _aligned(rows) for kind, rows in (nodes.typed_features or {}).items()
@@ -119,7 +120,6 @@ def assemble(
         num_relations=int(header.get("num_relations", 0)),
         num_types=int(header.get("num_types", 0)),
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
-        mode=mode,
     )
 
 

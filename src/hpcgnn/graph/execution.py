@@ -1,0 +1,64 @@
+"""How operations on a graph run: over which ring, in which mode, with which random numbers."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import InputError
+
+
+@dataclass(eq=False)
+class Execution:
+    """Held by a graph, and by the graphs pruned from it, as their field `execution`.
+
+    Attributes:
+        ring: buffers and counters of the exchanges.
+        mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
+            exchange with buffers as large as it needs).
+        seed, epoch: key of the dropout masks; `set_epoch` at the start of each epoch.
+        fewest_rows: sums between parts travel as whichever rows are fewest, see
+            `sar.vertex_cover`.
+        narrow_first: weights multiply before a sum where that makes its rows narrower.
+        cache_first: sums of the constant input features are computed once and kept.
+        newest: an array that the newest layer would compute again for its backward. The next
+            exchange drops it, whichever layer's it is, and so does what takes memory between
+            layers: a layer whose backward comes at once finds its array, no other one pays for it.
+            Whoever starts an exchange sets it to None.
+    """
+
+    ring: Ring
+    mode: str = "sar"
+    seed: int = 0
+    fewest_rows: bool = True
+    narrow_first: bool = True
+    cache_first: bool = True
+    newest: Tensor | None = field(default=None, init=False, repr=False)
+    _epoch: int = field(default=0, init=False)
+    _warns: bool = field(default=True, init=False, repr=False)
+    _drawn: set[int] = field(default_factory=set, init=False, repr=False)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `PartitionedGraph.set_epoch`."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise InputError("an epoch must be an integer of at least 0", value=epoch)
+        self._epoch, self._warns = epoch, False
+
+    def mask_key(self, layer: int) -> tuple[int, int, int]:
+        """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""
+        if self._warns and layer in self._drawn:
+            self._warns = False
+            warnings.warn(
+                "dropout draws the same mask again, since the epoch was never set: call "
+                "graph.set_epoch(epoch) at the start of each epoch",
+                stacklevel=4,
+            )
+        self._drawn.add(layer)
+        return self.seed, self._epoch, layer

@@ -1,0 +1,78 @@
+"""A part of a graph does not change; how to run on it is one object, shared with what is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
+
+import pytest
+import torch
+
+from hpcgnn.config import Config
+from hpcgnn.graph.execution import Execution
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.subgraph import message_flow
+from hpcgnn.sar.sum import in_degrees
+from hpcgnn.train.optimisation import configure
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def graph(comm):
+    return distribute(random_graph(60, 120, seed=2), comm)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(PartitionedGraph)])
+def test_no_field_can_be_set(graph, name):
+    with pytest.raises(FrozenInstanceError):
+        setattr(graph, name, None)
+
+
+@pytest.mark.parametrize("name", ["ring", "mode", "seed", "epoch", "comm"])
+def test_execution_is_read_from_the_graph_and_set_elsewhere(graph, name):
+    owner = graph.ring if name == "comm" else graph.execution
+    assert getattr(graph, name) is getattr(owner, name)
+    with pytest.raises(AttributeError):
+        setattr(graph, name, None)
+
+
+def test_the_epoch_has_one_setter(graph):
+    with pytest.raises(AttributeError):
+        graph.execution.epoch = 3
+    other = replace(graph, features=None)
+    graph.set_epoch(3)
+    assert (graph.epoch, other.epoch) == (3, 3)
+
+
+@dataclass(frozen=True)
+class Doubled:
+    times: int
+
+    def build(self, graph: PartitionedGraph) -> torch.Tensor:
+        return graph.node_ids * self.times
+
+
+def test_what_follows_is_kept_by_value_and_not_taken_over(graph):
+    first = graph.derived(Doubled(2))
+    assert graph.derived(Doubled(2)) is first and graph.derived(Doubled(3)) is not first
+    assert replace(graph, labels=None).derived(Doubled(2)) is not first
+
+
+def test_a_pruned_graph_runs_as_the_whole_one(graph):
+    """The same epoch at any time, and degrees that count the edges left out."""
+    target_N = graph.node_ids < 2
+    steps = [step for step in message_flow(graph, target_N, [1, 1, 1]) if step is not None]
+    assert steps
+    graph.set_epoch(7)
+    for step in steps:
+        assert step.graph.epoch == step.after.epoch == 7
+        assert step.graph.whole is graph and step.after.whole is None
+        assert torch.equal(in_degrees(step.graph), in_degrees(graph)[step.graph.whole_rows])
+
+
+def test_a_configuration_leaves_the_graph_as_it_was(graph):
+    found = configure(graph, Config(mode="sa", seed=5, fewest_rows=False, ignore="types"))
+    assert (found.mode, found.seed, found.execution.fewest_rows) == ("sa", 5, False)
+    assert (graph.mode, graph.seed) == ("sar", 0) and graph.execution.fewest_rows
+    assert isinstance(found.execution, Execution) and found.ring is graph.ring
