@@ -1,8 +1,5 @@
 """ParMETIS through its C interface, whatever build of it is at hand.
 
-    library = pyparmetis.load(comm)
-    part = library.part_kway(comm.mpi, graph, num_parts=4)
-
 A build is found, checked against the MPI of this process before anything of it is called, and
 asked for the width of its integers and reals, which no symbol of it tells.
 """
@@ -36,17 +33,56 @@ _COUPLED, _UNCOUPLED = 1, 2
 class Rows:
     """The rows of a symmetric graph without self-loops on one rank of those that call.
 
-    vtxdist: `[ranks + 1]`, first row of each rank. vertex_weights: `[n, constraints]` or None.
+    Attributes:
+        vtxdist: `[ranks + 1]`, first row of each rank, and the number of rows.
+        xadj, adjncy: `[n + 1]` and `[e]`, this rank's rows, their neighbours by number in the whole
+            graph.
+        vertex_weights: integers `[n]` or `[n, constraints]`, each balanced; None: all 1.
+        edge_weights: integers above 0 `[e]`, the same in both directions; None: all 1.
+        vertex_sizes: integers `[n]`, cost of moving a row (`adaptive_repart` reads them); None: 1.
+        coordinates: `[n, 2]` or `[n, 3]` (`part_geom_kway` reads them).
     """
 
     vtxdist: Int64
     xadj: Int64
     adjncy: Array
     vertex_weights: Array | None = None
+    edge_weights: Array | None = None
+    vertex_sizes: Array | None = None
+    coordinates: Array | None = None
 
     @property
     def num_rows(self) -> int:
         return len(self.xadj) - 1
+
+    @property
+    def constraints(self) -> int:
+        weights = self.vertex_weights
+        return 1 if weights is None or np.ndim(weights) == 1 else np.shape(weights)[1]
+
+    def problem(self, rank: int, ranks: int) -> str:
+        """What is wrong with these rows, which the library would read beyond; "" if nothing is."""
+        xadj, adjncy, count = np.asarray(self.xadj), np.asarray(self.adjncy), self.num_rows
+        bounds = np.asarray(self.vtxdist)
+        if len(bounds) != ranks + 1:
+            return f"vtxdist must have {ranks + 1} numbers on {ranks} ranks, found {len(bounds)}"
+        if count < 1 or bounds[rank + 1] - bounds[rank] != count:
+            return f"vtxdist gives rank {rank} {bounds[rank + 1] - bounds[rank]} rows, xadj {count}"
+        if xadj[0] != 0 or (np.diff(xadj) < 0).any() or xadj[-1] != len(adjncy):
+            return "xadj must ascend from 0 to the length of adjncy"
+        if len(adjncy) and not 0 <= adjncy.min() <= adjncy.max() < bounds[-1]:
+            return f"adjncy must lie in 0 .. {bounds[-1] - 1}"
+        for name, values, length in (
+            ("vertex_weights", self.vertex_weights, count),
+            ("edge_weights", self.edge_weights, len(adjncy)),
+            ("vertex_sizes", self.vertex_sizes, count),
+            ("coordinates", self.coordinates, count),
+        ):
+            if values is not None and len(values) != length:
+                return f"{name} must have {length} rows, found {len(values)}"
+        if self.coordinates is not None and np.shape(self.coordinates)[1:] not in ((2,), (3,)):
+            return "coordinates must have 2 or 3 columns"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +107,10 @@ class ParMETIS:
         return hasattr(self.handle, "ParMETIS_V3_AdaptiveRepart")
 
     @property
+    def can_use_coordinates(self) -> bool:
+        return hasattr(self.handle, "ParMETIS_V3_PartGeomKway")
+
+    @property
     def can_balance_several(self) -> bool:
         """Whether rows may have more than one weight each."""
         return not self.scotch
@@ -82,7 +122,7 @@ class ParMETIS:
     def part_kway(
         self, mpi: MPI.Comm, rows: Rows, num_parts: int, *, imbalance: float = 1.05, seed: int = 0
     ) -> Array:
-        """Chunks the graph: the part of each row, int32 `[n]`. Every calling rank has rows.
+        """Cuts the graph: the part of each row, int32 `[n]`. Every calling rank has rows.
 
         Raises:
             InputError: sizes beyond what the library counts with (before the call).
@@ -117,11 +157,18 @@ class ParMETIS:
     ) -> Array:
         """A new partition near the given one: int32 `[n]`.
 
-        `exchange_to_move` weighs the time of the exchanges against that of moving nodes.
+        `exchange_to_move` weighs the time of the exchanges against that of moving rows, whose
+        costs are `rows.vertex_sizes`.
         """
         options = (1, 0, seed, _UNCOUPLED)
         extra = exchange_to_move
         return self._run("AdaptiveRepart", mpi, rows, num_parts, imbalance, options, part, extra)
+
+    def part_geom_kway(
+        self, mpi: MPI.Comm, rows: Rows, num_parts: int, *, imbalance: float = 1.05, seed: int = 0
+    ) -> Array:
+        """As `part_kway`, beginning with the rows' coordinates, which is faster: int32 `[n]`."""
+        return self._run("PartGeomKway", mpi, rows, num_parts, imbalance, (1, 0, seed), None)
 
     def _run(
         self,
@@ -137,26 +184,31 @@ class ParMETIS:
         function = getattr(self.handle, f"ParMETIS_V3_{routine}", None)
         if function is None:
             raise InputError(f"has no ParMETIS_V3_{routine}", file=self.path)
-        weights = rows.vertex_weights
-        constraints = 1 if weights is None else weights.shape[1]
+        check_rows(mpi, rows, num_parts, part, geometry=routine == "PartGeomKway")
+        constraints = rows.constraints
         check_sizes(mpi, rows, constraints, self.index_bytes)
         result = np.zeros(rows.num_rows, self._index) if part is None else self._integers(part)
-        move = exchange_to_move is not None
-        shares = np.full(num_parts * constraints, 1 / num_parts, self._real)
+        weighted = (0 if rows.edge_weights is None else 1) + 2 * (rows.vertex_weights is not None)
+        geometry: list[Array | None] = []
+        if routine == "PartGeomKway":
+            xyz = np.array(rows.coordinates, self._real, order="C")
+            geometry = [self._integers([xyz.shape[1]]), xyz]
+        adaptive = exchange_to_move is not None
         arguments = [
             self._integers(rows.vtxdist),
             self._integers(rows.xadj),
             self._integers(rows.adjncy),
-            None if weights is None else self._integers(weights),
-            *([None] if move else []),  # vsize
-            None,  # edge weights
-            self._integers([0 if weights is None else 2]),
+            self._given(rows.vertex_weights),
+            *([self._given(rows.vertex_sizes)] if adaptive else []),
+            self._given(rows.edge_weights),
+            self._integers([weighted]),
             self._integers([0]),
+            *geometry,
             self._integers([constraints]),
             self._integers([num_parts]),
-            shares,
+            np.full(num_parts * constraints, 1 / num_parts, self._real),
             np.full(constraints, imbalance, self._real),
-            *([np.array([exchange_to_move], self._real)] if move else []),
+            *([np.array([exchange_to_move], self._real)] if adaptive else []),
             self._integers(options),
             self._integers([0]),
             result,
@@ -170,6 +222,9 @@ class ParMETIS:
                 file=self.path,
             )
         return result.astype(np.int32)
+
+    def _given(self, values: Array | None) -> Array | None:
+        return None if values is None else self._integers(values)
 
     @property
     def _index(self) -> str:
@@ -190,13 +245,37 @@ def _call(function: Callable[..., int], mpi: MPI.Comm, arguments: list[Array | N
     return int(function(*pointers, ctypes.c_void_p(MPI._addressof(mpi))))
 
 
+def check_rows(
+    mpi: MPI.Comm, rows: Rows, num_parts: int, part: Array | None, *, geometry: bool
+) -> None:
+    """Refuses rows that the library would read beyond. All calling ranks call.
+
+    Raises:
+        InputError: on all of them, of the lowest rank whose rows are wrong.
+    """
+    text = rows.problem(mpi.Get_rank(), mpi.Get_size())
+    if not text and part is not None and len(part) != rows.num_rows:
+        text = f"part must have {rows.num_rows} numbers, found {len(part)}"
+    if not text and part is not None and not 0 <= np.min(part) <= np.max(part) < num_parts:
+        text = f"part must lie in 0 .. {num_parts - 1}"
+    if not text and geometry and rows.coordinates is None:
+        text = "give coordinates"
+    if num_parts < 1:
+        text = f"num_parts must be at least 1, found {num_parts}"
+    for rank, found in enumerate(mpi.allgather(text)):
+        if found:
+            raise InputError(f"ParMETIS can't take the rows of rank {rank}: {found}")
+
+
 def check_sizes(mpi: MPI.Comm, rows: Rows, constraints: int, index_bytes: int) -> None:
     """Refuses what the library would count wrongly. All calling ranks call.
 
     Raises:
         InputError: on all of them; it names the number of ranks that would do.
     """
-    heaviest = 0 if rows.vertex_weights is None else int(rows.vertex_weights.sum(axis=0).max())
+    weights = (rows.vertex_weights, rows.edge_weights, rows.vertex_sizes)
+    sums = [np.sum(w, axis=0, dtype=np.int64).max() for w in weights if w is not None]
+    heaviest = int(max(sums, default=0))
     local = (rows.num_rows, len(rows.adjncy), heaviest)
     everyone = mpi.allgather(local)
     refuse_overflow(everyone, constraints, index_bytes)
@@ -222,12 +301,16 @@ def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_b
         )
 
 
-def load(comm: Communicator) -> ParMETIS:
+def load(comm: Communicator | MPI.Comm) -> ParMETIS:
     """Finds, checks and loads a build. All ranks call, and load the same file.
+
+    Args:
+        comm: a `Communicator`, or an mpi4py communicator.
 
     Raises:
         InputError: none is there, or none that this process can use; says which and why.
     """
+    comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     path: Path | None = None
     with agreed(comm, "find ParMETIS"):
         if comm.rank == 0:
