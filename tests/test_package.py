@@ -16,12 +16,42 @@ def test_names_are_found_at_their_first_use():
 
     assert hpcgnn.load_partition is load_partition
     assert hpcgnn.nn.SAGEConv is SAGEConv
-    assert {"load_partition", "nn", "__version__"} <= set(dir(hpcgnn))
+    assert hpcgnn.sum_gradients.__module__ == "hpcgnn.nn.gradients"
+    assert callable(hpcgnn.pyparmetis.load)
+    assert set(hpcgnn.__all__) <= set(dir(hpcgnn))
     with pytest.raises(AttributeError, match="no attribute 'soup'"):
         hpcgnn.soup  # noqa: B018
 
 
-def test_import_loads_neither_torch_nor_mpi():
-    program = "import sys, hpcgnn; print({*sys.modules} & {'torch', 'mpi4py', 'h5py'})"
+def test_import_loads_neither_torch_nor_mpi_and_changes_nothing():
+    program = """
+import ctypes, os, sys
+before = dict(os.environ)
+class Library(ctypes.CDLL):
+    def __init__(self, *args, **keywords):
+        sys.exit("loads a library")
+ctypes.CDLL = Library
+import hpcgnn
+print({*sys.modules} & {"torch", "mpi4py", "h5py"} or "neither", before == dict(os.environ))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
+    assert done.stdout.strip() == "neither True", done.stderr
+
+
+@pytest.mark.parametrize(("result", "status"), [("None", 0), ("0", 0), ("3", 3)])
+def test_run_ends_with_the_status_of_main(monkeypatch, result, status):
+    told = []
+    monkeypatch.setattr("hpcgnn.system.set_up", lambda: told.append("memory"))
+    monkeypatch.setattr("hpcgnn.comm.world.run", lambda main, timeout: main("comm"))
+
+    def main(comm):
+        told.append(comm)
+        return {"None": None, "0": 0, "3": 3}[result]
+
+    if status:
+        with pytest.raises(SystemExit) as left:
+            hpcgnn.run(main)
+        assert left.value.code == status
+    else:
+        hpcgnn.run(main)
+    assert told == ["memory", "comm"]

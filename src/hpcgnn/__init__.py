@@ -1,36 +1,69 @@
 """Full-batch training of graph neural networks on graphs larger than one machine, over MPI.
 
     import hpcgnn
-    graph = hpcgnn.load_partition("graph.p4.h5")     # on every rank of 4
-    layer = hpcgnn.nn.SAGEConv(128, 64)
-    y_NF = layer(graph, graph.features)
 
-What is named here is imported at its first use, so that `import hpcgnn` loads neither torch nor
-MPI.
+    def main(comm):                                         # on every rank of 4
+        graph = hpcgnn.load_partition("graph.p4.h5", comm)
+        layer = hpcgnn.nn.SAGEConv(128, 64)
+        y = layer(graph, graph.features)
+
+    hpcgnn.run(main)
+
+What is named here is imported at its first use: `import hpcgnn` loads neither torch nor MPI, and
+changes nothing in the process.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn import system
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
     from hpcgnn import nn
+    from hpcgnn.nn.gradients import sum_gradients
+    from hpcgnn.partition import pyparmetis
     from hpcgnn.storage.read.load import load_partition
 
-__all__ = ["__version__", "load_partition", "nn"]
+__all__ = ["__version__", "load_partition", "nn", "pyparmetis", "run", "sum_gradients"]
 
-system.set_up()
+_MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.partition.pyparmetis"}
+_FUNCTIONS = {
+    "load_partition": "hpcgnn.storage.read.load",
+    "sum_gradients": "hpcgnn.nn.gradients",
+}
+
+
+def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> None:
+    """Start MPI and run `main(comm)` on every rank of mpiexec or srun; one rank without them.
+
+    A rank that fails ends the job on all ranks, in one line on stderr (after a traceback where it
+    is a surprise). Memory is taken from the system as `hpcgnn.system.set_up` says.
+
+    Args:
+        main: returns None or 0 where all is well, else the exit status of the job.
+        timeout: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
+
+    Raises:
+        SystemExit: with the job's status, where that is not 0.
+    """
+    from hpcgnn import system
+    from hpcgnn.comm import world
+
+    system.set_up()
+    status = world.run(lambda comm: main(comm) or 0, timeout=timeout)
+    if status:
+        sys.exit(status)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_partition":
-        return importlib.import_module("hpcgnn.storage.read.load").load_partition
-    if name == "nn":
-        return importlib.import_module("hpcgnn.nn")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'hpcgnn' has no attribute {name!r}")
 
 

@@ -11,8 +11,8 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.errors import InputError
+from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
-from hpcgnn.train.checkpoint.state import is_sharded
 from tests.graphs import collect, distribute, random_graph
 
 mpi = pytest.mark.mpi

@@ -14,8 +14,8 @@ from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
+from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
-from hpcgnn.train.checkpoint.state import is_sharded
 from hpcgnn.train.optimisation import Attack
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpcgnn import system
 from hpcgnn.cli import streams
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
@@ -171,6 +172,7 @@ class Command:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status (0, or the error's `exit_status`)."""
     argv = sys.argv[1:] if argv is None else argv
+    system.set_up()
     streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
     try:
         with terminable():

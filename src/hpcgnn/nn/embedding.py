@@ -25,6 +25,11 @@ class ShardedParameter(torch.nn.Parameter):
         return _rebuilt, (self.data, self.requires_grad)
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether each rank owns its own rows of this parameter (learned node embeddings)."""
+    return bool(getattr(parameter, "sharded", False))
+
+
 def _rebuilt(data: Tensor, requires_grad: bool) -> ShardedParameter:
     return ShardedParameter(data, requires_grad)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
+from hpcgnn.nn.gradients import first_not_finite
 from hpcgnn.nn.linear import NodeFeatures
 
 _MOST = 4  # ranks named
@@ -55,16 +56,8 @@ def first_gradient(graph: PartitionedGraph, parameters: Iterable[tuple[str, Tens
 
     Of several the last one: backward reaches it first.
     """
-    own = [
-        name
-        for name, parameter in parameters
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-    ]
-    found = graph.ring.comm.allgather(own[-1] if own else "", where="not finite")
-    for rank, name in enumerate(found):
-        if name:
-            return f"{_named(name)} on rank {rank}"
-    return "the sum over the ranks"
+    found = first_not_finite(parameters, graph.ring.comm)
+    return "the sum over the ranks" if found is None else f"{_named(found[0])} on rank {found[1]}"
 
 
 def _named(name: str) -> str:

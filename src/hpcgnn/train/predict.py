@@ -18,11 +18,12 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
+from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.tasks.classes import Task, find_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.state import check_stored, is_sharded, restore_model
+from hpcgnn.train.checkpoint.state import check_stored, restore_model
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.optimisation import arithmetic, configure
 from hpcgnn.train.prediction_file import PredictionFile

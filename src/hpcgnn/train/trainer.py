@@ -21,10 +21,12 @@ from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import facts_of
 from hpcgnn.models.inputs import LabelInput
 from hpcgnn.models.stack import Flow
+from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.gradients import add_up
 from hpcgnn.tasks.classes import find_task, labelled
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
 from hpcgnn.train.checkpoint.resume import check_resumed
-from hpcgnn.train.checkpoint.state import capture, is_sharded, restore_model, restore_optimizer
+from hpcgnn.train.checkpoint.state import capture, restore_model, restore_optimizer
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.journal import Journal
@@ -231,22 +233,9 @@ class Trainer:
 
     def _sum_gradients(self, epoch: int) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""
-        for parameter in self.replicated:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        own = torch.cat([p.grad.reshape(-1) for p in self.replicated if p.grad is not None])
-        # One number more: nan, on all ranks, where a gradient that stays on its rank is not finite.
-        kept = [(p.grad * 0).sum() for p in self.parameters if is_sharded(p) and p.grad is not None]
-        own = torch.cat([own, sum(kept, own.new_zeros(())).reshape(1)])
-        flat = own if self.comm.size == 1 else self.comm.allreduce(own, where="gradients")
-        if not bool(torch.isfinite(flat).all()):
+        if not add_up(self.parameters, self.comm):
             place = first_gradient(self.graph, self.model.named_parameters())
             self._not_finite("a gradient is not finite", epoch, place)
-        offset = 0
-        for parameter in self.replicated:
-            size = parameter.numel()
-            parameter.grad = flat[offset : offset + size].view_as(parameter)
-            offset += size
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:

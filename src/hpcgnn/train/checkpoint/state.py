@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.errors import InputError
+from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
 
 # What torch keeps per parameter, after the first step.
@@ -19,11 +20,6 @@ _STATE: dict[type[Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.SGD: (),
 }
-
-
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether each rank owns its own rows of this parameter (learned node embeddings)."""
-    return bool(getattr(parameter, "sharded", False))
 
 
 def capture(

@@ -1,0 +1,75 @@
+"""Gradients of parameters that every rank has, added up over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import NumericalError
+from hpcgnn.nn.embedding import is_sharded
+
+
+def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
+    """Add up the gradients over the ranks, between `loss.backward()` and `optimizer.step()`.
+
+    One message for all of them; collective. Parameters that need no gradient, and those of which
+    each rank has its own rows (`nn.Embedding`), are left alone; the gradient of one that the loss
+    does not use is 0, on ranks that have no share in it and where no rank has.
+
+    Args:
+        model: the same on all ranks.
+        comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job.
+
+    Raises:
+        NumericalError: a gradient is not finite, on all ranks alike; it names the parameter.
+    """
+    comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
+    if add_up(list(model.parameters()), comm):
+        return
+    found = first_not_finite(model.named_parameters(), comm)
+    where = "the sum over the ranks" if found is None else f"{found[0]} on rank {found[1]}"
+    raise NumericalError(f"a gradient is not finite, that of {where}: lower the learning rate")
+
+
+def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
+    """As `sum_gradients`; False, with all gradients as they were, where one is not finite."""
+    learned = [p for p in parameters if p.requires_grad]
+    shared = [p for p in learned if not is_sharded(p)]
+    for parameter in shared:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    # One number more: nan, on all ranks, where a gradient that stays on its rank is not finite.
+    flag = torch.zeros(1, device=parameters[0].device if parameters else None)
+    for parameter in learned:
+        if is_sharded(parameter) and parameter.grad is not None:
+            flag = flag + (parameter.grad * 0).sum()
+    own = torch.cat([*(p.grad.reshape(-1) for p in shared if p.grad is not None), flag])
+    flat = own if comm.size == 1 else comm.allreduce(own, where="gradients")
+    if not bool(torch.isfinite(flat).all()):
+        return False
+    offset = 0
+    for parameter in shared:
+        size = parameter.numel()
+        parameter.grad = flat[offset : offset + size].view_as(parameter).to(parameter.dtype)
+        offset += size
+    return True
+
+
+def first_not_finite(
+    parameters: Iterable[tuple[str, Tensor]], comm: Communicator
+) -> tuple[str, int] | None:
+    """The parameter whose gradient is not finite on the lowest rank, and that rank; collective.
+
+    Of several the last one: backward reaches it first. None where only the sum is not finite.
+    """
+    own = [
+        name
+        for name, parameter in parameters
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    found = comm.allgather(own[-1] if own else "", where="not finite")
+    return next(((name, rank) for rank, name in enumerate(found) if name), None)

@@ -1,0 +1,59 @@
+"""Gradients added up over the ranks, in one message."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mpi4py import MPI
+
+import hpcgnn
+from hpcgnn.errors import NumericalError
+from hpcgnn.nn.embedding import Embedding
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+
+
+class Some(torch.nn.Module):
+    """Used everywhere, used on rank 0 alone, used nowhere, of each rank's own, not learned."""
+
+    def __init__(self, graph) -> None:
+        super().__init__()
+        self.used = torch.nn.Parameter(torch.ones(2, 3))
+        self.here = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.unused = torch.nn.Parameter(torch.ones(4))
+        self.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.rows = Embedding(graph, 2, 0)
+
+
+@pytest.fixture
+def model(comm):
+    model = Some(distribute(random_graph(30, 60), comm))
+    model.used.grad = torch.full((2, 3), comm.rank + 1.0)
+    if comm.rank == 0:
+        model.here.grad = torch.full((2,), 5.0, dtype=torch.float64)
+    model.rows.weight.grad = torch.full_like(model.rows.weight, comm.rank)
+    return model
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_all_kinds_of_parameters(comm, model, plain, monkeypatch):
+    sent, own = [], type(comm).allreduce
+    monkeypatch.setattr(
+        type(comm), "allreduce", lambda self, *a, **k: (sent.append(a), own(self, *a, **k))[1]
+    )
+    hpcgnn.sum_gradients(model, MPI.COMM_WORLD if plain else comm)
+    assert len(sent) == (comm.size > 1)
+    assert torch.equal(model.used.grad, torch.full((2, 3), comm.size * (comm.size + 1) / 2))
+    assert torch.equal(model.here.grad, torch.full((2,), 5.0, dtype=torch.float64))
+    assert torch.equal(model.unused.grad, torch.zeros(4)) and model.fixed.grad is None
+    assert torch.equal(model.rows.weight.grad, torch.full_like(model.rows.weight, comm.rank))
+
+
+@pytest.mark.parametrize("name", ["used", "rows.weight"])
+def test_one_that_is_not_finite_is_named_on_all_ranks(comm, model, name):
+    last = comm.size - 1
+    if comm.rank == last:
+        model.get_parameter(name).grad.view(-1)[0] = torch.inf
+    with pytest.raises(NumericalError, match=rf"that of {name} on rank {last}: lower"):
+        hpcgnn.sum_gradients(model, comm)
