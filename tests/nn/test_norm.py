@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from hpcgnn import nn
+from hpcgnn.models.stack import Stack
 from hpcgnn.nn.norm import NORMS
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -85,3 +88,31 @@ def test_one_node_and_constant_columns_stay_finite(comm):
         y = NORMS[kind](WIDTH)(graph, x)
         y.sum().backward()
         assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("conv", ["gcn", "sage", "gin", "gat", "gatv2", "sgc"])
+@pytest.mark.parametrize("norm", ["batch", "graph"])
+def test_a_bias_that_the_norm_takes_off_has_no_gradient(graph, norm, conv):
+    """Exactly none, in a copy too; where a share of the mean stays, it has one."""
+    mlp = torch.nn.Linear
+    makers = {
+        "gcn": lambda a, b, i: nn.GCNConv(a, b),
+        "sage": lambda a, b, i: nn.SAGEConv(a, b),
+        "gin": lambda a, b, i: nn.GINConv(torch.nn.Sequential(mlp(a, b), mlp(b, b))),
+        "gat": lambda a, b, i: nn.GATConv(a, b),
+        "gatv2": lambda a, b, i: nn.GATv2Conv(a, b),
+        "sgc": lambda a, b, i: nn.SGConv(a, b, 2),
+    }
+    stack = copy.deepcopy(Stack(WIDTH, 4, 3, 2, makers[conv], norm=norm, residual=True))
+    first, shift = stack.convs[0], stack.residuals[0].bias
+    own = getattr(first, "output_bias", getattr(first, "bias", None))
+    stack(graph, graph.features).square().sum().backward()
+    assert not own.grad.any() and not shift.grad.any()
+    assert stack.residuals[1].bias.grad.any() or not graph.num_local_nodes
+    if norm == "graph":
+        stack.norms[0].mean_scale.data[0] = 0.5
+        stack.zero_grad()
+        stack(graph, graph.features).square().sum().backward()
+        assert not own.grad[1:].any() and not shift.grad[1:].any()
+        if graph.num_local_nodes:
+            assert shift.grad[0] != 0

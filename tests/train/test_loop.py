@@ -104,6 +104,19 @@ def test_damaged_newest_checkpoint_is_passed_over(comm, shared_path, capfd):
         assert "epoch-000010.h5" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "graph"])
+def test_a_bias_before_a_norm_follows_no_rounding(comm, shared_path, tmp_path, norm, residual):
+    """Its gradient is 0 in theory, and Adam makes steps of any noise: 30 epochs, any ranks."""
+    whole = random_graph(60, 240, seed=1)
+    given = {"norm": norm, "residual": residual, "epochs": 30, "dropout": 0, "weight_decay": 0,
+             "checkpoint_every": 0}  # fmt: skip
+    one, _ = run(whole, Communicator(MPI.COMM_SELF), tmp_path, **given)
+    losses, _ = run(whole, comm, shared_path, **given)
+    if comm.rank == 0:
+        np.testing.assert_allclose(list(losses.values()), list(one.values()), atol=2e-5)
+
+
 def test_another_model_or_graph_is_refused(comm, shared_path):
     whole = random_graph(60, 240, seed=1)
     run(whole, comm, shared_path / "a", **MODELS[0], epochs=2)

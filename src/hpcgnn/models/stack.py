@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from hpcgnn.models.jumping import largest, linear_of_all
 from hpcgnn.nn.dropout import Dropout, constant_dropout
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import Linear, NodeFeatures
-from hpcgnn.nn.norm import NORMS
+from hpcgnn.nn.norm import NORMS, BatchNorm, GraphNorm
 
 Flow = Sequence[Step | None]
 ConvFactory = Callable[[int, int, int], torch.nn.Module]
@@ -73,8 +74,26 @@ class Stack(torch.nn.Module):
             )
             for i in range(num_hidden)
         )  # fmt: skip
+        self._quieten()
         head_in = hidden * num_hidden if jumping == "cat" else hidden
         self.head = Linear(head_in, out_channels) if head == "linear" else None
+
+    def _quieten(self) -> None:
+        """Where a norm takes off what a bias adds to all rows, its gradient is 0, as in theory.
+
+        Adam would turn the noise that rounding leaves there into steps as large as any, and runs on
+        other numbers of ranks would part ways.
+        """
+        for conv, residual, norm in zip(self.convs, self.residuals, self.norms, strict=False):
+            if isinstance(norm, BatchNorm | GraphNorm):
+                own = getattr(conv, "output_bias", getattr(conv, "bias", None))
+                for bias in (own, getattr(residual, "bias", None)):
+                    if bias is not None:
+                        bias.register_hook(norm.gradient_of_shift)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._quieten()  # copies of parameters come without hooks
 
     def forward(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None

@@ -38,6 +38,14 @@ class GINConv(torch.nn.Module):
         else:
             self.register_buffer("eps", torch.tensor([self.initial_eps]))
 
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to every node's output alike, where `nn` ends with a linear map."""
+        last: torch.nn.Module = self.nn
+        while isinstance(last, torch.nn.Sequential) and len(last):
+            last = last[-1]
+        return last.bias if type(last) in (Linear, torch.nn.Linear) else None  # type: ignore[return-value]
+
     def reset_parameters(self) -> None:
         for module in self.nn.modules():
             reset = getattr(module, "reset_parameters", None)

@@ -57,6 +57,10 @@ class BatchNorm(torch.nn.Module):
         )
         return result.to(dtype)
 
+    def gradient_of_shift(self, grad_F: Tensor) -> Tensor:
+        """Of what is added to all rows alike: 0, where rounding leaves noise, while training."""
+        return grad_F * 0 if self.training else grad_F
+
 
 def _statistics(
     graph: PartitionedGraph, x_NF: Tensor, mean_share: Tensor | None = None
@@ -130,6 +134,10 @@ class GraphNorm(torch.nn.Module):
             x_NF, self.weight, self.bias, self.mean_scale, self.eps, graph
         )
         return result.to(dtype)
+
+    def gradient_of_shift(self, grad_F: Tensor) -> Tensor:
+        """Of what is added to all rows alike: 0 where all of the mean is taken off."""
+        return grad_F * (self.mean_scale.detach() != 1)
 
 
 class _GraphNorm(torch.autograd.Function):

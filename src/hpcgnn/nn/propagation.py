@@ -113,6 +113,11 @@ class SGConv(torch.nn.Module):
         y_NF = self._power(graph, linear(x_NF, self.lin.weight))
         return y_NF if self.lin.bias is None else y_NF + self.lin.bias
 
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to every node's output alike."""
+        return self.lin.bias
+
     def _power(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         for _ in range(self.K):
             x_NF = normalised_sum(graph, x_NF, 1.0 if self.add_self_loops else None)

@@ -93,6 +93,11 @@ class SAGEConv(torch.nn.Module):
         y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
         return y_NF if lin.bias is None else y_NF.add_(lin.bias.to(y_NF.dtype))
 
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to every node's output alike."""
+        return None if self.normalize else self.lin_l.bias
+
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if self.aggr in ("max", "min"):
             return neighbour_max(graph, x_NF, smallest=self.aggr == "min")
