@@ -101,7 +101,7 @@ def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypat
     exact, _ = run(model, graph, whole, "fp32")
     graph.ring.transport = StagedTransport(Sluggish((1, 4)))
     graph.ring.release()
-    monkeypatch.setattr(mixed_precision, "kernels_read_short", lambda device: True)
+    monkeypatch.setattr(mixed_precision, "kernels_read_16_bit", lambda device: True)
     found, _ = run(model, graph, whole, "bf16")
     assert not far_ones(found, exact, 0.1)
     assert any("bf16" in expression for expression in emulated.launched)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-LARGEST_MESSAGE = 2**31 - 1
+LARGEST_MESSAGE = 1 << 30  # bytes; MPI's counts are C ints
 
 
 def is_tensor(value: object) -> bool:
@@ -36,14 +36,14 @@ def as_bytes(buffer: Any) -> Any:
     """`buffer` (contiguous, any dtype) as uint8 [nbytes] that shares its memory.
 
     An array or host tensor gives an array; a tensor on a GPU stays one. Raises
-    CommunicationError when it is not contiguous or above 2^31 - 1 bytes.
+    CommunicationError when it is not contiguous or above `LARGEST_MESSAGE` bytes.
     """
     tensor = is_tensor(buffer)
     if not (buffer.is_contiguous() if tensor else buffer.flags.c_contiguous):
         raise CommunicationError("a message must be contiguous in memory: copy it first")
     if buffer.nbytes > LARGEST_MESSAGE:
         raise CommunicationError(
-            f"a message of {buffer.nbytes} bytes is above MPI's 2^31 - 1: send it in pieces"
+            f"a message of {buffer.nbytes} bytes is above {LARGEST_MESSAGE}: send it in chunks"
         )
     if not tensor:
         return buffer.reshape(-1).view(np.uint8)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.channel import Channel, InFlight
+from hpcgnn.comm.collectives import LARGEST_MESSAGE
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span
@@ -30,7 +31,6 @@ from hpcgnn.timeline import span
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-LARGEST_MESSAGE = 1 << 30  # bytes; MPI counts are C ints
 _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
@@ -74,8 +74,9 @@ class Arrival:
 class Exchange:
     """One ring exchange under way. Iterate to receive; call `progress` between pieces of work.
 
-    `first` is work to do before the first message is packed. The exchange has begun by then: where
-    `first` fails on some ranks, the others hear of it.
+    Args:
+        hold_sends: pack nothing before `release`.
+        hold_replies: take no reply before `release`.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class Exchange:
         reply_width: int = 0,
         on_reply: Callable[[int, Tensor], None] | None = None,
         at_once: bool = False,
-        first: Callable[[], None] | None = None,
+        hold_sends: bool = False,
+        hold_replies: bool = False,
     ) -> None:
         self.ring, self.where = ring, where
         self.outgoing, self.incoming = outgoing, incoming
@@ -98,13 +100,12 @@ class Exchange:
         self.on_reply, self.at_once = on_reply, at_once
         self.place = crc32(f"{where} {width} {reply_width} {dtype}".encode())
         self._given_up = self._posting = False
+        self._hold_sends, self._hold_replies = hold_sends, hold_replies
         self._status = ring.comm.status()
         self._receives, self._sends = Channel([]), Channel([])
         self._replies_out, self._replies_in = Channel([]), Channel([])
         self._next_receive = self._next_send = self._next_answer = self._next_reply = 0
         ring.comm.unfinished.begin(self)
-        if first is not None:
-            first()
         self._take_slots()
         self._advance()
 
@@ -133,6 +134,12 @@ class Exchange:
         self._check_open()
         self._advance()
 
+    def release(self) -> None:
+        """Pack messages and take replies from now on: the work that comes before them is done."""
+        self._check_open()
+        self._hold_sends = self._hold_replies = False
+        self._advance()
+
     def _advance(self) -> None:
         self._post_receives()
         self._sends.retire_sent()
@@ -142,7 +149,8 @@ class Exchange:
             self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
             self._answer_nothing()
             self._post_reply_receives()
-            self._accept_replies()
+            if not self._hold_replies:
+                self._accept_replies()
 
     def __iter__(self) -> Iterator[Arrival]:
         for index, message in enumerate(self.incoming):
@@ -181,6 +189,7 @@ class Exchange:
                 "of step: end the job"
             )
         self._given_up = True
+        self._hold_sends = self._hold_replies = False
         if not self._receives.slots and not self._sends.slots:
             self._take_slots()
         for channel in (self._receives, self._sends, self._replies_out, self._replies_in):
@@ -250,7 +259,7 @@ class Exchange:
                 self._next_receive += 1
 
     def _post_sends(self) -> None:
-        while self._sends.free and self._next_send < len(self.outgoing):
+        while self._sends.free and self._next_send < len(self.outgoing) and not self._hold_sends:
             message = self.outgoing[self._next_send]
             if self._given_up:
                 self._send_nothing(self._sends, self._next_send, message.peer, _DATA_TAG)
@@ -403,11 +412,16 @@ class Ring:
         self.peak_bytes = 0
         self._slots: dict[str, list[Slot]] = {}
 
-    def rows_per_message(self, width: int, dtype: torch.dtype, reply_width: int = 0) -> int:
+    def rows_per_message(
+        self, width: int, dtype: torch.dtype, reply_width: int = 0, *, at_once: bool = False
+    ) -> int:
         """Most rows of one message such that all slots together stay within `halo_buffer`.
 
-        Rounded down to a power of two, so that few different schedules exist.
+        Rounded down to a power of two, so that few different schedules exist. `at_once`: as many
+        rows as MPI takes.
         """
+        if at_once:
+            return LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
         row_bytes = 2 * self.prefetch * (width + reply_width) * dtype.itemsize
         rows = min(self.halo_buffer, 2 * self.prefetch * LARGEST_MESSAGE) // max(row_bytes, 1)
         if rows < 1:

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
-from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
-from hpcgnn.sar.attention import AttentionSettings
-from hpcgnn.sar.checks import check_edges, check_rows
+from hpcgnn.nn.attention import AttentionConv, glorot_linear
+from hpcgnn.nn.linear import NodeFeatures, glorot, zero
 from hpcgnn.sar.gat import attention
 
 
-class GATConv(torch.nn.Module):
+class GATConv(AttentionConv):
     """Arguments, parameters and initialisation as PyTorch Geometric's `GATConv`.
 
     Args:
@@ -26,7 +24,6 @@ class GATConv(torch.nn.Module):
     """
 
     hops = 1
-    keeps_output = True  # for backward: nothing may overwrite it
 
     def __init__(
         self,
@@ -44,33 +41,27 @@ class GATConv(torch.nn.Module):
         layer: int | None = None,
         **keywords: object,
     ) -> None:
-        super().__init__()
-        fixed = {"fill_value": fill_value, **keywords}
-        check_keywords(self, fixed, fill_value=("mean",), aggr=("add", "sum"))
-        check_width(self, "heads", heads, 1)
-        check_probability(self, dropout)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.heads, self.concat = heads, concat
-        self.negative_slope, self.dropout = negative_slope, dropout
-        self.add_self_loops, self.edge_dim = add_self_loops, edge_dim
-        self.lin = Linear(
-            in_channels, heads * out_channels, bias=False, weight_initializer="glorot"
+        super().__init__(
+            in_channels,
+            out_channels,
+            heads=heads,
+            concat=concat,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            add_self_loops=add_self_loops,
+            edge_dim=edge_dim,
+            fill_value=fill_value,
+            keywords=keywords,
         )
+        self.lin = glorot_linear(in_channels, heads * out_channels)
         self.att_src = torch.nn.Parameter(torch.empty(1, heads, out_channels))
         self.att_dst = torch.nn.Parameter(torch.empty(1, heads, out_channels))
-        self.lin_edge, self.att_edge = None, None
+        self.att_edge: torch.nn.Parameter | None = None
         if edge_dim is not None:
-            self.lin_edge = Linear(
-                edge_dim, heads * out_channels, bias=False, weight_initializer="glorot"
-            )
+            self.lin_edge = glorot_linear(edge_dim, heads * out_channels)
             self.att_edge = torch.nn.Parameter(torch.empty(1, heads, out_channels))
         self._reset_attention()
-        width = heads * out_channels if concat else out_channels
-        self.bias = torch.nn.Parameter(torch.zeros(width)) if bias else None
-        self.res = None
-        if residual:
-            self.res = Linear(in_channels, width, bias=False, weight_initializer="glorot")
-        self.layer = layer_number(layer)
+        self._make_output(bias=bias, residual=residual, layer=layer)
 
     def reset_parameters(self) -> None:
         for lin in (self.lin, self.lin_edge, self.res):
@@ -84,34 +75,25 @@ class GATConv(torch.nn.Module):
             if weight is not None:
                 glorot(weight)
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
-        check_rows(
-            graph, x_NF, who="GATConv", width=self.in_channels, constant=True, like=self.lin.weight
-        )
-        check_edges(graph, self.edge_dim, who="GATConv")
-        settings = AttentionSettings(
-            heads=self.heads,
-            slope=self.negative_slope,
-            dropout=self.dropout if self.training else 0.0,
-            layer=self.layer,
-            self_loops=self.add_self_loops,
-        )
+        self._check(graph, x, self.lin.weight)
         out_NK = attention(
-            graph, x_NF, self.lin.weight, self.att_src[0], self.att_dst[0], self._edge(),
-            self.bias if self.concat else None, settings,
-        )  # fmt: skip
-        if not self.concat:
-            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-            out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
-        return out_NK if self.res is None else out_NK + self.res(x_NF)
+            graph,
+            x,
+            self.lin.weight,
+            self.att_src[0],
+            self.att_dst[0],
+            self._edge(),
+            self._inner_bias(),
+            self._settings(),
+        )
+        return self._output(out_NK, x)
 
     def _edge(self) -> Tensor | None:
         """Scores of edge features are linear in them: one vector per head, `[H, D]`."""
         if self.lin_edge is None or self.att_edge is None:
             return None
         weight_HCD = self.lin_edge.weight.view(self.heads, self.out_channels, -1)
-        return torch.einsum("hcd,hc->hd", weight_HCD, self.att_edge[0])
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
+        with torch.autocast(weight_HCD.device.type, enabled=False):
+            return torch.einsum("hcd,hc->hd", weight_HCD, self.att_edge[0])

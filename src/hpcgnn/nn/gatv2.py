@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
-from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
-from hpcgnn.sar.attention import AttentionSettings
-from hpcgnn.sar.checks import check_edges, check_rows
+from hpcgnn.nn.attention import AttentionConv, glorot_linear
+from hpcgnn.nn.linear import NodeFeatures, glorot, zero
 from hpcgnn.sar.gatv2 import gatv2
 
 
-class GATv2Conv(torch.nn.Module):
+class GATv2Conv(AttentionConv):
     """Arguments, parameters and initialisation as PyTorch Geometric's `GATv2Conv`.
 
     Args:
@@ -25,7 +23,6 @@ class GATv2Conv(torch.nn.Module):
     """
 
     hops = 1
-    keeps_output = True  # for backward: nothing may overwrite it
 
     def __init__(
         self,
@@ -44,33 +41,28 @@ class GATv2Conv(torch.nn.Module):
         layer: int | None = None,
         **keywords: object,
     ) -> None:
-        super().__init__()
-        fixed = {"fill_value": fill_value, **keywords}
-        check_keywords(self, fixed, fill_value=("mean",), aggr=("add", "sum"))
-        check_width(self, "heads", heads, 1)
-        check_probability(self, dropout)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.heads, self.concat = heads, concat
-        self.negative_slope, self.dropout = negative_slope, dropout
-        self.add_self_loops, self.edge_dim = add_self_loops, edge_dim
+        super().__init__(
+            in_channels,
+            out_channels,
+            heads=heads,
+            concat=concat,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            add_self_loops=add_self_loops,
+            edge_dim=edge_dim,
+            fill_value=fill_value,
+            keywords=keywords,
+        )
         width = heads * out_channels
-        self.lin_l = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
+        self.lin_l = glorot_linear(in_channels, width, bias=bias)
         self.lin_r = self.lin_l
         if not share_weights:
-            self.lin_r = Linear(in_channels, width, bias=bias, weight_initializer="glorot")
-        self.lin_edge: Linear | None = None
+            self.lin_r = glorot_linear(in_channels, width, bias=bias)
         if edge_dim is not None:
-            self.lin_edge = Linear(edge_dim, width, bias=False, weight_initializer="glorot")
+            self.lin_edge = glorot_linear(edge_dim, width)
         self.att = torch.nn.Parameter(torch.empty(1, heads, out_channels))
         glorot(self.att)
-        self.bias = (
-            torch.nn.Parameter(torch.zeros(width if concat else out_channels)) if bias else None
-        )
-        self.res: Linear | None = None
-        if residual:
-            own = width if concat else out_channels
-            self.res = Linear(in_channels, own, bias=False, weight_initializer="glorot")
-        self.layer = layer_number(layer)
+        self._make_output(bias=bias, residual=residual, layer=layer)
 
     def reset_parameters(self) -> None:
         self.lin_l.reset_parameters()
@@ -82,33 +74,12 @@ class GATv2Conv(torch.nn.Module):
         glorot(self.att)
         zero(self.bias)
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
-        check_rows(
-            graph,
-            x_NF,
-            who="GATv2Conv",
-            width=self.in_channels,
-            constant=True,
-            like=self.lin_l.weight,
-        )
-        check_edges(graph, self.edge_dim, who="GATv2Conv")
-        settings = AttentionSettings(
-            heads=self.heads,
-            slope=self.negative_slope,
-            dropout=self.dropout if self.training else 0.0,
-            layer=self.layer,
-            self_loops=self.add_self_loops,
-        )
-        left_NK = self.lin_l(x_NF)
-        right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x_NF)
+        self._check(graph, x, self.lin_l.weight)
+        left_NK = self.lin_l(x)
+        right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x)
         edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
-        bias_K = self.bias if self.concat else None
+        bias_K, settings = self._inner_bias(), self._settings()
         out_NK = gatv2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
-        if not self.concat:
-            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
-            out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
-        return out_NK if self.res is None else out_NK + self.res(x_NF)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
+        return self._output(out_NK, x)

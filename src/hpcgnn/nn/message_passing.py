@@ -19,7 +19,7 @@ from hpcgnn.sar.products import dense_rows
 class MessagePassing(torch.nn.Module):
     """Base of layers that compute a message per edge and reduce messages per node.
 
-    Write `message(x_src, x_dst, edge)` with torch operations: rows are edges. It returns `[e, M]`,
+    Write `message(x_src, x_dst, edge)` with torch operations: rows are edges. It returns `[e, G]`,
     or `(value, logit)` where `softmax` is among the reductions: a logit per edge, per head, or per
     entry of `value`, whose first dimensions it must have. Blocks of remote nodes are streamed
     and freed; in backward messages are computed again. Parameters used in `message` get their
@@ -49,29 +49,29 @@ class MessagePassing(torch.nn.Module):
         """Messages of some edges; by default the source's row."""
         return x_src
 
-    def update(self, reduced_NM: Tensor, x_NF: Tensor) -> Tensor:
+    def update(self, reduced: Tensor, x: Tensor) -> Tensor:
         """New rows from reduced messages and old rows; by default the messages."""
-        return reduced_NM
+        return reduced
 
     def forward(
-        self, graph: PartitionedGraph, x: NodeFeatures, edge_features_ED: Tensor | None = None
+        self, graph: PartitionedGraph, x: NodeFeatures, edge_features: Tensor | None = None
     ) -> Tensor:
         """New rows of the local nodes.
 
         Args:
             x: `[n, F]`; features that are sparse, or on the host, are made dense.
-            edge_features_ED: in the order of `sar.messages.edge_features(graph)`, where edge
+            edge_features: `[E, D]` in the order of `sar.messages.edge_features(graph)`, where edge
                 features need gradients; else the graph's own are used.
         """
         check_rows(graph, x, who=type(self).__name__, constant=True)
         x_NF = dense_rows(x, graph.node_ids.device)
         edges = sum(block.columns.shape[0] for block in graph.in_edges.blocks)
-        if edge_features_ED is not None and len(edge_features_ED) != edges:
+        if edge_features is not None and len(edge_features) != edges:
             raise InputError(
                 f"{type(self).__name__}: give features for each of this part's {edges} edges",
-                value=tuple(edge_features_ED.shape),
+                value=tuple(edge_features.shape),
             )
         settings = MessageSettings(self.message, self.aggr, self.piece, self.layer, self)
         parameters = [p for p in self.parameters() if p.requires_grad]
-        reduced_NM = propagate(graph, x_NF, settings, parameters, edge_features_ED)
-        return self.update(reduced_NM, x_NF)
+        reduced_NG = propagate(graph, x_NF, settings, parameters, edge_features)
+        return self.update(reduced_NG, x_NF)

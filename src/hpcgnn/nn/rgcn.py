@@ -83,7 +83,7 @@ class RGCNConv(torch.nn.Module):
         return y_NF if self.bias is None else y_NF + self.bias
 
     def _weights(self) -> Tensor:
-        """One matrix per relation, in full precision: `[R, I, O]`."""
+        """One matrix per relation, in full precision: `[R, F, G]`."""
         if self.comp is None:
             return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):

@@ -36,8 +36,9 @@ def check_rows(
     if shape[0] != graph.num_local_nodes:
         raise InputError(
             f"{who}: give a row for each of this part's {graph.num_local_nodes} nodes",
-            value=shape, rank=graph.ring.comm.rank,
-        )  # fmt: skip
+            value=shape,
+            rank=graph.ring.comm.rank,
+        )
     device = graph.node_ids.device
     if isinstance(x, Tensor) and x.device != device:
         raise InputError(f"{who}: must be on {device}, as the graph", value=str(x.device))

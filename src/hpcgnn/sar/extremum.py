@@ -13,17 +13,17 @@ from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import readable, wire_type
-from hpcgnn.sar.stream import stream, take_rows, work
+from hpcgnn.sar.stream import Payload, stream, work
 
 
-def neighbour_max(graph: PartitionedGraph, x_NF: Tensor, *, smallest: bool = False) -> Tensor:
+def neighbour_max(graph: PartitionedGraph, x: Tensor, *, smallest: bool = False) -> Tensor:
     """`y[i] = max over edges j -> i of x[j]` (minimum with `smallest`); 0 without in-edges.
 
-    The gradient is shared evenly among the edges that attain the extreme, as torch does. Backward
-    sends (extreme, share) of boundary destinations to the sources' owners and returns nothing.
+    The gradient is shared evenly among the edges that attain the extremum, as torch does. Backward
+    sends (extremum, share) of boundary destinations to the sources' owners and returns nothing.
     """
-    check_rows(graph, x_NF, who="an extreme over neighbours")
-    result: Tensor = _Extremum.apply(x_NF, graph, -1 if smallest else 1)
+    check_rows(graph, x, who="an extremum over neighbours")
+    result: Tensor = _Extremum.apply(x, graph, -1 if smallest else 1)
     return result
 
 
@@ -32,23 +32,16 @@ class _Extremum(torch.autograd.Function):
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, sign: int) -> Tensor:
         ctx.dtype, x_NF = x_NF.dtype, readable(x_NF).contiguous()
         wire = ctx.wire = wire_type(x_NF)
-        # Rounded before they are compared: who attains the extreme is found again in backward.
+        # Rounded before they are compared: who attains the extremum is found again in backward.
         x_NF = x_NF.to(wire).to(x_NF.dtype)
         best_NF = torch.full_like(x_NF, -sign * torch.inf)
         ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
         edges = graph.in_edges
-        exchange, blocks = stream(
-            graph, edges, x_NF.shape[1], wire, take_rows(x_NF), where="max forward"
-        )
-        local = edges.blocks[edges.rank]
-        for rows in work(local, edges.num_parts):
-            kernels.spmm_max(local, x_NF, best_NF, ties_NF, sign=sign, rows=rows)
-            exchange.progress()
-        for arrival in exchange:
-            block, rows_MF = blocks[arrival.index], readable(arrival.rows_MF)
+        payload = Payload((x_NF,), wire)
+        for block, (x_MF,), progress in stream(graph, edges, payload, where="max forward"):
             for rows in work(block, edges.num_parts):
-                kernels.spmm_max(block, rows_MF, best_NF, ties_NF, sign=sign, rows=rows)
-                exchange.progress()
+                kernels.spmm_max(block, x_MF, best_NF, ties_NF, sign=sign, rows=rows)
+                progress()
         best_NF.masked_fill_(ties_NF == 0, 0)
         ctx.graph = graph
         ctx.save_for_backward(x_NF, best_NF, ties_NF)
@@ -60,24 +53,13 @@ class _Extremum(torch.autograd.Function):
         x_NF, best_NF, ties_NF = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         share_NF = grads[0] / ties_NF.clamp(min=1)
-        width = x_NF.shape[1]
         edges = graph.out_edges
         grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
-
-        def pack(rows: Tensor, out_MF: Tensor) -> None:
-            kernels.pack_rows(best_NF, rows, out_MF[:, :width])
-            kernels.pack_rows(share_NF, rows, out_MF[:, width:])
-
-        exchange, blocks = stream(graph, edges, 2 * width, ctx.wire, pack, where="max backward")
-        local = edges.blocks[edges.rank]
-        for rows in work(local, edges.num_parts):
-            kernels.spmm_max_backward(local, best_NF, share_NF, x_NF, grad_NF, rows=rows)
-            exchange.progress()
-        for arrival in exchange:
-            rows_MF = readable(arrival.rows_MF)
-            best_MF, share_MF = rows_MF[:, :width], rows_MF[:, width:]
-            block = blocks[arrival.index]
+        payload = Payload((best_NF, share_NF), ctx.wire)
+        for block, (best_MF, share_MF), progress in stream(
+            graph, edges, payload, where="max backward"
+        ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max_backward(block, best_MF, share_MF, x_NF, grad_NF, rows=rows)
-                exchange.progress()
+                progress()
         return grad_NF.to(ctx.dtype), None, None

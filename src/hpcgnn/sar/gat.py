@@ -41,7 +41,7 @@ from hpcgnn.sar.products import (
     weight_gradient,
 )
 from hpcgnn.sar.self_loops import local_blocks
-from hpcgnn.sar.stream import return_gradients, stream, work
+from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
 
 
 def attention(
@@ -62,9 +62,17 @@ def attention(
     check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
     dense = x if isinstance(x, Tensor) else None
     result: Tensor = _Attention.apply(
-        dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, x, graph, settings,
+        dense,
+        weight_KF,
+        source_HC,
+        target_HC,
+        edge_HD,
+        bias_K,
+        x,
+        graph,
+        settings,
         torch.is_grad_enabled(),
-    )  # fmt: skip
+    )
     return result
 
 
@@ -83,14 +91,14 @@ class _Attention(torch.autograd.Function):
         settings: AttentionSettings,
         has_backward: bool,
     ) -> Tensor:
-        ctx.short = product_type(graph.node_ids.device)
+        ctx.product_dtype = product_type(graph.node_ids.device)
         if settings.dropout:
             graph.execution.mask_key(settings.layer)
         graph.execution.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
-            z_NK = product(x, weight_KF, ctx.short)
+            z_NK = product(x, weight_KF, ctx.product_dtype)
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
-            run = _Forward(graph, settings, ctx.short, z_NK, s_NH, t_NH, edge_HD)
+            run = _Forward(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
             run.go()
             out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
             out_NK = out_NK.to(z_NK.dtype)
@@ -118,13 +126,21 @@ class _Attention(torch.autograd.Function):
         if z_NK is None:
             z_NK = ctx.newest()
         if z_NK is None:
-            z_NK = product(x, weight_KF, ctx.short)
+            z_NK = product(x, weight_KF, ctx.product_dtype)
         g_NK = grads[0].contiguous()
         run = _Backward(
-            ctx.graph, ctx.settings, ctx.short, ctx.epoch,
-            g_NK, head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
-            z_NK, s_NH, t_NH, lse_NH, edge_HD,
-        )  # fmt: skip
+            ctx.graph,
+            ctx.settings,
+            ctx.product_dtype,
+            ctx.epoch,
+            g_NK,
+            head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
+            z_NK,
+            s_NH,
+            t_NH,
+            lse_NH,
+            edge_HD,
+        )
         del z_NK
         if ctx.keeps:
             run.at_destinations(kept)
@@ -136,12 +152,21 @@ class _Attention(torch.autograd.Function):
         grad_z.addmm_(run.grad_scores_NH, head_matrix(source_HC, target_HC).t())
         grad_x = None
         if dense is not None and ctx.needs_input_grad[0]:
-            grad_x = product(grad_z, weight_KF.t(), ctx.short).to(dense.dtype)
-        grad_weight = weight_gradient(x, grad_z, ctx.short)
+            grad_x = product(grad_z, weight_KF.t(), ctx.product_dtype).to(dense.dtype)
+        grad_weight = weight_gradient(x, grad_z, ctx.product_dtype)
+        grad_bias, grad_edge = bias_gradient(g_NK, bias_K), run.grad_edge_HD
         return (
-            grad_x, grad_weight, grad_source, grad_target, run.grad_edge_HD,
-            bias_gradient(g_NK, bias_K), None, None, None, None,
-        )  # fmt: skip
+            grad_x,
+            grad_weight,
+            grad_source,
+            grad_target,
+            grad_edge,
+            grad_bias,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,14 +184,14 @@ class _Forward:
         self,
         graph: PartitionedGraph,
         settings: AttentionSettings,
-        short: torch.dtype | None,
+        product_dtype: torch.dtype | None,
         z_NK: Tensor,
         s_NH: Tensor,
         t_NH: Tensor,
         edge_HD: Tensor | None,
     ) -> None:
         self.graph, self.settings = graph, settings
-        self.layout = RowLayout(z_NK.shape[1], s_NH.shape[1], short or z_NK.dtype)
+        self.product_dtype = product_dtype
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.row_max_NH = torch.full_like(t_NH, -torch.inf)
         self.row_sum_NH = torch.zeros_like(t_NH)
@@ -174,27 +199,19 @@ class _Forward:
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
 
     def go(self) -> None:
-        graph, edges, layout = self.graph, self.graph.in_edges, self.layout
+        graph, edges = self.graph, self.graph.in_edges
         exchange_halo_ids(graph, edges, self.settings)
-        exchange, blocks = stream(
-            graph, edges, layout.columns, layout.dtype, self._pack, where="attention forward"
-        )
-        for block in local_blocks(graph, edges, self.settings.self_loops):
+        for block, (z_MK, s_MH), progress in stream(
+            graph,
+            edges,
+            Payload((self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,)),
+            where="attention forward",
+            local=local_blocks(graph, edges, self.settings.self_loops),
+            kept=self.kept,
+        ):
             for rows in work(block, edges.num_parts):
-                self._add(block, self.z_NK, self.s_NH, rows)
-                exchange.progress()
-        for arrival in exchange:
-            rows_MW = arrival.rows_MF if self.kept is None else arrival.rows_MF.clone()
-            if self.kept is not None:
-                self.kept.append(rows_MW)
-            block, z_MK = blocks[arrival.index], readable(layout.numbers(rows_MW))
-            for rows in work(block, edges.num_parts):
-                self._add(block, z_MK, layout.behind(rows_MW), rows)
-                exchange.progress()
-
-    def _pack(self, rows: Tensor, out_MW: Tensor) -> None:
-        kernels.pack_rows(self.z_NK, rows, self.layout.numbers(out_MW))
-        kernels.pack_rows(self.s_NH, rows, self.layout.behind(out_MW))
+                self._add(block, z_MK, s_MH, rows)
+                progress()
 
     def _add(self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int]) -> None:
         dropout = edge_dropout(
@@ -217,7 +234,7 @@ class _Backward:
         self,
         graph: PartitionedGraph,
         settings: AttentionSettings,
-        short: torch.dtype | None,
+        product_dtype: torch.dtype | None,
         epoch: int,
         g_NK: Tensor,
         d_NH: Tensor,
@@ -230,7 +247,7 @@ class _Backward:
         self.graph, self.settings, self.epoch = graph, settings, epoch
         self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
-        self.short = short
+        self.product_dtype = product_dtype
         self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
@@ -241,8 +258,6 @@ class _Backward:
         """Stream destinations to the owners of their sources."""
         graph, edges = self.graph, self.graph.out_edges
         exchange_halo_ids(graph, edges, self.settings)
-        heads, width = self.t_NH.shape[1], self.g_NK.shape[1]
-        layout = self.layout = RowLayout(width, 3 * heads, self.short or self.g_NK.dtype)
 
         # Apart, since when a reply comes is a matter of chance, and rounding must not be.
         replied_NH = torch.zeros_like(self.grad_t_NH)
@@ -251,31 +266,21 @@ class _Backward:
         def accept(rows: Tensor, reply_MH: Tensor) -> None:
             kernels.add_rows(reply_MH, rows, replied_NH)
 
-        exchange, blocks = stream(
-            graph, edges, layout.columns, layout.dtype, self._pack,
-            where="attention backward", reply_width=heads, on_reply=accept,
-        )  # fmt: skip
-        here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
-        for block in local_blocks(graph, edges, self.settings.self_loops):
+        scalars = (self.t_NH, self.lse_NH, self.d_NH)
+        for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
+            graph,
+            edges,
+            Payload((self.g_NK,), self.product_dtype or self.g_NK.dtype, scalars),
+            here_NH,
+            accept,
+            where="attention backward",
+            local=local_blocks(graph, edges, self.settings.self_loops),
+        ):
+            destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
             for rows in work(block, edges.num_parts):
-                self._source_side(block, here, here_NH, rows)
-                exchange.progress()
-        for arrival in exchange:
-            block, rows_MW = blocks[arrival.index], arrival.rows_MF
-            t_MH, lse_MH, d_MH = layout.behind(rows_MW).split(heads, dim=1)
-            there = kernels.Destinations(readable(layout.numbers(rows_MW)), t_MH, lse_MH, d_MH)
-            grad_t_MH = here_NH.new_zeros(block.num_columns, heads)
-            for rows in work(block, edges.num_parts):
-                self._source_side(block, there, grad_t_MH, rows)
-                exchange.progress()
-            arrival.reply(grad_t_MH.to(replied_NH.dtype))
+                self._source_side(block, destinations, grad_t_MH, rows)
+                progress()
         self.grad_t_NH += here_NH + replied_NH
-
-    def _pack(self, rows: Tensor, out_MW: Tensor) -> None:
-        kernels.pack_rows(self.g_NK, rows, self.layout.numbers(out_MW))
-        parts = self.layout.behind(out_MW).split(self.t_NH.shape[1], dim=1)
-        for part_MH, scalars_NH in zip(parts, (self.t_NH, self.lse_NH, self.d_NH), strict=True):
-            kernels.pack_rows(scalars_NH, rows, part_MH)
 
     def _source_side(
         self,
@@ -300,32 +305,39 @@ class _Backward:
         """Where remote z and s were kept: compute their gradients here and send them back."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
         here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
-        layout = RowLayout(width, self.s_NH.shape[1], self.short or self.g_NK.dtype)
+        layout = RowLayout(width, self.s_NH.shape[1], self.product_dtype or self.g_NK.dtype)
 
         def produce(index: int, block: Block, out_MW: Tensor) -> None:
             rows_MW = kept[index]
             turned = kernels.transpose(block, graph.num_local_nodes)
             grad_z_MK = self.grad_z_NK.new_zeros(len(out_MW), width)
-            grad_s_MH = layout.behind(out_MW)
+            grad_s_MH = layout.scalars(out_MW)
             dropout = edge_dropout(graph, edges, block, self.settings, self.epoch)
             kernels.gat_backward(
                 turned,
                 here,
-                kernels.Sources(readable(layout.numbers(rows_MW)), layout.behind(rows_MW)),
+                kernels.Sources(readable(layout.features(rows_MW)), layout.scalars(rows_MW)),
                 kernels.GATGradients(grad_z_MK, grad_s_MH, self.grad_t_NH, self.grad_edge_HD),
                 kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             )
-            layout.numbers(out_MW)[:] = grad_z_MK
+            layout.features(out_MW)[:] = grad_z_MK
 
         def accept(rows: Tensor, grad_MW: Tensor) -> None:
-            kernels.add_rows(layout.numbers(grad_MW), rows, self.grad_z_NK)
-            kernels.add_rows(layout.behind(grad_MW), rows, self.grad_s_NH)
+            kernels.add_rows(layout.features(grad_MW), rows, self.grad_z_NK)
+            kernels.add_rows(layout.scalars(grad_MW), rows, self.grad_s_NH)
 
-        def differentiate_here() -> None:
+        def differentiate_here(progress: Progress) -> None:
             for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
                 self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+                progress()
 
         return_gradients(
-            graph, edges, layout.columns, layout.dtype, produce, accept,
-            where="attention backward", first=differentiate_here,
-        )  # fmt: skip
+            graph,
+            edges,
+            layout.columns,
+            layout.dtype,
+            produce,
+            accept,
+            where="attention backward",
+            first=differentiate_here,
+        )

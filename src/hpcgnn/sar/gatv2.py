@@ -30,7 +30,14 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import readable, wire_type
 from hpcgnn.sar.products import head_products
 from hpcgnn.sar.self_loops import local_blocks
-from hpcgnn.sar.stream import return_gradients, stream, take_rows, work
+from hpcgnn.sar.stream import (
+    Payload,
+    Progress,
+    return_gradients,
+    stream,
+    stream_and_return,
+    work,
+)
 
 
 def gatv2(
@@ -79,36 +86,26 @@ class _GATv2(torch.autograd.Function):
         softmax = kernels.RunningSoftmax(row_max_NH, row_sum_NH, out_NK)
         kept: list[Tensor] | None = None if graph.mode == "sar" else []
 
-        def add(block: Block, rows_MK: Tensor, rows: tuple[int, int]) -> None:
-            dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
-            inputs = kernels.Projections(rows_MK, right_NK, att_HC)
-            scoring = kernels.Scoring(settings.slope, dropout, edge_DK)
-            kernels.gatv2_forward(block, inputs, softmax, scoring, rows=rows)
-
         exchange_halo_ids(graph, edges, settings)
-        exchange, blocks = stream(
-            graph, edges, left_NK.shape[1], ctx.wire, take_rows(left_NK),
+        local = local_blocks(graph, edges, settings.self_loops)
+        for block, (left_MK,), progress in stream(
+            graph,
+            edges,
+            Payload((left_NK,), ctx.wire),
             where="attention forward",
-        )  # fmt: skip
-        for block in local_blocks(graph, edges, settings.self_loops):
+            local=local,
+            kept=kept,
+        ):
+            inputs = kernels.Projections(left_MK, right_NK, att_HC)
+            dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
+            scoring = kernels.Scoring(settings.slope, dropout, edge_DK)
             for rows in work(block, edges.num_parts):
-                add(block, left_NK, rows)
-                exchange.progress()
-        for arrival in exchange:
-            if kept is not None:
-                kept.append(arrival.rows_MF.clone())
-            block, rows_MK = blocks[arrival.index], readable(arrival.rows_MF)
-            for rows in work(block, edges.num_parts):
-                add(block, rows_MK, rows)
-                exchange.progress()
+                kernels.gatv2_forward(block, inputs, softmax, scoring, rows=rows)
+                progress()
         out_NK, lse_NH = normalised(row_max_NH, row_sum_NH, out_NK, bias_K)
         out_NK = out_NK.to(left_NK.dtype)
-        ctx.graph, ctx.settings, ctx.epoch, ctx.keeps = (
-            graph,
-            settings,
-            graph.epoch,
-            kept is not None,
-        )
+        ctx.graph, ctx.settings = graph, settings
+        ctx.epoch, ctx.keeps = graph.epoch, kept is not None
         ctx.save_for_backward(
             left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *(kept or ())
         )
@@ -128,14 +125,17 @@ class _GATv2(torch.autograd.Function):
         grad_att = torch.zeros_like(att_HC)
         grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
 
-        def differentiate(block: Block, rows_MK: Tensor, grad_MK: Tensor) -> None:
+        def differentiate(
+            block: Block, left_MK: Tensor, grad_MK: Tensor, rows: tuple[int, int] | None = None
+        ) -> None:
             dropout = edge_dropout(graph, edges, block, settings, ctx.epoch)
             kernels.gatv2_backward(
                 block,
-                kernels.Projections(rows_MK, right_NK, att_HC),
+                kernels.Projections(left_MK, right_NK, att_HC),
                 kernels.ResultGradient(g_NK, lse_NH, d_NH),
                 kernels.GATv2Gradients(grad_MK, grad_right, grad_att, grad_edge),
                 kernels.Scoring(settings.slope, dropout, edge_DK),
+                rows=rows,
             )
 
         def accept(rows: Tensor, grad_MK: Tensor) -> None:
@@ -146,25 +146,39 @@ class _GATv2(torch.autograd.Function):
             differentiate(block, readable(kept[index]), grad_MK)
             out_MK.copy_(grad_MK)
 
-        def differentiate_here() -> None:
-            for block in local_blocks(graph, edges, settings.self_loops):
-                differentiate(block, left_NK, grad_left)
+        local = local_blocks(graph, edges, settings.self_loops)
 
-        width = left_NK.shape[1]
+        def differentiate_here(progress: Progress) -> None:
+            for block in local:
+                differentiate(block, left_NK, grad_left)
+                progress()
+
         if ctx.keeps:
             return_gradients(
-                graph, edges, width, ctx.wire, produce, accept, where="attention backward",
+                graph,
+                edges,
+                left_NK.shape[1],
+                ctx.wire,
+                produce,
+                accept,
+                where="attention backward",
                 first=differentiate_here,
-            )  # fmt: skip
+            )
         else:
-            exchange, blocks = stream(
-                graph, edges, width, ctx.wire, take_rows(left_NK), where="attention backward",
-                reply_width=width, on_reply=accept, first=differentiate_here,
-            )  # fmt: skip
-            for arrival in exchange:
-                grad_MK = torch.zeros_like(arrival.rows_MF, dtype=dtype)
-                differentiate(blocks[arrival.index], readable(arrival.rows_MF), grad_MK)
-                arrival.reply(grad_MK)
+            # Gradients that come back are added to those of the local edges: in this order.
+            for block, (left_MK,), grad_MK, progress in stream_and_return(
+                graph,
+                edges,
+                Payload((left_NK,), ctx.wire),
+                grad_left,
+                accept,
+                where="attention backward",
+                local=local,
+                in_order=True,
+            ):
+                for rows in work(block, edges.num_parts):
+                    differentiate(block, left_MK, grad_MK, rows)
+                    progress()
         grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
         grad_bias = bias_gradient(g_NK, bias_K)
         return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None

@@ -25,7 +25,7 @@ from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import wire_type
 from hpcgnn.sar.reductions import Reduction
-from hpcgnn.sar.stream import return_gradients, stream, take_rows
+from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return
 from hpcgnn.sar.sum import in_degrees
 
 
@@ -37,6 +37,8 @@ class EdgePiece:
     relation: Tensor | None
     features: Tensor | None
 
+
+MANY = 128  # terms that float32 adds up one by one
 
 Message = Callable[[Tensor, Tensor, EdgePiece], Tensor | tuple[Tensor, Tensor]]
 
@@ -65,7 +67,7 @@ def propagate(
     parameters: Sequence[Tensor],
     features_ED: Tensor | None = None,
 ) -> Tensor:
-    """Reduced messages `[n, len(aggr) * M]`; collective.
+    """Reduced messages `[n, len(aggr) * G]`; collective.
 
     Args:
         parameters: everything with gradients that `message` uses.
@@ -94,14 +96,14 @@ class _Propagate(torch.autograd.Function):
         num_parameters: int,
         *used: Tensor,
     ) -> Tensor:
-        out_NM, attributes, kept = run.outcome.pop()
+        out_NG, attributes, kept = run.outcome.pop()
         states = [reduction.state() for reduction in run.reductions]
         run.finder.found = {}
         ctx.run, ctx.num_parameters = run, num_parameters
         groups = [list(used), attributes, kept, *states]
         ctx.sizes = [len(group) for group in groups]
         ctx.save_for_backward(x_NF, features_ED, *(t for group in groups for t in group))
-        return out_NM
+        return out_NG
 
     @staticmethod
     @first_order
@@ -148,18 +150,19 @@ class _Pass:
         self.read(x_NF, features_ED)
         self.modes, attributes = Modes.of(self.settings.module)
         self.finder = Finder(parameters)
-        graph, width, kept = self.graph, x_NF.shape[1], []
+        graph, width = self.graph, x_NF.shape[1]
+        kept: list[Tensor] = []
         # The same pieces in backward: else a product may round differently, and a maximum or the
         # random numbers of a piece are not found again.
-        exchange, blocks = stream(
-            graph, graph.in_edges, width, self.wire, take_rows(self.x_NF), where="messages forward",
+        for block, (x_MF,), progress in stream(
+            graph,
+            graph.in_edges,
+            Payload((self.x_NF,), self.wire),
+            where="messages forward",
+            kept=None if self.mode == "sar" else kept,
             cut_for=width if self.mode == "sar" else 0,
-        )  # fmt: skip
-        self.reduce(graph.in_edges.blocks[graph.in_edges.rank], self.x_NF, exchange.progress)
-        for arrival in exchange:
-            if self.mode != "sar":
-                kept.append(arrival.rows_MF.clone())
-            self.reduce(blocks[arrival.index], arrival.rows_MF.to(x_NF.dtype), exchange.progress)
+        ):
+            self.reduce(block, x_MF.to(x_NF.dtype), progress)
         self.outcome.append((self.finish(), attributes, kept))
         del self.x_NF, self.features_ED
 
@@ -174,8 +177,8 @@ class _Pass:
         def accept(rows: Tensor, grad_MF: Tensor) -> None:
             kernels.add_rows(grad_MF, rows, replied_NF)
 
-        def differentiate_here() -> None:
-            self.differentiate(edges.blocks[edges.rank], self.x_NF, self.grad_x_NF)
+        def differentiate_here(progress: Progress) -> None:
+            self.differentiate(edges.blocks[edges.rank], self.x_NF, self.grad_x_NF, progress)
 
         def produce(index: int, block: Block, out_MF: Tensor) -> None:
             grad_MF = out_MF if out_MF.dtype == dtype else torch.zeros_like(out_MF, dtype=dtype)
@@ -184,21 +187,28 @@ class _Pass:
 
         if self.mode != "sar":
             return_gradients(
-                graph, edges, width, self.wire, produce, accept, where="messages backward",
+                graph,
+                edges,
+                width,
+                self.wire,
+                produce,
+                accept,
+                where="messages backward",
                 first=differentiate_here,
-            )  # fmt: skip
+            )
         else:
-            exchange, blocks = stream(
-                graph, edges, width, self.wire, take_rows(self.x_NF), where="messages backward",
-                reply_width=width, on_reply=accept, first=differentiate_here,
-            )  # fmt: skip
-            for arrival in exchange:
-                grad_MF = torch.zeros_like(arrival.rows_MF, dtype=dtype)
-                self.differentiate(blocks[arrival.index], arrival.rows_MF.to(dtype), grad_MF)
-                arrival.reply(grad_MF)
+            for block, (x_MF,), grad_MF, progress in stream_and_return(
+                graph,
+                edges,
+                Payload((self.x_NF,), self.wire),
+                self.grad_x_NF,
+                accept,
+                where="messages backward",
+            ):
+                self.differentiate(block, x_MF.to(dtype), grad_MF, progress)
         self.grad_x_NF += replied_NF
 
-    def reduce(self, block: Block, x_MF: Tensor, progress: Callable[[], None]) -> None:
+    def reduce(self, block: Block, x_MF: Tensor, progress: Progress) -> None:
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
             with self._random(block, number), self.finder:
@@ -216,10 +226,10 @@ class _Pass:
         return torch.cat([reduction.finish(degrees_N) for reduction in self.reductions], dim=1)
 
     def start_backward(
-        self, grad_NM: Tensor, parameters: Sequence[Tensor], captured: Sequence[Tensor]
+        self, grad_NG: Tensor, parameters: Sequence[Tensor], captured: Sequence[Tensor]
     ) -> None:
-        width = grad_NM.shape[1] // len(self.reductions)
-        for reduction, grad in zip(self.reductions, grad_NM.split(width, dim=1), strict=True):
+        width = grad_NG.shape[1] // len(self.reductions)
+        for reduction, grad in zip(self.reductions, grad_NG.split(width, dim=1), strict=True):
             reduction.prepare(grad)
         self.replacer = Replacer(captured)
         self.parameters = [*parameters, *self.replacer.leaves]
@@ -228,7 +238,9 @@ class _Pass:
         wanted = self.features_ED is not None and self.features_ED.requires_grad
         self.grad_features_ED = torch.zeros_like(self.features_ED) if wanted else None  # type: ignore[arg-type]
 
-    def differentiate(self, block: Block, x_MF: Tensor, grad_MF: Tensor) -> None:
+    def differentiate(
+        self, block: Block, x_MF: Tensor, grad_MF: Tensor, progress: Progress | None = None
+    ) -> None:
         """Run the pieces again under autograd; add gradients of `x_MF` into `grad_MF`."""
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
@@ -248,6 +260,8 @@ class _Pass:
                     total += grad
             if self.grad_features_ED is not None and grads[-1] is not None:
                 self.grad_features_ED[edges + self.first_edge[block.peer]] = grads[-1]
+            if progress is not None:
+                progress()
 
     def _gradients(
         self, inputs: list[Tensor], rows: Tensor, value: Tensor, logit: Tensor | None
@@ -322,8 +336,8 @@ class _Pass:
 
     def _begin(self, value: Tensor) -> None:
         if not self.reductions:
-            like_NM = value.new_empty(len(self.x_NF), value.shape[1])
-            self.reductions = [reductions.make(name, like_NM) for name in self.settings.aggr]
+            like_NG = value.new_empty(len(self.x_NF), value.shape[1])
+            self.reductions = [reductions.make(name, like_NG) for name in self.settings.aggr]
 
     def _probe(self) -> Tensor:
         """A rank without edges learns the width from a message of no edges."""
@@ -331,15 +345,11 @@ class _Pass:
         none = torch.zeros(0, dtype=torch.int64, device=self.x_NF.device)
         with torch.no_grad():
             one = self.x_NF.new_zeros(1, self.x_NF.shape[1])
+            features = self._features(block, none)
             blank = EdgePiece(
-                None if block.weight is None else one.new_ones(1),
-                None if block.relation is None else none.new_zeros(1),
-                None
-                if self._features(block, none) is None
-                else one.new_zeros(
-                    1,
-                    self._features(block, none).shape[1],  # type: ignore[union-attr]
-                ),
+                weight=None if block.weight is None else one.new_ones(1),
+                relation=None if block.relation is None else none.new_zeros(1),
+                features=None if features is None else one.new_zeros(1, features.shape[1]),
             )
             result = self.settings.message(one, one, blank)
         value = result if isinstance(result, Tensor) else result[0]
@@ -366,5 +376,16 @@ class _Seeded:
 
 
 def _add(target: Tensor, rows: Tensor, grad: Tensor | None) -> None:
-    if grad is not None:
-        target.index_add_(0, rows, grad)
+    """`target[rows[e]] += grad[e]`; rows that get more than `MANY` edges, by way of float64."""
+    if grad is None:
+        return
+    ordered = rows.sort().values
+    hubs = ordered[MANY:][ordered[MANY:] == ordered[:-MANY]]
+    if len(hubs):
+        hubs = hubs.unique()
+        many = torch.isin(rows, hubs)
+        sums = grad.new_zeros(len(hubs), grad.shape[1], dtype=torch.float64)
+        sums.index_add_(0, torch.searchsorted(hubs, rows[many]), grad[many].double())
+        target.index_add_(0, hubs, sums.to(target.dtype))
+        rows, grad = rows[~many], grad[~many]
+    target.index_add_(0, rows, grad)

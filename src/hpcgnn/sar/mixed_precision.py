@@ -22,32 +22,34 @@ def product_type(device: torch.device) -> torch.dtype | None:
 
 def wire_type(x: Tensor) -> torch.dtype:
     """The type in which rows of `x` travel."""
-    short = product_type(x.device)
-    return short if short is not None and x.dtype == torch.float32 else x.dtype
+    product = product_type(x.device)
+    return product if product is not None and x.dtype == torch.float32 else x.dtype
 
 
-def kernels_read_short(device: torch.device) -> bool:
+def kernels_read_16_bit(device: torch.device) -> bool:
     """Whether kernels on `device` take 16-bit rows."""
     return device.type == "cuda"
 
 
 def readable(x: Tensor) -> Tensor:
     """`x` as kernels take it: float32 on a CPU if it is 16-bit."""
-    return x.float() if x.dtype in SHORT and not kernels_read_short(x.device) else x
+    return x.float() if x.dtype in SHORT and not kernels_read_16_bit(x.device) else x
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Rows of `width` numbers of a type, with a few numbers of the type of sums behind them."""
+    """Message rows: `width` features of a type, then a few scalars of the type of sums."""
 
     width: int
-    scalars: int
+    num_scalars: int
     dtype: torch.dtype
 
     @property
     def columns(self) -> int:
-        """Columns of `dtype` that a row takes."""
-        return self._begin + self.scalars * self._ratio
+        """W: columns of `dtype` that a row takes."""
+        if not self.num_scalars:
+            return self.width
+        return self._begin + self.num_scalars * self._ratio
 
     @property
     def _ratio(self) -> int:
@@ -57,10 +59,12 @@ class RowLayout:
     def _begin(self) -> int:
         return -(-self.width // self._ratio) * self._ratio
 
-    def numbers(self, rows_MW: Tensor) -> Tensor:
-        """The first `width` numbers: `[H, width]`, sharing memory."""
+    def features(self, rows_MW: Tensor) -> Tensor:
+        """`[M, width]`, sharing memory."""
         return rows_MW[:, : self.width]
 
-    def behind(self, rows_MW: Tensor) -> Tensor:
-        """What lies behind them: `[H, scalars]`, sharing memory."""
+    def scalars(self, rows_MW: Tensor) -> Tensor:
+        """`[M, num_scalars]`, sharing memory."""
+        if not self.num_scalars:
+            return rows_MW.new_empty(len(rows_MW), 0, dtype=sum_type(self.dtype))
         return rows_MW[:, self._begin :].view(sum_type(self.dtype))

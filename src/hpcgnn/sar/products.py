@@ -17,28 +17,28 @@ from hpcgnn.sar.mixed_precision import readable
 _SLAB = 1 << 18  # rows converted at a time
 
 
-def product(x: NodeFeatures, weight_GF: Tensor, short: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands rounded to `short`, if given, and then `readable`."""
+def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`x W^T`: `[n, G]`; of dense operands rounded to `dtype`, if given, then `readable`."""
     if isinstance(x, Tensor):
-        if short is None:
+        if dtype is None:
             return x @ weight_GF.t()
-        return readable(x.to(short) @ weight_GF.to(short).t())
+        return readable(x.to(dtype) @ weight_GF.to(dtype).t())
     if isinstance(x, HostRows):
-        return readable(x.times(weight_GF, short))
+        return readable(x.times(weight_GF, dtype))
     weight_FG = weight_GF.t().contiguous()
     out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
     kernels.spmm(x.block, weight_FG, out_NG)
     return out_NG
 
 
-def weight_gradient(x: NodeFeatures, grad_NG: Tensor, short: torch.dtype | None = None) -> Tensor:
-    """Gradient of the weights: `[G, F]` from `[n, G]`; `short` as in `product`."""
+def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
-        if short is None:
+        if dtype is None:
             return grad_NG.t() @ x
-        return (grad_NG.to(short).t() @ x.to(short)).to(grad_NG.dtype)
+        return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
-        return x.weight_gradient(grad_NG, short)
+        return x.weight_gradient(grad_NG, dtype)
     grad_NG = grad_NG.contiguous()
     grad_FG = grad_NG.new_zeros(x.shape[1], grad_NG.shape[1])
     kernels.spmm(x.transposed, grad_NG, grad_FG)
@@ -50,7 +50,7 @@ def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, HostRows):
-        slabs = [slab_RF.clone() for _, slab_RF in x.slabs()]
+        slabs = [slab_SF.clone() for _, slab_SF in x.slabs()]
         return torch.cat(slabs) if slabs else x.rows_NF.to(device)
     block = x.block
     stored_E = block.weight
@@ -101,6 +101,6 @@ def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
     else:
         out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
         for low in range(0, z_NK.shape[0], _SLAB):
-            z_RK = z_NK[low : low + _SLAB].to(matrix_KH.dtype)
-            torch.mm(z_RK, matrix_KH, out=out_NH[low : low + _SLAB])
+            z_SK = z_NK[low : low + _SLAB].to(matrix_KH.dtype)
+            torch.mm(z_SK, matrix_KH, out=out_NH[low : low + _SLAB])
     return out_NH.split(len(vectors_HC[0]), dim=1)

@@ -48,21 +48,21 @@ class Pairs:
     def collect(self, slab: Slab, x_MF: Tensor) -> Tensor:
         """What each pair of the slab gathers: `[pairs, F]`."""
         dtype = sum_type(x_MF.dtype)
-        out_MF = x_MF.new_zeros(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
-        kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_MF, out_MF)
-        return out_MF
+        out_SF = x_MF.new_zeros(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
+        kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_MF, out_SF)
+        return out_SF
 
-    def add(self, slab: Slab, pairs_MF: Tensor, out_NF: Tensor) -> None:
+    def add(self, slab: Slab, pairs_SF: Tensor, out_NF: Tensor) -> None:
         """Add the slab's rows to the local rows of their pairs."""
-        kernels.spmm(slab.scatter, pairs_MF, out_NF)
+        kernels.spmm(slab.scatter, pairs_SF, out_NF)
 
 
-def multiply(slab: Slab, pairs_MF: Tensor, weight_RFG: Tensor) -> Tensor:
+def multiply(slab: Slab, pairs_SF: Tensor, weight_RFG: Tensor) -> Tensor:
     """Rows of the slab's pairs times their relation's matrix: `[pairs, G]`."""
-    out_MG = pairs_MF.new_empty(len(pairs_MF), weight_RFG.shape[2])
+    out_SG = pairs_SF.new_empty(len(pairs_SF), weight_RFG.shape[2])
     for relation, first, last in slab.parts:
-        torch.mm(pairs_MF[first:last], weight_RFG[relation], out=out_MG[first:last])
-    return out_MG
+        torch.mm(pairs_SF[first:last], weight_RFG[relation], out=out_SG[first:last])
+    return out_SG
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Nothing is fetched again and nothing sent back. See `relation_pairs` for the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
-from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
@@ -36,15 +35,15 @@ from hpcgnn.sar.relation_pairs import (
     edge_list,
     multiply,
 )
-from hpcgnn.sar.stream import stream, take_rows
+from hpcgnn.sar.stream import Payload, stream
 
 EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
 
 
 def relational_sum(
-    graph: PartitionedGraph, x_NI: Tensor, weight_RIO: Tensor, *, mean: bool
+    graph: PartitionedGraph, x_NF: Tensor, weight_RFG: Tensor, *, mean: bool
 ) -> Tensor:
-    """`[n, I]` to `[n, O]`, of the weights' type; collective.
+    """`[n, F]` to `[n, G]`, of the weights' type; collective.
 
     Args:
         mean: over the in-neighbours of each relation; else their sum.
@@ -54,10 +53,10 @@ def relational_sum(
     """
     if not graph.num_relations:
         raise InputError("the graph has no relations; convert it from triples")
-    check_rows(graph, x_NI, who="a sum over relations", width=weight_RIO.shape[1])
-    wire = wire_type(x_NI)
-    with torch.autocast(x_NI.device.type, enabled=False):
-        result: Tensor = _RelationalSum.apply(x_NI, weight_RIO, graph, mean, wire)
+    check_rows(graph, x_NF, who="a sum over relations", width=weight_RFG.shape[1])
+    wire = wire_type(x_NF)
+    with torch.autocast(x_NF.device.type, enabled=False):
+        result: Tensor = _RelationalSum.apply(x_NF, weight_RFG, graph, mean, wire)
     return result
 
 
@@ -65,60 +64,49 @@ class _RelationalSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_NI: Tensor,
-        weight_RIO: Tensor,
+        x_NF: Tensor,
+        weight_RFG: Tensor,
         graph: PartitionedGraph,
         mean: bool,
         wire: torch.dtype,
     ) -> Tensor:
-        ctx.graph, ctx.mean, ctx.wire, ctx.dtype = graph, mean, wire, x_NI.dtype
-        x_NI = readable(x_NI)
-        ctx.save_for_backward(x_NI, weight_RIO)
-        out_NO = weight_RIO.new_zeros(len(x_NI), weight_RIO.shape[2])
-        edges, widths = graph.in_edges, tuple(weight_RIO.shape[1:])
+        ctx.graph, ctx.mean, ctx.wire, ctx.dtype = graph, mean, wire, x_NF.dtype
+        x_NF = readable(x_NF)
+        ctx.save_for_backward(x_NF, weight_RFG)
+        out_NG = weight_RFG.new_zeros(len(x_NF), weight_RFG.shape[2])
+        edges, widths = graph.in_edges, tuple(weight_RFG.shape[1:])
         if mean:
             mean_factors(graph, inward=True)  # by all ranks, also those that receive no block
-        for block, x_HI, progress in _streamed(graph, edges, x_NI, wire, "relations forward"):
+        payload = Payload((x_NF.contiguous(),), wire)
+        for block, (x_MF,), progress in stream(graph, edges, payload, where="relations forward"):
             pairs = _forward_pairs(graph, block, mean, *widths)
             for slab in pairs.slabs:
-                pairs.add(slab, multiply(slab, pairs.collect(slab, x_HI), weight_RIO), out_NO)
+                pairs.add(slab, multiply(slab, pairs.collect(slab, x_MF), weight_RFG), out_NG)
                 progress()
-        return out_NO
+        return out_NG
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_RIO = ctx.saved_tensors
+        x_NF, weight_RFG = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
-        edges, weight_ROI = graph.out_edges, weight_RIO.transpose(1, 2)
-        grad_weight_RIO = torch.zeros_like(weight_RIO)
-        grad_x_NI = torch.zeros_like(x_NI, dtype=weight_RIO.dtype)
+        edges, weight_RGF = graph.out_edges, weight_RFG.transpose(1, 2)
+        grad_weight_RFG = torch.zeros_like(weight_RFG)
+        grad_x_NF = torch.zeros_like(x_NF, dtype=weight_RFG.dtype)
         if ctx.mean:
             mean_factors(graph, inward=False)
-        for block, g_HO, progress in _streamed(
-            graph, edges, grads[0], ctx.wire, "relations backward"
-        ):
+        payload = Payload((grads[0].contiguous(),), ctx.wire)
+        for block, (g_MG,), progress in stream(graph, edges, payload, where="relations backward"):
             pairs = graph.derived(BackwardPairs(Cut.of(block), ctx.mean))
             for slab in pairs.slabs:
-                q_MO = pairs.collect(slab, g_HO)
+                q_SG = pairs.collect(slab, g_MG)
                 if ctx.needs_input_grad[0]:
-                    pairs.add(slab, multiply(slab, q_MO, weight_ROI), grad_x_NI)
-                x_MI = x_NI.index_select(0, pairs.rows[slab.low : slab.high]).to(q_MO.dtype)
+                    pairs.add(slab, multiply(slab, q_SG, weight_RGF), grad_x_NF)
+                x_SF = x_NF.index_select(0, pairs.rows[slab.low : slab.high]).to(q_SG.dtype)
                 for relation, first, last in slab.parts:
-                    grad_weight_RIO[relation].addmm_(x_MI[first:last].t(), q_MO[first:last])
+                    grad_weight_RFG[relation].addmm_(x_SF[first:last].t(), q_SG[first:last])
                 progress()
-        return grad_x_NI.to(ctx.dtype), grad_weight_RIO, None, None, None
-
-
-def _streamed(
-    graph: PartitionedGraph, edges: EdgeBlocks, x_NF: Tensor, wire: torch.dtype, where: str
-) -> Iterator[tuple[Block, Tensor, Callable[[], None]]]:
-    """Each block with the rows it reads, the local one first."""
-    x_NF = x_NF.contiguous()
-    exchange, blocks = stream(graph, edges, x_NF.shape[1], wire, take_rows(x_NF), where=where)
-    yield edges.blocks[edges.rank], x_NF, exchange.progress
-    for arrival in exchange:
-        yield blocks[arrival.index], readable(arrival.rows_MF), exchange.progress
+        return grad_x_NF.to(ctx.dtype), grad_weight_RFG, None, None, None
 
 
 def _forward_pairs(

@@ -1,18 +1,35 @@
-"""Streaming rows of boundary nodes over the ring, in messages of bounded size."""
+"""The stream of boundary rows over the ring, and the one loop over it.
+
+A layer's aggregation goes over the edges between local nodes first, then over every message of
+remote rows as it arrives, and moves messages on between pieces of work:
+
+    for block, rows, progress in stream(graph, edges, payload, where="sum forward"):
+        for part in work(block, edges.num_parts):
+            kernel(block, *rows, rows=part)
+            progress()
+
+The exchange begins before the first block is handed out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Incoming, Outgoing, ring_order
+from hpcgnn.comm.ring import Arrival, Exchange, Incoming, Outgoing, ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar.mixed_precision import RowLayout, readable
+
+Rows = tuple[Tensor, ...]
+Progress = Callable[[], None]
+Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, what came for them)
 
 
 class Chunks(Sequence[Block]):
@@ -23,7 +40,7 @@ class Chunks(Sequence[Block]):
         self.places = [
             (peer, low, high)
             for peer in peers
-            for low, high in pieces(blocks[peer].num_columns, most)
+            for low, high in chunks(blocks[peer].num_columns, most)
         ]
 
     def __len__(self) -> int:
@@ -49,8 +66,8 @@ class Schedule:
     departures: list[tuple[int, Tensor]]
 
 
-def pieces(length: int, most: int) -> list[tuple[int, int]]:
-    """`range(length)` in consecutive pieces of at most `most`; none where length is 0."""
+def chunks(length: int, most: int) -> list[tuple[int, int]]:
+    """`range(length)` in consecutive chunks of at most `most`; none where length is 0."""
     return [(low, min(low + most, length)) for low in range(0, length, most)]
 
 
@@ -60,7 +77,7 @@ def schedule(edges: EdgeBlocks, max_rows: int) -> Schedule:
     departures = [
         (peer, edges.send_rows[peer][low:high])
         for peer in ring_order(edges.rank, size, +1)
-        for low, high in pieces(edges.send_rows[peer].shape[0], max_rows)
+        for low, high in chunks(edges.send_rows[peer].shape[0], max_rows)
     ]
     return Schedule(Chunks(edges.blocks, ring_order(edges.rank, size, -1), max_rows), departures)
 
@@ -71,73 +88,170 @@ def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int
     One range on one rank, and on a GPU, which works beside the host.
     """
     alone = num_parts == 1 or block.device.type == "cuda"
-    return pieces(block.num_rows, max(block.num_rows, 1) if alone else most_rows)
+    return chunks(block.num_rows, max(block.num_rows, 1) if alone else most_rows)
 
 
-Pack = Callable[[Tensor, Tensor], None]
+@dataclass(frozen=True)
+class Payload:
+    """What of each local node travels in a message row, and how it lies there.
+
+    Args:
+        features: each `[N, ...]`; they travel in `dtype`.
+        scalars: each `[N, ...]` in the type of sums, in which they travel.
+    """
+
+    features: tuple[Tensor, ...]
+    dtype: torch.dtype
+    scalars: tuple[Tensor, ...] = ()
+
+    @property
+    def layout(self) -> RowLayout:
+        return RowLayout(sum(self._widths), sum(self._scalar_widths), self.dtype)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [part.shape[1] for part in self.features]
+
+    @property
+    def _scalar_widths(self) -> list[int]:
+        return [part.shape[1] for part in self.scalars]
+
+    @property
+    def local(self) -> Rows:
+        """The rows of local nodes."""
+        return (*self.features, *self.scalars)
+
+    def pack(self, rows: Tensor, out_MW: Tensor) -> None:
+        """Write the message rows of these local rows (int32)."""
+        for part, out in zip(self.local, self._parts(out_MW), strict=True):
+            kernels.pack_rows(part, rows, out)
+
+    def unpack(self, rows_MW: Tensor) -> Rows:
+        """What a message holds, as kernels take it: features, then scalars."""
+        count = len(self.features)
+        parts = self._parts(rows_MW)
+        return (*map(readable, parts[:count]), *parts[count:])
+
+    def _parts(self, rows_MW: Tensor) -> list[Tensor]:
+        layout = self.layout
+        features = layout.features(rows_MW).split(self._widths, dim=1)
+        if not self.scalars:
+            return list(features)
+        return [*features, *layout.scalars(rows_MW).split(self._scalar_widths, dim=1)]
+
+
+def drive(
+    exchange: Exchange, local: Sequence[Block], payload: Payload, arrivals: Sequence[Block]
+) -> Iterator[tuple[Block, Rows, Arrival | None]]:
+    """Local blocks, then the block that each arrival completes, with the rows that they read."""
+    for block in local:
+        yield block, payload.local, None
+    exchange.release()
+    for arrival in exchange:
+        yield arrivals[arrival.index], payload.unpack(arrival.rows_MF), arrival
 
 
 def stream(
     graph: PartitionedGraph,
     edges: EdgeBlocks,
-    width: int,
-    dtype: torch.dtype,
-    pack: Pack,
+    payload: Payload,
     *,
     where: str,
-    reply_width: int = 0,
-    on_reply: Callable[[Tensor, Tensor], None] | None = None,
+    local: Sequence[Block] | None = None,
+    kept: list[Tensor] | None = None,
     cut_for: int = 0,
-    first: Callable[[], None] | None = None,
-) -> tuple[Exchange, Sequence[Block]]:
-    """Start sending every halo row of `edges`; collective.
+) -> Iterator[tuple[Block, Rows, Progress]]:
+    """Blocks of `edges` with the rows they read, and what moves messages on; collective.
 
     Args:
-        pack: `pack(rows, out)` writes `[len(rows), width]` for local rows (int32).
-        reply_width: numbers per row that come back from the reader; 0 for none.
-        on_reply: `on_reply(rows, reply)` takes `[len(rows), reply_width]` for the rows sent.
-        cut_for: cut messages as a stream with this `reply_width` does, so that its blocks are the
-            same ones.
-        first: work to do before anything is packed, see `Exchange`.
-
-    Returns:
-        The exchange to iterate, and the block that each arrival completes.
+        local: blocks that need no messages; by default the one between local nodes.
+        kept: a copy of every message is appended here.
+        cut_for: cut messages as `stream_and_return` does for gradients of this width, so that its
+            blocks are the same ones.
     """
-    at_once, returned = graph.mode == "oneshot", max(reply_width, cut_for)
-    if at_once:
-        most = LARGEST_MESSAGE // max((width + returned) * dtype.itemsize, 1)
-    else:
-        most = graph.ring.rows_per_message(width, dtype, returned)
+    exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for)
+    local = [edges.blocks[edges.rank]] if local is None else local
+    for block, rows, arrival in drive(exchange, local, payload, arrivals):
+        if arrival is not None and kept is not None:
+            kept.append(arrival.rows_MF.clone())
+        yield block, rows, exchange.progress
+
+
+def stream_and_return(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    payload: Payload,
+    grad_NG: Tensor,
+    accept: Accept,
+    *,
+    where: str,
+    local: Sequence[Block] | None = None,
+    in_order: bool = False,
+) -> Iterator[tuple[Block, Rows, Tensor, Progress]]:
+    """As `stream`, with the gradients of the rows, which go back to their owners; collective.
+
+    Gradients are added to what comes third: `grad_NG` itself for local blocks, else zeros like its
+    rows, which are sent when the next block is asked for.
+
+    Args:
+        accept: takes gradients that have come back, in the order in which the rows were sent.
+        in_order: nothing is accepted before the local blocks are done.
+    """
+    exchange, arrivals = _start(
+        graph,
+        edges,
+        payload,
+        where,
+        return_width=grad_NG.shape[1],
+        accept=accept,
+        hold_replies=in_order,
+    )
+    local = [edges.blocks[edges.rank]] if local is None else local
+    for block, rows, arrival in drive(exchange, local, payload, arrivals):
+        if arrival is None:
+            yield block, rows, grad_NG, exchange.progress
+            continue
+        grad_MG = grad_NG.new_zeros(block.num_columns, grad_NG.shape[1])
+        yield block, rows, grad_MG, exchange.progress
+        arrival.reply(grad_MG)
+
+
+def _start(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    payload: Payload,
+    where: str,
+    *,
+    return_width: int = 0,
+    cut_for: int = 0,
+    accept: Accept | None = None,
+    hold_replies: bool = False,
+) -> tuple[Exchange, Sequence[Block]]:
+    """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
+    width, at_once = payload.layout.columns, graph.mode == "oneshot"
+    most = graph.ring.rows_per_message(
+        width, payload.dtype, max(return_width, cut_for), at_once=at_once
+    )
     plan = schedule(edges, most)
     graph.execution.newest = None
+
+    def on_reply(index: int, reply_MG: Tensor) -> None:
+        if accept is not None:
+            accept(plan.departures[index][1], reply_MG)
+
     exchange = Exchange(
         graph.ring,
-        [_outgoing(peer, rows, pack) for peer, rows in plan.departures],
+        [Outgoing(peer, len(rows), partial(payload.pack, rows)) for peer, rows in plan.departures],
         plan.arrivals.incoming(),
         width,
-        dtype,
+        payload.dtype,
         where=where,
-        reply_width=reply_width,
-        on_reply=None
-        if on_reply is None
-        else lambda index, reply: on_reply(plan.departures[index][1], reply),
+        reply_width=return_width,
+        on_reply=on_reply,
         at_once=at_once,
-        first=first,
+        hold_replies=hold_replies,
     )
     return exchange, plan.arrivals
-
-
-def _outgoing(peer: int, rows: Tensor, pack: Pack) -> Outgoing:
-    return Outgoing(peer, rows.shape[0], lambda out: pack(rows, out))
-
-
-def take_rows(x_NF: Tensor) -> Pack:
-    """A `pack` that copies rows of `x_NF`."""
-
-    def pack(rows: Tensor, out_MF: Tensor) -> None:
-        kernels.pack_rows(x_NF, rows, out_MF)
-
-    return pack
 
 
 def return_gradients(
@@ -146,25 +260,21 @@ def return_gradients(
     width: int,
     dtype: torch.dtype,
     produce: Callable[[int, Block, Tensor], None],
-    accept: Callable[[Tensor, Tensor], None],
+    accept: Accept,
     *,
     where: str,
-    first: Callable[[], None] | None = None,
+    first: Callable[[Progress], None],
 ) -> None:
     """Send one row per halo row back to its owner; collective.
 
     Args:
         produce: `produce(i, block, out)` adds the rows of the i-th arrival of `stream` to `out`,
             which starts at 0.
-        accept: `accept(rows, values)` takes what came for these local rows (int32).
-        first: work to do before anything is packed, see `Exchange`.
+        accept: takes what came for local rows.
+        first: local work, given what moves messages on; done before anything is produced.
     """
     at_once = graph.mode == "oneshot"
-    if at_once:
-        most = LARGEST_MESSAGE // max(width * dtype.itemsize, 1)
-    else:
-        most = graph.ring.rows_per_message(width, dtype)
-    plan = schedule(edges, most)
+    plan = schedule(edges, graph.ring.rows_per_message(width, dtype, at_once=at_once))
 
     def outgoing(index: int, message: Incoming) -> Outgoing:
         return Outgoing(
@@ -182,7 +292,9 @@ def return_gradients(
         dtype,
         where=where,
         at_once=at_once,
-        first=first,
+        hold_sends=True,
     )
+    first(exchange.progress)
+    exchange.release()
     for arrival in exchange:
         accept(plan.departures[arrival.index][1], arrival.rows_MF)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.ring import LARGEST_MESSAGE, Exchange, Outgoing
+from hpcgnn.comm.ring import Exchange, Outgoing
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
@@ -24,17 +24,17 @@ from hpcgnn.sar import mixed_precision
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import readable, wire_type
-from hpcgnn.sar.stream import work
-from hpcgnn.sar.vertex_cover import relay
+from hpcgnn.sar.stream import Payload, drive, work
+from hpcgnn.sar.vertex_cover import sum_plan
 
 
-def neighbour_sum(graph: PartitionedGraph, x_NF: Tensor, *, weighted: bool = True) -> Tensor:
+def neighbour_sum(graph: PartitionedGraph, x: Tensor, *, weighted: bool = True) -> Tensor:
     """`y[i] = sum over edges j -> i of weight * x[j]`; `[n, F]` to `[n, F]`, float32 or float64.
 
     Without `weighted`, or where the graph has no weights, every edge counts 1.
     """
-    check_rows(graph, x_NF, who="a sum over neighbours")
-    result: Tensor = _Sum.apply(x_NF, graph, weighted)
+    check_rows(graph, x, who="a sum over neighbours")
+    result: Tensor = _Sum.apply(x, graph, weighted)
     return result
 
 
@@ -153,36 +153,28 @@ def multiply(
         wire: the type in which rows travel; that of `x_NF` by default.
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
-    ring, width, wire = graph.ring, x_NF.shape[1], wire or x_NF.dtype
+    width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
     out_NF = x_NF.new_zeros(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
-    plan = relay(graph, edges, weighted)
+    plan = sum_plan(graph, edges, weighted)
     if width == 0:
         return out_NF
-    at_once = graph.mode == "oneshot"
-    if at_once:
-        most = LARGEST_MESSAGE // (width * wire.itemsize)
-    else:
-        most = ring.rows_per_message(width, wire)
-    senders, blocks = plan.cut(most)
+    senders, arrivals = plan.cut(graph.ring.rows_per_message(width, wire, at_once=at_once))
     outgoing = [_outgoing(block, x_NF) for block in senders]
     graph.execution.newest = None
     exchange = Exchange(
-        ring, outgoing, blocks.incoming(), width, wire, where=where, at_once=at_once
+        graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
-    for rows in work(plan.receivers[edges.rank], edges.num_parts):
-        kernels.spmm(plan.receivers[edges.rank], x_NF, out_NF, rows=rows)
-        exchange.progress()
-    for arrival in exchange:
-        block, rows_MF = blocks[arrival.index], readable(arrival.rows_MF)
+    local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire)
+    for block, (x_MF,), _ in drive(exchange, local, payload, arrivals):
         for rows in work(block, edges.num_parts):
-            kernels.spmm(block, rows_MF, out_NF, rows=rows)
+            kernels.spmm(block, x_MF, out_NF, rows=rows)
             exchange.progress()
     return out_NF
 
 
 def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
-        if out_MF.dtype == x_NF.dtype or mixed_precision.kernels_read_short(x_NF.device):
+        if out_MF.dtype == x_NF.dtype or mixed_precision.kernels_read_16_bit(x_NF.device):
             kernels.spmm(block, x_NF, out_MF.zero_())
         else:
             wide_MF = x_NF.new_zeros(out_MF.shape)

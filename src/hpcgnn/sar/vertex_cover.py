@@ -20,13 +20,13 @@ from hpcgnn import kernels
 from hpcgnn.comm.ring import ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
-from hpcgnn.sar.stream import Chunks, pieces
+from hpcgnn.sar.stream import Chunks, chunks
 
 WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
 
 
 @dataclass(frozen=True)
-class Relay:
+class SumPlan:
     """How `y = A x` is computed over the ranks: per peer, S before sending and R on arrival.
 
     `senders[p]` maps local rows to message rows for peer p; `receivers[p]` maps message rows from
@@ -43,46 +43,48 @@ class Relay:
         senders = [
             kernels.rows_between(self.senders[peer], low, high)
             for peer in ring_order(self.rank, size, +1)
-            for low, high in pieces(self.senders[peer].num_rows, most)
+            for low, high in chunks(self.senders[peer].num_rows, most)
         ]
         return senders, Chunks(self.receivers, ring_order(self.rank, size, -1), most)
 
 
-def relay(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> Relay:
-    """The relay of one direction; collective on first use, kept after."""
+def sum_plan(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> SumPlan:
+    """The plan of one direction; collective on first use, kept after."""
     inward, fewest = edges is graph.in_edges, graph.execution.fewest_rows
-    return graph.derived(_Relayed(inward, weighted, fewest))
+    return graph.derived(_Planned(inward, weighted, fewest))
 
 
 @dataclass(frozen=True)
-class _Relayed:
+class _Planned:
     inward: bool
     weighted: bool
     fewest_rows: bool
 
-    def build(self, graph: PartitionedGraph) -> Relay:
+    def build(self, graph: PartitionedGraph) -> SumPlan:
         edges = graph.in_edges if self.inward else graph.out_edges
         return _build(graph, edges, self.weighted, self.fewest_rows)
 
 
-def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool, fewest_rows: bool) -> Relay:
+def _build(
+    graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool, fewest_rows: bool
+) -> SumPlan:
     comm = graph.ring.comm
     receivers, requests, values = [], [], []
     for block in edges.blocks:
         block = block if weighted else replace(block, weight=None)
-        plan = None
+        split = None
         if block.peer != edges.rank and fewest_rows:
-            plan = _cover(block)
-        if plan is None:
+            split = _split(block)
+        if split is None:
             receivers.append(block)
             requests.append(np.empty(0, np.int64))
             values.append(np.empty(0, np.float32))
         else:
-            receivers.append(plan.receiver)
-            requests.append(plan.request)
-            values.append(plan.values)
-    wanted = comm.alltoallv(requests, where="relay rows")
-    weights = comm.alltoallv(values, where="relay weights") if weighted else None
+            receivers.append(split.receiver)
+            requests.append(split.request)
+            values.append(split.values)
+    wanted = comm.alltoallv(requests, where="rows of sums")
+    weights = comm.alltoallv(values, where="weights of sums") if weighted else None
     senders = []
     for peer, request in enumerate(wanted):
         send_rows = edges.send_rows[peer].cpu()
@@ -97,17 +99,17 @@ def _build(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool, fewest_ro
             _block(peer, graph.num_local_nodes, None, indptr, send_rows.numpy()[positions], weight)
         )
     device = graph.node_ids.device
-    return Relay(edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers])
+    return SumPlan(edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers])
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Split:
     receiver: Block
     request: np.ndarray  # [rows, indptr.., columns..] of S, columns as positions in the send list
     values: np.ndarray  # weights of the edges of S; pulled rows have weight 1
 
 
-def _cover(block: Block) -> _Plan | None:
+def _split(block: Block) -> _Split | None:
     """R and S of a minimum vertex cover; None where the plain send list is about as short."""
     if block.num_rows == 0:
         return None
@@ -152,7 +154,7 @@ def _cover(block: Block) -> _Plan | None:
     values = np.ones(num_pulled + int(goes.sum()), np.float32)
     if weight is not None:
         values[num_pulled:] = weight[goes]
-    return _Plan(receiver, request.astype(np.int64), values)
+    return _Split(receiver, request.astype(np.int64), values)
 
 
 def _vertex_cover(

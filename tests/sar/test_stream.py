@@ -1,4 +1,4 @@
-"""What is sent, to the byte: bounds from the send lists, and what each saving saves."""
+"""When messages are moved on, and what is sent, to the byte: what each saving saves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hpcgnn import nn
+from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar.sum import neighbour_sum
@@ -154,3 +155,47 @@ def test_sums_send_only_gradients_in_backward(comm):
     before = sent(graph)
     neighbour_sum(graph, x.detach()) @ torch.randn(7, 2, requires_grad=True)
     assert sent(graph, before) == FLOAT * 7 * forward
+
+
+class Difference(nn.MessagePassing):
+    def message(self, x_src, x_dst, edge):
+        return torch.tanh(x_src - x_dst)
+
+
+STREAMED = {
+    "sum": lambda: nn.GINConv(torch.nn.Identity()),
+    "max": lambda: nn.SAGEConv(12, 8, aggr="max"),
+    "gat": lambda: nn.GATConv(12, 4, 2),
+    "gatv2": lambda: nn.GATv2Conv(12, 4, 2),
+    "relations": lambda: nn.RGCNConv(12, 8, 3),
+    "messages": Difference,
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name):
+    """The exchange begins before local work; local and remote work both make progress."""
+    events = []
+
+    def record(kind: type, method: str, event: str) -> None:
+        plain = getattr(kind, method)
+
+        def recorded(*args, **options):
+            events.append(event)
+            return plain(*args, **options)
+
+        monkeypatch.setattr(kind, method, recorded)
+
+    record(Exchange, "__init__", "begin")
+    record(Exchange, "progress", "progress")
+    record(Arrival, "__init__", "arrival")
+    whole = random_graph(300, 6000, width=12, num_relations=3, symmetric=True)
+    graph = distribute(whole, comm, halo_buffer=8192)
+    x = graph.features.clone().requires_grad_()
+    STREAMED[name]()(graph, x).sum().backward()
+    assert events.count("begin") == 2 and events[0] == "begin"
+    peers = sum(len(rows) > 0 for rows in graph.in_edges.send_rows)
+    assert events.count("arrival") >= 2 * peers
+    following = zip(events, [*events[1:], "end"], strict=True)
+    moved_on = [after == "progress" for event, after in following if event != "progress"]
+    assert all(moved_on) or not graph.num_local_nodes

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hpcgnn.comm.ring import Ring
-from hpcgnn.sar.extremum import neighbour_max
 from hpcgnn.sar.sum import in_degrees, neighbour_sum
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -44,29 +43,6 @@ def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
             assert graph.ring.peak_bytes <= halo_buffer
     degrees = collect(graph, in_degrees(graph)[:, None])[:, 0]
     assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
-
-
-@pytest.mark.parametrize("smallest", [False, True])
-@pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-def test_max_shares_gradient_among_ties(comm, num_nodes, num_edges, smallest):
-    whole = random_graph(num_nodes, num_edges)
-    x = torch.from_numpy(whole.features).mul(2).round().add(0.25).requires_grad_()  # many ties
-    index = torch.from_numpy(whole.target)[:, None].expand(-1, x.shape[1])
-    expected = torch.zeros_like(x).scatter_reduce(
-        0,
-        index,
-        x[torch.from_numpy(whole.source)],
-        "amin" if smallest else "amax",
-        include_self=False,
-    )
-    weights = torch.randn(x.shape, generator=torch.manual_seed(1))
-    (expected * weights).sum().backward()
-    graph = distribute(whole, comm, halo_buffer=4096)
-    x_local = local(graph, x.detach()).requires_grad_()
-    y = neighbour_max(graph, x_local, smallest=smallest)
-    (y * local(graph, weights)).sum().backward()
-    torch.testing.assert_close(collect(graph, y), expected.detach())
-    torch.testing.assert_close(collect(graph, x_local.grad), x.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_fewest_rows_send_less(comm):

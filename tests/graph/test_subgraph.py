@@ -33,10 +33,21 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
     for prune in (False, True):
         graph = distribute(whole, comm, halo_buffer=4096)
         config = Config(
-            model=model, layers=3, hidden=8, heads=2, dropout=0.3, norm="layer", residual=True,
-            attention_dropout=0.2, epochs=3, eval_every=10, prune=prune, halo_buffer="4096",
-            fewest_rows=False, power=3,
-        )  # fmt: skip
+            model=model,
+            layers=3,
+            hidden=8,
+            heads=2,
+            dropout=0.3,
+            norm="layer",
+            residual=True,
+            attention_dropout=0.2,
+            epochs=3,
+            eval_every=10,
+            prune=prune,
+            halo_buffer="4096",
+            fewest_rows=False,
+            power=3,
+        )
         folder = shared_path / str(prune)
         trainer = Trainer(graph, config, folder)
         assert (trainer.flow is not None) == prune

@@ -11,35 +11,35 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.sar import relation_pairs, relational
 from hpcgnn.sar.relation_pairs import Pairs
 from tests.graphs import Whole, collect, distribute, local, random_graph
-from tests.sar.test_savings import FLOAT, boundary, sent
+from tests.sar.test_stream import FLOAT, boundary, sent
 
 pytestmark = pytest.mark.mpi
 
 
-def run(whole: Whole, comm, weight_RIO: torch.Tensor, mean: bool, **options):
+def run(whole: Whole, comm, weight_RFG: torch.Tensor, mean: bool, **options):
     """Output and gradients of x and of the weights, over all ranks; and the graph."""
     graph = distribute(whole, comm, **options)
-    x_NI = local(graph, whole.features).double().requires_grad_()
-    weight_RIO = weight_RIO.clone().requires_grad_()
-    y_NO = relational.relational_sum(graph, x_NI, weight_RIO, mean=mean)
-    (y_NO.square().sum() / 2).backward()
-    rows = collect(graph, torch.cat([y_NO, x_NI.grad], dim=1))
-    return rows, comm.allreduce(weight_RIO.grad), graph
+    x_NF = local(graph, whole.features).double().requires_grad_()
+    weight_RFG = weight_RFG.clone().requires_grad_()
+    y_NG = relational.relational_sum(graph, x_NF, weight_RFG, mean=mean)
+    (y_NG.square().sum() / 2).backward()
+    rows = collect(graph, torch.cat([y_NG, x_NF.grad], dim=1))
+    return rows, comm.allreduce(weight_RFG.grad), graph
 
 
-def dense(whole: Whole, weight_RIO: torch.Tensor, mean: bool):
-    x_NI = torch.from_numpy(whole.features).double().requires_grad_()
-    weight_RIO = weight_RIO.clone().requires_grad_()
-    y_NO = torch.zeros(whole.num_nodes, weight_RIO.shape[2], dtype=torch.float64)
-    for relation, weight_IO in enumerate(weight_RIO):
+def dense(whole: Whole, weight_RFG: torch.Tensor, mean: bool):
+    x_NF = torch.from_numpy(whole.features).double().requires_grad_()
+    weight_RFG = weight_RFG.clone().requires_grad_()
+    y_NG = torch.zeros(whole.num_nodes, weight_RFG.shape[2], dtype=torch.float64)
+    for relation, weight_FG in enumerate(weight_RFG):
         matrix = torch.zeros(whole.num_nodes, whole.num_nodes, dtype=torch.float64)
         for source, target, kind in zip(whole.source, whole.target, whole.relation, strict=True):
             matrix[target, source] += float(kind == relation)
         if mean:
             matrix = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-        y_NO = y_NO + matrix @ x_NI @ weight_IO
-    (y_NO.square().sum() / 2).backward()
-    return torch.cat([y_NO, x_NI.grad], dim=1).detach(), weight_RIO.grad
+        y_NG = y_NG + matrix @ x_NF @ weight_FG
+    (y_NG.square().sum() / 2).backward()
+    return torch.cat([y_NG, x_NF.grad], dim=1).detach(), weight_RFG.grad
 
 
 def weights(num_relations: int, outputs: int) -> torch.Tensor:
