@@ -17,13 +17,17 @@ check() {
 
 # One rank's report is enough; the traceback of a failing rank comes on its stderr. Many ranks share
 # few cores: above 4 only what depends on the number of ranks most.
+# on_ranks COUNT [PYTEST_ARGUMENT...]
 on_ranks() {
-    local folders=(tests)
-    [ "$1" -le 4 ] || folders=(tests/comm tests/partition tests/sar tests/nn)
+    local ranks=$1 chosen=("${@:2}")
+    if [ ${#chosen[@]} = 0 ]; then
+        chosen=(tests)
+        [ "$ranks" -le 4 ] || chosen=(tests/comm tests/partition tests/sar tests/nn)
+    fi
     # shellcheck disable=SC2016
-    mpiexec -n "$1" sh -c \
+    mpiexec -n "$ranks" sh -c \
         '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
-        python -m pytest "${folders[@]}" -m mpi -q
+        python -m pytest "${chosen[@]}" -m mpi -q
 }
 
 # show PROCESS LOG: waits for the process, prints what it wrote; its status.
@@ -54,6 +58,8 @@ rm -f "$log"
 for ranks in "$@"; do
     check "tests, $ranks ranks" on_ranks "$ranks"
 done
+# What a late rank holds for each of the others shows where they are many.
+check "a late rank of 8" on_ranks 8 tests/comm/test_unfinished.py -k late_rank
 if [ ${#failed[@]} -gt 0 ]; then
     printf '== FAILED: %s\n' "${failed[@]}"
     exit 1

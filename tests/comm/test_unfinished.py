@@ -15,6 +15,7 @@ from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.attention import AttentionSettings
 from hpcgnn.sar.gat import attention
 from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.system import resident_memory
 
 pytestmark = pytest.mark.mpi
 NODES, WIDTH = 400, 16
@@ -199,11 +200,11 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm):
     comm.barrier()
     grown = 0
     if comm.rank == comm.size - 1:
-        before, end = _resident(), time.monotonic() + 0.7
+        before, end = resident_memory(), time.monotonic() + 0.7
         while time.monotonic() < end:
             comm.mpi.Iprobe(tag=9999)
             time.sleep(1e-4)
-        grown = _resident() - before
+        grown = resident_memory() - before
     for _ in Exchange(
         ring,
         [Outgoing(p, rows, lambda out: out.zero_()) for p in peers[0] for _ in range(count)],
@@ -214,8 +215,3 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm):
         pass
     comm.barrier()
     assert grown < (1 << 20), f"{grown} bytes"
-
-
-def _resident() -> int:
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4096

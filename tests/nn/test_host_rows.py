@@ -11,7 +11,7 @@ import torch
 from hpcgnn import nn
 from hpcgnn.graph.features import HostRows
 from hpcgnn.models.stack import Stack
-from tests.comm.test_transport import Sluggish
+from tests.comm.transport.test_transport import Sluggish
 from tests.graphs import distribute, random_graph
 
 CONVOLUTIONS = {

@@ -12,7 +12,7 @@ from hpcgnn import nn
 from hpcgnn.comm.transport.staged import StagedTransport
 from hpcgnn.sar import mixed_precision
 from hpcgnn.train.optimisation import arithmetic
-from tests.comm.test_transport import Sluggish
+from tests.comm.transport.test_transport import Sluggish
 from tests.graphs import collect, distribute, local, random_graph
 from tests.kernels.conftest import emulated  # noqa: F401
 

@@ -262,7 +262,7 @@ class Communicator:
         self._wait(self.mpi.Iallgather(np.array([own.size], np.int64), lengths_P), place)
         begins_P = np.cumsum(lengths_P) - lengths_P
         total = int(lengths_P.sum())
-        if total >= 2**31:
+        if total > collectives.LARGEST_MESSAGE:
             raise CommunicationError(f"{place}: {total} bytes are too many to gather everywhere")
         data = np.empty(total, np.uint8)
         self._wait(self.mpi.Iallgatherv(own, [data, lengths_P, begins_P, MPI.BYTE]), place)
