@@ -74,7 +74,7 @@ class RowShape:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Lanes for attention: see `Post` in attention.cuh.
+    """Lanes for attention: see `HeadPlace` in gat.cuh.
 
     `template`: the lanes of a head where the compiler knows them, WIDE or 0.
     `first_channels`: one launch each; more than one where a head is too wide for a warp.

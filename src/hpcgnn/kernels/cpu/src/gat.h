@@ -52,25 +52,25 @@ HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
 template <typename T, int P>
 constexpr int FLAT = P > LANES<T> ? P : LANES<T>;
 
-// weight = exp(weight - top) for `count` edges; returns its sum over edges.
+// weight = exp(weight - row_max) for `count` edges; returns its sum over edges.
 template <typename T, int P>
-HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> top) {
+HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> row_max) {
     constexpr int V = FLAT<T, P>;
-    const Vec<T, V> tops = repeat<T, P, V>(top);
+    const Vec<T, V> row_maxs = repeat<T, P, V>(row_max);
     store<T, V>(weight + count * P, Vec<T, V>{} - T(__builtin_inf()));
-    Vec<T, V> total{};
+    Vec<T, V> row_sum{};
     for (int at = 0; at < count * P; at += V) {
-        const Vec<T, V> value = exponential<T, V>(load<T, V>(weight + at) - tops);
+        const Vec<T, V> value = exponential<T, V>(load<T, V>(weight + at) - row_maxs);
         store<T, V>(weight + at, value);
-        total += value;
+        row_sum += value;
     }
-    return sum<T, V, P>(total);
+    return sum<T, V, P>(row_sum);
 }
 
 // What scores are counted from: the largest, or 0 where all are -infinity and count nothing.
 template <typename T, int P>
-HPCGNN_INLINE Vec<T, P> base_of(Vec<T, P> top) {
-    return top == -T(__builtin_inf()) ? Vec<T, P>{} : top;
+HPCGNN_INLINE Vec<T, P> base_of(Vec<T, P> row_max) {
+    return row_max == -T(__builtin_inf()) ? Vec<T, P>{} : row_max;
 }
 
 // The running softmax of a row with more than LONGEST edges: parts of the row that have a softmax of
@@ -83,28 +83,28 @@ class JoinedSoftmax {
           high_(low_ + heads.count * channels) {}
 
     // What the row has from other blocks counts as its first part.
-    void begin(Vec<T, P> top, Vec<T, P> total, const T* out) {
+    void begin(Vec<T, P> row_max, Vec<T, P> row_sum, const T* out) {
         if (part_.size() == 0) part_.add_zeros(high_), sum_.add_zeros(high_);
-        for (int h = 0; h < P; h++) top_[h] = -__builtin_inf(), total_[h] = 0;
+        for (int h = 0; h < P; h++) row_max_[h] = -__builtin_inf(), row_sum_[h] = 0;
         memset(sum_.data(), 0, high_ * sizeof(double));
         memcpy(part_.data() + low_, out + low_, (high_ - low_) * sizeof(T));
-        add(top, total);
+        add(row_max, row_sum);
     }
 
     // Where the next part's sum goes: zeros.
     HPCGNN_INLINE T* part() { return part_.data(); }
 
-    void add(Vec<T, P> part_top, Vec<T, P> part_total) {
-        T tops[P], totals[P];
-        store<T, P>(tops, part_top);
-        store<T, P>(totals, part_total);
+    void add(Vec<T, P> part_max, Vec<T, P> part_sum) {
+        T row_maxs[P], row_sums[P];
+        store<T, P>(row_maxs, part_max);
+        store<T, P>(row_sums, part_sum);
         for (int64_t h = 0; h < heads_.count; h++) {
-            const double top = tops[h] > top_[h] ? tops[h] : top_[h];
-            const double base = base_of<double, 1>(top);
-            const double before = exponential<double, 1>(top_[h] - base);
-            const double now = exponential<double, 1>(tops[h] - base);
-            top_[h] = top;
-            total_[h] = total_[h] * before + totals[h] * now;
+            const double row_max = row_maxs[h] > row_max_[h] ? row_maxs[h] : row_max_[h];
+            const double base = base_of<double, 1>(row_max);
+            const double before = exponential<double, 1>(row_max_[h] - base);
+            const double now = exponential<double, 1>(row_maxs[h] - base);
+            row_max_[h] = row_max;
+            row_sum_[h] = row_sum_[h] * before + row_sums[h] * now;
             for (int64_t c = low_ + h * channels_; c < low_ + (h + 1) * channels_; c++) {
                 sum_[c] = sum_[c] * before + part_[c] * now;
                 part_[c] = 0;
@@ -112,21 +112,21 @@ class JoinedSoftmax {
         }
     }
 
-    void end(Vec<T, P>& top, Vec<T, P>& total, T* out) const {
-        T tops[P] = {}, totals[P] = {};
+    void end(Vec<T, P>& row_max, Vec<T, P>& row_sum, T* out) const {
+        T row_maxs[P] = {}, row_sums[P] = {};
         for (int64_t h = 0; h < heads_.count; h++) {
-            tops[h] = static_cast<T>(top_[h]);
-            totals[h] = static_cast<T>(total_[h]);
+            row_maxs[h] = static_cast<T>(row_max_[h]);
+            row_sums[h] = static_cast<T>(row_sum_[h]);
         }
         for (int64_t c = low_; c < high_; c++) out[c] = static_cast<T>(sum_[c]);
-        top = load<T, P>(tops);
-        total = load<T, P>(totals);
+        row_max = load<T, P>(row_maxs);
+        row_sum = load<T, P>(row_sums);
     }
 
   private:
     Heads heads_;
     int64_t channels_, low_, high_;
-    double top_[P], total_[P];
+    double row_max_[P], row_sum_[P];
     Buffer<T> part_;
     Buffer<double> sum_;
 };

@@ -6,7 +6,7 @@ namespace HPCGNN_ISA {
 namespace {
 
 struct Forward {
-    Matrix z, s, t, top, total, out, edge_vector;
+    Matrix z, s, t, row_max, row_sum, out, edge_vector;
     int64_t num_heads, channels;
     double slope;
     const Dropout* dropout;
@@ -32,17 +32,17 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
         const Vec<T, P> t = load_heads<T, P>(f.t, row, heads);
-        Vec<T, P> top = load_heads<T, P>(f.top, row, heads);
-        Vec<T, P> total = load_heads<T, P>(f.total, row, heads);
+        Vec<T, P> row_max = load_heads<T, P>(f.row_max, row, heads);
+        Vec<T, P> row_sum = load_heads<T, P>(f.row_sum, row, heads);
         T* out = row_of<T>(f.out, row);
         const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-        if (is_long) joined.begin(top, total, out);
+        if (is_long) joined.begin(row_max, row_sum, out);
         for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
-            if (is_long) top = Vec<T, P>{} - T(__builtin_inf()), total = Vec<T, P>{};
+            if (is_long) row_max = Vec<T, P>{} - T(__builtin_inf()), row_sum = Vec<T, P>{};
             for (int64_t from = begin; from < end; from += CHUNK) {
                 const int64_t left = end - from;
                 const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
-                Vec<T, P> best = top;
+                Vec<T, P> best = row_max;
                 for (int i = 0; i < count; i++) {
                     prefetch<1>(row_of<T>(f.s, scores_ahead.next()) + heads.first);
                     columns[i] = edges.columns[from + i] - edges.column_offset;
@@ -53,20 +53,20 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
                     best = u > best ? u : best;
                 }
                 const Vec<T, P> base = base_of<T, P>(best);
-                const Vec<T, P> rescale = exponential<T, P>(top - base);
+                const Vec<T, P> rescale = exponential<T, P>(row_max - base);
                 store<T, P>(scale, rescale);
-                top = best;
-                total = total * rescale + exponentials<T, P>(weight, count, base);
+                row_max = best;
+                row_sum = row_sum * rescale + exponentials<T, P>(weight, count, base);
                 mask.apply<T, P>(weight, columns, count, row, heads.first);
                 const SumChunk<T> chunk{P,     count, columns, weight,
                                         scale, f.z,   is_long ? joined.part() : out};
                 jobs.run(chunk, ahead);
             }
-            if (is_long) joined.add(top, total);
+            if (is_long) joined.add(row_max, row_sum);
         });
-        if (is_long) joined.end(top, total, out);
-        store_heads<T, P>(f.top, row, heads, top);
-        store_heads<T, P>(f.total, row, heads, total);
+        if (is_long) joined.end(row_max, row_sum, out);
+        store_heads<T, P>(f.row_max, row, heads, row_max);
+        store_heads<T, P>(f.row_sum, row, heads, row_sum);
     }
 }
 
@@ -83,10 +83,10 @@ void gat_forward(const Edges& edges, const Forward& f) {
 }  // namespace HPCGNN_ISA
 
 HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t is_double, Matrix z, Matrix s, Matrix t,
-                                 Matrix top, Matrix total, Matrix out, Matrix edge_vector,
+                                 Matrix row_max, Matrix row_sum, Matrix out, Matrix edge_vector,
                                  int64_t num_heads, int64_t channels, double slope,
                                  const Dropout* dropout) {
-    const HPCGNN_ISA::Forward f{z,   s,           t,         top,      total, out,
+    const HPCGNN_ISA::Forward f{z,   s,           t,         row_max,      row_sum, out,
                                 edge_vector, num_heads, channels, slope, dropout};
     if (is_double)
         HPCGNN_ISA::gat_forward<double>(*edges, f);

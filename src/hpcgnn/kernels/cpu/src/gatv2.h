@@ -58,7 +58,7 @@ struct Score {
         constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
         const Columns<Tile> at(channels, last);
         const T* source = static_cast<const T*>(chunk.gathered.data) + column;
-        const T* source_g = static_cast<const T*>(chunk.gathered_g.data) + column;
+        const T* source_g = from_column<T>(chunk.gathered_g, column);
         const T* factor = DIRECTION == BY_ROW ? chunk.own_g : chunk.own;
         Vec<T, N> own[M][U], att[M][U], other[M][U];
         for (int m = 0; m < M; m++) {

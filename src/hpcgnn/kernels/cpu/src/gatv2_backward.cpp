@@ -17,7 +17,7 @@ struct Backward2 {
 // With q = leaky'(zl[j] + zr[i] + edge term), per column: to += att * sum of dl q, by column also the
 // sum of weight g[i]; by row grad_att += dl leaky(...), grad_edge_matrix += dl att q features.
 template <typename T, typename Tile, Direction DIRECTION>
-struct Spread {
+struct GradientScatter {
     static void run(const Chunk2<T>& chunk, Lookahead&, int64_t channels, int64_t lane,
                     int64_t column, int64_t last) {
         constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
@@ -85,7 +85,7 @@ struct Spread {
     }
 };
 template <typename T, Direction DIRECTION>
-struct Spread<T, void, DIRECTION> {
+struct GradientScatter<T, void, DIRECTION> {
     using Chunk = Chunk2<T>;
     static constexpr int MAX = sizeof(T) == 4 ? MAX_VECTORS / 4 : 2;
 };
@@ -95,7 +95,7 @@ struct Loops {
     template <typename T, typename Tile>
     using Scores = Score<T, Tile, DIRECTION>;
     template <typename T, typename Tile>
-    using Spreads = Spread<T, Tile, DIRECTION>;
+    using GradientScatters = GradientScatter<T, Tile, DIRECTION>;
 };
 
 template <typename T, int P, Direction DIRECTION>
@@ -104,7 +104,7 @@ void attend2_backward(const Edges& edges, const Backward2& b, Heads heads, int64
     constexpr int V = FLAT<T, P>;
     const EdgeMask mask(b.dropout);
     const TileJobs<T, Loops<DIRECTION>::template Scores> score_jobs(heads, b.channels);
-    const TileJobs<T, Loops<DIRECTION>::template Spreads> spread_jobs(heads, b.channels);
+    const TileJobs<T, Loops<DIRECTION>::template GradientScatters> scatter_jobs(heads, b.channels);
     alignas(64) T score[CHUNK2 * P + V], dot[CHUNK2 * P + V], weight[CHUNK2 * P + V];
     int64_t columns[CHUNK2];
     Chunk2<T> chunk{};
@@ -154,7 +154,7 @@ void attend2_backward(const Edges& edges, const Backward2& b, Heads heads, int64
                                                 load<T, P>(score + at) * d);
                 }
                 Lookahead unused = ahead;
-                spread_jobs.run(chunk, unused);
+                scatter_jobs.run(chunk, unused);
                 long_att.count(count);
                 long_matrix.count(count);
             }

@@ -5,7 +5,7 @@ namespace HPCGNN_ISA {
 namespace {
 
 struct Forward2 {
-    Matrix zl, zr, top, total, out, edge_matrix;
+    Matrix zl, zr, row_max, row_sum, out, edge_matrix;
     const void* att;
     int64_t num_heads, channels;
     double slope;
@@ -35,14 +35,14 @@ void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, 
     for (int64_t k = first; k < last; k++) {
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
-        Vec<T, P> top = load_heads<T, P>(f.top, row, heads);
-        Vec<T, P> total = load_heads<T, P>(f.total, row, heads);
+        Vec<T, P> row_max = load_heads<T, P>(f.row_max, row, heads);
+        Vec<T, P> row_sum = load_heads<T, P>(f.row_sum, row, heads);
         chunk.own = row_of<T>(f.zr, row);
         T* out = row_of<T>(f.out, row);
         const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-        if (is_long) joined.begin(top, total, out);
+        if (is_long) joined.begin(row_max, row_sum, out);
         for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
-            if (is_long) top = Vec<T, P>{} - T(__builtin_inf()), total = Vec<T, P>{};
+            if (is_long) row_max = Vec<T, P>{} - T(__builtin_inf()), row_sum = Vec<T, P>{};
             for (int64_t from = begin; from < end; from += CHUNK2) {
                 const int64_t left = end - from;
                 const int count = left < CHUNK2 ? static_cast<int>(left) : CHUNK2;
@@ -53,27 +53,27 @@ void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, 
                 chunk.count = count;
                 chunk.features = edges.features + from * chunk.depth;
                 score_jobs.run(chunk, ahead);
-                Vec<T, P> best = top;
+                Vec<T, P> best = row_max;
                 for (int i = 0; i < count; i++) {
                     const Vec<T, P> l = load<T, P>(weight + i * P);
                     best = l > best ? l : best;
                 }
                 const Vec<T, P> base = base_of<T, P>(best);
-                const Vec<T, P> rescale = exponential<T, P>(top - base);
+                const Vec<T, P> rescale = exponential<T, P>(row_max - base);
                 store<T, P>(scale, rescale);
-                top = best;
-                total = total * rescale + exponentials<T, P>(weight, count, base);
+                row_max = best;
+                row_sum = row_sum * rescale + exponentials<T, P>(weight, count, base);
                 mask.apply<T, P>(weight, columns, count, row, heads.first);
                 const SumChunk<T> sums{P,     count, columns, weight,
                                        scale, f.zl,  is_long ? joined.part() : out};
                 Lookahead unused = ahead;
                 sum_jobs.run(sums, unused);
             }
-            if (is_long) joined.add(top, total);
+            if (is_long) joined.add(row_max, row_sum);
         });
-        if (is_long) joined.end(top, total, out);
-        store_heads<T, P>(f.top, row, heads, top);
-        store_heads<T, P>(f.total, row, heads, total);
+        if (is_long) joined.end(row_max, row_sum, out);
+        store_heads<T, P>(f.row_max, row, heads, row_max);
+        store_heads<T, P>(f.row_sum, row, heads, row_sum);
     }
 }
 
@@ -90,10 +90,10 @@ void gatv2_forward(const Edges& edges, const Forward2& f) {
 }  // namespace HPCGNN_ISA
 
 HPCGNN_EXPORT(gatv2_forward)(const Edges* edges, int64_t is_double, Matrix zl, Matrix zr,
-                                  const void* att, Matrix top, Matrix total, Matrix out,
+                                  const void* att, Matrix row_max, Matrix row_sum, Matrix out,
                                   Matrix edge_matrix, int64_t num_heads, int64_t channels,
                                   double slope, const Dropout* dropout) {
-    const HPCGNN_ISA::Forward2 f{zl,  zr,        top,      total, out,    edge_matrix,
+    const HPCGNN_ISA::Forward2 f{zl,  zr,        row_max,      row_sum, out,    edge_matrix,
                                  att, num_heads, channels, slope, dropout};
     if (is_double)
         HPCGNN_ISA::gatv2_forward<double>(*edges, f);

@@ -10,7 +10,7 @@ template <typename T, bool MINIMUM, typename Shape>
 void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape tile,
                   int64_t first, int64_t last) {
     constexpr int N = Shape::N, U = Shape::U;
-    const T* source = static_cast<const T*>(x.data) + tile.column;
+    const T* source = from_column<T>(x, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(N * U * sizeof(T)));
     for (int64_t k = first; k < last; k++) {
@@ -50,8 +50,8 @@ template <typename T, typename Shape>
 void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matrix grad, Shape tile,
                    int64_t first, int64_t last) {
     constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
-    const T* best_0 = static_cast<const T*>(best.data) + tile.column;
-    const T* share_0 = static_cast<const T*>(share.data) + tile.column;
+    const T* best_0 = from_column<T>(best, tile.column);
+    const T* share_0 = from_column<T>(share, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(2 * BYTES));
     for (int64_t k = first; k < last; k++) {
@@ -61,10 +61,10 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
         T* to = row_of<T>(grad, row) + tile.column;
         Vec<T, N> value[U], sum[U] = {};
         for (int u = 0; u < U; u++) value[u] = load<T, N>(x_row + tile.at(u));
-        const auto add = [&](int64_t from, int64_t stop,
+        const auto add = [&](Lookahead& cursor, int64_t from, int64_t stop,
                              Vec<T, N>(&total)[U]) __attribute__((always_inline)) {
             for (int64_t e = from; e < stop; e++) {
-                const int64_t next = ahead.next(), column = edges.columns[e] - edges.column_offset;
+                const int64_t next = cursor.next(), column = edges.columns[e] - edges.column_offset;
                 const T* best_row = best_0 + column * best.stride;
                 const T* share_row = share_0 + column * share.stride;
                 prefetch<BYTES>(best_0 + next * best.stride);
@@ -75,10 +75,14 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
                 }
             }
         };
-        if (edges.end[k] - edges.begin[k] <= LONGEST)
-            add(edges.begin[k], edges.end[k], sum);
-        else
-            sum_of_parts<T, N, U>(edges.begin[k], edges.end[k], sum, add);
+        const int64_t begin = edges.begin[k], end = edges.end[k];
+        if (end - begin <= LONGEST) {
+            add(ahead, begin, end, sum);
+        } else {
+            Vec<T, N> whole[U];
+            ahead = sum_of_parts<T, N, U>(begin, end, whole, ahead, add);
+            for (int u = 0; u < U; u++) sum[u] = whole[u];
+        }
         for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
         for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
     }

@@ -73,6 +73,12 @@ class Lookahead {
     int64_t row_, last_, edge_, column_ = 0;
 };
 
+// The first row from this column on. Without rows there is no address to count from: null.
+template <typename T>
+HPCGNN_INLINE const T* from_column(const Matrix& matrix, int64_t column) {
+    return matrix.data ? static_cast<const T*>(matrix.data) + column : nullptr;
+}
+
 // Calls body(from, to) for the edges of a row, at most LONGEST at a time.
 template <typename Body>
 HPCGNN_INLINE void for_each_part(int64_t begin, int64_t end, const Body& body) {
@@ -80,18 +86,19 @@ HPCGNN_INLINE void for_each_part(int64_t begin, int64_t end, const Body& body) {
         body(from, end - from < LONGEST ? end : from + LONGEST);
 }
 
-// sum = what add(from, to, part) brings over a row of more than LONGEST edges. Apart, so that ordinary
-// rows keep their registers.
+// sum = what add(ahead, from, to, part) brings over a row of more than LONGEST edges. Apart, and
+// given a copy of `ahead` and an array of its own, so that ordinary rows keep theirs in registers.
 template <typename T, int N, int U, typename Add>
-__attribute__((noinline)) void sum_of_parts(int64_t begin, int64_t end, Vec<T, N> (&sum)[U],
-                                            const Add& add) {
+__attribute__((noinline)) Lookahead sum_of_parts(int64_t begin, int64_t end, Vec<T, N> (&sum)[U],
+                                                 Lookahead ahead, const Add& add) {
     Vec<double, N> total[U] = {};
     for_each_part(begin, end, [&](int64_t from, int64_t to) {
         Vec<T, N> part[U] = {};
-        add(from, to, part);
+        add(ahead, from, to, part);
         for (int u = 0; u < U; u++) total[u] += convert<double, T, N>(part[u]);
     });
     for (int u = 0; u < U; u++) sum[u] = convert<T, double, N>(total[u]);
+    return ahead;
 }
 
 // How many edges ahead to fetch rows of so many bytes.

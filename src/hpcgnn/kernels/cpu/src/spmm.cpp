@@ -7,17 +7,18 @@ namespace {
 template <typename T, bool WEIGHTED, typename Shape>
 void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t first, int64_t last) {
     constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
-    const T* source = static_cast<const T*>(x.data) + tile.column;
+    const T* source = from_column<T>(x, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(BYTES));
     for (int64_t k = first; k < last; k++) {
         const int64_t begin = edges.begin[k], end = edges.end[k];
         if (begin == end) continue;
         T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
-        const auto add = [&](int64_t from, int64_t stop,
-                             Vec<T, N>(&sum)[U]) __attribute__((always_inline)) {
+        const auto add = [&edges, source, x, tile](Lookahead& cursor, int64_t from, int64_t stop,
+                                                   Vec<T, N>(&sum)[U])
+                             __attribute__((always_inline)) {
             for (int64_t e = from; e < stop; e++) {
-                prefetch<BYTES>(source + ahead.next() * x.stride);
+                prefetch<BYTES>(source + cursor.next() * x.stride);
                 const T* row = source + (edges.columns[e] - edges.column_offset) * x.stride;
                 const T weight = WEIGHTED ? static_cast<T>(edges.weight[e]) : T(1);
                 for (int u = 0; u < U; u++) {
@@ -27,10 +28,13 @@ void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t firs
             }
         };
         Vec<T, N> sum[U] = {};
-        if (end - begin <= LONGEST)
-            add(begin, end, sum);
-        else
-            sum_of_parts<T, N, U>(begin, end, sum, add);
+        if (end - begin <= LONGEST) {
+            add(ahead, begin, end, sum);
+        } else {
+            Vec<T, N> whole[U];
+            ahead = sum_of_parts<T, N, U>(begin, end, whole, ahead, add);
+            for (int u = 0; u < U; u++) sum[u] = whole[u];
+        }
         for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
         for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
     }

@@ -6,16 +6,16 @@
 #define WIDE (2 * WARP)
 
 // A warp works on one row of the block, and on `side` heads at a time (blockIdx.y counts these):
-// `lanes` lanes side by side on V channels of each head, and warp / (lanes * side) groups of lanes
-// each on every so-manieth edge. LANES is `lanes` where the compiler knows it, else 0. A head of
-// more than WARP * V channels (LANES is then WIDE) takes several launches, told apart by
+// `lanes` lanes side by side on V channels of each head, and WARP / (lanes * side) groups of lanes
+// that take the row's edges in turn. LANES is `lanes` where the compiler knows it, else 0. A head
+// of more than WARP * V channels (LANES is then WIDE) takes several launches, told apart by
 // `first_channel`; the last one, with `keep`, writes what all of them share.
 template <int LANES>
-struct Post {
+struct HeadPlace {
     int head, channel, group, groups, width, given;
     bool inside;  // there is a head and a channel for this lane
 
-    __device__ __forceinline__ Post(int heads, int channels, int given_lanes, int side,
+    __device__ __forceinline__ HeadPlace(int heads, int channels, int given_lanes, int side,
                                     int first_channel, int V)
         : given(given_lanes) {
         const int lane = threadIdx.x % WARP;
@@ -148,19 +148,19 @@ DEVICE u64 in_units(double value, double scale) {
     return __double2ll_rn(value * scale);
 }
 
-// Softmax and weighted sum so far: sum = sum of exp(u - top) * z, total = sum of exp(u - top).
+// Softmax and weighted sum so far: with w = exp(u - row_max), sum = sum of w * z, row_sum = sum of w.
 template <class A, int V>
 struct Running {
-    A top = minus_infinity<A>(), total = 0, sum[V] = {};
+    A row_max = minus_infinity<A>(), row_sum = 0, sum[V] = {};
 
-    // Makes `top` at least `value`.
+    // Makes `row_max` at least `value`.
     __device__ __forceinline__ void raise(A value) {
-        if (value > top) {
-            const A scale = exponential(top - value);
-            total *= scale;
+        if (value > row_max) {
+            const A scale = exponential(row_max - value);
+            row_sum *= scale;
 #pragma unroll
             for (int v = 0; v < V; v++) sum[v] *= scale;
-            top = value;
+            row_max = value;
         }
     }
 
@@ -172,11 +172,11 @@ struct Running {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const A weight =
-                score[u] == minus_infinity<A>() ? A(0) : exponential(score[u] - top);
+                score[u] == minus_infinity<A>() ? A(0) : exponential(score[u] - row_max);
             part += weight;
             score[u] = weight * mask[u];
         }
-        total += part;
+        row_sum += part;
 #pragma unroll
         for (int v = 0; v < V; v++) {
             A column = 0;
@@ -189,8 +189,8 @@ struct Running {
     // Adds up what the groups of `width` lanes have; all lanes call.
     __device__ __forceinline__ void join_groups(int width) {
         for (int other = width; other < WARP; other *= 2) {
-            raise(__shfl_xor_sync(ALL, top, other));
-            total += __shfl_xor_sync(ALL, total, other);
+            raise(__shfl_xor_sync(ALL, row_max, other));
+            row_sum += __shfl_xor_sync(ALL, row_sum, other);
 #pragma unroll
             for (int v = 0; v < V; v++) sum[v] += __shfl_xor_sync(ALL, sum[v], other);
         }
@@ -200,41 +200,43 @@ struct Running {
 // Where a destination's running softmax lives between blocks.
 template <class A>
 struct Sums {
-    A *top, *total, *out;
-    i64 top_stride, total_stride, out_stride;
+    A *row_max, *row_sum, *out;
+    i64 row_max_stride, row_sum_stride, out_stride;
 };
 
-#define SUMS Sum<X>*top, i64 top_stride, Sum<X>*total, i64 total_stride, Sum<X>*out, i64 out_stride
+#define SUMS                                                                           \
+    Sum<X>*row_max, i64 row_max_stride, Sum<X>*row_sum, i64 row_sum_stride, Sum<X>*out, \
+        i64 out_stride
 #define GIVEN_SUMS                                            \
     Sums<Sum<X>> {                                            \
-        top, total, out, top_stride, total_stride, out_stride \
+        row_max, row_sum, out, row_max_stride, row_sum_stride, out_stride \
     }
 
 template <class A, int V, int LANES>
-DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const Post<LANES>& post,
+DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const HeadPlace<LANES>& place,
                                int channels) {
     Running<A, V> run;
-    if (post.group > 0) return run;
-    run.top = sums.top[row * sums.top_stride + post.head];
-    run.total = sums.total[row * sums.total_stride + post.head];
+    if (place.group > 0) return run;
+    run.row_max = sums.row_max[row * sums.row_max_stride + place.head];
+    run.row_sum = sums.row_sum[row * sums.row_sum_stride + place.head];
     const Pack<A, V> pack =
-        load<A, V>(sums.out + row * sums.out_stride + post.head * channels + post.channel);
+        load<A, V>(sums.out + row * sums.out_stride + place.head * channels + place.channel);
 #pragma unroll
     for (int v = 0; v < V; v++) run.sum[v] = pack.at[v];
     return run;
 }
 
 template <class A, int V, int LANES>
-DEVICE void end_row(Running<A, V>& run, const Sums<A>& sums, i64 row, const Post<LANES>& post,
+DEVICE void end_row(Running<A, V>& run, const Sums<A>& sums, i64 row, const HeadPlace<LANES>& place,
                     int channels, int keep) {
-    run.join_groups(post.width);
-    __syncwarp();  // all lanes of a head have read the old top and total
-    if (post.group > 0 || !post.inside) return;
+    run.join_groups(place.width);
+    __syncwarp();  // all lanes of a head have read the old row_max and row_sum
+    if (place.group > 0 || !place.inside) return;
     Pack<A, V> pack;
 #pragma unroll
     for (int v = 0; v < V; v++) pack.at[v] = run.sum[v];
-    store<A, V>(sums.out + row * sums.out_stride + post.head * channels + post.channel, pack);
-    if (!keep || !post.leads()) return;
-    sums.top[row * sums.top_stride + post.head] = run.top;
-    sums.total[row * sums.total_stride + post.head] = run.total;
+    store<A, V>(sums.out + row * sums.out_stride + place.head * channels + place.channel, pack);
+    if (!keep || !place.leads()) return;
+    sums.row_max[row * sums.row_max_stride + place.head] = run.row_max;
+    sums.row_sum[row * sums.row_sum_stride + place.head] = run.row_sum;
 }

@@ -20,57 +20,59 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
     const EdgeTerm<A, EXTRAS> term = GIVEN_EDGE_TERM;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
-    const X* z_head = z + row.local * z_stride + post.head * channels;
-    const X* g_head = g + post.head * channels;
-    const Pack<X, V> own = gather<X, V>(z_head + post.channel);
-    const A own_s = s[row.local * s_stride + post.head];
-    const bool speaks = keep && post.inside && post.leads();
+    const X* z_head = z + row.local * z_stride + place.head * channels;
+    const X* g_head = g + place.head * channels;
+    const Pack<X, V> own = gather<X, V>(z_head + place.channel);
+    const A own_s = s[row.local * s_stride + place.head];
+    const bool speaks = keep && place.inside && place.leads();
     const A scale = grad_t ? *unit : A(0);
     A sum[V] = {}, sum_s = 0;
-    for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+    for (int base = 0; base < row.count; base += UNROLL * place.groups) {
         int at[UNROLL];
         Pack<X, V> value[UNROLL];
         A raw[UNROLL], their_lse[UNROLL], their_d[UNROLL], dot[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * post.groups + post.group;
+            const int i = base + u * place.groups + place.group;
             at[u] = column_of(edges, row.begin + min(i, row.count - 1));
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
-            value[u] = gather<X, V>(g_head + at[u] * g_stride + post.channel);
+            value[u] = gather<X, V>(g_head + at[u] * g_stride + place.channel);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            raw[u] = __ldg(t + at[u] * t_stride + post.head);
-            their_lse[u] = __ldg(lse + at[u] * lse_stride + post.head);
-            their_d[u] = __ldg(d + at[u] * d_stride + post.head);
+            raw[u] = __ldg(t + at[u] * t_stride + place.head);
+            their_lse[u] = __ldg(lse + at[u] * lse_stride + place.head);
+            their_d[u] = __ldg(d + at[u] * d_stride + place.head);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            dot[u] = post.inside ? inner(value[u], own) : A(0);
+            dot[u] = place.inside ? inner(value[u], own) : A(0);
             if (LANES == WIDE)
                 dot[u] +=
                     elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
         }
-        post.add_lanes_of(dot);
+        place.add_lanes_of(dot);
         A part_s = 0;
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * post.groups + post.group;
+            const int i = base + u * place.groups + place.group;
             const bool valid = i < row.count;
-            raw[u] += own_s + term.of(row.begin + min(i, row.count - 1), post.head);
+            raw[u] += own_s + term.of(row.begin + min(i, row.count - 1), place.head);
             const A a = valid ? exponential(leaky(raw[u], slope) - their_lse[u]) : A(0);
-            const A weight = a * mask.of(at[u], post.head);
+            const A weight = a * mask.of(at[u], place.head);
             const A grad = (weight * dot[u] - a * their_d[u]) * (raw[u] > 0 ? A(1) : slope);
             part_s += grad;
             dot[u] = weight;
             if (!speaks || !valid) continue;
-            if (grad_t) atomicAdd(grad_t + static_cast<i64>(at[u]) * heads + post.head, in_units(grad, scale));
-            if (grad_score) grad_score[(row.begin + i) * heads + post.head] = grad;
+            if (grad_t)
+                atomicAdd(grad_t + static_cast<i64>(at[u]) * heads + place.head,
+                          in_units(grad, scale));
+            if (grad_score) grad_score[(row.begin + i) * heads + place.head] = grad;
         }
         sum_s += part_s;
 #pragma unroll
@@ -82,9 +84,9 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
         }
     }
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
-    sum_s = add_lanes(sum_s, post.width, WARP);
-    if (post.group > 0 || !post.inside) return;
-    add_to<A, V>(grad_z + to * grad_z_stride + post.head * channels + post.channel, sum);
-    if (speaks) grad_s[to * grad_s_stride + post.head] += sum_s;
+    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);
+    sum_s = add_lanes(sum_s, place.width, WARP);
+    if (place.group > 0 || !place.inside) return;
+    add_to<A, V>(grad_z + to * grad_z_stride + place.head * channels + place.channel, sum);
+    if (speaks) grad_s[to * grad_s_stride + place.head] += sum_s;
 }

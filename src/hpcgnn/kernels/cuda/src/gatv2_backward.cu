@@ -2,10 +2,10 @@
 // zr and att, once by source (over the transposed block) for the gradient of zl.
 #include "gatv2.cuh"
 
-// Rows are destinations. Warp w of all `gridDim.x * THREADS / WARP` takes every so-manieth row and
-// leaves its sum of gradients of att in row w of `grad_att` ([warps, heads * channels]), and each
-// of its groups of lanes that of the edge matrix in `grad_matrix` ([warps, groups, features, heads
-// * channels]).
+// Rows are destinations. Warp w of all W = `gridDim.x * THREADS / WARP` takes rows w, w + W, w + 2W
+// and so on. It leaves its sum of gradients of att in row w of `grad_att` ([warps, heads *
+// channels]), and each of its groups of lanes that of the edge matrix in `grad_matrix` ([warps,
+// groups, features, heads * channels]).
 template <class X, int V, int LANES, bool EXTRAS>
 KERNEL(LANES == WIDE || EXTRAS || V == 8 ? 3 : 4)
 gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
@@ -16,13 +16,13 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                           int first_channel, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
-    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
     const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const i64 warps = static_cast<i64>(gridDim.x) * (THREADS / WARP);
-    const int head = post.head * channels;
+    const int head = place.head * channels;
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
-    const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
-    const i64 slot = (warp * post.groups + post.group) * feature_width;
+    const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
+    const i64 slot = (warp * place.groups + place.group) * feature_width;
     A sum_att[V] = {};
     for (i64 k = first + warp; k < last; k += warps) {
         const Row row = row_of(edges, k);
@@ -30,30 +30,30 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
         const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
         const X* right_head = right + row.local * right_stride + head;
         const X* g_head = g + row.local * g_stride + head;
-        const Pack<X, V> own = gather<X, V>(right_head + post.channel);
-        const Pack<X, V> own_g = gather<X, V>(g_head + post.channel);
-        const A own_lse = lse[row.local * lse_stride + post.head];
-        const A own_d = d[row.local * d_stride + post.head];
+        const Pack<X, V> own = gather<X, V>(right_head + place.channel);
+        const Pack<X, V> own_g = gather<X, V>(g_head + place.channel);
+        const A own_lse = lse[row.local * lse_stride + place.head];
+        const A own_d = d[row.local * d_stride + place.head];
         A sum[V] = {};
-        for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+        for (int base = 0; base < row.count; base += UNROLL * place.groups) {
             int at[UNROLL];
             Pack<X, V> value[UNROLL];
             A score[UNROLL], dot[UNROLL];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const int i = base + u * post.groups + post.group;
+                const int i = base + u * place.groups + place.group;
                 at[u] = column_of(edges, row.begin + min(i, row.count - 1));
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; u++)
-                value[u] = gather<X, V>(left + at[u] * left_stride + head + post.channel);
+                value[u] = gather<X, V>(left + at[u] * left_stride + head + place.channel);
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const i64 edge =
-                    row.begin + min(base + u * post.groups + post.group, row.count - 1);
-                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + post.channel);
-                score[u] = post.inside ? score_of(x, vector, slope) : A(0);
-                dot[u] = post.inside ? inner(value[u], own_g) : A(0);
+                    row.begin + min(base + u * place.groups + place.group, row.count - 1);
+                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
+                score[u] = place.inside ? score_of(x, vector, slope) : A(0);
+                dot[u] = place.inside ? inner(value[u], own_g) : A(0);
                 if (LANES == WIDE) {
                     const X* left_head = left + at[u] * left_stride + head;
                     score[u] += score_elsewhere<X, V>(left_head, right_head, att, matrix, edge,
@@ -61,16 +61,16 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                     dot[u] += elsewhere<X, V>(left_head, g_head, channels, first_channel);
                 }
             }
-            post.add_lanes_of(score);
-            post.add_lanes_of(dot);
+            place.add_lanes_of(score);
+            place.add_lanes_of(dot);
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const int i = base + u * post.groups + post.group;
+                const int i = base + u * place.groups + place.group;
                 const i64 edge = row.begin + min(i, row.count - 1);
                 const A grad = gradient_of(i < row.count, score[u], dot[u], own_lse, own_d,
-                                           mask.of(at[u], post.head))
+                                           mask.of(at[u], place.head))
                                    .score;
-                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + post.channel);
+                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
                 A part[V];
 #pragma unroll
                 for (int v = 0; v < V; v++) {
@@ -78,25 +78,25 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                     sum[v] += part[v];
                     sum_att[v] += grad * leaky(x.at[v], slope);
                 }
-                if (EXTRAS && grad_matrix && post.inside && i < row.count)
+                if (EXTRAS && grad_matrix && place.inside && i < row.count)
                     for (int f = 0; f < feature_width; f++) {
-                        A* to = grad_matrix + (slot + f) * heads * channels + head + post.channel;
+                        A* to = grad_matrix + (slot + f) * heads * channels + head + place.channel;
                         const A factor = static_cast<A>(features[edge * feature_width + f]);
                         for (int v = 0; v < V; v++) to[v] += factor * part[v];
                     }
             }
         }
 #pragma unroll
-        for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
+        for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);
         const i64 to = partial ? k - first : row.local;
-        if (post.group == 0 && post.inside)
-            add_to<A, V>(grad_right + to * grad_right_stride + head + post.channel, sum);
+        if (place.group == 0 && place.inside)
+            add_to<A, V>(grad_right + to * grad_right_stride + head + place.channel, sum);
     }
     Pack<A, V> total;
 #pragma unroll
-    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v], post.width, WARP);
-    if (post.group == 0 && post.inside)
-        store<A, V>(grad_att + (warp * heads + post.head) * channels + post.channel, total);
+    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v], place.width, WARP);
+    if (place.group == 0 && place.inside)
+        store<A, V>(grad_att + (warp * heads + place.head) * channels + place.channel, total);
 }
 
 // Rows are sources, columns destinations.
@@ -112,39 +112,39 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
-    const int head = post.head * channels;
+    const int head = place.head * channels;
     const X* left_head = left + row.local * left_stride + head;
-    const Pack<X, V> own = gather<X, V>(left_head + post.channel);
-    const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
+    const Pack<X, V> own = gather<X, V>(left_head + place.channel);
+    const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     A sum[V] = {};
-    for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+    for (int base = 0; base < row.count; base += UNROLL * place.groups) {
         int at[UNROLL];
         Pack<X, V> value[UNROLL], their_g[UNROLL];
         A score[UNROLL], dot[UNROLL], their_lse[UNROLL], their_d[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * post.groups + post.group;
+            const int i = base + u * place.groups + place.group;
             at[u] = column_of(edges, row.begin + min(i, row.count - 1));
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            value[u] = gather<X, V>(right + at[u] * right_stride + head + post.channel);
-            their_g[u] = gather<X, V>(g + at[u] * g_stride + head + post.channel);
+            value[u] = gather<X, V>(right + at[u] * right_stride + head + place.channel);
+            their_g[u] = gather<X, V>(g + at[u] * g_stride + head + place.channel);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            their_lse[u] = __ldg(lse + at[u] * lse_stride + post.head);
-            their_d[u] = __ldg(d + at[u] * d_stride + post.head);
+            their_lse[u] = __ldg(lse + at[u] * lse_stride + place.head);
+            their_d[u] = __ldg(d + at[u] * d_stride + place.head);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const i64 edge = row.begin + min(base + u * post.groups + post.group, row.count - 1);
-            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + post.channel);
-            score[u] = post.inside ? score_of(x, vector, slope) : A(0);
-            dot[u] = post.inside ? inner(own, their_g[u]) : A(0);
+            const i64 edge = row.begin + min(base + u * place.groups + place.group, row.count - 1);
+            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + place.channel);
+            score[u] = place.inside ? score_of(x, vector, slope) : A(0);
+            dot[u] = place.inside ? inner(own, their_g[u]) : A(0);
             if (LANES == WIDE) {
                 score[u] +=
                     score_elsewhere<X, V>(left_head, right + at[u] * right_stride + head, att,
@@ -153,15 +153,15 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
                                           first_channel);
             }
         }
-        post.add_lanes_of(score);
-        post.add_lanes_of(dot);
+        place.add_lanes_of(score);
+        place.add_lanes_of(dot);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * post.groups + post.group;
+            const int i = base + u * place.groups + place.group;
             const i64 edge = row.begin + min(i, row.count - 1);
             const EdgeGradient<A> grad = gradient_of(i < row.count, score[u], dot[u], their_lse[u],
-                                                     their_d[u], mask.of(at[u], post.head));
-            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + post.channel);
+                                                     their_d[u], mask.of(at[u], place.head));
+            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + place.channel);
 #pragma unroll
             for (int v = 0; v < V; v++)
                 sum[v] += grad.weight * widen(their_g[u].at[v]) +
@@ -169,8 +169,8 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
         }
     }
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], post.width, WARP);
+    for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);
     const i64 to = partial ? k - first : row.local;
-    if (post.group == 0 && post.inside)
-        add_to<A, V>(grad_left + to * grad_left_stride + head + post.channel, sum);
+    if (place.group == 0 && place.inside)
+        add_to<A, V>(grad_left + to * grad_left_stride + head + place.channel, sum);
 }

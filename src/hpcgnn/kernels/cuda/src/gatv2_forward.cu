@@ -1,7 +1,7 @@
 // GATv2 attention, forward: rows are destinations.
 #include "gatv2.cuh"
 
-// With `partial`, row k of the block goes to row k - first of top, total and out.
+// With `partial`, row k of the block goes to row k - first of row_max, row_sum and out.
 template <class X, int V, int LANES, bool EXTRAS>
 KERNEL(LANES == WIDE || EXTRAS ? 4
        : V == 8                ? 5
@@ -14,50 +14,50 @@ gatv2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_s
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const Post<LANES> post(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
     const Sums<A> sums = GIVEN_SUMS;
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
-    const int head = post.head * channels;
+    const int head = place.head * channels;
     const X* right_head = right + row.local * right_stride + head;
-    const Pack<X, V> own = gather<X, V>(right_head + post.channel);
-    const Pack<A, V> vector = gather<A, V>(att + head + post.channel);
-    Running<A, V> run = begin_row<A, V>(sums, to, post, channels);
-    for (int base = 0; base < row.count; base += UNROLL * post.groups) {
+    const Pack<X, V> own = gather<X, V>(right_head + place.channel);
+    const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
+    Running<A, V> run = begin_row<A, V>(sums, to, place, channels);
+    for (int base = 0; base < row.count; base += UNROLL * place.groups) {
         int at[UNROLL];
         Pack<X, V> value[UNROLL];
         A score[UNROLL], best = minus_infinity<A>();
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * post.groups + post.group;
+            const int i = base + u * place.groups + place.group;
             at[u] = column_of(edges, row.begin + min(i, row.count - 1));
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
-            value[u] = gather<X, V>(left + at[u] * left_stride + head + post.channel);
+            value[u] = gather<X, V>(left + at[u] * left_stride + head + place.channel);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const i64 edge = row.begin + min(base + u * post.groups + post.group, row.count - 1);
-            const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + post.channel);
-            score[u] = post.inside ? score_of(x, vector, slope) : A(0);
+            const i64 edge = row.begin + min(base + u * place.groups + place.group, row.count - 1);
+            const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
+            score[u] = place.inside ? score_of(x, vector, slope) : A(0);
             if (LANES == WIDE)
                 score[u] +=
                     score_elsewhere<X, V>(left + at[u] * left_stride + head, right_head, att,
                                           matrix, edge, head, slope, channels, first_channel);
         }
-        post.add_lanes_of(score);
+        place.add_lanes_of(score);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const bool valid = base + u * post.groups + post.group < row.count;
+            const bool valid = base + u * place.groups + place.group < row.count;
             score[u] = valid ? score[u] : minus_infinity<A>();
             best = larger(best, score[u]);
         }
         run.raise(best);
         A kept[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(at[u], post.head);
+        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(at[u], place.head);
         run.add(score, kept, value);
     }
-    end_row(run, sums, to, post, channels, keep);
+    end_row(run, sums, to, place, channels, keep);
 }
