@@ -25,7 +25,7 @@ FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS = ["-fopenmp"]
 if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    FLAGS = [*FLAGS, "-O1", *SANITIZE]
+    FLAGS = ["-O1" if flag == "-O3" else flag for flag in FLAGS] + SANITIZE
     LINK_FLAGS += SANITIZE
 
 
