@@ -194,15 +194,7 @@ class _Sides:
         self, ids: np.ndarray, destination: bool, table: Table, block: TextBlock
     ) -> np.ndarray:
         size, offset = (self.right, self.left) if destination else (self.left, 0)
-        bad = (ids < 1) | (ids > size)
-        if bad.any():
-            k = int(np.argmax(bad))
-            raise InputError(
-                f"the header says that this side is numbered 1 .. {size}",
-                file=block.file,
-                dataset=table.place(block, k),
-                value=int(ids[k]),
-            )
+        table.check_numbered(ids, size, block, "the header says that this side is numbered")
         return ids - 1 + offset
 
 

@@ -88,25 +88,13 @@ def _entries(path: Path, options: ImportOptions) -> Iterator[EdgeChunk]:
             found += rows.shape[0]
             if found > announced:
                 break
-            _check(rows, size, table, block)
+            for name in ("i", "j"):
+                table.check_numbered(rows[name], size, block, f"{name} lies in")
             triangle.check(rows, table, block)
             yield from _edges(rows, table, block, mirror, options)
     if found != announced:
         more = "more" if found > announced else f"only {found}"
         raise InputError(f"has {more} entries where its header announces {announced}", file=path)
-
-
-def _check(rows: np.ndarray, size: int, table: Table, block: TextBlock) -> None:
-    for name in ("i", "j"):
-        bad = (rows[name] < 1) | (rows[name] > size)
-        if bad.any():
-            k = int(np.argmax(bad))
-            raise InputError(
-                f"{name} lies in 1 .. {size}",
-                file=block.file,
-                dataset=table.place(block, k),
-                value=int(rows[name][k]),
-            )
 
 
 class _Triangle:

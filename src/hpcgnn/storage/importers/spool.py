@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -137,13 +137,8 @@ class Scratch:
         self.folder = self._claim.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._claim.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._claim.__exit__(*error)
 
     def records(self, dtype: np.dtype, buffer: int | None = None) -> Records:
         """An empty list of records, kept in memory up to `buffer` bytes."""

@@ -395,6 +395,18 @@ class Table:
             for place, (_, kind) in zip(places, self.fields, strict=True):
                 check_number(block, number, found[place], kind)
 
+    def check_numbered(self, ids: np.ndarray, last: int, block: TextBlock, message: str) -> None:
+        """Refuse, with `message`, the first of these records' ids outside 1 .. `last`."""
+        bad = (ids < 1) | (ids > last)
+        if bad.any():
+            k = int(np.argmax(bad))
+            raise InputError(
+                f"{message} 1 .. {last}",
+                file=block.file,
+                dataset=self.place(block, k),
+                value=int(ids[k]),
+            )
+
     def place(self, block: TextBlock, index: int) -> str:
         """Where record `index` of the block stands."""
         for row, (number, _) in enumerate(data_lines(block, self.comments)):

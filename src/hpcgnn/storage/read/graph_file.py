@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from hpcgnn.storage import checks
 from hpcgnn.storage.fingerprint import to_hex
 from hpcgnn.storage.read.nodes import NodeColumns, NodeData, read_pointers
-from hpcgnn.storage.read.reader import Reader, StoredColumn
+from hpcgnn.storage.read.reader import FormatFile, Reader, StoredColumn
 from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, GRAPH, Counts
 
 _SLAB_EDGES = 1 << 22
@@ -35,7 +33,7 @@ class GraphSlab:
     edge_features: np.ndarray | None = None
 
 
-class GraphFile:
+class GraphFile(FormatFile):
     """An open graph.h5. Opening reads and checks the header only.
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
@@ -46,14 +44,7 @@ class GraphFile:
         InputError: naming file, dataset and value, from here and from every read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._reader = Reader(path, GRAPH)
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+    format = GRAPH
 
     def _open(self) -> None:
         reader = self._reader
@@ -84,20 +75,6 @@ class GraphFile:
         self.sparse = reader.is_group("nodes/features")
         read_pointers(self._indptr, 0, 0, edges)
         read_pointers(self._indptr, counts.num_nodes, counts.num_nodes, edges)
-
-    def __enter__(self) -> GraphFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._reader.close()
 
     @property
     def weighted(self) -> bool:

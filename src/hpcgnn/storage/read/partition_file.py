@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from hpcgnn.storage.read.agreement import (
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.nodes import NodeColumns
 from hpcgnn.storage.read.parts import EdgeLists, Part, check_edges, check_ids, part_name
-from hpcgnn.storage.read.reader import Reader, StoredColumn
+from hpcgnn.storage.read.reader import FormatFile, StoredColumn
 from hpcgnn.storage.schema import PARTITION, chunk_rows
 from hpcgnn.storage.write.part_writer import write_parts
 
@@ -34,7 +32,7 @@ __all__ = ["EdgeLists", "Part", "PartitionFile", "write_parts"]
 MAX_PARTS = 1 << 20
 
 
-class PartitionFile:
+class PartitionFile(FormatFile):
     """An open partition file. Opening reads and checks the header only.
 
     Attributes: `path`, `header` (every attribute, `report` and `config` decoded), `counts`,
@@ -44,14 +42,7 @@ class PartitionFile:
         InputError: naming file, dataset and value, from here and from every read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._reader = Reader(path, PARTITION)
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+    format = PARTITION
 
     def _open(self) -> None:
         reader = self._reader
@@ -79,20 +70,6 @@ class PartitionFile:
         self._exchange = {
             side: reader.column(f"exchange/{side}", ("int32",), square) for side in sides
         }
-
-    def __enter__(self) -> PartitionFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._reader.close()
 
     def read_part(self, index: int) -> Part:
         """Part `index` as a whole, every value checked and the part's fingerprint compared."""
