@@ -43,7 +43,7 @@ def partition_graph(
     force: bool = False,
     command: str = "partition",
 ) -> dict[str, Any]:
-    """Chunks a graph file into parts and writes the partition file. All ranks call.
+    """Cuts a graph file into parts and writes the partition file. All ranks call.
 
     Args:
         path: graph.h5.

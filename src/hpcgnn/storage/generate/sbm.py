@@ -2,7 +2,7 @@
 
 The nodes are cut into slabs. The undirected edges between slab a and slab b are drawn from a random
 stream of their own, so that whoever needs the rows of a slab draws the blocks of this slab and
-nobody stores the whole graph; each block is drawn twice, once for either end.
+nobody stores the whole graph; the edges of two slabs are drawn twice, once for either end.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class SparseColumn:
 
 @dataclass
 class NodeSplit:
-    """Who trains: arrays of indices or masks under `train`, `valid`, `test`, or codes per node.
+    """The nodes for training, validation and testing: indices or masks by name, or codes per node.
 
     `masks` are the parts that must be masks, whatever their type.
     """
