@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.cli.main import VERBS
-from hpcgnn.config import Config
+from hpcgnn.train.config import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -128,7 +127,7 @@ def test_verbs_and_options_are_those_of_the_program():
     table = README[README.index("| verb |") : README.index("### Options of")]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(VERBS)
     table = README[README.index("| option |") : README.index("## Accuracy")]
-    defaults = {f"--{f.name.replace('_', '-')}": f.default for f in dataclasses.fields(Config)}
+    defaults = {f"--{name.replace('_', '-')}": value for name, value in Config().flat().items()}
     for line in table.splitlines()[2:]:
         if line.startswith("|"):
             names = re.findall(r"`(--[\w-]+)`", line.split("|")[1])

@@ -16,7 +16,7 @@ from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
 from tests.storage.read.test_corruption import graph_data, partition_data, sweep
 from tests.storage.write.test_graph_writer import write
-from tests.train.test_checkpoint_corruption import content, make
+from tests.train.checkpoint.test_corruption import content, make
 
 Read = Callable[[Path], dict[str, object]]
 

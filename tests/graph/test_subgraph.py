@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.config import Config
 from hpcgnn.graph.subgraph import message_flow
 from hpcgnn.models.stack import Stack
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -32,7 +32,7 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
     losses, sent = {}, {}
     for prune in (False, True):
         graph = distribute(whole, comm, halo_buffer=4096)
-        config = Config(
+        config = Config.of(
             model=model,
             layers=3,
             hidden=8,

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.cpu.library import instruction_set
 from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, local, random_graph
 
@@ -60,7 +60,7 @@ def machine() -> str:
 def losses(name: str, comm: Communicator) -> list[float]:
     """The losses of three epochs; collective."""
     settings, arguments, kind = RUNS[name]
-    config = Config(**{**COMMON, **settings})  # type: ignore[arg-type]
+    config = Config.of(**{**COMMON, **settings})  # type: ignore[arg-type]
     whole = random_graph(NUM_NODES, NUM_EDGES, seed=5, **arguments)  # type: ignore[arg-type]
     graph = with_features(distribute(whole, comm, halo_buffer=4096), whole.features, kind)
     found = []

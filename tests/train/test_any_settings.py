@@ -17,9 +17,9 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
@@ -70,7 +70,7 @@ class Draw:
     def _config(self, seed: int) -> Config:
         pick, chance = self.pick, self.chance
         dense = not self.sparse
-        return Config(
+        return Config.of(
             model=self.model, layers=pick(1, 2, 2, 3), hidden=pick(4, 8), heads=pick(1, 2),
             output_heads=pick(0, 3), dropout=pick(0.0, 0.4), input_dropout=pick(0.0, 0.0, 0.3),
             attention_dropout=pick(0.0, 0.3), norm=pick(*["none"] * 3, "layer", "batch", "graph"),
@@ -122,7 +122,7 @@ def train(
     graph: PartitionedGraph = distribute(draw.whole, comm, owner, halo_buffer=buffer)
     if draw.sparse:
         graph = replace(graph, features=made_sparse(graph.features))
-    trainer = Trainer(graph, replace(draw.config, **saved), folder)
+    trainer = Trainer(graph, draw.config.changed(**saved), folder)
     records = [trainer._epoch(epoch) for epoch in (1, 2, 3)]
     trainer.model.eval()
     with torch.no_grad():

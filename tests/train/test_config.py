@@ -8,8 +8,9 @@ import json
 
 import pytest
 
-from hpcgnn.config import Config, add_options, parse_size, resolve
 from hpcgnn.errors import InputError
+from hpcgnn.settings import parse_size
+from hpcgnn.train.config import Config, add_options, options, resolve
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -20,7 +21,7 @@ def parse(*options: str) -> argparse.Namespace:
 
 def refused(config_file=None, options=(), **changes) -> str:
     with pytest.raises(InputError) as caught:
-        Config(**changes) if changes else resolve(parse(*options), config_file)
+        Config.of(**changes) if changes else resolve(parse(*options), config_file)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -29,10 +30,11 @@ def test_options_override_toml_which_overrides_defaults(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('model = "gcn"\nhidden = 32\nlr = 1\nweight-decay = 0.5\nresidual = true\n')
     config = resolve(parse("--hidden", "64", "--no-residual", "--norm", "batch"), str(file))
-    assert (config.model, config.hidden, config.lr) == ("gcn", 64, 1)
-    assert (config.weight_decay, config.residual, config.norm) == (0.5, False, "batch")
+    assert (config.model.kind, config.model.hidden, config.optimiser.lr) == ("gcn", 64, 1)
+    assert config.optimiser.weight_decay == 0.5
+    assert (config.model.residual, config.model.norm) == (False, "batch")
     changed = {"model", "hidden", "lr", "weight_decay", "norm"}
-    default, named = dataclasses.asdict(Config()), dataclasses.asdict(config)
+    default, named = Config().flat(), config.flat()
     assert {name for name in named if named[name] != default[name]} == changed
     assert Config.from_json(config.to_json(), "x") == config
 
@@ -41,7 +43,11 @@ def test_options_override_toml_which_overrides_defaults(tmp_path):
     ("text", "words"),
     [
         ("hiden = 3", ["run.toml", "unknown setting", "hiden"]),
-        ("[model]\nhidden = 3", ["run.toml", "--model must be text"]),
+        ("[model]\nlr = 0.1", ["run.toml", "unknown setting", "model.lr"]),
+        ("[modell]\nhidden = 3", ["run.toml", "unknown setting", "modell"]),
+        ("[hidden]\nsize = 3", ["run.toml", "--hidden must be an integer"]),
+        ("hidden = 3\n[model]\nhidden = 3", ["run.toml", "names a setting twice: hidden"]),
+        ("[checkpoints]\nevery = -1", ["run.toml", "--checkpoint-every must be at least 0"]),
         ('hidden = "3"', ["run.toml", "--hidden must be an integer", "'3'"]),
         ("hidden = 2.5", ["--hidden must be an integer", "2.5"]),
         ("hidden = true", ["--hidden must be an integer", "True"]),
@@ -65,6 +71,28 @@ def test_wrong_toml(tmp_path, text, words):
         assert word in message
 
 
+def test_sections_of_toml_are_those_of_the_configuration(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'epochs = 7\n[model]\nkind = "gat"\nhidden = 64\n[optimiser]\nweight-decay = 0.5\n'
+        '[checkpoints]\nevery = 5\n[device]\ndevice = "cpu"\n'
+    )
+    config = resolve(parse(), str(file))
+    assert config == Config.of(
+        model="gat", hidden=64, epochs=7, weight_decay=0.5, checkpoint_every=5, device="cpu"
+    )
+    by_section = {name: dataclasses.asdict(getattr(config, name)) for name in vars(config)}
+    assert Config.from_json(json.dumps(by_section), "x") == config
+
+
+def test_help_shows_the_options_of_a_section_together():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = parser.format_help()
+    model, rest = text[text.index("model settings:") :].split("optimiser settings:")
+    assert "--model" in model and "--hidden" in model and "--lr" not in model and "--lr" in rest
+
+
 def test_unreadable_files(tmp_path):
     assert "can't be read" in refused(str(tmp_path / "missing.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
@@ -73,32 +101,32 @@ def test_unreadable_files(tmp_path):
 
 def test_settings_that_do_not_fit_together():
     assert "multiple of --heads 4" in refused(model="gat", hidden=30)
-    assert Config(model="gcn", hidden=30).hidden == 30
+    assert Config.of(model="gcn", hidden=30).model.hidden == 30
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(Config)])
+@pytest.mark.parametrize("name", options())
 def test_no_setting_takes_a_wrong_type(name):
     assert "--" + name.replace("_", "-") in refused(**{name: [1]})
 
 
-NUMBERS = [entry for entry in dataclasses.fields(Config) if type(entry.default) in (int, float)]
+NUMBERS = [name for name, place in options().items() if type(place.setting.default) in (int, float)]
 
 
-@pytest.mark.parametrize("entry", NUMBERS, ids=lambda entry: entry.name)
-def test_every_number_has_limits(entry):
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_limits(name):
     """Also against integers that Python won't print."""
     for value in (1 << 70, -(1 << 70), 10**5000, -(10**5000)):
-        message = refused(**{entry.name: value})
-        assert "--" + entry.name.replace("_", "-") in message and len(message) < 150
-    if isinstance(entry.default, float):
-        assert "--" in refused(**{entry.name: 1e300})
+        message = refused(**{name: value})
+        assert "--" + name.replace("_", "-") in message and len(message) < 150
+    if isinstance(options()[name].setting.default, float):
+        assert "--" in refused(**{name: 1e300})
 
 
 def test_rates_that_overflow_are_refused():
     for gamma, epochs in ((1000, 10_000), (2.0, 10**9)):
         words = refused(schedule="step", step_size=1, gamma=gamma, epochs=epochs)
         assert f"--gamma is too large for {epochs} epochs" in words
-    assert Config(schedule="step", step_size=1, gamma=0.5, epochs=10**9).gamma == 0.5
+    assert Config.of(schedule="step", step_size=1, gamma=0.5, epochs=10**9).optimiser.gamma == 0.5
 
 
 def test_endless_numbers_and_nesting_in_files(tmp_path):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import NumericalError
+from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
@@ -21,7 +21,7 @@ SETTINGS = {"layers": 3, "hidden": 8, "halo_buffer": "4096", "epochs": 4, "check
 def make(comm, folder, **changes: object) -> Trainer:
     graph = distribute(random_graph(60, 240, seed=1), comm, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
+    return Trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

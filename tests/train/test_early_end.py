@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcgnn.cli import report
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.report.summary import summarise
 from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.config import Config
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -33,7 +33,7 @@ def train(comm, folder: Path, *, resume=False, valid=True, changes=(), labels=No
     graph = replace(graph, graph_fingerprint="f" * 16)
     for name, value in changes:
         setattr(graph, name, value)
-    trainer = Trainer(graph, Config(**(STILL | settings)), folder, resume=resume)
+    trainer = Trainer(graph, Config.of(**(STILL | settings)), folder, resume=resume)
     trainer.run()
     comm.barrier()
     return trainer
@@ -49,7 +49,7 @@ def records(folder: Path) -> list[dict]:
 
 def status(folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps({"epochs": STILL["epochs"]}))
-    return str(report.summarise(folder)["status"])
+    return str(summarise(folder)["status"])
 
 
 @pytest.mark.mpi

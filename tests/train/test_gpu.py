@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
+from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 from tests.played import guard
@@ -212,7 +212,7 @@ def test_the_profile_holds_kernels_and_messages(gpu, mpirun, tmp_path):
 
 @pytest.mark.gpu
 def test_too_little_memory_is_answered_with_numbers(gpu, comm, tmp_path):
-    config = Config(model="gat", layers=3, hidden=512, heads=4, epochs=1)
+    config = Config.of(model="gat", layers=3, hidden=512, heads=4, epochs=1)
     graph = open.place(distribute(random_graph(20_000, 100_000), comm), gpu, config)
     total = torch.cuda.get_device_properties(gpu).total_memory
     torch.cuda.set_per_process_memory_fraction(100e6 / total, gpu)

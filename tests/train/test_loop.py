@@ -12,11 +12,11 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError, NumericalError, OutputError
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.checkpoint.file import Checkpoint, write_sharded
 from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.config import Config
 from hpcgnn.train.stop import StopRequest
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -33,7 +33,7 @@ MODELS = [
 def settings(**changes: object) -> Config:
     base = {"layers": 3, "hidden": 8, "dropout": 0.4, "epochs": 20, "checkpoint_every": 5,
             "halo_buffer": "4096", "weight_decay": 1e-4, "lr": 5e-3}  # fmt: skip
-    return Config(**(base | changes))
+    return Config.of(**(base | changes))
 
 
 def run(whole, comm, folder, *, resume=False, owner=None, **changes):
@@ -168,7 +168,7 @@ def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, mon
         sharded = {"ids": np.array([comm.rank]), "model.e": np.ones((1, 2), np.float32)}
         arrays = {"model/w": np.ones(3, np.float32)} if comm.rank == 0 else {}
         progress = {"best": None, "best_epoch": 0, "test_at_best": None}
-        return Checkpoint(epoch, Config(layers=1), "f" * 16, 1, progress, arrays, sharded)
+        return Checkpoint(epoch, Config.of(layers=1), "f" * 16, 1, progress, arrays, sharded)
 
     def refuse(temporary, path):
         raise OutputError("no space", file=path)

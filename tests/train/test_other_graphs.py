@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config
 from hpcgnn.train.predict import Predictor, read_checkpoint, write_predictions
 from hpcgnn.train.prediction_file import check_ending
 from hpcgnn.train.trainer import Trainer
@@ -31,7 +31,7 @@ def trained(comm, shared_path):
     def train(**settings):
         graph = distribute(WHOLE, comm)
         graph = replace(graph, graph_fingerprint="f" * 16)
-        Trainer(graph, Config(**(SMALL | settings)), shared_path).run()
+        Trainer(graph, Config.of(**(SMALL | settings)), shared_path).run()
         comm.barrier()
         return read_checkpoint(shared_path, comm)
 

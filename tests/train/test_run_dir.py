@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.train.config import Config
 from hpcgnn.train.journal import Journal
 from hpcgnn.train.run_directory import held, write_config
 
@@ -34,7 +34,7 @@ def test_one_job_at_a_time(comm, shared_path):
 @pytest.mark.mpi
 def test_the_configuration_is_replaced_or_left(comm, shared_path):
     for hidden in (7, 9):
-        write_config(shared_path, comm, Config(hidden=hidden))
+        write_config(shared_path, comm, Config.of(hidden=hidden))
         assert json.loads((shared_path / "config.json").read_text())["hidden"] == hidden
         comm.barrier()
     with pytest.raises(OutputError, match="no such folder"):

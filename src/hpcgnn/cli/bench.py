@@ -8,13 +8,12 @@ import json
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import check_range
 from hpcgnn.errors import InputError
+from hpcgnn.settings import check_range
 
 if TYPE_CHECKING:
     from hpcgnn.bench.timing import Row
 
-HELP = "measure kernels beside peers"
 PARALLEL = True
 
 _MOST = 1 << 31

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcgnn.config import parse_size
 from hpcgnn.errors import InputError, say, warn
+from hpcgnn.settings import parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
@@ -18,7 +18,6 @@ from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.outputs import check_output
 from hpcgnn.system import resident_memory
 
-HELP = "turn source files into graph.h5"
 PARALLEL = False
 
 _RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from hpcgnn.comm.communicator import Communicator
 
-HELP = "check this installation"
 PARALLEL = None  # with MPI where it can be started: that it can't is one of the findings
 
 _NEEDED = ("numpy", "scipy", "torch", "h5py", "mpi4py")

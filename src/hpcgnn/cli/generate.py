@@ -13,7 +13,6 @@ from hpcgnn.errors import InputError, say
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-HELP = "make a random graph with communities, or an R-MAT graph"
 PARALLEL = True
 
 _HOMOPHILY, _EXPONENT = 0.55, 2.5

@@ -14,7 +14,6 @@ from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, GRAPH, PARTITION, PREDICTIONS
 
-HELP = "say what a file holds"
 PARALLEL = False
 
 _SHOWN_PARTS = 32

@@ -10,7 +10,6 @@ from hpcgnn.partition.pipeline import METHODS, partition_graph
 from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.partition.quality import table
 
-HELP = "cut a graph into parts, one per rank"
 PARALLEL = True
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.config import HIGHEST, check_range
 from hpcgnn.errors import InputError, printable, say, warn
+from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from hpcgnn.train.checkpoint.file import Checkpoint
     from hpcgnn.train.predict import Prediction
 
-HELP = "apply a checkpoint to every node"
 PARALLEL = True
 
 
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
-        from hpcgnn.config import Config
+        from hpcgnn.train.config import Config
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint, write_predictions
 
@@ -78,13 +76,13 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             path, checkpoint = read_checkpoint(Path(args.checkpoint), comm)
         args.checkpoint = str(path)
         # As in training, on what is there now; nothing is kept for a backward.
-        where = replace(checkpoint.config, transport="auto", mode="sar")
+        where = checkpoint.config.changed(transport="auto", mode="sar")
     split = _split(args, comm, checkpoint)
-    where = replace(where, device=args.device, halo_buffer=args.halo_buffer, split=split)
+    where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
     found, attributes = _predict(args, graph, checkpoint)
-    attributes |= {"split": where.split, "not_finite": found.not_finite}
+    attributes |= {"split": where.training.split, "not_finite": found.not_finite}
     with comm.at("write the predictions"):
         write_predictions(Path(args.output), graph, found.rows, attributes)
     if comm.rank == 0:
@@ -141,7 +139,7 @@ def _split(args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint 
     fingerprint = comm.broadcast(fingerprint, where="open the partition")
     trained = None
     if checkpoint is not None and checkpoint.graph_fingerprint == fingerprint:
-        trained = checkpoint.config.split
+        trained = checkpoint.config.training.split
     if args.split is None:
         return trained or 0
     if trained not in (None, args.split) and comm.rank == 0:

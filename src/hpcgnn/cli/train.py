@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.config import HIGHEST, Config, add_options, check_range, resolve
 from hpcgnn.errors import InputError, say
+from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.schema import GRAPH, PARTITION
+from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-HELP = "train a model on all ranks"
 PARALLEL = True
 
 
@@ -70,7 +69,7 @@ def resolve_together(args: argparse.Namespace, comm: Communicator) -> Config:
 
     with agreed(comm, "read the settings"):
         config = resolve(args, args.config)
-    require_same(comm, asdict(config), "settings", file=args.config)
+    require_same(comm, config.flat(), "settings", file=args.config)
     return config
 
 
@@ -97,13 +96,13 @@ def _train(
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     if trainer.begins:
         write_config(run_dir, comm, config)
-    unused = content_of(graph).unused(config)
+    unused = content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
-        print(note(unused, config), flush=True)
+        print(note(unused, config.model), flush=True)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
         say(
-            f"{config.model}: {config.layers} layers, {count:,} parameters on rank 0; "
+            f"{config.model.kind}: {config.model.layers} layers, {count:,} parameters on rank 0; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
             f"transport {ring.transport.name}; run directory {run_dir}"
         )
@@ -139,7 +138,7 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
     if kind != GRAPH:
         return source
     folder = Path("partitions")
-    target = folder / f"{source.stem}.{config.method}.p{comm.size}.h5"
+    target = folder / f"{source.stem}.{config.training.method}.p{comm.size}.h5"
     if not comm.broadcast(_is_partition_of(target, fingerprint, config), where="open partition"):
         with agreed(comm, "open partition"):
             if comm.rank == 0:
@@ -148,9 +147,9 @@ def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
             comm,
             source,
             comm.size,
-            method=config.method,
+            method=config.training.method,
             out=target,
-            seed=config.seed,
+            seed=config.training.seed,
             force=True,
             command="train",
         )
@@ -184,6 +183,6 @@ def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
     try:
         with Reader(path, PARTITION) as reader:
             same_graph = reader.text("graph_fingerprint") == fingerprint
-            return same_graph and reader.text("method") == config.method
+            return same_graph and reader.text("method") == config.training.method
     except Exception:  # not one that can be used
         return False

@@ -7,11 +7,11 @@ import torch._dynamo  # torch.optim imports it at its first use; better with all
 from torch import Tensor
 
 from hpcgnn import nn
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import edge_width
 from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
+from hpcgnn.models.settings import ModelSettings
 from hpcgnn.models.stack import ConvFactory, Flow, Stack, enter
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import NodeFeatures
@@ -55,67 +55,76 @@ class Model(torch.nn.Module):
         return self.stack.embed(graph, self.inputs(graph))
 
 
-def build_model(config: Config, graph: PartitionedGraph, num_outputs: int) -> Model:
-    """The model of `config` for this graph, with the same weights on every rank (by seed).
+def build_model(
+    settings: ModelSettings, graph: PartitionedGraph, num_outputs: int, seed: int
+) -> Model:
+    """The model of `settings` for this graph, with the same weights on every rank (by seed).
 
     Collective.
 
     Raises:
         InputError: the graph lacks what the model needs.
     """
-    torch.manual_seed(config.seed)
-    inputs = _inputs(config, graph, num_outputs)
+    torch.manual_seed(seed)
+    inputs = _inputs(settings, graph, num_outputs, seed)
     after: torch.nn.Module | None = None
-    if config.model == "appnp":
-        after = nn.APPNP(config.power, config.teleport)
-    elif config.model == "dagnn":
-        after = nn.AdaptiveDepth(num_outputs, config.power)
+    if settings.kind == "appnp":
+        after = nn.APPNP(settings.power, settings.teleport)
+    elif settings.kind == "dagnn":
+        after = nn.AdaptiveDepth(num_outputs, settings.power)
     stack = Stack(
         int(inputs.width),  # type: ignore[arg-type]
-        config.hidden,
+        settings.hidden,
         num_outputs,
-        config.layers,
-        _convolution(config, graph, num_outputs),
-        dropout=config.dropout,
-        input_dropout=config.input_dropout,
-        norm=config.norm,
-        activation=config.activation,
-        residual=config.residual,
-        head=config.head,
-        jumping=config.jumping,
+        settings.layers,
+        _convolution(settings, graph, num_outputs),
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        norm=settings.norm,
+        activation=settings.activation,
+        residual=settings.residual,
+        head=settings.head,
+        jumping=settings.jumping,
     )
     return Model(inputs, stack, after)
 
 
-def _inputs(config: Config, graph: PartitionedGraph, num_outputs: int) -> torch.nn.Module:
+def _inputs(
+    settings: ModelSettings, graph: PartitionedGraph, num_outputs: int, seed: int
+) -> torch.nn.Module:
     inputs: torch.nn.Module
     if graph.typed_features:
-        inputs = TypedInput(graph, config.embedding or config.hidden, config.seed)
-    elif config.embedding:
-        inputs = EmbeddingInput(graph, config.embedding, config.seed)
+        inputs = TypedInput(graph, settings.embedding or settings.hidden, seed)
+    elif settings.embedding:
+        inputs = EmbeddingInput(graph, settings.embedding, seed)
     else:
         inputs = FeatureInput(graph)
-    if config.labels_as_input:
-        inputs = LabelInput(inputs, num_outputs, config.labels_as_input)
+    if settings.labels_as_input:
+        inputs = LabelInput(inputs, num_outputs, settings.labels_as_input)
     return inputs
 
 
-def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> ConvFactory:
+def _convolution(settings: ModelSettings, graph: PartitionedGraph, num_outputs: int) -> ConvFactory:
     """`make(in, out, layer)`; attention heads are averaged where the output is read off."""
-    heads, attention_dropout = config.heads, config.attention_dropout
+    heads, attention_dropout = settings.heads, settings.attention_dropout
     edge_dim: int | None = None
-    if config.model in ("gat", "gatv2"):  # a rank without edges learns the width from others
+    if settings.kind in ("gat", "gatv2"):  # a rank without edges learns the width from others
         width = graph.ring.comm.allreduce(edge_width(graph), "max", where="edge features")
         edge_dim = width or None
 
     def attention(kind: type[nn.GATConv] | type[nn.GATv2Conv]) -> ConvFactory:
         def make(a: int, b: int, layer: int) -> torch.nn.Module:
-            last = config.head == "conv" and layer == config.layers
-            out, count = (b, config.output_heads or heads) if last else (b // heads, heads)
+            last = settings.head == "conv" and layer == settings.layers
+            out, count = (b, settings.output_heads or heads) if last else (b // heads, heads)
             return kind(
-                a, out, count, concat=not last, dropout=attention_dropout, edge_dim=edge_dim,
+                a,
+                out,
+                count,
+                concat=not last,
+                dropout=attention_dropout,
+                edge_dim=edge_dim,
                 layer=layer,
-            )  # fmt: skip
+            )
 
         return make
 
@@ -126,7 +135,7 @@ def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> C
     def relational(a: int, b: int, layer: int) -> torch.nn.Module:
         if not graph.num_relations:
             raise InputError("--model rgcn needs relations; convert the graph from triples")
-        return nn.RGCNConv(a, b, graph.num_relations, num_bases=config.bases or None)
+        return nn.RGCNConv(a, b, graph.num_relations, num_bases=settings.bases or None)
 
     makers: dict[str, ConvFactory] = {
         "gcn": lambda a, b, layer: nn.GCNConv(a, b),
@@ -135,8 +144,8 @@ def _convolution(config: Config, graph: PartitionedGraph, num_outputs: int) -> C
         "gatv2": attention(nn.GATv2Conv),
         "gin": isomorphism,
         "rgcn": relational,
-        "sgc": lambda a, b, layer: nn.SGConv(a, b, config.power),
+        "sgc": lambda a, b, layer: nn.SGConv(a, b, settings.power),
         "appnp": lambda a, b, layer: nn.Pointwise(a, b),
         "dagnn": lambda a, b, layer: nn.Pointwise(a, b),
     }
-    return makers[config.model]
+    return makers[settings.kind]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.models.settings import ModelSettings
 
 _ADDS_FEATURES_FIRST = ("gin", "rgcn")
 
@@ -32,30 +32,30 @@ class Facts:
     num_relations: int
 
 
-def check_model(config: Config, facts: Facts) -> None:
+def check_model(settings: ModelSettings, facts: Facts) -> None:
     """What the model reads.
 
     Raises:
         InputError: the graph lacks it.
     """
-    if facts.features == "none" and not config.embedding:
+    if facts.features == "none" and not settings.embedding:
         raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
-    if config.model == "rgcn" and not facts.num_relations:
+    if settings.kind == "rgcn" and not facts.num_relations:
         raise InputError("--model rgcn needs relations; convert the graph from triples")
-    if config.labels_as_input:
+    if settings.labels_as_input:
         if not facts.labels or facts.multilabel:
             raise InputError("--labels-as-input needs one class per node and a split")
-        if facts.features == "sparse" and not config.embedding:
+        if facts.features == "sparse" and not settings.embedding:
             raise InputError("--labels-as-input needs dense features")
 
 
-def check_host_features(config: Config) -> None:
+def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
     """Features that stay on the host, with a GPU.
 
     Raises:
         InputError: this model doesn't multiply them before all else.
     """
-    if config.model in _ADDS_FEATURES_FIRST or config.embedding or config.adversarial_steps:
+    if settings.kind in _ADDS_FEATURES_FIRST or settings.embedding or adversarial:
         raise InputError(
             "--features-on host needs a model that multiplies the features before all else: "
             "gcn, sage, gat, gatv2, sgc, appnp or dagnn, without --embedding and "
@@ -104,7 +104,7 @@ class Content:
     features: bool
     typed_features: bool
 
-    def unused(self, config: Config) -> list[str]:
+    def unused(self, settings: ModelSettings) -> list[str]:
         """Kinds, as `--ignore` calls them, that are there, not read, and not ignored on purpose."""
         held = {
             "weights": self.weights,
@@ -114,11 +114,11 @@ class Content:
             "types": self.types and not self.typed_features,
             "features": self.features and self.typed_features,
         }
-        ignored = ignored_by(config)
+        ignored = ignored_by(settings)
         return [
             kind
             for kind, there in held.items()
-            if there and kind not in ignored and config.model not in _READERS.get(kind, ())
+            if there and kind not in ignored and settings.kind not in _READERS.get(kind, ())
         ]
 
 
@@ -143,29 +143,29 @@ def edge_width(graph: PartitionedGraph) -> int:
     return max((int(features.shape[1]) for features in rows), default=0)
 
 
-def note(unused: list[str], config: Config) -> str:
+def note(unused: list[str], settings: ModelSettings) -> str:
     """One line that names what is there and not read."""
     *most, last = [_NAMES[kind] for kind in unused]
     names = f"{', '.join(most)} and {last}" if most else last
-    ignore = ",".join(sorted(ignored_by(config) | set(unused)))
+    ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
-        f"note: {names} of the graph are not used by --model {config.model}; "
+        f"note: {names} of the graph are not used by --model {settings.kind}; "
         f"--ignore {ignore} says that you know"
     )
 
 
-def ignored_by(config: Config) -> set[str]:
-    return set() if config.ignore == "none" else set(config.ignore.split(","))
+def ignored_by(settings: ModelSettings) -> set[str]:
+    return set() if settings.ignore == "none" else set(settings.ignore.split(","))
 
 
-def leave_out(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
+def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGraph:
     """The graph without what `--ignore` names, so that no model reads it.
 
     Raises:
         InputError: the model can't do without.
     """
-    ignored = ignored_by(config)
-    if "relations" in ignored and config.model == "rgcn":
+    ignored = ignored_by(settings)
+    if "relations" in ignored and settings.kind == "rgcn":
         raise InputError("--model rgcn reads relations: leave them out of --ignore")
     if "types" in ignored and graph.typed_features:
         raise InputError("the graph's features are by node type: leave types out of --ignore")

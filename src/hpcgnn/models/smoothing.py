@@ -93,9 +93,14 @@ def correct_and_smooth(
     count = graph.ring.comm.allreduce(int(known_N1.sum()), where="correct")
     sigma = total / max(count, 1)
     spread_NC = propagate(
-        graph, error_NC, alpha=correct_alpha, steps=steps, normalisation=normalisation,
-        low=-1.0, high=1.0,
-    )  # fmt: skip
+        graph,
+        error_NC,
+        alpha=correct_alpha,
+        steps=steps,
+        normalisation=normalisation,
+        low=-1.0,
+        high=1.0,
+    )
     scale_N1 = sigma / spread_NC.abs().sum(1, keepdim=True)
     scale_N1 = torch.where(torch.isinf(scale_N1) | (scale_N1 > 1000), 1.0, scale_N1)
     corrected_NC = soft_NC + scale_N1 * spread_NC

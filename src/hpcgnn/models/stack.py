@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch.nn import functional
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import Step
-from hpcgnn.models.jumping import largest, linear_of_all
 from hpcgnn.nn.dropout import Dropout, constant_dropout
 from hpcgnn.nn.layer import hops_of
-from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.nn.norm import NORMS, BatchNorm, GraphNorm
+from hpcgnn.sar.autograd import first_order
 
 Flow = Sequence[Step | None]
 ConvFactory = Callable[[int, int, int], torch.nn.Module]
@@ -69,11 +70,13 @@ class Stack(torch.nn.Module):
         fresh = norm != "none" or residual  # so that no layer keeps what the ReLU reads
         self.dropouts = torch.nn.ModuleList(
             Dropout(
-                dropout, layer=i + 1, relu=activation == "relu",
+                dropout,
+                layer=i + 1,
+                relu=activation == "relu",
                 in_place=fresh or not getattr(self.convs[i], "keeps_output", False),
             )
             for i in range(num_hidden)
-        )  # fmt: skip
+        )
         self._quieten()
         head_in = hidden * num_hidden if jumping == "cat" else hidden
         self.head = Linear(head_in, out_channels) if head == "linear" else None
@@ -168,3 +171,40 @@ def enter(
     if step.enter is not None and isinstance(x_NF, Tensor):
         x_NF = x_NF[step.enter]
     return step.graph, x_NF
+
+
+# Jumping knowledge (Xu et al. 2018) without an array of all layers: each is absorbed at once.
+
+
+def largest(layers: Iterable[Tensor]) -> Tensor:
+    """The largest of all layers, number by number: `[n, F]`; ties go to the earliest layer."""
+    return reduce(_Larger.apply, layers)
+
+
+def linear_of_all(layers: Iterable[Tensor], head: Linear) -> Tensor:
+    """`head` of all layers side by side: `[n, F]` each to `[n, C]`.
+
+    A product per layer, before the next layer: so backward holds one layer's gradient at a time.
+    """
+    out_NC: Tensor = head.weight.new_zeros(1) if head.bias is None else head.bias
+    columns = 0
+    for y_NF in layers:
+        weight_CF = head.weight[:, columns : columns + y_NF.shape[1]]
+        out_NC = out_NC + linear(y_NF, weight_CF)
+        columns += y_NF.shape[1]
+    return out_NC
+
+
+class _Larger(torch.autograd.Function):
+    """Keeps one byte per number for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, a_NF: Tensor, b_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(b_NF > a_NF)
+        return torch.maximum(a_NF, b_NF)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (second_NF,) = ctx.saved_tensors
+        return grads[0].masked_fill(second_NF, 0), grads[0] * second_NF

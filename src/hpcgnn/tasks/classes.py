@@ -40,9 +40,11 @@ class Task:
         else:
             known = labels >= 0
             total = functional.binary_cross_entropy_with_logits(
-                logits, labels.to(logits.dtype).clamp(min=0), known.to(logits.dtype),
+                logits,
+                labels.to(logits.dtype).clamp(min=0),
+                known.to(logits.dtype),
                 reduction="sum",
-            )  # fmt: skip
+            )
             total = total / logits.shape[1]
         return total / max(count, 1)
 

@@ -14,13 +14,14 @@ from hpcgnn.comm.device import describe, pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.staged import CudaCopier
-from hpcgnn.config import Config, parse_size
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import Facts, check_host_features, check_model
+from hpcgnn.settings import parse_size
 from hpcgnn.storage.read.load import load_partition
 from hpcgnn.tasks.classes import chosen_metric
+from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained
 
@@ -33,18 +34,19 @@ def open_part(path: str | Path, comm: Communicator, config: Config) -> Partition
             the host with this model.
         OutOfMemoryError: the part doesn't fit.
     """
-    device = pick_device(comm, config.device)
-    prepare(config.precision)
+    device = pick_device(comm, config.device.kind)
+    prepare(config.device.precision)
     if device.type == "cuda":
         _repeatable()
-    transport = choose_transport(comm, device, config.transport)
+    transport = choose_transport(comm, device, config.streaming.transport)
     ring = Ring(
         comm,
-        halo_buffer=parse_size(config.halo_buffer),
-        prefetch=config.prefetch,
+        halo_buffer=parse_size(config.streaming.halo_buffer),
+        prefetch=config.streaming.prefetch,
         transport=transport,
     )
-    graph = load_partition(path, comm, split=config.split, ring=ring, mode=config.mode)
+    split, mode = config.training.split, config.streaming.mode
+    graph = load_partition(path, comm, split=split, ring=ring, mode=mode)
     text = describe(comm, device)
     if comm.rank == 0:
         print(f"device: {text}", flush=True)
@@ -54,8 +56,8 @@ def open_part(path: str | Path, comm: Communicator, config: Config) -> Partition
 def place(graph: PartitionedGraph, device: torch.device, config: Config) -> PartitionedGraph:
     """The part on a GPU, its features there or in pinned host memory."""
     features = graph.features
-    if config.features_on == "host" and isinstance(features, Tensor):
-        check_host_features(config)
+    if config.device.features_on == "host" and isinstance(features, Tensor):
+        check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
         rows = HostRows(features.pin_memory(), CudaCopier(device))
         graph = replace(graph, features=rows)
     with explained(graph, config, device):
@@ -78,7 +80,8 @@ def check_training(config: Config, facts: Facts) -> None:
     """
     if not facts.labels:
         raise InputError("the graph has no labels or no split, so nothing can be learned from it")
-    chosen_metric(config.metric, facts.multilabel, facts.num_outputs)
-    check_model(config, facts)
-    if config.adversarial_steps and facts.features == "sparse" and not config.embedding:
+    chosen_metric(config.training.metric, facts.multilabel, facts.num_outputs)
+    check_model(config.model, facts)
+    made_dense = config.model.embedding > 0
+    if config.training.adversarial_steps and facts.features == "sparse" and not made_dense:
         raise InputError("--adversarial-steps needs dense features")

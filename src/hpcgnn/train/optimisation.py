@@ -12,40 +12,43 @@ import torch._dynamo  # torch.optim imports it at its first use; better with all
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import leave_out
 from hpcgnn.nn.embedding import initial_rows
+from hpcgnn.train.config import Config
 
 
 def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
     """The graph as the configuration has it: what to ignore, streaming, savings, random numbers."""
+    streaming = config.streaming
     execution = Execution(
         graph.ring,
-        mode=config.mode,
-        seed=config.seed,
-        fewest_rows=config.fewest_rows,
-        narrow_first=config.narrow_first,
-        cache_first=config.cache_first,
+        mode=streaming.mode,
+        seed=config.training.seed,
+        fewest_rows=streaming.fewest_rows,
+        narrow_first=streaming.narrow_first,
+        cache_first=streaming.cache_first,
     )
-    return replace(leave_out(graph, config), execution=execution)
+    return replace(leave_out(graph, config.model), execution=execution)
 
 
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> Optimizer:
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
+    settings = config.optimiser
+    return kinds[settings.kind](parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def learning_rate(config: Config, epoch: int) -> float:
     """The learning rate of an epoch (from 1); without state, so that a resumed run agrees."""
-    if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * (epoch - 1) / max(config.epochs, 1))) / 2
-    if config.schedule == "step":
-        return config.lr * config.gamma ** ((epoch - 1) // config.step_size)
-    return config.lr
+    optimiser, epochs = config.optimiser, config.training.epochs
+    if optimiser.schedule == "cosine":
+        return optimiser.lr * (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1))) / 2
+    if optimiser.schedule == "step":
+        return optimiser.lr * optimiser.gamma ** ((epoch - 1) // optimiser.step_size)
+    return optimiser.lr
 
 
 CHOICES = ("fp32", "tf32", "bf16")
@@ -72,13 +75,13 @@ class Attack:
     """
 
     def __init__(self, model: Model, graph: PartitionedGraph, config: Config) -> None:
-        self.steps, self.size = config.adversarial_steps, config.adversarial_size
+        self.steps, self.size = config.training.adversarial_steps, config.training.adversarial_size
         x_NF = model.inputs(graph)
         if not isinstance(x_NF, Tensor):
             raise InputError("--adversarial-steps needs dense features")
         self.model, self.graph = model, graph
         width = x_NF.shape[1]
-        unit_NF = initial_rows(graph.node_ids, width, config.seed + 7919 * graph.epoch)
+        unit_NF = initial_rows(graph.node_ids, width, config.training.seed + 7919 * graph.epoch)
         bound = (6 / width) ** 0.5
         self.shift_NF = (unit_NF * (self.size / bound)).requires_grad_()
 

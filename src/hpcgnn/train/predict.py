@@ -15,7 +15,7 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.models.build import build_model
+from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.nn.embedding import is_sharded
@@ -25,6 +25,7 @@ from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.state import check_stored, restore_model
 from hpcgnn.train.checkpoint.writing import best_or_last
+from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import arithmetic, configure
 from hpcgnn.train.prediction_file import PredictionFile
 
@@ -78,22 +79,26 @@ class Predictor:
         self.graph = graph = configure(graph, config)
         # Older checkpoints don't say what they learned; their own graph does.
         known = checkpoint.task
-        self.task = Task.of(known, path) if known else find_task(graph, config.metric)
-        if config.labels_as_input:
+        self.task = Task.of(known, path) if known else find_task(graph, config.training.metric)
+        if config.model.labels_as_input:
             _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
-        check_model(config, facts_of(graph))
+        check_model(config.model, facts_of(graph))
         self.device = graph.node_ids.device
         with torch.device("meta"):
-            shapes = build_model(config, graph, self.task.num_outputs)
+            shapes = self._build(config)
         with agreed(graph.ring.comm, "fit the checkpoint"):
             check_stored(shapes, checkpoint, path)
-        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
+        self.model = self._build(config).to(self.device)
         sharded: dict[str, np.ndarray] = {}
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
             if any(is_sharded(parameter) for parameter in self.model.parameters()):
                 sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
             restore_model(self.model, self.checkpoint, sharded, path)
         self.model.eval()
+
+    def _build(self, config: Config) -> Model:
+        seed = config.training.seed
+        return build_model(config.model, self.graph, self.task.num_outputs, seed)
 
     @torch.no_grad()
     def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
@@ -112,7 +117,7 @@ class Predictor:
             raise InputError("--correct-and-smooth needs one class per node")
         if smooth:
             _check_known_labels(graph, self.task, "--correct-and-smooth")
-        with arithmetic(self.checkpoint.config.precision, self.device):
+        with arithmetic(self.checkpoint.config.device.precision, self.device):
             scores = model(graph).float()
         rows: dict[str, np.ndarray] = {}
         if self.task.multilabel:

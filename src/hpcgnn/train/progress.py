@@ -44,6 +44,21 @@ class Progress:
         """Whether better validation was awaited for `patience` epochs; 0 waits for ever."""
         return 0 < patience <= self.waited
 
+    def reason(self, patience: int) -> str:
+        """Why training ended, as `report` shows it."""
+        if not self.ran_out(patience):
+            return "finished"
+        waited = f"no better validation for {self.waited} epochs"
+        return f"finished by --patience {patience}: {waited}"
+
+    def best_line(self, metric: str, nothing: str, epoch: int) -> str:
+        """The best score in words; without one `nothing`, and what there is after `epoch`."""
+        if self.best is None:
+            return f"{nothing}: there is no best.h5; last.h5 is the checkpoint of epoch {epoch}"
+        text = f"best valid {metric} {100 * self.best:.2f} % at epoch {self.best_epoch}"
+        test = self.test_at_best
+        return text if test is None else f"{text}, test there {100 * test:.2f} %"
+
     def stored(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.write import atomic
+from hpcgnn.train.config import Config
 from hpcgnn.train.journal import check_regular
 
+ENDED = "ENDED"  # one line that says how a run ended
+REQUEUE = "REQUEUE"  # left by a run that stopped early, and is to be resumed
 PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
 _POLL = 0.5
 _START_BYTES = 1 << 16
@@ -86,7 +88,7 @@ def _refuse_others(run_dir: Path) -> None:
     signs = {
         run_dir / "config.json": b'"halo_buffer":',
         run_dir / "metrics.jsonl": b'"epoch_seconds":',
-        run_dir / "REQUEUE": None,
+        run_dir / REQUEUE: None,
         **dict.fromkeys(run_dir.glob("profile/rank-*.json"), b'"schemaVersion":'),
     }
     for path, sign in signs.items():
@@ -134,7 +136,6 @@ def _lock(descriptor: int, run_dir: Path, patience: float) -> None:
             return
 
 
-ENDED = "ENDED"
 _LONGEST = 1000  # characters of a line
 
 

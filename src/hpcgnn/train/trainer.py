@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.config import Config
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, OutputError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import message_flow
@@ -25,20 +24,20 @@ from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
 from hpcgnn.tasks.classes import find_task, labelled
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
-from hpcgnn.train.checkpoint.resume import check_resumed
+from hpcgnn.train.checkpoint.resume import newest_of_run
 from hpcgnn.train.checkpoint.state import capture, restore_model, restore_optimizer
 from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.config import Config
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.journal import Journal
 from hpcgnn.train.open import check_training
 from hpcgnn.train.optimisation import Attack, arithmetic, build_optimizer, configure, learning_rate
 from hpcgnn.train.progress import Progress
-from hpcgnn.train.run_directory import ENDED, note_end
+from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Counters, Profile, Reporter, Stopwatch, over_ranks
 
 NO_VALIDATION = "no validation node has a label that can be scored"
-REQUEUE = "REQUEUE"  # left in the run directory by a run that stopped early
 
 
 class Trainer:
@@ -70,25 +69,19 @@ class Trainer:
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
         check_training(config, facts_of(graph))
-        self.task = find_task(graph, config.metric)
+        self.task = find_task(graph, config.training.metric)
         labels = graph.labels
         masks = (graph.train_mask, graph.valid_mask, graph.test_mask)
         if labels is None or masks[0] is None:
             raise InputError("the graph has no labels")
-        self.labels = labels
-        self.masks = masks
-        self.validated = masks[1] is not None and self.task.is_scored(graph, masks[1])
-        if config.patience and not self.validated:
-            raise InputError(
-                f"--patience {config.patience} needs validation nodes whose {self.task.metric} is "
-                "defined, and this split has none: leave it out, or choose another --split"
-            )
-        if not self.validated and self.comm.rank == 0:
-            warn(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept")
-        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.keep)
+        self.labels, self.masks = labels, masks
+        self.validated = self._is_validated()
+        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.checkpoints.keep)
         # Before the model is built: one of other settings may not even fit the graph.
-        found = self._find_checkpoint() if resume else None
-        self.model = build_model(config, graph, self.task.num_outputs).to(self.device)
+        found = newest_of_run(self.store, graph, config) if resume else None
+        self.model = build_model(
+            config.model, graph, self.task.num_outputs, config.training.seed
+        ).to(self.device)
         self.parameters = list(self.model.parameters())
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
         self.optimizer = build_optimizer(config, self.parameters)
@@ -99,9 +92,23 @@ class Trainer:
         self.journal = self._open_journal()
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
-        self.reporter = Reporter(config.epochs, self.task.metric)
+        self.reporter = Reporter(config.training.epochs, self.task.metric)
         self.train_rows = labelled(labels, masks[0])
         self.flow = self._message_flow()
+
+    def _is_validated(self) -> bool:
+        """Whether validation gives a score; without, patience is refused."""
+        valid, patience = self.masks[1], self.config.training.patience
+        if valid is not None and self.task.is_scored(self.graph, valid):
+            return True
+        if patience:
+            raise InputError(
+                f"--patience {patience} needs validation nodes whose {self.task.metric} is "
+                "defined, and this split has none: leave it out, or choose another --split"
+            )
+        if self.comm.rank == 0:
+            warn(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept")
+        return False
 
     @property
     def begins(self) -> bool:
@@ -111,7 +118,8 @@ class Trainer:
     @property
     def ended(self) -> bool:
         """Whether nothing is left to be trained: by the number of epochs, or by patience."""
-        return self.epoch >= self.config.epochs or self.progress.ran_out(self.config.patience)
+        training = self.config.training
+        return self.epoch >= training.epochs or self.progress.ran_out(training.patience)
 
     def run(self, profile: Profile | None = None) -> bool:
         """Train to the end, or to an agreed stop; whether the end was reached."""
@@ -123,8 +131,7 @@ class Trainer:
             raise
 
     def _run(self, profile: Profile | None) -> bool:
-        limit, longest = TimeLimit(), 0.0
-        finished = True
+        limit, longest, finished = TimeLimit(), 0.0, True
         with ExitStack() as signals:
             request = self.stop or signals.enter_context(StopRequest())
             while not self.ended:
@@ -135,15 +142,16 @@ class Trainer:
                     profile.step()
                 self._take_note(record)
                 longest = max(longest, time.perf_counter() - start)
-                margin = self.config.time_margin + 2 * longest
+                margin = self.config.training.time_margin + 2 * longest
                 reason = request.reason
                 if self.comm.rank == 0 and limit.seconds_left() < margin:
                     reason = reason or "the time limit"
                 finished = not self._stops(reason) or self.ended
                 if not finished:
                     break
-                if not self.ended:
-                    self._maybe_save()
+                every = self.config.checkpoints.every
+                if not self.ended and every and self.epoch % every == 0:
+                    self._save()
             if self.epoch > self.start or self.start == 0:
                 self._save()
             self.store.finish()
@@ -176,7 +184,7 @@ class Trainer:
             group["lr"] = learning_rate(self.config, epoch)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config.adversarial_steps:
+        if self.config.training.adversarial_steps:
             attack = Attack(self.model, self.graph, self.config)
             total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
         else:
@@ -204,15 +212,15 @@ class Trainer:
         return total
 
     def _logits(self, x_NF: Tensor | None = None, flow: Flow | None = None) -> Tensor:
-        with arithmetic(self.config.precision, self.device):
+        with arithmetic(self.config.device.precision, self.device):
             logits: Tensor = self.model(self.graph, x_NF, flow)
         return logits.float()
 
     def _message_flow(self) -> Flow | None:
         """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
         config = self.config
-        whole = config.norm in ("batch", "graph") or config.jumping != "none"
-        if not config.prune or whole:
+        whole = config.model.norm in ("batch", "graph") or config.model.jumping != "none"
+        if not config.streaming.prune or whole:
             return None
         target_N = torch.zeros(self.graph.num_local_nodes, dtype=torch.bool, device=self.device)
         target_N[self.train_rows] = True
@@ -259,11 +267,11 @@ class Trainer:
                 self._save(best=True)
 
     def _evaluates(self, epoch: int) -> bool:
-        return epoch % self.config.eval_every == 0 or epoch == self.config.epochs
+        return epoch % self.config.training.eval_every == 0 or epoch == self.config.training.epochs
 
     def _stops(self, reason: str) -> bool:
         """Whether a rank was asked to stop; the same on all ranks."""
-        failed = bool(self.store.failure()) and self.config.fail_on_checkpoint
+        failed = bool(self.store.failure()) and self.config.checkpoints.must_succeed
         asked = self.comm.size - self.comm.rank if reason else 0
         flags = np.array([asked, failed], np.int64)
         stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
@@ -272,11 +280,6 @@ class Trainer:
         if stop and stop == asked:  # the first of those that were asked says so
             self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
         return bool(stop)
-
-    def _maybe_save(self) -> None:
-        every = self.config.checkpoint_every
-        if every and self.epoch % every == 0:
-            self._save()
 
     def _save(self, best: bool = False) -> None:
         arrays, sharded = capture(
@@ -293,23 +296,6 @@ class Trainer:
             sharded=sharded,
         )
         self.store.save(checkpoint, best=best)
-
-    def _find_checkpoint(self) -> tuple[Path, Checkpoint] | None:
-        """The newest whole checkpoint, of this graph and with the settings that define this run."""
-        found = self.store.newest()
-        if found is None:
-            return None
-        path, checkpoint = found
-        if checkpoint.graph_fingerprint != self.graph.graph_fingerprint:
-            raise InputError(
-                f"is of another graph ({checkpoint.graph_fingerprint}, not "
-                f"{self.graph.graph_fingerprint}); choose another --run-dir",
-                file=path,
-            )
-        changes = check_resumed(checkpoint.config, self.config, path, checkpoint.epoch)
-        if changes and self.comm.rank == 0:
-            warn(f"hpcgnn: warning: {path}: {changes}")
-        return found
 
     def _restore(self, path: Path, checkpoint: Checkpoint) -> None:
         self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path)
@@ -328,7 +314,7 @@ class Trainer:
         with agreed(self.comm, "metrics.jsonl"):
             if self.comm.rank == 0:
                 path = self.run_dir / "metrics.jsonl"
-                journal = Journal(path, self.epoch, self.config.epochs)
+                journal = Journal(path, self.epoch, self.config.training.epochs)
                 try:
                     for name in (REQUEUE, ENDED):
                         path = self.run_dir / name
@@ -348,7 +334,7 @@ class Trainer:
         if not finished:
             self.reporter.say(f"stopped after epoch {self.epoch}; run again with --resume")
             return
-        reason = self._reason()
+        reason = self.progress.reason(self.config.training.patience)
         if self.epoch == self.start > 0:
             self.reporter.say(
                 f"{reason} at epoch {self.epoch}; nothing was left to train: more --epochs go on, "
@@ -356,25 +342,9 @@ class Trainer:
             )
         elif reason != "finished":
             self.reporter.say(f"{reason}, after epoch {self.epoch}")
-        self.reporter.say(self._best())
+        nothing = "no validation gave a score" if self.validated else NO_VALIDATION
+        self.reporter.say(self.progress.best_line(self.task.metric, nothing, self.epoch))
         note_end(self.run_dir, reason)
-
-    def _reason(self) -> str:
-        """Why training ended, as `report` shows it."""
-        progress, patience = self.progress, self.config.patience
-        if not progress.ran_out(patience):
-            return "finished"
-        waited = f"no better validation for {progress.waited} epochs"
-        return f"finished by --patience {patience}: {waited}"
-
-    def _best(self) -> str:
-        progress, metric = self.progress, self.task.metric
-        if progress.best is None:
-            what = "no validation gave a score" if self.validated else NO_VALIDATION
-            return f"{what}: there is no best.h5; last.h5 is the checkpoint of epoch {self.epoch}"
-        text = f"best valid {metric} {100 * progress.best:.2f} % at epoch {progress.best_epoch}"
-        test = progress.test_at_best
-        return text if test is None else f"{text}, test there {100 * test:.2f} %"
 
     def _ask_for_requeue(self) -> None:
         with agreed(self.comm, REQUEUE):
@@ -399,7 +369,7 @@ class Trainer:
 
     def _check_failure(self, ended: bool = False) -> None:
         failure = self.store.missing() if ended else ""
-        if self.config.fail_on_checkpoint:
+        if self.config.checkpoints.must_succeed:
             failure = failure or self.store.error
         failure = self.comm.broadcast(failure, where="checkpoint failure")
         if failure:
@@ -408,8 +378,7 @@ class Trainer:
     def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
         """All ranks raise; `place` says where it began."""
         self.store.finish()
-        newest = self.store.paths()
-        last = str(newest[0]) if newest else "none yet"
+        last = next(map(str, self.store.paths()), "none yet")
         raise NumericalError(
             f"{what} in epoch {epoch}, first in {place}; lower --lr; last good checkpoint: {last}"
         )

@@ -19,12 +19,12 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config, from_mapping
 from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, VERSION
 from hpcgnn.storage.write import atomic
+from hpcgnn.train.config import Config, from_mapping
 
 MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
@@ -145,18 +145,20 @@ def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | 
             raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
     held = sum(name.startswith("model/") for name in shapes)
     lengths = {n for name, s in shapes.items() if not name.startswith("optimizer/") for n in s}
-    deep = config.layers > 1 or config.head == "linear"
+    model = config.model
+    deep = model.layers > 1 or model.head == "linear"
     wrong = {
-        "layers": config.layers > held,  # every layer has parameters
-        "hidden": deep and config.hidden not in lengths,
-        "embedding": config.embedding > 0 and config.embedding not in lengths,
+        "layers": model.layers > held,  # every layer has parameters
+        "hidden": deep and model.hidden not in lengths,
+        "embedding": model.embedding > 0 and model.embedding not in lengths,
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
             raise InputError(
-                f"its configuration doesn't fit its {held} parameters: --{name}", file=path,
-                value=getattr(config, name),
-            )  # fmt: skip
+                f"its configuration doesn't fit its {held} parameters: --{name}",
+                file=path,
+                value=getattr(model, name),
+            )
 
 
 def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> None:
@@ -167,16 +169,20 @@ def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> N
         undefined = name == "test_at_best" and score != score  # without test nodes
         if not (score is None or undefined or (number and 0 <= score <= 1)):
             raise InputError(
-                f"{name} must be null or a score between 0 and 1", file=path, dataset="progress",
+                f"{name} must be null or a score between 0 and 1",
+                file=path,
+                dataset="progress",
                 value=score,
-            )  # fmt: skip
+            )
     best = progress.get("best_epoch")
     least = 0 if progress["best"] is None else 1
     if type(best) is not int or not least <= best <= epoch:
         raise InputError(
-            f"best_epoch must be an epoch in {least} .. {epoch}", file=path, dataset="progress",
+            f"best_epoch must be an epoch in {least} .. {epoch}",
+            file=path,
+            dataset="progress",
             value=best,
-        )  # fmt: skip
+        )
     for name, value in progress.items():
         if not isinstance(value, str | int | float | None):
             raise InputError(f"{name} must be a number or text", file=path, dataset="progress")
@@ -203,9 +209,11 @@ def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray
             twice = places[(counts > 1) | seen[places]]
             if len(twice):
                 raise InputError(
-                    "has two learned embeddings for a node", file=path, dataset=group,
+                    "has two learned embeddings for a node",
+                    file=path,
+                    dataset=group,
                     value=int(node_ids[twice[0]]),
-                )  # fmt: skip
+                )
             seen[target] = True
             names = [name for name in reader.names(group) if name != "ids"]
             if found and names != list(found):

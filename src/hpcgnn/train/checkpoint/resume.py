@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from hpcgnn.config import DEFINING, TOLD, Config, flag
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, warn
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.settings import DEFINING, TOLD, flag
+from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.config import Config, options
 from hpcgnn.train.optimisation import learning_rate
 
 _STEPS = ("step_size", "gamma")  # only of the step schedule
+
+
+def newest_of_run(
+    store: CheckpointStore, graph: PartitionedGraph, config: Config
+) -> tuple[Path, Checkpoint] | None:
+    """The newest whole checkpoint and its file; None without one. Collective.
+
+    Raises:
+        InputError: it is of another graph, or a setting that defines the run differs.
+    """
+    found = store.newest()
+    if found is None:
+        return None
+    path, checkpoint = found
+    if checkpoint.graph_fingerprint != graph.graph_fingerprint:
+        raise InputError(
+            f"is of another graph ({checkpoint.graph_fingerprint}, not "
+            f"{graph.graph_fingerprint}); choose another --run-dir",
+            file=path,
+        )
+    changes = check_resumed(checkpoint.config, config, path, checkpoint.epoch)
+    if changes and graph.ring.comm.rank == 0:
+        warn(f"hpcgnn: warning: {path}: {changes}")
+    return found
 
 
 def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
@@ -34,10 +61,10 @@ def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
 
 def _told(former: Config, now: Config, epoch: int) -> str:
     changed = _changed(former, now, TOLD)
-    schedules = {former.schedule, now.schedule}
+    schedules = {former.optimiser.schedule, now.optimiser.schedule}
     if "step" not in schedules:
         changed = [name for name in changed if name not in _STEPS]
-    if "cosine" in schedules and former.epochs != now.epochs:
+    if "cosine" in schedules and former.training.epochs != now.training.epochs:
         changed.append("epochs")
     if not changed:
         return ""
@@ -50,16 +77,17 @@ def _told(former: Config, now: Config, epoch: int) -> str:
 
 
 def _changed(former: Config, now: Config, kind: str) -> list[str]:
+    then, later = former.flat(), now.flat()
     return [
-        entry.name
-        for entry in dataclasses.fields(Config)
-        if entry.metadata["resume"] == kind
-        and getattr(former, entry.name) != getattr(now, entry.name)
+        option
+        for option, place in options().items()
+        if place.setting.resume == kind and then[option] != later[option]
     ]
 
 
 def _options(config: Config, names: list[str]) -> str:
-    return " ".join(_option(name, getattr(config, name)) for name in names)
+    values = config.flat()
+    return " ".join(_option(name, values[name]) for name in names)
 
 
 def _option(name: str, value: object) -> str:

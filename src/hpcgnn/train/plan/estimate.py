@@ -23,7 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
-from hpcgnn.config import Config, parse_size
+from hpcgnn.settings import parse_size
+from hpcgnn.train.config import Config
 
 IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
 BASE = 30_000_000
@@ -89,35 +90,37 @@ class Layer:
 
 def layers(shape: Shape, config: Config) -> list[Layer]:
     """The convolutions, and the propagation after them where the model has some."""
-    widths = [_input_width(shape, config)] + [config.hidden] * (config.layers - 1)
-    if config.head == "conv" and config.jumping == "cat" and config.layers > 1:
-        widths[-1] *= config.layers - 1
-    widths.append(config.hidden if config.head == "linear" else shape.outputs)
+    model = config.model
+    widths = [_input_width(shape, config)] + [model.hidden] * (model.layers - 1)
+    if model.head == "conv" and model.jumping == "cat" and model.layers > 1:
+        widths[-1] *= model.layers - 1
+    widths.append(model.hidden if model.head == "linear" else shape.outputs)
     found = []
     for index, (a, b) in enumerate(pairwise(widths), 1):
-        sent, returned = _traffic(config, a, b, last=index == config.layers)
+        sent, returned = _traffic(config, a, b, last=index == model.layers)
         if index == 1 and _first_cached(shape, config):
             sent = returned = 0
         found.append(Layer(a, b, sent, returned))
-    if config.model in ("appnp", "dagnn"):
-        steps = config.power * shape.outputs
+    if model.kind in ("appnp", "dagnn"):
+        steps = model.power * shape.outputs
         found.append(Layer(0, 0, steps, steps))
     return found
 
 
 def estimate(shape: Shape, config: Config) -> Memory:
     """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
+    model = config.model
     n, width = shape.nodes, _input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
     edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
-    pairs = PAIR_BYTES * shape.edges if config.model == "rgcn" else 0
+    pairs = PAIR_BYTES * shape.edges if model.kind == "rgcn" else 0
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
     activations = _activations(shape, config, halo)
-    scratch = EDGE_SCRATCH.get(config.model, 0) * shape.edges
+    scratch = EDGE_SCRATCH.get(model.kind, 0) * shape.edges
     backward = max(_backward(shape, config), scratch - activations)
-    copies = 2 + (2 if config.optimizer != "sgd" else 0)
+    copies = 2 + (2 if config.optimiser.kind != "sgd" else 0)
     parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
-    parameters += 4 * n * config.embedding * copies
+    parameters += 4 * n * model.embedding * copies
     return Memory(
         features=features,
         first_sum=4 * n * width if _first_cached(shape, config) else 0,
@@ -132,39 +135,41 @@ def estimate(shape: Shape, config: Config) -> Memory:
 
 def _activations(shape: Shape, config: Config, halo: int) -> int:
     """Bytes kept from forward to backward."""
+    model = config.model
     n, width = shape.nodes, _input_width(shape, config)
-    attention = config.model in LAST
-    kept = KEPT[config.model] + (config.norm != "none")
+    attention = model.kind in LAST
+    kept = KEPT[model.kind] + (model.norm != "none")
     # What ELU reads is kept, and in attention layers once for both.
-    shared = attention and config.norm == "none" and not config.residual
-    kept += config.activation == "elu" and not shared
-    kept += attention and config.residual
-    count = config.layers - (config.head == "conv")
-    numbers = n * config.hidden * kept * count
-    if config.jumping == "max":
-        numbers += (4 + count) * n * config.hidden // 4
-    if config.jumping == "cat" and config.head == "conv":
-        numbers += n * config.hidden * count
-    if config.mode != "sar" and attention:
-        rows = halo + (n if config.model == "gat" else 0)  # what came, and GAT's own products
+    shared = attention and model.norm == "none" and not model.residual
+    kept += model.activation == "elu" and not shared
+    kept += attention and model.residual
+    count = model.layers - (model.head == "conv")
+    numbers = n * model.hidden * kept * count
+    if model.jumping == "max":
+        numbers += (4 + count) * n * model.hidden // 4
+    if model.jumping == "cat" and model.head == "conv":
+        numbers += n * model.hidden * count
+    if config.streaming.mode != "sar" and attention:
+        rows = halo + (n if model.kind == "gat" else 0)  # what came, and GAT's own products
         numbers += rows * sum(layer.sent for layer in layers(shape, config))
     if not _first_cached(shape, config) and (shape.stored is None or _made_dense(config)):
-        numbers += n * width * (2 if config.input_dropout else 1)
-    if config.adversarial_steps:
+        numbers += n * width * (2 if model.input_dropout else 1)
+    if config.training.adversarial_steps:
         numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
     return 4 * numbers
 
 
 def _backward(shape: Shape, config: Config) -> int:
     """Bytes of gradients and scratch of the layer that takes most."""
-    heads = config.output_heads or config.heads
-    hidden = config.hidden if config.layers > 1 or config.head == "linear" else 0
-    numbers = BACKWARD.get(config.model, 2.5) * hidden + 2 * shape.outputs
-    if config.head == "conv":
-        numbers = max(numbers, LAST.get(config.model, 0) * heads * shape.outputs)
-    if config.model == "dagnn":
-        numbers = max(numbers, (config.power + 4) * shape.outputs)
-    if config.precision == "bf16":
+    model = config.model
+    heads = model.output_heads or model.heads
+    hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
+    numbers = BACKWARD.get(model.kind, 2.5) * hidden + 2 * shape.outputs
+    if model.head == "conv":
+        numbers = max(numbers, LAST.get(model.kind, 0) * heads * shape.outputs)
+    if model.kind == "dagnn":
+        numbers = max(numbers, (model.power + 4) * shape.outputs)
+    if config.device.precision == "bf16":
         numbers += 2 * hidden
     return int(4 * shape.nodes * numbers)
 
@@ -177,7 +182,7 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
     if shape.volume is None:
         return None
     found = layers(shape, config)
-    passes = 1 + 1 / config.eval_every + config.adversarial_steps
+    passes = 1 + 1 / config.training.eval_every + config.training.adversarial_steps
     numbers = sum(passes * layer.sent + layer.returned for layer in found)
     return int(4 * shape.volume * numbers)
 
@@ -198,29 +203,33 @@ def smallest_ranks(
 
 
 def _input_width(shape: Shape, config: Config) -> int:
-    width = config.embedding + shape.features
-    return width + (shape.outputs if config.labels_as_input else 0)
+    model = config.model
+    width = model.embedding + shape.features
+    return width + (shape.outputs if model.labels_as_input else 0)
 
 
 def _made_dense(config: Config) -> bool:
     """Whether sparse features become an array of their own."""
-    return bool(config.embedding) or config.model == "rgcn"
+    model = config.model
+    return bool(model.embedding) or model.kind == "rgcn"
 
 
 def _first_cached(shape: Shape, config: Config) -> bool:
-    constant = not (config.embedding or config.input_dropout or config.labels_as_input)
-    constant = constant and not config.adversarial_steps and shape.stored is None
-    return constant and config.cache_first and config.model in ("sage", "gcn", "sgc")
+    model = config.model
+    constant = not (model.embedding or model.input_dropout or model.labels_as_input)
+    constant = constant and not config.training.adversarial_steps and shape.stored is None
+    return constant and config.streaming.cache_first and model.kind in ("sage", "gcn", "sgc")
 
 
 def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
-    narrow = min(a, b) if config.narrow_first else a
-    if config.model in ("gat", "gatv2"):
-        heads, wide = config.heads, b
-        if last and config.head == "conv":
-            heads = config.output_heads or heads
+    model = config.model
+    narrow = min(a, b) if config.streaming.narrow_first else a
+    if model.kind in ("gat", "gatv2"):
+        heads, wide = model.heads, b
+        if last and model.head == "conv":
+            heads = model.output_heads or heads
             wide = b * heads
-        if config.model == "gat":
+        if model.kind == "gat":
             return wide + heads, wide + 4 * heads
         return wide, 2 * wide
     return {
@@ -228,30 +237,33 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
         "gcn": (narrow, narrow),
         "gin": (a, a),
         "rgcn": (a, b),
-        "sgc": (config.power * narrow, config.power * narrow),
-    }.get(config.model, (0, 0))
+        "sgc": (model.power * narrow, model.power * narrow),
+    }.get(model.kind, (0, 0))
 
 
 def _parameters(shape: Shape, config: Config) -> int:
-    total = shape.outputs * config.hidden if config.head == "linear" else 0
+    model = config.model
+    total = shape.outputs * model.hidden if model.head == "linear" else 0
     for layer in layers(shape, config):
         a, b = layer.inputs, layer.outputs
-        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + (config.bases or shape.relations)}
-        total += (copies.get(config.model, 1) + config.residual) * a * b + 3 * b
-        if config.model == "gin":
+        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + (model.bases or shape.relations)}
+        total += (copies.get(model.kind, 1) + model.residual) * a * b + 3 * b
+        if model.kind == "gin":
             total += b * b
-        elif config.model in ("gat", "gatv2") and b == shape.outputs:
-            total += (config.heads - 1) * a * b
+        elif model.kind in ("gat", "gatv2") and b == shape.outputs:
+            total += (model.heads - 1) * a * b
     return total
 
 
 def _buffers(shape: Shape, config: Config) -> int:
+    model = config.model
     if shape.ranks == 1:
         return 0
     rows = shape.nodes if shape.halo is None else shape.halo
     widest = max(max(layer.sent, layer.returned) for layer in layers(shape, config))
-    if config.model in ("appnp", "dagnn", "sgc"):
-        widest = max(config.hidden, shape.outputs)
-    if config.mode == "oneshot":
+    if model.kind in ("appnp", "dagnn", "sgc"):
+        widest = max(model.hidden, shape.outputs)
+    if config.streaming.mode == "oneshot":
         return 2 * 4 * rows * widest
-    return min(parse_size(config.halo_buffer), 4 * config.prefetch * 2 * rows * widest)
+    streaming = config.streaming
+    return min(parse_size(streaming.halo_buffer), 4 * streaming.prefetch * 2 * rows * widest)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import OutOfMemoryError
-from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.train.plan.estimate import Shape, estimate, smallest_ranks
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import estimate, smallest_ranks
+from hpcgnn.train.plan.shapes import largest_of, shape_of
 from hpcgnn.train.telemetry import human
 
-_IMBALANCE = 1.15  # nodes of the largest part over the mean
 _USABLE = 0.92  # of a GPU's memory; the rest is the context's and lost to fragments
 _REMEDY = "--features-on host, --precision bf16 and a smaller --halo-buffer or --hidden need less"
 _REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
@@ -86,33 +86,7 @@ def ranks_that_fit(
         lacked: bytes that this rank is known to need; where the estimate is lower, it is scaled.
     """
     ranks = graph.ring.comm.size
-    known = estimate(shape_of(graph, ranks), config).peak
+    whole = shape_of(graph)
+    known = estimate(largest_of(whole, ranks), config).peak
     scale = max(1.0, lacked / max(known, 1))
-    return smallest_ranks(lambda p: shape_of(graph, p), config, int(limit / scale), ranks + 1)
-
-
-def shape_of(graph: PartitionedGraph, ranks: int) -> Shape:
-    """The largest of `ranks` parts of this graph."""
-    share = 1.0 if ranks == 1 else _IMBALANCE / ranks
-    features, stored = graph.features, None
-    if isinstance(features, SparseRows):
-        local = max(graph.num_local_nodes, 1)
-        stored = round(features.block.columns.shape[0] / local * graph.num_nodes * share)
-    width = 0 if features is None else features.shape[1]
-    block = graph.in_edges.blocks[graph.in_edges.rank]
-    edge_bytes = 4 + 4 * (block.weight is not None) + 4 * (block.relation is not None)
-    edge_bytes += 0 if block.features is None else 4 * block.features.shape[1]
-    outputs = graph.num_classes
-    if graph.labels is not None and graph.labels.dim() == 2:
-        outputs = graph.labels.shape[1]
-    return Shape(
-        ranks=ranks,
-        nodes=max(1, round(graph.num_nodes * share)),
-        edges=round(graph.num_edges * share),
-        features=width,
-        outputs=outputs,
-        stored=stored,
-        edge_bytes=edge_bytes,
-        relations=graph.num_relations,
-        symmetric=graph.symmetric,
-    )
+    return smallest_ranks(partial(largest_of, whole), config, int(limit / scale), ranks + 1)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from hpcgnn.cli import main
-from hpcgnn.config import Config
+from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import (
     IMPORTS,
     Shape,
@@ -18,7 +18,7 @@ from hpcgnn.train.plan.estimate import (
     smallest_ranks,
 )
 
-SAGE = Config(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
+SAGE = Config.of(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
 LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)
 SIZES = ["--layers", "3", "--hidden", "128", "--halo-buffer", "16MiB"]
 
@@ -38,9 +38,9 @@ def test_large_runs_that_were_measured():
 def test_attention_that_was_measured(mode, measured):
     """GAT 3x(4x128) on 170,000 nodes and 2.5 million edges, 2 ranks: MB above imports."""
     shape = Shape(2, 85_963, 1_299_011, 128, 40, halo=71_867, volume=0)
-    gat = Config(model="gat", layers=3, hidden=512, heads=4, halo_buffer="32MiB", mode=mode)
+    gat = Config.of(model="gat", layers=3, hidden=512, heads=4, halo_buffer="32MiB", mode=mode)
     for activation in ("relu", "elu"):
-        planned = estimate(shape, replace(gat, activation=activation))
+        planned = estimate(shape, gat.changed(activation=activation))
         assert planned.peak == pytest.approx(measured * 1e6, rel=0.15)
 
 
@@ -75,7 +75,7 @@ def test_peak_is_the_sum_and_grows_with_what_is_asked():
     assert memory.peak == sum(vars(memory).values())
     assert memory.halo_buffers == 16 << 20
     for change in ({"hidden": 512}, {"layers": 4}, {"norm": "batch"}, {"model": "gat"}):
-        assert estimate(even(4), replace(SAGE, **change)).peak > memory.peak
+        assert estimate(even(4), SAGE.changed(**change)).peak > memory.peak
     assert estimate(replace(even(4), symmetric=False), SAGE).edges == 2 * memory.edges
 
 
@@ -100,9 +100,19 @@ def test_small_run_lies_within_the_stated_factor(mpirun, tmp_path, capsys, ranks
     options = [*model.split(), *SIZES]
     graph, part = tmp_path / "g.h5", tmp_path / "g.p.h5"
     made = mpirun(
-        0, "generate", "sbm", graph, "--nodes", 20_000, "--degree", 50, "--features", 128,
-        "--classes", 40,
-    )  # fmt: skip
+        0,
+        "generate",
+        "sbm",
+        graph,
+        "--nodes",
+        20_000,
+        "--degree",
+        50,
+        "--features",
+        128,
+        "--classes",
+        40,
+    )
     assert made.returncode == 0, made.stderr
     cut = mpirun(ranks, "partition", graph, "--method", "block", "-o", part)
     assert cut.returncode == 0, cut.stderr

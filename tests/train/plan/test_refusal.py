@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import OutOfMemoryError
+from hpcgnn.train.config import Config
 from hpcgnn.train.plan import refusal
 from hpcgnn.train.plan.estimate import estimate
+from hpcgnn.train.plan.shapes import largest_of, shape_of
 from tests.graphs import distribute, random_graph
 
 CPU = torch.device("cpu")
@@ -29,8 +30,8 @@ def test_the_request_is_read_off_torchs_message():
 
 @pytest.mark.mpi
 def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
-    graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config(device="cuda")
-    own = estimate(refusal.shape_of(graph, comm.size), config).peak
+    graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config.of(device="cuda")
+    own = estimate(largest_of(shape_of(graph), comm.size), config).peak
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=own // 2)
     )
@@ -45,14 +46,14 @@ def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
 
 @pytest.mark.mpi
 def test_as_many_ranks_are_named_as_the_estimate_needs(comm):
-    graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config(device="cuda")
-    full = estimate(refusal.shape_of(graph, comm.size), config).peak
-    fixed = estimate(refusal.shape_of(graph, 10**6), config).peak
+    graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config.of(device="cuda")
+    full = estimate(largest_of(shape_of(graph), comm.size), config).peak
+    fixed = estimate(largest_of(shape_of(graph), 10**6), config).peak
     limit = fixed + (full - fixed) // 3
     needed = refusal.ranks_that_fit(graph, config, limit=limit, lacked=0)
     assert needed > comm.size
-    assert estimate(refusal.shape_of(graph, needed), config).peak <= limit
-    assert estimate(refusal.shape_of(graph, needed - 1), config).peak > limit
+    assert estimate(largest_of(shape_of(graph), needed), config).peak <= limit
+    assert estimate(largest_of(shape_of(graph), needed - 1), config).peak > limit
     more = refusal.ranks_that_fit(graph, config, limit=limit, lacked=int(1.05 * full))
     assert more is None or more >= needed
     assert refusal.ranks_that_fit(graph, config, limit=1, lacked=0) is None

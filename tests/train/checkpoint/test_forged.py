@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.config import Config
 from hpcgnn.train.predict import Predictor
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -25,9 +25,9 @@ def config_with(**changes: object) -> Callable[[Checkpoint], None]:
     def change(checkpoint: Checkpoint) -> None:
         class Forged(Config):
             def to_json(self) -> str:
-                return json.dumps(dataclasses.asdict(self) | changes)
+                return json.dumps(self.flat() | changes)
 
-        checkpoint.config = Forged(**dataclasses.asdict(checkpoint.config))
+        checkpoint.config = Forged(**vars(checkpoint.config))
 
     return change
 
@@ -105,7 +105,7 @@ def graph(comm):
 
 @pytest.fixture
 def run_dir(graph, tmp_path):
-    Trainer(graph, Config(layers=2, hidden=8, epochs=2), tmp_path).run()
+    Trainer(graph, Config.of(layers=2, hidden=8, epochs=2), tmp_path).run()
     return tmp_path
 
 
@@ -124,7 +124,7 @@ def test_contradictions_are_refused(graph, run_dir):
                     files.read(path)
                 continue
             found = files.read(path)
-            config = Config(layers=2, hidden=8, epochs=4)
+            config = Config.of(layers=2, hidden=8, epochs=4)
             with pytest.raises(InputError, match=words):
                 Trainer(graph, config, run_dir, resume=True)
             if group is RESTORE:
@@ -136,7 +136,7 @@ def test_contradictions_are_refused(graph, run_dir):
 def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):
     path = run_dir / "checkpoints" / "best.h5"
     found = files.read(path)
-    found.config = dataclasses.replace(found.config, model="gat", heads=8, output_heads=1 << 10)
+    found.config = found.config.changed(model="gat", heads=8, output_heads=1 << 10)
     with pytest.raises(InputError, match="is of another model"):
         Predictor(graph, found, path)
 
@@ -151,7 +151,7 @@ def test_sharded_rows_that_contradict_each_other_are_refused(comm, tmp_path):
         ("whole", {"ids": ids, "model.e": rows}, ""),
     ):
         path = tmp_path / f"{name}.h5"
-        one = Checkpoint(1, Config(layers=1), "f" * 16, 1, progress, arrays, sharded)
+        one = Checkpoint(1, Config.of(layers=1), "f" * 16, 1, progress, arrays, sharded)
         files.write_sharded(path, one, comm)
         if not words:
             assert np.array_equal(files.read_sharded(path, ids)["model.e"], rows)

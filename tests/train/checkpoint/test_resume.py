@@ -2,68 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from hpcgnn.config import DEFINING, FREE, TOLD, Config
 from hpcgnn.errors import InputError
+from hpcgnn.settings import DEFINING, FREE, TOLD
 from hpcgnn.train.checkpoint.resume import check_resumed
+from hpcgnn.train.config import Config, options
 
-SETTINGS = dataclasses.fields(Config)
+SETTINGS = options()
 PATH = Path("run/checkpoints/epoch-000010.h5")
 
 
-def other(entry: dataclasses.Field) -> Config:
+def other(name: str) -> Config:
     """The defaults but for this setting."""
+    setting = SETTINGS[name].setting
     value = {bool: lambda v: not v, int: lambda v: v + 4, float: lambda v: v + 0.25}.get(
-        type(entry.default), lambda v: "1GiB"
-    )(entry.default)
-    if entry.name == "ignore":
+        type(setting.default), lambda v: "1GiB"
+    )(setting.default)
+    if name == "ignore":
         value = "weights"
-    choices = [choice for choice in entry.metadata["choices"] if choice != entry.default]
-    return Config(**{entry.name: choices[0] if choices else value})
+    choices = [choice for choice in setting.choices if choice != setting.default]
+    return Config.of(**{name: choices[0] if choices else value})
 
 
-@pytest.mark.parametrize("entry", SETTINGS, ids=lambda entry: entry.name)
-def test_every_setting_is_refused_told_or_free(entry):
-    kind, option = entry.metadata["resume"], "--" + entry.name.replace("_", "-")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_refused_told_or_free(name):
+    kind, option = SETTINGS[name].setting.resume, "--" + name.replace("_", "-")
     assert kind in (DEFINING, TOLD, FREE)
     if kind == DEFINING:
         with pytest.raises(InputError, match=f"{PATH}: was trained with --.*choose another") as e:
-            check_resumed(Config(), other(entry), PATH, 10)
+            check_resumed(Config(), other(name), PATH, 10)
         assert str(e.value).count(option.removeprefix("--")) == 2
     else:
-        told = check_resumed(Config(), other(entry), PATH, 10)
+        told = check_resumed(Config(), other(name), PATH, 10)
         # The size and the factor of steps say nothing of a constant rate.
-        silent = kind == FREE or entry.name in ("step_size", "gamma")
+        silent = kind == FREE or name in ("step_size", "gamma")
         assert told.count(option) == (0 if silent else 2)
 
 
 def test_what_decides_over_the_model_and_its_data_defines_a_run():
-    defining = {entry.name for entry in SETTINGS if entry.metadata["resume"] == DEFINING}
+    defining = {name for name, place in SETTINGS.items() if place.setting.resume == DEFINING}
     assert defining >= {"model", "hidden", "activation", "power", "teleport", "dropout"}
     assert defining >= {"split", "seed", "optimizer", "labels_as_input", "metric"}
 
 
 def test_both_values_of_all_that_differ_are_named():
-    now = Config(split=1, residual=True, lr=0.5)
+    now = Config.of(split=1, residual=True, lr=0.5)
     words = r"with --no-residual --split 0, not --residual --split 1: say the former"
     with pytest.raises(InputError, match=words):
         check_resumed(Config(), now, PATH, 10)
 
 
 def test_a_schedule_with_another_horizon_is_told_with_both_rates():
-    short, longer = (Config(schedule="cosine", epochs=n) for n in (10, 20))
+    short, longer = (Config.of(schedule="cosine", epochs=n) for n in (10, 20))
     told = check_resumed(short, longer, PATH, 9)
     assert told == (
         "goes on with --epochs 20 in place of --epochs 10: the learning rate was 0.0009549 in "
         "epoch 9, and is 0.005782 in epoch 10"
     )
-    assert check_resumed(Config(epochs=10), Config(epochs=20), PATH, 10) == ""
-    steps = Config(schedule="step", step_size=5), Config(schedule="step", step_size=6)
+    assert check_resumed(Config.of(epochs=10), Config.of(epochs=20), PATH, 10) == ""
+    steps = Config.of(schedule="step", step_size=5), Config.of(schedule="step", step_size=6)
     assert "--step-size 6 in place of --step-size 5: the learning" in check_resumed(*steps, PATH, 5)
     # Steps are counted from the first epoch: their number changes no rate.
-    steps = tuple(Config(schedule="step", epochs=n) for n in (10, 20))
+    steps = tuple(Config.of(schedule="step", epochs=n) for n in (10, 20))
     assert check_resumed(*steps, PATH, 10) == ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpcgnn.models.jumping import largest, linear_of_all
-from hpcgnn.models.stack import Stack
+from hpcgnn.models.stack import Stack, largest, linear_of_all
 from hpcgnn.nn.linear import Linear
 from hpcgnn.nn.propagation import Pointwise
 from tests.graphs import distribute, random_graph

@@ -13,12 +13,18 @@ from hpcgnn.cli import main
 def record(epoch: int, valid: float | None, seconds: float) -> dict:
     spread = {"min": 0.0, "mean": 0.1, "max": 0.2}
     return {
-        "epoch": epoch, "loss": 1.0 / epoch, "train": valid, "valid": valid, "test": valid,
-        "epoch_seconds": seconds, "forward_seconds": 0.25 * seconds,
-        "backward_seconds": 0.5 * seconds, "comm_wait_seconds": spread,
+        "epoch": epoch,
+        "loss": 1.0 / epoch,
+        "train": valid,
+        "valid": valid,
+        "test": valid,
+        "epoch_seconds": seconds,
+        "forward_seconds": 0.25 * seconds,
+        "backward_seconds": 0.5 * seconds,
+        "comm_wait_seconds": spread,
         "bytes_sent": {"min": 1e6, "mean": 2e6, "max": 3e6},
         "peak_memory_bytes": {"min": 1e8, "mean": 2e8, "max": 1e8 * epoch},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

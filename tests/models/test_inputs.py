@@ -10,12 +10,12 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
+from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import Attack
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph
@@ -42,7 +42,7 @@ def by_block(whole, comm):
 def small(**changes) -> Config:
     base = {"model": "sage", "layers": 2, "hidden": 8, "dropout": 0.0, "epochs": 3,
             "checkpoint_every": 0, "seed": 4}  # fmt: skip
-    return Config(**(base | changes))
+    return Config.of(**(base | changes))
 
 
 def test_embedding_rows_are_the_same_on_any_partition(comm, whole, graph):
@@ -156,12 +156,12 @@ def test_a_shown_label_is_never_a_target(comm, graph, shared_path):
 def test_adversarial_steps(comm, whole, graph):
     """The shift starts within its bound and climbs along the sign of the summed loss's gradient."""
     config = small(adversarial_steps=3, adversarial_size=0.01)
-    model = build_model(config, graph, 3)
+    model = build_model(config.model, graph, 3, seed=4)
     attack = Attack(model, graph, config)
     start = attack.shift_NF.detach().clone()
     assert start.numel() == 0 or float(start.abs().max()) <= 0.01
     other = by_block(whole, comm)
-    same = Attack(build_model(config, other, 3), other, config).shift_NF
+    same = Attack(build_model(config.model, other, 3, seed=4), other, config).shift_NF
     assert torch.equal(collect(graph, start), collect(other, same))
     gradients, inputs = [], []
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import Content, content_of, note
+from hpcgnn.models.settings import ModelSettings
+from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -29,7 +30,7 @@ def rich(comm):
 
 @pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *ATTENTION, *WEIGHTED])
 def test_each_model_reads_what_it_has_a_place_for(model):
-    unused = set(EVERYTHING.unused(Config(model=model)))
+    unused = set(EVERYTHING.unused(ModelSettings(kind=model)))
     assert ("weights" in unused) == (model not in WEIGHTED)
     assert ("edge-features" in unused) == (model not in ATTENTION)
     assert ("relations" in unused) == (model != "rgcn")
@@ -37,36 +38,34 @@ def test_each_model_reads_what_it_has_a_place_for(model):
 
 
 def test_one_line_names_it_and_what_quiets_it():
-    config = Config(model="sage", ignore="types")
-    unused = EVERYTHING.unused(config)
+    settings = ModelSettings(ignore="types")
+    unused = EVERYTHING.unused(settings)
     assert unused == ["weights", "edge-features", "relations"]
-    assert note(unused, config) == (
+    assert note(unused, settings) == (
         "note: edge weights, edge features and relations of the graph are not used by --model "
         "sage; --ignore edge-features,relations,types,weights says that you know"
     )
-    assert not EVERYTHING.unused(
-        Config(model="sage", ignore="weights,edge-features,relations,types")
-    )
-    assert Content(False, 0, False, False, True, False).unused(config) == []
+    assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
+    assert Content(False, 0, False, False, True, False).unused(settings) == []
 
 
 @pytest.mark.parametrize("value", ["weight", "", "weights,", "none,weights"])
 def test_other_words_are_refused(value):
     with pytest.raises(InputError, match="--ignore takes weights, edge-features"):
-        Config(ignore=value)
+        Config.of(ignore=value)
 
 
 @pytest.mark.mpi
 def test_what_is_ignored_is_not_there(comm):
     graph = rich(comm)
     assert content_of(graph) == Content(True, 2, True, False, True, False)
-    graph = configure(graph, Config(ignore="weights,edge-features,relations,types"))
+    graph = configure(graph, Config.of(ignore="weights,edge-features,relations,types"))
     assert content_of(graph) == Content(False, 0, False, False, True, False)
     with pytest.raises(InputError, match="rgcn reads relations"):
-        configure(graph, Config(model="rgcn", ignore="relations"))
+        configure(graph, Config.of(model="rgcn", ignore="relations"))
     graph = replace(graph, typed_features={0: torch.ones(1, 1)})
     with pytest.raises(InputError, match="by node type"):
-        configure(graph, Config(ignore="types"))
+        configure(graph, Config.of(ignore="types"))
 
 
 @pytest.mark.mpi
@@ -74,9 +73,9 @@ def test_what_is_ignored_is_not_there(comm):
 def test_edge_features_reach_attention(comm, model):
     """Gradients and all; none of it with --ignore edge-features."""
     for ignore, width in (("none", 2), ("edge-features", None)):
-        graph, config = rich(comm), Config(model=model, layers=2, hidden=8, ignore=ignore)
+        graph, config = rich(comm), Config.of(model=model, layers=2, hidden=8, ignore=ignore)
         graph = configure(graph, config)
-        built = build_model(config, graph, 3)
+        built = build_model(config.model, graph, 3, seed=0)
         assert [conv.edge_dim for conv in built.stack.convs] == [width, width]
         built(graph).square().sum().backward()
         for conv in built.stack.convs:
@@ -91,7 +90,7 @@ def test_ignored_weights_count_as_ones(comm, shared_path):
     for weighted, ignore in ((True, "weights"), (False, "none"), (True, "none")):
         whole = random_graph(30, 90, 4, weighted=True)
         whole.weight = whole.weight if weighted else None
-        config = Config(model="gcn", layers=2, hidden=8, epochs=1, ignore=ignore)
+        config = Config.of(model="gcn", layers=2, hidden=8, epochs=1, ignore=ignore)
         trainer = Trainer(distribute(whole, comm), config, shared_path / f"{weighted}.{ignore}")
         losses.append(trainer._epoch(1)["loss"])
         trainer.store.close()

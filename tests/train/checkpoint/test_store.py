@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.config import Config
 from hpcgnn.train.stop import StopRequest
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -32,13 +32,13 @@ SETTINGS = {"layers": 2, "hidden": 96, "halo_buffer": "64KiB", "checkpoint_every
 def make(epoch: int, size: int = 10) -> Checkpoint:
     arrays = {"model/w": np.full(size, epoch, np.float32)}
     progress = {"best": None, "best_epoch": 0, "test_at_best": None}
-    return Checkpoint(epoch, Config(layers=1), "f" * 16, 1, progress, arrays)
+    return Checkpoint(epoch, Config.of(layers=1), "f" * 16, 1, progress, arrays)
 
 
 def make_trainer(comm, folder: Path, **changes: object) -> Trainer:
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    return Trainer(graph, Config(**(SETTINGS | changes)), folder, resume=True)
+    return Trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
 
 
 def train(comm, folder: Path, **changes: object) -> Trainer:
@@ -246,7 +246,7 @@ def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, 
     stop = StopRequest()
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    config = Config(**(SETTINGS | {"epochs": 9}))
+    config = Config.of(**(SETTINGS | {"epochs": 9}))
     trainer = Trainer(graph, config, open_folder, resume=True, stop=stop)
     stop.reason = "SIGUSR1"
     words = r"stopped after epoch 3, but no checkpoint after epoch 2 .* isn't requeued: .*too large"

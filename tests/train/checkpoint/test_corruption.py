@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcgnn.config import Config
 from hpcgnn.train.checkpoint.file import Checkpoint, read, read_sharded, write, write_sharded
+from hpcgnn.train.config import Config
 from tests.storage.read.test_corruption import CASES, sweep
 
 NODES = np.array([7, 2, 9, 4])
@@ -27,9 +27,14 @@ def make(path: Path, comm, sharded: bool) -> None:
     }
     rows = {"ids": NODES, "model.inputs.weight": rng.normal(size=(4, 3)).astype(np.float32)}
     checkpoint = Checkpoint(
-        3, Config(layers=1), "f" * 16, 1, dict(PROGRESS), arrays,
+        3,
+        Config.of(layers=1),
+        "f" * 16,
+        1,
+        dict(PROGRESS),
+        arrays,
         rows if sharded else {},
-    )  # fmt: skip
+    )
     if sharded:
         write_sharded(path, checkpoint, comm)
     else:

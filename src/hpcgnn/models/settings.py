@@ -1,0 +1,60 @@
+"""Settings of the built-in models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcgnn.errors import InputError
+from hpcgnn.settings import Section, defining
+
+_IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
+_KINDS = ("gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn")
+
+
+@dataclass(frozen=True)
+class ModelSettings(Section):
+    """Which model; with other values it is another one."""
+
+    kind: str = defining("sage", "layer type", _KINDS, option="model")
+    layers: int = defining(3, "message-passing layers", least=1, most=1000)
+    hidden: int = defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
+    heads: int = defining(4, "attention heads", least=1, most=1024)
+    output_heads: int = defining(
+        0, "attention heads of a last convolution, averaged; 0: as --heads", least=0, most=1024
+    )
+    dropout: float = defining(0.5, "dropout probability between layers", share=True)
+    input_dropout: float = defining(0.0, "dropout probability on the input features", share=True)
+    attention_dropout: float = defining(0.0, "dropout probability on attention weights", share=True)
+    norm: str = defining(
+        "none", "normalisation between layers", ("none", "layer", "batch", "graph")
+    )
+    activation: str = defining("relu", "between layers", ("relu", "elu"))
+    residual: bool = defining(False, "add a linear map of each layer's input to its output")
+    head: str = defining("conv", "last layer: a convolution or a linear map", ("conv", "linear"))
+    jumping: str = defining(
+        "none", "jumping knowledge before a linear head", ("none", "cat", "max")
+    )
+    bases: int = defining(0, "R-GCN: number of bases, 0 for none", least=0, most=1 << 16)
+    embedding: int = defining(
+        0, "width of learned node embeddings where there are no features", least=0, most=1 << 16
+    )
+    ignore: str = defining(
+        "none",
+        "what the graph holds and the model shall not read: weights, edge-features, relations, "
+        "types, features, with commas between",
+    )
+    power: int = defining(10, "APPNP, SGC, DAGNN: propagation steps", least=1, most=10_000)
+    teleport: float = defining(0.1, "APPNP: teleport probability", least=0, most=1)
+    labels_as_input: float = defining(
+        0.0, "share of training labels given as input each epoch", share=True
+    )
+
+    def check(self) -> None:
+        if self.kind in ("gat", "gatv2") and self.hidden % self.heads:
+            raise InputError(
+                f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden
+            )
+        if self.ignore != "none" and set(self.ignore.split(",")) - set(_IGNORABLE):
+            raise InputError(
+                f"--ignore takes {', '.join(_IGNORABLE)}, with commas between", value=self.ignore
+            )

@@ -1,0 +1,26 @@
+"""Settings of how remote rows travel and how often they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcgnn.settings import Section, free, parse_size
+
+
+@dataclass(frozen=True)
+class StreamingSettings(Section):
+    """None of them changes a result by more than rounding."""
+
+    mode: str = free(
+        "sar", "remote features: freed and rebuilt, kept, or all at once", ("sar", "sa", "oneshot")
+    )
+    halo_buffer: str = free("256MiB", "memory for remote rows")
+    prefetch: int = free(2, "messages posted ahead", least=1, most=1 << 16)
+    transport: str = free("auto", "how messages leave a GPU", ("auto", "staged", "cuda-aware"))
+    fewest_rows: bool = free(True, "send sums as source rows or partial sums, whichever is less")
+    narrow_first: bool = free(True, "multiply by weights before sums that are then narrower")
+    cache_first: bool = free(True, "compute sums of the input features once")
+    prune: bool = free(True, "skip nodes that reach no labelled node in the remaining layers")
+
+    def check(self) -> None:
+        parse_size(self.halo_buffer)

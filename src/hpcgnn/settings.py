@@ -1,0 +1,138 @@
+"""How a setting is declared: default, help, choices, limits, and what a resumed run may change.
+
+Each room that has settings declares a `Section` of them; `train/config.py` puts them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hpcgnn.errors import InputError
+
+MOST_BYTES = 1 << 60
+HIGHEST = (1 << 31) - 1  # of seeds, as METIS takes them
+DEFINING, TOLD, FREE = "defining", "told", "free"
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is declared of a setting beside its name in the section.
+
+    Attributes:
+        resume: `DEFINING` (with another value it is another run), `TOLD` (may change on resume,
+            which is said: the numbers go another way) or `FREE` (may change on resume).
+        option: its name on the command line and in files, where that is not its name.
+        least, most: limits of a number, both allowed; None: none.
+        share: a number that must lie in [0, 1).
+    """
+
+    resume: str
+    default: Value
+    help: str
+    choices: tuple[str, ...] = ()
+    option: str = ""
+    least: float | None = None
+    most: float | None = None
+    share: bool = False
+
+
+def _declare(resume: str, default: Any, help_text: str, *args: Any, **limits: Any) -> Any:
+    setting = Setting(resume, default, help_text, *args, **limits)
+    return field(default=default, metadata={"setting": setting})
+
+
+defining = partial(_declare, DEFINING)
+told = partial(_declare, TOLD)
+free = partial(_declare, FREE)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Settings of one room: a frozen dataclass whose fields are `defining`, `told` or `free`.
+
+    Raises:
+        InputError: a value is of another type, or out of its limits.
+    """
+
+    def __post_init__(self) -> None:
+        for name, setting in declared(type(self)).items():
+            _check(flag(setting.option or name), setting, getattr(self, name))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse settings that do not fit together."""
+
+
+def declared(section: type[Section]) -> dict[str, Setting]:
+    """The settings of a section by their names in it."""
+    return {entry.name: entry.metadata["setting"] for entry in dataclasses.fields(section)}
+
+
+def flag(name: str) -> str:
+    """The option of a setting: `--weight-decay`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(name: str, setting: Setting, value: Any) -> None:
+    kind = type(setting.default)
+    wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        wrong = False
+    wanted = _KINDS[kind]
+    if not wrong and isinstance(value, float) and not math.isfinite(value):
+        wrong, wanted = True, "a finite number"
+    if wrong:
+        raise InputError(
+            f"{name} must be {wanted}", value=_shown(value) if isinstance(value, int) else value
+        )
+    if kind in (int, float):
+        check_range(name, value, setting.least, setting.most)
+    if setting.share and not 0 <= value < 1:
+        raise InputError(f"{name} must be in [0, 1)", value=_shown(value))
+    if setting.choices and value not in setting.choices:
+        raise InputError(f"{name} must be one of {', '.join(setting.choices)}", value=value)
+
+
+def check_range(
+    name: str, value: float, least: float | None = None, most: float | None = None
+) -> None:
+    """Refuse a number outside `least .. most`.
+
+    Raises:
+        InputError: `name` with the limit and the value.
+    """
+    if least is not None and value < least:
+        raise InputError(f"{name} must be at least {int(least):,}", value=_shown(value))
+    if most is not None and value > most:
+        raise InputError(f"{name} must be at most {int(most):,}", value=_shown(value))
+
+
+def _shown(value: float) -> float | None:
+    """The value as errors show it: Python prints no integer of thousands of digits."""
+    return None if isinstance(value, int) and value.bit_length() > 128 else value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `64MiB`, `1.5GB`, `4096`; at most 1 EiB."""
+    powers = {"k": 1, "m": 2, "g": 3}
+    units = {"": 1, "b": 1}
+    for letter, power in powers.items():
+        units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    number = text.strip().rstrip("bBkKmMgGiI")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        size = int(float(number) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise InputError("not a size; write it like 256MiB", value=text) from None
+    if size <= 0:
+        raise InputError("a size must be above 0", value=text)
+    if size > MOST_BYTES:
+        raise InputError("a size must be at most 1 EiB", value=text)
+    return size

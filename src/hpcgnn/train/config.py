@@ -1,0 +1,263 @@
+"""Every setting of a training run: defaults, then a TOML file, then the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hpcgnn.errors import InputError
+from hpcgnn.models.settings import ModelSettings
+from hpcgnn.sar.settings import StreamingSettings
+from hpcgnn.settings import HIGHEST, Section, Setting, Value, declared, defining, flag, free, told
+
+_MOST_RATE = 1e30  # of learning
+
+
+@dataclass(frozen=True)
+class OptimiserSettings(Section):
+    """How parameters are changed."""
+
+    kind: str = defining("adam", "optimizer", ("adam", "adamw", "sgd"), option="optimizer")
+    lr: float = told(1e-2, "learning rate", least=0, most=1e6)
+    weight_decay: float = told(0.0, "weight decay", least=0, most=1e6)
+    schedule: str = told("constant", "learning rate schedule", ("constant", "cosine", "step"))
+    step_size: int = told(100, "epochs per step of the step schedule", least=1, most=10**9)
+    gamma: float = told(0.5, "factor of the step schedule", least=0, most=1000)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Section):
+    """On what, how long, and towards what."""
+
+    epochs: int = free(100, "epochs", least=0, most=10**9)
+    patience: int = free(
+        0, "stop after so many epochs without better validation; 0: never", least=0, most=10**9
+    )
+    eval_every: int = free(1, "epochs between evaluations", least=1, most=10**9)
+    metric: str = defining("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
+    split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
+    seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
+    method: str = free(
+        "parmetis",
+        "how a graph file is partitioned",
+        ("parmetis", "metis", "streaming", "random", "block"),
+    )
+    adversarial_steps: int = defining(
+        0, "FLAG: ascent steps on the input features, 0 for none", least=0, most=1000
+    )
+    adversarial_size: float = defining(1e-3, "FLAG: step size", least=0, most=1e6)
+    time_margin: float = free(
+        60.0, "seconds before the time limit to stop, beside two epochs", least=0, most=1e9
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSettings(Section):
+    """How often checkpoints are written, and how many stay."""
+
+    every: int = free(
+        10,
+        "epochs between checkpoints; 0: only at the end",
+        option="checkpoint_every",
+        least=0,
+        most=10**9,
+    )
+    keep: int = free(2, "checkpoints kept beside the best", least=1, most=10**9)
+    must_succeed: bool = free(
+        False, "end the run when a checkpoint can't be written", option="fail_on_checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class DeviceSettings(Section):
+    """Where and how precisely is computed."""
+
+    kind: str = free("auto", "where to compute", ("auto", "cpu", "cuda"), option="device")
+    precision: str = told(
+        "fp32",
+        "dense products in float32, TF32 or bfloat16; the last rounds messages too",
+        ("fp32", "tf32", "bf16"),
+    )
+    features_on: str = free(
+        "device",
+        "where dense features lie; on the host they stream through the GPU",
+        ("device", "host"),
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration; stored as JSON in every output.
+
+    Files and options name a setting without its section (`checkpoint_every`, see `options`), as
+    `Config.of` and `flat` do; a TOML file may name sections: `[checkpoints]`, then `every = 5`.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+
+    def __post_init__(self) -> None:
+        optimiser, epochs = self.optimiser, self.training.epochs
+        if optimiser.schedule == "step" and not _rates_are_finite(optimiser, epochs):
+            raise InputError(
+                f"--gamma is too large for {epochs} epochs with --step-size {optimiser.step_size}",
+                value=optimiser.gamma,
+            )
+
+    @staticmethod
+    def of(**values: Any) -> Config:
+        """From settings without their sections: `Config.of(model="gcn", hidden=64)`.
+
+        Raises:
+            InputError: a value is of another type or out of its limits, or they don't fit together.
+            TypeError: no setting has this name.
+        """
+        places = options()
+        found: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
+        for name, value in values.items():
+            if name not in places:
+                raise TypeError(f"no setting has the name {name}")
+            found[places[name].section][places[name].name] = value
+        sections: dict[str, Any] = {name: kind(**found[name]) for name, kind in _sections().items()}
+        return Config(**sections)
+
+    def flat(self) -> dict[str, Value]:
+        """All settings without their sections, named as options and files name them."""
+        return {
+            option: getattr(getattr(self, place.section), place.name)
+            for option, place in options().items()
+        }
+
+    def changed(self, **values: Any) -> Config:
+        """The same with other values of settings, named as in `of`."""
+        return Config.of(**self.flat() | values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.flat(), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, file: str | Path) -> Config:
+        """Read a stored configuration; unknown names are refused."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError("holds no readable configuration", file=file) from error
+        return from_mapping(values, file)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a setting is: `config.section.name`."""
+
+    section: str
+    name: str
+    setting: Setting
+
+
+def _sections() -> dict[str, type[Section]]:
+    return {entry.name: get_type_hints(Config)[entry.name] for entry in dataclasses.fields(Config)}
+
+
+def options() -> dict[str, Place]:
+    """Every setting by its name without a section, in the order of sections."""
+    return {
+        setting.option or name: Place(section, name, setting)
+        for section, kind in _sections().items()
+        for name, setting in declared(kind).items()
+    }
+
+
+def _rates_are_finite(optimiser: OptimiserSettings, epochs: int) -> bool:
+    steps = max(epochs - 1, 0) // optimiser.step_size
+    try:
+        return optimiser.lr * optimiser.gamma**steps <= _MOST_RATE
+    except OverflowError:
+        return False
+
+
+def from_mapping(values: Any, file: str | Path) -> Config:
+    """A `Config` from a dictionary, flat or in sections; unknown names are refused by file."""
+    if not isinstance(values, dict):
+        raise InputError("must be a table of settings", file=file)
+    try:
+        return Config.of(**_flattened(values))
+    except InputError as error:
+        raise InputError(str(error), file=file) from None
+
+
+def _flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    known, found = options(), {}
+    for given, value in values.items():
+        name = str(given).replace("-", "_")
+        if isinstance(value, dict) and name in _sections():
+            entries = [(_option(name, str(key)), entry) for key, entry in value.items()]
+        elif name in known:
+            entries = [(name, value)]
+        else:
+            raise _unknown(name)
+        for option, entry in entries:
+            if option in found:
+                raise InputError(f"names a setting twice: {option}")
+            found[option] = entry
+    return found
+
+
+def _option(section: str, name: str) -> str:
+    """The flat name of what a section calls `name`, or by its flat name."""
+    name = name.replace("-", "_")
+    for option, place in options().items():
+        if place.section == section and name in (place.name, option):
+            return option
+    raise _unknown(f"{section}.{name}")
+
+
+def _unknown(name: str) -> InputError:
+    return InputError(f"has an unknown setting; `hpcgnn train --help` lists them: {name}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option per setting, in a group per section; only those given are set on the namespace."""
+    groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
+    for option, place in options().items():
+        setting, group = place.setting, groups[place.section]
+        shown = f"{setting.help} (default: {setting.default})"
+        common: dict[str, Any] = {"dest": option, "default": argparse.SUPPRESS, "help": shown}
+        if isinstance(setting.default, bool):
+            group.add_argument(flag(option), action=argparse.BooleanOptionalAction, **common)
+        else:
+            group.add_argument(
+                flag(option),
+                type=type(setting.default),
+                choices=setting.choices or None,
+                metavar=None if setting.choices else "X",
+                **common,
+            )
+
+
+def resolve(args: argparse.Namespace, config_file: str | None) -> Config:
+    """Defaults, overridden by the TOML file, overridden by options given.
+
+    Raises:
+        InputError: the file is missing, is no TOML, or a setting is unknown or out of range.
+    """
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        try:
+            values = tomllib.loads(Path(config_file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"can't be read: {error.strerror}", file=config_file) from error
+        except (ValueError, RecursionError) as error:  # of text, TOML, endless digits or nesting
+            raise InputError(f"is no TOML: {error}", file=config_file) from error
+        values = dict(from_mapping(values, config_file).flat())
+    given = {option: getattr(args, option) for option in options() if hasattr(args, option)}
+    return Config.of(**values | given)

@@ -1,0 +1,137 @@
+"""The shape of the largest part, by the header of a graph or partition file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.models.demands import Content, Facts, check_host_features
+from hpcgnn.storage.read.graph_file import read_counts
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
+from hpcgnn.train.config import Config
+from hpcgnn.train.open import check_training
+from hpcgnn.train.plan.estimate import MOST_RANKS, Shape
+from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
+
+
+def shapes_of_file(
+    path: Path, ranks: int | None, config: Config
+) -> tuple[Shape, partial[Shape], Counts]:
+    """The shape of the largest part, `shape_at(P)` for any number of ranks, and the graph's counts.
+
+    Raises:
+        InputError: no graph and no partition, a damaged header, or a graph that can't be trained
+            on with these settings.
+    """
+    with Reader(path, None) as reader:
+        kind = reader.text("format")
+        if kind not in (GRAPH, PARTITION):
+            raise InputError("is neither a graph nor a partition", file=path, value=kind)
+        counts = read_counts(reader)
+        symmetric = True
+        stored = None
+        if kind == PARTITION:
+            symmetric = bool(reader.integer("symmetric", 0, 1))
+            prefixes = [f"parts/{part}/" for part in reader.names("parts")]
+        else:
+            prefixes = [""]
+        _check(config, counts, reader, prefixes[0])
+        if any(reader.is_group(f"{prefix}nodes/features") for prefix in prefixes):
+            sizes = {entry["name"]: entry["shape"][0] for entry in reader.walk() if entry["shape"]}
+            stored = sum(sizes.get(f"{prefix}nodes/features/indices", 0) for prefix in prefixes)
+        weighted = reader.has(f"{prefixes[0]}{'in' if prefixes[0] else 'edges'}/weight")
+        whole = Shape(
+            ranks=1,
+            nodes=counts.num_nodes,
+            edges=counts.num_edges,
+            features=counts.num_features,
+            outputs=counts.num_classes,
+            halo=0,
+            volume=0,
+            stored=stored,
+            edge_bytes=_edge_bytes(counts, weighted),
+            relations=counts.num_relations,
+            symmetric=symmetric,
+        )
+        shape_at = partial(largest_of, whole)
+        if kind == GRAPH:
+            return shape_at(ranks or 1), shape_at, counts
+        parts = reader.integer("num_parts", 1, MOST_RANKS)
+        if ranks not in (None, parts):
+            return shape_at(ranks or 1), shape_at, counts
+        return _largest(reader, shape_at(parts), parts), shape_at, counts
+
+
+def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
+    """Refuse what `train` would."""
+    kinds = {
+        "sparse": reader.is_group(f"{prefix}nodes/features"),
+        "dense": counts.num_features > 0,
+        "typed": reader.is_group(f"{prefix}nodes/typed_features"),
+    }
+    facts = Facts(
+        features=next((kind for kind in ("typed", "sparse", "dense") if kinds[kind]), "none"),
+        labels=reader.has(f"{prefix}nodes/labels") and counts.num_splits > 0,
+        multilabel=bool(counts.multilabel),
+        num_outputs=counts.num_classes,
+        num_relations=counts.num_relations,
+    )
+    try:
+        check_training(config, facts)
+    except InputError as error:
+        raise InputError(str(error), file=reader.path) from None
+    if config.training.split >= counts.num_splits:
+        raise InputError(
+            f"has {counts.num_splits} splits, none with this number",
+            file=reader.path,
+            value=config.training.split,
+        )
+    on_host = config.device.kind == "cuda" and config.device.features_on == "host"
+    if on_host and facts.features == "dense":
+        check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
+
+
+def content_of_file(path: Path) -> Content:
+    """What the file holds, by its header and names."""
+    with Reader(path, None) as reader:
+        counts = read_counts(reader)
+        partition = reader.text("format") == PARTITION
+        parts = [f"parts/{part}/" for part in reader.names("parts")] if partition else [""]
+        edges = "in" if partition else "edges"
+        return Content(
+            weights=any(reader.has(f"{part}{edges}/weight") for part in parts),
+            edge_width=counts.edge_width,
+            relations=counts.num_relations > 0,
+            types=counts.num_types > 0,
+            features=counts.num_features > 0,
+            typed_features=any(reader.is_group(f"{part}nodes/typed_features") for part in parts),
+        )
+
+
+def _largest(reader: Reader, even: Shape, parts: int) -> Shape:
+    sizes = reader.column("exchange/sizes", ("int64",), (parts, 2)).read()
+    sends = reader.column("exchange/in", ("int32",), (parts, parts)).read().astype(np.int64)
+    total = max(1, int(sizes[:, 0].sum()))
+    share = int(sizes[:, 0].max()) / total
+    stored = even.stored
+    if stored is not None and parts > 1:
+        stored = round(stored * parts / IMBALANCE * share)
+    return Shape(
+        **asdict(even)
+        | {
+            "nodes": int(sizes[:, 0].max()),
+            "edges": int(sizes[:, 1].max()),
+            "halo": int(max(sends.sum(axis=0).max(), sends.sum(axis=1).max())),
+            "volume": int(sends.sum()),
+            "stored": stored,
+        }
+    )
+
+
+def _edge_bytes(counts: Counts, weighted: bool) -> int:
+    return 4 * (1 + weighted + (counts.num_relations > 0) + counts.edge_width)
