@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, real or played, which ranks share, beside runs on the CPU."""
+"""Whole runs on a GPU, real or fake, which ranks share, beside runs on the CPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
 from hpcgnn.train.config import Config
 from hpcgnn.train.trainer import Trainer
+from tests.fake_device import device_guard
 from tests.graphs import distribute, random_graph
-from tests.played import guard
 
 COMMON = ["--layers", 3, "--dropout", 0.3, "--seed", 1]
 MODELS = [
@@ -46,29 +46,27 @@ class Machine:
 REAL = pytest.param("real", marks=pytest.mark.gpu)
 
 
-def machines(name: str, played: list[object], only_real: list[object]) -> pytest.MarkDecorator:
-    """Values of `name` for both machines, and some for real GPUs alone, as a played one is slow."""
-    values = [("played", value) for value in played]
-    values += [
-        pytest.param("real", value, marks=pytest.mark.gpu) for value in [*played, *only_real]
-    ]
+def machines(name: str, fake: list[object], only_real: list[object]) -> pytest.MarkDecorator:
+    """Values of `name` for both machines, and some for real GPUs alone, as the fake one is slow."""
+    values = [("fake", value) for value in fake]
+    values += [pytest.param("real", value, marks=pytest.mark.gpu) for value in [*fake, *only_real]]
     return pytest.mark.parametrize(("machine", name), values, indirect=["machine"])
 
 
-@pytest.fixture(params=["played", REAL])
+@pytest.fixture(params=["fake", REAL])
 def machine(request, mpirun, pytestconfig) -> Machine:
     if request.param == "real":
         request.getfixturevalue("gpu")
         return Machine(mpirun, nodes=3000, hidden=32, epochs=6, ranks=(1, 2, 4))
     if shutil.which("g++") is None or torch.version.cuda is not None:
-        pytest.skip("a GPU is played with g++ and a torch without CUDA")
-    library = guard.built(pytestconfig.cache.mkdir("emulator"))
+        pytest.skip("the fake device needs g++ and a torch without CUDA")
+    library = device_guard.built(pytestconfig.cache.mkdir("emulator"))
     folder = Path(__file__).parents[2]
 
     def run(
-        ranks: int, *arguments: object, module: str = "tests.played.main"
+        ranks: int, *arguments: object, module: str = "tests.fake_device.main"
     ) -> subprocess.CompletedProcess[str]:
-        env = {guard.VARIABLE: str(library), "PYTHONPATH": str(folder)}
+        env = {device_guard.VARIABLE: str(library), "PYTHONPATH": str(folder)}
         return mpirun(ranks, *arguments, env=env, module=module)
 
     return Machine(run, nodes=150, hidden=16, epochs=3, ranks=(2,))
@@ -115,7 +113,7 @@ def losses(records: list[dict]) -> list[float]:
 
 
 @machines(
-    "options", played=[MODELS[1], MODELS[2], MODELS[5]], only_real=[MODELS[i] for i in (0, 3, 4)]
+    "options", fake=[MODELS[1], MODELS[2], MODELS[5]], only_real=[MODELS[i] for i in (0, 3, 4)]
 )
 def test_losses_are_those_of_the_cpu_on_any_number_of_ranks(machine, train, options):
     expected = losses(train(1, "cpu", options))
@@ -131,16 +129,14 @@ def test_runs_are_resumed_to_the_bit(train):
     assert losses(train(2, "cuda", options, "--resume", name="cut")) == whole
 
 
-@machines("options", played=["--model gat --heads 4"], only_real=["--model sage"])
+@machines("options", fake=["--model gat --heads 4"], only_real=["--model sage"])
 def test_features_in_host_memory(train, options):
     expected = losses(train(2, "cpu", options))
     found = losses(train(2, "cuda", options, "--features-on", "host"))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@machines(
-    "case", played=[(MODELS[2], "bf16")], only_real=[(MODELS[0], "bf16"), (MODELS[3], "tf32")]
-)
+@machines("case", fake=[(MODELS[2], "bf16")], only_real=[(MODELS[0], "bf16"), (MODELS[3], "tf32")])
 def test_short_arithmetic_stays_close(train, case):
     options, precision = case
     expected = losses(train(1, "cpu", options))
@@ -234,8 +230,8 @@ def test_the_table_of_speeds(machine):
     assert len(ours) == 4 + 2 * 3  # kernels in float32 and bfloat16
 
 
-@machines("ranks", played=[3], only_real=[1, 2, 4])
+@machines("ranks", fake=[3], only_real=[1, 2, 4])
 def test_every_layer(machine, ranks):
     """Output and gradients, in every mode, beside the CPU's."""
-    done = machine.run(ranks, module="tests.played.layers")
+    done = machine.run(ranks, module="tests.fake_device.layers")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Transports over a fake device of host memory: copies, their order and their delays are real.
+"""Transports whose fake device is host memory: copies, their order and their delays are real.
 
 `Sluggish` stands for a GPU with copy streams: what is copied to the wire arrives only when its
 event has been asked for often enough, and a wire that MPI must not touch yet is checked not to

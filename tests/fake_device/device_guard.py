@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-VARIABLE = "HPCGNN_TEST_GUARD"  # where `built` tells the processes under test what to load
+VARIABLE = "HPCGNN_FAKE_DEVICE"  # where `built` tells the processes under test what to load
 
 
 def _torch() -> Path:
@@ -24,7 +24,7 @@ def built(folder: Path) -> Path:
     """The library, compiled on first use; `folder` keeps it."""
     torch = _torch()
     key = hashlib.sha256(SOURCE.read_bytes() + (torch / "version.py").read_bytes()).hexdigest()[:16]
-    library = folder / f"guard-{key}.so"
+    library = folder / f"device-guard-{key}.so"
     if not library.exists():
         made = library.with_suffix(f".{os.getpid()}")
         command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-fPIC", "-shared"]

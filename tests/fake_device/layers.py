@@ -1,6 +1,6 @@
-"""`python -m tests.played.layers`: every layer on a GPU beside the CPU, output and gradients.
+"""`python -m tests.fake_device.layers`: every layer on a GPU beside the CPU, output and gradients.
 
-On the played GPU where HPCGNN_TEST_GUARD names its library, else on a real one.
+On the fake GPU where HPCGNN_FAKE_DEVICE names its library, else on a real one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from tests.played import guard
+from tests.fake_device import device_guard
 
-PLAYED = guard.VARIABLE in os.environ
-if PLAYED:
-    from tests.played import main as played
+FAKE = device_guard.VARIABLE in os.environ
+if FAKE:
+    from tests.fake_device import main as fake_device
 
 import torch  # noqa: E402
 import torch_geometric.nn  # noqa: E402, F401 - the tests' layers are named with it
@@ -83,7 +83,7 @@ def compare(comm: Communicator) -> int:
 
 
 if __name__ == "__main__":
-    if PLAYED:
-        played.start()
-    with played.Machine() if PLAYED else nullcontext():
+    if FAKE:
+        fake_device.start()
+    with fake_device.FakeDevice() if FAKE else nullcontext():
         sys.exit(world.run(compare))

@@ -1,4 +1,4 @@
-"""Tensors of the played device, and what torch's operations do with them."""
+"""Tensors of the fake device, and what torch's operations do with them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _INDEXING = (
 )  # fmt: skip
 
 
-class Played(Tensor):
-    """A tensor on the played device; `inner` is where its numbers really are."""
+class FakeTensor(Tensor):
+    """A tensor on the fake device; `inner` is where its numbers really are."""
 
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Played:
-        made: Played = Tensor._make_wrapper_subclass(
+    def __new__(cls, inner: Tensor) -> FakeTensor:
+        made: FakeTensor = Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, device=DEVICE,
         )  # fmt: skip
@@ -42,33 +42,33 @@ class Played(Tensor):
         return self.inner.tolist()
 
     def __repr__(self, **_: Any) -> str:
-        return f"Played({self.inner!r})"
+        return f"FakeTensor({self.inner!r})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
-class Machine(TorchDispatchMode):
-    """While it is entered, `device="cuda:0"` makes played tensors."""
+class FakeDevice(TorchDispatchMode):
+    """While it is entered, `device="cuda:0"` makes fake tensors."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 def inner(value: Any) -> Any:
-    return value.inner if isinstance(value, Played) else value
+    return value.inner if isinstance(value, FakeTensor) else value
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    played = any(isinstance(tensor, Played) for tensor in tensors)
-    if played:
+    fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+    if fake:
         _refuse_mixture(func, args, tensors)
     wanted = kwargs.get("device")
-    on_device = played if wanted is None else torch.device(wanted).type == DEVICE.type
+    on_device = fake if wanted is None else torch.device(wanted).type == DEVICE.type
     if func is _aten.copy_.default:
-        on_device = isinstance(args[0], Played)
+        on_device = isinstance(args[0], FakeTensor)
     plain = dict(kwargs)
     if wanted is not None:
         plain["device"] = torch.device("cpu")
@@ -77,17 +77,17 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*tree_map(inner, args), **tree_map(inner, plain))
     if not on_device:
         return result
-    result = tree_map(lambda leaf: Played(leaf) if isinstance(leaf, Tensor) else leaf, result)
-    return return_and_correct_aliasing(func, args, kwargs, result) if played else result
+    result = tree_map(lambda leaf: FakeTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
+    return return_and_correct_aliasing(func, args, kwargs, result) if fake else result
 
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:
     """As CUDA does: single numbers and indices may come from the host."""
-    host = [tensor for tensor in tensors if not isinstance(tensor, Played) and tensor.dim()]
+    host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor) and tensor.dim()]
     if not host or func in _COPIES:
         return
     indices = all(not tensor.is_floating_point() for tensor in host)
-    if func in _INDEXING and isinstance(args[0], Played) and indices:
+    if func in _INDEXING and isinstance(args[0], FakeTensor) and indices:
         return
     shapes = [(tuple(tensor.shape), str(tensor.device)) for tensor in tensors]
     raise RuntimeError(f"{func} was given tensors of the host and of the GPU: {shapes}")

@@ -1,4 +1,4 @@
-"""`python -m tests.played.main VERB ...`: hpcgnn's command line on the played device."""
+"""`python -m tests.fake_device.main VERB ...`: hpcgnn's command line on the fake device."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.played import guard
+from tests.fake_device import device_guard
 
-guard.load()
+device_guard.load()
 
 import torch  # noqa: E402
 
 from hpcgnn.cli import main as command_line  # noqa: E402
 from hpcgnn.kernels.cuda import backend, gat, gatv2, launch, sums  # noqa: E402
 from hpcgnn.kernels.cuda import sums as transpose  # noqa: E402
+from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
-from tests.played.tensors import Machine, Played  # noqa: E402
 
 USED = 1 << 20  # bytes the device says are in use
 
@@ -45,13 +45,13 @@ class Stream:
         pass
 
 
-def play() -> None:
+def replace_torch_cuda() -> None:
     """Replace what torch.cuda says and does."""
     torch.cuda._lazy_init = lambda: None
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.utils.swap_tensors = _swap
     torch.Tensor.pin_memory = lambda self, *_: self
-    properties = SimpleNamespace(total_memory=1 << 34, uuid="played", name="played GPU")
+    properties = SimpleNamespace(total_memory=1 << 34, uuid="fake", name="fake GPU")
     for name, function in {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
         "current_device": lambda: 0, "set_device": lambda device: None,
@@ -78,12 +78,12 @@ def _swap(
 
 
 def emulate(emulator: Emulator) -> None:
-    """Kernels read played tensors alone, and run on the host."""
+    """Kernels read fake tensors alone, and run on the host."""
 
     def pointer(tensor: torch.Tensor | None) -> np.uintp:
         if tensor is None:
             return np.uintp(0)
-        if not isinstance(tensor, Played):
+        if not isinstance(tensor, FakeTensor):
             raise TypeError(f"a kernel was given host memory: {tuple(tensor.shape)} {tensor.dtype}")
         return np.uintp(tensor.data_ptr())
 
@@ -97,12 +97,12 @@ def emulate(emulator: Emulator) -> None:
 
 
 def start() -> None:
-    """The device is there from now on; `Machine` is to be entered for it."""
-    play()
-    emulate(Emulator(Path(os.environ[guard.VARIABLE]).parent))
+    """The device is there from now on; `FakeDevice` is to be entered for it."""
+    replace_torch_cuda()
+    emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
 
 
 if __name__ == "__main__":
     start()
-    with Machine():
+    with FakeDevice():
         sys.exit(command_line.main())

@@ -1,6 +1,7 @@
-"""A CUDA device played by the host: what runs on it must never mix host and device memory.
+"""A fake CUDA device, in host memory: what runs on it must never mix host and device memory.
 
 Its tensors say `cuda:0`, hold host memory and refuse operations with tensors of the CPU. Kernels
 are the CUDA sources, run by the emulator. Streams and events take no time, so what it can't show is
-missing synchronisation. `python -m tests.played.main` is `hpcgnn` on it, with a torch for CPUs.
+missing synchronisation. `python -m tests.fake_device.main` is `hpcgnn` on it, for a torch without
+CUDA.
 """

@@ -9,7 +9,7 @@ struct CUDAHooks final : CUDAHooksInterface {
     bool isBuilt() const override { return true; }
     bool isAvailable() const override { return true; }
     bool hasPrimaryContext(DeviceIndex) const override { return true; }
-    std::string showConfig() const override { return "a played device"; }
+    std::string showConfig() const override { return "a fake device"; }
     DeviceIndex deviceCount() const override { return 1; }
     DeviceIndex getCurrentDevice() const override { return 0; }
 };
