@@ -1,5 +1,6 @@
 # make demo    install, then generate, partition, train and predict a small graph on 2 ranks
 # make test    install what the tests need, then checks and tests on 1 rank and on RANKS
+# make test-quick    for the inner loop: style, types, and the quick tests on 1 rank and on 2
 # make setup   install only
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
 #              built on parallel HDF5; skipped, with the reason, where that can't be had
@@ -17,7 +18,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: demo setup test test-gpu test-parallel-hdf5 test-sanitized
+.PHONY: demo setup test test-quick test-gpu test-parallel-hdf5 test-sanitized
 
 demo: setup
 	@jobs/demo.sh
@@ -28,6 +29,10 @@ setup:
 test:
 	@env/install.sh --test
 	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh $(RANKS)
+
+test-quick:
+	@env/install.sh --test
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh --quick
 
 test-gpu:
 	@env/install.sh --test

@@ -16,7 +16,7 @@ set -e
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"
 
-DATA=${HPCGNN_TEST_DATA:-../shared/data}
+DATA=${HPCGNN_TEST_DATA:?set HPCGNN_TEST_DATA to the folder of the graphs}
 RESULTS=${RESULTS:-runs/accuracy}
 SEEDS=${SEEDS:-0 1 2}
 ranks=${SLURM_NTASKS:-$HPCGNN_RANKS}

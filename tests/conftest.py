@@ -20,6 +20,30 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# They start processes, compile or read real graphs: `--quick` leaves out what asks for them.
+SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "shell", "slurm"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true",
+        help="leave out tests that start processes, compile, read real graphs or are marked slow",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if _is_slow(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or not SLOW_FIXTURES.isdisjoint(
+        getattr(item, "fixturenames", ())
+    )
+
 
 def _num_ranks() -> int:
     for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"):
@@ -120,8 +144,9 @@ def parmetis() -> Path:
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of the real test graphs, from HPCGNN_TEST_DATA."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("HPCGNN_TEST_DATA", default))
-    if not folder.is_dir():
-        pytest.skip(f"no test graphs: set HPCGNN_TEST_DATA (tried {folder})")
-    return folder
+    folder = os.environ.get("HPCGNN_TEST_DATA")
+    if not folder:
+        pytest.skip("no test graphs: set HPCGNN_TEST_DATA to their folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"HPCGNN_TEST_DATA={folder}: no such folder")
+    return Path(folder)
