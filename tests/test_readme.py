@@ -1,4 +1,7 @@
-"""README.md: its commands run or parse, its script trains, its messages and options exist."""
+"""The documents: commands run or parse, links lead somewhere.
+
+README.md: its script trains, its messages and options exist.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,25 @@ from hpcgnn.train.config import Config
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
-BLOCKS = BLOCK.findall(README)
 NOT_RUN = "not run by the tests: "
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
+def blocks(language: str, document: str = "README.md") -> list[tuple[str, str]]:
     """`(remark, code)` of each block of a language."""
-    return [(remark, code) for remark, found, code in BLOCKS if found == language]
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [(remark, code) for remark, found, code in BLOCK.findall(text) if found == language]
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """`shell(script)`: runs it in an empty folder where `hpcgnn` and `mpiexec` are in PATH."""
+    """`shell(script)`: runs it in an empty folder where `hpcgnn` and `mpiexec` are in PATH.
+
+    `folder`: another one.
+    """
     beside = Path(sys.executable).parent
     if not (beside / "mpiexec").exists() and shutil.which("mpiexec") is None:
         pytest.skip("no mpiexec found")
@@ -44,10 +54,10 @@ def shell(tmp_path):
     path = os.pathsep.join([str(programs), str(beside), kept["PATH"]])
     kept |= {"PATH": path, "OMP_NUM_THREADS": "1"}
 
-    def run(script: str) -> str:
+    def run(script: str, folder: Path = tmp_path) -> str:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
-            cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300,
+            cwd=folder, env=kept, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -92,23 +102,63 @@ def test_script_trains_on_two_ranks(shell, tmp_path):
     assert losses[29] < 0.5 * losses[0]
 
 
-def test_commands_that_are_not_run_parse_and_exist():
-    kept = [(remark, code) for remark, code in blocks("sh") if remark]
+def test_commands_for_contributors_run(shell):
+    scripts = [code for remark, code in blocks("sh", "CONTRIBUTING.md") if not remark]
+    assert scripts
+    assert all("passed" in shell(code, ROOT) for code in scripts)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_commands_that_are_not_run_parse_and_exist(document):
+    kept = [(remark, code) for remark, code in blocks("sh", document) if remark]
     assert kept
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for remark, code in kept:
         assert remark.startswith(NOT_RUN) or remark == "run by .ci/run", remark
         done = subprocess.run(["bash", "-n", "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for path in re.findall(r"\b(?:jobs|env)/[\w./-]+", code):
             assert (ROOT / path).is_file(), path
+        assert set(re.findall(r"^make ([\w-]+)", code, re.MULTILINE)) <= set(targets)
         if not remark.startswith(NOT_RUN):
             ci = (ROOT / ".ci" / "run").read_text()
             assert all(command in ci for command in re.findall(r"^make \w+", code, re.MULTILINE))
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+def anchors(text: str) -> set[str]:
+    """What `#...` may name in a document, as GitHub makes it from the headings."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.is_file(), target
+        if heading:
+            assert heading in anchors(found.read_text(encoding="utf-8")), target
+
+
+def test_files_that_contributors_are_told_of_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", text)
+    assert named
+    for path in named:
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_the_changelog_and_the_citation_say_when():
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d[\w.]*)\](.*)$", log, re.MULTILINE)
+    assert released and all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in released)
+    version, date = released[0]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in citation
+    assert f"\ndate-released: {date.removeprefix(' - ')}\n" in citation
 
 
 def test_messages_are_those_of_the_program():
