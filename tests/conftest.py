@@ -6,6 +6,7 @@ A test marked `mpi` runs on whatever number of ranks pytest was started with
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -103,18 +105,38 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
+    from hpcgnn.cli.main import main
+
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape") for _ in range(2)
+    )
+    with torch.random.fork_rng(devices=[]), redirect_stdout(out), redirect_stderr(err):
+        status = main(list(args))
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode("utf-8", "replace"))  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(args, status, *texts)
+
+
 @pytest.fixture
 def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks; 0 means without mpiexec."""
+    """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks.
+
+    0 ranks: in this process; in one of its own, without mpiexec, where `env` or `module` is given.
+    """
 
     def run(
         ranks: int,
         *args: object,
         timeout: float = 240,
         env: dict[str, str] | None = None,
-        module: str = "hpcgnn.cli.main",
+        module: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", module, *map(str, args)]
+        if not ranks and env is None and module is None:
+            return _in_this_process(*map(str, args))
+        command = [sys.executable, "-m", module or "hpcgnn.cli.main", *map(str, args)]
         if ranks:
             command = [_mpiexec(), "-n", str(ranks), *command]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}

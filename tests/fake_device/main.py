@@ -1,4 +1,4 @@
-"""`python -m tests.fake_device.main VERB ...`: hpcgnn's command line on the fake device."""
+"""`python -m tests.fake_device.main VERB ... + VERB ...`: hpcgnn's commands on the fake device."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ device_guard.load()
 
 import torch  # noqa: E402
 
-from hpcgnn.cli import main as command_line  # noqa: E402
 from hpcgnn.kernels.cuda import backend, gat, gatv2, launch, sums  # noqa: E402
 from hpcgnn.kernels.cuda import sums as transpose  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
+from tests.train import several_commands  # noqa: E402
 
 USED = 1 << 20  # bytes the device says are in use
 
@@ -105,4 +105,4 @@ def start() -> None:
 if __name__ == "__main__":
     start()
     with FakeDevice():
-        sys.exit(command_line.main())
+        sys.exit(several_commands.run(sys.argv[1:]))

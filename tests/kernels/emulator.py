@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -90,7 +91,12 @@ class Emulator:
     def _library(self, code: str) -> Path:
         key = hashlib.sha256((code + HEADER.read_text() + str(FLAGS)).encode()).hexdigest()[:24]
         library = self.folder / f"{key}.so"
-        if not library.exists():
+        if library.exists():
+            return library
+        with library.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and workers want the same: one compiles
+            if library.exists():
+                return library
             text, made = library.with_suffix(".cpp"), library.with_suffix(f".{os.getpid()}")
             text.write_text(code)
             compiler = os.environ.get("CXX", "g++")

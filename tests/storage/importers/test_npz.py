@@ -247,6 +247,6 @@ def test_damaged_archives(refused, tmp_path):
 def test_a_small_archive_of_a_huge_array(mpirun, tmp_path):
     path = save(tmp_path / "g.npz", True, **BASE, train=np.zeros((N, 30 << 20), bool))
     assert path.stat().st_size < 1 << 20
-    done = mpirun(0, "convert", path, tmp_path / "out.h5", "--memory", "256MiB")
+    done = mpirun(0, "convert", path, tmp_path / "out.h5", "--memory", "256MiB", env={})
     assert done.returncode == 2
     assert "raise --memory" in done.stderr
