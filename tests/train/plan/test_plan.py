@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,20 @@ def test_fewest_ranks_fit_and_one_less_does_not():
     assert smallest_ranks(even, SAGE, 1_000) is None
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> dict[int, Path]:
+    """One graph in one part and in two."""
+    folder = tmp_path_factory.mktemp("plan")
+    graph = str(folder / "g.h5")
+    sizes = ["--nodes", "20000", "--degree", "50", "--features", "128", "--classes", "40"]
+    assert main.main(["generate", "sbm", graph, *sizes]) == 0
+    made = {ranks: folder / f"g.p{ranks}.h5" for ranks in (1, 2)}
+    for ranks, part in made.items():
+        options = ["--parts", str(ranks), "--method", "block", "-o", str(part)]
+        assert main.main(["partition", graph, *options]) == 0
+    return made
+
+
 @pytest.mark.parametrize(
     ("ranks", "model"),
     [
@@ -96,26 +111,8 @@ def test_fewest_ranks_fit_and_one_less_does_not():
         (1, "--model gcn --norm layer --head linear --jumping max --adversarial-steps 1"),
     ],
 )
-def test_small_run_lies_within_the_stated_factor(mpirun, tmp_path, capsys, ranks, model):
-    options = [*model.split(), *SIZES]
-    graph, part = tmp_path / "g.h5", tmp_path / "g.p.h5"
-    made = mpirun(
-        0,
-        "generate",
-        "sbm",
-        graph,
-        "--nodes",
-        20_000,
-        "--degree",
-        50,
-        "--features",
-        128,
-        "--classes",
-        40,
-    )
-    assert made.returncode == 0, made.stderr
-    cut = mpirun(ranks, "partition", graph, "--method", "block", "-o", part)
-    assert cut.returncode == 0, cut.stderr
+def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys, ranks, model):
+    options, part = [*model.split(), *SIZES], parts[ranks]
     run = tmp_path / "run"
     done = mpirun(ranks, "train", part, *options, "--epochs", 3, "--run-dir", run)
     assert done.returncode == 0, done.stderr
