@@ -7,11 +7,11 @@ from dataclasses import FrozenInstanceError, dataclass, fields, replace
 import pytest
 import torch
 
-from hpcgnn.config import Config
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import message_flow
 from hpcgnn.sar.sum import in_degrees
+from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import configure
 from tests.graphs import distribute, random_graph
 
@@ -72,7 +72,7 @@ def test_a_pruned_graph_runs_as_the_whole_one(graph):
 
 
 def test_a_configuration_leaves_the_graph_as_it_was(graph):
-    found = configure(graph, Config(mode="sa", seed=5, fewest_rows=False, ignore="types"))
+    found = configure(graph, Config.of(mode="sa", seed=5, fewest_rows=False, ignore="types"))
     assert (found.mode, found.seed, found.execution.fewest_rows) == ("sa", 5, False)
     assert (graph.mode, graph.seed) == ("sar", 0) and graph.execution.fewest_rows
     assert isinstance(found.execution, Execution) and found.ring is graph.ring
