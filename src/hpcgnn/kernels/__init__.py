@@ -8,6 +8,8 @@ float16 or bfloat16, and what is summed is then float32. What does not fit raise
 Results are bitwise the same in every run (on CPUs, with the same number of threads).
 """
 
+from typing import TYPE_CHECKING
+
 from hpcgnn.kernels.attention import (
     Destinations,
     GATGradients,
@@ -26,6 +28,13 @@ from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.rows import add_rows, head_dots, pack_rows
 from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
+
+if TYPE_CHECKING:  # the type checker holds both sides against the protocol
+    from hpcgnn.kernels.backend import Backend
+    from hpcgnn.kernels.cpu import backend as cpu
+    from hpcgnn.kernels.cuda import backend as cuda
+
+    SIDES: tuple[Backend, Backend] = (cpu, cuda)
 
 __all__ = [
     "Block",

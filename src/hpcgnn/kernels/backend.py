@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import torch
@@ -102,24 +104,16 @@ class Backend(Protocol):
 
 def backend(device: torch.device) -> Backend:
     """The kernels for tensors on `device`; while a profile is taken, timed ones."""
-    kernels: Backend
-    if device.type == "cpu":
-        from hpcgnn.kernels.cpu import backend as cpu
-
-        kernels = cpu
-    elif device.type == "cuda":
-        from hpcgnn.kernels.cuda import backend as cuda
-
-        kernels = cuda
-    else:
+    if device.type not in ("cpu", "cuda"):
         raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
-    return cast(Backend, _Timed(kernels)) if profiled() else kernels
+    kernels = import_module(f"hpcgnn.kernels.{device.type}.backend")
+    return cast(Backend, _Timed(kernels) if profiled() else kernels)
 
 
 class _Timed:
     """Kernels that leave a span each."""
 
-    def __init__(self, kernels: Backend) -> None:
+    def __init__(self, kernels: ModuleType) -> None:
         self._kernels = kernels
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -156,7 +156,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Place:
+class SettingPlace:
     """Where a setting is: `config.section.name`."""
 
     section: str
@@ -168,10 +168,10 @@ def _sections() -> dict[str, type[Section]]:
     return {entry.name: get_type_hints(Config)[entry.name] for entry in dataclasses.fields(Config)}
 
 
-def options() -> dict[str, Place]:
+def options() -> dict[str, SettingPlace]:
     """Every setting by its name without a section, in the order of sections."""
     return {
-        setting.option or name: Place(section, name, setting)
+        setting.option or name: SettingPlace(section, name, setting)
         for section, kind in _sections().items()
         for name, setting in declared(kind).items()
     }
