@@ -224,7 +224,7 @@ HELD = """
 import sys, time
 from hpcgnn.cli.main import main
 from hpcgnn.storage.importers import assemble
-assemble.row_pieces = lambda *_: time.sleep(600)
+assemble.row_chunks = lambda *_: time.sleep(600)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -116,8 +116,12 @@ def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
     monkeypatch.setattr(open, "open_part", open_part)
     call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5", "--halo-buffer", "1MiB")
     (where,) = asked
-    assert (where.features_on, where.precision, where.mode) == ("host", "tf32", "sar")
-    assert (where.device, where.halo_buffer) == ("auto", "1MiB")
+    assert (where.device.features_on, where.device.precision, where.streaming.mode) == (
+        "host",
+        "tf32",
+        "sar",
+    )
+    assert (where.device.kind, where.streaming.halo_buffer) == ("auto", "1MiB")
 
 
 @pytest.mark.mpi

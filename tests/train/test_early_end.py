@@ -30,9 +30,7 @@ def train(comm, folder: Path, *, resume=False, valid=True, changes=(), labels=No
     if features is not None:
         whole.features[:] = features
     graph = distribute(whole, comm)
-    graph = replace(graph, graph_fingerprint="f" * 16)
-    for name, value in changes:
-        setattr(graph, name, value)
+    graph = replace(graph, graph_fingerprint="f" * 16, **dict(changes))
     trainer = Trainer(graph, Config.of(**(STILL | settings)), folder, resume=resume)
     trainer.run()
     comm.barrier()

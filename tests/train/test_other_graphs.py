@@ -41,9 +41,7 @@ def trained(comm, shared_path):
 def predict(comm, trained, *, whole=WHOLE, smooth=False, **changes):
     """Probabilities of all nodes on an unknown graph, and the scores."""
     path, checkpoint = trained
-    graph = distribute(whole, comm)
-    for name, value in changes.items():
-        setattr(graph, name, value)
+    graph = replace(distribute(whole, comm), **changes)
     found = Predictor(graph, checkpoint, path, any_graph=True).run(smooth=smooth)
     return collect(graph, torch.from_numpy(found.rows["probabilities"])), found.scores
 
