@@ -34,12 +34,13 @@ class Abandonable(Protocol):
 class _Verdict:
     """Whether ranks gave up an exchange, and whether it was the same one: found beside other work.
 
-    `most`: largest over the ranks of (gave up, not gave up, place, -place).
+    `all_P4`: of each rank, (gave up, not gave up, place, -place); `own_4` is sent until then.
     """
 
     where: str
     request: MPI.Request
-    most: np.ndarray
+    own_4: np.ndarray
+    all_P4: np.ndarray
 
 
 class Unfinished:
@@ -126,10 +127,11 @@ class Unfinished:
             return
         problem = self._problem()
         failed = gave_up or bool(problem)
-        own = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
-        most = np.empty_like(own)
-        request = self._mpi.Iallreduce(own, most, MPI.MAX)
-        self._verdict = _Verdict(exchange.where, request, most)
+        own_4 = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
+        all_P4 = np.zeros((size, 4), np.int64)
+        # Not Iallreduce: Open MPI 4.1 was seen to give other numbers than were sent.
+        request = self._mpi.Iallgather(own_4.view(np.uint8), all_P4.view(np.uint8))
+        self._verdict = _Verdict(exchange.where, request, own_4, all_P4)
         if problem:
             raise CommunicationError(problem)
 
@@ -144,7 +146,7 @@ class Unfinished:
         if verdict is None:
             return ""
         self._wait(verdict.request, verdict.where)
-        some_failed, some_ended, place, negative = verdict.most.tolist()
+        some_failed, some_ended, place, negative = verdict.all_P4.max(axis=0).tolist()
         if some_failed and some_ended:
             return (
                 f"some ranks gave up {verdict.where!r} after an error and the others went on, so "
