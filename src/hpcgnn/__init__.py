@@ -4,8 +4,9 @@
 
     def main(comm):                                         # on every rank of 4
         graph = hpcgnn.load_partition("graph.p4.h5", comm)
-        layer = hpcgnn.nn.SAGEConv(128, 64)
-        y = layer(graph, graph.features)
+        model = Net(128, 64)                                # a torch module, called (graph, x)
+        task = hpcgnn.tasks.find_task(graph)        # as the labels are
+        hpcgnn.Trainer(graph, model, task, run_dir="runs/net", epochs=100).run()
 
     hpcgnn.run(main)
 
@@ -23,16 +24,40 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
-    from hpcgnn import nn
+    from hpcgnn import nn, tasks
+    from hpcgnn.nn.convert import convert_norms
     from hpcgnn.nn.gradients import sum_gradients
     from hpcgnn.partition import pyparmetis
-    from hpcgnn.storage.read.load import load_partition
+    from hpcgnn.partition.load import load_partition
+    from hpcgnn.partition.pipeline import partition_graph
+    from hpcgnn.train.predict import predict
+    from hpcgnn.train.trainer import Trainer
 
-__all__ = ["__version__", "load_partition", "nn", "pyparmetis", "run", "sum_gradients"]
+__all__ = [
+    "Trainer",
+    "__version__",
+    "convert_norms",
+    "load_partition",
+    "nn",
+    "partition_graph",
+    "predict",
+    "pyparmetis",
+    "run",
+    "sum_gradients",
+    "tasks",
+]
 
-_MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.partition.pyparmetis"}
-_FUNCTIONS = {
-    "load_partition": "hpcgnn.storage.read.load",
+_MODULES = {
+    "nn": "hpcgnn.nn",
+    "pyparmetis": "hpcgnn.partition.pyparmetis",
+    "tasks": "hpcgnn.tasks",
+}
+_OBJECTS = {
+    "Trainer": "hpcgnn.train.trainer",
+    "convert_norms": "hpcgnn.nn.convert",
+    "load_partition": "hpcgnn.partition.load",
+    "partition_graph": "hpcgnn.partition.pipeline",
+    "predict": "hpcgnn.train.predict",
     "sum_gradients": "hpcgnn.nn.gradients",
 }
 
@@ -62,8 +87,8 @@ def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> N
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _OBJECTS:
+        return getattr(importlib.import_module(_OBJECTS[name]), name)
     raise AttributeError(f"module 'hpcgnn' has no attribute {name!r}")
 
 

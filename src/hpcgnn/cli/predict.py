@@ -58,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split to report the metric on, whose training labels are used where any are "
         "(default: that of the checkpoint; 0 without one)",
     )
+    parser.add_argument(
+        "--model",
+        metavar="FILE.py:NAME",
+        help="where the file of a model of your own is now; it must be the one trained with",
+    )
+    parser.add_argument(
+        "--model-args", help="for a model that a Python program made: `hidden=64,layers=4`"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
+        from hpcgnn.tasks.task import shown as in_words
         from hpcgnn.train.config import Config
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint, write_predictions
@@ -93,7 +102,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
                 "features, and those of its neighbours"
             )
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
-        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
+        shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
         shown = shown or "not known without labels of nodes to score"
         say(f"{found.metric} of {source}: {shown}")
         say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
@@ -115,7 +124,14 @@ def _predict(
     path = Path(args.checkpoint)
     remedy = "a smaller --halo-buffer needs less"
     with comm.at("predict"), explained(graph, checkpoint.config, device, remedy):
-        predictor = Predictor(graph, checkpoint, path, any_graph=args.any_graph)
+        predictor = Predictor(
+            graph,
+            checkpoint,
+            path,
+            any_graph=args.any_graph,
+            model_file=args.model or "",
+            model_args=args.model_args,
+        )
         found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
     return found, {
         "config": checkpoint.config.to_json(),
@@ -163,6 +179,7 @@ def _check(args: argparse.Namespace) -> None:
         ("a checkpoint", args.checkpoint),
         ("--correct-and-smooth", args.correct_and_smooth),
         ("--embeddings", args.embeddings),
+        ("--model", args.model),
     ):
         if value:
             raise InputError(f"--label-propagation uses no model: leave {name} out")

@@ -49,7 +49,7 @@ def listen(args: argparse.Namespace) -> StopRequest:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
-        import hpcgnn.train.trainer  # noqa: F401 - counts among the imports
+        import hpcgnn.train.configured  # noqa: F401 - counts among the imports
         from hpcgnn.system import resident_memory
         from hpcgnn.train.run_directory import held
 
@@ -82,27 +82,28 @@ def _train(
     imported: int,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
+    from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.run_directory import write_config
     from hpcgnn.train.telemetry import Profile, human, peak_memory
-    from hpcgnn.train.trainer import Trainer
 
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config)
     ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
-        trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+        trainer = configured_trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     if trainer.begins:
         write_config(run_dir, comm, config)
-    unused = content_of(graph).unused(config.model)
+    unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
         print(note(unused, config.model), flush=True)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
+        layers = "" if config.model.own else f"{config.model.layers} layers, "
         say(
-            f"{config.model.kind}: {config.model.layers} layers, {count:,} parameters on rank 0; "
+            f"{config.model.kind}: {layers}{count:,} parameters on rank 0; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
             f"transport {ring.transport.name}; run directory {run_dir}"
         )

@@ -156,7 +156,7 @@ def _known(graph: PartitionedGraph) -> Tensor:
     return graph.labels
 
 
-def find_task(graph: PartitionedGraph, metric: str) -> MultiClass | MultiLabel:
+def find_task(graph: PartitionedGraph, metric: str = "auto") -> MultiClass | MultiLabel:
     """The task that the graph's labels pose; collective.
 
     Raises:

@@ -81,7 +81,8 @@ def check_training(config: Config, facts: Facts) -> None:
     if not facts.labels:
         raise InputError("the graph has no labels or no split, so nothing can be learned from it")
     chosen_metric(config.training.metric, facts.multilabel, facts.num_outputs)
-    check_model(config.model, facts)
+    if not config.model.own:  # which says itself what it lacks
+        check_model(config.model, facts)
     made_dense = config.model.embedding > 0
     if config.training.adversarial_steps and facts.features == "sparse" and not made_dense:
         raise InputError("--adversarial-steps needs dense features")

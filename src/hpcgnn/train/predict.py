@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,21 +14,25 @@ from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.errors import InputError, NumericalError, printable
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.storage.schema import PREDICTIONS
+from hpcgnn.storage.write.outputs import check_output_together
 from hpcgnn.tasks.classes import MultiClass, MultiLabel, find_task, stored_task
-from hpcgnn.tasks.task import SPLITS, Task
+from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
+from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.state import check_stored, restore_model
+from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_average
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.config import Config
-from hpcgnn.train.optimisation import arithmetic, configure
+from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.optimisation import configure
+from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.prediction_file import PredictionFile
 
 SLAB_BYTES = 64 << 20
@@ -56,9 +61,15 @@ class Predictor:
 
     Args:
         path: the file that `checkpoint` was read from.
+        any_graph: accept a checkpoint of another graph.
+        model: the module that was trained, where a Python program made it; on the command line
+            that of `model_file`.
+        model_file: the file of a model of the user's, and its arguments; None: as the checkpoint
+            says.
+        task: the task, where the checkpoint knows only its name; without, `output` is predicted.
 
     Raises:
-        InputError: the checkpoint is of another graph or model.
+        InputError: the checkpoint is of another graph or model, or the model's file has changed.
     """
 
     def __init__(
@@ -68,6 +79,10 @@ class Predictor:
         path: Path,
         *,
         any_graph: bool = False,
+        model: torch.nn.Module | None = None,
+        model_file: str = "",
+        model_args: str | None = None,
+        task: Any = None,
     ) -> None:
         self.checkpoint, config = checkpoint, checkpoint.config
         same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
@@ -78,28 +93,47 @@ class Predictor:
                 file=path,
             )
         self.graph = graph = configure(graph, config)
-        # Older checkpoints don't say what they learned; their own graph does.
-        known = checkpoint.task
-        self.task = stored_task(known, path) if known else find_task(graph, config.training.metric)
-        if config.model.labels_as_input:
-            _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
-        check_model(config.model, facts_of(graph))
+        self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
         self.device = graph.node_ids.device
-        with torch.device("meta"):
-            shapes = self._build(config)
-        with agreed(graph.ring.comm, "fit the checkpoint"):
-            check_stored(shapes, checkpoint, path)
-        self.model = self._build(config).to(self.device)
+        if model is None and config.model.own:
+            model = _own_model(graph, checkpoint, path, model_file, model_args)
+        elif model_file:
+            raise InputError("--model is for a checkpoint of a model of your own", file=path)
+        if model is None:
+            model = self._built_in(config, path)
+        self.model = model.to(self.device)
+        learned = Learned(self.model, self.task.module)
         sharded: dict[str, np.ndarray] = {}
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
-            if any(is_sharded(parameter) for parameter in self.model.parameters()):
+            if learned.sharded_names():
                 sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
-            restore_model(self.model, self.checkpoint, sharded, path)
-        self.model.eval()
+            restore_model(learned, _of(learned, checkpoint), sharded, path)
+            averages = restored_average(learned, checkpoint, sharded, path)
+            for name, parameter in learned.named_parameters():
+                if name in averages:
+                    parameter.copy_(averages[name])
+        learned.train(False)
+        if isinstance(self.model, Model):
+            nothing = torch.zeros(0, dtype=torch.int64, device=self.device)
+            self.call: ModelCall = BuiltInCall(self.model, graph, config, nothing)
+        else:
+            self.call = ModelCall(self.model, graph, config.device.precision)
 
-    def _build(self, config: Config) -> Model:
-        seed = config.training.seed
-        return build_model(config.model, self.graph, self.task.num_outputs, seed)
+    def _built_in(self, config: Config, path: Path) -> Model:
+        graph = self.graph
+        if not isinstance(self.task, MultiClass | MultiLabel):
+            raise InputError("its task is none of a built-in model", file=path)
+        if config.model.labels_as_input:
+            _check_known_labels(
+                graph, self.task.num_outputs, "a model trained with --labels-as-input"
+            )
+        check_model(config.model, facts_of(graph))
+        outputs, seed = self.task.num_outputs, config.training.seed
+        with torch.device("meta"):
+            shapes = build_model(config.model, graph, outputs, seed)
+        with agreed(graph.ring.comm, "fit the checkpoint"):
+            check_stored(shapes, self.checkpoint, path)
+        return build_model(config.model, graph, outputs, seed)
 
     @torch.no_grad()
     def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
@@ -117,9 +151,13 @@ class Predictor:
         if smooth and not isinstance(self.task, MultiClass):
             raise InputError("--correct-and-smooth needs one class per node")
         if smooth:
-            _check_known_labels(graph, self.task, "--correct-and-smooth")
-        with arithmetic(self.checkpoint.config.device.precision, self.device):
-            scores = model(graph).float()
+            _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
+        scores = self.call.output().float()
+        if len(scores) != graph.num_local_nodes:
+            raise InputError(
+                f"the model returns {len(scores)} rows for {graph.num_local_nodes} nodes: only "
+                "rows per node can be written"
+            )
         if smooth:
             _say_directed(graph)
             scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
@@ -127,11 +165,114 @@ class Predictor:
         else:
             rows = self.task.predictions(scores)
         if embeddings:
-            hidden = model.embed(graph)
+            embed: Any = getattr(model, "embed", None)
+            if embed is None:
+                raise InputError("--embeddings: the model has no method embed(graph)")
+            hidden = embed(graph)
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
         return _prediction(graph, self.task, rows, scores)
+
+
+def predict(
+    graph: PartitionedGraph,
+    checkpoint: str | Path,
+    model: torch.nn.Module | None = None,
+    *,
+    task: Any = None,
+    out: str | Path | None = None,
+    any_graph: bool = False,
+    force: bool = False,
+) -> Prediction:
+    """Apply a checkpoint to every node, in a Python program; collective.
+
+    Args:
+        graph: this rank's part.
+        checkpoint: its file, or a run directory: the best one there, or the last without one.
+        model: the module that was trained, which takes the checkpoint's weights; not needed for
+            a built-in model, or one that `hpcgnn train` read from a file.
+        task: the task of the program, which makes predictions of the output, and scores.
+        out: OUT.h5, OUT.csv or OUT.npz, in the original order of the nodes; None: not written.
+        any_graph: accept a checkpoint of another graph.
+        force: replace former predictions.
+
+    Raises:
+        InputError: the checkpoint is of another graph or model, or can't be read; `out` is there.
+        OutputError: `out` can't be written.
+    """
+    comm = graph.comm
+    if out is not None:
+        prediction_file.check_ending(Path(out))
+        check_output_together(
+            comm, Path(out), PREDICTIONS, force=force, inputs=[checkpoint],
+            read_format=prediction_file.format_of,
+        )  # fmt: skip
+    path, found = read_checkpoint(Path(checkpoint), comm)
+    result = Predictor(graph, found, path, any_graph=any_graph, model=model, task=task).run()
+    if out is not None:
+        attributes: dict[str, int | str | dict] = {
+            "config": found.config.to_json(),
+            "checkpoint": printable(path.name),
+            "epoch": found.epoch,
+            "not_finite": result.not_finite,
+        }
+        write_predictions(Path(out), graph, result.rows, attributes)
+    return result
+
+
+class _Unknown(TaskDefaults):
+    """In place of a task that only its program knows: nothing is scored, the output is written."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric, self.larger_is_better = metric, True
+
+    def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=graph.node_ids.device)
+
+    def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
+        raise InputError("the task is known to the program alone that trained the model")
+
+    def metrics(
+        self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
+    ) -> dict[str, float]:
+        return {self.metric: math.nan}
+
+
+def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
+    known = checkpoint.task
+    if known.get("kind") == OWN:
+        return _Unknown(str(known.get("metric"))[:80])
+    # Older checkpoints don't say what they learned; their own graph does.
+    if known:
+        return stored_task(known, path)
+    return find_task(graph, checkpoint.config.training.metric)
+
+
+def _own_model(
+    graph: PartitionedGraph,
+    checkpoint: Checkpoint,
+    path: Path,
+    model_file: str,
+    model_args: str | None,
+) -> torch.nn.Module:
+    """The model of the user's file, which must be the one that was trained with; collective."""
+    settings = checkpoint.config.model
+    with agreed(graph.comm, "the file of the model"):
+        file = ModelFile.of(replace(settings, kind=model_file or settings.kind))
+        changed = file.differs(checkpoint.model_file) if checkpoint.model_file else ""
+        if changed:
+            raise InputError(f"{changed}: bring that file back", file=path)
+    arguments = settings.model_args if model_args is None else model_args
+    return file.build(graph, arguments, checkpoint.config.training.seed)
+
+
+def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the parameters of a task's module that isn't there."""
+    if len(learned.modules) > 1:
+        return checkpoint
+    mine = {n: a for n, a in checkpoint.arrays.items() if not n.startswith(f"model/{OF_TASK}")}
+    return replace(checkpoint, arrays=mine)
 
 
 @dataclass(frozen=True)
@@ -203,9 +344,7 @@ def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[i
     return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
-def _check_known_labels(
-    graph: PartitionedGraph, task: MultiClass | MultiLabel, reader: str
-) -> None:
+def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader: str) -> None:
     """Labels of training nodes, of classes that the model knows; collective.
 
     Raises:
@@ -218,10 +357,10 @@ def _check_known_labels(
     count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
     if count <= 0:
         raise InputError(f"{reader} reads the labels of training nodes, and this graph has none")
-    if most >= task.num_outputs:
+    if num_classes is not None and most >= num_classes:
         raise InputError(
             f"{reader} reads the labels of training nodes, which must be classes of the model: "
-            f"0 .. {task.num_outputs - 1}",
+            f"0 .. {num_classes - 1}",
             value=int(most),
         )
 
