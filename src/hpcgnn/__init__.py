@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from hpcgnn.partition import pyparmetis
     from hpcgnn.partition.load import load_partition
     from hpcgnn.partition.pipeline import partition_graph
+    from hpcgnn.storage.exchange.dgl import from_dgl
+    from hpcgnn.storage.exchange.networkx import from_networkx
+    from hpcgnn.storage.exchange.pyg import from_pyg
+    from hpcgnn.storage.exchange.scipy import from_scipy
+    from hpcgnn.storage.exchange.to_pyg import to_pyg
     from hpcgnn.train.predict import predict
     from hpcgnn.train.trainer import Trainer
 
@@ -37,6 +42,10 @@ __all__ = [
     "Trainer",
     "__version__",
     "convert_norms",
+    "from_dgl",
+    "from_networkx",
+    "from_pyg",
+    "from_scipy",
     "load_partition",
     "nn",
     "partition_graph",
@@ -45,6 +54,7 @@ __all__ = [
     "run",
     "sum_gradients",
     "tasks",
+    "to_pyg",
 ]
 
 _MODULES = {
@@ -55,10 +65,15 @@ _MODULES = {
 _OBJECTS = {
     "Trainer": "hpcgnn.train.trainer",
     "convert_norms": "hpcgnn.nn.convert",
+    "from_dgl": "hpcgnn.storage.exchange.dgl",
+    "from_networkx": "hpcgnn.storage.exchange.networkx",
+    "from_pyg": "hpcgnn.storage.exchange.pyg",
+    "from_scipy": "hpcgnn.storage.exchange.scipy",
     "load_partition": "hpcgnn.partition.load",
     "partition_graph": "hpcgnn.partition.pipeline",
     "predict": "hpcgnn.train.predict",
     "sum_gradients": "hpcgnn.nn.gradients",
+    "to_pyg": "hpcgnn.storage.exchange.to_pyg",
 }
 
 
