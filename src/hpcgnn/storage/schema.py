@@ -10,6 +10,10 @@
     nodes/labels int64 [N] (-1 unknown) or int8 [N, T] (0, 1, -1 unknown)
     nodes/split int8 [N, S]        0 none, 1 train, 2 valid, 3 test
     nodes/type int32 [N], nodes/original_ids int64 [N]   optional
+    nodes/original_names/indptr int64 [N+1], data uint8 [B]   UTF-8 ids of a user's tables, optional
+    encoding/json uint8 [n]        what columns of tables became (`storage/encoding.py`), optional
+
+The last two stand in a partition file as well, in the order of the graph.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ MAX_COUNT = 1 << 56
 MAX_WIDTH = 1 << 31
 
 TRAIN, VALID, TEST = 1, 2, 3
+NAMES = "nodes/original_names"
 
 
 @dataclass(frozen=True)

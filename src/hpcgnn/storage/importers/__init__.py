@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hpcgnn.errors import InputError
@@ -11,17 +12,19 @@ from hpcgnn.storage.importers import (
     metis,
     npz,
     ogb,
-    parquet,
     planetoid,
+    tables,
 )
 from hpcgnn.storage.importers.source import ImportOptions, Source
-from hpcgnn.storage.importers.text import reading, require
+from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.text import is_number, reading, require
 
-FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
-_SEVERAL = ("edges", "parquet", "triples")
+FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples")
+_PAGES = 64 << 20  # of Parquet, with their dictionaries
+_SEVERAL = ("edges", "parquet", "table", "triples")
 _TAKES = {  # options that only some formats have a use for
-    "--columns": ("columns", ("edges", "parquet", "triples")),
-    "--skip-lines": ("skip_lines", ("edges", "triples")),
+    "--columns": ("columns", ("edges", "parquet", "table", "triples")),
+    "--skip-lines": ("skip_lines", ("edges", "table", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
     "--split-scheme": ("split_scheme", ("ogb",)),
 }
@@ -38,7 +41,7 @@ def guess_format(path: Path) -> str:
 
 
 def _guess(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     suffix = Path(name).suffix
     if name.startswith("ind."):
         return "planetoid"
@@ -70,8 +73,27 @@ def _guess(path: Path) -> str:
 
 
 def prepare(format: str) -> int:
-    """Load the library a format needs; returns the bytes it takes for itself while reading."""
-    return parquet.prepare() if format == "parquet" else 0
+    """Load the libraries a format needs; returns the bytes they take for themselves."""
+    if format not in ("edges", "metis", "mtx", "ogb", "parquet", "planetoid", "table", "triples"):
+        return 0
+    import pyarrow.csv
+    import pyarrow.parquet  # noqa: F401
+
+    return _PAGES if format in ("parquet", "table") else 0
+
+
+def is_table(path: Path, format: str, options: ImportOptions) -> bool:
+    """Whether the file has named columns, or options speak of its columns as those of a table."""
+    if format in ("parquet", "table"):
+        return True
+    if format not in ("edges", "triples") or path.suffix in (".npy", ".npz"):
+        return False
+    if options.tables is not None:
+        return True
+    if options.columns and all(name.isdecimal() for name in options.columns):
+        return False
+    fields = delimited.first_fields(path, options)
+    return bool(fields) and not any(is_number(field) for field in fields)
 
 
 def open_source(paths: list[Path], format: str, options: ImportOptions) -> Source:
@@ -90,10 +112,12 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
     for path in paths:
         if format in ("edges", "metis", "mtx", "npz", "triples"):
             require(path)
-        elif format == "parquet":
+        elif format in ("parquet", "table"):
             with reading(path):
                 path.stat()
     path = paths[0]
+    if is_table(path, format, options):
+        return tables.read_tables(paths, _table_options(format, options), options)
     return {
         "npz": lambda: npz.read_npz(path, options),
         "edges": lambda: delimited.read_edge_list(paths, options),
@@ -101,6 +125,26 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "ogb": lambda: ogb.read_ogb(path, options),
         "metis": lambda: metis.read_metis(path, options),
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
-        "parquet": lambda: parquet.read_parquet(paths, options),
         "triples": lambda: delimited.read_triples(paths, options),
     }[format]()
+
+
+def _table_options(format: str, options: ImportOptions) -> TableOptions:
+    """What `--columns` says of a table, and what the options of tables say."""
+    found = options.tables or TableOptions()
+    if options.skip_lines is not None:
+        found = replace(found, form=replace(found.form, skip_lines=options.skip_lines))
+    names = options.columns
+    if not names:
+        if format == "triples" and found.relation is None:
+            raise InputError("triples have a relation: name its column with --relation")
+        return found
+    needed, most = (3, 3) if format == "triples" else (2, 3)
+    if not needed <= len(names) <= most:
+        raise InputError("--columns takes source, destination and weight", value=names)
+    if format == "triples":
+        return replace(found, source=names[0], relation=names[1], target=names[2])
+    weight = names[2] if len(names) > 2 and options.weights else None
+    return replace(
+        found, source=names[0], target=names[1], weight=weight or found.weight, columns=True
+    )

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpcgnn.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcgnn.storage.encoding import Encoding
+    from hpcgnn.storage.importers.names import NameStore
+    from hpcgnn.storage.importers.spool import Scratch
+    from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
 
@@ -72,6 +79,7 @@ class NodeSplit:
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
     codes: np.ndarray | None = None  # 0 none, 1 train, 2 valid, 3 test: [N] or [N, S]
+    column: Column | None = None  # the same codes [N], in chunks
 
 
 @dataclass
@@ -82,6 +90,7 @@ class Nodes:
         labels_as: what a matrix of labels holds: "classes" (none is admitted), "one-hot" or
             "several"; None: ask where it may be either.
         notes: things the user should know, one line each.
+        num_classes: known where not all of them need occur.
     """
 
     features: Column | SparseColumn | None = None
@@ -91,6 +100,7 @@ class Nodes:
     types: Column | None = None
     ids: Column | None = None
     labels_as: str | None = None
+    num_classes: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
@@ -116,6 +126,9 @@ class Source:
         counted: the source itself says how many nodes it has, so that it may have no edges.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
+        names: the texts that the ids stand for.
+        encoding: what the columns of tables became; complete when all is written.
+        begin: called once before anything is read.
     """
 
     file: Path
@@ -128,6 +141,9 @@ class Source:
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
+    names: NameStore | None = None
+    encoding: Encoding | None = None
+    begin: Callable[[Scratch], None] | None = None
     counted: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,6 +166,7 @@ class ImportOptions:
         split_scheme: which of several folders of splits OGB's layout has.
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
+        tables: what the columns of tables are for; None where no option speaks of that.
     """
 
     columns: tuple[str, ...] = ()
@@ -160,6 +177,7 @@ class ImportOptions:
     split_scheme: str | None = None
     ogb_root: Path = Path("dataset")
     limit: int = 1 << 30
+    tables: TableOptions | None = None
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
