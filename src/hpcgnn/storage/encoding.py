@@ -15,7 +15,6 @@ import numpy as np
 
 from hpcgnn.storage.checks import Place
 
-DATASET = "encoding/json"
 MAX_BYTES = 256 << 20
 NUMBER, CATEGORY, VECTOR = "number", "category", "vector"
 _KINDS = (NUMBER, CATEGORY, VECTOR)

@@ -204,7 +204,7 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
         ("a,b\np,q\n", "id,x\np,1\nq,2\np,3\n", (), "line 4: is listed twice (found 'p')"),
         ("a,b\np,q\n", "id,x\np,1\nq,\n", ("--features", "x"), "line 3, x: is missing: --missing"),
         ("a,b\np,q\n", "id,x\np,1\nq,inf\n", ("--features", "x"), "row 1, column 0 is not"),
-        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "neither a whole number nor text"),
+        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
@@ -253,6 +253,21 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
     assert "when: holds times, which are no features" in said
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
     assert "row 2, new: is missing" in said
+
+
+def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
+    nodes = write(tmp_path / "n.csv", "id,p,q,r\na,1,0,0.5\nb,,1,\nc,,,-2\n")
+    edges = write(tmp_path / "e.csv", "a,b\na,b\n")
+    path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "p,q", "--split-ratio", "1,1,0")
+    with GraphFile(path) as graph:
+        found = graph.read_nodes(0, 3)
+        assert graph.multilabel and graph.read_encoding().classes == ["p", "q"]
+    assert found.labels.tolist() == [[1, 0], [-1, 1], [-1, -1]]
+    assert sorted(found.split[:2, 0]) == [1, 2] and found.split[2, 0] == 0
+    path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "r", "--labels-as", "values")
+    with GraphFile(path) as graph:
+        assert graph.num_classes == 0
+        np.testing.assert_array_equal(graph.read_nodes(0, 3).labels, np.float32([0.5, np.nan, -2]))
 
 
 def test_ids_that_look_like_numbers(made, tmp_path):

@@ -268,7 +268,10 @@ class Names:
             if odd.shape[0]:
                 row = int(np.flatnonzero(values == odd[0])[0])
                 raise batch.error(
-                    self.name, row, "is neither a whole number nor text", float(odd[0])
+                    self.name,
+                    row,
+                    "is no whole number: --labels-as values predicts numbers",
+                    float(odd[0]),
                 )
             whole = np.where(np.isnan(values), 0, values).astype(np.int64)
             array = pa.array(whole, mask=np.isnan(values))

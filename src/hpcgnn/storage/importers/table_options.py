@@ -16,7 +16,9 @@ class TableOptions:
     Attributes:
         nodes: the tables of the nodes.
         source, target, weight, edge_features, relation: columns of the edges.
-        id, label, features, split_column, split_time: columns of the nodes.
+        id, label, features, split_column, split_time: columns of the nodes; several labels at once
+            are parted by commas.
+        label_values: labels are numbers to be predicted.
         split_ratio: shares of the labelled nodes that train, validate and test.
         seed: of the split by ratio.
         categorical: columns whose numbers are names.
@@ -35,6 +37,7 @@ class TableOptions:
     relation: str | None = None
     id: str | None = None
     label: str | None = None
+    label_values: bool = False
     features: tuple[str, ...] = ()
     split_column: str | None = None
     split_time: str | None = None

@@ -99,7 +99,8 @@ class _Reading:
         self.store = NameStore(self.file, options.limit) if self.text else None
         self.edge_plan = self._plan(self.edge_names, self.edge_tables, "edge features")
         self.node_plan = self._plan(self.feature_names, self.node_tables, "features")
-        self.labels = self._names(self.label, self.node_tables)
+        plain = len(self.label_names) == 1 and not self.options.label_values
+        self.labels = self._names(self.label if plain else None, self.node_tables)
         self.relations = self._names(self.relation, self.edge_tables)
         self.encoding = Encoding(
             ids=TEXT if self.text else INTEGER,
@@ -151,9 +152,10 @@ class _Reading:
         self.label = self.options.choice("label")
         self.split_column, self.split_time = self.options.split_column, self.options.split_time
         self.feature_names: list[str] = []
+        self.label_names = [name.strip() for name in (self.label or "").split(",") if name.strip()]
         if not self.node_tables:
             self._refuse_node_options()
-            self.label = None
+            self.label_names = []
             return
         first = self.node_tables[0]
         if self.id is None:
@@ -164,7 +166,8 @@ class _Reading:
                     f"has columns {known}: say which names the nodes with --id", file=first.path
                 )
             self.id = fitting[0]
-        others = {n for n in (self.id, self.label, self.split_column, self.split_time) if n}
+        others = {n for n in (self.id, self.split_column, self.split_time) if n}
+        others |= set(self.label_names)
         patterns = self.options.choices("features")
         if patterns:
             self.feature_names = expand(patterns, first, others)
@@ -172,12 +175,12 @@ class _Reading:
             require_columns(table, [self.id, *self.feature_names])
         for name in others - {self.id}:
             having = [table for table in self.node_tables if name in table.names]
-            if not having and not (name == self.label and self.options.like is not None):
+            if not having and not (name in self.label_names and self.options.like is not None):
                 require_columns(first, [name])
             for table in having:
                 require_columns(table, [name])
-        if self.label is not None and not any(self.label in t.names for t in self.node_tables):
-            self.label = None
+        if not any(name in t.names for t in self.node_tables for name in self.label_names):
+            self.label_names = []
 
     def _refuse_node_options(self) -> None:
         for name in ("id", "label", "features", "split_column", "split_time", "split_ratio"):
@@ -227,7 +230,7 @@ class _Reading:
 
     def _name_ignored(self) -> None:
         edge = {self.source, self.target, self.weight, self.relation, *self.edge_names}
-        node = {self.id, self.label, self.split_column, self.split_time, *self.feature_names}
+        node = {self.id, *self.label_names, self.split_column, self.split_time, *self.feature_names}
         for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
             unused: list[str] = []
             for table in tables:
@@ -253,6 +256,8 @@ class _Reading:
         encoding.features, encoding.classes = self._fit(
             self.node_tables, self.node_plan, self.labels
         )
+        if len(self.label_names) > 1:
+            encoding.classes = self.label_names
         texts = self.relations if self.relations and self.relations.kind == TEXT else None
         encoding.edge_features, encoding.relations = self._fit(
             self.edge_tables, self.edge_plan, texts
@@ -336,14 +341,16 @@ class _Reading:
         nodes.ids = _Ids(file, str(self.id), self._node_ids(), self)
         if self.feature_names:
             nodes.features = Column(file, "features", self._features())
-        if self.label is not None:
-            nodes.labels, nodes.labels_as = Column(file, self.label, self._labels()), "classes"
+        if self.label_names:
+            nodes.labels = Column(file, str(self.label), self._labels())
+            several = "several" if len(self.label_names) > 1 else "classes"
+            nodes.labels_as = "values" if self.options.label_values else several
         if self.split_column is not None:
             nodes.split = NodeSplit(
                 file, column=Column(file, self.split_column, self._given_split())
             )
         elif self.options.split_ratio is not None or self.split_time is not None:
-            if self.label is None:
+            if not self.label_names:
                 raise InputError("a split by ratio or time is one of labelled nodes: say --label")
             nodes.split = NodeSplit(file, column=Column(file, "split", self._made_split()))
         return nodes
@@ -365,12 +372,23 @@ class _Reading:
             yield features_of(batch, self.encoding.features, self.missing)
 
     def _labels(self) -> Iterator[np.ndarray]:
-        assert self.labels is not None
-        wanted = {self.labels.name: self.labels.read_kind()}
-        if not any(self.labels.name in table.names for table in self.node_tables):
+        if self.labels is not None:
+            wanted = {self.labels.name: self.labels.read_kind()}
+            batches = _batches(self.node_tables, wanted, id=str(self.id))
+            yield from label_chunks(batches, self.labels, self.encoding.classes)
             return
-        batches = _batches(self.node_tables, wanted, id=str(self.id))
-        yield from label_chunks(batches, self.labels, self.encoding.classes)
+        wanted = dict.fromkeys(self.label_names, NUMBER)
+        for batch in _batches(self.node_tables, wanted, id=str(self.id)):
+            yield _numbers(batch, self.label_names)
+
+    def _labelled(self) -> Iterator[np.ndarray]:
+        """int64 chunks: the class where each node has one; 0 where it has any label, else -1."""
+        for labels in self._labels():
+            if self.labels is not None:
+                yield labels
+            else:
+                known = ~np.isnan(labels.reshape(labels.shape[0], -1)).all(axis=1)
+                yield np.where(known, 0, -1)
 
     def _given_split(self) -> Iterator[np.ndarray]:
         name = str(self.split_column)
@@ -385,13 +403,13 @@ class _Reading:
     def _made_split(self) -> Iterator[np.ndarray]:
         ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
         times = None if self.split_time is None else self._times()
-        yield from split_chunks(self._labels(), times, ratio, self.options.seed, self._scratch)
+        yield from split_chunks(self._labelled(), times, ratio, self.options.seed, self._scratch)
 
     def _times(self) -> Iterator[np.ndarray]:
         """int64 chunks in the order of the times."""
         name = str(self.split_time)
         kind = TIME if merged_kind(self.node_tables, name) == TIME else NUMBER
-        labels = self._labels()
+        labels = self._labelled()
         for batch in _batches(self.node_tables, {name: kind}, id=str(self.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
             known = table_files.to_numpy(array.is_valid())
@@ -447,6 +465,14 @@ def _batches(
             there = {id: table.kinds[id]}
         if there:
             yield from table.batches(there)
+
+
+def _numbers(batch: Batch, names: list[str]) -> np.ndarray:
+    """float64 [n], or [n, W] of several columns; NaN where a value is missing."""
+    nothing = pa.nulls(batch.num_rows)
+    columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
+    found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
+    return found[0] if len(found) == 1 else np.stack(found, axis=1)
 
 
 def _known(batch: Batch, name: str) -> np.ndarray:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from hpcgnn.storage.checks import Place
-from hpcgnn.storage.encoding import DATASET, MAX_BYTES, Encoding
+from hpcgnn.storage.encoding import MAX_BYTES, Encoding
 from hpcgnn.storage.read.nodes import read_pointers
 from hpcgnn.storage.read.reader import Reader, StoredColumn
-from hpcgnn.storage.schema import NAMES
+from hpcgnn.storage.schema import DATASET, NAMES
 
 SLAB = 1 << 18
 
