@@ -88,7 +88,8 @@ def node_texts(partition: Path, only: Path | None) -> Iterator[NodeTexts]:
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
     """The ids in a table, ascending, each once."""
-    from hpcgnn.storage.importers.table_files import INTEGER, TEXT, TextForm, open_tables, to_numpy
+    from hpcgnn.storage.importers.table_files import INTEGER, TEXT, open_tables, to_numpy
+    from hpcgnn.storage.importers.table_options import TextForm
 
     found = []
     for table in open_tables([path], TextForm()):

@@ -8,18 +8,22 @@ from pathlib import Path
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import (
     delimited,
+    folders,
     matrix_market,
     metis,
     npz,
     ogb,
     planetoid,
-    tables,
+    pyg,
 )
 from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.text import is_number, reading, require
 
-FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples")
+FORMATS = (
+    *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
+    *("pyg", "graphsaint", "reddit"),
+)
 _PAGES = 64 << 20  # of Parquet, with their dictionaries
 _SEVERAL = ("edges", "parquet", "table", "triples")
 _TAKES = {  # options that only some formats have a use for
@@ -29,6 +33,7 @@ _TAKES = {  # options that only some formats have a use for
     "--edge-labels": ("edge_labels", ("edges",)),
     "--edge-split": ("edge_split", ("edges",)),
     "--split-scheme": ("split_scheme", ("ogb",)),
+    "--leave-out": ("leave_out", ("npz", "triples", "pyg")),
 }
 
 
@@ -50,6 +55,10 @@ def _guess(path: Path) -> str:
     if path.is_dir():
         if any(path.glob("ind.*.graph")):
             return "planetoid"
+        if folders.is_graphsaint(path):
+            return "graphsaint"
+        if folders.is_reddit(path):
+            return "reddit"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
@@ -68,6 +77,8 @@ def _guess(path: Path) -> str:
         ".mtx": "mtx",
         ".parquet": "parquet",
         ".triples": "triples",
+        ".pt": "pyg",
+        ".pth": "pyg",
     }
     if suffix not in known:
         raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
@@ -76,12 +87,11 @@ def _guess(path: Path) -> str:
 
 def prepare(format: str) -> int:
     """Load the libraries a format needs; returns the bytes they take for themselves."""
-    if format not in ("edges", "metis", "mtx", "ogb", "parquet", "planetoid", "table", "triples"):
+    if format not in ("parquet", "table"):
         return 0
-    import pyarrow.csv
-    import pyarrow.parquet  # noqa: F401
+    from hpcgnn.storage.importers import tables  # noqa: F401 - takes a second, and 20 MB
 
-    return _PAGES if format in ("parquet", "table") else 0
+    return _PAGES
 
 
 def is_table(path: Path, format: str, options: ImportOptions) -> bool:
@@ -95,7 +105,7 @@ def is_table(path: Path, format: str, options: ImportOptions) -> bool:
     if options.columns and all(name.isdecimal() for name in options.columns):
         return False
     fields = delimited.first_fields(path, options)
-    return bool(fields) and not any(is_number(field) for field in fields)
+    return len(fields) > 1 and not any(is_number(field) for field in fields)
 
 
 def open_source(paths: list[Path], format: str, options: ImportOptions) -> Source:
@@ -112,17 +122,22 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
                 f"{option} goes with the format {' or '.join(formats)}, not {format}", file=paths[0]
             )
     for path in paths:
-        if format in ("edges", "metis", "mtx", "npz", "triples"):
+        if format in ("edges", "metis", "mtx", "npz", "pyg", "triples"):
             require(path)
         elif format in ("parquet", "table"):
             with reading(path):
                 path.stat()
     path = paths[0]
     if is_table(path, format, options):
+        from hpcgnn.storage.importers import tables
+
         return tables.read_tables(paths, _table_options(format, options), options)
     return {
         "npz": lambda: npz.read_npz(path, options),
         "edges": lambda: delimited.read_edge_list(paths, options),
+        "pyg": lambda: pyg.read_pyg(path, options),
+        "graphsaint": lambda: folders.read_graphsaint(path, options),
+        "reddit": lambda: folders.read_reddit(path, options),
         "planetoid": lambda: planetoid.read_planetoid(path, options),
         "ogb": lambda: ogb.read_ogb(path, options),
         "metis": lambda: metis.read_metis(path, options),

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
 from hpcgnn.errors import InputError
-
-if TYPE_CHECKING:
-    from hpcgnn.storage.encoding import Encoding
-    from hpcgnn.storage.importers.names import NameStore
-    from hpcgnn.storage.importers.spool import Scratch
-    from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
 
@@ -117,6 +113,13 @@ class Nodes:
         self.notes += other.notes
 
 
+class NodeNames(Protocol):
+    """Texts that ids stand for."""
+
+    def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """By row of the graph: int64 lengths in bytes, and the bytes of all in a row."""
+
+
 @dataclass
 class Source:
     """A graph about to be read.
@@ -133,7 +136,7 @@ class Source:
         notes: things the user should know, one line each.
         names: the texts that the ids stand for.
         encoding: what the columns of tables became; complete when all is written.
-        begin: called once before anything is read.
+        begin: called once, with the `Scratch` to use, before anything is read.
     """
 
     file: Path
@@ -146,9 +149,9 @@ class Source:
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
-    names: NameStore | None = None
+    names: NodeNames | None = None
     encoding: Encoding | None = None
-    begin: Callable[[Scratch], None] | None = None
+    begin: Callable[[Any], None] | None = None
     counted: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +174,7 @@ class ImportOptions:
         split_scheme: which of several folders of splits OGB's layout has.
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
+        leave_out: arrays of an archive to pass over.
         tables: what the columns of tables are for; None where no option speaks of that.
     """
 
@@ -185,6 +189,7 @@ class ImportOptions:
     ogb_root: Path = Path("dataset")
     limit: int = 1 << 30
     tables: TableOptions | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:

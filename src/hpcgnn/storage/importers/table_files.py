@@ -21,6 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.table_options import TextForm
 from hpcgnn.storage.importers.text import (
     TextBlock,
     blocks,
@@ -74,24 +75,6 @@ class TableFile(Protocol):
         Raises:
             InputError: damaged, or a value that is not of its kind.
         """
-
-
-@dataclass(frozen=True)
-class TextForm:
-    """How text holds a table; None: as its first line looks.
-
-    Attributes:
-        delimiter: one character.
-        header: whether the first line names the columns; else these are 1, 2, ...
-        comment: lines that begin with it are passed over; above the first line of the table those
-            that begin with # or % are in any case.
-        skip_lines: lines passed over before anything else.
-    """
-
-    delimiter: str | None = None
-    header: bool | None = None
-    comment: str | None = None
-    skip_lines: int = 0
 
 
 def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:

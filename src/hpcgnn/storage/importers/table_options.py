@@ -6,7 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.importers.table_files import TextForm
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How text holds a table; None: as its first line looks.
+
+    Attributes:
+        delimiter: one character.
+        header: whether the first line names the columns; else these are 1, 2, ...
+        comment: lines that begin with it are passed over; above the first line of the table those
+            that begin with # or % are in any case.
+        skip_lines: lines passed over before anything else.
+    """
+
+    delimiter: str | None = None
+    header: bool | None = None
+    comment: str | None = None
+    skip_lines: int = 0
 
 
 @dataclass(frozen=True)

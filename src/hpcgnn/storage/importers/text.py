@@ -398,7 +398,9 @@ class Table:
         for number, line in data_lines(block, self.comments):
             found = fields_of(line, self.delimiter)
             if len(found) != self.width:
-                raise block.error(number, f"has {len(found)} columns, not {self.width}", line)
+                wanted = f", where the first line has {self.width}" if self.columns else ""
+                wanted = wanted or f", not {self.width}"
+                raise block.error(number, f"has {len(found)} columns{wanted}", line)
             for place, (_, kind) in zip(places, self.fields, strict=True):
                 check_number(block, number, found[place], kind)
 
