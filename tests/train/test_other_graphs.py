@@ -135,5 +135,5 @@ def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch
 
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.h5.gz", "csv"])
 def test_other_endings_are_refused(name):
-    with pytest.raises(InputError, match=r"-o must end in \.h5, \.csv or \.npz"):
+    with pytest.raises(InputError, match=r"-o must end in \.h5, \.csv, \.npz or \.parquet"):
         check_ending(Path(name))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hpcgnn.errors import InputError, say, warn
 from hpcgnn.settings import parse_size
@@ -12,6 +16,7 @@ from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import ImportOptions, Nodes, Source
+from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.importers.text import store_pipe
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
@@ -21,6 +26,16 @@ from hpcgnn.system import resident_memory
 PARALLEL = False
 
 _RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed
+_TREATMENT = (
+    "symmetrise",
+    "self_loops",
+    "deduplicate",
+    "duplicate_weights",
+    "reverse",
+    "inverse_relations",
+    "row_normalise",
+    "labels_as",
+)
 _LEAST = 24 << 20
 _SHARE = 8  # so many arrays of `limit` bytes at most: being sorted, and waiting for the disk
 
@@ -30,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.h5")
     parser.add_argument("--format", choices=FORMATS, help="guessed from the name when not given")
     _add_reading(parser)
+    _add_tables(parser)
     _add_nodes(parser)
     _add_treatment(parser)
     parser.add_argument("--compress", action="store_true", help="gzip the datasets")
@@ -56,6 +72,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
     group.add_argument("--edge-labels", type=Path, metavar="L.npy", help="beside .npy edges")
     group.add_argument("--edge-split", type=Path, metavar="S.npy", help="0 .. 3, beside .npy edges")
+    group.add_argument("--leave-out", metavar="A,B", help="arrays of an archive to pass over")
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
     group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
     group.add_argument(
@@ -63,9 +80,59 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tables (CSV, TSV, Parquet): columns by name, or by number")
+    group.add_argument(
+        "--nodes", action="extend", nargs="+", default=[], type=Path, metavar="TABLE",
+        help="tables of the nodes; each row is a node",
+    )  # fmt: skip
+    for name, what in (
+        ("source", "where an edge begins"),
+        ("target", "where an edge ends"),
+        ("weight", "weight of an edge"),
+        ("relation", "relation of an edge, text or a number"),
+        ("id", "what the edges call a node"),
+        ("label", "class of a node, empty where it is unknown; A,B,C: several labels at once"),
+        ("split-column", "train, valid, test or empty"),
+        ("split-time", "the earliest labelled nodes train, the latest test"),
+    ):
+        group.add_argument(f"--{name}", metavar="COLUMN", help=what)
+    group.add_argument("--edge-features", metavar="A,B,c*", help="features of the edges")
+    group.add_argument(
+        "--split-ratio",
+        metavar="A,B,C",
+        help="shares of the labelled nodes of each class that train, validate and test (8,1,1)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the split by ratio (0)")
+    group.add_argument("--categorical", metavar="A,B", help="columns whose numbers are names")
+    group.add_argument(
+        "--missing",
+        choices=("refuse", "zero", "mean"),
+        help="what stands for missing features (refuse); a missing category is zeros",
+    )
+    group.add_argument("--string-ids", action="store_true", help="ids are text, like 007")
+    group.add_argument("--delimiter", metavar="CHARACTER", help="between columns (guessed)")
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="the first line names the columns (guessed)",
+    )
+    group.add_argument("--comment", metavar="MARK", help="lines that begin with it are no rows")
+    group.add_argument(
+        "--like",
+        type=Path,
+        metavar="GRAPH.h5",
+        help="columns, classes, categories and treatment as in that graph",
+    )
+
+
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("columns of the nodes in files of their own")
-    group.add_argument("--features", type=Path, metavar="F.npy", help="or .npz of a CSR matrix")
+    group.add_argument(
+        "--features",
+        metavar="F.npy",
+        help="or .npz of a CSR matrix; with --nodes: columns A,B,c* of these tables",
+    )
     group.add_argument(
         "--typed-features",
         action="append",
@@ -118,12 +185,15 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: None) -> int:
     """Convert; `comm` is None (the work is done by one process)."""
     out: Path = args.out
+    began = time.monotonic()
     check_output(out, GRAPH, force=args.force, inputs=_inputs(args))
     for path in _inputs(args):
         if path is not None:
             store_pipe(path, out.parent)
     format = args.format or guess_format(args.sources[0])
-    options = _options(args, _limit(args.memory, prepare(format)))
+    library = prepare("table" if args.nodes else format)
+    tables = _tables(args)
+    options = _options(args, _limit(args.memory, library), tables)
     source = open_source(args.sources, format, options)
     attach(source, *_node_files(args, options), options)
     said = _print_notes(source, 0)
@@ -141,7 +211,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
     assemble(source, out, treatment, limit=options.limit, config=settings | {"format": format})
     _print_notes(source, said)
-    _report(out)
+    _report(out, time.monotonic() - began, _size(_inputs(args)))
     return 0
 
 
@@ -165,7 +235,59 @@ def _limit(memory: str, library: int) -> int:
     return free // _SHARE
 
 
-def _options(args: argparse.Namespace, limit: int) -> ImportOptions:
+def _tables(args: argparse.Namespace) -> TableOptions | None:
+    """What the columns of tables are for; None where no option says anything of it.
+
+    With `--like`, what is left open of the treatment of edges becomes that of the other graph.
+    """
+    names = ("source", "target", "weight", "relation", "id", "label", "split_column", "split_time")
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in names}
+    chosen["edge_features"] = _listed(args.edge_features)
+    chosen["categorical"] = _listed(args.categorical)
+    chosen["features"] = _listed(args.features) if args.nodes else ()
+    chosen["nodes"] = tuple(args.nodes)
+    chosen["missing"], chosen["text_ids"] = args.missing, args.string_ids
+    chosen["split_ratio"] = _ratio(args.split_ratio)
+    form = TextForm(args.delimiter, args.header, args.comment)
+    if args.delimiter is not None and (len(args.delimiter) != 1 or not args.delimiter.isascii()):
+        tab = args.delimiter in ("\\t", "tab")
+        if not tab:
+            raise InputError("--delimiter takes one ASCII character", value=args.delimiter)
+        form = replace(form, delimiter="\t")
+    if args.like is not None:
+        with GraphFile(args.like) as graph:
+            like, config, fingerprint = graph.read_encoding(), graph.config, graph.fingerprint
+        if like is None:
+            raise InputError("was not made from tables: leave out --like", file=args.like)
+        chosen["like"] = replace(like, like=like.like or fingerprint)
+        for name in _TREATMENT:
+            if getattr(args, name) in (None, False, "max") and name in config:
+                setattr(args, name, config[name])
+    chosen["label_values"] = bool(args.nodes) and args.labels_as == "values"
+    if not any(chosen.values()) and form == TextForm():
+        return None
+    return TableOptions(form=form, seed=args.seed, **chosen)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _ratio(text: str | None) -> tuple[float, float, float] | None:
+    """Three shares that add up to 1."""
+    if text is None:
+        return None
+    try:
+        parts = [float(part) for part in text.replace("/", ",").split(",")]
+    except ValueError:
+        parts = []
+    total = sum(parts)
+    if len(parts) != 3 or not all(0 <= part < 1e9 for part in parts) or not total > 0:
+        raise InputError("--split-ratio takes three shares, as in 8,1,1", value=text)
+    return parts[0] / total, parts[1] / total, parts[2] / total
+
+
+def _options(args: argparse.Namespace, limit: int, tables: TableOptions | None) -> ImportOptions:
     for name, least in (("num_nodes", 1), ("skip_lines", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -183,15 +305,20 @@ def _options(args: argparse.Namespace, limit: int) -> ImportOptions:
         split_scheme=args.split_scheme,
         ogb_root=args.ogb_root,
         limit=limit,
+        tables=tables,
+        leave_out=_listed(args.leave_out),
         **edge_columns,
     )
 
 
 def _inputs(args: argparse.Namespace) -> list[Path | None]:
     """All files that the options name."""
-    named = [args.features, args.labels, args.split, args.types, args.ids, args.edge_weights]
+    named = [args.labels, args.split, args.types, args.ids, args.edge_weights, args.like]
     named += [args.edge_labels, args.edge_split]
-    return [*args.sources, *named, *_typed(args).values(), *_arrays(args).values()]
+    if args.features is not None and not args.nodes:
+        named.append(Path(args.features))
+    files = [*args.sources, *args.nodes, *named]
+    return [*files, *_typed(args).values(), *_arrays(args).values()]
 
 
 def _typed(args: argparse.Namespace) -> dict[int, Path]:
@@ -221,7 +348,7 @@ def _arrays(args: argparse.Namespace) -> dict[str, Path]:
 
 def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes, int | None]:
     return read_node_files(
-        features=args.features,
+        features=None if args.features is None or args.nodes else Path(args.features),
         typed_features=_typed(args),
         labels=args.labels,
         split=args.split,
@@ -240,7 +367,20 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _report(out: Path) -> None:
+def _size(inputs: list[Path | None]) -> int:
+    """Bytes of the files and folders that were read."""
+    total = 0
+    for path in inputs:
+        if path is None:
+            continue
+        files = path.rglob("*") if path.is_dir() else [path]
+        for file in files:
+            with suppress(OSError):
+                total += file.stat().st_size
+    return total
+
+
+def _report(out: Path, seconds: float, size: int) -> None:
     with GraphFile(out) as graph:
         parts = [f"{graph.num_nodes:,} nodes", f"{graph.num_edges:,} edges"]
         for number, what in (
@@ -252,4 +392,8 @@ def _report(out: Path) -> None:
         ):
             if number:
                 parts.append(f"{number:,} {what}")
-    say(f"{out}: {', '.join(parts)}")
+        edges = graph.num_edges
+    say(
+        f"{out}: {', '.join(parts)}",
+        f"{seconds:.1f} s: {edges / seconds:,.0f} edges/s, {size / seconds / 1e6:,.1f} MB/s read",
+    )

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError, say
+from hpcgnn.errors import InputError, printable, say
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
 from hpcgnn.storage.read.reader import Reader
@@ -17,6 +17,7 @@ from hpcgnn.storage.schema import CHECKPOINT, GRAPH, PARTITION, PREDICTIONS
 PARALLEL = False
 
 _SHOWN_PARTS = 32
+_SHOWN_NAMES = 8
 _DEEPEST = 16
 
 
@@ -51,14 +52,35 @@ def describe(path: Path) -> dict[str, Any]:
         raise InputError("is of a format that this release does not know", file=path, value=kind)
     content: dict[str, Any] = {"file": str(path), "format": kind, "bytes": path.stat().st_size}
     if kind == GRAPH:
-        GraphFile(path).close()
+        with GraphFile(path) as graph:
+            content |= _texts(graph)
     elif kind == PARTITION:
         with PartitionFile(path) as file:
+            content |= _texts(file)
             content["parts"] = [{"nodes": int(n), "edges": int(e)} for n, e in file.sizes]
     with Reader(path, kind) as reader:
         content["attributes"] = {k: _decoded(v) for k, v in sorted(reader.attributes.items())}
         content["datasets"] = reader.walk()
     return content
+
+
+def _texts(file: GraphFile | PartitionFile) -> dict[str, Any]:
+    """`names`: the first ids of nodes that are texts; `tables`: how tables were encoded."""
+    found: dict[str, Any] = {}
+    if file.names is not None:
+        found["names"] = file.names.texts(0, min(_SHOWN_NAMES, file.counts.num_nodes))
+    encoding = file.read_encoding()
+    if encoding is not None:
+        features = [name for column in encoding.features for name in column.names()]
+        edge_features = [name for column in encoding.edge_features for name in column.names()]
+        found["tables"] = {
+            "classes": encoding.classes,
+            "features": features,
+            "edge features": edge_features,
+            "relations": encoding.relations,
+            "columns": {name: value for name, value in encoding.options.items() if value},
+        }
+    return found
 
 
 def check(path: Path, content: dict[str, Any]) -> None:
@@ -115,6 +137,11 @@ def _text(content: dict[str, Any]) -> list[str]:
     hidden = ("format", "version", "checksum")
     plain = {k: v for k, v in attributes.items() if k not in hidden and not isinstance(v, dict)}
     lines += _pairs({k: v for k, v in plain.items() if v != 0})
+    shown = {name: _some(values) for name, values in content.get("tables", {}).items() if values}
+    if "names" in content:
+        shown["ids"] = _some(content["names"], content["attributes"].get("num_nodes"))
+    if shown:
+        lines += ["", "tables", *_pairs(shown)]
     report = attributes.get("report")
     report = report if isinstance(report, dict) else {}
     if "parts" in content:
@@ -125,6 +152,17 @@ def _text(content: dict[str, Any]) -> list[str]:
         if isinstance(value, dict) and value and value is not report:
             lines += ["", name, *_pairs(value)]
     return [*lines, "", "datasets", *_table(_grouped(content["datasets"]))]
+
+
+def _some(values: Any, number: int | None = None) -> str:
+    """The first of the values, and how many there are."""
+    if isinstance(values, dict):
+        return ", ".join(f"{key} {_some(value)}" for key, value in values.items())
+    if isinstance(values, str):
+        return printable(values)
+    number = len(values) if number is None else number
+    first = ", ".join(printable(value) for value in values[:_SHOWN_NAMES])
+    return first if number <= _SHOWN_NAMES else f"{first}, ... ({number:,} in all)"
 
 
 def _part_rows(parts: list[dict[str, int]], report: dict[str, Any]) -> list[dict[str, Any]]:

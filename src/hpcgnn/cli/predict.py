@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help="OUT.h5 (HDF5), OUT.csv or OUT.npz",
+        help="OUT.csv, OUT.parquet, OUT.h5 (HDF5) or OUT.npz",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="TABLE",
+        help="write the nodes alone that this table (CSV, Parquet) lists by their ids",
     )
     parser.add_argument("--force", action="store_true", help="replace former predictions")
     parser.add_argument(
@@ -74,8 +80,10 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
+        from hpcgnn.comm.agreement import agreed
         from hpcgnn.tasks.task import shown as in_words
         from hpcgnn.train.config import Config
+        from hpcgnn.train.node_texts import NodeTexts, node_texts
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint, write_predictions
 
@@ -86,14 +94,21 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         args.checkpoint = str(path)
         # As in training, on what is there now; nothing is kept for a backward.
         where = checkpoint.config.changed(transport="auto", mode="sar")
-    split = _split(args, comm, checkpoint)
+    fingerprint, alike = _graph_of(args, comm)
+    args.any_graph |= checkpoint is not None and checkpoint.graph_fingerprint == alike
+    split = _split(args, comm, checkpoint, fingerprint)
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where)
     found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
-    with comm.at("write the predictions"):
-        write_predictions(Path(args.output), graph, found.rows, attributes)
+    with comm.at("write the predictions"), ExitStack() as stack:
+        texts = NodeTexts()
+        with agreed(comm, "read the names of the nodes"):
+            if comm.rank == 0:
+                only = None if args.only is None else Path(args.only)
+                texts = stack.enter_context(node_texts(Path(args.partition), only))
+        write_predictions(Path(args.output), graph, found.rows, attributes, texts)
     if comm.rank == 0:
         if found.not_finite:
             warn(
@@ -105,7 +120,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
         shown = shown or "not known without labels of nodes to score"
         say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
+        say(f"predictions of {texts.count(graph.num_nodes):,} nodes: {args.output}")
     return 0
 
 
@@ -141,18 +156,25 @@ def _predict(
     }
 
 
-def _split(args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint | None) -> int:
-    """The split asked for, or that of the checkpoint on its own graph, or the first; collective."""
+def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
+    """Fingerprints of the partition's graph, and of the one whose tables it was encoded like."""
     from hpcgnn.comm.agreement import agreed
-    from hpcgnn.storage.read.reader import Reader
-    from hpcgnn.storage.schema import PARTITION
+    from hpcgnn.storage.read.partition_file import PartitionFile
 
-    fingerprint = ""
+    found = ("", "")
     with agreed(comm, "open the partition"):
         if comm.rank == 0:
-            with Reader(args.partition, PARTITION) as reader:
-                fingerprint = reader.text("graph_fingerprint")
-    fingerprint = comm.broadcast(fingerprint, where="open the partition")
+            with PartitionFile(args.partition) as file:
+                encoding = file.read_encoding()
+                found = file.header["graph_fingerprint"], encoding.like if encoding else ""
+    whole: tuple[str, str] = comm.broadcast(found, where="open the partition")
+    return whole
+
+
+def _split(
+    args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint | None, fingerprint: str
+) -> int:
+    """The split asked for, or that of the checkpoint on its own graph, or the first; collective."""
     trained = None
     if checkpoint is not None and checkpoint.graph_fingerprint == fingerprint:
         trained = checkpoint.config.training.split
@@ -192,7 +214,7 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     from hpcgnn.storage.write import atomic
     from hpcgnn.storage.write.outputs import check_output_together
 
-    out, inputs = Path(args.output), [args.partition, args.checkpoint]
+    out, inputs = Path(args.output), [args.partition, args.checkpoint, args.only]
     check_output_together(
         comm, out, PREDICTIONS, force=args.force, inputs=inputs, read_format=format_of
     )

@@ -110,7 +110,7 @@ def partition_graph(
     with agreed(comm, "make the folder"):
         _make_folder(comm, out)
     with comm.at("write the partition file"):
-        write_parts(out, comm, made, header, compress=compress)
+        write_parts(out, comm, made, header, compress=compress, graph=path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report | {
         "file": str(out),

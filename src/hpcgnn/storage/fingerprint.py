@@ -25,6 +25,8 @@ def fingerprint(name: str, array: np.ndarray, first: int = 0) -> int:
         array: `[n, ...]`, integers or floats; integers of any width with equal values agree.
         first: index of the array's first row in the dataset.
     """
+    if array.dtype.kind == "S":
+        array = np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape, -1)
     width = int(np.prod(array.shape[1:], dtype=np.int64))
     seed = np.uint64(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
     flat = np.ascontiguousarray(array).reshape(-1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.storage import checks
 from hpcgnn.storage.checks import Place
-from hpcgnn.storage.schema import VERSION, VERSION_OF_NAMED
+from hpcgnn.storage.schema import DATASET, NAMES, VERSION, VERSION_OF_NAMED
 
 FLOATS = ("float16", "float32", "float64")
 TYPES = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "bool")  # of named arrays
@@ -77,6 +77,8 @@ def version_of(columns: Mapping[str, np.dtype]) -> int:
         group, _, last = name.rpartition("/")
         of_nodes = group.endswith("nodes")
         if group.endswith("nodes/arrays") or (last in ("labels", "split") and not of_nodes):
+            return VERSION_OF_NAMED
+        if name == DATASET or group == NAMES:
             return VERSION_OF_NAMED
         if last == "labels" and dtype.kind == "f":
             return VERSION_OF_NAMED

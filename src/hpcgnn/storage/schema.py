@@ -13,9 +13,13 @@
     nodes/type int32 [N], nodes/original_ids int64 [N]   optional
     nodes/arrays/<name> [N] or [N, W] of a type in `named.TYPES`; floats may be NaN (unknown)
     edges/labels [E] or [E, W] as nodes/labels, edges/split int8 [E]   optional; 0: message only
+    nodes/original_names/indptr int64 [N+1], data uint8 [B]   UTF-8 ids of a user's tables, optional
+    encoding/json uint8 [n]        what columns of tables became (`storage/encoding.py`), optional
 
-Version 1 knows no float labels, nodes/arrays, edges/labels and edges/split. A file says the oldest
-version that knows all it holds; every version up to the newest is read.
+The last two stand in a partition file as well, in the order of the graph.
+
+Version 1 knows no float labels, nodes/arrays, edges/labels, edges/split, names and encoding. A file
+says the oldest version that knows all it holds; every version up to the newest is read.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ MAX_COUNT = 1 << 56
 MAX_WIDTH = 1 << 31
 
 TRAIN, VALID, TEST = 1, 2, 3
+NAMES = "nodes/original_names"
+DATASET = "encoding/json"
 
 
 @dataclass(frozen=True)

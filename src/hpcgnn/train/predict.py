@@ -31,6 +31,7 @@ from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.node_texts import NodeTexts
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.prediction_file import PredictionFile
@@ -393,24 +394,32 @@ def write_predictions(
     graph: PartitionedGraph,
     rows: dict[str, np.ndarray],
     attributes: dict[str, int | str | dict],
+    texts: NodeTexts | None = None,
 ) -> None:
     """Write rows of all ranks in the order of the graph's nodes; collective.
 
     The ending of `path` says as what, see `prediction_file`.
     Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
 
+    Args:
+        texts: on rank 0: names of nodes and classes, and which nodes are wanted.
+
     Raises:
         OutputError: the file can't be written.
+        InputError: a node that is wanted is not in the graph.
     """
     comm = graph.ring.comm
+    texts = texts or NodeTexts()
     output: PredictionFile | None = None
     with ExitStack() as stack:
         with agreed(comm, "start the predictions"):
             if comm.rank == 0:
-                output = stack.enter_context(prediction_file.create(path))
-                output.lay_out(graph.num_nodes, rows)
+                output = stack.enter_context(prediction_file.create(path, texts.class_names))
+                like = {name: array[:0] for name, array in rows.items()}
+                output.lay_out(texts.count(graph.num_nodes), texts.named(like, 0, 0))
         for names in prediction_file.passes(path, list(rows)):
-            _write_slabs(comm, graph, {name: rows[name] for name in names}, output)
+            texts.begin()
+            _write_slabs(comm, graph, rows, names, output, texts)
         with agreed(comm, "name the predictions"):
             if output is not None:
                 output.finish(
@@ -427,19 +436,22 @@ def _write_slabs(
     comm: Communicator,
     graph: PartitionedGraph,
     rows: dict[str, np.ndarray],
+    names: list[str],
     output: PredictionFile | None,
+    texts: NodeTexts,
 ) -> None:
     ids = graph.node_ids.cpu().numpy()
     order = np.argsort(ids)
     ids = ids[order]
-    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
+    sent = {name: rows[name] for name in dict.fromkeys([*names, "original_ids"])}
+    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in sent.values())
     step = max(1, SLAB_BYTES // max(widest, 1))
     for low in range(0, graph.num_nodes, step):
         high = min(low + step, graph.num_nodes)
         mine = slice(*np.searchsorted(ids, (low, high)))
         there = _to_root(comm, ids[mine])
         slabs = {}
-        for name, array in rows.items():
+        for name, array in sent.items():
             values = _to_root(comm, array[order[mine]])
             if output is not None:
                 slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
@@ -447,7 +459,11 @@ def _write_slabs(
         # Agreed for each slab, or the other ranks would wait for one that has given up.
         with agreed(comm, "write the predictions"):
             if output is not None:
-                output.put(low, slabs)
+                first, found = texts.chosen(texts.named(slabs, low, high))
+                if len(found["original_ids"]):
+                    output.put(first, {name: found[name] for name in names})
+                if high == graph.num_nodes:
+                    texts.check_found()
 
 
 def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:

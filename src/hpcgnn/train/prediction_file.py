@@ -1,19 +1,24 @@
-"""Files of predictions, by the ending of their name: HDF5, NumPy's npz, or CSV.
+"""Files of predictions, by the ending of their name: HDF5, NumPy's npz, CSV or Parquet.
 
 Rows come slab by slab, of all arrays together or (npz) of one array after the other; a file has its
-name when it is whole. A CSV has the columns `original_id`, `class`, `probability_0` and on, and
-`embedding_0` and on; with several labels at once `class_0` and on, 0 or 1.
+name when it is whole. Tables (CSV, Parquet) have the columns `original_id`, `class`,
+`probability_0` and on, and `embedding_0` and on; with several labels at once `class_0` and on, 0 or
+1. Classes that have names bear them: `class` holds them, columns are called after them
+(`probability_red`).
+HDF5 and npz hold numbers of classes, and `class_names`.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -25,7 +30,7 @@ from hpcgnn.storage.write import atomic
 Rows = Mapping[str, np.ndarray]
 Attributes = Mapping[str, int | str | dict]
 
-ENDINGS = (".h5", ".csv", ".npz")
+ENDINGS = (".h5", ".csv", ".npz", ".parquet")
 _CSV_BEGIN = b"original_id,"
 _COLUMNS = {
     "original_ids": "original_id",
@@ -33,6 +38,7 @@ _COLUMNS = {
     "probabilities": "probability",
     "embeddings": "embedding",
 }
+_PER_CLASS = ("classes", "probabilities")
 
 
 class PredictionFile(Protocol):
@@ -69,7 +75,12 @@ def format_of(path: Path) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 names = set(archive.namelist())
             return PREDICTIONS if {"original_ids.npy", "attributes.npy"} <= names else None
-    except (OSError, zipfile.BadZipFile):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            found = pyarrow.parquet.read_schema(path).metadata or {}
+            return PREDICTIONS if found.get(b"hpcgnn", b"") else None
+    except (OSError, zipfile.BadZipFile, ValueError):
         return None
     return reader.format_of(path)
 
@@ -80,8 +91,11 @@ def passes(path: Path, names: list[str]) -> list[list[str]]:
 
 
 @contextmanager
-def create(path: Path) -> Iterator[PredictionFile]:
+def create(path: Path, class_names: Sequence[str] = ()) -> Iterator[PredictionFile]:
     """A new file of the kind that its ending asks for.
+
+    Args:
+        class_names: of the classes 0, 1, ...; empty where they have none.
 
     Raises:
         InputError: an unknown ending.
@@ -90,12 +104,17 @@ def create(path: Path) -> Iterator[PredictionFile]:
     check_ending(path)
     if path.suffix == ".h5":
         with atomic.create(path) as output:
-            yield _Hdf5(output)
+            yield _Hdf5(output, class_names)
         return
     with atomic.claim(path) as temporary:
         try:
             with temporary.open("r+b") as file:
-                yield _Npz(file) if path.suffix == ".npz" else _Csv(file)
+                kinds: dict[str, type[_Npz | _Csv | _Parquet]] = {
+                    ".npz": _Npz,
+                    ".csv": _Csv,
+                    ".parquet": _Parquet,
+                }
+                yield kinds[path.suffix](file, class_names)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -104,12 +123,16 @@ def create(path: Path) -> Iterator[PredictionFile]:
 
 
 class _Hdf5:
-    def __init__(self, output: atomic.OutputFile) -> None:
+    def __init__(self, output: atomic.OutputFile, class_names: Sequence[str]) -> None:
         self._output = output
+        self._class_names = _encoded(class_names)
 
     def lay_out(self, num_nodes: int, like: Rows) -> None:
         for name, array in like.items():
             self._output.dataset(name, array.dtype, (num_nodes, *array.shape[1:]))
+        if len(self._class_names):
+            names = self._class_names
+            self._output.dataset("class_names", names.dtype, names.shape)[...] = names
 
     def put(self, low: int, slabs: Rows) -> None:
         for name, rows in slabs.items():
@@ -123,8 +146,9 @@ class _Hdf5:
 class _Npz:
     """Arrays by name, and `attributes`: JSON text."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], class_names: Sequence[str]) -> None:
         self._archive = zipfile.ZipFile(file, "w")
+        self._class_names = class_names
         self._num_nodes = 0
         self._member: IO[bytes] | None = None
 
@@ -135,13 +159,22 @@ class _Npz:
         ((name, rows),) = slabs.items()
         if self._member is None:
             shape = (self._num_nodes, *rows.shape[1:])
-            self._member = self._open(name, rows.dtype, shape)
+            kind = rows.dtype
+            if kind.kind == "S":  # characters, which NumPy shows without further ado
+                kind = np.dtype(f"U{kind.itemsize}")
+            self._member = self._open(name, kind, shape)
+        if rows.dtype.kind == "S":
+            rows = np.char.decode(rows, "utf-8").astype(f"U{rows.dtype.itemsize}")
         self._member.write(np.ascontiguousarray(rows).tobytes())
         if low + len(rows) == self._num_nodes:
             self._member.close()
             self._member = None
 
     def finish(self, attributes: Attributes) -> None:
+        if self._class_names:
+            names = np.array(self._class_names)
+            with self._open("class_names", names.dtype, names.shape) as member:
+                member.write(names.tobytes())
         text = np.array(json.dumps({"format": PREDICTIONS, **attributes}, sort_keys=True))
         with self._open("attributes", text.dtype, ()) as member:
             member.write(text.tobytes())
@@ -156,33 +189,96 @@ class _Npz:
 
 
 class _Csv:
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], class_names: Sequence[str]) -> None:
         self._file = file
+        self._class_names = class_names
 
     def lay_out(self, num_nodes: int, like: Rows) -> None:
-        names = [column for column, _ in _columns(like)]
-        self._file.write((",".join(names) + "\n").encode())
+        line = io.StringIO()
+        titles = [title for title, _ in _columns(like, self._class_names)]
+        csv.writer(line, lineterminator="\n").writerow(titles)
+        self._file.write(line.getvalue().encode())
 
     def put(self, low: int, slabs: Rows) -> None:
-        columns = _columns(slabs)
-        kinds = [(name, column.dtype) for name, column in columns]
-        records = np.empty(len(columns[0][1]), kinds)
-        for name, column in columns:
-            records[name] = column
-        # Nine digits tell every float32 apart.
-        formats = ["%.9g" if column.dtype.kind == "f" else "%d" for _, column in columns]
-        np.savetxt(self._file, records, fmt=",".join(formats))
+        import pyarrow.csv
+
+        table = _table(slabs, self._class_names)
+        quotes = "needed" if _needs_quotes(table) else "none"
+        options = pyarrow.csv.WriteOptions(include_header=False, quoting_style=quotes)
+        pyarrow.csv.write_csv(table, self._file, options)
 
     def finish(self, attributes: Attributes) -> None:
         """A CSV holds nothing but its rows."""
 
 
-def _columns(rows: Rows) -> list[tuple[str, np.ndarray]]:
+class _Parquet:
+    """A table whose metadata hold `hpcgnn`: where it comes from, as JSON text."""
+
+    def __init__(self, file: IO[bytes], class_names: Sequence[str]) -> None:
+        self._file = file
+        self._class_names = class_names
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        import pyarrow.parquet
+
+        schema = _table(like, self._class_names).schema
+        self._writer = pyarrow.parquet.ParquetWriter(
+            self._file, schema.with_metadata({"hpcgnn": "predictions"})
+        )
+
+    def put(self, low: int, slabs: Rows) -> None:
+        table = _table(slabs, self._class_names)
+        self._writer.write_table(table.cast(self._writer.schema))
+
+    def finish(self, attributes: Attributes) -> None:
+        text = json.dumps({"format": PREDICTIONS, **attributes}, sort_keys=True)
+        self._writer.add_key_value_metadata({"hpcgnn": text})
+        self._writer.close()
+
+
+def _table(rows: Rows, class_names: Sequence[str]) -> Any:
+    """A pyarrow table; texts and names of classes as such."""
+    import pyarrow
+
+    found = _columns(rows, class_names)
+    arrays = []
+    for title, column in found:
+        if column.dtype.kind == "S":
+            arrays.append(pyarrow.array(column.tolist(), pyarrow.binary()).cast(pyarrow.string()))
+        elif title == "class" and class_names:
+            names = pyarrow.array(class_names, pyarrow.string())
+            arrays.append(names.take(pyarrow.array(column)))
+        else:
+            arrays.append(pyarrow.array(np.ascontiguousarray(column)))
+    return pyarrow.Table.from_arrays(arrays, names=[title for title, _ in found])
+
+
+def _needs_quotes(table: Any) -> bool:
+    """Whether a text holds what has a meaning in CSV; pyarrow asks only the kind of the column."""
+    import pyarrow
+    import pyarrow.compute
+
+    texts = [column for column in table.columns if pyarrow.types.is_string(column.type)]
+    special = '[",\r\n]|^$'
+    return any(
+        pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, special)).as_py()
+        for column in texts
+    )
+
+
+def _columns(rows: Rows, class_names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     found: list[tuple[str, np.ndarray]] = []
     for name, title in _COLUMNS.items():
         array = rows.get(name)
         if array is not None and array.ndim == 1:
             found.append((title, array))
         elif array is not None:
-            found += [(f"{title}_{k}", array[:, k]) for k in range(array.shape[1])]
+            named = name in _PER_CLASS and len(class_names) == array.shape[1]
+            endings = class_names if named else range(array.shape[1])
+            found += [(f"{title}_{end}", array[:, k]) for k, end in enumerate(endings)]
     return found
+
+
+def _encoded(texts: Sequence[str]) -> np.ndarray:
+    """UTF-8 of fixed width."""
+    return np.array([text.encode() for text in texts], np.bytes_)

@@ -110,7 +110,7 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
     for ends in (b"\r", b"\r\n", b"\n"):
         path = text(tmp_path / "g.csv", ends.join([b'n,"a",b', b'"x, y","0",1', b"z,1,2"]))
         assert convert(path, "--columns", "a,b").edges == [(0, 1), (1, 2)]
-    assert "two columns 'a'" in refused(text(path, "a,a,b\n0,1,2\n"), "--columns", "a,b")
+    assert "this one twice (found 'a')" in refused(text(path, "a,a,b\n0,1,2\n"), "--columns", "a,b")
     assert "names a column twice" in refused(text(path, "0,1\n"), "--columns", "1,1")
     path = text(path, '"0,1\n1,2\n"3,4\n')
     assert "line 1: has 1 columns" in refused(path)

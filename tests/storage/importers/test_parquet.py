@@ -24,7 +24,7 @@ def test_columns(convert, refused, tmp_path):
     assert graph.named_edges == [(7, 10**15), (9, 7)]
     assert sorted(graph.slab.weight) == [0.5, 2]
     assert "has columns w, dst, src, other" in refused(path, "--columns", "dst,nothing")
-    assert "other: must hold numbers" in refused(path, "--columns", "src,other")
+    assert "other: must hold numbers" in refused(path, "--columns", "src,dst,other")
 
 
 def test_folder_of_parts(convert, refused, tmp_path):

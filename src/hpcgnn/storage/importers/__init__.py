@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import (
     delimited,
+    folders,
     matrix_market,
     metis,
     npz,
     ogb,
-    parquet,
     planetoid,
+    pyg,
     type_folders,
 )
 from hpcgnn.storage.importers.source import ImportOptions, Source
-from hpcgnn.storage.importers.text import reading, require
+from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.text import is_number, reading, require
 
-FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples", "types")
-_SEVERAL = ("edges", "parquet", "triples")
+FORMATS = (
+    *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
+    *("pyg", "graphsaint", "reddit", "types"),
+)
+_PAGES = 64 << 20  # of Parquet, with their dictionaries
+_SEVERAL = ("edges", "parquet", "table", "triples")
 _TAKES = {  # options that only some formats have a use for
-    "--columns": ("columns", ("edges", "parquet", "triples")),
-    "--skip-lines": ("skip_lines", ("edges", "triples")),
+    "--columns": ("columns", ("edges", "parquet", "table", "triples")),
+    "--skip-lines": ("skip_lines", ("edges", "table", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
     "--edge-labels": ("edge_labels", ("edges",)),
     "--edge-split": ("edge_split", ("edges",)),
     "--split-scheme": ("split_scheme", ("ogb",)),
+    "--leave-out": ("leave_out", ("npz", "triples", "pyg")),
 }
 
 
@@ -41,7 +49,7 @@ def guess_format(path: Path) -> str:
 
 
 def _guess(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     suffix = Path(name).suffix
     if name.startswith("ind."):
         return "planetoid"
@@ -50,6 +58,10 @@ def _guess(path: Path) -> str:
             return "planetoid"
         if type_folders.is_type_folders(path):
             return "types"
+        if folders.is_graphsaint(path):
+            return "graphsaint"
+        if folders.is_reddit(path):
+            return "reddit"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
@@ -68,6 +80,8 @@ def _guess(path: Path) -> str:
         ".mtx": "mtx",
         ".parquet": "parquet",
         ".triples": "triples",
+        ".pt": "pyg",
+        ".pth": "pyg",
     }
     if suffix not in known:
         raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
@@ -75,8 +89,26 @@ def _guess(path: Path) -> str:
 
 
 def prepare(format: str) -> int:
-    """Load the library a format needs; returns the bytes it takes for itself while reading."""
-    return parquet.prepare() if format == "parquet" else 0
+    """Load the libraries a format needs; returns the bytes they take for themselves."""
+    if format not in ("parquet", "table"):
+        return 0
+    from hpcgnn.storage.importers import tables  # noqa: F401 - takes a second, and 20 MB
+
+    return _PAGES
+
+
+def is_table(path: Path, format: str, options: ImportOptions) -> bool:
+    """Whether the file has named columns, or options speak of its columns as those of a table."""
+    if format in ("parquet", "table"):
+        return True
+    if format not in ("edges", "triples") or path.suffix in (".npy", ".npz"):
+        return False
+    if options.tables is not None:
+        return True
+    if options.columns and all(name.isdecimal() for name in options.columns):
+        return False
+    fields = delimited.first_fields(path, options)
+    return len(fields) > 1 and not any(is_number(field) for field in fields)
 
 
 def open_source(paths: list[Path], format: str, options: ImportOptions) -> Source:
@@ -93,20 +125,47 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
                 f"{option} goes with the format {' or '.join(formats)}, not {format}", file=paths[0]
             )
     for path in paths:
-        if format in ("edges", "metis", "mtx", "npz", "triples"):
+        if format in ("edges", "metis", "mtx", "npz", "pyg", "triples"):
             require(path)
-        elif format == "parquet":
+        elif format in ("parquet", "table"):
             with reading(path):
                 path.stat()
     path = paths[0]
+    if is_table(path, format, options):
+        from hpcgnn.storage.importers import tables
+
+        return tables.read_tables(paths, _table_options(format, options), options)
     return {
         "npz": lambda: npz.read_npz(path, options),
         "edges": lambda: delimited.read_edge_list(paths, options),
+        "pyg": lambda: pyg.read_pyg(path, options),
+        "graphsaint": lambda: folders.read_graphsaint(path, options),
+        "reddit": lambda: folders.read_reddit(path, options),
         "planetoid": lambda: planetoid.read_planetoid(path, options),
         "ogb": lambda: ogb.read_ogb(path, options),
         "metis": lambda: metis.read_metis(path, options),
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
-        "parquet": lambda: parquet.read_parquet(paths, options),
         "triples": lambda: delimited.read_triples(paths, options),
         "types": lambda: type_folders.read_type_folders(path, options),
     }[format]()
+
+
+def _table_options(format: str, options: ImportOptions) -> TableOptions:
+    """What `--columns` says of a table, and what the options of tables say."""
+    found = options.tables or TableOptions()
+    if options.skip_lines is not None:
+        found = replace(found, form=replace(found.form, skip_lines=options.skip_lines))
+    names = options.columns
+    if not names:
+        if format == "triples" and found.relation is None:
+            raise InputError("triples have a relation: name its column with --relation")
+        return found
+    needed, most = (3, 3) if format == "triples" else (2, 3)
+    if not needed <= len(names) <= most:
+        raise InputError("--columns takes source, destination and weight", value=names)
+    if format == "triples":
+        return replace(found, source=names[0], relation=names[1], target=names[2])
+    weight = names[2] if len(names) > 2 and options.weights else None
+    return replace(
+        found, source=names[0], target=names[1], weight=weight or found.weight, columns=True
+    )

@@ -63,6 +63,8 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
     if source.num_nodes is not None and source.num_edges is not None:
         _check_number(source.num_nodes, source.num_edges, source, treatment)
     with Scratch(out, limit) as scratch:
+        if source.begin is not None:
+            source.begin(scratch)
         edges, relations = _spool(source, scratch, treatment)
         num_nodes, table, edges = _number(source, edges, scratch, trusted=treatment.trust_num_nodes)
         _check_number(num_nodes, edges.count, source, treatment)
@@ -73,7 +75,8 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             out,
             num_nodes=num_nodes,
             compress=treatment.compress,
-            config=config | source.names,
+            config=config | source.type_names,
+            num_classes=source.nodes.num_classes,
             num_relations=rules.num_relations or None,
             source=source.file,
         ) as writer:
@@ -88,8 +91,14 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
                     chunk.edge_labels,
                     chunk.edge_split,
                 )
-            for ids in _original_ids(source, table, num_nodes, scratch):
-                writer.append_original_ids(ids)
+            if source.names is not None:
+                for lengths, data in source.names.names():
+                    writer.append_original_names(lengths, data)
+            else:
+                for ids in _original_ids(source, table, num_nodes, scratch):
+                    writer.append_original_ids(ids)
+            if source.encoding is not None:
+                writer.write_encoding(source.encoding)
 
 
 def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Records, int]:

@@ -254,6 +254,11 @@ def split_codes(split: NodeSplit, num_nodes: int) -> Iterator[np.ndarray]:
     Raises:
         InputError: an index outside the graph, masks of another length, a node in two sets.
     """
+    if split.column is not None:
+        for rows in counted(split.column, num_nodes):
+            check_bounds(rows, 0, 4, split.column, "codes (none, train, valid, test)")
+            yield rows.astype(np.int8).reshape(-1, 1)
+        return
     if split.codes is not None:
         yield _given_codes(split.file, split.codes, num_nodes)
         return

@@ -43,8 +43,14 @@ def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Colu
         if indptr.shape != (rows + 1,):
             raise indptr.error(f"must have shape [{rows + 1}], as shape says", indptr.shape)
         ends = compressed_pairs(indptr, archive["indices"], by_column=form == "csc")
+    return ends, weights_of(data, options), rows
+
+
+def weights_of(data: ArraySource, options: ImportOptions) -> Column | None:
+    """The values of a matrix as weights of the edges, unless all are 1."""
+    check_dimensions(data, 1)
     weighted = options.weights and data.dtype.kind != "b" and not _all_ones(data)
-    return ends, data.column(options.limit) if weighted else None, rows
+    return data.column(options.limit) if weighted else None
 
 
 def _all_ones(data: ArraySource) -> bool:

@@ -1,4 +1,4 @@
-"""Chosen columns of text files: by number, by the name in a header, or all there are."""
+"""Chosen columns of text files that hold numbers alone: by number, or all there are."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def records(
                 barren += len(block.text)
                 block.check_barren(barren)
                 continue
-            table, block = _table(block, *line, options, fields, needed)
+            table = _table(block, *line, options, fields, needed)
             if options.skip_lines is None:
                 sizes = _size_line(block, table, *line)
         rows = table.parse(block)
@@ -66,8 +66,8 @@ def _table(
     options: ImportOptions,
     fields: list[tuple[str, type]],
     needed: int,
-) -> tuple[Table, TextBlock]:
-    """How to read the columns, and the block without its header."""
+) -> Table:
+    """How to read the columns."""
     delimiter = guess_delimiter(line)
     found = fields_of(line, delimiter)
     chosen = options.columns
@@ -80,35 +80,31 @@ def _table(
                 " lines that hold no edge with --skip-lines",
                 line,
             )
-        return Table(fields[:needed], delimiter=delimiter), block
+        return Table(fields[:needed], delimiter=delimiter)
     if not needed <= len(chosen) <= len(fields):
         names = ", ".join(name for name, _ in fields)
         raise block.error(number, f"--columns takes {needed} to {len(fields)}: {names}", chosen)
-    if all(name.isdecimal() for name in chosen):
-        places = tuple(int(name) - 1 for name in chosen)
-        if not all(0 <= place < len(found) for place in places):
-            raise block.error(number, f"has columns 1 to {len(found)}", chosen)
-        rest = block
-    else:
-        places = _places(block, number, line, found, chosen)
-        text = block.text.split(b"\n", number - block.first + 1)[number - block.first + 1 :]
-        rest = TextBlock(block.file, number + 1, b"".join(text))
+    if not all(name.isdecimal() for name in chosen):
+        raise block.error(number, "is no header that could name columns", line)
+    places = tuple(int(name) - 1 for name in chosen)
+    if not all(0 <= place < len(found) for place in places):
+        raise block.error(number, f"has columns 1 to {len(found)}", chosen)
     if len(set(places)) != len(places):
         raise block.error(number, "--columns names a column twice", chosen)
-    table = Table(fields[: len(chosen)], columns=places, width=len(found), delimiter=delimiter)
-    return table, rest
+    return Table(fields[: len(chosen)], columns=places, width=len(found), delimiter=delimiter)
 
 
-def _places(
-    block: TextBlock, number: int, line: bytes, found: list[bytes], chosen: tuple[str, ...]
-) -> tuple[int, ...]:
-    """Where the header has the chosen names."""
-    names = [word.decode("latin1") for word in found]
-    for name in chosen:
-        if names.count(name) != 1:
-            problem = "two columns" if name in names else "no column"
-            raise block.error(number, f"has {problem} {name!r}", line)
-    return tuple(names.index(name) for name in chosen)
+def first_fields(path: Path, options: ImportOptions) -> list[str]:
+    """The fields of the first line that holds anything; none where there is no such line."""
+    barren = 0
+    for block in skip_lines(blocks(path), options.skip_lines or 0):
+        line = next(data_lines(block), None)
+        if line is not None:
+            found = fields_of(line[1], guess_delimiter(line[1]))
+            return [field.decode("latin1") for field in found]
+        barren += len(block.text)
+        block.check_barren(barren)
+    return []
 
 
 @dataclass

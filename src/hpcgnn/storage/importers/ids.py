@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.source import Column, as_ids
-from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs, sorted_unique
 
 _ID = np.dtype([("id", np.int64)])
 _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
@@ -35,11 +35,11 @@ def distinct(edges: Records, scratch: Scratch) -> IdTable:
     """Number the ids at the ends of the edges in ascending order."""
     ids = scratch.records(_ID)
     for chunk in edges.chunks():
-        ids.append(np.unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
+        ids.append(sorted_unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
     entries = scratch.records(_ENTRY)
     largest = -1
     for slab in sorted_slabs(ids, scratch, ("id",), whole=False):
-        found = np.unique(slab["id"])
+        found = sorted_unique(slab["id"])
         found = found[found > largest]
         if found.shape[0]:
             rows = np.arange(entries.count, entries.count + found.shape[0])

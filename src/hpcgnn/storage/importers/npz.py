@@ -11,6 +11,8 @@ Arrays (all plain numbers; none is unpickled):
     labels [N] or [N, T]; train, valid, test: indices, or masks [N] or [S, N]
     type [N], typed_features_<t> [N_t, F_t], original_ids [N]
     array_<name> [N] or [N, W]: kept as graph.nodes["<name>"]
+Other programs' names are known too: x, y, edge_weight, edge_attr, train_mask and val_mask of
+PyTorch Geometric, adj_indptr, adj_indices, adj_data and attr_indptr ... of Shchur's graphs.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hpcgnn.storage.importers.csr import (
     compressed_pairs,
     scipy_matrix,
     sparse_rows,
+    weights_of,
 )
 from hpcgnn.storage.importers.pairs import edges_from, pair_column, two_columns
 from hpcgnn.storage.importers.source import (
@@ -39,12 +42,19 @@ from hpcgnn.storage.importers.source import (
 )
 
 _NAMES = {
+    "indptr": ("adj_indptr",),
+    "indices": ("adj_indices",),
     "edge_index": ("edges",),
     "head": ("subject",),
     "tail": ("object",),
-    "features": ("node_features",),
-    "labels": ("node_labels",),
+    "weight": ("edge_weight",),
+    "features": ("x", "node_features", "feat", "feature", "node_feat", "attr_matrix"),
+    "labels": ("y", "node_labels", "label", "node_label"),
     "type": ("node_type",),
+    "feature_indptr": ("attr_indptr",),
+    "feature_indices": ("attr_indices",),
+    "feature_data": ("attr_data",),
+    "feature_shape": ("attr_shape",),
     "edge_features": ("edge_attr",),
     "edge_label": ("edge_labels",),
     "train": ("train_mask", "train_masks"),
@@ -55,6 +65,10 @@ _TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
 _NAMED = "array_"
 _SPARSE = ("feature_indptr", "feature_indices", "feature_data", "feature_shape")
 _MASKS = ("_mask", "_masks")
+_LOOK_ALIKE = {  # as whole words: what other programs call the like
+    "features": re.compile(r"(?i)(^|_)(x|feats?|features?|attrs?|attributes?|emb\w*)(_|$)"),
+    "labels": re.compile(r"(?i)(^|_)(y|labels?|class(es)?|targets?)(_|$)"),
+}
 
 
 class _Members:
@@ -65,11 +79,51 @@ class _Members:
         self.used: set[str] = set()
 
     def get(self, name: str) -> ArraySource | None:
-        for known in (name, *_NAMES.get(name, ())):
-            if known in self.archive:
-                self.used.add(known)
-                return self.archive[known]
+        found = [known for known in (name, *_NAMES.get(name, ())) if known in self.archive]
+        if name in _LOOK_ALIKE and len(found) > 1:
+            raise InputError(
+                f"holds both {' and '.join(found)}, which mean the same: store one, or name the"
+                " other with --leave-out",
+                file=self.archive.path,
+            )
+        for known in found[:1]:
+            self.used.add(known)
+            return self.archive[known]
         return None
+
+    def leave_out(self, names: tuple[str, ...]) -> None:
+        """Pass over these arrays.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        for name in names:
+            if name not in self.archive:
+                raise InputError(
+                    "no such array in the file, to be left out", file=self.archive.path, value=name
+                )
+            self.archive.names.remove(name)
+            self.archive.others.append(name)
+
+    def refuse_look_alikes(self, nodes: Nodes, num_nodes: int | None) -> None:
+        """Features or labels under a name that nobody reads must not be lost in silence."""
+        for what, pattern in _LOOK_ALIKE.items():
+            if getattr(nodes, what) is not None or (what == "features" and nodes.typed_features):
+                continue
+            for name in self.archive.names:
+                if name in self.used or "edge" in name or not pattern.search(name):
+                    continue
+                array = self.archive[name]
+                if (
+                    array.ndim
+                    and num_nodes in (None, array.shape[0])
+                    and array.dtype.kind in "biuf"
+                ):
+                    raise array.error(
+                        f"looks like {what} of the nodes: call it {what}, or say"
+                        f" --leave-out {name}",
+                        array.shape,
+                    )
 
     def has(self, name: str) -> bool:
         return any(known in self.archive for known in (name, *_NAMES.get(name, ())))
@@ -102,9 +156,20 @@ def read_npz(path: Path, options: ImportOptions, *, triples: bool = False) -> So
     Raises:
         InputError: no edges in a known form, arrays of wrong shape or type.
     """
-    members = _Members(Archive(path))
     if triples and not is_triples(path):
         raise InputError("has no triples: head, relation and tail are needed", file=path)
+    return read_archive(Archive(path), options)
+
+
+def read_archive(archive: Archive, options: ImportOptions) -> Source:
+    """The graph of these arrays.
+
+    Raises:
+        InputError: as `read_npz`.
+    """
+    path = archive.path
+    members = _Members(archive)
+    members.leave_out(options.leave_out)
     nodes, known = _nodes(members, options)
     announced = members.integer("num_nodes")
     if announced is not None:
@@ -116,6 +181,7 @@ def read_npz(path: Path, options: ImportOptions, *, triples: bool = False) -> So
         listed = ", ".join(f"{name} {number}" for name, number in known.items())
         raise InputError(f"its arrays disagree on the number of nodes: {listed}", file=path)
     relations = members.integer("num_relations")
+    members.refuse_look_alikes(nodes, next(iter(known.values()), None))
     return Source(
         path,
         edges,
@@ -198,6 +264,9 @@ def _edges(
     else:
         indptr, indices = members.need("indptr"), members.need("indices")
         ends, number = compressed_pairs(indptr, indices), indptr.shape[0] - 1
+        if "adj_data" in members.archive:
+            members.used |= {"adj_data", "adj_shape"}
+            weight = weights_of(members.archive["adj_data"], options)
     if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
         if weight is not None:
             raise InputError("has both data and weight: store the weights once", file=path)
@@ -229,11 +298,11 @@ def _nodes(members: _Members, options: ImportOptions) -> tuple[Nodes, dict[str, 
     path = members.archive.path
     known: dict[str, int] = {}
     nodes = Nodes(split=_split(members, options))
-    if "feature_indptr" in members.archive:
+    if members.has("feature_indptr"):
         if members.has("features"):
             raise InputError("has both features and feature_indptr: store one", file=path)
-        members.used.update(_SPARSE)
-        nodes.features, known["feature_shape"] = _sparse(members.archive, options, *_SPARSE)
+        names = [members.need(name).member or name for name in _SPARSE]
+        nodes.features, known["feature_shape"] = _sparse(members.archive, options, *names)
     for name, attribute in (
         ("features", "features"),
         ("labels", "labels"),

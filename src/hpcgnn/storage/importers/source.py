@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
 
@@ -74,6 +77,7 @@ class NodeSplit:
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
     codes: np.ndarray | None = None  # 0 none, 1 train, 2 valid, 3 test: [N] or [N, S]
+    column: Column | None = None  # the same codes [N], in chunks
 
 
 @dataclass
@@ -85,6 +89,7 @@ class Nodes:
             "values" (numbers to be predicted); None: ask where it may be one or the other.
         arrays: named arrays of whatever the user keeps of the nodes.
         notes: things the user should know, one line each.
+        num_classes: known where not all of them need occur.
     """
 
     features: Column | SparseColumn | None = None
@@ -94,6 +99,7 @@ class Nodes:
     types: Column | None = None
     ids: Column | None = None
     labels_as: str | None = None
+    num_classes: int | None = None
     arrays: dict[str, Column] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -105,6 +111,13 @@ class Nodes:
         self.typed_features.update(other.typed_features)
         self.arrays.update(other.arrays)
         self.notes += other.notes
+
+
+class NodeNames(Protocol):
+    """Texts that ids stand for."""
+
+    def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """By row of the graph: int64 lengths in bytes, and the bytes of all in a row."""
 
 
 @dataclass
@@ -119,9 +132,12 @@ class Source:
         num_edges: the number announced by a header, to be compared with the number of nodes.
         rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
         counted: the source itself says how many nodes it has, so that it may have no edges.
-        names: `node_types` (names) and `edge_types` (source, relation, destination), where known.
+        type_names: `node_types` (names) and `edge_types` (source, relation, destination), where known.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
+        names: the texts that the ids stand for.
+        encoding: what the columns of tables became; complete when all is written.
+        begin: called once, with the `Scratch` to use, before anything is read.
     """
 
     file: Path
@@ -131,10 +147,13 @@ class Source:
     num_edges: int | None = None
     rows_as_given: bool = False
     nodes: Nodes = field(default_factory=Nodes)
-    names: dict[str, list] = field(default_factory=dict)
+    type_names: dict[str, list] = field(default_factory=dict)
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
+    names: NodeNames | None = None
+    encoding: Encoding | None = None
+    begin: Callable[[Any], None] | None = None
     counted: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +176,8 @@ class ImportOptions:
         split_scheme: which of several folders of splits OGB's layout has.
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
+        leave_out: arrays of an archive to pass over.
+        tables: what the columns of tables are for; None where no option speaks of that.
     """
 
     columns: tuple[str, ...] = ()
@@ -169,6 +190,8 @@ class ImportOptions:
     split_scheme: str | None = None
     ogb_root: Path = Path("dataset")
     limit: int = 1 << 30
+    tables: TableOptions | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:

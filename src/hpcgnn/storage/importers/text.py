@@ -12,16 +12,17 @@ import shutil
 import stat
 import struct
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
@@ -75,23 +76,33 @@ def _require_regular(descriptor: int, path: Path) -> None:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it starts as gzip does.
+    """The bytes of a file, unpacked where it starts as gzip or Zstandard does.
 
     Raises:
         InputError: as `open_file`; damaged, or unpacks to more than any data.
     """
     with open_file(path) as raw:
-        if cast(io.BufferedReader, raw).peek(2)[:2] == b"\x1f\x8b":
+        start = cast(io.BufferedReader, raw).peek(4)[:4]
+        packed = os.fstat(raw.fileno()).st_size
+        if start[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=raw) as file:
-                yield cast(BinaryIO, _Unpacked(file, path, os.fstat(raw.fileno()).st_size))
+                yield cast(BinaryIO, _Unpacked(cast(BinaryIO, file), path, packed))
+        elif start == b"\x28\xb5\x2f\xfd":
+            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as stream:
+                yield cast(BinaryIO, _Unpacked(_lines(stream), path, packed))
         else:
             yield raw
+
+
+def _lines(stream: pa.NativeFile) -> IO[bytes]:
+    """The stream with `readline`, read in large pieces."""
+    return io.BufferedReader(stream, 1 << 20)
 
 
 class _Unpacked:
     """Reads a packed file as long as what comes out is in proportion to its size."""
 
-    def __init__(self, file: gzip.GzipFile, path: Path, packed: int) -> None:
+    def __init__(self, file: IO[bytes], path: Path, packed: int) -> None:
         self._file = file
         self._path = path
         self._packed = packed
@@ -174,7 +185,7 @@ _BARREN = 4 << 20  # bytes without a number, after which a file is no data
 _INTEGER = re.compile(rb"[+-]?\d+")
 _COMMENTS = (b"#", b"%")
 _INT64 = np.iinfo(np.int64)
-_IS_SPACE = np.array([chr(code).isspace() for code in range(256)])  # as NumPy splits latin1
+_SPACES = bytes(32 if chr(code).isspace() and code != 10 else code for code in range(256))
 
 
 @dataclass
@@ -328,70 +339,68 @@ class Table:
         Raises:
             InputError: names the line: a field too many or too few, no number, beyond 64 bits.
         """
-        kinds = {kind for _, kind in self.fields}
-        uniform = kinds.pop() if len(kinds) == 1 else None  # a plain matrix parses faster
-        present = [mark.decode() for mark in self.comments if mark in block.text]
-        quoted = b'"' in block.text
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # "input contained no data"
-                values = np.loadtxt(
-                    io.BytesIO(block.text),
-                    dtype=uniform or self.dtype,
-                    comments=present[0] if len(present) == 1 else present or None,
-                    delimiter=self.delimiter,
-                    usecols=self.columns,
-                    ndmin=2 if uniform else 1,
-                    encoding="latin1",
-                    quotechar='"' if quoted else None,
-                )
-            if self.columns or quoted:
-                self._check_widths(block, values.shape[0])
-            self._barren = 0 if values.size else self._barren + len(block.text)
-            block.check_barren(self._barren)
-            if uniform is None or values.size == 0:
-                return values.reshape(-1).astype(self.dtype, copy=False)
-            if values.shape[1] != len(self.fields):
-                raise ValueError(f"{values.shape[1]} columns")
-            return np.ascontiguousarray(values).view(self.dtype)[:, 0]
-        except ValueError as error:
-            self._diagnose(block)
-            raise block.error(block.first, f"can't be read: {error}") from None
-
-    def _check_widths(self, block: TextBlock, records: int) -> None:
-        """Refuse lines with more or fewer columns than the first, which NumPy takes."""
         text = block.text
         for mark in self.comments:
             if mark in text:
                 text = re.sub(re.escape(mark) + rb"[^\n]*", b"", text)
-        if b'"' in text:
-            text = re.sub(rb'"[^"\n]*"', b"q", text)
-        raw = np.frombuffer(text, np.uint8)
-        ends = np.append(np.flatnonzero(raw == ord("\n")), raw.shape[0])
-        filled = ~_IS_SPACE[raw]
-        words = np.flatnonzero(filled & ~np.concatenate([[False], filled[:-1]]))
-        counts = np.diff(np.searchsorted(words, ends), prepend=0)
-        lines = np.flatnonzero(counts)
-        if self.delimiter is not None:
-            marks = np.flatnonzero(raw == ord(self.delimiter))
-            counts = 1 + np.diff(np.searchsorted(marks, ends), prepend=0)
-        wrong = lines[counts[lines] != self.width]
-        if wrong.shape[0]:
-            number = block.first + int(wrong[0])
-            raise block.error(
-                number,
-                f"has {counts[wrong[0]]} columns, where the first line has {self.width}",
-                block.text.split(b"\n")[wrong[0]],
-            )
-        if lines.shape[0] != records:
+        if not text.strip():
+            self._barren += len(block.text)
+            block.check_barren(self._barren)
+            return np.empty(0, self.dtype)
+        try:
+            try:
+                records = self._records(text)
+            except pa.ArrowInvalid:
+                records = self._records(_normal(text, self.delimiter))
+        except pa.ArrowInvalid as error:
+            self._diagnose(block)
+            reason = " ".join(str(error).split())[:160]
+            raise block.error(block.first, f"can't be read: {reason}") from None
+        if b'"' in text and records.shape[0] != sum(1 for _ in data_lines(block, self.comments)):
             raise block.error(block.first, "quotes in this or a later line are not closed")
+        self._barren = 0
+        return records
+
+    def _records(self, text: bytes) -> np.ndarray:
+        """What pyarrow makes of the text.
+
+        Raises:
+            pyarrow.ArrowInvalid: a number that is none, or a line of another width; also where
+                more than one space parts the columns.
+        """
+        places = self.columns or tuple(range(self.width))
+        types = {
+            str(place): pa.int64() if kind is np.int64 else pa.float64()
+            for place, (_, kind) in zip(places, self.fields, strict=True)
+        }
+        delimiter = self.delimiter or ("\t" if b"\t" in text and b" " not in text else " ")
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(text),
+            read_options=pyarrow.csv.ReadOptions(
+                use_threads=False,
+                block_size=len(text) + 1,
+                column_names=[str(k) for k in range(self.width)],
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=types, include_columns=list(types), null_values=[]
+            ),
+        )
+        if b"0x" in text or b"0X" in text:
+            raise pa.ArrowInvalid("a number is hexadecimal")
+        out = np.empty(table.num_rows, self.dtype)
+        for place, (name, _) in zip(places, self.fields, strict=True):
+            out[name] = table.column(str(place)).to_numpy()
+        return out
 
     def _diagnose(self, block: TextBlock) -> None:
         places = self.columns or tuple(range(self.width))
         for number, line in data_lines(block, self.comments):
             found = fields_of(line, self.delimiter)
             if len(found) != self.width:
-                raise block.error(number, f"has {len(found)} columns, not {self.width}", line)
+                wanted = f", where the first line has {self.width}" if self.columns else ""
+                wanted = wanted or f", not {self.width}"
+                raise block.error(number, f"has {len(found)} columns{wanted}", line)
             for place, (_, kind) in zip(places, self.fields, strict=True):
                 check_number(block, number, found[place], kind)
 
@@ -415,6 +424,15 @@ class Table:
         return f"line {block.first}"
 
 
+def _normal(text: bytes, delimiter: str | None) -> bytes:
+    """The same table without what pyarrow does not take: wide gaps, blank lines, plus signs."""
+    text = text.translate(_SPACES)
+    text = re.sub(rb"(?m)^ +| +$", b"", text)
+    if delimiter is None:
+        text = re.sub(rb" +", b" ", text)
+    return re.sub(rb'(^|[\s,;"])\+(?=[0-9.])', rb"\1", text)
+
+
 def check_number(block: TextBlock, line: int, text: bytes, kind: type) -> None:
     """Raise InputError naming the line unless `text` is a number of this kind."""
     if kind is np.int64:
@@ -427,6 +445,15 @@ def check_number(block: TextBlock, line: int, text: bytes, kind: type) -> None:
         float(text if b"_" not in text else b"_")
     except ValueError:
         raise block.error(line, "is not a number", text) from None
+
+
+def is_number(text: str) -> bool:
+    """Whether it is one for other programs too: no digits of other scripts, no underscores."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isascii() and "_" not in text
 
 
 def matrix_rows(path: Path, *, delimiter: str | None = ",") -> Iterator[np.ndarray]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.storage import checks, named
+from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.fingerprint import to_hex
+from hpcgnn.storage.read.names import open_encoding, open_names, read_encoding
 from hpcgnn.storage.read.nodes import NodeColumns, NodeData, read_pointers
 from hpcgnn.storage.read.reader import FormatFile, Reader, StoredColumn
-from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, GRAPH, Counts
+from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, DATASET, GRAPH, Counts
 
 _SLAB_EDGES = 1 << 22
 
@@ -41,7 +43,8 @@ class GraphFile(FormatFile):
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
     `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
-    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`.
+    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `names` (the text ids
+    of the nodes, None where there are none).
 
     Raises:
         InputError: naming file, dataset and value, from here and from every read.
@@ -79,6 +82,8 @@ class GraphFile(FormatFile):
             self._edge_labels = reader.rows("edges/labels", named.LABEL_TYPES, edges)
         self._edge_split = self._optional("edges/split", "int8", (edges,))
         self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
+        self.names = open_names(reader, counts.num_nodes)
+        self._encoding = open_encoding(reader)
         self.sparse = reader.is_group("nodes/features")
         read_pointers(self._indptr, 0, 0, edges)
         read_pointers(self._indptr, counts.num_nodes, counts.num_nodes, edges)
@@ -86,6 +91,10 @@ class GraphFile(FormatFile):
     @property
     def weighted(self) -> bool:
         return self._weight is not None
+
+    def read_encoding(self) -> Encoding | None:
+        """How the tables were encoded that the graph was made from; None where none were."""
+        return read_encoding(self._encoding)
 
     def read_indptr(self, lo: int, hi: int) -> np.ndarray:
         """Entries `lo .. hi` (both included) of the row pointers: int64 [hi-lo+1], not rebased."""
@@ -127,7 +136,10 @@ class GraphFile(FormatFile):
             hi = self._slab_end(lo)
             self.read_rows(lo, hi)
             self.read_nodes(lo, hi)
+            if self.names is not None:
+                self.names.texts(lo, hi)
             lo = hi
+        self.read_encoding()
         self.compare(self.fingerprint_of(0, self.num_nodes))
 
     def compare(self, total: int) -> None:
@@ -155,14 +167,20 @@ class GraphFile(FormatFile):
             *(self._edge_labels, self._edge_split),
         )
         edges = [column for column in optional if column is not None]
-        return [self._indptr, self._indices, *edges, *self._nodes.columns()]
+        nodes = self._nodes.columns()
+        return [self._indptr, self._indices, *edges, *nodes, *self.text_columns()]
+
+    def text_columns(self) -> list[StoredColumn]:
+        """The datasets that hold the names of the nodes and the encoding of tables."""
+        texts = [] if self.names is None else self.names.columns()
+        return texts if self._encoding is None else [*texts, self._encoding]
 
     def _share(self, column: StoredColumn, lo: int, hi: int) -> tuple[int, int]:
         """Which rows of a column belong to nodes `lo .. hi - 1`."""
         group = column.name.rpartition("/")[0]
         if lo == hi:
             return 0, 0
-        if column.name.startswith("nodes/typed_features/"):
+        if column.name == DATASET or column.name.startswith("nodes/typed_features/"):
             return 0, len(column) if lo == 0 else 0
         if column.name.endswith("/indptr"):
             return lo, hi + (hi == self.num_nodes)

@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcgnn.storage import named
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.agreement import (
     Claims,
@@ -19,6 +20,7 @@ from hpcgnn.storage.read.agreement import (
     new_key,
 )
 from hpcgnn.storage.read.graph_file import read_counts
+from hpcgnn.storage.read.names import SLAB, open_encoding, open_names, read_encoding
 from hpcgnn.storage.read.nodes import NodeColumns
 from hpcgnn.storage.read.parts import EdgeLists, Part, check_edges, check_ids, part_name
 from hpcgnn.storage.read.reader import FormatFile, StoredColumn
@@ -37,7 +39,8 @@ class PartitionFile(FormatFile):
     """An open partition file. Opening reads and checks the header only.
 
     Attributes: `path`, `header` (every attribute, `report` and `config` decoded), `counts`,
-    `num_parts`, `symmetric`, `sizes` int64 [P, 2] (nodes and in-edges of each part).
+    `num_parts`, `symmetric`, `sizes` int64 [P, 2] (nodes and in-edges of each part), `names` (the
+    text ids of the nodes in the order of the graph, None where there are none).
 
     Raises:
         InputError: naming file, dataset and value, from here and from every read.
@@ -66,11 +69,17 @@ class PartitionFile(FormatFile):
         totals = [int(total) for total in self.sizes.sum(axis=0)]
         if totals != [self.counts.num_nodes, self.counts.num_edges]:
             raise sizes.place().error("must add up to num_nodes and num_edges", totals)
+        self.names = open_names(reader, self.counts.num_nodes)
+        self._encoding = open_encoding(reader)
         square = (self.num_parts, self.num_parts)
         sides = ("in",) if self.symmetric else ("in", "out")
         self._exchange = {
             side: reader.column(f"exchange/{side}", ("int32",), square) for side in sides
         }
+
+    def read_encoding(self) -> Encoding | None:
+        """How the tables were encoded that the graph was made from; None where none were."""
+        return read_encoding(self._encoding)
 
     def read_part(self, index: int) -> Part:
         """Part `index` as a whole, every value checked and the part's fingerprint compared."""
@@ -164,6 +173,10 @@ def check_whole(file: PartitionFile) -> None:
     Raises:
         InputError: the first thing wrong.
     """
+    if file.names is not None:
+        for low in range(0, file.counts.num_nodes, SLAB):
+            file.names.texts(low, min(file.counts.num_nodes, low + SLAB))
+    file.read_encoding()
     key, first, pairs = new_key(), None, 0
     sums = []
     for index in range(file.num_parts):

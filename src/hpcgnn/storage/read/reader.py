@@ -165,7 +165,7 @@ class Reader:
                     {
                         "name": name,
                         "shape": list(item.shape or ()),
-                        "dtype": str(item.dtype),
+                        "dtype": item.dtype.name,
                         "bytes": int(item.nbytes),
                         "stored_bytes": int(item.id.get_storage_size()),
                     }

@@ -12,8 +12,9 @@ import numpy as np
 
 from hpcgnn.storage import checks, named
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
-from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, Counts, chunk_rows, exceeded
+from hpcgnn.storage.schema import COUNT_LIMITS, DATASET, GRAPH, NAMES, Counts, chunk_rows, exceeded
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import OutputFile
 
@@ -222,6 +223,25 @@ class GraphWriter:
         """Integers [k]: what the source calls the next k nodes."""
         self._write("nodes/original_ids", self._integers("nodes/original_ids", ids))
 
+    def append_original_names(self, lengths: np.ndarray, data: np.ndarray) -> None:
+        """What the source calls the next k nodes: `lengths` [k] in bytes, and their UTF-8."""
+        lengths = self._integers(f"{NAMES}/indptr", lengths)
+        checks.in_range(lengths, 0, 1 << 31, self._place(f"{NAMES}/indptr"))
+        if f"{NAMES}/indptr" not in self._columns:
+            self._write(f"{NAMES}/indptr", np.zeros(1, np.int64))
+            self._write(f"{NAMES}/data", np.zeros(0, np.uint8))
+        first = self._columns[f"{NAMES}/data"].num_rows
+        if int(lengths.sum()) != len(data):
+            raise self._place(f"{NAMES}/data").error(
+                "the lengths add up to another number of bytes"
+            )
+        self._write(f"{NAMES}/indptr", first + np.cumsum(lengths))
+        self._write(f"{NAMES}/data", np.asarray(data, np.uint8))
+
+    def write_encoding(self, encoding: Encoding) -> None:
+        """How tables were encoded."""
+        self._write(DATASET, encoding.to_array())
+
     def _place(self, dataset: str, first: int = 0) -> Place:
         return Place(self._source, dataset, first)
 
@@ -358,6 +378,10 @@ class GraphWriter:
                 wanted += 1
             elif name.startswith("edges/"):
                 wanted = counts.num_edges
+            elif name == f"{NAMES}/indptr":
+                wanted += 1
+            elif name in (DATASET, f"{NAMES}/data"):
+                continue
             elif name.startswith("nodes/features/"):
                 wanted = self._columns["nodes/features/indices"].num_rows
             elif name.startswith("nodes/typed_features/"):

@@ -19,6 +19,7 @@ from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
 from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, exceeded
 from hpcgnn.storage.write import atomic, parallel
+from hpcgnn.storage.write.texts import copy_texts
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -31,6 +32,7 @@ def write_parts(
     header: Mapping[str, Any],
     *,
     compress: bool = False,
+    graph: Path | None = None,
 ) -> None:
     """Write the parts that all ranks hold into one file; all ranks call.
 
@@ -42,6 +44,7 @@ def write_parts(
         header: the counts (`schema.Counts`), `symmetric`, `method`, `graph_fingerprint`, `report`
             and `config` (both dictionaries); the same on all ranks.
         compress: gzip all datasets.
+        graph: the graph.h5 whose names of nodes and encoding of tables are kept as well.
 
     Raises:
         InputError: parts that break the rules of the format.
@@ -58,6 +61,8 @@ def write_parts(
             if gathered is not None:
                 temporary = stack.enter_context(atomic.claim(path))
                 _start(path, temporary, [one for rank in gathered for one in rank], header)
+                if graph is not None:
+                    copy_texts(graph, temporary, path, compress=compress)
         temporary = comm.broadcast(temporary, where="name of the partition file")
         if h5py.get_config().mpi and comm.size > 1:
             own = {name: array for part in checked for name, array in part.arrays.items()}

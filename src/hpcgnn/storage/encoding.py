@@ -1,0 +1,125 @@
+"""What the columns of a user's tables became: kept in graph.h5 and in partition files as JSON.
+
+A graph converted from tables holds numbers; this says which values of which columns they stand for,
+so that later tables are encoded alike (`hpcgnn convert --like`) and predictions bear the names of
+the classes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+
+from hpcgnn.storage.checks import Place
+
+MAX_BYTES = 256 << 20
+NUMBER, CATEGORY, VECTOR = "number", "category", "vector"
+_KINDS = (NUMBER, CATEGORY, VECTOR)
+
+
+@dataclass
+class EncodedColumn:
+    """A column of features.
+
+    Attributes:
+        name: in the table.
+        kind: "number" (one feature), "category" (a feature for each of `values`: 1 where the row
+            has it) or "vector" (a list of `width` numbers in each row).
+        values: of a category, in order.
+        fill: what stands for a missing number; None: none may be missing. Missing categories are
+            zeros throughout wherever any value is filled.
+        width: number of features.
+    """
+
+    name: str
+    kind: str = NUMBER
+    values: list[str] = field(default_factory=list)
+    fill: float | None = None
+    width: int = 1
+
+    def names(self) -> list[str]:
+        """A name for each feature."""
+        if self.kind == CATEGORY:
+            return [f"{self.name}={value}" for value in self.values]
+        return (
+            [self.name] if self.kind == NUMBER else [f"{self.name}[{k}]" for k in range(self.width)]
+        )
+
+
+@dataclass
+class Encoding:
+    """How tables were read.
+
+    Attributes:
+        ids: "text" or "integer".
+        options: the columns by what they were chosen for (`source`, `target`, ...), as in
+            `TableOptions`; lists of names or a name.
+        features, edge_features: in the order of the graph's features.
+        classes: names of the classes 0, 1, ...; empty without labels, or where they are numbers
+            that stand for themselves.
+        relations: names of the relations 0, 1, ...
+        missing: "refuse", "zero" or "mean".
+        like: fingerprint of the graph that was followed; empty where there was none.
+    """
+
+    ids: str = "integer"
+    options: dict[str, Any] = field(default_factory=dict)
+    features: list[EncodedColumn] = field(default_factory=list)
+    edge_features: list[EncodedColumn] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    relations: list[str] = field(default_factory=list)
+    missing: str = "refuse"
+    like: str = ""
+
+    def to_array(self) -> np.ndarray:
+        """uint8 [n]: JSON."""
+        text = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+
+    @classmethod
+    def from_array(cls, data: np.ndarray, place: Place) -> Self:
+        """The encoding that `to_array` wrote.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            found = json.loads(data.tobytes())
+            found = {name.name: found[name.name] for name in fields(cls)}
+            for name in ("features", "edge_features"):
+                found[name] = [EncodedColumn(**column) for column in found[name]]
+            encoding = cls(**found)
+            encoding._check()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise place.error(f"is no description of tables: {str(error)[:80]}") from None
+        return encoding
+
+    def _check(self) -> None:
+        for columns in (self.features, self.edge_features):
+            for column in columns:
+                _require(column.kind in _KINDS and isinstance(column.name, str), "kind of a column")
+                _require(_are_texts(column.values), "values of a column")
+                _require(isinstance(column.width, int) and 0 < column.width < 1 << 31, "width")
+                fill = column.fill
+                _require(fill is None or isinstance(fill, int | float), "fill of a column")
+                wanted = len(column.values) if column.kind == CATEGORY else column.width
+                _require(column.width == wanted, "width")
+        _require(self.ids in ("text", "integer"), "ids")
+        _require(_are_texts(self.classes) and _are_texts(self.relations), "names")
+        _require(isinstance(self.options, dict), "options")
+        for value in self.options.values():
+            _require(value is None or isinstance(value, str) or _are_texts(value), "options")
+        _require(isinstance(self.like, str), "like")
+        _require(self.missing in ("refuse", "zero", "mean"), "missing")
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

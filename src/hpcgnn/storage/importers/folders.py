@@ -1,0 +1,129 @@
+"""Folders of files that go together: GraphSAINT's, and DGL's Reddit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.arrays import Archive, ArraySource
+from hpcgnn.storage.importers.csr import scipy_matrix
+from hpcgnn.storage.importers.pairs import edges_from
+from hpcgnn.storage.importers.source import Column, ImportOptions, Nodes, NodeSplit, Source
+from hpcgnn.storage.importers.text import open_binary
+
+_JSON = 24  # times its size that JSON takes in memory
+_ROLES = {"tr": "train", "va": "valid", "te": "test"}
+
+
+def is_graphsaint(folder: Path) -> bool:
+    return (folder / "adj_full.npz").exists()
+
+
+def is_reddit(folder: Path) -> bool:
+    return (folder / "reddit_graph.npz").exists()
+
+
+def read_graphsaint(folder: Path, options: ImportOptions) -> Source:
+    """adj_full.npz (a matrix of `scipy.sparse.save_npz`), feats.npy, class_map.json, role.json.
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit the others.
+    """
+    source = _matrix(folder / "adj_full.npz", options)
+    number = source.num_nodes or 0
+    nodes = source.nodes
+    if (folder / "feats.npy").exists():
+        nodes.features = _rows(ArraySource(folder / "feats.npy"), number, options)
+        source.notes.append(
+            "features are taken as they are; GraphSAINT scales them by training nodes"
+        )
+    if (folder / "class_map.json").exists():
+        nodes.labels, nodes.labels_as = _class_map(folder / "class_map.json", number, options)
+    if (folder / "role.json").exists():
+        nodes.split = _roles(folder / "role.json", options)
+    used = {"adj_full.npz", "feats.npy", "class_map.json", "role.json"}
+    others = sorted({path.name for path in folder.iterdir()} - used)
+    if others:
+        source.notes.append(f"ignored: {', '.join(others)}")
+    return source
+
+
+def read_reddit(folder: Path, options: ImportOptions) -> Source:
+    """reddit_graph.npz (a matrix) and reddit_data.npz: feature, label, node_types (1, 2, 3).
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit the other.
+    """
+    source = _matrix(folder / "reddit_graph.npz", options)
+    number = source.num_nodes or 0
+    data = Archive(folder / "reddit_data.npz")
+    source.nodes.features = _rows(data["feature"], number, options)
+    source.nodes.labels = _rows(data["label"], number, options)
+    source.nodes.split = NodeSplit(data.path, codes=data["node_types"].load(options.limit))
+    source.notes += data.left_out({"feature", "label", "node_types"})
+    return source
+
+
+def _matrix(path: Path, options: ImportOptions) -> Source:
+    archive = Archive(path)
+    ends, weight, number = scipy_matrix(archive, options)
+    return Source(path, edges_from(ends, weight=weight), number, nodes=Nodes())
+
+
+def _rows(array: ArraySource, number: int, options: ImportOptions) -> Column:
+    if array.ndim == 0 or array.shape[0] != number:
+        raise array.error(f"must have a row for each of the {number} nodes", array.shape)
+    return array.column(options.limit)
+
+
+def _load(path: Path, options: ImportOptions) -> dict[str, Any]:
+    """A JSON object."""
+    with open_binary(path) as file:
+        data = file.read(options.limit // _JSON + 1)
+    if len(data) > options.limit // _JSON:
+        raise InputError("takes more memory than fits: raise --memory", file=path)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is no JSON: {str(error)[:80]}", file=path) from None
+    if not isinstance(found, dict):
+        raise InputError("must hold a JSON object", file=path)
+    return found
+
+
+def _class_map(path: Path, number: int, options: ImportOptions) -> tuple[Column, str]:
+    """Labels by number of the node, and whether they are classes or several labels at once."""
+    found = _load(path, options)
+    first = next(iter(found.values()), 0)
+    several = isinstance(first, list)
+    shape = (number, len(first)) if several else (number,)
+    labels = np.full(shape, -1, np.int64)
+    for name, value in found.items():
+        row = _index(name, number, path)
+        if isinstance(value, list) != several or (several and len(value) != shape[1]):
+            raise InputError("must hold labels of one form", file=path, dataset=name)
+        if not all(isinstance(v, int) for v in (value if several else [value])):
+            raise InputError("must hold integers", file=path, dataset=name, value=str(value)[:60])
+        labels[row] = np.clip(value, -1, 1 << 31)
+    return Column(path, "labels", iter([labels])), "several" if several else "classes"
+
+
+def _roles(path: Path, options: ImportOptions) -> NodeSplit:
+    found = _load(path, options)
+    parts = {}
+    for name, part in _ROLES.items():
+        values = found.get(name)
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise InputError("must be a list of node numbers", file=path, dataset=name)
+        parts[part] = np.clip(np.array(values, dtype=object), -1, 1 << 62).astype(np.int64)
+    return NodeSplit(path, parts)
+
+
+def _index(name: str, number: int, path: Path) -> int:
+    if not (name.isascii() and name.isdecimal() and int(name[:19]) < number):
+        raise InputError(f"nodes are numbered 0 .. {number - 1}", file=path, value=name)
+    return int(name)

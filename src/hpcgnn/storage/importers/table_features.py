@@ -1,0 +1,313 @@
+"""From columns of tables to features and classes, and what has to be remembered of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
+from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.table_files import Batch, TableFile
+
+MAX_CATEGORIES = 1 << 12
+MAX_NAMES = 1 << 16  # of classes and relations
+
+
+def merged_kind(tables: list[TableFile], name: str) -> str:
+    """The kind that the values of all tables have which hold the column."""
+    kinds = {table.kinds[name] for table in tables if name in table.names}
+    if len(kinds) == 1:
+        return kinds.pop()
+    for kind in (table_files.LIST, table_files.TEXT, table_files.TIME, table_files.BOOLEAN):
+        if kind in kinds:
+            return kind
+    return table_files.NUMBER if kinds else table_files.TEXT
+
+
+def require_columns(table: Any, names: list[str]) -> None:
+    """Each is there, once.
+
+    Raises:
+        InputError: naming the columns there are.
+    """
+    for name in names:
+        folder = getattr(table, "folder", None)
+        if folder is not None and name not in table.names and name in table.folder_keys:
+            raise InputError(
+                "is in the names of folders alone, which are not read: write it into the files",
+                file=folder,
+                value=name,
+            )
+        if table.names.count(name) != 1:
+            which = "this one twice" if name in table.names else "not this one"
+            shown = ", ".join(table.names[:40]) + (", ..." if len(table.names) > 40 else "")
+            raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
+
+
+def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]:
+    """The columns that these names and patterns, such as f*, stand for; never `others`.
+
+    Raises:
+        InputError: a pattern that no column fits.
+    """
+    out: list[str] = []
+    for pattern in patterns:
+        if pattern in table.names or not any(mark in pattern for mark in "*?["):
+            require_columns(table, [pattern])
+            found = [pattern]
+        else:
+            found = [n for n in table.names if fnmatchcase(n, pattern) and n not in others]
+            if not found:
+                require_columns(table, [pattern])
+        out += [name for name in found if name not in out]
+    return out
+
+
+def plan(
+    names: list[str], tables: list[TableFile], categorical: list[str], what: str
+) -> list[EncodedColumn]:
+    """How each column will become features, before any value is known.
+
+    Raises:
+        InputError: a column that holds neither numbers nor categories.
+    """
+    out = []
+    for name in names:
+        kind = merged_kind(tables, name)
+        if kind == table_files.TIME:
+            raise InputError(
+                f"holds times, which are no {what}: leave it out, or store numbers",
+                file=tables[0].path,
+                dataset=name,
+            )
+        if name in categorical or kind == table_files.TEXT:
+            out.append(EncodedColumn(name, CATEGORY))
+        elif kind == table_files.LIST:
+            out.append(EncodedColumn(name, VECTOR, width=0))
+        else:
+            out.append(EncodedColumn(name))
+    return out
+
+
+def read_kind(column: EncodedColumn) -> str:
+    """As what a table is asked for the column."""
+    return {
+        CATEGORY: table_files.TEXT,
+        VECTOR: table_files.LIST,
+        NUMBER: table_files.NUMBER,
+    }[column.kind]
+
+
+class FeatureFit:
+    """What one pass over the rows tells of columns: their categories, widths and means."""
+
+    def __init__(self, columns: list[EncodedColumn], missing: str) -> None:
+        self.columns = columns
+        self._missing = missing
+        self._values: dict[str, set[str]] = {c.name: set() for c in columns if c.kind == CATEGORY}
+        self._widths: dict[str, int] = {}
+        self._sums = {column.name: [0.0, 0] for column in columns if column.kind == NUMBER}
+
+    def needed(self) -> dict[str, str]:
+        """The columns to read for it, and as what."""
+        return {
+            column.name: read_kind(column)
+            for column in self.columns
+            if column.kind != NUMBER or self._missing == "mean"
+        }
+
+    def add(self, batch: Batch) -> None:
+        for column in self.columns:
+            array = batch.columns.get(column.name)
+            if array is None:
+                continue
+            if column.kind == CATEGORY:
+                values = self._values[column.name]
+                values.update(v for v in array.unique().to_pylist() if v is not None)
+                if len(values) > MAX_CATEGORIES:
+                    raise InputError(
+                        f"holds more than {MAX_CATEGORIES} different texts, which make no features:"
+                        " leave it out",
+                        file=batch.file,
+                        dataset=column.name,
+                    )
+            elif column.kind == VECTOR:
+                lengths = array.drop_null().value_lengths()
+                if len(lengths):
+                    self._widths.setdefault(column.name, lengths[0].as_py())
+            else:
+                known = table_files.to_numpy(array.fill_null(math.nan))
+                known = known[~np.isnan(known)]
+                self._sums[column.name][0] += float(known.sum())
+                self._sums[column.name][1] += known.shape[0]
+
+    def finish(self) -> list[EncodedColumn]:
+        out = []
+        for column in self.columns:
+            if column.kind == CATEGORY:
+                values = sorted(self._values[column.name])
+                out.append(replace(column, values=values, width=len(values)))
+            elif column.kind == VECTOR:
+                out.append(
+                    replace(column, width=self._widths.get(column.name, 0), fill=self._fill())
+                )
+            else:
+                total, count = self._sums[column.name]
+                mean = total / count if count else 0.0
+                fill = mean if self._missing == "mean" else self._fill()
+                out.append(replace(column, fill=fill))
+        return [column for column in out if column.width]
+
+    def _fill(self) -> float | None:
+        return None if self._missing == "refuse" else 0.0
+
+
+def features_of(batch: Batch, columns: list[EncodedColumn], missing: str) -> np.ndarray:
+    """float64 [n, F]; the table may lack columns where missing values are filled.
+
+    Raises:
+        InputError: names file, row and column of a value that is missing, or is no known category.
+    """
+    out = np.zeros((batch.num_rows, sum(column.width for column in columns)))
+    first = 0
+    for column in columns:
+        part = out[:, first : first + column.width]
+        first += column.width
+        array = batch.columns.get(column.name)
+        if array is None:
+            array = pa.nulls(batch.num_rows)
+        if column.kind == NUMBER:
+            values = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan))
+            _fill(part, values[:, None], column, batch, missing)
+        elif column.kind == VECTOR:
+            _fill(part, _vectors(array, column, batch), column, batch, missing)
+        else:
+            codes = category_codes(array.cast(pa.string()), column.values)
+            absent = np.flatnonzero(codes < 0)
+            if absent.shape[0] and missing == "refuse":
+                raise _absent(batch, column.name, array, int(absent[0]))
+            known = np.flatnonzero(codes >= 0)
+            part[known, codes[known]] = 1
+    return out
+
+
+def _fill(
+    part: np.ndarray, values: np.ndarray, column: EncodedColumn, batch: Batch, missing: str
+) -> None:
+    absent = np.isnan(values)
+    if absent.any():
+        if column.fill is None or missing == "refuse":
+            row = int(np.argmax(absent.any(axis=1)))
+            raise _absent(batch, column.name, pa.nulls(batch.num_rows), row)
+        values = np.where(absent, column.fill, values)
+    part[:] = values
+
+
+def _vectors(array: pa.Array, column: EncodedColumn, batch: Batch) -> np.ndarray:
+    out = np.full((batch.num_rows, column.width), math.nan)
+    array = array.cast(pa.large_list(pa.float64()))
+    lengths = table_files.to_numpy(array.value_lengths().fill_null(column.width))
+    wrong = np.flatnonzero(lengths != column.width)
+    if wrong.shape[0]:
+        row = int(wrong[0])
+        raise batch.error(
+            column.name, row, f"must hold {column.width} numbers in each row", int(lengths[row])
+        )
+    known = table_files.to_numpy(array.is_valid())
+    flat = table_files.to_numpy(array.drop_null().flatten().fill_null(math.nan))
+    out[known] = flat.reshape(-1, column.width)
+    return out
+
+
+def _absent(batch: Batch, name: str, array: pa.Array, row: int) -> InputError:
+    value = array[row].as_py()
+    if value is None:
+        return batch.error(name, row, "is missing: --missing zero or --missing mean fills it")
+    return batch.error(
+        name,
+        row,
+        "is none of the values that this column had: --missing zero passes over it",
+        value,
+    )
+
+
+def category_codes(array: pa.Array, values: list[str]) -> np.ndarray:
+    """int64 [n]: the place of each text among `values`; -1 where it is null or none of them."""
+    if not values:
+        return np.full(len(array), -1)
+    # Nulls equal nothing in a set that has none.
+    found = pc.index_in(array, value_set=pa.array(values, array.type))
+    return table_files.to_numpy(found.fill_null(-1)).astype(np.int64)
+
+
+class Names:
+    """The different values of a column of classes or relations, in order."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self._values: set[str] = set()
+
+    def texts(self, batch: Batch) -> pa.Array:
+        """The column as texts, nulls where unknown; whole numbers without a point."""
+        array = batch.columns.get(self.name)
+        if array is None:
+            return pa.nulls(batch.num_rows, pa.string())
+        if self.kind == table_files.NUMBER:
+            values = table_files.to_numpy(array.fill_null(math.nan))
+            known = values[~np.isnan(values)]
+            odd = known[(known != np.rint(known)) | (np.abs(known) >= 1 << 53)]
+            if odd.shape[0]:
+                row = int(np.flatnonzero(values == odd[0])[0])
+                raise batch.error(
+                    self.name,
+                    row,
+                    "is no whole number: --labels-as values predicts numbers",
+                    float(odd[0]),
+                )
+            whole = np.where(np.isnan(values), 0, values).astype(np.int64)
+            array = pa.array(whole, mask=np.isnan(values))
+        return array.cast(pa.string())
+
+    def add(self, batch: Batch) -> None:
+        found = self.texts(batch).unique().to_pylist()
+        self._values.update(value for value in found if value is not None)
+        if len(self._values) > MAX_NAMES:
+            raise InputError(
+                f"holds more than {MAX_NAMES} different values", file=batch.file, dataset=self.name
+            )
+
+    def finish(self) -> list[str]:
+        return sorted(self._values, key=None if self.read_kind() == table_files.TEXT else int)
+
+    def read_kind(self) -> str:
+        numbers = (table_files.INTEGER, table_files.NUMBER)
+        return self.kind if self.kind in numbers else table_files.TEXT
+
+
+def label_chunks(
+    batches: Iterator[Batch], column: Names, classes: list[str]
+) -> Iterator[np.ndarray]:
+    """int64 [n]: the class of each row, -1 where it is unknown.
+
+    Raises:
+        InputError: a label that no class has.
+    """
+    for batch in batches:
+        texts = column.texts(batch)
+        codes = category_codes(texts, classes)
+        wrong = np.flatnonzero((codes < 0) & table_files.to_numpy(texts.is_valid()))
+        if wrong.shape[0]:
+            row = int(wrong[0])
+            raise batch.error(
+                column.name, row, "is none of the classes that are known", texts[row].as_py()
+            )
+        yield codes

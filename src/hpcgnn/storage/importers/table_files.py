@@ -1,0 +1,424 @@
+"""Tables with named columns, in CSV or TSV and in Parquet, batch by batch.
+
+pyarrow parses CSV a few MiB at a time, so that memory is bounded and every error names a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.table_options import TextForm
+from hpcgnn.storage.importers.text import (
+    TextBlock,
+    blocks,
+    check_inflation,
+    is_number,
+    open_file,
+)
+
+INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
+BOOLEAN = "boolean"
+_TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: pa.timestamp("ns")}
+_DELIMITERS = ",\t;|"
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
+_BATCH_BYTES = 4 << 20
+_BATCH_ROWS = 1 << 16
+_ROW_BYTES = 16  # a Parquet file may unpack to, per row: more is checked for inflation
+_WIDEST = 1 << 16  # columns
+
+
+@dataclass
+class Batch:
+    """Some rows of a table: `columns` by name; `place(k)` says where row k stands."""
+
+    file: Path
+    columns: dict[str, pa.Array]
+    num_rows: int
+    place: Callable[[int], str]
+
+    def error(self, name: str, row: int, message: str, value: object = None) -> InputError:
+        where = f"{self.place(row)}, {name}"
+        return InputError(message, file=self.file, dataset=where, value=value)
+
+
+class TableFile(Protocol):
+    """A table, about to be read.
+
+    Attributes:
+        path: the file.
+        names: of the columns.
+        kinds: of the columns: INTEGER, NUMBER, BOOLEAN, TEXT, TIME or LIST (of numbers), as far as
+            its start tells.
+    """
+
+    path: Path
+    names: list[str]
+    kinds: dict[str, str]
+
+    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+        """The columns that are keys of `kinds`, as arrays of that kind; may be called again.
+
+        Raises:
+            InputError: damaged, or a value that is not of its kind.
+        """
+
+
+def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
+    """The tables in these files, and in the Parquet files of folders.
+
+    Raises:
+        InputError: missing, damaged, or no table.
+    """
+    tables: list[TableFile] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.glob("**/*.parquet"))
+            if not found:
+                raise InputError("no *.parquet files in this folder", file=path)
+            tables += [ParquetTable(file, path) for file in found]
+        elif path.suffix == ".parquet":
+            tables.append(ParquetTable(path))
+        else:
+            tables.append(TextTable(path, form))
+    return tables
+
+
+def is_parquet(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".parquet"
+
+
+class ParquetTable:
+    """A Parquet file, whose pages are compared with the checksums they have."""
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
+        self.path = path
+        self.folder = folder
+        self.folder_keys = [] if folder is None else _folder_keys(path.relative_to(folder))
+        with self._open() as table:
+            schema = table.schema_arrow
+        self.names = list(schema.names)
+        self.kinds = {field.name: _kind_of(field.type) for field in schema}
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with open_file(self.path) as file:
+            stored = os.fstat(file.fileno()).st_size
+            try:
+                table = pa.parquet.ParquetFile(
+                    file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+                )
+            except (pa.ArrowException, ValueError, OSError) as error:
+                raise InputError(
+                    f"is no Parquet file: {first_line(error)}", file=self.path
+                ) from None
+            check_inflation(self.path, stored, _ROW_BYTES * table.metadata.num_rows)
+            yield table
+
+    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+        first = 0
+        size = max(64, min(_BATCH_ROWS, _BATCH_BYTES // (8 * max(1, len(kinds)))))
+        if LIST in kinds.values():
+            size = 1 << 10
+        with self._open() as table:
+            read = table.iter_batches(batch_size=size, columns=list(kinds), use_threads=False)
+            while True:
+                try:
+                    batch = next(read, None)
+                except (pa.ArrowException, OSError) as error:
+                    raise InputError(f"is damaged: {first_line(error)}", file=self.path) from None
+                if batch is None:
+                    return
+
+                def place(k: int, first: int = first) -> str:
+                    return f"row {first + k}"
+
+                out = Batch(self.path, {}, batch.num_rows, place)
+                for name, kind in kinds.items():
+                    out.columns[name] = self._cast(batch.column(name), kind, name)
+                yield out
+                first += batch.num_rows
+
+    def _cast(self, array: pa.Array, kind: str, name: str) -> pa.Array:
+        if isinstance(array, pa.DictionaryArray):
+            array = array.dictionary_decode()
+        found = _kind_of(array.type)
+        if kind == INTEGER and found in (INTEGER, NUMBER):
+            return array  # whoever takes integers checks them
+        if (kind == LIST and found != LIST) or (found == LIST and kind != LIST):
+            raise self._unfit(array, name, "lists of numbers" if kind == LIST else kind)
+        if kind in (NUMBER, INTEGER) and found in (TEXT, TIME):
+            raise self._unfit(array, name, "numbers")
+        if kind == NUMBER and found == BOOLEAN:
+            array = array.cast(pa.int8())
+        if kind == TIME and found in (INTEGER, NUMBER):
+            kind = NUMBER
+        target = pa.large_list(pa.float64()) if kind == LIST else _TYPES[kind]
+        try:
+            return array.cast(target, safe=kind != NUMBER)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"can't be read as {kind}: {first_line(error)}", file=self.path, dataset=name
+            ) from None
+
+    def _unfit(self, array: pa.Array, name: str, wanted: str) -> InputError:
+        return InputError(
+            f"must hold {wanted}", file=self.path, dataset=name, value=str(array.type)
+        )
+
+
+def _kind_of(type: pa.DataType) -> str:
+    kinds = pa.types
+    if kinds.is_dictionary(type):
+        return _kind_of(type.value_type)
+    if kinds.is_integer(type):
+        return INTEGER
+    if kinds.is_floating(type) or kinds.is_decimal(type):
+        return NUMBER
+    if kinds.is_boolean(type):
+        return BOOLEAN
+    if kinds.is_timestamp(type) or kinds.is_date(type):
+        return TIME
+    if kinds.is_list(type) or kinds.is_large_list(type) or kinds.is_fixed_size_list(type):
+        return LIST
+    return TEXT
+
+
+def _folder_keys(file: Path) -> list[str]:
+    """The columns that Hive and Spark put into names of folders, as in year=2020/part-0.parquet."""
+    return [part.partition("=")[0] for part in file.parts[:-1] if "=" in part]
+
+
+def first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+class TextTable:
+    """A table of text, packed or not, whose first line may name the columns."""
+
+    def __init__(self, path: Path, form: TextForm) -> None:
+        self.path = path
+        self._form = form
+        block, number, line = self._first_line()
+        self._delimiter = form.delimiter or guess_delimiter(line)
+        if self._delimiter == " " and b"\t" in line:
+            self._delimiter = "\t"
+        fields = self._split(block, number, line)
+        header = form.header
+        if header is None:
+            header = not any(is_number(field) for field in fields)
+        self._first = number + 1 if header else number
+        self.names = fields if header else [str(k + 1) for k in range(len(fields))]
+        if len(fields) > _WIDEST:
+            raise block.error(number, f"has more than {_WIDEST} columns")
+        self.kinds = dict.fromkeys(self.names, TEXT) | self._look()
+
+    def _blocks(self) -> Iterator[TextBlock]:
+        comment = self._form.comment
+        for block in blocks(self.path):
+            if comment is not None and comment.encode() in block.text:
+                # An empty line stays, so that lines can be counted.
+                pattern = rb"(?m)^" + re.escape(comment.encode()) + rb"[^\n]*"
+                block = TextBlock(block.file, block.first, re.sub(pattern, b"", block.text))
+            yield block
+
+    def _first_line(self) -> tuple[TextBlock, int, bytes]:
+        barren = 0
+        for block in self._blocks():
+            for offset, line in enumerate(block.text.split(b"\n")):
+                number = block.first + offset
+                if number <= self._form.skip_lines or not line.strip():
+                    continue
+                if line[:1] not in (b"#", b"%"):
+                    return block, number, line
+                following = block.text.split(b"\n", offset + 1)[-1]
+                if self._form.header and not following.strip():
+                    break
+            barren += len(block.text)
+            block.check_barren(barren)
+        raise InputError("holds no table: there is no line in it", file=self.path)
+
+    def _split(self, block: TextBlock, number: int, line: bytes) -> list[str]:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise block.error(number, "is no UTF-8", line) from None
+        return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
+
+    def _look(self) -> dict[str, str]:
+        """The kinds of the columns, by the first block of rows."""
+        for block in self._rows():
+            text = block.text[: 1 << 20]
+            text = text[: text.rfind(b"\n") + 1] or text
+            try:
+                found = self._parse(
+                    text, {name: None for name in self.names if name in self._unique()}
+                )
+            except pa.ArrowException:
+                return {}
+            kinds = {}
+            for name, array in found.items():
+                kinds[name] = NUMBER if pa.types.is_null(array.type) else _kind_of(array.type)
+                if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
+                    kinds[name] = TEXT
+            return kinds
+        return {}
+
+    def is_canonical(self, name: str) -> bool:
+        """Whether the integers at the start of the column are written as one writes numbers."""
+        place = self.names.index(name)
+        for block in self._rows():
+            lines = block.text.split(b"\n", 1000)[:1000]
+            for line in lines:
+                fields = line.split(self._delimiter.encode())
+                if len(fields) > place:
+                    text = fields[place].strip(b' "\r')
+                    if text[:1] in (b"0", b"+") and len(text) > 1:
+                        return False
+            return True
+        return True
+
+    def _unique(self) -> set[str]:
+        return {name for name in self.names if self.names.count(name) == 1}
+
+    def _rows(self) -> Iterator[TextBlock]:
+        """The lines after the header."""
+        for block in self._blocks():
+            skipped = self._first - block.first
+            if skipped > 0:
+                parts = block.text.split(b"\n", skipped)
+                if len(parts) <= skipped:
+                    continue
+                block = TextBlock(block.file, self._first, parts[-1])
+            if block.text.strip():
+                yield block
+
+    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+        for block in self._rows():
+            try:
+                columns = self._parse(block.text, dict(kinds))
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                self._diagnose(block, kinds)
+                raise block.error(block.first, f"can't be read: {first_line(error)}") from None
+            rows = len(next(iter(columns.values()))) if columns else 0
+
+            def place(k: int, block: TextBlock = block) -> str:
+                return f"line {_line_of(block, k)}"
+
+            yield Batch(self.path, columns, rows, place)
+
+    def _parse(self, text: bytes, kinds: dict[str, str | None]) -> dict[str, pa.Array]:
+        places = {name: str(self.names.index(name)) for name in kinds}
+        types = {places[name]: _TYPES[kind] for name, kind in kinds.items() if kind is not None}
+        if self._delimiter == " ":
+            text = re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
+        table = pa.csv.read_csv(
+            pa.BufferReader(text),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False,
+                block_size=len(text) + 1,
+                column_names=[str(k) for k in range(len(self.names))],
+            ),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=self._delimiter, newlines_in_values=False, ignore_empty_lines=True
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=types,
+                include_columns=list(places.values()),
+                null_values=MISSING,
+                true_values=[],
+                false_values=[],
+                strings_can_be_null=False,
+            ),
+        )
+        out = {}
+        for name, place in places.items():
+            array = table.column(place).combine_chunks()
+            if isinstance(array, pa.ChunkedArray):
+                array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+            if pa.types.is_string(array.type):
+                array = pc.if_else(pc.equal(pc.binary_length(array), 0), None, array)
+            elif kinds[name] == INTEGER and self._is_hexadecimal(name, text):
+                raise pa.ArrowInvalid("a number is hexadecimal")
+            out[name] = array
+        return out
+
+    def _is_hexadecimal(self, name: str, text: bytes) -> bool:
+        """pyarrow takes 0x10 for an integer; nobody else who reads the file does."""
+        if b"0x" not in text and b"0X" not in text:
+            return False
+        place = self.names.index(name)
+        rows = (line.split(self._delimiter.encode()) for line in text.split(b"\n"))
+        return any(len(row) > place and b"x" in row[place].lower() for row in rows)
+
+    def _diagnose(self, block: TextBlock, kinds: dict[str, str]) -> None:
+        """Name the line that is wrong."""
+        for offset, line in enumerate(block.text.split(b"\n")):
+            number = block.first + offset
+            if not line.strip(b"\r "):
+                continue
+            if line.count(b'"') % 2:
+                raise block.error(number, "has a quote that is not closed in it", line)
+            if self._delimiter == " ":
+                line = re.sub(rb"[ \t]+", b" ", line).strip()
+            fields = self._split(block, number, line)
+            if len(fields) != len(self.names):
+                raise block.error(
+                    number,
+                    f"has {len(fields)} columns, where the first line has {len(self.names)}",
+                    line,
+                )
+            for name, kind in kinds.items():
+                value = fields[self.names.index(name)].strip()
+                _check_field(block, number, name, kind, value)
+
+
+def _check_field(block: TextBlock, number: int, name: str, kind: str, value: str) -> None:
+    if value in MISSING or kind == TEXT:
+        return
+    if kind == TIME:
+        try:
+            pa.array([value]).cast(_TYPES[TIME])
+        except pa.ArrowException:
+            raise block.error(number, f"{name}: is not a time", value.encode()) from None
+    elif not is_number(value):
+        raise block.error(number, f"{name}: is not a number", value.encode())
+    elif kind == INTEGER:
+        if not re.fullmatch(r"[+-]?[0-9]+", value):
+            raise block.error(number, f"{name}: is not an integer", value.encode())
+        if not -(1 << 63) <= int(value[:30]) < 1 << 63:
+            raise block.error(
+                number, f"{name}: does not fit a signed 64-bit integer", value.encode()
+            )
+
+
+def _line_of(block: TextBlock, row: int) -> int:
+    """The number of the line that holds the block's row `row`."""
+    filled = (offset for offset, line in enumerate(block.text.split(b"\n")) if line.strip(b"\r"))
+    return block.first + next((offset for k, offset in enumerate(filled) if k == row), 0)
+
+
+def guess_delimiter(line: bytes) -> str:
+    """The character that parts the line most often, quotes apart; a space where none does."""
+    bare = re.sub(rb'"[^"]*"', b"", line)
+    counts = {mark: bare.count(mark.encode()) for mark in _DELIMITERS}
+    best = max(counts, key=lambda mark: counts[mark])
+    return best if counts[best] else (" " if b" " in bare.strip() else ",")
+
+
+def to_numpy(array: pa.Array) -> np.ndarray:
+    """Numbers without missing ones."""
+    return array.to_numpy(zero_copy_only=False)

@@ -1,0 +1,81 @@
+"""What the columns of tables are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpcgnn.storage.encoding import Encoding
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How text holds a table; None: as its first line looks.
+
+    Attributes:
+        delimiter: one character.
+        header: whether the first line names the columns; else these are 1, 2, ...
+        comment: lines that begin with it are passed over; above the first line of the table those
+            that begin with # or % are in any case.
+        skip_lines: lines passed over before anything else.
+    """
+
+    delimiter: str | None = None
+    header: bool | None = None
+    comment: str | None = None
+    skip_lines: int = 0
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What the columns of tables are for; None or empty: what `like` says, or nothing.
+
+    Attributes:
+        nodes: the tables of the nodes.
+        source, target, weight, edge_features, relation: columns of the edges.
+        id, label, features, split_column, split_time: columns of the nodes; several labels at once
+            are parted by commas.
+        label_values: labels are numbers to be predicted.
+        split_ratio: shares of the labelled nodes that train, validate and test.
+        seed: of the split by ratio.
+        categorical: columns whose numbers are names.
+        missing: "refuse", or with what missing numbers are filled: "zero" or "mean".
+        text_ids: ids are texts even where they look like numbers.
+        columns: source, target and weight were named together: no other weight is looked for.
+        form: how text holds the tables.
+        like: how an earlier graph was encoded, which is followed; its `like` names that graph.
+    """
+
+    nodes: tuple[Path, ...] = ()
+    source: str | None = None
+    target: str | None = None
+    weight: str | None = None
+    edge_features: tuple[str, ...] = ()
+    relation: str | None = None
+    id: str | None = None
+    label: str | None = None
+    label_values: bool = False
+    features: tuple[str, ...] = ()
+    split_column: str | None = None
+    split_time: str | None = None
+    split_ratio: tuple[float, float, float] | None = None
+    seed: int = 0
+    categorical: tuple[str, ...] = ()
+    missing: str | None = None
+    text_ids: bool = False
+    columns: bool = False
+    form: TextForm = field(default_factory=TextForm)
+    like: Encoding | None = None
+
+    def choice(self, name: str) -> str | None:
+        """The column chosen for it, here or in `like`."""
+        value = getattr(self, name)
+        if value is None and self.like is not None:
+            value = self.like.options.get(name)
+        return value if isinstance(value, str) else None
+
+    def choices(self, name: str) -> list[str]:
+        value = getattr(self, name)
+        if not value and self.like is not None:
+            value = self.like.options.get(name)
+        return list(value) if isinstance(value, list | tuple) else []

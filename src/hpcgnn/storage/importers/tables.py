@@ -1,0 +1,495 @@
+"""A graph in tables: edges in some, nodes in others, joined by the ids of the nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.encoding import EncodedColumn, Encoding
+from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.names import LONGEST, NameStore
+from hpcgnn.storage.importers.source import (
+    Column,
+    EdgeChunk,
+    ImportOptions,
+    Nodes,
+    NodeSplit,
+    Source,
+    as_ids,
+)
+from hpcgnn.storage.importers.spool import Scratch
+from hpcgnn.storage.importers.table_features import (
+    FeatureFit,
+    Names,
+    category_codes,
+    expand,
+    features_of,
+    label_chunks,
+    merged_kind,
+    plan,
+    read_kind,
+    require_columns,
+)
+from hpcgnn.storage.importers.table_files import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    TIME,
+    Batch,
+    TableFile,
+    TextTable,
+    open_tables,
+)
+from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.table_split import split_chunks
+
+_ENDS = (
+    ("source", "destination"),
+    ("source", "target"),
+    ("src", "dst"),
+    ("from", "to"),
+    ("head", "tail"),
+)
+_CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
+_CODES |= {"validation": 2, "dev": 2, "3": 3, "test": 3, "testing": 3}
+
+
+def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
+    """The graph in these tables of edges and those of the nodes.
+
+    Raises:
+        InputError: no such column, columns that don't fit, a damaged file; later, while it is
+            read, any value that is not as it should be, naming file and line.
+    """
+    reading = _Reading(paths, tables, options)
+    source = Source(
+        paths[0],
+        reading.edges(),
+        nodes=reading.node_columns(),
+        names=reading.store,
+        encoding=reading.encoding,
+        begin=reading.begin,
+    )
+    source.notes += reading.notes
+    return source
+
+
+class _Reading:
+    """Tables that are being read."""
+
+    def __init__(self, paths: list[Path], tables: TableOptions, options: ImportOptions) -> None:
+        self.options = tables
+        self.file = paths[0]
+        like = tables.like
+        self.missing = tables.missing or (like.missing if like else "refuse")
+        self.edge_tables = open_tables(paths, tables.form)
+        self.node_tables = open_tables(list(tables.nodes), tables.form)
+        self.notes: list[str] = []
+        self._choose_edge_columns(options)
+        self._choose_node_columns()
+        self.text = self._ids_are_text()
+        self.store = NameStore(self.file, options.limit) if self.text else None
+        self.edge_plan = self._plan(self.edge_names, self.edge_tables, "edge features")
+        self.node_plan = self._plan(self.feature_names, self.node_tables, "features")
+        plain = len(self.label_names) == 1 and not self.options.label_values
+        self.labels = self._names(self.label if plain else None, self.node_tables)
+        self.relations = self._names(self.relation, self.edge_tables)
+        self.encoding = Encoding(
+            ids=TEXT if self.text else INTEGER,
+            options={
+                "source": self.source,
+                "target": self.target,
+                "weight": self.weight,
+                "edge_features": self.edge_names,
+                "relation": self.relation,
+                "id": self.id,
+                "label": self.label,
+                "features": self.feature_names,
+            },
+            missing=self.missing,
+            like=like.like if like else "",
+        )
+        self._name_ignored()
+
+    def _choose_edge_columns(self, options: ImportOptions) -> None:
+        first = self.edge_tables[0]
+        self.source, self.target = self.options.choice("source"), self.options.choice("target")
+        if self.source is None or self.target is None:
+            if self.source or self.target:
+                raise InputError("give both --source and --target", file=first.path)
+            fitting = [pair for pair in _ENDS if set(pair) <= set(first.names)]
+            if len(fitting) != 1:
+                known = ", ".join(first.names[:40])
+                raise InputError(
+                    f"has columns {known}: choose source and destination with --columns A,B, or"
+                    " --source A --target B",
+                    file=first.path,
+                )
+            self.source, self.target = fitting[0]
+        self.weight = self.options.choice("weight") if options.weights else None
+        given = self.options.columns or self.options.like is not None
+        if self.weight is None and options.weights and not given and "weight" in first.names:
+            self.weight = "weight"
+        self.relation = self.options.choice("relation")
+        chosen = [n for n in (self.source, self.target, self.weight, self.relation) if n]
+        if len(set(chosen)) != len(chosen):
+            raise InputError("--columns names a column twice", file=first.path, value=chosen)
+        features = self.options.choices("edge_features")
+        self.edge_names = expand(features, first, set(chosen)) if features else []
+        for table in self.edge_tables:
+            require_columns(table, [*chosen, *self.edge_names])
+
+    def _choose_node_columns(self) -> None:
+        self.id = self.options.choice("id")
+        self.label = self.options.choice("label")
+        self.split_column, self.split_time = self.options.split_column, self.options.split_time
+        self.feature_names: list[str] = []
+        self.label_names = [name.strip() for name in (self.label or "").split(",") if name.strip()]
+        if not self.node_tables:
+            self._refuse_node_options()
+            self.label_names = []
+            return
+        first = self.node_tables[0]
+        if self.id is None:
+            fitting = [name for name in ("id", "node", "node_id") if name in first.names]
+            if len(fitting) != 1:
+                known = ", ".join(first.names[:40])
+                raise InputError(
+                    f"has columns {known}: say which names the nodes with --id", file=first.path
+                )
+            self.id = fitting[0]
+        others = {n for n in (self.id, self.split_column, self.split_time) if n}
+        others |= set(self.label_names)
+        patterns = self.options.choices("features")
+        if patterns:
+            self.feature_names = expand(patterns, first, others)
+        for table in self.node_tables:
+            require_columns(table, [self.id, *self.feature_names])
+        for name in others - {self.id}:
+            having = [table for table in self.node_tables if name in table.names]
+            if not having and not (name in self.label_names and self.options.like is not None):
+                require_columns(first, [name])
+            for table in having:
+                require_columns(table, [name])
+        if not any(name in t.names for t in self.node_tables for name in self.label_names):
+            self.label_names = []
+
+    def _refuse_node_options(self) -> None:
+        for name in ("id", "label", "features", "split_column", "split_time", "split_ratio"):
+            if getattr(self.options, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} speaks of tables of nodes: name them with --nodes")
+
+    def _ids_are_text(self) -> bool:
+        if self.options.like is not None:
+            return self.options.like.ids == TEXT
+        columns = [(t, name) for t in self.edge_tables for name in (self.source, self.target)]
+        columns += [(table, self.id) for table in self.node_tables]
+        kinds = [table.kinds[str(name)] for table, name in columns]
+        for (table, name), kind in zip(columns, kinds, strict=True):
+            if kind in (BOOLEAN, TIME, table_files.LIST):
+                raise InputError(
+                    "must hold integers or texts, not booleans, times or lists",
+                    file=table.path,
+                    dataset=str(name),
+                )
+        if self.options.text_ids or TEXT in kinds:
+            return True
+        return any(
+            isinstance(table, TextTable)
+            and table.kinds[str(name)] == INTEGER
+            and not table.is_canonical(str(name))
+            for table, name in columns
+        )
+
+    def _plan(self, names: list[str], tables: list[TableFile], what: str) -> list[EncodedColumn]:
+        like = self.options.like
+        if like is not None:
+            known = like.features if what == "features" else like.edge_features
+            if names == like.options.get(what.replace(" ", "_")):
+                return known
+            raise InputError(
+                f"the {what} must be those of --like: {', '.join(c.name for c in known)}",
+                file=self.file,
+            )
+        return plan(names, tables, list(self.options.categorical), what)
+
+    def _names(self, name: str | None, tables: list[TableFile]) -> Names | None:
+        if name is None:
+            return None
+        kind = TEXT if name in self.options.categorical else merged_kind(tables, name)
+        return Names(name, kind)
+
+    def _name_ignored(self) -> None:
+        edge = {self.source, self.target, self.weight, self.relation, *self.edge_names}
+        node = {self.id, *self.label_names, self.split_column, self.split_time, *self.feature_names}
+        for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
+            unused: list[str] = []
+            for table in tables:
+                unused += [n for n in table.names if n not in used and n not in unused]
+            for table in tables:
+                keys = getattr(table, "folder_keys", [])
+                folders = [f"{key} (in the names of folders)" for key in keys]
+                unused += sorted(name for name in folders if name not in unused)
+            if unused:
+                self.notes.append(f"ignored: {', '.join(unused)}")
+
+    def begin(self, scratch: Scratch) -> None:
+        """Look at all rows once, where categories, classes or means must be known."""
+        self._scratch = scratch
+        if self.store is not None:
+            self.store.begin(scratch)
+        like = self.options.like
+        encoding = self.encoding
+        if like is not None:
+            encoding.features, encoding.edge_features = like.features, like.edge_features
+            encoding.classes, encoding.relations = like.classes, like.relations
+            return
+        encoding.features, encoding.classes = self._fit(
+            self.node_tables, self.node_plan, self.labels
+        )
+        if len(self.label_names) > 1:
+            encoding.classes = self.label_names
+        texts = self.relations if self.relations and self.relations.kind == TEXT else None
+        encoding.edge_features, encoding.relations = self._fit(
+            self.edge_tables, self.edge_plan, texts
+        )
+
+    def _fit(
+        self, tables: list[TableFile], columns: list[EncodedColumn], names: Names | None
+    ) -> tuple[list[EncodedColumn], list[str]]:
+        fit = FeatureFit(columns, self.missing)
+        needed = fit.needed()
+        if names is not None:
+            needed[names.name] = names.read_kind()
+        if needed:
+            for batch in _batches(tables, needed):
+                fit.add(batch)
+                if names is not None:
+                    names.add(batch)
+        return fit.finish(), names.finish() if names is not None else []
+
+    def edges(self) -> Iterator[EdgeChunk]:
+        source, target = str(self.source), str(self.target)
+        kind = TEXT if self.text else INTEGER
+        wanted = {source: kind, target: kind}
+        if self.weight is not None:
+            wanted[self.weight] = NUMBER
+        if self.relations is not None:
+            wanted[self.relations.name] = self.relations.read_kind()
+        wanted |= {column.name: read_kind(column) for column in self.edge_plan}
+        several = len(self.edge_tables) > 1
+        for batch in _batches(self.edge_tables, wanted):
+            place = batch.place
+            if several:
+                place = lambda k, batch=batch: f"{batch.file.name}, {batch.place(k)}"  # type: ignore[misc]  # noqa: E731
+            yield EdgeChunk(
+                self._ids(batch, source),
+                self._ids(batch, target),
+                place,
+                weight=None if self.weight is None else _known(batch, self.weight),
+                relation=self._relations_of(batch),
+                features=features_of(batch, self.encoding.edge_features, self.missing)
+                if self.edge_names
+                else None,
+            )
+
+    def _ids(self, batch: Batch, name: str) -> np.ndarray:
+        array = batch.columns[name]
+        if array.null_count:
+            raise _null(batch, name)
+        if self.store is None:
+            return self._integers(batch, name)
+        _check_length(batch, name)
+        # Where tables list the nodes, those alone are kept.
+        return self.store.codes(array) if self.node_tables else self.store.add(array)
+
+    def _integers(self, batch: Batch, name: str) -> np.ndarray:
+        values = table_files.to_numpy(batch.columns[name])
+        return as_ids(values, Column(batch.file, name, iter(())))
+
+    def _relations_of(self, batch: Batch) -> np.ndarray | None:
+        if self.relations is None:
+            return None
+        name = self.relations.name
+        if batch.columns[name].null_count:
+            raise _null(batch, name)
+        if not self.encoding.relations:
+            return self._integers(batch, name)
+        texts = self.relations.texts(batch)
+        codes = category_codes(texts, self.encoding.relations)
+        if (codes < 0).any():
+            row = int(np.argmax(codes < 0))
+            raise batch.error(name, row, "is none of the known relations", texts[row].as_py())
+        return codes
+
+    def node_columns(self) -> Nodes:
+        nodes = Nodes()
+        if not self.node_tables:
+            if self.store is not None:
+                nodes.ids = Column(self.file, "ids", self.store.ids())
+            return nodes
+        file = self.node_tables[0].path
+        nodes.ids = _Ids(file, str(self.id), self._node_ids(), self)
+        if self.feature_names:
+            nodes.features = Column(file, "features", self._features())
+        if self.label_names:
+            nodes.labels = Column(file, str(self.label), self._labels())
+            several = "several" if len(self.label_names) > 1 else "classes"
+            nodes.labels_as = "values" if self.options.label_values else several
+        if self.split_column is not None:
+            nodes.split = NodeSplit(
+                file, column=Column(file, self.split_column, self._given_split())
+            )
+        elif self.options.split_ratio is not None or self.split_time is not None:
+            if not self.label_names:
+                raise InputError("a split by ratio or time is one of labelled nodes: say --label")
+            nodes.split = NodeSplit(file, column=Column(file, "split", self._made_split()))
+        return nodes
+
+    def _node_ids(self) -> Iterator[np.ndarray]:
+        name = str(self.id)
+        for batch in _batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
+            if batch.columns[name].null_count:
+                raise _null(batch, name)
+            if self.store is None:
+                yield self._integers(batch, name)
+            else:
+                _check_length(batch, name)
+                yield self.store.add_rows(batch.columns[name])
+
+    def _features(self) -> Iterator[np.ndarray]:
+        wanted = {column.name: read_kind(column) for column in self.encoding.features}
+        for batch in _batches(self.node_tables, wanted):
+            yield features_of(batch, self.encoding.features, self.missing)
+
+    def _labels(self) -> Iterator[np.ndarray]:
+        if self.labels is not None:
+            wanted = {self.labels.name: self.labels.read_kind()}
+            batches = _batches(self.node_tables, wanted, id=str(self.id))
+            yield from label_chunks(batches, self.labels, self.encoding.classes)
+            return
+        wanted = dict.fromkeys(self.label_names, NUMBER)
+        for batch in _batches(self.node_tables, wanted, id=str(self.id)):
+            yield _numbers(batch, self.label_names)
+
+    def _labelled(self) -> Iterator[np.ndarray]:
+        """int64 chunks: the class where each node has one; 0 where it has any label, else -1."""
+        for labels in self._labels():
+            if self.labels is not None:
+                yield labels
+            else:
+                known = ~np.isnan(labels.reshape(labels.shape[0], -1)).all(axis=1)
+                yield np.where(known, 0, -1)
+
+    def _given_split(self) -> Iterator[np.ndarray]:
+        name = str(self.split_column)
+        for batch in _batches(self.node_tables, {name: TEXT}, id=str(self.id)):
+            texts = batch.columns.get(name, pa.nulls(batch.num_rows, pa.string())).to_pylist()
+            found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
+            if -1 in found:
+                row = found.index(-1)
+                raise batch.error(name, row, "must be train, valid, test or empty", texts[row])
+            yield np.array(found, np.int8)
+
+    def _made_split(self) -> Iterator[np.ndarray]:
+        ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
+        times = None if self.split_time is None else self._times()
+        yield from split_chunks(self._labelled(), times, ratio, self.options.seed, self._scratch)
+
+    def _times(self) -> Iterator[np.ndarray]:
+        """int64 chunks in the order of the times."""
+        name = str(self.split_time)
+        kind = TIME if merged_kind(self.node_tables, name) == TIME else NUMBER
+        labels = self._labelled()
+        for batch in _batches(self.node_tables, {name: kind}, id=str(self.id)):
+            array = batch.columns.get(name, pa.nulls(batch.num_rows))
+            known = table_files.to_numpy(array.is_valid())
+            needed = (next(labels) >= 0) & ~known
+            if needed.any():
+                row = int(np.argmax(needed))
+                raise batch.error(name, row, "is missing, and the node has a label")
+            if kind == TIME:
+                yield table_files.to_numpy(array.cast(pa.int64()).fill_null(0))
+                continue
+            bits = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
+            # Floats compare as their bits do, the negative ones turned round.
+            yield bits ^ ((bits >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
+
+    def describe(self, value: int, edges: bool) -> tuple[str, Any]:
+        """Where an id stands, in an edge or in the tables of nodes, and as what."""
+        tables = self.edge_tables if edges else self.node_tables
+        names = [str(self.source), str(self.target)] if edges else [str(self.id)]
+        kind = TEXT if self.text else INTEGER
+        place, shown, seen = "", value, 0
+        for batch in _batches(tables, dict.fromkeys(names, kind)):
+            for name in names:
+                array = batch.columns[name]
+                ids = self._integers(batch, name) if self.store is None else self.store.codes(array)
+                for row in np.flatnonzero(ids == value).tolist():
+                    place, shown = f"{batch.file.name}, {batch.place(row)}", array[row].as_py()
+                    seen += 1
+                    if edges or seen == 2:
+                        return place, shown
+        return place, shown
+
+
+@dataclass
+class _Ids(Column):
+    """Ids of nodes, whose errors name the text and the line."""
+
+    reading: _Reading
+
+    def error(self, message: str, value: object = None) -> InputError:
+        if not isinstance(value, int | np.integer):
+            return super().error(message, value)
+        place, shown = self.reading.describe(int(value), "edge" in message)
+        return InputError(f"{place}: {message}", file=self.file, dataset=self.name, value=shown)
+
+
+def _batches(
+    tables: list[TableFile], kinds: dict[str, str], id: str | None = None
+) -> Iterator[Batch]:
+    """Batches of all tables; a table may lack a column, and then `id` counts its rows."""
+    for table in tables:
+        there = {name: kind for name, kind in kinds.items() if name in table.names}
+        if not there and id is not None:
+            there = {id: table.kinds[id]}
+        if there:
+            yield from table.batches(there)
+
+
+def _numbers(batch: Batch, names: list[str]) -> np.ndarray:
+    """float64 [n], or [n, W] of several columns; NaN where a value is missing."""
+    nothing = pa.nulls(batch.num_rows)
+    columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
+    found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
+    return found[0] if len(found) == 1 else np.stack(found, axis=1)
+
+
+def _known(batch: Batch, name: str) -> np.ndarray:
+    array = batch.columns[name]
+    if array.null_count:
+        raise _null(batch, name)
+    return table_files.to_numpy(array)
+
+
+def _null(batch: Batch, name: str) -> InputError:
+    row = int(np.argmax(table_files.to_numpy(batch.columns[name].is_null())))
+    place = batch.place(row)
+    return InputError(f"{place} is null or empty", file=batch.file, dataset=name)
+
+
+def _check_length(batch: Batch, name: str) -> None:
+    lengths = table_files.to_numpy(pa.compute.binary_length(batch.columns[name]))
+    if lengths.max(initial=0) > LONGEST:
+        row = int(np.argmax(lengths))
+        raise batch.error(name, row, f"ids are texts of at most {LONGEST} bytes", int(lengths[row]))

@@ -1,0 +1,105 @@
+"""From tables to predictions by the user's own ids, by the commands of the document."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hpcgnn.cli.main import main
+from tests.cli.verbs import call
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
+COLOURS = ("blue", "green", "grey", "red")
+
+
+def write_tables(rng: np.random.Generator) -> dict[str, str]:
+    """The four tables; returns the colours of the later users."""
+    number, later = 500, 60
+    users = [f"user_{k:05d}" for k in rng.permutation(10**5)[: number + later]]
+    colours = rng.integers(0, 4, number + later)
+    ends = rng.integers(0, number + later, (40_000, 2))
+    alike = colours[ends[:, 0]] == colours[ends[:, 1]]
+    ends = ends[alike | (rng.random(len(ends)) < 0.05)][:9000]
+    kind = rng.choice(["bot", "person"], number + later)
+    features = rng.normal(size=(number + later, 8)) + np.eye(4, 8)[colours]
+    old = (ends < number).all(axis=1)
+    for name, rows in (("edges", ends[old]), ("later_edges", ends[~old])):
+        with Path(f"{name}.csv").open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["follower", "followed", "weight", "seconds"])
+            out.writerows((users[a], users[b], round(rng.random(), 3), 17 * a) for a, b in rows)
+    known = [COLOURS[c] if rng.random() < 0.3 else None for c in colours[:number]]
+    columns = {"user": users[:number], "kind": kind[:number]}
+    columns |= {f"f{k}": features[:number, k].astype(np.float32) for k in range(8)}
+    pq.write_table(pa.table(columns | {"colour": pa.array(known, pa.string())}), "nodes.parquet")
+    with Path("later.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["user", "kind", *(f"f{k}" for k in range(8))])
+        for k in range(number, number + later):
+            out.writerow([users[k], kind[k], *features[k]])
+    return {users[k]: COLOURS[colours[k]] for k in range(number, number + later)}
+
+
+@pytest.mark.mpi
+def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
+    monkeypatch.chdir(shared_path)
+    truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
+    comm.barrier()
+    (script,) = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    commands = [shlex.split(line) for line in script.replace("\\\n", " ").splitlines()]
+    assert len(commands) <= 6 and all(command[0] == "hpcgnn" for command in commands)
+    assert all(len(command.splitlines()) <= 2 for command in re.split(r"(?<!\\)\n", script))
+    for _, name, *arguments in commands:
+        verb = import_module(f"hpcgnn.cli.{name}")
+        arguments = [str(comm.size) if a == "1" and name == "partition" else a for a in arguments]
+        if verb.PARALLEL:
+            call(comm, verb, *arguments)
+        else:
+            if comm.rank == 0:
+                call_alone(verb, *arguments)
+            comm.barrier()
+    files = {}
+    for ending in ("parquet", "npz", "h5"):
+        files[ending] = f"p.{ending}"
+        call(comm, import_module("hpcgnn.cli.predict"), "later.p1.h5", "run", "--only", "later.csv",
+             "-o", files[ending])  # fmt: skip
+    if comm.rank:
+        return
+    with Path("predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["original_id"] for row in rows] == list(truth)
+    right = np.mean([row["class"] == truth[row["original_id"]] for row in rows])
+    assert right > 0.8
+    chances = np.array([[float(row[f"probability_{c}"]) for c in COLOURS] for row in rows])
+    assert [COLOURS[k] for k in chances.argmax(axis=1)] == [row["class"] for row in rows]
+    table = pq.read_table("p.parquet").to_pylist()
+    with np.load("p.npz") as npz, h5py.File("p.h5") as h5:
+        assert npz["original_ids"].tolist() == [row["original_id"] for row in table] == list(truth)
+        assert [name.decode() for name in h5["original_ids"]] == list(truth)
+        assert npz["class_names"].tolist() == list(COLOURS)
+        np.testing.assert_allclose(npz["probabilities"], chances, rtol=1e-6)
+        named = [COLOURS[k] for k in h5["classes"]]
+    capsys.readouterr()
+    assert main(["info", "later.p1.h5"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)
+    assert re.search(r"^  ids +user_.*\(560 in all\)$", said, re.MULTILINE)
+    assert named == [row["class"] for row in table] == [row["class"] for row in rows]
+
+
+def call_alone(verb, *arguments: str) -> None:
+    """A verb that runs on one rank."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args(arguments), None) == 0

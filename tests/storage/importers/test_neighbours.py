@@ -1,0 +1,164 @@
+"""Graphs as other programs store them: PyTorch Geometric, GraphSAINT, Shchur, DGL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+PAIRS = np.array([[0, 1, 2, 3], [1, 2, 0, 4]])
+X = np.arange(10, dtype=np.float32).reshape(5, 2)
+Y = np.array([0, 1, 1, 0, 2])
+MASKS = {
+    "train_mask": np.array([1, 0, 1, 0, 0], bool),
+    "val_mask": np.array([0, 1, 0, 0, 0], bool),
+    "test_mask": np.array([0, 0, 0, 1, 1], bool),
+}
+
+
+def check(graph) -> None:
+    """It is the graph above."""
+    assert graph.edges == sorted(map(tuple, PAIRS.T.tolist()))
+    np.testing.assert_array_equal(graph.dense_features, X)
+    assert graph.nodes.labels.tolist() == Y.tolist()
+    assert graph.nodes.split[:, 0].tolist() == [1, 2, 1, 3, 3]
+
+
+def data(**more):
+    geometric = pytest.importorskip("torch_geometric.data")
+    tensors = {"x": X, "y": Y, "edge_index": PAIRS} | MASKS
+    return geometric.Data(**{name: torch.from_numpy(v) for name, v in tensors.items()}, **more)
+
+
+def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
+    path = tmp_path / "g.npz"
+    np.savez(path, x=X, y=Y, edge_index=PAIRS, **MASKS, pos=X)
+    check(convert(path))
+    assert "ignored: pos" in capfd.readouterr().err
+    np.savez(path, my_feat=X, y=Y, edge_index=PAIRS)
+    assert "my_feat: looks like features of the nodes: call it features" in refused(path)
+    np.savez(path, x=X, node_class=Y, edge_index=PAIRS)
+    said = refused(path)
+    assert "node_class: looks like labels of the nodes: call it labels" in said
+    assert convert(path, "--leave-out", "node_class").nodes.labels is None
+    np.savez(path, x=X, features=X, edge_index=PAIRS)
+    assert "holds both features and x, which mean the same" in refused(path)
+    assert "to be left out (found 'z')" in refused(path, "--leave-out", "z")
+
+
+@pytest.mark.parametrize("stored", ["data", "dictionary", "data set"])
+def test_data(convert, tmp_path, capfd, stored):
+    found = data(name="small", edge_weight=torch.tensor([1.0, 2, 3, 4]))
+    what = {"data": found, "dictionary": found.to_dict(), "data set": (found.to_dict(), None)}
+    torch.save(what[stored], tmp_path / "g.pt")
+    graph = convert(tmp_path / "g.pt")
+    check(graph)
+    assert graph.weights == {(0, 1): 1, (1, 2): 2, (2, 0): 3, (3, 4): 4}
+    assert "ignored: name (str)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stored", ["data", "dictionary"])
+def test_heterogeneous_data(convert, tmp_path, stored):
+    geometric = pytest.importorskip("torch_geometric.data")
+    found = geometric.HeteroData()
+    found["paper"].x = torch.ones(3, 2)
+    found["paper"].y = torch.tensor([1, 0, 1])
+    found["paper"].train_mask = torch.tensor([True, True, False])
+    found["author"].x = torch.zeros(2, 4)
+    found["author", "writes", "paper"].edge_index = torch.tensor([[0, 1, 1], [0, 1, 2]])
+    found["paper", "cites", "paper"].edge_index = torch.tensor([[0], [2]])
+    torch.save(found if stored == "data" else found.to_dict(), tmp_path / "g.pt")
+    graph = convert(tmp_path / "g.pt")
+    papers, authors = (0, 3) if graph.nodes.type[0] == graph.nodes.type[2] else (2, 0)
+    assert graph.edges == sorted(
+        [
+            (authors, papers),
+            (authors + 1, papers + 1),
+            (authors + 1, papers + 2),
+            (papers, papers + 2),
+        ]
+    )
+    assert graph.counts.num_relations == 2 and graph.counts.num_types == 2
+    assert graph.nodes.labels[papers : papers + 3].tolist() == [1, 0, 1]
+    assert (graph.nodes.labels == -1).sum() == 2
+    kind = int(graph.nodes.type[papers])
+    assert graph.nodes.typed_features[kind].tolist() == [[1, 1]] * 3
+    assert graph.nodes.typed_features[1 - kind].shape == (2, 4)
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_else_is_unpickled(refused, tmp_path):
+    path, evil = tmp_path / "g.pt", tmp_path / "evil"
+    torch.save({"x": torch.ones(2, 2), "edge_index": Evil(evil)}, path)
+    assert "g.pt: holds objects that are not loaded" in refused(path)
+    torch.save(data(extra=Evil(evil)), path)
+    assert "holds objects that are not loaded: store data.to_dict()" in refused(path)
+    assert not evil.exists()
+    whole = path.read_bytes()
+    for spoilt in (b"", b"PK", whole[: len(whole) // 2]):
+        path.write_bytes(spoilt)
+        assert "g.pt: can't be loaded" in refused(path)
+    torch.save([1, 2], path)
+    assert "holds a data set of many graphs" in refused(path)
+    torch.save(torch.ones(3), path)
+    assert "holds no graph" in refused(path)
+
+
+def matrix() -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(4), tuple(PAIRS)), shape=(5, 5))
+
+
+def test_graphsaint(convert, refused, tmp_path, capfd):
+    folder = tmp_path / "saint"
+    folder.mkdir()
+    sp.save_npz(folder / "adj_full.npz", matrix())
+    sp.save_npz(folder / "adj_train.npz", matrix())
+    np.save(folder / "feats.npy", X)
+    (folder / "class_map.json").write_text(json.dumps({str(k): int(y) for k, y in enumerate(Y)}))
+    (folder / "role.json").write_text(json.dumps({"tr": [0, 2], "va": [1], "te": [3, 4]}))
+    check(convert(folder))
+    assert "ignored: adj_train.npz" in capfd.readouterr().err
+    several = {str(k): [int(k > 2), 1] for k in range(5)}
+    (folder / "class_map.json").write_text(json.dumps(several))
+    assert convert(folder).nodes.labels.tolist() == list(several.values())
+    for name, text, message in (
+        ("class_map.json", '{"7": 1}', "class_map.json: nodes are numbered 0 .. 4 (found '7')"),
+        ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of one form"),
+        ("class_map.json", '{"1": 1', "class_map.json: is no JSON"),
+        ("role.json", '{"tr": [1]}', "va: must be a list of node numbers"),
+        ("role.json", '{"tr": [1], "va": [9], "te": []}', "node indices lie in 0 .. 4"),
+    ):
+        kept = (folder / name).read_text()
+        (folder / name).write_text(text)
+        assert message in refused(folder)
+        (folder / name).write_text(kept)
+
+
+def test_shchur_and_reddit(convert, refused, tmp_path):
+    a, x = matrix(), sp.csr_matrix(X)
+    parts = {f"adj_{name}": getattr(a, name) for name in ("data", "indices", "indptr", "shape")}
+    parts |= {f"attr_{name}": getattr(x, name) for name in ("data", "indices", "indptr", "shape")}
+    np.savez(tmp_path / "g.npz", **parts, labels=Y)
+    graph = convert(tmp_path / "g.npz")
+    assert graph.edges == sorted(map(tuple, PAIRS.T.tolist())) and graph.slab.weight is None
+    np.testing.assert_array_equal(graph.dense_features, X)
+    folder = tmp_path / "reddit"
+    folder.mkdir()
+    sp.save_npz(folder / "reddit_graph.npz", a.tocoo())
+    np.savez(folder / "reddit_data.npz", feature=X, label=Y, node_types=[1, 2, 1, 3, 3])
+    check(convert(folder))
+    np.savez(folder / "reddit_data.npz", feature=X[:4], label=Y, node_types=[1, 2, 1, 3, 3])
+    assert "feature: must have a row for each of the 5 nodes" in refused(folder)

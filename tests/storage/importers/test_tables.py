@@ -1,0 +1,282 @@
+"""Tables of edges and nodes, joined by id."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hpcgnn.cli.main import main
+from hpcgnn.storage.importers.names import NameStore, hashes
+from hpcgnn.storage.importers.spool import Scratch
+from hpcgnn.storage.read.graph_file import GraphFile
+
+ENDS = ("--source", "a", "--target", "b")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def names(path: Path) -> list[str]:
+    with GraphFile(path) as graph:
+        return graph.names.texts(0, graph.num_nodes)
+
+
+@pytest.fixture
+def made(tmp_path, capfd):
+    """`made(source, ..., "--option", ...)`: the file that was made."""
+
+    def run(*args: object, out: str = "g.h5") -> Path:
+        sources = [str(arg) for arg in args if isinstance(arg, Path)]
+        options = [str(arg) for arg in args if not isinstance(arg, Path)]
+        where = options.index("--nodes") if "--nodes" in options else len(options)
+        count = options[where + 1] if where < len(options) else "0"
+        nodes = sources[len(sources) - int(count) :]
+        sources = sources[: len(sources) - int(count)]
+        options = options[:where] + (["--nodes", *nodes] if nodes else []) + options[where + 2 :]
+        status = main(["convert", *sources, str(tmp_path / out), "--force", *options])
+        assert status == 0, capfd.readouterr().err
+        with GraphFile(tmp_path / out) as graph:
+            graph.verify()
+        return tmp_path / out
+
+    return run
+
+
+def test_joined_by_name(made, tmp_path, capfd):
+    """Against dictionaries of Python's own csv, with ids that need quotes and other alphabets."""
+    rng = random.Random(0)
+    ids = [f"né, {k}" if k % 3 else f'"{k}"' for k in range(200)]
+    with (tmp_path / "n.csv").open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["note", "who", "kind", "f0", "f1", "colour"])
+        rows = {
+            name: (
+                rng.choice(["x", "yy"]),
+                rng.random(),
+                rng.randrange(9),
+                rng.choice(["", "r", "b"]),
+            )
+            for name in ids
+        }
+        for name, (kind, *numbers, colour) in rows.items():
+            out.writerow(["text, quoted", name, kind, *numbers, colour])
+    edges = [(rng.choice(ids), rng.choice(ids), round(rng.random(), 3)) for _ in range(3000)]
+    with (tmp_path / "e.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=";", lineterminator="\r\n").writerows([("w", "to", "from")])
+        csv.writer(file, delimiter=";", lineterminator="\r\n").writerows(
+            (w, b, a) for a, b, w in edges
+        )
+    path = made(
+        tmp_path / "e.csv", tmp_path / "n.csv", "--source", "from", "--target", "to",
+        "--weight", "w", "--nodes", 1, "--id", "who", "--label", "colour",
+        "--features", "kind,f*", "--split-ratio", "2,1,1",
+    )  # fmt: skip
+    assert "ignored: note" in capfd.readouterr().err
+    with GraphFile(path) as graph:
+        slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
+        encoding = graph.read_encoding()
+        assert graph.names.texts(0, 200) == ids
+    destinations = np.repeat(np.arange(200), np.diff(slab.indptr))
+    found = [
+        (ids[s], ids[d], w) for s, d, w in zip(slab.indices, destinations, slab.weight, strict=True)
+    ]
+    assert sorted((a, b) for a, b, _ in found) == sorted((a, b) for a, b, _ in edges)
+    np.testing.assert_allclose(
+        sorted(w for *_, w in found), sorted(w for *_, w in edges), rtol=1e-6
+    )
+    assert encoding.classes == ["b", "r"] and encoding.features[0].values == ["x", "yy"]
+    for k, (kind, f0, f1, colour) in enumerate(rows.values()):
+        np.testing.assert_allclose(
+            nodes.features[k], [kind == "x", kind == "yy", f0, f1], rtol=1e-6
+        )
+        assert nodes.labels[k] == {"": -1, "b": 0, "r": 1}[colour]
+    split = nodes.split[:, 0]
+    assert (split[nodes.labels < 0] == 0).all()
+    for label in (0, 1):
+        counts = np.bincount(split[nodes.labels == label], minlength=4)
+        total = counts.sum()
+        assert (
+            counts[0] == 0 and abs(counts[1] - total / 2) <= 1 and abs(counts[2] - total / 4) <= 1
+        )
+
+
+def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
+    rng = np.random.default_rng(0)
+    ids = np.array([f"id{k}" for k in rng.permutation(5000)])
+    pairs = ids[rng.integers(0, 5000, (40_000, 2))]
+    text = "a\tb\n" + "".join(f"{a}\t{b}\n" for a, b in pairs)
+    write(tmp_path / "e.tsv", text)
+    (tmp_path / "e.tsv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    (tmp_path / "e.tsv.zst").write_bytes(pa.compress(text.encode(), "zstd", asbytes=True))
+    table = pa.table({"a": pairs[:, 0], "b": pa.array(pairs[:, 1]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "e.parquet")
+    found = {}
+    for ending in ("tsv", "tsv.gz", "tsv.zst", "parquet"):
+        path = made(tmp_path / f"e.{ending}", *ENDS)
+        with GraphFile(path) as graph:
+            found[ending] = graph.fingerprint
+            assert "weight" not in graph.config or graph.num_nodes <= 5000
+    met = list(dict.fromkeys(pairs.T.reshape(-1).tolist()))
+    assert sorted(names(path)) == sorted(met)
+    assert len({found["tsv"], found["tsv.gz"], found["tsv.zst"]}) == 1
+
+
+def test_names_go_over_the_disk(tmp_path):
+    """With room for a few hashes, names are met again and still kept once, in the same order."""
+    rng = np.random.default_rng(0)
+    texts = [f"{'x' * (k % 23)}{k}" for k in rng.integers(0, 900, 5000)]
+    kept = {}
+    for limit in (1 << 12, 1 << 24):
+        with Scratch(tmp_path / "out", limit) as scratch:
+            store = NameStore(tmp_path, limit)
+            store.begin(scratch)
+            ids = [store.add(pa.array(texts[low : low + 100])) for low in range(0, 5000, 100)]
+            rows = np.concatenate(list(store.ids()))
+            found = [
+                data.tobytes().decode()[end - length : end]
+                for lengths, data in store.names()
+                for length, end in zip(lengths, np.cumsum(lengths), strict=True)
+            ]
+        assert found == list(dict.fromkeys(texts))
+        position = {int(id): k for k, id in enumerate(rows)}
+        assert [found[position[int(id)]] for id in np.concatenate(ids)] == texts
+        kept[limit] = found
+
+
+def test_hashes_tell_texts_apart():
+    texts = ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a" * 16, "a" * 17, "a" * 7 + "\0"]
+    texts += [f"{k:09d}" for k in range(20_000)]
+    ids, checks = hashes(pa.array(texts))
+    assert ids.min() >= 0 and len(set(ids.tolist())) == len(set(checks.tolist())) == len(texts)
+    again, _ = hashes(pa.array(["other", *texts]).slice(1))
+    assert (again == ids).all()
+
+
+def test_later_tables_are_read_alike(made, refused, tmp_path):
+    nodes = write(tmp_path / "n.csv", "id,kind,x,y\np,u,1,red\nq,v,,blue\nr,,3,\n")
+    edges = write(tmp_path / "e.csv", "a,b,kind\np,q,likes\nq,r,knows\n")
+    options = ("--features", "kind,x", "--label", "y", "--missing", "mean", "--relation", "kind",
+               "--symmetrise")  # fmt: skip
+    first = made(edges, nodes, *ENDS, "--nodes", 1, *options)
+    with GraphFile(first) as graph:
+        assert graph.read_nodes(0, 3).features.tolist() == [[1, 0, 1], [0, 1, 2], [0, 0, 3]]
+        assert graph.num_edges == 4
+    more = write(tmp_path / "m.csv", "x,kind,id\n7,w,s\n,u,t\n")
+    edge = write(tmp_path / "f.csv", "a,b,kind\ns,p,knows\n")
+    second = made(edges, edge, nodes, more, "--nodes", 2, "--like", str(first), out="h.h5")
+    with GraphFile(second) as graph:
+        assert graph.num_edges == 6 and graph.num_relations == 2
+        found = graph.read_nodes(0, 5)
+        assert found.features[3:].tolist() == [[0, 0, 7], [1, 0, 2]]
+        assert found.labels.tolist() == [1, 0, -1, -1, -1] and graph.num_classes == 2
+    third = made(edge, more, write(tmp_path / "p.csv", "id,x,kind\np,1,u\n"), "--nodes", 2,
+                 "--like", str(second), out="i.h5")  # fmt: skip
+    with GraphFile(first) as a, GraphFile(third) as c:
+        assert c.read_encoding().like == a.fingerprint
+        assert c.num_classes == 0 or c.num_classes == 2
+    assert names(third) == ["s", "t", "p"]
+    write(edge, "a,b,kind\ns,p,hates\n")
+    said = refused(edges, edge, "--nodes", str(nodes), str(more), "--like", str(first))
+    assert "line 2, kind: is none of the known relations (found 'hates')" in said
+    write(more, "x,kind,id,y\n7,u,s,green\n")
+    said = refused(edges, "--nodes", str(nodes), str(more), "--like", str(first))
+    assert "line 2, y: is none of the classes that are known (found 'green')" in said
+
+
+@pytest.mark.parametrize(
+    ("edges", "nodes", "options", "message"),
+    [
+        ("a,b\np,z\n", None, (), "e.csv, line 2: an edge ends at a node that is not"),
+        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, where the first line has 2"),
+        ("a,b\np,q\n,q\n", None, (), "line 3 is null or empty"),
+        ('a,b\np,q\n"p,q\n', None, (), "line 3: has a quote that is not closed"),
+        ("a,b,w\np,q,1\n\np,q,x\n", None, ("--weight", "w"), "line 4: w: is not a number"),
+        ("a,b,w\np,q,\n", None, ("--weight", "w"), "w: line 2 is null or empty"),
+        ("a,b\np,q\n", "id,x\np,1\nq,2\np,3\n", (), "line 4: is listed twice (found 'p')"),
+        ("a,b\np,q\n", "id,x\np,1\nq,\n", ("--features", "x"), "line 3, x: is missing: --missing"),
+        ("a,b\np,q\n", "id,x\np,1\nq,inf\n", ("--features", "x"), "row 1, column 0 is not"),
+        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
+        ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
+        ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
+        ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
+        ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
+        ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
+        ("a,b\n7,8\n0x9,8\n", "id\n7\n8\n9\n", (), "line 3: an edge ends at a node that is not"),
+        ("a,b\n7,8\n", "id\n7\n9\n", (), "not listed here (found 8)"),
+        ("", None, (), "holds no table"),
+    ],
+)  # fmt: skip
+def test_bad_tables(refused, tmp_path, edges, nodes, options, message):
+    path = write(tmp_path / "e.csv", edges)
+    table = write(tmp_path / "n.csv", nodes or "id,x\np,1\nq,2\n")
+    given = ("--nodes", str(table), "--id", "id", *ENDS, *options)
+    assert message in refused(path, "--format", "table", *given)
+
+
+def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
+    table = pa.table({
+        "id": [5, 3, 9, 4],
+        "when": pa.array([4, 2, 1, 3], pa.timestamp("s")),
+        "day": [-1.5, 2.0, 0.5, 9.0],
+        "emb": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]],
+        "new": [True, False, None, True],
+        "zip": [10115, 80331, 10115, 20095],
+        "y": [10, None, -1, 10],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "n.parquet")
+    edges = write(tmp_path / "e.csv", "a,b\n5,3\n9,4\n")
+    options = (*ENDS, "--nodes", 1, "--features", "emb,zip", "--categorical", "zip", "--label", "y")
+    for column, split in (("when", [3, 0, 1, 2]), ("day", [1, 0, 2, 3])):
+        path = made(edges, tmp_path / "n.parquet", *options, "--split-time", column,
+                    "--split-ratio", "1,1,1")  # fmt: skip
+        with GraphFile(path) as graph:
+            found = graph.read_nodes(0, 4)
+            assert graph.read_encoding().classes == ["-1", "10"]
+        assert found.split[:, 0].tolist() == split
+        assert found.original_ids.tolist() == [5, 3, 9, 4] and found.labels.tolist() == [
+            1,
+            -1,
+            0,
+            1,
+        ]
+        assert found.features[0].tolist() == [1, 2, 1, 0, 0]
+    said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "when")
+    assert "when: holds times, which are no features" in said
+    said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
+    assert "row 2, new: is missing" in said
+
+
+def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
+    nodes = write(tmp_path / "n.csv", "id,p,q,r\na,1,0,0.5\nb,,1,\nc,,,-2\n")
+    edges = write(tmp_path / "e.csv", "a,b\na,b\n")
+    path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "p,q", "--split-ratio", "1,1,0")
+    with GraphFile(path) as graph:
+        found = graph.read_nodes(0, 3)
+        assert graph.multilabel and graph.read_encoding().classes == ["p", "q"]
+    assert found.labels.tolist() == [[1, 0], [-1, 1], [-1, -1]]
+    assert sorted(found.split[:2, 0]) == [1, 2] and found.split[2, 0] == 0
+    path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "r", "--labels-as", "values")
+    with GraphFile(path) as graph:
+        assert graph.num_classes == 0
+        np.testing.assert_array_equal(graph.read_nodes(0, 3).labels, np.float32([0.5, np.nan, -2]))
+
+
+def test_ids_that_look_like_numbers(made, tmp_path):
+    edges = write(tmp_path / "e.csv", "a,b\n007,7\n")
+    assert names(made(edges, *ENDS)) == ["007", "7"]
+    edges = write(tmp_path / "e.csv", "a,b\n17,7\n")
+    with GraphFile(made(edges, *ENDS)) as graph:
+        assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
+    assert names(made(edges, *ENDS, "--string-ids")) == ["17", "7"]
+    bare = write(tmp_path / "f.csv", "# two people\nann,bob\nbob,eve\n")
+    columns = ("--no-header", "--source", 1, "--target", 2)
+    assert names(made(bare, *columns)) == ["ann", "bob", "eve"]
