@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks import metrics
+from hpcgnn.tasks import curves, metrics
 
 _MOST_OUTPUTS = 1 << 24
 
@@ -106,10 +106,11 @@ class Task:
         rows = labelled(labels, mask)
         logits, labels = logits[rows], labels[rows]
         if self.multilabel:
-            function = metrics.mean_roc_auc if self.metric == "auc" else metrics.micro_f1
-            return function(comm, logits, labels)
+            if self.metric == "auc":
+                return curves.mean_over_labels(curves.roc_auc, comm, logits, labels)
+            return metrics.micro_f1(comm, logits, labels)
         if self.metric == "auc":
-            return metrics.roc_auc(comm, logits[:, 1] - logits[:, 0], labels == 1)
+            return curves.roc_auc(comm, logits[:, 1] - logits[:, 0], labels == 1)
         return metrics.accuracy(comm, logits, labels)
 
 
