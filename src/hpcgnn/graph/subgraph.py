@@ -98,7 +98,8 @@ def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
     return replace(
         graph, node_ids=graph.node_ids[rows], original_ids=graph.original_ids[rows.cpu()],
         features=None, typed_features={}, labels=None, train_mask=None, valid_mask=None,
-        test_mask=None, node_types=None, whole=None, whole_rows=None,
+        test_mask=None, node_types=None, nodes={}, edge_labels=None, edge_split=None,
+        whole=None, whole_rows=None,
     )  # fmt: skip
 
 

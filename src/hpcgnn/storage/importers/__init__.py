@@ -23,6 +23,8 @@ _TAKES = {  # options that only some formats have a use for
     "--columns": ("columns", ("edges", "parquet", "triples")),
     "--skip-lines": ("skip_lines", ("edges", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
+    "--edge-labels": ("edge_labels", ("edges",)),
+    "--edge-split": ("edge_split", ("edges",)),
     "--split-scheme": ("split_scheme", ("ogb",)),
 }
 

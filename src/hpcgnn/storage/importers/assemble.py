@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_chunks
+from hpcgnn.storage.named import as_labels, check_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
@@ -78,7 +80,13 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
             for chunk in row_chunks(edges, scratch, num_nodes, rules):
                 writer.append_rows(
-                    chunk.counts, chunk.indices, chunk.weight, chunk.relation, chunk.edge_features
+                    chunk.counts,
+                    chunk.indices,
+                    chunk.weight,
+                    chunk.relation,
+                    chunk.edge_features,
+                    chunk.edge_labels,
+                    chunk.edge_split,
                 )
             for ids in _original_ids(source, table, num_nodes, scratch):
                 writer.append_original_ids(ids)
@@ -90,6 +98,10 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
     relations = source.num_relations or 0
     lowest = np.iinfo(np.int64).max
     for edges in source.edges:
+        if edges.labels is not None:
+            place = Place(source.file, edges.place(0))
+            edges.labels = as_labels(edges.labels, place)
+            check_labels(edges.labels, place)
         dtype = _dtype(edges)
         if records is None:
             records = scratch.records(dtype)
@@ -103,6 +115,11 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
             out["weight"] = _finite(edges.weight, edges, source, "weight")
         if edges.features is not None:
             out["features"] = _finite(edges.features, edges, source, "edge features")
+        if edges.labels is not None:
+            out["labels"] = edges.labels
+        if edges.split is not None:
+            _check_range(edges.split, 4, edges, source, "the split of the edges")
+            out["split"] = edges.split
         if edges.relation is not None:
             top = 1 << 30 if source.num_relations is None else source.num_relations
             _check_range(edges.relation, top, edges, source, "relation")
@@ -135,6 +152,10 @@ def _dtype(edges: EdgeChunk | None) -> np.dtype:
         fields.append(("relation", np.int32))
     if edges is not None and edges.features is not None:
         fields.append(("features", np.float32, (edges.features.shape[1],)))
+    if edges is not None and edges.labels is not None:
+        fields.append(("labels", edges.labels.dtype, edges.labels.shape[1:]))
+    if edges is not None and edges.split is not None:
+        fields.append(("split", np.int8))
     return np.dtype(fields)
 
 
