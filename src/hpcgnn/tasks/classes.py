@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks import metrics
+from hpcgnn.tasks import curves, metrics
 from hpcgnn.tasks.task import TaskDefaults, split_mask
 
 _MOST_OUTPUTS = 1 << 24
@@ -89,7 +89,7 @@ class MultiClass(_Labelled):
 
     def _score(self, graph: PartitionedGraph, output: Tensor, labels: Tensor) -> float:
         if self.metric == "auc":
-            return metrics.roc_auc(graph.comm, output[:, 1] - output[:, 0], labels == 1)
+            return curves.roc_auc(graph.comm, output[:, 1] - output[:, 0], labels == 1)
         return metrics.accuracy(graph.comm, output, labels)
 
     def _fits(self, graph: PartitionedGraph, labels: Tensor) -> bool:
@@ -121,8 +121,9 @@ class MultiLabel(_Labelled):
         }
 
     def _score(self, graph: PartitionedGraph, output: Tensor, labels: Tensor) -> float:
-        score = metrics.mean_roc_auc if self.metric == "auc" else metrics.micro_f1
-        return score(graph.comm, output, labels)
+        if self.metric == "auc":
+            return curves.mean_over_labels(curves.roc_auc, graph.comm, output, labels)
+        return metrics.micro_f1(graph.comm, output, labels)
 
     def _fits(self, graph: PartitionedGraph, labels: Tensor) -> bool:
         return labels.dim() == 2 and labels.shape[1] == self.num_outputs
