@@ -110,7 +110,7 @@ def test_wrong_widths_end_in_one_line(graph):
             nn.Linear(WIDTH, 2)(x)
     with pytest.raises(InputError, match="Linear: must be a matrix of 6 columns"):
         nn.GINConv(mlp())(graph, torch.randn(30, 5))
-    with pytest.raises(InputError, match="features for each of this part's 90 edges"):
+    with pytest.raises(InputError, match="a row for each of this part's 90 edges"):
         nn.MessagePassing()(graph, graph.features, torch.ones(3, 2))
     with pytest.raises(InputError, match="edge_dim is 3"):
         nn.GATConv(WIDTH, 4, edge_dim=3)(graph, graph.features)

@@ -70,7 +70,7 @@ class Isomorphism(MessagePassing):
 
 def reference(layer: MessagePassing, whole: Whole, x: Tensor, features: Tensor | None) -> Tensor:
     """The layer on one process: all messages at once, reduced node by node with torch."""
-    from hpcgnn.sar.messages import EdgePiece
+    from hpcgnn.sar.message_pass import EdgePiece
 
     source, target = torch.from_numpy(whole.source), torch.from_numpy(whole.target)
     result = layer.message(x[source], x[target], EdgePiece(None, None, features))

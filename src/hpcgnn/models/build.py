@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
 from torch import Tensor
 
 from hpcgnn import nn
-from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.models.demands import edge_width
+from hpcgnn.models.convolutions import convolution
+from hpcgnn.models.deep_stack import DeepStack
 from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
 from hpcgnn.models.settings import ModelSettings
-from hpcgnn.models.stack import ConvFactory, Flow, Stack, enter
+from hpcgnn.models.stack import Flow, Stack, enter
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import NodeFeatures
 
@@ -21,7 +23,10 @@ class Model(torch.nn.Module):
     """Input, a stack of convolutions, and propagation steps after them where the model has some."""
 
     def __init__(
-        self, inputs: torch.nn.Module, stack: Stack, after: torch.nn.Module | None = None
+        self,
+        inputs: torch.nn.Module,
+        stack: Stack | DeepStack,
+        after: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.inputs, self.stack, self.after = inputs, stack, after
@@ -29,17 +34,17 @@ class Model(torch.nn.Module):
     def forward(
         self,
         graph: PartitionedGraph,
-        x_NF: NodeFeatures | None = None,
+        x: NodeFeatures | None = None,
         flow: Flow | None = None,
     ) -> Tensor:
         """Logits `[n, outputs]`, with `flow` those of its targets.
 
         Args:
-            x_NF: in place of the input, where it was perturbed.
+            x: in place of the input, where it was perturbed.
             flow: a step per number of `hops`.
         """
-        x_NF = self.inputs(graph) if x_NF is None else x_NF
-        logits: Tensor = self.stack(graph, x_NF, flow)
+        x = self.inputs(graph) if x is None else x
+        logits: Tensor = self.stack(graph, x, flow)
         if self.after is None:
             return logits
         step = flow[-1] if flow else None
@@ -72,21 +77,21 @@ def build_model(
         after = nn.APPNP(settings.power, settings.teleport)
     elif settings.kind == "dagnn":
         after = nn.AdaptiveDepth(num_outputs, settings.power)
-    stack = Stack(
-        int(inputs.width),  # type: ignore[arg-type]
-        settings.hidden,
-        num_outputs,
-        settings.layers,
-        _convolution(settings, graph, num_outputs),
-        dropout=settings.dropout,
-        input_dropout=settings.input_dropout,
-        norm=settings.norm,
-        activation=settings.activation,
-        residual=settings.residual,
-        head=settings.head,
-        jumping=settings.jumping,
-    )
-    return Model(inputs, stack, after)
+    return Model(inputs, _stack(settings, graph, int(inputs.width), num_outputs), after)  # type: ignore[arg-type]
+
+
+def _stack(
+    settings: ModelSettings, graph: PartitionedGraph, num_inputs: int, num_outputs: int
+) -> Stack | DeepStack:
+    sizes = num_inputs, settings.hidden, num_outputs, settings.layers
+    conv = convolution(settings, graph)
+    shared: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in ("dropout", "input_dropout", "norm", "activation", "head")
+    }
+    if settings.blocks != "plain":
+        return DeepStack(*sizes, conv, block=settings.blocks, **shared)
+    return Stack(*sizes, conv, residual=settings.residual, jumping=settings.jumping, **shared)
 
 
 def _inputs(
@@ -102,50 +107,3 @@ def _inputs(
     if settings.labels_as_input:
         inputs = LabelInput(inputs, num_outputs, settings.labels_as_input)
     return inputs
-
-
-def _convolution(settings: ModelSettings, graph: PartitionedGraph, num_outputs: int) -> ConvFactory:
-    """`make(in, out, layer)`; attention heads are averaged where the output is read off."""
-    heads, attention_dropout = settings.heads, settings.attention_dropout
-    edge_dim: int | None = None
-    if settings.kind in ("gat", "gatv2"):  # a rank without edges learns the width from others
-        width = graph.ring.comm.allreduce(edge_width(graph), "max", where="edge features")
-        edge_dim = width or None
-
-    def attention(kind: type[nn.GATConv] | type[nn.GATv2Conv]) -> ConvFactory:
-        def make(a: int, b: int, layer: int) -> torch.nn.Module:
-            last = settings.head == "conv" and layer == settings.layers
-            out, count = (b, settings.output_heads or heads) if last else (b // heads, heads)
-            return kind(
-                a,
-                out,
-                count,
-                concat=not last,
-                dropout=attention_dropout,
-                edge_dim=edge_dim,
-                layer=layer,
-            )
-
-        return make
-
-    def isomorphism(a: int, b: int, layer: int) -> torch.nn.Module:
-        mlp = torch.nn.Sequential(nn.Linear(a, b), torch.nn.ReLU(), nn.Linear(b, b))
-        return nn.GINConv(mlp, train_eps=True)
-
-    def relational(a: int, b: int, layer: int) -> torch.nn.Module:
-        if not graph.num_relations:
-            raise InputError("--model rgcn needs relations; convert the graph from triples")
-        return nn.RGCNConv(a, b, graph.num_relations, num_bases=settings.bases or None)
-
-    makers: dict[str, ConvFactory] = {
-        "gcn": lambda a, b, layer: nn.GCNConv(a, b),
-        "sage": lambda a, b, layer: nn.SAGEConv(a, b),
-        "gat": attention(nn.GATConv),
-        "gatv2": attention(nn.GATv2Conv),
-        "gin": isomorphism,
-        "rgcn": relational,
-        "sgc": lambda a, b, layer: nn.SGConv(a, b, settings.power),
-        "appnp": lambda a, b, layer: nn.Pointwise(a, b),
-        "dagnn": lambda a, b, layer: nn.Pointwise(a, b),
-    }
-    return makers[settings.kind]

@@ -11,7 +11,9 @@ from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.models.settings import ModelSettings
 
-_ADDS_FEATURES_FIRST = ("gin", "rgcn")
+EDGE_READERS = ("gat", "gatv2", "transformer", "gine", "pna", "rgat", "deeper")
+RELATION_READERS = ("rgcn", "rgat")
+_ADDS_FEATURES_FIRST = ("gin", "gine", "pna", "rgcn", "rgat", "deeper")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Facts:
         labels: whether nodes have labels and splits.
         multilabel: several labels at once.
         num_outputs: classes, or labels at once.
+        edge_width: features per edge; None where one rank can't say.
     """
 
     features: str
@@ -30,6 +33,7 @@ class Facts:
     multilabel: bool
     num_outputs: int
     num_relations: int
+    edge_width: int | None = None
 
 
 def check_model(settings: ModelSettings, facts: Facts) -> None:
@@ -40,8 +44,13 @@ def check_model(settings: ModelSettings, facts: Facts) -> None:
     """
     if facts.features == "none" and not settings.embedding:
         raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
-    if settings.kind == "rgcn" and not facts.num_relations:
-        raise InputError("--model rgcn needs relations; convert the graph from triples")
+    if settings.kind in RELATION_READERS and not facts.num_relations:
+        raise InputError(f"--model {settings.kind} needs relations; convert the graph from triples")
+    if settings.kind == "gine" and facts.edge_width == 0:
+        raise InputError("--model gine needs edge features; gin does without")
+    dense = facts.features != "sparse" or settings.embedding or settings.blocks != "plain"
+    if settings.kind == "sage" and settings.aggr in ("max", "min") and not dense:
+        raise InputError(f"--aggr {settings.aggr} needs dense features")
     if settings.labels_as_input:
         if not facts.labels or facts.multilabel:
             raise InputError("--labels-as-input needs one class per node and a split")
@@ -55,11 +64,13 @@ def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
     Raises:
         InputError: this model doesn't multiply them before all else.
     """
-    if settings.kind in _ADDS_FEATURES_FIRST or settings.embedding or adversarial:
+    adds_first = settings.kind in _ADDS_FEATURES_FIRST or settings.aggr in ("max", "min")
+    adds_first = adds_first and settings.blocks == "plain"
+    if adds_first or settings.embedding or adversarial:
         raise InputError(
             "--features-on host needs a model that multiplies the features before all else: "
-            "gcn, sage, gat, gatv2, sgc, appnp or dagnn, without --embedding and "
-            "--adversarial-steps"
+            "gcn, sage (but --aggr max and min), gat, gatv2, transformer, sgc, appnp, dagnn, or "
+            "--block res or res+, without --embedding and --adversarial-steps"
         )
 
 
@@ -88,8 +99,8 @@ _NAMES = {
 }
 _READERS = {
     "weights": ("gcn", "appnp", "sgc", "dagnn"),
-    "edge-features": ("gat", "gatv2"),
-    "relations": ("rgcn",),
+    "edge-features": EDGE_READERS,
+    "relations": RELATION_READERS,
 }
 
 
@@ -165,8 +176,10 @@ def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGr
         InputError: the model can't do without.
     """
     ignored = ignored_by(settings)
-    if "relations" in ignored and settings.kind == "rgcn":
-        raise InputError("--model rgcn reads relations: leave them out of --ignore")
+    if "relations" in ignored and settings.kind in RELATION_READERS:
+        raise InputError(f"--model {settings.kind} reads relations: leave them out of --ignore")
+    if "edge-features" in ignored and settings.kind == "gine":
+        raise InputError("--model gine reads edge features: leave them out of --ignore")
     if "types" in ignored and graph.typed_features:
         raise InputError("the graph's features are by node type: leave types out of --ignore")
     if not ignored:

@@ -9,7 +9,16 @@ from hpcgnn.settings import Section, defining
 
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
 OWN = "own"  # a model that a Python program has made
-_KINDS = ("gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn")
+_KINDS = (
+    "gcn", "sage", "gat", "gatv2", "transformer", "gin", "gine", "pna", "rgcn", "rgat", "deeper",
+    "appnp", "sgc", "dagnn",
+)  # fmt: skip
+_WITH_HEADS = ("gat", "gatv2", "transformer", "rgat")
+_SIMPLE = ("mean", "sum", "max", "min")
+AGGREGATIONS: dict[str, tuple[str, ...]] = {
+    "sage": _SIMPLE, "gin": _SIMPLE, "gine": _SIMPLE, "rgcn": ("mean", "sum"),
+    "deeper": (*_SIMPLE, "softmax", "powermean"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,12 @@ class ModelSettings(Section):
     model_args: str = defining("", "for a model of your own: `hidden=64,layers=4`")
     layers: int = defining(3, "message-passing layers", least=1, most=1000)
     hidden: int = defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
+    aggr: str = defining(
+        "auto",
+        "how neighbours' rows are reduced in sage, gin, gine, rgcn and deeper; auto: as in PyTorch "
+        "Geometric",
+        ("auto", *_SIMPLE, "softmax", "powermean"),
+    )
     heads: int = defining(4, "attention heads", least=1, most=1024)
     output_heads: int = defining(
         0, "attention heads of a last convolution, averaged; 0: as --heads", least=0, most=1024
@@ -39,11 +54,17 @@ class ModelSettings(Section):
     )
     activation: str = defining("relu", "between layers", ("relu", "elu"))
     residual: bool = defining(False, "add a linear map of each layer's input to its output")
+    block: str = defining(
+        "auto",
+        "residual blocks: norm and activation after each convolution (res) or before (res+); auto: "
+        "res+ for deeper, else plain",
+        ("auto", "plain", "res", "res+"),
+    )
     head: str = defining("conv", "last layer: a convolution or a linear map", ("conv", "linear"))
     jumping: str = defining(
         "none", "jumping knowledge before a linear head", ("none", "cat", "max")
     )
-    bases: int = defining(0, "R-GCN: number of bases, 0 for none", least=0, most=1 << 16)
+    bases: int = defining(0, "R-GCN, R-GAT: number of bases, 0 for none", least=0, most=1 << 16)
     embedding: int = defining(
         0, "width of learned node embeddings where there are no features", least=0, most=1 << 16
     )
@@ -63,10 +84,23 @@ class ModelSettings(Section):
         """Whether the model is the user's."""
         return self.kind not in _KINDS
 
+    @property
+    def blocks(self) -> str:
+        """`plain`, `res` or `res+`."""
+        if self.block != "auto":
+            return self.block
+        return "res+" if self.kind == "deeper" else "plain"
+
     def check(self) -> None:
         if self.model_args and not self.own:
             raise InputError("--model-args is for a --model of your own", value=self.model_args)
-        if self.kind in ("gat", "gatv2") and self.hidden % self.heads:
+        allowed = AGGREGATIONS.get(self.kind, ())
+        if self.aggr != "auto" and self.aggr not in allowed:
+            choices = f" {', '.join(allowed)} or" if allowed else ""
+            raise InputError(f"--aggr with --model {self.kind} is{choices} auto", value=self.aggr)
+        if self.blocks != "plain" and (self.residual or self.jumping != "none"):
+            raise InputError("--residual and --jumping need --block plain", value=self.block)
+        if self.kind in _WITH_HEADS and self.hidden % self.heads:
             raise InputError(
                 f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden
             )

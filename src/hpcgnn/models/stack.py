@@ -98,14 +98,12 @@ class Stack(torch.nn.Module):
         super().__setstate__(state)
         self._quieten()  # copies of parameters come without hooks
 
-    def forward(
-        self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
-    ) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures, flow: Flow | None = None) -> Tensor:
         """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
         if self.head is not None and self.jumping == "cat":
-            hidden = self._hidden(graph, self._input(graph, x_NF), flow)
+            hidden = self._hidden(graph, self._input(graph, x), flow)
             return linear_of_all(hidden, self.head)
-        hidden_NF = self.embed(graph, x_NF, flow)
+        hidden_NF = self.embed(graph, x, flow)
         if self.head is not None:
             result: Tensor = self.head(hidden_NF)
             return result

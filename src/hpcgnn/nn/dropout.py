@@ -34,16 +34,16 @@ class Dropout(torch.nn.Module):
             raise ValueError(f"dropout probability must be in [0, 1), found {p!r}")
         self.p, self.layer, self.relu, self.in_place = p, layer_number(layer), relu, in_place
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
         p = self.p if self.training else 0.0
         if p == 0:
             relu = torch.relu_ if self.in_place else torch.relu
-            return relu(x_NF) if self.relu else x_NF
+            return relu(x) if self.relu else x
         key = p, *graph.execution.mask_key(self.layer)
         if self.relu:
-            result: Tensor = _ReluDropout.apply(x_NF, graph.node_ids, key, self.in_place)
+            result: Tensor = _ReluDropout.apply(x, graph.node_ids, key, self.in_place)
         else:
-            result = _Dropout.apply(x_NF, graph.node_ids, key)
+            result = _Dropout.apply(x, graph.node_ids, key)
         return result
 
     def extra_repr(self) -> str:

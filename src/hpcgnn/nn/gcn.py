@@ -62,18 +62,18 @@ class GCNConv(torch.nn.Module):
         self.lin.reset_parameters()
         zero(self.bias)
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         check_rows(
-            graph, x_NF, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
+            graph, x, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
-        if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
-            y_NF = self.lin(self._first_sum(graph, x_NF))
-        elif isinstance(x_NF, Tensor) and not narrows_first(
+        if isinstance(x, Tensor) and is_constant(graph, x):
+            y_NF = self.lin(self._first_sum(graph, x))
+        elif isinstance(x, Tensor) and not narrows_first(
             graph, self.in_channels, self.out_channels
         ):
-            y_NF = self.lin(self._propagate(graph, x_NF))
+            y_NF = self.lin(self._propagate(graph, x))
         else:
-            y_NF = self._propagate(graph, self.lin(x_NF))
+            y_NF = self._propagate(graph, self.lin(x))
         return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.nn.sage import neighbours
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.products import dense_rows
-from hpcgnn.sar.sum import neighbour_sum
 
 
 class GINConv(torch.nn.Module):
     """`x'_i = nn((1 + eps) x_i + sum_j x_j)`; arguments as PyTorch Geometric's `GINConv`.
+
+    With `aggr` the neighbours' `mean`, `max` or `min` in place of their sum (`add`).
 
     Sparse features are multiplied before they are added up where `nn` begins with a linear map, and
     are made dense where it doesn't.
@@ -30,7 +33,13 @@ class GINConv(torch.nn.Module):
         **keywords: object,
     ) -> None:
         super().__init__()
-        check_keywords(self, keywords, aggr=("add", "sum"))
+        aggr = keywords.pop("aggr", "add")
+        check_keywords(self, keywords)
+        if aggr not in ("add", "sum", "mean", "max", "min"):
+            raise InputError(
+                f"{type(self).__name__}: aggr must be add, mean, max or min", value=aggr
+            )
+        self.aggr = "sum" if aggr == "add" else str(aggr)
         self.nn, self.initial_eps = nn, float(eps)
         self.eps: Tensor
         if train_eps:
@@ -53,22 +62,22 @@ class GINConv(torch.nn.Module):
                 reset()
         self.eps.data.fill_(self.initial_eps)
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
-        check_rows(graph, x_NF, who="GINConv", constant=True)
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+        check_rows(graph, x, who="GINConv", constant=True)
         result: Tensor
-        if isinstance(x_NF, Tensor):
-            result = self.nn(self._sum(graph, x_NF))
+        if isinstance(x, Tensor):
+            result = self.nn(self._sum(graph, x))
             return result
         first, rest = _split(self.nn)
-        if first is None:
-            result = self.nn(self._sum(graph, dense_rows(x_NF, graph.node_ids.device)))
+        if first is None or self.aggr in ("max", "min"):
+            result = self.nn(self._sum(graph, dense_rows(x, graph.node_ids.device)))
             return result
-        y_NF = self._sum(graph, linear(x_NF, first.weight))
+        y_NF = self._sum(graph, linear(x, first.weight))
         result = rest(y_NF if first.bias is None else y_NF + first.bias)
         return result
 
     def _sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        return neighbour_sum(graph, x_NF, weighted=False) + (1 + self.eps) * x_NF
+        return neighbours(graph, x_NF, self.aggr) + (1 + self.eps) * x_NF
 
 
 def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, torch.nn.Module]:

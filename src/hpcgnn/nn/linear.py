@@ -56,11 +56,11 @@ class Linear(torch.nn.Module):
             bound = 1 / math.sqrt(max(self.in_channels, 1))
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, x: NodeFeatures) -> Tensor:
         check_features(
-            x_NF, who=type(self).__name__, width=self.in_channels, constant=True, like=self.weight
+            x, who=type(self).__name__, width=self.in_channels, constant=True, like=self.weight
         )
-        return linear(x_NF, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"

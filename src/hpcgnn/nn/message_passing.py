@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import layer_number
-from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.messages import EdgePiece, MessageSettings, propagate
+from hpcgnn.sar.checks import check_edge_rows, check_rows
+from hpcgnn.sar.message_pass import EdgePiece, Message, MessageSettings
+from hpcgnn.sar.messages import propagate
 from hpcgnn.sar.products import dense_rows
 
 
@@ -39,9 +40,7 @@ class MessagePassing(torch.nn.Module):
         self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int | None = None
     ) -> None:
         super().__init__()
-        named = (aggr,) if isinstance(aggr, str) else tuple(aggr)
-        self.aggr = tuple("sum" if name == "add" else name for name in named)
-        self.piece, self.layer = piece, layer_number(layer)
+        self.aggr, self.piece, self.layer = aggr_names(aggr), piece, layer_number(layer)
 
     def message(
         self, x_src: Tensor, x_dst: Tensor, edge: EdgePiece
@@ -65,13 +64,43 @@ class MessagePassing(torch.nn.Module):
         """
         check_rows(graph, x, who=type(self).__name__, constant=True)
         x_NF = dense_rows(x, graph.node_ids.device)
-        edges = sum(block.columns.shape[0] for block in graph.in_edges.blocks)
-        if edge_features is not None and len(edge_features) != edges:
-            raise InputError(
-                f"{type(self).__name__}: give features for each of this part's {edges} edges",
-                value=tuple(edge_features.shape),
-            )
+        if edge_features is not None:
+            check_edge_rows(graph, edge_features, who=type(self).__name__)
         settings = MessageSettings(self.message, self.aggr, self.piece, self.layer, self)
         parameters = [p for p in self.parameters() if p.requires_grad]
         reduced_NG = propagate(graph, x_NF, settings, parameters, edge_features)
         return self.update(reduced_NG, x_NF)
+
+
+def aggr_names(aggr: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of reductions as `sar.reductions` has them."""
+    named = (aggr,) if isinstance(aggr, str) else tuple(aggr)
+    return tuple("sum" if name == "add" else name for name in named)
+
+
+_NUMBERS = 1 << 20  # of an array per edge that exists at a time
+
+
+def reduced_messages(
+    layer: Any,
+    graph: PartitionedGraph,
+    x: Tensor,
+    message: Message,
+    aggr: str | Sequence[str],
+    *,
+    targets: Tensor | None = None,
+    dropout: float = 0.0,
+    heads: int = 1,
+) -> Tensor:
+    """What the layers of this package that have a message of their own do: see `propagate`.
+
+    Args:
+        layer: the module, which has a number `layer`; what `message` uses of it, or of tensors
+            around it, gets its gradients without being declared.
+        dropout, heads: of `edge.kept`.
+    """
+    piece = max(1024, _NUMBERS // max(x.shape[1], 1))
+    settings = MessageSettings(
+        message, aggr_names(aggr), piece, layer.layer, layer, dropout=dropout, heads=heads
+    )
+    return propagate(graph, x, settings, [], targets=targets)

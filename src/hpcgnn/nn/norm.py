@@ -20,8 +20,8 @@ class LayerNorm(torch.nn.LayerNorm):
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels)
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x_NF).to(x_NF.dtype)
+    def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x).to(x.dtype)
 
 
 class BatchNorm(torch.nn.Module):
@@ -41,19 +41,28 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("running_mean", torch.zeros(in_channels))
         self.register_buffer("running_var", torch.ones(in_channels))
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        dtype, x_NF = x_NF.dtype, x_NF.to(sum_type(x_NF.dtype))
+    def reset_parameters(self) -> None:
+        for ones, zeros in ((self.weight, self.bias), (self.running_var, self.running_mean)):
+            torch.nn.init.ones_(ones)
+            torch.nn.init.zeros_(zeros)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # torch's own layers count batches
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
+        dtype, x = x.dtype, x.to(sum_type(x.dtype))
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             shift = self.bias - self.running_mean * scale
-            return torch.addcmul(shift, x_NF, scale).to(dtype)
-        mean, var = _statistics(graph, x_NF.detach())
+            return torch.addcmul(shift, x, scale).to(dtype)
+        mean, var = _statistics(graph, x.detach())
         correction = graph.num_nodes / max(graph.num_nodes - 1, 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_((var * correction).to(self.running_var.dtype), self.momentum)
         rstd = torch.rsqrt(var + self.eps)
         result: Tensor = _BatchNorm.apply(
-            x_NF, self.weight, self.bias, mean.to(x_NF.dtype), rstd.to(x_NF.dtype), graph
+            x, self.weight, self.bias, mean.to(x.dtype), rstd.to(x.dtype), graph
         )
         return result.to(dtype)
 
@@ -128,10 +137,10 @@ class GraphNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(in_channels))
         self.mean_scale = torch.nn.Parameter(torch.ones(in_channels))
 
-    def forward(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        dtype, x_NF = x_NF.dtype, x_NF.to(sum_type(x_NF.dtype))
+    def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
+        dtype, x = x.dtype, x.to(sum_type(x.dtype))
         result: Tensor = _GraphNorm.apply(
-            x_NF, self.weight, self.bias, self.mean_scale, self.eps, graph
+            x, self.weight, self.bias, self.mean_scale, self.eps, graph
         )
         return result.to(dtype)
 

@@ -98,19 +98,17 @@ class SGConv(torch.nn.Module):
     def reset_parameters(self) -> None:
         self.lin.reset_parameters()
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         check_rows(
-            graph, x_NF, who="SGConv", width=self.in_channels, constant=True, like=self.lin.weight
+            graph, x, who="SGConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
-        if isinstance(x_NF, Tensor) and is_constant(graph, x_NF):
+        if isinstance(x, Tensor) and is_constant(graph, x):
             kind = _FirstSGC(self.K, self.add_self_loops)
-            powered = first_sum(graph, kind, lambda: self._power(graph, x_NF))
+            powered = first_sum(graph, kind, lambda: self._power(graph, x))
             return linear(powered, self.lin.weight, self.lin.bias)
-        if isinstance(x_NF, Tensor) and not narrows_first(
-            graph, self.in_channels, self.out_channels
-        ):
-            return linear(self._power(graph, x_NF), self.lin.weight, self.lin.bias)
-        y_NF = self._power(graph, linear(x_NF, self.lin.weight))
+        if isinstance(x, Tensor) and not narrows_first(graph, self.in_channels, self.out_channels):
+            return linear(self._power(graph, x), self.lin.weight, self.lin.bias)
+        y_NF = self._power(graph, linear(x, self.lin.weight))
         return y_NF if self.lin.bias is None else y_NF + self.lin.bias
 
     @property
@@ -158,8 +156,8 @@ class Pointwise(Linear):
 
     hops = 0
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:  # type: ignore[override]
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:  # type: ignore[override]
         check_rows(
-            graph, x_NF, who="Pointwise", width=self.in_channels, constant=True, like=self.weight
+            graph, x, who="Pointwise", width=self.in_channels, constant=True, like=self.weight
         )
-        return linear(x_NF, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)

@@ -60,22 +60,22 @@ class SAGEConv(torch.nn.Module):
             if lin is not None:
                 lin.reset_parameters()
 
-    def forward(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         check_rows(
             graph,
-            x_NF,
+            x,
             who="SAGEConv",
             width=self.in_channels,
             constant=True,
             like=self.lin_l.weight,
         )
-        sources_NF = x_NF if self.lin is None else torch.relu(self.lin(x_NF))
+        sources_NF = x if self.lin is None else torch.relu(self.lin(x))
         y_NF = self._neighbours(graph, sources_NF)
         if self.lin_r is not None:
-            if isinstance(x_NF, Tensor) and product_type(x_NF.device) is None:
-                y_NF.addmm_(x_NF, self.lin_r.weight.t())
+            if isinstance(x, Tensor) and product_type(x.device) is None:
+                y_NF.addmm_(x, self.lin_r.weight.t())
             else:
-                y_NF = y_NF + self.lin_r(x_NF)
+                y_NF = y_NF + self.lin_r(x)
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
@@ -99,12 +99,17 @@ class SAGEConv(torch.nn.Module):
         return None if self.normalize else self.lin_l.bias
 
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
-        if self.aggr in ("max", "min"):
-            return neighbour_max(graph, x_NF, smallest=self.aggr == "min")
-        sum_NF = neighbour_sum(graph, x_NF, weighted=False)
-        if self.aggr == "sum":
-            return sum_NF
-        return sum_NF.div_(in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype))
+        return neighbours(graph, x_NF, self.aggr)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr}"
+
+
+def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:
+    """`sum`, `mean`, `max` or `min` of the rows of each node's in-neighbours: `[n, F]`."""
+    if aggr in ("max", "min"):
+        return neighbour_max(graph, x, smallest=aggr == "min")
+    sum_NF = neighbour_sum(graph, x, weighted=False)
+    if aggr == "sum":
+        return sum_NF
+    return sum_NF.div_(in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype))

@@ -88,3 +88,15 @@ def check_edges(graph: PartitionedGraph, width: int | None, *, who: str) -> None
                 f"{who}: edge_dim is {width}, so the graph needs edge features of that width",
                 value=0 if block.features is None else int(block.features.shape[1]),
             )
+
+
+def check_edge_rows(graph: PartitionedGraph, rows: object, *, who: str) -> None:
+    """Raise InputError unless `rows` has a row for each edge into this part's nodes."""
+    edges = sum(block.columns.shape[0] for block in graph.in_edges.blocks)
+    shape = check_features(rows, who=who)
+    if shape[0] != edges:
+        raise InputError(
+            f"{who}: give a row for each of this part's {edges} edges",
+            value=shape,
+            rank=graph.ring.comm.rank,
+        )

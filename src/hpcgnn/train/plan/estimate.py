@@ -31,11 +31,13 @@ BASE = 30_000_000
 MOST_RANKS = 1 << 20
 KEPT = {
     "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
-    "dagnn": 1,
+    "dagnn": 1, "transformer": 6, "gine": 4, "pna": 24, "rgat": 4, "deeper": 5,
 }  # fmt: skip
 BACKWARD = {"gatv2": 3.5, "appnp": 1.5, "dagnn": 1.5}  # times H; others 2.5
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
+MESSAGES = ("transformer", "gine", "pna", "rgat", "deeper")  # in plain torch, a few edges at a time
+PIECES = 60_000_000  # scratch of their messages
 PAIR_BYTES = 120  # per edge, for R-GCN: pairs of relations and rows, both ways
 
 
@@ -94,6 +96,8 @@ def layers(shape: Shape, config: Config) -> list[Layer]:
     widths = [_input_width(shape, config)] + [model.hidden] * (model.layers - 1)
     if model.head == "conv" and model.jumping == "cat" and model.layers > 1:
         widths[-1] *= model.layers - 1
+    if model.blocks != "plain":
+        widths[0] = model.hidden
     widths.append(model.hidden if model.head == "linear" else shape.outputs)
     found = []
     for index, (a, b) in enumerate(pairwise(widths), 1):
@@ -118,6 +122,8 @@ def estimate(shape: Shape, config: Config) -> Memory:
     activations = _activations(shape, config, halo)
     scratch = EDGE_SCRATCH.get(model.kind, 0) * shape.edges
     backward = max(_backward(shape, config), scratch - activations)
+    if model.kind in MESSAGES:
+        backward += min(PIECES, 48 * shape.edges * model.hidden)
     copies = 2 + (2 if config.optimiser.kind != "sgd" else 0)
     parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
     parameters += 4 * n * model.embedding * copies
@@ -143,6 +149,7 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     shared = attention and model.norm == "none" and not model.residual
     kept += model.activation == "elu" and not shared
     kept += attention and model.residual
+    kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     numbers = n * model.hidden * kept * count
     if model.jumping == "max":
@@ -211,31 +218,42 @@ def _input_width(shape: Shape, config: Config) -> int:
 def _made_dense(config: Config) -> bool:
     """Whether sparse features become an array of their own."""
     model = config.model
-    return bool(model.embedding) or model.kind == "rgcn"
+    adds_first = model.kind in ("rgcn", "gine", "pna", "rgat", "deeper")
+    return bool(model.embedding) or (adds_first and model.blocks == "plain")
 
 
 def _first_cached(shape: Shape, config: Config) -> bool:
     model = config.model
     constant = not (model.embedding or model.input_dropout or model.labels_as_input)
     constant = constant and not config.training.adversarial_steps and shape.stored is None
-    return constant and config.streaming.cache_first and model.kind in ("sage", "gcn", "sgc")
+    linear = model.kind in ("gcn", "sgc") or (
+        model.kind == "sage" and model.aggr not in ("max", "min")
+    )
+    constant = constant and model.blocks == "plain"
+    return constant and config.streaming.cache_first and linear
 
 
 def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
     model = config.model
     narrow = min(a, b) if config.streaming.narrow_first else a
-    if model.kind in ("gat", "gatv2"):
+    if model.kind in ("gat", "gatv2", "transformer"):
         heads, wide = model.heads, b
         if last and model.head == "conv":
             heads = model.output_heads or heads
             wide = b * heads
         if model.kind == "gat":
             return wide + heads, wide + 4 * heads
+        if model.kind == "transformer":  # keys and values
+            return 2 * wide, 4 * wide
         return wide, 2 * wide
     return {
         "sage": (narrow, narrow),
         "gcn": (narrow, narrow),
         "gin": (a, a),
+        "gine": (a, 2 * a),
+        "pna": (a, 2 * a),
+        "rgat": (a, 2 * a),
+        "deeper": (b, 2 * b),
         "rgcn": (a, b),
         "sgc": (model.power * narrow, model.power * narrow),
     }.get(model.kind, (0, 0))
@@ -244,13 +262,20 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
 def _parameters(shape: Shape, config: Config) -> int:
     model = config.model
     total = shape.outputs * model.hidden if model.head == "linear" else 0
+    if model.blocks != "plain":
+        total += (_input_width(shape, config) + 1) * model.hidden
     for layer in layers(shape, config):
         a, b = layer.inputs, layer.outputs
-        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + (model.bases or shape.relations)}
+        relations = model.bases or shape.relations
+        copies = {"sage": 2, "gatv2": 2, "rgcn": 1 + relations, "rgat": relations, "transformer": 4}
         total += (copies.get(model.kind, 1) + model.residual) * a * b + 3 * b
-        if model.kind == "gin":
+        if model.kind in ("gin", "gine"):
             total += b * b
-        elif model.kind in ("gat", "gatv2") and b == shape.outputs:
+        elif model.kind == "deeper":
+            total += 4 * b * b
+        elif model.kind == "pna":
+            total += 2 * a * a + 12 * a * b + b * b
+        elif model.kind in ("gat", "gatv2", "transformer") and b == shape.outputs:
             total += (model.heads - 1) * a * b
     return total
 

@@ -80,6 +80,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
         multilabel=bool(counts.multilabel),
         num_outputs=counts.num_classes,
         num_relations=counts.num_relations,
+        edge_width=counts.edge_width,
     )
     try:
         check_training(config, facts)

@@ -1,0 +1,231 @@
+"""Relational graph attention (Busbridge et al. 2019)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.attention import glorot_linear
+from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
+from hpcgnn.nn.linear import NodeFeatures, glorot, zero
+from hpcgnn.nn.message_passing import reduced_messages
+from hpcgnn.sar.checks import check_edges, check_rows
+from hpcgnn.sar.message_pass import EdgePiece
+from hpcgnn.sar.products import dense_rows
+from hpcgnn.sar.sum import in_degrees
+
+_MODS = (None, "additive", "scaled", "f-additive", "f-scaled")
+_MECHANISMS = ("across-relation", "within-relation")
+_MODES = ("additive-self-attention", "multiplicative-self-attention")
+
+
+class RGATConv(torch.nn.Module):
+    """Arguments and parameters as PyTorch Geometric's `RGATConv`; every edge has a relation.
+
+    Args:
+        num_bases: the matrices of relations are sums of so many.
+        mod: how far a node's number of neighbours counts: `additive`, `scaled`, `f-additive`,
+            `f-scaled` or None; parameters of all of them are there whatever it is.
+        attention_mechanism: a softmax over all edges into a node, or `within-relation`, which
+            exchanges the boundary rows once per relation.
+        attention_mode: how scores are made.
+        heads, dim: attention heads, and scores of each; with `concat` heads lie side by side, else
+            averaged.
+        dropout: probability of dropping an attention weight while training.
+        edge_dim: width of the graph's edge features, if they take part in the scores.
+        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+    """
+
+    hops = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_relations: int,
+        num_bases: int | None = None,
+        num_blocks: None = None,
+        mod: str | None = None,
+        attention_mechanism: str = "across-relation",
+        attention_mode: str = "additive-self-attention",
+        heads: int = 1,
+        dim: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        edge_dim: int | None = None,
+        bias: bool = True,
+        layer: int | None = None,
+        **keywords: object,
+    ) -> None:
+        super().__init__()
+        keywords |= {
+            "num_blocks": num_blocks, "mod": mod, "attention_mechanism": attention_mechanism,
+            "attention_mode": attention_mode,
+        }  # fmt: skip
+        check_keywords(
+            self, keywords, num_blocks=(None,), mod=_MODS, attention_mechanism=_MECHANISMS,
+            attention_mode=_MODES, aggr=("add", "sum"),
+        )  # fmt: skip
+        widths = {"in_channels": in_channels, "out_channels": out_channels}
+        counts = {"num_relations": num_relations, "heads": heads, "dim": dim}
+        for name, width in (widths | counts).items():
+            check_width(self, name, width, int(name in counts))
+        check_probability(self, dropout)
+        self.multiplies = attention_mode == _MODES[1]
+        if dim > 1 and not self.multiplies:
+            raise InputError(f"RGATConv: dim needs attention_mode={_MODES[1]}", value=dim)
+        if dropout and mod is not None:
+            raise InputError("RGATConv: dropout needs mod=None", value=mod)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_relations, self.num_bases, self.mod = num_relations, num_bases, mod
+        self.within = attention_mechanism == _MECHANISMS[1]
+        self.heads, self.dim, self.concat = heads, dim, concat
+        self.negative_slope, self.dropout, self.edge_dim = negative_slope, dropout, edge_dim
+        width = heads * out_channels
+        self.q = _empty(width, heads * dim)
+        self.k = _empty(width, heads * dim)
+        out = (heads if concat else 1) * dim * out_channels
+        self.bias = _empty(out) if bias else None
+        self.lin_edge = None if edge_dim is None else glorot_linear(edge_dim, width)
+        self.e = None if edge_dim is None else _empty(width, heads * dim)
+        if num_bases is None:
+            self.weight = _empty(num_relations, in_channels, width)
+        else:
+            self.att = _empty(num_relations, num_bases)
+            self.basis = _empty(num_bases, in_channels, width)
+        self.w = _empty(out_channels)
+        self.l1, self.b1 = _empty(1, out_channels), _empty(1, out_channels)
+        self.l2, self.b2 = _empty(out_channels, out_channels), _empty(1, out_channels)
+        self.layer = layer_number(layer)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        drawn = [self.weight] if self.num_bases is None else [self.basis, self.att]
+        for weight in (*drawn, self.q, self.k, self.e):
+            if weight is not None:
+                glorot(weight)
+        if self.lin_edge is not None:
+            self.lin_edge.reset_parameters()
+        for bias in (self.bias, self.b1, self.b2):
+            zero(bias)
+        torch.nn.init.ones_(self.w)
+        torch.nn.init.ones_(self.l1)
+        torch.nn.init.constant_(self.l2, 1 / max(self.out_channels, 1))
+
+    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+        """`[n, F]`, which is made dense where it is sparse, to `[n, H * dim * C]`."""
+        check_rows(graph, x, who="RGATConv", width=self.in_channels, constant=True, like=self.q)
+        check_edges(graph, self.edge_dim, who="RGATConv")
+        if not 0 < graph.num_relations <= self.num_relations:
+            raise InputError(
+                f"the graph has {graph.num_relations} relations, the layer {self.num_relations}"
+            )
+        x_NF = dense_rows(x, graph.node_ids.device)
+        with torch.autocast(x_NF.device.type, enabled=False):
+            weights = self._weights()
+        only = range(graph.num_relations) if self.within else [None]
+        softmax_NK, sum_NK = self._attend(graph, x_NF, weights, only[0])
+        for relation in only[1:]:
+            more = self._attend(graph, x_NF, weights, relation)
+            softmax_NK, sum_NK = softmax_NK + more[0], sum_NK + more[1]
+        return self._output(graph, softmax_NK, sum_NK)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """A matrix per relation, `[R, F, K]`, and what makes queries, `[R, F, H * dim]`."""
+        if self.num_bases is None:
+            return self.weight, self.weight @ self.q
+        weight_RFK = torch.einsum("rb,bfk->rfk", self.att, self.basis)
+        return weight_RFK, weight_RFK @ self.q
+
+    def _attend(
+        self,
+        graph: PartitionedGraph,
+        x_NF: Tensor,
+        weights: tuple[Tensor, Tensor],
+        only: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows weighted by the softmax, and their plain sum where `mod` wants it, else nothing."""
+        adds = self.mod in ("additive", "f-additive")
+        found_NK = reduced_messages(
+            self,
+            graph,
+            x_NF,
+            partial(self._message, weights, only),
+            ("softmax", "sum") if adds else "softmax",
+            dropout=self.dropout if self.training else 0.0,
+            heads=self.heads * self.dim,
+        )
+        if not adds:
+            return found_NK, found_NK.new_zeros(1)
+        return found_NK.chunk(2, dim=1)  # type: ignore[return-value]
+
+    def _message(
+        self,
+        weights: tuple[Tensor, Tensor],
+        only: int | None,
+        x_src: Tensor,
+        x_dst: Tensor,
+        edge: EdgePiece,
+    ) -> tuple[Tensor, Tensor]:
+        if edge.relation is None:
+            raise InputError("RGATConv needs relations; convert the graph from triples")
+        order = edge.relation.sort(stable=True).indices
+        counts = torch.bincount(edge.relation, minlength=self.num_relations).tolist()
+        back = order.argsort()
+        z, query = (
+            _by_relation(rows[order], weight, counts)[back]
+            for rows, weight in zip((x_src, x_dst), weights, strict=True)
+        )
+        key, own = z @ self.k, None
+        if self.lin_edge is not None and self.e is not None and edge.features is not None:
+            own = self.lin_edge(edge.features.to(z.dtype)) @ self.e
+        if self.multiplies:
+            score = query * key if own is None else query * key * own
+        else:
+            score = query + key if own is None else query + key + own
+            score = functional.leaky_relu(score, self.negative_slope)
+        shape = (len(z), self.heads, self.dim, self.out_channels)
+        value = z.view(len(z), self.heads, 1, -1).expand(shape)
+        if edge.kept is not None:
+            value = value * edge.kept.view(*shape[:3], 1)
+        if only is not None:
+            other = edge.relation != only
+            score = score.masked_fill(other[:, None], -torch.inf)
+            value = value.masked_fill(other[:, None, None, None], 0)
+        return value, score.view(shape[:3])
+
+    def _output(self, graph: PartitionedGraph, softmax_NK: Tensor, sum_NK: Tensor) -> Tensor:
+        shape = (-1, self.heads, self.dim, self.out_channels)
+        out = softmax_NK.view(shape)
+        degree_N1 = in_degrees(graph)[:, None].to(out.dtype)
+        if self.mod == "additive":
+            out = out + self.w * sum_NK.view(shape)
+        elif self.mod == "f-additive":
+            out = out + sum_NK.view(shape)
+        elif self.mod == "scaled":
+            scale_NC = torch.relu(degree_N1 @ self.l1 + self.b1) @ self.l2 + self.b2
+            out = out * scale_NC[:, None, None, :]
+        elif self.mod == "f-scaled":
+            out = out * degree_N1[:, :, None, None]
+        out = out.flatten(1) if self.concat else out.mean(dim=1).flatten(1)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, num_relations={self.num_relations}"
+        return f"{sizes}, heads={self.heads}"
+
+
+def _empty(*shape: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty(*shape))
+
+
+def _by_relation(rows: Tensor, weight_RFK: Tensor, counts: list[int]) -> Tensor:
+    """Rows in the order of their relations, each times its relation's matrix."""
+    pieces = zip(rows.split(counts), weight_RFK, strict=True)
+    return torch.cat([piece @ weight_FK for piece, weight_FK in pieces])
