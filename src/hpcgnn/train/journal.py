@@ -66,6 +66,21 @@ def lines(path: Path) -> Iterator[Line]:
             yield Line(number, text.removesuffix(b"\n"), _record(text))
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a file with one per line, None for lines that are none.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        InputError: it can't be read, is no regular file, or far too large.
+    """
+    with _open(path, _LARGEST_FILE) as file:
+        while text := file.readline(_LONGEST_LINE + 1):
+            value: Any = None
+            with suppress(ValueError, RecursionError):
+                value = json.loads(text)
+            yield value if isinstance(value, dict) else None
+
+
 def config_of(run_dir: Path) -> dict[str, Any] | None:
     """The content of config.json; None where there is none.
 

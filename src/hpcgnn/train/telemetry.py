@@ -40,11 +40,12 @@ class Counters:
     """Where a rank's counters stood when the epoch began."""
 
     wait_seconds: float
-    bytes_sent: int
+    pack_seconds: float
+    sent_to_P: np.ndarray
 
     @staticmethod
     def of(ring: Ring) -> Counters:
-        return Counters(ring.wait_seconds, ring.bytes_sent)
+        return Counters(ring.wait_seconds, ring.pack_seconds, ring.sent_to_P.copy())
 
 
 def peak_memory(device: torch.device) -> int:
@@ -54,24 +55,58 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def over_ranks(comm: Communicator, ring: Ring, before: Counters, device: torch.device) -> dict:
-    """`{counter: {min, mean, max}}` over the ranks; collective."""
-    local = np.array(
-        [
-            ring.wait_seconds - before.wait_seconds,
-            ring.bytes_sent - before.bytes_sent,
-            peak_memory(device),
-        ],
-        np.float64,
-    )
-    least = comm.allreduce(local, "min", where="telemetry")
-    most = comm.allreduce(local, "max", where="telemetry")
-    mean = comm.allreduce(local, "sum", where="telemetry") / comm.size
-    names = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
-    return {
-        name: {"min": float(least[i]), "mean": float(mean[i]), "max": float(most[i])}
-        for i, name in enumerate(names)
+_SPREAD = ("comm_wait_seconds", "pack_seconds", "bytes_sent", "peak_memory_bytes")
+_MOST_PAIRS = 64  # ranks up to which it is recorded who sends how much to whom
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an epoch cost each rank.
+
+    Attributes:
+        spread: `{counter: {min, mean, max}}` over the ranks.
+        ranks: `{counter: [P]}`, and `sent_to` `[P, P]` where there are few ranks.
+    """
+
+    spread: dict[str, dict[str, float]]
+    ranks: dict[str, Any]
+
+
+def over_ranks(
+    comm: Communicator,
+    ring: Ring,
+    before: Counters,
+    seconds: dict[str, float],
+    device: torch.device,
+) -> Costs:
+    """The costs of an epoch on all ranks, the same on each; collective.
+
+    Args:
+        seconds: of this rank, by the names they are to have.
+    """
+    sent_P = ring.sent_to_P - before.sent_to_P
+    local = {
+        **seconds,
+        "comm_wait_seconds": ring.wait_seconds - before.wait_seconds,
+        "pack_seconds": ring.pack_seconds - before.pack_seconds,
+        "bytes_sent": int(sent_P.sum()),
+        "peak_memory_bytes": peak_memory(device),
     }
+    pairs = sent_P if 1 < comm.size <= _MOST_PAIRS else sent_P[:0]
+    row = np.concatenate([np.array(list(local.values()), np.float64), pairs])
+    table_PN = np.stack(comm.allgather(row, where="telemetry"))
+    columns = {name: table_PN[:, i] for i, name in enumerate(local)}
+    spread = {
+        name: {"min": float(c.min()), "mean": float(c.mean()), "max": float(c.max())}
+        for name, c in columns.items()
+        if name in _SPREAD
+    }
+    ranks: dict[str, Any] = {
+        name: [round(value, 6) for value in column.tolist()] for name, column in columns.items()
+    }
+    if len(pairs):
+        ranks["sent_to"] = table_PN[:, len(local) :].astype(np.int64).tolist()
+    return Costs(spread, ranks)
 
 
 class Reporter:
