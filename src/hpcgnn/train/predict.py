@@ -19,7 +19,8 @@ from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.nn.embedding import is_sharded
-from hpcgnn.tasks.classes import Task, find_task
+from hpcgnn.tasks.classes import MultiClass, MultiLabel, find_task, stored_task
+from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
@@ -79,7 +80,7 @@ class Predictor:
         self.graph = graph = configure(graph, config)
         # Older checkpoints don't say what they learned; their own graph does.
         known = checkpoint.task
-        self.task = Task.of(known, path) if known else find_task(graph, config.training.metric)
+        self.task = stored_task(known, path) if known else find_task(graph, config.training.metric)
         if config.model.labels_as_input:
             _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
         check_model(config.model, facts_of(graph))
@@ -113,23 +114,18 @@ class Predictor:
             NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
-        if smooth and self.task.multilabel:
+        if smooth and not isinstance(self.task, MultiClass):
             raise InputError("--correct-and-smooth needs one class per node")
         if smooth:
             _check_known_labels(graph, self.task, "--correct-and-smooth")
         with arithmetic(self.checkpoint.config.device.precision, self.device):
             scores = model(graph).float()
-        rows: dict[str, np.ndarray] = {}
-        if self.task.multilabel:
-            rows["probabilities"] = torch.sigmoid(scores).cpu().numpy()
-            rows["classes"] = (scores > 0).to(torch.int8).cpu().numpy()
+        if smooth:
+            _say_directed(graph)
+            scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
+            rows = _classes(scores := _shares(scores))
         else:
-            soft_NC = torch.softmax(scores, dim=-1)
-            if smooth:
-                _say_directed(graph)
-                soft_NC = scores = _shares(correct_and_smooth(graph, soft_NC, _train_mask(graph)))
-            rows["probabilities"] = soft_NC.cpu().numpy()
-            rows["classes"] = scores.argmax(dim=-1).cpu().numpy()
+            rows = self.task.predictions(scores)
         if embeddings:
             hidden = model.embed(graph)
             if not isinstance(hidden, torch.Tensor):
@@ -163,27 +159,29 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
         NumericalError: no prediction is finite.
     """
     task = find_task(graph, "auto")
-    if task.multilabel:
+    if not isinstance(task, MultiClass):
         raise InputError("--label-propagation needs one class per node")
     _say_directed(graph)
     soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
-    rows = {
+    return _prediction(graph, task, _classes(soft_NC), soft_NC)
+
+
+def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
+    return {
         "probabilities": soft_NC.cpu().numpy(),
         "classes": soft_NC.argmax(dim=-1).cpu().numpy(),
     }
-    return _prediction(graph, task, rows, soft_NC)
 
 
 def _prediction(
     graph: PartitionedGraph, task: Task, rows: dict[str, np.ndarray], scores_NC: Tensor
 ) -> Prediction:
-    masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
     scores = {}
-    for name, mask in masks.items():
-        if mask is not None and task.fits_labels(graph):
-            score = task.score(graph, scores_NC, mask)
-            if math.isfinite(score):
-                scores[name] = score
+    for split in SPLITS:
+        targets = task.targets(graph, split)
+        score = task.metrics(graph, scores_NC[targets], targets, split)[task.metric]
+        if math.isfinite(score):
+            scores[split] = score
     count, first = _not_finite(graph, rows)
     if count == graph.num_nodes:
         raise NumericalError(
@@ -205,7 +203,9 @@ def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[i
     return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
-def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> None:
+def _check_known_labels(
+    graph: PartitionedGraph, task: MultiClass | MultiLabel, reader: str
+) -> None:
     """Labels of training nodes, of classes that the model knows; collective.
 
     Raises:

@@ -22,7 +22,8 @@ from hpcgnn.models.inputs import LabelInput
 from hpcgnn.models.stack import Flow
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
-from hpcgnn.tasks.classes import find_task, labelled
+from hpcgnn.tasks.classes import find_task
+from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
 from hpcgnn.train.checkpoint.resume import newest_of_run
 from hpcgnn.train.checkpoint.state import capture, restore_model, restore_optimizer
@@ -69,19 +70,15 @@ class Trainer:
         self.comm = graph.ring.comm
         self.device = graph.node_ids.device
         check_training(config, facts_of(graph))
-        self.task = find_task(graph, config.training.metric)
-        labels = graph.labels
-        masks = (graph.train_mask, graph.valid_mask, graph.test_mask)
-        if labels is None or masks[0] is None:
-            raise InputError("the graph has no labels")
-        self.labels, self.masks = labels, masks
+        task = find_task(graph, config.training.metric)
+        self.task: Task = task
         self.validated = self._is_validated()
         self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.checkpoints.keep)
         # Before the model is built: one of other settings may not even fit the graph.
         found = newest_of_run(self.store, graph, config) if resume else None
-        self.model = build_model(
-            config.model, graph, self.task.num_outputs, config.training.seed
-        ).to(self.device)
+        self.model = build_model(config.model, graph, task.num_outputs, config.training.seed).to(
+            self.device
+        )
         self.parameters = list(self.model.parameters())
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
         self.optimizer = build_optimizer(config, self.parameters)
@@ -93,13 +90,13 @@ class Trainer:
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
         self.reporter = Reporter(config.training.epochs, self.task.metric)
-        self.train_rows = labelled(labels, masks[0])
+        self.rows = {split: self.task.targets(graph, split) for split in SPLITS}
         self.flow = self._message_flow()
 
     def _is_validated(self) -> bool:
         """Whether validation gives a score; without, patience is refused."""
-        valid, patience = self.masks[1], self.config.training.patience
-        if valid is not None and self.task.is_scored(self.graph, valid):
+        patience = self.config.training.patience
+        if self.task.is_scored(self.graph, "valid"):
             return True
         if patience:
             raise InputError(
@@ -198,10 +195,10 @@ class Trainer:
         self, epoch: int, watch: Stopwatch, x_NF: Tensor | None = None, steps: int = 1
     ) -> float:
         """Forward and backward once; gradients of 1 / steps of the loss are added up."""
-        rows, count = self._targets()
+        rows = self._targets()
         with watch.phase("forward"), self.comm.at("forward"):
             logits = self._logits(x_NF, self.flow)
-            loss = self.task.loss(logits[self._place(rows)], self.labels[rows], count)
+            loss = self.task.loss(self.graph, logits[self._place(rows)], rows)
             total = self.comm.allreduce(float(loss.detach()), where="loss")
         if not math.isfinite(total):
             place = first_layer(self.model, self.graph, x_NF)
@@ -223,21 +220,20 @@ class Trainer:
         if not config.streaming.prune or whole:
             return None
         target_N = torch.zeros(self.graph.num_local_nodes, dtype=torch.bool, device=self.device)
-        target_N[self.train_rows] = True
+        target_N[self.rows["train"]] = True
         flow = message_flow(self.graph, target_N, self.model.hops())
         return flow if any(step is not None for step in flow) else None
 
     def _place(self, rows: Tensor) -> Tensor:
         """Where the logits of these training nodes are."""
-        return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)
+        return rows if self.flow is None else torch.searchsorted(self.rows["train"], rows)
 
-    def _targets(self) -> tuple[Tensor, int]:
-        """Local training nodes whose label is not given as input, and their number on all ranks."""
-        inputs = self.model.inputs
+    def _targets(self) -> Tensor:
+        """Local training nodes whose label is not given as input."""
+        rows, inputs = self.rows["train"], self.model.inputs
         if not isinstance(inputs, LabelInput):
-            return self.train_rows, self.task.train_count
-        rows = self.train_rows[~inputs.shown(self.graph)[self.train_rows]]
-        return rows, self.comm.allreduce(len(rows), where="targets")
+            return rows
+        return rows[~inputs.shown(self.graph)[rows]]
 
     def _sum_gradients(self, epoch: int) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""
@@ -251,9 +247,9 @@ class Trainer:
         self.model.eval()
         logits = self._logits()
         scores: dict[str, float | None] = {}
-        for name, mask in zip(("train", "valid", "test"), self.masks, strict=True):
-            score = math.nan if mask is None else self.task.score(self.graph, logits, mask)
-            scores[name] = score if math.isfinite(score) else None
+        for split, rows in self.rows.items():
+            score = self.task.metrics(self.graph, logits[rows], rows, split)[self.task.metric]
+            scores[split] = score if math.isfinite(score) else None
         return scores
 
     def _take_note(self, record: dict[str, Any]) -> None:
