@@ -85,6 +85,7 @@ def _train(
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.run_directory import write_config
+    from hpcgnn.train.starts import note_start
     from hpcgnn.train.telemetry import Profile, human, peak_memory
     from hpcgnn.train.trainer import Trainer
 
@@ -96,6 +97,7 @@ def _train(
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
     if trainer.begins:
         write_config(run_dir, comm, config)
+    note_start(run_dir, graph, from_epoch=trainer.epoch, partition=partition)
     unused = content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
         print(note(unused, config.model), flush=True)

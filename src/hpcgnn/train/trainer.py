@@ -36,7 +36,7 @@ from hpcgnn.train.optimisation import Attack, arithmetic, build_optimizer, confi
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.stop import StopRequest, TimeLimit
-from hpcgnn.train.telemetry import Counters, Profile, Reporter, Stopwatch, over_ranks
+from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, now, over_ranks
 
 NO_VALIDATION = "no validation node has a label that can be scored"
 
@@ -86,6 +86,8 @@ class Trainer:
         self.epoch = self.start = 0
         if found is not None:
             self._restore(*found)
+        self.saving, self.costs = Stopwatch(), Costs({}, {})
+        self.rank_journal: Journal | None = None
         self.journal = self._open_journal()
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
@@ -164,16 +166,22 @@ class Trainer:
             loss = self._step(epoch, watch)
             scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))
             if self._evaluates(epoch):
-                with self.comm.at("evaluation"):
+                with watch.phase("evaluate"), self.comm.at("evaluation"):
                     scores = self.evaluate()
+        seconds = watch.named("epoch", "forward", "backward", "reduce", "evaluate")
+        self.costs = over_ranks(self.comm, self.graph.ring, before, seconds, self.device)
+        saving, self.saving = self.saving, Stopwatch()
         return {
             "epoch": epoch,
+            "time": now(),
             "loss": loss,
+            "metric": self.task.metric,
+            "larger_is_better": self.task.larger_is_better,
             **scores,
-            "epoch_seconds": watch.seconds["epoch"],
-            "forward_seconds": watch.seconds["forward"],
-            "backward_seconds": watch.seconds["backward"],
-            **over_ranks(self.comm, self.graph.ring, before, self.device),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **seconds,
+            **saving.named("checkpoint"),
+            **self.costs.spread,
         }
 
     def _step(self, epoch: int, watch: Stopwatch) -> float:
@@ -186,7 +194,7 @@ class Trainer:
             total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
         else:
             total = self._pass(epoch, watch)
-        with watch.phase("backward"):
+        with watch.phase("backward"), watch.phase("reduce"):
             self._sum_gradients(epoch)
         self.optimizer.step()
         return total
@@ -253,8 +261,9 @@ class Trainer:
         return scores
 
     def _take_note(self, record: dict[str, Any]) -> None:
-        if self.journal is not None:
+        if self.journal is not None and self.rank_journal is not None:
             self.journal.write(record | {"checkpoint": self.store.newest_epoch()})
+            self.rank_journal.write({"epoch": record["epoch"], **self.costs.ranks})
         if self.comm.rank == 0:
             self.reporter.epoch(record)
         if self._evaluates(record["epoch"]):
@@ -278,6 +287,10 @@ class Trainer:
         return bool(stop)
 
     def _save(self, best: bool = False) -> None:
+        with self.saving.phase("checkpoint"):
+            self._save_now(best)
+
+    def _save_now(self, best: bool) -> None:
         arrays, sharded = capture(
             self.model, self.optimizer, self.graph.node_ids, replicated=self.comm.rank == 0
         )
@@ -311,6 +324,8 @@ class Trainer:
             if self.comm.rank == 0:
                 path = self.run_dir / "metrics.jsonl"
                 journal = Journal(path, self.epoch, self.config.training.epochs)
+                path = self.run_dir / "ranks.jsonl"
+                self.rank_journal = Journal(path, self.epoch, beside=True)
                 try:
                     for name in (REQUEUE, ENDED):
                         path = self.run_dir / name
@@ -321,8 +336,9 @@ class Trainer:
         return journal
 
     def _say_end(self, finished: bool) -> None:
-        if self.journal is not None:
-            self.journal.close()
+        for journal in (self.journal, self.rank_journal):
+            if journal is not None:
+                journal.close()
         if not finished:
             self._ask_for_requeue()
         if self.comm.rank != 0:
