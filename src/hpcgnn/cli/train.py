@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write a timeline of N epochs to RUN_DIR/profile, one Chrome trace per rank",
     )
+    shown = parser.add_mutually_exclusive_group()
+    for flags, show, text in (
+        (("-v", "--verbose"), "all", "also waiting, bytes and memory of each epoch"),
+        (("-q", "--quiet"), "nothing", "no line per epoch"),
+        (("--log-json",), "json", "the records of metrics.jsonl instead of lines"),
+    ):
+        shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
+    parser.set_defaults(show="lines")
     add_options(parser)
 
 
@@ -94,7 +102,7 @@ def _train(
     ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
-        trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+        trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop, show=args.show)
     if trainer.begins:
         write_config(run_dir, comm, config)
     note_start(run_dir, graph, from_epoch=trainer.epoch, partition=partition)

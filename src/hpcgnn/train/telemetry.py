@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,40 +116,6 @@ def over_ranks(
     if len(pairs):
         ranks["sent_to"] = table_PN[:, len(local) :].astype(np.int64).tolist()
     return Costs(spread, ranks)
-
-
-class Reporter:
-    """One line per epoch: rewritten in place on a terminal, plain in a batch log."""
-
-    def __init__(self, epochs: int, metric: str, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
-        self.epochs, self.metric = epochs, metric
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        width = len(str(self.epochs))
-        line = f"epoch {record['epoch']:{width}d}/{self.epochs}  loss {record['loss']:.4f}"
-        if any(record[name] is not None for name in _SETS):
-            scores = "  ".join(f"{name} {_percent(record[name])}" for name in _SETS)
-            line += f"  {self.metric} % {scores}"
-        line += (
-            f"  {record['epoch_seconds']:.2f} s  wait {record['comm_wait_seconds']['max']:.2f} s"
-        )
-        line += f"  sent {human(record['bytes_sent']['mean'])}/rank"
-        line += f"  peak {human(record['peak_memory_bytes']['max'])}"
-        end = "\r" if self.live and record["epoch"] < self.epochs else "\n"
-        clear = "\x1b[2K" if self.live else ""
-        print(clear + line, end=end, file=self.stream, flush=True)
-
-    def say(self, text: str) -> None:
-        print(("\n" if self.live else "") + text, file=self.stream, flush=True)
-
-
-_SETS = ("train", "valid", "test")
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.2f}"
 
 
 def human(size: float) -> str:

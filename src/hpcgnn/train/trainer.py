@@ -34,9 +34,10 @@ from hpcgnn.train.journal import Journal
 from hpcgnn.train.open import check_training
 from hpcgnn.train.optimisation import Attack, arithmetic, build_optimizer, configure, learning_rate
 from hpcgnn.train.progress import Progress
+from hpcgnn.train.reporter import Reporter
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.stop import StopRequest, TimeLimit
-from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, now, over_ranks
+from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, now, over_ranks
 
 NO_VALIDATION = "no validation node has a label that can be scored"
 
@@ -50,6 +51,7 @@ class Trainer:
         run_dir: folder for metrics.jsonl and checkpoints/; made by rank 0.
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
+        show: what is printed, see `Reporter`.
 
     Raises:
         InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
@@ -63,6 +65,7 @@ class Trainer:
         *,
         resume: bool = False,
         stop: StopRequest | None = None,
+        show: str = "lines",
     ) -> None:
         self.stop = stop
         self.graph = graph = configure(graph, config)
@@ -91,7 +94,7 @@ class Trainer:
         self.journal = self._open_journal()
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
-        self.reporter = Reporter(config.training.epochs, self.task.metric)
+        self.reporter = Reporter(config.training.epochs, show)
         self.rows = {split: self.task.targets(graph, split) for split in SPLITS}
         self.flow = self._message_flow()
 
