@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
 from hpcgnn.cli import streams
+from hpcgnn.cli.help import explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.liveness import limit
@@ -33,19 +35,25 @@ VERBS = {
     "predict": "apply a checkpoint to every node",
     "info": "say what a file holds",
     "plan": "say before a job is submitted whether it will fit",
-    "report": "summarise a run directory",
+    "report": "show what runs reached and cost, as text and as a page with figures",
+    "new": "write a model file of your own to start from",
     "doctor": "check this installation",
     "bench": "measure kernels beside peers",
 }
 
-SERIAL = ("convert", "info", "plan", "report")
+SERIAL = ("convert", "info", "plan", "report", "new")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
 class _Parser(argparse.ArgumentParser):
+    verb: argparse.ArgumentParser | None = None
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; `{self.prog} --help` lists the options")
+        # What no parser of a verb knows is found out by the one above it.
+        parser = self if self.verb is None else self.verb
+        text = explain(parser, message)
+        raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if world.launched()[0] == 0:
@@ -61,22 +69,34 @@ def _seconds(text: str) -> float:
         ) from None
 
 
-def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
+    """Knows all verbs, and the options of those whose modules are given."""
     parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
+    parser.add_argument(
+        "--print-completion", metavar="SHELL", help="a script for bash, zsh or tcsh to source"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, help_line in VERBS.items():
         sub = verbs.add_parser(name, help=help_line, description=help_line)
-        if name == verb and module is not None:
-            module.add_arguments(sub)
-            if module.PARALLEL is not False:
-                sub.add_argument(
-                    "--timeout",
-                    type=_seconds,
-                    metavar="SECONDS",
-                    help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
-                )
+        if name not in modules:
+            continue
+        modules[name].add_arguments(sub)
+        if modules[name].PARALLEL is not False:
+            sub.add_argument(
+                "--timeout",
+                type=_seconds,
+                metavar="SECONDS",
+                help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
+            )
+        shape(sub, name, argv)
+        if len(modules) == 1:
+            parser.verb = sub
     return parser
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"hpcgnn.cli.{verb}")
 
 
 @dataclass
@@ -93,9 +113,14 @@ class Command:
         command = cls(argv[0] if argv and argv[0] in VERBS else None)
         try:
             _check_folder()
+            if argv and argv[0] == "--print-completion":
+                modules = {name: _module(name) for name in VERBS}
+                print_completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
+                raise SystemExit(0)
             if command.verb is not None:
-                command.module = importlib.import_module(f"hpcgnn.cli.{command.verb}")
-            command.args = _parser(command.verb, command.module).parse_args(argv)
+                command.module = _module(command.verb)
+            modules = {command.verb: command.module} if command.verb and command.module else {}
+            command.args = _parser(modules, argv).parse_args(argv)
             _refuse_pipes(command.args)
         except (Exception, SystemExit) as error:  # the other ranks may have none
             command.problem = error

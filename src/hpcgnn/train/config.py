@@ -225,6 +225,9 @@ def _unknown(name: str) -> InputError:
     return InputError(f"has an unknown setting; `hpcgnn train --help` lists them: {name}")
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """One option per setting, in a group per section; only those given are set on the namespace."""
     groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
@@ -239,7 +242,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 flag(option),
                 type=type(setting.default),
                 choices=setting.choices or None,
-                metavar=None if setting.choices else "X",
+                metavar=None if setting.choices else _METAVARS[type(setting.default)],
                 **common,
             )
 
