@@ -17,6 +17,7 @@ from hpcgnn.cli import streams
 from hpcgnn.cli.help import explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
@@ -56,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if world.launched()[0] == 0:
+        if launched()[0] == 0:
             super()._print_message(message, file)
 
 
@@ -144,7 +145,7 @@ class Command:
 
         So does a serial verb among several processes, some of which may have been told another.
         """
-        if world.launched()[1] > 1:
+        if launched()[1] > 1:
             return None if self.serial else True if self.module is None else self.module.PARALLEL
         if self.problem or self.serial or self.module is None:
             return False
@@ -170,7 +171,7 @@ class Command:
             raise self.problem
         if self.module is None:
             return 0
-        if self.serial and world.launched()[1] > 1 and (comm is None or comm.rank == 0):
+        if self.serial and launched()[1] > 1 and (comm is None or comm.rank == 0):
             warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
         status: int
         if self.serial and comm is not None:
