@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,8 @@ def test_every_verb_has_three_examples_that_parse():
         assert len(lines) == 3 and verb in lines[0]
         for line in lines:
             words = line.split()
+            if words[0] == "sbatch":
+                words = ["hpcgnn", Path(words[2]).stem, *words[3:]]
             argv = words[words.index("hpcgnn") + 1 :]
             args = cli._parser({argv[0]: cli._module(argv[0])}, argv).parse_args(argv)
             assert args.verb == argv[0]
@@ -82,3 +85,12 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert f"--model {path}:Net" in capsys.readouterr().out
     assert main(["new", str(path)]) == 2 and main(["new", str(tmp_path / "mine.txt")]) == 2
     assert main(["new", str(tmp_path / "absent" / "mine.py")]) == 2
+
+
+def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
+    assert main(["jobs", str(tmp_path)]) == 0
+    names = {path.name for path in (tmp_path / "jobs").iterdir()}
+    assert {"train.sbatch", "launch.sh", "pipeline.sh", "profiles"} <= names
+    assert (tmp_path / "jobs" / "pipeline.sh").stat().st_mode & 0o100
+    assert main(["jobs", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -60,6 +60,11 @@ EXAMPLES = {
         "hpcgnn bench kernels --threads 2 --heads 4 --channels 32",
         "hpcgnn bench kernels --device cuda --nodes 2000000 --edges 60000000",
     ),
+    "jobs": (
+        "hpcgnn jobs .",
+        "hpcgnn jobs cluster/",
+        "sbatch --nodes=2 jobs/train.sbatch graph.p8.h5 --run-dir runs/big",
+    ),
     "new": (
         "hpcgnn new my_model.py",
         "hpcgnn train graph.h5 --model my_model.py:Net",

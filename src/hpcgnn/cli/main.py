@@ -38,11 +38,12 @@ VERBS = {
     "plan": "say before a job is submitted whether it will fit",
     "report": "show what runs reached and cost, as text and as a page with figures",
     "new": "write a model file of your own to start from",
+    "jobs": "copy the job scripts for Slurm",
     "doctor": "check this installation",
     "bench": "measure kernels beside peers",
 }
 
-SERIAL = ("convert", "info", "plan", "report", "new")
+SERIAL = ("convert", "info", "plan", "report", "new", "jobs")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
