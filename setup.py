@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 KERNELS = Path("src/hpcgnn/kernels/cpu/src")
 ONCE = KERNELS / "isa.cpp"
@@ -66,6 +68,15 @@ class BuildKernels(build_ext):
         )
 
 
+class BuildPackage(build_py):
+    """Puts the job scripts into the package, from where `hpcgnn jobs` copies them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("jobs", Path(self.build_lib) / "hpcgnn" / "jobs", dirs_exist_ok=True)
+
+
 setup(
     ext_modules=[
         Extension(
@@ -77,5 +88,5 @@ setup(
             extra_link_args=LINK_FLAGS,
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
 )

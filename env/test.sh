@@ -50,6 +50,7 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 workers=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 check style ruff check .
+NO_MKDOCS_2_WARNING=1 check docs mkdocs build -q
 beside "$logs/types" mypy
 types=$!
 

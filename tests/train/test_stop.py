@@ -1,13 +1,14 @@
-"""The time limit of a batch job, whatever is done to the clock."""
+"""When training stops: by signals, and by the time limit whatever is done to the clock."""
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 
 from hpcgnn.train import stop
-from hpcgnn.train.stop import TimeLimit, slurm_end_time
+from hpcgnn.train.stop import StopRequest, TimeLimit, slurm_end_time
 
 
 @pytest.mark.parametrize("step", [-86_400, 86_400])
@@ -38,3 +39,15 @@ def test_an_end_that_is_no_number(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "²")
     assert slurm_end_time() is None
+
+
+def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the launcher's copy of the same press
+        assert request.reason == "Ctrl-C"
+        clock[0] += 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -143,7 +143,11 @@ def _shm() -> Iterator[Finding]:
 
 def _mpi() -> Iterator[Finding]:
     from hpcgnn.comm.mpi_library import MPI
+    from hpcgnn.comm.single import NO_LIBRARY
 
+    if MPI.Get_library_version() == NO_LIBRARY:
+        yield Finding("bad", "mpi", "no MPI, so one process at a time: pip install mpich")
+        return
     name, version = MPI.get_vendor()
     level = {
         MPI.THREAD_SINGLE: "single",

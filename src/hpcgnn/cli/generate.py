@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PARALLEL = True
 
-_HOMOPHILY, _EXPONENT = 0.55, 2.5
+_HOMOPHILY, _EXPONENT = 0.8, 2.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kind", choices=["sbm", "rmat"], help="planted communities with power-law degrees, or R-MAT"
     )
     parser.add_argument("out", type=Path, metavar="OUT.h5")
-    parser.add_argument("--nodes", type=int, required=True, metavar="N")
+    parser.add_argument("--nodes", type=int, default=10_000, metavar="N", help="(10000)")
     parser.add_argument(
-        "--degree", type=float, required=True, metavar="D", help="mean in-edges per node"
+        "--degree", type=float, default=20.0, metavar="D", help="mean in-edges per node (20)"
     )
     parser.add_argument("--features", type=int, default=64, metavar="F", help="per node (64)")
     parser.add_argument("--classes", type=int, default=10, metavar="C", help="(10)")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the power law of degrees, sbm only ({_EXPONENT})",
     )
     parser.add_argument(
-        "--noise", type=float, default=3.0, help="of the features around their class's mean (3)"
+        "--noise", type=float, default=1.0, help="of the features around their class's mean (1)"
     )
     parser.add_argument(
         "--split", default="60/20/20", metavar="A/B/C", help="train, valid, test (60/20/20)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
 from hpcgnn.cli import streams
+from hpcgnn.cli.help import explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
@@ -34,22 +37,29 @@ VERBS = {
     "export": "write a checkpoint's weights for PyTorch Geometric",
     "info": "say what a file holds",
     "plan": "say before a job is submitted whether it will fit",
-    "report": "summarise a run directory",
+    "report": "show what runs reached and cost, as text and as a page with figures",
+    "new": "write a model file of your own to start from",
+    "jobs": "copy the job scripts for Slurm",
     "doctor": "check this installation",
     "bench": "measure kernels beside peers",
 }
 
-SERIAL = ("convert", "export", "info", "plan", "report")
+SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
 class _Parser(argparse.ArgumentParser):
+    verb: argparse.ArgumentParser | None = None
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; `{self.prog} --help` lists the options")
+        # What no parser of a verb knows is found out by the one above it.
+        parser = self if self.verb is None else self.verb
+        text = explain(parser, message)
+        raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if world.launched()[0] == 0:
+        if launched()[0] == 0:
             super()._print_message(message, file)
 
 
@@ -62,22 +72,34 @@ def _seconds(text: str) -> float:
         ) from None
 
 
-def _parser(verb: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
+    """Knows all verbs, and the options of those whose modules are given."""
     parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
+    parser.add_argument(
+        "--print-completion", metavar="SHELL", help="a script for bash, zsh or tcsh to source"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, help_line in VERBS.items():
         sub = verbs.add_parser(name, help=help_line, description=help_line)
-        if name == verb and module is not None:
-            module.add_arguments(sub)
-            if module.PARALLEL is not False:
-                sub.add_argument(
-                    "--timeout",
-                    type=_seconds,
-                    metavar="SECONDS",
-                    help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
-                )
+        if name not in modules:
+            continue
+        modules[name].add_arguments(sub)
+        if modules[name].PARALLEL is not False:
+            sub.add_argument(
+                "--timeout",
+                type=_seconds,
+                metavar="SECONDS",
+                help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
+            )
+        shape(sub, name, argv)
+        if len(modules) == 1:
+            parser.verb = sub
     return parser
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"hpcgnn.cli.{verb}")
 
 
 @dataclass
@@ -94,9 +116,14 @@ class Command:
         command = cls(argv[0] if argv and argv[0] in VERBS else None)
         try:
             _check_folder()
+            if argv and argv[0] == "--print-completion":
+                modules = {name: _module(name) for name in VERBS}
+                print_completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
+                raise SystemExit(0)
             if command.verb is not None:
-                command.module = importlib.import_module(f"hpcgnn.cli.{command.verb}")
-            command.args = _parser(command.verb, command.module).parse_args(argv)
+                command.module = _module(command.verb)
+            modules = {command.verb: command.module} if command.verb and command.module else {}
+            command.args = _parser(modules, argv).parse_args(argv)
             _refuse_pipes(command.args)
         except (Exception, SystemExit) as error:  # the other ranks may have none
             command.problem = error
@@ -120,7 +147,7 @@ class Command:
 
         So does a serial verb among several processes, some of which may have been told another.
         """
-        if world.launched()[1] > 1:
+        if launched()[1] > 1:
             return None if self.serial else True if self.module is None else self.module.PARALLEL
         if self.problem or self.serial or self.module is None:
             return False
@@ -146,7 +173,7 @@ class Command:
             raise self.problem
         if self.module is None:
             return 0
-        if self.serial and world.launched()[1] > 1 and (comm is None or comm.rank == 0):
+        if self.serial and launched()[1] > 1 and (comm is None or comm.rank == 0):
             warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
         status: int
         if self.serial and comm is not None:

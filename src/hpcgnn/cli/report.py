@@ -1,4 +1,4 @@
-"""`hpcgnn report`: summarise a run directory, or compare several."""
+"""`hpcgnn report`: show what run directories hold, on the terminal and as a page with figures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from hpcgnn.errors import say
-from hpcgnn.report.comparison import as_table, compare
+from hpcgnn.errors import InputError, say, warn
+from hpcgnn.report import compare
+from hpcgnn.report.run import Run, read_run
 from hpcgnn.report.summary import as_text, summarise
 
 PARALLEL = False
@@ -15,24 +16,48 @@ PARALLEL = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="several: a table of all"
+        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="several are compared"
     )
+    parser.add_argument("--json", action="store_true", help="one JSON object per run, no page")
+    parser.add_argument("--text", action="store_true", help="only what the terminal shows, no page")
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object, of several runs a list"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the page and its figures go (default: RUN_DIR/report, which is made anew; "
+        "./report for several runs)",
     )
+    parser.add_argument("--force", action="store_true", help="replace a page in FOLDER")
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
-    if len(args.run_dir) > 1:
-        runs = compare(args.run_dir)
-        if args.json:
-            print(json.dumps(runs, indent=1))
-        else:
-            say(*as_table(runs))
-        return 0
-    content = summarise(args.run_dir[0])
+    runs = [read_run(folder) for folder in args.run_dir]
     if args.json:
-        print(json.dumps(content, indent=1))
-    else:
-        say(*as_text(content))
+        content = [summarise(run) for run in runs]
+        print(json.dumps(content[0] if len(runs) == 1 else content, indent=1))
+        return 0
+    say(*(as_text(summarise(runs[0])) if len(runs) == 1 else compare.as_text(runs)))
+    if not args.text:
+        _write_page(args, runs)
     return 0
+
+
+def _write_page(args: argparse.Namespace, runs: list[Run]) -> None:
+    from hpcgnn.report.write import write_report
+
+    own = args.out is None and len(runs) == 1
+    folder = args.out or (runs[0].folder / "report" if own else Path("report"))
+    try:
+        page = write_report(runs, folder, force=args.force or own)
+    except InputError as error:
+        if args.out is not None or args.open or "matplotlib" not in str(error):
+            raise
+        warn(f"hpcgnn: note: no page: {error}")
+        return
+    say(f"page: {page}")
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())

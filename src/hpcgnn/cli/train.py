@@ -47,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write a timeline of N epochs to RUN_DIR/profile, one Chrome trace per rank",
     )
+    shown = parser.add_mutually_exclusive_group()
+    for flags, show, text in (
+        (("-v", "--verbose"), "all", "also waiting, bytes and memory of each epoch"),
+        (("-q", "--quiet"), "nothing", "no line per epoch"),
+        (("--log-json",), "json", "the records of metrics.jsonl instead of lines"),
+    ):
+        shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
+    parser.set_defaults(show="lines")
     add_options(parser)
 
 
@@ -96,6 +104,7 @@ def _train(
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.run_directory import write_config
+    from hpcgnn.train.starts import note_start
     from hpcgnn.train.telemetry import Profile, human, peak_memory
 
     with comm.at("read the partition"):
@@ -103,11 +112,14 @@ def _train(
     ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
-        trainer = configured_trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+        trainer = configured_trainer(
+            graph, config, run_dir, resume=args.resume, stop=stop, show=args.show
+        )
     if args.init_from is not None and trainer.start == 0:
         _init_from(args.init_from, trainer.model, graph, comm)
     if trainer.begins:
         write_config(run_dir, comm, config)
+    note_start(run_dir, graph, from_epoch=trainer.epoch, partition=partition)
     unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
         print(note(unused, config.model), flush=True)

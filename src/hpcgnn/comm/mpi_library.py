@@ -1,6 +1,7 @@
 """The MPI library, loaded and initialised with the settings this package needs.
 
-Importing this module raises InputError when there is none.
+Without one a single process does without; importing this module raises InputError where a launcher
+has started several.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ctypes
 import os
 import warnings
 
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness.failure import is_out_of_memory
 from hpcgnn.comm.liveness.limit import bounded_start
 from hpcgnn.errors import InputError
@@ -25,10 +27,12 @@ try:
 except (ImportError, RuntimeError) as error:
     if is_out_of_memory(error):
         raise
-    raise InputError(
-        f"no MPI library can be loaded ({error}): install one with `pip install mpi4py mpich`, "
-        "load the site's MPI module, or name the library in MPI4PY_LIBMPI"
-    ) from None
+    if launched()[1] > 1:
+        raise InputError(
+            f"no MPI: pip install mpich, load the site's MPI module, or name the library in "
+            f"MPI4PY_LIBMPI ({error})"
+        ) from None
+    from hpcgnn.comm import single as MPI  # type: ignore[no-redef]
 
 
 def _initialise() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -266,8 +267,10 @@ class Exchange:
                 self._next_send += 1
                 continue
             slot = self._sends.take()
+            start = time.perf_counter()
             with span(f"ring pack: {self.where}"):
                 message.pack(slot.view(message.num_rows, self.width, self.dtype))
+            self.ring.pack_seconds += time.perf_counter() - start
             self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
 
@@ -407,10 +410,15 @@ class Ring:
         self.halo_buffer = halo_buffer
         self.prefetch = prefetch
         self.transport: Transport = transport or HostTransport()
-        self.bytes_sent = 0
-        self.wait_seconds = 0.0
+        self.sent_to_P = np.zeros(comm.size, np.int64)  # bytes
+        self.wait_seconds = self.pack_seconds = 0.0
         self.peak_bytes = 0
         self._slots: dict[str, list[Slot]] = {}
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all messages so far."""
+        return int(self.sent_to_P.sum())
 
     def rows_per_message(
         self, width: int, dtype: torch.dtype, reply_width: int = 0, *, at_once: bool = False
@@ -470,7 +478,7 @@ class Ring:
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
-        self.bytes_sent += num_bytes
+        self.sent_to_P[peer] += num_bytes
         return self.comm.issend(slot.wire[:num_bytes], peer, tag)
 
     def receive(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import shared_memory
 from hpcgnn.comm.liveness.failure import Failure, abort, end_job, shared_segments
 from hpcgnn.comm.liveness.limit import TIMEOUT
@@ -17,33 +18,6 @@ from hpcgnn.errors import CommunicationError, InputError
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
-
-_LAUNCHERS = (
-    ("PMI_RANK", "PMI_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PALS_RANKID", "PALS_SIZE"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
-    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
-
-
-def launched() -> tuple[int, int]:
-    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1).
-
-    Variables that make no sense, as other programs can leave them, count as not set.
-    """
-    for names in _LAUNCHERS:
-        rank, size = map(_number, names)
-        if rank is not None and size is not None and rank < size:
-            return rank, size
-    return 0, 1
-
-
-def _number(name: str) -> int | None:
-    text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def run(
@@ -138,7 +112,7 @@ def start(timeout: float | None = None) -> Communicator:
 
 def finish(comm: Communicator) -> None:
     """Wait for all ranks to come to the end."""
-    from mpi4py import MPI
+    from hpcgnn.comm.mpi_library import MPI
 
     with comm.at("the end of the job"):
         comm.unfinished.settle("the end of the job")

@@ -249,6 +249,9 @@ def _unknown(name: str) -> InputError:
     return InputError(f"has an unknown setting; `hpcgnn train --help` lists them: {name}")
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """One option per setting, in a group per section; only those given are set on the namespace.
 
@@ -282,7 +285,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _metavar(setting: Setting) -> str | None:
     if setting.shown_others:
         return f"{{{','.join(setting.choices)}}}|{setting.shown_others}"
-    return None if setting.choices else "X"
+    return None if setting.choices else _METAVARS[type(setting.default)]
 
 
 def _set(changes: list[str]) -> dict[str, Any]:

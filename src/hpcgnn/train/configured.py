@@ -25,12 +25,14 @@ def configured_trainer(
     *,
     resume: bool = False,
     stop: StopRequest | None = None,
+    show: str = "lines",
 ) -> Trainer:
     """The trainer of a configuration, for a built-in model or one of the user's; collective.
 
     Args:
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
+        show: what is printed, see `Reporter`.
 
     Raises:
         InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
@@ -46,11 +48,11 @@ def configured_trainer(
     if own is None:
         return Trainer(
             graph, build_model(config.model, graph, task.num_outputs, seed), task,
-            resume=resume, stop=stop, opened=run,
+            resume=resume, stop=stop, show=show, opened=run,
         )  # fmt: skip
     if run.found is not None and graph.comm.rank == 0:
         path, checkpoint = run.found
         if changed := own.differs(checkpoint.model_file):
             warn(f"hpcgnn: warning: {path}: {changed}")
     model = own.build(graph, config.model.model_args, seed)
-    return Trainer(graph, model, task, resume=resume, stop=stop, opened=run)
+    return Trainer(graph, model, task, resume=resume, stop=stop, show=show, opened=run)

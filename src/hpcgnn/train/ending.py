@@ -12,9 +12,9 @@ from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
 from hpcgnn.train.journal import Journal
 from hpcgnn.train.progress import Progress
+from hpcgnn.train.reporter import Reporter
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.scores import Monitor
-from hpcgnn.train.telemetry import Reporter
 
 NO_VALIDATION = "no validation node has a label that can be scored"
 
@@ -27,6 +27,7 @@ class InDirectory(Protocol):
     config: Config
     store: CheckpointStore
     journal: Journal | None
+    rank_journal: Journal | None
     reporter: Reporter
     progress: Progress
     monitor: Monitor
@@ -35,13 +36,19 @@ class InDirectory(Protocol):
     start: int
 
 
-def open_journal(trainer: InDirectory) -> Journal | None:
-    """metrics.jsonl, on rank 0, and nothing left of how an attempt before ended; collective."""
+def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]:
+    """metrics.jsonl and ranks.jsonl, on rank 0; nothing is left of how an attempt before ended.
+
+    Collective.
+    """
     journal: Journal | None = None
+    ranks: Journal | None = None
     with agreed(trainer.comm, "metrics.jsonl"):
         if trainer.comm.rank == 0:
             path = trainer.run_dir / "metrics.jsonl"
             journal = Journal(path, trainer.epoch, trainer.config.training.epochs)
+            path = trainer.run_dir / "ranks.jsonl"
+            ranks = Journal(path, trainer.epoch, beside=True)
             try:
                 for name in (REQUEUE, ENDED):
                     path = trainer.run_dir / name
@@ -49,13 +56,14 @@ def open_journal(trainer: InDirectory) -> Journal | None:
             except OSError as error:
                 text = f"can't be removed: {error.strerror}; move it away"
                 raise OutputError(text, file=path) from None
-    return journal
+    return journal, ranks
 
 
 def say_end(trainer: InDirectory, finished: bool) -> None:
     """Close the journal, say how it ended, and leave word of it; collective."""
-    if trainer.journal is not None:
-        trainer.journal.close()
+    for journal in (trainer.journal, trainer.rank_journal):
+        if journal is not None:
+            journal.close()
     if not finished:
         _ask_for_requeue(trainer)
     if trainer.comm.rank != 0:

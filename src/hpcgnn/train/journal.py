@@ -66,6 +66,21 @@ def lines(path: Path) -> Iterator[Line]:
             yield Line(number, text.removesuffix(b"\n"), _record(text))
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a file with one per line, None for lines that are none.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        InputError: it can't be read, is no regular file, or far too large.
+    """
+    with _open(path, _LARGEST_FILE) as file:
+        while text := file.readline(_LONGEST_LINE + 1):
+            value: Any = None
+            with suppress(ValueError, RecursionError):
+                value = json.loads(text)
+            yield value if isinstance(value, dict) else None
+
+
 def config_of(run_dir: Path) -> dict[str, Any] | None:
     """The content of config.json; None where there is none.
 
@@ -139,30 +154,23 @@ class Journal:
     Args:
         epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
         until: the run's last epoch: up to here they will be written again.
+        beside: another journal of the run has the say: nothing is asked or told, later lines and
+            damaged ones are dropped.
 
     Raises:
         InputError: it can't be read, is somebody else's, or tells of epochs that would be lost.
         OutputError: it can't be written.
     """
 
-    def __init__(self, path: Path, epoch: int, until: int = MAX_EPOCH) -> None:
+    def __init__(
+        self, path: Path, epoch: int, until: int = MAX_EPOCH, *, beside: bool = False
+    ) -> None:
         self.path = path
         self._waiting: dict[int, str] = {}
         found = _Found.read(path)
-        if epoch == 0 and found.kept:
-            _check_lost(path, found)
-        last = max(found.kept, default=0)
-        if last > max(epoch, until):
-            raise InputError(
-                f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
-                f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
-                file=path,
-            )
+        if not beside:
+            _check_kept(path, found, epoch, until)
         kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
-        if found.bad:
-            _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
-        if found.kept and (missing := gaps(sorted(found.kept), epoch)):
-            _warn(f"{path}: no record of epoch {missing}")
         if found.tidy and len(kept) == found.lines and path.exists():
             return
         try:
@@ -263,6 +271,23 @@ def _ends_with_a_line(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"\n", b"")
+
+
+def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
+    """No epoch's record is lost without a word."""
+    if epoch == 0 and found.kept:
+        _check_lost(path, found)
+    last = max(found.kept, default=0)
+    if last > max(epoch, until):
+        raise InputError(
+            f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
+            f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
+            file=path,
+        )
+    if found.bad:
+        _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
+    if found.kept and (missing := gaps(sorted(found.kept), epoch)):
+        _warn(f"{path}: no record of epoch {missing}")
 
 
 def _check_lost(path: Path, found: _Found) -> None:

@@ -13,17 +13,23 @@ from typing import Any
 
 from hpcgnn.system import find_program
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+_ONE_PRESS = 1.0  # seconds: a launcher hands on what the terminal has sent already
+
+
+_WORDS = {signal.SIGINT.value: "Ctrl-C"}
 
 
 class StopRequest:
     """Remembers that this rank was asked to stop; the training loop lets all ranks agree.
 
+    Ctrl-C a second time ends the program at once, as it does where nobody listens.
     Use as a context manager: former signal handlers come back at the end.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self._pressed: float | None = None
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -36,7 +42,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.reason = self.reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._pressed is not None and now - self._pressed > _ONE_PRESS:
+                signal.signal(number, self._former[number])
+                os.kill(os.getpid(), number)
+                return
+            self._pressed = self._pressed or now
+        self.reason = self.reason or _WORDS.get(number, signal.Signals(number).name)
 
 
 class TimeLimit:

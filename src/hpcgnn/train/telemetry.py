@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import OutputError
 from hpcgnn.storage.write import atomic
-from hpcgnn.tasks.task import shown
 from hpcgnn.train.journal import check_regular
 
 
@@ -35,17 +34,27 @@ class Stopwatch:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def named(self, *phases: str) -> dict[str, float]:
+        """`{phase}_seconds` of these phases, 0 where one never came."""
+        return {f"{phase}_seconds": self.seconds.get(phase, 0.0) for phase in phases}
+
+
+def now() -> str:
+    """The time of day in UTC, as ISO 8601 has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
 
 @dataclass
 class Counters:
     """Where a rank's counters stood when the epoch began."""
 
     wait_seconds: float
-    bytes_sent: int
+    pack_seconds: float
+    sent_to_P: np.ndarray
 
     @staticmethod
     def of(ring: Ring) -> Counters:
-        return Counters(ring.wait_seconds, ring.bytes_sent)
+        return Counters(ring.wait_seconds, ring.pack_seconds, ring.sent_to_P.copy())
 
 
 def peak_memory(device: torch.device) -> int:
@@ -55,57 +64,58 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def over_ranks(comm: Communicator, ring: Ring, before: Counters, device: torch.device) -> dict:
-    """`{counter: {min, mean, max}}` over the ranks; collective."""
-    local = np.array(
-        [
-            ring.wait_seconds - before.wait_seconds,
-            ring.bytes_sent - before.bytes_sent,
-            peak_memory(device),
-        ],
-        np.float64,
-    )
-    least = comm.allreduce(local, "min", where="telemetry")
-    most = comm.allreduce(local, "max", where="telemetry")
-    mean = comm.allreduce(local, "sum", where="telemetry") / comm.size
-    names = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
-    return {
-        name: {"min": float(least[i]), "mean": float(mean[i]), "max": float(most[i])}
-        for i, name in enumerate(names)
+_SPREAD = ("comm_wait_seconds", "pack_seconds", "bytes_sent", "peak_memory_bytes")
+_MOST_PAIRS = 64  # ranks up to which it is recorded who sends how much to whom
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an epoch cost each rank.
+
+    Attributes:
+        spread: `{counter: {min, mean, max}}` over the ranks.
+        ranks: `{counter: [P]}`, and `sent_to` `[P, P]` where there are few ranks.
+    """
+
+    spread: dict[str, dict[str, float]]
+    ranks: dict[str, Any]
+
+
+def over_ranks(
+    comm: Communicator,
+    ring: Ring,
+    before: Counters,
+    seconds: dict[str, float],
+    device: torch.device,
+) -> Costs:
+    """The costs of an epoch on all ranks, the same on each; collective.
+
+    Args:
+        seconds: of this rank, by the names they are to have.
+    """
+    sent_P = ring.sent_to_P - before.sent_to_P
+    local = {
+        **seconds,
+        "comm_wait_seconds": ring.wait_seconds - before.wait_seconds,
+        "pack_seconds": ring.pack_seconds - before.pack_seconds,
+        "bytes_sent": int(sent_P.sum()),
+        "peak_memory_bytes": peak_memory(device),
     }
-
-
-class Reporter:
-    """One line per epoch: rewritten in place on a terminal, plain in a batch log."""
-
-    def __init__(self, epochs: int, metric: str, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
-        self.epochs, self.metric = epochs, metric
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        width = len(str(self.epochs))
-        line = f"epoch {record['epoch']:{width}d}/{self.epochs}  loss {record['loss']:.4f}"
-        if any(record[name] is not None for name in _SETS):
-            percent = shown(self.metric, 1).endswith("%")
-            sign = " %" if percent else ""
-            values = {name: shown(self.metric, record[name]) for name in _SETS}
-            scores = "  ".join(f"{n} {text.removesuffix(' %')}" for n, text in values.items())
-            line += f"  {self.metric}{sign} {scores}"
-        line += (
-            f"  {record['epoch_seconds']:.2f} s  wait {record['comm_wait_seconds']['max']:.2f} s"
-        )
-        line += f"  sent {human(record['bytes_sent']['mean'])}/rank"
-        line += f"  peak {human(record['peak_memory_bytes']['max'])}"
-        end = "\r" if self.live and record["epoch"] < self.epochs else "\n"
-        clear = "\x1b[2K" if self.live else ""
-        print(clear + line, end=end, file=self.stream, flush=True)
-
-    def say(self, text: str) -> None:
-        print(("\n" if self.live else "") + text, file=self.stream, flush=True)
-
-
-_SETS = ("train", "valid", "test")
+    pairs = sent_P if 1 < comm.size <= _MOST_PAIRS else sent_P[:0]
+    row = np.concatenate([np.array(list(local.values()), np.float64), pairs])
+    table_PN = np.stack(comm.allgather(row, where="telemetry"))
+    columns = {name: table_PN[:, i] for i, name in enumerate(local)}
+    spread = {
+        name: {"min": float(c.min()), "mean": float(c.mean()), "max": float(c.max())}
+        for name, c in columns.items()
+        if name in _SPREAD
+    }
+    ranks: dict[str, Any] = {
+        name: [round(value, 6) for value in column.tolist()] for name, column in columns.items()
+    }
+    if len(pairs):
+        ranks["sent_to"] = table_PN[:, len(local) :].astype(np.int64).tolist()
+    return Costs(spread, ranks)
 
 
 def human(size: float) -> str:

@@ -39,11 +39,12 @@ from hpcgnn.train.learned import Learned
 from hpcgnn.train.optimisation import Attack, clip_gradients, made_optimizer
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
+from hpcgnn.train.reporter import Reporter
 from hpcgnn.train.run import Run, config_of_program
 from hpcgnn.train.run_directory import held, note_end, write_config
 from hpcgnn.train.scores import Monitor, Scores, checked_rows, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
-from hpcgnn.train.telemetry import Counters, Profile, Reporter, Stopwatch, over_ranks
+from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, now, over_ranks
 
 Losses = Callable[["Trainer", int], Iterable[Tensor]]
 
@@ -71,6 +72,7 @@ class Trainer:
             the task's loss alone.
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
+        show: what is printed, see `Reporter`.
         opened: the run, where the command has opened it; None: opened here, by `settings`.
         settings: as options of `hpcgnn train`: epochs, patience, monitor, better, eval_every,
             checkpoint_every, keep, clip_norm, warmup, ema, seed, precision and so on.
@@ -96,6 +98,7 @@ class Trainer:
         losses: Losses | None = None,
         resume: bool = False,
         stop: StopRequest | None = None,
+        show: str = "lines",
         opened: Run | None = None,
         **settings: Any,
     ) -> None:
@@ -145,10 +148,11 @@ class Trainer:
             self._restore(*opened.found)
         elif self.learned.take_from_first(self.comm) and self.comm.rank == 0:
             say("note: the ranks had different weights: all start with those of rank 0")
-        self.journal = ending.open_journal(self)
+        self.saving, self.costs = Stopwatch(), Costs({}, {})
+        self.journal, self.rank_journal = ending.open_journals(self)
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
-        self.reporter = Reporter(config.training.epochs, self.task.metric)
+        self.reporter = Reporter(config.training.epochs, self.task.metric, show)
 
     def _made_call(self) -> ModelCall:
         if isinstance(self.model, Model):
@@ -238,14 +242,18 @@ class Trainer:
             found: dict[str, Any] = {"epoch": epoch, "loss": self._step(epoch, watch)}
             found |= dict.fromkeys(SPLITS)
             if self._evaluates(epoch):
-                with self.comm.at("evaluation"):
+                with watch.phase("evaluate"), self.comm.at("evaluation"):
                     found |= self._evaluated()
+        seconds = watch.named("epoch", "forward", "backward", "reduce", "evaluate")
+        self.costs = over_ranks(self.comm, self.graph.ring, before, seconds, self.device)
+        saving, self.saving = self.saving, Stopwatch()
         return {
             **found,
-            "epoch_seconds": watch.seconds["epoch"],
-            "forward_seconds": watch.seconds["forward"],
-            "backward_seconds": watch.seconds["backward"],
-            **over_ranks(self.comm, self.graph.ring, before, self.device),
+            "time": now(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **seconds,
+            **saving.named("checkpoint"),
+            **self.costs.spread,
         }
 
     def _step(self, epoch: int, watch: Stopwatch) -> float:
@@ -264,7 +272,8 @@ class Trainer:
         with watch.phase("backward"):
             if epoch == self.start + 1 and not isinstance(self.model, Model):
                 self.learned.note_unused(self.comm)
-            self._sum_gradients(epoch)
+            with watch.phase("reduce"):
+                self._sum_gradients(epoch)
             if self.config.optimiser.clip_norm:
                 clip_gradients(self.parameters, self.config.optimiser.clip_norm, self.comm)
         self.warmup.step(epoch)
@@ -395,8 +404,10 @@ class Trainer:
         self.rate.end(value)
         record |= {"metric": self.task.metric, "best_epoch": self.progress.best_epoch}
         self.callbacks.epoch(self, record)
-        if self.journal is not None:
+        if self.journal is not None and self.rank_journal is not None:
             self.journal.write(record | {"checkpoint": self.store.newest_epoch()})
+            self.rank_journal.write({"epoch": record["epoch"], **self.costs.ranks})
+            self.rank_journal.write({"epoch": record["epoch"], **self.costs.ranks})
         if self.comm.rank == 0:
             self.reporter.epoch(record)
         if best:
@@ -418,6 +429,10 @@ class Trainer:
         return bool(stop)
 
     def _save(self, best: bool = False) -> None:
+        with self.saving.phase("checkpoint"):
+            self._save_now(best)
+
+    def _save_now(self, best: bool) -> None:
         average = None if self.average is None else self.average.values
         arrays, sharded, plain = capture(
             self.learned,

@@ -219,7 +219,7 @@ def _settle(comm: Ranks) -> tuple[bool, bool]:
 
 def meet(seconds: float) -> bool:
     """Wait that long for all ranks to end in agreement."""
-    from mpi4py import MPI
+    from hpcgnn.comm.mpi_library import MPI
 
     request = MPI.COMM_WORLD.Ibarrier()
     end = time.monotonic() + seconds
@@ -232,7 +232,7 @@ def meet(seconds: float) -> bool:
 
 def abort(comm: Ranks | None, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
-    from mpi4py import MPI
+    from hpcgnn.comm.mpi_library import MPI
 
     # Nothing on the way may keep this rank from ending the others: memory may have run out.
     with suppress(Exception):

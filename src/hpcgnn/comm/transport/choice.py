@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from mpi4py import MPI
 
+from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport, Transport
 from hpcgnn.comm.transport.staged import CudaCopier, StagedTransport

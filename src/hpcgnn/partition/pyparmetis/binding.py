@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mpi4py import MPI
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import shared_library
 from hpcgnn.partition.sorting import Array, Int64
@@ -322,6 +323,8 @@ def load(comm: Communicator | MPI.Comm) -> ParMETIS:
 
 def find() -> Path:
     """The build to use: HPCGNN_PARMETIS, or the first usable of the usual places."""
+    if MPI.Get_library_version() == NO_LIBRARY:
+        raise InputError(f"ParMETIS needs MPI: pip install mpich, {OTHERWISE}")
     chosen = os.environ.get("HPCGNN_PARMETIS")
     if chosen:
         given = Path(chosen)

@@ -1,0 +1,163 @@
+"""What `--help` of a verb shows: examples first, everyday options, the rest behind `--help-all`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hpcgnn.errors import InputError
+
+EXAMPLES = {
+    "generate": (
+        "hpcgnn generate sbm graph.h5",
+        "hpcgnn generate sbm graph.h5 --nodes 1000000 --degree 30 --classes 40",
+        "mpiexec -n 4 hpcgnn generate rmat big.h5 --nodes 100000000 --degree 20",
+    ),
+    "convert": (
+        "hpcgnn convert edges.txt.gz web.h5 --features features.npy --labels labels.npy",
+        "hpcgnn convert cora/ cora.h5",
+        "hpcgnn convert graph.mtx graph.h5 --symmetrise",
+    ),
+    "partition": (
+        "mpiexec -n 4 hpcgnn partition graph.h5",
+        "mpiexec -n 4 hpcgnn partition graph.h5 --parts 16 -o graph.p16.h5",
+        "srun -n 64 hpcgnn partition graph.h5 --method parmetis",
+    ),
+    "train": (
+        "hpcgnn train graph.h5",
+        "mpiexec -n 4 hpcgnn train graph.p4.h5 --model gat --hidden 128 --run-dir runs/gat",
+        "srun -n 64 hpcgnn train graph.p64.h5 --config recipe.toml --run-dir runs/big --resume",
+    ),
+    "predict": (
+        "mpiexec -n 4 hpcgnn predict graph.p4.h5 runs/gat -o predictions.csv",
+        "hpcgnn predict new.p1.h5 runs/gat -o new.h5 --any-graph",
+        "hpcgnn predict graph.p1.h5 --label-propagation -o labels.csv",
+    ),
+    "info": (
+        "hpcgnn info graph.h5",
+        "hpcgnn info graph.p4.h5 --check",
+        "hpcgnn info runs/gat/checkpoints/best.h5 --json",
+    ),
+    "plan": (
+        "hpcgnn plan graph.h5 --ranks 8 --memory-per-rank 16GiB",
+        "hpcgnn plan graph.p8.h5 --model gat --hidden 128",
+        "hpcgnn plan graph.h5 --ranks 8 --device cuda --precision bf16 --json",
+    ),
+    "report": (
+        "hpcgnn report runs/gat",
+        "hpcgnn report runs/gat runs/sage -o compared",
+        "hpcgnn report runs/gat --json",
+    ),
+    "doctor": (
+        "hpcgnn doctor",
+        "mpiexec -n 4 hpcgnn doctor",
+        "srun -n 8 hpcgnn doctor",
+    ),
+    "bench": (
+        "hpcgnn bench kernels",
+        "hpcgnn bench kernels --threads 2 --heads 4 --channels 32",
+        "hpcgnn bench kernels --device cuda --nodes 2000000 --edges 60000000",
+    ),
+    "jobs": (
+        "hpcgnn jobs .",
+        "hpcgnn jobs cluster/",
+        "sbatch --nodes=2 jobs/train.sbatch graph.p8.h5 --run-dir runs/big",
+    ),
+    "new": (
+        "hpcgnn new my_model.py",
+        "hpcgnn train graph.h5 --model my_model.py:Net",
+        "hpcgnn train graph.h5 --model my_model.py:Net --model-args hidden=64,layers=2",
+    ),
+}
+
+_ALWAYS = {"help", "help_all", "timeout"}
+# Options that --help shows of verbs that have many; all others are behind --help-all.
+EVERYDAY = {
+    "train": {
+        *("graph", "run_dir", "resume", "config", "show", "changes", "task"),
+        *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
+        *("optimizer", "lr", "weight_decay", "schedule", "epochs", "patience", "metric", "seed"),
+        *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),
+    },
+    "plan": {
+        *("graph", "ranks", "memory_per_rank", "json", "config"),
+        *("model", "layers", "hidden", "heads", "mode", "halo_buffer", "device", "precision"),
+    },
+}
+
+
+class _HelpAll(argparse.Action):
+    """Marks the parser and shows its help; what is behind it was not hidden then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        parser.print_help()
+        parser.exit()
+
+
+def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> None:
+    """Give the parser of a verb its examples, and hide what only `--help-all` shows."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    shown = "\n".join(f"  {line}" for line in EXAMPLES[verb])
+    parser.description = f"{parser.description}\n\n{shown}"
+    everyday = EVERYDAY.get(verb)
+    if everyday is None:
+        return
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="with all options"
+    )
+    if "--help-all" in argv:
+        return
+    hidden = 0
+    for action in parser._actions:
+        if action.dest not in everyday | _ALWAYS:
+            action.help = argparse.SUPPRESS
+            hidden += 1
+    if hidden:
+        parser.epilog = f"{hidden} more options: hpcgnn {verb} --help-all"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` with at most two words, or nothing where no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.75)
+    return f": did you mean {' or '.join(found)}?" if found else ""
+
+
+def explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """argparse's complaint, with the word that was probably meant."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    if message.startswith("unrecognized arguments: "):
+        given = message.removeprefix("unrecognized arguments: ").split()[0]
+        return message + nearest(given.partition("=")[0], flags)
+    if "invalid choice: " in message:
+        given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
+        choices = [
+            str(choice)
+            for action in parser._actions
+            for choice in action.choices or ()
+            if message.startswith(f"argument {_name(action)}")
+        ]
+        return message + nearest(given, choices)
+    return message
+
+
+def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
+    """The script that lets a shell complete verbs and options.
+
+    Raises:
+        InputError: no such shell, or shtab is missing.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise InputError("completion needs shtab: pip install shtab") from None
+    if shell not in shtab.SUPPORTED_SHELLS:
+        shells = ", ".join(shtab.SUPPORTED_SHELLS)
+        raise InputError(f"--print-completion knows {shells}", value=shell)
+    print(shtab.complete(parser, shell))
+
+
+def _name(action: argparse.Action) -> str:
+    metavar = action.metavar if isinstance(action.metavar, str) else action.dest
+    return "/".join(action.option_strings) or metavar

@@ -1,0 +1,64 @@
+"""`hpcgnn new`: write a model file that trains as it is, to be changed."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from pathlib import Path
+
+from hpcgnn.errors import InputError, OutputError, say
+
+PARALLEL = False
+
+MODEL = '''\
+"""A model of one's own.
+
+    hpcgnn train graph.h5 --model {name}:Net --model-args hidden=64,layers=2
+"""
+
+import torch
+from torch.nn import functional
+
+from hpcgnn import nn
+
+
+class Net(torch.nn.Module):
+    """Called once with the graph and what --model-args gives; the same on every rank."""
+
+    def __init__(self, graph, hidden=64, layers=2, dropout=0.3):
+        super().__init__()
+        # A rank holds `graph.num_local_nodes` of the nodes: features [n, F], and its own results.
+        widths = [graph.features.shape[1], *[hidden] * (layers - 1), graph.num_classes]
+        self.convs = torch.nn.ModuleList(
+            nn.SAGEConv(a, b) for a, b in zip(widths, widths[1:])
+        )
+        # Statistics and masks over all ranks: torch's own would see one part only.
+        self.norms = torch.nn.ModuleList(nn.BatchNorm(width) for width in widths[1:-1])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, graph, x):
+        """Rows of the local nodes to one row of class scores each."""
+        for conv, norm in zip(self.convs, self.norms):
+            x = functional.relu(norm(graph, conv(graph, x)))
+            x = self.dropout(graph, x)
+        return self.convs[-1](graph, x)
+'''
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="MODEL.py")
+
+
+def run(args: argparse.Namespace, comm: None) -> int:
+    path: Path = args.file
+    if path.suffix != ".py":
+        raise InputError("must end in .py", value=str(path))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(MODEL.format(name=path.name))
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise InputError("exists already: choose another name", file=path) from None
+        raise OutputError(f"can't be written: {error.strerror}", file=path) from None
+    say(f"{path}: hpcgnn train graph.h5 --model {path}:Net")
+    return 0

@@ -1,0 +1,32 @@
+"""What mpiexec and srun tell a process of its place, before MPI is started."""
+
+from __future__ import annotations
+
+import os
+
+_LAUNCHERS = (
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PALS_RANKID", "PALS_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1).
+
+    Variables that make no sense, as other programs can leave them, count as not set.
+    """
+    for names in _LAUNCHERS:
+        rank, size = map(_number, names)
+        if rank is not None and size is not None and rank < size:
+            return rank, size
+    return 0, 1
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

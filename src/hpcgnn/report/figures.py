@@ -1,0 +1,256 @@
+"""Drawings of runs, by matplotlib: each is a `Figure` that can be saved as SVG or PNG.
+
+Colours keep their meaning from figure to figure, and are told apart by the colour-blind.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpcgnn.errors import InputError
+from hpcgnn.report.run import SETS, Run
+from hpcgnn.report.time_split import PARTS, per_epoch, per_rank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: https://jfly.uni-koeln.de/color/
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+_SET_COLOURS = dict(zip(SETS, _COLOURS, strict=False))
+_MOST_EPOCHS = 2000  # points of a curve; more than that many pixels show nothing
+_MOST_BARS = 128
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what it shows in words."""
+
+    name: str
+    title: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """The figure as an `<svg>` element, the same bytes for the same run."""
+        buffer = io.StringIO()
+        matplotlib = _matplotlib()
+        with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        return text[text.index("<svg") :]
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError(
+            "the page of a report needs matplotlib: pip install matplotlib, or --text"
+        ) from None
+    return matplotlib
+
+
+def draw(runs: Sequence[Run], metric: str) -> list[Drawing]:
+    """All figures that these runs have the numbers for.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    _matplotlib()
+    found = [_curves(runs, "loss", "Loss", lambda r: r["loss"], log=True)]
+    found.append(_scores(runs, metric))
+    found.append(_curves(runs, "learning-rate", "Learning rate", lambda r: r.get("lr")))
+    for number, run in enumerate(runs):
+        suffix = f"-{number + 1}" if len(runs) > 1 else ""
+        found += [_time(run, suffix), _rank_seconds(run, suffix), _rank_memory(run, suffix)]
+        found.append(_matrix(run, suffix))
+    return [drawing for drawing in found if drawing is not None]
+
+
+def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _thinned(run: Run) -> list[dict[str, Any]]:
+    """At most `_MOST_EPOCHS` of the records, first and last among them."""
+    step = -(-len(run.records) // _MOST_EPOCHS)
+    kept = run.records[::step]
+    return kept if kept[-1] is run.records[-1] else [*kept, run.records[-1]]
+
+
+def _curves(
+    runs: Sequence[Run],
+    name: str,
+    title: str,
+    value: Callable[[dict[str, Any]], float | None],
+    *,
+    log: bool = False,
+) -> Drawing | None:
+    figure, axes = _figure(title)
+    drawn = 0
+    for number, run in enumerate(runs):
+        points = [(r["epoch"], value(r)) for r in _thinned(run) if value(r) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            log = log and min(y) > 0
+            axes.plot(x, y, color=_COLOURS[number % 7], label=run.folder.name, linewidth=1.6)
+            drawn += 1
+    if not drawn:
+        return None
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(title.lower())
+    if len(runs) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return Drawing(name, title, figure)
+
+
+def _scores(runs: Sequence[Run], metric: str) -> Drawing | None:
+    metric = metric[:1].upper() + metric[1:]
+    title = (
+        f"{metric}, training, validation and test" if len(runs) == 1 else f"{metric}, validation"
+    )
+    figure, axes = _figure(title)
+    drawn = 0
+    for number, run in enumerate(runs):
+        for kind in SETS if len(runs) == 1 else ("valid",):
+            points = [(r["epoch"], r[kind]) for r in _thinned(run) if r.get(kind) is not None]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            colour = _SET_COLOURS[kind] if len(runs) == 1 else _COLOURS[number % 7]
+            label = kind if len(runs) == 1 else run.folder.name
+            axes.plot(x, y, color=colour, label=label, linewidth=1.6)
+            drawn += 1
+    if not drawn:
+        return None
+    if len(runs) == 1 and runs[0].best.get("valid") is not None:
+        axes.axvline(runs[0].best["epoch"], color="#666666", linewidth=0.9, linestyle="--")
+        axes.annotate(
+            "best",
+            (runs[0].best["epoch"], 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#666666",
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(metric.lower())
+    axes.legend(frameon=False, fontsize=9)
+    return Drawing("scores", title, figure)
+
+
+def _time(run: Run, suffix: str) -> Drawing:
+    title = f"Where the seconds of an epoch go{_of(run, suffix)}"
+    figure, axes = _figure(title)
+    records = _thinned(run)
+    epochs = [record["epoch"] for record in records]
+    split = [per_epoch(record) for record in records]
+    stacks = {part: [each[part] for each in split] for part in PARTS}
+    stacks = {part: values for part, values in stacks.items() if any(values)}
+    colours = [_COLOURS[list(PARTS).index(part)] for part in stacks]
+    if len(epochs) > 1:
+        labels = [PARTS[part] for part in stacks]
+        axes.stackplot(epochs, *stacks.values(), labels=labels, colors=colours, step="mid", lw=0)
+    else:
+        low = 0.0
+        for (part, values), colour in zip(stacks.items(), colours, strict=True):
+            axes.bar(epochs, values, bottom=low, label=PARTS[part], color=colour, width=0.4)
+            low += values[0]
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("seconds, mean over ranks")
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
+    top = sorted(sum(each.values()) for each in split)
+    axes.set_ylim(
+        0, 1.35 * top[int(0.98 * (len(top) - 1))] or None
+    )  # one slow epoch hides no other
+    return Drawing(f"time{suffix}", title, figure)
+
+
+def _rank_seconds(run: Run, suffix: str) -> Drawing | None:
+    split = per_rank(run)
+    if not split:
+        return None
+    title = f"Seconds of each rank in epoch {run.ranks.epoch if run.ranks else 0}{_of(run, suffix)}"
+    figure, axes = _figure(title)
+    count = len(next(iter(split.values())))
+    low = [0.0] * count
+    for part, values in split.items():
+        if any(values):
+            colour = _COLOURS[list(PARTS).index(part)]
+            axes.bar(range(count), values, bottom=low, label=PARTS[part], color=colour, width=0.8)
+            low = [a + b for a, b in zip(low, values, strict=True)]
+    axes.set_xlabel("rank")
+    axes.set_ylabel("seconds")
+    axes.set_ylim(0, 1.35 * max(low) or None)
+    _whole_numbers(axes, count)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
+    return Drawing(f"rank-seconds{suffix}", title, figure)
+
+
+def _rank_memory(run: Run, suffix: str) -> Drawing | None:
+    peaks = run.ranks.numbers.get("peak_memory_bytes") if run.ranks else None
+    if not peaks:
+        return None
+    title = f"Peak memory of each rank{_of(run, suffix)}"
+    figure, axes = _figure(title, height=2.6)
+    axes.bar(range(len(peaks)), [peak / 1e6 for peak in peaks], color=_COLOURS[0], width=0.8)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("MB, imports included")
+    _whole_numbers(axes, len(peaks))
+    return Drawing(f"rank-memory{suffix}", title, figure)
+
+
+def _matrix(run: Run, suffix: str) -> Drawing | None:
+    sent = run.ranks.sent_to if run.ranks else None
+    if sent is None or len(sent) < 2:
+        return None
+    title = f"Bytes sent from rank to rank in an epoch{_of(run, suffix)}"
+    figure, axes = _figure(title, height=4.6)
+    axes.grid(visible=False)
+    numbers = [[value / 1e6 for value in row] for row in sent]
+    image = axes.imshow(numbers, cmap="viridis", vmin=0)
+    figure.colorbar(image, ax=axes, label="MB")
+    if len(sent) <= 8:
+        most = max(max(row) for row in numbers)
+        for r, row in enumerate(numbers):
+            for p, value in enumerate(row):
+                colour = "white" if value < 0.6 * most else "black"
+                axes.text(p, r, f"{value:.3g}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("to rank")
+    axes.set_ylabel("from rank")
+    _whole_numbers(axes, len(sent))
+    axes.set_yticks(axes.get_xticks() if len(sent) <= 16 else [])
+    return Drawing(f"bytes{suffix}", title, figure)
+
+
+def _of(run: Run, suffix: str) -> str:
+    return f": {run.folder.name}" if suffix else ""
+
+
+def _whole_numbers(axes: Axes, count: int) -> None:
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    few = count <= 16
+    locator = FixedLocator(list(range(count))) if few else MaxNLocator(integer=True, nbins=16)
+    axes.xaxis.set_major_locator(locator)
+    axes.set_xlim(-0.6, count - 0.4)

@@ -1,0 +1,120 @@
+"""One HTML page about one or several runs, which needs no network and no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from hpcgnn.errors import printable
+from hpcgnn.report import compare
+from hpcgnn.report.figures import Drawing
+from hpcgnn.report.run import Run, read_quality
+from hpcgnn.report.summary import as_text, summarise
+from hpcgnn.version import __version__
+
+# By this a page of ours is known, and may be replaced.
+SIGN = '<meta name="generator" content="hpcgnn report'
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(28rem, 1fr)); gap: 1rem; }
+figure { margin: 0; border: 1px solid #e4e4e4; border-radius: 6px; padding: .4rem; }
+figure svg { width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ececec;
+         vertical-align: top; overflow-wrap: anywhere; }
+th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
+@media (max-width: 32rem) { .figures { grid-template-columns: 1fr; } }
+"""
+
+
+def page(runs: Sequence[Run], drawings: Iterable[Drawing]) -> str:
+    """The text of the page; whatever comes from files is escaped."""
+    names = ", ".join(run.folder.name for run in runs)
+    parts = [f"<h1>{_text(names)}</h1>"]
+    if len(runs) > 1:
+        parts += ["<h2>Beside each other</h2>", _comparison(runs)]
+    else:
+        parts.append(_facts(runs[0]))
+    shown = "".join(
+        f'<figure id="{escape(d.name)}" role="img" aria-label="{escape(printable(d.title))}">'
+        f"{d.svg()}</figure>"
+        for d in drawings
+    )
+    parts += ["<h2>Figures</h2>", f'<div class="figures">{shown}</div>']
+    for run in runs:
+        title = f": {_text(run.folder.name)}" if len(runs) > 1 else ""
+        parts += _sections(run, title)
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'{SIGN} {escape(__version__)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(names)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n"
+        "</body></html>\n"
+    )
+
+
+def _facts(run: Run) -> str:
+    lines = as_text(summarise(run))[1:]
+    return _rows([line.strip().partition("  ")[::2] for line in lines])
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    reached = _table(["run", *compare.COLUMNS.values()], compare.reached(runs))
+    rows = compare.differing(runs)
+    if not rows:
+        return f"{reached}<p>All settings are the same.</p>"
+    head = ["setting", *(run.folder.name for run in runs)]
+    return (
+        reached
+        + "<h2>Settings that differ</h2>"
+        + _table(head, [[name, *values] for name, values in rows.items()])
+    )
+
+
+def _sections(run: Run, title: str) -> Iterable[str]:
+    quality = read_quality(run.starts)
+    if quality:
+        yield f"<h2>Partition{title}</h2>"
+        yield _rows([(name, _joined(value)) for name, value in quality.items()])
+    if run.starts:
+        yield f"<h2>Starts{title}</h2>"
+        columns = ["time", "from_epoch", "ranks", "hosts", "device", "releases", "graph"]
+        yield _table(columns, [[_joined(s.get(name)) for name in columns] for s in run.starts])
+    yield f"<h2>Settings{title}</h2>"
+    yield _rows(sorted(run.settings().items()))
+    yield f'<p class="faint">From {_text(str(run.folder))}.</p>'
+
+
+def _joined(value: Any) -> str:
+    """Plain text of a value from a file, long lists cut."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_joined(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        shown = [_joined(entry) for entry in value[:8]]
+        return " ".join(shown) + (f" and {len(value) - 8} more" if len(value) > 8 else "")
+    if value is None:
+        return "-"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def _text(value: Any) -> str:
+    return escape(printable(str(value)))
+
+
+def _rows(rows: Iterable[tuple[Any, Any]]) -> str:
+    cells = "".join(f"<tr><th>{_text(a)}</th><td>{_text(b)}</td></tr>" for a, b in rows)
+    return f'<div class="scroll"><table>{cells}</table></div>'
+
+
+def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(_joined(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'

@@ -1,0 +1,190 @@
+"""What a run directory holds: the files that training leaves there, read with mistrust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.journal import MAX_EPOCH, Line, config_of, is_number, json_lines, lines
+
+SETS = ("train", "valid", "test")
+SECONDS = ("epoch_seconds", "forward_seconds", "backward_seconds")
+SPREAD = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
+_MOST_RANKS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Numbers of every rank in the last epoch that has them, each of length P.
+
+    `sent_to[r][p]` are the bytes that rank r sent to rank p in that epoch; None where a run has too
+    many ranks for it.
+    """
+
+    epoch: int
+    numbers: dict[str, list[float]]
+    sent_to: list[list[int]] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, read once.
+
+    Attributes:
+        records: the last record of each epoch, rising.
+        repeated: records there are besides.
+        config: settings by name, in sections or flat as they were written.
+        starts: what each start of the run said of itself: time, hosts, ranks, graph, releases.
+        ranks: None for runs that kept none.
+    """
+
+    folder: Path
+    records: list[dict[str, Any]]
+    repeated: int
+    config: dict[str, Any]
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    ranks: Ranks | None = None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").glob("[!.]*.h5"))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the epoch that the run chose, or the last one where it chose none."""
+        # Records of earlier releases don't say which was the best: then larger values are better.
+        said = self.records[-1].get("best_epoch")
+        found = [record for record in self.records if record["epoch"] == said]
+        if type(said) is int and found:
+            return found[0]
+        scored = [record for record in self.records if record.get("valid") is not None]
+        return max(scored, key=lambda record: record["valid"], default=self.records[-1])
+
+    def settings(self) -> dict[str, Any]:
+        """Settings by their name without a section."""
+        flat: dict[str, Any] = {}
+        for name, value in self.config.items():
+            flat |= value if isinstance(value, dict) else {name: value}
+        return flat
+
+
+def read_run(folder: Path) -> Run:
+    """Everything that `folder` tells of a run.
+
+    Raises:
+        InputError: no such folder, no epochs, or a line that is no record.
+    """
+    records, repeated = _records(folder)
+    return Run(folder, records, repeated, _config(folder), _starts(folder), _ranks(folder))
+
+
+def _records(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    path = folder / "metrics.jsonl"
+    if not folder.is_dir():
+        raise InputError("no such folder", file=folder)
+    found: dict[int, dict[str, Any]] = {}
+    number = 0
+    try:
+        for line in lines(path):
+            number = line.number
+            record = _checked(line, path)
+            found[record["epoch"]] = record
+    except FileNotFoundError:
+        raise InputError("has no metrics.jsonl: not a run directory", file=folder) from None
+    if not found:
+        raise InputError("holds no epoch yet", file=path)
+    return [found[epoch] for epoch in sorted(found)], number - len(found)
+
+
+def _checked(line: Line, path: Path) -> dict[str, Any]:
+    record = line.record
+    if record is not None:  # an undefined score, which is no JSON, is none
+        record |= {n: None for n in SETS if record.get(n) != record.get(n)}
+    try:
+        good = record is not None and all(is_number(record[name]) for name in ("loss", *SECONDS))
+        if record is not None:
+            good = good and all(
+                is_number(record[name][end]) for name in SPREAD for end in ("min", "mean", "max")
+            )
+            good = good and all(record.get(n) is None or is_number(record[n]) for n in SETS)
+    except (KeyError, TypeError):
+        good = False
+    if record is None or not good:
+        try:
+            line.text.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"line {line.number} is no text", file=path) from None
+        raise InputError(
+            f"line {line.number} is torn or no record of an epoch; `hpcgnn train --resume` drops "
+            "it",
+            file=path,
+        )
+    return record
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = config_of(folder) or {}
+    for name in ("epochs", "patience"):
+        value = config.get(name)
+        if value is not None and (type(value) is not int or abs(value) > MAX_EPOCH):
+            raise InputError(
+                "must be a number of epochs",
+                file=folder / "config.json",
+                dataset=name,
+                value=type(value).__name__,
+            )
+    return config
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    """Older runs kept none; a torn line is passed over."""
+    try:
+        return [start for start in json_lines(folder / "starts.jsonl") if start is not None]
+    except FileNotFoundError:
+        return []
+
+
+def _ranks(folder: Path) -> Ranks | None:
+    last: dict[str, Any] | None = None
+    matrix: list[list[int]] | None = None
+    try:
+        for line in lines(folder / "ranks.jsonl"):
+            if line.record is not None:
+                last = line.record
+                matrix = _matrix(last.get("sent_to")) or matrix
+    except FileNotFoundError:
+        return None
+    if last is None:
+        return None
+    numbers = {
+        name: values
+        for name, values in last.items()
+        if name != "sent_to"
+        and isinstance(values, list)
+        and 0 < len(values) <= _MOST_RANKS
+        and all(is_number(value) for value in values)
+    }
+    count = len(next(iter(numbers.values()), []))
+    if not count or any(len(values) != count for values in numbers.values()):
+        raise InputError("its last line has not one number per rank", file=folder / "ranks.jsonl")
+    if matrix is not None and len(matrix) != count:
+        matrix = None
+    return Ranks(last["epoch"], numbers, matrix)
+
+
+def _matrix(value: object) -> list[list[int]] | None:
+    if not isinstance(value, list):
+        return None
+    square = all(isinstance(row, list) and len(row) == len(value) for row in value)
+    return value if square and all(is_number(n) for row in value for n in row) else None
+
+
+def read_quality(starts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the last start said of the partition; empty where it said nothing."""
+    for start in reversed(starts):
+        partition = start.get("partition")
+        if isinstance(partition, dict):
+            return partition
+    return {}

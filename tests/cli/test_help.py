@@ -1,0 +1,96 @@
+"""What the command says of itself: examples that parse, options in two steps, near words."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpcgnn.cli import main as cli
+from hpcgnn.cli.help import EVERYDAY, EXAMPLES
+from hpcgnn.cli.main import VERBS, main
+from hpcgnn.train.config import options
+
+
+def shown(capsys, *argv: str) -> str:
+    assert main(list(argv)) == 0
+    return capsys.readouterr().out
+
+
+def test_every_verb_has_three_examples_that_parse():
+    assert EXAMPLES.keys() == VERBS.keys()
+    for verb, lines in EXAMPLES.items():
+        assert len(lines) == 3 and verb in lines[0]
+        for line in lines:
+            words = line.split()
+            if words[0] == "sbatch":
+                words = ["hpcgnn", Path(words[2]).stem, *words[3:]]
+            argv = words[words.index("hpcgnn") + 1 :]
+            args = cli._parser({argv[0]: cli._module(argv[0])}, argv).parse_args(argv)
+            assert args.verb == argv[0]
+
+
+@pytest.mark.parametrize("verb", EVERYDAY)
+def test_rare_options_are_shown_by_help_all_only(verb, capsys):
+    short, long = shown(capsys, verb, "--help"), shown(capsys, verb, "--help-all")
+    assert "--lr" in long and "--teleport" in long and "--teleport" not in short
+    assert f"more options: hpcgnn {verb} --help-all" in short
+    assert "more options" not in long and len(short) < 0.75 * len(long)
+    for name in options():
+        assert f"--{name.replace('_', '-')}" in long
+
+
+def test_everyday_options_exist():
+    for verb, names in EVERYDAY.items():
+        known = {action.dest for action in cli._parser({verb: cli._module(verb)}, []).verb._actions}
+        assert names <= known
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "did you mean train?; `hpcgnn --help`"),
+        (["train", "g.h5", "--modle", "gat"], "--model?; `hpcgnn train --help`"),
+        (["train", "g.h5", "--norm", "bacth"], "did you mean batch?; `hpcgnn train --help`"),
+        (["partition", "g.h5", "--methd=block"], "did you mean --method?; `hpcgnn partition"),
+        (["info", "--zzz", "g.h5"], "unrecognized arguments: --zzz; `hpcgnn info --help`"),
+    ],
+)
+def test_near_words_are_offered(argv, said, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_a_shell_can_complete(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    script = tmp_path / "hpcgnn.bash"
+    script.write_text(shown(capsys, "--print-completion", "bash"))
+    bash = shutil.which("bash")
+    assert bash is not None
+    ask = f"source {script}; complete -p hpcgnn"
+    done = subprocess.run([bash, "-c", ask], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and done.stdout.startswith("complete ")
+    assert "--teleport" in script.read_text()
+    assert main(["--print-completion", "cmd"]) == 2
+    assert "knows bash" in capsys.readouterr().err
+
+
+def test_new_writes_a_model_once(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(["new", str(path)]) == 0
+    compile(path.read_text(), str(path), "exec")
+    assert f"--model {path}:Net" in capsys.readouterr().out
+    assert main(["new", str(path)]) == 2 and main(["new", str(tmp_path / "mine.txt")]) == 2
+    assert main(["new", str(tmp_path / "absent" / "mine.py")]) == 2
+
+
+def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
+    assert main(["jobs", str(tmp_path)]) == 0
+    names = {path.name for path in (tmp_path / "jobs").iterdir()}
+    assert {"train.sbatch", "launch.sh", "pipeline.sh", "profiles"} <= names
+    assert (tmp_path / "jobs" / "pipeline.sh").stat().st_mode & 0o100
+    assert main(["jobs", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""One process without an MPI library: everything but other ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+from hpcgnn.cli.main import main
+for line in '''generate sbm g.h5 --nodes 300 --degree 8
+partition g.h5 --method random -o g.p1.h5
+train g.p1.h5 --epochs 2 --hidden 8 --run-dir run
+predict g.p1.h5 run -o out.csv
+report run --text
+info g.h5
+plan g.p1.h5'''.splitlines():
+    status = main(line.split())
+    assert status == 0, line
+assert main("doctor".split()) == 1
+"""
+
+
+def hidden(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "OMPI_"))}
+    return kept | {"MPI4PY_LIBMPI": "/no/libmpi.so", "OMP_NUM_THREADS": "1"} | more
+
+
+def test_all_verbs_work_in_one_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SCRIPT],
+        cwd=tmp_path, env=hidden(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 301
+    assert "no MPI, so one process at a time: pip install mpich" in done.stdout
+
+
+def test_several_processes_are_refused_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "hpcgnn", "train", "g.h5"],
+        cwd=tmp_path, env=hidden(PMI_RANK="0", PMI_SIZE="2"), capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("hpcgnn: error: no MPI: pip install mpich")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,180 @@
+"""The page of `hpcgnn report`: whole, on its own, and harmless whatever a run directory holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from hpcgnn.cli import main
+from hpcgnn.report.run import read_run
+from hpcgnn.report.time_split import per_epoch, per_rank
+
+RANKS = 3
+NAME = "<script>alert(1)</script>"
+
+
+def write_run(folder: Path, lr: float = 0.01, name: str = "sage") -> Path:
+    def spread(mean: float) -> dict[str, float]:
+        return {"min": 0.9 * mean, "mean": mean, "max": 1.1 * mean}
+
+    folder.mkdir()
+    records = [
+        {
+            "epoch": epoch,
+            "loss": 2 / epoch,
+            "train": 0.5,
+            "valid": None if epoch == 2 else 0.1 * epoch,
+            "test": 0.4,
+            "lr": lr,
+            "metric": "accuracy",
+            "epoch_seconds": 1.0,
+            "forward_seconds": 0.3,
+            "backward_seconds": 0.5,
+            "reduce_seconds": 0.1,
+            "evaluate_seconds": 0.15,
+            "checkpoint_seconds": 0.25,
+            "pack_seconds": spread(0.05),
+            "comm_wait_seconds": spread(0.2),
+            "bytes_sent": spread(1e6),
+            "peak_memory_bytes": spread(1e8),
+        }
+        for epoch in (1, 2, 3)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    seconds = {f"{part}_seconds": [0.1, 0.2, 0.3] for part in ("forward", "backward", "comm_wait")}
+    rows = [[0, 5, 6], [7, 0, 9], [1, 2, 0]]
+    ranks = {"epoch": 3, **seconds, "epoch_seconds": [1.0] * RANKS, "sent_to": rows}
+    (folder / "ranks.jsonl").write_text(json.dumps(ranks | {"peak_memory_bytes": [1e8] * 3}) + "\n")
+    start = {"time": "2026-01-01T00:00:00Z", "ranks": RANKS, "partition": {"method": name}}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\nno json\n")
+    (folder / "config.json").write_text(json.dumps({"model": {"kind": name}, "lr": lr}))
+    return folder
+
+
+def _inline(link: str) -> bool:
+    return link.startswith(("#", "data:image/png;base64,"))
+
+
+class Outside(HTMLParser):
+    """What the page would fetch or run, and the tags that stay open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.figures = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.figures += tag == "figure"
+        if tag in ("script", "link", "iframe", "img", "object", "embed"):
+            self.found.append(tag)
+        self.found += [
+            f"{tag} {name}={value}"
+            for name, value in attrs
+            if name.startswith("on")
+            or (name.endswith(("src", "href")) and not _inline(value or ""))
+        ]
+
+
+def test_page_stands_alone_and_shows_every_figure(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    assert main.main(["report", str(folder)]) == 0
+    out = folder / "report"
+    assert f"page: {out / 'index.html'}" in capsys.readouterr().out
+    outside = Outside()
+    outside.feed((out / "index.html").read_text())
+    names = ["bytes", "learning-rate", "loss", "rank-memory", "rank-seconds", "scores", "time"]
+    assert outside.found == [] and outside.figures == len(names)
+    assert sorted(path.stem for path in out.glob("*.png")) == names
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in out.glob("*.png"))
+
+
+def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
+    folders = [write_run(tmp_path / f"run{k}", lr=k / 100) for k in (1, 2)]
+    args = ["report", *map(str, folders), "-o", str(tmp_path / "both")]
+    assert main.main(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith("lr")] == [["lr", "0.01", "0.02"]]
+    assert not any(line.startswith("kind") for line in lines)
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "Settings that differ" in page and page.count("<figure") == 3 + 2 * 4
+
+
+def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
+    folder = write_run(tmp_path / "a&b<i>", name=NAME)
+    assert main.main(["report", str(folder)]) == 0
+    text = (folder / "report" / "index.html").read_text()
+    outside = Outside()
+    outside.feed(text)
+    assert outside.found == [] and "&lt;script&gt;" in text
+
+
+def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys):
+    folder, out = write_run(tmp_path / "run"), tmp_path / "out"
+    assert main.main(["report", str(folder)]) == 0
+    assert main.main(["report", str(folder)]) == 0  # the run's own is made anew
+    asked = ["report", str(folder), "-o", str(out)]
+    assert main.main(asked) == 0
+    assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
+    (out / "index.html").write_text("<html>mine</html>")
+    assert main.main([*asked, "--force"]) == 2
+    assert "no page of hpcgnn" in capsys.readouterr().err
+    assert (out / "index.html").read_text() == "<html>mine</html>"
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    assert main.main(["report", str(folder), "-o", str(tmp_path / "link")]) == 2
+    assert not list(target.iterdir())
+
+
+def test_parts_of_an_epoch_add_up_to_it(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    for record in run.records:
+        parts = per_epoch(record)
+        assert sum(parts.values()) == pytest.approx(1.25)  # with the checkpoint
+        assert min(parts.values()) >= 0 and parts["reduce"] == 0.1 and parts["evaluate"] == 0.15
+        # Of what is waited and packed, 0.7 of 0.85 seconds are the passes' share.
+        assert parts["wait"] == pytest.approx(0.2 * 0.7 / 0.85)
+    ranks = per_rank(run)
+    totals = [sum(ranks[part][rank] for part in ranks) for rank in range(RANKS)]
+    assert totals == pytest.approx([1.0] * RANKS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"epoch": 1, "a": [1, 2], "b": [1]}', '{"epoch": 1, "a": "x"}', '{"epoch": 1, "a": [true]}'],
+)
+def test_numbers_that_are_not_one_per_rank_are_refused(tmp_path, text, capsys):
+    folder = write_run(tmp_path / "run")
+    (folder / "ranks.jsonl").write_text(text + "\n")
+    assert main.main(["report", str(folder)]) == 2
+    assert "ranks.jsonl" in capsys.readouterr().err
+
+
+def test_figures_have_room_in_a_browser(tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium in PATH")
+    folder = write_run(tmp_path / "run")
+    assert main.main(["report", str(folder), "-o", str(tmp_path / "out")]) == 0
+    page = tmp_path / "measured.html"
+    script = """<script>addEventListener("load", () => {
+        const figures = [...document.querySelectorAll("figure svg")];
+        const boxes = figures.map(figure => figure.getBoundingClientRect());
+        document.title = JSON.stringify({wide: document.documentElement.scrollWidth,
+            room: innerWidth, sizes: boxes.map(b => [b.width, b.height])}) })</script>"""
+    text = (tmp_path / "out" / "index.html").read_text()
+    page.write_text(text.replace("</body>", script + "</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [browser, *options, "--window-size=1000,2000", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = dom[dom.index("<title>") + 7 : dom.index("</title>")]
+    measured = json.loads(title.replace("&quot;", '"'))
+    assert measured["wide"] <= measured["room"]
+    assert len(measured["sizes"]) == 7
+    assert all(width > 300 and height > 100 for width, height in measured["sizes"])
