@@ -35,6 +35,11 @@ EXAMPLES = {
         "hpcgnn predict new.p1.h5 runs/gat -o new.h5 --any-graph",
         "hpcgnn predict graph.p1.h5 --label-propagation -o labels.csv",
     ),
+    "export": (
+        "hpcgnn export runs/gat weights.safetensors",
+        "hpcgnn export runs/gat/checkpoints/last.h5 weights.pt",
+        "hpcgnn train graph.h5 --init-from weights.safetensors",
+    ),
     "info": (
         "hpcgnn info graph.h5",
         "hpcgnn info graph.p4.h5 --check",
@@ -76,7 +81,7 @@ _ALWAYS = {"help", "help_all", "timeout"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
     "train": {
-        *("graph", "run_dir", "resume", "config", "show", "changes", "task"),
+        *("graph", "run_dir", "resume", "init_from", "config", "show", "changes", "task"),
         *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
         *("optimizer", "lr", "weight_decay", "schedule", "epochs", "patience", "metric", "seed"),
         *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),
