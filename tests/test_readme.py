@@ -1,6 +1,6 @@
 """The documents: commands run or parse, links lead somewhere.
 
-README.md: its script trains, its messages and options exist.
+README.md's script trains; messages and options in docs exist.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from hpcgnn.cli.main import VERBS
 from hpcgnn.train.config import Config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
 NOT_RUN = "not run by the tests: "
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 def blocks(language: str, document: str = "README.md") -> list[tuple[str, str]]:
@@ -74,7 +77,7 @@ def test_commands_for_one_machine_run(shell, tmp_path):
     np.save(tmp_path / "features.npy", features.astype(np.float32))
     np.save(tmp_path / "labels.npy", labels)
     np.save(tmp_path / "split.npy", rng.integers(1, 4, 300).astype(np.int8))
-    scripts = [code for remark, code in blocks("sh") if not remark]
+    scripts = [code for remark, code in blocks("sh", "docs/your_graph.md") if not remark]
     assert scripts
     if not (list(Path(sys.prefix).rglob("mgmetis/_cython/parmetis*.so"))):
         scripts = [code.replace("partition web.h5", "partition web.h5 --method random")
@@ -108,7 +111,9 @@ def test_commands_for_contributors_run(shell):
     assert all("passed" in shell(code, ROOT) for code in scripts)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/accuracy.md"]
+)
 def test_commands_that_are_not_run_parse_and_exist(document):
     kept = [(remark, code) for remark, code in blocks("sh", document) if remark]
     assert kept
@@ -162,11 +167,11 @@ def test_the_changelog_and_the_citation_say_when():
 
 
 def test_messages_are_those_of_the_program():
-    table = README[README.index("| message |") : README.index("## From Python")]
+    table = text_of("failures.md").partition("| message |")[2]
     sources = [*(ROOT / "src").rglob("*.py"), ROOT / "jobs" / "launch.sh"]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that go on in the next line
-    rows = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
+    rows = [line.split("|")[1] for line in table.splitlines()[1:] if line.startswith("|")]
     messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
     assert len(messages) > 20
     for message in messages:
@@ -174,9 +179,10 @@ def test_messages_are_those_of_the_program():
 
 
 def test_verbs_and_options_are_those_of_the_program():
-    table = README[README.index("| verb |") : README.index("### Options of")]
+    text = text_of("options.md")
+    table = text[text.index("| verb |") : text.index("## Options of")]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(VERBS)
-    table = README[README.index("| option |") : README.index("## Accuracy")]
+    table = text[text.index("| option |") :]
     defaults = {f"--{name.replace('_', '-')}": value for name, value in Config().flat().items()}
     for line in table.splitlines()[2:]:
         if line.startswith("|"):
