@@ -252,4 +252,6 @@ def _report(out: Path) -> None:
         ):
             if number:
                 parts.append(f"{number:,} {what}")
+        if graph.array_names:
+            parts.append(f"arrays {', '.join(graph.array_names)}")
     say(f"{out}: {', '.join(parts)}")

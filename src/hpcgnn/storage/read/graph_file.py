@@ -41,7 +41,7 @@ class GraphFile(FormatFile):
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
     `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
-    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`.
+    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `array_names`.
 
     Raises:
         InputError: naming file, dataset and value, from here and from every read.
@@ -79,6 +79,7 @@ class GraphFile(FormatFile):
             self._edge_labels = reader.rows("edges/labels", named.LABEL_TYPES, edges)
         self._edge_split = self._optional("edges/split", "int8", (edges,))
         self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
+        self.array_names = self._nodes.array_names
         self.sparse = reader.is_group("nodes/features")
         read_pointers(self._indptr, 0, 0, edges)
         read_pointers(self._indptr, counts.num_nodes, counts.num_nodes, edges)
