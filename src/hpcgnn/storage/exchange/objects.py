@@ -197,9 +197,9 @@ def write(
     out = Path(path)
     check_output(out, GRAPH, force=force)
     config: dict[str, Any] = {"command": verb, "form": form.stored()}
-    if len(str(config | source.names)) > _MOST_CONFIG:
+    if len(str(config | source.type_names)) > _MOST_CONFIG:
         source.notes.append("has so many types that their names are left out")
-        config, source.names = {"command": verb}, {}
+        config, source.type_names = {"command": verb}, {}
     treatment = Treatment(trust_num_nodes=True, compress=compress)
     assemble(source, out, treatment, limit=_LIMIT, config=config)
     for note in source.notes:

@@ -73,7 +73,7 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             out,
             num_nodes=num_nodes,
             compress=treatment.compress,
-            config=config | source.names,
+            config=config | source.type_names,
             num_relations=rules.num_relations or None,
             source=source.file,
         ) as writer:

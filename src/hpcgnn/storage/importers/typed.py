@@ -89,7 +89,7 @@ def join(
         num_relations=len(edges),
         rows_as_given=True,
         nodes=joined,
-        names={"node_types": list(nodes), "edge_types": [list(one.name) for one in edges]},
+        type_names={"node_types": list(nodes), "edge_types": [list(one.name) for one in edges]},
     )
 
 
