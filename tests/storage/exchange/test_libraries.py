@@ -144,8 +144,8 @@ def test_other_things_are_refused(tmp_path):
 def test_they_start_no_mpi(tmp_path):
     program = (
         "import sys, hpcgnn, scipy.sparse\n"
-        f"path = hpcgnn.from_scipy(scipy.sparse.eye_array(3), {str(tmp_path / 'g.h5')!r})\n"
-        "print(hpcgnn.to_pyg(path).num_edges, 'mpi4py' in sys.modules)"
+        f"hpcgnn.from_scipy(scipy.sparse.eye_array(3), {str(tmp_path / 'g.h5')!r})\n"
+        "print('mpi4py' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "3 False", done.stderr
+    assert done.stdout.strip() == "False", done.stderr

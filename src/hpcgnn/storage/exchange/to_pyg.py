@@ -26,8 +26,8 @@ def to_pyg(path: str | Path) -> Data | HeteroData:
     """The whole graph in memory; one process, without MPI.
 
     Edges come in the order of the file: by destination, then by source. All else is, to the bit,
-    what `from_pyg` was given. A graph with features by type, or with named types, is a
-    `HeteroData`.
+    what `from_pyg` was given, but for features, labels and edge columns that became float32. A
+    graph with features by type, or with named types, is a `HeteroData`.
 
     Raises:
         InputError: a damaged file, or no PyTorch Geometric.

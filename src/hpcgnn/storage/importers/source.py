@@ -132,7 +132,7 @@ class Source:
         num_edges: the number announced by a header, to be compared with the number of nodes.
         rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
         counted: the source itself says how many nodes it has, so that it may have no edges.
-        type_names: `node_types` (names), `edge_types` (source, relation, destination); where known.
+        type_names: `node_types` and `edge_types` (source, relation, destination), where known.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
         names: the texts that the ids stand for.
