@@ -109,9 +109,12 @@ def create(path: Path, class_names: Sequence[str] = ()) -> Iterator[PredictionFi
     with atomic.claim(path) as temporary:
         try:
             with temporary.open("r+b") as file:
-                yield {".npz": _Npz, ".csv": _Csv, ".parquet": _Parquet}[path.suffix](
-                    file, class_names
-                )
+                kinds: dict[str, type[_Npz | _Csv | _Parquet]] = {
+                    ".npz": _Npz,
+                    ".csv": _Csv,
+                    ".parquet": _Parquet,
+                }
+                yield kinds[path.suffix](file, class_names)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
