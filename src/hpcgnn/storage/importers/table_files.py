@@ -276,7 +276,7 @@ class TextTable:
             kinds = {}
             for name, array in found.items():
                 kinds[name] = NUMBER if pa.types.is_null(array.type) else kind_of(array.type)
-                if kinds[name] == TEXT and _are_lists(array):
+                if pa.types.is_string(array.type) and _are_lists(array):
                     kinds[name] = LIST
                 if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                     kinds[name] = TEXT
