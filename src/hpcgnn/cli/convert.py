@@ -93,7 +93,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         ("relation", "relation of an edge, text or a number"),
         ("id", "what the edges call a node"),
         ("label", "class of a node, empty where it is unknown; A,B,C: several labels at once"),
-        ("split-column", "train, valid, test or empty"),
+        ("split-column", "train, valid, test or empty; A,B,C: masks of the three"),
         ("split-time", "the earliest labelled nodes train, the latest test"),
     ):
         group.add_argument(f"--{name}", metavar="COLUMN", help=what)
@@ -244,7 +244,7 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names}
     chosen["edge_features"] = _listed(args.edge_features)
     chosen["categorical"] = _listed(args.categorical)
-    chosen["features"] = _listed(args.features) if args.nodes else ()
+    chosen["features"] = () if _features_file(args) else _listed(args.features)
     chosen["nodes"] = tuple(args.nodes)
     chosen["missing"], chosen["text_ids"] = args.missing, args.string_ids
     chosen["split_ratio"] = _ratio(args.split_ratio)
@@ -263,10 +263,19 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
         for name in _TREATMENT:
             if getattr(args, name) in (None, False, "max") and name in config:
                 setattr(args, name, config[name])
-    chosen["label_values"] = bool(args.nodes) and args.labels_as == "values"
+    labelled = args.label is not None or args.like is not None
+    chosen["label_values"] = labelled and args.labels_as == "values"
     if not any(chosen.values()) and form == TextForm():
         return None
     return TableOptions(form=form, seed=args.seed, **chosen)
+
+
+def _features_file(args: argparse.Namespace) -> Path | None:
+    """The file that `--features` names, unless it speaks of columns of tables."""
+    if args.features is None or args.nodes:
+        return None
+    path = Path(args.features)
+    return path if path.suffix in (".npy", ".npz") or path.exists() else None
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
@@ -315,8 +324,7 @@ def _inputs(args: argparse.Namespace) -> list[Path | None]:
     """All files that the options name."""
     named = [args.labels, args.split, args.types, args.ids, args.edge_weights, args.like]
     named += [args.edge_labels, args.edge_split]
-    if args.features is not None and not args.nodes:
-        named.append(Path(args.features))
+    named.append(_features_file(args))
     files = [*args.sources, *args.nodes, *named]
     return [*files, *_typed(args).values(), *_arrays(args).values()]
 
@@ -348,7 +356,7 @@ def _arrays(args: argparse.Namespace) -> dict[str, Path]:
 
 def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes, int | None]:
     return read_node_files(
-        features=None if args.features is None or args.nodes else Path(args.features),
+        features=_features_file(args),
         typed_features=_typed(args),
         labels=args.labels,
         split=args.split,

@@ -7,8 +7,12 @@ import io
 import random
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hpcgnn.cli.main import main
 from tests.storage.importers.conftest import read
@@ -42,7 +46,31 @@ def npy() -> bytes:
     return out.getvalue()
 
 
+def pt() -> bytes:
+    out = io.BytesIO()
+    pairs = torch.tensor([[0, 1], [1, 2]])
+    torch.save({"edge_index": pairs, "x": torch.ones(3, 2), "y": torch.tensor([0, 1, 1])}, out)
+    return out.getvalue()
+
+
+def parquet() -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"src": ["a", "b", "c"], "dst": ["b", "c", "a"]}), out)
+    return out.getvalue()
+
+
+def graphml() -> bytes:
+    graph = nx.path_graph(4)
+    graph.nodes[0]["kind"] = "first"
+    return "\n".join(nx.generate_graphml(graph)).encode()
+
+
 SOURCES = {
+    "g.pt": pt(),
+    "g.parquet": parquet(),
+    "g.graphml": graphml(),
+    "t.csv": b'source,target,weight\na,b,1\n"b c",a,2.5\n\nd,"b c",0\n',
+    "t.tsv.zst": pa.compress(b"src\tdst\n12\t7\n7\t3\n", "zstd", asbytes=True),
     "plain.npz": npz(np.savez),
     "packed.npz": npz(np.savez_compressed),
     "g.npy": npy(),

@@ -142,6 +142,19 @@ def test_both_sides_of_symmetric_matrices(refused, tmp_path, kind, rows, message
     assert message in refused(text(tmp_path / "g.mtx", head + rows))
 
 
+def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd):
+    rows = "0\t1\n1\t2\n"
+    head = "# Undirected graph: x\n# Nodes: 3 Edges: {}\n# FromNodeId\tToNodeId\n"
+    for announced, said in ((2, False), (5, True)):
+        graph = convert(text(tmp_path / "g.txt", head.format(announced) + rows))
+        assert graph.edges == [(0, 1), (1, 2)]
+        note = "its header announces 5 edges, and 2 follow"
+        assert (note in capfd.readouterr().err) == said
+    matrix = "%%MatrixMarket matrix coordinate pattern symmetric\n3 3 2\n2 1\n3 2\n"
+    graph = convert(text(tmp_path / "soc.edges", matrix))
+    assert graph.edges == [(0, 1), (1, 0), (1, 2), (2, 1)]
+
+
 def test_options_without_a_use_are_refused(refused, tmp_path):
     np.save(tmp_path / "e.npy", PAIRS)
     assert "go with text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")

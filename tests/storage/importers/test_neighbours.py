@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -145,6 +146,45 @@ def test_graphsaint(convert, refused, tmp_path, capfd):
         (folder / name).write_text(text)
         assert message in refused(folder)
         (folder / name).write_text(kept)
+
+
+def test_csv_folder_of_dgl(convert, refused, tmp_path):
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    meta = "dataset_name: mini\nedge_data:\n- file_name: edges_0.csv\nnode_data:\n"
+    (folder / "meta.yaml").write_text(meta + "- file_name: nodes_0.csv\n")
+    rows = "".join(f"{a},{b}\n" for a, b in PAIRS.T)
+    (folder / "edges_0.csv").write_text("src_id,dst_id\n" + rows)
+    masks = np.stack(list(MASKS.values()), axis=1)
+    with (folder / "nodes_0.csv").open("w") as file:
+        file.write("node_id,label,train_mask,val_mask,test_mask,feat\n")
+        for k in range(5):
+            mask = ",".join(str(bool(value)) if k % 2 else str(int(value)) for value in masks[k])
+            mask = mask.replace("True", "1").replace("False", "0")
+            file.write(f'{k},{Y[k]},{mask},"{X[k, 0]}, {X[k, 1]}"\n')
+    check(convert(folder))
+    (folder / "meta.yaml").write_text(meta + "- file_name: ../nodes_0.csv\n")
+    assert "names a file outside its folder" in refused(folder)
+    (folder / "meta.yaml").write_text(meta + "- file_name: a.csv\n- file_name: b.csv\n")
+    assert "has several types of nodes or edges" in refused(folder)
+
+
+@pytest.mark.parametrize("ending", ["graphml", "gexf"])
+def test_xml(convert, refused, tmp_path, ending):
+    graph = nx.DiGraph() if ending == "gexf" else nx.Graph()
+    for k in range(5):
+        graph.add_node(f"n{k}", y=f"c{Y[k]}", a=float(X[k, 0]), b=float(X[k, 1]))
+    graph.add_weighted_edges_from((f"n{a}", f"n{b}", a + 0.5) for a, b in PAIRS.T.tolist())
+    path = tmp_path / f"g.{ending}"
+    getattr(nx, f"write_{ending}")(graph, path)
+    found = convert(path, "--label", "y", "--features", "a,b")
+    both = [*PAIRS.T.tolist(), *(PAIRS.T[:, ::-1].tolist() if ending == "graphml" else [])]
+    assert found.edges == sorted(map(tuple, both))
+    np.testing.assert_array_equal(found.dense_features, X)
+    assert found.nodes.labels.tolist() == Y.tolist() and found.weights[3, 4] == 3.5
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "can't be read" in refused(path)
 
 
 def test_shchur_and_reddit(convert, refused, tmp_path):

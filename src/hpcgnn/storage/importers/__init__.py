@@ -23,7 +23,7 @@ from hpcgnn.storage.importers.text import is_number, reading, require
 
 FORMATS = (
     *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
-    *("pyg", "graphsaint", "reddit", "types"),
+    *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf", "types"),
 )
 _PAGES = 64 << 20  # of Parquet, with their dictionaries
 _SEVERAL = ("edges", "parquet", "table", "triples")
@@ -62,6 +62,8 @@ def _guess(path: Path) -> str:
             return "graphsaint"
         if folders.is_reddit(path):
             return "reddit"
+        if (path / "meta.yaml").exists():
+            return "dgl"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
@@ -82,6 +84,8 @@ def _guess(path: Path) -> str:
         ".triples": "triples",
         ".pt": "pyg",
         ".pth": "pyg",
+        ".graphml": "graphml",
+        ".gexf": "gexf",
     }
     if suffix not in known:
         raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
@@ -131,6 +135,8 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
             with reading(path):
                 path.stat()
     path = paths[0]
+    if format == "edges" and matrix_market.has_banner(path):
+        format = "mtx"  # the Network Repository calls such files .edges too
     if is_table(path, format, options):
         from hpcgnn.storage.importers import tables
 
@@ -141,6 +147,9 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "pyg": lambda: pyg.read_pyg(path, options),
         "graphsaint": lambda: folders.read_graphsaint(path, options),
         "reddit": lambda: folders.read_reddit(path, options),
+        "dgl": lambda: _read_dgl(path, options),
+        "graphml": lambda: _read_xml(path, options),
+        "gexf": lambda: _read_xml(path, options),
         "planetoid": lambda: planetoid.read_planetoid(path, options),
         "ogb": lambda: ogb.read_ogb(path, options),
         "metis": lambda: metis.read_metis(path, options),
@@ -148,6 +157,18 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "triples": lambda: delimited.read_triples(paths, options),
         "types": lambda: type_folders.read_type_folders(path, options),
     }[format]()
+
+
+def _read_dgl(path: Path, options: ImportOptions) -> Source:
+    from hpcgnn.storage.importers import dgl
+
+    return dgl.read_dgl(path, options)
+
+
+def _read_xml(path: Path, options: ImportOptions) -> Source:
+    from hpcgnn.storage.importers import xml_graphs
+
+    return xml_graphs.read_xml(path, options)
 
 
 def _table_options(format: str, options: ImportOptions) -> TableOptions:

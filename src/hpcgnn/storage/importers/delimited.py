@@ -152,6 +152,8 @@ _FIELDS: list[tuple[str, type]] = [
     ("weight", np.float64),
 ]
 _HEAD = 4096
+_SNAP = re.compile(rb"(?m)^#[^\n]*\bEdges:[ \t]*(\d+)")
+_KONECT_SIZES = re.compile(rb"%[ \t]*a?sym\b[^\n]*\n%[ \t]*(\d+)[ \t]+\d+[ \t]+\d+\b")
 _KONECT = re.compile(
     rb"%[ \t]*(sym|asym|bip)[ \t]+\w+[ \t]*(?:\n%[ \t]*\d+[ \t]+(\d+)[ \t]+(\d+)\b)?"
 )
@@ -209,6 +211,9 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
     if konect is not None and konect[1] == b"bip":
         return _two_sides(paths, options, konect)
     source = Source(paths[0], _edges(paths, options, None), rows_as_given=True)
+    announced = _SNAP.search(head) or _KONECT_SIZES.match(head)
+    if announced is not None and len(paths) == 1:
+        source.edges = _counted(source, source.edges, int(announced[1][:18]))
     comments = [line for line in head.lower().split(b"\n") if line[:1] in (b"#", b"%")]
     if konect is not None and konect[1] == b"sym":
         source.symmetrise = True
@@ -221,6 +226,16 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
             " the missing reverses"
         )
     return source
+
+
+def _counted(source: Source, edges: Iterator[EdgeChunk], announced: int) -> Iterator[EdgeChunk]:
+    """The same edges; a note where there are more or fewer than the header says."""
+    found = 0
+    for chunk in edges:
+        found += chunk.source.shape[0]
+        yield chunk
+    if found != announced:
+        source.notes.append(f"its header announces {announced:,} edges, and {found:,} follow")
 
 
 def _two_sides(paths: list[Path], options: ImportOptions, konect: re.Match[bytes]) -> Source:

@@ -99,12 +99,11 @@ def _class_map(path: Path, number: int, options: ImportOptions) -> tuple[Column,
     """Labels by number of the node, and whether they are classes or several labels at once."""
     found = _load(path, options)
     first = next(iter(found.values()), 0)
-    several = isinstance(first, list)
-    shape = (number, len(first)) if several else (number,)
-    labels = np.full(shape, -1, np.int64)
+    several, width = isinstance(first, list), len(first) if isinstance(first, list) else 1
+    labels = np.full((number, width) if several else number, -1, np.int64)
     for name, value in found.items():
         row = _index(name, number, path)
-        if isinstance(value, list) != several or (several and len(value) != shape[1]):
+        if isinstance(value, list) != several or (several and len(value) != width):
             raise InputError("must hold labels of one form", file=path, dataset=name)
         if not all(isinstance(v, int) for v in (value if several else [value])):
             raise InputError("must hold integers", file=path, dataset=name, value=str(value)[:60])

@@ -12,11 +12,20 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
 from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of, open_binary
 
+_BANNER = b"%%matrixmarket "
 _MAX_LINE = 1 << 16
 _MAX_HEADER = 20_000  # lines
 _FIELDS: list[tuple[str, type]] = [("i", np.int64), ("j", np.int64), ("value", np.float64)]
 _KINDS = ("real", "integer", "pattern")
 _SYMMETRIES = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
+
+
+def has_banner(path: Path) -> bool:
+    """Whether the file begins as MatrixMarket's do, whatever it is called."""
+    if path.suffix == ".npy":
+        return False
+    with open_binary(path) as file:
+        return file.read(len(_BANNER)).lower() == _BANNER
 
 
 def read_matrix_market(path: Path, options: ImportOptions) -> Source:

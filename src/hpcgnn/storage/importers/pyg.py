@@ -70,7 +70,7 @@ def _load(path: Path, options: ImportOptions) -> Any:
     if 2 * size > options.limit * 8:
         raise InputError(f"takes {size} bytes, too many for --memory", file=path)
     # By name: whatever is installed, instances are records.
-    records = [(type("Record", (_Record,), {}), name) for name in _CLASSES]
+    records: list[Any] = [(type("Record", (_Record,), {}), name) for name in _CLASSES]
     try:
         with torch.serialization.safe_globals(records):
             return torch.load(path, map_location="cpu", weights_only=True)

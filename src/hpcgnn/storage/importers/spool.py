@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
@@ -134,6 +135,7 @@ def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, 
 
 
 _MAX_BUCKETS = 256
+_DENSE = 4  # values per record up to which a list of all values is no more than the records
 _SAMPLES = 64
 
 
@@ -272,6 +274,10 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
     """int64 [n] stable order by `keys`, the first one leading."""
     lows = [int(records[key].min()) for key in keys]
     spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
+    if len(keys) == 2 and max(spans) <= _DENSE * records.shape[0] and max(spans) < 1 << 31:
+        return _order_of_pairs(
+            *(records[key] - np.int64(low) for key, low in zip(keys, lows, strict=True))
+        )
     if prod(spans) * records.shape[0] < 1 << 62:
         packed = records[keys[0]] - np.int64(lows[0])
         for key, low, span in zip(keys[1:], lows[1:], spans[1:], strict=True):
@@ -289,6 +295,21 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
         order = following if order is None else order[following]
     assert order is not None
     return order
+
+
+def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int32 or int64 [n] stable order by `first`, then `second`, numbers from 0.
+
+    A sparse matrix whose entries are places is sorted by rows, then by columns, in two passes over
+    the entries: a third of the time of sorting numbers.
+    """
+    kind = np.int32 if first.shape[0] < 1 << 31 else np.int64
+    places = np.arange(first.shape[0], dtype=kind)
+    shape = (int(second.max()) + 1, int(first.max()) + 1)
+    ends = (second.astype(np.int32), first.astype(np.int32))
+    matrix = sparse.coo_array((places, ends), shape=shape)
+    matrix.has_canonical_format = True  # no two entries are to be added up
+    return matrix.tocsr().tocsc().data
 
 
 def _order_of(values: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ def require_columns(table: Any, names: list[str]) -> None:
             )
         if table.names.count(name) != 1:
             which = "this one twice" if name in table.names else "not this one"
+            if all(known.isdecimal() for known in table.names) and not name.isdecimal():
+                which += " (--header: its first line names them)"
             shown = ", ".join(table.names[:40]) + (", ..." if len(table.names) > 40 else "")
             raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
 

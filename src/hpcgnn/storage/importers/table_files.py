@@ -33,8 +33,11 @@ from hpcgnn.storage.importers.text import (
 INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
 _TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: pa.timestamp("ns")}
+_TYPES[LIST] = pa.string()
 _DELIMITERS = ",\t;|"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
+_GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
+_LOOKED_AT = 100
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
 _ROW_BYTES = 16  # a Parquet file may unpack to, per row: more is checked for inflation
@@ -111,7 +114,7 @@ class ParquetTable:
         with self._open() as table:
             schema = table.schema_arrow
         self.names = list(schema.names)
-        self.kinds = {field.name: _kind_of(field.type) for field in schema}
+        self.kinds = {field.name: kind_of(field.type) for field in schema}
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -155,7 +158,7 @@ class ParquetTable:
     def _cast(self, array: pa.Array, kind: str, name: str) -> pa.Array:
         if isinstance(array, pa.DictionaryArray):
             array = array.dictionary_decode()
-        found = _kind_of(array.type)
+        found = kind_of(array.type)
         if kind == INTEGER and found in (INTEGER, NUMBER):
             return array  # whoever takes integers checks them
         if (kind == LIST and found != LIST) or (found == LIST and kind != LIST):
@@ -180,10 +183,11 @@ class ParquetTable:
         )
 
 
-def _kind_of(type: pa.DataType) -> str:
+def kind_of(type: pa.DataType) -> str:
+    """Which of the kinds of columns it is."""
     kinds = pa.types
     if kinds.is_dictionary(type):
-        return _kind_of(type.value_type)
+        return kind_of(type.value_type)
     if kinds.is_integer(type):
         return INTEGER
     if kinds.is_floating(type) or kinds.is_decimal(type):
@@ -271,7 +275,9 @@ class TextTable:
                 return {}
             kinds = {}
             for name, array in found.items():
-                kinds[name] = NUMBER if pa.types.is_null(array.type) else _kind_of(array.type)
+                kinds[name] = NUMBER if pa.types.is_null(array.type) else kind_of(array.type)
+                if pa.types.is_string(array.type) and _are_lists(array):
+                    kinds[name] = LIST
                 if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                     kinds[name] = TEXT
             return kinds
@@ -351,7 +357,9 @@ class TextTable:
                 array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
             if pa.types.is_string(array.type):
                 array = pc.if_else(pc.equal(pc.binary_length(array), 0), None, array)
-            elif kinds[name] == INTEGER and self._is_hexadecimal(name, text):
+            if kinds[name] == LIST:
+                array = _lists(array)
+            if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                 raise pa.ArrowInvalid("a number is hexadecimal")
             out[name] = array
         return out
@@ -389,6 +397,10 @@ class TextTable:
 def _check_field(block: TextBlock, number: int, name: str, kind: str, value: str) -> None:
     if value in MISSING or kind == TEXT:
         return
+    if kind == LIST:
+        if not all(is_number(part) for part in re.split(_GAPS, value.strip("[]() "))):
+            raise block.error(number, f"{name}: is no list of numbers", value.encode())
+        return
     if kind == TIME:
         try:
             pa.array([value]).cast(_TYPES[TIME])
@@ -417,6 +429,25 @@ def guess_delimiter(line: bytes) -> str:
     counts = {mark: bare.count(mark.encode()) for mark in _DELIMITERS}
     best = max(counts, key=lambda mark: counts[mark])
     return best if counts[best] else (" " if b" " in bare.strip() else ",")
+
+
+def _are_lists(array: pa.Array) -> bool:
+    """Whether the first texts are numbers with commas between them, or in brackets."""
+    texts = [text.strip() for text in array.slice(0, _LOOKED_AT).drop_null().to_pylist()]
+    for text in texts:
+        bare = text.strip("[]()")
+        if bare == text and "," not in text and ";" not in text:
+            return False
+        parts = re.split(_GAPS, bare.strip())
+        if len(parts) < 2 or not all(is_number(part) for part in parts):
+            return False
+    return bool(texts)
+
+
+def _lists(array: pa.Array) -> pa.Array:
+    """Texts such as `0.5, 1` and `[0.5 1]` as lists of numbers."""
+    bare = pc.replace_substring_regex(array, pattern=r"^[\[(\s]+|[\])\s]+$", replacement="")
+    return pc.split_pattern_regex(bare, pattern=_GAPS).cast(pa.large_list(pa.float64()))
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
 from hpcgnn.storage.importers import table_files
-from hpcgnn.storage.importers.names import LONGEST, NameStore
+from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
     Column,
     EdgeChunk,
@@ -50,6 +50,14 @@ from hpcgnn.storage.importers.table_files import (
 )
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.table_split import split_chunks
+from hpcgnn.storage.importers.table_values import (
+    batches,
+    check_length,
+    known,
+    null,
+    numbers,
+    split_codes,
+)
 
 _ENDS = (
     ("source", "destination"),
@@ -58,8 +66,6 @@ _ENDS = (
     ("from", "to"),
     ("head", "tail"),
 )
-_CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
-_CODES |= {"validation": 2, "dev": 2, "3": 3, "test": 3, "testing": 3}
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
@@ -69,9 +75,26 @@ def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions)
         InputError: no such column, columns that don't fit, a damaged file; later, while it is
             read, any value that is not as it should be, naming file and line.
     """
-    reading = _Reading(paths, tables, options)
+    edges = open_tables(paths, tables.form)
+    nodes = open_tables(list(tables.nodes), tables.form)
+    return source_of(paths[0], edges, nodes, tables, options)
+
+
+def source_of(
+    file: Path,
+    edges: list[TableFile],
+    nodes: list[TableFile],
+    tables: TableOptions,
+    options: ImportOptions,
+) -> Source:
+    """The graph in these tables; `file` is what errors speak of.
+
+    Raises:
+        InputError: as `read_tables`.
+    """
+    reading = _Reading(file, edges, nodes, tables, options)
     source = Source(
-        paths[0],
+        file,
         reading.edges(),
         nodes=reading.node_columns(),
         names=reading.store,
@@ -85,13 +108,19 @@ def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions)
 class _Reading:
     """Tables that are being read."""
 
-    def __init__(self, paths: list[Path], tables: TableOptions, options: ImportOptions) -> None:
+    def __init__(
+        self,
+        file: Path,
+        edges: list[TableFile],
+        nodes: list[TableFile],
+        tables: TableOptions,
+        options: ImportOptions,
+    ) -> None:
         self.options = tables
-        self.file = paths[0]
+        self.file = file
+        self.edge_tables, self.node_tables = edges, nodes
         like = tables.like
         self.missing = tables.missing or (like.missing if like else "refuse")
-        self.edge_tables = open_tables(paths, tables.form)
-        self.node_tables = open_tables(list(tables.nodes), tables.form)
         self.notes: list[str] = []
         self._choose_edge_columns(options)
         self._choose_node_columns()
@@ -150,9 +179,10 @@ class _Reading:
     def _choose_node_columns(self) -> None:
         self.id = self.options.choice("id")
         self.label = self.options.choice("label")
-        self.split_column, self.split_time = self.options.split_column, self.options.split_time
+        self.split_time = self.options.split_time
+        self.split_columns = _listed(self.options.split_column)
         self.feature_names: list[str] = []
-        self.label_names = [name.strip() for name in (self.label or "").split(",") if name.strip()]
+        self.label_names = _listed(self.label)
         if not self.node_tables:
             self._refuse_node_options()
             self.label_names = []
@@ -166,8 +196,8 @@ class _Reading:
                     f"has columns {known}: say which names the nodes with --id", file=first.path
                 )
             self.id = fitting[0]
-        others = {n for n in (self.id, self.split_column, self.split_time) if n}
-        others |= set(self.label_names)
+        others = {n for n in (self.id, self.split_time) if n}
+        others |= {*self.label_names, *self.split_columns}
         patterns = self.options.choices("features")
         if patterns:
             self.feature_names = expand(patterns, first, others)
@@ -195,13 +225,13 @@ class _Reading:
         columns += [(table, self.id) for table in self.node_tables]
         kinds = [table.kinds[str(name)] for table, name in columns]
         for (table, name), kind in zip(columns, kinds, strict=True):
-            if kind in (BOOLEAN, TIME, table_files.LIST):
+            if kind in (BOOLEAN, TIME, table_files.LIST) and not isinstance(table, TextTable):
                 raise InputError(
                     "must hold integers or texts, not booleans, times or lists",
                     file=table.path,
                     dataset=str(name),
                 )
-        if self.options.text_ids or TEXT in kinds:
+        if self.options.text_ids or {TEXT, TIME, table_files.LIST} & set(kinds):
             return True
         return any(
             isinstance(table, TextTable)
@@ -230,7 +260,8 @@ class _Reading:
 
     def _name_ignored(self) -> None:
         edge = {self.source, self.target, self.weight, self.relation, *self.edge_names}
-        node = {self.id, *self.label_names, self.split_column, self.split_time, *self.feature_names}
+        node = {self.id, self.split_time, *self.label_names, *self.split_columns}
+        node |= set(self.feature_names)
         for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
             unused: list[str] = []
             for table in tables:
@@ -271,7 +302,7 @@ class _Reading:
         if names is not None:
             needed[names.name] = names.read_kind()
         if needed:
-            for batch in _batches(tables, needed):
+            for batch in batches(tables, needed):
                 fit.add(batch)
                 if names is not None:
                     names.add(batch)
@@ -287,7 +318,7 @@ class _Reading:
             wanted[self.relations.name] = self.relations.read_kind()
         wanted |= {column.name: read_kind(column) for column in self.edge_plan}
         several = len(self.edge_tables) > 1
-        for batch in _batches(self.edge_tables, wanted):
+        for batch in batches(self.edge_tables, wanted):
             place = batch.place
             if several:
                 place = lambda k, batch=batch: f"{batch.file.name}, {batch.place(k)}"  # type: ignore[misc]  # noqa: E731
@@ -295,7 +326,7 @@ class _Reading:
                 self._ids(batch, source),
                 self._ids(batch, target),
                 place,
-                weight=None if self.weight is None else _known(batch, self.weight),
+                weight=None if self.weight is None else known(batch, self.weight),
                 relation=self._relations_of(batch),
                 features=features_of(batch, self.encoding.edge_features, self.missing)
                 if self.edge_names
@@ -305,10 +336,10 @@ class _Reading:
     def _ids(self, batch: Batch, name: str) -> np.ndarray:
         array = batch.columns[name]
         if array.null_count:
-            raise _null(batch, name)
+            raise null(batch, name)
         if self.store is None:
             return self._integers(batch, name)
-        _check_length(batch, name)
+        check_length(batch, name)
         # Where tables list the nodes, those alone are kept.
         return self.store.codes(array) if self.node_tables else self.store.add(array)
 
@@ -321,7 +352,7 @@ class _Reading:
             return None
         name = self.relations.name
         if batch.columns[name].null_count:
-            raise _null(batch, name)
+            raise null(batch, name)
         if not self.encoding.relations:
             return self._integers(batch, name)
         texts = self.relations.texts(batch)
@@ -345,9 +376,10 @@ class _Reading:
             nodes.labels = Column(file, str(self.label), self._labels())
             several = "several" if len(self.label_names) > 1 else "classes"
             nodes.labels_as = "values" if self.options.label_values else several
-        if self.split_column is not None:
+        if self.split_columns:
+            codes = split_codes(self.node_tables, self.split_columns, str(self.id))
             nodes.split = NodeSplit(
-                file, column=Column(file, self.split_column, self._given_split())
+                file, column=Column(file, str(self.options.split_column), codes)
             )
         elif self.options.split_ratio is not None or self.split_time is not None:
             if not self.label_names:
@@ -357,29 +389,29 @@ class _Reading:
 
     def _node_ids(self) -> Iterator[np.ndarray]:
         name = str(self.id)
-        for batch in _batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
+        for batch in batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
             if batch.columns[name].null_count:
-                raise _null(batch, name)
+                raise null(batch, name)
             if self.store is None:
                 yield self._integers(batch, name)
             else:
-                _check_length(batch, name)
+                check_length(batch, name)
                 yield self.store.add_rows(batch.columns[name])
 
     def _features(self) -> Iterator[np.ndarray]:
         wanted = {column.name: read_kind(column) for column in self.encoding.features}
-        for batch in _batches(self.node_tables, wanted):
+        for batch in batches(self.node_tables, wanted):
             yield features_of(batch, self.encoding.features, self.missing)
 
     def _labels(self) -> Iterator[np.ndarray]:
         if self.labels is not None:
             wanted = {self.labels.name: self.labels.read_kind()}
-            batches = _batches(self.node_tables, wanted, id=str(self.id))
-            yield from label_chunks(batches, self.labels, self.encoding.classes)
+            found = batches(self.node_tables, wanted, id=str(self.id))
+            yield from label_chunks(found, self.labels, self.encoding.classes)
             return
         wanted = dict.fromkeys(self.label_names, NUMBER)
-        for batch in _batches(self.node_tables, wanted, id=str(self.id)):
-            yield _numbers(batch, self.label_names)
+        for batch in batches(self.node_tables, wanted, id=str(self.id)):
+            yield numbers(batch, self.label_names)
 
     def _labelled(self) -> Iterator[np.ndarray]:
         """int64 chunks: the class where each node has one; 0 where it has any label, else -1."""
@@ -389,16 +421,6 @@ class _Reading:
             else:
                 known = ~np.isnan(labels.reshape(labels.shape[0], -1)).all(axis=1)
                 yield np.where(known, 0, -1)
-
-    def _given_split(self) -> Iterator[np.ndarray]:
-        name = str(self.split_column)
-        for batch in _batches(self.node_tables, {name: TEXT}, id=str(self.id)):
-            texts = batch.columns.get(name, pa.nulls(batch.num_rows, pa.string())).to_pylist()
-            found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
-            if -1 in found:
-                row = found.index(-1)
-                raise batch.error(name, row, "must be train, valid, test or empty", texts[row])
-            yield np.array(found, np.int8)
 
     def _made_split(self) -> Iterator[np.ndarray]:
         ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
@@ -410,7 +432,7 @@ class _Reading:
         name = str(self.split_time)
         kind = TIME if merged_kind(self.node_tables, name) == TIME else NUMBER
         labels = self._labelled()
-        for batch in _batches(self.node_tables, {name: kind}, id=str(self.id)):
+        for batch in batches(self.node_tables, {name: kind}, id=str(self.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
             known = table_files.to_numpy(array.is_valid())
             needed = (next(labels) >= 0) & ~known
@@ -430,7 +452,7 @@ class _Reading:
         names = [str(self.source), str(self.target)] if edges else [str(self.id)]
         kind = TEXT if self.text else INTEGER
         place, shown, seen = "", value, 0
-        for batch in _batches(tables, dict.fromkeys(names, kind)):
+        for batch in batches(tables, dict.fromkeys(names, kind)):
             for name in names:
                 array = batch.columns[name]
                 ids = self._integers(batch, name) if self.store is None else self.store.codes(array)
@@ -455,41 +477,5 @@ class _Ids(Column):
         return InputError(f"{place}: {message}", file=self.file, dataset=self.name, value=shown)
 
 
-def _batches(
-    tables: list[TableFile], kinds: dict[str, str], id: str | None = None
-) -> Iterator[Batch]:
-    """Batches of all tables; a table may lack a column, and then `id` counts its rows."""
-    for table in tables:
-        there = {name: kind for name, kind in kinds.items() if name in table.names}
-        if not there and id is not None:
-            there = {id: table.kinds[id]}
-        if there:
-            yield from table.batches(there)
-
-
-def _numbers(batch: Batch, names: list[str]) -> np.ndarray:
-    """float64 [n], or [n, W] of several columns; NaN where a value is missing."""
-    nothing = pa.nulls(batch.num_rows)
-    columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
-    found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
-    return found[0] if len(found) == 1 else np.stack(found, axis=1)
-
-
-def _known(batch: Batch, name: str) -> np.ndarray:
-    array = batch.columns[name]
-    if array.null_count:
-        raise _null(batch, name)
-    return table_files.to_numpy(array)
-
-
-def _null(batch: Batch, name: str) -> InputError:
-    row = int(np.argmax(table_files.to_numpy(batch.columns[name].is_null())))
-    place = batch.place(row)
-    return InputError(f"{place} is null or empty", file=batch.file, dataset=name)
-
-
-def _check_length(batch: Batch, name: str) -> None:
-    lengths = table_files.to_numpy(pa.compute.binary_length(batch.columns[name]))
-    if lengths.max(initial=0) > LONGEST:
-        row = int(np.argmax(lengths))
-        raise batch.error(name, row, f"ids are texts of at most {LONGEST} bytes", int(lengths[row]))
+def _listed(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -43,8 +43,8 @@ class GraphFile(FormatFile):
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
     `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
-    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `array_names`, `names`
-    (the text ids of the nodes, None where there are none).
+    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `array_names`,
+    `names` (the text ids of the nodes, None where there are none).
 
     Raises:
         InputError: naming file, dataset and value, from here and from every read.

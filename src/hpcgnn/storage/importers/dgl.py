@@ -1,0 +1,84 @@
+"""DGL's folders of CSV files: meta.yaml, a table of nodes and one of edges."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.source import ImportOptions, Source
+from hpcgnn.storage.importers.table_files import TextTable
+from hpcgnn.storage.importers.table_options import TableOptions, TextForm
+from hpcgnn.storage.importers.tables import source_of
+from hpcgnn.storage.importers.text import open_binary
+
+_META = "meta.yaml"
+_LONGEST = 1 << 16
+_MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+def read_dgl(folder: Path, options: ImportOptions) -> Source:
+    """One type of nodes (`node_id`, `label`, `feat`, masks) and of edges (`src_id`, `dst_id`).
+
+    Columns are chosen by the usual options of tables, where they are called otherwise.
+
+    Raises:
+        InputError: no such file or column, several types or graphs.
+    """
+    edge_files, node_files, separator = _meta(folder / _META)
+    form = TextForm(delimiter=separator, header=True)
+    edges = [TextTable(folder / name, form) for name in edge_files]
+    nodes = [TextTable(folder / name, form) for name in node_files]
+    chosen = options.tables or TableOptions()
+    chosen = replace(chosen, source=chosen.source or "src_id", target=chosen.target or "dst_id")
+    if nodes:
+        names = nodes[0].names
+        chosen = replace(
+            chosen,
+            id=chosen.id or "node_id",
+            label=chosen.label or ("label" if "label" in names else None),
+            features=chosen.features or (("feat",) if "feat" in names else ()),
+            split_column=chosen.split_column
+            or (",".join(_MASKS) if set(_MASKS) <= set(names) else None),
+        )
+    if not chosen.edge_features and "feat" in edges[0].names:
+        chosen = replace(chosen, edge_features=("feat",))
+    return source_of(folder, list(edges), list(nodes), chosen, options)
+
+
+def _meta(path: Path) -> tuple[list[str], list[str], str]:
+    """Files of edges and of nodes, and what parts their columns.
+
+    As much of YAML as such files use is read: names of files in two lists.
+    """
+    with open_binary(path) as file:
+        text = file.read(_LONGEST + 1).decode("utf-8", "replace")
+    if len(text) > _LONGEST:
+        raise InputError("is too long to be one of DGL's", file=path)
+    files: dict[str, list[str]] = {"edge_data": [], "node_data": []}
+    group = ""
+    for line in text.splitlines():
+        bare = line.split("#")[0].rstrip()
+        if match := re.match(r"(\w+):", bare):
+            group = match[1]
+            if group == "graph_data":
+                raise InputError("is a data set of many graphs: store one", file=path)
+        for name in re.findall(r"file_name:\s*[\"']?([^\"',}\s]+)", bare):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise InputError("names a file outside its folder", file=path, value=name)
+            if group in files:
+                files[group].append(name)
+    if not files["edge_data"]:
+        raise InputError("names no file of edges (edge_data: file_name)", file=path)
+    if len(files["edge_data"]) > 1 or len(files["node_data"]) > 1:
+        raise InputError(
+            "has several types of nodes or edges: store one type, or tables with --relation",
+            file=path,
+        )
+    separator = re.search(r"^separator:\s*[\"']?(\\t|[^\"'\s])", text, re.MULTILINE)
+    return files["edge_data"], files["node_data"], _character(separator[1] if separator else ",")
+
+
+def _character(text: str) -> str:
+    return "\t" if text == "\\t" else text

@@ -1,0 +1,93 @@
+"""Values of columns, batch by batch, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.names import LONGEST
+from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
+
+_SETS = ("train", "valid", "test")
+_CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
+_CODES |= {"validation": 2, "dev": 2, "3": 3, "test": 3, "testing": 3}
+
+
+def batches(
+    tables: list[TableFile], kinds: dict[str, str], id: str | None = None
+) -> Iterator[Batch]:
+    """Batches of all tables; a table may lack a column, and then `id` counts its rows."""
+    for table in tables:
+        there = {name: kind for name, kind in kinds.items() if name in table.names}
+        if not there and id is not None:
+            there = {id: table.kinds[id]}
+        if there:
+            yield from table.batches(there)
+
+
+def numbers(batch: Batch, names: list[str]) -> np.ndarray:
+    """float64 [n], or [n, W] of several columns; NaN where a value is missing."""
+    nothing = pa.nulls(batch.num_rows)
+    columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
+    found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
+    return found[0] if len(found) == 1 else np.stack(found, axis=1)
+
+
+def known(batch: Batch, name: str) -> np.ndarray:
+    array = batch.columns[name]
+    if array.null_count:
+        raise null(batch, name)
+    return table_files.to_numpy(array)
+
+
+def null(batch: Batch, name: str) -> InputError:
+    row = int(np.argmax(table_files.to_numpy(batch.columns[name].is_null())))
+    place = batch.place(row)
+    return InputError(f"{place} is null or empty", file=batch.file, dataset=name)
+
+
+def check_length(batch: Batch, name: str) -> None:
+    lengths = table_files.to_numpy(pc.binary_length(batch.columns[name]))
+    if lengths.max(initial=0) > LONGEST:
+        row = int(np.argmax(lengths))
+        raise batch.error(name, row, f"ids are texts of at most {LONGEST} bytes", int(lengths[row]))
+
+
+def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterator[np.ndarray]:
+    """int8 chunks: 0 none, 1 train, 2 valid, 3 test, from one column of names, or three masks.
+
+    Raises:
+        InputError: another value, or a node in two sets.
+    """
+    if len(columns) == 1:
+        for batch in batches(tables, {columns[0]: TEXT}, id=id):
+            texts = batch.columns.get(columns[0], pa.nulls(batch.num_rows, pa.string())).to_pylist()
+            found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
+            if -1 in found:
+                row = found.index(-1)
+                raise batch.error(
+                    columns[0], row, "must be train, valid, test or empty", texts[row]
+                )
+            yield np.array(found, np.int8)
+        return
+    if len(columns) != len(_SETS):
+        raise InputError(
+            "--split-column takes one column, or three masks: train, valid, test",
+            file=tables[0].path,
+            value=",".join(columns),
+        )
+    for batch in batches(tables, dict.fromkeys(columns, NUMBER), id=id):
+        masks = np.nan_to_num(numbers(batch, columns))
+        wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise batch.error(
+                columns[0], row, "masks are 0 and 1, and one of them", masks[row].tolist()
+            )
+        yield (masks @ np.arange(1, 4)).astype(np.int8)

@@ -1,0 +1,98 @@
+"""GraphML and GEXF, read by networkx: small graphs, whose attributes become tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.source import ImportOptions, Source
+from hpcgnn.storage.importers.table_files import Batch, first_line, kind_of
+from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.tables import source_of
+from hpcgnn.storage.importers.text import open_binary, require
+
+_EXPANSION = 60  # times its size that XML takes as a graph of Python objects
+_ROWS = 1 << 14
+
+
+def read_xml(path: Path, options: ImportOptions) -> Source:
+    """The graph; nodes have the column `id`, edges `source` and `target`, and their attributes.
+
+    Raises:
+        InputError: too large, damaged, or attributes that are of several types.
+    """
+    size = require(path).stat().st_size
+    if _EXPANSION * size > 8 * options.limit:
+        raise InputError("takes more memory than fits: raise --memory, or store tables", file=path)
+    graph = _parse(path)
+    nodes = _columns(path, [{"id": name} | data for name, data in graph.nodes(data=True)], ("id",))
+    ends = ("source", "target")
+    rows = [data | {"source": a, "target": b} for a, b, data in graph.edges(data=True)]
+    edges = _columns(path, rows, ends)
+    chosen = options.tables or TableOptions()
+    chosen = replace(chosen, source="source", target="target", id="id", text_ids=True)
+    source = source_of(
+        path, [MemoryTable(path, edges)], [MemoryTable(path, nodes)], chosen, options
+    )
+    source.symmetrise = not graph.is_directed()
+    return source
+
+
+def _parse(path: Path) -> Any:
+    import networkx as nx
+
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    read = nx.read_gexf if name.endswith(".gexf") else nx.read_graphml
+    with open_binary(path) as file:
+        try:
+            return read(file)
+        except InputError:
+            raise
+        except Exception as error:  # the library and the parser raise almost anything
+            raise InputError(f"can't be read: {first_line(error)}", file=path) from None
+
+
+def _columns(path: Path, rows: list[dict[str, Any]], first: tuple[str, ...]) -> dict[str, pa.Array]:
+    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    out = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        if name in first:
+            values = [str(value) for value in values]
+        if any(isinstance(value, dict | list) for value in values):
+            continue  # positions and colours for drawing
+        try:
+            out[name] = pa.array(values)
+        except pa.ArrowException:
+            raise InputError("holds values of several types", file=path, dataset=name) from None
+    return out
+
+
+class MemoryTable:
+    """A table whose columns are in memory."""
+
+    def __init__(self, path: Path, columns: dict[str, pa.Array]) -> None:
+        self.path = path
+        self.names = list(columns)
+        self.kinds = {name: kind_of(array.type) for name, array in columns.items()}
+        self._columns = columns
+
+    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+        number = len(next(iter(self._columns.values()), ()))
+        for low in range(0, number, _ROWS):
+
+            def place(k: int, low: int = low) -> str:
+                return f"row {low + k}"
+
+            part = {name: self._columns[name].slice(low, _ROWS) for name in kinds}
+            size = min(_ROWS, number - low)
+            yield Batch(self.path, {n: _cast(a, kinds[n]) for n, a in part.items()}, size, place)
+
+
+def _cast(array: pa.Array, kind: str) -> pa.Array:
+    return array.cast({"text": pa.string(), "number": pa.float64()}.get(kind, array.type))
