@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
-    from hpcgnn import nn
+    from hpcgnn import nn, pyparmetis
     from hpcgnn.nn.gradients import sum_gradients
-    from hpcgnn.partition import pyparmetis
     from hpcgnn.storage.read.load import load_partition
 
 __all__ = ["__version__", "load_partition", "nn", "pyparmetis", "run", "sum_gradients"]
 
-_MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.partition.pyparmetis"}
+_MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.pyparmetis"}
 _FUNCTIONS = {
     "load_partition": "hpcgnn.storage.read.load",
     "sum_gradients": "hpcgnn.nn.gradients",
