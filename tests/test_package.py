@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ def test_names_are_found_at_their_first_use():
     assert hpcgnn.nn.SAGEConv is SAGEConv
     assert hpcgnn.sum_gradients.__module__ == "hpcgnn.nn.gradients"
     assert callable(hpcgnn.pyparmetis.load)
+    assert importlib.import_module("hpcgnn.pyparmetis") is hpcgnn.pyparmetis
     assert set(hpcgnn.__all__) <= set(dir(hpcgnn))
     with pytest.raises(AttributeError, match="no attribute 'soup'"):
         hpcgnn.soup  # noqa: B018

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
-    from hpcgnn import nn, tasks
+    from hpcgnn import nn, pyparmetis, tasks
     from hpcgnn.nn.convert import convert_norms
     from hpcgnn.nn.gradients import sum_gradients
-    from hpcgnn.partition import pyparmetis
     from hpcgnn.partition.load import load_partition
     from hpcgnn.partition.pipeline import partition_graph
     from hpcgnn.storage.exchange.dgl import from_dgl
@@ -59,7 +58,7 @@ __all__ = [
 
 _MODULES = {
     "nn": "hpcgnn.nn",
-    "pyparmetis": "hpcgnn.partition.pyparmetis",
+    "pyparmetis": "hpcgnn.pyparmetis",
     "tasks": "hpcgnn.tasks",
 }
 _OBJECTS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import shutil
 import socket
@@ -85,6 +86,26 @@ def resident_memory() -> int:
     if len(pages) > 1:
         return int(pages[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def available_memory() -> int:
+    """Bytes that processes of this machine can still take, within the job's limits too.
+
+    A huge number where the system doesn't tell.
+    """
+    found = [1 << 62]
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) << 10)
+    for line in _read("/proc/self/cgroup").splitlines():
+        group = Path("/sys/fs/cgroup") / line.rpartition(":")[2].lstrip("/")
+        for folder in (group, *group.parents):
+            limit = _read(f"{folder}/memory.max")
+            if limit.isdigit():
+                files = re.search(r"^inactive_file (\d+)", _read(f"{folder}/memory.stat"), re.M)
+                used = int(_read(f"{folder}/memory.current") or 0)
+                found.append(int(limit) - used + int(files[1] if files else 0))
+    return max(0, min(found))
 
 
 def namespace(kind: str) -> str:

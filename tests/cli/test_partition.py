@@ -47,7 +47,8 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
     assert report["nodes"] == np.bincount(owner).tolist()
     assert max(report["balance"].values()) < 1.6
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["parmetis", "random"]
+    assert lines[0].startswith("auto takes parmetis: it is there and fits (ParMETIS")
+    assert lines[1].split() == ["parmetis", "random"]
     named = {" ".join(line.split()[:2]) for line in lines}
     assert {"edge cut", "communication volume,", "halo nodes,", "balance of"} <= named
     assert "partitions/grid.p2.h5: 2 parts" in lines[-1] and "peak memory" in lines[-1]
@@ -148,11 +149,12 @@ def test_an_output_that_cannot_be_written_is_refused(mpirun, grid, tmp_path):
 def test_no_usable_parmetis_is_told_with_the_other_methods(mpirun, grid, tmp_path):
     out = tmp_path / "out.h5"
     environment = {"HPCGNN_PARMETIS": str(tmp_path / "nowhere.so")}
-    result = mpirun(2, "partition", grid, "-o", out, env=environment)
-    refused(result, "nowhere.so", "HPCGNN_PARMETIS", "metis, streaming, random or block")
+    asked = ("--method", "parmetis", "-o", out)
+    result = mpirun(2, "partition", grid, *asked, env=environment)
+    refused(result, "nowhere.so", "HPCGNN_PARMETIS", "kaminpar, streaming, random or block")
     assert not out.exists()
-    others = ("--method", "streaming", "-o", out)
-    assert mpirun(2, "partition", grid, *others, env=environment).returncode == 0
+    result = mpirun(2, "partition", grid, "-o", out, env=environment)
+    assert result.returncode == 0 and "auto takes kaminpar: ParMETIS can't be used" in result.stdout
 
 
 # Debian's Open MPI and PT-Scotch, beside whatever MPI this environment has
@@ -193,6 +195,8 @@ def test_scotch_under_open_mpi(open_mpi, grid, tmp_path, width):
         grid,
         "--parts",
         "2",
+        "--method",
+        "parmetis",
         "-o",
         out,
     ]
@@ -214,6 +218,7 @@ def test_scotch_for_open_mpi_under_mpich_is_refused(mpirun, grid, tmp_path):
         pytest.skip("this process does not run MPICH")
     library = debian("*/parmetis-int64/libparmetis.so")
     result = mpirun(
-        2, "partition", grid, "-o", tmp_path / "out.h5", env={"HPCGNN_PARMETIS": library}
-    )
-    refused(result, "built for Open MPI", "this process runs MPICH", "--method metis")
+        2, "partition", grid, "--method", "parmetis", "-o", tmp_path / "out.h5",
+        env={"HPCGNN_PARMETIS": library},
+    )  # fmt: skip
+    refused(result, "built for Open MPI", "this process runs MPICH", "--method kaminpar")

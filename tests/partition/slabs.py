@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.problem import PartitionOptions, Problem
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.write.graph_writer import GraphWriter
@@ -56,7 +57,16 @@ def make_problem(
     slab = slab_of(*edges, low, high)
     cost = 10 + np.diff(slab.indptr)
     train = np.arange(low, high) % 7 == 0
-    return Problem(slab, num_nodes, num_parts, cost, train, options or PartitionOptions())
+    return Problem(edges_of(slab), num_nodes, num_parts, cost, train, options or PartitionOptions())
+
+
+def edges_of(slab: GraphSlab) -> SlabEdges:
+    """Its edges, as a method reads them."""
+
+    def read(low: int, high: int) -> np.ndarray:
+        return slab.indices[slab.indptr[low - slab.lo] : slab.indptr[high - slab.lo]]
+
+    return SlabEdges(slab.lo, slab.hi, slab.indptr, read)
 
 
 def everywhere(comm: Communicator, owner: np.ndarray) -> np.ndarray:

@@ -26,11 +26,11 @@ def test_group_by_is_stable(count):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
-def test_distinct_pairs(count):
-    row, column = np.random.default_rng(count).integers(0, 9, (2, count))
-    starts, columns = sorting.distinct_pairs(row, column, 9, 9)
-    found = zip(np.repeat(np.arange(9), np.diff(starts)).tolist(), columns.tolist(), strict=True)
-    assert list(found) == sorted(set(zip(row.tolist(), column.tolist(), strict=True)))
+def test_tally(count):
+    keys = np.random.default_rng(count).integers(-9, 9, count)
+    found, counts = sorting.tally(keys.copy())
+    expected = np.unique(keys, return_counts=True)
+    assert np.array_equal(found, expected[0]) and np.array_equal(counts, expected[1])
 
 
 def test_edge_positions_of_rows_in_any_order():

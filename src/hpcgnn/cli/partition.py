@@ -7,7 +7,7 @@ import argparse
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import say
 from hpcgnn.partition.pipeline import METHODS, partition_graph
-from hpcgnn.partition.problem import PartitionOptions
+from hpcgnn.partition.problem import QUALITIES, REFINEMENTS, PartitionOptions
 from hpcgnn.partition.quality import table
 
 PARALLEL = True
@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default="parmetis",
-        help="parmetis (default, on all ranks), metis (on one), streaming (one pass in little "
+        default="auto",
+        help="auto (default: parmetis where it is there and fits, else kaminpar, else streaming), "
+        "parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, in little "
         "memory), random, block (in the order of the file)",
     )
     parser.add_argument("-o", "--out", help="default: partitions/NAME.pP.h5")
@@ -45,7 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also spread the training nodes evenly (ParMETIS only; the cut grows)",
     )
     parser.add_argument(
-        "--refine", type=int, default=default.refine, help="passes of ParMETIS over its own result"
+        "--refine",
+        choices=REFINEMENTS,
+        default=default.refine,
+        help="volume: passes over the result that lower the rows sent in all, by the heaviest "
+        "sender and to the heaviest receiver",
+    )
+    parser.add_argument(
+        "--quality", choices=QUALITIES, default=default.quality, help="of kaminpar, against time"
+    )
+    parser.add_argument(
+        "--repeatable",
+        action="store_true",
+        help="kaminpar on one thread: the same parts in every run",
     )
     parser.add_argument("--compress", action="store_true", help="gzip the partition file")
     parser.add_argument("--force", action="store_true", help="replace a former partition file")
@@ -59,6 +72,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         edge_cost=args.edge_cost,
         balance_train=args.train_balance,
         refine=args.refine,
+        quality=args.quality,
+        repeatable=args.repeatable,
     )
     report = partition_graph(
         comm,
@@ -71,7 +86,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         force=args.force,
     )
     if comm.rank == 0:
-        print(table(report))
+        say(*report["notes"], *table(report).splitlines())
         say(
             f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
             f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"

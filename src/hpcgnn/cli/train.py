@@ -220,6 +220,7 @@ def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
     try:
         with Reader(path, PARTITION) as reader:
             same_graph = reader.text("graph_fingerprint") == fingerprint
-            return same_graph and reader.text("method") == config.training.method
+            asked = config.training.method
+            return same_graph and asked in ("auto", reader.text("method"))
     except Exception:  # not one that can be used
         return False

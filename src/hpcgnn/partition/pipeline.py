@@ -12,11 +12,14 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.partition.edges import SlabEdges
+from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
-from hpcgnn.partition.metis import metis_parts
-from hpcgnn.partition.parmetis import parmetis_parts
+from hpcgnn.partition.parmetis import is_narrow, parmetis_parts, parmetis_shortage
 from hpcgnn.partition.problem import PartitionOptions, Problem
+from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers
+from hpcgnn.partition.refine import refine_volume
 from hpcgnn.partition.simple import block_parts, random_parts
 from hpcgnn.partition.sorting import Array
 from hpcgnn.partition.streaming import streaming_parts
@@ -25,16 +28,16 @@ from hpcgnn.storage.read.partition_file import MAX_PARTS, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN
 from hpcgnn.storage.write.outputs import check_output_together
 
-METHODS = ("parmetis", "metis", "streaming", "random", "block")
+METHODS = ("auto", "parmetis", "kaminpar", "streaming", "random", "block")
 FOLDER = Path("partitions")
-_FEWEST = 4  # nodes per part below which METIS complains and leaves parts empty
+_FEWEST = 4  # nodes per part below which partitioners leave parts empty
 
 
 def partition_graph(
     comm: Communicator,
     path: str | Path,
     parts: int | None = None,
-    method: str = "parmetis",
+    method: str = "auto",
     out: str | Path | None = None,
     *,
     seed: int = 0,
@@ -83,22 +86,39 @@ def partition_graph(
         require_same(comm, facts, "graphs", file=path)
         with agreed(comm, "read the edges"):
             low, high = slab_bounds(graph, comm.rank, comm.size)
-            slab = graph.read_rows(low, high)
+            indptr = graph.read_indptr(low, high)
+            indptr -= indptr[0]
             share = graph.fingerprint_of(low, high)
             train = _train_mask(graph, low, high)
         graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
-        cost = options.node_cost + options.edge_cost * np.diff(slab.indptr)
-        problem = Problem(slab, graph.num_nodes, num_parts, cost, train, options)
+        cost = options.node_cost + options.edge_cost * np.diff(indptr)
+        edges = SlabEdges(low, high, indptr, graph.read_sources)
+        problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
         with comm.at(f"method {method}"):
+            if method == "auto":
+                method, reason = choose(comm, problem)
+                problem.notes.append(reason)
             owner = assign(comm, method, problem)
+        if options.refine == "volume":
+            with comm.at("refine"):
+                owner = refine_volume(comm, problem, owner)
         with comm.at("random partition to compare with"):
             random = random_numbers(comm, problem)
-        with agreed(comm, "read the nodes"):
+        notes = problem.notes
+        del problem, edges, cost, indptr
+        with agreed(comm, "read the edges and nodes"):
+            slab = graph.read_rows(low, high)
             nodes = graph.read_nodes(low, high)
     with comm.at("lay out the parts"):
         made, numbers = assembly.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
-    del slab, nodes, problem
-    report = {"method": method, "parts": num_parts, **numbers.summary(), "random": random.summary()}
+    del slab, nodes
+    report = {
+        "method": method,
+        "parts": num_parts,
+        "notes": comm.broadcast(notes),
+        **numbers.summary(),
+        "random": random.summary(),
+    }
     header = {
         **graph.counts.attributes(),
         "symmetric": int(bool(numbers.symmetric)),
@@ -119,16 +139,44 @@ def partition_graph(
     }
 
 
+def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
+    """The method that `auto` takes, and a line that says why; the same on all ranks. Collective.
+
+    ParMETIS where it is there and fits, then KaMinPar, then streaming. PT-Scotch's implementation
+    of ParMETIS comes after KaMinPar: it is slow on power-law graphs.
+    """
+    if problem.options.balance_train:
+        return "parmetis", "auto takes parmetis: it alone spreads the training nodes"
+    missing = scotch = ""
+    try:
+        library = binding.load(comm, narrow=is_narrow(comm, problem))
+        short = parmetis_shortage(comm, problem, library.index_bytes)
+        if library.scotch:
+            scotch = missing = "only PT-Scotch's ParMETIS is there"
+        elif short is not None:
+            missing = f"ParMETIS would need about {short}"
+        else:
+            return "parmetis", f"auto takes parmetis: it is there and fits ({library})"
+    except InputError as error:
+        missing = f"ParMETIS can't be used ({error})"
+    lacks = kaminpar_lacks(comm, problem)
+    if not lacks:
+        return "kaminpar", f"auto takes kaminpar: {missing}"
+    if scotch:
+        return "parmetis", f"auto takes parmetis: {lacks}, and {scotch}"
+    return "streaming", f"auto takes streaming: {missing}, and {lacks}"
+
+
 def assign(comm: Communicator, method: str, problem: Problem) -> Array:
-    """The part of each row of this rank's slab by one of METHODS: int32. All ranks call."""
-    ids = np.arange(problem.slab.lo, problem.slab.hi)
+    """The part of each row of this rank's slab by a method but auto: int32. All ranks call."""
+    ids = np.arange(problem.edges.lo, problem.edges.hi)
     if problem.num_parts == 1:
         return np.zeros(len(ids), np.int32)
     if method == "random":
         return random_parts(ids, problem.num_nodes, problem.num_parts, problem.options.seed)
     if method == "block" or problem.num_nodes < _FEWEST * problem.num_parts:
         return block_parts(ids, problem.num_nodes, problem.num_parts)
-    looking = {"parmetis": parmetis_parts, "metis": metis_parts, "streaming": streaming_parts}
+    looking = {"parmetis": parmetis_parts, "kaminpar": kaminpar_parts, "streaming": streaming_parts}
     return looking[method](comm, problem)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.sorting import Array, Int64, distinct_pairs, group_by
-from hpcgnn.storage.read.graph_file import GraphSlab
+from hpcgnn.partition.edges import SlabEdges
+from hpcgnn.partition.sorting import Array, Int64
 
 MOST_COST = 1_000_000  # costs of all nodes and edges add up within 64 bits
-MOST_PASSES = 1000
+QUALITIES = ("fast", "default", "strong")
+REFINEMENTS = ("none", "volume")
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,9 @@ class PartitionOptions:
     """How to cut. `imbalance` is the heaviest part's weight over the mean, at least 1.
 
     A node costs `node_cost + edge_cost * in-degree`; `balance_train` has the training nodes
-    spread evenly too, at the price of a larger cut.
+    spread evenly too, at the price of a larger cut. `quality` is one of QUALITIES (KaMinPar);
+    `repeatable` has it use one thread, for the same parts in every run. `refine` is one of
+    REFINEMENTS, after any method.
     """
 
     seed: int = 0
@@ -28,7 +28,9 @@ class PartitionOptions:
     node_cost: int = 10
     edge_cost: int = 1
     balance_train: bool = False
-    refine: int = 0
+    refine: str = "none"
+    quality: str = "default"
+    repeatable: bool = False
 
     def __post_init__(self) -> None:
         if not 1.0 < self.imbalance < 1000:
@@ -41,51 +43,26 @@ class PartitionOptions:
             )
         if not 0 <= self.seed < 2**31:
             raise InputError("--seed must be in 0 .. 2^31 - 1", value=self.seed)
-        if not 0 <= self.refine <= MOST_PASSES:
-            raise InputError(f"--refine must lie in 0 .. {MOST_PASSES}", value=self.refine)
+        for name, known in (("refine", REFINEMENTS), ("quality", QUALITIES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"--{name} must be one of {', '.join(known)}", value=getattr(self, name)
+                )
 
 
 @dataclass(frozen=True)
 class Problem:
     """A graph in slabs and into how many parts it is to be cut.
 
+    edges: of this rank's slab, rows `lo .. hi - 1`; the slabs of all ranks follow each other.
     cost, train: `[hi - lo]` int64 and bool, of the rows of this rank's slab.
+    notes: lines on how it went, which methods add on rank 0.
     """
 
-    slab: GraphSlab
+    edges: SlabEdges
     num_nodes: int
     num_parts: int
     cost: Int64
     train: Array
     options: PartitionOptions
-
-
-def symmetrise(
-    comm: Communicator, low: int, indptr: Int64, sources: Array, bounds: Int64
-) -> tuple[Int64, Array]:
-    """Neighbours of the rows `bounds[rank] .. bounds[rank + 1] - 1`, ascending. All ranks call.
-
-    Args:
-        low, indptr, sources: this rank's slab of in-neighbour lists, rows `low ..`.
-        bounds: int64 `[size + 1]`, who is to hold which rows; need not be as the slabs are.
-
-    Returns:
-        `indptr` int64 `[rows + 1]` and the neighbours, one entry for each direction of each edge.
-    """
-    num_nodes = int(bounds[-1])
-    narrow = np.int32 if num_nodes < 2**31 else np.int64
-    rows = np.repeat(np.arange(low, low + len(indptr) - 1, dtype=narrow), np.diff(indptr))
-    columns = sources.astype(narrow, copy=False)
-    ends = rows != columns
-    rows, columns = rows[ends], columns[ends]
-    pairs = []
-    for row, column in ((rows, columns), (columns, rows)):
-        target = np.searchsorted(bounds[1:], row, side="right")
-        cuts, order = group_by(target, comm.size)
-        sent = [np.split(values[order], cuts[1:-1]) for values in (row, column)]
-        pairs.append([comm.alltoallv(chunks, where="partition: symmetrise") for chunks in sent])
-    row = np.concatenate([chunk for one in pairs for chunk in one[0]])
-    column = np.concatenate([chunk for one in pairs for chunk in one[1]])
-    del pairs, rows, columns
-    first, count = int(bounds[comm.rank]), int(bounds[comm.rank + 1] - bounds[comm.rank])
-    return distinct_pairs(row - row.dtype.type(first), column, count, num_nodes)
+    notes: list[str] = field(default_factory=list)

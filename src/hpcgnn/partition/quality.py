@@ -9,9 +9,9 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.problem import Problem
-from hpcgnn.partition.routing import Slabs
+from hpcgnn.partition.readers import Readers
 from hpcgnn.partition.simple import random_parts
-from hpcgnn.partition.sorting import Array, Int64, distinct, distinct_pairs, group_by
+from hpcgnn.partition.sorting import Array, Int64
 
 
 @dataclass(frozen=True)
@@ -53,35 +53,21 @@ def _balance(counts: Int64) -> float:
 
 def random_numbers(comm: Communicator, problem: Problem) -> Numbers:
     """The counts of a random partition of the same graph. All ranks call."""
-    slab, num_parts = problem.slab, problem.num_parts
-    slabs = Slabs(comm, slab.lo, slab.hi, problem.num_nodes)
+    num_parts = problem.num_parts
 
     def draw(ids: Array) -> Array:
         return random_parts(ids, problem.num_nodes, num_parts, problem.options.seed)
 
-    part = draw(np.arange(slab.lo, slab.hi))
-    table, source = distinct(slab.indices, problem.num_nodes)
-    reader = np.repeat(part, np.diff(slab.indptr))
-    remote = np.flatnonzero(reader != draw(table)[source])
+    part = draw(np.arange(problem.edges.lo, problem.edges.hi))
+    readers = Readers(comm, problem, part, draw)
+    sent, halo = readers.volume(comm)
     counts = [
         np.bincount(part, minlength=num_parts),
-        np.bincount(reader, minlength=num_parts),
-        np.bincount(reader[remote], minlength=num_parts),
+        readers.edges,
+        readers.cut,
         np.bincount(part[problem.train], minlength=num_parts),
     ]
-    # Each (reading part, source) counts once: bring equal ones together at the source's slab.
-    readers, found = distinct_pairs(source[remote], reader[remote], len(table), num_parts)
-    source_ids = np.repeat(table, np.diff(readers))
-    target = np.searchsorted(slabs.ends, source_ids, side="right")
-    cuts, order = group_by(target, comm.size)
-    source_ids, found = (
-        np.concatenate(comm.alltoallv(np.split(values[order], cuts[1:-1]), where="random volume"))
-        for values in (source_ids, found)
-    )
-    starts, found = distinct_pairs(source_ids - slab.lo, found, slab.hi - slab.lo, num_parts)
-    counts.append(np.bincount(found, minlength=num_parts))
-    counts.append(np.bincount(np.repeat(part, np.diff(starts)), minlength=num_parts))
-    nodes, edges, cut, train, halo, sent = comm.allreduce(np.array(counts, np.int64))
+    nodes, edges, cut, train = comm.allreduce(np.array(counts, np.int64))
     return Numbers(nodes=nodes, edges=edges, cut=cut, halo=halo, sent=sent, train=train)
 
 

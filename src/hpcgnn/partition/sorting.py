@@ -72,13 +72,8 @@ def distinct(values: Array, bound: int) -> tuple[Int64, Array]:
     return found, place[values]
 
 
-def distinct_pairs(
-    row: Array, column: Array, num_rows: int, num_columns: int
-) -> tuple[Int64, Array]:
-    """The different pairs, by row and column: `indptr` int64 `[num_rows + 1]` and columns."""
-    starts, order = group_by(row, num_rows)
-    column, _ = sort_columns(starts, column[order], num_columns)
-    row = np.repeat(positions(num_rows), np.diff(starts))
-    new = np.ones(len(row), bool)
-    new[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
-    return pointers(np.bincount(row[new], minlength=num_rows)), column[new]
+def tally(keys: Array) -> tuple[Array, Int64]:
+    """The different keys, ascending, and how often each is there. Sorts `keys` itself."""
+    keys.sort()
+    first = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1)) if len(keys) else keys[:0]
+    return keys[first], np.diff(np.append(first, len(keys))).astype(np.int64)

@@ -1,129 +1,138 @@
-"""A partition in one pass over the rows, for graphs that no METIS can hold.
+"""Partitions by passes over the edges, for graphs that no other method can hold.
 
-All ranks walk through their slabs at once, a batch at a time. A node goes where most of its
-in-neighbours are that have a part already, less a price that grows with the load of the part
-(Fennel; Tsourakakis et al., WSDM 2014). Beside the slab a rank holds one part number per row and
-the scores of one batch.
+Every rank walks through its rows a window at a time, in every pass again (restreaming; Nishimura &
+Ugander, KDD 2013). A row goes to the part with most of its in-neighbours, each counted less the
+fuller the part is (linear deterministic greedy; Stanton & Kliot, KDD 2012), and never above a
+part's limit, which the ranks share by demand (as size constraints in XtraPuLP; Slota et al., IPDPS
+2017). Beside one part number per row, a rank holds one window.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.edges import Window
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.routing import Slabs
-from hpcgnn.partition.sorting import Array, Int64, distinct, positions
+from hpcgnn.partition.simple import random_parts
+from hpcgnn.partition.sorting import Array, Int64, distinct, tally
 
-_ROUNDS, _ROWS = 256, 32
-_SCORES = 1 << 21
-_SWEEPS = 3
+PASSES = 10
+_WINDOWS = 64  # at least, in a pass: rows of one window don't see each other move
+_LOOSE, _STRICT = 1.25, 3  # limit of the first passes, and how many passes have the asked one
+_SETTLED = 0.002  # share of rows below which a pass is the last but the strict ones
 
 
 def streaming_parts(comm: Communicator, problem: Problem) -> Array:
     """The part of each row of the slab: int32. All ranks call."""
-    slab, num_parts = problem.slab, problem.num_parts
-    slabs = Slabs(comm, slab.lo, slab.hi, problem.num_nodes)
-    count = slab.hi - slab.lo
-    owner = np.full(count, -1, np.int32)
-    total = comm.allreduce(int(problem.cost.sum()))
-    edges = comm.allreduce(len(slab.indices))
-    # Fennel's price with gamma 3/2, where a node of mean cost counts as one.
-    price = (
-        1.5
-        * np.sqrt(num_parts)
-        * edges
-        / problem.num_nodes**1.5
-        * np.sqrt(problem.num_nodes / total)
-    )
-    capacity = problem.options.imbalance * total / num_parts
-    load = np.zeros(num_parts)
-    least = -(-count * num_parts // _SCORES)
-    rounds = comm.allreduce(max(min(_ROUNDS, count // _ROWS), least, 1), op="max")
-    for k in range(rounds):
-        low, high = count * k // rounds, count * (k + 1) // rounds
-        batch = _Batch(slabs, problem, low, high, owner)
-        share = int(problem.cost[low:].sum()) / max(total - load.sum(), 1)  # of what is to come
-        room = np.maximum(capacity - load, 0) * share
-        batch.assign(owner, load, price, room)
-        load += comm.allreduce(batch.load(owner), where="partition: loads")
-    return owner
+    stream = _Stream.start(comm, problem)
+    settled, k = False, 0
+    while k < PASSES:
+        strict = k >= PASSES - _STRICT
+        moved = stream.restream(problem.options.imbalance if strict else _LOOSE)
+        settled = moved < _SETTLED * problem.num_nodes
+        k = PASSES - _STRICT if settled and not strict else k + 1
+    return stream.owner
 
 
-class _Batch:
-    """Rows `low .. high - 1` of the slab and what is known about their neighbours."""
+@dataclass
+class _Stream:
+    """The parts so far.
 
-    def __init__(self, slabs: Slabs, problem: Problem, low: int, high: int, owner: Array) -> None:
-        slab = problem.slab
-        self.low, self.high, self.num_parts = low, high, problem.num_parts
-        self.cost = problem.cost[low:high].astype(np.float64)
-        edges = slice(int(slab.indptr[low]), int(slab.indptr[high]))
-        row = np.repeat(positions(high - low), np.diff(slab.indptr[low : high + 1]))
-        sources = slab.indices[edges]
-        table, place = distinct(sources, problem.num_nodes)
-        part = slabs.lookup(table, owner)[place]
-        known = part >= 0
-        self.known = self._count(row[known], part[known])
-        inside = (sources >= slab.lo + low) & (sources < slab.lo + high)
-        self.inner = (row[inside], (sources[inside] - slab.lo - low).astype(np.int64))
+    owner: int32 `[rows]`; load: float64 `[P]`, cost of each part over all ranks.
+    """
 
-    def _count(self, row: Array, part: Array) -> Array:
-        """Neighbours of each row in each part: float32 [rows, parts]."""
-        shape = (self.high - self.low, self.num_parts)
-        pairs = row.astype(np.int64) * self.num_parts + part
-        return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)
+    comm: Communicator
+    problem: Problem
+    slabs: Slabs
+    owner: Array
+    load: Array
 
-    def load(self, owner: Array) -> Array:
-        """Cost of the batch by part: float64 [parts]."""
-        part = owner[self.low : self.high]
-        total = np.bincount(part, weights=self.cost, minlength=self.num_parts)
-        return total.astype(np.float64)  # bincount of nothing counts in integers
+    @classmethod
+    def start(cls, comm: Communicator, problem: Problem) -> _Stream:
+        """From runs of consecutive rows or at random, whichever cuts fewer edges. Collective."""
+        edges = problem.edges
+        slabs = Slabs(comm, edges.lo, edges.hi, problem.num_nodes)
+        ids = np.arange(edges.lo, edges.hi)
+        starts = [
+            cls(comm, problem, slabs, owner, np.empty(0))
+            for owner in (
+                _runs(comm, problem),
+                random_parts(ids, problem.num_nodes, problem.num_parts, problem.options.seed),
+            )
+        ]
+        best = starts[int(np.argmin([start._cut() for start in starts]))]
+        best.load = comm.allreduce(best._weigh(best.owner, problem.cost))
+        return best
 
-    def assign(self, owner: Array, load: Array, price: float, room: Array) -> None:
-        """Fills in the owners. A few sweeps, so that rows of one batch see each other."""
-        rows = slice(self.low, self.high)
-        for _ in range(_SWEEPS):
-            score = self.known - (price * np.sqrt(load)).astype(np.float32)
-            linked = np.asarray(self.known.any(axis=1))
-            if owner[rows].min(initial=0) >= 0:
-                for row, column in (self.inner, self.inner[::-1]):
-                    near = self._count(row, owner[rows][column])
-                    score += near
-                    linked = np.logical_or(linked, near.any(axis=1))
-            owner[rows] = self._fill(score, linked, room)
+    def _cut(self) -> int:
+        count = 0
+        for window in self.problem.edges.windows(self.comm):
+            own = self.owner[window.row + (window.lo - self.slabs.low)]
+            count += int(np.count_nonzero(self._parts(window) != own))
+        return int(self.comm.allreduce(count))
 
-    def _fill(self, score: Array, linked: Array, room: Array) -> Array:
-        """Best part for each row while it has room; the rest, in order, wherever room is left."""
-        part = np.full(len(score), -1, np.int32)
-        left = room.copy()
-        waiting = np.flatnonzero(linked)
-        for _ in range(min(self.num_parts, 4)):
-            if not len(waiting):
-                break
-            open_ = np.where(left > 0, np.float32(0), np.float32(-np.inf))
-            wish = np.argmax(score[waiting] + open_, axis=1)
-            gain = score[waiting, wish]
-            order = np.lexsort((-gain, wish))
-            cost, wanted = self.cost[waiting[order]], wish[order]
-            before = np.cumsum(cost) - cost
-            first = np.searchsorted(wanted, np.arange(self.num_parts))
-            base = np.append(before, cost.sum())[first]
-            taken = before - base[wanted] < left[wanted]
-            chosen = waiting[order[taken]]
-            part[chosen] = wanted[taken]
-            left -= np.bincount(wanted[taken], weights=cost[taken], minlength=self.num_parts)
-            waiting = waiting[part[waiting] < 0]
-        self._pour(part, left)
-        return part
+    def _parts(self, window: Window) -> Array:
+        """The part of each source."""
+        table, place = distinct(window.source, self.problem.num_nodes)
+        return self.slabs.lookup(table, self.owner)[place]
 
-    def _pour(self, part: Array, left: Array) -> None:
-        """The rows without a part, in consecutive runs, in proportion to the room left."""
-        rest = np.flatnonzero(part < 0)
-        if not len(rest):
-            return
-        share = np.maximum(left, 0)
-        share = share if share.any() else np.ones(self.num_parts)
-        cost = self.cost[rest]
-        middle = (np.cumsum(cost) - cost / 2) / max(cost.sum(), 1e-300)
-        ends: Int64 = np.cumsum(share) / share.sum()
-        part[rest] = np.minimum(np.searchsorted(ends, middle), self.num_parts - 1)
+    def _weigh(self, part: Array, cost: Array) -> Array:
+        counted = np.bincount(part, weights=cost, minlength=self.problem.num_parts)
+        return counted.astype(np.float64)  # bincount of nothing counts in integers
+
+    def restream(self, imbalance: float) -> int:
+        """One pass; returns how many rows of all ranks moved. Collective."""
+        limit = imbalance * self.load.sum() / self.problem.num_parts
+        moved = 0
+        for window in self.problem.edges.windows(self.comm, least=_WINDOWS):
+            row, part, gain = self._wishes(window, limit)
+            row, part = self._accept(row + (window.lo - self.slabs.low), part, gain, limit)
+            cost = self.problem.cost[row]
+            change = self._weigh(part, cost) - self._weigh(self.owner[row], cost)
+            self.load = self.load + self.comm.allreduce(change, where="partition: loads")
+            self.owner[row] = part
+            moved += len(row)
+        return int(self.comm.allreduce(moved))
+
+    def _wishes(self, window: Window, limit: float) -> tuple[Array, Array, Array]:
+        """Rows of the window that another part suits better, which, and by how much."""
+        num_parts, count = self.problem.num_parts, window.hi - window.lo
+        own = self.owner[window.lo - self.slabs.low : window.hi - self.slabs.low]
+        pairs, found = tally(window.row.astype(np.int64) * num_parts + self._parts(window))
+        row, part = pairs // num_parts, pairs % num_parts
+        score = found * np.maximum(1 - self.load[part] / limit, 0)
+        kept, stays = np.zeros(count), part == own[row]
+        kept[row[stays]] = score[stays]
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        best = np.zeros(count)
+        best[row[first]] = np.maximum.reduceat(score, first) if len(first) else 0
+        wanted = np.flatnonzero((score == best[row]) & (score > kept[row]) & ~stays)
+        wanted = wanted[np.diff(row[wanted], prepend=-1) > 0]  # the first of equal ones
+        return row[wanted], part[wanted], score[wanted] - kept[row[wanted]]
+
+    def _accept(self, row: Array, part: Array, gain: Array, limit: float) -> tuple[Array, Array]:
+        """Those with most to gain, as far as this rank's share of each part's room goes."""
+        cost = self.problem.cost[row]
+        demand = self._weigh(part, cost)
+        everyone = self.comm.allreduce(demand, where="partition: demand")
+        share = np.maximum(limit - self.load, 0) / np.maximum(everyone, 1e-300)
+        room = demand * np.minimum(share, 1)
+        order = np.lexsort((row, -gain, part))
+        row, part, cost = row[order], part[order], cost[order]
+        reached: Int64 = np.cumsum(cost)
+        before = np.append(0, reached)[np.searchsorted(part, np.arange(len(room)))]
+        taken = reached - before[part] <= room[part]
+        return row[taken], part[taken]
+
+
+def _runs(comm: Communicator, problem: Problem) -> Array:
+    """Consecutive rows in parts of equal cost: int32. Collective."""
+    own = int(problem.cost.sum())
+    costs = comm.allgather(own)
+    middle = sum(costs[: comm.rank]) + np.cumsum(problem.cost) - problem.cost / 2
+    part = middle * problem.num_parts // max(sum(costs), 1)
+    return np.clip(part, 0, problem.num_parts - 1).astype(np.int32)

@@ -68,9 +68,9 @@ class TrainingSettings(Section):
     split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
     seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
     method: str = free(
-        "parmetis",
+        "auto",
         "how a graph file is partitioned",
-        ("parmetis", "metis", "streaming", "random", "block"),
+        ("auto", "parmetis", "kaminpar", "streaming", "random", "block"),
     )
     adversarial_steps: int = defining(
         0, "FLAG: ascent steps on the input features, 0 for none", least=0, most=1000

@@ -23,7 +23,7 @@ from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import shared_library
 from hpcgnn.partition.sorting import Array, Int64
 
-OTHERWISE = "or choose --method metis, streaming, random or block"
+OTHERWISE = "or choose --method kaminpar, streaming, random or block"
 INSTALL = "build it with env/install_parmetis.sh, set HPCGNN_PARMETIS to a libparmetis.so"
 _OK = 1
 _COUNT_LIMIT = 2**31 - 1
@@ -42,6 +42,8 @@ class Rows:
         edge_weights: integers above 0 `[e]`, the same in both directions; None: all 1.
         vertex_sizes: integers `[n]`, cost of moving a row (`adaptive_repart` reads them); None: 1.
         coordinates: `[n, 2]` or `[n, 3]` (`part_geom_kway` reads them).
+        expendable: the library may work in these arrays, and change them, where they have its
+            width; else it is given copies.
     """
 
     vtxdist: Int64
@@ -51,6 +53,7 @@ class Rows:
     edge_weights: Array | None = None
     vertex_sizes: Array | None = None
     coordinates: Array | None = None
+    expendable: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -188,7 +191,7 @@ class ParMETIS:
         check_rows(mpi, rows, num_parts, part, geometry=routine == "PartGeomKway")
         constraints = rows.constraints
         check_sizes(mpi, rows, constraints, self.index_bytes)
-        result = np.zeros(rows.num_rows, self._index) if part is None else self._integers(part)
+        result = np.zeros(rows.num_rows, self.integer) if part is None else self._integers(part)
         weighted = (0 if rows.edge_weights is None else 1) + 2 * (rows.vertex_weights is not None)
         geometry: list[Array | None] = []
         if routine == "PartGeomKway":
@@ -198,10 +201,10 @@ class ParMETIS:
         arguments = [
             self._integers(rows.vtxdist),
             self._integers(rows.xadj),
-            self._integers(rows.adjncy),
-            self._given(rows.vertex_weights),
-            *([self._given(rows.vertex_sizes)] if adaptive else []),
-            self._given(rows.edge_weights),
+            self._given(rows, rows.adjncy),
+            self._given(rows, rows.vertex_weights),
+            *([self._given(rows, rows.vertex_sizes)] if adaptive else []),
+            self._given(rows, rows.edge_weights),
             self._integers([weighted]),
             self._integers([0]),
             *geometry,
@@ -224,11 +227,15 @@ class ParMETIS:
             )
         return result.astype(np.int32)
 
-    def _given(self, values: Array | None) -> Array | None:
-        return None if values is None else self._integers(values)
+    def _given(self, rows: Rows, values: Array | None) -> Array | None:
+        if values is None:
+            return None
+        usable = values.dtype == self.integer and values.flags.c_contiguous and values.size
+        return values if rows.expendable and usable else self._integers(values)
 
     @property
-    def _index(self) -> str:
+    def integer(self) -> str:
+        """The dtype of its integers."""
         return f"i{self.index_bytes}"
 
     @property
@@ -237,8 +244,8 @@ class ParMETIS:
 
     def _integers(self, values: Array | list[int] | tuple[int, ...]) -> Array:
         # The library may renumber what it is given, so it works on a copy, never empty.
-        copy = np.array(values, self._index, order="C")
-        return copy if copy.size else np.zeros(1, self._index)
+        copy = np.array(values, self.integer, order="C")
+        return copy if copy.size else np.zeros(1, self.integer)
 
 
 def _call(function: Callable[..., int], mpi: MPI.Comm, arguments: list[Array | None]) -> int:
@@ -302,11 +309,13 @@ def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_b
         )
 
 
-def load(comm: Communicator | MPI.Comm) -> ParMETIS:
+def load(comm: Communicator | MPI.Comm, *, narrow: bool = False) -> ParMETIS:
     """Finds, checks and loads a build. All ranks call, and load the same file.
 
     Args:
         comm: a `Communicator`, or an mpi4py communicator.
+        narrow: take the build with 32-bit integers where one lies beside that with 64: half the
+            memory, for graphs whose counts and weights all add up below 2^31.
 
     Raises:
         InputError: none is there, or none that this process can use; says which and why.
@@ -315,14 +324,17 @@ def load(comm: Communicator | MPI.Comm) -> ParMETIS:
     path: Path | None = None
     with agreed(comm, "find ParMETIS"):
         if comm.rank == 0:
-            path = find()
+            path = find(narrow=narrow)
     path = comm.broadcast(path, where="find ParMETIS")
     with agreed(comm, "load ParMETIS"):
         return open_library(path)
 
 
-def find() -> Path:
-    """The build to use: HPCGNN_PARMETIS, or the first usable of the usual places."""
+def find(*, narrow: bool = False) -> Path:
+    """The build to use: HPCGNN_PARMETIS, or the first usable of the usual places.
+
+    `narrow` looks for a 32-bit build first where both lie in one place.
+    """
     if MPI.Get_library_version() == NO_LIBRARY:
         raise InputError(f"ParMETIS needs MPI: pip install mpich, {OTHERWISE}")
     chosen = os.environ.get("HPCGNN_PARMETIS")
@@ -341,7 +353,7 @@ def find() -> Path:
         return given
     reason: InputError | None = None
     own = set(shared_library.environment_candidates())
-    for path in shared_library.parmetis_candidates():
+    for path in shared_library.parmetis_candidates(narrow=narrow):
         try:
             # Who can write to the environment can change all else that runs, too.
             shared_library.check_place(path, group=path in own)

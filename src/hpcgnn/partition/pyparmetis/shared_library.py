@@ -180,24 +180,28 @@ def _is_private(status: os.stat_result) -> bool:
         return False
 
 
-def environment_candidates() -> Iterator[Path]:
-    """Those in the package mgmetis of this Python environment, not of the current folder."""
+def environment_candidates(*, narrow: bool = False) -> Iterator[Path]:
+    """Those in the package mgmetis of this Python environment, not of the current folder.
+
+    The 64-bit build comes first, or with `narrow` the 32-bit one.
+    """
+    patterns = ("parmetis64*.so", "parmetis.*.so")
     package = importlib.util.find_spec("mgmetis")
     here = Path()
     with suppress(OSError):  # it may have been removed
         here = Path.cwd()
     for home in map(Path, package.submodule_search_locations or () if package else ()):
         if home.is_absolute() and home.parent != here:
-            for pattern in ("parmetis64*.so", "parmetis.*.so"):
+            for pattern in patterns[::-1] if narrow else patterns:
                 yield from sorted((home / "_cython").glob(pattern))
 
 
-def parmetis_candidates() -> Iterator[Path]:
+def parmetis_candidates(*, narrow: bool = False) -> Iterator[Path]:
     """Libraries that may be ParMETIS, the most specific place first.
 
     Places that the environment names count only where they are absolute.
     """
-    yield from environment_candidates()
+    yield from environment_candidates(narrow=narrow)
     environment = os.environ
     folders = [
         Path(environment[name])

@@ -126,6 +126,13 @@ class GraphFile(FormatFile):
             checks.in_range(slab.edge_split, 0, 4, self._edge_split.place(first))
         return slab
 
+    def read_sources(self, lo: int, hi: int) -> np.ndarray:
+        """The sources of the edges into nodes `lo .. hi - 1`, as they are stored."""
+        first, last = int(self.read_indptr(lo, lo)[0]), int(self.read_indptr(hi, hi)[0])
+        indices = self._indices.read(first, last)
+        checks.in_range(indices, 0, self.num_nodes, self._indices.place(first))
+        return indices
+
     def read_nodes(self, lo: int, hi: int, which: Iterable[str] | None = None) -> NodeData:
         """Columns of nodes `lo .. hi - 1`; `which` of `nodes.KINDS` (None: all)."""
         return self._nodes.read(lo, hi, which)

@@ -1,0 +1,145 @@
+"""The edges of a rank's rows, read a window at a time from where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.sorting import Array, Int64, distinct, group_by, pointers, sort_columns
+
+WINDOW = 1 << 21  # edges
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows `lo .. hi - 1` and the edges into them: `row` from 0, and `source`, both `[E]`."""
+
+    lo: int
+    hi: int
+    row: Array
+    source: Array
+
+
+@dataclass(frozen=True)
+class SlabEdges:
+    """The in-neighbour lists of rows `lo .. hi - 1` of a graph.
+
+    Attributes:
+        indptr: int64 `[hi - lo + 1]`, from 0.
+        read: the sources of the edges into rows `a .. b - 1`, row after row; the rows lie within
+            `lo .. hi`. Nothing that it returns is kept.
+    """
+
+    lo: int
+    hi: int
+    indptr: Int64
+    read: Callable[[int, int], Array]
+
+    @property
+    def count(self) -> int:
+        return int(self.indptr[-1])
+
+    def window(self, lo: int, hi: int) -> Window:
+        """Rows `lo .. hi - 1` of the graph."""
+        degree = np.diff(self.indptr[lo - self.lo : hi - self.lo + 1])
+        row = np.repeat(np.arange(hi - lo, dtype=np.int32), degree)
+        return Window(lo, hi, row, self.read(lo, hi) if lo < hi else np.empty(0, np.int64))
+
+    def windows(self, comm: Communicator, least: int = 1, most: int = WINDOW) -> Iterator[Window]:
+        """All rows in as many windows on every rank, of about equal rows and edges. Collective.
+
+        Args:
+            least: windows at least.
+            most: rows and edges of a window; a row with more stands alone.
+        """
+        places = self.indptr + np.arange(len(self.indptr))
+        count = comm.allreduce(max(least, -(-int(places[-1]) // most)), op="max")
+        bounds = np.searchsorted(places, places[-1] * np.arange(count + 1) // count)
+        bounds[-1] = self.hi - self.lo
+        for k in range(count):
+            yield self.window(self.lo + int(bounds[k]), self.lo + int(bounds[k + 1]))
+
+
+def by_rank(comm: Communicator, rank: Array, *columns: Array, where: str) -> list[Array]:
+    """Rows of `columns` go to the ranks given by `rank`; what arrives, column by column."""
+    cuts, order = group_by(rank, comm.size)
+    return [
+        np.concatenate(comm.alltoallv(np.split(values[order], cuts[1:-1]), where=where))
+        for values in columns
+    ]
+
+
+def neighbours(
+    comm: Communicator, edges: SlabEdges, bounds: Int64, dtype: type[np.integer] = np.int64
+) -> tuple[Int64, Array]:
+    """Neighbours of the rows `bounds[rank] .. bounds[rank + 1] - 1`, ascending. All ranks call.
+
+    Beside the result, a rank holds it once more before double edges leave, and a window.
+
+    Args:
+        edges: of this rank's rows, in one direction or both.
+        bounds: int64 `[size + 1]`, who is to hold which rows: all rows of the graph or a range,
+            whatever rows the ranks have edges of.
+        dtype: of the neighbours.
+
+    Returns:
+        `indptr` int64 `[rows + 1]` and the neighbours, one entry for each direction of each edge
+        that is no self-loop.
+    """
+    count = int(bounds[comm.rank + 1] - bounds[comm.rank])
+    degree = np.zeros(count, np.int64)
+    for row, _ in _arrivals(comm, edges, bounds, np.int32):
+        ids, place = distinct(row, count)
+        degree[ids] += np.bincount(place, minlength=len(ids))
+    cursor = pointers(degree)
+    found = np.empty(int(cursor[-1]), dtype)
+    indptr, cursor = cursor, cursor[:-1].copy()
+    for row, column in _arrivals(comm, edges, bounds, dtype):
+        ids, place = distinct(row, count)
+        starts, order = group_by(place, len(ids))
+        degree = np.diff(starts)
+        target = np.repeat(cursor[ids] - starts[:-1], degree)
+        target += np.arange(len(target))
+        found[target] = column[order]
+        cursor[ids] += degree
+    return _deduplicate(indptr, found, int(bounds[-1]))
+
+
+def _arrivals(
+    comm: Communicator, edges: SlabEdges, bounds: Int64, dtype: type[np.integer]
+) -> Iterator[tuple[Array, Array]]:
+    """Both directions of every rank's edges, as (row from 0, column) of this rank's bounds."""
+    low = int(bounds[comm.rank])
+    for window in edges.windows(comm):
+        here = window.row + window.lo
+        apart = window.source != here
+        ends = here[apart], window.source[apart]
+        row, column = np.concatenate(ends), np.concatenate(ends[::-1])
+        inside = (row >= bounds[0]) & (row < bounds[-1])
+        row, column = row[inside], column[inside].astype(dtype)
+        rank = np.searchsorted(bounds[1:], row, side="right")
+        row, column = by_rank(comm, rank, row, column, where="partition: symmetrise")
+        yield row - low, column
+
+
+def _deduplicate(indptr: Int64, columns: Array, num_columns: int) -> tuple[Int64, Array]:
+    """Sorted columns without repetitions, in place; a window of rows at a time."""
+    kept = np.zeros(len(indptr), np.int64)
+    end, low, rows = 0, 0, len(indptr) - 1
+    while low < rows:
+        high = int(np.searchsorted(indptr, indptr[low] + WINDOW, side="right")) - 1
+        high = min(max(high, low + 1), rows)
+        starts = indptr[low : high + 1] - indptr[low]
+        chunk, _ = sort_columns(starts, columns[indptr[low] : indptr[high]], num_columns)
+        row = np.repeat(np.arange(high - low), np.diff(starts))
+        new = np.ones(len(chunk), bool)
+        new[1:] = (chunk[1:] != chunk[:-1]) | (row[1:] != row[:-1])
+        chunk = chunk[new]
+        columns[end : end + len(chunk)] = chunk
+        kept[low + 1 : high + 1] = np.bincount(row[new], minlength=high - low)
+        end, low = end + len(chunk), high
+    columns.resize(end, refcheck=False)
+    return np.cumsum(kept), columns

@@ -1,0 +1,43 @@
+"""The process that runs KaMinPar: `python -m hpcgnn.partition.kaminpar_process FOLDER`.
+
+FOLDER holds what to do (request.json) and the graph; the parts are written there, int32 `[nodes]`.
+It uses neither MPI nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+REQUEST, GRAPH, RESULT, OUTPUT = "request.json", "graph.parhip", "parts.npy", "output.txt"
+PEAK = "peak.txt"  # bytes that the process held at most
+
+
+def main(folder: Path) -> None:
+    """Reads the request, cuts, and writes the result."""
+    import kaminpar
+
+    request = json.loads((folder / REQUEST).read_text())
+    kaminpar.reseed(request["seed"])
+    graph = kaminpar.load_graph(
+        str(folder / GRAPH), kaminpar.GraphFileFormat.PARHIP, compress=request["compress"]
+    )
+    solver = kaminpar.KaMinPar(request["threads"], kaminpar.context_by_name(request["context"]))
+    part = solver.compute_partition(graph, request["parts"], request["imbalance"])
+    np.save(folder / RESULT, np.fromiter(part, np.int32, len(part)))
+    (folder / PEAK).write_text(str(peak()))
+
+
+def peak() -> int:
+    """Bytes this process held at most; `getrusage` counts those of the parent, too."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
