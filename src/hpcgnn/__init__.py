@@ -26,14 +26,36 @@ if TYPE_CHECKING:
     from hpcgnn import nn
     from hpcgnn.nn.gradients import sum_gradients
     from hpcgnn.partition import pyparmetis
+    from hpcgnn.storage.exchange.dgl import from_dgl
+    from hpcgnn.storage.exchange.networkx import from_networkx
+    from hpcgnn.storage.exchange.pyg import from_pyg
+    from hpcgnn.storage.exchange.scipy import from_scipy
+    from hpcgnn.storage.exchange.to_pyg import to_pyg
     from hpcgnn.storage.read.load import load_partition
 
-__all__ = ["__version__", "load_partition", "nn", "pyparmetis", "run", "sum_gradients"]
+__all__ = [
+    "__version__",
+    "from_dgl",
+    "from_networkx",
+    "from_pyg",
+    "from_scipy",
+    "load_partition",
+    "nn",
+    "pyparmetis",
+    "run",
+    "sum_gradients",
+    "to_pyg",
+]
 
 _MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.partition.pyparmetis"}
 _FUNCTIONS = {
+    "from_dgl": "hpcgnn.storage.exchange.dgl",
+    "from_networkx": "hpcgnn.storage.exchange.networkx",
+    "from_pyg": "hpcgnn.storage.exchange.pyg",
+    "from_scipy": "hpcgnn.storage.exchange.scipy",
     "load_partition": "hpcgnn.storage.read.load",
     "sum_gradients": "hpcgnn.nn.gradients",
+    "to_pyg": "hpcgnn.storage.exchange.to_pyg",
 }
 
 

@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from hpcgnn.cli.info import check, describe
+from hpcgnn.cli.main import main
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.sar.messages import edge_features
 from hpcgnn.storage import named
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.load import load_partition
+from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
+from hpcgnn.storage.schema import attribute_checksum
+from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.graphs import Whole, random_graph
 
@@ -86,6 +91,7 @@ def test_any_way_of_appending_gives_what_was_appended(tmp_path):
             np.testing.assert_array_equal(slab.edge_labels, columns["edge_labels"])
             np.testing.assert_array_equal(slab.edge_split, columns["edge_split"])
             assert not graph.read_nodes(2, 5, ["labels"]).named
+            assert graph.array_names == sorted(columns["arrays"])
     assert len(fingerprints) == 1
 
 
@@ -176,6 +182,66 @@ def test_the_fingerprint_covers_them(tmp_path):
             graph.verify()
         with h5py.File(path, "r+") as file:
             file[name][...] = before
+
+
+PARTS = [
+    ("parts/00000/in/labels", np.full(3, 5), "must have shape"),
+    ("parts/00000/in/labels", np.zeros((3, 2, 2), np.int64), "must have shape"),
+    ("parts/00001/in/split", None, "is missing, but has"),
+    ("parts/00001/nodes/arrays/flat", None, "is missing, but has"),
+    ("parts/00000/nodes/arrays/flat", np.zeros(2), "must have shape"),
+    ("parts/00000/nodes/arrays/a b", np.zeros(2), "names of arrays"),
+    ("parts/00000/nodes/labels", np.zeros(2, np.int64), "must be of type float32"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "words"), PARTS)
+def test_a_spoilt_partition_is_refused_in_one_line(parts, tmp_path, name, values, words):
+    path = tmp_path / "p.h5"
+    path.write_bytes(parts)
+    if values is None:
+        forget(path, name)
+    else:
+        spoil(path, name, values)
+    with pytest.raises(InputError) as caught, PartitionFile(path) as file:
+        check_whole(file)
+    message = str(caught.value)
+    assert words in message and str(path) in message and "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> bytes:
+    """A partition file of two parts that holds everything."""
+    folder = tmp_path_factory.mktemp("parts")
+    whole, columns = everything(False)
+    write(folder / "g.h5", whole, **columns)
+    options = ["--parts", "2", "--method", "block", "--out", str(folder / "p.h5")]
+    assert main(["partition", str(folder / "g.h5"), *options]) == 0
+    return (folder / "p.h5").read_bytes()
+
+
+def forget(path, name: str) -> None:
+    """Take a dataset out of a part whose fingerprint, and the file's, say the rest is whole."""
+    part = "/".join(name.split("/")[:2])
+    with h5py.File(path, "r+") as file:
+        gone = fingerprint(name, file[name][...])
+        del file[name]
+        left = int(file[part].attrs["fingerprint"], 16) - gone
+        attributes = {key: plain(value) for key, value in file.attrs.items()}
+        whole = int(str(attributes["fingerprint"]), 16) - gone
+        attributes["fingerprint"] = to_hex(whole)
+        attributes["checksum"] = attribute_checksum(attributes)
+        for item, key, value in (
+            (file[part], "fingerprint", to_hex(left)),
+            (file, "fingerprint", attributes["fingerprint"]),
+            (file, "checksum", attributes["checksum"]),
+        ):
+            del item.attrs[key]
+            atomic.set_attribute(item, key, value)
+
+
+def plain(value: object) -> int | str:
+    return value.decode() if isinstance(value, bytes) else int(value)
 
 
 @pytest.mark.mpi

@@ -400,6 +400,8 @@ def _report(out: Path, seconds: float, size: int) -> None:
         ):
             if number:
                 parts.append(f"{number:,} {what}")
+        if graph.array_names:
+            parts.append(f"arrays {', '.join(graph.array_names)}")
         edges = graph.num_edges
     say(
         f"{out}: {', '.join(parts)}",

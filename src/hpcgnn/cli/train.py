@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError, say
+from hpcgnn.errors import InputError, say, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
+    import torch
+
     from hpcgnn.comm.communicator import Communicator
+    from hpcgnn.graph.partitioned import PartitionedGraph
 
 PARALLEL = True
 
@@ -28,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="go on from the newest whole checkpoint of the run directory, if there is one",
+    )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="weights to start from, .safetensors or .pt (hpcgnn export, or model.state_dict())",
     )
     parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
     parser.add_argument(
@@ -94,6 +104,8 @@ def _train(
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
         trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+    if args.init_from is not None and trainer.start == 0:
+        _init_from(args.init_from, trainer.model, graph, comm)
     if trainer.begins:
         write_config(run_dir, comm, config)
     unused = content_of(graph).unused(config.model)
@@ -120,6 +132,18 @@ def _train(
             f"in all; halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
         )
     return 0
+
+
+def _init_from(
+    path: Path, model: torch.nn.Module, graph: PartitionedGraph, comm: Communicator
+) -> None:
+    from hpcgnn.train.initial import start_from
+
+    differences = start_from(model, graph.node_ids, path, comm)
+    if comm.rank == 0:
+        say(f"starts from the weights of {path}")
+        for line in differences.lines(path):
+            warn(f"hpcgnn: note: {line}")
 
 
 def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:

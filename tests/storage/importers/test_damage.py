@@ -33,6 +33,9 @@ def npz(save) -> bytes:
         labels=np.array([0, 1, -1]),
         train=np.array([0]),
         valid=np.array([False, True, False]),
+        edge_label=np.array([0, -1, 2]),
+        edge_split=np.array([1, 0, 3], np.int8),
+        array_x=np.array([0.5, np.nan, 2]),
     )
     return out.getvalue()
 

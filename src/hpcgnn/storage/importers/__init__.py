@@ -15,6 +15,7 @@ from hpcgnn.storage.importers import (
     ogb,
     planetoid,
     pyg,
+    type_folders,
 )
 from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.table_options import TableOptions
@@ -22,7 +23,7 @@ from hpcgnn.storage.importers.text import is_number, reading, require
 
 FORMATS = (
     *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
-    *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf"),
+    *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf", "types"),
 )
 _PAGES = 64 << 20  # of Parquet, with their dictionaries
 _SEVERAL = ("edges", "parquet", "table", "triples")
@@ -61,6 +62,8 @@ def _guess(path: Path) -> str:
             return "reddit"
         if (path / "meta.yaml").exists():
             return "dgl"
+        if type_folders.is_type_folders(path):
+            return "types"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
@@ -152,6 +155,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "metis": lambda: metis.read_metis(path, options),
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
         "triples": lambda: delimited.read_triples(paths, options),
+        "types": lambda: type_folders.read_type_folders(path, options),
     }[format]()
 
 

@@ -75,7 +75,7 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             out,
             num_nodes=num_nodes,
             compress=treatment.compress,
-            config=config,
+            config=config | source.type_names,
             num_classes=source.nodes.num_classes,
             num_relations=rules.num_relations or None,
             source=source.file,

@@ -43,8 +43,8 @@ class GraphFile(FormatFile):
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
     `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
-    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `names` (the text ids
-    of the nodes, None where there are none).
+    `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `array_names`,
+    `names` (the text ids of the nodes, None where there are none).
 
     Raises:
         InputError: naming file, dataset and value, from here and from every read.
@@ -84,6 +84,7 @@ class GraphFile(FormatFile):
         self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
         self.names = open_names(reader, counts.num_nodes)
         self._encoding = open_encoding(reader)
+        self.array_names = self._nodes.array_names
         self.sparse = reader.is_group("nodes/features")
         read_pointers(self._indptr, 0, 0, edges)
         read_pointers(self._indptr, counts.num_nodes, counts.num_nodes, edges)

@@ -99,6 +99,10 @@ class NodeColumns:
             dataset = f"{prefix}nodes/arrays/{name}"
             self._named[name] = reader.rows(dataset, named.TYPES, num_rows)
 
+    @property
+    def array_names(self) -> list[str]:
+        return list(self._named)
+
     def columns(self) -> list[StoredColumn]:
         return [*self._columns.values(), *self._typed.values(), *self._named.values()]
 
