@@ -56,14 +56,14 @@ def _guess(path: Path) -> str:
     if path.is_dir():
         if any(path.glob("ind.*.graph")):
             return "planetoid"
-        if type_folders.is_type_folders(path):
-            return "types"
         if folders.is_graphsaint(path):
             return "graphsaint"
         if folders.is_reddit(path):
             return "reddit"
         if (path / "meta.yaml").exists():
             return "dgl"
+        if type_folders.is_type_folders(path):
+            return "types"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"

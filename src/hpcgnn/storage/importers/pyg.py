@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.importers.memory import MemoryArchive
+from hpcgnn.storage.importers.memory import MemoryArchive, MemoryArray
 from hpcgnn.storage.importers.npz import read_archive
-from hpcgnn.storage.importers.source import ImportOptions, Source
+from hpcgnn.storage.importers.pairs import edges_from, pair_column
+from hpcgnn.storage.importers.source import ImportOptions, NodeSplit, Source
 from hpcgnn.storage.importers.text import require
+from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 
 _CLASSES = (
     "torch_geometric.data.data.Data",
@@ -28,7 +29,7 @@ _CLASSES = (
     "torch_geometric.data.storage.NodeStorage",
     "torch_geometric.data.storage.EdgeStorage",
 )
-_SETS = ("train_mask", "val_mask", "test_mask")
+_SETS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 
 
 class _Record:
@@ -139,59 +140,32 @@ def _heterogeneous(
     options: ImportOptions,
 ) -> Source:
     """Types of nodes one after the other; each type of edges is a relation."""
-    parts = {name: _arrays(store)[0] for name, store in nodes.items()}
-    sizes = {name: _size(path, name, arrays) for name, arrays in parts.items()}
-    first = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
-    total = sum(sizes.values())
-    out: dict[str, np.ndarray] = {"num_nodes": np.array(total)}
+    kinds: dict[str, TypedNodes] = {}
     others: list[str] = []
-    out["type"] = np.repeat(np.arange(len(sizes)), list(sizes.values()))
-    for kind, (name, arrays) in enumerate(parts.items()):
-        here = slice(first[name], first[name] + sizes[name])
-        for key, values in arrays.items():
-            if key == "x":
-                out[f"typed_features_{kind}"] = values
-            elif key == "y" and values.ndim == 1 and values.dtype.kind in "iu":
-                out.setdefault("labels", np.full(total, -1, np.int64))[here] = values
-            elif key in _SETS:
-                out.setdefault(key, np.zeros(total, bool))[here] = values.astype(bool)
-            elif key != "num_nodes":
-                others.append(f"{name}.{key}")
-    pairs, relations = [], []
-    for number, (kind_of, store) in enumerate(edges.items()):
-        arrays, _ = _arrays(store)
-        if len(kind_of) != 3 or "edge_index" not in arrays:
-            raise InputError(
-                "must be types of edges with edge_index", file=path, dataset=str(kind_of)
-            )
-        source, _, target = kind_of
-        pair = arrays["edge_index"]
-        if pair.ndim != 2 or pair.shape[0] != 2 or not {source, target} <= set(first):
-            raise InputError(
-                "edge_index must have shape [2, E]",
-                file=path,
-                dataset=str(kind_of),
-                value=pair.shape,
-            )
-        for row, end in zip(pair, (source, target), strict=True):
-            if row.size and not 0 <= row.min() <= row.max() < sizes[end]:
-                raise InputError(
-                    f"edge_index: {end} are numbered 0 .. {sizes[end] - 1}",
-                    file=path,
-                    dataset=str(kind_of),
-                    value=int(row.max()),
-                )
-        pairs.append(np.stack([pair[0] + first[source], pair[1] + first[target]]))
-        relations.append(np.full(pair.shape[1], number))
-        others += [f"{'-'.join(kind_of)}.{key}" for key in arrays if key != "edge_index"]
-    out["edge_index"] = np.concatenate(pairs, axis=1)
-    out["relation"] = np.concatenate(relations)
-    out["num_relations"] = np.array(len(edges))
-    read = read_archive(MemoryArchive(path, out, others), options)
-    read.encoding = Encoding(relations=[" ".join(name) for name in edges])
-    named = ", ".join(f"{name} {first[name]} .. {first[name] + sizes[name] - 1}" for name in sizes)
-    read.notes.append(f"nodes are numbered by type: {named}")
-    return read
+    for name, store in nodes.items():
+        arrays, rest = _arrays(store)
+        used = {"x", "y", "num_nodes", *_SETS} & set(arrays)
+        others += [f"{name}.{key}" for key in [*arrays, *rest] if key not in used]
+        columns = {
+            key: MemoryArray(path, f"{name}.{key}", arrays[key]).column(options.limit)
+            for key in ("x", "y")
+            if key in arrays
+        }
+        masks = {part: arrays[key] for key, part in _SETS.items() if key in arrays}
+        split = NodeSplit(path, masks, frozenset(masks)) if masks else None
+        size = _size(path, name, arrays)
+        kinds[name] = TypedNodes(size, columns.get("x"), columns.get("y"), split)
+    found = []
+    for kind, store in edges.items():
+        arrays, rest = _arrays(store)
+        if len(kind) != 3 or "edge_index" not in arrays:
+            raise InputError("must be types of edges with edge_index", file=path, dataset=str(kind))
+        others += [f"{'-'.join(kind)}.{key}" for key in [*arrays, *rest] if key != "edge_index"]
+        array = MemoryArray(path, f"{'-'.join(kind)}.edge_index", arrays["edge_index"])
+        pairs = pair_column(array, options.limit, sources_first=True)
+        found.append(TypedEdges(kind, edges_from(pairs)))
+    notes = [f"ignored: {', '.join(others)}"] if others else []
+    return join(path, kinds, found, notes=notes)
 
 
 def _size(path: Path, name: str, arrays: dict[str, np.ndarray]) -> int:

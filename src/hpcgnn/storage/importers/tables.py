@@ -96,7 +96,7 @@ def source_of(
     source = Source(
         file,
         reading.edges(),
-        nodes=reading.node_columns(),
+        nodes=reading.nodes,
         names=reading.store,
         encoding=reading.encoding,
         begin=reading.begin,
@@ -146,6 +146,7 @@ class _Reading:
             missing=self.missing,
             like=like.like if like else "",
         )
+        self.nodes = self._node_columns()
         self._name_ignored()
 
     def _choose_edge_columns(self, options: ImportOptions) -> None:
@@ -275,6 +276,11 @@ class _Reading:
 
     def begin(self, scratch: Scratch) -> None:
         """Look at all rows once, where categories, classes or means must be known."""
+        self._learn(scratch)
+        if self.labels is not None:
+            self.nodes.num_classes = len(self.encoding.classes)
+
+    def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
         if self.store is not None:
             self.store.begin(scratch)
@@ -362,7 +368,7 @@ class _Reading:
             raise batch.error(name, row, "is none of the known relations", texts[row].as_py())
         return codes
 
-    def node_columns(self) -> Nodes:
+    def _node_columns(self) -> Nodes:
         nodes = Nodes()
         if not self.node_tables:
             if self.store is not None:
