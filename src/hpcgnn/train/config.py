@@ -37,7 +37,7 @@ class OptimiserSettings(Section):
         0, "epochs in which the learning rate rises to what the schedule says", least=0, most=10**9
     )
     clip_norm: float = told(
-        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e30
+        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e12
     )
     ema: float = told(
         0.0, "decay of a moving average of the weights, used for scores; 0: none", share=True
