@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.tasks.pair_rows import PairRows
 
 SPLITS = ("train", "valid", "test")
 
@@ -26,13 +27,19 @@ class Task(Protocol):
     """
 
     metric: str
-    larger_is_better: bool
+
+    @property
+    def larger_is_better(self) -> bool: ...
 
     @property
     def num_outputs(self) -> int | None: ...
 
     @property
     def module(self) -> torch.nn.Module | None: ...
+
+    def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
+        """The graph as the model may see it; the other methods are given this one; collective."""
+        ...
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
         """Local rows of the model's output that loss and metrics of `split` read: int64 `[m]`."""
@@ -61,6 +68,10 @@ class Task(Protocol):
         """What is written of the model's output, a row per local node in each array."""
         ...
 
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
+        """What is written of edges or pairs of nodes; None where it is of nodes; collective."""
+        ...
+
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
         """Whether the metric of `split` is defined, which targets alone decide; collective."""
         ...
@@ -81,6 +92,12 @@ class TaskDefaults:
             "larger_is_better": int(self.larger_is_better),
         }
 
+    def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
+        return graph
+
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
+        return None
+
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
         return {"output": output.float().cpu().numpy()}
 
@@ -95,7 +112,7 @@ class TaskDefaults:
 OWN = "own"  # the kind that `stored` says of a task of the user's
 _METHODS = ("targets", "loss", "metrics")
 _ASKED = ("metric", "larger_is_better")
-_OPTIONAL = ("num_outputs", "module", "stored", "predictions", "is_scored")
+_OPTIONAL = ("num_outputs", "module", "stored", "prepare", "pairs", "predictions", "is_scored")
 
 
 class _Adapted(TaskDefaults):

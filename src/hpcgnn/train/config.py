@@ -15,6 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.models.settings import ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
 from hpcgnn.settings import HIGHEST, Section, Setting, Value, declared, defining, flag, free, told
+from hpcgnn.tasks.settings import METRICS, TaskSettings
 
 _MOST_RATE = 1e30  # of learning
 
@@ -40,7 +41,7 @@ class TrainingSettings(Section):
         0, "stop after so many epochs without better validation; 0: never", least=0, most=10**9
     )
     eval_every: int = free(1, "epochs between evaluations", least=1, most=10**9)
-    metric: str = defining("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
+    metric: str = defining("auto", "reported metric", METRICS)
     split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
     seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
     method: str = free(
@@ -100,6 +101,7 @@ class Config:
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)

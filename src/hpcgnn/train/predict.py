@@ -19,7 +19,8 @@ from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.nn.embedding import is_sharded
-from hpcgnn.tasks.classes import MultiClass, MultiLabel, find_task, stored_task
+from hpcgnn.tasks.build import BuiltInTask, find_task, stored_task
+from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.checkpoint import file as files
@@ -203,9 +204,7 @@ def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[i
     return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
-def _check_known_labels(
-    graph: PartitionedGraph, task: MultiClass | MultiLabel, reader: str
-) -> None:
+def _check_known_labels(graph: PartitionedGraph, task: BuiltInTask, reader: str) -> None:
     """Labels of training nodes, of classes that the model knows; collective.
 
     Raises:

@@ -22,7 +22,7 @@ from hpcgnn.models.inputs import LabelInput
 from hpcgnn.models.stack import Flow
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
-from hpcgnn.tasks.classes import find_task
+from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
 from hpcgnn.train.checkpoint.resume import newest_of_run
