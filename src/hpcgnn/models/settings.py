@@ -8,6 +8,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.settings import Section, defining
 
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
+OWN = "own"  # a model that a Python program has made
 _KINDS = ("gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn")
 
 
@@ -15,7 +16,15 @@ _KINDS = ("gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn")
 class ModelSettings(Section):
     """Which model; with other values it is another one."""
 
-    kind: str = defining("sage", "layer type", _KINDS, option="model")
+    kind: str = defining(
+        "sage",
+        "layer type, or FILE.py:NAME, a class or function of your own, called as NAME(graph)",
+        _KINDS,
+        option="model",
+        others=rf"{OWN}|.+\.py:[A-Za-z_]\w*",
+        shown_others="FILE.py:NAME",
+    )
+    model_args: str = defining("", "for a model of your own: `hidden=64,layers=4`")
     layers: int = defining(3, "message-passing layers", least=1, most=1000)
     hidden: int = defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
     heads: int = defining(4, "attention heads", least=1, most=1024)
@@ -49,7 +58,14 @@ class ModelSettings(Section):
         0.0, "share of training labels given as input each epoch", share=True
     )
 
+    @property
+    def own(self) -> bool:
+        """Whether the model is the user's."""
+        return self.kind not in _KINDS
+
     def check(self) -> None:
+        if self.model_args and not self.own:
+            raise InputError("--model-args is for a --model of your own", value=self.model_args)
         if self.kind in ("gat", "gatv2") and self.hidden % self.heads:
             raise InputError(
                 f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden

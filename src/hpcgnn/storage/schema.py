@@ -34,11 +34,13 @@ GRAPH = "hpcgnn-graph"
 PARTITION = "hpcgnn-partition"
 CHECKPOINT = "hpcgnn-checkpoint"
 PREDICTIONS = "hpcgnn-predictions"
+WEIGHTS = "weights"  # tensors by name, in formats of others
 WHAT = {
     GRAPH: "graph",
     PARTITION: "partition",
     CHECKPOINT: "checkpoint",
     PREDICTIONS: "predictions file",
+    WEIGHTS: "weights file",
 }
 
 CHUNK_BYTES = 1 << 20

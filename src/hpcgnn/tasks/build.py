@@ -231,7 +231,7 @@ def _stored(
     width: int = 1,
     decoder: str = "dot",
     loss: str = "mse",
-    **_: Any,
+    **others: Any,
 ) -> BuiltInTask:
     for count in (num_outputs, width):
         if type(count) is not int or not 1 <= count <= _MOST_OUTPUTS:

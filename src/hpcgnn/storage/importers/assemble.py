@@ -73,7 +73,7 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             out,
             num_nodes=num_nodes,
             compress=treatment.compress,
-            config=config,
+            config=config | source.names,
             num_relations=rules.num_relations or None,
             source=source.file,
         ) as writer:

@@ -119,6 +119,7 @@ class Source:
         num_edges: the number announced by a header, to be compared with the number of nodes.
         rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
         counted: the source itself says how many nodes it has, so that it may have no edges.
+        names: `node_types` (names) and `edge_types` (source, relation, destination), where known.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
     """
@@ -130,6 +131,7 @@ class Source:
     num_edges: int | None = None
     rows_as_given: bool = False
     nodes: Nodes = field(default_factory=Nodes)
+    names: dict[str, list] = field(default_factory=dict)
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
