@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help="OUT.h5 (HDF5), OUT.csv or OUT.npz",
+        help="OUT.h5 (HDF5), OUT.parquet, OUT.csv or OUT.npz",
     )
     parser.add_argument("--force", action="store_true", help="replace former predictions")
     parser.add_argument(
@@ -93,19 +93,19 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
     with comm.at("write the predictions"):
-        write_predictions(Path(args.output), graph, found.rows, attributes)
+        write_predictions(Path(args.output), graph, found.rows, attributes, found.numbers)
     if comm.rank == 0:
         if found.not_finite:
             warn(
-                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} nodes "
-                f"are not finite, the first those of node {found.first_not_finite}: see its "
-                "features, and those of its neighbours"
+                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} "
+                f"{found.what} are not finite, the first those of {found.what[:-1]} "
+                f"{found.first_not_finite}: see its features, and those of its neighbours"
             )
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
-        shown = shown or "not known without labels of nodes to score"
+        shown = shown or "not known without labels to score"
         say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
+        say(f"predictions of {found.count:,} {found.what}: {args.output}")
     return 0
 
 

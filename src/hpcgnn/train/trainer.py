@@ -113,7 +113,8 @@ class Trainer:
                 graph = replace(graph, execution=seeded)
                 directory.enter_context(held(Path(run_dir), self.comm, fresh=not resume))
                 opened = Run.open(Path(run_dir), graph, config, resume=resume)
-            self.graph, self.config, self.run_dir = graph, opened.config, opened.directory
+            self.graph = self.task.prepare(graph)
+            self.config, self.run_dir = opened.config, opened.directory
             self.store, self._model_file = opened.store, opened.model_file
             self._set_up(model, optimizer, scheduler, opened.found)
             self._directory = directory.pop_all()
