@@ -66,8 +66,7 @@ def main(comm, path, run_dir="runs/own_model", epochs=30):
     )
     trainer.run()
     hpcgnn.predict(graph, run_dir, model, out=f"{run_dir}/predictions.h5", force=True)
-    return trainer
 
 
 if __name__ == "__main__":
-    hpcgnn.run(lambda comm: main(comm, sys.argv[1]) and None)
+    hpcgnn.run(lambda comm: main(comm, sys.argv[1]))

@@ -66,8 +66,7 @@ def main(comm, path, run_dir="runs/own_task", epochs=30):
         graph, Net(graph.features.shape[1]), Mixing(graph), run_dir=run_dir, epochs=epochs, lr=0.01
     )
     trainer.run()
-    return trainer
 
 
 if __name__ == "__main__":
-    hpcgnn.run(lambda comm: main(comm, sys.argv[1]) and None)
+    hpcgnn.run(lambda comm: main(comm, sys.argv[1]))

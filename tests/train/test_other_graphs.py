@@ -15,8 +15,9 @@ import torch
 from hpcgnn.errors import InputError
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
-from hpcgnn.train.predict import Predictor, read_checkpoint, write_predictions
+from hpcgnn.train.predict import Predictor, read_checkpoint
 from hpcgnn.train.prediction_file import check_ending
+from hpcgnn.train.prediction_rows import write_predictions
 from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -106,7 +107,7 @@ def test_smoothing_reads_labels(comm, trained):
 
 @pytest.mark.parametrize("slab", [64 << 20, 200])
 def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch, slab):
-    monkeypatch.setattr("hpcgnn.train.predict.SLAB_BYTES", slab)
+    monkeypatch.setattr("hpcgnn.train.prediction_rows.SLAB_BYTES", slab)
     path, checkpoint = trained()
     graph = distribute(WHOLE, comm)
     graph = replace(graph, original_ids=graph.node_ids + (1 << 60))

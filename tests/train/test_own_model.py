@@ -19,23 +19,23 @@ from hpcgnn.tasks import find_task
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.optimisation import clip_gradients
 from hpcgnn.train.stop import StopRequest
-from tests.graphs import Whole, collect, distribute, local, random_graph
+from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(40, 160, seed=1)
 
 
-def part(comm: Communicator, whole: Whole = WHOLE):
-    return replace(distribute(whole, comm), graph_fingerprint="f" * 16)
+def part(comm: Communicator, mode: str = "sar"):
+    return replace(distribute(WHOLE, comm, mode=mode), graph_fingerprint="f" * 16)
 
 
 class Net(torch.nn.Module):
     """Learned rows beside the features, torch's own normalisation and dropout, a frozen weight."""
 
-    def __init__(self, graph, dropout: float = 0.0) -> None:
+    def __init__(self, graph, dropout: float = 0.0, width: int = 3) -> None:
         super().__init__()
-        self.embedding = hpcgnn.nn.Embedding(graph, 3, seed=5)
-        self.first = hpcgnn.nn.SAGEConv(8, 6)
+        self.embedding = hpcgnn.nn.Embedding(graph, width, seed=5) if width else None
+        self.first = hpcgnn.nn.SAGEConv(5 + width, 6)
         self.norm = torch.nn.BatchNorm1d(6)
         self.second = hpcgnn.nn.GATConv(6, 3, heads=1)
         self.frozen = torch.nn.Linear(3, 3, bias=False)
@@ -43,7 +43,8 @@ class Net(torch.nn.Module):
         self.dropout = dropout
 
     def forward(self, graph, x):
-        x = torch.cat([x, self.embedding(graph)], dim=1)
+        if self.embedding is not None:
+            x = torch.cat([x, self.embedding(graph)], dim=1)
         x = functional.dropout(
             torch.relu(self.norm(self.first(graph, x))), self.dropout, self.training
         )
@@ -90,11 +91,12 @@ class Counter:
         self.seen = state["seen"]
 
 
-def train(comm, folder, *, kind="plateau", dropout=0.0, **given):
+def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
     """Records by epoch, and all numbers that every rank holds; weights differ at first."""
-    graph = part(comm)
+    graph = part(comm, mode)
     torch.manual_seed(comm.rank + given.get("epochs", 8))
-    model = hpcgnn.convert_norms(Net(graph, dropout), graph)
+    width = 0 if kind == "adafactor" else 3  # which keeps something of all rows together
+    model = hpcgnn.convert_norms(Net(graph, dropout, width), graph)
     if comm.rank == 0:  # the only weights that count, whatever the seed was
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -138,6 +140,12 @@ def test_other_ranks_go_on_with_it(comm, shared_path):
         again, _, _ = train(Communicator(MPI.COMM_SELF), shared_path / "b", resume=True)
         np.testing.assert_allclose([r[0] for r in again], [r[0] for r in records], atol=1e-4)
     comm.barrier()
+
+
+def test_modes_change_nothing(comm, shared_path):
+    losses = [[r[0] for r in train(comm, shared_path / mode, mode=mode, epochs=4)[0]]
+              for mode in ("sar", "sa", "oneshot")]  # fmt: skip
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 
 
 def test_part_of_the_ranks_trains_beside_the_others(comm, shared_path):
@@ -310,9 +318,12 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
         ({"model": frozen}, "has no parameter to be trained"),
         ({"model": lazy}, "0.weight has no shape yet"),
         ({"model": half}, r"conv.* can't be kept in a checkpoint: of type torch.bfloat16"),
-        ({"optimizer": other, "lr": None}, "the optimizer has parameters that are not of the"),
-        ({"optimizer": torch.optim.LBFGS, "lr": None}, "LBFGS asks for the loss several times"),
-        ({"optimizer": torch.optim.SGD}, "lr, weight_decay and schedule are for an optimizer"),
+        ({"optimizer": other}, "the optimizer has parameters that are not of the"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
+        (
+            {"optimizer": torch.optim.SGD, "lr": 0.1},
+            "lr, weight_decay and schedule are for",
+        ),
         ({"task": object()}, "task object has no method targets"),
         ({"speed": 3}, "Trainer has no setting speed"),
         ({"patience": -1}, "--patience must be at least 0"),
@@ -322,13 +333,21 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
         norm = torch.nn.Sequential(torch.nn.BatchNorm1d(5))
         cases.append(({"model": norm}, r"0 \(BatchNorm1d\) normalises .* hpcgnn.convert_norms"))
     for given, words in cases:
-        given = {name: value for name, value in given.items() if value is not None}
-        kept = {} if "optimizer" in given else {"lr": 0.05}
         with pytest.raises(InputError, match=words):
             torch.manual_seed(0)
             hpcgnn.Trainer(part(comm), given.pop("model", None) or Alone(),
                            given.pop("task", None) or Values(), run_dir=shared_path,
-                           **kept | given)  # fmt: skip
+                           **given)  # fmt: skip
+
+
+def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
+    graph = part(comm)
+    model = hpcgnn.convert_norms(Net(graph), graph)
+    trainer = hpcgnn.Trainer(
+        graph, model, find_task(graph), optimizer=torch.optim.Adafactor, run_dir=shared_path
+    )
+    with pytest.raises(InputError, match=r"Adafactor keeps .* of a rank's learned rows together"):
+        trainer.run()
 
 
 def test_the_module_of_the_first_nan_is_named(comm, shared_path):

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         from hpcgnn.train.config import Config
         from hpcgnn.train.node_texts import NodeTexts, node_texts
         from hpcgnn.train.open import open_part
-        from hpcgnn.train.predict import read_checkpoint, write_predictions
+        from hpcgnn.train.predict import read_checkpoint
+        from hpcgnn.train.prediction_rows import write_predictions
 
     where, checkpoint = Config(), None
     if not args.label_propagation:
@@ -108,19 +109,19 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
                 texts = stack.enter_context(node_texts(Path(args.partition), only))
-        write_predictions(Path(args.output), graph, found.rows, attributes, texts)
+        write_predictions(Path(args.output), graph, found.rows, attributes, texts, found.numbers)
     if comm.rank == 0:
         if found.not_finite:
             warn(
-                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} nodes "
-                f"are not finite, the first those of node {found.first_not_finite}: see its "
-                "features, and those of its neighbours"
+                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} "
+                f"{found.what} are not finite, the first those of {found.what[:-1]} "
+                f"{found.first_not_finite}: see its features, and those of its neighbours"
             )
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
-        shown = shown or "not known without labels of nodes to score"
+        shown = shown or "not known without labels to score"
         say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {texts.count(graph.num_nodes):,} nodes: {args.output}")
+        say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
     return 0
 
 

@@ -83,8 +83,8 @@ def _reversed(graph: PartitionedGraph, hidden: list[Tensor]) -> list[Tensor]:
         sent.append(pairs.cpu().numpy().astype(np.int64))
     masks = []
     told = graph.comm.alltoallv(sent, where="hide edges")
-    for block, listed_pairs in zip(outward.blocks, told, strict=True):
-        column, row = torch.from_numpy(listed_pairs).to(graph.node_ids.device).T
+    for block, theirs in zip(outward.blocks, told, strict=True):
+        column, row = torch.from_numpy(theirs).to(graph.node_ids.device).T
         if block.peer != rank:
             column = inward.send_rows[block.peer].long()[column]
         masks.append(torch.isin(_keys(block), column * max(block.num_columns, 1) + row))

@@ -110,6 +110,8 @@ class _Run:
         source, target = self.pairs.source, self.pairs.target
         places = self.places
         near = [int(places.is_local(ends).sum()) for ends in (source, target)]
+        if 2 * max(near) < len(source):
+            return np.arange(len(source))  # as given, where both ends are far anyway
         far = source if near[0] < near[1] else target
         return np.argsort((far - places.first) % max(self.graph.num_nodes, 1), kind="stable")
 

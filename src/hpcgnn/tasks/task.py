@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.tasks.pair_rows import PairRows
 
 SPLITS = ("train", "valid", "test")
 
@@ -27,13 +28,19 @@ class Task(Protocol):
     """
 
     metric: str
-    larger_is_better: bool
+
+    @property
+    def larger_is_better(self) -> bool: ...
 
     @property
     def num_outputs(self) -> int | None: ...
 
     @property
     def module(self) -> torch.nn.Module | None: ...
+
+    def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
+        """The graph as the model may see it; the other methods are given this one; collective."""
+        ...
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
         """Local rows of the model's output that loss and metrics of `split` read: int64 `[m]`."""
@@ -62,6 +69,10 @@ class Task(Protocol):
         """What is written of the model's output, a row per local node in each array."""
         ...
 
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
+        """What is written of edges or pairs of nodes; None where it is of nodes; collective."""
+        ...
+
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
         """Whether the metric of `split` is defined, which targets alone decide; collective."""
         ...
@@ -82,6 +93,12 @@ class TaskDefaults:
             "larger_is_better": int(self.larger_is_better),
         }
 
+    def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
+        return graph
+
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
+        return None
+
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
         return {"output": output.float().cpu().numpy()}
 
@@ -96,7 +113,7 @@ class TaskDefaults:
 OWN = "own"  # the kind that `stored` says of a task of the user's
 _METHODS = ("targets", "loss", "metrics")
 _ASKED = ("metric", "larger_is_better")
-_OPTIONAL = ("num_outputs", "module", "stored", "predictions", "is_scored")
+_OPTIONAL = ("num_outputs", "module", "stored", "prepare", "pairs", "predictions", "is_scored")
 
 
 class _Adapted(TaskDefaults):
@@ -133,7 +150,7 @@ def as_task(own: Any) -> Task:
 
 
 _SHARES = re.compile(
-    r"(valid )?(.*_)?(accuracy|f1|auc|average_precision|mrr|hits@\d+)", re.IGNORECASE
+    r"(valid )?(.*_)?(accuracy|f1|auc|average_precision|mrr|hits(@\d+)?)", re.IGNORECASE
 )
 
 
@@ -142,6 +159,13 @@ def shown(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if _SHARES.fullmatch(metric) else f"{value:.4g}"
+
+
+def larger_is_better(metric: str) -> bool | None:
+    """Whether larger values of a metric of the built-in tasks are better; None of another one."""
+    if metric in ("mae", "rmse", "mse"):
+        return False
+    return True if metric == "r2" or _SHARES.fullmatch(metric) else None
 
 
 def split_mask(graph: PartitionedGraph, split: str) -> Tensor | None:

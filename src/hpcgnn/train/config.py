@@ -15,6 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
 from hpcgnn.settings import HIGHEST, Section, Setting, Value, declared, defining, flag, free, told
+from hpcgnn.tasks.settings import METRICS, TaskSettings
 
 _MOST_RATE = 1e30  # of learning
 
@@ -37,7 +38,7 @@ class OptimiserSettings(Section):
         0, "epochs in which the learning rate rises to what the schedule says", least=0, most=10**9
     )
     clip_norm: float = told(
-        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e30
+        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e12
     )
     ema: float = told(
         0.0, "decay of a moving average of the weights, used for scores; 0: none", share=True
@@ -64,7 +65,7 @@ class TrainingSettings(Section):
     better: str = defining(
         "auto", "which values of --monitor are better", ("auto", "larger", "smaller")
     )
-    metric: str = defining("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
+    metric: str = defining("auto", "reported metric", METRICS)
     split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
     seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
     method: str = free(
@@ -124,6 +125,7 @@ class Config:
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)

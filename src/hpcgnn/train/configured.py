@@ -8,7 +8,7 @@ from hpcgnn.errors import warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import facts_of
-from hpcgnn.tasks.classes import find_task
+from hpcgnn.tasks.build import find_task
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
 from hpcgnn.train.optimisation import configure
@@ -39,7 +39,7 @@ def configured_trainer(
     """
     graph = configure(graph, config)
     check_training(config, facts_of(graph))
-    task = find_task(graph, config.training.metric)
+    task = find_task(graph, config.training.metric, config.task, config.training.seed)
     own = ModelFile.of(config.model) if config.model.own else None
     stored = own.stored() if own else {}
     # Before the model is built: one of other settings may not even fit the graph.

@@ -46,7 +46,7 @@ class NodeTexts:
 
     def named(self, rows: dict[str, np.ndarray], low: int, high: int) -> dict[str, np.ndarray]:
         """Rows `low .. high - 1` with names, as bytes of one width, for their ids."""
-        if self.names is None:
+        if self.names is None or "original_ids" not in rows:
             return rows
         texts = [text.encode() for text in self.names.texts(low, high)]
         return rows | {"original_ids": np.array(texts, np.dtype(f"S{self._width}"))}
@@ -55,9 +55,11 @@ class NodeTexts:
         """Those of the rows that are wanted, and how many came before them."""
         first = self._found
         if self.wanted is not None:
+            if "original_ids" not in rows:
+                raise InputError("--only lists nodes, and this task is of pairs of nodes")
             keep = np.isin(rows["original_ids"], self.wanted)
             rows = {name: array[keep] for name, array in rows.items()}
-        self._found += len(rows["original_ids"])
+        self._found += len(next(iter(rows.values())))
         return first, rows
 
     def check_found(self) -> None:

@@ -89,6 +89,23 @@ def made_optimizer(
     return optimizer
 
 
+def check_rows(optimizer: Optimizer) -> None:
+    """After a step: what the optimizer keeps of rows that only one rank owns must be by row.
+
+    Raises:
+        InputError: it keeps something of all rows of a rank together, so that its steps would
+            depend on which rank has which.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            together = isinstance(value, Tensor) and value.dim() > 0
+            if is_sharded(parameter) and together and len(value) != len(parameter):
+                raise InputError(
+                    f"{type(optimizer).__name__} keeps {key} of a rank's learned rows together, "
+                    "so that the result would depend on the ranks: choose another optimizer"
+                )
+
+
 def schedule_factor(config: Config, epoch: int) -> float:
     """What the learning rate of an epoch (from 1) is of --lr, before any warm-up."""
     optimiser, epochs = config.optimiser, config.training.epochs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.outputs import check_output_together
-from hpcgnn.tasks.classes import MultiClass, MultiLabel, find_task, stored_task
+from hpcgnn.tasks.build import find_task, stored_task
+from hpcgnn.tasks.classes import MultiClass
+from hpcgnn.tasks.pair_rows import original_ids
 from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
@@ -31,12 +32,9 @@ from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
-from hpcgnn.train.node_texts import NodeTexts
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.prediction_file import PredictionFile
-
-SLAB_BYTES = 64 << 20
+from hpcgnn.train.prediction_rows import write_predictions
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
@@ -95,6 +93,7 @@ class Predictor:
             )
         self.graph = graph = configure(graph, config)
         self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
+        self.graph = graph = self.task.prepare(graph)
         self.device = graph.node_ids.device
         if model is None and config.model.own:
             model = _own_model(graph, checkpoint, path, model_file, model_args)
@@ -122,14 +121,12 @@ class Predictor:
 
     def _built_in(self, config: Config, path: Path) -> Model:
         graph = self.graph
-        if not isinstance(self.task, MultiClass | MultiLabel):
+        outputs, seed = self.task.num_outputs, config.training.seed
+        if outputs is None:
             raise InputError("its task is none of a built-in model", file=path)
         if config.model.labels_as_input:
-            _check_known_labels(
-                graph, self.task.num_outputs, "a model trained with --labels-as-input"
-            )
+            _check_known_labels(graph, outputs, "a model trained with --labels-as-input")
         check_model(config.model, facts_of(graph))
-        outputs, seed = self.task.num_outputs, config.training.seed
         with torch.device("meta"):
             shapes = build_model(config.model, graph, outputs, seed)
         with agreed(graph.ring.comm, "fit the checkpoint"):
@@ -163,6 +160,11 @@ class Predictor:
             _say_directed(graph)
             scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
             rows = _classes(scores := _shares(scores))
+        elif (pairs := self.task.pairs(graph, scores)) is not None:
+            if embeddings:
+                raise InputError("--embeddings are of nodes, and this task is of pairs of nodes")
+            ids = original_ids(graph, pairs.pairs)
+            return _prediction(graph, self.task, ids | pairs.rows, scores, pairs.pairs.number)
         else:
             rows = self.task.predictions(scores)
         if embeddings:
@@ -173,7 +175,7 @@ class Predictor:
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
-        return _prediction(graph, self.task, rows, scores)
+        return _prediction(graph, self.task, node_ids(graph) | rows, scores)
 
 
 def predict(
@@ -194,7 +196,8 @@ def predict(
         model: the module that was trained, which takes the checkpoint's weights; not needed for
             a built-in model, or one that `hpcgnn train` read from a file.
         task: the task of the program, which makes predictions of the output, and scores.
-        out: OUT.h5, OUT.csv or OUT.npz, in the original order of the nodes; None: not written.
+        out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
+            not written.
         any_graph: accept a checkpoint of another graph.
         force: replace former predictions.
 
@@ -218,7 +221,7 @@ def predict(
             "epoch": found.epoch,
             "not_finite": result.not_finite,
         }
-        write_predictions(Path(out), graph, result.rows, attributes)
+        write_predictions(Path(out), graph, result.rows, attributes, numbers=result.numbers)
     return result
 
 
@@ -280,15 +283,24 @@ def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
-    `rows` holds `probabilities` `[n, C]`, `classes` `[n]` (or `[n, C]` 0/1 for several labels),
-    `original_ids` `[n]` and, where asked for, `embeddings` `[n, hidden]`. `not_finite` nodes of all
-    ranks have something in their rows that is not finite, the first of them, by its id in the
-    graph, `first_not_finite`.
+    `rows` holds `original_ids` `[n]`; `probabilities` `[n, C]` and `classes` `[n]` (or `[n, C]` 0/1
+    for several labels), or `values` `[n]` or `[n, W]`; and, where asked for, `embeddings`
+    `[n, hidden]`. Of edges and pairs of nodes it holds `source_ids` and `target_ids` in place of
+    `original_ids`. `not_finite` nodes (or pairs) of all ranks have something in their rows that is
+    not finite, the first of them, by its row in what is written, `first_not_finite`.
+
+    Attributes:
+        numbers: int64, where each of this rank's rows is in what is written.
+        count: rows of all ranks.
+        what: `nodes` or `pairs`.
     """
 
     rows: dict[str, np.ndarray]
     metric: str
     scores: dict[str, float]
+    numbers: np.ndarray
+    count: int
+    what: str = "nodes"
     not_finite: int = 0
     first_not_finite: int = -1
 
@@ -305,7 +317,12 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
         raise InputError("--label-propagation needs one class per node")
     _say_directed(graph)
     soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
-    return _prediction(graph, task, _classes(soft_NC), soft_NC)
+    return _prediction(graph, task, node_ids(graph) | _classes(soft_NC), soft_NC)
+
+
+def node_ids(graph: PartitionedGraph) -> dict[str, np.ndarray]:
+    """What the user knows the nodes by: the first columns of what is written of them."""
+    return {"original_ids": graph.original_ids.cpu().numpy()}
 
 
 def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
@@ -316,32 +333,43 @@ def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
 
 
 def _prediction(
-    graph: PartitionedGraph, task: Task, rows: dict[str, np.ndarray], scores_NC: Tensor
+    graph: PartitionedGraph,
+    task: Task,
+    rows: dict[str, np.ndarray],
+    scores_NC: Tensor,
+    numbers: np.ndarray | None = None,
 ) -> Prediction:
+    """Scores of the outputs of all nodes, and the rows; `numbers` of pairs, None for nodes."""
     scores = {}
     for split in SPLITS:
         targets = task.targets(graph, split)
         score = task.metrics(graph, scores_NC[targets], targets, split)[task.metric]
         if math.isfinite(score):
             scores[split] = score
-    count, first = _not_finite(graph, rows)
-    if count == graph.num_nodes:
+    what = "nodes" if numbers is None else "pairs"
+    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
+    total = graph.comm.allreduce(len(numbers), where="check the predictions")
+    count, first = _not_finite(graph, rows, numbers)
+    if not total:
+        raise InputError("there is no edge to predict")
+    if count == total:
         raise NumericalError(
-            "no node has a finite prediction: the model or its input is not finite"
+            f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
         )
-    rows = rows | {"original_ids": graph.original_ids.cpu().numpy()}
-    return Prediction(rows, task.metric, scores, count, first)
+    return Prediction(rows, task.metric, scores, numbers, total, what, count, first)
 
 
-def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[int, int]:
-    """How many nodes of all ranks have values that aren't finite, and the lowest id; collective."""
-    comm, ids = graph.ring.comm, graph.node_ids.cpu().numpy()
+def _not_finite(
+    graph: PartitionedGraph, rows: dict[str, np.ndarray], ids: np.ndarray
+) -> tuple[int, int]:
+    """How many rows of all ranks have values that aren't finite, and the first; collective."""
+    comm = graph.comm
     bad = np.zeros(len(ids), bool)
     for array in rows.values():
         if array.dtype.kind == "f":
             bad |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     count = comm.allreduce(int(bad.sum()), where="check the predictions")
-    lowest = int(ids[bad].min()) if bad.any() else graph.num_nodes
+    lowest = int(ids[bad].min()) if bad.any() else 1 << 62
     return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
@@ -387,86 +415,3 @@ def _shares(scores_NC: Tensor) -> Tensor:
     unknown_N1 = sums_N1 <= 0
     shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)
     return torch.where(unknown_N1, 1 / scores_NC.shape[1], shares_NC)
-
-
-def write_predictions(
-    path: Path,
-    graph: PartitionedGraph,
-    rows: dict[str, np.ndarray],
-    attributes: dict[str, int | str | dict],
-    texts: NodeTexts | None = None,
-) -> None:
-    """Write rows of all ranks in the order of the graph's nodes; collective.
-
-    The ending of `path` says as what, see `prediction_file`.
-    Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
-
-    Args:
-        texts: on rank 0: names of nodes and classes, and which nodes are wanted.
-
-    Raises:
-        OutputError: the file can't be written.
-        InputError: a node that is wanted is not in the graph.
-    """
-    comm = graph.ring.comm
-    texts = texts or NodeTexts()
-    output: PredictionFile | None = None
-    with ExitStack() as stack:
-        with agreed(comm, "start the predictions"):
-            if comm.rank == 0:
-                output = stack.enter_context(prediction_file.create(path, texts.class_names))
-                like = {name: array[:0] for name, array in rows.items()}
-                output.lay_out(texts.count(graph.num_nodes), texts.named(like, 0, 0))
-        for names in prediction_file.passes(path, list(rows)):
-            texts.begin()
-            _write_slabs(comm, graph, rows, names, output, texts)
-        with agreed(comm, "name the predictions"):
-            if output is not None:
-                output.finish(
-                    {
-                        "num_nodes": graph.num_nodes,
-                        "graph_fingerprint": graph.graph_fingerprint,
-                        **attributes,
-                    }
-                )
-                stack.close()
-
-
-def _write_slabs(
-    comm: Communicator,
-    graph: PartitionedGraph,
-    rows: dict[str, np.ndarray],
-    names: list[str],
-    output: PredictionFile | None,
-    texts: NodeTexts,
-) -> None:
-    ids = graph.node_ids.cpu().numpy()
-    order = np.argsort(ids)
-    ids = ids[order]
-    sent = {name: rows[name] for name in dict.fromkeys([*names, "original_ids"])}
-    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in sent.values())
-    step = max(1, SLAB_BYTES // max(widest, 1))
-    for low in range(0, graph.num_nodes, step):
-        high = min(low + step, graph.num_nodes)
-        mine = slice(*np.searchsorted(ids, (low, high)))
-        there = _to_root(comm, ids[mine])
-        slabs = {}
-        for name, array in sent.items():
-            values = _to_root(comm, array[order[mine]])
-            if output is not None:
-                slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
-                slabs[name][there - low] = values
-        # Agreed for each slab, or the other ranks would wait for one that has given up.
-        with agreed(comm, "write the predictions"):
-            if output is not None:
-                first, found = texts.chosen(texts.named(slabs, low, high))
-                if len(found["original_ids"]):
-                    output.put(first, {name: found[name] for name in names})
-                if high == graph.num_nodes:
-                    texts.check_found()
-
-
-def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:
-    nothing = array[:0]
-    sent = [array if rank == 0 else nothing for rank in range(comm.size)]
-    return np.concatenate(comm.alltoallv(sent, where="predictions"))

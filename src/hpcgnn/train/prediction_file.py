@@ -1,10 +1,11 @@
-"""Files of predictions, by the ending of their name: HDF5, NumPy's npz, CSV or Parquet.
+"""Files of predictions, by the ending of their name: HDF5, Parquet, NumPy's npz, or CSV.
 
 Rows come slab by slab, of all arrays together or (npz) of one array after the other; a file has its
-name when it is whole. Tables (CSV, Parquet) have the columns `original_id`, `class`,
+name when it is whole. Tables (CSV, Parquet) have the columns `original_id`, `class` or `value`,
 `probability_0` and on, and `embedding_0` and on; with several labels at once `class_0` and on, 0 or
-1. Classes that have names bear them: `class` holds them, columns are called after them
-(`probability_red`).
+1, with several numbers `value_0` and on. Of edges and pairs of nodes the first columns are
+`source_id` and `target_id`; of what is not known otherwise, `output_0` and on. Classes that have
+names bear them: `class` holds them, columns are called after them (`probability_red`).
 HDF5 and npz hold numbers of classes, and `class_names`.
 """
 
@@ -30,13 +31,18 @@ from hpcgnn.storage.write import atomic
 Rows = Mapping[str, np.ndarray]
 Attributes = Mapping[str, int | str | dict]
 
-ENDINGS = (".h5", ".csv", ".npz", ".parquet")
-_CSV_BEGIN = b"original_id,"
+ENDINGS = (".h5", ".parquet", ".csv", ".npz")
+_CSV_BEGINS = (b"original_id,", b"source_id,target_id,")
+_KEY = b"hpcgnn"  # of our metadata in a Parquet file
 _COLUMNS = {
     "original_ids": "original_id",
+    "source_ids": "source_id",
+    "target_ids": "target_id",
     "classes": "class",
+    "values": "value",
     "probabilities": "probability",
     "embeddings": "embedding",
+    "output": "output",
 }
 _PER_CLASS = ("classes", "probabilities")
 
@@ -70,16 +76,18 @@ def format_of(path: Path) -> str | None:
     try:
         if path.suffix == ".csv":
             with path.open("rb") as file:
-                return PREDICTIONS if file.read(len(_CSV_BEGIN)) == _CSV_BEGIN else None
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                names = set(archive.namelist())
-            return PREDICTIONS if {"original_ids.npy", "attributes.npy"} <= names else None
+                begin = file.read(max(map(len, _CSV_BEGINS)))
+            return PREDICTIONS if begin.startswith(_CSV_BEGINS) else None
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
             found = pyarrow.parquet.read_schema(path).metadata or {}
-            return PREDICTIONS if found.get(b"hpcgnn", b"") else None
+            return PREDICTIONS if _KEY in found else None
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                names = set(archive.namelist())
+            ids = {"original_ids.npy", "source_ids.npy"} & names
+            return PREDICTIONS if ids and "attributes.npy" in names else None
     except (OSError, zipfile.BadZipFile, ValueError):
         return None
     return reader.format_of(path)
@@ -223,7 +231,7 @@ class _Parquet:
 
         schema = _table(like, self._class_names).schema
         self._writer = pyarrow.parquet.ParquetWriter(
-            self._file, schema.with_metadata({"hpcgnn": "predictions"})
+            self._file, schema.with_metadata({_KEY: b"predictions"})
         )
 
     def put(self, low: int, slabs: Rows) -> None:
@@ -232,7 +240,7 @@ class _Parquet:
 
     def finish(self, attributes: Attributes) -> None:
         text = json.dumps({"format": PREDICTIONS, **attributes}, sort_keys=True)
-        self._writer.add_key_value_metadata({"hpcgnn": text})
+        self._writer.add_key_value_metadata({_KEY: text.encode()})
         self._writer.close()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcgnn.comm.agreement import require_same
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN
@@ -14,6 +15,7 @@ from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.resume import newest_of_run
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config, options
+from hpcgnn.train.optimisation import prepare
 
 # What a Python program says by settings; the rest it says by objects, or to `load_partition`.
 _SECTIONS = ("optimiser", "training", "checkpoints")
@@ -58,7 +60,7 @@ class Run:
 def config_of_program(
     graph: PartitionedGraph, settings: Mapping[str, Any], *, optimizer: object, scheduler: object
 ) -> Config:
-    """The configuration that a Python program's run is stored with.
+    """The configuration that a Python program's run is stored with; collective.
 
     Args:
         settings: by name, such as `epochs=50`.
@@ -88,4 +90,8 @@ def config_of_program(
                 )
     if scheduler is not None:
         values["schedule"] = OWN
-    return Config.of(**values)
+    config = Config.of(**values)
+    require_same(graph.comm, config.flat(), "settings")
+    if "precision" in settings:
+        prepare(config.device.precision)
+    return config

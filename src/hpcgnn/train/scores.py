@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks.task import SPLITS, Task
+from hpcgnn.tasks.task import SPLITS, Task, larger_is_better
 from hpcgnn.train.config import TrainingSettings
 
 Scores = dict[str, dict[str, float | None]]  # by split, by metric; None where undefined
@@ -42,12 +42,15 @@ class Monitor:
             return Monitor(name, training.better == "larger")
         if name in LOSSES:
             return Monitor(name, False)
-        if name != task.metric:
+        if name == task.metric:
+            return Monitor(name, task.larger_is_better)
+        known = larger_is_better(name)
+        if known is None:
             raise InputError(
                 f"--monitor {name} needs --better larger or --better smaller, since the task "
                 f"doesn't choose by it but by {task.metric}"
             )
-        return Monitor(name, task.larger_is_better)
+        return Monitor(name, known)
 
     @property
     def shown(self) -> str:

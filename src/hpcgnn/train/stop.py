@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -24,6 +25,8 @@ class StopRequest:
     """Remembers that this rank was asked to stop; the training loop lets all ranks agree.
 
     Ctrl-C a second time ends the program at once, as it does where nobody listens.
+    Signals are those of the main thread; in another one nothing is heard.
+
     Use as a context manager: former signal handlers come back at the end.
     """
 
@@ -33,6 +36,8 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in STOP_SIGNALS:
             self._former[number] = signal.signal(number, self._note)
         return self

@@ -36,7 +36,7 @@ from hpcgnn.train.checkpoint.state import (
 )
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.learned import Learned
-from hpcgnn.train.optimisation import Attack, clip_gradients, made_optimizer
+from hpcgnn.train.optimisation import Attack, check_rows, clip_gradients, made_optimizer
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
 from hpcgnn.train.reporter import Reporter
@@ -104,30 +104,38 @@ class Trainer:
     ) -> None:
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
         self._asked_to_stop = ""
-        self._kept_open = ExitStack()
         self.comm, self.device = graph.comm, graph.node_ids.device
         self.task: Task = as_task(task)
-        own = opened is None
-        if opened is None:
-            config = config_of_program(graph, settings, optimizer=optimizer, scheduler=scheduler)
-            execution = replace(graph.execution, seed=config.training.seed)
-            graph = replace(graph, execution=execution)
-            self._kept_open.enter_context(held(Path(run_dir), self.comm, fresh=not resume))
-        else:
-            config = opened.config
-        self.graph, self.config, self._writes_config = graph, config, own
+        self._writes_config = opened is None
+        with ExitStack() as directory:
+            if opened is None:
+                config = config_of_program(
+                    graph, settings, optimizer=optimizer, scheduler=scheduler
+                )
+                seeded = replace(graph.execution, seed=config.training.seed)
+                graph = replace(graph, execution=seeded)
+                directory.enter_context(held(Path(run_dir), self.comm, fresh=not resume))
+                opened = Run.open(Path(run_dir), graph, config, resume=resume)
+            self.graph = self.task.prepare(graph)
+            self.config, self.run_dir = opened.config, opened.directory
+            self.store, self._model_file = opened.store, opened.model_file
+            self.reporter = Reporter(self.config.training.epochs, self.task.metric, show)
+            self._set_up(model, optimizer, scheduler, opened.found)
+            self._directory = directory.pop_all()
+
+    def _set_up(
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer | Callable[[Any], Optimizer] | str | None,
+        scheduler: Scheduler | Callable[[Optimizer], Scheduler] | None,
+        found: tuple[Path, Checkpoint] | None,
+    ) -> None:
+        graph, config = self.graph, self.config
         self.rows = {
             split: checked_rows(self.task.targets(graph, split), split) for split in SPLITS
         }
         self.monitor = Monitor.of(config.training, self.task)
         self.validated = self._is_validated()
-        if opened is None:
-            opened = Run.open(Path(run_dir), graph, config, resume=resume)
-        self.run_dir, self.store, self._model_file = (
-            opened.directory,
-            opened.store,
-            opened.model_file,
-        )
         self.model = model
         self.learned = Learned(model, self.task.module)
         self.learned.to(self.device)
@@ -144,15 +152,14 @@ class Trainer:
         self.progress = Progress(larger=self.monitor.larger)
         self.scores: Scores = {}
         self.epoch = self.start = 0
-        if opened.found is not None:
-            self._restore(*opened.found)
+        if found is not None:
+            self._restore(*found)
         elif self.learned.take_from_first(self.comm) and self.comm.rank == 0:
             say("note: the ranks had different weights: all start with those of rank 0")
         self.saving, self.costs = Stopwatch(), Costs({}, {})
         self.journal, self.rank_journal = ending.open_journals(self)
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
-        self.reporter = Reporter(config.training.epochs, self.task.metric, show)
 
     def _made_call(self) -> ModelCall:
         if isinstance(self.model, Model):
@@ -190,20 +197,27 @@ class Trainer:
         """Stop after this epoch, with a checkpoint; one rank's word is enough."""
         self._asked_to_stop = self._asked_to_stop or reason
 
-    def run(self, profile: Profile | None = None) -> bool:
-        """Train to the end, or to an agreed stop; whether the end was reached."""
+    def run(self, profile: Profile | int = 0) -> bool:
+        """Train to the end, or to an agreed stop; whether the end was reached.
+
+        Args:
+            profile: so many epochs are written as a timeline to `run_dir`/profile.
+        """
         if self._writes_config and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
-            return self._run(profile)
+            if isinstance(profile, Profile):
+                return self._run(profile)
+            with Profile(self.run_dir / "profile", self.comm.rank, profile) as timeline:
+                return self._run(timeline)
         except HpcgnnError as error:
             if self.comm.rank == 0:
                 note_end(self.run_dir, f"failed: {error}")
             raise
         finally:
-            self._kept_open.close()
+            self._directory.close()
 
-    def _run(self, profile: Profile | None) -> bool:
+    def _run(self, profile: Profile) -> bool:
         limit, longest, finished = TimeLimit(), 0.0, True
         with ExitStack() as signals:
             request = self.stop or signals.enter_context(StopRequest())
@@ -212,8 +226,7 @@ class Trainer:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
                 self.epoch += 1
-                if profile is not None:
-                    profile.step()
+                profile.step()
                 self._take_note(record)
                 longest = max(longest, time.perf_counter() - start)
                 margin = self.config.training.time_margin + 2 * longest
@@ -277,6 +290,9 @@ class Trainer:
             if self.config.optimiser.clip_norm:
                 clip_gradients(self.parameters, self.config.optimiser.clip_norm, self.comm)
         self.warmup.step(epoch)
+        if epoch == self.start + 1:
+            with agreed(self.comm, "the optimizer's state"):
+                check_rows(self.optimizer)
         if self.average is not None:
             self.average.update()
         return total
