@@ -13,7 +13,7 @@ import hpcgnn
 
 def test_names_are_found_at_their_first_use():
     from hpcgnn.nn.sage import SAGEConv
-    from hpcgnn.storage.read.load import load_partition
+    from hpcgnn.partition.load import load_partition
 
     assert hpcgnn.load_partition is load_partition
     assert hpcgnn.nn.SAGEConv is SAGEConv

@@ -5,6 +5,7 @@ Every message is one line: what, where, which value, what to do.
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,3 +109,17 @@ class OutOfMemoryError(HpcgnnError):
     """A rank's memory, or its GPU's, was not enough. Exit status 5."""
 
     exit_status = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, torch or the dynamic linker had no memory."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    signs: tuple[str, ...] = ()
+    if isinstance(error, RuntimeError):  # torch, and threads
+        signs = ("can't allocate memory", "out of memory", "can't start new thread")
+    if isinstance(error, ImportError | OSError | RuntimeError):  # the dynamic linker
+        signs += ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+    found = any(sign in text for sign in signs) and "static TLS" not in text
+    return isinstance(error, MemoryError) or found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcgnn.errors import InputError, say, warn
 from hpcgnn.report import compare
-from hpcgnn.report.run import Run, read_run
+from hpcgnn.report.run import RunFiles, read_run
 from hpcgnn.report.summary import as_text, summarise
 
 PARALLEL = False
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     return 0
 
 
-def _write_page(args: argparse.Namespace, runs: list[Run]) -> None:
+def _write_page(args: argparse.Namespace, runs: list[RunFiles]) -> None:
     from hpcgnn.report.write import write_report
 
     own = args.out is None and len(runs) == 1

@@ -11,9 +11,8 @@ import os
 import warnings
 
 from hpcgnn.comm.launcher import launched
-from hpcgnn.comm.liveness.failure import is_out_of_memory
 from hpcgnn.comm.liveness.limit import bounded_start
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, is_out_of_memory
 
 __all__ = ["MPI"]
 try:

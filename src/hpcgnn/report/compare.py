@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hpcgnn.report.run import Run
+from hpcgnn.report.run import RunFiles
 from hpcgnn.report.summary import summarise
 from hpcgnn.tasks.task import shown
 
@@ -21,7 +21,7 @@ COLUMNS = {
 }
 
 
-def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs: a value per run, by name; None where absent."""
     settings = [run.settings() for run in runs]
     names = sorted({name for each in settings for name in each})
@@ -29,7 +29,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
-def reached(runs: Sequence[Run]) -> list[list[str]]:
+def reached(runs: Sequence[RunFiles]) -> list[list[str]]:
     """A row of text per run, as `COLUMNS` name them, after the run's folder."""
     rows = []
     for run in runs:
@@ -49,7 +49,7 @@ def _cell(name: str, value: Any, metric: str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def as_text(runs: Sequence[Run]) -> list[str]:
+def as_text(runs: Sequence[RunFiles]) -> list[str]:
     """Two tables: what the runs reached, and where their settings differ."""
     lines = _table([["run", *COLUMNS.values()], *reached(runs)])
     rows = differing(runs)

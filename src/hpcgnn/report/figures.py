@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcgnn.errors import InputError
-from hpcgnn.report.run import SETS, Run
+from hpcgnn.report.run import SETS, RunFiles
 from hpcgnn.report.time_split import PARTS, per_epoch, per_rank
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def draw(runs: Sequence[Run], metric: str) -> list[Drawing]:
+def draw(runs: Sequence[RunFiles], metric: str) -> list[Drawing]:
     """All figures that these runs have the numbers for.
 
     Raises:
@@ -87,7 +87,7 @@ def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _thinned(run: Run) -> list[dict[str, Any]]:
+def _thinned(run: RunFiles) -> list[dict[str, Any]]:
     """At most `_MOST_EPOCHS` of the records, first and last among them."""
     step = -(-len(run.records) // _MOST_EPOCHS)
     kept = run.records[::step]
@@ -95,7 +95,7 @@ def _thinned(run: Run) -> list[dict[str, Any]]:
 
 
 def _curves(
-    runs: Sequence[Run],
+    runs: Sequence[RunFiles],
     name: str,
     title: str,
     value: Callable[[dict[str, Any]], float | None],
@@ -122,7 +122,7 @@ def _curves(
     return Drawing(name, title, figure)
 
 
-def _scores(runs: Sequence[Run], metric: str) -> Drawing | None:
+def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
     metric = metric[:1].upper() + metric[1:]
     title = (
         f"{metric}, training, validation and test" if len(runs) == 1 else f"{metric}, validation"
@@ -159,7 +159,7 @@ def _scores(runs: Sequence[Run], metric: str) -> Drawing | None:
     return Drawing("scores", title, figure)
 
 
-def _time(run: Run, suffix: str) -> Drawing:
+def _time(run: RunFiles, suffix: str) -> Drawing:
     title = f"Where the seconds of an epoch go{_of(run, suffix)}"
     figure, axes = _figure(title)
     records = _thinned(run)
@@ -186,7 +186,7 @@ def _time(run: Run, suffix: str) -> Drawing:
     return Drawing(f"time{suffix}", title, figure)
 
 
-def _rank_seconds(run: Run, suffix: str) -> Drawing | None:
+def _rank_seconds(run: RunFiles, suffix: str) -> Drawing | None:
     split = per_rank(run)
     if not split:
         return None
@@ -207,7 +207,7 @@ def _rank_seconds(run: Run, suffix: str) -> Drawing | None:
     return Drawing(f"rank-seconds{suffix}", title, figure)
 
 
-def _rank_memory(run: Run, suffix: str) -> Drawing | None:
+def _rank_memory(run: RunFiles, suffix: str) -> Drawing | None:
     peaks = run.ranks.numbers.get("peak_memory_bytes") if run.ranks else None
     if not peaks:
         return None
@@ -220,7 +220,7 @@ def _rank_memory(run: Run, suffix: str) -> Drawing | None:
     return Drawing(f"rank-memory{suffix}", title, figure)
 
 
-def _matrix(run: Run, suffix: str) -> Drawing | None:
+def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
     sent = run.ranks.sent_to if run.ranks else None
     if sent is None or len(sent) < 2:
         return None
@@ -243,7 +243,7 @@ def _matrix(run: Run, suffix: str) -> Drawing | None:
     return Drawing(f"bytes{suffix}", title, figure)
 
 
-def _of(run: Run, suffix: str) -> str:
+def _of(run: RunFiles, suffix: str) -> str:
     return f": {run.folder.name}" if suffix else ""
 
 

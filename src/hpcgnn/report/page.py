@@ -9,7 +9,7 @@ from typing import Any
 from hpcgnn.errors import printable
 from hpcgnn.report import compare
 from hpcgnn.report.figures import Drawing
-from hpcgnn.report.run import Run, read_quality
+from hpcgnn.report.run import RunFiles, read_quality
 from hpcgnn.report.summary import as_text, summarise
 from hpcgnn.version import __version__
 
@@ -31,7 +31,7 @@ th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
 """
 
 
-def page(runs: Sequence[Run], drawings: Iterable[Drawing]) -> str:
+def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
     """The text of the page; whatever comes from files is escaped."""
     names = ", ".join(run.folder.name for run in runs)
     parts = [f"<h1>{_text(names)}</h1>"]
@@ -58,12 +58,12 @@ def page(runs: Sequence[Run], drawings: Iterable[Drawing]) -> str:
     )
 
 
-def _facts(run: Run) -> str:
+def _facts(run: RunFiles) -> str:
     lines = as_text(summarise(run))[1:]
     return _rows([line.strip().partition("  ")[::2] for line in lines])
 
 
-def _comparison(runs: Sequence[Run]) -> str:
+def _comparison(runs: Sequence[RunFiles]) -> str:
     reached = _table(["run", *compare.COLUMNS.values()], compare.reached(runs))
     rows = compare.differing(runs)
     if not rows:
@@ -76,7 +76,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     )
 
 
-def _sections(run: Run, title: str) -> Iterable[str]:
+def _sections(run: RunFiles, title: str) -> Iterable[str]:
     quality = read_quality(run.starts)
     if quality:
         yield f"<h2>Partition{title}</h2>"

@@ -16,7 +16,7 @@ _MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankNumbers:
     """Numbers of every rank in the last epoch that has them, each of length P.
 
     `sent_to[r][p]` are the bytes that rank r sent to rank p in that epoch; None where a run has too
@@ -29,7 +29,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """A run, read once.
 
     Attributes:
@@ -45,7 +45,7 @@ class Run:
     repeated: int
     config: dict[str, Any]
     starts: list[dict[str, Any]] = field(default_factory=list)
-    ranks: Ranks | None = None
+    ranks: RankNumbers | None = None
 
     @property
     def checkpoints(self) -> list[str]:
@@ -70,14 +70,14 @@ class Run:
         return flat
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFiles:
     """Everything that `folder` tells of a run.
 
     Raises:
         InputError: no such folder, no epochs, or a line that is no record.
     """
     records, repeated = _records(folder)
-    return Run(folder, records, repeated, _config(folder), _starts(folder), _ranks(folder))
+    return RunFiles(folder, records, repeated, _config(folder), _starts(folder), _ranks(folder))
 
 
 def _records(folder: Path) -> tuple[list[dict[str, Any]], int]:
@@ -146,7 +146,7 @@ def _starts(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _ranks(folder: Path) -> Ranks | None:
+def _ranks(folder: Path) -> RankNumbers | None:
     last: dict[str, Any] | None = None
     matrix: list[list[int]] | None = None
     try:
@@ -171,7 +171,7 @@ def _ranks(folder: Path) -> Ranks | None:
         raise InputError("its last line has not one number per rank", file=folder / "ranks.jsonl")
     if matrix is not None and len(matrix) != count:
         matrix = None
-    return Ranks(last["epoch"], numbers, matrix)
+    return RankNumbers(last["epoch"], numbers, matrix)
 
 
 def _matrix(value: object) -> list[list[int]] | None:

@@ -6,13 +6,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.report.run import SETS, Run, read_run
+from hpcgnn.report.run import SETS, RunFiles, read_run
 from hpcgnn.tasks.task import shown
 from hpcgnn.train.journal import gaps
 from hpcgnn.train.run_directory import REQUEUE, how_it_ended
 
 
-def summarise(run: Run | Path) -> dict[str, Any]:
+def summarise(run: RunFiles | Path) -> dict[str, Any]:
     """The figures of a run.
 
     The best epoch is the one that the run chose, or the last one where nothing was validated.
@@ -48,7 +48,7 @@ def summarise(run: Run | Path) -> dict[str, Any]:
     }
 
 
-def metric_of(run: Run) -> str:
+def metric_of(run: RunFiles) -> str:
     """The name of what was scored."""
     name = run.records[-1].get("metric") or run.settings().get("metric")
     return name if isinstance(name, str) and name != "auto" else "accuracy"
@@ -59,7 +59,7 @@ def _share(records: list[dict[str, Any]], name: str, total: float) -> float:
     return sum(values) / total if total else 0.0
 
 
-def _status(run: Run) -> str:
+def _status(run: RunFiles) -> str:
     if (run.folder / REQUEUE).exists():
         return "stopped early, to be resumed"
     ended = how_it_ended(run.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcgnn.report.run import Run
+from hpcgnn.report.run import RunFiles
 
 # By the name of the part: what a legend says.
 PARTS = {
@@ -65,7 +65,7 @@ def per_epoch(record: dict[str, Any]) -> dict[str, float]:
     )
 
 
-def per_rank(run: Run) -> dict[str, list[float]]:
+def per_rank(run: RunFiles) -> dict[str, list[float]]:
     """Seconds by part, for each rank, of the last epoch that has them; empty without any."""
     if run.ranks is None or "forward_seconds" not in run.ranks.numbers:
         return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.report.figures import draw
 from hpcgnn.report.page import SIGN, page
-from hpcgnn.report.run import Run
+from hpcgnn.report.run import RunFiles
 from hpcgnn.report.summary import metric_of
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.journal import check_regular
@@ -17,7 +17,7 @@ PAGE = "index.html"
 _START = 400  # bytes of a page within which its sign stands
 
 
-def write_report(runs: Sequence[Run], folder: Path, *, force: bool) -> Path:
+def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path:
     """Write `index.html` and a PNG per figure into `folder`; returns the page's path.
 
     Args:

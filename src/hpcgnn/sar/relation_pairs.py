@@ -38,7 +38,7 @@ class Slab:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class RelationPairs:
     """The pairs of a block. `gather` has a row per pair, `rows` are their local rows (by row)."""
 
     gather: Block
@@ -95,7 +95,7 @@ def count_pairs(edges: EdgeList, by: str) -> int:
     return len(torch.unique(_keys(edges, by)[0]))
 
 
-def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> Pairs:
+def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> RelationPairs:
     """Pairs (relation, row); `even`: the edges of a pair have the same factor."""
     keys, base = _keys(edges, "row")
     keys, order = torch.sort(keys, stable=True)
@@ -109,10 +109,10 @@ def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> Pai
     scatter_factor = None if factor is None or not even else factor[pointer[:-1]]
     rows, relation = keys % base, keys // base
     slabs = _slabs(block.peer, relation, num_relations, rows, pair, scatter_factor)
-    return Pairs(gather, rows.to(torch.int32), slabs)
+    return RelationPairs(gather, rows.to(torch.int32), slabs)
 
 
-def by_column(block: Block, edges: EdgeList, num_relations: int) -> Pairs:
+def by_column(block: Block, edges: EdgeList, num_relations: int) -> RelationPairs:
     """Pairs (relation, column)."""
     keys, base = _keys(edges, "column")
     keys, order = torch.sort(keys, stable=True)
@@ -121,7 +121,7 @@ def by_column(block: Block, edges: EdgeList, num_relations: int) -> Pairs:
     gather = _block(block.peer, block.num_columns, pointer, (keys % base).to(torch.int32), None)
     factor = None if edges.factor is None else edges.factor[order]
     slabs = _slabs(block.peer, keys // base, num_relations, edges.row[order], inverse, factor)
-    return Pairs(gather, gather.columns[:0], slabs)
+    return RelationPairs(gather, gather.columns[:0], slabs)
 
 
 def _keys(edges: EdgeList, by: str) -> tuple[Tensor, int]:

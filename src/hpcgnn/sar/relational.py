@@ -28,7 +28,7 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.mixed_precision import readable, wire_type
 from hpcgnn.sar.relation_pairs import (
     EdgeList,
-    Pairs,
+    RelationPairs,
     by_column,
     by_row,
     count_pairs,
@@ -111,7 +111,7 @@ class _RelationalSum(torch.autograd.Function):
 
 def _forward_pairs(
     graph: PartitionedGraph, block: Block, mean: bool, inputs: int, outputs: int
-) -> Pairs:
+) -> RelationPairs:
     """By row or by column, whichever is less work at these widths; kept."""
     cut = Cut.of(block)
     edges, rows, columns = graph.derived(PairCounts(cut, mean))
@@ -160,7 +160,7 @@ class ForwardPairs:
     mean: bool
     row_wise: bool
 
-    def build(self, graph: PartitionedGraph) -> Pairs:
+    def build(self, graph: PartitionedGraph) -> RelationPairs:
         block, edges = self.cut.edges(graph, inward=True, mean=self.mean)
         if self.row_wise:
             return by_row(block, edges, graph.num_relations, even=True)
@@ -172,7 +172,7 @@ class BackwardPairs:
     cut: Cut
     mean: bool
 
-    def build(self, graph: PartitionedGraph) -> Pairs:
+    def build(self, graph: PartitionedGraph) -> RelationPairs:
         block, edges = self.cut.edges(graph, inward=False, mean=self.mean)
         return by_row(block, edges, graph.num_relations, even=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
@@ -19,7 +18,15 @@ from typing import NoReturn, Protocol
 
 from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import Terminated
-from hpcgnn.errors import Agreed, HpcgnnError, InputError, OutOfMemoryError, printable, warn
+from hpcgnn.errors import (
+    Agreed,
+    HpcgnnError,
+    InputError,
+    OutOfMemoryError,
+    is_out_of_memory,
+    printable,
+    warn,
+)
 from hpcgnn.system import loaded_files
 
 _ASK_SECONDS = 0.3
@@ -116,20 +123,6 @@ def _stdout_is_closed() -> bool:
     return True
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the system, torch or the dynamic linker had no memory."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    signs: tuple[str, ...] = ()
-    if isinstance(error, RuntimeError):  # torch, and threads
-        signs = ("can't allocate memory", "out of memory", "can't start new thread")
-    if isinstance(error, ImportError | OSError | RuntimeError):  # the dynamic linker
-        signs += ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
-    found = any(sign in text for sign in signs) and "static TLS" not in text
-    return isinstance(error, MemoryError) or found
-
-
 def _out_of_memory_line(error: BaseException) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -219,8 +212,7 @@ def _settle(comm: Ranks) -> tuple[bool, bool]:
 
 def meet(seconds: float) -> bool:
     """Wait that long for all ranks to end in agreement."""
-    from hpcgnn.comm.mpi_library import MPI
-
+    MPI = _mpi()
     request = MPI.COMM_WORLD.Ibarrier()
     end = time.monotonic() + seconds
     while not request.Test():
@@ -230,10 +222,18 @@ def meet(seconds: float) -> bool:
     return True
 
 
+def _mpi() -> Any:
+    """MPI as `mpi_library` has loaded it, which may fail for what is being told here."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return single
+    return MPI
+
+
 def abort(comm: Ranks | None, status: int) -> NoReturn:
     """End all ranks now, with `status` as the status of the job."""
-    from hpcgnn.comm.mpi_library import MPI
-
+    MPI = _mpi()
     # Nothing on the way may keep this rank from ending the others: memory may have run out.
     with suppress(Exception):
         flush_output()
