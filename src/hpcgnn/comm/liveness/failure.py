@@ -14,8 +14,9 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
+from hpcgnn.comm import single
 from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import Terminated
 from hpcgnn.errors import (
