@@ -186,6 +186,8 @@ def forged(path: Path, kind: str) -> None:
         torch.save([torch.ones(2)], path)
     elif kind == "sparse":
         torch.save({"convs.0.lin.weight": torch.eye(3).to_sparse()}, path)
+    elif kind == "meta":
+        torch.save({"convs.0.lin.weight": torch.ones(8, F, device="meta")}, path)
     elif kind == "nothing":
         torch.save({"a": torch.ones(1)}, path)
     elif kind == "huge":
@@ -202,6 +204,7 @@ def forged(path: Path, kind: str) -> None:
 FORGED = {
     "pickle": "can't be read", "bare pickle": "can't be read", "compressed": "is compressed",
     "cut": "can't be read", "list": "must hold tensors by name", "sparse": "must hold plain",
+    "meta": "must hold plain",
     "nothing": "nothing that fits", "huge": "nothing that fits", "not finite": "is not finite",
     "header": "can't be read", "offsets": "can't be read", "missing": "no such file",
 }  # fmt: skip
