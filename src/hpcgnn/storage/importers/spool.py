@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
@@ -135,6 +134,7 @@ def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, 
 
 
 _MAX_BUCKETS = 256
+_MANY = 1 << 20  # records, among which 30 MB are little
 _DENSE = 4  # values per record up to which a list of all values is no more than the records
 _SAMPLES = 64
 
@@ -274,7 +274,8 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
     """int64 [n] stable order by `keys`, the first one leading."""
     lows = [int(records[key].min()) for key in keys]
     spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
-    if len(keys) == 2 and max(spans) <= _DENSE * records.shape[0] and max(spans) < 1 << 31:
+    most = min(_DENSE * records.shape[0], 1 << 31)
+    if len(keys) == 2 and records.shape[0] >= _MANY and max(spans) <= most:
         return _order_of_pairs(
             *(records[key] - np.int64(low) for key, low in zip(keys, lows, strict=True))
         )
@@ -304,6 +305,8 @@ def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     the entries: a third of the time of sorting numbers.
     """
     kind = np.int32 if first.shape[0] < 1 << 31 else np.int64
+    from scipy import sparse  # takes 30 MB
+
     places = np.arange(first.shape[0], dtype=kind)
     shape = (int(second.max()) + 1, int(first.max()) + 1)
     ends = (second.astype(np.int32), first.astype(np.int32))
