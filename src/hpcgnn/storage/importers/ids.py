@@ -21,10 +21,13 @@ class IdTable:
 
     Attributes:
         consecutive: the ids are 0 .. N - 1 and each is its own row.
+        lookup: int64, the row of id k at place k, -1 where there is none; where no id is so large
+            that such a list would not fit.
     """
 
     entries: Records
     consecutive: bool
+    lookup: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -33,6 +36,9 @@ class IdTable:
 
 def distinct(edges: Records, scratch: Scratch) -> IdTable:
     """Number the ids at the ends of the edges in ascending order."""
+    largest = max((_largest(chunk) for chunk in edges.chunks()), default=-1)
+    if 16 * (largest + 1) <= scratch.limit:
+        return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)
     for chunk in edges.chunks():
         ids.append(sorted_unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
@@ -46,6 +52,23 @@ def distinct(edges: Records, scratch: Scratch) -> IdTable:
             entries.append(_entries(found, rows))
             largest = int(found[-1])
     return IdTable(entries, consecutive=largest == entries.count - 1)
+
+
+def _largest(chunk: np.ndarray) -> int:
+    return max(int(chunk["source"].max(initial=-1)), int(chunk["destination"].max(initial=-1)))
+
+
+def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
+    there = np.zeros(largest + 1, bool)
+    for chunk in edges.chunks():
+        there[chunk["source"]] = True
+        there[chunk["destination"]] = True
+    found = np.flatnonzero(there)
+    entries = scratch.records(_ENTRY)
+    entries.append(_entries(found, np.arange(found.shape[0])))
+    lookup = np.full(largest + 1, -1)
+    lookup[found] = np.arange(found.shape[0])
+    return IdTable(entries, consecutive=found.shape[0] == largest + 1, lookup=lookup)
 
 
 def given(column: Column, scratch: Scratch) -> IdTable:
@@ -71,17 +94,40 @@ def given(column: Column, scratch: Scratch) -> IdTable:
             raise column.error("is listed twice", slab["id"][twice[0]])
         last = slab["id"][-1]
         entries.append(slab)
-    return IdTable(entries, consecutive)
+    lookup = None
+    if 16 * (int(last) + 1) <= scratch.limit:
+        lookup = np.full(int(last) + 1, -1)
+        for chunk in entries.chunks():
+            lookup[chunk["id"]] = chunk["row"]
+    return IdTable(entries, consecutive, lookup)
 
 
 def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
     """The edges with rows in the place of ids; `edges` are dropped."""
+    if table.lookup is not None:
+        return _looked_up(edges, table.lookup, scratch, column)
     for field in ("source", "destination"):
         translated = scratch.records(edges.dtype)
         for slab in _translate(edges, field, table, scratch, column):
             translated.append(slab)
         edges = translated
     return edges
+
+
+def _looked_up(edges: Records, lookup: np.ndarray, scratch: Scratch, column: Column) -> Records:
+    out = scratch.records(edges.dtype)
+    for chunk in edges.chunks():
+        rows = chunk.copy()
+        for field in ("source", "destination"):
+            ids = chunk[field]
+            known = ids < lookup.shape[0]
+            rows[field] = lookup[np.where(known, ids, 0)] if lookup.shape[0] else -1
+            wrong = ~known | (rows[field] < 0)
+            if wrong.any():
+                raise _unknown(ids[np.argmax(wrong)], column)
+        out.append(rows)
+    edges.drop()
+    return out
 
 
 def ids_by_row(table: IdTable, scratch: Scratch) -> Iterator[np.ndarray]:
