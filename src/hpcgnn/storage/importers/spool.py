@@ -175,39 +175,48 @@ class Records:
         self.count = 0
         self._path = path
         self._buffer_bytes = buffer
-        self._buffer = bytearray()
+        self._held: list[np.ndarray] = []
+        self._held_bytes = 0
 
     @property
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
     def append(self, records: np.ndarray) -> None:
+        """Take these records, which nobody may change any more."""
+        if not records.shape[0]:
+            return
         self.count += records.shape[0]
-        self._buffer += np.ascontiguousarray(records).view(np.uint8).data
-        if len(self._buffer) > self._buffer_bytes:
+        # Of a part of an array, only this part is kept.
+        whole = records.base is None and records.flags.c_contiguous
+        self._held.append(records if whole else records.copy())
+        self._held_bytes += records.nbytes
+        if self._held_bytes > self._buffer_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Move everything to the file."""
-        if self._buffer:
+        if self._held:
             try:
                 with self._path.open("ab") as file:
-                    file.write(self._buffer)
+                    for records in self._held:
+                        file.write(records.view(np.uint8).data)
             except OSError as error:
                 raise OutputError(
                     f"can't write temporary data: {error.strerror}", file=self._path.parent
                 ) from None
-            self._buffer = bytearray()
+            self._held, self._held_bytes = [], 0
 
     def chunks(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
-        """The records in order, in read-only arrays of at most `nbytes`."""
-        step = max(1, nbytes // self.dtype.itemsize) * self.dtype.itemsize
+        """The records in order, in arrays of at most `nbytes`, which nobody may change."""
+        rows = max(1, nbytes // self.dtype.itemsize)
         if self._path.exists():
             with self._path.open("rb") as file:
-                while data := file.read(step):
+                while data := file.read(rows * self.dtype.itemsize):
                     yield np.frombuffer(data, self.dtype)
-        for low in range(0, len(self._buffer), step):
-            yield np.frombuffer(bytes(self._buffer[low : low + step]), self.dtype)
+        for records in self._held:
+            for low in range(0, records.shape[0], rows):
+                yield records[low : low + rows]
 
     def load(self) -> np.ndarray:
         """All records in one array."""
@@ -230,7 +239,7 @@ class Records:
 
     def drop(self) -> None:
         """Forget everything."""
-        self._buffer = bytearray()
+        self._held, self._held_bytes = [], 0
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
