@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import Column, as_ids
+from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
 from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs, sorted_unique
 
+_HASHED = 64  # bytes per id that a table of hashes takes
 _ID = np.dtype([("id", np.int64)])
 _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
 
@@ -21,13 +23,13 @@ class IdTable:
 
     Attributes:
         consecutive: the ids are 0 .. N - 1 and each is its own row.
-        lookup: int64, the row of id k at place k, -1 where there is none; where no id is so large
-            that such a list would not fit.
+        find: the rows of ids, -1 where there is none; None where that takes more than the memory
+            there is.
     """
 
     entries: Records
     consecutive: bool
-    lookup: np.ndarray | None = None
+    find: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def count(self) -> int:
@@ -51,7 +53,7 @@ def distinct(edges: Records, scratch: Scratch) -> IdTable:
             rows = np.arange(entries.count, entries.count + found.shape[0])
             entries.append(_entries(found, rows))
             largest = int(found[-1])
-    return IdTable(entries, consecutive=largest == entries.count - 1)
+    return IdTable(entries, largest == entries.count - 1, _finder(entries, scratch, largest))
 
 
 def _largest(chunk: np.ndarray) -> int:
@@ -68,7 +70,7 @@ def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
     entries.append(_entries(found, np.arange(found.shape[0])))
     lookup = np.full(largest + 1, -1)
     lookup[found] = np.arange(found.shape[0])
-    return IdTable(entries, consecutive=found.shape[0] == largest + 1, lookup=lookup)
+    return IdTable(entries, found.shape[0] == largest + 1, partial(_in_list, lookup))
 
 
 def given(column: Column, scratch: Scratch) -> IdTable:
@@ -94,18 +96,42 @@ def given(column: Column, scratch: Scratch) -> IdTable:
             raise column.error("is listed twice", slab["id"][twice[0]])
         last = slab["id"][-1]
         entries.append(slab)
-    lookup = None
-    if 16 * (int(last) + 1) <= scratch.limit:
-        lookup = np.full(int(last) + 1, -1)
+    return IdTable(entries, consecutive, _finder(entries, scratch, int(last)))
+
+
+def _finder(
+    entries: Records, scratch: Scratch, largest: int
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How rows are found in memory, if they can be."""
+    if 16 * (largest + 1) <= scratch.limit:
+        lookup = np.full(largest + 1, -1)
         for chunk in entries.chunks():
             lookup[chunk["id"]] = chunk["row"]
-    return IdTable(entries, consecutive, lookup)
+        return partial(_in_list, lookup)
+    if _HASHED * entries.count <= scratch.limit:
+        whole = entries.load()
+        return partial(_in_set, np.ascontiguousarray(whole["id"]), whole["row"].copy())
+    return None
+
+
+def _in_list(lookup: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    known = ids < lookup.shape[0]
+    if not lookup.shape[0]:
+        return np.full(ids.shape[0], -1)
+    return np.where(known, lookup[np.where(known, ids, 0)], -1)
+
+
+def _in_set(known: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    from pyarrow import array, compute
+
+    places = compute.index_in(array(ids), value_set=array(known)).fill_null(-1).to_numpy()
+    return np.where(places < 0, -1, rows[places]) if rows.shape[0] else places
 
 
 def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
     """The edges with rows in the place of ids; `edges` are dropped."""
-    if table.lookup is not None:
-        return _looked_up(edges, table.lookup, scratch, column)
+    if table.find is not None:
+        return _found(edges, table.find, scratch, column)
     for field in ("source", "destination"):
         translated = scratch.records(edges.dtype)
         for slab in _translate(edges, field, table, scratch, column):
@@ -114,17 +140,19 @@ def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Colu
     return edges
 
 
-def _looked_up(edges: Records, lookup: np.ndarray, scratch: Scratch, column: Column) -> Records:
+def _found(
+    edges: Records, find: Callable[[np.ndarray], np.ndarray], scratch: Scratch, column: Column
+) -> Records:
+    """The edges in their order; all ids of a large chunk are looked for at once."""
     out = scratch.records(edges.dtype)
-    for chunk in edges.chunks():
+    for chunk in edges.chunks(max(PIECE_BYTES, scratch.limit // 4)):
         rows = chunk.copy()
         for field in ("source", "destination"):
-            ids = chunk[field]
-            known = ids < lookup.shape[0]
-            rows[field] = lookup[np.where(known, ids, 0)] if lookup.shape[0] else -1
-            wrong = ~known | (rows[field] < 0)
-            if wrong.any():
-                raise _unknown(ids[np.argmax(wrong)], column)
+            ids = np.ascontiguousarray(chunk[field])
+            found = find(ids)
+            if found.min(initial=0) < 0:
+                raise _unknown(ids[found < 0].min(), column)
+            rows[field] = found
         out.append(rows)
     edges.drop()
     return out

@@ -214,9 +214,16 @@ class Records:
             with self._path.open("rb") as file:
                 while data := file.read(rows * self.dtype.itemsize):
                     yield np.frombuffer(data, self.dtype)
+        waiting: list[np.ndarray] = []
         for records in self._held:
+            if sum(one.shape[0] for one in waiting) + records.shape[0] <= rows:
+                waiting.append(records)
+                continue
+            yield from _joined(waiting)
+            waiting = []
             for low in range(0, records.shape[0], rows):
                 yield records[low : low + rows]
+        yield from _joined(waiting)
 
     def load(self) -> np.ndarray:
         """All records in one array."""
@@ -242,6 +249,11 @@ class Records:
         self._held, self._held_bytes = [], 0
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _joined(arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
+    if arrays:
+        yield arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def sorted_slabs(
