@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers import spool
 from hpcgnn.storage.importers.ids import distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.source import Column
 from hpcgnn.storage.importers.spool import Scratch, sorted_slabs
@@ -19,6 +20,17 @@ def edges(source, destination) -> np.ndarray:
     out = np.zeros(len(source), EDGE)
     out["source"], out["destination"], out["mark"] = source, destination, np.arange(len(source))
     return out
+
+
+@pytest.mark.parametrize("many", [0, 1 << 20])
+@pytest.mark.parametrize("spans", [(1, 1), (3, 2), (50, 900), (10**9, 5), (2**40, 2**40)])
+@pytest.mark.parametrize("number", [1, 2, 7, 1000])
+def test_order_of_pairs(monkeypatch, number, spans, many):
+    monkeypatch.setattr(spool, "_MANY", many)
+    rng = np.random.default_rng(number)
+    pairs = edges(*(rng.integers(k - 3, k - 3 + span, number) for k, span in enumerate(spans)))
+    found = spool.sorting_order(pairs, ("destination", "source"))
+    assert (found == np.lexsort([pairs["source"], pairs["destination"]])).all()
 
 
 def keys(kind: str, number: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import Column, as_ids
+from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
 from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs, sorted_unique
 
+_HASHED = 64  # bytes per id that a table of hashes takes
 _ID = np.dtype([("id", np.int64)])
 _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
 
@@ -21,10 +23,13 @@ class IdTable:
 
     Attributes:
         consecutive: the ids are 0 .. N - 1 and each is its own row.
+        find: the rows of ids, -1 where there is none; None where that takes more than the memory
+            there is.
     """
 
     entries: Records
     consecutive: bool
+    find: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def count(self) -> int:
@@ -33,6 +38,9 @@ class IdTable:
 
 def distinct(edges: Records, scratch: Scratch) -> IdTable:
     """Number the ids at the ends of the edges in ascending order."""
+    largest = max((_largest(chunk) for chunk in edges.chunks()), default=-1)
+    if 16 * (largest + 1) <= scratch.limit:
+        return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)
     for chunk in edges.chunks():
         ids.append(sorted_unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
@@ -45,7 +53,24 @@ def distinct(edges: Records, scratch: Scratch) -> IdTable:
             rows = np.arange(entries.count, entries.count + found.shape[0])
             entries.append(_entries(found, rows))
             largest = int(found[-1])
-    return IdTable(entries, consecutive=largest == entries.count - 1)
+    return IdTable(entries, largest == entries.count - 1, _finder(entries, scratch, largest))
+
+
+def _largest(chunk: np.ndarray) -> int:
+    return max(int(chunk["source"].max(initial=-1)), int(chunk["destination"].max(initial=-1)))
+
+
+def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
+    there = np.zeros(largest + 1, bool)
+    for chunk in edges.chunks():
+        there[chunk["source"]] = True
+        there[chunk["destination"]] = True
+    found = np.flatnonzero(there)
+    entries = scratch.records(_ENTRY)
+    entries.append(_entries(found, np.arange(found.shape[0])))
+    lookup = np.full(largest + 1, -1)
+    lookup[found] = np.arange(found.shape[0])
+    return IdTable(entries, found.shape[0] == largest + 1, partial(_in_list, lookup))
 
 
 def given(column: Column, scratch: Scratch) -> IdTable:
@@ -71,17 +96,66 @@ def given(column: Column, scratch: Scratch) -> IdTable:
             raise column.error("is listed twice", slab["id"][twice[0]])
         last = slab["id"][-1]
         entries.append(slab)
-    return IdTable(entries, consecutive)
+    return IdTable(entries, consecutive, _finder(entries, scratch, int(last)))
+
+
+def _finder(
+    entries: Records, scratch: Scratch, largest: int
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How rows are found in memory, if they can be."""
+    if 16 * (largest + 1) <= scratch.limit:
+        lookup = np.full(largest + 1, -1)
+        for chunk in entries.chunks():
+            lookup[chunk["id"]] = chunk["row"]
+        return partial(_in_list, lookup)
+    if _HASHED * entries.count <= scratch.limit:
+        whole = entries.load()
+        return partial(_in_set, np.ascontiguousarray(whole["id"]), whole["row"].copy())
+    return None
+
+
+def _in_list(lookup: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    known = ids < lookup.shape[0]
+    if not lookup.shape[0]:
+        return np.full(ids.shape[0], -1)
+    return np.where(known, lookup[np.where(known, ids, 0)], -1)
+
+
+def _in_set(known: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    from pyarrow import array, compute
+
+    places = compute.index_in(array(ids), value_set=array(known)).fill_null(-1).to_numpy()
+    return np.where(places < 0, -1, rows[places]) if rows.shape[0] else places
 
 
 def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
     """The edges with rows in the place of ids; `edges` are dropped."""
+    if table.find is not None:
+        return _found(edges, table.find, scratch, column)
     for field in ("source", "destination"):
         translated = scratch.records(edges.dtype)
         for slab in _translate(edges, field, table, scratch, column):
             translated.append(slab)
         edges = translated
     return edges
+
+
+def _found(
+    edges: Records, find: Callable[[np.ndarray], np.ndarray], scratch: Scratch, column: Column
+) -> Records:
+    """The edges in their order; all ids of a large chunk are looked for at once."""
+    out = scratch.records(edges.dtype)
+    for chunk in edges.chunks(max(PIECE_BYTES, scratch.limit // 4)):
+        rows = chunk.copy()
+        for field in ("source", "destination"):
+            ids = np.ascontiguousarray(chunk[field])
+            found = find(ids)
+            if found.min(initial=0) < 0:
+                raise _unknown(ids[found < 0].min(), column)
+            rows[field] = found
+        out.append(rows)
+    edges.drop()
+    return out
 
 
 def ids_by_row(table: IdTable, scratch: Scratch) -> Iterator[np.ndarray]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
@@ -135,6 +134,7 @@ def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, 
 
 
 _MAX_BUCKETS = 256
+_MANY = 1 << 20  # records, among which 30 MB are little
 _DENSE = 4  # values per record up to which a list of all values is no more than the records
 _SAMPLES = 64
 
@@ -175,39 +175,55 @@ class Records:
         self.count = 0
         self._path = path
         self._buffer_bytes = buffer
-        self._buffer = bytearray()
+        self._held: list[np.ndarray] = []
+        self._held_bytes = 0
 
     @property
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
     def append(self, records: np.ndarray) -> None:
+        """Take these records, which nobody may change any more."""
+        if not records.shape[0]:
+            return
         self.count += records.shape[0]
-        self._buffer += np.ascontiguousarray(records).view(np.uint8).data
-        if len(self._buffer) > self._buffer_bytes:
+        # Of a part of an array, only this part is kept.
+        whole = records.base is None and records.flags.c_contiguous
+        self._held.append(records if whole else records.copy())
+        self._held_bytes += records.nbytes
+        if self._held_bytes > self._buffer_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Move everything to the file."""
-        if self._buffer:
+        if self._held:
             try:
                 with self._path.open("ab") as file:
-                    file.write(self._buffer)
+                    for records in self._held:
+                        file.write(records.view(np.uint8).data)
             except OSError as error:
                 raise OutputError(
                     f"can't write temporary data: {error.strerror}", file=self._path.parent
                 ) from None
-            self._buffer = bytearray()
+            self._held, self._held_bytes = [], 0
 
     def chunks(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
-        """The records in order, in read-only arrays of at most `nbytes`."""
-        step = max(1, nbytes // self.dtype.itemsize) * self.dtype.itemsize
+        """The records in order, in arrays of at most `nbytes`, which nobody may change."""
+        rows = max(1, nbytes // self.dtype.itemsize)
         if self._path.exists():
             with self._path.open("rb") as file:
-                while data := file.read(step):
+                while data := file.read(rows * self.dtype.itemsize):
                     yield np.frombuffer(data, self.dtype)
-        for low in range(0, len(self._buffer), step):
-            yield np.frombuffer(bytes(self._buffer[low : low + step]), self.dtype)
+        waiting: list[np.ndarray] = []
+        for records in self._held:
+            if sum(one.shape[0] for one in waiting) + records.shape[0] <= rows:
+                waiting.append(records)
+                continue
+            yield from _joined(waiting)
+            waiting = []
+            for low in range(0, records.shape[0], rows):
+                yield records[low : low + rows]
+        yield from _joined(waiting)
 
     def load(self) -> np.ndarray:
         """All records in one array."""
@@ -230,9 +246,14 @@ class Records:
 
     def drop(self) -> None:
         """Forget everything."""
-        self._buffer = bytearray()
+        self._held, self._held_bytes = [], 0
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _joined(arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
+    if arrays:
+        yield arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def sorted_slabs(
@@ -274,7 +295,8 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
     """int64 [n] stable order by `keys`, the first one leading."""
     lows = [int(records[key].min()) for key in keys]
     spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
-    if len(keys) == 2 and max(spans) <= _DENSE * records.shape[0] and max(spans) < 1 << 31:
+    most = min(_DENSE * records.shape[0], 1 << 31)
+    if len(keys) == 2 and records.shape[0] >= _MANY and max(spans) <= most:
         return _order_of_pairs(
             *(records[key] - np.int64(low) for key, low in zip(keys, lows, strict=True))
         )
@@ -304,6 +326,8 @@ def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     the entries: a third of the time of sorting numbers.
     """
     kind = np.int32 if first.shape[0] < 1 << 31 else np.int64
+    from scipy import sparse  # takes 30 MB
+
     places = np.arange(first.shape[0], dtype=kind)
     shape = (int(second.max()) + 1, int(first.max()) + 1)
     ends = (second.astype(np.int32), first.astype(np.int32))
