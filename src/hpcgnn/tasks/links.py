@@ -144,6 +144,7 @@ class LinkPrediction(TaskDefaults):
             target = np.concatenate([pairs.target for pairs in ends])
         return self.scored(graph, output, numbered(graph, source, target))
 
+    @torch.no_grad()
     def scored(self, graph: PartitionedGraph, output: Tensor, pairs: Pairs) -> PairRows:
         """The probability of any pairs to be true; collective."""
         scores = torch.sigmoid(self._scores(graph, output, pairs))
