@@ -46,11 +46,15 @@ def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     out = folder / "graph.h5"
+    converted(folder / "edges.npy", out, "--symmetrise", *options)
+    return out
+
+
+def converted(*arguments: object) -> None:
+    """`hpcgnn convert` on this rank, which has no communicator."""
     parser = argparse.ArgumentParser()
     convert.add_arguments(parser)
-    arguments = [folder / "edges.npy", out, "--symmetrise", *options]
     assert convert.run(parser.parse_args(list(map(str, arguments))), None) == 0
-    return out
 
 
 @pytest.fixture
@@ -66,18 +70,21 @@ def parts(comm, shared_path, monkeypatch) -> Path:
     return shared_path
 
 
+def losses(run_dir: str) -> list[tuple]:
+    lines = Path(run_dir, "metrics.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[name] for name in ("loss", "valid", "test")) for line in lines]
+
+
 CASES = {
     "classes": ("--metric", "macro_f1", "--class-weights", "balanced", "--label-smoothing", 0.1),
     "values": ("--target", "speed", "--loss", "huber", "--metric", "rmse"),
     "edge-classes": ("--metric", "macro_f1"),
-    "edge-values": (),
     "links": ("--decoder", "mlp", "--metric", "hits", "--hits-at", 5, "--ranked-against", 8),
 }
 FOUND = {
     "classes": ["original_id", "class", "probability_0", "probability_1"],
     "values": ["original_id", "value_0", "value_1"],
     "edge-classes": ["source_id", "target_id", "class", *(f"probability_{k}" for k in range(3))],
-    "edge-values": ["source_id", "target_id", "value"],
     "links": ["source_id", "target_id", "probability"],
 }
 
@@ -88,6 +95,8 @@ def test_learned_and_predicted(comm, parts, task):
     options = ("--task", task, *CASES[task], *SETTINGS)
     call(comm, train, "known.p.h5", *options, "--epochs", 3, "--run-dir", "run")
     call(comm, train, "known.p.h5", *options, "--epochs", 5, "--run-dir", "run", "--resume")
+    call(comm, train, "known.p.h5", *options, "--epochs", 5, "--run-dir", "whole")
+    assert losses("whole") == losses("run")  # to the bit
     records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert len(records) == 5 and all(np.isfinite(record["loss"]) for record in records)
     assert "NaN" not in Path("run/metrics.jsonl").read_text()
@@ -127,6 +136,35 @@ def test_links_that_are_written_are_held_out(comm, parts):
         of = dict(zip(zip(graph["edges/indices"], targets, strict=True), split, strict=True))
         assert all(of[b, a] == code for (a, b), code in of.items())
         assert 0.4 < (split == 1).mean() < 0.8
+
+
+def test_pairs_that_are_asked_for(comm, parts):
+    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1,
+         "--run-dir", "run")  # fmt: skip
+    ends = np.random.default_rng(3).integers(0, N, (17, 2))
+    if comm.rank == 0:
+        np.save("pairs.npy", ends)
+        lines = [f"{a}\t{b}\tx" for a, b in ends]
+        Path("pairs.tsv").write_text("\n".join(["from\tto\twhy", *lines, ""]))
+        Path("bad.csv").write_text("1,2\n3,four\n")
+        Path("unknown.csv").write_text("1,2\n3,4000\n")
+    comm.barrier()
+    found = []
+    for name in ("pairs.npy", "pairs.tsv"):
+        call(comm, predict, "known.p.h5", "run", "--pairs", name, "-o", "out.h5", "--force")
+        with h5py.File("out.h5") as file:
+            assert np.array_equal(file["source_ids"], ends[:, 0])
+            assert np.array_equal(file["target_ids"], ends[:, 1])
+            found.append(file["probabilities"][()])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    for name, words in (
+        ("bad.csv", r"bad.csv: row 2 must begin with two ids of nodes \(found '?3,four"),
+        ("unknown.csv", r"unknown.csv: no node has this id \(found 4000\)"),
+        ("known/x.npy", r"must be integers \[M, 2\]"),
+        ("no.csv", "no.csv: can't be read"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call(comm, predict, "known.p.h5", "run", "--pairs", name, "-o", "no.h5")
 
 
 def test_what_does_not_fit_is_refused(comm, parts):

@@ -66,10 +66,11 @@ class EdgeTask(TaskDefaults):
         return self.answer.decided(graph.comm, self._supervised(graph, split)[1])
 
     @torch.no_grad()
-    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows:
-        """What is said of every edge of the graph."""
-        source, target = graph.derived(EdgeEnds())
-        edges = numbered(graph, source, target)
+    def pairs(
+        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+    ) -> PairRows:
+        """What is said of every edge of the graph, or of the pairs asked for."""
+        edges = chosen or numbered(graph, *graph.derived(EdgeEnds()))
         return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
 
     def stored(self) -> dict[str, Any]:
