@@ -48,6 +48,11 @@ class TaskSettings(Section):
     )
     hits_at: int = told(10, "links: k of the metric hits", least=1, most=1 << 30)
 
+    @property
+    def on_pairs(self) -> bool:
+        """Whether edges or links are learned, which are read off rows of `pair_width`."""
+        return self.kind == "links" or self.kind.startswith("edge-")
+
     def check(self) -> None:
         for name in ("class_weights", "positive_weights"):
             text = getattr(self, name)

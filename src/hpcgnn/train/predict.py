@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.outputs import check_output_together
 from hpcgnn.tasks.build import find_task, stored_task
 from hpcgnn.tasks.classes import MultiClass
+from hpcgnn.tasks.labelled import LABELS
 from hpcgnn.tasks.pair_rows import original_ids
 from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
@@ -35,9 +35,8 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.prediction_file import PredictionFile
-
-SLAB_BYTES = 64 << 20
+from hpcgnn.train.pair_list import read_pairs
+from hpcgnn.train.prediction_writing import write_predictions
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
@@ -137,11 +136,15 @@ class Predictor:
         return build_model(config.model, graph, outputs, seed)
 
     @torch.no_grad()
-    def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
+    def run(
+        self, *, embeddings: bool = False, smooth: bool = False, pairs: Path | None = None
+    ) -> Prediction:
         """Predict every node; collective.
 
         Args:
             embeddings: also what the last layer reads.
+            pairs: a file of pairs of nodes to predict, where the task is of pairs; None: as the
+                task says.
             smooth: apply Correct & Smooth, which reads the labels of training nodes.
 
         Raises:
@@ -149,8 +152,9 @@ class Predictor:
             NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
-        if smooth and not isinstance(self.task, MultiClass):
-            raise InputError("--correct-and-smooth needs one class per node")
+        one_class = isinstance(self.task, MultiClass) and self.task.target == LABELS
+        if smooth and not one_class:
+            raise InputError("--correct-and-smooth needs one class per node, from the labels")
         if smooth:
             _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
         scores = self.call.output().float()
@@ -163,11 +167,10 @@ class Predictor:
             _say_directed(graph)
             scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
             rows = _classes(scores := _shares(scores))
-        elif (pairs := self.task.pairs(graph, scores)) is not None:
+        elif (found := self._of_pairs(scores, pairs)) is not None:
             if embeddings:
                 raise InputError("--embeddings are of nodes, and this task is of pairs of nodes")
-            ids = original_ids(graph, pairs.pairs)
-            return _prediction(graph, self.task, ids | pairs.rows, scores, pairs.pairs.number)
+            return found
         else:
             rows = self.task.predictions(scores)
         if embeddings:
@@ -179,6 +182,17 @@ class Predictor:
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
         return _prediction(graph, self.task, node_ids(graph) | rows, scores)
+
+    def _of_pairs(self, scores: Tensor, file: Path | None) -> Prediction | None:
+        """What is said of pairs of nodes; None where the task is of nodes."""
+        chosen = None if file is None else read_pairs(file, self.graph)
+        found = self.task.pairs(self.graph, scores, chosen)
+        if found is None:
+            if file is not None:
+                raise InputError("--pairs needs a task of edges or links, and this one is of nodes")
+            return None
+        ids = original_ids(self.graph, found.pairs)
+        return _prediction(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
 
 
 def predict(
@@ -354,7 +368,7 @@ def _prediction(
     total = graph.comm.allreduce(len(numbers), where="check the predictions")
     count, first = _not_finite(graph, rows, numbers)
     if not total:
-        raise InputError("there is no edge to predict")
+        raise InputError("there is no pair of nodes to predict")
     if count == total:
         raise NumericalError(
             f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
@@ -418,74 +432,3 @@ def _shares(scores_NC: Tensor) -> Tensor:
     unknown_N1 = sums_N1 <= 0
     shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)
     return torch.where(unknown_N1, 1 / scores_NC.shape[1], shares_NC)
-
-
-def write_predictions(
-    path: Path,
-    graph: PartitionedGraph,
-    rows: dict[str, np.ndarray],
-    attributes: dict[str, int | str | dict],
-    numbers: np.ndarray | None = None,
-) -> None:
-    """Write rows of all ranks in the order of the graph's nodes, or of `numbers`; collective.
-
-    The ending of `path` says as what, see `prediction_file`.
-    Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
-
-    Raises:
-        OutputError: the file can't be written.
-    """
-    comm = graph.ring.comm
-    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
-    total = comm.allreduce(len(numbers), where="write the predictions")
-    output: PredictionFile | None = None
-    with ExitStack() as stack:
-        with agreed(comm, "start the predictions"):
-            if comm.rank == 0:
-                output = stack.enter_context(prediction_file.create(path))
-                output.lay_out(total, rows)
-        for names in prediction_file.passes(path, list(rows)):
-            _write_slabs(comm, numbers, total, {name: rows[name] for name in names}, output)
-        with agreed(comm, "name the predictions"):
-            if output is not None:
-                output.finish(
-                    {
-                        "num_nodes": graph.num_nodes,
-                        "graph_fingerprint": graph.graph_fingerprint,
-                        **attributes,
-                    }
-                )
-                stack.close()
-
-
-def _write_slabs(
-    comm: Communicator,
-    ids: np.ndarray,
-    total: int,
-    rows: dict[str, np.ndarray],
-    output: PredictionFile | None,
-) -> None:
-    order = np.argsort(ids)
-    ids = ids[order]
-    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
-    step = max(1, SLAB_BYTES // max(widest, 1))
-    for low in range(0, total, step):
-        high = min(low + step, total)
-        mine = slice(*np.searchsorted(ids, (low, high)))
-        there = _to_root(comm, ids[mine])
-        slabs = {}
-        for name, array in rows.items():
-            values = _to_root(comm, array[order[mine]])
-            if output is not None:
-                slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
-                slabs[name][there - low] = values
-        # Agreed for each slab, or the other ranks would wait for one that has given up.
-        with agreed(comm, "write the predictions"):
-            if output is not None:
-                output.put(low, slabs)
-
-
-def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:
-    nothing = array[:0]
-    sent = [array if rank == 0 else nothing for rank in range(comm.size)]
-    return np.concatenate(comm.alltoallv(sent, where="predictions"))

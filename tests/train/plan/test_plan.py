@@ -50,7 +50,7 @@ def test_attention_that_was_measured(mode, measured):
     [
         (("--model", "rgcn"), "needs relations"),
         (("--metric", "auc"), "needs two classes"),
-        (("--metric", "f1"), "needs several labels"),
+        (("--metric", "mae"), "doesn't fit classes"),
         (("--split", "1"), "has 1 splits"),
         (("--ranks", "200"), "at most 100"),
         (("--ranks", str(1 << 70)), "--ranks must be at most"),

@@ -1,0 +1,87 @@
+"""Predictions of all ranks into one file, in the order of the graph."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.train import prediction_file
+from hpcgnn.train.prediction_file import PredictionFile
+
+SLAB_BYTES = 64 << 20
+
+
+def write_predictions(
+    path: Path,
+    graph: PartitionedGraph,
+    rows: dict[str, np.ndarray],
+    attributes: dict[str, int | str | dict],
+    numbers: np.ndarray | None = None,
+) -> None:
+    """Write rows of all ranks in the order of the graph's nodes, or of `numbers`; collective.
+
+    The ending of `path` says as what, see `prediction_file`.
+    Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    comm = graph.ring.comm
+    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
+    total = comm.allreduce(len(numbers), where="write the predictions")
+    output: PredictionFile | None = None
+    with ExitStack() as stack:
+        with agreed(comm, "start the predictions"):
+            if comm.rank == 0:
+                output = stack.enter_context(prediction_file.create(path))
+                output.lay_out(total, rows)
+        for names in prediction_file.passes(path, list(rows)):
+            _write_slabs(comm, numbers, total, {name: rows[name] for name in names}, output)
+        with agreed(comm, "name the predictions"):
+            if output is not None:
+                output.finish(
+                    {
+                        "num_nodes": graph.num_nodes,
+                        "graph_fingerprint": graph.graph_fingerprint,
+                        **attributes,
+                    }
+                )
+                stack.close()
+
+
+def _write_slabs(
+    comm: Communicator,
+    ids: np.ndarray,
+    total: int,
+    rows: dict[str, np.ndarray],
+    output: PredictionFile | None,
+) -> None:
+    order = np.argsort(ids)
+    ids = ids[order]
+    widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
+    step = max(1, SLAB_BYTES // max(widest, 1))
+    for low in range(0, total, step):
+        high = min(low + step, total)
+        mine = slice(*np.searchsorted(ids, (low, high)))
+        there = _to_root(comm, ids[mine])
+        slabs = {}
+        for name, array in rows.items():
+            values = _to_root(comm, array[order[mine]])
+            if output is not None:
+                slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
+                slabs[name][there - low] = values
+        # Agreed for each slab, or the other ranks would wait for one that has given up.
+        with agreed(comm, "write the predictions"):
+            if output is not None:
+                output.put(low, slabs)
+
+
+def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:
+    nothing = array[:0]
+    sent = [array if rank == 0 else nothing for rank in range(comm.size)]
+    return np.concatenate(comm.alltoallv(sent, where="predictions"))
