@@ -13,7 +13,7 @@ import pytest
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.errors import InputError, NumericalError, OutOfMemoryError, OutputError
 from hpcgnn.storage.read.load import load_partition
-from hpcgnn.train import open, prediction_rows
+from hpcgnn.train import open, prediction_writing
 from hpcgnn.train import predict as predictions
 from tests.cli.test_train import SETTINGS, arrays, write
 from tests.cli.verbs import call, refused
@@ -151,7 +151,7 @@ def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, a
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args)
 
-    monkeypatch.setattr(prediction_rows, "SLAB_BYTES", 128)
+    monkeypatch.setattr(prediction_writing, "SLAB_BYTES", 128)
     if comm.rank == 0:
         Path("pr.h5").touch()
         monkeypatch.setattr(os, call_name, full)
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, a
     graph = load_partition(parts, comm)
     found = predictions.predict_from_labels(graph)
     with pytest.raises(OutputError, match="No space left"):
-        prediction_rows.write_predictions(Path("pr.h5"), graph, found.rows, {})
+        prediction_writing.write_predictions(Path("pr.h5"), graph, found.rows, {})
     comm.barrier()
     assert Path("pr.h5").read_bytes() == b""
     assert not list(Path().glob(".pr.h5.*"))

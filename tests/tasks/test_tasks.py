@@ -16,6 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.tasks import EdgeTask, MultiClass, MultiLabel, PairMLP, Regression, find_task
 from hpcgnn.tasks.settings import TaskSettings
 from tests.graphs import collect, distribute, local, random_graph
+from tests.test_readme import blocks
 
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(45, 160, seed=3)
@@ -247,6 +248,11 @@ def test_edges(comm, kind):
         dense = values(torch.from_numpy(output.astype(np.float32)), np.arange(160)[order])
         dense = {"edge-classes": dense.softmax(1), "edge-labels": dense.sigmoid()}.get(kind, dense)
     np.testing.assert_allclose(everything, dense.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_page_shows_is_there():
+    (code,) = (code for _, code in blocks("python", "docs/tasks.md"))
+    exec(code, {})
 
 
 def test_what_does_not_fit_is_refused(comm):

@@ -17,7 +17,7 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor, read_checkpoint
 from hpcgnn.train.prediction_file import check_ending
-from hpcgnn.train.prediction_rows import write_predictions
+from hpcgnn.train.prediction_writing import write_predictions
 from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -107,7 +107,7 @@ def test_smoothing_reads_labels(comm, trained):
 
 @pytest.mark.parametrize("slab", [64 << 20, 200])
 def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch, slab):
-    monkeypatch.setattr("hpcgnn.train.prediction_rows.SLAB_BYTES", slab)
+    monkeypatch.setattr("hpcgnn.train.prediction_writing.SLAB_BYTES", slab)
     path, checkpoint = trained()
     graph = distribute(WHOLE, comm)
     graph = replace(graph, original_ids=graph.node_ids + (1 << 60))
@@ -136,5 +136,5 @@ def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch
 
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.h5.gz", "csv"])
 def test_other_endings_are_refused(name):
-    with pytest.raises(InputError, match=r"-o must end in \.h5, \.csv, \.npz or \.parquet"):
+    with pytest.raises(InputError, match=r"-o must end in \.h5, \.parquet, \.csv or \.npz"):
         check_ending(Path(name))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, say, warn
-from hpcgnn.settings import parse_size
+from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
+from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import ImportOptions, Nodes, Source
 from hpcgnn.storage.importers.table_options import TableOptions, TextForm
@@ -180,6 +181,12 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--row-normalise", action="store_true", help="divide each row of features by its sum"
     )
+    group.add_argument(
+        "--link-split",
+        metavar="TRAIN,VALID,TEST",
+        help="shares of the edges to learn from and to be predicted, such as 0.8,0.1,0.1",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of --link-split (default: 0)")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
@@ -190,6 +197,8 @@ def run(args: argparse.Namespace, comm: None) -> int:
     for path in _inputs(args):
         if path is not None:
             store_pipe(path, out.parent)
+    check_range("--seed", args.seed, 0, HIGHEST)
+    link_split = None if args.link_split is None else LinkSplit.of(args.link_split, args.seed)
     format = args.format or guess_format(args.sources[0])
     library = prepare("table" if args.nodes else format)
     tables = _tables(args)
@@ -206,6 +215,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
         inverse_relations=args.inverse_relations,
         row_normalise=args.row_normalise,
         trust_num_nodes=args.num_nodes is not None,
+        link_split=link_split,
         compress=args.compress,
     )
     settings = {name: _plain(value) for name, value in sorted(vars(args).items())}

@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="predict from training labels alone, without a checkpoint",
     )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
+    )
     parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
     parser.add_argument(
         "--split",
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         from hpcgnn.train.node_texts import NodeTexts, node_texts
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint
-        from hpcgnn.train.prediction_rows import write_predictions
+        from hpcgnn.train.prediction_writing import write_predictions
 
     where, checkpoint = Config(), None
     if not args.label_propagation:
@@ -148,7 +154,9 @@ def _predict(
             model_file=args.model or "",
             model_args=args.model_args,
         )
-        found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
+        found = predictor.run(
+            embeddings=args.embeddings, smooth=args.correct_and_smooth, pairs=args.pairs
+        )
     return found, {
         "config": checkpoint.config.to_json(),
         "checkpoint": printable(path.name),
@@ -202,6 +210,7 @@ def _check(args: argparse.Namespace) -> None:
         ("a checkpoint", args.checkpoint),
         ("--correct-and-smooth", args.correct_and_smooth),
         ("--embeddings", args.embeddings),
+        ("--pairs", args.pairs),
         ("--model", args.model),
     ):
         if value:
@@ -215,7 +224,7 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     from hpcgnn.storage.write import atomic
     from hpcgnn.storage.write.outputs import check_output_together
 
-    out, inputs = Path(args.output), [args.partition, args.checkpoint, args.only]
+    out, inputs = Path(args.output), [args.partition, args.checkpoint, args.only, args.pairs]
     check_output_together(
         comm, out, PREDICTIONS, force=args.force, inputs=inputs, read_format=format_of
     )

@@ -70,7 +70,7 @@ def check_task(
     Raises:
         InputError: the graph lacks it.
     """
-    if settings.kind == "links" or settings.kind.startswith("edge-") or settings.target != LABELS:
+    if settings.on_pairs or settings.target != LABELS:
         return
     if not labels:
         raise InputError("the graph has no labels or no split, so nothing can be learned from it")

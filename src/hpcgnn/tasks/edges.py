@@ -51,6 +51,7 @@ class EdgeTask(TaskDefaults):
         edges, answers = self._supervised(graph, "train")
         return self.answer.share(graph.comm, self._values(graph, output, edges), answers)
 
+    @torch.no_grad()
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
     ) -> dict[str, float]:
@@ -64,10 +65,12 @@ class EdgeTask(TaskDefaults):
             return False
         return self.answer.decided(graph.comm, self._supervised(graph, split)[1])
 
-    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows:
-        """What is said of every edge of the graph."""
-        source, target = graph.derived(EdgeEnds())
-        edges = numbered(graph, source, target)
+    @torch.no_grad()
+    def pairs(
+        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+    ) -> PairRows:
+        """What is said of every edge of the graph, or of the pairs asked for."""
+        edges = chosen or numbered(graph, *graph.derived(EdgeEnds()))
         return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
 
     def stored(self) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class LinkPrediction(TaskDefaults):
         self.negatives, self.ranked_against = negatives, ranked_against
         self.hits_at, self.seed = hits_at, seed
         self._supervision: Supervision | None = None
+        self._nodes: Tensor | None = None
 
     def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
         """The graph without the edges of valid and test, which this task remembers; collective.
@@ -83,8 +84,10 @@ class LinkPrediction(TaskDefaults):
             InputError: one direction of an undirected edge, or one of parallel edges, is of
                 another split.
         """
-        splits = graph.edge_split
-        if splits is None:
+        splits, known = graph.edge_split, graph.node_ids is self._nodes
+        self._nodes = graph.node_ids
+        if splits is None:  # maybe because it was prepared before
+            self._supervision = self._supervision if known else None
             return graph
         source, target = graph.derived(EdgeEnds())
         edges = numbered(graph, source, target)
@@ -133,21 +136,24 @@ class LinkPrediction(TaskDefaults):
         )
         return dict(zip(names, found, strict=True))
 
-    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows:
-        """The scores, as probabilities, of the true pairs of valid and test; without any, of all
-        edges."""
+    @torch.no_grad()
+    def pairs(
+        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+    ) -> PairRows:
+        """The probability of pairs to be true: of those asked for, else of the true pairs of valid
+        and test, else, in a graph without a split, of all edges."""
+        pairs = self._held_out(graph) if chosen is None else chosen
+        scores = torch.sigmoid(self._scores(graph, output, pairs))
+        return PairRows(pairs, {"probabilities": scores.cpu().numpy()})
+
+    def _held_out(self, graph: PartitionedGraph) -> Pairs:
         if self._supervision is None:
             source, target = graph.derived(EdgeEnds())
         else:
             ends = [self._supervision.pairs[name] for name in ("valid", "test")]
             source = np.concatenate([pairs.source for pairs in ends])
             target = np.concatenate([pairs.target for pairs in ends])
-        return self.scored(graph, output, numbered(graph, source, target))
-
-    def scored(self, graph: PartitionedGraph, output: Tensor, pairs: Pairs) -> PairRows:
-        """The probability of any pairs to be true; collective."""
-        scores = torch.sigmoid(self._scores(graph, output, pairs))
-        return PairRows(pairs, {"probabilities": scores.cpu().numpy()})
+        return numbered(graph, source, target)
 
     def stored(self) -> dict[str, Any]:
         return {

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.graph.draws import below, key_of, unit
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds, FindPlaces, Places
 from hpcgnn.sar.pairs import Pairs
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
 _TRIES = 16  # a node that has nearly all others as neighbours may get a true one after so many
 
 
@@ -67,8 +66,8 @@ def false_targets(
     found = np.zeros(len(number), np.int64)
     left = np.arange(len(number))
     for attempt in range(_TRIES):
-        key = _key(seed, epoch, attempt)
-        found[left] = places.of_ids(_draw(key, number[left], which[left], num_nodes))
+        drawn = below(key_of(seed, epoch, attempt), num_nodes, number[left], which[left])
+        found[left] = places.of_ids(drawn)
         wrong = edges.contain(source[left], found[left]) | (source[left] == found[left])
         left = left[wrong]
         if not _any(comm, len(left)):
@@ -78,34 +77,8 @@ def false_targets(
 
 def share_of(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Bool: a sample of things by their numbers, the same on any number of ranks."""
-    return _draw(_key(seed, 0, _TRIES), numbers, np.zeros_like(numbers), 1 << 40) < share * (
-        1 << 40
-    )
+    return unit(key_of(seed, 0, _TRIES), numbers) < share
 
 
 def _any(comm: Communicator, count: int) -> bool:
     return bool(comm.allreduce(count, "max", where="false pairs"))
-
-
-def _key(*numbers: int) -> int:
-    key = 0
-    for number in numbers:
-        key = int(_mixed(np.array([(key + number + _GOLDEN) & _MASK], np.uint64))[0])
-    return key
-
-
-def _draw(key: int, number: np.ndarray, which: np.ndarray, below: int) -> np.ndarray:
-    """Uniform in 0 .. below - 1: int64."""
-    golden = np.uint64(_GOLDEN)
-    word = _mixed(number.astype(np.uint64) * golden + np.uint64(key))
-    word = _mixed(word + which.astype(np.uint64) * golden)
-    unit = (word >> np.uint64(11)).astype(np.float64) / (1 << 53)
-    return np.minimum((unit * below).astype(np.int64), below - 1)
-
-
-def _mixed(word: np.ndarray) -> np.ndarray:
-    """splitmix64."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = word ^ (word >> np.uint64(31))
-    return mixed

@@ -34,7 +34,7 @@ class TaskSettings(Section):
         NONE, "several labels: weights of ones in the loss: none, balanced, or one or more numbers"
     )
     loss: str = told("mse", "loss of numbers", ("mse", "mae", "huber"))
-    huber_delta: float = told(1.0, "where the Huber loss becomes linear", least=0, most=1e30)
+    huber_delta: float = told(1.0, "where the Huber loss becomes linear", least=0, most=1e12)
     node_weights: str = told(NONE, "name of the array of weights of nodes in the loss of numbers")
     decoder: str = defining(
         "dot", "links: the score of two nodes; edges: always mlp", ("dot", "mlp")
@@ -47,6 +47,11 @@ class TaskSettings(Section):
         100, "links: false pairs that a true one is ranked among", least=1, most=1 << 20
     )
     hits_at: int = told(10, "links: k of the metric hits", least=1, most=1 << 30)
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether edges or links are learned, which are read off rows of `pair_width`."""
+        return self.kind == "links" or self.kind.startswith("edge-")
 
     def check(self) -> None:
         for name in ("class_weights", "positive_weights"):

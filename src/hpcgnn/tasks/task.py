@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.pairs import Pairs
 from hpcgnn.tasks.pair_rows import PairRows
 
 SPLITS = ("train", "valid", "test")
@@ -69,8 +70,10 @@ class Task(Protocol):
         """What is written of the model's output, a row per local node in each array."""
         ...
 
-    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
-        """What is written of edges or pairs of nodes; None where it is of nodes; collective."""
+    def pairs(
+        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+    ) -> PairRows | None:
+        """What is written of edges or pairs of nodes, or of these; None: of nodes; collective."""
         ...
 
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
@@ -96,7 +99,9 @@ class TaskDefaults:
     def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
         return graph
 
-    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows | None:
+    def pairs(
+        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+    ) -> PairRows | None:
         return None
 
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.outputs import check_output_together
 from hpcgnn.tasks.build import find_task, stored_task
 from hpcgnn.tasks.classes import MultiClass
+from hpcgnn.tasks.labelled import LABELS
 from hpcgnn.tasks.pair_rows import original_ids
 from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
@@ -34,7 +35,8 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.prediction_rows import write_predictions
+from hpcgnn.train.pair_list import read_pairs
+from hpcgnn.train.prediction_writing import write_predictions
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
@@ -134,11 +136,15 @@ class Predictor:
         return build_model(config.model, graph, outputs, seed)
 
     @torch.no_grad()
-    def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
+    def run(
+        self, *, embeddings: bool = False, smooth: bool = False, pairs: Path | None = None
+    ) -> Prediction:
         """Predict every node; collective.
 
         Args:
             embeddings: also what the last layer reads.
+            pairs: a file of pairs of nodes to predict, where the task is of pairs; None: as the
+                task says.
             smooth: apply Correct & Smooth, which reads the labels of training nodes.
 
         Raises:
@@ -146,8 +152,9 @@ class Predictor:
             NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
-        if smooth and not isinstance(self.task, MultiClass):
-            raise InputError("--correct-and-smooth needs one class per node")
+        one_class = isinstance(self.task, MultiClass) and self.task.target == LABELS
+        if smooth and not one_class:
+            raise InputError("--correct-and-smooth needs one class per node, from the labels")
         if smooth:
             _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
         scores = self.call.output().float()
@@ -160,11 +167,10 @@ class Predictor:
             _say_directed(graph)
             scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
             rows = _classes(scores := _shares(scores))
-        elif (pairs := self.task.pairs(graph, scores)) is not None:
+        elif (found := self._of_pairs(scores, pairs)) is not None:
             if embeddings:
                 raise InputError("--embeddings are of nodes, and this task is of pairs of nodes")
-            ids = original_ids(graph, pairs.pairs)
-            return _prediction(graph, self.task, ids | pairs.rows, scores, pairs.pairs.number)
+            return found
         else:
             rows = self.task.predictions(scores)
         if embeddings:
@@ -176,6 +182,17 @@ class Predictor:
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
         return _prediction(graph, self.task, node_ids(graph) | rows, scores)
+
+    def _of_pairs(self, scores: Tensor, file: Path | None) -> Prediction | None:
+        """What is said of pairs of nodes; None where the task is of nodes."""
+        chosen = None if file is None else read_pairs(file, self.graph)
+        found = self.task.pairs(self.graph, scores, chosen)
+        if found is None:
+            if file is not None:
+                raise InputError("--pairs needs a task of edges or links, and this one is of nodes")
+            return None
+        ids = original_ids(self.graph, found.pairs)
+        return _prediction(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
 
 
 def predict(
@@ -351,7 +368,7 @@ def _prediction(
     total = graph.comm.allreduce(len(numbers), where="check the predictions")
     count, first = _not_finite(graph, rows, numbers)
     if not total:
-        raise InputError("there is no edge to predict")
+        raise InputError("there is no pair of nodes to predict")
     if count == total:
         raise NumericalError(
             f"no {what[:-1]} has a finite prediction: the model or its input is not finite"

@@ -62,7 +62,7 @@ def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
     [
         (("--model", "rgcn"), "needs relations"),
         (("--metric", "auc"), "needs two classes"),
-        (("--metric", "f1"), "needs several labels"),
+        (("--metric", "mae"), "doesn't fit classes"),
         (("--split", "1"), "has 1 splits"),
         (("--ranks", "200"), "at most 100"),
         (("--ranks", str(1 << 70)), "--ranks must be at most"),

@@ -16,6 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
+from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_chunks
 from hpcgnn.storage.named import as_labels, check_labels
@@ -40,6 +41,7 @@ class Treatment:
         inverse_relations: add the reverse of every edge under relation r + R.
         row_normalise: divide each row of the features by the sum of its absolute values.
         trust_num_nodes: the user has named the number of nodes.
+        link_split: makes a split of the edges.
     """
 
     symmetrise: bool | None = None
@@ -50,6 +52,7 @@ class Treatment:
     inverse_relations: bool = False
     row_normalise: bool = False
     trust_num_nodes: bool = False
+    link_split: LinkSplit | None = None
     compress: bool = False
 
 
@@ -66,6 +69,8 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
         if source.begin is not None:
             source.begin(scratch)
         edges, relations = _spool(source, scratch, treatment)
+        if treatment.link_split is not None and "split" in (edges.dtype.names or ()):
+            raise InputError("has a split of the edges: leave out --link-split", file=source.file)
         num_nodes, table, edges = _number(source, edges, scratch, trusted=treatment.trust_num_nodes)
         _check_number(num_nodes, edges.count, source, treatment)
         _check_space(num_nodes, edges.count, source, out)
@@ -81,7 +86,12 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             source=source.file,
         ) as writer:
             write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
+            first = 0
             for chunk in row_chunks(edges, scratch, num_nodes, rules):
+                edge_split = chunk.edge_split
+                if treatment.link_split is not None:
+                    edge_split = treatment.link_split.codes(chunk.counts, chunk.indices, first)
+                first += len(chunk.counts)
                 writer.append_rows(
                     chunk.counts,
                     chunk.indices,
@@ -89,7 +99,7 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
                     chunk.relation,
                     chunk.edge_features,
                     chunk.edge_labels,
-                    chunk.edge_split,
+                    edge_split,
                 )
             if source.names is not None:
                 for lengths, data in source.names.names():

@@ -50,7 +50,9 @@ def shapes_of_file(
             nodes=counts.num_nodes,
             edges=counts.num_edges,
             features=counts.num_features,
-            outputs=_outputs(reader, counts, prefixes[0]),
+            outputs=config.task.pair_width
+            if config.task.on_pairs
+            else _outputs(reader, counts, prefixes[0]) or 1,
             halo=0,
             volume=0,
             stored=stored,
@@ -93,7 +95,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
         check_training(config, facts)
     except InputError as error:
         raise InputError(str(error), file=reader.path) from None
-    if config.training.split >= counts.num_splits:
+    if config.training.split >= max(counts.num_splits, 1):
         raise InputError(
             f"has {counts.num_splits} splits, none with this number",
             file=reader.path,
