@@ -383,7 +383,5 @@ def test_states_of_other_kinds_are_refused(comm, shared_path):
         found = files.read(path)
         assert found.state["rate"]["scheduler"] and found.state["callbacks"]
     comm.barrier()
-    with pytest.raises(
-        InputError, match=r"learning rates or callbacks can't be used|is of another"
-    ):
+    with pytest.raises(InputError, match=r"its state of optimizer.* can't be used|is of another"):
         train(comm, shared_path, kind="momentum", resume=True)

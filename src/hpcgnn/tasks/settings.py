@@ -34,7 +34,7 @@ class TaskSettings(Section):
         NONE, "several labels: weights of ones in the loss: none, balanced, or one or more numbers"
     )
     loss: str = told("mse", "loss of numbers", ("mse", "mae", "huber"))
-    huber_delta: float = told(1.0, "where the Huber loss becomes linear", least=0, most=1e30)
+    huber_delta: float = told(1.0, "where the Huber loss becomes linear", least=0, most=1e12)
     node_weights: str = told(NONE, "name of the array of weights of nodes in the loss of numbers")
     decoder: str = defining(
         "dot", "links: the score of two nodes; edges: always mlp", ("dot", "mlp")

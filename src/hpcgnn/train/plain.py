@@ -75,7 +75,7 @@ def decode(value: Any) -> Any:
         return float(content)
     if kind == "tensor":
         dtype = getattr(torch, value["dtype"])
-        return torch.tensor(content, dtype=dtype)
+        return torch.tensor(decode(content), dtype=dtype)
     if kind in _LISTS:
         return _LISTS[kind](decode(entry) for entry in content)
     pairs = [(decode(key), decode(entry)) for key, entry in content]
@@ -87,4 +87,4 @@ def _encode_array(value: torch.Tensor, what: str) -> dict[str, Any]:
         raise InputError(f"{what} holds a tensor of {value.numel()} numbers: too large a state")
     dtype = str(value.dtype).removeprefix("torch.")
     numbers = value.detach().cpu()
-    return {_KIND: "tensor", "dtype": dtype, "of": numbers.tolist()}
+    return {_KIND: "tensor", "dtype": dtype, "of": encode(numbers.tolist(), what)}

@@ -470,13 +470,13 @@ class Trainer:
             restore_model(self.learned, checkpoint, sharded, path)
             if self.average is not None:
                 self.average.values = restored_average(self.learned, checkpoint, sharded, path)
-            restore_optimizer(self.learned, self.optimizer, checkpoint, sharded, path)
             try:
+                restore_optimizer(self.learned, self.optimizer, checkpoint, sharded, path)
                 self.rate.restore(checkpoint.state.get("rate", {}))
                 self.callbacks.restore(checkpoint.state.get("callbacks", {}))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise InputError(
-                    f"its state of learning rates or callbacks can't be used: {error}", file=path
+                    f"its state of optimizer, rates or callbacks can't be used: {error}", file=path
                 ) from None
         self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:

@@ -53,7 +53,8 @@ def capture(
     for parameter, state in optimizer.state.items():
         name = names[id(parameter)]
         for key, value in state.items():
-            if not isinstance(value, Tensor):
+            number = isinstance(value, Tensor) and value.dim() == 0 and key != "step"
+            if number or not isinstance(value, Tensor):
                 plain.setdefault(name, {})[key] = encode(value, f"the optimizer's {name}/{key}")
             elif is_sharded(parameter) and value.dim():
                 sharded[f"optimizer.{name}.{key}"] = _array(value)
@@ -141,17 +142,30 @@ def restore_optimizer(
         given[f"{of}/{key}"] = rows
     plain = checkpoint.state.get("optimizer", {})
     names = _expected(optimizer, parameters) if checkpoint.epoch else []
+    known = type(optimizer) in _STATE
     if names is None:
         names = [name for name in given if name.rpartition("/")[0] in parameters]
     _check_names(names, given, "the optimizer", path)
     states: dict[str, dict[str, Any]] = {name: {} for name in parameters}
     for entry in names:
         name, _, key = entry.rpartition("/")
-        states[name][key] = _optimizer_value(given[entry], parameters[name], name, key, path)
+        what = f"optimizer's {entry}"
+        if known and key not in ("step", "max_exp_avg_sq"):
+            states[name][key] = _moment(given[entry], parameters[name], what, path)
+        elif key == "step" and (known or given[entry].size == 1):
+            states[name][key] = _steps(given[entry], what, path)
+        elif given[entry].size > max(parameters[name].numel(), 1):
+            raise InputError(f"{what} has more numbers than the parameter", file=path)
+        else:
+            value = torch.from_numpy(given[entry].copy())
+            states[name][key] = value.to(parameters[name].device)
     for name, values in plain.items():
         if name not in states or not isinstance(values, dict):
             raise InputError("is of another model: its optimizer knows parameter", value=name)
-        states[name] |= {key: decode(value) for key, value in values.items()}
+        device = parameters[name].device
+        for key, value in values.items():
+            found = decode(value)
+            states[name][key] = found.to(device) if isinstance(found, Tensor) else found
     for name, state in states.items():
         if state:
             optimizer.state[parameters[name]] = state
@@ -166,26 +180,19 @@ def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -
     return [f"{name}/{key}" for name, p in parameters.items() if p.requires_grad for key in keys]
 
 
-def _optimizer_value(
-    array: np.ndarray, parameter: torch.nn.Parameter, name: str, key: str, path: Path
-) -> Tensor:
-    what = f"optimizer's {name}/{key}"
-    if key == "step":
-        value = _fitting(array, torch.zeros(()), what, path)
-        if not (value >= 1 and value == value.round()):
-            raise InputError("is no number of steps", file=path, dataset=name, value=float(value))
-        return value
-    if key in ("exp_avg", "exp_avg_sq"):
-        value = _fitting(array, parameter, what, path)
-        if key == "exp_avg_sq" and bool((value < 0).any()):
-            raise InputError("has squares below 0", file=path, dataset=f"{name}/{key}")
-        return value.to(parameter)
-    if array.size > max(parameter.numel(), 1):
-        raise InputError(f"{what} has more numbers than the parameter", file=path)
-    value = torch.from_numpy(array.copy())
-    if array.size == 1 and parameter.shape != value.shape:
-        return value.reshape(())  # single numbers are stored as arrays
-    return value.to(parameter.device)
+def _steps(array: np.ndarray, what: str, path: Path) -> Tensor:
+    value = _fitting(array, torch.zeros(()), what, path)
+    if not (value >= 1 and value == value.round()):
+        raise InputError(f"{what} is no number of steps", file=path, value=float(value))
+    return value
+
+
+def _moment(array: np.ndarray, parameter: torch.nn.Parameter, what: str, path: Path) -> Tensor:
+    """What Adam and SGD keep: as the parameter."""
+    value = _fitting(array, parameter, what, path)
+    if what.endswith("_sq") and bool((value < 0).any()):
+        raise InputError(f"{what} has squares below 0", file=path)
+    return value.to(parameter)
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
