@@ -8,12 +8,10 @@ import sys
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 import hpcgnn
 from hpcgnn.models.inputs import TypedInput
 from hpcgnn.nn import Linear, RGATConv
-from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
@@ -55,25 +53,16 @@ class Network(torch.nn.Module):
 
 
 def train(comm, folder, papers=600, epochs=30):
-    """The loss of each epoch; at last the share of test papers whose subject is found."""
     path, part = f"{folder}/papers.h5", f"{folder}/papers.p{comm.size}.h5"
     if comm.rank == 0:
         write_graph(path, papers)
-    partition_graph(comm, path, method="streaming", out=part)
+    hpcgnn.partition_graph(comm, path, method="streaming", out=part)
     graph = hpcgnn.load_partition(part, comm)
     torch.manual_seed(0)  # the same weights on every rank
-    optimizer = torch.optim.Adam((model := Network(graph)).parameters(), lr=0.01)
-    rows, count = graph.train_mask, comm.allreduce(int(graph.train_mask.sum()))
-    for _ in range(epochs):
-        optimizer.zero_grad()
-        loss = cross_entropy(model(graph)[rows], graph.labels[rows], reduction="sum") / count
-        loss.backward()
-        hpcgnn.sum_gradients(model, comm)
-        optimizer.step()
-        yield comm.allreduce(float(loss.detach()))
-    found = (model(graph).argmax(dim=1) == graph.labels)[graph.test_mask]
-    yield comm.allreduce(int(found.sum())) / comm.allreduce(len(found))
+    task = hpcgnn.tasks.find_task(graph)
+    run = {"run_dir": f"{folder}/run", "optimizer": "adam", "lr": 0.01, "epochs": epochs}
+    hpcgnn.Trainer(graph, Network(graph), task, **run).run()
 
 
 if __name__ == "__main__":
-    hpcgnn.run(lambda comm: print(f"rank {comm.rank}:", *train(comm, sys.argv[1])))
+    hpcgnn.run(lambda comm: train(comm, sys.argv[1]))

@@ -4,8 +4,9 @@
 
     def main(comm):                                         # on every rank of 4
         graph = hpcgnn.load_partition("graph.p4.h5", comm)
-        layer = hpcgnn.nn.SAGEConv(128, 64)
-        y = layer(graph, graph.features)
+        model = Net(128, 64)                                # a torch module, called (graph, x)
+        task = hpcgnn.tasks.find_task(graph)        # as the labels are
+        hpcgnn.Trainer(graph, model, task, run_dir="runs/net", epochs=100).run()
 
     hpcgnn.run(main)
 
@@ -23,17 +24,56 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
-    from hpcgnn import nn
+    from hpcgnn import nn, tasks
+    from hpcgnn.nn.convert import convert_norms
     from hpcgnn.nn.gradients import sum_gradients
     from hpcgnn.partition import pyparmetis
-    from hpcgnn.storage.read.load import load_partition
+    from hpcgnn.partition.load import load_partition
+    from hpcgnn.partition.pipeline import partition_graph
+    from hpcgnn.storage.exchange.dgl import from_dgl
+    from hpcgnn.storage.exchange.networkx import from_networkx
+    from hpcgnn.storage.exchange.pyg import from_pyg
+    from hpcgnn.storage.exchange.scipy import from_scipy
+    from hpcgnn.storage.exchange.to_pyg import to_pyg
+    from hpcgnn.train.predict import predict
+    from hpcgnn.train.trainer import Trainer
 
-__all__ = ["__version__", "load_partition", "nn", "pyparmetis", "run", "sum_gradients"]
+__all__ = [
+    "Trainer",
+    "__version__",
+    "convert_norms",
+    "from_dgl",
+    "from_networkx",
+    "from_pyg",
+    "from_scipy",
+    "load_partition",
+    "nn",
+    "partition_graph",
+    "predict",
+    "pyparmetis",
+    "run",
+    "sum_gradients",
+    "tasks",
+    "to_pyg",
+]
 
-_MODULES = {"nn": "hpcgnn.nn", "pyparmetis": "hpcgnn.partition.pyparmetis"}
-_FUNCTIONS = {
-    "load_partition": "hpcgnn.storage.read.load",
+_MODULES = {
+    "nn": "hpcgnn.nn",
+    "pyparmetis": "hpcgnn.partition.pyparmetis",
+    "tasks": "hpcgnn.tasks",
+}
+_OBJECTS = {
+    "Trainer": "hpcgnn.train.trainer",
+    "convert_norms": "hpcgnn.nn.convert",
+    "from_dgl": "hpcgnn.storage.exchange.dgl",
+    "from_networkx": "hpcgnn.storage.exchange.networkx",
+    "from_pyg": "hpcgnn.storage.exchange.pyg",
+    "from_scipy": "hpcgnn.storage.exchange.scipy",
+    "load_partition": "hpcgnn.partition.load",
+    "partition_graph": "hpcgnn.partition.pipeline",
+    "predict": "hpcgnn.train.predict",
     "sum_gradients": "hpcgnn.nn.gradients",
+    "to_pyg": "hpcgnn.storage.exchange.to_pyg",
 }
 
 
@@ -62,8 +102,8 @@ def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> N
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _OBJECTS:
+        return getattr(importlib.import_module(_OBJECTS[name]), name)
     raise AttributeError(f"module 'hpcgnn' has no attribute {name!r}")
 
 

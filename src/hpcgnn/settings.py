@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +32,8 @@ class Setting:
         option: its name on the command line and in files, where that is not its name.
         least, most: limits of a number, both allowed; None: none.
         share: a number that must lie in [0, 1).
+        others: a regular expression of texts that are taken beside `choices`; options show
+            `shown_others`, where there is anything to show.
     """
 
     resume: str
@@ -41,6 +44,8 @@ class Setting:
     least: float | None = None
     most: float | None = None
     share: bool = False
+    others: str = ""
+    shown_others: str = ""
 
 
 def _declare(resume: str, default: Any, help_text: str, *args: Any, **limits: Any) -> Any:
@@ -96,8 +101,13 @@ def _check(name: str, setting: Setting, value: Any) -> None:
         check_range(name, value, setting.least, setting.most)
     if setting.share and not 0 <= value < 1:
         raise InputError(f"{name} must be in [0, 1)", value=_shown(value))
-    if setting.choices and value not in setting.choices:
-        raise InputError(f"{name} must be one of {', '.join(setting.choices)}", value=value)
+    if setting.choices and value not in setting.choices and not _is_other(setting, value):
+        more = f", or {setting.shown_others}" if setting.shown_others else ""
+        raise InputError(f"{name} must be one of {', '.join(setting.choices)}{more}", value=value)
+
+
+def _is_other(setting: Setting, value: Any) -> bool:
+    return bool(setting.others) and re.fullmatch(setting.others, value) is not None
 
 
 def check_range(

@@ -10,7 +10,7 @@ from hpcgnn.models.stack import Stack
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.sar.sum import neighbour_sum
 from hpcgnn.train.config import Config
-from hpcgnn.train.trainer import Trainer
+from hpcgnn.train.configured import configured_trainer
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -49,8 +49,8 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
             power=3,
         )
         folder = shared_path / str(prune)
-        trainer = Trainer(graph, config, folder)
-        assert (trainer.flow is not None) == prune
+        trainer = configured_trainer(graph, config, folder)
+        assert (trainer.call.flow is not None) == prune
         before = graph.ring.bytes_sent
         for epoch in (1, 2):
             trainer._epoch(epoch)

@@ -12,8 +12,8 @@ from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import EDGE_READERS, Content, content_of, note
 from hpcgnn.models.settings import ModelSettings
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.optimisation import configure
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 EVERYTHING = Content(
@@ -91,7 +91,9 @@ def test_ignored_weights_count_as_ones(comm, shared_path):
         whole = random_graph(30, 90, 4, weighted=True)
         whole.weight = whole.weight if weighted else None
         config = Config.of(model="gcn", layers=2, hidden=8, epochs=1, ignore=ignore)
-        trainer = Trainer(distribute(whole, comm), config, shared_path / f"{weighted}.{ignore}")
+        trainer = configured_trainer(
+            distribute(whole, comm), config, shared_path / f"{weighted}.{ignore}"
+        )
         losses.append(trainer._epoch(1)["loss"])
         trainer.store.close()
     assert losses[0] == losses[1] != losses[2]

@@ -16,8 +16,8 @@ from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, Typed
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.optimisation import Attack
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -76,7 +76,7 @@ def test_embeddings_are_trained_by_their_owner_alone(comm, whole, shared_path, t
         ("all", comm, shared_path), ("one", Communicator(MPI.COMM_SELF), tmp_path),
     ):  # fmt: skip
         graph = distribute(whole, ranks)
-        trainer = Trainer(graph, small(embedding=6), folder)
+        trainer = configured_trainer(graph, small(embedding=6), folder)
         sharded = [p for p in trainer.parameters if is_sharded(p)]
         assert [tuple(p.shape) for p in sharded] == [(graph.num_local_nodes, 6)]
         assert not any(p is own for p in trainer.replicated for own in sharded)
@@ -139,15 +139,15 @@ def test_shown_labels_are_drawn_anew_and_the_same_on_any_partition(comm, whole, 
 
 
 def test_a_shown_label_is_never_a_target(comm, graph, shared_path):
-    trainer = Trainer(graph, small(labels_as_input=0.4), shared_path)
+    trainer = configured_trainer(graph, small(labels_as_input=0.4), shared_path)
     trainer.model.train()
     graph = trainer.graph
     for epoch in (1, 2, 3):
         graph.set_epoch(epoch)
-        rows, count = trainer._targets()
+        rows = trainer.call.targets(trainer.rows["train"])
         seen = trainer.model.inputs.shown(graph)
         assert not seen[rows].any()
-        assert count == comm.allreduce(len(rows))
+        count = comm.allreduce(len(rows))
         expected = comm.allreduce(int((graph.train_mask & (graph.labels >= 0) & ~seen).sum()))
         assert count == expected > 0
     trainer.store.close()
@@ -186,7 +186,7 @@ def test_an_adversary_raises_the_training_loss(comm, whole, graph, shared_path):
     losses = {}
     for steps in (0, 4):
         config = small(adversarial_steps=steps, adversarial_size=0.05, epochs=1)
-        trainer = Trainer(distribute(whole, comm), config, shared_path / str(steps))
+        trainer = configured_trainer(distribute(whole, comm), config, shared_path / str(steps))
         losses[steps] = trainer._epoch(1)["loss"]
         trainer.store.close()
     assert losses[4] > losses[0]

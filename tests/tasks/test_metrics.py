@@ -1,14 +1,18 @@
-"""Metrics over the ranks against brute force on one process."""
+"""Metrics over the ranks against scikit-learn's on one process."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as truth
 
-from hpcgnn.tasks import metrics
+from hpcgnn.tasks import curves, deviations, metrics, ranking
+from hpcgnn.tasks.order import tally
 
 pytestmark = pytest.mark.mpi
 
@@ -21,65 +25,164 @@ def shares(comm, count: int, seed: int) -> np.ndarray:
     return np.flatnonzero(owner == comm.rank)
 
 
-def area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in the right order; ties count half."""
-    ups, downs = scores[positive][:, None], scores[~positive][None, :]
-    if ups.size == 0 or downs.size == 0:
-        return math.nan
-    return float(((ups > downs) + 0.5 * (ups == downs)).mean())
+def over_ranks(comm, function, *arrays: np.ndarray) -> float:
+    """`function` of this rank's share of the rows."""
+    mine = shares(comm, len(arrays[0]), 1)
+    return function(comm, *(torch.from_numpy(array[mine]) for array in arrays))
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 300])
-@pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
-def test_roc_auc(comm, count, levels):
+def expected(function, *arguments, **options) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments, **options)
+
+
+@pytest.mark.parametrize("count, levels", [(0, 1), (1, 1), (2, 1), (7, 2), (300, 5), (300, 9999)])
+def test_areas(comm, count, levels):
     rng = np.random.default_rng(count + levels)
     scores = rng.integers(0, levels, count).astype(np.float32)
     positive = rng.random(count) < 0.3
-    mine = shares(comm, count, 1)
-    found = metrics.roc_auc(comm, torch.from_numpy(scores[mine]), torch.from_numpy(positive[mine]))
-    np.testing.assert_allclose(found, area(scores, positive), rtol=1e-12)
+    found = [
+        over_ranks(comm, f, scores, positive) for f in (curves.roc_auc, curves.average_precision)
+    ]
+    areas = [math.nan, math.nan]
+    if positive.any():
+        areas[1] = expected(truth.average_precision_score, positive, scores)
+        if not positive.all():
+            areas[0] = expected(truth.roc_auc_score, positive, scores)
+    np.testing.assert_allclose(found, areas, rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_roc_auc_of_perfect_orders(comm, order):
     scores = np.concatenate([np.zeros(40), np.arange(1, 61)]).astype(np.float32)
-    mine = shares(comm, 100, 2)
-    found = metrics.roc_auc(
-        comm, torch.from_numpy(order * scores[mine]), torch.from_numpy(scores[mine] > 0)
-    )
-    assert found == (1.0 if order == 1 else 0.0)
+    assert over_ranks(comm, curves.roc_auc, order * scores, scores > 0) == (order == 1)
 
 
-@pytest.mark.parametrize("count", [0, 1, 50])
-def test_accuracy(comm, count):
+def test_no_rank_gets_all_of_equal_scores(comm):
+    """However many rows share a score, each rank sends it once."""
+    values, counts = tally(comm, np.full(500, 2.0), np.ones((500, 1), np.int64))
+    assert len(values) <= 1
+    assert comm.allreduce(int(counts.sum())) == 500 * comm.size
+
+
+@pytest.mark.parametrize("count, highest", [(0, 4), (1, 4), (50, 1), (50, 4), (50, 6)])
+def test_classes(comm, count, highest):
     rng = np.random.default_rng(count)
-    logits, labels = rng.normal(size=(count, 4)), rng.integers(0, 4, count)
-    mine = shares(comm, count, 3)
-    found = metrics.accuracy(comm, torch.from_numpy(logits[mine]), torch.from_numpy(labels[mine]))
-    expected = (logits.argmax(1) == labels).mean() if count else math.nan
-    np.testing.assert_allclose(found, expected)
+    logits, labels = rng.normal(size=(count, 4)), rng.integers(0, highest, count)
+    found = [over_ranks(comm, f, logits, labels) for f in (metrics.accuracy, metrics.class_f1)]
+    guess = logits.argmax(1)
+    right = [math.nan, math.nan]
+    if count:
+        right = [
+            truth.accuracy_score(labels, guess),
+            expected(truth.f1_score, labels, guess, average="macro"),
+        ]
+    np.testing.assert_allclose(found, right)
 
 
-def test_micro_f1_and_mean_auc(comm):
+def test_several_labels_at_once(comm):
     rng = np.random.default_rng(0)
     logits = rng.integers(-3, 4, (80, 5)).astype(np.float32)
-    labels = rng.integers(-1, 2, (80, 5)).astype(np.int8)
-    labels[:, 4] = 0  # no positive: no area
-    mine = shares(comm, 80, 4)
-    arguments = comm, torch.from_numpy(logits[mine]), torch.from_numpy(labels[mine])
-    known, guess, truth = labels >= 0, logits > 0, labels == 1
-    precision = (guess & truth)[known].sum() / guess[known].sum()
-    recall = (guess & truth)[known].sum() / truth[known].sum()
-    expected = 2 * precision * recall / (precision + recall)
-    np.testing.assert_allclose(metrics.micro_f1(*arguments), expected)
-    areas = [area(logits[known[:, t], t], truth[known[:, t], t]) for t in range(4)]
-    np.testing.assert_allclose(metrics.mean_roc_auc(*arguments), np.mean(areas))
+    labels = rng.integers(0, 2, (80, 5)).astype(np.int8)
+    labels[:, 4], logits[:, 4] = 0, -1  # neither a 1 nor a guess
+    guess = logits > 0
+    for average, function in (("micro", metrics.micro_f1), ("macro", metrics.macro_f1)):
+        right = expected(truth.f1_score, labels, guess, average=average)
+        np.testing.assert_allclose(over_ranks(comm, function, logits, labels), right)
+    labels[rng.random((80, 5)) < 0.3] = -1
+    known = labels >= 0
+    micro = truth.f1_score(labels[known], guess[known])
+    np.testing.assert_allclose(over_ranks(comm, metrics.micro_f1, logits, labels), micro)
+    for area, score in (
+        (curves.roc_auc, truth.roc_auc_score),
+        (curves.average_precision, truth.average_precision_score),
+    ):
+        areas = [score(labels[known[:, t], t], logits[known[:, t], t]) for t in range(4)]
+        found = over_ranks(comm, partial(curves.mean_over_labels, area), logits, labels)
+        np.testing.assert_allclose(found, np.mean(areas))
 
 
-def test_micro_f1_without_positives_or_labels(comm):
+def test_labels_without_a_one_or_unknown(comm):
     nothing = torch.full((3, 2), -1.0)
-    assert metrics.micro_f1(comm, nothing, torch.zeros(3, 2, dtype=torch.int8)) == 1.0
-    assert math.isnan(metrics.micro_f1(comm, nothing, torch.full((3, 2), -1, dtype=torch.int8)))
+    for function in (metrics.micro_f1, metrics.macro_f1):
+        assert function(comm, nothing, torch.zeros(3, 2, dtype=torch.int8)) == 0
+        assert math.isnan(function(comm, nothing, torch.full((3, 2), -1, dtype=torch.int8)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 60])
+@pytest.mark.parametrize("width, case", [(None, ""), (3, "constant"), (3, "found")])
+def test_values(comm, count, width, case):
+    rng = np.random.default_rng(count)
+    shape = (count,) if width is None else (count, width)
+    true, found = rng.normal(size=(2, *shape))
+    if case == "constant" and width:
+        true[:, 0] = 7
+    if case == "found" and width:
+        true[:, 1] = found[:, 1] = 3
+    right = [math.nan] * 3
+    if count:
+        right = [
+            truth.mean_absolute_error(true, found),
+            truth.root_mean_squared_error(true, found),
+            expected(truth.r2_score, true, found),
+        ]
+    functions = (
+        deviations.mean_absolute_error,
+        deviations.root_mean_squared_error,
+        deviations.r2,
+    )
+    seen = [over_ranks(comm, function, found, true) for function in functions]
+    np.testing.assert_allclose(seen, right, rtol=1e-11)
+
+
+def test_unknown_values_are_left_out(comm):
+    rng = np.random.default_rng(2)
+    true, found = rng.normal(size=(2, 70, 3))
+    true[rng.random((70, 3)) < 0.4] = np.nan
+    true[:, 2] = np.nan
+    known = ~np.isnan(true)
+    columns = [(true[known[:, t], t], found[known[:, t], t]) for t in range(2)]
+    for function, score in (
+        (deviations.mean_absolute_error, truth.mean_absolute_error),
+        (deviations.root_mean_squared_error, truth.root_mean_squared_error),
+        (deviations.r2, truth.r2_score),
+    ):
+        right = np.mean([score(*column) for column in columns])
+        np.testing.assert_allclose(over_ranks(comm, function, found, true), right)
+        broken = found.copy()
+        broken[np.argmax(known[:, 0]), 0] = np.inf
+        assert math.isnan(over_ranks(comm, function, broken, true))
+
+
+def ogb_ranks(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """As `ogb.linkproppred.Evaluator` ranks: half way between the best and the worst of ties."""
+    above, level = ((f(false, true[:, None])).sum(1) for f in (np.greater, np.greater_equal))
+    return 0.5 * (above + level) + 1
+
+
+@pytest.mark.parametrize("count, levels", [(0, 3), (1, 3), (40, 1), (40, 3), (40, 999)])
+def test_ranks_of_true_pairs(comm, count, levels):
+    rng = np.random.default_rng(count)
+    true = rng.integers(0, levels, count).astype(np.float32)
+    false = rng.integers(0, levels, (count, 6)).astype(np.float32)
+    found = over_ranks(comm, ranking.mean_reciprocal_rank, true, false)
+    right = (1 / ogb_ranks(true, false)).mean() if count else math.nan
+    np.testing.assert_allclose(found, right)
+
+
+@pytest.mark.parametrize("false_count, levels", [(0, 3), (1, 3), (90, 1), (90, 3), (90, 999)])
+def test_hits(comm, false_count, levels):
+    rng = np.random.default_rng(false_count)
+    true = rng.integers(0, levels, 50).astype(np.float32)
+    false = rng.integers(0, levels, false_count).astype(np.float32)
+    most = [1, 2, 10, 90, 91]
+    rows = torch.from_numpy(true[shares(comm, 50, 1)])
+    others = torch.from_numpy(false[shares(comm, false_count, 2)])
+    right = [float((true > np.sort(false)[-k]).mean()) if k <= false_count else 1.0 for k in most]
+    assert ranking.hits_at(comm, rows, others, most) == pytest.approx(right)
+    nothing = ranking.hits_at(comm, rows[:0], others, most)
+    assert np.isnan(nothing).all()
 
 
 def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
@@ -87,10 +190,15 @@ def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
     scores, labels = torch.rand(6, 2), torch.tensor([[0, 1], [1, 0]] * 3, dtype=torch.int8)
     if comm.rank == 0:
         scores[2, 1] = torch.nan
-    assert math.isnan(metrics.roc_auc(comm, scores[:, 1], labels[:, 1] == 1))
-    assert math.isnan(metrics.mean_roc_auc(comm, scores, labels))
-    assert math.isnan(metrics.micro_f1(comm, scores, labels))
-    assert math.isnan(metrics.accuracy(comm, scores, labels[:, 1].long()))
-    labels[2, 1] = -1  # of an unknown label
-    assert not math.isnan(metrics.mean_roc_auc(comm, scores, labels))
-    assert not math.isnan(metrics.micro_f1(comm, scores, labels))
+    auc = partial(curves.mean_over_labels, curves.roc_auc)
+    assert math.isnan(curves.roc_auc(comm, scores[:, 1], labels[:, 1] == 1))
+    assert math.isnan(curves.average_precision(comm, scores[:, 1], labels[:, 1] == 1))
+    assert math.isnan(ranking.mean_reciprocal_rank(comm, scores[:, 0], scores))
+    assert np.isnan(ranking.hits_at(comm, scores[:, 0], scores[:, 1], [1, 3])).all()
+    for function in (auc, metrics.micro_f1, metrics.macro_f1):
+        assert math.isnan(function(comm, scores, labels))
+    for function in (metrics.accuracy, metrics.class_f1):
+        assert math.isnan(function(comm, scores, labels[:, 1].long()))
+    labels[2, 1] = -1  # the label is not known: nothing is asked of this score
+    for function in (auc, metrics.micro_f1, metrics.macro_f1):
+        assert not math.isnan(function(comm, scores, labels))

@@ -19,7 +19,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.cpu.library import instruction_set
 from hpcgnn.storage.read.load import sparse_rows
 from hpcgnn.train.config import Config
-from hpcgnn.train.trainer import Trainer
+from hpcgnn.train.configured import configured_trainer
 from tests.graphs import distribute, local, random_graph
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -66,7 +66,7 @@ def losses(name: str, comm: Communicator) -> list[float]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(comm.broadcast(folder))
-        trainer = Trainer(graph, config, shared)
+        trainer = configured_trainer(graph, config, shared)
         trainer.run()
         comm.barrier()
         lines = (shared / "metrics.jsonl").read_text().splitlines()

@@ -22,7 +22,7 @@ from hpcgnn.models.demands import EDGE_READERS, RELATION_READERS
 from hpcgnn.models.settings import AGGREGATIONS
 from hpcgnn.storage.read.load import sparse_rows
 from hpcgnn.train.config import Config
-from hpcgnn.train.trainer import Trainer
+from hpcgnn.train.configured import configured_trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -133,11 +133,11 @@ def train(
     graph: PartitionedGraph = distribute(draw.whole, comm, owner, halo_buffer=buffer)
     if draw.sparse:
         graph = replace(graph, features=made_sparse(graph.features))
-    trainer = Trainer(graph, draw.config.changed(**saved), folder)
+    trainer = configured_trainer(graph, draw.config.changed(**saved), folder)
     records = [trainer._epoch(epoch) for epoch in (1, 2, 3)]
     trainer.model.eval()
     with torch.no_grad():
-        logits = collect(graph, trainer._logits())
+        logits = collect(graph, trainer.output())
     trainer.store.close()
     names = ("train", "valid", "test")
     scores = [record[name] for record in records for name in names if record[name] is not None]

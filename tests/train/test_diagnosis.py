@@ -11,6 +11,7 @@ import torch
 
 from hpcgnn.errors import NumericalError
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
@@ -21,7 +22,7 @@ SETTINGS = {"layers": 3, "hidden": 8, "halo_buffer": "4096", "epochs": 4, "check
 def make(comm, folder, **changes: object) -> Trainer:
     graph = distribute(random_graph(60, 240, seed=1), comm, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    return Trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
+    return configured_trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

@@ -12,8 +12,8 @@ from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.report.summary import summarise
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.progress import Progress
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 STILL = {"model": "gcn", "layers": 2, "hidden": 4, "dropout": 0.0, "lr": 0.0, "epochs": 12}
@@ -31,7 +31,7 @@ def train(comm, folder: Path, *, resume=False, valid=True, changes=(), labels=No
         whole.features[:] = features
     graph = distribute(whole, comm)
     graph = replace(graph, graph_fingerprint="f" * 16, **dict(changes))
-    trainer = Trainer(graph, Config.of(**(STILL | settings)), folder, resume=resume)
+    trainer = configured_trainer(graph, Config.of(**(STILL | settings)), folder, resume=resume)
     trainer.run()
     comm.barrier()
     return trainer

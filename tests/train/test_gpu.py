@@ -17,7 +17,7 @@ import torch
 from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
 from hpcgnn.train.config import Config
-from hpcgnn.train.trainer import Trainer
+from hpcgnn.train.configured import configured_trainer
 from tests.fake_device import device_guard
 from tests.graphs import distribute, random_graph
 from tests.train import several_commands
@@ -237,7 +237,7 @@ def test_too_little_memory_is_answered_with_numbers(gpu, comm, tmp_path):
     torch.cuda.set_per_process_memory_fraction(100e6 / total, gpu)
     try:
         with pytest.raises(OutOfMemoryError, match=r"asked for .* in use of .* ranks"):
-            Trainer(graph, config, tmp_path).run()
+            configured_trainer(graph, config, tmp_path).run()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
 

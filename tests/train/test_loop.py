@@ -17,8 +17,8 @@ from hpcgnn.storage.write import atomic
 from hpcgnn.train.checkpoint.file import Checkpoint, write_sharded
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.stop import StopRequest
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -40,7 +40,7 @@ def run(whole, comm, folder, *, resume=False, owner=None, **changes):
     """Train; the losses by epoch and all parameters that every rank holds."""
     graph = distribute(whole, comm, owner=owner, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    trainer = Trainer(graph, settings(**changes), folder, resume=resume)
+    trainer = configured_trainer(graph, settings(**changes), folder, resume=resume)
     trainer.run()
     comm.barrier()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -125,7 +125,7 @@ def test_another_model_or_graph_is_refused(comm, shared_path):
     graph = distribute(whole, comm, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="0" * 16)
     with pytest.raises(InputError, match="another graph"):
-        Trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
+        configured_trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
 
 
 def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
@@ -143,7 +143,7 @@ def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
     graph = replace(graph, graph_fingerprint="f" * 16)
     stop = StopRequest()
     stop.reason = "SIGUSR1"
-    trainer = Trainer(graph, settings(), folder, stop=stop)
+    trainer = configured_trainer(graph, settings(), folder, stop=stop)
     comm.barrier()
     if comm.rank == 0:
         shutil.rmtree(folder)

@@ -14,9 +14,9 @@ import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor, read_checkpoint, write_predictions
 from hpcgnn.train.prediction_file import check_ending
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -31,7 +31,7 @@ def trained(comm, shared_path):
     def train(**settings):
         graph = distribute(WHOLE, comm)
         graph = replace(graph, graph_fingerprint="f" * 16)
-        Trainer(graph, Config.of(**(SMALL | settings)), shared_path).run()
+        configured_trainer(graph, Config.of(**(SMALL | settings)), shared_path).run()
         comm.barrier()
         return read_checkpoint(shared_path, comm)
 

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from hpcgnn.errors import InputError, say, warn
-from hpcgnn.settings import parse_size
+from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
+from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.node_files import attach, read_node_files
 from hpcgnn.storage.importers.source import ImportOptions, Nodes, Source
 from hpcgnn.storage.importers.text import store_pipe
@@ -54,6 +55,8 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
     group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
+    group.add_argument("--edge-labels", type=Path, metavar="L.npy", help="beside .npy edges")
+    group.add_argument("--edge-split", type=Path, metavar="S.npy", help="0 .. 3, beside .npy edges")
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
     group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
     group.add_argument(
@@ -74,13 +77,20 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", type=Path, metavar="L.npy", help="[N], or [N, T] of 0, 1, -1")
     group.add_argument(
         "--labels-as",
-        choices=("classes", "one-hot", "several"),
-        help="what the labels are where a matrix may be either",
+        choices=("classes", "one-hot", "several", "values"),
+        help="what the labels are where it isn't plain; values: numbers to be predicted",
     )
     group.add_argument(
         "--split", type=Path, metavar="S", help=".npy of 0 .. 3, or .npz with train, valid, test"
     )
     group.add_argument("--types", type=Path, metavar="T.npy", help="type of each node")
+    group.add_argument(
+        "--node-array",
+        action="append",
+        default=[],
+        metavar="NAME=A.npy",
+        help='kept as graph.nodes["NAME"]: [N] or [N, W] of any numbers',
+    )
     group.add_argument("--ids", type=Path, metavar="IDS.npy", help="what the edges call each row")
 
 
@@ -104,6 +114,12 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--row-normalise", action="store_true", help="divide each row of features by its sum"
     )
+    group.add_argument(
+        "--link-split",
+        metavar="TRAIN,VALID,TEST",
+        help="shares of the edges to learn from and to be predicted, such as 0.8,0.1,0.1",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of --link-split (default: 0)")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
@@ -113,6 +129,8 @@ def run(args: argparse.Namespace, comm: None) -> int:
     for path in _inputs(args):
         if path is not None:
             store_pipe(path, out.parent)
+    check_range("--seed", args.seed, 0, HIGHEST)
+    link_split = None if args.link_split is None else LinkSplit.of(args.link_split, args.seed)
     format = args.format or guess_format(args.sources[0])
     options = _options(args, _limit(args.memory, prepare(format)))
     source = open_source(args.sources, format, options)
@@ -127,6 +145,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
         inverse_relations=args.inverse_relations,
         row_normalise=args.row_normalise,
         trust_num_nodes=args.num_nodes is not None,
+        link_split=link_split,
         compress=args.compress,
     )
     settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
@@ -161,25 +180,28 @@ def _options(args: argparse.Namespace, limit: int) -> ImportOptions:
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}", value=value)
-    weights = None
-    if args.edge_weights is not None:
-        weights = ArraySource(args.edge_weights).column(limit)
+    edge_columns = {
+        name: ArraySource(getattr(args, name)).column(limit)
+        for name in ("edge_weights", "edge_labels", "edge_split")
+        if getattr(args, name) is not None
+    }
     return ImportOptions(
         columns=tuple(name.strip() for name in (args.columns or "").split(",") if name.strip()),
         skip_lines=args.skip_lines,
         num_nodes=args.num_nodes,
         weights=not args.no_weights,
-        edge_weights=weights,
         split_scheme=args.split_scheme,
         ogb_root=args.ogb_root,
         limit=limit,
+        **edge_columns,
     )
 
 
 def _inputs(args: argparse.Namespace) -> list[Path | None]:
     """All files that the options name."""
     named = [args.features, args.labels, args.split, args.types, args.ids, args.edge_weights]
-    return [*args.sources, *named, *_typed(args).values()]
+    named += [args.edge_labels, args.edge_split]
+    return [*args.sources, *named, *_typed(args).values(), *_arrays(args).values()]
 
 
 def _typed(args: argparse.Namespace) -> dict[int, Path]:
@@ -196,6 +218,17 @@ def _typed(args: argparse.Namespace) -> dict[int, Path]:
     return typed
 
 
+def _arrays(args: argparse.Namespace) -> dict[str, Path]:
+    """The files of named arrays by name."""
+    arrays: dict[str, Path] = {}
+    for text in args.node_array:
+        name, _, path = text.partition("=")
+        if not (name and path) or name in arrays:
+            raise InputError("--node-array takes NAME=FILE.npy, each name once", value=text)
+        arrays[name] = Path(path)
+    return arrays
+
+
 def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes, int | None]:
     return read_node_files(
         features=args.features,
@@ -205,6 +238,7 @@ def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes
         types=args.types,
         ids=args.ids,
         labels_as=args.labels_as,
+        arrays=_arrays(args),
         options=options,
     )
 

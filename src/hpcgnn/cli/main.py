@@ -31,6 +31,7 @@ VERBS = {
     "partition": "cut a graph into parts, one per rank",
     "train": "train a model on all ranks",
     "predict": "apply a checkpoint to every node",
+    "export": "write a checkpoint's weights for PyTorch Geometric",
     "info": "say what a file holds",
     "plan": "say before a job is submitted whether it will fit",
     "report": "summarise a run directory",
@@ -38,7 +39,7 @@ VERBS = {
     "bench": "measure kernels beside peers",
 }
 
-SERIAL = ("convert", "info", "plan", "report")
+SERIAL = ("convert", "export", "info", "plan", "report")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 

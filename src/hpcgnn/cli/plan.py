@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, comm: None) -> int:
     config = resolve(args, args.config)
+    if config.model.own:
+        raise InputError("plan knows the built-in models only", value=config.model.kind)
     if args.ranks is not None:
         check_range("--ranks", args.ranks, 1, MOST_RANKS)
     limit = None if args.memory_per_rank is None else parse_size(args.memory_per_rank)

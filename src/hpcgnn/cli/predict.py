@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help="OUT.h5 (HDF5), OUT.csv or OUT.npz",
+        help="OUT.h5 (HDF5), OUT.parquet, OUT.csv or OUT.npz",
     )
     parser.add_argument("--force", action="store_true", help="replace former predictions")
     parser.add_argument(
@@ -58,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split to report the metric on, whose training labels are used where any are "
         "(default: that of the checkpoint; 0 without one)",
     )
+    parser.add_argument(
+        "--model",
+        metavar="FILE.py:NAME",
+        help="where the file of a model of your own is now; it must be the one trained with",
+    )
+    parser.add_argument(
+        "--model-args", help="for a model that a Python program made: `hidden=64,layers=4`"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check_output(args, comm)
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
+        from hpcgnn.tasks.task import shown as in_words
         from hpcgnn.train.config import Config
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint, write_predictions
@@ -84,19 +93,19 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
     with comm.at("write the predictions"):
-        write_predictions(Path(args.output), graph, found.rows, attributes)
+        write_predictions(Path(args.output), graph, found.rows, attributes, found.numbers)
     if comm.rank == 0:
         if found.not_finite:
             warn(
-                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} nodes "
-                f"are not finite, the first those of node {found.first_not_finite}: see its "
-                "features, and those of its neighbours"
+                f"hpcgnn: warning: {args.output}: the predictions of {found.not_finite:,} "
+                f"{found.what} are not finite, the first those of {found.what[:-1]} "
+                f"{found.first_not_finite}: see its features, and those of its neighbours"
             )
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
-        shown = ", ".join(f"{name} {100 * score:.2f} %" for name, score in found.scores.items())
-        shown = shown or "not known without labels of nodes to score"
+        shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
+        shown = shown or "not known without labels to score"
         say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {graph.num_nodes:,} nodes: {args.output}")
+        say(f"predictions of {found.count:,} {found.what}: {args.output}")
     return 0
 
 
@@ -115,7 +124,14 @@ def _predict(
     path = Path(args.checkpoint)
     remedy = "a smaller --halo-buffer needs less"
     with comm.at("predict"), explained(graph, checkpoint.config, device, remedy):
-        predictor = Predictor(graph, checkpoint, path, any_graph=args.any_graph)
+        predictor = Predictor(
+            graph,
+            checkpoint,
+            path,
+            any_graph=args.any_graph,
+            model_file=args.model or "",
+            model_args=args.model_args,
+        )
         found = predictor.run(embeddings=args.embeddings, smooth=args.correct_and_smooth)
     return found, {
         "config": checkpoint.config.to_json(),
@@ -163,6 +179,7 @@ def _check(args: argparse.Namespace) -> None:
         ("a checkpoint", args.checkpoint),
         ("--correct-and-smooth", args.correct_and_smooth),
         ("--embeddings", args.embeddings),
+        ("--model", args.model),
     ):
         if value:
             raise InputError(f"--label-propagation uses no model: leave {name} out")

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError, say
+from hpcgnn.errors import InputError, say, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
+    import torch
+
     from hpcgnn.comm.communicator import Communicator
+    from hpcgnn.graph.partitioned import PartitionedGraph
 
 PARALLEL = True
 
@@ -28,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="go on from the newest whole checkpoint of the run directory, if there is one",
+    )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="weights to start from, .safetensors or .pt (hpcgnn export, or model.state_dict())",
     )
     parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
     parser.add_argument(
@@ -49,7 +59,7 @@ def listen(args: argparse.Namespace) -> StopRequest:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
     with comm.at("imports"):
-        import hpcgnn.train.trainer  # noqa: F401 - counts among the imports
+        import hpcgnn.train.configured  # noqa: F401 - counts among the imports
         from hpcgnn.system import resident_memory
         from hpcgnn.train.run_directory import held
 
@@ -82,27 +92,30 @@ def _train(
     imported: int,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
+    from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.run_directory import write_config
     from hpcgnn.train.telemetry import Profile, human, peak_memory
-    from hpcgnn.train.trainer import Trainer
 
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config)
     ring, device = graph.ring, graph.node_ids.device
     stop = getattr(args, "stop", None)
     with explained(graph, config, device):
-        trainer = Trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+        trainer = configured_trainer(graph, config, run_dir, resume=args.resume, stop=stop)
+    if args.init_from is not None and trainer.start == 0:
+        _init_from(args.init_from, trainer.model, graph, comm)
     if trainer.begins:
         write_config(run_dir, comm, config)
-    unused = content_of(graph).unused(config.model)
+    unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
         print(note(unused, config.model), flush=True)
     if comm.rank == 0:
         count = sum(parameter.numel() for parameter in trainer.parameters)
+        layers = "" if config.model.own else f"{config.model.layers} layers, "
         say(
-            f"{config.model.kind}: {config.model.layers} layers, {count:,} parameters on rank 0; "
+            f"{config.model.kind}: {layers}{count:,} parameters on rank 0; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
             f"transport {ring.transport.name}; run directory {run_dir}"
         )
@@ -120,6 +133,18 @@ def _train(
             f"in all; halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
         )
     return 0
+
+
+def _init_from(
+    path: Path, model: torch.nn.Module, graph: PartitionedGraph, comm: Communicator
+) -> None:
+    from hpcgnn.train.initial import start_from
+
+    differences = start_from(model, graph.node_ids, path, comm)
+    if comm.rank == 0:
+        say(f"starts from the weights of {path}")
+        for line in differences.lines(path):
+            warn(f"hpcgnn: note: {line}")
 
 
 def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:

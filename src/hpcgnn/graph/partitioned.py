@@ -52,8 +52,13 @@ class PartitionedGraph(Derived):
 
     Attributes:
         features: float32 `[n, F]`, a `SparseRows`, a `HostRows`, or None.
-        labels: int64 `[n]` (-1 unknown), or int8 `[n, T]` for T labels at once; None without.
+        labels: int64 `[n]` (-1 unknown), int8 `[n, T]` for T labels at once, or numbers to be
+            predicted, float32 `[n]` or `[n, W]` (NaN unknown); None without.
         train_mask, valid_mask, test_mask: bool `[n]`.
+        nodes: named arrays of the nodes, `[n]` or `[n, W]`: `graph.nodes["position"]`.
+        edge_labels: of the edges into local nodes, in the order of `sar.messages.edge_features`:
+            int64 `[E]` (-1 unknown), int8 `[E, T]`, float32 `[E]` or `[E, W]` (NaN unknown).
+        edge_split: int8 `[E]` in that order: 1 train, 2 valid, 3 test, 0 for messages alone.
         original_ids: int64 `[n]`, the ids the user knows the nodes by.
         node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
@@ -78,6 +83,9 @@ class PartitionedGraph(Derived):
     valid_mask: Tensor | None = None
     test_mask: Tensor | None = None
     node_types: Tensor | None = None
+    nodes: dict[str, Tensor] = field(default_factory=dict)
+    edge_labels: Tensor | None = None
+    edge_split: Tensor | None = None
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
@@ -139,6 +147,9 @@ class PartitionedGraph(Derived):
             valid_mask=moved(self.valid_mask),
             test_mask=moved(self.test_mask),
             node_types=moved(self.node_types),
+            nodes={name: values.to(device) for name, values in self.nodes.items()},
+            edge_labels=moved(self.edge_labels),
+            edge_split=moved(self.edge_split),
             whole=None if self.whole is None else self.whole.to(device),
             whole_rows=moved(self.whole_rows),
         )

@@ -98,11 +98,12 @@ def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
     return replace(
         graph, node_ids=graph.node_ids[rows], original_ids=graph.original_ids[rows.cpu()],
         features=None, typed_features={}, labels=None, train_mask=None, valid_mask=None,
-        test_mask=None, node_types=None, whole=None, whole_rows=None,
+        test_mask=None, node_types=None, nodes={}, edge_labels=None, edge_split=None,
+        whole=None, whole_rows=None,
     )  # fmt: skip
 
 
-def _rows_of(block: Block) -> Tensor:
+def rows_of(block: Block) -> Tensor:
     """Local row of each row of the block: int64."""
     if block.rows is not None:
         return block.rows.long()
@@ -111,7 +112,7 @@ def _rows_of(block: Block) -> Tensor:
 
 def _edges_into(graph: PartitionedGraph, target_N: Tensor) -> int:
     return sum(
-        int(((block.end - block.begin) * target_N[_rows_of(block)]).sum())
+        int(((block.end - block.begin) * target_N[rows_of(block)]).sum())
         for block in graph.in_edges.blocks
     )
 
@@ -135,7 +136,7 @@ def _reach(graph: PartitionedGraph, target_N: Tensor) -> tuple[Tensor, list[Tens
     edges, source_N = graph.in_edges, target_N.clone()
     used = []
     for block in edges.blocks:
-        kept = _kept_edges(block, target_N[_rows_of(block)])
+        kept = _kept_edges(block, target_N[rows_of(block)])
         mask = torch.zeros(block.num_columns, dtype=torch.bool, device=target_N.device)
         mask[block.columns[kept].long()] = True
         used.append(mask)
@@ -161,13 +162,13 @@ def _restrict(
     in_blocks, out_blocks = [], []
     for block in inward.blocks:
         columns = source_N if block.peer == rank else used[block.peer]
-        kept = _kept_edges(block, target_N[_rows_of(block)])
-        in_blocks.append(_filter(block, kept, place_N, columns, block.peer == rank))
+        kept = _kept_edges(block, target_N[rows_of(block)])
+        in_blocks.append(filter_block(block, kept, place_N, columns, block.peer == rank))
     for block in outward.blocks:
         columns = source_N if block.peer == rank else theirs[block.peer]
         reached = target_N if block.peer == rank else theirs[block.peer]
         kept = reached[block.columns.long()]
-        out_blocks.append(_filter(block, kept, place_N, columns, block.peer == rank))
+        out_blocks.append(filter_block(block, kept, place_N, columns, block.peer == rank))
     kept = torch.nonzero(source_N).flatten()
     return replace(
         _nodes(graph, kept),
@@ -185,7 +186,9 @@ def _senders(edges: EdgeBlocks, masks: list[Tensor], place_N: Tensor) -> list[Te
     ]
 
 
-def _filter(block: Block, kept: Tensor, place_N: Tensor, columns: Tensor, local: bool) -> Block:
+def filter_block(
+    block: Block, kept: Tensor, place_N: Tensor, columns: Tensor, local: bool
+) -> Block:
     """The kept edges, with rows and columns renumbered; a local block keeps a row per node."""
     counts = block.end - block.begin
     ends = torch.cat([counts.new_zeros(1), kept.cumsum(0)])
@@ -196,7 +199,7 @@ def _filter(block: Block, kept: Tensor, place_N: Tensor, columns: Tensor, local:
         left = left[columns]
     else:
         present = left > 0
-        rows = place_N[_rows_of(block)[present]].to(torch.int32)
+        rows = place_N[rows_of(block)[present]].to(torch.int32)
         left = left[present]
     pointer = torch.cat([left.new_zeros(1), left.cumsum(0)])
 

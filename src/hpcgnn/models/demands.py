@@ -52,7 +52,7 @@ def check_model(settings: ModelSettings, facts: Facts) -> None:
     if settings.kind == "sage" and settings.aggr in ("max", "min") and not dense:
         raise InputError(f"--aggr {settings.aggr} needs dense features")
     if settings.labels_as_input:
-        if not facts.labels or facts.multilabel:
+        if not facts.labels or facts.multilabel or not facts.num_outputs:
             raise InputError("--labels-as-input needs one class per node and a split")
         if facts.features == "sparse" and not settings.embedding:
             raise InputError("--labels-as-input needs dense features")
@@ -80,7 +80,7 @@ def facts_of(graph: PartitionedGraph) -> Facts:
     if isinstance(graph.features, SparseRows):
         features = "sparse"
     labels = graph.labels
-    multilabel = labels is not None and labels.dim() == 2
+    multilabel = labels is not None and labels.dim() == 2 and not labels.is_floating_point()
     return Facts(
         features="typed" if graph.typed_features else features,
         labels=labels is not None and graph.train_mask is not None,

@@ -8,6 +8,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.settings import Section, defining
 
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
+OWN = "own"  # a model that a Python program has made
 _KINDS = (
     "gcn", "sage", "gat", "gatv2", "transformer", "gin", "gine", "pna", "rgcn", "rgat", "deeper",
     "appnp", "sgc", "dagnn",
@@ -24,7 +25,15 @@ AGGREGATIONS: dict[str, tuple[str, ...]] = {
 class ModelSettings(Section):
     """Which model; with other values it is another one."""
 
-    kind: str = defining("sage", "layer type", _KINDS, option="model")
+    kind: str = defining(
+        "sage",
+        "layer type, or FILE.py:NAME, a class or function of your own, called as NAME(graph)",
+        _KINDS,
+        option="model",
+        others=rf"{OWN}|.+\.py:[A-Za-z_]\w*",
+        shown_others="FILE.py:NAME",
+    )
+    model_args: str = defining("", "for a model of your own: `hidden=64,layers=4`")
     layers: int = defining(3, "message-passing layers", least=1, most=1000)
     hidden: int = defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
     aggr: str = defining(
@@ -71,6 +80,11 @@ class ModelSettings(Section):
     )
 
     @property
+    def own(self) -> bool:
+        """Whether the model is the user's."""
+        return self.kind not in _KINDS
+
+    @property
     def blocks(self) -> str:
         """`plain`, `res` or `res+`."""
         if self.block != "auto":
@@ -78,6 +92,8 @@ class ModelSettings(Section):
         return "res+" if self.kind == "deeper" else "plain"
 
     def check(self) -> None:
+        if self.model_args and not self.own:
+            raise InputError("--model-args is for a --model of your own", value=self.model_args)
         allowed = AGGREGATIONS.get(self.kind, ())
         if self.aggr != "auto" and self.aggr not in allowed:
             choices = f" {', '.join(allowed)} or" if allowed else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
+from hpcgnn.tasks.task import shown
 from hpcgnn.train.journal import MAX_EPOCH, Line, config_of, gaps, is_number, lines
 from hpcgnn.train.run_directory import REQUEUE, how_it_ended
 
@@ -18,7 +19,7 @@ _SPREAD = ("comm_wait_seconds", "bytes_sent", "peak_memory_bytes")
 def summarise(folder: Path) -> dict[str, Any]:
     """The figures of a run, from metrics.jsonl, config.json and the names of the checkpoints.
 
-    The best epoch is that of the best validation, or the last one where nothing was validated.
+    The best epoch is the one that the run chose, or the last one where nothing was validated.
     Shares are of the time of all epochs; waiting is part of forward and backward.
 
     Raises:
@@ -40,6 +41,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "best_loss": best["loss"],
         **{f"best_{name}": best.get(name) for name in _SETS},
+        "metric": str(best.get("metric", "accuracy")),
         "last_loss": records[-1]["loss"],
         "epoch_seconds_mean": total / len(seconds),
         "epoch_seconds_median": statistics.median(seconds),
@@ -112,6 +114,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
+    # Records of earlier releases don't say which was the best: then larger values are better.
+    said = records[-1].get("best_epoch")
+    if type(said) is int and (found := [r for r in records if r["epoch"] == said]):
+        return found[0]
     scored = [r for r in records if r.get("valid") is not None]
     return max(scored, key=lambda record: record["valid"]) if scored else records[-1]
 
@@ -141,7 +147,8 @@ def as_text(content: dict[str, Any]) -> list[str]:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f} %"
 
-    scores = ", ".join(f"{name} {percent(content['best_' + name])}" for name in _SETS)
+    metric = content["metric"]
+    scores = ", ".join(f"{name} {shown(metric, content['best_' + name])}" for name in _SETS)
     asked = content["epochs_asked"]
     rows = {
         "status": content["status"],

@@ -40,10 +40,10 @@ def in_range(values: np.ndarray, low: int, high: int, place: Place) -> None:
     raise place.error(f"entry {place.first + row[0]} must lie in {low} .. {high - 1}", values[row])
 
 
-def finite(values: np.ndarray, place: Place) -> None:
-    """No NaN and no infinity."""
+def finite(values: np.ndarray, place: Place, *, or_nan: bool = False) -> None:
+    """No infinity, and no NaN unless `or_nan`."""
     for low, block in _blocks(values):
-        good = np.isfinite(block)
+        good = ~np.isinf(block) if or_nan else np.isfinite(block)
         if not good.all():
             row = np.unravel_index(int(np.argmin(good)), block.shape)
             raise place.error(

@@ -7,9 +7,15 @@
     edges/weight float32 [E], edges/relation int32 [E], edges/features float32 [E, D]   optional
     nodes/features float32|float16 [N, F], or a group with indptr, indices, data and attribute width
     nodes/typed_features/<t> float32 [N_t, F_t]   nodes of type t in ascending node order
-    nodes/labels int64 [N] (-1 unknown) or int8 [N, T] (0, 1, -1 unknown)
+    nodes/labels int64 [N] (-1 unknown), int8 [N, T] (0, 1, -1 unknown), or numbers to be
+        predicted, float32 [N] or [N, W] (NaN unknown), with num_classes 0
     nodes/split int8 [N, S]        0 none, 1 train, 2 valid, 3 test
     nodes/type int32 [N], nodes/original_ids int64 [N]   optional
+    nodes/arrays/<name> [N] or [N, W] of a type in `named.TYPES`; floats may be NaN (unknown)
+    edges/labels [E] or [E, W] as nodes/labels, edges/split int8 [E]   optional; 0: message only
+
+Version 1 knows no float labels, nodes/arrays, edges/labels and edges/split. A file says the oldest
+version that knows all it holds; every version up to the newest is read.
 """
 
 from __future__ import annotations
@@ -22,15 +28,19 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 VERSION = 1
+VERSION_OF_NAMED = 2
+NEWEST_VERSION = 2
 GRAPH = "hpcgnn-graph"
 PARTITION = "hpcgnn-partition"
 CHECKPOINT = "hpcgnn-checkpoint"
 PREDICTIONS = "hpcgnn-predictions"
+WEIGHTS = "weights"  # tensors by name, in formats of others
 WHAT = {
     GRAPH: "graph",
     PARTITION: "partition",
     CHECKPOINT: "checkpoint",
     PREDICTIONS: "predictions file",
+    WEIGHTS: "weights file",
 }
 
 CHUNK_BYTES = 1 << 20

@@ -1,6 +1,8 @@
-"""Accuracy, ROC AUC and micro F1 over the nodes of all ranks; nan where any score is NaN."""
+"""Accuracy and F1 over the rows of all ranks; nan without rows, and where any score is NaN."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -10,73 +12,64 @@ from hpcgnn.comm.communicator import Communicator
 
 
 def accuracy(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
-    """Share of nodes whose largest logit is their label; nan without nodes."""
+    """Share of rows whose largest logit is their label."""
     right = int((logits_NC.argmax(dim=-1) == labels_N).sum())
     local = np.array([right, len(labels_N), int(logits_NC.isnan().sum())])
     hits, count, undefined = comm.allreduce(local, where="accuracy")
-    return float(hits / count) if count and not undefined else float("nan")
+    return float(hits / count) if count and not undefined else math.nan
+
+
+def class_f1(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
+    """Macro F1: the mean F1 of the classes that are the label or the guess of a row."""
+    guess_N = logits_NC.argmax(dim=-1)
+    most = int(labels_N.max()) + 1 if len(labels_N) else 0
+    most = comm.allreduce(max(most, logits_NC.shape[1]), "max", where="classes")
+    hits_C, guessed_C, true_C = (
+        torch.bincount(rows, minlength=most)
+        for rows in (labels_N[guess_N == labels_N], guess_N, labels_N)
+    )
+    counts = _summed(comm, [hits_C, guessed_C, true_C], logits_NC.isnan().any())
+    return math.nan if counts is None else _mean_of_present(*counts)
 
 
 def micro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
-    """2 TP / (2 TP + FP + FN) over all (node, label) pairs with a known label; nan without."""
+    """2 TP / (2 TP + FP + FN) over all (row, label) pairs with a known label; 0 without any 1."""
+    counts = _label_counts(comm, logits_NT, labels_NT)
+    if counts is None:
+        return math.nan
+    hits, guessed, true = (int(count_T.sum()) for count_T in counts)
+    return 2 * hits / (guessed + true) if guessed + true else 0.0
+
+
+def macro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
+    """The mean over labels of their F1, which is 0 where a label has neither a 1 nor a guess."""
+    counts = _label_counts(comm, logits_NT, labels_NT)
+    if counts is None:
+        return math.nan
+    hits_T, guessed_T, true_T = counts
+    return float((2 * hits_T / np.maximum(guessed_T + true_T, 1)).mean())
+
+
+def _label_counts(
+    comm: Communicator, logits_NT: Tensor, labels_NT: Tensor
+) -> list[np.ndarray] | None:
+    """For each label how often it was found, guessed and true, where it is known."""
     known, truth, guess = labels_NT >= 0, labels_NT == 1, logits_NT > 0
-    local = [
-        int((guess & truth & known).sum()),
-        int((guess & ~truth & known).sum()),
-        int((~guess & truth & known).sum()),
-        int(known.sum()),
-        int((logits_NT.isnan() & known).sum()),
-    ]
-    hits, false, missed, count, undefined = comm.allreduce(np.array(local), where="F1")
-    if undefined:
-        return float("nan")
-    total = 2 * hits + false + missed
-    return float(2 * hits / total) if total else (1.0 if count else float("nan"))
+    undefined = (logits_NT.isnan() & known).any()
+    seen = [guess & truth, guess & known, truth, known]
+    counts = _summed(comm, [rows.sum(dim=0) for rows in seen], undefined)
+    return None if counts is None or not counts[3].any() else counts[:3]
 
 
-def _any_nan(comm: Communicator, scores: Tensor) -> bool:
-    """Whether any rank has a NaN among its scores: they have no order then."""
-    return bool(comm.allreduce(int(scores.isnan().any()), op="max", where="NaN scores"))
+def _summed(comm: Communicator, counts: list[Tensor], undefined: Tensor) -> list[np.ndarray] | None:
+    """The counts over all ranks; None where all are 0, or anything is undefined anywhere."""
+    local = torch.cat([*counts, undefined.long().reshape(1)]).cpu().numpy()
+    total = comm.allreduce(local, where="F1")
+    if total[-1] or not total[:-1].any():
+        return None
+    return np.split(total[:-1], len(counts))
 
 
-def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
-    """Area under the ROC curve, ties counted half; nan where a class is missing.
-
-    Scores are sorted over the ranks by sampled splitters, so that no rank holds them all; equal
-    scores always meet on one rank, and the result is exact.
-    """
-    if _any_nan(comm, scores_N):
-        return float("nan")
-    order = np.argsort(scores := scores_N.detach().cpu().numpy().astype(np.float64), kind="stable")
-    scores, positive = scores[order], positive_N.cpu().numpy().astype(bool)[order]
-    sample = scores[np.linspace(0, len(scores) - 1, min(len(scores), 64)).astype(int)]
-    samples = np.sort(np.concatenate(comm.allgather(sample, where="AUC splitters")))
-    cuts = [samples[len(samples) * k // comm.size] for k in range(1, comm.size) if len(samples)]
-    bounds = [0, *np.searchsorted(scores, cuts, side="left"), len(scores)]
-    bounds += [len(scores)] * (comm.size + 1 - len(bounds))
-    sent = [slice(bounds[p], bounds[p + 1]) for p in range(comm.size)]
-    scores = np.concatenate(comm.alltoallv([scores[s] for s in sent], where="AUC scores"))
-    signs = [positive[s].astype(np.int8) for s in sent]
-    truth = np.concatenate(comm.alltoallv(signs, where="AUC labels"))
-    _, place = np.unique(scores, return_inverse=True)
-    ups = np.bincount(place[truth == 1], minlength=1 if not len(place) else place.max() + 1)
-    downs = np.bincount(place[truth == 0], minlength=len(ups))
-    below_here = np.cumsum(downs) - downs
-    totals = comm.allgather((int(ups.sum()), int(downs.sum())), where="AUC counts")
-    below = sum(down for _, down in totals[: comm.rank])
-    local = float((ups * (below + below_here + downs / 2)).sum())
-    area = comm.allreduce(local, where="AUC")
-    pairs = sum(up for up, _ in totals) * sum(down for _, down in totals)
-    return area / pairs if pairs else float("nan")
-
-
-def mean_roc_auc(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
-    """Mean over labels of the ROC AUC, where both classes are there."""
-    if _any_nan(comm, logits_NT[labels_NT >= 0]):
-        return float("nan")
-    areas = []
-    for t in range(logits_NT.shape[1]):
-        known = labels_NT[:, t] >= 0
-        areas.append(roc_auc(comm, logits_NT[known, t], labels_NT[known, t] == 1))
-    defined = [area for area in areas if area == area]
-    return float(torch.tensor(defined, dtype=torch.float64).mean()) if defined else float("nan")
+def _mean_of_present(hits_C: np.ndarray, guessed_C: np.ndarray, true_C: np.ndarray) -> float:
+    there = guessed_C + true_C > 0
+    return float((2 * hits_C[there] / (guessed_C + true_C)[there]).mean())

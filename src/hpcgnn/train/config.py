@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hpcgnn.errors import InputError
-from hpcgnn.models.settings import ModelSettings
+from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
 from hpcgnn.settings import HIGHEST, Section, Setting, Value, declared, defining, flag, free, told
+from hpcgnn.tasks.settings import METRICS, TaskSettings
 
 _MOST_RATE = 1e30  # of learning
 
@@ -23,12 +24,28 @@ _MOST_RATE = 1e30  # of learning
 class OptimiserSettings(Section):
     """How parameters are changed."""
 
-    kind: str = defining("adam", "optimizer", ("adam", "adamw", "sgd"), option="optimizer")
+    kind: str = defining(
+        "adam", "optimizer", ("adam", "adamw", "sgd"), option="optimizer", others=OWN
+    )
     lr: float = told(1e-2, "learning rate", least=0, most=1e6)
     weight_decay: float = told(0.0, "weight decay", least=0, most=1e6)
-    schedule: str = told("constant", "learning rate schedule", ("constant", "cosine", "step"))
+    schedule: str = told(
+        "constant", "learning rate schedule", ("constant", "cosine", "step"), others=OWN
+    )
     step_size: int = told(100, "epochs per step of the step schedule", least=1, most=10**9)
     gamma: float = told(0.5, "factor of the step schedule", least=0, most=1000)
+    warmup: int = told(
+        0, "epochs in which the learning rate rises to what the schedule says", least=0, most=10**9
+    )
+    clip_norm: float = told(
+        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e12
+    )
+    ema: float = told(
+        0.0, "decay of a moving average of the weights, used for scores; 0: none", share=True
+    )
+    param_groups: str = told(
+        "", "other values for some parameters: `*.bias:weight_decay=0;inputs.*:lr=0.001`"
+    )
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,15 @@ class TrainingSettings(Section):
         0, "stop after so many epochs without better validation; 0: never", least=0, most=10**9
     )
     eval_every: int = free(1, "epochs between evaluations", least=1, most=10**9)
-    metric: str = defining("auto", "reported metric", ("auto", "accuracy", "auc", "f1"))
+    monitor: str = defining(
+        "auto",
+        "what chooses the best epoch and ends by patience: a metric of the validation nodes, "
+        "`valid_loss`, or `loss` of training; auto: the reported metric",
+    )
+    better: str = defining(
+        "auto", "which values of --monitor are better", ("auto", "larger", "smaller")
+    )
+    metric: str = defining("auto", "reported metric", METRICS)
     split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
     seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
     method: str = free(
@@ -100,6 +125,7 @@ class Config:
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
@@ -226,7 +252,18 @@ def _unknown(name: str) -> InputError:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option per setting, in a group per section; only those given are set on the namespace."""
+    """One option per setting, in a group per section; only those given are set on the namespace.
+
+    And `--set KEY=VALUE`, for anything that a TOML file may hold.
+    """
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="set what a TOML file may, such as optimiser.lr=0.1; over the file, under options",
+    )
     groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
     for option, place in options().items():
         setting, group = place.setting, groups[place.section]
@@ -238,14 +275,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 flag(option),
                 type=type(setting.default),
-                choices=setting.choices or None,
-                metavar=None if setting.choices else "X",
+                choices=None if setting.shown_others else setting.choices or None,
+                metavar=_metavar(setting),
                 **common,
             )
 
 
+def _metavar(setting: Setting) -> str | None:
+    if setting.shown_others:
+        return f"{{{','.join(setting.choices)}}}|{setting.shown_others}"
+    return None if setting.choices else "X"
+
+
+def _set(changes: list[str]) -> dict[str, Any]:
+    """Settings without their sections from `--set` texts."""
+    found: dict[str, Any] = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("--set takes KEY=VALUE", value=text)
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except (ValueError, RecursionError):
+            parsed = value  # text, which needs no quotes here
+        section, dot, name = key.strip().partition(".")
+        given = {section: {name: parsed}} if dot else {section: parsed}
+        try:
+            found |= _flattened(given)
+        except InputError as error:
+            raise InputError(f"--set {text[:80]}: {error}") from None
+    return found
+
+
 def resolve(args: argparse.Namespace, config_file: str | None) -> Config:
-    """Defaults, overridden by the TOML file, overridden by options given.
+    """Defaults, overridden by the TOML file, by `--set` and by options given, in this order.
 
     Raises:
         InputError: the file is missing, is no TOML, or a setting is unknown or out of range.
@@ -259,5 +322,6 @@ def resolve(args: argparse.Namespace, config_file: str | None) -> Config:
         except (ValueError, RecursionError) as error:  # of text, TOML, endless digits or nesting
             raise InputError(f"is no TOML: {error}", file=config_file) from error
         values = dict(from_mapping(values, config_file).flat())
+    values |= _set(getattr(args, "changes", []))
     given = {option: getattr(args, option) for option in options() if hasattr(args, option)}
     return Config.of(**values | given)

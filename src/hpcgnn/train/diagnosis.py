@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.models.build import Model
 from hpcgnn.nn.gradients import first_not_finite
-from hpcgnn.nn.linear import NodeFeatures
 
 _MOST = 4  # ranks named
 
 
-def first_layer(model: Model, graph: PartitionedGraph, x_NF: NodeFeatures | None) -> str:
+def first_layer(model: torch.nn.Module, comm: Communicator, call: Callable[[], object]) -> str:
     """Repeat a forward pass and say whose output was first not finite; collective.
+
+    Args:
+        call: runs the pass.
 
     Returns:
         `layer 2 (stack.convs.1) on rank 3`, or several ranks; "the loss" when the output of the
@@ -38,9 +40,9 @@ def first_layer(model: Model, graph: PartitionedGraph, x_NF: NodeFeatures | None
         for name, module in model.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(watch(name)).remove)
-        model(graph, x_NF)
+        call()
     bad = [place for place, (_, finite) in enumerate(calls) if not finite]
-    first_P = graph.ring.comm.allgather(min(bad, default=len(calls)), where="not finite")
+    first_P = comm.allgather(min(bad, default=len(calls)), where="not finite")
     first = min(first_P)
     if first == len(calls):
         return "the loss"

@@ -20,7 +20,8 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import Facts, check_host_features, check_model
 from hpcgnn.settings import parse_size
 from hpcgnn.storage.read.load import load_partition
-from hpcgnn.tasks.classes import chosen_metric
+from hpcgnn.tasks.build import check_task
+from hpcgnn.tasks.labelled import LABELS
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained
@@ -78,10 +79,14 @@ def check_training(config: Config, facts: Facts) -> None:
     Raises:
         InputError: the graph lacks it.
     """
-    if not facts.labels:
-        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
-    chosen_metric(config.training.metric, facts.multilabel, facts.num_outputs)
-    check_model(config.model, facts)
+    check_task(
+        config.task, config.training.metric, facts.labels, facts.multilabel, facts.num_outputs
+    )
+    one_class = config.task.kind in ("auto", "classes") and config.task.target == LABELS
+    if config.model.labels_as_input and not one_class:
+        raise InputError("--labels-as-input needs one class per node, from the labels, as task")
+    if not config.model.own:  # which says itself what it lacks
+        check_model(config.model, facts)
     made_dense = config.model.embedding > 0
     if config.training.adversarial_steps and facts.features == "sparse" and not made_dense:
         raise InputError("--adversarial-steps needs dense features")

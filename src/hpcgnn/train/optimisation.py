@@ -6,19 +6,23 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hpcgnn.errors import InputError
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, say
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import leave_out
-from hpcgnn.nn.embedding import initial_rows
+from hpcgnn.nn.embedding import initial_rows, is_sharded
 from hpcgnn.train.config import Config
+from hpcgnn.train.groups import parameter_groups
+from hpcgnn.train.learned import Learned, some
 
 
 def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
@@ -35,20 +39,120 @@ def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
     return replace(leave_out(graph, config.model), execution=execution)
 
 
-def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> Optimizer:
+def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
+    """The optimizer of the settings, of parameters or groups of them.
+
+    Raises:
+        InputError: the settings are of a run whose optimizer a Python program made.
+    """
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     settings = config.optimiser
+    if settings.kind not in kinds:
+        raise InputError("--optimizer own is made by a Python program; choose another here")
     return kinds[settings.kind](parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch (from 1); without state, so that a resumed run agrees."""
+def made_optimizer(
+    given: Optimizer | Callable[[Any], Optimizer] | str | None,
+    learned: Learned,
+    config: Config,
+    comm: Communicator,
+) -> Optimizer:
+    """The optimizer, made or given, which must hold parameters of the model or the task only.
+
+    Raises:
+        InputError: it holds others, is no optimizer of torch's, or one that can't be used.
+    """
+    if given is None or isinstance(given, str):
+        text, named = config.optimiser.param_groups, list(learned.named_parameters())
+        parts: list[Any] = parameter_groups(text, named) if text else learned.parameters()
+        return build_optimizer(config, parts)
+    optimizer = given if isinstance(given, Optimizer) else given(learned.parameters())
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            "optimizer must be one of torch.optim, or a function that makes one of the parameters",
+            value=type(optimizer).__name__,
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("LBFGS asks for the loss several times a step, which isn't supported")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in learned.named_parameters()}
+    frozen = {id(p) for p in learned.parameters() if not p.requires_grad}
+    if held - names.keys():
+        raise InputError(
+            "the optimizer has parameters that are not of the model (nor of the task's module): "
+            "make it after the model has its last layer"
+        )
+    left = [name for number, name in names.items() if number not in held | frozen]
+    if left and comm.rank == 0:
+        say(f"note: the optimizer doesn't have {some(left)}: not trained")
+    return optimizer
+
+
+def check_rows(optimizer: Optimizer) -> None:
+    """After a step: what the optimizer keeps of rows that only one rank owns must be by row.
+
+    Raises:
+        InputError: it keeps something of all rows of a rank together, so that its steps would
+            depend on which rank has which.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            together = isinstance(value, Tensor) and value.dim() > 0
+            if is_sharded(parameter) and together and len(value) != len(parameter):
+                raise InputError(
+                    f"{type(optimizer).__name__} keeps {key} of a rank's learned rows together, "
+                    "so that the result would depend on the ranks: choose another optimizer"
+                )
+
+
+def schedule_factor(config: Config, epoch: int) -> float:
+    """What the learning rate of an epoch (from 1) is of --lr, before any warm-up."""
     optimiser, epochs = config.optimiser, config.training.epochs
     if optimiser.schedule == "cosine":
-        return optimiser.lr * (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1))) / 2
+        return (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1))) / 2
     if optimiser.schedule == "step":
-        return optimiser.lr * optimiser.gamma ** ((epoch - 1) // optimiser.step_size)
-    return optimiser.lr
+        return optimiser.gamma ** ((epoch - 1) // optimiser.step_size)
+    return 1.0
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """The learning rate of an epoch; without state, so that a resumed run agrees."""
+    warmup = config.optimiser.warmup
+    rate = config.optimiser.lr * schedule_factor(config, epoch)
+    return rate if epoch > warmup else rate * (epoch / (warmup + 1))
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[torch.nn.Parameter], limit: float, comm: Communicator) -> float:
+    """Scale all gradients so that their norm over all ranks is at most `limit`; collective.
+
+    Replicated parameters, whose gradients are summed already, count once; of sharded ones the
+    rows of all ranks do. As `torch.nn.utils.clip_grad_norm_`.
+
+    Returns:
+        The norm before.
+    """
+    squares, own = 0.0, 0.0
+    sharded = False
+    for parameter in parameters:
+        here = is_sharded(parameter)
+        sharded |= here
+        if parameter.grad is not None:
+            square = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)) ** 2
+            if here:
+                own += square
+            else:
+                squares += square
+    if sharded:
+        squares += comm.allreduce(own, where="norm of the gradients")
+    norm = math.sqrt(squares)
+    scale = limit / (norm + 1e-6)
+    if scale < 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+    return norm
 
 
 CHOICES = ("fp32", "tf32", "bf16")

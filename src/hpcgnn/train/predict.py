@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +14,27 @@ from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.errors import InputError, NumericalError, printable
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
-from hpcgnn.nn.embedding import is_sharded
-from hpcgnn.tasks.classes import Task, find_task
+from hpcgnn.storage.schema import PREDICTIONS
+from hpcgnn.storage.write.outputs import check_output_together
+from hpcgnn.tasks.build import find_task, stored_task
+from hpcgnn.tasks.classes import MultiClass
+from hpcgnn.tasks.pair_rows import original_ids
+from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
+from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.state import check_stored, restore_model
+from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_average
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.config import Config
-from hpcgnn.train.optimisation import arithmetic, configure
+from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.optimisation import configure
+from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.prediction_file import PredictionFile
 
 SLAB_BYTES = 64 << 20
@@ -55,9 +63,15 @@ class Predictor:
 
     Args:
         path: the file that `checkpoint` was read from.
+        any_graph: accept a checkpoint of another graph.
+        model: the module that was trained, where a Python program made it; on the command line
+            that of `model_file`.
+        model_file: the file of a model of the user's, and its arguments; None: as the checkpoint
+            says.
+        task: the task, where the checkpoint knows only its name; without, `output` is predicted.
 
     Raises:
-        InputError: the checkpoint is of another graph or model.
+        InputError: the checkpoint is of another graph or model, or the model's file has changed.
     """
 
     def __init__(
@@ -67,6 +81,10 @@ class Predictor:
         path: Path,
         *,
         any_graph: bool = False,
+        model: torch.nn.Module | None = None,
+        model_file: str = "",
+        model_args: str | None = None,
+        task: Any = None,
     ) -> None:
         self.checkpoint, config = checkpoint, checkpoint.config
         same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
@@ -77,28 +95,46 @@ class Predictor:
                 file=path,
             )
         self.graph = graph = configure(graph, config)
-        # Older checkpoints don't say what they learned; their own graph does.
-        known = checkpoint.task
-        self.task = Task.of(known, path) if known else find_task(graph, config.training.metric)
-        if config.model.labels_as_input:
-            _check_known_labels(graph, self.task, "a model trained with --labels-as-input")
-        check_model(config.model, facts_of(graph))
+        self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
+        self.graph = graph = self.task.prepare(graph)
         self.device = graph.node_ids.device
-        with torch.device("meta"):
-            shapes = self._build(config)
-        with agreed(graph.ring.comm, "fit the checkpoint"):
-            check_stored(shapes, checkpoint, path)
-        self.model = self._build(config).to(self.device)
+        if model is None and config.model.own:
+            model = _own_model(graph, checkpoint, path, model_file, model_args)
+        elif model_file:
+            raise InputError("--model is for a checkpoint of a model of your own", file=path)
+        if model is None:
+            model = self._built_in(config, path)
+        self.model = model.to(self.device)
+        learned = Learned(self.model, self.task.module)
         sharded: dict[str, np.ndarray] = {}
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
-            if any(is_sharded(parameter) for parameter in self.model.parameters()):
+            if learned.sharded_names():
                 sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
-            restore_model(self.model, self.checkpoint, sharded, path)
-        self.model.eval()
+            restore_model(learned, _of(learned, checkpoint), sharded, path)
+            averages = restored_average(learned, checkpoint, sharded, path)
+            for name, parameter in learned.named_parameters():
+                if name in averages:
+                    parameter.copy_(averages[name])
+        learned.train(False)
+        if isinstance(self.model, Model):
+            nothing = torch.zeros(0, dtype=torch.int64, device=self.device)
+            self.call: ModelCall = BuiltInCall(self.model, graph, config, nothing)
+        else:
+            self.call = ModelCall(self.model, graph, config.device.precision)
 
-    def _build(self, config: Config) -> Model:
-        seed = config.training.seed
-        return build_model(config.model, self.graph, self.task.num_outputs, seed)
+    def _built_in(self, config: Config, path: Path) -> Model:
+        graph = self.graph
+        outputs, seed = self.task.num_outputs, config.training.seed
+        if outputs is None:
+            raise InputError("its task is none of a built-in model", file=path)
+        if config.model.labels_as_input:
+            _check_known_labels(graph, outputs, "a model trained with --labels-as-input")
+        check_model(config.model, facts_of(graph))
+        with torch.device("meta"):
+            shapes = build_model(config.model, graph, outputs, seed)
+        with agreed(graph.ring.comm, "fit the checkpoint"):
+            check_stored(shapes, self.checkpoint, path)
+        return build_model(config.model, graph, outputs, seed)
 
     @torch.no_grad()
     def run(self, *, embeddings: bool = False, smooth: bool = False) -> Prediction:
@@ -113,44 +149,161 @@ class Predictor:
             NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
-        if smooth and self.task.multilabel:
+        if smooth and not isinstance(self.task, MultiClass):
             raise InputError("--correct-and-smooth needs one class per node")
         if smooth:
-            _check_known_labels(graph, self.task, "--correct-and-smooth")
-        with arithmetic(self.checkpoint.config.device.precision, self.device):
-            scores = model(graph).float()
-        rows: dict[str, np.ndarray] = {}
-        if self.task.multilabel:
-            rows["probabilities"] = torch.sigmoid(scores).cpu().numpy()
-            rows["classes"] = (scores > 0).to(torch.int8).cpu().numpy()
+            _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
+        scores = self.call.output().float()
+        if len(scores) != graph.num_local_nodes:
+            raise InputError(
+                f"the model returns {len(scores)} rows for {graph.num_local_nodes} nodes: only "
+                "rows per node can be written"
+            )
+        if smooth:
+            _say_directed(graph)
+            scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
+            rows = _classes(scores := _shares(scores))
+        elif (pairs := self.task.pairs(graph, scores)) is not None:
+            if embeddings:
+                raise InputError("--embeddings are of nodes, and this task is of pairs of nodes")
+            ids = original_ids(graph, pairs.pairs)
+            return _prediction(graph, self.task, ids | pairs.rows, scores, pairs.pairs.number)
         else:
-            soft_NC = torch.softmax(scores, dim=-1)
-            if smooth:
-                _say_directed(graph)
-                soft_NC = scores = _shares(correct_and_smooth(graph, soft_NC, _train_mask(graph)))
-            rows["probabilities"] = soft_NC.cpu().numpy()
-            rows["classes"] = scores.argmax(dim=-1).cpu().numpy()
+            rows = self.task.predictions(scores)
         if embeddings:
-            hidden = model.embed(graph)
+            embed: Any = getattr(model, "embed", None)
+            if embed is None:
+                raise InputError("--embeddings: the model has no method embed(graph)")
+            hidden = embed(graph)
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
-        return _prediction(graph, self.task, rows, scores)
+        return _prediction(graph, self.task, node_ids(graph) | rows, scores)
+
+
+def predict(
+    graph: PartitionedGraph,
+    checkpoint: str | Path,
+    model: torch.nn.Module | None = None,
+    *,
+    task: Any = None,
+    out: str | Path | None = None,
+    any_graph: bool = False,
+    force: bool = False,
+) -> Prediction:
+    """Apply a checkpoint to every node, in a Python program; collective.
+
+    Args:
+        graph: this rank's part.
+        checkpoint: its file, or a run directory: the best one there, or the last without one.
+        model: the module that was trained, which takes the checkpoint's weights; not needed for
+            a built-in model, or one that `hpcgnn train` read from a file.
+        task: the task of the program, which makes predictions of the output, and scores.
+        out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
+            not written.
+        any_graph: accept a checkpoint of another graph.
+        force: replace former predictions.
+
+    Raises:
+        InputError: the checkpoint is of another graph or model, or can't be read; `out` is there.
+        OutputError: `out` can't be written.
+    """
+    comm = graph.comm
+    if out is not None:
+        prediction_file.check_ending(Path(out))
+        check_output_together(
+            comm, Path(out), PREDICTIONS, force=force, inputs=[checkpoint],
+            read_format=prediction_file.format_of,
+        )  # fmt: skip
+    path, found = read_checkpoint(Path(checkpoint), comm)
+    result = Predictor(graph, found, path, any_graph=any_graph, model=model, task=task).run()
+    if out is not None:
+        attributes: dict[str, int | str | dict] = {
+            "config": found.config.to_json(),
+            "checkpoint": printable(path.name),
+            "epoch": found.epoch,
+            "not_finite": result.not_finite,
+        }
+        write_predictions(Path(out), graph, result.rows, attributes, result.numbers)
+    return result
+
+
+class _Unknown(TaskDefaults):
+    """In place of a task that only its program knows: nothing is scored, the output is written."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric, self.larger_is_better = metric, True
+
+    def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=graph.node_ids.device)
+
+    def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
+        raise InputError("the task is known to the program alone that trained the model")
+
+    def metrics(
+        self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
+    ) -> dict[str, float]:
+        return {self.metric: math.nan}
+
+
+def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
+    known = checkpoint.task
+    if known.get("kind") == OWN:
+        return _Unknown(str(known.get("metric"))[:80])
+    # Older checkpoints don't say what they learned; their own graph does.
+    if known:
+        return stored_task(known, path)
+    return find_task(graph, checkpoint.config.training.metric)
+
+
+def _own_model(
+    graph: PartitionedGraph,
+    checkpoint: Checkpoint,
+    path: Path,
+    model_file: str,
+    model_args: str | None,
+) -> torch.nn.Module:
+    """The model of the user's file, which must be the one that was trained with; collective."""
+    settings = checkpoint.config.model
+    with agreed(graph.comm, "the file of the model"):
+        file = ModelFile.of(replace(settings, kind=model_file or settings.kind))
+        changed = file.differs(checkpoint.model_file) if checkpoint.model_file else ""
+        if changed:
+            raise InputError(f"{changed}: bring that file back", file=path)
+    arguments = settings.model_args if model_args is None else model_args
+    return file.build(graph, arguments, checkpoint.config.training.seed)
+
+
+def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the parameters of a task's module that isn't there."""
+    if len(learned.modules) > 1:
+        return checkpoint
+    mine = {n: a for n, a in checkpoint.arrays.items() if not n.startswith(f"model/{OF_TASK}")}
+    return replace(checkpoint, arrays=mine)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
-    `rows` holds `probabilities` `[n, C]`, `classes` `[n]` (or `[n, C]` 0/1 for several labels),
-    `original_ids` `[n]` and, where asked for, `embeddings` `[n, hidden]`. `not_finite` nodes of all
-    ranks have something in their rows that is not finite, the first of them, by its id in the
-    graph, `first_not_finite`.
+    `rows` holds `original_ids` `[n]`; `probabilities` `[n, C]` and `classes` `[n]` (or `[n, C]` 0/1
+    for several labels), or `values` `[n]` or `[n, W]`; and, where asked for, `embeddings`
+    `[n, hidden]`. Of edges and pairs of nodes it holds `source_ids` and `target_ids` in place of
+    `original_ids`. `not_finite` nodes (or pairs) of all ranks have something in their rows that is
+    not finite, the first of them, by its row in what is written, `first_not_finite`.
+
+    Attributes:
+        numbers: int64, where each of this rank's rows is in what is written.
+        count: rows of all ranks.
+        what: `nodes` or `pairs`.
     """
 
     rows: dict[str, np.ndarray]
     metric: str
     scores: dict[str, float]
+    numbers: np.ndarray
+    count: int
+    what: str = "nodes"
     not_finite: int = 0
     first_not_finite: int = -1
 
@@ -163,49 +316,67 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
         NumericalError: no prediction is finite.
     """
     task = find_task(graph, "auto")
-    if task.multilabel:
+    if not isinstance(task, MultiClass):
         raise InputError("--label-propagation needs one class per node")
     _say_directed(graph)
     soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
-    rows = {
+    return _prediction(graph, task, node_ids(graph) | _classes(soft_NC), soft_NC)
+
+
+def node_ids(graph: PartitionedGraph) -> dict[str, np.ndarray]:
+    """What the user knows the nodes by: the first columns of what is written of them."""
+    return {"original_ids": graph.original_ids.cpu().numpy()}
+
+
+def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
+    return {
         "probabilities": soft_NC.cpu().numpy(),
         "classes": soft_NC.argmax(dim=-1).cpu().numpy(),
     }
-    return _prediction(graph, task, rows, soft_NC)
 
 
 def _prediction(
-    graph: PartitionedGraph, task: Task, rows: dict[str, np.ndarray], scores_NC: Tensor
+    graph: PartitionedGraph,
+    task: Task,
+    rows: dict[str, np.ndarray],
+    scores_NC: Tensor,
+    numbers: np.ndarray | None = None,
 ) -> Prediction:
-    masks = {"train": graph.train_mask, "valid": graph.valid_mask, "test": graph.test_mask}
+    """Scores of the outputs of all nodes, and the rows; `numbers` of pairs, None for nodes."""
     scores = {}
-    for name, mask in masks.items():
-        if mask is not None and task.fits_labels(graph):
-            score = task.score(graph, scores_NC, mask)
-            if math.isfinite(score):
-                scores[name] = score
-    count, first = _not_finite(graph, rows)
-    if count == graph.num_nodes:
+    for split in SPLITS:
+        targets = task.targets(graph, split)
+        score = task.metrics(graph, scores_NC[targets], targets, split)[task.metric]
+        if math.isfinite(score):
+            scores[split] = score
+    what = "nodes" if numbers is None else "pairs"
+    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
+    total = graph.comm.allreduce(len(numbers), where="check the predictions")
+    count, first = _not_finite(graph, rows, numbers)
+    if not total:
+        raise InputError("there is no edge to predict")
+    if count == total:
         raise NumericalError(
-            "no node has a finite prediction: the model or its input is not finite"
+            f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
         )
-    rows = rows | {"original_ids": graph.original_ids.cpu().numpy()}
-    return Prediction(rows, task.metric, scores, count, first)
+    return Prediction(rows, task.metric, scores, numbers, total, what, count, first)
 
 
-def _not_finite(graph: PartitionedGraph, rows: dict[str, np.ndarray]) -> tuple[int, int]:
-    """How many nodes of all ranks have values that aren't finite, and the lowest id; collective."""
-    comm, ids = graph.ring.comm, graph.node_ids.cpu().numpy()
+def _not_finite(
+    graph: PartitionedGraph, rows: dict[str, np.ndarray], ids: np.ndarray
+) -> tuple[int, int]:
+    """How many rows of all ranks have values that aren't finite, and the first; collective."""
+    comm = graph.comm
     bad = np.zeros(len(ids), bool)
     for array in rows.values():
         if array.dtype.kind == "f":
             bad |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     count = comm.allreduce(int(bad.sum()), where="check the predictions")
-    lowest = int(ids[bad].min()) if bad.any() else graph.num_nodes
+    lowest = int(ids[bad].min()) if bad.any() else 1 << 62
     return count, comm.allreduce(lowest, "min", where="check the predictions")
 
 
-def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> None:
+def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader: str) -> None:
     """Labels of training nodes, of classes that the model knows; collective.
 
     Raises:
@@ -218,10 +389,10 @@ def _check_known_labels(graph: PartitionedGraph, task: Task, reader: str) -> Non
     count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
     if count <= 0:
         raise InputError(f"{reader} reads the labels of training nodes, and this graph has none")
-    if most >= task.num_outputs:
+    if num_classes is not None and most >= num_classes:
         raise InputError(
             f"{reader} reads the labels of training nodes, which must be classes of the model: "
-            f"0 .. {task.num_outputs - 1}",
+            f"0 .. {num_classes - 1}",
             value=int(most),
         )
 
@@ -254,8 +425,9 @@ def write_predictions(
     graph: PartitionedGraph,
     rows: dict[str, np.ndarray],
     attributes: dict[str, int | str | dict],
+    numbers: np.ndarray | None = None,
 ) -> None:
-    """Write rows of all ranks in the order of the graph's nodes; collective.
+    """Write rows of all ranks in the order of the graph's nodes, or of `numbers`; collective.
 
     The ending of `path` says as what, see `prediction_file`.
     Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
@@ -264,14 +436,16 @@ def write_predictions(
         OutputError: the file can't be written.
     """
     comm = graph.ring.comm
+    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
+    total = comm.allreduce(len(numbers), where="write the predictions")
     output: PredictionFile | None = None
     with ExitStack() as stack:
         with agreed(comm, "start the predictions"):
             if comm.rank == 0:
                 output = stack.enter_context(prediction_file.create(path))
-                output.lay_out(graph.num_nodes, rows)
+                output.lay_out(total, rows)
         for names in prediction_file.passes(path, list(rows)):
-            _write_slabs(comm, graph, {name: rows[name] for name in names}, output)
+            _write_slabs(comm, numbers, total, {name: rows[name] for name in names}, output)
         with agreed(comm, "name the predictions"):
             if output is not None:
                 output.finish(
@@ -286,17 +460,17 @@ def write_predictions(
 
 def _write_slabs(
     comm: Communicator,
-    graph: PartitionedGraph,
+    ids: np.ndarray,
+    total: int,
     rows: dict[str, np.ndarray],
     output: PredictionFile | None,
 ) -> None:
-    ids = graph.node_ids.cpu().numpy()
     order = np.argsort(ids)
     ids = ids[order]
     widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in rows.values())
     step = max(1, SLAB_BYTES // max(widest, 1))
-    for low in range(0, graph.num_nodes, step):
-        high = min(low + step, graph.num_nodes)
+    for low in range(0, total, step):
+        high = min(low + step, total)
         mine = slice(*np.searchsorted(ids, (low, high)))
         there = _to_root(comm, ids[mine])
         slabs = {}

@@ -1,8 +1,10 @@
-"""Files of predictions, by the ending of their name: HDF5, NumPy's npz, or CSV.
+"""Files of predictions, by the ending of their name: HDF5, Parquet, NumPy's npz, or CSV.
 
 Rows come slab by slab, of all arrays together or (npz) of one array after the other; a file has its
-name when it is whole. A CSV has the columns `original_id`, `class`, `probability_0` and on, and
-`embedding_0` and on; with several labels at once `class_0` and on, 0 or 1.
+name when it is whole. Tables (CSV, Parquet) have the columns `original_id`, `class` or `value`,
+`probability_0` and on, and `embedding_0` and on; with several labels at once `class_0` and on, 0 or
+1, with several numbers `value_0` and on. Of edges and pairs of nodes the first columns are
+`source_id` and `target_id`; of what is not known otherwise, `output_0` and on.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -25,13 +27,18 @@ from hpcgnn.storage.write import atomic
 Rows = Mapping[str, np.ndarray]
 Attributes = Mapping[str, int | str | dict]
 
-ENDINGS = (".h5", ".csv", ".npz")
-_CSV_BEGIN = b"original_id,"
+ENDINGS = (".h5", ".parquet", ".csv", ".npz")
+_CSV_BEGINS = (b"original_id,", b"source_id,target_id,")
+_KEY = b"hpcgnn"  # of our metadata in a Parquet file
 _COLUMNS = {
     "original_ids": "original_id",
+    "source_ids": "source_id",
+    "target_ids": "target_id",
     "classes": "class",
+    "values": "value",
     "probabilities": "probability",
     "embeddings": "embedding",
+    "output": "output",
 }
 
 
@@ -64,11 +71,15 @@ def format_of(path: Path) -> str | None:
     try:
         if path.suffix == ".csv":
             with path.open("rb") as file:
-                return PREDICTIONS if file.read(len(_CSV_BEGIN)) == _CSV_BEGIN else None
+                begin = file.read(max(map(len, _CSV_BEGINS)))
+            return PREDICTIONS if begin.startswith(_CSV_BEGINS) else None
+        if path.suffix == ".parquet":
+            return _format_of_parquet(path)
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 names = set(archive.namelist())
-            return PREDICTIONS if {"original_ids.npy", "attributes.npy"} <= names else None
+            ids = {"original_ids.npy", "source_ids.npy"} & names
+            return PREDICTIONS if ids and "attributes.npy" in names else None
     except (OSError, zipfile.BadZipFile):
         return None
     return reader.format_of(path)
@@ -95,7 +106,7 @@ def create(path: Path) -> Iterator[PredictionFile]:
     with atomic.claim(path) as temporary:
         try:
             with temporary.open("r+b") as file:
-                yield _Npz(file) if path.suffix == ".npz" else _Csv(file)
+                yield _KINDS[path.suffix](file)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -175,6 +186,57 @@ class _Csv:
 
     def finish(self, attributes: Attributes) -> None:
         """A CSV holds nothing but its rows."""
+
+
+class _Parquet:
+    """The columns of a CSV, in groups of rows as they come; attributes as JSON text."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._arrow, self._parquet = _pyarrow()
+        self._writer: Any = None
+
+    def lay_out(self, num_nodes: int, like: Rows) -> None:
+        fields = [
+            (name, self._arrow.from_numpy_dtype(column.dtype)) for name, column in _columns(like)
+        ]
+        self._writer = self._parquet.ParquetWriter(self._file, self._arrow.schema(fields))
+
+    def put(self, low: int, slabs: Rows) -> None:
+        columns = {name: np.ascontiguousarray(column) for name, column in _columns(slabs)}
+        self._writer.write_table(self._arrow.table(columns))
+
+    def finish(self, attributes: Attributes) -> None:
+        text = json.dumps({"format": PREDICTIONS, **attributes}, sort_keys=True)
+        self._writer.add_key_value_metadata({_KEY: text.encode()})
+        self._writer.close()
+
+
+_KINDS: dict[str, Callable[[IO[bytes]], PredictionFile]] = {
+    ".npz": _Npz,
+    ".csv": _Csv,
+    ".parquet": _Parquet,
+}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(
+            "a .parquet file needs pyarrow: pip install 'hpcgnn[parquet]', or choose .csv"
+        ) from None
+    return pyarrow, parquet
+
+
+def _format_of_parquet(path: Path) -> str | None:
+    arrow, parquet = _pyarrow()
+    try:
+        found = parquet.read_metadata(path).metadata or {}
+    except arrow.ArrowInvalid:
+        return None
+    return PREDICTIONS if _KEY in found else None
 
 
 def _columns(rows: Rows) -> list[tuple[str, np.ndarray]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
+from hpcgnn.tasks.task import shown
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Progress:
         test_at_best: the test score of that epoch, None where it is undefined.
         waited: epochs up to evaluations that gave a score, but no better one, since the best.
         evaluated: epoch of the last evaluation.
+        larger: whether larger scores are better.
     """
 
     best: float | None = None
@@ -28,17 +30,21 @@ class Progress:
     test_at_best: float | None = None
     waited: int = 0
     evaluated: int = 0
+    larger: bool = True
 
     def note(self, epoch: int, valid: float | None, test: float | None) -> bool:
         """Take an evaluation in; whether it is the best. Without a score it counts for nothing."""
         since, self.evaluated = epoch - self.evaluated, epoch
         if valid is None:
             return False
-        if self.best is not None and valid <= self.best:
+        if self.best is not None and not self._better(valid, self.best):
             self.waited += since
             return False
         self.best, self.best_epoch, self.test_at_best, self.waited = valid, epoch, test, 0
         return True
+
+    def _better(self, score: float, best: float) -> bool:
+        return score > best if self.larger else score < best
 
     def ran_out(self, patience: int) -> bool:
         """Whether better validation was awaited for `patience` epochs; 0 waits for ever."""
@@ -55,15 +61,17 @@ class Progress:
         """The best score in words; without one `nothing`, and what there is after `epoch`."""
         if self.best is None:
             return f"{nothing}: there is no best.h5; last.h5 is the checkpoint of epoch {epoch}"
-        text = f"best valid {metric} {100 * self.best:.2f} % at epoch {self.best_epoch}"
+        text = f"best {metric} {shown(metric, self.best)} at epoch {self.best_epoch}"
         test = self.test_at_best
-        return text if test is None else f"{text}, test there {100 * test:.2f} %"
+        return text if test is None else f"{text}, test there {shown(metric, test)}"
 
     def stored(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        del values["larger"]  # which the task says
+        return values
 
     @staticmethod
-    def of(values: dict[str, Any], epoch: int, path: Path) -> Progress:
+    def of(values: dict[str, Any], epoch: int, path: Path, *, larger: bool = True) -> Progress:
         """What a checkpoint after `epoch` stores; what older ones lack is counted from the best.
 
         Raises:
@@ -81,6 +89,7 @@ class Progress:
             test,
             _epoch(older, "waited", epoch, path),
             _epoch(older, "evaluated", epoch, path),
+            larger,
         )
 
 
@@ -88,7 +97,7 @@ def _score(values: dict[str, Any], name: str, path: Path) -> float | None:
     value = values.get(name, "")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value > 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
         raise InputError(f"its progress must hold a score as {name}", file=path, value=value)
     return None if math.isnan(value) else float(value)
 

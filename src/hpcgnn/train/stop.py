@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -19,6 +20,8 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 class StopRequest:
     """Remembers that this rank was asked to stop; the training loop lets all ranks agree.
 
+    Signals are those of the main thread; in another one nothing is heard.
+
     Use as a context manager: former signal handlers come back at the end.
     """
 
@@ -27,6 +30,8 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in STOP_SIGNALS:
             self._former[number] = signal.signal(number, self._note)
         return self

@@ -19,6 +19,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import OutputError
 from hpcgnn.storage.write import atomic
+from hpcgnn.tasks.task import shown
 from hpcgnn.train.journal import check_regular
 
 
@@ -86,8 +87,11 @@ class Reporter:
         width = len(str(self.epochs))
         line = f"epoch {record['epoch']:{width}d}/{self.epochs}  loss {record['loss']:.4f}"
         if any(record[name] is not None for name in _SETS):
-            scores = "  ".join(f"{name} {_percent(record[name])}" for name in _SETS)
-            line += f"  {self.metric} % {scores}"
+            percent = shown(self.metric, 1).endswith("%")
+            sign = " %" if percent else ""
+            values = {name: shown(self.metric, record[name]) for name in _SETS}
+            scores = "  ".join(f"{n} {text.removesuffix(' %')}" for n, text in values.items())
+            line += f"  {self.metric}{sign} {scores}"
         line += (
             f"  {record['epoch_seconds']:.2f} s  wait {record['comm_wait_seconds']['max']:.2f} s"
         )
@@ -102,10 +106,6 @@ class Reporter:
 
 
 _SETS = ("train", "valid", "test")
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.2f}"
 
 
 def human(size: float) -> str:

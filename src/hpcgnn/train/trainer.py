@@ -4,110 +4,178 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import HpcgnnError, InputError, NumericalError, OutputError, say, warn
+from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.graph.subgraph import message_flow
-from hpcgnn.models.build import build_model
-from hpcgnn.models.demands import facts_of
-from hpcgnn.models.inputs import LabelInput
-from hpcgnn.models.stack import Flow
+from hpcgnn.models.build import Model
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
-from hpcgnn.tasks.classes import find_task, labelled
+from hpcgnn.tasks.task import SPLITS, Task, as_task
+from hpcgnn.train import ending
+from hpcgnn.train.averaging import Average
+from hpcgnn.train.callbacks import Callbacks
+from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
-from hpcgnn.train.checkpoint.resume import newest_of_run
-from hpcgnn.train.checkpoint.state import capture, restore_model, restore_optimizer
-from hpcgnn.train.checkpoint.store import CheckpointStore
-from hpcgnn.train.config import Config
+from hpcgnn.train.checkpoint.resume import check_task
+from hpcgnn.train.checkpoint.state import (
+    capture,
+    restore_model,
+    restore_optimizer,
+    restored_average,
+)
 from hpcgnn.train.diagnosis import first_gradient, first_layer
-from hpcgnn.train.journal import Journal
-from hpcgnn.train.open import check_training
-from hpcgnn.train.optimisation import Attack, arithmetic, build_optimizer, configure, learning_rate
+from hpcgnn.train.learned import Learned
+from hpcgnn.train.optimisation import Attack, check_rows, clip_gradients, made_optimizer
 from hpcgnn.train.progress import Progress
-from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
+from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
+from hpcgnn.train.run import Run, config_of_program
+from hpcgnn.train.run_directory import held, note_end, write_config
+from hpcgnn.train.scores import Monitor, Scores, checked_rows, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Counters, Profile, Reporter, Stopwatch, over_ranks
 
-NO_VALIDATION = "no validation node has a label that can be scored"
+Losses = Callable[["Trainer", int], Iterable[Tensor]]
 
 
 class Trainer:
-    """Trains one model on one partitioned graph.
+    """Trains a model on a partitioned graph: any `torch.nn.Module`, any task, any optimizer.
+
+    All ranks make it with the same arguments; what rank 0 has as weights is taken by all.
 
     Args:
         graph: this rank's part.
-        config: what to do.
-        run_dir: folder for metrics.jsonl and checkpoints/; made by rank 0.
+        model: called as `model(graph, x)` with the graph's features, `model(graph)`, or as
+            PyTorch Geometric's `model(x, edge_index)`, see `calls.ModelCall`. Returns a row per
+            local node. Moved to the graph's device.
+        task: what is learned, see `tasks.Task`; any object with `targets`, `loss`, `metrics`,
+            `metric` and `larger_is_better` will do.
+        optimizer: one of torch's, a function that makes one of the parameters, or a name
+            (`adam`, `adamw`, `sgd`, with settings lr and weight_decay).
+        scheduler: one of `torch.optim.lr_scheduler`, or a function that makes one of the
+            optimizer; steps once an epoch, `ReduceLROnPlateau` with the value that chooses.
+        run_dir: folder for metrics.jsonl, config.json and checkpoints/; made by rank 0.
+        callbacks: functions or objects, see `Callbacks`.
+        losses: `losses(trainer, epoch)` yields this rank's shares of several losses, whose
+            gradients are added up; each is followed back before the next one is asked for. Without,
+            the task's loss alone.
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
+        opened: the run, where the command has opened it; None: opened here, by `settings`.
+        settings: as options of `hpcgnn train`: epochs, patience, monitor, better, eval_every,
+            checkpoint_every, keep, clip_norm, warmup, ema, seed, precision and so on.
+
+    Attributes:
+        epoch: epochs that are over.
+        scores: by split and metric, of the newest evaluation.
 
     Raises:
-        InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
+        InputError: graph, model, task and settings, or a checkpoint to resume, don't fit together.
     """
 
     def __init__(
         self,
         graph: PartitionedGraph,
-        config: Config,
-        run_dir: Path,
+        model: torch.nn.Module,
+        task: Any,
         *,
+        optimizer: Optimizer | Callable[[Any], Optimizer] | str | None = None,
+        scheduler: Scheduler | Callable[[Optimizer], Scheduler] | None = None,
+        run_dir: str | Path = "runs/own",
+        callbacks: Sequence[Any] = (),
+        losses: Losses | None = None,
         resume: bool = False,
         stop: StopRequest | None = None,
+        opened: Run | None = None,
+        **settings: Any,
     ) -> None:
-        self.stop = stop
-        self.graph = graph = configure(graph, config)
-        self.config, self.run_dir = config, run_dir
-        self.comm = graph.ring.comm
-        self.device = graph.node_ids.device
-        check_training(config, facts_of(graph))
-        self.task = find_task(graph, config.training.metric)
-        labels = graph.labels
-        masks = (graph.train_mask, graph.valid_mask, graph.test_mask)
-        if labels is None or masks[0] is None:
-            raise InputError("the graph has no labels")
-        self.labels, self.masks = labels, masks
+        self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
+        self._asked_to_stop = ""
+        self.comm, self.device = graph.comm, graph.node_ids.device
+        self.task: Task = as_task(task)
+        self._writes_config = opened is None
+        with ExitStack() as directory:
+            if opened is None:
+                config = config_of_program(
+                    graph, settings, optimizer=optimizer, scheduler=scheduler
+                )
+                seeded = replace(graph.execution, seed=config.training.seed)
+                graph = replace(graph, execution=seeded)
+                directory.enter_context(held(Path(run_dir), self.comm, fresh=not resume))
+                opened = Run.open(Path(run_dir), graph, config, resume=resume)
+            self.graph = self.task.prepare(graph)
+            self.config, self.run_dir = opened.config, opened.directory
+            self.store, self._model_file = opened.store, opened.model_file
+            self._set_up(model, optimizer, scheduler, opened.found)
+            self._directory = directory.pop_all()
+
+    def _set_up(
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer | Callable[[Any], Optimizer] | str | None,
+        scheduler: Scheduler | Callable[[Optimizer], Scheduler] | None,
+        found: tuple[Path, Checkpoint] | None,
+    ) -> None:
+        graph, config = self.graph, self.config
+        self.rows = {
+            split: checked_rows(self.task.targets(graph, split), split) for split in SPLITS
+        }
+        self.monitor = Monitor.of(config.training, self.task)
         self.validated = self._is_validated()
-        self.store = CheckpointStore(run_dir / "checkpoints", self.comm, config.checkpoints.keep)
-        # Before the model is built: one of other settings may not even fit the graph.
-        found = newest_of_run(self.store, graph, config) if resume else None
-        self.model = build_model(
-            config.model, graph, self.task.num_outputs, config.training.seed
-        ).to(self.device)
-        self.parameters = list(self.model.parameters())
+        self.model = model
+        self.learned = Learned(model, self.task.module)
+        self.learned.to(self.device)
+        self.learned.check(self.comm)
+        self.parameters = self.learned.parameters()
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
-        self.optimizer = build_optimizer(config, self.parameters)
-        self.progress = Progress()
+        self.call = self._made_call()
+        self.optimizer = made_optimizer(optimizer, self.learned, config, self.comm)
+        by_settings = optimizer is None or isinstance(optimizer, str)
+        self.rate = made_rate(self.optimizer, scheduler, config, by_settings=by_settings)
+        self.warmup = WarmUp(self.optimizer, config.optimiser.warmup)
+        decay = config.optimiser.ema
+        self.average = Average(self.learned, decay) if decay else None
+        self.progress = Progress(larger=self.monitor.larger)
+        self.scores: Scores = {}
         self.epoch = self.start = 0
         if found is not None:
             self._restore(*found)
-        self.journal = self._open_journal()
+        elif self.learned.take_from_first(self.comm) and self.comm.rank == 0:
+            say("note: the ranks had different weights: all start with those of rank 0")
+        self.journal = ending.open_journal(self)
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
         self.reporter = Reporter(config.training.epochs, self.task.metric)
-        self.train_rows = labelled(labels, masks[0])
-        self.flow = self._message_flow()
+
+    def _made_call(self) -> ModelCall:
+        if isinstance(self.model, Model):
+            return BuiltInCall(self.model, self.graph, self.config, self.rows["train"])
+        if self.config.training.adversarial_steps:
+            raise InputError("--adversarial-steps is for built-in models")
+        return ModelCall(self.model, self.graph, self.config.device.precision)
 
     def _is_validated(self) -> bool:
         """Whether validation gives a score; without, patience is refused."""
-        valid, patience = self.masks[1], self.config.training.patience
-        if valid is not None and self.task.is_scored(self.graph, valid):
+        patience = self.config.training.patience
+        if self.monitor.name == "loss" or self.task.is_scored(self.graph, "valid"):
             return True
         if patience:
             raise InputError(
-                f"--patience {patience} needs validation nodes whose {self.task.metric} is "
+                f"--patience {patience} needs validation nodes whose {self.monitor.name} is "
                 "defined, and this split has none: leave it out, or choose another --split"
             )
         if self.comm.rank == 0:
-            warn(f"hpcgnn: note: {NO_VALIDATION}: no best.h5 is kept")
+            warn(f"hpcgnn: note: {ending.NO_VALIDATION}: no best.h5 is kept")
         return False
 
     @property
@@ -121,29 +189,44 @@ class Trainer:
         training = self.config.training
         return self.epoch >= training.epochs or self.progress.ran_out(training.patience)
 
-    def run(self, profile: Profile | None = None) -> bool:
-        """Train to the end, or to an agreed stop; whether the end was reached."""
+    def request_stop(self, reason: str) -> None:
+        """Stop after this epoch, with a checkpoint; one rank's word is enough."""
+        self._asked_to_stop = self._asked_to_stop or reason
+
+    def run(self, profile: Profile | int = 0) -> bool:
+        """Train to the end, or to an agreed stop; whether the end was reached.
+
+        Args:
+            profile: so many epochs are written as a timeline to `run_dir`/profile.
+        """
+        if self._writes_config and self.begins:
+            write_config(self.run_dir, self.comm, self.config)
         try:
-            return self._run(profile)
+            if isinstance(profile, Profile):
+                return self._run(profile)
+            with Profile(self.run_dir / "profile", self.comm.rank, profile) as timeline:
+                return self._run(timeline)
         except HpcgnnError as error:
             if self.comm.rank == 0:
                 note_end(self.run_dir, f"failed: {error}")
             raise
+        finally:
+            self._directory.close()
 
-    def _run(self, profile: Profile | None) -> bool:
+    def _run(self, profile: Profile) -> bool:
         limit, longest, finished = TimeLimit(), 0.0, True
         with ExitStack() as signals:
             request = self.stop or signals.enter_context(StopRequest())
+            self.callbacks.start(self)
             while not self.ended:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
                 self.epoch += 1
-                if profile is not None:
-                    profile.step()
+                profile.step()
                 self._take_note(record)
                 longest = max(longest, time.perf_counter() - start)
                 margin = self.config.training.time_margin + 2 * longest
-                reason = request.reason
+                reason = request.reason or self._asked_to_stop
                 if self.comm.rank == 0 and limit.seconds_left() < margin:
                     reason = reason or "the time limit"
                 finished = not self._stops(reason) or self.ended
@@ -155,8 +238,9 @@ class Trainer:
             if self.epoch > self.start or self.start == 0:
                 self._save()
             self.store.finish()
-            self._say_end(finished)
-        self._check_failure(ended=finished)
+            self.callbacks.end(self)
+            ending.say_end(self, finished)
+        ending.check_failure(self, ended=finished)
         self.store.close()
         return finished
 
@@ -164,15 +248,13 @@ class Trainer:
         watch, before = Stopwatch(), Counters.of(self.graph.ring)
         self.graph.set_epoch(epoch)
         with watch.phase("epoch"), self.comm.at(f"epoch {epoch}"):
-            loss = self._step(epoch, watch)
-            scores: dict[str, float | None] = dict.fromkeys(("train", "valid", "test"))
+            found: dict[str, Any] = {"epoch": epoch, "loss": self._step(epoch, watch)}
+            found |= dict.fromkeys(SPLITS)
             if self._evaluates(epoch):
                 with self.comm.at("evaluation"):
-                    scores = self.evaluate()
+                    found |= self._evaluated()
         return {
-            "epoch": epoch,
-            "loss": loss,
-            **scores,
+            **found,
             "epoch_seconds": watch.seconds["epoch"],
             "forward_seconds": watch.seconds["forward"],
             "backward_seconds": watch.seconds["backward"],
@@ -180,91 +262,161 @@ class Trainer:
         }
 
     def _step(self, epoch: int, watch: Stopwatch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, epoch)
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.config.training.adversarial_steps:
-            attack = Attack(self.model, self.graph, self.config)
-            total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
-        else:
-            total = self._pass(epoch, watch)
+        self.rate.begin(epoch)
+        self.learned.train()
+        for parameter in self.parameters:
+            parameter.grad = None
+        with self._random_numbers(epoch):
+            if self.config.training.adversarial_steps and isinstance(self.model, Model):
+                attack = Attack(self.model, self.graph, self.config)
+                total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
+            elif self.losses is not None:
+                total = self._several(self.losses, epoch, watch)
+            else:
+                total = self._pass(epoch, watch)
         with watch.phase("backward"):
+            if epoch == self.start + 1 and not isinstance(self.model, Model):
+                self.learned.note_unused(self.comm)
             self._sum_gradients(epoch)
-        self.optimizer.step()
+            if self.config.optimiser.clip_norm:
+                clip_gradients(self.parameters, self.config.optimiser.clip_norm, self.comm)
+        self.warmup.step(epoch)
+        if epoch == self.start + 1:
+            with agreed(self.comm, "the optimizer's state"):
+                check_rows(self.optimizer)
+        if self.average is not None:
+            self.average.update()
         return total
+
+    def _random_numbers(self, epoch: int) -> ExitStack:
+        """torch's random numbers follow from seed, epoch and rank in a model of the user's."""
+        stack = ExitStack()
+        if not isinstance(self.model, Model):
+            devices = [self.device] if self.device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            words = (self.config.training.seed, epoch, self.comm.rank)
+            torch.manual_seed(
+                int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+            )
+        return stack
+
+    def output(self) -> Tensor:
+        """The model's output for all local nodes, in its present mode; for `losses`."""
+        return self.call.output()
+
+    def loss(self, output: Tensor) -> Tensor:
+        """This rank's share of the task's loss, of such an output; collective."""
+        return self.task.loss(self.graph, output[self.rows["train"]], self.rows["train"])
 
     def _pass(
         self, epoch: int, watch: Stopwatch, x_NF: Tensor | None = None, steps: int = 1
     ) -> float:
         """Forward and backward once; gradients of 1 / steps of the loss are added up."""
-        rows, count = self._targets()
+        rows = self.call.targets(self.rows["train"])
         with watch.phase("forward"), self.comm.at("forward"):
-            logits = self._logits(x_NF, self.flow)
-            loss = self.task.loss(logits[self._place(rows)], self.labels[rows], count)
-            total = self.comm.allreduce(float(loss.detach()), where="loss")
+            output = self.call.training_output(x_NF)
+            place = self.call.place(rows)
+            if epoch == self.start + 1:
+                self._check_output(output, place)
+            share = self.task.loss(self.graph, output[place], rows)
+            if isinstance(share, Tensor) and not share.requires_grad:
+                # A rank whose share is a constant still has its part in the others' backward.
+                share = share + output[:0].sum()
+        del output
+        return self._backward(share, epoch, watch, x_NF, steps)
+
+    def _several(self, losses: Losses, epoch: int, watch: Stopwatch) -> float:
+        total, shares = 0.0, iter(losses(self, epoch))
+        while True:
+            with watch.phase("forward"), self.comm.at("forward"):
+                share = next(shares, None)
+            if share is None:
+                return total
+            total += self._backward(share, epoch, watch)
+
+    def _backward(
+        self,
+        share: Tensor,
+        epoch: int,
+        watch: Stopwatch,
+        x_NF: Tensor | None = None,
+        steps: int = 1,
+    ) -> float:
+        if not isinstance(share, Tensor) or share.numel() != 1:
+            raise InputError(
+                "the loss must be a tensor of one number: this rank's share",
+                value=tuple(share.shape) if isinstance(share, Tensor) else type(share).__name__,
+            )
+        with watch.phase("forward"), self.comm.at("forward"):
+            total: float = self.comm.allreduce(float(share.detach()), where="loss")
         if not math.isfinite(total):
-            place = first_layer(self.model, self.graph, x_NF)
+            place = first_layer(self.model, self.comm, lambda: self.call.raw(x_NF))
             self._not_finite(f"the loss is {total}", epoch, place)
-        del logits
         with watch.phase("backward"), self.comm.at("backward"):
-            (loss / steps).backward()
+            (share / steps).backward()
         return total
 
-    def _logits(self, x_NF: Tensor | None = None, flow: Flow | None = None) -> Tensor:
-        with arithmetic(self.config.device.precision, self.device):
-            logits: Tensor = self.model(self.graph, x_NF, flow)
-        return logits.float()
-
-    def _message_flow(self) -> Flow | None:
-        """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
-        config = self.config
-        whole = config.model.norm in ("batch", "graph") or config.model.jumping != "none"
-        if not config.streaming.prune or whole:
-            return None
-        target_N = torch.zeros(self.graph.num_local_nodes, dtype=torch.bool, device=self.device)
-        target_N[self.train_rows] = True
-        flow = message_flow(self.graph, target_N, self.model.hops())
-        return flow if any(step is not None for step in flow) else None
-
-    def _place(self, rows: Tensor) -> Tensor:
-        """Where the logits of these training nodes are."""
-        return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)
-
-    def _targets(self) -> tuple[Tensor, int]:
-        """Local training nodes whose label is not given as input, and their number on all ranks."""
-        inputs = self.model.inputs
-        if not isinstance(inputs, LabelInput):
-            return self.train_rows, self.task.train_count
-        rows = self.train_rows[~inputs.shown(self.graph)[self.train_rows]]
-        return rows, self.comm.allreduce(len(rows), where="targets")
+    def _check_output(self, output: Tensor, place: Tensor) -> None:
+        """Once: rows of the targets are there, and as many columns as the task asks for."""
+        checked_rows(place, "train", len(output))
+        wanted = self.task.num_outputs
+        if wanted is not None and (output.dim() != 2 or output.shape[1] < wanted):
+            raise InputError(
+                f"the model must return {wanted} numbers per node for this task",
+                value=tuple(output.shape),
+            )
 
     def _sum_gradients(self, epoch: int) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""
         if not add_up(self.parameters, self.comm):
-            place = first_gradient(self.graph, self.model.named_parameters())
+            place = first_gradient(self.graph, self.learned.named_parameters())
             self._not_finite("a gradient is not finite", epoch, place)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float | None]:
-        """The metric on the train, valid and test nodes, without dropout; None where undefined."""
-        self.model.eval()
-        logits = self._logits()
-        scores: dict[str, float | None] = {}
-        for name, mask in zip(("train", "valid", "test"), self.masks, strict=True):
-            score = math.nan if mask is None else self.task.score(self.graph, logits, mask)
-            scores[name] = score if math.isfinite(score) else None
+    def evaluate(self) -> Scores:
+        """All metrics on the train, valid and test nodes, without dropout; None where undefined."""
+        scores, _ = self._scores()
         return scores
 
+    @torch.no_grad()
+    def _scores(self) -> tuple[Scores, float | None]:
+        """The metrics, and the loss of the validation nodes where that chooses."""
+        self.learned.train(False)
+        with ExitStack() as averaged:
+            if self.average is not None:
+                averaged.enter_context(self.average.applied())
+            output, loss = self.call.output(), None
+            scores = score(self.graph, self.task, output, self.rows)
+            if self.monitor.name == "valid_loss":
+                rows = self.rows["valid"]
+                share = float(self.task.loss(self.graph, output[rows], rows))
+                loss = self.comm.allreduce(share, where="validation loss")
+        return scores, loss if loss is None or math.isfinite(loss) else None
+
+    def _evaluated(self) -> dict[str, Any]:
+        """What the record of an epoch says of its evaluation."""
+        self.scores, loss = self._scores()
+        found: dict[str, Any] = {s: self.scores[s][self.task.metric] for s in SPLITS}
+        if self.monitor.name == "valid_loss":
+            found["valid_loss"] = loss
+        if any(len(metrics) > 1 for metrics in self.scores.values()):
+            found["metrics"] = self.scores
+        return found
+
     def _take_note(self, record: dict[str, Any]) -> None:
+        best, value = False, None
+        if self._evaluates(record["epoch"]):
+            value = self.monitor.choose(record, self.scores)
+            best = self.progress.note(record["epoch"], value, self.monitor.at_test(self.scores))
+        self.rate.end(value)
+        record |= {"metric": self.task.metric, "best_epoch": self.progress.best_epoch}
+        self.callbacks.epoch(self, record)
         if self.journal is not None:
             self.journal.write(record | {"checkpoint": self.store.newest_epoch()})
         if self.comm.rank == 0:
             self.reporter.epoch(record)
-        if self._evaluates(record["epoch"]):
-            best = self.progress.note(record["epoch"], record["valid"], record["test"])
-            if best:
-                self._save(best=True)
+        if best:
+            self._save(best=True)
 
     def _evaluates(self, epoch: int) -> bool:
         return epoch % self.config.training.eval_every == 0 or epoch == self.config.training.epochs
@@ -276,15 +428,25 @@ class Trainer:
         flags = np.array([asked, failed], np.int64)
         stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
         if failed:
-            self._check_failure()
+            ending.check_failure(self)
         if stop and stop == asked:  # the first of those that were asked says so
             self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
         return bool(stop)
 
     def _save(self, best: bool = False) -> None:
-        arrays, sharded = capture(
-            self.model, self.optimizer, self.graph.node_ids, replicated=self.comm.rank == 0
+        average = None if self.average is None else self.average.values
+        arrays, sharded, plain = capture(
+            self.learned,
+            self.optimizer,
+            self.graph.node_ids,
+            average,
+            replicated=self.comm.rank == 0,
         )
+        state = {
+            "optimizer": plain,
+            "rate": self.rate.stored(),
+            "callbacks": self.callbacks.stored(),
+        }
         checkpoint = Checkpoint(
             epoch=self.epoch if not best else self.progress.best_epoch,
             config=self.config,
@@ -292,88 +454,38 @@ class Trainer:
             num_parts=self.comm.size,
             progress=self.progress.stored(),
             task=self.task.stored(),
+            model_file=self._model_file,
             arrays=arrays,
             sharded=sharded,
+            state={name: values for name, values in state.items() if values},
         )
         self.store.save(checkpoint, best=best)
 
     def _restore(self, path: Path, checkpoint: Checkpoint) -> None:
-        self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path)
-        sharded: dict[str, np.ndarray] = {}
+        larger = self.monitor.larger
+        self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path, larger=larger)
         with agreed(self.comm, "restore the checkpoint"):
-            if any(is_sharded(p) for p in self.parameters):
-                sharded = read_sharded(path, self.graph.node_ids.cpu().numpy())
-            restore_model(self.model, checkpoint, sharded, path)
-            restore_optimizer(self.model, self.optimizer, checkpoint, sharded, path)
+            check_task(checkpoint, self.task.stored(), path)
+            sharded = self._sharded(path)
+            restore_model(self.learned, checkpoint, sharded, path)
+            if self.average is not None:
+                self.average.values = restored_average(self.learned, checkpoint, sharded, path)
+            restore_optimizer(self.learned, self.optimizer, checkpoint, sharded, path)
+            try:
+                self.rate.restore(checkpoint.state.get("rate", {}))
+                self.callbacks.restore(checkpoint.state.get("callbacks", {}))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise InputError(
+                    f"its state of learning rates or callbacks can't be used: {error}", file=path
+                ) from None
         self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")
 
-    def _open_journal(self) -> Journal | None:
-        journal: Journal | None = None
-        with agreed(self.comm, "metrics.jsonl"):
-            if self.comm.rank == 0:
-                path = self.run_dir / "metrics.jsonl"
-                journal = Journal(path, self.epoch, self.config.training.epochs)
-                try:
-                    for name in (REQUEUE, ENDED):
-                        path = self.run_dir / name
-                        path.unlink(missing_ok=True)
-                except OSError as error:
-                    text = f"can't be removed: {error.strerror}; move it away"
-                    raise OutputError(text, file=path) from None
-        return journal
-
-    def _say_end(self, finished: bool) -> None:
-        if self.journal is not None:
-            self.journal.close()
-        if not finished:
-            self._ask_for_requeue()
-        if self.comm.rank != 0:
-            return
-        if not finished:
-            self.reporter.say(f"stopped after epoch {self.epoch}; run again with --resume")
-            return
-        reason = self.progress.reason(self.config.training.patience)
-        if self.epoch == self.start > 0:
-            self.reporter.say(
-                f"{reason} at epoch {self.epoch}; nothing was left to train: more --epochs go on, "
-                "or a larger --patience where that ended it"
-            )
-        elif reason != "finished":
-            self.reporter.say(f"{reason}, after epoch {self.epoch}")
-        nothing = "no validation gave a score" if self.validated else NO_VALIDATION
-        self.reporter.say(self.progress.best_line(self.task.metric, nothing, self.epoch))
-        note_end(self.run_dir, reason)
-
-    def _ask_for_requeue(self) -> None:
-        with agreed(self.comm, REQUEUE):
-            if self.comm.rank != 0:
-                return
-            path = self.run_dir / REQUEUE
-            try:
-                path.touch()
-                if self.store.newest_epoch() <= self.start:
-                    path.unlink()
-                    raise OutputError(
-                        f"stopped after epoch {self.epoch}, but no checkpoint after epoch "
-                        f"{self.start} could be written, so the job isn't requeued: "
-                        f"{self.store.error}"
-                    )
-            except OSError as error:
-                raise OutputError(
-                    f"can't be written ({error.strerror}), so a job script won't requeue this run: "
-                    f"see to its run directory; it stopped after epoch {self.epoch}",
-                    file=path,
-                ) from None
-
-    def _check_failure(self, ended: bool = False) -> None:
-        failure = self.store.missing() if ended else ""
-        if self.config.checkpoints.must_succeed:
-            failure = failure or self.store.error
-        failure = self.comm.broadcast(failure, where="checkpoint failure")
-        if failure:
-            raise OutputError(f"a checkpoint could not be written: {failure}")
+    def _sharded(self, path: Path) -> dict[str, np.ndarray]:
+        if not self.learned.sharded_names():
+            return {}
+        return read_sharded(path, self.graph.node_ids.cpu().numpy())
 
     def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
         """All ranks raise; `place` says where it began."""

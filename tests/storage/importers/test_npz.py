@@ -188,7 +188,10 @@ def test_real_graphs(convert, data, name):
         ({"features": np.zeros((N, 2), "S3")}, "must hold numbers"),
         ({"labels": np.full(N, -2)}, "labels (-1: unknown) lie in -1"),
         ({"labels": np.full(N, 10**12)}, "labels (-1: unknown) lie in"),
-        ({"labels": np.full(N, 0.5)}, "must hold integers (found 0.5)"),
+        (
+            {"labels": np.full(N, 0.5)},
+            "must hold integers; say --labels-as values",
+        ),
         ({"labels": np.full((N, 2), 2)}, "lie in -1 .. 1 (found 2)"),
         ({"labels": np.zeros(N - 1, int)}, "disagree on the number of nodes"),
         ({"labels": np.array([{}] * N)}, "labels: holds Python objects"),

@@ -116,7 +116,7 @@ def test_split_schemes(convert, refused, folder):
         ("raw/num-node-list.csv.gz", "-5\n", "must hold one number"),
         ("raw/num-node-list.csv.gz", "x\n", "line 1: is not an integer"),
         ("split/time/train.csv.gz", "0\n9\n", "train: node indices lie in 0 .. 4 (found 9)"),
-        ("raw/triplet-type-list.csv.gz", "a\n", "has several types of nodes"),
+        ("raw/triplet-type-list.csv.gz", "a\n", "num-node-dict.csv.gz: no such file"),
     ],
 )
 def test_bad_files(refused, folder, name, text, message):

@@ -157,8 +157,8 @@ def test_missing_shape_and_type(tmp_path, name):
 ATTRIBUTES = [
     ("format", "netcdf", "attribute format"),
     ("format", "hpcgnn-partition", "must be a file of format hpcgnn-graph"),
-    ("version", 2, "format version 1 (found 2)"),
-    ("version", "1", "format version 1"),
+    ("version", 3, "format versions 1 to 2 (found 3)"),
+    ("version", "1", "format versions 1 to 2"),
     ("num_nodes", 0, "at least one node"),
     ("num_nodes", -1, "num_nodes must be an integer"),
     ("num_nodes", 1 << 60, "num_nodes must be an integer"),

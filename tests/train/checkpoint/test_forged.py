@@ -13,8 +13,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor
-from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 WEIGHT = "stack.convs.0.lin_l.weight"
@@ -61,7 +61,7 @@ READ = {
     "unknown": (config_with(speed=1), "unknown setting"),
     "empty": (lambda found: found.progress.clear(), "best must be null or a score"),
     "text": (progress_with(best="x"), "best must be null or a score"),
-    "above": (progress_with(best=1e9), "best must be null or a score"),
+    "above": (progress_with(best=float("inf")), "best must be null or a score"),
     "nan": (progress_with(best=float("nan")), "best must be null or a score"),
     "test": (progress_with(test_at_best=[1]), "test_at_best must be null or a score"),
     "epoch": (progress_with(best_epoch="1"), "best_epoch must be an epoch"),
@@ -105,7 +105,7 @@ def graph(comm):
 
 @pytest.fixture
 def run_dir(graph, tmp_path):
-    Trainer(graph, Config.of(layers=2, hidden=8, epochs=2), tmp_path).run()
+    configured_trainer(graph, Config.of(layers=2, hidden=8, epochs=2), tmp_path).run()
     return tmp_path
 
 
@@ -126,7 +126,7 @@ def test_contradictions_are_refused(graph, run_dir):
             found = files.read(path)
             config = Config.of(layers=2, hidden=8, epochs=4)
             with pytest.raises(InputError, match=words):
-                Trainer(graph, config, run_dir, resume=True)
+                configured_trainer(graph, config, run_dir, resume=True)
             if group is RESTORE:
                 with pytest.raises(InputError, match=words):
                     Predictor(graph, found, path)

@@ -22,6 +22,7 @@ from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.stop import StopRequest
 from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
@@ -38,7 +39,7 @@ def make(epoch: int, size: int = 10) -> Checkpoint:
 def make_trainer(comm, folder: Path, **changes: object) -> Trainer:
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
     graph = replace(graph, graph_fingerprint="f" * 16)
-    return Trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
+    return configured_trainer(graph, Config.of(**(SETTINGS | changes)), folder, resume=True)
 
 
 def train(comm, folder: Path, **changes: object) -> Trainer:
@@ -247,7 +248,7 @@ def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, 
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
     graph = replace(graph, graph_fingerprint="f" * 16)
     config = Config.of(**(SETTINGS | {"epochs": 9}))
-    trainer = Trainer(graph, config, open_folder, resume=True, stop=stop)
+    trainer = configured_trainer(graph, config, open_folder, resume=True, stop=stop)
     stop.reason = "SIGUSR1"
     words = r"stopped after epoch 3, but no checkpoint after epoch 2 .* isn't requeued: .*too large"
     with disk_full(open_folder / "checkpoints"), pytest.raises(OutputError, match=words):

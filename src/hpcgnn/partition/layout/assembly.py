@@ -43,7 +43,7 @@ from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.read.partition_file import EdgeLists, Part
 
-_EDGE_COLUMNS = ("weight", "relation", "features")
+_EDGE_COLUMNS = ("weight", "relation", "features")  # what messages use, in both directions
 _INT64 = np.empty(0, np.int64)
 
 
@@ -89,12 +89,19 @@ def build(
     slabs = Slabs(comm, slab.lo, slab.hi, num_nodes)
     edges = agree(
         comm,
-        {"weight": slab.weight, "relation": slab.relation, "features": slab.edge_features},
+        {
+            "weight": slab.weight,
+            "relation": slab.relation,
+            "features": slab.edge_features,
+            "labels": slab.edge_labels,
+            "split": slab.edge_split,
+        },
     )
+    carried = {name: column for name, column in edges.items() if name in _EDGE_COLUMNS}
     columns = node_columns(comm, nodes)
     comm.agree(_find_fault(slab, edges, columns, owner, num_parts, num_nodes), where="layout")
     owner = np.asarray(owner, np.int32)
-    symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, edges)
+    symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, carried)
 
     route = Route.to_parts(comm, owner)
     drafts = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)

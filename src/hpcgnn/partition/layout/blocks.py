@@ -96,7 +96,7 @@ def assemble_blocks(
         row: `[E]`, local destination.
         source: `[E]`, position in the table of sources.
         peer, index: the table, sorted: the part each source lives in and its local index there.
-        columns: weight, relation, features of the edges.
+        columns: weight, relation, features, labels, split of the edges.
 
     Raises:
         InputError: a count that 32 bits can't hold.
@@ -125,6 +125,8 @@ def assemble_blocks(
         recv_ptr=pointers(halo),
         send_ptr=np.zeros(num_parts + 1, np.int64),
         send_rows=np.empty(0, np.int32),
+        labels=columns["labels"][order] if "labels" in columns else None,
+        split=columns["split"][order] if "split" in columns else None,
     )
 
 

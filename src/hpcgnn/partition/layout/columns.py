@@ -53,6 +53,8 @@ def node_columns(comm: Communicator, nodes: NodeData) -> Columns:
         columns["features"] = features
     for kind, rows in (nodes.typed_features or {}).items():
         columns[f"typed/{kind}"] = rows
+    for name, values in nodes.named.items():
+        columns[f"named/{name}"] = values
     return agree(comm, columns)
 
 
@@ -112,4 +114,9 @@ def take(columns: Columns, rows: Int64) -> NodeData:
         name: columns[name][rows] if name in columns else None
         for name in ("labels", "split", "type", "original_ids")
     }
-    return NodeData(features=features, typed_features=typed, **plain)
+    named = {
+        name.removeprefix("named/"): column[rows]
+        for name, column in columns.items()
+        if name.startswith("named/")
+    }
+    return NodeData(features=features, typed_features=typed, named=named, **plain)

@@ -13,16 +13,19 @@ from hpcgnn.storage.importers import (
     ogb,
     parquet,
     planetoid,
+    type_folders,
 )
 from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.text import reading, require
 
-FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples")
+FORMATS = ("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "triples", "types")
 _SEVERAL = ("edges", "parquet", "triples")
 _TAKES = {  # options that only some formats have a use for
     "--columns": ("columns", ("edges", "parquet", "triples")),
     "--skip-lines": ("skip_lines", ("edges", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
+    "--edge-labels": ("edge_labels", ("edges",)),
+    "--edge-split": ("edge_split", ("edges",)),
     "--split-scheme": ("split_scheme", ("ogb",)),
 }
 
@@ -45,6 +48,8 @@ def _guess(path: Path) -> str:
     if path.is_dir():
         if any(path.glob("ind.*.graph")):
             return "planetoid"
+        if type_folders.is_type_folders(path):
+            return "types"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
@@ -103,4 +108,5 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
         "parquet": lambda: parquet.read_parquet(paths, options),
         "triples": lambda: delimited.read_triples(paths, options),
+        "types": lambda: type_folders.read_type_folders(path, options),
     }[format]()

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
+from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_chunks
+from hpcgnn.storage.named import as_labels, check_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
@@ -38,6 +41,7 @@ class Treatment:
         inverse_relations: add the reverse of every edge under relation r + R.
         row_normalise: divide each row of the features by the sum of its absolute values.
         trust_num_nodes: the user has named the number of nodes.
+        link_split: makes a split of the edges.
     """
 
     symmetrise: bool | None = None
@@ -48,6 +52,7 @@ class Treatment:
     inverse_relations: bool = False
     row_normalise: bool = False
     trust_num_nodes: bool = False
+    link_split: LinkSplit | None = None
     compress: bool = False
 
 
@@ -62,6 +67,8 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
         _check_number(source.num_nodes, source.num_edges, source, treatment)
     with Scratch(out, limit) as scratch:
         edges, relations = _spool(source, scratch, treatment)
+        if treatment.link_split is not None and "split" in (edges.dtype.names or ()):
+            raise InputError("has a split of the edges: leave out --link-split", file=source.file)
         num_nodes, table, edges = _number(source, edges, scratch, trusted=treatment.trust_num_nodes)
         _check_number(num_nodes, edges.count, source, treatment)
         _check_space(num_nodes, edges.count, source, out)
@@ -71,14 +78,25 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             out,
             num_nodes=num_nodes,
             compress=treatment.compress,
-            config=config,
+            config=config | source.names,
             num_relations=rules.num_relations or None,
             source=source.file,
         ) as writer:
             write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
+            first = 0
             for chunk in row_chunks(edges, scratch, num_nodes, rules):
+                edge_split = chunk.edge_split
+                if treatment.link_split is not None:
+                    edge_split = treatment.link_split.codes(chunk.counts, chunk.indices, first)
+                first += len(chunk.counts)
                 writer.append_rows(
-                    chunk.counts, chunk.indices, chunk.weight, chunk.relation, chunk.edge_features
+                    chunk.counts,
+                    chunk.indices,
+                    chunk.weight,
+                    chunk.relation,
+                    chunk.edge_features,
+                    chunk.edge_labels,
+                    edge_split,
                 )
             for ids in _original_ids(source, table, num_nodes, scratch):
                 writer.append_original_ids(ids)
@@ -90,6 +108,10 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
     relations = source.num_relations or 0
     lowest = np.iinfo(np.int64).max
     for edges in source.edges:
+        if edges.labels is not None:
+            place = Place(source.file, edges.place(0))
+            edges.labels = as_labels(edges.labels, place)
+            check_labels(edges.labels, place)
         dtype = _dtype(edges)
         if records is None:
             records = scratch.records(dtype)
@@ -103,6 +125,11 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
             out["weight"] = _finite(edges.weight, edges, source, "weight")
         if edges.features is not None:
             out["features"] = _finite(edges.features, edges, source, "edge features")
+        if edges.labels is not None:
+            out["labels"] = edges.labels
+        if edges.split is not None:
+            _check_range(edges.split, 4, edges, source, "the split of the edges")
+            out["split"] = edges.split
         if edges.relation is not None:
             top = 1 << 30 if source.num_relations is None else source.num_relations
             _check_range(edges.relation, top, edges, source, "relation")
@@ -135,6 +162,10 @@ def _dtype(edges: EdgeChunk | None) -> np.dtype:
         fields.append(("relation", np.int32))
     if edges is not None and edges.features is not None:
         fields.append(("features", np.float32, (edges.features.shape[1],)))
+    if edges is not None and edges.labels is not None:
+        fields.append(("labels", edges.labels.dtype, edges.labels.shape[1:]))
+    if edges is not None and edges.split is not None:
+        fields.append(("split", np.int8))
     return np.dtype(fields)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.source import (
     Column,
     Nodes,
@@ -16,6 +17,7 @@ from hpcgnn.storage.importers.source import (
     SparseColumn,
     as_integers,
 )
+from hpcgnn.storage.named import as_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
@@ -68,6 +70,9 @@ def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise:
     if nodes.labels is not None:
         for rows in label_chunks(nodes.labels, num_nodes, nodes.labels_as, nodes.notes):
             writer.append_labels(rows)
+    for name, column in nodes.arrays.items():
+        for rows in counted(column, num_nodes):
+            writer.append_array(name, rows)
     if nodes.split is not None:
         population = np.zeros(4, np.int64)
         for rows in split_codes(nodes.split, num_nodes):
@@ -163,7 +168,7 @@ def _check_columns_differ(
 def label_chunks(
     column: Column, num_nodes: int, labels_as: str | None, notes: list[str]
 ) -> Iterator[np.ndarray]:
-    """int64 [n] classes or [n, T] labels; nothing where every label is unknown.
+    """int64 [n] classes, [n, T] labels or float32 values; nothing where every class is unknown.
 
     Args:
         labels_as: see `Nodes`.
@@ -176,13 +181,16 @@ def label_chunks(
     population = np.zeros(0, np.int64)
     single, positive = labels_as is None, False
     for rows in counted(column, num_nodes):
+        if labels_as == "values":
+            yield as_labels(rows.astype(np.float32), Place(column.file, column.name))
+            continue
         if rows.ndim == 2 and rows.shape[1] == 1 and labels_as != "several":
             rows = rows[:, 0]
         if rows.ndim not in (1, 2) or rows.shape[1:] == (0,):
             raise column.error("labels must have shape [nodes] or [nodes, labels]", rows.shape)
         if labels_as is not None and (rows.ndim == 1) != (labels_as == "classes"):
             raise column.error(f"is not what --labels-as {labels_as} means", rows.shape)
-        labels = as_integers(rows, column)
+        labels = _whole_labels(rows, column)
         check_bounds(
             labels, -1, MAX_CLASSES if labels.ndim == 1 else 2, column, "labels (-1: unknown)"
         )
@@ -212,6 +220,17 @@ def label_chunks(
             + (f" or {empty.shape[0] - 1} others" if empty.shape[0] > 1 else "")
             + f" of the {population.shape[0]} classes 0 .. {population.shape[0] - 1}"
         )
+
+
+def _whole_labels(rows: np.ndarray, column: Column) -> np.ndarray:
+    if rows.dtype.kind == "f":
+        broken = np.isfinite(rows) & (rows != np.rint(rows))
+        if broken.any():
+            raise column.error(
+                "must hold integers; say --labels-as values if these are numbers to be predicted",
+                rows[broken].flat[0],
+            )
+    return as_integers(rows, column)
 
 
 def _at_most_one(labels: np.ndarray) -> bool:

@@ -170,6 +170,8 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
     arrays = [path for path in paths if path.suffix == ".npy"]
     if options.edge_weights is not None and not arrays:
         raise InputError("--edge-weights goes with .npy edges: name a column here", file=paths[0])
+    if not arrays and (options.edge_labels or options.edge_split) is not None:
+        raise InputError("--edge-labels and --edge-split go with .npy edges", file=paths[0])
     if not arrays:
         return _text(paths, options)
     if len(arrays) != len(paths) or len(paths) > 2:
@@ -180,7 +182,13 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
         ends = pair_column(ArraySource(paths[0]), options.limit)
     else:
         ends = array_pair(*paths)
-    return Source(paths[0], edges_from(ends, weight=options.edge_weights), rows_as_given=True)
+    edges = edges_from(
+        ends,
+        weight=options.edge_weights,
+        labels=options.edge_labels,
+        split=options.edge_split,
+    )
+    return Source(paths[0], edges, rows_as_given=True)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def read_node_files(
     types: Path | None = None,
     ids: Path | None = None,
     labels_as: str | None = None,
+    arrays: dict[str, Path] | None = None,
     options: ImportOptions,
 ) -> tuple[Nodes, int | None]:
     """The columns in these files (.npy; features also .npz of `scipy.sparse.save_npz`; split also
@@ -44,6 +45,10 @@ def read_node_files(
             setattr(nodes, name, array.column(options.limit))
     for kind, path in (typed_features or {}).items():
         nodes.typed_features[kind] = _array(path).column(options.limit)
+    for name, path in (arrays or {}).items():
+        array = _array(path)
+        known[path] = array.shape[0]
+        nodes.arrays[name] = array.column(options.limit)
     if split is not None and split.suffix == ".npz":
         nodes.split, notes = read_split(split, options)
         nodes.notes += [f"{split}: {note}" for note in notes]

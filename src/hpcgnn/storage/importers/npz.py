@@ -6,10 +6,11 @@ Arrays (all plain numbers; none is unpickled):
                                        edge from i to j, weighted by it unless all are 1
     edge_index or edges                [2, E] or [E, 2]: source and destination
     subject or head, relation, object or tail        [E] each; num_nodes, num_relations
-    weight [E], edge_features [E, D]
+    weight [E], edge_features [E, D], edge_label [E] or [E, W], edge_split [E] of 0 .. 3
     features [N, F], or feature_indptr, feature_indices, feature_data, feature_shape
     labels [N] or [N, T]; train, valid, test: indices, or masks [N] or [S, N]
     type [N], typed_features_<t> [N_t, F_t], original_ids [N]
+    array_<name> [N] or [N, W]: kept as graph.nodes["<name>"]
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ _NAMES = {
     "features": ("node_features",),
     "labels": ("node_labels",),
     "type": ("node_type",),
+    "edge_features": ("edge_attr",),
+    "edge_label": ("edge_labels",),
     "train": ("train_mask", "train_masks"),
     "valid": ("val", "valid_mask", "val_mask", "val_masks"),
     "test": ("test_mask", "test_masks"),
 }
 _TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
+_NAMED = "array_"
 _SPARSE = ("feature_indptr", "feature_indices", "feature_data", "feature_shape")
 _MASKS = ("_mask", "_masks")
 
@@ -194,24 +198,29 @@ def _edges(
     else:
         indptr, indices = members.need("indptr"), members.need("indices")
         ends, number = compressed_pairs(indptr, indices), indptr.shape[0] - 1
-    if options.weights and (given := _edge_column(members, "weight", 1, options)) is not None:
+    if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
         if weight is not None:
             raise InputError("has both data and weight: store the weights once", file=path)
         weight = given
     edges = edges_from(
         ends,
         weight=weight,
-        relation=_edge_column(members, "relation", 1, options),
-        features=_edge_column(members, "edge_features", 2, options),
+        relation=_edge_column(members, "relation", (1,), options),
+        features=_edge_column(members, "edge_features", (2,), options),
+        labels=_edge_column(members, "edge_label", (1, 2), options),
+        split=_edge_column(members, "edge_split", (1,), options),
     )
     return edges, number, number is None
 
 
-def _edge_column(members: _Members, name: str, ndim: int, options: ImportOptions) -> Column | None:
+def _edge_column(
+    members: _Members, name: str, ndim: tuple[int, ...], options: ImportOptions
+) -> Column | None:
     array = members.get(name)
     if array is None:
         return None
-    check_dimensions(array, ndim)
+    if array.ndim not in ndim:
+        raise array.error(f"must have {' or '.join(map(str, ndim))} dimensions", array.shape)
     return array.column(options.limit)
 
 
@@ -241,6 +250,13 @@ def _nodes(members: _Members, options: ImportOptions) -> tuple[Nodes, dict[str, 
         if match := _TYPED.fullmatch(name):
             members.used.add(name)
             nodes.typed_features[int(match[1])] = members.archive[name].column(options.limit)
+        elif name.startswith(_NAMED):
+            members.used.add(name)
+            array = members.archive[name]
+            if array.ndim == 0:
+                raise array.error("must have a value or a row for each node", array.shape)
+            known[name] = array.shape[0]
+            nodes.arrays[name.removeprefix(_NAMED)] = array.column(options.limit)
     return nodes, known
 
 

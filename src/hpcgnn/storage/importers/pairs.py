@@ -18,13 +18,16 @@ def edges_from(
     weight: Column | None = None,
     relation: Column | None = None,
     features: Column | None = None,
+    labels: Column | None = None,
+    split: Column | None = None,
 ) -> Iterator[EdgeChunk]:
     """Edges from the rows [source, destination] of `ends` and columns of the same length.
 
     Raises:
         InputError: columns of different lengths, or ends that are no integers.
     """
-    extras = [column for column in (weight, relation, features) if column is not None]
+    columns = (weight, relation, features, labels, split)
+    extras = [column for column in columns if column is not None]
     first = 0
     try:
         for pair, *rest in together(ends.chunks, *(column.chunks for column in extras)):
@@ -37,6 +40,8 @@ def edges_from(
                 weight=_floats(values.get(id(weight)), weight, 1),
                 relation=None if relation is None else as_integers(values[id(relation)], relation),
                 features=_floats(values.get(id(features)), features, 2),
+                labels=values.get(id(labels)),
+                split=None if split is None else as_integers(values[id(split)], split),
             )
             first += pair.shape[0]
     except ValueError:

@@ -23,6 +23,8 @@ class EdgeChunk:
     weight: np.ndarray | None = None  # float [E]
     relation: np.ndarray | None = None  # int64 [E]
     features: np.ndarray | None = None  # float [E, D]
+    labels: np.ndarray | None = None  # [E] or [E, W]
+    split: np.ndarray | None = None  # integers [E]: 1 train, 2 valid, 3 test, 0 for messages alone
 
 
 @dataclass
@@ -79,8 +81,9 @@ class Nodes:
     """Everything known about the nodes beside their number; None where nothing is.
 
     Attributes:
-        labels_as: what a matrix of labels holds: "classes" (none is admitted), "one-hot" or
-            "several"; None: ask where it may be either.
+        labels_as: what the labels are: "classes" (no matrix is admitted), "one-hot", "several" or
+            "values" (numbers to be predicted); None: ask where it may be one or the other.
+        arrays: named arrays of whatever the user keeps of the nodes.
         notes: things the user should know, one line each.
     """
 
@@ -91,6 +94,7 @@ class Nodes:
     types: Column | None = None
     ids: Column | None = None
     labels_as: str | None = None
+    arrays: dict[str, Column] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
@@ -99,6 +103,7 @@ class Nodes:
             if getattr(other, name):
                 setattr(self, name, getattr(other, name))
         self.typed_features.update(other.typed_features)
+        self.arrays.update(other.arrays)
         self.notes += other.notes
 
 
@@ -114,6 +119,7 @@ class Source:
         num_edges: the number announced by a header, to be compared with the number of nodes.
         rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
         counted: the source itself says how many nodes it has, so that it may have no edges.
+        names: `node_types` (names) and `edge_types` (source, relation, destination), where known.
         symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
         notes: things the user should know, one line each.
     """
@@ -125,6 +131,7 @@ class Source:
     num_edges: int | None = None
     rows_as_given: bool = False
     nodes: Nodes = field(default_factory=Nodes)
+    names: dict[str, list] = field(default_factory=dict)
     symmetrise: bool = False
     self_loops: str = "keep"
     notes: list[str] = field(default_factory=list)
@@ -146,7 +153,7 @@ class ImportOptions:
         skip_lines: lines of a text file to pass over; None: ask where the first may hold sizes.
         num_nodes: fixes the number of nodes; ids are then rows.
         weights: False leaves out the weights a source has.
-        edge_weights: the weights of an edge list in .npy files.
+        edge_weights, edge_labels, edge_split: columns of an edge list in .npy files.
         split_scheme: which of several folders of splits OGB's layout has.
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
@@ -157,6 +164,8 @@ class ImportOptions:
     num_nodes: int | None = None
     weights: bool = True
     edge_weights: Column | None = None
+    edge_labels: Column | None = None
+    edge_split: Column | None = None
     split_scheme: str | None = None
     ogb_root: Path = Path("dataset")
     limit: int = 1 << 30

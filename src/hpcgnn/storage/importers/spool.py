@@ -38,6 +38,8 @@ class RowChunk:
     weight: np.ndarray | None
     relation: np.ndarray | None
     edge_features: np.ndarray | None
+    edge_labels: np.ndarray | None
+    edge_split: np.ndarray | None
 
 
 def row_chunks(
@@ -77,7 +79,7 @@ def _finish(
         np.ascontiguousarray(records["source"]),
         *(
             np.ascontiguousarray(records[name]) if name in names else None
-            for name in ("weight", "relation", "features")
+            for name in ("weight", "relation", "features", "labels", "split")
         ),
     )
 
@@ -99,7 +101,21 @@ def _without_duplicates(records: np.ndarray, keys: tuple[str, ...], combine: str
                 out[name] = reduce.reduceat(records[name], starts, axis=0)
             if not np.isfinite(out[name]).all():
                 raise InputError(f"the sum of the {name} of some duplicate edges is not finite")
+    for name in ("labels", "split"):
+        if name in (records.dtype.names or ()):
+            _check_duplicates_agree(records[name], new, name)
     return out
+
+
+def _check_duplicates_agree(values: np.ndarray, new: np.ndarray, name: str) -> None:
+    """What each record, unless it is `new`, has in common with the one before."""
+    same = (values[1:] == values[:-1]) | ((values[1:] != values[1:]) & (values[:-1] != values[:-1]))
+    same = same.reshape(len(same), -1).all(axis=1)
+    if not (same | new[1:]).all():
+        raise InputError(
+            f"an edge and its duplicate, or its reverse, have different {name}: leave them as they "
+            "are with --no-symmetrise and without --deduplicate"
+        )
 
 
 def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, ...]) -> np.ndarray:
@@ -111,6 +127,8 @@ def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, 
     added["source"] = added["destination"] = low + np.flatnonzero(missing)
     if "weight" in (records.dtype.names or ()):
         added["weight"] = 1
+    if "labels" in (records.dtype.names or ()):
+        added["labels"] = -1 if added["labels"].dtype.kind == "i" else np.nan
     both = np.concatenate([records, added])
     return both[sorting_order(both, keys)] if both.shape[0] else both
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcgnn.storage import checks
+from hpcgnn.storage import checks, named
 from hpcgnn.storage.fingerprint import to_hex
 from hpcgnn.storage.read.nodes import NodeColumns, NodeData, read_pointers
 from hpcgnn.storage.read.reader import FormatFile, Reader, StoredColumn
@@ -21,7 +21,8 @@ class GraphSlab:
     """The in-neighbour lists of nodes `lo .. hi - 1`.
 
     `indptr` int64 [hi-lo+1] starts at 0; `indices` int64 [e]; `weight` float32 [e], `relation`
-    int32 [e] and `edge_features` float32 [e, D] are None where the graph has none.
+    int32 [e], `edge_features` float32 [e, D], `edge_labels` (int64 [e], int8 [e, T], float32 [e] or
+    [e, W]) and `edge_split` int8 [e] are None where the graph has none.
     """
 
     lo: int
@@ -31,6 +32,8 @@ class GraphSlab:
     weight: np.ndarray | None = None
     relation: np.ndarray | None = None
     edge_features: np.ndarray | None = None
+    edge_labels: np.ndarray | None = None
+    edge_split: np.ndarray | None = None
 
 
 class GraphFile(FormatFile):
@@ -71,6 +74,10 @@ class GraphFile(FormatFile):
         if counts.edge_width:
             shape = (edges, counts.edge_width)
             self._edge_features = reader.column("edges/features", ("float32",), shape)
+        self._edge_labels: StoredColumn | None = None
+        if reader.has("edges/labels"):
+            self._edge_labels = reader.rows("edges/labels", named.LABEL_TYPES, edges)
+        self._edge_split = self._optional("edges/split", "int8", (edges,))
         self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
         self.sparse = reader.is_group("nodes/features")
         read_pointers(self._indptr, 0, 0, edges)
@@ -101,6 +108,12 @@ class GraphFile(FormatFile):
         if self._edge_features is not None:
             slab.edge_features = self._edge_features.read(first, last)
             checks.finite(slab.edge_features, self._edge_features.place(first))
+        if self._edge_labels is not None:
+            slab.edge_labels = self._edge_labels.read(first, last)
+            named.check_labels(slab.edge_labels, self._edge_labels.place(first))
+        if self._edge_split is not None:
+            slab.edge_split = self._edge_split.read(first, last)
+            checks.in_range(slab.edge_split, 0, 4, self._edge_split.place(first))
         return slab
 
     def read_nodes(self, lo: int, hi: int, which: Iterable[str] | None = None) -> NodeData:
@@ -137,7 +150,10 @@ class GraphFile(FormatFile):
         return total
 
     def _columns(self) -> list[StoredColumn]:
-        optional = (self._weight, self._relation, self._edge_features)
+        optional = (
+            *(self._weight, self._relation, self._edge_features),
+            *(self._edge_labels, self._edge_split),
+        )
         edges = [column for column in optional if column is not None]
         return [self._indptr, self._indices, *edges, *self._nodes.columns()]
 
@@ -150,7 +166,7 @@ class GraphFile(FormatFile):
             return 0, len(column) if lo == 0 else 0
         if column.name.endswith("/indptr"):
             return lo, hi + (hi == self.num_nodes)
-        if group == "nodes":
+        if group in ("nodes", "nodes/arrays"):
             return lo, hi
         pointers = next(c for c in self._columns() if c.name == f"{group}/indptr")
         return int(pointers.read(lo, lo + 1)[0]), int(pointers.read(hi, hi + 1)[0])

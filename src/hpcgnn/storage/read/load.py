@@ -117,10 +117,17 @@ def assemble(
         valid_mask=masks[1],
         test_mask=masks[2],
         node_types=None if nodes.type is None else torch.from_numpy(np.asarray(nodes.type)),
+        nodes={name: torch.from_numpy(values).clone() for name, values in nodes.named.items()},
+        edge_labels=_tensor(part.in_edges.labels),
+        edge_split=_tensor(part.in_edges.split),
         num_relations=int(header.get("num_relations", 0)),
         num_types=int(header.get("num_types", 0)),
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
     )
+
+
+def _tensor(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values).clone()
 
 
 def _aligned(rows: np.ndarray) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcgnn.storage import checks
+from hpcgnn.storage import checks, named
 from hpcgnn.storage.read.reader import Reader, StoredColumn
 from hpcgnn.storage.schema import MAX_WIDTH, Counts
 
-KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids")
+KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids", "named")
 
 
 @dataclass
@@ -32,9 +32,9 @@ class CsrRows:
 class NodeData:
     """Columns of some nodes; None (or no entry) where the file has none or none was asked for.
 
-    `features` float32|float16 [n, F] or `CsrRows`; `labels` int64 [n] or int8 [n, T];
-    `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], the nodes of type
-    t in this order; `original_ids` int64 [n].
+    `features` float32|float16 [n, F] or `CsrRows`; `labels` int64 [n], int8 [n, T], float32 [n] or
+    [n, W]; `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], the nodes
+    of type t in this order; `original_ids` int64 [n]; `named[name]` [n] or [n, W].
     """
 
     features: np.ndarray | CsrRows | None = None
@@ -43,6 +43,7 @@ class NodeData:
     type: np.ndarray | None = None
     typed_features: dict[int, np.ndarray] = field(default_factory=dict)
     original_ids: np.ndarray | None = None
+    named: dict[str, np.ndarray] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by dataset name, sparse features as three."""
@@ -59,6 +60,8 @@ class NodeData:
             found["nodes/features"] = self.features
         for kind, rows in self.typed_features.items():
             found[f"nodes/typed_features/{kind}"] = rows
+        for name, values in self.named.items():
+            found[f"nodes/arrays/{name}"] = values
         return {name: array for name, array in found.items() if array is not None}
 
 
@@ -70,6 +73,7 @@ class NodeColumns:
         self._counts = counts
         self._columns: dict[str, StoredColumn] = {}
         self._typed: dict[int, StoredColumn] = {}
+        self._named: dict[str, StoredColumn] = {}
         self._open_features(reader, f"{prefix}nodes/features")
         if counts.num_classes and counts.multilabel:
             shape: tuple[int | None, ...] = (num_rows, counts.num_classes)
@@ -77,6 +81,9 @@ class NodeColumns:
         elif counts.num_classes:
             name = f"{prefix}nodes/labels"
             self._columns["labels"] = reader.column(name, ("int64",), (num_rows,))
+        elif reader.has(f"{prefix}nodes/labels"):
+            name = f"{prefix}nodes/labels"
+            self._columns["labels"] = reader.rows(name, ("float32",), num_rows)
         if counts.num_splits:
             shape = (num_rows, counts.num_splits)
             self._columns["split"] = reader.column(f"{prefix}nodes/split", ("int8",), shape)
@@ -87,9 +94,13 @@ class NodeColumns:
             name = f"{prefix}nodes/original_ids"
             self._columns["original_ids"] = reader.column(name, ("int64",), (num_rows,))
         self._open_typed(reader, f"{prefix}nodes/typed_features")
+        for name in reader.names(f"{prefix}nodes/arrays"):
+            named.check_name(name, reader.place(f"{prefix}nodes/arrays"))
+            dataset = f"{prefix}nodes/arrays/{name}"
+            self._named[name] = reader.rows(dataset, named.TYPES, num_rows)
 
     def columns(self) -> list[StoredColumn]:
-        return [*self._columns.values(), *self._typed.values()]
+        return [*self._columns.values(), *self._typed.values(), *self._named.values()]
 
     def read(self, low: int, high: int, which: Iterable[str] | None = None) -> NodeData:
         """The chosen `KINDS` (None: all) of rows `low .. high - 1`, every value checked.
@@ -102,8 +113,7 @@ class NodeColumns:
         if "features" in wanted:
             data.features = self._read_features(low, high)
         if "labels" in wanted:
-            top = 2 if self._counts.multilabel else self._counts.num_classes
-            data.labels = self._read_integers("labels", low, high, -1, top)
+            data.labels = self._read_labels(low, high)
         if "split" in wanted:
             data.split = self._read_integers("split", low, high, 0, 4)
         if wanted & {"type", "typed_features"}:
@@ -114,6 +124,10 @@ class NodeColumns:
             data.original_ids = self._columns["original_ids"].read(low, high)
         if "type" not in wanted:
             data.type = None
+        if "named" in wanted:
+            for name, column in self._named.items():
+                data.named[name] = column.read(low, high)
+                named.check_array(data.named[name], column.place(low))
         return data
 
     def _open_features(self, reader: Reader, name: str) -> None:
@@ -151,6 +165,14 @@ class NodeColumns:
         values = self._columns[kind].read(low, high)
         checks.in_range(values, least, top, self._columns[kind].place(low))
         return values
+
+    def _read_labels(self, low: int, high: int) -> np.ndarray | None:
+        if "labels" not in self._columns:
+            return None
+        column = self._columns["labels"]
+        labels = column.read(low, high)
+        named.check_labels(labels, column.place(low), self._counts.num_classes)
+        return labels
 
     def _read_features(self, low: int, high: int) -> np.ndarray | CsrRows | None:
         if "features" in self._columns:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcgnn.storage import named
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.agreement import (
@@ -128,6 +129,11 @@ class PartitionFile(FormatFile):
             send_rows=take("send_rows", "int32", None),
             **pointers,
         )
+        if side == "in" and reader.has(f"{group}/labels"):
+            column = reader.rows(f"{group}/labels", named.LABEL_TYPES, edges)
+            lists.labels = column.read()
+        if side == "in" and reader.has(f"{group}/split"):
+            lists.split = take("split", "int8", edges)
         check_edges(lists, index, num_local, self.counts.num_relations, reader.place(group))
         self._check_exchange(lists, index, side)
         return lists

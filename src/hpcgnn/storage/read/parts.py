@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from hpcgnn.storage import checks
+from hpcgnn.storage import checks, named
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.read.nodes import NodeData
 
@@ -28,6 +28,7 @@ class EdgeLists:
     how many each has, `columns` the local source (s == r) or the place in the receive list from s,
     ascending in each row. `recv_ptr`, `send_ptr` int64 [P+1] delimit the lists of each peer
     (empty for r itself), `send_rows` are the local rows sent, ascending for each peer.
+    `labels` and `split` of the edges are None in the reversed graph.
     """
 
     edge_ptr: np.ndarray
@@ -41,6 +42,8 @@ class EdgeLists:
     recv_ptr: np.ndarray
     send_ptr: np.ndarray
     send_rows: np.ndarray
+    labels: np.ndarray | None = None
+    split: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -124,6 +127,10 @@ def check_edges(
         checks.finite(lists.features, place.below("features"))
     if lists.relation is not None:
         checks.in_range(lists.relation, 0, num_relations, place.below("relation"))
+    if lists.labels is not None:
+        named.check_labels(lists.labels, place.below("labels"))
+    if lists.split is not None:
+        checks.in_range(lists.split, 0, 4, place.below("split"))
 
 
 def _check_block(lists: EdgeLists, peer: int, own_width: int | None, place: Place) -> None:

@@ -21,7 +21,8 @@ from hpcgnn.storage.read.chunks import StoredChunks
 from hpcgnn.storage.schema import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
-    VERSION,
+    MAX_WIDTH,
+    NEWEST_VERSION,
     attribute_checksum,
     chunk_rows,
 )
@@ -143,6 +144,16 @@ class Reader:
             raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
         return StoredColumn(self, name, found)
 
+    def rows(self, name: str, dtypes: tuple[str, ...], number: int) -> StoredColumn:
+        """The dataset `name` with a value, or a row of any width, for each of `number`."""
+        found = self._get(name)
+        with self._mapped(name):
+            ndim = found.ndim if isinstance(found, h5py.Dataset) else 1
+        column = self.column(name, dtypes, (number, *(None for _ in range(ndim == 2))))
+        if not all(0 < width < MAX_WIDTH for width in column.shape[1:]):
+            raise self.place(name).error("must have rows of a width above 0", column.shape)
+        return column
+
     def walk(self) -> list[dict[str, Any]]:
         """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
         found: list[dict[str, Any]] = []
@@ -191,8 +202,8 @@ class Reader:
         if format is not None and actual != format:
             raise self._bad(f"must be a file of format {format}", actual)
         version = self.attributes.get("version")
-        if version != VERSION:
-            raise self._bad(f"this release reads format version {VERSION}", version)
+        if not isinstance(version, int) or not 1 <= version <= NEWEST_VERSION:
+            raise self._bad(f"this release reads format versions 1 to {NEWEST_VERSION}", version)
         checksum = self.attributes.get("checksum")
         if format is not None and checksum != attribute_checksum(self.attributes):
             raise self._bad("is damaged: attributes and their checksum differ", checksum)

@@ -10,10 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcgnn.storage import checks
+from hpcgnn.storage import checks, named
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
-from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, VERSION, Counts, chunk_rows, exceeded
+from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, Counts, chunk_rows, exceeded
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import OutputFile
 
@@ -97,10 +97,13 @@ class GraphWriter:
         weight: np.ndarray | None = None,
         relation: np.ndarray | None = None,
         edge_features: np.ndarray | None = None,
+        edge_labels: np.ndarray | None = None,
+        edge_split: np.ndarray | None = None,
     ) -> None:
         """The next k nodes' in-neighbours: `counts` [k], `indices` [e] sources, e = sum(counts).
 
-        `weight` [e], `relation` [e], `edge_features` [e, D] are given in every call or in none.
+        `weight` [e], `relation` [e], `edge_features` [e, D], `edge_labels` (as `append_labels`
+        takes them) and `edge_split` [e] (0 .. 3) are given in every call or in none.
         """
         counts = self._integers("edges/indptr", counts)
         indices = self._integers("edges/indices", indices)
@@ -111,7 +114,13 @@ class GraphWriter:
             )
         before = self.num_edges
         checks.in_range(indices, 0, self.num_nodes, self._place("edges/indices", before))
-        extras = {"weight": weight, "relation": relation, "features": edge_features}
+        extras = {
+            "weight": weight,
+            "relation": relation,
+            "features": edge_features,
+            "labels": edge_labels,
+            "split": edge_split,
+        }
         present = {name for name in extras if f"edges/{name}" in self._columns}
         given = {name for name, array in extras.items() if array is not None}
         if self._columns["edges/indptr"].num_rows > 1 and present != given:
@@ -126,6 +135,12 @@ class GraphWriter:
             relation = self._integers("edges/relation", relation, len(indices))
             self._note("relation", "edges/relation", relation, 0)
             self._write("edges/relation", relation.astype(np.int32))
+        if edge_labels is not None:
+            self._write("edges/labels", self._labels("edges/labels", edge_labels, len(indices)))
+        if edge_split is not None:
+            split = self._integers("edges/split", edge_split, len(indices))
+            checks.in_range(split, 0, 4, self._place("edges/split", before))
+            self._write("edges/split", split.astype(np.int8))
 
     def append_features(self, features: np.ndarray) -> None:
         """The next k nodes' features: float32 or float16 [k, F]; other numbers become float32."""
@@ -161,14 +176,28 @@ class GraphWriter:
         self._append_floats(f"{group}/data", data, 1, len(indices))
 
     def append_labels(self, labels: np.ndarray) -> None:
-        """Integers [k] (-1 unknown), or [k, T] of 0, 1 and -1 for T labels at once."""
-        labels = self._integers("nodes/labels", labels, ndim=(1, 2))
-        if labels.ndim == 1:
+        """Integers [k] (-1 unknown), or [k, T] of 0, 1 and -1 for T labels at once.
+
+        Floats are numbers to be predicted, [k] or [k, W], NaN where unknown.
+        """
+        labels = self._labels("nodes/labels", labels)
+        if labels.ndim == 1 and labels.dtype.kind == "i":
             self._note("class", "nodes/labels", labels, -1)
-            self._write("nodes/labels", labels)
-            return
-        checks.in_range(labels, -1, 2, self._place("nodes/labels", self._rows("nodes/labels")))
-        self._write("nodes/labels", labels.astype(np.int8))
+        self._write("nodes/labels", labels)
+
+    def append_array(self, name: str, values: np.ndarray) -> None:
+        """The next k nodes' rows of a named array: [k] or [k, W], of a type in `named.TYPES`."""
+        dataset = f"nodes/arrays/{name}"
+        named.check_name(name, self._place("nodes/arrays"))
+        array = np.asarray(values)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if array.dtype.name not in named.TYPES or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+            raise self._place(dataset).error(
+                f"must be [nodes] or [nodes, width] of {', '.join(named.TYPES)}",
+                f"{array.dtype} {array.shape}",
+            )
+        named.check_array(array, self._place(dataset, self._rows(dataset)))
+        self._write(dataset, array)
 
     def append_split(self, split: np.ndarray) -> None:
         """[k] or [k, S] of 0 none, 1 train, 2 valid, 3 test."""
@@ -229,6 +258,18 @@ class GraphWriter:
         checks.finite(array, self._place(name, self._rows(name)))
         self._write(name, array)
 
+    def _labels(self, name: str, values: np.ndarray, length: int | None = None) -> np.ndarray:
+        place = self._place(name, self._rows(name))
+        array = np.asarray(values)
+        if not len(array) and not isinstance(values, np.ndarray):  # an empty list has no type
+            stored = self._columns.get(name)
+            tail, dtype = (stored.tail, stored.dtype) if stored else ((), np.dtype(np.int64))
+            array = np.empty((0, *tail), dtype)
+        labels = named.as_labels(array, place)
+        self._check_length(name, labels, length)
+        named.check_labels(labels, place)
+        return labels
+
     def _check_length(self, name: str, array: np.ndarray, length: int | None) -> None:
         if length is not None and len(array) != length:
             raise self._place(name).error(f"must have {length} rows", len(array))
@@ -256,7 +297,7 @@ class GraphWriter:
             return False
         counts = self._counts()
         self._check_complete(counts)
-        if not counts.num_classes and "nodes/labels" in self._columns:
+        if not counts.num_classes and "nodes/labels" in self._columns and not self._values:
             self._columns.pop("nodes/labels").drop()  # all unknown: readers see no labels
         for column in self._columns.values():
             column.finish()
@@ -265,7 +306,7 @@ class GraphWriter:
         self._output.set_attributes(
             {
                 "format": GRAPH,
-                "version": VERSION,
+                "version": named.version_of({n: c.dtype for n, c in self._columns.items()}),
                 **counts.attributes(),
                 "fingerprint": to_hex(sum(c.fingerprint for c in self._columns.values())),
                 "config": self._config,
@@ -273,8 +314,14 @@ class GraphWriter:
         )
         return False
 
+    @property
+    def _values(self) -> bool:
+        """The labels are numbers to be predicted, not classes."""
+        column = self._columns.get("nodes/labels")
+        return column is not None and column.dtype.kind == "f"
+
     def _number(self, kind: str, name: str) -> int:
-        if name not in self._columns:
+        if name not in self._columns or (kind == "class" and self._values):
             return 0
         given = self._given[kind]
         return self._largest[kind] + 1 if given is None else given
@@ -283,7 +330,8 @@ class GraphWriter:
         width: Callable[[str], int] = lambda name: (  # noqa: E731
             self._columns[name].tail[0] if name in self._columns else 0
         )
-        multilabel = bool(self._columns.get("nodes/labels") and self._columns["nodes/labels"].tail)
+        labels = self._columns.get("nodes/labels")
+        multilabel = labels is not None and bool(labels.tail) and not self._values
         return Counts(
             num_nodes=self.num_nodes,
             num_edges=self.num_edges,

@@ -14,9 +14,10 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
+from hpcgnn.storage.named import version_of
 from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
-from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, VERSION, exceeded
+from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, exceeded
 from hpcgnn.storage.write import atomic, parallel
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class CheckedPart:
             "num_parts": self.part.num_parts,
             "sizes": (self.part.num_nodes, self.part.num_edges),
             "fingerprint": self.fingerprint,
+            "version": version_of({name: array.dtype for name, array in self.arrays.items()}),
             "sends": {side: np.diff(lists.send_ptr).astype(np.int32) for side, lists in sides},
             "receives": {side: np.diff(lists.recv_ptr).astype(np.int32) for side, lists in sides},
         }
@@ -134,7 +136,7 @@ def _start(
         output.set_attributes(
             {
                 "format": PARTITION,
-                "version": VERSION,
+                "version": max(summary["version"] for summary in found),
                 "num_parts": num_parts,
                 **attributes,
                 **texts,

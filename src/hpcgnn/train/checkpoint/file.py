@@ -2,6 +2,8 @@
 
     model/<parameter>                  parameters and buffers
     optimizer/<index>/<key>            optimizer state of each parameter
+    average/<parameter>                moving average of the parameters
+    plain                              JSON: state of learning rates, callbacks, optimizer
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
 Attributes: epoch, config, progress, task, fingerprints of graph and content.
@@ -9,6 +11,8 @@ Attributes: epoch, config, progress, task, fingerprints of graph and content.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +32,9 @@ from hpcgnn.train.config import Config, from_mapping
 
 MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
-_GROUPS = ("model/", "optimizer/", "sharded/")
+_GROUPS = ("model/", "optimizer/", "average/", "sharded/")
+_PLAIN = "plain"
+_MOST_PLAIN = 64 << 20
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]
     sharded: dict[str, np.ndarray] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
+    model_file: dict[str, Any] = field(default_factory=dict)  # `ModelFile.stored`, of the user's
+    state: dict[str, Any] = field(default_factory=dict)  # plain values
 
     def attributes(self, content: int) -> dict[str, int | str | dict]:
         return {
@@ -54,8 +62,16 @@ class Checkpoint:
             "num_parts": self.num_parts,
             "progress": self.progress,
             **({"task": self.task} if self.task else {}),
+            **({"model_file": self.model_file} if self.model_file else {}),
             "fingerprint": to_hex(content),
         }
+
+    def datasets(self) -> dict[str, np.ndarray]:
+        """`arrays`, and the plain values as one of them."""
+        if not self.state:
+            return self.arrays
+        text = json.dumps(self.state, sort_keys=True, allow_nan=False).encode()
+        return {**self.arrays, _PLAIN: np.frombuffer(text, np.uint8)}
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -64,9 +80,10 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: it can't be written; what was there before is intact.
     """
-    content = _fingerprint(checkpoint.arrays)
+    arrays = checkpoint.datasets()
+    content = _fingerprint(arrays)
     with atomic.create(path) as output:
-        _put(output, checkpoint.arrays)
+        _put(output, arrays)
         output.set_attributes(checkpoint.attributes(content))
 
 
@@ -78,7 +95,8 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
     """
     own = {f"sharded/{comm.rank:05d}/{name}": rows for name, rows in checkpoint.sharded.items()}
     prints = comm.allgather(_fingerprint(own), where="checkpoint fingerprint")
-    content = (_fingerprint(checkpoint.arrays) + sum(prints)) & MASK
+    arrays = checkpoint.datasets()
+    content = (_fingerprint(arrays) + sum(prints)) & MASK
     with ExitStack() as stack:
         temporary = path
         with agreed(comm, "checkpoint name"):
@@ -89,7 +107,7 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
         with comm.in_turn("checkpoint"), atomic.write(temporary, mode, shown=path) as output:
             _put(output, own)
             if comm.rank == 0:
-                _put(output, checkpoint.arrays)
+                _put(output, arrays)
                 output.set_attributes(checkpoint.attributes(content))
         with agreed(comm, "checkpoint name"):
             if comm.rank == 0:
@@ -127,6 +145,7 @@ def read(path: str | Path) -> Checkpoint:
                 arrays[name] = column.read()
         if to_hex(content) != reader.text("fingerprint"):
             raise InputError("the content doesn't match its checksum: damaged", file=path)
+        state = _plain(arrays.pop(_PLAIN, None), path)
         return Checkpoint(
             epoch=epoch,
             config=config,
@@ -135,14 +154,32 @@ def read(path: str | Path) -> Checkpoint:
             progress=progress,
             arrays=arrays,
             task=reader.json("task") if "task" in reader.attributes else {},
+            model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
+            state=state,
         )
+
+
+def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
+    if content is None:
+        return {}
+    try:
+        if content.dtype != np.uint8 or content.size > _MOST_PLAIN:
+            raise ValueError
+        state = json.loads(content.tobytes())
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(e, dict) for e in state.values()):
+        raise InputError("must be a JSON object of objects", file=path, dataset=_PLAIN)
+    return state
 
 
 def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
     """Refuse settings for which a model would be built that is far larger than these arrays."""
     for name in shapes:
-        if not name.startswith(_GROUPS):
+        if not name.startswith(_GROUPS) and name != _PLAIN:
             raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
+    if config.model.own:  # which is built by nobody but its owner
+        return
     held = sum(name.startswith("model/") for name in shapes)
     lengths = {n for name, s in shapes.items() if not name.startswith("optimizer/") for n in s}
     model = config.model
@@ -167,9 +204,9 @@ def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> N
         score = progress.get(name, "nothing")
         number = isinstance(score, int | float) and not isinstance(score, bool)
         undefined = name == "test_at_best" and score != score  # without test nodes
-        if not (score is None or undefined or (number and 0 <= score <= 1)):
+        if not (score is None or undefined or (number and math.isfinite(score))):
             raise InputError(
-                f"{name} must be null or a score between 0 and 1",
+                f"{name} must be null or a score",
                 file=path,
                 dataset="progress",
                 value=score,

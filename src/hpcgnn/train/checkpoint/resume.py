@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -57,6 +59,22 @@ def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
             file=path,
         )
     return _told(former, now, epoch)
+
+
+def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another task than `now`, as `Task.stored` has it; older ones say none.
+
+    Raises:
+        InputError: kind or metric differs.
+    """
+    for name in ("kind", "metric"):
+        known = checkpoint.task.get(name)
+        if known is not None and known != now.get(name):
+            raise InputError(
+                f"was trained on another task ({name} {known}, not {now.get(name)}); choose "
+                "another --run-dir",
+                file=path,
+            )
 
 
 def _told(former: Config, now: Config, epoch: int) -> str:

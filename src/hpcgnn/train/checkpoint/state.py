@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch.optim import Optimizer
 from hpcgnn.errors import InputError
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.plain import decode, encode
 
-# What torch keeps per parameter, after the first step.
+# What torch keeps per parameter, after the first step; other optimizers keep what they like.
 _STATE: dict[type[Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
@@ -23,69 +26,100 @@ _STATE: dict[type[Optimizer], tuple[str, ...]] = {
 
 
 def capture(
-    model: torch.nn.Module, optimizer: Optimizer, node_ids: Tensor, *, replicated: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Replicated arrays of model and optimizer and this rank's sharded arrays, all copied.
+    learned: Learned,
+    optimizer: Optimizer,
+    node_ids: Tensor,
+    average: dict[str, Tensor] | None = None,
+    *,
+    replicated: bool = True,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """Replicated arrays, this rank's sharded arrays, and the optimizer's plain values, all copied.
 
     Args:
+        average: the moving average of the parameters by name, if there is one.
         replicated: whether this rank writes the replicated ones; none are copied where not.
     """
-    arrays, sharded = {}, {}
-    parameters = dict(model.named_parameters())
-    for name, value in model.state_dict().items():
-        if name in parameters and is_sharded(parameters[name]):
-            sharded[f"model.{name}"] = _array(value)
-        elif replicated:
-            arrays[f"model/{name}"] = _array(value)
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-            if is_sharded(parameter) and tensor.dim():
-                sharded[f"optimizer.{names[id(parameter)]}.{key}"] = _array(tensor)
+    arrays: dict[str, np.ndarray] = {}
+    sharded: dict[str, np.ndarray] = {}
+    plain: dict[str, Any] = {}
+    own_rows = learned.sharded_names()
+    for group, values in (("model", learned.state_dict()), ("average", average or {})):
+        for name, value in values.items():
+            if name in own_rows:
+                sharded[f"{group}.{name}"] = _array(value)
             elif replicated:
-                arrays[f"optimizer/{names[id(parameter)]}/{key}"] = _array(tensor)
+                arrays[f"{group}/{name}"] = _array(value)
+    names = {id(parameter): name for name, parameter in learned.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        name = names[id(parameter)]
+        for key, value in state.items():
+            if not isinstance(value, Tensor):
+                plain.setdefault(name, {})[key] = encode(value, f"the optimizer's {name}/{key}")
+            elif is_sharded(parameter) and value.dim():
+                sharded[f"optimizer.{name}.{key}"] = _array(value)
+            elif replicated:
+                arrays[f"optimizer/{name}/{key}"] = _array(value)
     if sharded:
         sharded["ids"] = _array(node_ids)
-    return arrays, sharded
+    return arrays, sharded, plain
 
 
 def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Refuse a checkpoint of another model; `model` may lie on the device `meta`, unallocated.
 
     Raises:
-        InputError: as `restore_model`, sharded parameters aside.
+        InputError: as `restore_model`, sharded parameters and those of the task aside.
     """
-    parameters = dict(model.named_parameters())
-    own = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not (name in parameters and is_sharded(parameters[name]))
+    learned = Learned(model)
+    own_rows = learned.sharded_names()
+    own = {name: value for name, value in learned.state_dict().items() if name not in own_rows}
+    given = {
+        name: array
+        for name, array in _named(checkpoint.arrays, "model/").items()
+        if not name.startswith(OF_TASK)
     }
-    given = _named(checkpoint.arrays, "model/")
     _check_names(own, given, "the model", path)
     for name, target in own.items():
         _check_fits(given[name], target, f"parameter {name}", path)
 
 
 def restore_model(
-    model: torch.nn.Module, checkpoint: Checkpoint, sharded: dict[str, np.ndarray], path: Path
+    learned: Learned, checkpoint: Checkpoint, sharded: dict[str, np.ndarray], path: Path
 ) -> None:
-    """Fill the model's parameters and buffers.
+    """Fill parameters and buffers.
 
     Raises:
         InputError: a parameter is missing, unknown, not finite, or of another shape or type:
             another model.
     """
-    own = model.state_dict()
+    own = learned.state_dict()
     given = _named(checkpoint.arrays, "model/") | _named(sharded, "model.")
     _check_names(own.keys(), given.keys(), "the model", path)
-    for name, target in own.items():
-        target.copy_(_fitting(given[name], target, f"parameter {name}", path))
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(_fitting(given[name], target, f"parameter {name}", path))
+
+
+def restored_average(
+    learned: Learned, checkpoint: Checkpoint, sharded: dict[str, np.ndarray], path: Path
+) -> dict[str, Tensor]:
+    """The moving average of the parameters; empty where the checkpoint has none.
+
+    Raises:
+        InputError: as `restore_model`.
+    """
+    given = _named(checkpoint.arrays, "average/") | _named(sharded, "average.")
+    own = dict(learned.named_parameters())
+    if given:
+        _check_names(own.keys(), given.keys(), "the model", path)
+    return {
+        name: _fitting(array, own[name], f"average {name}", path).to(own[name].device)
+        for name, array in given.items()
+    }
 
 
 def restore_optimizer(
-    model: torch.nn.Module,
+    learned: Learned,
     optimizer: Optimizer,
     checkpoint: Checkpoint,
     sharded: dict[str, np.ndarray],
@@ -93,32 +127,65 @@ def restore_optimizer(
 ) -> None:
     """Fill the optimizer's state: nothing before the first epoch, all of it afterwards.
 
-    Learning rate, weight decay and the like stay as they are configured now.
+    Learning rate, weight decay and the like are not part of it.
 
     Raises:
         InputError: something is missing, unknown, not finite, below 0 where nothing can be, or of
             another shape or type.
     """
-    keys = _STATE[type(optimizer)] if checkpoint.epoch else ()
-    parameters = dict(model.named_parameters())
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = {name: p for name, p in learned.named_parameters() if id(p) in held}
     given = _named(checkpoint.arrays, "optimizer/")
     for name, rows in _named(sharded, "optimizer.").items():
         of, _, key = name.rpartition(".")
         given[f"{of}/{key}"] = rows
-    _check_names({f"{name}/{k}" for name in parameters for k in keys}, given, "the optimizer", path)
-    for name, parameter in parameters.items():
-        state: dict[str, Tensor] = {}
-        for key in keys:
-            target = torch.zeros(()) if key == "step" else parameter
-            value = _fitting(given[f"{name}/{key}"], target, f"optimizer's {name}/{key}", path)
-            if key == "step" and not (value >= 1 and value == value.round()):
-                steps = float(value)
-                raise InputError("is no number of steps", file=path, dataset=name, value=steps)
-            if key == "exp_avg_sq" and bool((value < 0).any()):
-                raise InputError("has squares below 0", file=path, dataset=f"{name}/{key}")
-            state[key] = value if key == "step" else value.to(parameter)
+    plain = checkpoint.state.get("optimizer", {})
+    names = _expected(optimizer, parameters) if checkpoint.epoch else []
+    if names is None:
+        names = [name for name in given if name.rpartition("/")[0] in parameters]
+    _check_names(names, given, "the optimizer", path)
+    states: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    for entry in names:
+        name, _, key = entry.rpartition("/")
+        states[name][key] = _optimizer_value(given[entry], parameters[name], name, key, path)
+    for name, values in plain.items():
+        if name not in states or not isinstance(values, dict):
+            raise InputError("is of another model: its optimizer knows parameter", value=name)
+        states[name] |= {key: decode(value) for key, value in values.items()}
+    for name, state in states.items():
         if state:
-            optimizer.state[parameter] = state
+            optimizer.state[parameters[name]] = state
+
+
+def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -> list[str] | None:
+    """What an optimizer keeps after its first step, by name; None where that isn't known."""
+    keys = _STATE.get(type(optimizer))
+    groups = optimizer.param_groups
+    if keys is None or any(group.get("amsgrad") or group.get("momentum") for group in groups):
+        return None
+    return [f"{name}/{key}" for name, p in parameters.items() if p.requires_grad for key in keys]
+
+
+def _optimizer_value(
+    array: np.ndarray, parameter: torch.nn.Parameter, name: str, key: str, path: Path
+) -> Tensor:
+    what = f"optimizer's {name}/{key}"
+    if key == "step":
+        value = _fitting(array, torch.zeros(()), what, path)
+        if not (value >= 1 and value == value.round()):
+            raise InputError("is no number of steps", file=path, dataset=name, value=float(value))
+        return value
+    if key in ("exp_avg", "exp_avg_sq"):
+        value = _fitting(array, parameter, what, path)
+        if key == "exp_avg_sq" and bool((value < 0).any()):
+            raise InputError("has squares below 0", file=path, dataset=f"{name}/{key}")
+        return value.to(parameter)
+    if array.size > max(parameter.numel(), 1):
+        raise InputError(f"{what} has more numbers than the parameter", file=path)
+    value = torch.from_numpy(array.copy())
+    if array.size == 1 and parameter.shape != value.shape:
+        return value.reshape(())  # single numbers are stored as arrays
+    return value.to(parameter.device)
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

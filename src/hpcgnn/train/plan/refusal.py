@@ -54,6 +54,11 @@ def _on_gpu(
     wanted = requested(text)
     total = torch.cuda.get_device_properties(device).total_memory
     held = torch.cuda.memory_allocated(device)
+    if config.model.own:  # whose memory nobody knows
+        return (
+            f"GPU memory is used up: rank {graph.comm.rank} asked for {human(wanted)} with "
+            f"{human(held)} in use of {human(total)}; start more ranks, or lower --halo-buffer"
+        )
     needed = ranks_that_fit(graph, config, limit=int(_USABLE * total), lacked=held + wanted)
     return refusal(graph.ring.comm.rank, wanted, held, total, needed, remedy)
 

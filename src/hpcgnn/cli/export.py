@@ -1,0 +1,29 @@
+"""`hpcgnn export`: a checkpoint's weights for PyTorch, in a file of tensors by name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hpcgnn.errors import say
+
+PARALLEL = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, help="a checkpoint, or a run directory: its best, else its last"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors|OUT.pt")
+    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
+
+
+def run(args: argparse.Namespace, comm: None) -> int:
+    from hpcgnn.train.export import export  # only now: PyTorch takes seconds
+
+    made = export(args.checkpoint, args.out, force=args.force)
+    say(f"{args.out}: {len(made.names)} arrays, {made.bytes:,} bytes, of epoch {made.epoch}")
+    renamed = [f"  {own} is {outer}" for own, outer in made.names.items() if own != outer]
+    if renamed:
+        say(*renamed)
+    return 0

@@ -1,0 +1,70 @@
+"""A graph for training in a program: a partition file, or on one rank graph.h5 itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.partition.layout import assembly
+from hpcgnn.storage.read import load
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import GRAPH
+
+
+def load_partition(
+    path: str | Path,
+    comm: Any = None,
+    *,
+    split: int = 0,
+    ring: Ring | None = None,
+    mode: str = "sar",
+) -> PartitionedGraph:
+    """Read this rank's part; on one rank graph.h5 will do, which is then one part.
+
+    Args:
+        path: a partition file with as many parts as `comm` has ranks.
+        comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job: one
+            without mpiexec.
+        split: which of the file's splits the masks show.
+        ring: buffers and counters to use; a new `Ring` without it.
+        mode: `sar`, `sa` or `oneshot`.
+
+    Raises:
+        InputError: the file is damaged, or has another number of parts; parts that contradict each
+            other; a file that isn't the same on all ranks.
+    """
+    comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
+    if comm.size == 1 and _is_graph(path):
+        return _whole(Path(path), comm, split=split, ring=ring, mode=mode)
+    return load.load_partition(path, comm, split=split, ring=ring, mode=mode)
+
+
+def _is_graph(path: str | Path) -> bool:
+    with Reader(path, None) as reader:
+        return reader.text("format") == GRAPH
+
+
+def _whole(
+    path: Path, comm: Communicator, *, split: int, ring: Ring | None, mode: str
+) -> PartitionedGraph:
+    with GraphFile(path) as graph:
+        count = graph.num_nodes
+        graph.compare(graph.fingerprint_of(0, count))
+        slab, nodes = graph.read_rows(0, count), graph.read_nodes(0, count)
+        header: dict[str, Any] = {
+            **graph.counts.attributes(),
+            "graph_fingerprint": graph.fingerprint,
+        }
+    splits = int(header.get("num_splits", 0))
+    if not 0 <= split < max(splits, 1):
+        raise InputError(f"has {splits} splits, none with this number", file=path, value=split)
+    owner = np.zeros(count, np.int32)
+    (part,), _ = assembly.build(comm, slab, nodes, owner, 1, count)
+    return load.assemble(part, comm, header, split=split, ring=ring, mode=mode)

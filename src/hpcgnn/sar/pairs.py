@@ -1,0 +1,223 @@
+"""A function of pairs of nodes, whose ends may lie on any two ranks.
+
+Pairs are done a piece at a time: the rows of a piece's nodes are fetched from their owners, the
+function is applied, the rows are freed. Nothing but the function's values is kept: backward fetches
+the rows again, runs the function under autograd, and returns the gradients of rows to their owners.
+So memory for rows of remote nodes is that of a piece, whatever the number of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.places import FindPlaces
+from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
+from hpcgnn.sar.checks import check_rows
+
+PairFunction = Callable[[Tensor, Tensor], Tensor]
+PIECE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of nodes that this rank answers for.
+
+    Attributes:
+        source, target: int64 `[m]`, their places (`graph.places`).
+        number: int64 `[m]`, the pair's number among those of all ranks, the same on any number of
+            ranks.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    number: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        """Some of the pairs, with the numbers they have."""
+        return Pairs(self.source[rows], self.target[rows], self.number[rows])
+
+
+def pair_values(
+    graph: PartitionedGraph,
+    x_NK: Tensor,
+    pairs: Pairs,
+    function: PairFunction,
+    *,
+    piece: int = PIECE,
+) -> Tensor:
+    """`function(x[source], x[target])` of each pair: `[m, G]`; collective, also without pairs.
+
+    Args:
+        x_NK: a row per local node.
+        function: takes and gives a row per pair, in torch; an nn.Module or a plain function.
+            Whatever it uses receives gradients.
+        piece: pairs done at a time.
+    """
+    check_rows(graph, x_NK, who="pairs")
+    run = _Run(graph, pairs, function, piece)
+    run.forward(x_NK.detach())
+    result: Tensor = _PairValues.apply(run, x_NK, *run.finder.found.values())
+    return result
+
+
+class _PairValues(torch.autograd.Function):
+    """Ties values that were computed without autograd to what they came from."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, x_NK: Tensor, *used: Tensor) -> Tensor:
+        ctx.run, run.finder.found = run, {}
+        ctx.save_for_backward(x_NK, *used)
+        return run.outcome.pop()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NK, *used = ctx.saved_tensors
+        return None, *ctx.run.backward(x_NK.detach(), used, grads[0])
+
+
+class _Run:
+    """One function over one set of pairs."""
+
+    def __init__(
+        self, graph: PartitionedGraph, pairs: Pairs, function: PairFunction, piece: int
+    ) -> None:
+        self.graph, self.pairs, self.function, self.piece = graph, pairs, function, piece
+        self.places = graph.derived(FindPlaces())
+        self.epoch = graph.epoch
+        module = function if isinstance(function, torch.nn.Module) else None
+        self.modes, self.attributes = Modes.of(module)
+        self.finder = Finder([])
+        self.outcome: list[Tensor] = []
+        own = -(-len(pairs) // piece)
+        self.rounds = graph.comm.allreduce(own, "max", where="pieces of pairs")
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Pairs of one remote node beside each other; own nodes first, then those of rank + 1."""
+        source, target = self.pairs.source, self.pairs.target
+        places = self.places
+        near = [int(places.is_local(ends).sum()) for ends in (source, target)]
+        if 2 * max(near) < len(source):
+            return np.arange(len(source))  # as given, where both ends are far anyway
+        far = source if near[0] < near[1] else target
+        return np.argsort((far - places.first) % max(self.graph.num_nodes, 1), kind="stable")
+
+    @torch.no_grad()
+    def forward(self, x_NK: Tensor) -> None:
+        """Leaves the values in `outcome`."""
+        values = x_NK.new_empty(0)
+        for number in range(self.rounds):
+            piece = self._fetch(x_NK, number)
+            with self._random(number), self.finder:
+                found = self._apply(piece.rows_UK, piece)
+            if not number:
+                values = found.new_empty(len(self.pairs), found.shape[1])
+            values[piece.at] = found
+        if not self.rounds:
+            values = self._apply(x_NK.new_zeros(1, x_NK.shape[1]), _Piece.empty(x_NK))
+        self.outcome.append(values)
+
+    def backward(
+        self, x_NK: Tensor, used: list[Tensor], grad_mG: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        replacer = Replacer(used)
+        grad_x_NK = torch.zeros_like(x_NK)
+        grads = [torch.zeros_like(tensor) for tensor in used]
+        for number in range(self.rounds):
+            piece = self._fetch(x_NK, number)
+            rows_UK = piece.rows_UK.requires_grad_()
+            with (
+                self.modes.restored(self.attributes),
+                self._random(number),
+                torch.enable_grad(),
+                replacer,
+            ):
+                values = self._apply(rows_UK, piece)
+            inputs = [rows_UK, *replacer.leaves]
+            found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+            if values.requires_grad:
+                found = torch.autograd.grad(
+                    values, inputs, grad_mG[piece.at].to(values.dtype), allow_unused=True
+                )
+            for total, grad in zip(grads, found[1:], strict=True):
+                if grad is not None:
+                    total += grad
+            given = found[0] if found[0] is not None else torch.zeros_like(piece.rows_UK)
+            self._return(given, piece, grad_x_NK)
+        return grad_x_NK, *grads
+
+    def _apply(self, rows_UK: Tensor, piece: _Piece) -> Tensor:
+        values = self.function(rows_UK[piece.source], rows_UK[piece.target])
+        return values.unsqueeze(1) if values.dim() == 1 else values.flatten(1)
+
+    def _fetch(self, x_NK: Tensor, number: int) -> _Piece:
+        """The pairs of a round, and each node's row once; collective."""
+        at = self.order[number * self.piece : (number + 1) * self.piece]
+        ends = np.concatenate([self.pairs.source[at], self.pairs.target[at]])
+        once, back = np.unique(ends, return_inverse=True)
+        comm, first_P1 = self.graph.comm, self.places.first_P1
+        wanted = np.split(once, np.searchsorted(once, first_P1[1:-1]))
+        asked = [
+            torch.from_numpy(rows - self.places.first).to(x_NK.device)
+            for rows in comm.alltoallv(wanted, where="nodes of pairs")
+        ]
+        sent = [x_NK[rows].cpu().numpy() for rows in asked]
+        rows = np.concatenate(comm.alltoallv(sent, where="rows of pairs"))
+        row = torch.from_numpy(back).to(x_NK.device)
+        return _Piece(
+            at=torch.from_numpy(at).to(x_NK.device),
+            source=row[: len(at)],
+            target=row[len(at) :],
+            rows_UK=torch.from_numpy(rows).to(x_NK.device),
+            counts_P=[len(part) for part in wanted],
+            asked=asked,
+        )
+
+    def _return(self, grad_UK: Tensor, piece: _Piece, grad_x_NK: Tensor) -> None:
+        """Gradients of fetched rows to their owners, who add them up in the order of the ranks."""
+        sent = [rows.cpu().numpy() for rows in grad_UK.split(piece.counts_P)]
+        told = self.graph.comm.alltoallv(sent, where="gradients of pairs")
+        for rows, grad in zip(piece.asked, told, strict=True):
+            grad_x_NK.index_add_(0, rows, torch.from_numpy(grad).to(grad_x_NK.device))
+
+    @contextmanager
+    def _random(self, number: int) -> Iterator[None]:
+        """The same random numbers in forward and in backward; torch's own go on untouched.
+
+        They depend on the number of ranks, as does which pairs make a piece.
+        """
+        device = self.graph.node_ids.device
+        key = (self.graph.seed, self.epoch, self.graph.comm.rank, number)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(hash(key) & (2**63 - 1))
+            yield
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some pairs: where they are among all of this rank, and the rows of their nodes."""
+
+    at: Tensor
+    source: Tensor  # int64, into rows_UK
+    target: Tensor
+    rows_UK: Tensor
+    counts_P: list[int]  # how many of them lie on each rank
+    asked: list[Tensor]  # local rows that each rank has fetched
+
+    @staticmethod
+    def empty(like: Tensor) -> _Piece:
+        none = torch.zeros(0, dtype=torch.int64, device=like.device)
+        return _Piece(none, none, none, like[:0], [], [])

@@ -1,0 +1,1 @@
+"""Graphs of other libraries in memory, to graph.h5 and back."""

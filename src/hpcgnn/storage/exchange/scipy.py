@@ -1,0 +1,68 @@
+"""Sparse matrices of SciPy, to graph.h5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.exchange.objects import (
+    Form,
+    array_of,
+    check_labels_as,
+    edges_of,
+    nodes_of,
+    write,
+)
+from hpcgnn.storage.importers.source import Source
+
+
+def from_scipy(
+    matrix: Any,
+    path: str | Path,
+    *,
+    weights: bool = True,
+    labels_as: str | None = None,
+    compress: bool = False,
+    force: bool = False,
+    **nodes: Any,
+) -> Path:
+    """Write graph.h5 from a square sparse matrix; one process, without MPI.
+
+    Entry (i, j) is an edge from i to j, weighted by it unless all are 1.
+
+        hpcgnn.from_scipy(adjacency, "graph.h5", x=features, y=labels, train_mask=train)
+
+    Args:
+        weights: False leaves the values out.
+        labels_as, compress, force: see `from_pyg`.
+        nodes: what is known of the nodes, one row each: `x` (dense or sparse), `y`, `train_mask`,
+            `val_mask`, `test_mask`, `node_type`, `original_ids`; others become named arrays.
+
+    Raises:
+        InputError: no square matrix, or what graph.h5 can't hold.
+        OutputError: the file can't be written.
+    """
+    check_labels_as(labels_as)
+    import scipy.sparse
+
+    if not scipy.sparse.issparse(matrix) or matrix.shape[0] != matrix.shape[1]:
+        shape = getattr(matrix, "shape", type(matrix).__name__)
+        raise InputError("must be a square sparse matrix of SciPy", value=shape)
+    entries = matrix.tocoo()
+    index = np.stack([entries.row, entries.col]).astype(np.int64)
+    arrays = {}
+    if weights and entries.data.dtype.kind != "b" and not (entries.data == 1).all():
+        arrays["edge_weight"] = entries.data
+    form, file, count = Form(), Path("matrix"), int(matrix.shape[0])
+    given = {name: array_of(values) for name, values in nodes.items() if values is not None}
+    source = Source(
+        file,
+        edges_of(file, index, arrays, form),
+        num_nodes=count,
+        rows_as_given=True,
+        nodes=nodes_of(file, given, count, form, labels_as=labels_as),
+    )
+    return write(source, path, form, "from_scipy", force=force, compress=compress)

@@ -1,0 +1,191 @@
+"""Graphs whose nodes and edges come type by type, each type numbered from 0, as one graph.
+
+Type t of the nodes follows type t - 1 in the order of the names; relation r is the r-th type of
+edges. Features go by type; labels and split may belong to one type alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.source import Column, EdgeChunk, Nodes, NodeSplit, Source
+
+_ROWS = 1 << 18
+
+EdgeType = tuple[str, str, str]  # type of the sources, relation, type of the destinations
+
+
+@dataclass
+class TypedNodes:
+    """The nodes of one type, `count` of them; their split speaks of rows within the type."""
+
+    count: int
+    features: Column | None = None
+    labels: Column | None = None
+    split: NodeSplit | None = None
+    arrays: dict[str, Column] = field(default_factory=dict)
+    ids: Column | None = None
+
+
+@dataclass
+class TypedEdges:
+    """The edges of one type; their ends are rows within the types of the nodes."""
+
+    name: EdgeType
+    chunks: Iterator[EdgeChunk]
+
+
+def join(
+    file: Path,
+    nodes: dict[str, TypedNodes],
+    edges: list[TypedEdges],
+    *,
+    labels_as: str | None = None,
+    notes: Iterable[str] = (),
+) -> Source:
+    """All types as one source, which keeps their names.
+
+    Raises:
+        InputError: an edge type of nodes that there are none of, labels of several types.
+    """
+    notes = list(notes)
+    counts = [kind.count for kind in nodes.values()]
+    firsts = dict(zip(nodes, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+    total = sum(counts)
+    for one in edges:
+        for end in (one.name[0], one.name[2]):
+            if end not in nodes:
+                raise InputError("there is no type of nodes of this name", file=file, value=end)
+    joined = Nodes(labels_as=labels_as, notes=notes)
+    joined.types = Column(file, "types of the nodes", _types(counts))
+    for number, kind in enumerate(nodes.values()):
+        if kind.features is not None and kind.count:
+            joined.typed_features[number] = kind.features
+    for what in ("labels", "split"):
+        having = [name for name, kind in nodes.items() if getattr(kind, what) is not None]
+        if len(having) > 1:
+            raise InputError(
+                f"{what} of several types of nodes, where one is trained on: leave out the others",
+                file=file,
+                value=having,
+            )
+        for name in having:
+            first, count = firsts[name], nodes[name].count
+            if what == "labels":
+                joined.labels = _padded(nodes[name].labels, first, count, total)  # type: ignore[arg-type]
+            else:
+                joined.split = _moved(nodes[name].split, first, count, total)  # type: ignore[arg-type]
+    _join_arrays(file, nodes, joined)
+    return Source(
+        file,
+        _chunks(edges, nodes, firsts),
+        num_nodes=total,
+        num_relations=len(edges),
+        rows_as_given=True,
+        nodes=joined,
+        names={"node_types": list(nodes), "edge_types": [list(one.name) for one in edges]},
+    )
+
+
+def _types(counts: list[int]) -> Iterator[np.ndarray]:
+    for number, count in enumerate(counts):
+        for low in range(0, count, _ROWS):
+            yield np.full(min(_ROWS, count - low), number)
+
+
+def _padded(column: Column, first: int, count: int, total: int) -> Column:
+    """The column of one type, with unknown values for all other nodes."""
+
+    def unknown(like: np.ndarray, number: int) -> Iterator[np.ndarray]:
+        value = np.nan if like.dtype.kind == "f" else -1
+        dtype = like.dtype if like.dtype.kind == "f" else np.int64
+        for low in range(0, number, _ROWS):
+            yield np.full((min(_ROWS, number - low), *like.shape[1:]), value, dtype)
+
+    def chunks() -> Iterator[np.ndarray]:
+        last, found = np.empty(0, np.int64), 0
+        for rows in column.chunks:
+            if not found:
+                yield from unknown(rows, first)
+            last, found = rows, found + len(rows)
+            yield rows
+        if found != count:
+            raise column.error(f"must have a row for each of {count} nodes", found)
+        yield from unknown(last, total - first - count)
+
+    return Column(column.file, column.name, chunks())
+
+
+def _moved(split: NodeSplit, first: int, count: int, total: int) -> NodeSplit:
+    """The split of one type, as rows of the whole graph."""
+
+    def widened(values: np.ndarray) -> np.ndarray:
+        if values.ndim not in (1, 2) or len(values) != count:
+            raise InputError(
+                f"must have a row for each of {count} nodes", file=split.file, value=values.shape
+            )
+        out = np.zeros((total, *values.shape[1:]), values.dtype)
+        out[first : first + count] = values
+        return out
+
+    if split.codes is not None:
+        return NodeSplit(split.file, codes=widened(split.codes))
+    parts = {}
+    for name, values in split.parts.items():
+        if name in split.masks or values.dtype.kind == "b":
+            parts[name] = widened(values)
+            continue
+        wrong = values[(values < 0) | (values >= count)]
+        if wrong.size:
+            raise InputError(
+                f"nodes of this type are 0 .. {count - 1}",
+                file=split.file,
+                dataset=name,
+                value=int(wrong.flat[0]),
+            )
+        parts[name] = values.astype(np.int64) + first
+    return NodeSplit(split.file, parts, split.masks)
+
+
+def _join_arrays(file: Path, nodes: dict[str, TypedNodes], joined: Nodes) -> None:
+    """Arrays that every type of nodes has; a note names those that some lack."""
+    everywhere = set.intersection(*(set(kind.arrays) for kind in nodes.values()))
+    for name in sorted(everywhere):
+        columns = [kind.arrays[name] for kind in nodes.values()]
+        chunks = (rows for column in columns for rows in column.chunks)
+        joined.arrays[name] = Column(file, name, chunks)
+    some = sorted({name for kind in nodes.values() for name in kind.arrays} - everywhere)
+    if some:
+        joined.notes.append(f"ignored, as some types of nodes have none: {', '.join(some)}")
+
+
+def _place(kind: str, place: Callable[[int], str], k: int) -> str:
+    return f"{kind}, {place(k)}"
+
+
+def _chunks(
+    edges: list[TypedEdges], nodes: dict[str, TypedNodes], firsts: dict[str, int]
+) -> Iterator[EdgeChunk]:
+    for number, one in enumerate(edges):
+        ends = {"source": one.name[0], "destination": one.name[2]}
+        shown = " ".join(one.name)
+        for chunk in one.chunks:
+            for side, kind in ends.items():
+                values, count = getattr(chunk, side), nodes[kind].count
+                bad = (values < 0) | (values >= count)
+                if bad.any():
+                    k = int(np.argmax(bad))
+                    raise InputError(
+                        f"{side} of {shown} at {chunk.place(k)} must lie in 0 .. {count - 1}",
+                        value=int(values[k]),
+                    )
+                setattr(chunk, side, values + firsts[kind])
+            chunk.place = partial(_place, shown, chunk.place)
+            chunk.relation = np.full(len(chunk.source), number)
+            yield chunk

@@ -1,0 +1,256 @@
+"""From settings and a graph, or from a checkpoint, to a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.tasks.classes import CLASS_METRICS, MultiClass
+from hpcgnn.tasks.decoders import PairMLP
+from hpcgnn.tasks.edges import EdgeTask
+from hpcgnn.tasks.labelled import LABELS, Labelled, checked
+from hpcgnn.tasks.labels import LABEL_METRICS, MultiLabel
+from hpcgnn.tasks.links import LINK_METRICS, LinkPrediction
+from hpcgnn.tasks.settings import BALANCED, NONE, TaskSettings, weights
+from hpcgnn.tasks.values import VALUE_METRICS, Regression
+
+_MOST_OUTPUTS = 1 << 24
+
+BuiltInTask = Labelled | EdgeTask | LinkPrediction
+
+
+def find_task(
+    graph: PartitionedGraph,
+    metric: str = "auto",
+    settings: TaskSettings | None = None,
+    seed: int = 0,
+) -> BuiltInTask:
+    """The task that settings ask for, or that the graph's labels pose; collective.
+
+    Args:
+        seed: of a decoder's first weights, and of draws.
+
+    Raises:
+        InputError: nothing to learn from, or settings that don't fit it.
+    """
+    settings = settings or TaskSettings()
+    if settings.kind == "links":
+        return _links(graph, metric, settings, seed)
+    if settings.kind.startswith("edge-"):
+        return _edges(graph, metric, settings, seed)
+    found = graph.labels if settings.target == LABELS else graph.nodes.get(settings.target)
+    if found is None and settings.target != LABELS:
+        names = ", ".join(graph.nodes) or "none"
+        raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
+    if found is None or graph.train_mask is None:
+        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+    task = _labelled(graph, metric, settings, found, settings.kind)
+    rows = task.targets(graph, "train")
+    if graph.comm.allreduce(len(rows), where="training nodes") == 0:
+        raise InputError("no training node has a label; choose another --split")
+    return _weighted(graph, task, settings, found[rows])
+
+
+def check_task(
+    settings: TaskSettings, metric: str, labels: bool, multilabel: bool, num_outputs: int
+) -> None:
+    """What a graph's header tells of whether the task can be learned.
+
+    Args:
+        labels: whether the nodes have labels and a split.
+        multilabel, num_outputs: several labels at once, and how many, or how many classes; no
+            class where labels are numbers.
+
+    Raises:
+        InputError: the graph lacks it.
+    """
+    if settings.kind == "links" or settings.kind.startswith("edge-") or settings.target != LABELS:
+        return
+    if not labels:
+        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+    if settings.kind == "auto" and multilabel:
+        checked(metric, LABEL_METRICS, "several labels")
+    elif settings.kind == "auto" and num_outputs:
+        MultiClass(num_outputs, checked(metric, CLASS_METRICS, "classes"))
+
+
+def _links(
+    graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: int
+) -> LinkPrediction:
+    if graph.edge_split is None:
+        raise InputError("--task links needs a split of the edges: convert --link-split makes one")
+    width, module = settings.pair_width, None
+    if settings.decoder == "mlp":
+        module = PairMLP(width, 1, product=True, seed=seed)
+    task = LinkPrediction(
+        width,
+        module,
+        metric=checked(metric, LINK_METRICS, "links"),
+        negatives=settings.negatives,
+        ranked_against=settings.ranked_against,
+        hits_at=settings.hits_at,
+        seed=seed,
+    )
+    count = int((graph.edge_split == 1).sum())
+    if graph.comm.allreduce(count, where="training pairs") == 0:
+        raise InputError("no edge is of the training split; convert with another --link-split")
+    return task
+
+
+def _edges(graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: int) -> EdgeTask:
+    labels, splits = graph.edge_labels, graph.edge_split
+    if labels is None or splits is None:
+        raise InputError(
+            f"--task {settings.kind} needs labels and a split of the edges: "
+            "convert --edge-labels, and --link-split or --edge-split"
+        )
+    answer = _labelled(graph, metric, settings, labels, settings.kind.removeprefix("edge-"))
+    chosen = (splits == 1) & answer.known(labels)
+    if graph.comm.allreduce(int(chosen.sum()), where="training edges") == 0:
+        raise InputError("no training edge has a label; choose another split of the edges")
+    answer = _weighted(graph, answer, settings, labels[chosen])
+    return EdgeTask(answer, settings.pair_width, seed=seed)
+
+
+def _labelled(
+    graph: PartitionedGraph, metric: str, settings: TaskSettings, found: Tensor, kind: str
+) -> Labelled:
+    if kind == "auto":
+        kind = "labels" if found.dim() == 2 else "classes"
+        kind = "values" if found.is_floating_point() else kind
+    count, target = count_of(graph, found), settings.target
+    task: Labelled
+    if kind == "values":
+        count = found.shape[1] if found.dim() == 2 else 1
+        task = Regression(
+            count,
+            checked(metric, VALUE_METRICS, "numbers"),
+            target,
+            settings.loss,
+            settings.huber_delta,
+            None if settings.node_weights == NONE else settings.node_weights,
+        )
+    elif kind == "labels":
+        task = MultiLabel(count, checked(metric, LABEL_METRICS, "several labels"), target)
+    else:
+        task = MultiClass(
+            count,
+            checked(metric, CLASS_METRICS, "classes"),
+            target,
+            label_smoothing=settings.label_smoothing,
+        )
+    if not task.fits(found):
+        shape = f"{found.dtype} {list(found.shape)}".removeprefix("torch.")
+        raise InputError(f"--task {settings.kind} doesn't fit what is to be learned", value=shape)
+    return task
+
+
+def count_of(graph: PartitionedGraph, answers: Tensor) -> int:
+    """Classes, labels at once, or numbers per row; collective."""
+    if answers.dim() == 2:
+        return int(answers.shape[1])
+    if answers.is_floating_point():
+        return 1
+    if answers is graph.labels:
+        return graph.num_classes
+    most = int(answers.max()) + 1 if len(answers) else 0
+    return graph.comm.allreduce(max(most, 0), "max", where="classes")
+
+
+def _weighted(
+    graph: PartitionedGraph, task: Labelled, settings: TaskSettings, answers: Tensor
+) -> Labelled:
+    """The task with the weights that were asked for; collective.
+
+    Args:
+        answers: those of training.
+    """
+    asked = {"class_weights": settings.class_weights, "positive_weights": settings.positive_weights}
+    for name, kind in (("class_weights", MultiClass), ("positive_weights", MultiLabel)):
+        if asked[name] != NONE and not isinstance(task, kind):
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} doesn't fit the task", value=asked[name])
+    if isinstance(task, MultiClass) and asked["class_weights"] != NONE:
+        task.class_weights = _numbers(
+            asked["class_weights"], "--class-weights", lambda: _class_shares(graph, task, answers)
+        )
+    if isinstance(task, MultiLabel) and asked["positive_weights"] != NONE:
+        task.positive_weights = _numbers(
+            asked["positive_weights"], "--positive-weights", lambda: _zeros_per_one(graph, answers)
+        )
+    task.check()
+    return task
+
+
+def _numbers(text: str, option: str, balanced: Any) -> tuple[float, ...]:
+    return tuple(balanced()) if text == BALANCED else weights(text, option)
+
+
+def _class_shares(graph: PartitionedGraph, task: MultiClass, answers: Tensor) -> list[float]:
+    """As scikit-learn's `balanced`: rows / (classes there are * rows of the class)."""
+    own_C = torch.bincount(answers.long(), minlength=task.num_outputs).cpu().numpy()
+    count_C = graph.comm.allreduce(own_C, where="class weights")
+    there = count_C > 0
+    shares = count_C.sum() / (there.sum() * np.maximum(count_C, 1))
+    return np.where(there, shares, 0.0).tolist()
+
+
+def _zeros_per_one(graph: PartitionedGraph, answers: Tensor) -> list[float]:
+    """Of each label, zeros divided by ones; 1 where there is no one."""
+    counts = torch.stack([(answers == value).sum(dim=0) for value in (0, 1)]).cpu().numpy()
+    zeros_T, ones_T = graph.comm.allreduce(counts, where="positive weights")
+    return np.where(ones_T > 0, zeros_T / np.maximum(ones_T, 1), 1.0).tolist()
+
+
+def stored_task(values: dict[str, Any], path: Path) -> BuiltInTask:
+    """The task that a checkpoint stores, with a decoder's weights still to be read.
+
+    Raises:
+        InputError: what is stored can't be.
+    """
+    known: dict[str, Any] = dict(values)
+    if "kind" not in known:  # of an earlier release
+        known["kind"] = {0: "classes", 1: "labels"}.get(known.get("multilabel", -1), "")
+    try:
+        return _stored(**known)
+    except (TypeError, ValueError, InputError):
+        raise InputError("its task can't be", file=path, value=values) from None
+
+
+def _stored(
+    kind: str,
+    metric: str,
+    num_outputs: int = 1,
+    target: str = LABELS,
+    width: int = 1,
+    decoder: str = "dot",
+    loss: str = "mse",
+    **others: Any,
+) -> BuiltInTask:
+    for count in (num_outputs, width):
+        if type(count) is not int or not 1 <= count <= _MOST_OUTPUTS:
+            raise ValueError
+    if type(metric) is not str or type(target) is not str:
+        raise ValueError
+    if kind == "links":
+        name, _, k = metric.partition("@")
+        module = PairMLP(width, 1, product=True) if decoder == "mlp" else None
+        metric = checked(name, LINK_METRICS, "links")
+        return LinkPrediction(width, module, metric=metric, hits_at=int(k or 10))
+    answer: MultiClass | MultiLabel | Regression
+    what = kind.removeprefix("edge-")
+    if what == "classes":
+        answer = MultiClass(num_outputs, checked(metric, CLASS_METRICS, what), target)
+    elif what == "labels":
+        answer = MultiLabel(num_outputs, checked(metric, LABEL_METRICS, what), target)
+    elif what == "values":
+        answer = Regression(num_outputs, checked(metric, VALUE_METRICS, what), target, loss)
+    else:
+        raise ValueError
+    return EdgeTask(answer, width) if kind.startswith("edge-") else answer

@@ -1,0 +1,102 @@
+"""Classes, labels or numbers of edges, read off the rows of their two nodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.places import EdgeEnds
+from hpcgnn.sar.pairs import Pairs, pair_values
+from hpcgnn.tasks.decoders import PairMLP
+from hpcgnn.tasks.labelled import Labelled
+from hpcgnn.tasks.pair_rows import PairRows, numbered
+from hpcgnn.tasks.task import SPLITS, TaskDefaults
+
+
+@dataclass
+class EdgeTask(TaskDefaults):
+    """Learns `graph.edge_labels` of the edges that `graph.edge_split` names.
+
+    Attributes:
+        answer: what is learned of an edge: `MultiClass`, `MultiLabel` or `Regression`.
+        width: of the rows that the model gives for each node.
+        module: decodes a pair of rows; None: a `PairMLP`.
+        seed: of its first weights.
+    """
+
+    answer: Labelled
+    width: int
+    module: torch.nn.Module | None = None
+    seed: int = 0
+    num_outputs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.module is None:
+            self.module = PairMLP(self.width, self.answer.num_outputs, seed=self.seed)
+        self.metric = self.answer.metric
+        self.larger_is_better = self.answer.larger_is_better
+        self.num_outputs = self.width
+
+    def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
+        """Every local node: any edge may end at it, here or on another rank."""
+        return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
+
+    def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
+        edges, answers = self._supervised(graph, "train")
+        return self.answer.share(graph.comm, self._values(graph, output, edges), answers)
+
+    @torch.no_grad()
+    def metrics(
+        self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
+    ) -> dict[str, float]:
+        if not self._has_labels(graph):
+            return {self.metric: math.nan}
+        edges, answers = self._supervised(graph, split)
+        return self.answer.scores(graph.comm, self._values(graph, output, edges), answers)
+
+    def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
+        if not self._has_labels(graph):
+            return False
+        return self.answer.decided(graph.comm, self._supervised(graph, split)[1])
+
+    @torch.no_grad()
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows:
+        """What is said of every edge of the graph."""
+        source, target = graph.derived(EdgeEnds())
+        edges = numbered(graph, source, target)
+        return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
+
+    def stored(self) -> dict[str, Any]:
+        return self.answer.stored() | {"kind": f"edge-{self.answer.kind}", "width": self.width}
+
+    def _has_labels(self, graph: PartitionedGraph) -> bool:
+        return (
+            graph.edge_labels is not None
+            and graph.edge_split is not None
+            and self.answer.fits(graph.edge_labels)
+        )
+
+    def _supervised(self, graph: PartitionedGraph, split: str) -> tuple[Pairs, Tensor]:
+        """The edges of a split of which something is known, and what is."""
+        labels, splits = graph.edge_labels, graph.edge_split
+        if labels is None or splits is None or not self.answer.fits(labels):
+            raise InputError(
+                "the graph has no labels of edges that fit, or no split of the edges: "
+                "convert --edge-labels, and --link-split or --edge-split, give them"
+            )
+        chosen = (splits == SPLITS.index(split) + 1) & self.answer.known(labels)
+        rows = torch.nonzero(chosen).flatten()
+        source, target = graph.derived(EdgeEnds())
+        at = rows.cpu().numpy()
+        return Pairs(source[at], target[at], at), labels[rows]
+
+    def _values(self, graph: PartitionedGraph, output: Tensor, edges: Pairs) -> Tensor:
+        if self.module is None:
+            raise InputError("a task on edges needs a module that decodes two nodes")
+        return pair_values(graph, output, edges, self.module)

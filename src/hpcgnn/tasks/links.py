@@ -1,0 +1,210 @@
+"""Link prediction: true pairs of nodes must score above pairs that are drawn at random."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.hide import without_edges
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.places import EdgeEnds
+from hpcgnn.sar.pairs import Pairs, pair_values
+from hpcgnn.tasks import curves, ranking
+from hpcgnn.tasks.decoders import DotProduct
+from hpcgnn.tasks.negatives import KnownEdges, false_targets, share_of
+from hpcgnn.tasks.pair_rows import PairRows, numbered
+from hpcgnn.tasks.task import SPLITS, TaskDefaults
+
+LINK_METRICS = ("mrr", "hits", "auc")
+_AT_A_TIME = 1 << 18  # false pairs that are ranked at a time
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """The true pairs of each split, and all edges there are."""
+
+    pairs: dict[str, Pairs]
+    edges: KnownEdges
+
+
+class LinkPrediction(TaskDefaults):
+    """Learns which pairs of nodes have an edge.
+
+    `graph.edge_split` says which edges are true pairs of train, valid and test. `prepare` takes
+    those of valid and test out of the graph, so that no message tells the model of them; the
+    trainer calls it, and a loop of one's own must.
+
+    The loss is the mean binary cross entropy of the true pairs of train and of false ones that are
+    drawn anew each epoch. Metrics rank each true pair among false ones that are always the same:
+    MRR among its own, hits@k and ROC AUC among all. Those of `train` are of a sample of its pairs.
+
+    Args:
+        width: of the rows that the model gives for each node.
+        module: from two rows to a score; None: their dot product.
+        metric: `mrr`, `hits` or `auc`.
+        negatives: false pairs for each true one, each epoch.
+        ranked_against: false pairs that each true one is ranked among.
+        hits_at: k of hits@k.
+        seed: of all draws.
+    """
+
+    larger_is_better = True
+    num_outputs: int
+
+    def __init__(
+        self,
+        width: int,
+        module: torch.nn.Module | None = None,
+        *,
+        metric: str = "mrr",
+        negatives: int = 1,
+        ranked_against: int = 100,
+        hits_at: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.num_outputs = width
+        self.module: torch.nn.Module = DotProduct() if module is None else module
+        self.metric = f"hits@{hits_at}" if metric == "hits" else metric
+        self.negatives, self.ranked_against = negatives, ranked_against
+        self.hits_at, self.seed = hits_at, seed
+        self._supervision: Supervision | None = None
+
+    def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
+        """The graph without the edges of valid and test, which this task remembers; collective.
+
+        Raises:
+            InputError: one direction of an undirected edge, or one of parallel edges, is of
+                another split.
+        """
+        splits = graph.edge_split
+        if splits is None:
+            return graph
+        source, target = graph.derived(EdgeEnds())
+        edges = numbered(graph, source, target)
+        pairs = {
+            name: edges.take(torch.nonzero(splits == code).flatten().cpu().numpy())
+            for code, name in enumerate(SPLITS, 1)
+        }
+        self._supervision = Supervision(pairs, KnownEdges.of(graph))
+        return replace(without_edges(graph, splits > 1), edge_labels=None, edge_split=None)
+
+    def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
+        """Every local node: it may be an end of any pair, here or on another rank."""
+        return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
+
+    def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
+        if self._supervision is None:
+            return False
+        count = len(self._supervision.pairs[split])
+        return graph.comm.allreduce(count, where="pairs to be scored") > 0
+
+    def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
+        known = self._known(graph)
+        true = known.pairs["train"]
+        false = false_targets(known.edges, true, self.negatives, seed=self.seed, epoch=graph.epoch)
+        pairs = _both(true, false)
+        scores = self._scores(graph, output, pairs)
+        truth = torch.zeros_like(scores)
+        truth[: len(true)] = 1
+        total = functional.binary_cross_entropy_with_logits(scores, truth, reduction="sum")
+        return total / max(graph.comm.allreduce(len(scores), where="pairs"), 1)
+
+    @torch.no_grad()
+    def metrics(
+        self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
+    ) -> dict[str, float]:
+        names = ("mrr", f"hits@{self.hits_at}", "auc")
+        if self._supervision is None:
+            return dict.fromkeys(names, math.nan)
+        true_N, false_NM = self._ranked(graph, output, self._sample(graph, split))
+        comm, false_M = graph.comm, false_NM.flatten()
+        labels = torch.cat([torch.ones_like(true_N), torch.zeros_like(false_M)]) > 0
+        found = (
+            ranking.mean_reciprocal_rank(comm, true_N, false_NM),
+            ranking.hits_at(comm, true_N, false_M, [self.hits_at])[0],
+            curves.roc_auc(comm, torch.cat([true_N, false_M]), labels),
+        )
+        return dict(zip(names, found, strict=True))
+
+    def pairs(self, graph: PartitionedGraph, output: Tensor) -> PairRows:
+        """The scores, as probabilities, of the true pairs of valid and test; without any, of all
+        edges."""
+        if self._supervision is None:
+            source, target = graph.derived(EdgeEnds())
+        else:
+            ends = [self._supervision.pairs[name] for name in ("valid", "test")]
+            source = np.concatenate([pairs.source for pairs in ends])
+            target = np.concatenate([pairs.target for pairs in ends])
+        return self.scored(graph, output, numbered(graph, source, target))
+
+    @torch.no_grad()
+    def scored(self, graph: PartitionedGraph, output: Tensor, pairs: Pairs) -> PairRows:
+        """The probability of any pairs to be true; collective."""
+        scores = torch.sigmoid(self._scores(graph, output, pairs))
+        return PairRows(pairs, {"probabilities": scores.cpu().numpy()})
+
+    def stored(self) -> dict[str, Any]:
+        return {
+            "kind": "links",
+            "metric": self.metric,
+            "width": self.num_outputs,
+            "decoder": "dot" if isinstance(self.module, DotProduct) else "mlp",
+        }
+
+    def _known(self, graph: PartitionedGraph) -> Supervision:
+        if self._supervision is None or graph.edge_split is not None:
+            raise InputError(
+                "link prediction needs a graph whose edges are split (convert --link-split), "
+                "without those of valid and test: task.prepare(graph) gives it"
+            )
+        return self._supervision
+
+    def _scores(self, graph: PartitionedGraph, output: Tensor, pairs: Pairs) -> Tensor:
+        return pair_values(graph, output, pairs, self.module)[:, 0]
+
+    def _sample(self, graph: PartitionedGraph, split: str) -> Pairs:
+        """The true pairs; of train about as many as of valid and test together."""
+        pairs = self._known(graph).pairs
+        if split != "train":
+            return pairs[split]
+        counts = np.array([len(pairs[name]) for name in SPLITS], np.int64)
+        train, valid, test = graph.comm.allreduce(counts, where="pairs").tolist()
+        if valid + test == 0 or train == 0:
+            return pairs["train"]
+        chosen = share_of(pairs["train"].number, (valid + test) / train, self.seed)
+        return pairs["train"].take(np.flatnonzero(chosen))
+
+    def _ranked(
+        self, graph: PartitionedGraph, output: Tensor, true: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of true pairs and of the false ones of each, some pairs at a time."""
+        known, step = self._known(graph), max(1, _AT_A_TIME // self.ranked_against)
+        rounds = graph.comm.allreduce(-(-len(true) // step), "max", where="pieces of pairs")
+        true_N = output.new_zeros(len(true))
+        false_NM = output.new_zeros(len(true), self.ranked_against)
+        for low in range(0, rounds * step, step):
+            some = true.take(np.arange(low, max(low, min(low + step, len(true)))))
+            # Epoch 0 draws for no epoch of training.
+            false = false_targets(known.edges, some, self.ranked_against, seed=self.seed, epoch=0)
+            scores = self._scores(graph, output, _both(some, false))
+            true_N[low : low + len(some)] = scores[: len(some)]
+            rows = scores[len(some) :].reshape(len(some), self.ranked_against)
+            false_NM[low : low + len(some)] = rows
+        return true_N, false_NM
+
+
+def _both(true: Pairs, false_mK: np.ndarray) -> Pairs:
+    """The true pairs, then for each of them its false ones."""
+    count = false_mK.shape[1]
+    return Pairs(
+        np.concatenate([true.source, np.repeat(true.source, count)]),
+        np.concatenate([true.target, false_mK.reshape(-1)]),
+        np.concatenate([true.number, np.repeat(true.number, count)]),
+    )

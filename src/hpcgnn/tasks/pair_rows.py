@@ -1,0 +1,60 @@
+"""What is said of pairs of nodes, each pair with a number that doesn't depend on the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.places import FindPlaces, look_up
+from hpcgnn.sar.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """This rank's pairs, and arrays with a row for each."""
+
+    pairs: Pairs
+    rows: dict[str, np.ndarray]
+
+
+def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) -> Pairs:
+    """Pairs whose targets are local nodes, in the order of target's id, then source's; collective.
+
+    The numbers of all ranks' pairs are 0 .. count - 1. Parallel pairs keep the order they have
+    here.
+    """
+    comm, places = graph.comm, graph.derived(FindPlaces())
+    ids = graph.node_ids.cpu().numpy()
+    source_id, row = places.look_up(source, ids), target - places.first
+    order = np.lexsort((source_id, ids[row]))
+    # How many pairs end at the nodes before each: counted where the ids of a slab are known.
+    holder = np.searchsorted(places.slab_P1, ids, side="right") - 1
+    by_holder = np.argsort(holder, kind="stable")
+    cuts = np.searchsorted(holder[by_holder], np.arange(1, comm.size))
+    counts = np.bincount(row, minlength=len(ids))
+    asked = comm.alltoallv(np.split(ids[by_holder], cuts), where="number pairs")
+    told = comm.alltoallv(np.split(counts[by_holder], cuts), where="number pairs")
+    low, high = places.slab_P1[comm.rank : comm.rank + 2]
+    count_of_id = np.zeros(high - low, np.int64)
+    for theirs, numbers in zip(asked, told, strict=True):
+        count_of_id[theirs - low] = numbers
+    before = sum(comm.allgather(int(count_of_id.sum()), where="number pairs")[: comm.rank])
+    first_of_id = before + np.cumsum(count_of_id) - count_of_id
+    first = look_up(comm, places.slab_P1, ids, first_of_id)
+    number = np.empty(len(order), np.int64)
+    sorted_rows = row[order]
+    starts = np.flatnonzero(np.diff(sorted_rows, prepend=-1))
+    within = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    number[order] = first[sorted_rows] + within
+    return Pairs(source, target, number)
+
+
+def original_ids(graph: PartitionedGraph, pairs: Pairs) -> dict[str, np.ndarray]:
+    """The ids that the user knows both nodes of each pair by; collective."""
+    places, ids = graph.derived(FindPlaces()), graph.original_ids.cpu().numpy()
+    return {
+        "source_ids": places.look_up(pairs.source, ids),
+        "target_ids": places.look_up(pairs.target, ids),
+    }

@@ -1,0 +1,115 @@
+"""Numbers: one or several per row; squared, absolute or Huber loss; MAE, RMSE, R2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.tasks import deviations
+from hpcgnn.tasks.labelled import Labelled
+
+VALUE_METRICS = ("mae", "rmse", "r2")
+LOSSES = ("mse", "mae", "huber")
+
+
+@dataclass
+class Regression(Labelled):
+    """`num_outputs` numbers per row (float `[n]` or `[n, W]`, NaN unknown).
+
+    The loss is the mean over all known numbers, each with its row's weight; metrics are without
+    weights.
+
+    Attributes:
+        loss_kind: `mse`, `mae` or `huber` (quadratic below `huber_delta`, linear above).
+        node_weights: name of an array of the nodes with their weights in the loss; None: 1.
+
+    Raises:
+        InputError: an unknown loss.
+    """
+
+    metric: str = "mae"
+    loss_kind: str = "mse"
+    huber_delta: float = 1.0
+    node_weights: str | None = None
+
+    kind = "values"
+
+    def check(self) -> None:
+        if self.loss_kind not in LOSSES:
+            raise InputError(f"--loss must be one of {', '.join(LOSSES)}", value=self.loss_kind)
+
+    @property
+    def larger_is_better(self) -> bool:  # type: ignore[override]
+        return self.metric == "r2"
+
+    def fits(self, answers: Tensor) -> bool:
+        return (answers.shape[1] if answers.dim() == 2 else 1) == self.num_outputs
+
+    def known(self, answers: Tensor) -> Tensor:
+        return ~torch.isnan(self._values(answers)).all(dim=1)
+
+    def weights_of(self, graph: PartitionedGraph, rows: Tensor) -> Tensor | None:
+        if self.node_weights is None:
+            return None
+        found = graph.nodes.get(self.node_weights)
+        if found is None or found.dim() != 1:
+            raise InputError(
+                f"--node-weights names no array of one number per node: {self.node_weights}"
+            )
+        return found[rows]
+
+    def share(
+        self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        true = self._values(answers).to(output.dtype)
+        known = ~torch.isnan(true)
+        off = torch.where(known, output - torch.where(known, true, 0), 0)
+        zero = torch.zeros_like(off)
+        if self.loss_kind == "mse":
+            terms = off * off
+        elif self.loss_kind == "mae":
+            terms = off.abs()
+        else:
+            terms = functional.huber_loss(off, zero, reduction="none", delta=self.huber_delta)
+        shares = known.to(output.dtype)
+        if weights is not None:
+            shares = shares * weights.to(output.dtype)[:, None]
+        whole = comm.allreduce(float(shares.double().sum()), where="targets")
+        return (terms * shares).sum() / (whole if whole > 0 else 1)
+
+    def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
+        values: np.ndarray = output.cpu().numpy()
+        return {"values": values[:, 0] if self.num_outputs == 1 else values}
+
+    def scores(self, comm: Communicator, output: Tensor, answers: Tensor) -> dict[str, float]:
+        true = self._values(answers)
+        return {
+            "mae": deviations.mean_absolute_error(comm, output, true),
+            "rmse": deviations.root_mean_squared_error(comm, output, true),
+            "r2": deviations.r2(comm, output, true),
+        }
+
+    def decided(self, comm: Communicator, answers: Tensor) -> bool:
+        known = (~torch.isnan(self._values(answers))).sum(dim=0).cpu().numpy()
+        count_T = comm.allreduce(known, where="nodes to be scored")
+        if self.metric == "r2" and (count_T == 1).any():
+            return False
+        return bool(count_T.any())
+
+    def stored(self) -> dict[str, Any]:
+        return super().stored() | {"loss": self.loss_kind}
+
+    def _values(self, answers: Tensor) -> Tensor:
+        """`[n, W]`, NaN unknown; classes and labels that are learned as numbers too."""
+        wide = answers[:, None] if answers.dim() == 1 else answers
+        if wide.is_floating_point() or self.target != "labels":
+            return wide.double() if wide.dtype == torch.float64 else wide.float()
+        return torch.where(wide < 0, torch.nan, wide.float())

@@ -1,0 +1,137 @@
+"""How a model is called: one of the user's, or a built-in one that leaves nodes out."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.subgraph import message_flow
+from hpcgnn.models.build import Model
+from hpcgnn.models.inputs import LabelInput
+from hpcgnn.models.stack import Flow
+from hpcgnn.nn.linear import NodeFeatures
+from hpcgnn.train.config import Config
+from hpcgnn.train.optimisation import arithmetic
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+class ModelCall:
+    """Calls a module as its `forward` wants it.
+
+    That is `forward(graph, x)` with the graph's features, `forward(graph)`, or PyTorch
+    Geometric's `forward(x, edge_index)`, whose `edge_index` is the graph then, for layers of
+    `hpcgnn.nn.pyg`.
+
+    Raises:
+        InputError: `forward` takes something else, or the graph has no features.
+    """
+
+    def __init__(self, model: torch.nn.Module, graph: PartitionedGraph, precision: str) -> None:
+        self.model, self.graph, self.precision = model, graph, precision
+        self.order = _order(model)
+        if graph.features is None and self.order != "graph":
+            raise InputError(
+                f"{type(model).__name__}.forward reads node features, and the graph has none: "
+                "let it take the graph alone"
+            )
+
+    def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
+        """What the module returns for all local nodes; `x_NF` in place of the features."""
+        x_NF = self.graph.features if x_NF is None else x_NF
+        given = {"graph": (self.graph,), "graph, x": (self.graph, x_NF), "x": (x_NF, self.graph)}
+        output = self.model(*given[self.order])
+        if not isinstance(output, Tensor) or output.dim() == 0:
+            raise InputError(
+                f"{type(self.model).__name__}.forward must return a tensor with a row per node",
+                value=type(output).__name__,
+            )
+        return output
+
+    def output(self) -> Tensor:
+        """The output in the run's precision; rows of float32 where it is of less."""
+        return self._precise(None)
+
+    def training_output(self, x_NF: NodeFeatures | None = None) -> Tensor:
+        """As `output`, of the pass that is trained on: see `place`."""
+        return self._precise(x_NF)
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Which of the training targets are targets in this epoch."""
+        return rows
+
+    def place(self, rows: Tensor) -> Tensor:
+        """Where in `training_output` the rows of these local nodes are."""
+        return rows
+
+    def _precise(self, x_NF: NodeFeatures | None) -> Tensor:
+        with arithmetic(self.precision, self.graph.node_ids.device):
+            output = self.raw(x_NF)
+        return output.float() if output.dtype in _HALVES else output
+
+
+class BuiltInCall(ModelCall):
+    """Leaves nodes out that reach no target, and hides labels that are targets."""
+
+    model: Model
+
+    def __init__(
+        self, model: Model, graph: PartitionedGraph, config: Config, train_rows: Tensor
+    ) -> None:
+        self.model, self.graph, self.precision = model, graph, config.device.precision
+        self.train_rows = train_rows
+        self.flow = self._message_flow(config)
+
+    def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
+        output: Tensor = self.model(self.graph, x_NF)
+        return output
+
+    def training_output(self, x_NF: NodeFeatures | None = None) -> Tensor:
+        with arithmetic(self.precision, self.graph.node_ids.device):
+            output: Tensor = self.model(self.graph, x_NF, self.flow)
+        return output.float()
+
+    def targets(self, rows: Tensor) -> Tensor:
+        inputs = self.model.inputs
+        if not isinstance(inputs, LabelInput):
+            return rows
+        return rows[~inputs.shown(self.graph)[rows]]
+
+    def place(self, rows: Tensor) -> Tensor:
+        return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)
+
+    def _message_flow(self, config: Config) -> Flow | None:
+        """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
+        whole = config.model.norm in ("batch", "graph") or config.model.jumping != "none"
+        if not config.streaming.prune or whole:
+            return None
+        graph = self.graph
+        target_N = torch.zeros(
+            graph.num_local_nodes, dtype=torch.bool, device=graph.node_ids.device
+        )
+        target_N[self.train_rows] = True
+        flow = message_flow(graph, target_N, self.model.hops())
+        return flow if any(step is not None for step in flow) else None
+
+
+def _order(model: torch.nn.Module) -> str:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = inspect.signature(model.forward).parameters.values()
+    positions = [parameter for parameter in asked if parameter.kind in kinds]
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in asked):
+        return "graph, x"
+    names = [parameter.name for parameter in positions]
+    needed = [parameter for parameter in positions if parameter.default is inspect.Parameter.empty]
+    if len(names) == 1:
+        return "graph"
+    if len(names) >= 2 and len(needed) <= 2:
+        return "x" if names[1] in ("edge_index", "adj_t", "graph") else "graph, x"
+    raise InputError(
+        f"{type(model).__name__}.forward must take (graph, x) or (graph), or PyTorch Geometric's "
+        "(x, edge_index)",
+        value=", ".join(names),
+    )

@@ -1,0 +1,113 @@
+"""Start and end of a run in its directory: its journal, how it ended, whether to requeue it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import OutputError
+from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.config import Config
+from hpcgnn.train.journal import Journal
+from hpcgnn.train.progress import Progress
+from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
+from hpcgnn.train.scores import Monitor
+from hpcgnn.train.telemetry import Reporter
+
+NO_VALIDATION = "no validation node has a label that can be scored"
+
+
+class InDirectory(Protocol):
+    """What a `Trainer` has."""
+
+    comm: Communicator
+    run_dir: Path
+    config: Config
+    store: CheckpointStore
+    journal: Journal | None
+    reporter: Reporter
+    progress: Progress
+    monitor: Monitor
+    validated: bool
+    epoch: int
+    start: int
+
+
+def open_journal(trainer: InDirectory) -> Journal | None:
+    """metrics.jsonl, on rank 0, and nothing left of how an attempt before ended; collective."""
+    journal: Journal | None = None
+    with agreed(trainer.comm, "metrics.jsonl"):
+        if trainer.comm.rank == 0:
+            path = trainer.run_dir / "metrics.jsonl"
+            journal = Journal(path, trainer.epoch, trainer.config.training.epochs)
+            try:
+                for name in (REQUEUE, ENDED):
+                    path = trainer.run_dir / name
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                text = f"can't be removed: {error.strerror}; move it away"
+                raise OutputError(text, file=path) from None
+    return journal
+
+
+def say_end(trainer: InDirectory, finished: bool) -> None:
+    """Close the journal, say how it ended, and leave word of it; collective."""
+    if trainer.journal is not None:
+        trainer.journal.close()
+    if not finished:
+        _ask_for_requeue(trainer)
+    if trainer.comm.rank != 0:
+        return
+    reporter, progress, epoch = trainer.reporter, trainer.progress, trainer.epoch
+    if not finished:
+        reporter.say(f"stopped after epoch {epoch}; run again with --resume")
+        return
+    reason = progress.reason(trainer.config.training.patience)
+    if epoch == trainer.start > 0:
+        reporter.say(
+            f"{reason} at epoch {epoch}; nothing was left to train: more --epochs go on, "
+            "or a larger --patience where that ended it"
+        )
+    elif reason != "finished":
+        reporter.say(f"{reason}, after epoch {epoch}")
+    nothing = "no validation gave a score" if trainer.validated else NO_VALIDATION
+    reporter.say(progress.best_line(trainer.monitor.shown, nothing, epoch))
+    note_end(trainer.run_dir, reason)
+
+
+def check_failure(trainer: InDirectory, ended: bool = False) -> None:
+    """Collective.
+
+    Raises:
+        OutputError: a checkpoint could not be written, where that matters.
+    """
+    failure = trainer.store.missing() if ended else ""
+    if trainer.config.checkpoints.must_succeed:
+        failure = failure or trainer.store.error
+    failure = trainer.comm.broadcast(failure, where="checkpoint failure")
+    if failure:
+        raise OutputError(f"a checkpoint could not be written: {failure}")
+
+
+def _ask_for_requeue(trainer: InDirectory) -> None:
+    with agreed(trainer.comm, REQUEUE):
+        if trainer.comm.rank != 0:
+            return
+        path = trainer.run_dir / REQUEUE
+        try:
+            path.touch()
+            if trainer.store.newest_epoch() <= trainer.start:
+                path.unlink()
+                raise OutputError(
+                    f"stopped after epoch {trainer.epoch}, but no checkpoint after epoch "
+                    f"{trainer.start} could be written, so the job isn't requeued: "
+                    f"{trainer.store.error}"
+                )
+        except OSError as error:
+            raise OutputError(
+                f"can't be written ({error.strerror}), so a job script won't requeue this run: "
+                f"see to its run directory; it stopped after epoch {trainer.epoch}",
+                file=path,
+            ) from None

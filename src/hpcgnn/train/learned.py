@@ -1,0 +1,130 @@
+"""What training changes: the parameters and buffers of the model and of the task, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, say
+from hpcgnn.nn.convert import unsynchronised
+from hpcgnn.nn.embedding import is_sharded
+
+OF_TASK = "task:"
+_MOST_NAMED = 5
+_KEPT = (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
+
+
+class Learned:
+    """The model's names as they are, those of the task's module after `task:`."""
+
+    def __init__(self, model: torch.nn.Module, of_task: torch.nn.Module | None = None) -> None:
+        self.modules = {"": model} | ({} if of_task is None else {OF_TASK: of_task})
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        seen: set[int] = set()
+        for prefix, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield prefix + name, parameter
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            prefix + name: value
+            for prefix, module in self.modules.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def sharded_names(self) -> set[str]:
+        """Names in `state_dict` of parameters of which each rank has its own rows."""
+        return {
+            prefix + name
+            for prefix, module in self.modules.items()
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if is_sharded(parameter)
+        }
+
+    def train(self, mode: bool = True) -> None:
+        for module in self.modules.values():
+            module.train(mode)
+
+    def to(self, device: torch.device) -> None:
+        for module in self.modules.values():
+            module.to(device)
+
+    def check(self, comm: Communicator) -> None:
+        """Refuse what can't be trained over ranks, or kept in a checkpoint; collective.
+
+        Raises:
+            InputError: in one line, which names the parameter or the module.
+        """
+        for prefix, module in self.modules.items():
+            norms = [prefix + name for name in unsynchronised(module)] if comm.size > 1 else []
+            if norms:
+                raise InputError(
+                    f"the model's {some(norms)} normalises with the nodes of one rank alone: "
+                    "hpcgnn.convert_norms(model, graph) makes it go over all ranks"
+                )
+        for name, parameter in self.named_parameters():
+            if isinstance(parameter, UninitializedParameter):
+                raise InputError(
+                    f"the model's {name} has no shape yet: call a model with lazy layers once "
+                    "before it is trained"
+                )
+        for name, value in self.state_dict().items():
+            if not isinstance(value, Tensor) or value.dtype not in _KEPT:
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"the model's {name} can't be kept in a checkpoint: of type {kind}, not "
+                    "float32, float64, int64, uint8 or bool; --precision bf16 computes in bfloat16"
+                )
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError("the model has no parameter to be trained (requires_grad)")
+        shapes = {
+            name: (tuple(value.shape), str(value.dtype)) if not sharded else "of this rank"
+            for name, value in self.state_dict().items()
+            for sharded in [name in self.sharded_names()]
+        }
+        require_same(comm, shapes, "parameters")
+
+    @torch.no_grad()
+    def take_from_first(self, comm: Communicator) -> bool:
+        """Rank 0's values on all ranks, sharded rows excepted; whether any rank had others.
+
+        Collective.
+        """
+        sharded = self.sharded_names()
+        own = {name: value for name, value in self.state_dict().items() if name not in sharded}
+        if comm.size == 1:
+            return False
+        changed = False
+        for value in own.values():
+            mine = value.detach().cpu().numpy()
+            first: np.ndarray = comm.broadcast(mine if comm.rank == 0 else None, where="weights")
+            if not np.array_equal(first, mine, equal_nan=mine.dtype.kind == "f"):
+                changed = True
+                value.copy_(torch.from_numpy(np.array(first)).to(value.device))
+        return bool(comm.allreduce(int(changed), "max", where="weights"))
+
+    def note_unused(self, comm: Communicator) -> None:
+        """Name what no rank's backward has reached, after the first; collective."""
+        mine = {n for n, p in self.named_parameters() if p.requires_grad and p.grad is None}
+        unused_P = comm.allgather(mine, where="unused parameters")
+        unused = sorted(set.intersection(*unused_P))
+        if unused and comm.rank == 0:
+            say(f"note: the loss doesn't depend on {some(unused)}: not trained")
+
+
+def some(names: list[str]) -> str:
+    """The first of these names, and how many there are besides."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,0 +1,151 @@
+"""A model of the user's for the command line: `FILE.py:NAME`, its arguments, its checksum."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hpcgnn.comm.agreement import agreed, require_same
+from hpcgnn.errors import InputError, printable
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.settings import OWN, ModelSettings
+
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A Python file and what in it makes the model.
+
+    Attributes:
+        name: of the class or function.
+        sha256: of the file's content.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+    @staticmethod
+    def of(settings: ModelSettings) -> ModelFile:
+        """The file that --model names.
+
+        Raises:
+            InputError: it can't be read, or a Python program made the model.
+        """
+        if settings.kind == OWN:
+            raise InputError(
+                "--model own is made by a Python program: name its file, --model FILE.py:NAME"
+            )
+        text, _, name = settings.kind.rpartition(":")
+        path = Path(text)
+        try:
+            if not path.is_file():
+                raise InputError("no such file, for --model FILE.py:NAME", file=path)
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"can't be read: {error.strerror}", file=path) from None
+        if len(content) > _MOST_BYTES:
+            raise InputError("is too large for a Python program", file=path)
+        return ModelFile(path, name, hashlib.sha256(content).hexdigest())
+
+    def stored(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"file": printable(self.path.name), "name": self.name, "sha256": self.sha256}
+
+    def differs(self, stored: dict[str, Any]) -> str:
+        """How it is another file than a checkpoint stores; empty where it is the same."""
+        known = stored.get("sha256")
+        if known == self.sha256:
+            return ""
+        return (
+            f"{self.path} has the checksum {self.sha256[:12]}, and the model was trained with one "
+            f"of {str(known)[:12]}"
+        )
+
+    def build(self, graph: PartitionedGraph, arguments: str, seed: int) -> torch.nn.Module:
+        """NAME(graph, **arguments), with torch's seed set; collective.
+
+        Raises:
+            InputError: the file has no such name, the arguments can't be read, or what is made is
+                no module; on all ranks. What the file itself raises ends the job with its
+                traceback.
+        """
+        with agreed(graph.comm, "the file of the model"):
+            keywords = parse_arguments(arguments)
+            module = self._imported()
+            make = getattr(module, self.name, None)
+            if not callable(make):
+                raise InputError(f"defines no class or function {self.name}", file=self.path)
+            torch.manual_seed(seed)
+            model = make(graph, **keywords)
+            if not isinstance(model, torch.nn.Module):
+                raise InputError(
+                    f"{self.name} must make a torch.nn.Module",
+                    file=self.path,
+                    value=type(model).__name__,
+                )
+        require_same(graph.comm, {"sha256": self.sha256}, "files of the model", file=self.path)
+        return model
+
+    def _imported(self) -> ModuleType:
+        name = f"hpcgnn_model_{self.sha256[:12]}"
+        spec = importlib.util.spec_from_file_location(name, self.path)
+        if spec is None or spec.loader is None:
+            raise InputError("can't be imported", file=self.path)
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses and the like look their module up.
+        sys.modules[name] = module
+        with _on_path(self.path.resolve().parent):
+            spec.loader.exec_module(module)
+        return module
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """`hidden=64,layers=4,norm=batch`: values are Python literals, or else text.
+
+    Raises:
+        InputError: a part is no NAME=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in _parts(text))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier() or name in found:
+            raise InputError("--model-args takes NAME=VALUE,NAME=VALUE", value=part)
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found[name] = value
+    return found
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Pieces between commas that are in no brackets."""
+    depth, start = 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """The folder is first in sys.path for the block: the file may import its neighbours."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))

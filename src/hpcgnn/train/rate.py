@@ -1,0 +1,152 @@
+"""Learning rates: by the settings, without state, or by a scheduler of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config
+from hpcgnn.train.optimisation import schedule_factor
+from hpcgnn.train.plain import decode, encode
+
+Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+class Rate(Protocol):
+    """What sets the learning rates of an optimizer's groups."""
+
+    def begin(self, epoch: int) -> None:
+        """Before the step of an epoch, from 1."""
+
+    def end(self, score: float | None) -> None:
+        """After an epoch, and the score that chooses the best where it was evaluated."""
+
+    def stored(self) -> dict[str, Any]:
+        """For checkpoints: plain values."""
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """From a checkpoint; it may be empty, of a run that stored none."""
+
+
+class ScheduledRate:
+    """By `schedule` of the settings: a function of the epoch, so that a resumed run agrees."""
+
+    def __init__(self, optimizer: Optimizer, config: Config) -> None:
+        self.optimizer, self.config = optimizer, config
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def begin(self, epoch: int) -> None:
+        factor = schedule_factor(self.config, epoch)
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+
+    def end(self, score: float | None) -> None:
+        pass
+
+    def stored(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        pass
+
+
+class SchedulerRate:
+    """By a scheduler that steps once an epoch, or constant without; what it changed is stored.
+
+    Raises:
+        InputError: it is of another optimizer, or has a state that can't be stored.
+    """
+
+    def __init__(self, optimizer: Optimizer, scheduler: Scheduler | None) -> None:
+        if scheduler is not None and getattr(scheduler, "optimizer", None) is not optimizer:
+            raise InputError("the scheduler is of another optimizer than the one given")
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.stored()
+
+    def begin(self, epoch: int) -> None:
+        pass
+
+    def end(self, score: float | None) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            if score is not None:
+                self.scheduler.step(score)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def stored(self) -> dict[str, Any]:
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        state = {} if self.scheduler is None else self.scheduler.state_dict()
+        return {
+            "groups": encode(groups, "the optimizer"),
+            "scheduler": encode(state, f"the scheduler {type(self.scheduler).__name__}"),
+        }
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        if not stored:
+            return
+        groups, state = decode(stored["groups"]), decode(stored["scheduler"])
+        own = self.optimizer.param_groups
+        if len(groups) != len(own) or any(not isinstance(group, dict) for group in groups):
+            raise ValueError(f"it has {len(groups)} parameter groups, not {len(own)}")
+        for group, given in zip(own, groups, strict=True):
+            if set(given) != set(group) - {"params"}:
+                raise ValueError("its optimizer has other settings: another kind")
+            group.update(given)
+        if self.scheduler is not None:
+            # Functions were left out: those of now hold.
+            self.scheduler.load_state_dict(self.scheduler.state_dict() | state)
+
+
+class WarmUp:
+    """The first epochs' rates, below what the schedule says: epoch / (epochs + 1) of it."""
+
+    def __init__(self, optimizer: Optimizer, epochs: int) -> None:
+        self.optimizer, self.epochs = optimizer, epochs
+
+    def step(self, epoch: int) -> None:
+        """The optimizer's step of an epoch."""
+        groups = self.optimizer.param_groups
+        if epoch > self.epochs:
+            self.optimizer.step()
+            return
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * (epoch / (self.epochs + 1))
+        self.optimizer.step()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def made_rate(
+    optimizer: Optimizer,
+    scheduler: Scheduler | Callable[[Optimizer], Scheduler] | None,
+    config: Config,
+    *,
+    by_settings: bool,
+) -> Rate:
+    """What sets the learning rates: the scheduler, or one made of the optimizer, or the settings.
+
+    Args:
+        by_settings: whether the optimizer is that of the settings.
+
+    Raises:
+        InputError: it is no scheduler.
+    """
+    if by_settings and scheduler is None:
+        return ScheduledRate(optimizer, config)
+    if scheduler is not None and not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+        scheduler = scheduler(optimizer)
+        if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+            raise InputError(
+                "scheduler must be one of torch.optim.lr_scheduler, or a function that makes one "
+                "of the optimizer",
+                value=type(scheduler).__name__,
+            )
+    return SchedulerRate(optimizer, scheduler)

@@ -1,0 +1,135 @@
+"""`train --model FILE.py:NAME` and `predict` with it; a file that has changed is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcgnn.cli import generate, predict, train
+from hpcgnn.errors import InputError
+from hpcgnn.partition.pipeline import partition_graph
+from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.own_model import parse_arguments
+from tests.cli.verbs import call
+
+NET = """
+import torch
+from hpcgnn import nn
+from helper import HIDDEN
+
+class Net(torch.nn.Module):
+    def __init__(self, graph, hidden=HIDDEN, norm=None):
+        super().__init__()
+        self.first = nn.SAGEConv(graph.features.shape[1], hidden)
+        self.second = nn.SAGEConv(hidden, graph.num_classes)
+
+    def forward(self, graph, x):
+        return self.second(graph, torch.relu(self.first(graph, x)))
+
+def make(graph, **arguments):
+    return Net(graph, **arguments)
+
+def nothing(graph):
+    return 3
+
+def broken(graph):
+    raise KeyError("of the user's")
+"""
+
+
+@pytest.fixture
+def folder(comm, shared_path):
+    """With graph.h5, its partition for these ranks, net.py and what it imports."""
+    graph = shared_path / "graph.h5"
+    call(comm, generate, "sbm", graph, "--nodes", 90, "--degree", 6, "--classes", 3,
+         "--features", 5)  # fmt: skip
+    if comm.rank == 0:
+        (shared_path / "net.py").write_text(NET)
+        (shared_path / "helper.py").write_text("HIDDEN = 4\n")
+    comm.barrier()
+    partition_graph(comm, graph, method="block", out=shared_path / "part.h5")
+    comm.barrier()
+    return shared_path
+
+
+@pytest.mark.mpi
+def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
+    path, part, run = list(sys.path), folder / "part.h5", folder / "run"
+    common = (part, "--run-dir", run, "--model", f"{folder}/net.py:make", "--lr", 0.05,
+              "--model-args", "hidden=6,norm=(1, 2)", "--set", "training.patience=50")  # fmt: skip
+    call(comm, train, *common, "--epochs", 3)
+    call(comm, train, *common, "--epochs", 5, "--resume")
+    assert sys.path == path and "helper" not in {p.rpartition("/")[2] for p in sys.path}
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
+    call(comm, train, *common[:2], folder / "once", *common[3:], "--epochs", 5)
+    assert losses == [json.loads(x)["loss"] for x in (folder / "once/metrics.jsonl").open()]
+    found = files.read(run / "checkpoints" / "last.h5")
+    assert found.model_file["name"] == "make" and len(found.model_file["sha256"]) == 64
+    assert found.config.training.patience == 50
+    assert found.arrays["model/first.lin_l.weight"].shape == (6, 5)
+    call(comm, predict, part, run, "-o", folder / "p.h5")
+    with h5py.File(folder / "p.h5") as file:
+        assert np.array_equal(file["original_ids"][:], np.arange(90))
+        np.testing.assert_allclose(file["probabilities"][:].sum(1), 1, rtol=1e-5)
+    capsys.readouterr()
+    comm.barrier()
+    if comm.rank == 0:
+        (folder / "other.py").write_text(NET + "# changed\n")
+    comm.barrier()
+    with pytest.raises(InputError, match=r"other.py has the checksum .*: bring that file back"):
+        call(comm, predict, part, run, "-o", folder / "q.h5", "--model", f"{folder}/other.py:make")
+    if comm.rank == 0:
+        (folder / "net.py").write_text(NET + "# changed\n")
+    comm.barrier()
+    call(comm, train, *common, "--epochs", 6, "--resume")
+    assert comm.rank or "net.py has the checksum" in capsys.readouterr().err
+
+
+def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
+    part = folder / "part.h5"
+    for model, words, status in (
+        (f"{folder}/absent.py:Net", "absent.py: no such file", 2),
+        (f"{folder}/net.py:Nett", "net.py: defines no class or function Nett", 2),
+        (f"{folder}/net.py:nothing", "nothing must make a torch.nn.Module (found 'int')", 2),
+        (f"{folder}/net.py", "--model must be one of sage".replace("sage", "gcn, sage"), 2),
+        ("own", "--model own is made by a Python program", 2),
+        (f"{folder}/net.py:broken", "KeyError", 1),
+    ):
+        done = mpirun(0, "train", part, "--run-dir", folder / "x", "--model", model, "--epochs", 1)
+        last = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == status and words in last, done.stderr
+        assert ("of the user's" in done.stderr and "Traceback" in done.stderr) == (status == 1)
+    for text in ("hidden", "hidden=1,hidden=2", "1x=3", "=3"):
+        with pytest.raises(InputError, match="--model-args takes NAME=VALUE"):
+            parse_arguments(text)
+    assert parse_arguments("a=1, b=[1,2],c=x,d='y',e=None") == {
+        "a": 1, "b": [1, 2], "c": "x", "d": "y", "e": None
+    }  # fmt: skip
+
+
+def test_settings_by_set(comm, folder, mpirun):
+    part = folder / "part.h5"
+    common = ("train", part, "--model", "gcn", "--layers", 1, "--epochs", 1)
+    for text, words in (
+        ("hidden", "--set takes KEY=VALUE"),
+        ("speed=3", "--set speed=3: has an unknown setting"),
+        ("model.lr=3", "model.lr"),
+        ("lr=fast", "--lr must be a number"),
+        ("param_groups=lin.*:lr=x", "--param-groups takes lr=X and weight_decay=X"),
+        ("param_groups=absent.*:lr=1", "no parameter has a name like"),
+    ):
+        done = mpirun(0, *common, "--run-dir", folder / "y", "--set", text)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+    given = ("--set", "param_groups=*.bias:lr=0,weight_decay=0", "--set", "optimiser.lr=0.5")
+    for name, more in (("a", ()), ("b", ("--set", "monitor=loss", "--set", "ema=0.5"))):
+        done = mpirun(0, *common, "--run-dir", folder / name, *given, *more)
+        assert done.returncode == 0, done.stderr
+    found = files.read(folder / "a" / "checkpoints" / "last.h5")
+    assert not found.arrays["model/stack.convs.0.bias"].any()  # a rate of 0
+    table = mpirun(0, "report", folder / "a", folder / "b").stdout.splitlines()
+    assert table[0].split()[:3] == ["run", "ema", "monitor"] and len(table) == 3
+    assert table[2].split()[1:3] == ["0.5", "loss"]

@@ -1,0 +1,155 @@
+"""Every task from a graph file to predictions, on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from hpcgnn.cli import convert, partition, predict, train
+from hpcgnn.errors import InputError
+from tests.cli.verbs import call
+
+pytestmark = pytest.mark.mpi
+SETTINGS = ("--layers", 2, "--hidden", 8, "--device", "cpu", "--pair-width", 4)
+N = 50
+
+
+def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
+    """`graph.h5` of files of numbers: classes, speeds, edges with labels and a split."""
+    rng = np.random.default_rng(seed)
+    ends = np.unique(rng.integers(0, N, (200, 2)), axis=0)
+    ends = ends[ends[:, 0] < ends[:, 1]]
+    arrays = {
+        "edges": ends.T,
+        "x": rng.normal(size=(N, 4)).astype(np.float32),
+    }
+    options: list[object] = ["--features", folder / "x.npy", "--num-nodes", N]
+    if not bare:
+        speed = rng.normal(size=(N, 2)).astype(np.float32)
+        speed[::5, 1] = np.nan
+        arrays |= {
+            "y": rng.integers(0, 2, N),
+            "split": rng.integers(0, 4, N).astype(np.int8),
+            "kind": rng.integers(0, 3, len(ends)),
+            "speed": speed,
+        }
+        options += ["--labels", folder / "y.npy", "--split", folder / "split.npy"]
+        options += ["--edge-labels", folder / "kind.npy", "--link-split", "0.6,0.2,0.2"]
+        options += ["--node-array", f"speed={folder / 'speed.npy'}"]
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    out = folder / "graph.h5"
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    arguments = [folder / "edges.npy", out, "--symmetrise", *options]
+    assert convert.run(parser.parse_args(list(map(str, arguments))), None) == 0
+    return out
+
+
+@pytest.fixture
+def parts(comm, shared_path, monkeypatch) -> Path:
+    monkeypatch.chdir(shared_path)
+    for name, bare in (("known", False), ("bare", True)):
+        folder = shared_path / name
+        if comm.rank == 0:
+            folder.mkdir()
+            write_graph(folder, bare=bare, seed=int(bare))
+        comm.barrier()
+        call(comm, partition, folder / "graph.h5", "--method", "random", "-o", f"{name}.p.h5")
+    return shared_path
+
+
+CASES = {
+    "classes": ("--metric", "macro_f1", "--class-weights", "balanced", "--label-smoothing", 0.1),
+    "values": ("--target", "speed", "--loss", "huber", "--metric", "rmse"),
+    "edge-classes": ("--metric", "macro_f1"),
+    "edge-values": (),
+    "links": ("--decoder", "mlp", "--metric", "hits", "--hits-at", 5, "--ranked-against", 8),
+}
+FOUND = {
+    "classes": ["original_id", "class", "probability_0", "probability_1"],
+    "values": ["original_id", "value_0", "value_1"],
+    "edge-classes": ["source_id", "target_id", "class", *(f"probability_{k}" for k in range(3))],
+    "edge-values": ["source_id", "target_id", "value"],
+    "links": ["source_id", "target_id", "probability"],
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_learned_and_predicted(comm, parts, task):
+    """On the graph that was trained on, and on one without labels, split or ids of its own."""
+    options = ("--task", task, *CASES[task], *SETTINGS)
+    call(comm, train, "known.p.h5", *options, "--epochs", 3, "--run-dir", "run")
+    call(comm, train, "known.p.h5", *options, "--epochs", 5, "--run-dir", "run", "--resume")
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 5 and all(np.isfinite(record["loss"]) for record in records)
+    assert "NaN" not in Path("run/metrics.jsonl").read_text()
+    assert records[-1]["valid"] is not None and Path("run/checkpoints/best.h5").exists()
+    call(comm, predict, "known.p.h5", "run", "-o", "out.csv")
+    with Path("out.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == FOUND[task]
+    call(comm, predict, "known.p.h5", "run", "-o", "out.parquet")
+    table = pyarrow.parquet.read_table("out.parquet")
+    assert table.column_names == header and table.num_rows == len(lines)
+    for name, column in zip(header, zip(*lines, strict=True), strict=True):
+        kind = np.float32 if "prob" in name or "value" in name else np.int64
+        np.testing.assert_array_equal(np.array(column, kind), table[name].to_numpy())
+    call(comm, predict, "bare.p.h5", "run", "--any-graph", "-o", "new.h5")
+    with h5py.File("new.h5") as file, h5py.File("bare/graph.h5") as graph:
+        if task in ("classes", "values"):
+            assert np.array_equal(file["original_ids"], np.arange(N))
+        else:
+            indptr, sources = graph["edges/indptr"][()], graph["edges/indices"][()]
+            assert np.array_equal(file["source_ids"], sources)
+            assert np.array_equal(file["target_ids"], np.repeat(np.arange(N), np.diff(indptr)))
+        assert file.attrs["not_finite"] == 0
+
+
+def test_links_that_are_written_are_held_out(comm, parts):
+    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1,
+         "--run-dir", "run")  # fmt: skip
+    call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
+    with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
+        targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
+        held_out = graph["edges/split"][()] > 1
+        assert np.array_equal(found["source_ids"], graph["edges/indices"][()][held_out])
+        assert np.array_equal(found["target_ids"], targets[held_out])
+        # Both directions of an edge are of one split.
+        split = graph["edges/split"][()]
+        of = dict(zip(zip(graph["edges/indices"], targets, strict=True), split, strict=True))
+        assert all(of[b, a] == code for (a, b), code in of.items())
+        assert 0.4 < (split == 1).mean() < 0.8
+
+
+def test_what_does_not_fit_is_refused(comm, parts):
+    for options, words in (
+        (("--task", "links", "--metric", "mae"), "--metric mae doesn't fit links: choose mrr"),
+        (("--task", "values", "--target", "mass"), "no array of this name: speed"),
+        (("--task", "links", "--labels-as-input", 0.5), "--labels-as-input needs one class per"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call(comm, train, "known.p.h5", *options, *SETTINGS, "--run-dir", "no")
+    with pytest.raises(InputError, match="--task links needs a split of the edges: convert"):
+        call(comm, train, "bare.p.h5", "--task", "links", *SETTINGS, "--run-dir", "no")
+
+
+def test_a_split_of_links_that_cant_be(comm, shared_path):
+    if comm.rank:
+        return
+    from hpcgnn.storage.importers.link_split import LinkSplit
+
+    for text in ("0.8,0.1", "0.8,0.1,0.2", "a,b,c", "-0.1,0.5,0.1", "nan,0,0"):
+        with pytest.raises(InputError, match="--link-split takes three shares"):
+            LinkSplit.of(text, 0)
+    half = LinkSplit.of("0.5,0.25,0.125", 3)
+    codes = half.codes(np.full(200, 50), np.random.default_rng(0).integers(0, 200, 10_000), 0)
+    shares = np.bincount(codes, minlength=4) / 10_000
+    np.testing.assert_allclose(shares, [0.125, 0.5, 0.25, 0.125], atol=0.02)

@@ -1,0 +1,96 @@
+"""Functions of pairs of nodes on any two ranks, beside autograd on one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn.graph.places import FindPlaces
+from hpcgnn.sar.pairs import Pairs, pair_values
+from tests.graphs import collect, distribute, local, random_graph
+
+pytestmark = pytest.mark.mpi
+WHOLE = random_graph(31, 90, seed=4)
+
+
+def shared(graph, ends: np.ndarray) -> tuple[Pairs, np.ndarray]:
+    """This rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
+    comm = graph.comm
+    owner = np.random.default_rng(5).integers(0, comm.size, ends.shape[1])
+    owner[owner == 1] = 0 if comm.size >= 3 else 1
+    mine = np.flatnonzero(owner == comm.rank)
+    places = graph.derived(FindPlaces())
+    source, target = (places.of_ids(row[mine]) for row in ends)
+    return Pairs(source, target, mine), mine
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner, self.outer = torch.nn.Linear(8, 6), torch.nn.Linear(6, 2)
+
+    def forward(self, x_src, x_dst):
+        return self.outer(torch.tanh(self.inner(torch.cat([x_src, x_dst], dim=1))))
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 15])
+def test_values_and_gradients(comm, piece):
+    graph = distribute(WHOLE, comm)
+    rng = np.random.default_rng(3)
+    ends = rng.integers(0, 31, (2, 50))
+    ends[:, 3] = ends[:, 2]
+    ends[1, 4] = ends[0, 4]
+    x = torch.from_numpy(rng.normal(size=(31, 4)).astype(np.float32))
+    weight = torch.from_numpy(rng.normal(size=(50, 2)).astype(np.float32))
+    scale = torch.tensor(1.5, requires_grad=True)  # captured, not a parameter
+
+    whole, dense = Decoder(), x.clone().requires_grad_()
+    values = whole(dense[ends[0]], dense[ends[1]]) * scale
+    (values * weight).sum().backward()
+    scale_grad, scale.grad = scale.grad, None
+
+    decoder, x_NK = Decoder(), local(graph, x).requires_grad_()
+    pairs, mine = shared(graph, ends)
+    state = torch.random.get_rng_state()
+    found = pair_values(graph, x_NK, pairs, lambda a, b: decoder(a, b) * scale, piece=piece)
+    torch.testing.assert_close(found, values[mine])
+    (found * weight[mine]).sum().backward()
+    torch.testing.assert_close(collect(graph, x_NK.grad), dense.grad)
+    torch.testing.assert_close(comm.allreduce(scale.grad), scale_grad)
+    for own, right in zip(decoder.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(comm.allreduce(own.grad), right.grad)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_random_numbers_are_found_again(comm):
+    """Dropout inside the function drops the same in backward: the gradient is the mask."""
+    graph = distribute(WHOLE, comm)
+    pairs, mine = shared(graph, np.stack([np.arange(31), np.arange(31)]))
+    x_NK = torch.ones(graph.num_local_nodes, 3, requires_grad=True)
+    drop = torch.nn.Dropout(0.5)
+    found = pair_values(graph, x_NK, pairs, lambda a, b: drop(a), piece=4)
+    found.sum().backward()
+    kept = np.zeros((31, 3), np.float32)
+    for rows, values in comm.allgather((mine, found.detach().numpy())):
+        kept[rows] = values
+    assert torch.equal(collect(graph, x_NK.grad), torch.from_numpy(kept))
+    assert 0 < (kept == 0).sum() < 93
+
+
+def test_no_pairs_at_all(comm):
+    graph = distribute(WHOLE, comm)
+    none = np.zeros(0, np.int64)
+    x_NK = torch.ones(graph.num_local_nodes, 4, requires_grad=True)
+    found = pair_values(graph, x_NK, Pairs(none, none, none), Decoder())
+    assert found.shape == (0, 2)
+    found.sum().backward()
+    assert not x_NK.grad.any()
+
+
+def test_places_of_ids(comm):
+    graph = distribute(WHOLE, comm)
+    places = graph.derived(FindPlaces())
+    ids = np.arange(31)[:: comm.rank + 1]
+    assert np.array_equal(places.look_up(places.of_ids(ids), graph.node_ids.numpy()), ids)

@@ -1,0 +1,134 @@
+"""Graphs of several types: OGB's layout of ogbn-mag, and a folder for each type."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hpcgnn
+from hpcgnn.cli.main import main
+from tests.storage.importers.typed import COUNTS, TRIPLES, content, write_folders, write_mag
+
+WRITERS = {"mag": write_mag, "folders": write_folders}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_types_become_node_types_and_relations(convert, tmp_path, layout, capfd):
+    edges, features, labels, split = content()
+    graph = convert(WRITERS[layout](tmp_path / "g"))
+    kinds = sorted(COUNTS)
+    firsts = dict(zip(kinds, np.cumsum([0] + [COUNTS[k] for k in kinds]).tolist(), strict=False))
+    assert graph.nodes.type.tolist() == [t for t, k in enumerate(kinds) for _ in range(COUNTS[k])]
+    papers = slice(firsts["paper"], firsts["paper"] + COUNTS["paper"])
+    np.testing.assert_array_equal(graph.nodes.labels[papers], labels)
+    assert (np.delete(graph.nodes.labels, papers) == -1).all()
+    np.testing.assert_array_equal(graph.nodes.split[papers, 0], split)
+    assert not np.delete(graph.nodes.split, papers).any()
+    assert list(graph.nodes.typed_features) == [kinds.index("paper")]
+    np.testing.assert_allclose(graph.nodes.typed_features[kinds.index("paper")], features)
+    assert graph.counts.num_relations == len(TRIPLES)
+    for number, name in enumerate(sorted(TRIPLES)):
+        mine = graph.slab.relation == number
+        ends = np.stack([graph.slab.indices, graph.destinations])[:, mine]
+        wanted = edges[name] + np.array([[firsts[name[0]]], [firsts[name[2]]]])
+        assert sorted(map(tuple, ends.T.tolist())) == sorted(map(tuple, wanted.T.tolist()))
+    if layout == "mag":
+        assert "edge_reltype.csv.gz, node_year.csv.gz" in capfd.readouterr().err
+    else:
+        assert len(graph.nodes.named["age"]) == sum(COUNTS.values())
+
+
+def test_it_comes_back_by_its_names(tmp_path):
+    assert main(["convert", str(write_mag(tmp_path / "g")), str(tmp_path / "g.h5")]) == 0
+    data = hpcgnn.to_pyg(tmp_path / "g.h5")
+    assert data.node_types == sorted(COUNTS) and data.edge_types == sorted(TRIPLES)
+    assert data["paper"].y.tolist() == content()[2].tolist() and "y" not in data["author"]
+
+
+def pack(path: Path, text: str) -> None:
+    path.write_bytes(gzip.compress(text.encode()))
+
+
+MAG = [
+    ("raw/num-node-dict.csv.gz", "paper,author\n40\n", "a line of one value for each"),
+    ("raw/num-node-dict.csv.gz", "../x\n40\n", "is no name of a type"),
+    ("raw/num-node-dict.csv.gz", "paper,paper\n40,3\n", "a line of types"),
+    ("raw/num-node-dict.csv.gz", "paper\n-4\n", "number of nodes of paper must be one"),
+    ("raw/num-node-dict.csv.gz", "paper\n40\n", "no type of nodes of this name"),
+    ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
+    ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is no name of a type"),
+    ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
+    ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
+    ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no type of nodes of this name"),
+    ("raw/relations/paper___cites___paper/edge.csv.gz", "0,40\n" * 60, "must lie in 0 .. 39"),
+    ("raw/relations/paper___cites___paper/edge.csv.gz", "0,1\n", "num-edge-list says 60"),
+    ("raw/node-feat/paper/node-feat.csv.gz", "1,2\n" * 41, "more rows than there are nodes"),
+    ("raw/node-label/paper/node-label.csv.gz", "1\n" * 39, "must have a row for each of 40"),
+    ("split/time/paper/train.csv.gz", "40\n", "nodes of this type are 0 .. 39"),
+    ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no type of nodes of this name"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "words"), MAG)
+def test_bad_files_of_mag(refused, tmp_path, name, text, words):
+    pack(write_mag(tmp_path / "g") / name, text)
+    assert words in refused(tmp_path / "g")
+
+
+def extra_label(root: Path) -> None:
+    np.save(root / "nodes" / "author" / "labels.npy", np.zeros(12, int))
+
+
+FOLDERS = [
+    (lambda root: (root / "nodes" / "paper" / "x.txt").write_text("1"), "is none of .npy"),
+    (lambda root: (root / "nodes" / "author" / "age.csv").write_text("1"), "is there twice"),
+    (lambda root: (root / "nodes" / "new").mkdir(), "says nowhere how many nodes"),
+    (lambda root: (root / "edges" / "a___b").mkdir(), "must be named SOURCE___RELATION"),
+    (lambda root: (root / "edges" / "a___b___paper").mkdir(), "has no edges"),
+    (extra_label, "labels of several types"),
+    (
+        lambda root: (root / "nodes" / "author" / "num_nodes.csv").write_text("7\n"),
+        "must lie in 0 .. 6",
+    ),
+    (
+        lambda root: (root / "edges" / "paper___cites___paper" / "labels.csv").write_text("1"),
+        "must be .npy",
+    ),
+    (
+        lambda root: (root / "edges" / "paper___cites___paper" / "edges.csv").write_text("1\n"),
+        "must have two columns",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), FOLDERS)
+def test_bad_folders(refused, tmp_path, spoil, words):
+    spoil(write_folders(tmp_path / "g"))
+    assert words in refused(tmp_path / "g")
+
+
+@pytest.mark.mpi
+def test_a_relational_model_learns_the_papers(comm, shared_path):
+    import json
+
+    from hpcgnn.cli import partition, train
+    from hpcgnn.comm.agreement import agreed
+    from tests.cli.verbs import call
+
+    graph, parts, out = shared_path / "g.h5", shared_path / "p.h5", shared_path / "run"
+    with agreed(comm, "convert"):
+        if comm.rank == 0:
+            source = write_mag(shared_path / "mag")
+            options = [str(source), str(graph), "--inverse-relations"]
+            assert main(["convert", *options]) == 0
+    call(comm, partition, graph, "--method", "random", "--out", parts)
+    call(
+        comm, train, parts, "--model", "rgcn", "--layers", 2, "--hidden", 8, "--epochs", 15,
+        "--lr", 0.05, "--dropout", 0, "--run-dir", out,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.05 * losses[0]

@@ -1,0 +1,269 @@
+"""Losses and metrics of tasks over the ranks, beside torch's and scikit-learn's on all rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as truth
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
+
+from hpcgnn.errors import InputError
+from hpcgnn.tasks import EdgeTask, MultiClass, MultiLabel, PairMLP, Regression, find_task
+from hpcgnn.tasks.settings import TaskSettings
+from tests.graphs import collect, distribute, local, random_graph
+
+pytestmark = pytest.mark.mpi
+WHOLE = random_graph(45, 160, seed=3)
+RNG = np.random.default_rng(8)
+TRAIN, VALID = WHOLE.split == 1, WHOLE.split == 2
+
+
+def answers(comm, values: np.ndarray, name: str = "labels", **arrays: np.ndarray):
+    """A part of `WHOLE` with these labels, or with them as a named array."""
+    graph = distribute(WHOLE, comm)
+    rows = local(graph, torch.from_numpy(values))
+    nodes = {key: local(graph, torch.from_numpy(array)) for key, array in arrays.items()}
+    if name != "labels":
+        return replace(graph, labels=None, nodes=nodes | {name: rows})
+    return replace(graph, labels=rows, nodes=nodes)
+
+
+def run(graph, task, output: np.ndarray, split: str = "valid"):
+    """Loss over the ranks, gradient of the output on all nodes, metrics of a split."""
+    own = local(graph, torch.from_numpy(output.astype(np.float32))).requires_grad_()
+    rows = task.targets(graph, "train")
+    share = task.loss(graph, own[rows], rows)
+    share.backward()
+    scored = task.targets(graph, split)
+    found = task.metrics(graph, own.detach()[scored], scored, split)
+    assert task.is_scored(graph, split) == math.isfinite(found[task.metric])
+    return graph.comm.allreduce(float(share.detach())), collect(graph, own.grad), found
+
+
+def check_loss(found, output: np.ndarray, reference) -> None:
+    """`reference` of all outputs gives the loss and, by autograd, the gradient."""
+    whole = torch.from_numpy(output.astype(np.float32)).requires_grad_()
+    loss = reference(whole)
+    loss.backward()
+    np.testing.assert_allclose(found[0], loss.item(), rtol=1e-5)
+    torch.testing.assert_close(found[1], whole.grad)
+
+
+@pytest.mark.parametrize(
+    "weights, smoothing", [(None, 0.0), ((0.5, 2.0, 0.0), 0.0), ("balanced", 0.2)]
+)
+def test_classes(comm, weights, smoothing):
+    labels = np.where(RNG.random(45) < 0.1, -1, WHOLE.labels)
+    labels = np.random.default_rng(1).permutation(labels)
+    output = np.random.default_rng(2).normal(size=(45, 3))
+    known = TRAIN & (labels >= 0)
+    graph = answers(comm, labels)
+    if weights == "balanced":
+        settings = TaskSettings(class_weights="balanced", label_smoothing=smoothing)
+        task = find_task(graph, "macro_f1", settings)
+        right = compute_class_weight("balanced", classes=np.arange(3), y=labels[known])
+        np.testing.assert_allclose(task.class_weights, right)
+    else:
+        task = MultiClass(3, "macro_f1", class_weights=weights, label_smoothing=smoothing)
+    found = run(graph, task, output)
+    weight = None if task.class_weights is None else torch.tensor(task.class_weights).float()
+    rows = torch.from_numpy(known)
+    check_loss(
+        found,
+        output,
+        lambda x: functional.cross_entropy(
+            x[rows], torch.from_numpy(labels)[rows], weight, label_smoothing=smoothing
+        ),
+    )
+    scored = VALID & (labels >= 0)
+    true, guess = labels[scored], output[scored].argmax(1)
+    np.testing.assert_allclose(found[2]["accuracy"], truth.accuracy_score(true, guess))
+    np.testing.assert_allclose(found[2]["f1"], truth.f1_score(true, guess, average="micro"))
+    np.testing.assert_allclose(
+        found[2]["macro_f1"], truth.f1_score(true, guess, average="macro", zero_division=0)
+    )
+
+
+@pytest.mark.parametrize("metric", ["auc", "average_precision"])
+def test_two_classes(comm, metric):
+    labels = WHOLE.labels % 2
+    output = np.random.default_rng(2).integers(0, 3, (45, 2))
+    score = {"auc": truth.roc_auc_score, "average_precision": truth.average_precision_score}
+    found = run(answers(comm, labels), MultiClass(2, metric), output)[2][metric]
+    right = score[metric](labels[VALID], (output[:, 1] - output[:, 0])[VALID])
+    np.testing.assert_allclose(found, right)
+    more, task = answers(comm, WHOLE.labels), MultiClass(2, metric)
+    rows = task.targets(more, "valid")
+    own = local(more, torch.from_numpy(output).float())
+    assert math.isnan(task.metrics(more, own[rows], rows, "valid")[metric])
+    assert not task.is_scored(more, "valid")
+
+
+@pytest.mark.parametrize("weights", [None, "2", "balanced"])
+def test_several_labels(comm, weights):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(-1, 2, (45, 3)).astype(np.int8)
+    output = rng.normal(size=(45, 3))
+    settings = TaskSettings(positive_weights=weights or "none")
+    graph = answers(comm, labels)
+    task = find_task(graph, "auc", settings)
+    assert isinstance(task, MultiLabel)
+    rows = TRAIN & (labels >= 0).any(1)
+    known = labels >= 0
+    if weights == "balanced":
+        right = [(labels[rows, t] == 0).sum() / (labels[rows, t] == 1).sum() for t in range(3)]
+        np.testing.assert_allclose(task.positive_weights, right)
+    positive = None if weights is None else torch.tensor(task.positive_weights).float()
+    found = run(graph, task, output)
+
+    def reference(x):
+        truths = torch.from_numpy(labels[rows].clip(0)).float()
+        terms = functional.binary_cross_entropy_with_logits(
+            x[torch.from_numpy(rows)], truths, pos_weight=positive, reduction="none"
+        )
+        return (terms * torch.from_numpy(known[rows])).sum() / 3 / rows.sum()
+
+    check_loss(found, output, reference)
+    areas = [
+        truth.roc_auc_score(labels[VALID & known[:, t], t], output[VALID & known[:, t], t])
+        for t in range(3)
+    ]
+    np.testing.assert_allclose(found[2]["auc"], np.mean(areas))
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+@pytest.mark.parametrize("width, weighted", [(None, True), (2, False)])
+def test_values(comm, loss, width, weighted):
+    rng = np.random.default_rng(5)
+    shape = 45 if width is None else (45, width)
+    values = rng.normal(size=shape).astype(np.float32)
+    values[rng.random(shape) < 0.2] = np.nan
+    output = rng.normal(size=(45, width or 1))
+    weight = rng.random(45).astype(np.float32)
+    graph = answers(comm, values, "speed", weight=weight)
+    settings = TaskSettings(
+        target="speed", kind="values", loss=loss, huber_delta=0.5,
+        node_weights="weight" if weighted else "none",
+    )  # fmt: skip
+    task = find_task(graph, "rmse", settings)
+    assert isinstance(task, Regression) and not task.larger_is_better
+    found = run(graph, task, output)
+    wide = values.reshape(45, -1)
+    shares = (~np.isnan(wide) & TRAIN[:, None]) * (weight[:, None] if weighted else 1)
+    functions = {
+        "mse": functional.mse_loss,
+        "mae": functional.l1_loss,
+        "huber": lambda a, b, reduction: functional.huber_loss(a, b, reduction, 0.5),
+    }
+
+    def reference(x):
+        true = torch.from_numpy(np.nan_to_num(wide))
+        terms = functions[loss](x, true, reduction="none") * torch.from_numpy(shares)
+        return terms.sum().float() / shares.sum()
+
+    check_loss(found, output, reference)
+    for name, score in (
+        ("mae", truth.mean_absolute_error),
+        ("rmse", truth.root_mean_squared_error),
+        ("r2", truth.r2_score),
+    ):
+        columns = [VALID & ~np.isnan(wide[:, t]) for t in range(wide.shape[1])]
+        right = [
+            score(wide[rows, t].astype(float), output.astype(np.float32)[rows, t].astype(float))
+            for t, rows in enumerate(columns)
+        ]
+        np.testing.assert_allclose(found[2][name], np.mean(right), rtol=1e-6)
+
+
+def split_edges(comm, labels: np.ndarray, split: np.ndarray):
+    """A part of `WHOLE` whose edges have labels and a split, given in the order of the file."""
+    whole = replace(WHOLE, edge_features=np.arange(160, dtype=np.float32)[:, None])
+    graph = distribute(whole, comm)
+    from hpcgnn.sar.messages import edge_features
+
+    found = edge_features(graph)
+    number = torch.zeros(0).long() if found is None else found[:, 0].long()
+    return replace(
+        graph,
+        edge_labels=torch.from_numpy(labels)[number],
+        edge_split=torch.from_numpy(split)[number],
+    )
+
+
+@pytest.mark.parametrize("kind", ["edge-classes", "edge-values", "edge-labels"])
+def test_edges(comm, kind):
+    rng = np.random.default_rng(6)
+    split = rng.integers(0, 4, 160).astype(np.int8)
+    labels = {
+        "edge-classes": rng.integers(-1, 3, 160),
+        "edge-values": rng.normal(size=(160, 2)).astype(np.float32),
+        "edge-labels": rng.integers(0, 2, (160, 2)).astype(np.int8),
+    }[kind]
+    output = rng.normal(size=(45, 5))
+    graph = split_edges(comm, labels, split)
+    task = find_task(graph, "auto", TaskSettings(kind=kind, pair_width=5), seed=3)
+    assert isinstance(task, EdgeTask) and task.num_outputs == 5
+    found = run(graph, task, output)
+    outputs = 3 if kind == "edge-classes" else 2
+    decoder = PairMLP(5, outputs, seed=3)
+    known = labels >= 0 if kind == "edge-classes" else np.ones(160, bool)
+
+    def values(x, rows):
+        return decoder(x[WHOLE.source[rows]], x[WHOLE.target[rows]])
+
+    train, valid = ((split == code) & known for code in (1, 2))
+
+    def reference(x):
+        true = torch.from_numpy(labels[train])
+        if kind == "edge-classes":
+            return functional.cross_entropy(values(x, train), true)
+        if kind == "edge-values":
+            return functional.mse_loss(values(x, train), true)
+        return functional.binary_cross_entropy_with_logits(values(x, train), true.float())
+
+    check_loss(found, output, reference)
+    for own, right in zip(task.module.parameters(), decoder.parameters(), strict=True):
+        torch.testing.assert_close(comm.allreduce(own.grad), right.grad)
+    guess = values(torch.from_numpy(output.astype(np.float32)), valid).detach().numpy()
+    name, score = {
+        "edge-classes": lambda: ("accuracy", (guess.argmax(1) == labels[valid]).mean()),
+        "edge-values": lambda: ("mae", truth.mean_absolute_error(labels[valid], guess)),
+        "edge-labels": lambda: ("f1", truth.f1_score(labels[valid], guess > 0, average="micro")),
+    }[kind]()
+    np.testing.assert_allclose(found[2][name], score, rtol=1e-5)
+    # What is written of them: every edge, numbered in the order of the file.
+    rows = task.pairs(graph, local(graph, torch.from_numpy(output.astype(np.float32))))
+    order = np.lexsort((WHOLE.source, WHOLE.target))
+    (written,) = (v for k, v in rows.rows.items() if k in ("values", "probabilities"))
+    numbers = np.concatenate(comm.allgather(rows.pairs.number))
+    assert np.array_equal(np.sort(numbers), np.arange(160))
+    everything = np.concatenate(comm.allgather(written))[np.argsort(numbers)]
+    with torch.no_grad():
+        dense = values(torch.from_numpy(output.astype(np.float32)), np.arange(160)[order])
+        dense = {"edge-classes": dense.softmax(1), "edge-labels": dense.sigmoid()}.get(kind, dense)
+    np.testing.assert_allclose(everything, dense.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused(comm):
+    graph = answers(comm, WHOLE.labels)
+    for metric, settings, words in (
+        ("auc", {}, "--metric auc needs two classes"),
+        ("mae", {}, "--metric mae doesn't fit classes: choose accuracy, f1"),
+        ("auto", {"class_weights": "1,2"}, "class weights must be 3 numbers, one per class"),
+        ("auto", {"positive_weights": "2"}, "--positive-weights doesn't fit the task"),
+        ("auto", {"kind": "labels"}, "--task labels doesn't fit what is to be learned"),
+        ("auto", {"target": "speed"}, "the graph has no array of this name: none"),
+        ("auto", {"kind": "links"}, "--task links needs a split of the edges"),
+        ("auto", {"kind": "edge-values"}, "needs labels and a split of the edges"),
+    ):
+        with pytest.raises(InputError, match=words):
+            find_task(graph, metric, TaskSettings(**settings))
+    with pytest.raises(InputError, match="takes none, balanced, or numbers of at least 0"):
+        TaskSettings(class_weights="1,-2")
+    values = find_task(graph, "auto", TaskSettings(kind="values"))  # classes as numbers
+    assert isinstance(values, Regression) and values.targets(graph, "train").numel() >= 0

@@ -1,0 +1,131 @@
+"""Each example runs on the ranks of the test, as its first lines say; what it claims is so."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import hpcgnn
+from hpcgnn.cli import generate, train
+from tests.cli.verbs import call
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.mpi
+
+
+def load(name: str) -> dict:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="example")
+
+
+@pytest.fixture
+def part(comm, shared_path) -> Path:
+    graph = shared_path / "graph.h5"
+    call(comm, generate, "sbm", graph, "--nodes", 200, "--degree", 6, "--classes", 3,
+         "--features", 8, "--noise", 1)  # fmt: skip
+    hpcgnn.partition_graph(comm, graph, method="random", out=shared_path / "part.h5")
+    comm.barrier()
+    return shared_path / "part.h5"
+
+
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
+
+
+@pytest.mark.parametrize("name", ["own_model", "own_task"])
+def test_examples_learn(comm, part, name):
+    run_dir = part.parent / name
+    load(name)["main"](comm, part, run_dir=run_dir, epochs=8)
+    comm.barrier()
+    found = records(run_dir)
+    assert len(found) == 8 and found[-1]["loss"] < found[0]["loss"]
+    if name == "own_model":
+        assert found[0]["lr"] > found[-1]["lr"] and (run_dir / "predictions.h5").exists()
+        call(comm, train, part, "--run-dir", part.parent / "c", "--epochs", 1, "--model",
+             f"{EXAMPLES / 'own_model.py'}:Net", "--model-args", "hidden=8")  # fmt: skip
+
+
+def test_a_notebook_needs_no_launcher(comm, part, monkeypatch, capsys):
+    if comm.size > 1:
+        pytest.skip("is of one process")
+    monkeypatch.setattr(sys, "argv", ["x", str(part.parent / "graph.h5")])
+    load("single_process")
+    assert "epoch 3 loss" in capsys.readouterr().out
+
+
+def in_pyg(folder: Path) -> dict:
+    """The moved script's `make_graph` and `Net` with PyTorch Geometric's layers again."""
+    text = (EXAMPLES / "moved_from_pyg.py").read_text()
+    assert text.count("from hpcgnn.nn.pyg import") == 1
+    (folder / "original.py").write_text(text.replace("hpcgnn.nn.pyg", "torch_geometric.nn"))
+    return runpy.run_path(str(folder / "original.py"), run_name="example")
+
+
+def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> list[float]:
+    """The loop of the script as it was, on one process: 20 epochs without dropout."""
+    model = script["Net"](data.num_features, 64, 2, dropout=0.0)
+    model.load_state_dict(start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        logits = model(data.x, data.edge_index)
+        mask = data.train_mask
+        loss = functional.cross_entropy(logits[mask], data.y[mask], weight=weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
+    pytest.importorskip("torch_geometric")
+    moved, original = load("moved_from_pyg"), in_pyg(tmp_path)
+    data = moved["make_graph"](nodes=1000)
+    torch.manual_seed(3)
+    model = moved["Net"](data.num_features, 64, 2, dropout=0.0)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    weight = 1 / torch.bincount(data.y[data.train_mask]).float()
+    expected = original_losses(original, data, start, weight)
+    if comm.rank == 0:
+        hpcgnn.from_pyg(data, shared_path / "graph.h5")
+    comm.barrier()
+    made = hpcgnn.partition_graph(
+        comm, shared_path / "graph.h5", method="random", out=shared_path / "p.h5"
+    )
+    graph = hpcgnn.load_partition(made["file"], comm)
+    hpcgnn.convert_norms(model, graph)
+    task = hpcgnn.tasks.MultiClass(2, metric="auc", class_weights=tuple(weight.tolist()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    trainer = hpcgnn.Trainer(
+        graph, model, task, optimizer=optimizer, scheduler=schedule, epochs=20, clip_norm=1.0,
+        run_dir=shared_path / "run",
+    )  # fmt: skip
+    trainer.run()
+    comm.barrier()
+    found = [record["loss"] for record in records(shared_path / "run")]
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert expected[-1] < 0.9 * expected[0]
+
+
+def test_the_moved_script_runs(comm, shared_path, monkeypatch):
+    pytest.importorskip("torch_geometric")
+    script = load("moved_from_pyg")
+    small = script["make_graph"](nodes=300)
+    script["main"].__globals__["make_graph"] = lambda: small
+    script["main"](comm, str(shared_path))
+    comm.barrier()
+    pieces = [np.load(path) for path in shared_path.glob("predictions.*.npz")]
+    ids = np.concatenate([piece["id"] for piece in pieces])
+    assert len(pieces) == comm.size and set(ids) == set(small.original_id.tolist())
+    assert 20 < len(records(shared_path / "run")) <= 100

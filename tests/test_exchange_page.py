@@ -1,0 +1,25 @@
+"""What docs/exchange.md shows runs, in this process."""
+
+from __future__ import annotations
+
+import shlex
+
+from tests.test_readme import blocks
+
+PAGE = "docs/exchange.md"
+
+
+def test_what_the_page_shows_runs(mpirun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (code for _, code in blocks("python", PAGE))
+    names: dict[str, object] = {}
+    exec(first, names)
+    for line in (
+        line for remark, code in blocks("sh", PAGE) if not remark for line in code.splitlines()
+    ):
+        program, *options = shlex.split(line)
+        done = mpirun(0, *options)
+        assert program == "hpcgnn" and done.returncode == 0, done.stderr
+    exec(second, names)
+    model, data = names["model"], names["data"]
+    assert model(data.x, data.edge_index).shape == (4, 2)
