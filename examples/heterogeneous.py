@@ -1,6 +1,6 @@
 """mpiexec -n 4 python examples/heterogeneous.py FOLDER: subjects of papers by relational attention.
 
-Papers have features, authors and institutions learn embeddings; an edge has a relation and a year.
+Papers have features; authors, who write on a subject, and institutions learn embeddings.
 The file that it writes trains from the command line too: hpcgnn train FOLDER/papers.h5 --model rgat
 """
 
@@ -8,47 +8,33 @@ import sys
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 import hpcgnn
 from hpcgnn.models.inputs import TypedInput
 from hpcgnn.nn import Linear, RGATConv
-from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
-PAPER, AUTHOR, INSTITUTION = range(3)
-WRITES, WRITTEN_BY, CITES, EMPLOYS = range(4)
 
-
-def write_graph(path, papers=600, authors=400, institutions=20, subjects=4):
-    """Authors mostly write on their own subject, papers cite at random."""
-    rng, size = np.random.default_rng(0), papers + authors + institutions
-    subject, own = rng.integers(0, subjects, papers), rng.integers(0, subjects, authors)
+def write_graph(path, papers=600, authors=400, institutions=20):
+    rng, counts = np.random.default_rng(0), [papers, authors, institutions]  # types 0, 1 and 2
+    subject, own = rng.integers(0, 4, papers), rng.integers(0, 4, authors)
     paper, author = rng.integers(0, papers, 8 * papers), rng.integers(0, authors, 8 * papers)
     kept = (subject[paper] == own[author]) | (rng.random(len(paper)) < 0.05)
-    paper, author = paper[kept], papers + author[kept]
-    ends = {
-        WRITES: (author, paper),
-        WRITTEN_BY: (paper, author),
-        CITES: rng.integers(0, papers, (2, 2 * papers)),
-        EMPLOYS: (
-            papers + authors + np.arange(authors) % institutions,
-            papers + np.arange(authors),
-        ),
-    }
-    source, target = np.concatenate([np.stack(pair) for pair in ends.values()], axis=1)
-    relation = np.repeat(list(ends), [len(pair[0]) for pair in ends.values()])
-    order = np.argsort(target, kind="stable")
-    years, nothing = rng.random((len(source), 1)), np.full(size - papers, -1)
-    with GraphWriter(path, num_nodes=size) as writer:
-        counts = np.bincount(target, minlength=size)
-        writer.append_rows(counts, source[order], relation=relation[order], edge_features=years)
-        writer.append_types(
-            np.repeat([PAPER, AUTHOR, INSTITUTION], [papers, authors, institutions])
-        )
-        writer.append_typed_features(PAPER, rng.normal(subject[:, None] == np.arange(8), 1))
-        writer.append_labels(np.concatenate([subject, nothing]))
-        writer.append_split(np.concatenate([rng.integers(1, 4, papers), 0 * nothing]))
+    wrote, cites = (papers + author[kept], paper[kept]), rng.integers(0, papers, (2, 2 * papers))
+    staff = papers + np.arange(authors)
+    employs = (papers + authors + staff % institutions, staff)
+    ends = [np.stack(pair) for pair in (wrote, wrote[::-1], cites, employs)]  # relations 0 to 3
+    relation = np.repeat(np.arange(4), [pair.shape[1] for pair in ends])
+    source, target = np.concatenate(ends, axis=1)
+    order, years = np.argsort(target, kind="stable"), rng.random((len(source), 1))
+    nothing = np.zeros(authors + institutions, int)
+    with GraphWriter(path, num_nodes=sum(counts)) as writer:
+        degrees = np.bincount(target, minlength=sum(counts))
+        writer.append_rows(degrees, source[order], relation=relation[order], edge_features=years)
+        writer.append_types(np.repeat([0, 1, 2], counts))
+        writer.append_typed_features(0, rng.normal(subject[:, None] == np.arange(8), 1))
+        writer.append_labels(np.concatenate([subject, nothing - 1]))
+        writer.append_split(np.concatenate([rng.integers(1, 4, papers), nothing]))
 
 
 class Network(torch.nn.Module):
@@ -66,26 +52,17 @@ class Network(torch.nn.Module):
         return self.own(x) + self.second(graph, x)
 
 
-def train(comm, folder, epochs=30):
-    """The loss of each epoch; at last the share of test papers whose subject is found."""
+def train(comm, folder, papers=600, epochs=30):
     path, part = f"{folder}/papers.h5", f"{folder}/papers.p{comm.size}.h5"
     if comm.rank == 0:
-        write_graph(path)
-    partition_graph(comm, path, method="streaming", out=part)
+        write_graph(path, papers)
+    hpcgnn.partition_graph(comm, path, method="streaming", out=part)
     graph = hpcgnn.load_partition(part, comm)
     torch.manual_seed(0)  # the same weights on every rank
-    optimizer = torch.optim.Adam((model := Network(graph)).parameters(), lr=0.01)
-    rows, count = graph.train_mask, comm.allreduce(int(graph.train_mask.sum()))
-    for _ in range(epochs):
-        optimizer.zero_grad()
-        loss = cross_entropy(model(graph)[rows], graph.labels[rows], reduction="sum") / count
-        loss.backward()
-        hpcgnn.sum_gradients(model, comm)
-        optimizer.step()
-        yield comm.allreduce(float(loss.detach()))
-    found = (model(graph).argmax(dim=1) == graph.labels)[graph.test_mask]
-    yield comm.allreduce(int(found.sum())) / comm.allreduce(len(found))
+    task = hpcgnn.tasks.find_task(graph)
+    run = {"run_dir": f"{folder}/run", "optimizer": "adam", "lr": 0.01, "epochs": epochs}
+    hpcgnn.Trainer(graph, Network(graph), task, **run).run()
 
 
 if __name__ == "__main__":
-    hpcgnn.run(lambda comm: print(f"rank {comm.rank}:", *train(comm, sys.argv[1])))
+    hpcgnn.run(lambda comm: train(comm, sys.argv[1]))

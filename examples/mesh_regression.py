@@ -8,7 +8,6 @@ import torch
 from scipy.spatial import Delaunay
 
 import hpcgnn
-from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.sar.messages import edge_features
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -24,7 +23,9 @@ def write_mesh(path, side):
     change = np.bincount(target, (field[source] - field[target]) * inflow)
     with GraphWriter(path, num_nodes=len(points)) as writer:
         writer.append_rows(np.bincount(target), source, edge_features=np.c_[vector, length])
-        writer.append_features(np.c_[field, change])
+        writer.append_features(field[:, None])
+        writer.append_labels(change)
+        writer.append_split(np.arange(len(points)) % 3 + 1)  # to train, to validate, to test
 
 
 def mlp(inputs, width):
@@ -51,8 +52,8 @@ class Network(torch.nn.Module):
         self.steps = torch.nn.ModuleList(Process(width) for _ in range(steps))
         self.decode = torch.nn.Linear(width, 1)
 
-    def forward(self, graph):
-        x, e = self.nodes(graph.features[:, :1]), self.edges(edge_features(graph))
+    def forward(self, graph, x):
+        x, e = self.nodes(x), self.edges(edge_features(graph))
         for step in self.steps:
             x, e = step(graph, x, e)
         return self.decode(x)
@@ -62,18 +63,13 @@ def train(comm, folder, side=30, epochs=100):
     mesh, part = f"{folder}/mesh.h5", f"{folder}/mesh.p{comm.size}.h5"
     if comm.rank == 0:
         write_mesh(mesh, side)
-    partition_graph(comm, mesh, method="streaming", out=part)
+    hpcgnn.partition_graph(comm, mesh, method="streaming", out=part)
     graph = hpcgnn.load_partition(part, comm)
     torch.manual_seed(0)  # the same weights on every rank
-    optimizer = torch.optim.Adam((model := Network()).parameters(), lr=0.001)
-    for _ in range(epochs):
-        optimizer.zero_grad()
-        loss = (model(graph) - graph.features[:, 1:]).square().sum() / graph.num_nodes
-        loss.backward()
-        hpcgnn.sum_gradients(model, comm)
-        optimizer.step()
-        yield comm.allreduce(float(loss.detach()))
+    task = hpcgnn.tasks.Regression(num_outputs=1, metric="rmse")
+    run = {"run_dir": f"{folder}/run", "optimizer": "adam", "lr": 0.001, "epochs": epochs}
+    hpcgnn.Trainer(graph, Network(), task, **run).run()
 
 
 if __name__ == "__main__":
-    hpcgnn.run(lambda comm: print(f"rank {comm.rank}:", *train(comm, sys.argv[1])))
+    hpcgnn.run(lambda comm: train(comm, sys.argv[1]))

@@ -26,9 +26,25 @@ from hpcgnn.comm import world  # noqa: E402
 from hpcgnn.comm.communicator import Communicator  # noqa: E402
 from hpcgnn.comm.device import pick_device  # noqa: E402
 from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
+from hpcgnn.sar.messages import edge_features  # noqa: E402
 from tests.graphs import Whole, distribute, local, random_graph  # noqa: E402
+from tests.nn import test_edge_message_passing as states  # noqa: E402
+from tests.nn import test_message_layers as message_layers  # noqa: E402
 from tests.nn import test_message_passing as messages  # noqa: E402
 from tests.nn.test_against_pyg import EDGES, LAYERS, MODES  # noqa: E402
+
+
+class OnStates(torch.nn.Module):
+    """Two steps with states on edges, from the graph's features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = states.Processor(), states.Processor("mean")
+
+    def forward(self, graph, x):
+        e = edge_features(graph)
+        e = x.new_zeros(0, 4) if e is None else e
+        return self.second(graph, *self.first(graph, x, e))[0]
 
 
 def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
@@ -45,6 +61,10 @@ def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
     for kind in (messages.Several, messages.DotProduct, messages.Isomorphism):
         found[f"messages: {kind.__name__}"] = kind(), plain
     found["messages: EdgeNetwork"] = messages.EdgeNetwork(), edges
+    for name, (needs, make) in message_layers.LAYERS.items():
+        found[f"messages: {name}"] = make(nn), message_layers.graph_for(needs, 40, 160)[0]
+    found["transformer with dropout"] = nn.TransformerConv(5, 4, heads=2, dropout=0.4), plain
+    found["states of edges"] = OnStates(), random_graph(40, 160, edge_width=4)
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
-from hpcgnn.models.demands import Content, content_of, note
+from hpcgnn.models.demands import EDGE_READERS, Content, content_of, note
 from hpcgnn.models.settings import ModelSettings
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
@@ -19,7 +19,6 @@ from tests.graphs import distribute, random_graph
 EVERYTHING = Content(
     weights=True, edge_width=2, relations=True, types=True, features=True, typed_features=False
 )
-ATTENTION = ("gat", "gatv2")
 WEIGHTED = ("gcn", "sgc", "appnp", "dagnn")
 
 
@@ -28,12 +27,12 @@ def rich(comm):
     return distribute(whole, comm)
 
 
-@pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *ATTENTION, *WEIGHTED])
+@pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *EDGE_READERS, *WEIGHTED])
 def test_each_model_reads_what_it_has_a_place_for(model):
     unused = set(EVERYTHING.unused(ModelSettings(kind=model)))
     assert ("weights" in unused) == (model not in WEIGHTED)
-    assert ("edge-features" in unused) == (model not in ATTENTION)
-    assert ("relations" in unused) == (model != "rgcn")
+    assert ("edge-features" in unused) == (model not in EDGE_READERS)
+    assert ("relations" in unused) == (model not in ("rgcn", "rgat"))
     assert "types" in unused and "features" not in unused
 
 
@@ -61,15 +60,16 @@ def test_what_is_ignored_is_not_there(comm):
     assert content_of(graph) == Content(True, 2, True, False, True, False)
     graph = configure(graph, Config.of(ignore="weights,edge-features,relations,types"))
     assert content_of(graph) == Content(False, 0, False, False, True, False)
-    with pytest.raises(InputError, match="rgcn reads relations"):
-        configure(graph, Config.of(model="rgcn", ignore="relations"))
+    for model, kind in (("rgcn", "relations"), ("rgat", "relations"), ("gine", "edge-features")):
+        with pytest.raises(InputError, match=f"{model} reads {kind.replace('-', ' ')}"):
+            configure(graph, Config.of(model=model, ignore=kind))
     graph = replace(graph, typed_features={0: torch.ones(1, 1)})
     with pytest.raises(InputError, match="by node type"):
         configure(graph, Config.of(ignore="types"))
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("model", ["gat", "gatv2"])
+@pytest.mark.parametrize("model", ["gat", "gatv2", "transformer", "rgat"])
 def test_edge_features_reach_attention(comm, model):
     """Gradients and all; none of it with --ignore edge-features."""
     for ignore, width in (("none", 2), ("edge-features", None)):

@@ -29,8 +29,18 @@ LAYERS = {
     "rgcn": lambda: nn.RGCNConv(16, 12, 3, num_bases=2),
     "gin": lambda: nn.GINConv(nn.Linear(16, 12), train_eps=True),
 }
+MESSAGES = {
+    "transformer": lambda: nn.TransformerConv(16, 6, heads=2, edge_dim=2),
+    "gine": lambda: nn.GINEConv(nn.Linear(16, 12), edge_dim=2),
+    "pna": lambda: nn.PNAConv(16, 12, ["mean", "std"], ["amplification"], torch.ones(9)),
+    "rgat": lambda: nn.RGATConv(16, 6, 3, heads=2),
+    "gen": lambda: nn.GENConv(16, 12, norm="layer"),
+}
 EDGES = {"edge_width": 2}
-GRAPHS = {"gat edges": EDGES, "gatv2 edges": EDGES, "rgcn": {"num_relations": 3}}
+GRAPHS = {
+    "gat edges": EDGES, "gatv2 edges": EDGES, "transformer": EDGES, "gine": EDGES,
+    "rgcn": {"num_relations": 3}, "rgat": {"num_relations": 3},
+}  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -76,10 +86,10 @@ def far_ones(found, exact, limit):
 
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, *MESSAGES])
 def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
     whole = random_graph(400, 3000, **GRAPHS.get(name, {}))
-    model = Around(LAYERS[name])
+    model = Around((LAYERS | MESSAGES)[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
     exact, sent = run(model, graph, whole, "fp32")
     short_, sent_short = run(model, graph, whole, "bf16")

@@ -10,7 +10,7 @@ from torch import Tensor
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import layer_number
-from hpcgnn.nn.message_passing import aggr_names
+from hpcgnn.nn.message_passing import aggr_names, edges_at_a_time
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.message_pass import EdgePiece, MessageSettings
 from hpcgnn.sar.messages import propagate_states
@@ -31,13 +31,13 @@ class EdgeMessagePassing(torch.nn.Module):
     Args:
         aggr: `sum` (or `add`), `mean`, `max`, `min`, `var`, `std`, or a list; results of a list are
             concatenated.
-        piece: edges whose states are computed at a time.
+        piece: edges whose states are computed at a time; by default as many as take a few MB.
         layer: tells random numbers inside `edge_update` apart between layers; drawn by
             `nn.numbers` if not given.
     """
 
     def __init__(
-        self, aggr: str | Sequence[str] = "sum", piece: int = 1 << 16, layer: int | None = None
+        self, aggr: str | Sequence[str] = "sum", piece: int | None = None, layer: int | None = None
     ) -> None:
         super().__init__()
         self.aggr, self.piece, self.layer = aggr_names(aggr), piece, layer_number(layer)
@@ -73,7 +73,9 @@ class EdgeMessagePassing(torch.nn.Module):
         def message(x_src: Tensor, x_dst: Tensor, edge: EdgePiece) -> object:
             return self.edge_update(edge.state, x_src, x_dst, edge)  # type: ignore[arg-type]
 
-        settings = MessageSettings(message, self.aggr, self.piece, self.layer, self)
+        width = 2 * x_NF.shape[1] + (e.shape[-1] if isinstance(e, Tensor) and e.dim() else 0)
+        piece = self.piece or edges_at_a_time(width)
+        settings = MessageSettings(message, self.aggr, piece, self.layer, self)
         parameters = [p for p in self.parameters() if p.requires_grad]
         reduced_NG, state_ED = propagate_states(graph, x_NF, e, settings, parameters)
         return self.update(reduced_NG, x_NF), state_ED

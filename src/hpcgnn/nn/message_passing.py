@@ -78,7 +78,9 @@ def aggr_names(aggr: str | Sequence[str]) -> tuple[str, ...]:
     return tuple("sum" if name == "add" else name for name in named)
 
 
-_NUMBERS = 1 << 20  # of an array per edge that exists at a time
+def edges_at_a_time(width: int) -> int:
+    """So many that an array of this width, a row per edge, takes about 4 MB."""
+    return max(1024, (1 << 20) // max(width, 1))
 
 
 def reduced_messages(
@@ -99,7 +101,7 @@ def reduced_messages(
             around it, gets its gradients without being declared.
         dropout, heads: of `edge.kept`.
     """
-    piece = max(1024, _NUMBERS // max(x.shape[1], 1))
+    piece = edges_at_a_time(x.shape[1])
     settings = MessageSettings(
         message, aggr_names(aggr), piece, layer.layer, layer, dropout=dropout, heads=heads
     )

@@ -175,9 +175,10 @@ class RGATConv(torch.nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if edge.relation is None:
             raise InputError("RGATConv needs relations; convert the graph from triples")
-        order = edge.relation.sort(stable=True).indices
-        counts = torch.bincount(edge.relation, minlength=self.num_relations).tolist()
-        back = order.argsort()
+        kinds, order = edge.relation.sort(stable=True)
+        numbers = torch.arange(self.num_relations, device=kinds.device, dtype=kinds.dtype)
+        ends = torch.searchsorted(kinds, numbers, right=True)
+        counts, back = ends.diff(prepend=ends.new_zeros(1)).tolist(), order.argsort()
         z, query = (
             _by_relation(rows[order], weight, counts)[back]
             for rows, weight in zip((x_src, x_dst), weights, strict=True)

@@ -16,6 +16,7 @@ from hpcgnn.cli import main
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import (
     IMPORTS,
+    KEPT,
     Shape,
     bytes_per_epoch,
     estimate,
@@ -61,6 +62,8 @@ def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
     ("options", "words"),
     [
         (("--model", "rgcn"), "needs relations"),
+        (("--model", "rgat"), "needs relations"),
+        (("--model", "gine"), "needs edge features"),
         (("--metric", "auc"), "needs two classes"),
         (("--metric", "mae"), "doesn't fit classes"),
         (("--split", "1"), "has 1 splits"),
@@ -90,6 +93,18 @@ def test_peak_is_the_sum_and_grows_with_what_is_asked():
     for change in ({"hidden": 512}, {"layers": 4}, {"norm": "batch"}, {"model": "gat"}):
         assert estimate(even(4), SAGE.changed(**change)).peak > memory.peak
     assert estimate(replace(even(4), symmetric=False), SAGE).edges == 2 * memory.edges
+
+
+@pytest.mark.parametrize("kind", sorted(KEPT))
+def test_every_model_has_an_estimate(kind):
+    shape, found = replace(even(4), relations=3), []
+    for hidden in (64, 256):
+        config = Config.of(model=kind, hidden=hidden, halo_buffer="16MiB", block="plain")
+        found.append(estimate(shape, config))
+        more = config.changed(block="res+")
+        assert estimate(shape, more).activations >= found[-1].activations
+        assert (bytes_per_epoch(replace(shape, volume=1000), config) or 0) > 0
+    assert found[0].peak < found[1].peak and found[0].parameters < found[1].parameters
 
 
 def test_fewest_ranks_fit_and_one_less_does_not():
