@@ -35,7 +35,7 @@ ParMETIS 4.0.3 is built from the source package mgmetis 0.1.1 (pypi.org/project/
   Licence: ParMETIS is copyright Regents of the University of Minnesota. It may be used for
   educational and research purposes by non-profit institutions and US government agencies;
   other organisations may use it for evaluation only; it may not be redistributed.
-  hpcgnn ships nothing of it. Without it: hpcgnn partition --method metis|streaming|random|block
+  hpcgnn ships nothing of it. Without it: hpcgnn partition --method kaminpar|streaming|random|block
 NOTICE
 
 # mgmetis asks mpi4py for the compiler, and mpi4py's wheels carry no mpi.cfg.
@@ -60,4 +60,4 @@ lib=$(dirname "$mpicc")/../lib
 # --no-cache-dir: pip would hand a build for one MPI to an environment with another.
 PATH=$bin:$PATH "$python" -P -m pip install --disable-pip-version-check --no-cache-dir \
     --no-build-isolation --no-deps --force-reinstall --no-binary mgmetis mgmetis==0.1.1
-ls "$site"/mgmetis/_cython/parmetis64*.so
+ls "$site"/mgmetis/_cython/parmetis64*.so "$site"/mgmetis/_cython/parmetis.*.so

@@ -149,15 +149,15 @@ partitions() {
 # VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be there for this one.
 method=parmetis
 if ! python -c 'from hpcgnn.partition.pyparmetis import binding as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
-    method=metis
-    echo "== no ParMETIS for this MPI, so METIS (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
+    method=kaminpar
+    echo "== no ParMETIS for this MPI, so KaMinPar (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
 fi
 echo "== pipeline, 2 ranks, $method"
 hpcgnn 2 generate sbm "$folder/generated.h5" --nodes 3000 --degree 12 --features 16 --classes 4
 sources
 pipeline web 2 --method "$method"
 same array_equal "$folder/web.h5" "$folder/generated.h5"
-partitions web 2 --method metis
+partitions web 2 --method kaminpar --repeatable
 echo "== pipeline, 2 ranks, one of them with an empty part"
 pipeline star 2 --method streaming --node-cost 0
 partitions star 2 --method streaming --node-cost 0

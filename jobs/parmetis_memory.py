@@ -45,11 +45,14 @@ def measure(comm: Communicator, path: str, num_parts: int, narrow: bool) -> None
             library.part_kway(comm.mpi, rows, num_parts)
         seconds = time.monotonic() - began
         used = comm.allreduce(peak() - before)
-        model = comm.size * parmetis_bytes(graph.num_nodes, count, comm.size, library.index_bytes)
+        degree = np.diff(indptr)
+        sums = comm.allreduce(np.array([degree.sum(), (degree**2).sum()]))
+        skew = sums[1] * graph.num_nodes / sums[0] ** 2
+        model = comm.size * parmetis_bytes(count, skew, comm.size, library.index_bytes)
     if comm.rank == 0:
         print(
             f"{Path(path).stem:20} {graph.num_nodes:>10,} nodes {count:>12,} neighbours "
-            f"{comm.size} ranks {num_parts} parts {8 * library.index_bytes} bits: "
+            f"skew {skew:5.1f} {comm.size} ranks {num_parts} parts {8 * library.index_bytes} bits: "
             f"{used / 2**20:8,.0f} MiB, {used / count:6.1f} per neighbour, "
             f"model {model / max(used, 1):5.2f} of it, {seconds:.1f} s",
             flush=True,

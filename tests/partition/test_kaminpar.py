@@ -44,7 +44,7 @@ def test_the_file_holds_the_graph(comm, folder, monkeypatch, held, wide):
     problem = make_problem(comm, (source, target), n, 2, all_on=1)
     layout = parhip.ParHIPLayout.of(comm, problem)
     if wide:
-        layout = parhip.ParHIPLayout(n, layout.ends, np.int64, np.int64)
+        layout = parhip.ParHIPLayout(n, layout.most, np.int64, np.int64)
     count = parhip.ParHIPFile(layout, folder).write(comm, problem)
     if folder is None:
         return

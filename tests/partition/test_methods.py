@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.partition.edges import neighbours
+from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.pipeline import METHODS, assign
 from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.partition.pyparmetis import binding
-from hpcgnn.partition.quality import random_numbers, table
+from hpcgnn.partition.quality import random_numbers, table, verdict
 from hpcgnn.partition.simple import block_parts, random_parts
 from hpcgnn.storage.read.nodes import NodeData
 from tests.partition.slabs import everywhere, grid_edges, make_problem, random_edges, slab_of
@@ -120,6 +120,12 @@ def test_neighbours_are_the_undirected_graph(comm, all_on):
     row, column = np.nonzero(dense[bounds[comm.rank] : bounds[comm.rank + 1]])
     assert np.array_equal(np.diff(indptr), np.bincount(row, minlength=len(indptr) - 1))
     assert np.array_equal(columns, column)
+    both = 2 * int((source != target).sum())
+    assert most_neighbours(comm, problem.edges) == both
+    back = np.append(source, target), np.append(target, source)
+    order = np.argsort(back[1], kind="stable")
+    back = back[0][order], back[1][order]
+    assert most_neighbours(comm, make_problem(comm, back, n, 2, all_on=all_on).edges) == both
 
 
 @pytest.mark.mpi
@@ -138,6 +144,27 @@ def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
     lines = table(report | {"random": counted.summary()}).splitlines()
     share = "100.0%" if num_parts > 1 else "0"
     assert lines[1].split()[-1] == share and lines[1].startswith("edge cut")
+
+
+@pytest.mark.parametrize(
+    ("volume", "most", "said"),
+    [
+        (950, 250, "95% of a random partition's: these parts are of little use; try --method kam"),
+        (200, 50, "200 rows, 20% of a random partition's"),
+        (200, 120, "the busiest part 2 times its share: --refine volume"),
+    ],
+)  # fmt: skip
+def test_the_table_is_put_in_words(volume, most, said):
+    report = {
+        "method": "parmetis",
+        "parts": 4,
+        "communication_volume": volume,
+        "communication_volume_max": most,
+    }
+    random = report | {"communication_volume": 1000}
+    assert said in verdict(report | {"random": random})
+    assert "try" not in verdict(random | {"method": "random", "random": random})
+    assert "nothing is sent" in verdict(report | {"random": report | {"communication_volume": 0}})
 
 
 def test_random_parts_are_even_and_the_same_for_every_caller():

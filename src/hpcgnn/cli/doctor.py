@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PARALLEL = None  # with MPI where it can be started: that it can't is one of the findings
 
 _NEEDED = ("numpy", "scipy", "torch", "h5py", "mpi4py", "pyarrow")
-_OPTIONAL = ("pymetis", "ogb", "cupy")
+_OPTIONAL = ("kaminpar", "ogb", "cupy")
 _PYTHON = (3, 11)
 _RING_BYTES = 1 << 20
 

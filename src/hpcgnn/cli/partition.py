@@ -8,7 +8,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import say
 from hpcgnn.partition.pipeline import METHODS, partition_graph
 from hpcgnn.partition.problem import QUALITIES, REFINEMENTS, PartitionOptions
-from hpcgnn.partition.quality import table
+from hpcgnn.partition.quality import table, verdict
 
 PARALLEL = True
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         force=args.force,
     )
     if comm.rank == 0:
-        say(*report["notes"], *table(report).splitlines())
+        say(*report["notes"], *table(report).splitlines(), verdict(report))
         say(
             f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
             f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.sorting import Array, Int64, distinct, group_by, pointers, sort_columns
+from hpcgnn.storage.fingerprint import mix64
 
 WINDOW = 1 << 21  # edges
 
@@ -70,6 +71,26 @@ def by_rank(comm: Communicator, rank: Array, *columns: Array, where: str) -> lis
         np.concatenate(comm.alltoallv(np.split(values[order], cuts[1:-1]), where=where))
         for values in columns
     ]
+
+
+def most_neighbours(comm: Communicator, edges: SlabEdges) -> int:
+    """How many entries `neighbours` can have over all ranks, self-loops left out. Collective.
+
+    Half of both ends of the edges where the graph is symmetric, by a sum of hashes of either side.
+    """
+    count = balance = 0
+    for window in edges.windows(comm):
+        row = window.row + np.int64(window.lo)
+        apart = window.source != row
+        pair = np.sort(np.stack([row[apart], window.source[apart]]), axis=0).astype(np.uint64)
+        mix64(pair[0])
+        key = pair[0] + pair[1]
+        mix64(key)
+        up = window.source[apart] < row[apart]
+        balance += int(key[up].sum()) - int(key[~up].sum())
+        count += len(key)
+    total = sum(comm.allgather(balance, where="partition: symmetry")) % 2**64
+    return comm.allreduce(count) * (1 if total == 0 else 2)
 
 
 def neighbours(

@@ -27,7 +27,8 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar_process
-from hpcgnn.partition.memory import kaminpar_bytes, shortage
+from hpcgnn.partition.edges import most_neighbours
+from hpcgnn.partition.memory import COMPRESSED, kaminpar_bytes, shortage
 from hpcgnn.partition.parhip import ParHIPFile, ParHIPLayout
 from hpcgnn.partition.problem import PartitionOptions, Problem
 from hpcgnn.partition.routing import Slabs
@@ -35,7 +36,6 @@ from hpcgnn.partition.sorting import Array
 
 _CONTEXTS = {"fast": "fast", "default": "default", "strong": "eco"}
 _COMPRESSED = {"fast": "terapart", "default": "terapart", "strong": "terapart_eco"}
-_LARGE = 1 << 30  # neighbours from which the graph is kept compressed
 _ASK_SECONDS = 2.0
 
 
@@ -55,7 +55,7 @@ def kaminpar_lacks(comm: Communicator, problem: Problem) -> str:
     """What keeps KaMinPar from this graph: its package, or memory; "" if nothing. Collective."""
     if not comm.broadcast(is_there(), where="find KaMinPar"):
         return "the package kaminpar isn't there (pip install kaminpar)"
-    needed = kaminpar_bytes(problem.num_nodes, 2 * comm.allreduce(problem.edges.count))
+    needed = kaminpar_bytes(problem.num_nodes, most_neighbours(comm, problem.edges))
     short = shortage(comm, needed if comm.rank == 0 else 0)
     return f"KaMinPar would need about {short}" if short else ""
 
@@ -146,13 +146,13 @@ def _run(comm: Communicator, folder: Path | None, problem: Problem, neighbours: 
 
 def _start(folder: Path, problem: Problem, neighbours: int) -> subprocess.Popen[bytes]:
     options = problem.options
-    contexts = _COMPRESSED if neighbours >= _LARGE else _CONTEXTS
+    compress = neighbours >= COMPRESSED
     request: dict[str, Any] = {
         "parts": problem.num_parts,
         "imbalance": options.imbalance - 1,
         "seed": options.seed,
-        "context": contexts[options.quality],
-        "compress": neighbours >= _LARGE,
+        "context": (_COMPRESSED if compress else _CONTEXTS)[options.quality],
+        "compress": compress,
         "threads": threads(options.repeatable),
     }
     (folder / kaminpar_process.REQUEST).write_text(json.dumps(request))

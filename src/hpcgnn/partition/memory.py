@@ -8,15 +8,31 @@ from dataclasses import dataclass
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.system import available_memory
 
+COMPRESSED = 1 << 27  # neighbours from which KaMinPar keeps its graph compressed
+_MOST_EVERYWHERE = 20.0  # integers per neighbour and rank: the whole graph, and what belongs to it
 
-def parmetis_bytes(num_nodes: int, neighbours: int, ranks: int, index_bytes: int) -> float:
-    """What ParMETIS takes on each rank beside the graph it is given."""
-    return index_bytes * (30.0 * num_nodes + 20.0 * neighbours) / ranks
+
+def parmetis_bytes(neighbours: int, skew: float, ranks: int, index_bytes: int) -> float:
+    """What ParMETIS takes on each rank beside the graph it is given.
+
+    Integers per neighbour, fitted to seven graphs on 1 to 8 ranks (`jobs/parmetis_memory.py`): the
+    coarser graphs of all levels; and on each rank the coarsest, large where degrees are skewed,
+    since hubs leave their neighbours unmatched. More ranks share the first part only.
+
+    Args:
+        neighbours: entries of the symmetric graph.
+        skew: mean square of the degrees over the square of their mean.
+    """
+    if ranks == 1:
+        return 14.0 * neighbours * index_bytes
+    everywhere = min(0.0105 * skew**2, _MOST_EVERYWHERE) * (ranks - 1)
+    return (19.0 + everywhere) * neighbours * index_bytes / ranks
 
 
 def kaminpar_bytes(num_nodes: int, neighbours: int) -> float:
-    """What KaMinPar's process takes, the graph included."""
-    return 100.0 * num_nodes + 20.0 * neighbours
+    """What KaMinPar's process takes, the graph included, which it compresses above COMPRESSED."""
+    per_neighbour = 8.0 if neighbours >= COMPRESSED else 20.0
+    return 5e7 + 100.0 * num_nodes + per_neighbour * neighbours
 
 
 @dataclass(frozen=True)

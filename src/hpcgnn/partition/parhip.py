@@ -18,7 +18,7 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import OutputError
-from hpcgnn.partition.edges import neighbours
+from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.kaminpar_process import GRAPH
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.sorting import Array
@@ -34,19 +34,19 @@ class ParHIPLayout:
     """How wide the numbers are, and how much the file may take."""
 
     num_nodes: int
-    ends: int  # both ends of all stored edges: no more neighbours than these
+    most: int  # neighbours
     neighbour: type[np.integer]
     weight: type[np.integer]
 
     @classmethod
     def of(cls, comm: Communicator, problem: Problem) -> ParHIPLayout:
         """Collective."""
-        ends = 2 * comm.allreduce(problem.edges.count)
+        most = most_neighbours(comm, problem.edges)
         heaviest = comm.allreduce(int(problem.cost.max(initial=0)), op="max")
         narrow, light = problem.num_nodes < 2**31, heaviest < 2**31
         return cls(
             problem.num_nodes,
-            ends,
+            most,
             np.int32 if narrow else np.int64,
             np.int32 if light else np.int64,
         )
@@ -67,7 +67,7 @@ class ParHIPLayout:
     @property
     def most_bytes(self) -> int:
         widths = [np.dtype(kind).itemsize for kind in (self.neighbour, self.weight)]
-        return self.first + self.ends * widths[0] + self.num_nodes * widths[1]
+        return self.first + self.most * widths[0] + self.num_nodes * widths[1]
 
 
 class ParHIPFile:
@@ -86,7 +86,7 @@ class ParHIPFile:
         layout, file = self._layout, None
         path = None if self._folder is None else self._folder / GRAPH
         width = np.dtype(layout.neighbour).itemsize
-        ranges = max(1, -(-layout.ends // (_HELD * comm.size)))
+        ranges = max(1, -(-layout.most // (_HELD * comm.size)))
         bounds = layout.num_nodes * np.arange(ranges * comm.size + 1) // (ranges * comm.size)
         count = 0
         with agreed(comm, "write the graph for KaMinPar"):
@@ -103,7 +103,9 @@ class ParHIPFile:
                 self._send(comm, file, place, columns)
                 count += sum(before)
             end = layout.first + width * count
-            weight = problem.cost.astype(layout.weight)
+            weight = np.maximum(problem.cost, 1).astype(
+                layout.weight
+            )  # it knows no weightless node
             place = end + problem.edges.lo * weight.itemsize
             self._send(comm, file, place, weight)
             if file is not None:

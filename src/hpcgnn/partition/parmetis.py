@@ -7,7 +7,7 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.edges import neighbours
+from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.memory import Shortage, parmetis_bytes, shortage
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.pyparmetis import binding
@@ -29,9 +29,12 @@ def parmetis_shortage(comm: Communicator, problem: Problem, index_bytes: int) ->
 
     Collective. Counted are the graph as it is handed over and what the library takes beside it.
     """
-    neighbours_at_most = 2 * comm.allreduce(problem.edges.count)
-    given = index_bytes * (neighbours_at_most + 3 * problem.num_nodes) / comm.size
-    used = parmetis_bytes(problem.num_nodes, neighbours_at_most, comm.size, index_bytes)
+    degree = np.diff(problem.edges.indptr).astype(float)
+    count, squares = comm.allreduce(np.array([degree.sum(), (degree**2).sum()]))
+    skew = squares * problem.num_nodes / max(count, 1) ** 2
+    given = index_bytes * (2 * int(count) + 3 * problem.num_nodes) / comm.size
+    most = most_neighbours(comm, problem.edges)
+    used = parmetis_bytes(most, skew, comm.size, index_bytes)
     return shortage(comm, given + used)
 
 

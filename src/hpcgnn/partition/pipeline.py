@@ -145,6 +145,8 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
     ParMETIS where it is there and fits, then KaMinPar, then streaming. PT-Scotch's implementation
     of ParMETIS comes after KaMinPar: it is slow on power-law graphs.
     """
+    if problem.num_parts == 1 or problem.num_nodes < _FEWEST * problem.num_parts:
+        return "block", "auto takes block: there is next to nothing to cut"
     if problem.options.balance_train:
         return "parmetis", "auto takes parmetis: it alone spreads the training nodes"
     missing = scotch = ""

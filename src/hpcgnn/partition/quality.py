@@ -13,6 +13,9 @@ from hpcgnn.partition.readers import Readers
 from hpcgnn.partition.simple import random_parts
 from hpcgnn.partition.sorting import Array, Int64
 
+_USELESS = 0.9  # of a random partition's volume
+_UNEVEN = 2
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -99,3 +102,23 @@ def table(report: dict[str, Any]) -> str:
     if report["parts"] <= 16:
         lines.append("halo nodes per part         " + " ".join(f"{n:,}" for n in halo))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What the table means, in a line."""
+    volume, random = report["communication_volume"], report["random"]["communication_volume"]
+    if not random:
+        return "nothing is sent: one part, or no edges"
+    share, parts = volume / random, report["parts"]
+    text = f"each layer of a model sends {volume:,} rows, {share:.0%} of a random partition's"
+    if report["method"] == "random":
+        return text
+    if share >= _USELESS:
+        others = [name for name in ("parmetis", "kaminpar") if name != report["method"]]
+        return (
+            f"{text}: these parts are of little use; try --method {' or '.join(others)}, "
+            "--refine volume, or fewer parts (a graph without communities has no better ones)"
+        )
+    if report["communication_volume_max"] * parts > _UNEVEN * volume:
+        return f"{text}, the busiest part {_UNEVEN} times its share: --refine volume evens it out"
+    return text

@@ -21,10 +21,11 @@ from hpcgnn.partition.routing import Slabs
 from hpcgnn.partition.sorting import Array, Int64, distinct, pointers, tally
 from hpcgnn.storage.fingerprint import mix64
 
-PASSES = 12
+PASSES = 16
 _SHARES = 4  # a row may move in one pass of so many, so that neighbours seldom move at once
 _CUTS = 6  # how often the moves of a pass are halved before it is given up
 _CANDIDATES = 2  # parts that a row is tried in
+_MOST, _SWEEPS = 200_000, 3  # moves of a rank that a pass looks at, and how often
 _WORTH = 0.0005  # share of the volume below which a round of passes is the last
 
 
@@ -52,11 +53,10 @@ def refine_volume(comm: Communicator, problem: Problem, owner: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Moves:
-    """Rows of the slab, the part each is to go to, and what the volume gains; best first."""
+    """Rows of the slab and the part each is to go to, in an order that keeps the limits."""
 
     row: Array
     part: Array
-    gain: Array
 
 
 @dataclass(frozen=True)
@@ -98,38 +98,55 @@ class _State:
             owner[moves.row] = moves.part
             after = _State.of(self.comm, self.problem, owner)
             pairs = list(zip(after.numbers(), self.numbers(), strict=True))
-            if all(new <= old for new, old in pairs) and any(new < old for new, old in pairs):
+            fits = after.load.max() <= self._limit()
+            if (
+                fits
+                and all(new <= old for new, old in pairs)
+                and any(new < old for new, old in pairs)
+            ):
                 return after
             half = len(moves.row) // 2
-            moves = _Moves(moves.row[:half], moves.part[:half], moves.gain[:half])
+            moves = _Moves(moves.row[:half], moves.part[:half])
         return self
 
     def _moves(self, k: int) -> _Moves:
         """What is worth moving among this pass's share of the rows, within the parts' room."""
         found = [self._wishes(window, k) for window in self.problem.edges.windows(self.comm)]
-        row, part, gain = (
-            np.concatenate([getattr(one, name) for one in found])
-            for name in ("row", "part", "gain")
-        )
-        cost = self.problem.cost[row]
-        demand = np.bincount(part, weights=cost, minlength=self.problem.num_parts).astype(float)
-        everyone = self.comm.allreduce(demand, where="partition: demand")
-        limit = max(
-            self.problem.options.imbalance * self.load.sum() / len(self.load), self.load.max()
-        )
-        share = np.maximum(limit - self.load, 0) / np.maximum(everyone, 1e-300)
-        room = demand * np.minimum(share, 1)
-        order = np.lexsort((row, -gain, part))
-        row, part, gain, cost = row[order], part[order], gain[order], cost[order]
-        reached = np.cumsum(cost)
-        base = np.append(0, reached)[np.searchsorted(part, np.arange(len(room)))]
-        taken = reached - base[part] <= room[part]
-        row, part, gain = row[taken], part[taken], gain[taken]
-        order = np.lexsort((row, -gain))
-        return _Moves(row[order], part[order], gain[order])
+        row, part, gain = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.lexsort((row, -gain))[:_MOST]
+        row, part = row[order], part[order]
+        taken = self._within_room(row, part)
+        return _Moves(row[taken], part[taken])
 
-    def _wishes(self, window: Window, k: int) -> _Moves:
-        """Boundary rows of the window that lower the weighted volume elsewhere; collective.
+    def _limit(self) -> float:
+        """What the heaviest part may cost."""
+        mean = self.load.sum() / len(self.load)
+        return max(self.problem.options.imbalance * mean, float(self.load.max()))
+
+    def _within_room(self, row: Array, part: Array) -> list[int]:
+        """Which moves to take, in which order: after each of them every part is within its limit.
+
+        The ranks share the parts' room evenly. What has left a part makes room in it.
+        """
+        room = (np.maximum(self._limit() - self.load, 0) / self.comm.size).tolist()
+        own, cost = self.owner[row].tolist(), self.problem.cost[row].tolist()
+        parts, waiting, taken = part.tolist(), list(range(len(row))), []
+        for _ in range(_SWEEPS):
+            left = []
+            for k in waiting:
+                if cost[k] <= room[parts[k]]:
+                    room[parts[k]] -= cost[k]
+                    room[own[k]] += cost[k]
+                    taken.append(k)
+                else:
+                    left.append(k)
+            if len(left) == len(waiting):
+                break
+            waiting = left
+        return taken
+
+    def _wishes(self, window: Window, k: int) -> tuple[Array, Array, Array]:
+        """Boundary rows that lower the weighted volume elsewhere, where, and how much. Collective.
 
         A row sent from part s to part r weighs more the heavier s sends and r receives.
         """
@@ -160,7 +177,7 @@ class _State:
         best = np.lexsort((part, -gain, row))
         best = best[np.diff(row[best], prepend=-1) > 0]
         best = best[gain[best] > 1e-9]
-        return _Moves(low + row[best], part[best], gain[best])
+        return low + row[best], part[best], gain[best]
 
     def _candidates(self, window: Window, source_part: Array, k: int) -> tuple[Array, Array]:
         """Rows of this pass's share and other parts where most of their neighbours are."""
