@@ -75,8 +75,7 @@ class Problem:
         d = (self.g.reshape(shape) * result.reshape(shape)).sum(2)
         block = self.backward_block()
         grads = {name: torch.zeros_like(tensor) for name, tensor in self.inputs.items()}
-        for piece in pieces(block.num_rows) if pieces else [None]:
-            self.run_backward(block, lse, d, grads, piece)
+        self.run_backward(block, lse, d, grads, pieces or (lambda count: [(0, count)]))
         return grads
 
     @property
@@ -121,15 +120,20 @@ class GAT(Problem):
     def backward_block(self):
         return kernels.transpose(self.edges.block, self.edges.num_rows)
 
-    def run_backward(self, block, lse, d, grads, piece):
-        kernels.gat_backward(
-            block,
-            kernels.Destinations(self.g, self.inputs["t"], lse, d),
-            kernels.Sources(self.inputs["z"], self.inputs["s"]),
-            kernels.GATGradients(**grads),
-            self.scoring,
-            rows=piece,
-        )
+    def run_backward(self, block, lse, d, grads, pieces):
+        total = torch.zeros_like(grads["t"], dtype=torch.float64)
+        sums = kernels.ThreadSums(total)
+        for piece in pieces(block.num_rows):
+            kernels.gat_backward(
+                block,
+                kernels.Destinations(self.g, self.inputs["t"], lse, d),
+                kernels.Sources(self.inputs["z"], self.inputs["s"]),
+                kernels.GATGradients(**(grads | {"t": sums.parts})),
+                self.scoring,
+                rows=piece,
+            )
+        sums.add_up()
+        grads["t"] += total
 
     def reference_scores(self, leaf):
         score = leaf["s"][self.edges.source] + leaf["t"][self.edges.target]
@@ -160,14 +164,14 @@ class GATv2(Problem):
     def backward_block(self):
         return self.edges.block
 
-    def run_backward(self, block, lse, d, grads, piece):
+    def run_backward(self, block, lse, d, grads, pieces):
         kernels.gatv2_backward(
             block,
             self.projections(slice(None)),
             kernels.ResultGradient(self.g, lse, d),
             kernels.GATv2Gradients(**grads),
             self.scoring,
-            rows=piece,
+            pieces=lambda part: pieces(part.num_rows),
         )
 
     def reference_scores(self, leaf):

@@ -51,6 +51,7 @@ def test_empty_and_tiny_blocks(shape):
 
 def test_pieces_and_column_ranges(short_rows):
     sums.test_transpose_is_stable_and_carries_everything(True)
+    sums.test_ranges_of_columns_have_the_rows_with_edges_there(4, True)
     sums.test_one_row_can_hold_most_edges()
     edges = random_edges(50, 20, 400, weighted=True, listed_rows=True)
     x = matrix(20, 33, torch.float32, 1)

@@ -137,6 +137,7 @@ def test_scores_of_minus_infinity_count_nothing(masked, count):
 def test_nan_is_better_than_any_number(sign):
     x = torch.arange(40.0).reshape(8, 5)
     x[3, 1] = x[6, 1] = x[7, 4] = torch.nan
+    x[1, 2], x[4, 2] = torch.inf, -torch.inf  # whose sum is no number, though both are
     best = torch.full((1, 5), -sign * torch.inf)
     ties = torch.zeros(1, 5, dtype=torch.int32)
     for low, high in ((0, 5), (5, 8)):

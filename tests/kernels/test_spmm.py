@@ -31,6 +31,11 @@ def test_adds_weighted_rows_at_every_width(width, dtype):
         kernels.spmm(edges.block, x, out)
         assert torch.allclose(out.double(), expected, atol=10 * TOLERANCE[dtype], rtol=0)
         assert torch.equal(out._base[:, width:], beyond)
+        zeros, unread = torch.zeros_like(out), torch.full_like(out, torch.nan)
+        kernels.spmm(edges.block, x, zeros)
+        kernels.spmm(edges.block, x, unread, adds=False)
+        rows = slice(None) if edges.block.rows is None else edges.block.rows.long()
+        assert torch.equal(unread[rows], zeros[rows])
 
 
 @pytest.mark.parametrize(("rows", "columns", "count"), [(0, 5, 0), (5, 0, 0), (1, 1, 1), (7, 3, 0)])
@@ -61,6 +66,25 @@ def test_pieces_and_column_ranges_add_up_to_the_whole(threads):
     assert torch.equal(whole, pieces)
     assert torch.allclose(whole, ranges, atol=1e-5)
     assert torch.allclose(whole.double(), product(edges, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("most", [1, 4, 7, 20, 50])
+def test_ranges_of_columns_have_the_rows_with_edges_there(most, listed):
+    edges = random_edges(30, 20, 60, weighted=True, listed_rows=listed)
+    block = kernels.columns_between(edges.block, 2, 19)
+    x = matrix(20, 5, torch.float32, 1)
+    whole, parts = torch.zeros(30, 5), torch.zeros(30, 5)
+    kernels.spmm(block, x[2:19], whole)
+    for number, low in enumerate(range(0, 17, most)):
+        part = kernels.column_range(block, number, most, keep=False)
+        assert most >= 17 or bool((part.end > part.begin).all())
+        assert part.num_columns == min(most, 17 - low)
+        kernels.spmm(part, x[2 + low : 2 + low + part.num_columns], parts)
+        kept = kernels.column_range(block, number, most, keep=True)
+        assert kernels.column_range(block, number, most, keep=True) is kept
+        assert torch.equal(kept.begin, part.begin)
+    torch.testing.assert_close(parts, whole)
 
 
 def test_one_row_can_hold_most_edges():

@@ -21,13 +21,20 @@ from hpcgnn.kernels.attention import (
     Sources,
 )
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.chunks import columns_between, rows_between, transpose
+from hpcgnn.kernels.chunks import (
+    column_range,
+    columns_between,
+    rows_between,
+    transpose,
+    transposed,
+)
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
 from hpcgnn.kernels.gat import gat_backward, gat_forward
 from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.rows import add_rows, head_dots, pack_rows
 from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
+from hpcgnn.kernels.thread_sums import ThreadSums
 
 if TYPE_CHECKING:  # the type checker holds both sides against the protocol
     from hpcgnn.kernels.backend import Backend
@@ -47,7 +54,9 @@ __all__ = [
     "RunningSoftmax",
     "Scoring",
     "Sources",
+    "ThreadSums",
     "add_rows",
+    "column_range",
     "columns_between",
     "dropout_nodes",
     "dropout_nodes_backward",
@@ -62,4 +71,5 @@ __all__ = [
     "spmm_max",
     "spmm_max_backward",
     "transpose",
+    "transposed",
 ]

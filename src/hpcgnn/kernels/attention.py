@@ -92,7 +92,8 @@ class GATGradients:
 
     Attributes:
         z, s: like those of `Sources`, in the type of sums.
-        t: like that of `Destinations`, or float64, which saves a copy; None where not asked for.
+        t: like that of `Destinations`, or float64, which saves a copy, or the `parts` of a
+            `ThreadSums`, which save it for several calls; None where not asked for.
         edge_weight: `[H, D]`; None where not asked for.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from hpcgnn.kernels.masks import Stream
 from hpcgnn.timeline import profiled, span
 
 Rows = tuple[int, int]  # first row and the one after the last
+Pieces = Callable[[Block], Iterable[Rows]]  # in which pieces a block's rows are worked on
 
 
 class Backend(Protocol):
@@ -37,10 +38,13 @@ class Backend(Protocol):
     def between(self, block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
         """First and last edge of each row with columns `low .. high - 1`, counted with offset."""
 
+    def range_rows(self, block: Block, most: int) -> tuple[Tensor, Tensor]:
+        """Rows (int32) with edges in each range of `most` columns, and where each range begins."""
+
     def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Begin of each column (one more than columns); local row and old edge of each edge."""
 
-    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows) -> None: ...
+    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None: ...
 
     def spmm_max(
         self, block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: Rows
@@ -86,7 +90,7 @@ class Backend(Protocol):
         result: ResultGradient,
         grads: GATv2Gradients,
         scoring: Scoring,
-        rows: Rows,
+        pieces: Pieces,
     ) -> None: ...
 
     def pack_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...

@@ -27,20 +27,71 @@ class Columns:
         first = given.column_offset + self.low
         last = given.column_offset + self.high
         begin, end = backend(given.device).between(given, first, last)
-        width = self.high - self.low
-        return replace(given, num_columns=width, begin=begin, end=end, column_offset=first)
+        kept = torch.nonzero(begin < end).flatten()
+        return replace(
+            given,
+            num_columns=self.high - self.low,
+            rows=kept.to(torch.int32) if given.rows is None else given.rows[kept],
+            begin=begin[kept],
+            end=end[kept],
+            column_offset=first,
+        )
 
 
 def columns_between(block: Block, low: int, high: int) -> Block:
-    """The same block restricted to columns `low .. high - 1`, sharing all edge arrays.
+    """The block restricted to columns `low .. high - 1` and to rows that have any of their edges.
 
-    Only the edge ranges of the rows are new; rows without an edge left stay, with none. On a GPU
-    the result is kept as long as the block lives: to make it anew, the host waits for the GPU.
+    All edge arrays are shared. On a GPU the result is kept as long as the block lives: to make it
+    anew, the host waits for the GPU.
     """
     if low == 0 and high == block.num_columns:
         return block
     what = Columns(low, high)
     return block.derived(what) if block.device.type == "cuda" else what.build(block)
+
+
+@dataclass(frozen=True)
+class RangeRows:
+    """Which rows of a block have edges in each range of `most` columns, found in one pass."""
+
+    most: int
+
+    def build(self, given: Block, /) -> tuple[Tensor, list[int]]:
+        rows, pointers = backend(given.device).range_rows(given, self.most)
+        return rows, pointers.tolist()
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Columns `number * most` and on, at most `most`."""
+
+    number: int
+    most: int
+
+    def build(self, given: Block, /) -> Block:
+        rows, pointers = given.derived(RangeRows(self.most))
+        own = rows[pointers[self.number] : pointers[self.number + 1]]
+        low = self.number * self.most
+        few = replace(
+            given,
+            rows=own if given.rows is None else given.rows[own],
+            begin=given.begin[own],
+            end=given.end[own],
+        )
+        return Columns(low, min(low + self.most, given.num_columns)).build(few)
+
+
+def column_range(block: Block, number: int, most: int, *, keep: bool) -> Block:
+    """`columns_between` of range `number` when a block is cut into ranges of `most` columns.
+
+    All ranges together take time linear in the block's edges. Which rows each has is kept with the
+    block, 4 bytes for each; what is returned only on a GPU and if `keep`.
+    """
+    if most >= block.num_columns:
+        return block
+    what = ColumnRange(number, most)
+    kept = keep or block.device.type == "cuda"
+    return block.derived(what) if kept else what.build(block)
 
 
 @dataclass(frozen=True)
@@ -118,17 +169,9 @@ class Transposed:
         )
 
 
-def transposed_rows(block: Block, rows: Rows, num_rows: int, *, with_features: bool) -> Block:
-    """These rows of the block compressed by column; for all of them made once and kept."""
-    what = Transposed(num_rows, with_features)
-    if rows == (0, block.num_rows):
-        return block.derived(what)
-    low, high = rows
-    listed = block.rows
-    if listed is None:
-        listed = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
-    begin, end = block.begin[low:high], block.end[low:high]
-    return what.build(replace(block, rows=listed[low:high], begin=begin, end=end))
+def transposed(block: Block, num_rows: int, *, with_features: bool) -> Block:
+    """The block compressed by column, without weights and relations; kept as long as it lives."""
+    return block.derived(Transposed(num_rows, with_features))
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,9 @@ def gat_backward(
         scalars = getattr(destinations, name)
         checks.matrix(name, scalars, like=z, rows=columns, width=heads, dtype=dtype)
     if grads.t is not None:
-        wide = torch.float64 if grads.t.dtype == torch.float64 else dtype
-        checks.matrix("grad_t", grads.t, like=z, rows=columns, width=heads, dtype=wide)
+        parts = grads.t if grads.t.dim() == 3 else grads.t[None]
+        wide = torch.float64 if len(parts) > 1 or parts.dtype == torch.float64 else dtype
+        checks.matrix("grad_t", parts[0], like=z, rows=columns, width=heads, dtype=wide)
     checks.matrix("z", z, like=z, rows=local, width=width)
     checks.matrix("grad_z", grads.z, like=z, rows=local, width=width, dtype=dtype)
     for name, scalars in (("s", sources.s), ("grad_s", grads.s)):

@@ -13,7 +13,7 @@ from hpcgnn.kernels.attention import (
     RunningSoftmax,
     Scoring,
 )
-from hpcgnn.kernels.backend import Rows, backend
+from hpcgnn.kernels.backend import Pieces, Rows, backend
 from hpcgnn.kernels.block import Block
 
 
@@ -44,16 +44,18 @@ def gatv2_backward(
     grads: GATv2Gradients,
     scoring: Scoring,
     *,
-    rows: Rows | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
     """Gradients of the attention, computed by the owner of the destinations.
 
-    One pass goes over the block's rows, another over its transpose, which is made for these rows
-    (for all of a block's rows it is made once and kept as long as the block lives).
+    One pass goes over the block's rows, another over its transpose, which is made once and kept as
+    long as the block lives.
 
     Args:
         inputs, scoring: as in forward.
         result: of local rows.
+        pieces: called with the block and with its transpose, the rows of each to work on one after
+            the other, all in all every one of them once; what it does between them is the caller's.
     """
     _check(block, inputs, scoring)
     zl, heads = inputs.zl, inputs.att.shape[0]
@@ -67,9 +69,11 @@ def gatv2_backward(
     _contiguous("grad_att", grads.att, inputs.att)
     if grads.edge_weight is not None:
         _contiguous("grad_edge_weight", grads.edge_weight, scoring.edge_weight)
-    backend(zl.device).gatv2_backward(
-        block, inputs, result, grads, scoring, checks.row_range(block, rows)
-    )
+    backend(zl.device).gatv2_backward(block, inputs, result, grads, scoring, pieces or _all_rows)
+
+
+def _all_rows(block: Block) -> list[Rows]:
+    return [(0, block.num_rows)]
 
 
 def _contiguous(name: str, tensor: Tensor, like: Tensor | None) -> None:

@@ -277,9 +277,11 @@ class _Backward:
             local=local_blocks(graph, edges, self.settings.self_loops),
         ):
             destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
+            sums = kernels.ThreadSums(grad_t_MH)
             for rows in work(block, edges.num_parts):
-                self._source_side(block, destinations, grad_t_MH, rows)
+                self._source_side(block, destinations, sums.parts, rows)
                 progress()
+            sums.add_up()
         self.grad_t_NH += here_NH + replied_NH
 
     def _source_side(
@@ -306,10 +308,12 @@ class _Backward:
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
         here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         layout = RowLayout(width, self.s_NH.shape[1], self.product_dtype or self.g_NK.dtype)
+        there_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
+        sums = kernels.ThreadSums(there_NH)
 
         def produce(index: int, block: Block, out_MW: Tensor) -> None:
             rows_MW = kept[index]
-            turned = kernels.transpose(block, graph.num_local_nodes)
+            turned = kernels.transposed(block, graph.num_local_nodes, with_features=True)
             grad_z_MK = self.grad_z_NK.new_zeros(len(out_MW), width)
             grad_s_MH = layout.scalars(out_MW)
             dropout = edge_dropout(graph, edges, block, self.settings, self.epoch)
@@ -317,7 +321,7 @@ class _Backward:
                 turned,
                 here,
                 kernels.Sources(readable(layout.features(rows_MW)), layout.scalars(rows_MW)),
-                kernels.GATGradients(grad_z_MK, grad_s_MH, self.grad_t_NH, self.grad_edge_HD),
+                kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, self.grad_edge_HD),
                 kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             )
             layout.features(out_MW)[:] = grad_z_MK
@@ -341,3 +345,5 @@ class _Backward:
             where="attention backward",
             first=differentiate_here,
         )
+        sums.add_up()
+        self.grad_t_NH += there_NH

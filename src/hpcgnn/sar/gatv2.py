@@ -9,6 +9,7 @@ backward fetches zl of boundary sources again (mode `sar`) and sends its gradien
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -126,8 +127,14 @@ class _GATv2(torch.autograd.Function):
         grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
 
         def differentiate(
-            block: Block, left_MK: Tensor, grad_MK: Tensor, rows: tuple[int, int] | None = None
+            block: Block, left_MK: Tensor, grad_MK: Tensor, progress: Progress | None = None
         ) -> None:
+            def pieces(part: Block) -> Iterator[tuple[int, int]]:
+                for rows in work(part, edges.num_parts):
+                    yield rows
+                    if progress is not None:
+                        progress()
+
             dropout = edge_dropout(graph, edges, block, settings, ctx.epoch)
             kernels.gatv2_backward(
                 block,
@@ -135,7 +142,7 @@ class _GATv2(torch.autograd.Function):
                 kernels.ResultGradient(g_NK, lse_NH, d_NH),
                 kernels.GATv2Gradients(grad_MK, grad_right, grad_att, grad_edge),
                 kernels.Scoring(settings.slope, dropout, edge_DK),
-                rows=rows,
+                pieces=pieces,
             )
 
         def accept(rows: Tensor, grad_MK: Tensor) -> None:
@@ -176,9 +183,7 @@ class _GATv2(torch.autograd.Function):
                 local=local,
                 in_order=True,
             ):
-                for rows in work(block, edges.num_parts):
-                    differentiate(block, left_MK, grad_MK, rows)
-                    progress()
+                differentiate(block, left_MK, grad_MK, progress)
         grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
         grad_bias = bias_gradient(g_NK, bias_K)
         return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None

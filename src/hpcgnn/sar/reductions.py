@@ -21,7 +21,7 @@ class Reduction(Protocol):
 
     `state` hands out every array that backward needs, so that autograd can hold them and free
     them; `restore` takes them back. Messages `m` are `[e, G]`, `rows` int64 `[e]` are their
-    destinations; logits as `m` or None.
+    destinations, in `add` equal ones side by side; logits as `m` or None.
     """
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None: ...
@@ -90,11 +90,12 @@ class Extremum(_Held):
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
         value = m * self.sign
-        index = rows[:, None].expand_as(value)
-        best_NG = self.best_NG.scatter_reduce(0, index, value, "amax")
-        self.ties_NG.masked_fill_((best_NG > self.best_NG) | best_NG.isnan(), 0)
-        self.best_NG = best_NG
-        self.ties_NG.index_add_(0, rows, (value == best_NG[rows]).to(m.dtype))
+        own, inverse = torch.unique_consecutive(rows, return_inverse=True)
+        before = self.best_NG[own]
+        best = before.scatter_reduce(0, inverse[:, None].expand_as(value), value, "amax")
+        ties = self.ties_NG[own].masked_fill_((best > before) | best.isnan(), 0)
+        ties.index_add_(0, inverse, (value == best[inverse]).to(m.dtype))
+        self.best_NG[own], self.ties_NG[own] = best, ties
 
     def finish(self, degrees_N: Tensor) -> Tensor:
         seen_NG = (self.ties_NG > 0) | self.best_NG.isnan()
@@ -166,17 +167,17 @@ class Softmax(_Held):
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
         logit = _needed(logit)
-        row_max_NG = self.row_max_NG.scatter_reduce(
-            0, rows[:, None].expand_as(logit), logit, "amax"
-        )
-        base_NG = row_max_NG.masked_fill(row_max_NG == -torch.inf, 0)
-        factor_NG = (self.row_max_NG - base_NG).exp()
-        self.row_sum_NG.mul_(factor_NG)
-        self.weighted_NG.mul_(factor_NG)
-        share = (logit - base_NG[rows]).exp()
-        self.row_sum_NG.index_add_(0, rows, share.double())
-        self.weighted_NG.index_add_(0, rows, (share * m).double())
-        self.row_max_NG = row_max_NG
+        own, inverse = torch.unique_consecutive(rows, return_inverse=True)
+        before = self.row_max_NG[own]
+        row_max = before.scatter_reduce(0, inverse[:, None].expand_as(logit), logit, "amax")
+        base = row_max.masked_fill(row_max == -torch.inf, 0)
+        factor = (before - base).exp()
+        share = (logit - base[inverse]).exp()
+        row_sum, weighted = self.row_sum_NG[own].mul_(factor), self.weighted_NG[own].mul_(factor)
+        row_sum.index_add_(0, inverse, share.double())
+        weighted.index_add_(0, inverse, (share * m).double())
+        self.row_sum_NG[own], self.weighted_NG[own] = row_sum, weighted
+        self.row_max_NG[own] = row_max
 
     def finish(self, degrees_N: Tensor) -> Tensor:
         none_NG = self.row_sum_NG == 0

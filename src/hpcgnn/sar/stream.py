@@ -33,10 +33,17 @@ Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, what came for th
 
 
 class Chunks(Sequence[Block]):
-    """Blocks cut into ranges of their columns; a cut is made when it is asked for."""
+    """Blocks cut into ranges of their columns; a cut is made when it is asked for.
 
-    def __init__(self, blocks: list[Block], peers: list[int], most: int) -> None:
-        self._blocks = blocks
+    Args:
+        most: columns of a cut.
+        keep: the cuts, with the blocks, for what is derived from them.
+    """
+
+    def __init__(
+        self, blocks: list[Block], peers: list[int], most: int, *, keep: bool = False
+    ) -> None:
+        self._blocks, self._most, self._keep = blocks, most, keep
         self.places = [
             (peer, low, high)
             for peer in peers
@@ -47,8 +54,9 @@ class Chunks(Sequence[Block]):
         return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
-        peer, low, high = self.places[index]
-        return kernels.columns_between(self._blocks[peer], low, high)
+        peer, low, _ = self.places[index]
+        number = low // self._most
+        return kernels.column_range(self._blocks[peer], number, self._most, keep=self._keep)
 
     def incoming(self) -> list[Incoming]:
         return [Incoming(peer, high - low) for peer, low, high in self.places]
@@ -71,7 +79,7 @@ def chunks(length: int, most: int) -> list[tuple[int, int]]:
     return [(low, min(low + most, length)) for low in range(0, length, most)]
 
 
-def schedule(edges: EdgeBlocks, max_rows: int) -> Schedule:
+def schedule(edges: EdgeBlocks, max_rows: int, *, keep: bool) -> Schedule:
     """The exchange in which each rank receives the halo rows of `edges`."""
     size = edges.num_parts
     departures = [
@@ -79,7 +87,8 @@ def schedule(edges: EdgeBlocks, max_rows: int) -> Schedule:
         for peer in ring_order(edges.rank, size, +1)
         for low, high in chunks(edges.send_rows[peer].shape[0], max_rows)
     ]
-    return Schedule(Chunks(edges.blocks, ring_order(edges.rank, size, -1), max_rows), departures)
+    peers = ring_order(edges.rank, size, -1)
+    return Schedule(Chunks(edges.blocks, peers, max_rows, keep=keep), departures)
 
 
 def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:
@@ -232,7 +241,7 @@ def _start(
     most = graph.ring.rows_per_message(
         width, payload.dtype, max(return_width, cut_for), at_once=at_once
     )
-    plan = schedule(edges, most)
+    plan = schedule(edges, most, keep=graph.mode != "sar")
     graph.execution.newest = None
 
     def on_reply(index: int, reply_MG: Tensor) -> None:
@@ -274,7 +283,8 @@ def return_gradients(
         first: local work, given what moves messages on; done before anything is produced.
     """
     at_once = graph.mode == "oneshot"
-    plan = schedule(edges, graph.ring.rows_per_message(width, dtype, at_once=at_once))
+    most = graph.ring.rows_per_message(width, dtype, at_once=at_once)
+    plan = schedule(edges, most, keep=True)
 
     def outgoing(index: int, message: Incoming) -> Outgoing:
         return Outgoing(

@@ -154,7 +154,7 @@ def multiply(
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
-    out_NF = x_NF.new_zeros(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
+    out_NF = x_NF.new_empty(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
     plan = sum_plan(graph, edges, weighted)
     if width == 0:
         return out_NF
@@ -165,9 +165,9 @@ def multiply(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire)
-    for block, (x_MF,), _ in drive(exchange, local, payload, arrivals):
+    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals):
         for rows in work(block, edges.num_parts):
-            kernels.spmm(block, x_MF, out_NF, rows=rows)
+            kernels.spmm(block, x_MF, out_NF, rows=rows, adds=arrival is not None)
             exchange.progress()
     return out_NF
 
@@ -175,10 +175,10 @@ def multiply(
 def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
         if out_MF.dtype == x_NF.dtype or mixed_precision.kernels_read_16_bit(x_NF.device):
-            kernels.spmm(block, x_NF, out_MF.zero_())
+            kernels.spmm(block, x_NF, out_MF, adds=False)
         else:
-            wide_MF = x_NF.new_zeros(out_MF.shape)
-            kernels.spmm(block, x_NF, wide_MF)
+            wide_MF = x_NF.new_empty(out_MF.shape)
+            kernels.spmm(block, x_NF, wide_MF, adds=False)
             out_MF.copy_(wide_MF)
 
     return Outgoing(block.peer, block.num_rows, pack)

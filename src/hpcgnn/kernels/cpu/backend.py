@@ -34,6 +34,7 @@ __all__ = [
     "head_dots",
     "instruction_set",
     "pack_rows",
+    "range_rows",
     "relu_dropout_backward",
     "spmm",
     "spmm_max",
@@ -54,13 +55,24 @@ def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
     return begin, end
 
 
-def spmm(block: Block, x: Tensor, out: Tensor, rows: tuple[int, int]) -> None:
+def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
+    pointers = torch.empty(-(-block.num_columns // most) + 1, dtype=torch.int64)
+    given = (ctypes.byref(edges(block, (0, block.num_rows))), c_int64(most), pointer(pointers))
+    function("range_rows")(*given, pointer(None))
+    rows = torch.empty(int(pointers[-1]), dtype=torch.int32)
+    if len(rows):
+        function("range_rows")(*given, pointer(rows))
+    return rows, pointers
+
+
+def spmm(block: Block, x: Tensor, out: Tensor, rows: tuple[int, int], adds: bool) -> None:
     function("spmm")(
         ctypes.byref(edges(block, rows)),
         is_double(x),
         matrix(x),
         matrix(out),
         c_int64(x.shape[1]),
+        c_int64(adds),
     )
 
 

@@ -62,6 +62,8 @@ def gat_backward(
     rows: tuple[int, int],
 ) -> None:
     heads, given = sources.s.shape[1], edges(block, rows)
+    if grads.t is not None and grads.t.dim() == 3:
+        given.threads = len(grads.t)
     grad_t_parts = ThreadParts(grads.t, given, torch.float64)
     edge_parts = ThreadParts(grads.edge_weight, given)
     function("gat_backward")(

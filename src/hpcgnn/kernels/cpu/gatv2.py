@@ -12,8 +12,9 @@ from hpcgnn.kernels.attention import (
     RunningSoftmax,
     Scoring,
 )
+from hpcgnn.kernels.backend import Pieces, Rows
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.chunks import transposed_rows
+from hpcgnn.kernels.chunks import transposed
 from hpcgnn.kernels.cpu.library import (
     ThreadParts,
     dropout_of,
@@ -57,12 +58,14 @@ def gatv2_backward(
     result: ResultGradient,
     grads: GATv2Gradients,
     scoring: Scoring,
-    rows: tuple[int, int],
+    pieces: Pieces,
 ) -> None:
-    _by_destination(block, inputs, result, grads, scoring, rows)
+    for rows in pieces(block):
+        _by_destination(block, inputs, result, grads, scoring, rows)
     with_features = scoring.edge_weight is not None
-    transposed = transposed_rows(block, rows, inputs.zr.shape[0], with_features=with_features)
-    _by_source(transposed, inputs, result, grads, scoring)
+    turned = transposed(block, inputs.zr.shape[0], with_features=with_features)
+    for rows in pieces(turned):
+        _by_source(turned, inputs, result, grads, scoring, rows)
 
 
 def _by_destination(
@@ -71,7 +74,7 @@ def _by_destination(
     result: ResultGradient,
     grads: GATv2Gradients,
     scoring: Scoring,
-    rows: tuple[int, int],
+    rows: Rows,
 ) -> None:
     (heads, channels), given = inputs.att.shape, edges(block, rows)
     att_parts = ThreadParts(grads.att, given)
@@ -101,15 +104,16 @@ def _by_destination(
 
 
 def _by_source(
-    transposed: Block,
+    turned: Block,
     inputs: Projections,
     result: ResultGradient,
     grads: GATv2Gradients,
     scoring: Scoring,
+    rows: Rows,
 ) -> None:
     heads, channels = inputs.att.shape
     function("gatv2_backward_columns")(
-        ctypes.byref(edges(transposed, (0, transposed.num_rows))),
+        ctypes.byref(edges(turned, rows)),
         is_double(inputs.zl),
         matrix(inputs.zl),
         matrix(inputs.zr),

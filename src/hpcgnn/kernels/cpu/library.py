@@ -158,6 +158,7 @@ class ThreadParts:
     `first` is the first thread's matrix, `step` the number of elements to the next one's.
 
     Args:
+        grad: added to; None, or sums of each thread's own already, `[threads, rows, columns]`.
         given: what the kernel is called with, and how many threads.
         dtype: of the threads' sums; that of `grad` by default.
     """
@@ -169,7 +170,9 @@ class ThreadParts:
         self._grad, self._parts = grad, None
         if grad is None:
             return
-        if given.threads == 1 and dtype in (None, grad.dtype):
+        if grad.dim() == 3:
+            parts = grad
+        elif given.threads == 1 and dtype in (None, grad.dtype):
             parts = grad[None]
         else:
             self._parts = parts = grad.new_zeros(given.threads, *grad.shape, dtype=dtype)

@@ -15,7 +15,13 @@ from hpcgnn.kernels.cuda.gat import gat_backward, gat_forward
 from hpcgnn.kernels.cuda.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, power_of_two, vector_width
-from hpcgnn.kernels.cuda.sums import spmm, spmm_max, spmm_max_backward, transpose
+from hpcgnn.kernels.cuda.sums import (
+    range_rows,
+    spmm,
+    spmm_max,
+    spmm_max_backward,
+    transpose,
+)
 from hpcgnn.kernels.masks import Stream
 
 __all__ = [
@@ -28,6 +34,7 @@ __all__ = [
     "gatv2_forward",
     "head_dots",
     "pack_rows",
+    "range_rows",
     "relu_dropout_backward",
     "spmm",
     "spmm_max",

@@ -226,7 +226,8 @@ def gat_backward(
     run(block, (grads.z, grads.s), rows, False)
     add_hubs(split.hubs(rows), run, (grads.z, grads.s))
     if units is not None and grads.t is not None:
-        grads.t[: block.num_columns] += units.total()
+        total = grads.t if grads.t.dim() == 2 else grads.t[0]
+        total[: block.num_columns] += units.total()
 
 
 def _slabs(part: Block, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
@@ -255,7 +256,7 @@ def add_hubs(
     part = tuple(tensor.new_zeros(count, tensor.shape[1]) for tensor in sums)
     run(hubs.chunks, part, (hubs.first, hubs.last), True)
     for piece, tensor in zip(part, sums, strict=True):
-        spmm(hubs.join, piece, tensor, (hubs.low, hubs.high))
+        spmm(hubs.join, piece, tensor, (hubs.low, hubs.high), True)
 
 
 @dataclass(frozen=True)

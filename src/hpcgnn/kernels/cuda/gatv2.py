@@ -13,10 +13,10 @@ from hpcgnn.kernels.attention import (
     RunningSoftmax,
     Scoring,
 )
-from hpcgnn.kernels.backend import Rows
+from hpcgnn.kernels.backend import Pieces, Rows
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
-from hpcgnn.kernels.chunks import split_of, transposed_rows
+from hpcgnn.kernels.chunks import split_of, transposed
 from hpcgnn.kernels.cuda.gat import (
     Kernel,
     add_hubs,
@@ -64,10 +64,10 @@ def gatv2_backward(
     result: ResultGradient,
     grads: GATv2Gradients,
     scoring: Scoring,
-    rows: Rows,
+    pieces: Pieces,
 ) -> None:
     split, heads = split_of(block), inputs.att.shape[0]
-    if rows[0] == rows[1] or split.num_edges == 0:
+    if split.num_edges == 0:
         return
     wide = (*_read_wide(inputs, scoring), result.g)
     with_features = scoring.edge_weight is not None
@@ -119,12 +119,15 @@ def gatv2_backward(
             source="gatv2_backward",
         )
 
-    by_destination(block, (grads.zr,), rows, False)
-    add_hubs(split.hubs(rows), by_destination, (grads.zr,))
-    transposed = transposed_rows(block, rows, inputs.zr.shape[0], with_features=with_features)
-    every = (0, transposed.num_rows)
-    by_source(transposed, (grads.zl,), every, False)
-    add_hubs(split_of(transposed).hubs(every), by_source, (grads.zl,))
+    for rows in pieces(block):
+        if rows[0] < rows[1]:
+            by_destination(block, (grads.zr,), rows, False)
+            add_hubs(split.hubs(rows), by_destination, (grads.zr,))
+    turned = transposed(block, inputs.zr.shape[0], with_features=with_features)
+    for rows in pieces(turned):
+        if rows[0] < rows[1]:
+            by_source(turned, (grads.zl,), rows, False)
+            add_hubs(split_of(turned).hubs(rows), by_source, (grads.zl,))
 
 
 def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:

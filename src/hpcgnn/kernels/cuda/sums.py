@@ -16,8 +16,28 @@ from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
 _MOST_MAXIMUM = 4  # columns per lane: maxima keep a count beside each
 
 
-def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows) -> None:
+def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
+    """Rows with edges in each range of `most` columns, and where each range's begin."""
+    counts = block.end - block.begin
+    row = torch.repeat_interleave(torch.arange(block.num_rows, device=block.device), counts)
+    edge = torch.arange(len(row), device=block.device)
+    edge += (block.begin - (counts.cumsum(0) - counts))[row]
+    number = (block.columns[edge] - block.column_offset).long() // most
+    pairs = torch.unique(number * max(block.num_rows, 1) + row)
+    ranges = -(-block.num_columns // most)
+    bounds = torch.arange(ranges + 1, device=block.device) * max(block.num_rows, 1)
+    rows = (pairs % max(block.num_rows, 1)).to(torch.int32)
+    return rows, torch.searchsorted(pairs, bounds)
+
+
+def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None:
     split, width = split_of(block), x.shape[1]
+    if not adds:
+        low, high = rows
+        if block.rows is None:
+            out[low:high].zero_()
+        else:
+            out.index_fill_(0, block.rows[low:high].long(), 0)
     if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
         return
     _spmm(block, x, out, rows, split.mean_degree)
@@ -25,7 +45,7 @@ def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows) -> None:
     if hubs is not None:
         part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
         _spmm(hubs.chunks, x, part, (hubs.first, hubs.last), LONGEST, partial=True)
-        spmm(hubs.join, part, out, (hubs.low, hubs.high))
+        spmm(hubs.join, part, out, (hubs.low, hubs.high), True)
 
 
 def _spmm(
@@ -127,7 +147,7 @@ def spmm_max_backward(
         part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
         chunks = (hubs.first, hubs.last)
         _maximum_backward(hubs.chunks, best, share, x, part, chunks, LONGEST, partial=True)
-        spmm(hubs.join, part, grad, (hubs.low, hubs.high))
+        spmm(hubs.join, part, grad, (hubs.low, hubs.high), True)
 
 
 def _maximum_backward(

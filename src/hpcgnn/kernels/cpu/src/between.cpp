@@ -1,4 +1,4 @@
-// Narrows a block to a range of its columns.
+// Narrows a block to ranges of its columns.
 #include <algorithm>
 
 #include "schedule.h"
@@ -15,4 +15,30 @@ HPCGNN_EXPORT(between)(const Edges* edges, int64_t low, int64_t high, int64_t* b
         begin[k] = first - columns;
         end[k] = std::lower_bound(first, last, high) - columns;
     }
+}
+
+// Which rows have edges in each range of `most` columns: of range r, rows[pointer[r]] and on, counted
+// from the block's first and ascending. With null for `rows`, only pointer (ranges + 1 numbers).
+HPCGNN_EXPORT(range_rows)(const Edges* edges, int64_t most, int64_t* pointer, int32_t* rows) {
+    const int64_t ranges = (edges->num_columns + most - 1) / most;
+    const auto for_each_pair = [&](const auto& body) {
+        for (int64_t k = edges->first; k < edges->last; k++) {
+            int64_t stop = 0;  // the first column beyond the range of the edge before
+            for (int64_t e = edges->begin[k]; e < edges->end[k]; e++) {
+                const int64_t column = edges->columns[e] - edges->column_offset;
+                if (column < stop) continue;
+                body(column / most, static_cast<int32_t>(k));
+                stop = (column / most + 1) * most;
+            }
+        }
+    };
+    if (!rows) {
+        for (int64_t r = 0; r <= ranges; r++) pointer[r] = 0;
+        for_each_pair([&](int64_t range, int32_t) { pointer[range + 1]++; });
+        for (int64_t r = 0; r < ranges; r++) pointer[r + 1] += pointer[r];
+        return;
+    }
+    HPCGNN_ISA::Buffer<int64_t> next(ranges);
+    for (int64_t r = 0; r < ranges; r++) next[r] = pointer[r];
+    for_each_pair([&](int64_t range, int32_t row) { rows[next[range]++] = row; });
 }

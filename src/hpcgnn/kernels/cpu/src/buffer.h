@@ -41,7 +41,11 @@ class Buffer {
   private:
     void reserve(int64_t size) {
         if (size <= capacity_) return;
+#ifdef __SANITIZE_ADDRESS__
+        capacity_ = size;  // so that a number beyond the last is seen
+#else
         capacity_ = size < 2 * capacity_ ? 2 * capacity_ : size;
+#endif
         data_ = static_cast<T*>(realloc(static_cast<void*>(data_), capacity_ * sizeof(T)));
         if (!data_) abort();
     }

@@ -1,12 +1,12 @@
 // Attention, forward: scores, running softmax and weighted sum of a block in one pass.
-#include "gat.h"
-#include "tiles.h"
+#include "softmax.h"
 
 namespace HPCGNN_ISA {
 namespace {
 
 struct Forward {
-    Matrix z, s, t, row_max, row_sum, out, edge_vector;
+    Matrix z, s, t, edge_vector;
+    RunningSoftmax softmax;
     int64_t num_heads, channels;
     double slope;
     const Dropout* dropout;
@@ -22,8 +22,6 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
     const TileJobs<T, AddFetched> jobs(heads, f.channels);
     JoinedSoftmax<T, P> joined(heads, f.channels);
     const T slope = static_cast<T>(f.slope);
-    alignas(64) T weight[CHUNK * P + FLAT<T, P>], scale[P];
-    int64_t columns[CHUNK];
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(f.num_heads * f.channels * sizeof(T)));
     Lookahead scores_ahead(edges, first, last);
@@ -32,41 +30,23 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
         if (edges.begin[k] == edges.end[k]) continue;
         const int64_t row = local_row(edges, k);
         const Vec<T, P> t = load_heads<T, P>(f.t, row, heads);
-        Vec<T, P> row_max = load_heads<T, P>(f.row_max, row, heads);
-        Vec<T, P> row_sum = load_heads<T, P>(f.row_sum, row, heads);
-        T* out = row_of<T>(f.out, row);
-        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-        if (is_long) joined.begin(row_max, row_sum, out);
-        for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
-            if (is_long) row_max = Vec<T, P>{} - T(__builtin_inf()), row_sum = Vec<T, P>{};
-            for (int64_t from = begin; from < end; from += CHUNK) {
-                const int64_t left = end - from;
-                const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
-                Vec<T, P> best = row_max;
-                for (int i = 0; i < count; i++) {
-                    prefetch<1>(row_of<T>(f.s, scores_ahead.next()) + heads.first);
-                    columns[i] = edges.columns[from + i] - edges.column_offset;
-                    const Vec<T, P> l =
-                        load_heads<T, P>(f.s, columns[i], heads) + t + term.of(from + i);
-                    const Vec<T, P> u = leaky<T, P>(l, slope);
-                    store<T, P>(weight + i * P, u);
-                    best = u > best ? u : best;
-                }
-                const Vec<T, P> base = base_of<T, P>(best);
-                const Vec<T, P> rescale = exponential<T, P>(row_max - base);
-                store<T, P>(scale, rescale);
-                row_max = best;
-                row_sum = row_sum * rescale + exponentials<T, P>(weight, count, base);
-                mask.apply<T, P>(weight, columns, count, row, heads.first);
-                const SumChunk<T> chunk{P,     count, columns, weight,
-                                        scale, f.z,   is_long ? joined.part() : out};
-                jobs.run(chunk, ahead);
+        const auto score = [&](int64_t from, int64_t* columns, T* weight, int count,
+                               Vec<T, P> best) __attribute__((always_inline)) {
+            for (int i = 0; i < count; i++) {
+                prefetch<1>(row_of<T>(f.s, scores_ahead.next()) + heads.first);
+                columns[i] = edges.columns[from + i] - edges.column_offset;
+                const Vec<T, P> l =
+                    load_heads<T, P>(f.s, columns[i], heads) + t + term.of(from + i);
+                const Vec<T, P> u = leaky<T, P>(l, slope);
+                store<T, P>(weight + i * P, u);
+                best = u > best ? u : best;
             }
-            if (is_long) joined.add(row_max, row_sum);
-        });
-        if (is_long) joined.end(row_max, row_sum, out);
-        store_heads<T, P>(f.row_max, row, heads, row_max);
-        store_heads<T, P>(f.row_sum, row, heads, row_sum);
+            return best;
+        };
+        const auto sum = [&](const SumChunk<T>& chunk) __attribute__((always_inline)) {
+            jobs.run(chunk, ahead);
+        };
+        attend_row<T, P, CHUNK>(edges, k, f.softmax, heads, f.z, mask, joined, score, sum);
     }
 }
 
@@ -86,8 +66,8 @@ HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t is_double, Matrix z, Matr
                                  Matrix row_max, Matrix row_sum, Matrix out, Matrix edge_vector,
                                  int64_t num_heads, int64_t channels, double slope,
                                  const Dropout* dropout) {
-    const HPCGNN_ISA::Forward f{z,   s,           t,         row_max,      row_sum, out,
-                                edge_vector, num_heads, channels, slope, dropout};
+    const HPCGNN_ISA::Forward f{z,         s,        t,     edge_vector, {row_max, row_sum, out},
+                                num_heads, channels, slope, dropout};
     if (is_double)
         HPCGNN_ISA::gat_forward<double>(*edges, f);
     else

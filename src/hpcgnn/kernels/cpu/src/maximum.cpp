@@ -6,11 +6,43 @@ namespace {
 
 constexpr int MAX_TILE = MAX_VECTORS / 2;
 
+// One row among whose values some are no numbers: NaN is better than any number, as in torch.
+template <typename T, bool MINIMUM, typename Shape>
+__attribute__((noinline)) void best_with_nan(const Edges& edges, int64_t k, const T* source,
+                                             int64_t stride, Shape tile, T* best_row,
+                                             int32_t* ties_row) {
+    constexpr int N = Shape::N, U = Shape::U;
+    const Vec<Integer<T>, N> one = Vec<Integer<T>, N>{} + 1;
+    Vec<T, N> top[U], nan[U] = {};
+    Vec<Integer<T>, N> count[U];
+    for (int u = 0; u < U; u++) {
+        top[u] = load<T, N>(best_row + tile.at(u));
+        count[u] = convert<Integer<T>, int32_t, N>(load<int32_t, N>(ties_row + tile.at(u)));
+    }
+    for (int64_t e = edges.begin[k]; e < edges.end[k]; e++) {
+        const T* from = source + (edges.columns[e] - edges.column_offset) * stride;
+        for (int u = 0; u < U; u++) {
+            const Vec<T, N> value = load<T, N>(from + tile.at(u));
+            const auto better = MINIMUM ? value < top[u] : value > top[u];
+            nan[u] = value == value ? nan[u] : value;
+            count[u] = better ? one : value == top[u] ? count[u] + one : count[u];
+            top[u] = better ? value : top[u];
+        }
+    }
+    for (int u = 0; u < U; u++) {
+        const auto none = nan[u] == nan[u];
+        store<T, N>(best_row + tile.at(u), none ? top[u] : nan[u]);
+        store<int32_t, N>(ties_row + tile.at(u),
+                          convert<int32_t, Integer<T>, N>(none ? count[u] : one));
+    }
+}
+
 template <typename T, bool MINIMUM, typename Shape>
 void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape tile,
                   int64_t first, int64_t last) {
     constexpr int N = Shape::N, U = Shape::U;
     const T* source = from_column<T>(x, tile.column);
+    const Vec<Integer<T>, N> zero{}, one = zero + 1;
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(N * U * sizeof(T)));
     for (int64_t k = first; k < last; k++) {
@@ -18,7 +50,7 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
         const int64_t row = local_row(edges, k);
         T* best_row = row_of<T>(best, row) + tile.column;
         int32_t* ties_row = row_of<int32_t>(ties, row) + tile.column;
-        Vec<T, N> top[U], nan[U] = {};
+        Vec<T, N> top[U], sum[U] = {};
         Vec<Integer<T>, N> count[U];
         for (int u = 0; u < U; u++) {
             top[u] = load<T, N>(best_row + tile.at(u));
@@ -29,17 +61,22 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
             const T* from = source + (edges.columns[e] - edges.column_offset) * x.stride;
             for (int u = 0; u < U; u++) {
                 const Vec<T, N> value = load<T, N>(from + tile.at(u));
-                const Vec<Integer<T>, N> one = Vec<Integer<T>, N>{} + 1;
                 const auto better = MINIMUM ? value < top[u] : value > top[u];
-                nan[u] = value == value ? nan[u] : value;
-                count[u] = better ? one : value == top[u] ? count[u] + one : count[u];
+                const auto attains = MINIMUM ? value <= top[u] : value >= top[u];
+                sum[u] += value;
+                count[u] = better ? zero : count[u];
+                count[u] = attains ? count[u] + one : count[u];
                 top[u] = better ? value : top[u];
             }
         }
-        for (int u = 0; u < U; u++) {  // NaN is better than any number, as in torch
-            const auto none = nan[u] == nan[u];
-            top[u] = none ? top[u] : nan[u];
-            count[u] = none ? count[u] : Vec<Integer<T>, N>{} + 1;
+        // A value that is no number makes the sum none: cheaper than to ask each of them.
+        for (int u = 1; u < U; u++) sum[0] += sum[u];
+        const T whole = HPCGNN_ISA::sum<T, N>(sum[0]);
+        if (whole != whole) {
+            best_with_nan<T, MINIMUM>(edges, k, source, x.stride, tile, best_row, ties_row);
+            continue;
+        }
+        for (int u = 0; u < U; u++) {
             store<T, N>(best_row + tile.at(u), top[u]);
             store<int32_t, N>(ties_row + tile.at(u), convert<int32_t, Integer<T>, N>(count[u]));
         }
@@ -59,6 +96,7 @@ void share_of_rows(const Edges& edges, Matrix best, Matrix share, Matrix x, Matr
         const int64_t row = local_row(edges, k);
         const T* x_row = row_of<T>(x, row) + tile.column;
         T* to = row_of<T>(grad, row) + tile.column;
+        prefetch<BYTES>(to);
         Vec<T, N> value[U], sum[U] = {};
         for (int u = 0; u < U; u++) value[u] = load<T, N>(x_row + tile.at(u));
         const auto add = [&](Lookahead& cursor, int64_t from, int64_t stop,

@@ -1,19 +1,21 @@
-// out[row] += sum over the row's edges of weight * x[column].
+// out[row] += (or =) sum over the row's edges of weight * x[column].
 #include "schedule.h"
 
 namespace HPCGNN_ISA {
 namespace {
 
 template <typename T, bool WEIGHTED, typename Shape>
-void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t first, int64_t last) {
+void add_rows(const Edges& edges, Matrix x, Matrix out, bool adds, Shape tile, int64_t first,
+              int64_t last) {
     constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
     const T* source = from_column<T>(x, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(BYTES));
     for (int64_t k = first; k < last; k++) {
         const int64_t begin = edges.begin[k], end = edges.end[k];
-        if (begin == end) continue;
+        if (begin == end && adds) continue;
         T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
+        prefetch<BYTES>(to);
         const auto add = [&edges, source, x, tile](Lookahead& cursor, int64_t from, int64_t stop,
                                                    Vec<T, N>(&sum)[U])
                              __attribute__((always_inline)) {
@@ -35,19 +37,20 @@ void add_rows(const Edges& edges, Matrix x, Matrix out, Shape tile, int64_t firs
             ahead = sum_of_parts<T, N, U>(begin, end, whole, ahead, add);
             for (int u = 0; u < U; u++) sum[u] = whole[u];
         }
-        for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
+        if (adds)
+            for (int u = 0; u < U; u++) sum[u] += load<T, N>(to + tile.at(u));
         for (int u = 0; u < U; u++) store<T, N>(to + tile.at(u), sum[u]);
     }
 }
 
 template <typename T>
-void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width) {
+void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width, bool adds) {
     for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
         for_each_tile<LANES<T>, MAX_VECTORS>(width, [&](auto tile) {
             if (edges.weight)
-                add_rows<T, true>(edges, x, out, tile, first, last);
+                add_rows<T, true>(edges, x, out, adds, tile, first, last);
             else
-                add_rows<T, false>(edges, x, out, tile, first, last);
+                add_rows<T, false>(edges, x, out, adds, tile, first, last);
         });
     });
 }
@@ -55,9 +58,10 @@ void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width) {
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t is_double, Matrix x, Matrix out, int64_t width) {
+HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t is_double, Matrix x, Matrix out, int64_t width,
+                   int64_t adds) {
     if (is_double)
-        HPCGNN_ISA::spmm<double>(*edges, x, out, width);
+        HPCGNN_ISA::spmm<double>(*edges, x, out, width, adds);
     else
-        HPCGNN_ISA::spmm<float>(*edges, x, out, width);
+        HPCGNN_ISA::spmm<float>(*edges, x, out, width, adds);
 }
