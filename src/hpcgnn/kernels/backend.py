@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from hpcgnn.kernels.masks import Stream
 from hpcgnn.timeline import profiled, span
 
 Rows = tuple[int, int]  # first row and the one after the last
+Parts = Sequence[tuple[Tensor, Tensor]]  # what rows are taken of, and where they go
 
 
 class Backend(Protocol):
@@ -40,7 +41,7 @@ class Backend(Protocol):
     def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Begin of each column (one more than columns); local row and old edge of each edge."""
 
-    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows) -> None: ...
+    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None: ...
 
     def spmm_max(
         self, block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: Rows
@@ -90,6 +91,8 @@ class Backend(Protocol):
     ) -> None: ...
 
     def pack_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+    def pack_parts(self, parts: Parts, rows: Tensor) -> None: ...
 
     def add_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
 

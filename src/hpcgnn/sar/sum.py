@@ -175,7 +175,7 @@ def multiply(
 def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
         if out_MF.dtype == x_NF.dtype or mixed_precision.kernels_read_16_bit(x_NF.device):
-            kernels.spmm(block, x_NF, out_MF.zero_())
+            kernels.spmm(block, x_NF, out_MF, adds=False)
         else:
             wide_MF = x_NF.new_zeros(out_MF.shape)
             kernels.spmm(block, x_NF, wide_MF)
