@@ -32,6 +32,7 @@ from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.journal import Journal
 from hpcgnn.train.open import check_training
 from hpcgnn.train.optimisation import Attack, arithmetic, build_optimizer, configure, learning_rate
+from hpcgnn.train.plan.refusal import explained
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.stop import StopRequest, TimeLimit
@@ -122,9 +123,14 @@ class Trainer:
         return self.epoch >= training.epochs or self.progress.ran_out(training.patience)
 
     def run(self, profile: Profile | None = None) -> bool:
-        """Train to the end, or to an agreed stop; whether the end was reached."""
+        """Train to the end, or to an agreed stop; whether the end was reached.
+
+        Raises:
+            OutOfMemoryError: with what was asked for, and how many ranks would do.
+        """
         try:
-            return self._run(profile)
+            with explained(self.graph, self.config, self.device):
+                return self._run(profile)
         except HpcgnnError as error:
             if self.comm.rank == 0:
                 note_end(self.run_dir, f"failed: {error}")
