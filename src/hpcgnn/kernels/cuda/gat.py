@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -217,6 +217,8 @@ def gat_backward(
     split, heads = split_of(block), sources.s.shape[1]
     if rows[0] == rows[1] or split.num_edges == 0:
         return
+    if grads.edge_weight is not None and scoring.edge_weight is None:
+        scoring = replace(scoring, edge_weight=torch.zeros_like(grads.edge_weight))
     units = None if grads.t is None else _Units.of(destinations, sources, scoring)
     bounds = _no_units(sources.z.dtype) if units is None else units.arguments
 
