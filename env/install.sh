@@ -97,7 +97,7 @@ install_torch() {
 }
 
 install_cupy() {
-    pip install "cupy-cuda${CUDA}x>=14"
+    pip install "cupy-cuda${CUDA}x>=14.2"
 }
 
 install_mpi() {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hpcgnn.cli import doctor
+from hpcgnn.kernels import selftest
 
 
 def lines(out: str) -> dict[str, str]:
@@ -49,3 +51,14 @@ def test_without_mpi_the_rest_is_checked(mpirun):
 )
 def test_whose_mpiexec(text, vendor):
     assert doctor._vendor_of(text) == vendor
+
+
+def test_kernels_of_a_device_are_compared_one_by_one(monkeypatch):
+    cpu = torch.device("cpu")
+    assert [finding.state for finding in doctor.gpu_kernels(cpu)] == ["ok"]
+    wrong, right = selftest.results(cpu), selftest.results(cpu)
+    wrong["dropout"][0][0, 0] += 1
+    given = iter([wrong, right])
+    monkeypatch.setattr(selftest, "results", lambda device: next(given))
+    found = [str(finding) for finding in doctor.gpu_kernels(cpu)]
+    assert len(found) == 1 and found[0].startswith("bad   gpu        dropout: ")

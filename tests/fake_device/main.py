@@ -18,8 +18,7 @@ device_guard.load()
 
 import torch  # noqa: E402
 
-from hpcgnn.kernels.cuda import backend, gat, gatv2, launch, sums  # noqa: E402
-from hpcgnn.kernels.cuda import sums as transpose  # noqa: E402
+from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
 from tests.train import several_commands  # noqa: E402
@@ -38,7 +37,7 @@ class Event:
 
 
 class Stream:
-    def __init__(self, device: object = None) -> None:
+    def __init__(self, device: object = None, priority: int = 0) -> None:
         pass
 
     def wait_event(self, event: Event) -> None:
@@ -50,11 +49,11 @@ def replace_torch_cuda() -> None:
     torch.cuda._lazy_init = lambda: None
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.utils.swap_tensors = _swap
-    torch.Tensor.pin_memory = lambda self, *_: self
+    cudart = SimpleNamespace(cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda _: 0)
     properties = SimpleNamespace(total_memory=1 << 34, uuid="fake", name="fake GPU")
     for name, function in {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-        "current_device": lambda: 0, "set_device": lambda device: None,
+        "current_device": lambda: 0, "cudart": lambda: cudart, "set_device": lambda device: None,
         "synchronize": lambda *_: None, "current_stream": Stream, "Stream": Stream, "Event": Event,
         "stream": lambda stream: contextlib.nullcontext(),
         "get_device_properties": lambda *_: properties,
@@ -90,7 +89,7 @@ def emulate(emulator: Emulator) -> None:
     def start(*given: Any) -> None:
         emulator.start(*given[:-1], torch.device("cpu"))
 
-    for module in (launch, backend, gat, gatv2, sums, transpose):
+    for module in (launch, backend, dropout, gat, gatv2, sums):
         if hasattr(module, "pointer"):
             module.pointer = pointer
     launch._start = start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,12 @@ _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 _INDEXING = (
     _aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default,
     _aten._index_put_impl_.default,
+)  # fmt: skip
+
+
+_WAITING = (
+    _aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.bincount, _aten._unique2,
+    _aten.unique_consecutive, _aten.equal,
 )  # fmt: skip
 
 
@@ -39,6 +45,7 @@ class FakeTensor(Tensor):
         return self.inner.data_ptr()
 
     def tolist(self) -> Any:  # torch refuses it for subclasses
+        FakeDevice.waits.append("tolist")
         return self.inner.tolist()
 
     def __repr__(self, **_: Any) -> str:
@@ -50,7 +57,13 @@ class FakeTensor(Tensor):
 
 
 class FakeDevice(TorchDispatchMode):
-    """While it is entered, `device="cuda:0"` makes fake tensors."""
+    """While it is entered, `device="cuda:0"` makes fake tensors.
+
+    Attributes:
+        waits: operations for which the host would have waited until the GPU had done its work.
+    """
+
+    waits: ClassVar[list[str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -66,6 +79,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if fake:
         _refuse_mixture(func, args, tensors)
     wanted = kwargs.get("device")
+    if fake and _waits(func, args, kwargs):
+        FakeDevice.waits.append(str(func))
     on_device = fake if wanted is None else torch.device(wanted).type == DEVICE.type
     if func is _aten.copy_.default:
         on_device = isinstance(args[0], FakeTensor)
@@ -79,6 +94,20 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return result
     result = tree_map(lambda leaf: FakeTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
     return return_and_correct_aliasing(func, args, kwargs, result) if fake else result
+
+
+def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the host needs what the GPU computes to go on."""
+    if func in _COPIES:
+        to_host = not isinstance(args[0], FakeTensor)
+        if func is _aten._to_copy.default:
+            to_host = torch.device(kwargs.get("device") or DEVICE).type == "cpu"
+        return to_host and not kwargs.get("non_blocking") and True not in args[2:]
+    if func in _INDEXING:
+        masks = (torch.bool, torch.uint8)
+        indices = [index for index in args[1] if isinstance(index, Tensor)]
+        return any(index.dtype in masks for index in indices)
+    return func.overloadpacket in _WAITING
 
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:

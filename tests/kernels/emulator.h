@@ -89,16 +89,28 @@ T __ldg(const T* from) {
     return *from;
 }
 inline int min(int x, int y) { return x < y ? x : y; }
-inline float __int_as_float(int bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+template <class To, class From>
+To same_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
 }
+inline int __float_as_int(float value) { return same_bits<int>(value); }
+inline long long __double_as_longlong(double value) { return same_bits<long long>(value); }
+inline double __longlong_as_double(long long bits) { return same_bits<double>(bits); }
+inline float __int_as_float(int bits) { return same_bits<float>(bits); }
 inline float __expf(float x) { return expf(x); }
 inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }
 inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {
     const unsigned long long before = *to;
     *to += value;
+    return before;
+}
+template <class T>
+T atomicMax(T* to, T value) {
+    const T before = *to;
+    *to = before > value ? before : value;
     return before;
 }

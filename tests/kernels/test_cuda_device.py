@@ -7,6 +7,7 @@ import torch
 
 import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
+from hpcgnn.kernels import selftest
 from tests.kernels import test_attention as attention
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import Edges, matrix, random_edges
@@ -106,6 +107,10 @@ def test_rows_are_packed_and_added(dtype, gpu):
     target = torch.zeros(50, 36, device=gpu)
     hpcgnn.kernels.cuda.backend.add_rows(packed, rows.to(gpu), target)
     assert torch.equal(target.cpu()[rows.long()], packed.cpu().float())
+
+
+def test_the_self_test_finds_nothing(gpu):
+    assert selftest.differences(gpu) == {}
 
 
 def test_kernels_follow_torchs_current_stream(gpu):

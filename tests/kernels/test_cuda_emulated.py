@@ -11,11 +11,16 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hpcgnn.kernels.cpu.backend
 import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
-from hpcgnn.kernels import chunks
+from hpcgnn.kernels import chunks, selftest
+from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.cuda import shapes
+from hpcgnn.sar.mixed_precision import RowLayout
+from hpcgnn.sar.stream import Payload
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
@@ -129,6 +134,37 @@ def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
     attention.test_agrees_with_autograd_at_every_shape(attention.GAT, 3, 8, torch.float32)
     attention.test_two_runs_are_bitwise_the_same_and_pieces_agree(attention.GAT, 1)
     assert len(made) > 10
+
+
+def test_gradients_of_weights_do_not_drift(monkeypatch):
+    """What a warp adds up over all its rows: equal numbers round the same way again and again."""
+    monkeypatch.setattr(hpcgnn.kernels.cuda.gatv2, "_MOST_BLOCKS", 1)
+    rows, degree, channels = 12, 500, 31
+    end = torch.arange(1, rows + 1) * degree
+    columns = (torch.arange(rows * degree) % 7).int()
+    features = torch.full((rows * degree, 1), 0.3)
+    block = Block(0, 7, None, end - degree, end, columns, features=features)
+
+    def gradients(dtype):
+        def filled(count, width, value):
+            return torch.full((count, width), value, dtype=dtype)
+
+        inputs = kernels.Projections(
+            filled(7, channels, 0.1), filled(rows, channels, 0.2), filled(1, channels, 0.7)
+        )
+        lse, d = filled(rows, 1, 0.2), filled(rows, 1, 0.1)
+        found = [torch.zeros_like(x) for x in (inputs.zl, inputs.zr, inputs.att, inputs.att)]
+        kernels.gatv2_backward(
+            block,
+            inputs,
+            kernels.ResultGradient(filled(rows, channels, 0.3), lse, d),
+            kernels.GATv2Gradients(*found),
+            kernels.Scoring(0.2, edge_weight=filled(1, channels, 0.3)),
+        )
+        return found
+
+    for found, expected in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert float((found.double() / expected - 1).abs().max()) < 5e-6
 
 
 def test_attention_at_extremes():
@@ -265,3 +301,104 @@ def test_attention_of_short_numbers(heads, channels, kind):
 
     for short, wide in zip(run(kind), run(torch.float32), strict=True):
         assert torch.allclose(short, wide, atol=1e-4 * float(wide.abs().max()))
+
+
+def test_every_kernel_of_the_self_test(monkeypatch):
+    """What `hpcgnn doctor` compares on a GPU; a wrong kernel is named."""
+    cpu = torch.device("cpu")
+    emulated, honest = selftest.results(cpu), selftest.results
+    monkeypatch.undo()
+    compiled = honest(cpu)
+    for wrong in ({}, {"gat": torch.inf}):
+        given = iter([emulated, compiled])
+        monkeypatch.setattr(selftest, "results", lambda device, given=given: next(given))
+        assert selftest.differences(cpu) == wrong
+        emulated["gat"][2][0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(("heads", "channels", "count"), [(3, 8, 17), (4, 32, 5), (1, 150, 3)])
+def test_head_dots(heads, channels, count):
+    for dtype in DTYPES:
+        attention.test_head_dots(dtype, heads, channels, count)
+
+
+def test_sums_overwrite_what_they_are_asked_to(short_rows):
+    for listed in (False, True):
+        edges = random_edges(30, 9, 150, weighted=True, listed_rows=listed)
+        x, out = matrix(9, 12, torch.float32, 1), torch.full((30, 12), torch.nan)
+        rows = slice(None) if edges.block.rows is None else edges.block.rows.long()
+        kernels.spmm(edges.block, x, out, adds=False)
+        expected = torch.zeros(30, 12)
+        kernels.spmm(edges.block, x, expected)
+        assert torch.equal(out[rows], expected[rows])
+        assert int(out.isnan().any(1).sum()) == (30 - len(rows.unique()) if listed else 0)
+    empty = random_edges(5, 0, 0)
+    out = torch.full((5, 3), torch.nan)
+    kernels.spmm(empty.block, torch.zeros(0, 3), out, adds=False)
+    assert torch.equal(out, torch.zeros(5, 3))
+
+
+class Launches(TorchDispatchMode):
+    """Counts torch's operations that a GPU would be sent: not views and new memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        views = "empty" in name or name in ("detach", "alias") or func.is_view
+        if not views:
+            self.names.append(name)
+        return result
+
+
+@pytest.mark.parametrize("matrices", [1, 3])
+def test_a_message_is_packed_in_one_launch(emulated, matrices):
+    draw = [matrix(20, 4, torch.float32, seed) for seed in range(matrices)]
+    payload = Payload((matrix(20, 8, torch.float32, 9, pad=0),), torch.float32, tuple(draw))
+    rows = torch.tensor([3, 19, 0, 7], dtype=torch.int32)
+    out = torch.zeros(4, payload.layout.columns)
+    payload.pack(rows, out)
+    assert len(emulated.launched) == 1
+    for found, given in zip(payload.unpack(out), payload.local, strict=True):
+        assert torch.equal(found, given[rows.long()])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_rows_of_a_message_are_read_in_wide_words(heads):
+    for dtype, wide in ((torch.float32, 4), (torch.bfloat16, 8)):
+        layout = RowLayout(8 * heads, 3 * heads, dtype, in_words=True)
+        message = torch.zeros(3, layout.columns, dtype=dtype)
+        assert shapes.vector_width(8, (layout.features(message),)) == wide
+        assert layout.scalars(message).shape == (3, 3 * heads)
+    assert RowLayout(7 * heads, 3 * heads, torch.float32, in_words=True).columns == 10 * heads
+
+
+def test_a_message_takes_few_launches_in_backward(emulated):
+    """Of GAT, from the packed rows to the gradients of their scores."""
+    problem = attention.GAT(random_edges(11, 8, 60), 4, 8, torch.float32)
+    _, lse = problem.forward()
+    block, given = problem.backward_block(), problem.inputs
+    scalars = (given["t"], lse, torch.zeros_like(lse))
+    payload = Payload((problem.g.contiguous(),), torch.float32, scalars)
+    message = torch.empty(11, payload.layout.columns)
+    sources = kernels.Sources(given["z"], given["s"])
+    grads = kernels.GATGradients(*(torch.zeros_like(given[name]) for name in ("z", "s", "t")))
+
+    def differentiate():
+        destinations = kernels.Destinations(*payload.unpack(message))
+        kernels.gat_backward(block, destinations, sources, grads, problem.scoring)
+
+    rows = torch.arange(11, dtype=torch.int32)
+    payload.pack(rows, message)
+    differentiate()  # what is found once for all messages
+    emulated.launched.clear()
+    with Launches() as operations:
+        payload.pack(rows, message)
+        differentiate()
+    assert len(emulated.launched) + len(operations.names) <= 6, (
+        emulated.launched,
+        operations.names,
+    )

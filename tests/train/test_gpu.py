@@ -225,7 +225,7 @@ def test_the_profile_holds_kernels_and_messages(gpu, mpirun, tmp_path):
     assert done.returncode == 0, done.stderr
     trace = json.loads((folder / "profile" / "rank-00000.json").read_text())
     kernels = [event for event in trace["traceEvents"] if event.get("cat") == "kernel"]
-    assert any("attention" in event["name"] for event in kernels)
+    assert any("gat_forward" in event["name"] for event in kernels)
     assert any("ring pack" in event.get("name", "") for event in trace["traceEvents"])
 
 
@@ -257,4 +257,10 @@ def test_the_table_of_speeds(machine):
 def test_every_layer(machine, ranks):
     """Output and gradients, in every mode, beside the CPU's."""
     done = machine.run(ranks, module="tests.fake_device.layers")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("machine", "ranks"), [("fake", 1), ("fake", 2)], indirect=["machine"])
+def test_an_epoch_makes_the_host_wait_twice_at_most(machine, ranks):
+    done = machine.run(ranks, module="tests.fake_device.synchronisations")
     assert done.returncode == 0, done.stderr[-2000:]

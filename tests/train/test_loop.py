@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError, OutputError
+from hpcgnn.errors import InputError, NumericalError, OutOfMemoryError, OutputError
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.checkpoint.file import Checkpoint, write_sharded
 from hpcgnn.train.checkpoint.store import CheckpointStore
@@ -46,6 +46,19 @@ def run(whole, comm, folder, *, resume=False, owner=None, **changes):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     losses = {record["epoch"]: record["loss"] for record in map(json.loads, lines)}
     return losses, torch.cat([p.detach().flatten() for p in trainer.replicated])
+
+
+def test_a_lack_of_memory_is_explained(comm, shared_path, monkeypatch):
+    """By the trainer itself, as the command does; also in the run directory."""
+    graph = distribute(random_graph(30, 90), comm)
+    trainer = configured_trainer(graph, settings(), shared_path)
+
+    def lacks(epoch):
+        raise RuntimeError("can't allocate memory: you tried to allocate 8000000000 bytes.")
+
+    monkeypatch.setattr(trainer, "_epoch", lacks)
+    with pytest.raises(OutOfMemoryError, match=r"8\.0 GB of host memory"):
+        trainer.run()
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: "-".join(map(str, m.values())))

@@ -33,6 +33,7 @@ from hpcgnn.errors import CommunicationError, HpcgnnError, say
 from hpcgnn.system import find_program
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from hpcgnn.comm.communicator import Communicator
@@ -238,6 +239,21 @@ def _gpu() -> Iterator[Finding]:
     yield Finding("ok", "gpu", f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}")
     if importlib.util.find_spec("cupy") is None:
         yield Finding("bad", "cupy", "not installed: pip install 'hpcgnn[cuda]'")
+        return
+    yield from gpu_kernels(torch.device("cuda", torch.cuda.current_device()))
+
+
+def gpu_kernels(device: torch.device) -> Iterator[Finding]:
+    """One kernel of each kind beside the processor's; the first time they are compiled."""
+    from hpcgnn.kernels import selftest
+
+    start = time.perf_counter()
+    wrong = selftest.differences(device)
+    seconds = time.perf_counter() - start
+    for name, error in wrong.items():
+        yield Finding("bad", "gpu", f"{name}: {error:.1g} from the processor's result")
+    if not wrong:
+        yield Finding("ok", "gpu", f"kernels agree with the processor's ({seconds:.0f} s)")
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

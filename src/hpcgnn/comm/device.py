@@ -28,7 +28,7 @@ def pick_device(comm: Communicator, wanted: str = "auto") -> torch.device:
         InputError: `cuda` was asked for and some rank sees no GPU.
     """
     if wanted not in CHOICES:
-        raise InputError(f"--device must be one of {', '.join(CHOICES)}", value=wanted)
+        raise InputError(f"the device must be one of {', '.join(CHOICES)}", value=wanted)
     machine = platform.node()
     own = (machine, visible_gpus() if wanted != "cpu" else 0)
     ranks = comm.allgather(own, where="pick device")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
+_MOST_MESSAGES = 16  # that are posted ahead where they are short
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
 
 
@@ -108,16 +109,19 @@ class Exchange:
         self._next_receive = self._next_send = self._next_answer = self._next_reply = 0
         ring.comm.unfinished.begin(self)
         self._take_slots()
+        # Held messages are packed from what the work before them makes, so they wait for all of it.
+        self._ready = None if hold_sends else ring.transport.mark()
         self._advance()
 
     def _take_slots(self) -> None:
         ring, incoming, outgoing = self.ring, self.incoming, self.outgoing
-        depth_in = len(incoming) if self.at_once else min(len(incoming), ring.prefetch)
-        depth_out = len(outgoing) if self.at_once else min(len(outgoing), ring.prefetch)
         rows_in = max((m.num_rows for m in incoming), default=0)
         rows_out = max((m.num_rows for m in outgoing), default=0)
         size, reply_size = self.width * self.dtype.itemsize, self.reply_width * self.dtype.itemsize
-        replies = ring.prefetch if self.reply_width else 0
+        depth = ring.depth(max(rows_in, rows_out) * (size + reply_size))
+        depth_in = len(incoming) if self.at_once else min(len(incoming), depth)
+        depth_out = len(outgoing) if self.at_once else min(len(outgoing), depth)
+        replies = depth if self.reply_width else 0
         slots = ring.slots(
             {
                 "receive": (depth_in, rows_in * size),
@@ -268,11 +272,14 @@ class Exchange:
                 continue
             slot = self._sends.take()
             start = time.perf_counter()
-            with span(f"ring pack: {self.where}"):
+            with span(f"ring pack: {self.where}"), self._packing():
                 message.pack(slot.view(message.num_rows, self.width, self.dtype))
+                self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
             self.ring.pack_seconds += time.perf_counter() - start
-            self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
+
+    def _packing(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._ready is None else self.ring.transport.packing(self._ready)
 
     def _answer_nothing(self) -> None:
         """After an error, in place of the replies that are due."""
@@ -439,6 +446,16 @@ class Ring:
                 value=self.halo_buffer,
             )
         return 1 << (rows.bit_length() - 1)
+
+    def depth(self, num_bytes: int) -> int:
+        """How many messages of so many bytes each are posted ahead in a direction.
+
+        `prefetch`, and short ones until the transport has what it wants under way.
+        """
+        if num_bytes == 0:
+            return self.prefetch
+        in_flight = min(self.transport.in_flight, self.halo_buffer // 2)
+        return max(self.prefetch, min(in_flight // num_bytes, _MOST_MESSAGES))
 
     def slots(self, needs: dict[str, tuple[int, int]]) -> dict[str, list[Slot]]:
         """For each name so many slots of at least so many bytes, reused from earlier exchanges.

@@ -32,7 +32,7 @@ from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
 from hpcgnn.kernels.gat import gat_backward, gat_forward
 from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
-from hpcgnn.kernels.rows import add_rows, head_dots, pack_rows
+from hpcgnn.kernels.rows import add_rows, head_dots, pack_parts, pack_rows
 from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
 from hpcgnn.kernels.thread_sums import ThreadSums
 
@@ -65,6 +65,7 @@ __all__ = [
     "gatv2_backward",
     "gatv2_forward",
     "head_dots",
+    "pack_parts",
     "pack_rows",
     "rows_between",
     "spmm",

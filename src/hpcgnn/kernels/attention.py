@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.derived import Derived
 from hpcgnn.kernels.masks import EdgeDropout
 
 
@@ -61,17 +62,20 @@ class Scoring:
         return self.dropout is not None and self.dropout.p > 0
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The sources of GAT's edges: features z, `[M, K]`, and their scores s, `[M, H]`."""
+@dataclass(frozen=True, eq=False)
+class Sources(Derived):
+    """The sources of GAT's edges: features z, `[M, K]`, and their scores s, `[M, H]`.
+
+    What kernels derive of them is computed once for an object: z must not change meanwhile.
+    """
 
     z: Tensor
     s: Tensor
 
 
-@dataclass(frozen=True)
-class Destinations:
-    """The destinations of GAT's edges in backward.
+@dataclass(frozen=True, eq=False)
+class Destinations(Derived):
+    """The destinations of GAT's edges in backward; g and d must not change while they are used.
 
     Attributes:
         g: `[N, K]`, gradient of the attention's result.
@@ -133,8 +137,8 @@ class GATv2Gradients:
 
     Attributes:
         zl, zr: like those of `Projections`, in the type of sums.
-        att: `[H, C]`, contiguous.
-        edge_weight: `[D, K]`, contiguous; None where not asked for.
+        att: `[H, C]`, contiguous; in the type of sums or float64.
+        edge_weight: `[D, K]`, contiguous, likewise; None where not asked for.
     """
 
     zl: Tensor

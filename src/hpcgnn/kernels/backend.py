@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -27,6 +27,7 @@ from hpcgnn.timeline import profiled, span
 
 Rows = tuple[int, int]  # first row and the one after the last
 Pieces = Callable[[Block], Iterable[Rows]]  # in which pieces a block's rows are worked on
+Parts = Sequence[tuple[Tensor, Tensor]]  # what rows are taken of, and where they go
 
 
 class Backend(Protocol):
@@ -94,6 +95,8 @@ class Backend(Protocol):
     ) -> None: ...
 
     def pack_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+    def pack_parts(self, parts: Parts, rows: Tensor) -> None: ...
 
     def add_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
 

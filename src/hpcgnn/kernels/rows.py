@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
-from hpcgnn.kernels.backend import backend
+from hpcgnn.kernels.backend import Parts, backend
 
 
 def pack_rows(x_NF: Tensor, rows_R: Tensor, out_RF: Tensor) -> None:
@@ -19,6 +19,14 @@ def pack_rows(x_NF: Tensor, rows_R: Tensor, out_RF: Tensor) -> None:
     """
     _check_rows("out", out_RF, rows_R, x_NF)
     backend(x_NF.device).pack_rows(x_NF, rows_R, out_RF)
+
+
+def pack_parts(parts: Parts, rows_R: Tensor) -> None:
+    """`pack_rows` for each (x, out): what lies side by side in the rows of a message."""
+    for x_NF, out_RF in parts:
+        _check_rows("out", out_RF, rows_R, x_NF)
+    if parts:
+        backend(parts[0][0].device).pack_parts(parts, rows_R)
 
 
 def add_rows(x_RF: Tensor, rows_R: Tensor, out_NF: Tensor) -> None:

@@ -48,9 +48,11 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
         if is_sharded(parameter) and parameter.grad is not None:
             flag = flag + (parameter.grad * 0).sum()
     own = torch.cat([*(p.grad.reshape(-1) for p in shared if p.grad is not None), flag])
-    flat = own if comm.size == 1 else comm.allreduce(own, where="gradients")
+    # Looked at where the sum arrives, so that the host waits for a GPU once.
+    flat = own if comm.size == 1 else comm.allreduce(own.cpu(), where="gradients")
     if not bool(torch.isfinite(flat).all()):
         return False
+    flat = flat.to(own.device)
     offset = 0
     for parameter in shared:
         size = parameter.numel()

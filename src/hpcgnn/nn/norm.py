@@ -11,7 +11,12 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
 
-_SLAB = 4096  # rows that are there in float64 at a time
+_SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows that are there in float64 at a time
+
+
+def _slab(x_NF: Tensor) -> int:
+    """Where each slab costs launches, few of them."""
+    return _GPU_SLAB if x_NF.device.type == "cuda" else _SLAB
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -79,7 +84,7 @@ def _statistics(
     mean = comm.allreduce(x_NF.sum(0, dtype=torch.float64), where="norm mean") / count
     shift = mean if mean_share is None else mean * mean_share
     squares = torch.zeros_like(mean)
-    for rows in x_NF.split(_SLAB):
+    for rows in x_NF.split(_slab(x_NF)):
         squares += (rows - shift).square_().sum(0)
     return mean, comm.allreduce(squares, where="norm variance") / count
 
@@ -87,7 +92,7 @@ def _statistics(
 def _gradient_sums(grad_NF: Tensor, x_NF: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
     """Sums over the local nodes of g and of g * (x - shift) * rstd: float64 `[2, F]`."""
     sums = torch.zeros(2, x_NF.shape[1], dtype=torch.float64, device=x_NF.device)
-    for grad, rows in zip(grad_NF.split(_SLAB), x_NF.split(_SLAB), strict=True):
+    for grad, rows in zip(grad_NF.split(_slab(x_NF)), x_NF.split(_slab(x_NF)), strict=True):
         sums[0] += grad.sum(0, dtype=torch.float64)
         sums[1] += (rows - shift).mul_(grad).sum(0)
     sums[1] *= rstd
@@ -182,8 +187,8 @@ class _GraphNorm(torch.autograd.Function):
         share, scale = total[1] / count, weight * rstd
         into_shift = -scale * (total[0] - share * rstd * (mean - shift) * count)
         grad_x = torch.empty_like(x_NF)
-        for low in range(0, len(x_NF), _SLAB):
-            rows = slice(low, low + _SLAB)
+        for low in range(0, len(x_NF), _slab(x_NF)):
+            rows = slice(low, low + _slab(x_NF))
             centred = (x_NF[rows] - shift) * rstd
             grad = (grad_NF[rows] - centred * share) * scale
             grad_x[rows] = grad + into_shift * mean_scale / count

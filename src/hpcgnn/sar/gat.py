@@ -149,6 +149,7 @@ class _Attention(torch.autograd.Function):
         grad_z = run.grad_z_NK
         grad_source, grad_target = _diagonal_blocks(run.z_NK.to(grad_z.dtype), run.grad_scores_NH)
         run.z_NK = run.z_NK.new_empty(0)
+        del run.sources
         grad_z.addmm_(run.grad_scores_NH, head_matrix(source_HC, target_HC).t())
         grad_x = None
         if dense is not None and ctx.needs_input_grad[0]:
@@ -248,6 +249,7 @@ class _Backward:
         self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
         self.product_dtype = product_dtype
+        self.sources = kernels.Sources(z_NK, s_NH)
         self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
@@ -297,7 +299,7 @@ class _Backward:
         kernels.gat_backward(
             block,
             destinations,
-            kernels.Sources(self.z_NK, self.s_NH),
+            self.sources,
             kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, self.grad_edge_HD),
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
@@ -307,9 +309,10 @@ class _Backward:
         """Where remote z and s were kept: compute their gradients here and send them back."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
         here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
-        layout = RowLayout(width, self.s_NH.shape[1], self.product_dtype or self.g_NK.dtype)
         there_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
         sums = kernels.ThreadSums(there_NH)
+        dtype, on_gpu = self.product_dtype or self.g_NK.dtype, self.g_NK.device.type == "cuda"
+        layout = RowLayout(width, self.s_NH.shape[1], dtype, on_gpu)
 
         def produce(index: int, block: Block, out_MW: Tensor) -> None:
             rows_MW = kept[index]

@@ -123,8 +123,9 @@ class _GATv2(torch.autograd.Function):
         dtype = sum_type(left_NK.dtype)
         grad_left = torch.zeros_like(left_NK, dtype=dtype)
         grad_right = torch.zeros_like(right_NK, dtype=dtype)
-        grad_att = torch.zeros_like(att_HC)
-        grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK)
+        # Sums over all edges, a part from each message: however many there are.
+        grad_att = torch.zeros_like(att_HC, dtype=torch.float64)
+        grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK, dtype=torch.float64)
 
         def differentiate(
             block: Block, left_MK: Tensor, grad_MK: Tensor, progress: Progress | None = None
@@ -185,5 +186,7 @@ class _GATv2(torch.autograd.Function):
             ):
                 differentiate(block, left_MK, grad_MK, progress)
         grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
-        grad_bias = bias_gradient(g_NK, bias_K)
+        grad_bias, grad_att = bias_gradient(g_NK, bias_K), grad_att.to(att_HC.dtype)
+        if grad_edge is not None and edge_DK is not None:
+            grad_edge = grad_edge.to(edge_DK.dtype)
         return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None

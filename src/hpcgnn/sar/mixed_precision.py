@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hpcgnn.kernels.checks import SHORT, sum_type
 
+_WORD = 16  # bytes
+
 
 def product_type(device: torch.device) -> torch.dtype | None:
     """The type that autocast, where it is on, gives the operands of dense products."""
@@ -38,18 +40,25 @@ def readable(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Message rows: `width` features of a type, then a few scalars of the type of sums."""
+    """Message rows: `width` features of a type, then a few scalars of the type of sums.
+
+    Args:
+        in_words: where the features are whole words of 16 bytes, so is the row. GPUs read these.
+    """
 
     width: int
     num_scalars: int
     dtype: torch.dtype
+    in_words: bool = False
 
     @property
     def columns(self) -> int:
         """W: columns of `dtype` that a row takes."""
         if not self.num_scalars:
             return self.width
-        return self._begin + self.num_scalars * self._ratio
+        columns = self._begin + self.num_scalars * self._ratio
+        word = _WORD // self.dtype.itemsize
+        return -(-columns // word) * word if self.in_words and self.width % word == 0 else columns
 
     @property
     def _ratio(self) -> int:
@@ -67,4 +76,5 @@ class RowLayout:
         """`[M, num_scalars]`, sharing memory."""
         if not self.num_scalars:
             return rows_MW.new_empty(len(rows_MW), 0, dtype=sum_type(self.dtype))
-        return rows_MW[:, self._begin :].view(sum_type(self.dtype))
+        end = self._begin + self.num_scalars * self._ratio
+        return rows_MW[:, self._begin : end].view(sum_type(self.dtype))

@@ -115,7 +115,8 @@ class Payload:
 
     @property
     def layout(self) -> RowLayout:
-        return RowLayout(sum(self._widths), sum(self._scalar_widths), self.dtype)
+        on_gpu = self.features[0].device.type == "cuda"
+        return RowLayout(sum(self._widths), sum(self._scalar_widths), self.dtype, on_gpu)
 
     @property
     def _widths(self) -> list[int]:
@@ -132,8 +133,7 @@ class Payload:
 
     def pack(self, rows: Tensor, out_MW: Tensor) -> None:
         """Write the message rows of these local rows (int32)."""
-        for part, out in zip(self.local, self._parts(out_MW), strict=True):
-            kernels.pack_rows(part, rows, out)
+        kernels.pack_parts(list(zip(self.local, self._parts(out_MW), strict=True)), rows)
 
     def unpack(self, rows_MW: Tensor) -> Rows:
         """What a message holds, as kernels take it: features, then scalars."""

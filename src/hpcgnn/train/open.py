@@ -13,6 +13,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import describe, pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
+from hpcgnn.comm.transport.pinned import pinned_copy
 from hpcgnn.comm.transport.staged import CudaCopier
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
@@ -59,7 +60,7 @@ def place(graph: PartitionedGraph, device: torch.device, config: Config) -> Part
     features = graph.features
     if config.device.features_on == "host" and isinstance(features, Tensor):
         check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
-        rows = HostRows(features.pin_memory(), CudaCopier(device))
+        rows = HostRows(pinned_copy(features), CudaCopier(device))
         graph = replace(graph, features=rows)
     with explained(graph, config, device):
         graph = graph.to(device)

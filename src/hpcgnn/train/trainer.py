@@ -37,6 +37,7 @@ from hpcgnn.train.checkpoint.state import (
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.learned import Learned
 from hpcgnn.train.optimisation import Attack, check_rows, clip_gradients, made_optimizer
+from hpcgnn.train.plan.refusal import explained
 from hpcgnn.train.progress import Progress
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
 from hpcgnn.train.reporter import Reporter
@@ -202,14 +203,18 @@ class Trainer:
 
         Args:
             profile: so many epochs are written as a timeline to `run_dir`/profile.
+
+        Raises:
+            OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
         if self._writes_config and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
-            if isinstance(profile, Profile):
-                return self._run(profile)
-            with Profile(self.run_dir / "profile", self.comm.rank, profile) as timeline:
-                return self._run(timeline)
+            with explained(self.graph, self.config, self.device):
+                if isinstance(profile, Profile):
+                    return self._run(profile)
+                with Profile(self.run_dir / "profile", self.comm.rank, profile) as timeline:
+                    return self._run(timeline)
         except HpcgnnError as error:
             if self.comm.rank == 0:
                 note_end(self.run_dir, f"failed: {error}")

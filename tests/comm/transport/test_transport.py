@@ -8,6 +8,9 @@ change.
 from __future__ import annotations
 
 import itertools
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +18,11 @@ from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm import device
 from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
-from hpcgnn.comm.transport import choice
+from hpcgnn.comm.transport import choice, pinned
 from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport
 from hpcgnn.comm.transport.staged import StagedTransport
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, OutOfMemoryError
 from hpcgnn.sar.extremum import neighbour_max
 from hpcgnn.sar.sum import neighbour_sum
 
@@ -41,7 +44,7 @@ class Sluggish:
 
     def __init__(self, delays):
         self.delays = itertools.cycle(delays)
-        self.late = 0
+        self.late = self.packed = 0
 
     def near(self, num_bytes):
         return torch.full((num_bytes,), 171, dtype=torch.uint8)
@@ -50,6 +53,12 @@ class Sluggish:
 
     def mark(self):
         return self._event(None)
+
+    @contextmanager
+    def packing(self, after):
+        assert isinstance(after, Event)
+        yield
+        self.packed += 1
 
     def to_wire(self, wire, near, after):
         return self._event(lambda: wire.copy_(near))
@@ -92,6 +101,7 @@ def test_sums_and_maxima_through_a_slow_device(comm, kind, delays, prefetch):
         results.append((collect(graph, total), collect(graph, x.grad)))
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
+    assert copier.packed > 0 or comm.size == 1
     late = comm.allreduce(copier.late)
     assert late > 0 or comm.size == 1 or max(delays) == 1
 
@@ -131,6 +141,52 @@ def test_replies_through_a_slow_device(comm, kind):
         assert torch.equal(arrival.rows_MF, sent)
         arrival.reply(arrival.rows_MF + comm.rank)
     assert answered == list(range(len(order)))
+
+
+def test_short_messages_are_posted_further_ahead(comm):
+    ring = Ring(comm, halo_buffer=1 << 20, prefetch=2)
+    assert [ring.depth(size) for size in (0, 1, 1 << 17)] == [2, 2, 2]
+    ring.transport = StagedTransport(Sluggish((1,)))
+    assert [ring.depth(size) for size in (0, 1, 1 << 16, 1 << 17, 1 << 18)] == [2, 16, 8, 4, 2]
+
+
+def test_pinned_memory_is_as_large_as_was_asked_for(monkeypatch):
+    """Registered by its exact size, and given back when nothing views it any more."""
+    held = {}
+    cudart = SimpleNamespace(
+        cudaHostRegister=lambda address, size, flags: held.update({address: size}) or 0,
+        cudaHostUnregister=lambda address: held.pop(address),
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    x = torch.arange(30.0).view(6, 5)
+    copy = pinned.pinned_copy(x.t())
+    assert torch.equal(copy, x.t()) and list(held.values()) == [120]
+    view = copy[2:, 1]
+    gone = weakref.ref(copy)
+    del copy
+    assert gone() is None and len(held) == 1
+    view.fill_(3)
+    del view
+    assert not held
+    assert pinned.pinned(0).numel() == 0
+    cudart.cudaHostRegister = lambda *_: 2
+    with pytest.raises(OutOfMemoryError, match="pinned"):
+        pinned.pinned(4096)
+
+
+@pytest.mark.mpi
+def test_memory_that_other_processes_cannot_read_is_not_given_to_mpi(comm, monkeypatch):
+    monkeypatch.setattr(choice, "says_cuda_aware", lambda: True)
+    sizes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(choice, "round_trip", lambda comm, sent, *_: sizes.append(len(sent)) or "")
+    cpu = torch.device("cpu")
+    assert choice.why_not(comm, cpu) == ""
+    assert sizes == ([1 << 10, 1 << 21] if comm.size > 1 else [])
+    if comm.rank == comm.size - 1:
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native, expandable_segments : True")
+    assert "expandable_segments: take it out of PYTORCH_ALLOC_CONF" in choice.why_not(comm, cpu)
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)

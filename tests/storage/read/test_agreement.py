@@ -8,8 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from hpcgnn.comm.transport.host import HostTransport
 from hpcgnn.errors import InputError
+from hpcgnn.storage.read import load
 from hpcgnn.storage.read.load import load_partition
 from hpcgnn.storage.read.partition_file import Part, PartitionFile, check_whole, write_parts
 from hpcgnn.storage.read.reader import Reader
@@ -142,6 +145,24 @@ def test_all_ranks_refuse_alike(comm, shared_path, change):
     }
     assert words[change] in str(caught.value)
     assert len(set(comm.allgather(str(caught.value)))) == 1
+
+
+@pytest.mark.mpi
+def test_a_part_lies_where_it_is_asked_to(comm, shared_path, monkeypatch):
+    path = shared_path / "p.h5"
+    write_small(path, comm, comm.size)
+    with pytest.raises(InputError, match="the device must be one of auto, cpu, cuda"):
+        load_partition(path, comm, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--device cuda"):
+            load_partition(path, comm, device="cuda")
+        graph = load_partition(path, comm, device="auto")
+        assert graph.node_ids.device.type == "cpu" and graph.ring.transport.name == "host"
+    transport = HostTransport()
+    monkeypatch.setattr(load, "pick_device", lambda comm, wanted: torch.device("meta"))
+    monkeypatch.setattr(load, "choose_transport", lambda comm, device: transport)
+    graph = load_partition(path, comm, device="cuda")
+    assert graph.ring.transport is transport and graph.node_ids.device.type == "meta"
 
 
 @pytest.mark.mpi

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 CHOICES = ("auto", "staged", "cuda-aware")
 _TAG = 13
-_ROW = 1024  # numbers in the row that is sent around
+_ROWS = (
+    1 << 10,
+    1 << 21,
+)  # numbers in the rows that are sent around: MPI sends long ones otherwise
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _MPI_LIBRARY = re.compile(r"\S*/lib(?:mpi|mpich|mpi_cray|mpi_gnu\w*|mpi_nvidia\w*)\.so[\d.]*$")
 
 
@@ -60,15 +64,27 @@ def choose_transport(comm: Communicator, device: torch.device, wanted: str = "au
 def why_not(comm: Communicator, device: torch.device) -> str:
     """Why device memory can't be given to MPI here, on any rank; empty if it can; collective."""
     own = "" if says_cuda_aware() else "MPI doesn't say that it is CUDA-aware"
+    if expandable_segments():
+        own = (
+            "other processes can't read the memory of torch's expandable_segments: take it out of "
+            + " and ".join(name for name in _ALLOCATOR if name in os.environ)
+        )
     problems = [text for text in comm.allgather(own, where="choose transport") if text]
-    if problems or comm.size == 1:
-        return problems[0] if problems else ""
-    sent = torch.arange(_ROW, dtype=torch.float32, device=device) + comm.rank
-    got, back = torch.zeros_like(sent), torch.zeros_like(sent)
-    torch.cuda.synchronize(device)
-    own = round_trip(comm, sent, got, back)
-    problems = [text for text in comm.allgather(own, where="choose transport") if text]
+    for length in _ROWS if comm.size > 1 else ():
+        if problems:
+            break
+        sent = torch.arange(length, dtype=torch.float32, device=device) + comm.rank
+        got, back = torch.zeros_like(sent), torch.zeros_like(sent)
+        torch.cuda.synchronize(device)
+        own = round_trip(comm, sent, got, back)
+        problems = [text for text in comm.allgather(own, where="choose transport") if text]
     return problems[0] if problems else ""
+
+
+def expandable_segments() -> bool:
+    """Whether torch is told to take GPU memory in a way that CUDA IPC can't share."""
+    said = ",".join(os.environ.get(name, "") for name in _ALLOCATOR)
+    return re.search(r"expandable_segments\s*:\s*true", said, re.IGNORECASE) is not None
 
 
 def round_trip(

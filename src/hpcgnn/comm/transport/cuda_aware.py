@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from hpcgnn.comm.transport.host import Slot
-from hpcgnn.comm.transport.staged import Copier
+from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier
 
 
 @dataclass
@@ -18,6 +19,7 @@ class CudaAwareTransport:
     """MPI reads and writes device memory itself, once kernels are done with it."""
 
     name = "CUDA-aware MPI"
+    in_flight = IN_FLIGHT
 
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
@@ -25,6 +27,12 @@ class CudaAwareTransport:
     def slot(self, num_bytes: int) -> Slot:
         buffer = self._copier.near(num_bytes)
         return _Shared(buffer, buffer, self._copier.mark())
+
+    def mark(self) -> Any:
+        return self._copier.mark()
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        return self._copier.packing(after)
 
     def before_send(self, slot: Slot, num_bytes: int) -> None:
         _shared(slot).done = self._copier.mark()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +27,27 @@ class Slot:
 
 
 class Transport(Protocol):
-    """What a ring asks for. None of it waits: what is not ready is asked for again."""
+    """What a ring asks for. None of it waits: what is not ready is asked for again.
+
+    Attributes:
+        in_flight: bytes to be under way in a direction, where messages are so short that
+            `--prefetch` of them are less.
+    """
 
     name: str
+    in_flight: int
 
     def slot(self, num_bytes: int) -> Slot:
         """A new buffer."""
+
+    def mark(self) -> Any:
+        """What stands for all kernels asked for so far."""
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        """Around kernels that fill a slot to be sent, and its `before_send`.
+
+        They need nothing that was asked for later than `after`, a `mark`.
+        """
 
     def before_send(self, slot: Slot, num_bytes: int) -> None:
         """Kernels that fill `slot.near` are queued: begin to make `slot.wire` hold the same."""
@@ -53,10 +69,17 @@ class HostTransport:
     """Messages lie in host memory, and MPI reads them there."""
 
     name = "host"
+    in_flight = 0
 
     def slot(self, num_bytes: int) -> Slot:
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
         return Slot(buffer, buffer)
+
+    def mark(self) -> None:
+        return None
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def before_send(self, slot: Slot, num_bytes: int) -> None:
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +11,9 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.transport.host import Slot
+from hpcgnn.comm.transport.pinned import pinned
+
+IN_FLIGHT = 4 << 20  # bytes: what a copy and a network carry in the time a message takes to start
 
 
 class Copier(Protocol):
@@ -25,6 +30,9 @@ class Copier(Protocol):
 
     def mark(self) -> Any:
         """The event of everything that kernels have been asked for so far."""
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        """Kernels started in this context wait for `after` alone, and go before others."""
 
     def to_wire(self, wire: Tensor, near: Tensor, after: Any) -> Any:
         """Begin to copy once `after` has happened; the event of its end."""
@@ -44,6 +52,7 @@ class StagedTransport:
     """Messages pass through pinned host memory, copied beside kernels and other messages."""
 
     name = "staged through pinned host memory"
+    in_flight = IN_FLIGHT
 
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
@@ -52,6 +61,12 @@ class StagedTransport:
         near, wire = self._copier.near(num_bytes), self._copier.wire(num_bytes)
         now = self._copier.mark()  # the memory may be that of tensors which kernels still read
         return _Staged(near, wire, now, now, now)
+
+    def mark(self) -> Any:
+        return self._copier.mark()
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        return self._copier.packing(after)
 
     def before_send(self, slot: Slot, num_bytes: int) -> None:
         staged, packed = _staged(slot), self._copier.mark()
@@ -81,24 +96,32 @@ def _staged(slot: Slot) -> _Staged:
 class CudaCopier:
     """Two copy streams, one per direction, beside the stream that kernels run on.
 
-    Kernels are those of torch's current stream at each call.
+    Kernels are those of torch's current stream at each call; those that pack messages have a
+    stream of high priority, so that they don't wait for the whole of the local work.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._outward = torch.cuda.Stream(device)
         self._inward = torch.cuda.Stream(device)
+        self._packing = torch.cuda.Stream(device, priority=-1)
 
     def near(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def wire(self, num_bytes: int) -> Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        return pinned(num_bytes)
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+    @contextmanager
+    def packing(self, after: torch.cuda.Event) -> Iterator[None]:
+        self._packing.wait_event(after)
+        with torch.cuda.stream(self._packing):
+            yield
 
     def to_wire(self, wire: Tensor, near: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
         return self._copy(self._outward, wire, near, after)

@@ -8,39 +8,16 @@ from ctypes import c_double, c_int64
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.backend import Parts
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.cpu.gat import gat_backward, gat_forward
-from hpcgnn.kernels.cpu.gatv2 import gatv2_backward, gatv2_forward
-from hpcgnn.kernels.cpu.library import (
-    StreamKey,
-    edges,
-    function,
-    instruction_set,
-    is_double,
-    matrix,
-    pointer,
-    transpose,
-)
+from hpcgnn.kernels.cpu.gat import gat_backward as gat_backward
+from hpcgnn.kernels.cpu.gat import gat_forward as gat_forward
+from hpcgnn.kernels.cpu.gatv2 import gatv2_backward as gatv2_backward
+from hpcgnn.kernels.cpu.gatv2 import gatv2_forward as gatv2_forward
+from hpcgnn.kernels.cpu.library import StreamKey, edges, function, is_double, matrix, pointer
+from hpcgnn.kernels.cpu.library import instruction_set as instruction_set
+from hpcgnn.kernels.cpu.library import transpose as transpose
 from hpcgnn.kernels.masks import Stream
-
-__all__ = [
-    "add_rows",
-    "between",
-    "dropout_nodes",
-    "gat_backward",
-    "gat_forward",
-    "gatv2_backward",
-    "gatv2_forward",
-    "head_dots",
-    "instruction_set",
-    "pack_rows",
-    "range_rows",
-    "relu_dropout_backward",
-    "spmm",
-    "spmm_max",
-    "spmm_max_backward",
-    "transpose",
-]
 
 
 def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -109,6 +86,11 @@ def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
         torch.index_select(x, 0, rows, out=out)
     else:
         out.copy_(x[rows])
+
+
+def pack_parts(parts: Parts, rows: Tensor) -> None:
+    for x, out in parts:
+        pack_rows(x, rows, out)
 
 
 def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:

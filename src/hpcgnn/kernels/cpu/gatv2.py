@@ -77,8 +77,9 @@ def _by_destination(
     rows: Rows,
 ) -> None:
     (heads, channels), given = inputs.att.shape, edges(block, rows)
-    att_parts = ThreadParts(grads.att, given)
-    edge_parts = ThreadParts(None if scoring.edge_weight is None else grads.edge_weight, given)
+    grad_edge = None if scoring.edge_weight is None else grads.edge_weight
+    att_parts = ThreadParts(grads.att, given, inputs.zl.dtype)
+    edge_parts = ThreadParts(grad_edge, given, inputs.zl.dtype)
     function("gatv2_backward_rows")(
         ctypes.byref(given),
         is_double(inputs.zl),

@@ -10,39 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.kernels.backend import Parts
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.cuda.gat import gat_backward, gat_forward
-from hpcgnn.kernels.cuda.gatv2 import gatv2_backward, gatv2_forward
-from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer
-from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, power_of_two, vector_width
-from hpcgnn.kernels.cuda.sums import (
-    range_rows,
-    spmm,
-    spmm_max,
-    spmm_max_backward,
-    transpose,
-)
-from hpcgnn.kernels.masks import Stream
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.kernels.cuda.dropout import dropout_nodes as dropout_nodes
+from hpcgnn.kernels.cuda.dropout import relu_dropout_backward as relu_dropout_backward
+from hpcgnn.kernels.cuda.gat import gat_backward as gat_backward
+from hpcgnn.kernels.cuda.gat import gat_forward as gat_forward
+from hpcgnn.kernels.cuda.gat import head_dots as head_dots
+from hpcgnn.kernels.cuda.gatv2 import gatv2_backward as gatv2_backward
+from hpcgnn.kernels.cuda.gatv2 import gatv2_forward as gatv2_forward
+from hpcgnn.kernels.cuda.launch import launch, matrices, matrix, pointer
+from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
+from hpcgnn.kernels.cuda.sums import range_rows as range_rows
+from hpcgnn.kernels.cuda.sums import spmm as spmm
+from hpcgnn.kernels.cuda.sums import spmm_max as spmm_max
+from hpcgnn.kernels.cuda.sums import spmm_max_backward as spmm_max_backward
+from hpcgnn.kernels.cuda.sums import transpose as transpose
 
-__all__ = [
-    "add_rows",
-    "between",
-    "dropout_nodes",
-    "gat_backward",
-    "gat_forward",
-    "gatv2_backward",
-    "gatv2_forward",
-    "head_dots",
-    "pack_rows",
-    "range_rows",
-    "relu_dropout_backward",
-    "spmm",
-    "spmm_max",
-    "spmm_max_backward",
-    "transpose",
-]
-
-_SLAB = 1 << 18  # rows whose products lie in memory at a time
+_MOST_SCALARS = 3  # matrices of scalars that are packed in one launch
 
 
 def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +50,50 @@ def _lower_bound(block: Block, column: int) -> Tensor:
 def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
     """out[i] = x[rows[i]], rounded to the type of `out`; rows int32."""
     _rows("pack_rows", x, rows, out)
+
+
+def pack_parts(parts: Parts, rows: Tensor) -> None:
+    """One launch for features and up to three matrices of scalars, as attention sends them."""
+    (x, out), scalars = parts[0], parts[1:]
+    if not _one_launch(x, scalars) or len(rows) == 0 or x.shape[1] == 0:
+        for given, taken in parts:
+            pack_rows(given, rows, taken)
+        return
+    width, heads = x.shape[1], scalars[0][0].shape[1]
+    vector = vector_width(width, (x, out))
+    shape = RowShape.of(width // vector + len(scalars) * heads, 1, 0)
+    missing = [(np.uintp(0), np.int64(0))] * (_MOST_SCALARS - len(scalars))
+    launch(
+        "rows",
+        f"pack_message<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}>",
+        shape.blocks(len(rows)),
+        (
+            *matrix(x),
+            pointer(rows),
+            np.int64(len(rows)),
+            *matrix(out),
+            *matrices(*(given for given, _ in scalars)),
+            *(argument for pair in missing for argument in pair),
+            *matrix(scalars[0][1]),
+            *map(np.int32, (width, heads, len(scalars), shape.lanes_log)),
+        ),
+        x.device,
+    )
+
+
+def _one_launch(x: Tensor, scalars: Parts) -> bool:
+    """Whether they are a few matrices, equally wide, that go side by side."""
+    if not 0 < len(scalars) <= _MOST_SCALARS:
+        return False
+    given, taken = scalars[0]
+    step = given.shape[1] * given.element_size()
+    return step > 0 and all(
+        a.shape == given.shape
+        and a.dtype == b.dtype == sum_type(x.dtype)
+        and b.stride(0) == taken.stride(0)
+        and int(pointer(b)) == int(pointer(taken)) + i * step
+        for i, (a, b) in enumerate(scalars)
+    )
 
 
 def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -91,64 +121,3 @@ def _rows(kernel: str, x: Tensor, rows: Tensor, out: Tensor) -> None:
         ),
         x.device,
     )
-
-
-def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
-    for low in range(0, len(a), _SLAB):
-        rows = slice(low, low + _SLAB)
-        product_RK = a[rows].to(out.dtype) * (b[rows] if minus is None else b[rows] - minus)
-        out[rows] = product_RK.view(len(product_RK), out.shape[1], -1).sum(-1)
-
-
-def dropout_nodes(
-    x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
-) -> None:
-    if x.numel() == 0:
-        return
-    vector, lanes_log, blocks = _patches((x, out))
-    launch(
-        "dropout",
-        f"dropout<{NAMES[x.dtype]}, {vector}>",
-        blocks,
-        (
-            *matrix(x),
-            *matrix(out),
-            pointer(ids),
-            np.int64(x.shape[0]),
-            np.int32(x.shape[1]),
-            np.float64(p),
-            *map(np.uint64, stream),
-            np.int32(relu),
-            np.int32(lanes_log),
-        ),
-        x.device,
-    )
-
-
-def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:
-    if g.numel() == 0:
-        return
-    vector, lanes_log, blocks = _patches((y, g, out))
-    launch(
-        "dropout",
-        f"relu_dropout_backward<{NAMES[g.dtype]}, {vector}>",
-        blocks,
-        (
-            *matrix(y),
-            *matrix(g),
-            *matrix(out),
-            np.int64(g.shape[0]),
-            np.int32(g.shape[1]),
-            np.float64(p),
-            np.int32(lanes_log),
-        ),
-        g.device,
-    )
-
-
-def _patches(tensors: tuple[Tensor, ...]) -> tuple[int, int, tuple[int, int]]:
-    """Vector width, log of the lanes on a row, and blocks."""
-    rows, width = tensors[0].shape
-    vector = vector_width(width, tensors)
-    lanes = min(power_of_two(width // vector), WARP)
-    return vector, lanes.bit_length() - 1, (-(-rows * lanes // THREADS), 1)

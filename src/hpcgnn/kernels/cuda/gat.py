@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,15 +20,31 @@ from hpcgnn.kernels.attention import (
 )
 from hpcgnn.kernels.backend import Rows
 from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, Hubs, split_of
-from hpcgnn.kernels.cuda.launch import edges, launch, matrices, matrix, pointer
-from hpcgnn.kernels.cuda.shapes import NAMES, WIDTHS, HeadShape, vector_width
+from hpcgnn.kernels.cuda.dropout import edge_dropout
+from hpcgnn.kernels.cuda.launch import (
+    THREADS,
+    edges,
+    launch,
+    matrices,
+    matrix,
+    pointer,
+    real,
+)
+from hpcgnn.kernels.cuda.shapes import (
+    DROPS,
+    FEATURES,
+    NAMES,
+    PLAIN,
+    WIDTHS,
+    HeadShape,
+    vector_width,
+)
 from hpcgnn.kernels.cuda.sums import spmm
-from hpcgnn.kernels.masks import EdgeDropout
 
 SLAB_EDGES = 1 << 22  # whose scores' gradients exist at a time, where edge features need them
-_UNIT_BITS = 61  # a sum of integers stays below 2^61 in size
+_PRODUCT_EDGES = 1 << 9  # that are added in the type of sums
+_BOUND_BLOCKS = 512  # at most, that look for the longest row
 
 
 def gat_forward(
@@ -51,7 +67,7 @@ def gat_forward(
                 *matrices(sources.z, sources.s, t),
                 *softmax_arguments(softmax),
                 *edge_term(block, scoring),
-                *dropout_arguments(scoring.dropout, reverse=False),
+                *edge_dropout(scoring.dropout, sources.z, reverse=False),
             ),
             scoring,
             partial=partial,
@@ -98,10 +114,10 @@ class Kernel:
             source: the file, where its name is another.
             blocks: other than one warp per row.
         """
-        real = np.float64 if self.dtype == torch.float64 else np.float32
         shape = self.shape
-        extras = "true" if scoring.drops or scoring.edge_weight is not None else "false"
-        template = f"{NAMES[self.dtype]}, {shape.vector}, {shape.template}, {extras}"
+        extras = DROPS if scoring.drops else PLAIN
+        extras = extras if scoring.edge_weight is None else FEATURES
+        template = f"{shape.types(self.dtype)}, {extras}"
         for first_channel, keep in shape.launches():
             launch(
                 source or name,
@@ -110,25 +126,15 @@ class Kernel:
                 (
                     *edges(block, rows, LONGEST),
                     *arguments,
-                    real(scoring.slope),
-                    *map(np.int32, (self.heads, self.channels, shape.lanes, shape.side)),
+                    real(self.dtype)(scoring.slope),
+                    *map(np.int32, (self.heads, self.channels)),
+                    *shape.logs,
                     first_channel,
                     *((keep,) if keeps else ()),
                     np.int32(partial),
                 ),
                 self.device,
             )
-
-
-def dropout_arguments(dropout: EdgeDropout | None, *, reverse: bool) -> tuple[np.generic, ...]:
-    """What the macro DROPOUT names; `reverse`: the block's rows are the sources."""
-    if dropout is None or dropout.p == 0:
-        words = (np.uint64(0),) * 3
-        return (np.uintp(0), np.uintp(0), np.float64(0), *words, np.int32(0))
-    ids = [pointer(dropout.destination_ids), pointer(dropout.source_ids)]
-    row_ids, column_ids = reversed(ids) if reverse else ids
-    stream = map(np.uint64, dropout.stream)
-    return (row_ids, column_ids, np.float64(dropout.p), *stream, np.int32(reverse))
 
 
 def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
@@ -140,6 +146,29 @@ def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
 
 def softmax_arguments(softmax: RunningSoftmax) -> tuple[np.generic, ...]:
     return matrices(softmax.row_max, softmax.row_sum, softmax.out)
+
+
+def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
+    rows, heads = out.shape
+    if rows == 0 or a.shape[1] == 0:
+        out.zero_()
+        return
+    kernel = Kernel.of(heads, (a, b))
+    shape = kernel.shape
+    launch(
+        "head_dots",
+        f"head_dots<{shape.types(a.dtype)}>",
+        shape.blocks(rows, together=shape.groups),
+        (
+            *matrices(a, b),
+            pointer(minus),
+            np.int64(rows),
+            *matrix(out),
+            *map(np.int32, (heads, kernel.channels)),
+            *shape.logs,
+        ),
+        a.device,
+    )
 
 
 def run_softmax(
@@ -188,7 +217,10 @@ def gat_backward(
     split, heads = split_of(block), sources.s.shape[1]
     if rows[0] == rows[1] or split.num_edges == 0:
         return
+    if grads.edge_weight is not None and scoring.edge_weight is None:
+        scoring = replace(scoring, edge_weight=torch.zeros_like(grads.edge_weight))
     units = None if grads.t is None else _Units.of(destinations, sources, scoring)
+    bounds = _no_units(sources.z.dtype) if units is None else units.arguments
 
     def launch_on(
         part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool, scores: np.uintp
@@ -202,10 +234,10 @@ def gat_backward(
                 *matrices(destinations.g, destinations.t, destinations.lse, destinations.d),
                 *matrices(sources.z, sources.s, grad_z, grad_s),
                 pointer(None if units is None else units.sums),
-                pointer(None if units is None else units.unit),
+                *bounds,
                 scores,
                 *edge_term(block, scoring),
-                *dropout_arguments(scoring.dropout, reverse=True),
+                *edge_dropout(scoring.dropout, sources.z, reverse=True),
             ),
             scoring,
             partial=partial,
@@ -221,13 +253,22 @@ def gat_backward(
             start = int(pointer(scores)) - first * heads * scores.itemsize
             own = tuple(x[slab[0] - piece[0] :] for x in to) if partial else to
             launch_on(part, own, slab, partial, np.uintp(start))
-            grads.edge_weight.add_(scores.t() @ block.features[first:last].to(scores.dtype))
+            grads.edge_weight.add_(_product(scores, block.features[first:last]))
 
     run(block, (grads.z, grads.s), rows, False)
     add_hubs(split.hubs(rows), run, (grads.z, grads.s))
     if units is not None and grads.t is not None:
         total = grads.t if grads.t.dim() == 2 else grads.t[0]
-        total[: block.num_columns] += units.total()
+        units.add_to(total, block.num_columns)
+
+
+def _product(scores: Tensor, features: Tensor) -> Tensor:
+    """scores^T @ features over very many edges: a product per chunk of them, added in float64."""
+    features, heads, depth = features.to(scores.dtype), scores.shape[1], features.shape[1]
+    whole = len(scores) // _PRODUCT_EDGES * _PRODUCT_EDGES
+    chunked = scores[:whole].view(-1, _PRODUCT_EDGES, heads).transpose(1, 2)
+    parts = chunked @ features[:whole].view(-1, _PRODUCT_EDGES, depth)
+    return parts.sum(0, dtype=torch.float64) + scores[whole:].t() @ features[whole:]
 
 
 def _slabs(part: Block, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
@@ -256,35 +297,92 @@ def add_hubs(
     part = tuple(tensor.new_zeros(count, tensor.shape[1]) for tensor in sums)
     run(hubs.chunks, part, (hubs.first, hubs.last), True)
     for piece, tensor in zip(part, sums, strict=True):
-        spmm(hubs.join, piece, tensor, (hubs.low, hubs.high), True)
+        spmm(hubs.join, piece, tensor, (hubs.low, hubs.high), adds=True)
+
+
+@dataclass(frozen=True)
+class _Longest:
+    """What bounds rows of `heads` heads: the largest |x|^2 of a head, and the largest |scalar|.
+
+    Both as the bits of numbers in the type of sums, in words of which one lies in each column.
+    """
+
+    heads: int
+
+    def build(self, given: Sources | Destinations, /) -> Tensor:
+        scalars: Tensor | None = None
+        if isinstance(given, Sources):
+            x = given.z
+        else:
+            x, scalars = given.g, given.d
+        wide = torch.int64 if x.dtype == torch.float64 else torch.int32
+        found = torch.zeros(2, dtype=wide, device=x.device)
+        rows = len(x)
+        if rows == 0:
+            return found
+        kernel = Kernel.of(self.heads, (x,))
+        shape = kernel.shape
+        blocks, tiles = shape.blocks(rows, together=shape.groups)
+        launch(
+            "gat_units",
+            f"gat_longest<{shape.types(x.dtype)}>",
+            (min(blocks, _BOUND_BLOCKS), tiles),
+            (
+                *matrix(x),
+                *matrix(scalars),
+                np.int64(rows),
+                *map(pointer, (found[:1], found[1:])),
+                *map(np.int32, (self.heads, kernel.channels)),
+                *shape.logs,
+            ),
+            x.device,
+        )
+        return found
 
 
 @dataclass(frozen=True)
 class _Units:
     """Sums over columns as 64-bit integers, which are the same in whatever order they are added.
 
-    With |a| summing to at most 1 over the edges into a node, |dl| sums to at most
-    max |g| max |z| / (1 - p) + max |d|: `unit` is the power of two that makes this fit.
+    `sums`: `[columns, heads]`; `arguments`: what the macro UNIT names.
     """
 
-    sums: Tensor  # int64 [columns, heads]
-    unit: Tensor  # scalar
+    sums: Tensor
+    dtype: torch.dtype
+    arguments: tuple[np.generic, ...]
 
     @staticmethod
     def of(destinations: Destinations, sources: Sources, scoring: Scoring) -> _Units:
-        g, d, heads = destinations.g, destinations.d, sources.s.shape[1]
-
-        def longest(x: Tensor) -> Tensor:
-            shaped = x.unflatten(1, (heads, x.shape[1] // heads))
-            return torch.linalg.vector_norm(shaped, dim=2, dtype=sum_type(x.dtype)).amax()
-
+        g, heads = destinations.g, sources.s.shape[1]
+        there, here = (given.derived(_Longest(heads)) for given in (destinations, sources))
         kept = 1 - scoring.dropout.p if scoring.dropout is not None else 1.0
-        bound = longest(g) * longest(sources.z) / kept + d.abs().amax()
-        bound = bound * max(1.0, abs(scoring.slope))
-        exponent = torch.frexp(bound).exponent.clamp(min=-60)
-        unit = torch.ldexp(torch.ones_like(bound), _UNIT_BITS - exponent)
-        unit = torch.where(torch.isfinite(bound), unit, torch.nan)
-        return _Units(torch.zeros(g.shape[0], heads, dtype=torch.int64, device=g.device), unit)
+        kind = real(g.dtype)
+        arguments = (
+            *map(pointer, (there[:1], there[1:], here[:1])),
+            kind(1 / kept),
+            kind(max(1.0, abs(scoring.slope))),
+        )
+        sums = torch.zeros(g.shape[0], heads, dtype=torch.int64, device=g.device)
+        return _Units(sums, g.dtype, arguments)
 
-    def total(self) -> Tensor:
-        return self.sums.to(self.unit.dtype) * (1 / self.unit)
+    def add_to(self, grad_t: Tensor, num_rows: int) -> None:
+        """What the sums of the first `num_rows` rows come to."""
+        heads = self.sums.shape[1]
+        launch(
+            "gat_units",
+            f"gat_settle<{NAMES[self.dtype]}, {NAMES[grad_t.dtype]}>",
+            (-(-num_rows // THREADS), 1),
+            (
+                pointer(self.sums),
+                *self.arguments,
+                *matrix(grad_t),
+                np.int64(num_rows),
+                np.int32(heads),
+            ),
+            grad_t.device,
+        )
+
+
+def _no_units(dtype: torch.dtype) -> tuple[np.generic, ...]:
+    kind = real(dtype)
+    return (*map(pointer, (None, None, None)), kind(1), kind(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hpcgnn.kernels.attention import (
@@ -17,10 +18,10 @@ from hpcgnn.kernels.backend import Pieces, Rows
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import split_of, transposed
+from hpcgnn.kernels.cuda.dropout import edge_dropout
 from hpcgnn.kernels.cuda.gat import (
     Kernel,
     add_hubs,
-    dropout_arguments,
     edge_term,
     run_softmax,
     softmax_arguments,
@@ -49,7 +50,7 @@ def gatv2_forward(
                 pointer(wide[2]),
                 *softmax_arguments(softmax),
                 *edge_term(block, scoring),
-                *dropout_arguments(scoring.dropout, reverse=False),
+                *edge_dropout(scoring.dropout, inputs.zl, reverse=False),
             ),
             scoring,
             partial=partial,
@@ -92,7 +93,7 @@ def gatv2_backward(
                 pointer(sums.att),
                 pointer(sums.matrix),
                 *edge_term(block, scoring),
-                *dropout_arguments(scoring.dropout, reverse=False),
+                *edge_dropout(scoring.dropout, inputs.zl, reverse=False),
             ),
             scoring,
             partial=partial,
@@ -111,7 +112,7 @@ def gatv2_backward(
                 *known,
                 *matrix(to[0]),
                 *edge_term(part, scoring),
-                *dropout_arguments(scoring.dropout, reverse=True),
+                *edge_dropout(scoring.dropout, inputs.zl, reverse=True),
             ),
             scoring,
             partial=partial,
@@ -141,7 +142,8 @@ def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:
 class _WarpSums:
     """A sum of its own for each warp, or group of lanes, to be added up in a fixed order.
 
-    `att`: `[warps, heads * channels]`; `matrix`: `[warps * groups, features, heads * channels]`.
+    `att`: `[warps, heads * channels]`; `matrix`: float64 `[warps * groups, features, heads *
+    channels]`.
     """
 
     att: Tensor
@@ -155,11 +157,10 @@ class _WarpSums:
         att = grad_att.new_empty(warps, grad_att.numel(), dtype=dtype)
         if grad_edge_matrix is None:
             return _WarpSums(att, None)
-        groups = WARP // (kernel.shape.lanes * kernel.shape.side)
-        shape = (warps * groups, *grad_edge_matrix.shape)
-        return _WarpSums(att, grad_edge_matrix.new_zeros(shape, dtype=dtype))
+        shape = (warps * kernel.shape.groups, *grad_edge_matrix.shape)
+        return _WarpSums(att, grad_edge_matrix.new_zeros(shape, dtype=torch.float64))
 
     def add_to(self, grad_att: Tensor, grad_edge_matrix: Tensor | None) -> None:
-        grad_att.add_(self.att.sum(0).view_as(grad_att))
+        grad_att.add_(self.att.sum(0, dtype=torch.float64).view_as(grad_att))
         if grad_edge_matrix is not None and self.matrix is not None:
             grad_edge_matrix.add_(self.matrix.sum(0))

@@ -6,9 +6,11 @@ in any of its files gives another module in CuPy's cache of compiled kernels.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.kernels.block import Block
 
 FOLDER = Path(__file__).with_name("src")
 OPTIONS = ("-std=c++17",)
 THREADS = 128
 WARP = 32
+_CUPY = (14, 2)  # before it, templates with several parameters are never found in CuPy's cache
+_LOCK = "hpcgnn.lock"
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 
 
@@ -86,23 +90,92 @@ def _cupy() -> ModuleType:
             "--device cuda needs CuPy; install hpcgnn[cuda] (CUDA 12) or hpcgnn[cuda13], "
             f"or use --device cpu: {error}"
         ) from error
+    check_version(cupy.__version__)
     return cupy
+
+
+def check_version(version: str) -> None:
+    """Raise InputError where this CuPy is too old."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) < _CUPY:
+        oldest = ".".join(map(str, _CUPY))
+        raise InputError(f"--device cuda needs CuPy {oldest} or newer", value=version)
 
 
 @cache
 def _kernel(name: str, expression: str) -> Any:
-    module = _cupy().RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
-    return module.get_function(expression)
+    """The kernel in the GPU's memory, compiled by one process of a machine and read by the others.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU has no room for its code.
+        HpcgnnError: it can't be compiled or loaded.
+    """
+    cupy = _cupy()
+    with loading(expression), _alone(_cache_folder()):
+        module = cupy.RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
+        function = module.get_function(expression)
+        _ = function.num_regs  # until it is asked for, nothing is loaded
+    return function
+
+
+@contextmanager
+def loading(expression: str) -> Iterator[None]:
+    """Around what CuPy does to a kernel before its first launch: its errors become ours."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "out of memory" in text.lower():
+            raise torch.OutOfMemoryError(f"the code of kernel {expression}: {text}") from None
+        raise HpcgnnError(
+            f"the GPU kernel {expression} can't be compiled or loaded ({type(error).__name__}: "
+            f"{text[:300]}): `hpcgnn doctor` tries one of each kind"
+        ) from error
+
+
+def _cache_folder() -> Path:
+    """Where CuPy keeps what it has compiled."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, where processes share the folder and its file system can lock."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a")
+    except OSError:
+        yield
+        return
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @cache
 def _stream(pointer: int) -> Any:
-    return _cupy().cuda.ExternalStream(pointer)
+    return _cupy().cuda.Stream.from_external(_Handle(pointer))
+
+
+class _Handle:
+    """A stream of torch's by its address, as the CUDA stream protocol passes it on."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
 
 
 def pointer(tensor: Tensor | None) -> np.uintp:
     """The address of a tensor, 0 for None."""
     return np.uintp(0 if tensor is None else tensor.data_ptr())
+
+
+def real(dtype: torch.dtype) -> type[np.floating[Any]]:
+    """The type of a parameter that is in the type of sums."""
+    return np.float64 if dtype == torch.float64 else np.float32
 
 
 def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:

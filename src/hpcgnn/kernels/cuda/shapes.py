@@ -19,6 +19,7 @@ NAMES = {
     torch.int32: "int",
 }
 WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
+PLAIN, DROPS, FEATURES = range(3)  # what attention has beside scores: see gat.cuh
 KNOWN_LANES = (8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
 WIDE = 2 * WARP
 WORD = 16  # bytes of one load
@@ -87,6 +88,20 @@ class HeadShape:
     tiles: int
     first_channels: tuple[int, ...]
 
+    @property
+    def logs(self) -> tuple[np.int32, np.int32]:
+        """Logarithms of `lanes` and `side`, as kernels take them."""
+        return np.int32(self.lanes.bit_length() - 1), np.int32(self.side.bit_length() - 1)
+
+    def types(self, dtype: torch.dtype) -> str:
+        """The template arguments that say how numbers of `dtype` lie in lanes."""
+        return f"{NAMES[dtype]}, {self.vector}, {self.template}"
+
+    @property
+    def groups(self) -> int:
+        """Groups of lanes that share a warp."""
+        return WARP // (self.lanes * self.side)
+
     @staticmethod
     def of(heads: int, channels: int, vector: int, widest: int) -> HeadShape:
         """`widest`: the widest vector that there is for the type."""
@@ -99,8 +114,10 @@ class HeadShape:
         known = lanes if vector == widest > 1 and lanes in KNOWN_LANES else 0
         return HeadShape(vector, known, lanes, side, -(-heads // side), (0,))
 
-    def blocks(self, num_rows: int) -> tuple[int, int]:
-        return -(-num_rows * WARP // THREADS), self.tiles
+    def blocks(self, num_rows: int, *, together: int = 1) -> tuple[int, int]:
+        """Blocks of threads in x and y; `together`: rows of a warp."""
+        warps = -(-num_rows // together)
+        return -(-warps * WARP // THREADS), self.tiles
 
     def launches(self) -> list[tuple[np.int32, np.int32]]:
         """(first_channel, keep) of each launch."""
@@ -118,7 +135,8 @@ def instances() -> dict[str, list[str]]:
     both = ("true", "false")
     lanes = [(x, v, n) for x, v in same for n in (0, WIDE)]
     lanes += [(x, WIDTHS[x][0], n) for x in ("float", "f16", "bf16") for n in KNOWN_LANES]
-    heads = [f"<{x}, {v}, {n}, {e}>" for x, v, n in lanes for e in both]
+    plain = [f"{x}, {v}, {n}" for x, v, n in lanes]
+    heads = [f"<{shape}, {e}>" for shape in plain for e in (PLAIN, DROPS, FEATURES)]
     return {
         "spmm": [f"spmm<{x}, {o}, {v}, {w}>" for x, o, v in mixed for w in both],
         "maximum": [f"maximum<{x}, {v}, {c}>" for x, v in small for c in both]
@@ -126,12 +144,24 @@ def instances() -> dict[str, list[str]]:
         "dropout": [
             f"{k}<{x}, {v}>" for k in ("dropout", "relu_dropout_backward") for x, v in same
         ],
-        "rows": [f"{k}<{x}, {o}, {v}>" for k in ("pack_rows", "add_rows") for x, o, v in mixed],
+        "rows": [
+            f"{k}<{x}, {o}, {v}>"
+            for k in ("pack_rows", "pack_message", "add_rows")
+            for x, o, v in mixed
+        ],
         "gat_forward": [f"gat_forward{h}" for h in heads],
         "gat_backward": [f"gat_backward{h}" for h in heads],
+        "gat_units": [f"gat_longest<{shape}>" for shape in plain]
+        + [f"gat_settle<{x}, {o}>" for x in WIDTHS for o in sorted({_sum(x), "double"})],
+        "head_dots": [f"head_dots<{shape}>" for shape in plain],
         "gat_join": ["gat_join<float>", "gat_join<double>"],
         "gatv2_forward": [f"gatv2_forward{h}" for h in heads],
         "gatv2_backward": [
             f"gatv2_backward_{side}{h}" for side in ("right", "left") for h in heads
         ],
     }
+
+
+def _sum(name: str) -> str:
+    """The type of sums of these numbers."""
+    return "double" if name == "double" else "float"

@@ -32,20 +32,17 @@ def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
 
 def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None:
     split, width = split_of(block), x.shape[1]
-    if not adds:
-        low, high = rows
-        if block.rows is None:
-            out[low:high].zero_()
-        else:
-            out.index_fill_(0, block.rows[low:high].long(), 0)
-    if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
+    if rows[0] == rows[1] or width == 0:
         return
-    _spmm(block, x, out, rows, split.mean_degree)
+    if split.num_edges == 0 and adds:
+        return
+    _spmm(block, x, out, rows, split.mean_degree, adds=adds)
     hubs = split.hubs(rows)
     if hubs is not None:
-        part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
-        _spmm(hubs.chunks, x, part, (hubs.first, hubs.last), LONGEST, partial=True)
-        spmm(hubs.join, part, out, (hubs.low, hubs.high), True)
+        part = x.new_empty(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
+        chunks = (hubs.first, hubs.last)
+        _spmm(hubs.chunks, x, part, chunks, LONGEST, partial=True, adds=False)
+        spmm(hubs.join, part, out, (hubs.low, hubs.high), adds)
 
 
 def _spmm(
@@ -54,7 +51,9 @@ def _spmm(
     out: Tensor,
     rows: Rows,
     mean_degree: float,
+    *,
     partial: bool = False,
+    adds: bool = True,
 ) -> None:
     width, weight = x.shape[1], block.weight
     vector = vector_width(width, (x, out))
@@ -69,7 +68,7 @@ def _spmm(
             pointer(weight),
             *matrix(x),
             *matrix(out),
-            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial)),
+            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial, adds)),
         ),
         x.device,
     )
@@ -147,7 +146,7 @@ def spmm_max_backward(
         part = x.new_zeros(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
         chunks = (hubs.first, hubs.last)
         _maximum_backward(hubs.chunks, best, share, x, part, chunks, LONGEST, partial=True)
-        spmm(hubs.join, part, grad, (hubs.low, hubs.high), True)
+        spmm(hubs.join, part, grad, (hubs.low, hubs.high), adds=True)
 
 
 def _maximum_backward(

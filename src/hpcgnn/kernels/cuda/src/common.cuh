@@ -162,6 +162,15 @@ DEVICE void add_to(O* to, const A (&sum)[V]) {
     store<O, V>(to, pack);
 }
 
+// to = sum, over V adjacent numbers.
+template <class O, int V, class A>
+DEVICE void set_to(O* to, const A (&sum)[V]) {
+    Pack<O, V> pack;
+#pragma unroll
+    for (int i = 0; i < V; i++) narrow(sum[i], pack.at[i]);
+    store<O, V>(to, pack);
+}
+
 // Sum over the lanes whose numbers differ in the bits from `low` up to below `high`; all lanes
 // call.
 template <class A>
@@ -169,6 +178,22 @@ DEVICE A add_lanes(A value, int low, int high) {
     for (int other = low; other < high; other *= 2) value += __shfl_xor_sync(ALL, value, other);
     return value;
 }
+
+// A sum that stays as good as its terms however many there are: what rounding takes from one step
+// is added in the next (Kahan 1965).
+template <class A>
+struct Compensated {
+    A sum = 0, lost = 0;
+
+    __device__ __forceinline__ void add(A value) {
+        const A step = value - lost, next = sum + step;
+        lost = (next - sum) - step;
+        sum = next;
+    }
+    __device__ __forceinline__ A total() const {
+        return sum - lost;
+    }
+};
 
 // Rows first .. last - 1 of a block, except those with more than `longest` edges. Row k is local
 // row rows[k] (k itself where rows is null); edge e reads row columns[e] - column_offset.
@@ -194,15 +219,17 @@ DEVICE int column_of(const Edges& edges, i64 edge) {
 
 struct Row {
     i64 local, begin;
-    int count;  // of edges; 0 where there is nothing to do
+    int count;  // of edges; 0 where there is nothing to add
+    bool there;  // one of the rows of this launch
 };
 
 DEVICE Row row_of(const Edges& edges, i64 k) {
-    Row row{k, 0, 0};
+    Row row{k, 0, 0, false};
     if (k >= edges.last) return row;
     row.begin = edges.begin[k];
     const i64 count = edges.end[k] - row.begin;
-    row.count = count > edges.longest ? 0 : static_cast<int>(count);
+    row.there = count <= edges.longest;
+    row.count = row.there ? static_cast<int>(count) : 0;
     if (edges.rows) row.local = edges.rows[k];
     return row;
 }

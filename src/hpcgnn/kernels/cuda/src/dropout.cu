@@ -17,13 +17,11 @@ DEVICE Patch patch_of(int lanes_log) {
 template <class X, int V>
 KERNEL(8)
 dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
-        double p, u64 seed, u64 epoch, u64 layer, int relu, int lanes_log) {
+        u64 key, u32 threshold, Sum<X> scale, int relu, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;
-    const A scale = static_cast<A>(1 / (1 - p));
-    const u32 threshold = hpcgnn_threshold(p);
-    const u64 state = hpcgnn_node_state(hpcgnn_stream(seed, epoch, layer), ids[patch.row]);
+    const u64 state = hpcgnn_node_state(key, ids[patch.row]);
     for (int column = patch.column; column < width; column += patch.step) {
         Pack<X, V> value = load<X, V>(x + patch.row * x_stride + column);
 #pragma unroll
@@ -40,11 +38,10 @@ dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 ro
 template <class X, int V>
 KERNEL(8)
 relu_dropout_backward(const X* y, i64 y_stride, const X* g, i64 g_stride, X* out, i64 out_stride,
-                      i64 rows, int width, double p, int lanes_log) {
+                      i64 rows, int width, Sum<X> scale, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;
-    const A scale = static_cast<A>(1 / (1 - p));
     for (int column = patch.column; column < width; column += patch.step) {
         const Pack<X, V> value = load<X, V>(y + patch.row * y_stride + column);
         Pack<X, V> grad = load<X, V>(g + patch.row * g_stride + column);

@@ -6,36 +6,44 @@
 #define WIDE (2 * WARP)
 
 // A warp works on one row of the block, and on `side` heads at a time (blockIdx.y counts these):
-// `lanes` lanes side by side on V channels of each head, and WARP / (lanes * side) groups of lanes
-// that take the row's edges in turn. LANES is `lanes` where the compiler knows it, else 0. A head
-// of more than WARP * V channels (LANES is then WIDE) takes several launches, told apart by
-// `first_channel`; the last one, with `keep`, writes what all of them share.
+// `lanes` lanes side by side on V channels of each head, and groups of lanes * side lanes that take
+// the row's edges in turn; all of these are powers of two, given by their logarithms. LANES is
+// `lanes` where the compiler knows it, else 0. A head of more than WARP * V channels (LANES is then
+// WIDE) takes several launches, told apart by `first_channel`; the last one, with `keep`, writes
+// what all of them share.
 template <int LANES>
 struct HeadPlace {
     int head, channel, group, groups, width, given;
     bool inside;  // there is a head and a channel for this lane
 
-    __device__ __forceinline__ HeadPlace(int heads, int channels, int given_lanes, int side,
-                                    int first_channel, int V)
-        : given(given_lanes) {
-        const int lane = threadIdx.x % WARP;
-        width = lanes() * side;
-        groups = WARP / width;
-        group = lane / width;
-        head = static_cast<int>(blockIdx.y) * side + lane / lanes() % side;
-        channel = first_channel + lane % lanes() * V;
+    __device__ __forceinline__ HeadPlace(int heads, int channels, int given_lanes_log, int side_log,
+                                         int first_channel, int V)
+        : given(given_lanes_log) {
+        const int lane = threadIdx.x % WARP, width_log = lanes_log() + side_log;
+        width = 1 << width_log;
+        groups = WARP >> width_log;
+        group = lane >> width_log;
+        head = (static_cast<int>(blockIdx.y) << side_log) +
+               ((lane >> lanes_log()) & ((1 << side_log) - 1));
+        channel = first_channel + (lane & (lanes() - 1)) * V;
         inside = head < heads && channel < channels;
         head = min(head, heads - 1);
         channel = min(channel, channels - V);
     }
 
+    __device__ __forceinline__ int lanes_log() const {
+        constexpr int KNOWN = LANES < WARP ? LANES : WARP;
+        if constexpr (LANES == 0) return given;
+        return KNOWN == 8 ? 3 : KNOWN == 16 ? 4 : 5;
+    }
+
     __device__ __forceinline__ int lanes() const {
-        return LANES == 0 ? given : LANES < WARP ? LANES : WARP;
+        return 1 << lanes_log();
     }
 
     // Whether this lane is its head's first.
     __device__ __forceinline__ bool leads() const {
-        return threadIdx.x % lanes() == 0;
+        return (threadIdx.x & (lanes() - 1)) == 0;
     }
 
     // Sums over the lanes of a head; all lanes call.
@@ -48,53 +56,93 @@ struct HeadPlace {
     }
 };
 
-// Kernels are made with and without EXTRAS, dropout and edge features: without is leaner.
-#define DROPOUT                                                                          \
-    const i64 *row_ids, const i64 *column_ids, double p, u64 seed, u64 epoch, u64 layer, \
-        int reversed
-#define GIVEN_DROPOUT                                        \
-    Dropout {                                                \
-        row_ids, column_ids, p, seed, epoch, layer, reversed \
+// The UNROLL edges of a row that a group of lanes takes together. Past the end of the row stands
+// its last edge again, which is not `valid`.
+struct Batch {
+    i64 begin;
+    int first, step, count;
+    int at[UNROLL];  // the edges' columns
+
+    template <int LANES>
+    __device__ __forceinline__ Batch(const Edges& edges, const Row& row,
+                                     const HeadPlace<LANES>& place, int base)
+        : begin(row.begin), first(base + place.group), step(place.groups), count(row.count) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) at[u] = column_of(edges, edge(u));
     }
 
-// Attention dropout by original ids; `reversed`: rows are sources and columns destinations. Off
-// where row_ids is null.
+    __device__ __forceinline__ i64 edge(int u) const {
+        return begin + min(first + u * step, count - 1);
+    }
+
+    __device__ __forceinline__ bool valid(int u) const {
+        return first + u * step < count;
+    }
+
+    // What the edges' columns have at `from`.
+    template <class X, int V>
+    __device__ __forceinline__ void read(Pack<X, V> (&value)[UNROLL], const X* from,
+                                         i64 stride) const {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(from + at[u] * stride);
+    }
+
+    template <class A>
+    __device__ __forceinline__ void read(A (&value)[UNROLL], const A* from, i64 stride) const {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) value[u] = __ldg(from + at[u] * stride);
+    }
+};
+
+// Kernels are made three times, from lean to heavy: for plain attention, for attention whose edges
+// are dropped, and for edges with features, which may be dropped too.
+#define PLAIN 0
+#define DROPS 1
+#define FEATURES 2
+
+#define DROPOUT                                                                           \
+    const i64 *row_ids, const i64 *column_ids, u64 row_key, u64 column_key, u32 threshold, \
+        Sum<X> kept_scale
+#define GIVEN_DROPOUT                                                       \
+    Dropout<Sum<X>> {                                                       \
+        row_ids, column_ids, row_key, column_key, threshold, kept_scale \
+    }
+
+// Attention dropout by original ids: an edge is kept, times `scale`, where its random bits are at
+// least `threshold`. Of the stream's key, one end of the edge has the complement, so that i -> j and
+// j -> i differ. Off where row_ids is null.
+template <class A>
 struct Dropout {
     const i64* row_ids;
     const i64* column_ids;
-    double p;
-    u64 seed, epoch, layer;
-    int reversed;
+    u64 row_key, column_key;
+    u32 threshold;
+    A scale;
 };
 
 // Factors of one row's weights: 0 or 1 / (1 - p); 1 without dropout.
-template <class A, bool EXTRAS>
+template <class A, int EXTRAS>
 class Mask {
   public:
-    __device__ __forceinline__ Mask(const Dropout& dropout, i64 row)
-        : ids_(dropout.row_ids ? dropout.column_ids : nullptr), reversed_(dropout.reversed) {
-        if (!EXTRAS || !ids_) return;
-        key_ = hpcgnn_stream(dropout.seed, dropout.epoch, dropout.layer);
-        threshold_ = hpcgnn_threshold(dropout.p);
-        scale_ = static_cast<A>(1 / (1 - dropout.p));
-        const u64 id = dropout.row_ids[row];
-        row_ = reversed_ ? hpcgnn_node_state(key_, id) : hpcgnn_destination_state(key_, id);
+    __device__ __forceinline__ Mask(const Dropout<A>& dropout, i64 row) : dropout_(dropout) {
+        if (!drops()) return;
+        row_ = hpcgnn_node_state(dropout.row_key, dropout.row_ids[row]);
     }
 
     __device__ __forceinline__ A of(i64 column, int head) const {
-        if (!EXTRAS || !ids_) return A(1);
-        const u64 id = __ldg(ids_ + column);
-        const u64 state =
-            row_ + (reversed_ ? hpcgnn_destination_state(key_, id) : hpcgnn_node_state(key_, id));
-        return hpcgnn_random_bits(state, head) >= threshold_ ? scale_ : A(0);
+        if (!drops()) return A(1);
+        const u64 id = __ldg(dropout_.column_ids + column);
+        const u64 state = row_ + hpcgnn_node_state(dropout_.column_key, id);
+        return hpcgnn_random_bits(state, head) >= dropout_.threshold ? dropout_.scale : A(0);
     }
 
   private:
-    const i64* ids_;
-    int reversed_;
-    u64 key_ = 0, row_ = 0;
-    u32 threshold_ = 0;
-    A scale_ = 1;
+    __device__ __forceinline__ bool drops() const {
+        return EXTRAS == DROPS || (EXTRAS == FEATURES && dropout_.row_ids);
+    }
+
+    const Dropout<A> dropout_;
+    u64 row_ = 0;
 };
 
 #define EDGE_TERM \
@@ -104,8 +152,8 @@ class Mask {
         edge_vector, edge_vector_stride, features, feature_width \
     }
 
-// The score that an edge's own features add; 0 where edge_vector is null.
-template <class A, bool EXTRAS>
+// The score that an edge's own features add.
+template <class A, int EXTRAS>
 struct EdgeTerm {
     const A* vector;
     i64 stride;
@@ -114,7 +162,7 @@ struct EdgeTerm {
 
     __device__ __forceinline__ A of(i64 edge, int head) const {
         A term = 0;
-        if (EXTRAS && vector)
+        if (EXTRAS == FEATURES)
             for (int d = 0; d < width; d++)
                 term += vector[head * stride + d] * static_cast<A>(features[edge * width + d]);
         return term;
@@ -184,6 +232,23 @@ struct Running {
             for (int u = 0; u < UNROLL; u++) column += score[u] * widen(z[u].at[v]);
             sum[v] += column;
         }
+    }
+
+    // Adds a batch of edges: scores of what is past the row's end count nothing.
+    template <class X, int EXTRAS>
+    __device__ __forceinline__ void add(const Batch& batch, A (&score)[UNROLL],
+                                        const Mask<A, EXTRAS>& mask, int head,
+                                        const Pack<X, V> (&z)[UNROLL]) {
+        A best = minus_infinity<A>(), kept[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            score[u] = batch.valid(u) ? score[u] : minus_infinity<A>();
+            best = larger(best, score[u]);
+        }
+        raise(best);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(batch.at[u], head);
+        add(score, kept, z);
     }
 
     // Adds up what the groups of `width` lanes have; all lanes call.

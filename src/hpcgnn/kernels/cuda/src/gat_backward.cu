@@ -1,26 +1,26 @@
 // Attention (GAT), backward, at the source's owner: rows are sources j, columns destinations i.
-#include "gat.cuh"
+#include "gat_units.cuh"
 
 // grad_t goes to columns, from many rows at once. It is summed in 64-bit integers, as multiples of
 // 1 / unit: such sums are the same in every order. `unit` is a power of two that lets none
-// overflow. grad_score, where not null, receives the gradient of every edge's score ([edges,
-// heads]).
-template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE              ? 3
-       : EXTRAS || sizeof(X) == 8 ? 4
-                                  : 5)
+// overflow: `gat_units.cu`. grad_score, where not null, receives the gradient of every edge's score
+// ([edges, heads]).
+template <class X, int V, int LANES, int EXTRAS>
+KERNEL(LANES == WIDE                          ? 3
+       : EXTRAS == FEATURES || sizeof(X) == 8 ? 4
+                                              : 5)
 gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
                    const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride, const X* z,
                    i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z, i64 grad_z_stride,
-                   Sum<X>* grad_s, i64 grad_s_stride, u64* grad_t, const Sum<X>* unit,
-                   Sum<X>* grad_score, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels,
-                   int lanes, int side, int first_channel, int keep, int partial) {
+                   Sum<X>* grad_s, i64 grad_s_stride, u64* grad_t, UNIT, Sum<X>* grad_score,
+                   EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels, int lanes_log,
+                   int side_log, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, first_channel, V);
     const EdgeTerm<A, EXTRAS> term = GIVEN_EDGE_TERM;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const i64 to = partial ? k - first : row.local;
@@ -28,51 +28,41 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
     const X* g_head = g + place.head * channels;
     const Pack<X, V> own = gather<X, V>(z_head + place.channel);
     const A own_s = s[row.local * s_stride + place.head];
-    const bool speaks = keep && place.inside && place.leads();
-    const A scale = grad_t ? *unit : A(0);
+    const bool writes = keep && place.inside && place.leads();
+    const A unit = grad_t ? GIVEN_UNIT : A(0);
     A sum[V] = {}, sum_s = 0;
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        int at[UNROLL];
+        const Batch batch(edges, row, place, base);
         Pack<X, V> value[UNROLL];
         A raw[UNROLL], their_lse[UNROLL], their_d[UNROLL], dot[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * place.groups + place.group;
-            at[u] = column_of(edges, row.begin + min(i, row.count - 1));
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            value[u] = gather<X, V>(g_head + at[u] * g_stride + place.channel);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            raw[u] = __ldg(t + at[u] * t_stride + place.head);
-            their_lse[u] = __ldg(lse + at[u] * lse_stride + place.head);
-            their_d[u] = __ldg(d + at[u] * d_stride + place.head);
-        }
+        batch.read(value, g_head + place.channel, g_stride);
+        batch.read(raw, t + place.head, t_stride);
+        batch.read(their_lse, lse + place.head, lse_stride);
+        batch.read(their_d, d + place.head, d_stride);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             dot[u] = place.inside ? inner(value[u], own) : A(0);
             if (LANES == WIDE)
-                dot[u] +=
-                    elsewhere<X, V>(g_head + at[u] * g_stride, z_head, channels, first_channel);
+                dot[u] += elsewhere<X, V>(g_head + batch.at[u] * g_stride, z_head, channels,
+                                          first_channel);
         }
         place.add_lanes_of(dot);
         A part_s = 0;
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * place.groups + place.group;
-            const bool valid = i < row.count;
-            raw[u] += own_s + term.of(row.begin + min(i, row.count - 1), place.head);
-            const A a = valid ? exponential(leaky(raw[u], slope) - their_lse[u]) : A(0);
-            const A weight = a * mask.of(at[u], place.head);
+            raw[u] += own_s + term.of(batch.edge(u), place.head);
+            const A a =
+                batch.valid(u) ? exponential(leaky(raw[u], slope) - their_lse[u]) : A(0);
+            const A weight = a * mask.of(batch.at[u], place.head);
             const A grad = (weight * dot[u] - a * their_d[u]) * (raw[u] > 0 ? A(1) : slope);
             part_s += grad;
             dot[u] = weight;
-            if (!speaks || !valid) continue;
+            if (!writes || !batch.valid(u)) continue;
             if (grad_t)
-                atomicAdd(grad_t + static_cast<i64>(at[u]) * heads + place.head,
-                          in_units(grad, scale));
-            if (grad_score) grad_score[(row.begin + i) * heads + place.head] = grad;
+                atomicAdd(grad_t + static_cast<i64>(batch.at[u]) * heads + place.head,
+                          in_units(grad, unit));
+            if (EXTRAS == FEATURES && grad_score)
+                grad_score[batch.edge(u) * heads + place.head] = grad;
         }
         sum_s += part_s;
 #pragma unroll
@@ -88,5 +78,5 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
     sum_s = add_lanes(sum_s, place.width, WARP);
     if (place.group > 0 || !place.inside) return;
     add_to<A, V>(grad_z + to * grad_z_stride + place.head * channels + place.channel, sum);
-    if (speaks) grad_s[to * grad_s_stride + place.head] += sum_s;
+    if (writes) grad_s[to * grad_s_stride + place.head] += sum_s;
 }

@@ -10,7 +10,7 @@
     }
 
 // What an edge's own features add to each channel: features times a matrix, a row per feature.
-template <class A, bool EXTRAS>
+template <class A, int EXTRAS>
 struct EdgeMatrix {
     const A* rows;
     i64 stride;
@@ -19,8 +19,8 @@ struct EdgeMatrix {
 
     template <int V>
     __device__ __forceinline__ void add_to(Pack<A, V>& x, i64 edge, int column) const {
-        if constexpr (EXTRAS) {
-            for (int f = 0; rows && f < width; f++) {
+        if constexpr (EXTRAS == FEATURES) {
+            for (int f = 0; f < width; f++) {
                 const A factor = static_cast<A>(features[edge * width + f]);
                 const Pack<A, V> row = gather<A, V>(rows + f * stride + column);
 #pragma unroll
@@ -31,7 +31,7 @@ struct EdgeMatrix {
 };
 
 // zl + zr + edge, over the V channels from `column`.
-template <class X, int V, bool EXTRAS>
+template <class X, int V, int EXTRAS>
 DEVICE Pack<Sum<X>, V> inside_of(const Pack<X, V>& left, const Pack<X, V>& right,
                                  const EdgeMatrix<Sum<X>, EXTRAS>& matrix, i64 edge, int column) {
     Pack<Sum<X>, V> x;
@@ -51,7 +51,7 @@ DEVICE A score_of(const Pack<A, V>& x, const Pack<A, V>& att, A slope) {
 
 // This lane's part of the score over the channels of a head, which begins at column `head`, that
 // other launches add up.
-template <class X, int V, bool EXTRAS>
+template <class X, int V, int EXTRAS>
 DEVICE Sum<X> score_elsewhere(const X* left, const X* right, const Sum<X>* att,
                               const EdgeMatrix<Sum<X>, EXTRAS>& matrix, i64 edge, int head,
                               Sum<X> slope, int channels, int first_channel) {

@@ -5,25 +5,27 @@
 // Rows are destinations. Warp w of all W = `gridDim.x * THREADS / WARP` takes rows w, w + W, w + 2W
 // and so on. It leaves its sum of gradients of att in row w of `grad_att` ([warps, heads *
 // channels]), and each of its groups of lanes that of the edge matrix in `grad_matrix` ([warps,
-// groups, features, heads * channels]).
-template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE || EXTRAS || V == 8 ? 3 : 4)
+// groups, features, heads * channels]), in doubles: these are sums over all the rows of a warp.
+template <class X, int V, int LANES, int EXTRAS>
+KERNEL(LANES == WIDE && V == 8                          ? 2
+       : LANES == WIDE || EXTRAS == FEATURES || V == 8 ? 3
+                                                       : 4)
 gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
                           const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
                           i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_right,
-                          i64 grad_right_stride, Sum<X>* grad_att, Sum<X>* grad_matrix, EDGE_TERM,
-                          DROPOUT, Sum<X> slope, int heads, int channels, int lanes, int side,
-                          int first_channel, int partial) {
+                          i64 grad_right_stride, Sum<X>* grad_att, double* grad_matrix, EDGE_TERM,
+                          DROPOUT, Sum<X> slope, int heads, int channels, int lanes_log,
+                          int side_log, int first_channel, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
-    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, first_channel, V);
     const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const i64 warps = static_cast<i64>(gridDim.x) * (THREADS / WARP);
     const int head = place.head * channels;
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     const i64 slot = (warp * place.groups + place.group) * feature_width;
-    A sum_att[V] = {};
+    Compensated<A> sum_att[V];
     for (i64 k = first + warp; k < last; k += warps) {
         const Row row = row_of(edges, k);
         if (row.count == 0) continue;
@@ -36,55 +38,62 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
         const A own_d = d[row.local * d_stride + place.head];
         A sum[V] = {};
         for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-            int at[UNROLL];
+            const Batch batch(edges, row, place, base);
             Pack<X, V> value[UNROLL];
             A score[UNROLL], dot[UNROLL];
+            batch.read(value, left + head + place.channel, left_stride);
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const int i = base + u * place.groups + place.group;
-                at[u] = column_of(edges, row.begin + min(i, row.count - 1));
-            }
-#pragma unroll
-            for (int u = 0; u < UNROLL; u++)
-                value[u] = gather<X, V>(left + at[u] * left_stride + head + place.channel);
-#pragma unroll
-            for (int u = 0; u < UNROLL; u++) {
-                const i64 edge =
-                    row.begin + min(base + u * place.groups + place.group, row.count - 1);
-                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
+                const Pack<A, V> x =
+                    inside_of(value[u], own, matrix, batch.edge(u), head + place.channel);
                 score[u] = place.inside ? score_of(x, vector, slope) : A(0);
                 dot[u] = place.inside ? inner(value[u], own_g) : A(0);
                 if (LANES == WIDE) {
-                    const X* left_head = left + at[u] * left_stride + head;
-                    score[u] += score_elsewhere<X, V>(left_head, right_head, att, matrix, edge,
-                                                      head, slope, channels, first_channel);
+                    const X* left_head = left + batch.at[u] * left_stride + head;
+                    score[u] +=
+                        score_elsewhere<X, V>(left_head, right_head, att, matrix, batch.edge(u),
+                                              head, slope, channels, first_channel);
                     dot[u] += elsewhere<X, V>(left_head, g_head, channels, first_channel);
                 }
             }
             place.add_lanes_of(score);
             place.add_lanes_of(dot);
+            A all[V] = {}, all_att[V] = {};
+            Pack<A, V> part[UNROLL];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const int i = base + u * place.groups + place.group;
-                const i64 edge = row.begin + min(i, row.count - 1);
-                const A grad = gradient_of(i < row.count, score[u], dot[u], own_lse, own_d,
-                                           mask.of(at[u], place.head))
+                const A grad = gradient_of(batch.valid(u), score[u], dot[u], own_lse, own_d,
+                                           mask.of(batch.at[u], place.head))
                                    .score;
-                const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
-                A part[V];
+                const Pack<A, V> x =
+                    inside_of(value[u], own, matrix, batch.edge(u), head + place.channel);
 #pragma unroll
                 for (int v = 0; v < V; v++) {
-                    part[v] = grad * vector.at[v] * slope_at(x.at[v], slope);
-                    sum[v] += part[v];
-                    sum_att[v] += grad * leaky(x.at[v], slope);
+                    part[u].at[v] = grad * vector.at[v] * slope_at(x.at[v], slope);
+                    all[v] += part[u].at[v];
+                    all_att[v] += grad * leaky(x.at[v], slope);
                 }
-                if (EXTRAS && grad_matrix && place.inside && i < row.count)
-                    for (int f = 0; f < feature_width; f++) {
-                        A* to = grad_matrix + (slot + f) * heads * channels + head + place.channel;
-                        const A factor = static_cast<A>(features[edge * feature_width + f]);
-                        for (int v = 0; v < V; v++) to[v] += factor * part[v];
-                    }
             }
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                sum[v] += all[v];
+                sum_att[v].add(all_att[v]);
+            }
+            if (EXTRAS == FEATURES && grad_matrix && place.inside)
+                for (int f = 0; f < feature_width; f++) {
+                    double* to = grad_matrix + (slot + f) * heads * channels + head + place.channel;
+                    A factor[UNROLL];
+#pragma unroll
+                    for (int u = 0; u < UNROLL; u++)
+                        factor[u] = static_cast<A>(features[batch.edge(u) * feature_width + f]);
+#pragma unroll
+                    for (int v = 0; v < V; v++) {
+                        A term = 0;
+#pragma unroll
+                        for (int u = 0; u < UNROLL; u++) term += factor[u] * part[u].at[v];
+                        to[v] += term;
+                    }
+                }
         }
 #pragma unroll
         for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);
@@ -94,25 +103,26 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
     }
     Pack<A, V> total;
 #pragma unroll
-    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v], place.width, WARP);
+    for (int v = 0; v < V; v++) total.at[v] = add_lanes(sum_att[v].total(), place.width, WARP);
     if (place.group == 0 && place.inside)
         store<A, V>(grad_att + (warp * heads + place.head) * channels + place.channel, total);
 }
 
 // Rows are sources, columns destinations.
-template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE || EXTRAS ? 3 : 4)
+template <class X, int V, int LANES, int EXTRAS>
+KERNEL(LANES == WIDE || EXTRAS == FEATURES ? 3 : 4)
 gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
                          const Sum<X>* att, const X* g, i64 g_stride, const Sum<X>* lse,
                          i64 lse_stride, const Sum<X>* d, i64 d_stride, Sum<X>* grad_left,
                          i64 grad_left_stride, EDGE_TERM, DROPOUT, Sum<X> slope, int heads,
-                         int channels, int lanes, int side, int first_channel, int partial) {
+                         int channels, int lanes_log, int side_log, int first_channel,
+                         int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, first_channel, V);
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const int head = place.head * channels;
@@ -121,52 +131,44 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
     const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     A sum[V] = {};
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        int at[UNROLL];
+        const Batch batch(edges, row, place, base);
         Pack<X, V> value[UNROLL], their_g[UNROLL];
         A score[UNROLL], dot[UNROLL], their_lse[UNROLL], their_d[UNROLL];
+        batch.read(value, right + head + place.channel, right_stride);
+        batch.read(their_g, g + head + place.channel, g_stride);
+        batch.read(their_lse, lse + place.head, lse_stride);
+        batch.read(their_d, d + place.head, d_stride);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * place.groups + place.group;
-            at[u] = column_of(edges, row.begin + min(i, row.count - 1));
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            value[u] = gather<X, V>(right + at[u] * right_stride + head + place.channel);
-            their_g[u] = gather<X, V>(g + at[u] * g_stride + head + place.channel);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            their_lse[u] = __ldg(lse + at[u] * lse_stride + place.head);
-            their_d[u] = __ldg(d + at[u] * d_stride + place.head);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const i64 edge = row.begin + min(base + u * place.groups + place.group, row.count - 1);
-            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + place.channel);
+            const Pack<A, V> x =
+                inside_of(own, value[u], matrix, batch.edge(u), head + place.channel);
             score[u] = place.inside ? score_of(x, vector, slope) : A(0);
             dot[u] = place.inside ? inner(own, their_g[u]) : A(0);
             if (LANES == WIDE) {
-                score[u] +=
-                    score_elsewhere<X, V>(left_head, right + at[u] * right_stride + head, att,
-                                          matrix, edge, head, slope, channels, first_channel);
-                dot[u] += elsewhere<X, V>(left_head, g + at[u] * g_stride + head, channels,
+                score[u] += score_elsewhere<X, V>(left_head, right + batch.at[u] * right_stride + head,
+                                                  att, matrix, batch.edge(u), head, slope, channels,
+                                                  first_channel);
+                dot[u] += elsewhere<X, V>(left_head, g + batch.at[u] * g_stride + head, channels,
                                           first_channel);
             }
         }
         place.add_lanes_of(score);
         place.add_lanes_of(dot);
+        A all[V] = {};
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * place.groups + place.group;
-            const i64 edge = row.begin + min(i, row.count - 1);
-            const EdgeGradient<A> grad = gradient_of(i < row.count, score[u], dot[u], their_lse[u],
-                                                     their_d[u], mask.of(at[u], place.head));
-            const Pack<A, V> x = inside_of(own, value[u], matrix, edge, head + place.channel);
+            const EdgeGradient<A> grad =
+                gradient_of(batch.valid(u), score[u], dot[u], their_lse[u], their_d[u],
+                            mask.of(batch.at[u], place.head));
+            const Pack<A, V> x =
+                inside_of(own, value[u], matrix, batch.edge(u), head + place.channel);
 #pragma unroll
             for (int v = 0; v < V; v++)
-                sum[v] += grad.weight * widen(their_g[u].at[v]) +
+                all[v] += grad.weight * widen(their_g[u].at[v]) +
                           grad.score * vector.at[v] * slope_at(x.at[v], slope);
         }
+#pragma unroll
+        for (int v = 0; v < V; v++) sum[v] += all[v];
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);

@@ -2,19 +2,19 @@
 #include "gatv2.cuh"
 
 // With `partial`, row k of the block goes to row k - first of row_max, row_sum and out.
-template <class X, int V, int LANES, bool EXTRAS>
-KERNEL(LANES == WIDE || EXTRAS ? 4
+template <class X, int V, int LANES, int EXTRAS>
+KERNEL(LANES == WIDE || EXTRAS == FEATURES ? 4
        : V == 8                ? 5
                                : 6)
 gatv2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_stride,
                    const Sum<X>* att, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope, int heads,
-                   int channels, int lanes, int side, int first_channel, int keep, int partial) {
+                   int channels, int lanes_log, int side_log, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     const Row row = row_of(edges, k);
     if (row.count == 0) return;
-    const HeadPlace<LANES> place(heads, channels, lanes, side, first_channel, V);
+    const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, first_channel, V);
     const Sums<A> sums = GIVEN_SUMS;
     const EdgeMatrix<A, EXTRAS> matrix = GIVEN_EDGE_MATRIX;
     const Mask<A, EXTRAS> mask(GIVEN_DROPOUT, row.local);
@@ -25,39 +25,22 @@ gatv2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_s
     const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     Running<A, V> run = begin_row<A, V>(sums, to, place, channels);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        int at[UNROLL];
+        const Batch batch(edges, row, place, base);
         Pack<X, V> value[UNROLL];
-        A score[UNROLL], best = minus_infinity<A>();
+        A score[UNROLL];
+        batch.read(value, left + head + place.channel, left_stride);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int i = base + u * place.groups + place.group;
-            at[u] = column_of(edges, row.begin + min(i, row.count - 1));
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            value[u] = gather<X, V>(left + at[u] * left_stride + head + place.channel);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const i64 edge = row.begin + min(base + u * place.groups + place.group, row.count - 1);
-            const Pack<A, V> x = inside_of(value[u], own, matrix, edge, head + place.channel);
+            const Pack<A, V> x =
+                inside_of(value[u], own, matrix, batch.edge(u), head + place.channel);
             score[u] = place.inside ? score_of(x, vector, slope) : A(0);
             if (LANES == WIDE)
-                score[u] +=
-                    score_elsewhere<X, V>(left + at[u] * left_stride + head, right_head, att,
-                                          matrix, edge, head, slope, channels, first_channel);
+                score[u] += score_elsewhere<X, V>(left + batch.at[u] * left_stride + head,
+                                                  right_head, att, matrix, batch.edge(u), head,
+                                                  slope, channels, first_channel);
         }
         place.add_lanes_of(score);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const bool valid = base + u * place.groups + place.group < row.count;
-            score[u] = valid ? score[u] : minus_infinity<A>();
-            best = larger(best, score[u]);
-        }
-        run.raise(best);
-        A kept[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(at[u], place.head);
-        run.add(score, kept, value);
+        run.add(batch, score, mask, place.head, value);
     }
     end_row(run, sums, to, place, channels, keep);
 }

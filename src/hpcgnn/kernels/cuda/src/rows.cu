@@ -15,6 +15,32 @@ pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_
     store<O, V>(out + place.k * out_stride + place.column, to);
 }
 
+// out[i] = x[rows[i]], and beside it what up to three matrices of `heads` scalars each have there.
+template <class X, class O, int V>
+KERNEL(8)
+pack_message(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride,
+             const Sum<X>* a, i64 a_stride, const Sum<X>* b, i64 b_stride, const Sum<X>* c,
+             i64 c_stride, Sum<X>* scalars, i64 scalars_stride, int width, int heads,
+             int matrices, int lanes_log) {
+    const Place place = place_of<1>(0, width / V + matrices * heads, lanes_log, lanes_log);
+    if (place.k >= count || !place.inside) return;
+    const i64 row = rows[place.k];
+    const int column = place.column * V;
+    if (column < width) {
+        const Pack<X, V> from = gather<X, V>(x + row * x_stride + column);
+        Pack<O, V> to;
+#pragma unroll
+        for (int v = 0; v < V; v++) narrow(widen(from.at[v]), to.at[v]);
+        store<O, V>(out + place.k * out_stride + column, to);
+        return;
+    }
+    const int at = place.column - width / V;
+    const Sum<X>* from = at < heads       ? a + row * a_stride + at
+                         : at < 2 * heads ? b + row * b_stride + at - heads
+                                          : c + row * c_stride + at - 2 * heads;
+    scalars[place.k * scalars_stride + at] = __ldg(from);
+}
+
 // out[rows[i]] += x[i]; no two rows are the same.
 template <class X, class O, int V>
 KERNEL(8)

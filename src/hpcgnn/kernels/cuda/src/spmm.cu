@@ -1,11 +1,11 @@
-// out[row] += sum over the row's edges of weight * x[column].
+// out[row] += sum over the row's edges of weight * x[column]; without `adds`, out[row] = it.
 #include "common.cuh"
 
 // With `partial`, row k of the block goes to row k - first of `out`.
 template <class X, class O, int V, bool WEIGHTED>
 KERNEL(8)
 spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
-     int lanes_log, int span_log, int partial) {
+     int lanes_log, int span_log, int partial, int adds) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const Place place = place_of<V>(first, width, lanes_log, span_log);
@@ -37,7 +37,10 @@ spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_strid
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
-    if (place.group == 0 && place.inside && row.count > 0)
-        add_to<O, V>(out + (partial ? place.k - first : row.local) * out_stride + place.column,
-                     sum);
+    if (place.group > 0 || !place.inside || !row.there) return;
+    O* to = out + (partial ? place.k - first : row.local) * out_stride + place.column;
+    if (!adds)
+        set_to<O, V>(to, sum);
+    else if (row.count > 0)
+        add_to<O, V>(to, sum);
 }

@@ -1,0 +1,110 @@
+"""Dropout of node features on a GPU, and the keys of all masks, which the host prepares."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from hpcgnn.kernels.checks import sum_type
+from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer, real
+from hpcgnn.kernels.cuda.shapes import NAMES, power_of_two, vector_width
+from hpcgnn.kernels.masks import WORD, EdgeDropout, Stream
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def stream_key(stream: Stream) -> int:
+    """`hpcgnn_stream` of random.h."""
+    key = 0
+    for word in stream:
+        key = _mix(key + word + _GOLDEN)
+    return key
+
+
+def _mix(x: int) -> int:
+    x &= WORD
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & WORD
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & WORD
+    return x ^ x >> 31
+
+
+def threshold(p: float) -> np.uint32:
+    """`hpcgnn_threshold` of random.h, for p in [0, 1)."""
+    return np.uint32(int(p * 2**32))
+
+
+def edge_dropout(
+    dropout: EdgeDropout | None, x: Tensor, *, reverse: bool
+) -> tuple[np.generic, ...]:
+    """What the macro DROPOUT names, for features `x`; `reverse`: the block's rows are the sources.
+
+    The destinations' end of an edge has the complement of the stream's key.
+    """
+    kind = real(sum_type(x.dtype))
+    if dropout is None or dropout.p == 0:
+        nothing = np.uint64(0)
+        return (np.uintp(0), np.uintp(0), nothing, nothing, np.uint32(0), kind(1))
+    key = stream_key(dropout.stream)
+    ends = [(dropout.destination_ids, ~key & WORD), (dropout.source_ids, key)]
+    (row_ids, row_key), (column_ids, column_key) = reversed(ends) if reverse else ends
+    return (
+        *map(pointer, (row_ids, column_ids)),
+        *map(np.uint64, (row_key, column_key)),
+        threshold(dropout.p),
+        kind(1 / (1 - dropout.p)),
+    )
+
+
+def dropout_nodes(
+    x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+) -> None:
+    if x.numel() == 0:
+        return
+    vector, lanes_log, blocks = _patches((x, out))
+    launch(
+        "dropout",
+        f"dropout<{NAMES[x.dtype]}, {vector}>",
+        blocks,
+        (
+            *matrix(x),
+            *matrix(out),
+            pointer(ids),
+            np.int64(x.shape[0]),
+            np.int32(x.shape[1]),
+            np.uint64(stream_key(stream)),
+            threshold(p),
+            real(sum_type(x.dtype))(1 / (1 - p)),
+            np.int32(relu),
+            np.int32(lanes_log),
+        ),
+        x.device,
+    )
+
+
+def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:
+    if g.numel() == 0:
+        return
+    vector, lanes_log, blocks = _patches((y, g, out))
+    launch(
+        "dropout",
+        f"relu_dropout_backward<{NAMES[g.dtype]}, {vector}>",
+        blocks,
+        (
+            *matrix(y),
+            *matrix(g),
+            *matrix(out),
+            np.int64(g.shape[0]),
+            np.int32(g.shape[1]),
+            real(sum_type(g.dtype))(1 / (1 - p)),
+            np.int32(lanes_log),
+        ),
+        g.device,
+    )
+
+
+def _patches(tensors: tuple[Tensor, ...]) -> tuple[int, int, tuple[int, int]]:
+    """Vector width, log of the lanes on a row, and blocks."""
+    rows, width = tensors[0].shape
+    vector = vector_width(width, tensors)
+    lanes = min(power_of_two(width // vector), WARP)
+    return vector, lanes.bit_length() - 1, (-(-rows * lanes // THREADS), 1)

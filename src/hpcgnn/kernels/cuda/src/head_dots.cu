@@ -1,0 +1,30 @@
+// Inner products of rows, head by head.
+#include "gat.cuh"
+
+// out[row, h] = <a[row], b[row] - minus> over the channels of head h; minus may be null. A warp works
+// on a row, or on as many rows as it has groups of lanes.
+template <class X, int V, int LANES>
+KERNEL(8)
+head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minus, i64 rows,
+          Sum<X>* out, i64 out_stride, int heads, int channels, int lanes_log, int side_log) {
+    typedef Sum<X> A;
+    const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, 0, V);
+    const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
+    const i64 row = warp * place.groups + place.group;
+    const i64 own = row < rows ? row : rows - 1;
+    const int head = place.head * channels;
+    A dot = 0;
+    for (int c = place.channel; place.inside && c < channels; c += WARP * V) {
+        const Pack<X, V> left = gather<X, V>(a + own * a_stride + head + c);
+        const Pack<X, V> right = gather<X, V>(b + own * b_stride + head + c);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            dot += widen(left.at[v]) *
+                   (widen(right.at[v]) - (minus ? __ldg(minus + head + c + v) : A(0)));
+        if (LANES != WIDE) break;
+    }
+#pragma unroll
+    for (int other = 1; other < place.lanes(); other *= 2)
+        dot += __shfl_xor_sync(ALL, dot, other);
+    if (row < rows && place.inside && place.leads()) out[row * out_stride + place.head] = dot;
+}

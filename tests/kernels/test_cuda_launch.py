@@ -1,0 +1,48 @@
+"""How kernels come to a GPU: which CuPy, and what its errors are called."""
+
+from __future__ import annotations
+
+import fcntl
+
+import pytest
+import torch
+
+from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.kernels.cuda import launch
+
+
+@pytest.mark.parametrize("version", ["14.1.1", "13.9", "9.0.0b1", "next"])
+def test_an_old_cupy_is_refused(version):
+    with pytest.raises(InputError, match=r"CuPy 14\.2 or newer"):
+        launch.check_version(version)
+
+
+@pytest.mark.parametrize("version", ["14.2.0", "14.10", "15.0.0a1"])
+def test_a_new_cupy_will_do(version):
+    launch.check_version(version)
+
+
+def test_errors_of_loading_a_kernel_are_ours():
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="spmm<float>"),
+        launch.loading("spmm<float>"),
+    ):
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+    with (
+        pytest.raises(HpcgnnError, match=r"spmm<float>.*NVRTC_ERROR.*doctor"),
+        launch.loading("spmm<float>"),
+    ):
+        raise RuntimeError("NVRTC_ERROR_COMPILATION (6)")
+
+
+def test_one_process_compiles_at_a_time(tmp_path):
+    folder = tmp_path / "cache"
+    with (
+        launch._alone(folder),
+        (folder / launch._LOCK).open("a") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (tmp_path / "file").touch()
+    with launch._alone(tmp_path / "file" / "cache"):
+        pass  # no such folder can be: every process for itself
