@@ -104,7 +104,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         help="shares of the labelled nodes of each class that train, validate and test (8,1,1)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the split by ratio (0)")
+    group.add_argument("--seed", type=int, default=0, help="of --split-ratio and --link-split (0)")
     group.add_argument("--categorical", metavar="A,B", help="columns whose numbers are names")
     group.add_argument(
         "--missing",
@@ -186,7 +186,6 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
         metavar="TRAIN,VALID,TEST",
         help="shares of the edges to learn from and to be predicted, such as 0.8,0.1,0.1",
     )
-    group.add_argument("--seed", type=int, default=0, help="of --link-split (default: 0)")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
