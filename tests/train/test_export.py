@@ -211,14 +211,9 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_hostile_files_are_refused_in_one_line(tmp_path, capfd, kind):
-    from mpi4py import MPI
-
-    from hpcgnn.comm.communicator import Communicator
-
+def test_hostile_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
     path = tmp_path / ("w.safetensors" if kind in ("header", "offsets") else "w.pt")
     forged(path, kind)
-    comm = Communicator(MPI.COMM_SELF)
     graph, model = fresh(comm, kind="gcn", layers=2, hidden=8)
     with pytest.raises(InputError) as caught:
         start_from(model, graph.node_ids, path, comm)
