@@ -58,7 +58,8 @@ def test_json_says_what_the_file_holds(files, capsys, kind):
 def test_text_is_for_reading(files, capsys, kind):
     assert main.main(["info", str(files / f"{kind}.h5")]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0].startswith(f"{files / kind}.h5: {kind}, format version 1, ")
+    version = 2 if kind == "partition" else 1  # with named arrays
+    assert lines[0].startswith(f"{files / kind}.h5: {kind}, format version {version}, ")
     words = {
         "graph": ["num_nodes 9", "edges/indices 20 int32 80 B"],
         "partition": [
@@ -66,6 +67,7 @@ def test_text_is_for_reading(files, capsys, kind):
             "edge cut 12 34",
             "balance of nodes 1.25",
             "parts/*/in/columns various int32",
+            "parts/*/nodes/arrays/position various float64",
         ],
         "checkpoint": ["epoch 7", "lr 0.01", "model/weight 4x2 float32 32 B"],
         "predictions": ["epoch 7"],

@@ -35,6 +35,10 @@ def small_parts(
         labels=whole.labels[lo:hi].astype(np.int64),
         split=whole.split[lo:hi, None],
         original_ids=np.arange(lo, hi) * 7,
+        named={
+            "position": whole.features[lo:hi, :2].astype(np.float64),
+            "flag": whole.labels[lo:hi] > 0,
+        },
     )
     owner = random_owner(whole.num_nodes, num_parts)[lo:hi]
     if even:
@@ -81,6 +85,8 @@ def _slab(whole: Whole, lo: int, hi: int) -> GraphSlab:
         None if whole.weight is None else whole.weight[mine],
         None if whole.relation is None else whole.relation[mine],
         None if whole.edge_features is None else whole.edge_features[mine],
+        edge_labels=np.flatnonzero(mine) % 5 - 1,
+        edge_split=(np.flatnonzero(mine) % 4).astype(np.int8),
     )
 
 

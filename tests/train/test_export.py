@@ -186,6 +186,8 @@ def forged(path: Path, kind: str) -> None:
         torch.save([torch.ones(2)], path)
     elif kind == "sparse":
         torch.save({"convs.0.lin.weight": torch.eye(3).to_sparse()}, path)
+    elif kind == "meta":
+        torch.save({"convs.0.lin.weight": torch.ones(8, F, device="meta")}, path)
     elif kind == "nothing":
         torch.save({"a": torch.ones(1)}, path)
     elif kind == "huge":
@@ -202,20 +204,16 @@ def forged(path: Path, kind: str) -> None:
 FORGED = {
     "pickle": "can't be read", "bare pickle": "can't be read", "compressed": "is compressed",
     "cut": "can't be read", "list": "must hold tensors by name", "sparse": "must hold plain",
+    "meta": "must hold plain",
     "nothing": "nothing that fits", "huge": "nothing that fits", "not finite": "is not finite",
     "header": "can't be read", "offsets": "can't be read", "missing": "no such file",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_hostile_files_are_refused_in_one_line(tmp_path, capfd, kind):
-    from mpi4py import MPI
-
-    from hpcgnn.comm.communicator import Communicator
-
+def test_hostile_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
     path = tmp_path / ("w.safetensors" if kind in ("header", "offsets") else "w.pt")
     forged(path, kind)
-    comm = Communicator(MPI.COMM_SELF)
     graph, model = fresh(comm, kind="gcn", layers=2, hidden=8)
     with pytest.raises(InputError) as caught:
         start_from(model, graph.node_ids, path, comm)

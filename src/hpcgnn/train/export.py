@@ -22,6 +22,7 @@ from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.state_names import outer_names
 
 ENDINGS = (".safetensors", ".pt")
+_OF_TASK = "task:"  # what a task learns beside the model, such as a decoder of pairs
 _LONGEST_HEADER = 100_000_000  # of safetensors
 
 
@@ -72,6 +73,7 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
             if name.startswith(group):
                 state[name.removeprefix(group)] = torch.from_numpy(array)
     state |= _learned_rows(path)
+    state = {name: value for name, value in state.items() if not name.startswith(_OF_TASK)}
     if not state:
         raise InputError("has no parameters", file=path)
     return checkpoint.epoch, state
@@ -86,9 +88,10 @@ def _learned_rows(path: Path) -> dict[str, Tensor]:
     count = sum(map(len, ids))
     found = files.read_sharded(path, np.arange(count)) if count else {}
     return {
-        name.removeprefix("model."): torch.from_numpy(rows)
+        name.removeprefix(group): torch.from_numpy(rows)
+        for group in ("model.", "average.")
         for name, rows in found.items()
-        if name.startswith("model.")
+        if name.startswith(group)
     }
 
 

@@ -86,6 +86,7 @@ def _fill(
         if value.shape != target.shape:
             reshaped.append(found)
             continue
+        value = value.to(target.dtype)
         if not torch.isfinite(value).all():
             raise InputError("is not finite", file=path, dataset=found)
         target.copy_(value)
@@ -123,14 +124,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or len(found) > _MOST_NAMES:
         raise InputError("must hold tensors by name", file=path, value=type(found).__name__)
     for name, value in found.items():
-        plain = isinstance(value, Tensor) and value.layout == torch.strided
-        if not isinstance(name, str) or not plain or value.is_quantized or value.is_complex():
+        if not isinstance(name, str) or not _is_plain(value):
             raise InputError(
                 "must hold plain tensors by name: save model.state_dict()",
                 file=path,
                 value=str(name)[:80],
             )
     return found
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested or value.is_complex())
+    )
 
 
 def _read_pt(path: Path) -> Any:

@@ -169,6 +169,7 @@ REFUSED = [
     (lambda: attributes(whole(), edge_index=torch.full((2, 1), N)), "must have a row"),
     (lambda: attributes(whole(), train_mask=torch.ones(N, 2) > 0), "in two sets"),
     (lambda: attributes(whole(), y=torch.ones(N, 2)), "labels_as='several'"),
+    (lambda: attributes(whole(), y=torch.eye(N, 12).long()), "'one-hot' if these are classes"),
     (lambda: attributes(whole(), edge_label_index=torch.zeros(2, 2)), "edge_label_index"),
     (lambda: Data(edge_index=torch.tensor([[0], [9]]), num_nodes=2), "must be below 2"),
     (lambda: Data(x=torch.ones(2, 2)), "neither edge_index nor adj_t"),

@@ -7,16 +7,28 @@ import gzip
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
+from torch_geometric.nn import RGCNConv
 
 import hpcgnn
 from hpcgnn.cli import convert as convert_verb
-from hpcgnn.cli import partition, train
+from hpcgnn.cli import partition, predict, train
 from hpcgnn.cli.main import main
 from hpcgnn.comm.agreement import agreed
+from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.train.export import export
 from tests.cli.verbs import call
-from tests.storage.importers.typed import COUNTS, TRIPLES, content, write_folders, write_mag
+from tests.storage.importers.typed import (
+    CLASSES,
+    COUNTS,
+    TRIPLES,
+    content,
+    write_folders,
+    write_mag,
+)
 
 WRITERS = {"mag": write_mag, "folders": write_folders}
 
@@ -133,3 +145,31 @@ def test_a_relational_model_learns_the_papers(comm, shared_path):
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 15 and losses[-1] < 0.05 * losses[0]
+    call(comm, predict, parts, out, "--out", shared_path / "y.h5")
+    with agreed(comm, "compare"):
+        if comm.rank == 0:
+            export(out, shared_path / "w.pt")
+            wanted = in_pytorch_geometric(graph, torch.load(shared_path / "w.pt"))
+            with h5py.File(shared_path / "y.h5") as file:
+                found = torch.from_numpy(file["probabilities"][...])
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def in_pytorch_geometric(graph: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the two layers say of each node, from its type's features or its embedding."""
+    with GraphFile(graph) as file:
+        slab, nodes = file.read_rows(0, file.num_nodes), file.read_nodes(0, file.num_nodes)
+    ends = np.stack([slab.indices, np.repeat(np.arange(slab.hi), np.diff(slab.indptr))])
+    edges = torch.from_numpy(ends), torch.from_numpy(slab.relation).long()
+    (kind,) = nodes.typed_features
+    x = weights["inputs.embedding.weight"].clone()
+    own = torch.nn.Linear(CLASSES, x.shape[1])
+    own.load_state_dict({k: weights[f"inputs.maps.{kind}.{k}"] for k in ("weight", "bias")})
+    with torch.no_grad():
+        x[nodes.type == kind] = own(torch.from_numpy(nodes.typed_features[kind]))
+        for number, (a, b) in enumerate([(8, 8), (8, CLASSES)]):
+            layer = RGCNConv(a, b, 2 * len(TRIPLES))
+            names = dict(layer.named_parameters())
+            layer.load_state_dict({k: weights[f"convs.{number}.{k}"] for k in names})
+            x = layer(x.relu() if number else x, *edges)
+    return x.softmax(dim=1)

@@ -7,8 +7,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse
 
+import hpcgnn
 from hpcgnn.cli import main
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import (
@@ -18,6 +21,7 @@ from hpcgnn.train.plan.estimate import (
     estimate,
     smallest_ranks,
 )
+from hpcgnn.train.plan.file_shapes import shapes_of_file
 
 SAGE = Config.of(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
 LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)
@@ -43,6 +47,14 @@ def test_attention_that_was_measured(mode, measured):
     for activation in ("relu", "elu"):
         planned = estimate(shape, gat.changed(activation=activation))
         assert planned.peak == pytest.approx(measured * 1e6, rel=0.15)
+
+
+@pytest.mark.parametrize("width", [None, 3])
+def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
+    values = np.full((6, width) if width else 6, 0.5)
+    masks = {"x": np.ones((6, 2)), "train_mask": np.ones(6, bool)}
+    path = hpcgnn.from_scipy(scipy.sparse.eye_array(6), tmp_path / "g.h5", y=values, **masks)
+    assert shapes_of_file(path, None, SAGE)[0].outputs == (width or 1)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 from hpcgnn.errors import InputError, warn
 from hpcgnn.storage import named
 from hpcgnn.storage.importers.assemble import Treatment, assemble
+from hpcgnn.storage.importers.columns import at_most_one
 from hpcgnn.storage.importers.source import (
     Column,
     EdgeChunk,
@@ -216,17 +217,19 @@ def _features(column: Column, array: Any) -> Column | SparseColumn:
 
 
 def _meaning(labels: np.ndarray, labels_as: str | None, column: Column) -> str | None:
-    """Floats are numbers to be predicted, unless a matrix of them may be many labels at once."""
-    if labels_as is not None or labels.dtype.kind != "f":
+    """Floats are numbers to be predicted, unless a matrix of them may be something else."""
+    if labels_as is not None:
         return labels_as
+    floats = labels.dtype.kind == "f"
     if labels.ndim == 2 and labels.shape[1] > 1:
-        known = labels[~np.isnan(labels)]
-        if ((known == 0) | (known == 1)).all():
+        known = labels[~np.isnan(labels)] if floats else labels
+        binary = ((known == 0) | (known == 1)).all()
+        if (floats and binary) or (not floats and at_most_one(labels) and (labels == 1).any()):
             raise column.error(
-                "holds zeros and ones: say labels_as='several' if a node may have several labels, "
+                "may be several things: say labels_as='several' if a node may have several labels, "
                 "'one-hot' if these are classes, 'values' if numbers are to be predicted"
             )
-    return "values"
+    return "values" if floats else None
 
 
 def _edge_rows(name: str, array: np.ndarray, column: Column) -> np.ndarray:

@@ -195,7 +195,7 @@ def label_chunks(
             labels, -1, MAX_CLASSES if labels.ndim == 1 else 2, column, "labels (-1: unknown)"
         )
         if labels.ndim == 2:
-            single = single and _at_most_one(labels)
+            single = single and at_most_one(labels)
             positive = positive or bool((labels == 1).any())
             if labels_as == "one-hot":
                 labels = _classes(labels, column)
@@ -233,7 +233,7 @@ def _whole_labels(rows: np.ndarray, column: Column) -> np.ndarray:
     return as_integers(rows, column)
 
 
-def _at_most_one(labels: np.ndarray) -> bool:
+def at_most_one(labels: np.ndarray) -> bool:
     """Each row has a single 1 and zeros, zeros alone, or is unknown as a whole."""
     unknown = labels < 0
     whole = unknown.all(axis=1) | ~unknown.any(axis=1)
@@ -242,7 +242,7 @@ def _at_most_one(labels: np.ndarray) -> bool:
 
 def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
     """int64 [n]: the place of the 1 in each row, -1 where there is none."""
-    if not _at_most_one(labels):
+    if not at_most_one(labels):
         raise column.error("is not one-hot: a row holds several, or some of it is unknown")
     ones = labels == 1
     return np.where(ones.any(axis=1), ones.argmax(axis=1), -1)

@@ -144,8 +144,8 @@ class Reader:
             raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
         return StoredColumn(self, name, found)
 
-    def rows(self, name: str, dtypes: tuple[str, ...], number: int) -> StoredColumn:
-        """The dataset `name` with a value, or a row of any width, for each of `number`."""
+    def rows(self, name: str, dtypes: tuple[str, ...], number: int | None) -> StoredColumn:
+        """The dataset `name` of `number` rows (None: any) of one value or of any width."""
         found = self._get(name)
         with self._mapped(name):
             ndim = found.ndim if isinstance(found, h5py.Dataset) else 1
@@ -270,6 +270,11 @@ class StoredColumn:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Values in a row."""
+        return prod(self.shape[1:])
 
     def place(self, first: int = 0) -> Place:
         return self.reader.place(self.name, first)

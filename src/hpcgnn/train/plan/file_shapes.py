@@ -50,7 +50,7 @@ def shapes_of_file(
             nodes=counts.num_nodes,
             edges=counts.num_edges,
             features=counts.num_features,
-            outputs=counts.num_classes,
+            outputs=_outputs(reader, counts, prefixes[0]),
             halo=0,
             volume=0,
             stored=stored,
@@ -67,6 +67,13 @@ def shapes_of_file(
         return _largest(reader, shape_at(parts), parts), shape_at, counts
 
 
+def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
+    """Classes, labels at once, or numbers to be predicted for each node."""
+    if counts.num_classes or not reader.has(f"{prefix}nodes/labels"):
+        return counts.num_classes
+    return reader.rows(f"{prefix}nodes/labels", ("float32",), None).width
+
+
 def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
     """Refuse what `train` would."""
     kinds = {
@@ -78,7 +85,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
         features=next((kind for kind in ("typed", "sparse", "dense") if kinds[kind]), "none"),
         labels=reader.has(f"{prefix}nodes/labels") and counts.num_splits > 0,
         multilabel=bool(counts.multilabel),
-        num_outputs=counts.num_classes,
+        num_outputs=_outputs(reader, counts, prefix),
         num_relations=counts.num_relations,
     )
     try:
