@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpcgnn.cli.main import main
 from tests.cli.verbs import call
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
@@ -89,7 +88,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
         np.testing.assert_allclose(npz["probabilities"], chances, rtol=1e-6)
         named = [COLOURS[k] for k in h5["classes"]]
     capsys.readouterr()
-    assert main(["info", "later.p1.h5"]) == 0
+    call_alone(import_module("hpcgnn.cli.info"), "later.p1.h5")
     said = capsys.readouterr().out
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)
     assert re.search(r"^  ids +user_.*\(560 in all\)$", said, re.MULTILINE)
