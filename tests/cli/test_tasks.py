@@ -93,12 +93,12 @@ FOUND = {
 def test_learned_and_predicted(comm, parts, task):
     """On the graph that was trained on, and on one without labels, split or ids of its own."""
     options = ("--task", task, *CASES[task], *SETTINGS)
-    call(comm, train, "known.p.h5", *options, "--epochs", 3, "--run-dir", "run")
-    call(comm, train, "known.p.h5", *options, "--epochs", 5, "--run-dir", "run", "--resume")
-    call(comm, train, "known.p.h5", *options, "--epochs", 5, "--run-dir", "whole")
+    call(comm, train, "known.p.h5", *options, "--epochs", 1, "--run-dir", "run")
+    call(comm, train, "known.p.h5", *options, "--epochs", 2, "--run-dir", "run", "--resume")
+    call(comm, train, "known.p.h5", *options, "--epochs", 2, "--run-dir", "whole")
     assert losses("whole") == losses("run")  # to the bit
     records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 5 and all(np.isfinite(record["loss"]) for record in records)
+    assert len(records) == 2 and all(np.isfinite(record["loss"]) for record in records)
     assert "NaN" not in Path("run/metrics.jsonl").read_text()
     assert records[-1]["valid"] is not None and Path("run/checkpoints/best.h5").exists()
     call(comm, predict, "known.p.h5", "run", "-o", "out.csv")
@@ -177,17 +177,3 @@ def test_what_does_not_fit_is_refused(comm, parts):
             call(comm, train, "known.p.h5", *options, *SETTINGS, "--run-dir", "no")
     with pytest.raises(InputError, match="--task links needs a split of the edges: convert"):
         call(comm, train, "bare.p.h5", "--task", "links", *SETTINGS, "--run-dir", "no")
-
-
-def test_a_split_of_links_that_cant_be(comm, shared_path):
-    if comm.rank:
-        return
-    from hpcgnn.storage.importers.link_split import LinkSplit
-
-    for text in ("0.8,0.1", "0.8,0.1,0.2", "a,b,c", "-0.1,0.5,0.1", "nan,0,0"):
-        with pytest.raises(InputError, match="--link-split takes three shares"):
-            LinkSplit.of(text, 0)
-    half = LinkSplit.of("0.5,0.25,0.125", 3)
-    codes = half.codes(np.full(200, 50), np.random.default_rng(0).integers(0, 200, 10_000), 0)
-    shares = np.bincount(codes, minlength=4) / 10_000
-    np.testing.assert_allclose(shares, [0.125, 0.5, 0.25, 0.125], atol=0.02)
