@@ -90,7 +90,7 @@ def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> li
 def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
     pytest.importorskip("torch_geometric")
     moved, original = load("moved_from_pyg"), in_pyg(tmp_path)
-    data = moved["make_graph"](nodes=500)
+    data = moved["make_graph"](nodes=1000)
     torch.manual_seed(3)
     model = moved["Net"](data.num_features, 64, 2, dropout=0.0)
     start = {name: value.clone() for name, value in model.state_dict().items()}
