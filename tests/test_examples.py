@@ -121,11 +121,11 @@ def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
 def test_the_moved_script_runs(comm, shared_path, monkeypatch):
     pytest.importorskip("torch_geometric")
     script = load("moved_from_pyg")
-    small = script["make_graph"](nodes=300)
+    small = script["make_graph"](nodes=200)
     script["main"].__globals__["make_graph"] = lambda: small
     script["main"](comm, str(shared_path))
     comm.barrier()
     pieces = [np.load(path) for path in shared_path.glob("predictions.*.npz")]
     ids = np.concatenate([piece["id"] for piece in pieces])
     assert len(pieces) == comm.size and set(ids) == set(small.original_id.tolist())
-    assert 20 < len(records(shared_path / "run")) <= 100
+    assert 20 <= len(records(shared_path / "run")) <= 100

@@ -177,17 +177,3 @@ def test_what_does_not_fit_is_refused(comm, parts):
             call(comm, train, "known.p.h5", *options, *SETTINGS, "--run-dir", "no")
     with pytest.raises(InputError, match="--task links needs a split of the edges: convert"):
         call(comm, train, "bare.p.h5", "--task", "links", *SETTINGS, "--run-dir", "no")
-
-
-def test_a_split_of_links_that_cant_be(comm, shared_path):
-    if comm.rank:
-        return
-    from hpcgnn.storage.importers.link_split import LinkSplit
-
-    for text in ("0.8,0.1", "0.8,0.1,0.2", "a,b,c", "-0.1,0.5,0.1", "nan,0,0"):
-        with pytest.raises(InputError, match="--link-split takes three shares"):
-            LinkSplit.of(text, 0)
-    half = LinkSplit.of("0.5,0.25,0.125", 3)
-    codes = half.codes(np.full(200, 50), np.random.default_rng(0).integers(0, 200, 10_000), 0)
-    shares = np.bincount(codes, minlength=4) / 10_000
-    np.testing.assert_allclose(shares, [0.125, 0.5, 0.25, 0.125], atol=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from torch.nn import functional
 from hpcgnn.errors import InputError
 from hpcgnn.graph.places import EdgeEnds, FindPlaces
 from hpcgnn.sar.messages import edge_features
-from hpcgnn.tasks import LinkPrediction, PairMLP, find_task
+from hpcgnn.tasks import EdgeTask, LinkPrediction, PairMLP, Regression, find_task
+from hpcgnn.tasks.build import stored_task
 from hpcgnn.tasks.negatives import KnownEdges, false_targets
 from hpcgnn.tasks.pair_rows import numbered, original_ids
 from hpcgnn.tasks.settings import TaskSettings
@@ -135,6 +137,27 @@ def test_what_is_written(comm):
     assert comm.allreduce(len(every.pairs)) == 150
     dots = (x[WHOLE.source[held_out]] * x[WHOLE.target[held_out]]).sum(1)
     np.testing.assert_allclose(found[order], torch.sigmoid(dots).numpy(), rtol=1e-4)
+
+
+def test_what_a_checkpoint_says_of_it():
+    path = Path("last.h5")
+    for task in (
+        LinkPrediction(6, PairMLP(6, 1, product=True), metric="hits", hits_at=3),
+        EdgeTask(Regression(2, "r2"), 5),
+    ):
+        same = stored_task(task.stored(), path)
+        assert same.stored() == task.stored()
+        for change in (
+            {"width": 0},
+            {"metric": "luck"},
+            {"kind": "edge-luck"},
+            {"metric": "hits@x"},
+        ):
+            with pytest.raises(InputError, match="its task can't be"):
+                stored_task(task.stored() | change, path)
+    own = LinkPrediction(6, torch.nn.Bilinear(6, 6, 1)).stored()
+    with pytest.raises(InputError, match=r"its decoder is known to the program alone"):
+        stored_task(own, path)
 
 
 def test_a_graph_with_hidden_edges_in_it_is_refused(comm):

@@ -17,7 +17,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.tasks import find_task
 from hpcgnn.train.checkpoint import file as files
-from hpcgnn.train.optimisation import clip_gradients
+from hpcgnn.train.optimisation import check_rows, clip_gradients
 from hpcgnn.train.stop import StopRequest
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -343,11 +343,17 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
-    trainer = hpcgnn.Trainer(
-        graph, model, find_task(graph), optimizer=torch.optim.Adafactor, run_dir=shared_path
-    )
-    with pytest.raises(InputError, match=r"Adafactor keeps .* of a rank's learned rows together"):
-        trainer.run()
+    with pytest.raises(InputError, match=r"Adafactor takes all rows of a rank's learned rows tog"):
+        hpcgnn.Trainer(
+            graph, model, find_task(graph), optimizer=torch.optim.Adafactor, run_dir=shared_path
+        )
+    rows = model.embedding.weight
+    optimizer = torch.optim.SGD([rows])
+    optimizer.state[rows] = {"by_row": torch.zeros(len(rows), 1), "number": torch.zeros(())}
+    check_rows(optimizer)
+    optimizer.state[rows]["of_columns"] = torch.zeros(len(rows) + 1, 3)
+    with pytest.raises(InputError, match="SGD takes of_columns of a rank's learned rows together"):
+        check_rows(optimizer)
 
 
 def test_the_module_of_the_first_nan_is_named(comm, shared_path):

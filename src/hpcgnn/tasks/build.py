@@ -217,6 +217,12 @@ def stored_task(values: dict[str, Any], path: Path) -> BuiltInTask:
     known: dict[str, Any] = dict(values)
     if "kind" not in known:  # of an earlier release
         known["kind"] = {0: "classes", 1: "labels"}.get(known.get("multilabel", -1), "")
+    if known.get("decoder") == "own":
+        raise InputError(
+            "its decoder is known to the program alone that trained it: predict there, by "
+            "hpcgnn.predict(..., task=task)",
+            file=path,
+        )
     try:
         return _stored(**known)
     except (TypeError, ValueError, InputError):

@@ -13,6 +13,11 @@ class DotProduct(torch.nn.Module):
         return (x_src * x_dst).sum(dim=1, keepdim=True)
 
 
+def name_of(decoder: torch.nn.Module | None) -> str:
+    """`dot`, `mlp`, or `own`, as checkpoints call it."""
+    return {DotProduct: "dot", PairMLP: "mlp"}.get(type(decoder), "own")
+
+
 class PairMLP(torch.nn.Module):
     """A network of one hidden layer over a pair.
 

@@ -13,7 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
 from hpcgnn.sar.pairs import Pairs, pair_values
-from hpcgnn.tasks.decoders import PairMLP
+from hpcgnn.tasks.decoders import PairMLP, name_of
 from hpcgnn.tasks.labelled import Labelled
 from hpcgnn.tasks.pair_rows import PairRows, numbered
 from hpcgnn.tasks.task import SPLITS, TaskDefaults
@@ -74,7 +74,11 @@ class EdgeTask(TaskDefaults):
         return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
 
     def stored(self) -> dict[str, Any]:
-        return self.answer.stored() | {"kind": f"edge-{self.answer.kind}", "width": self.width}
+        return self.answer.stored() | {
+            "kind": f"edge-{self.answer.kind}",
+            "width": self.width,
+            "decoder": name_of(self.module),
+        }
 
     def _has_labels(self, graph: PartitionedGraph) -> bool:
         return (

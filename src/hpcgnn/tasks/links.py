@@ -17,7 +17,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
 from hpcgnn.sar.pairs import Pairs, pair_values
 from hpcgnn.tasks import curves, ranking
-from hpcgnn.tasks.decoders import DotProduct
+from hpcgnn.tasks.decoders import DotProduct, name_of
 from hpcgnn.tasks.negatives import KnownEdges, false_targets, share_of
 from hpcgnn.tasks.pair_rows import PairRows, numbered
 from hpcgnn.tasks.task import SPLITS, TaskDefaults
@@ -160,7 +160,7 @@ class LinkPrediction(TaskDefaults):
             "kind": "links",
             "metric": self.metric,
             "width": self.num_outputs,
-            "decoder": "dot" if isinstance(self.module, DotProduct) else "mlp",
+            "decoder": name_of(self.module),
         }
 
     def _known(self, graph: PartitionedGraph) -> Supervision:

@@ -52,6 +52,9 @@ def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
     return kinds[settings.kind](parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
+_COUPLE_ROWS = ("Adafactor", "Muon")  # of torch's: a step looks at all rows of a parameter together
+
+
 def made_optimizer(
     given: Optimizer | Callable[[Any], Optimizer] | str | None,
     learned: Learned,
@@ -75,7 +78,10 @@ def made_optimizer(
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError("LBFGS asks for the loss several times a step, which isn't supported")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    given_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if type(optimizer).__name__ in _COUPLE_ROWS and any(map(is_sharded, given_parameters)):
+        raise _coupled(optimizer, "all rows")
+    held = {id(p) for p in given_parameters}
     names = {id(p): name for name, p in learned.named_parameters()}
     frozen = {id(p) for p in learned.parameters() if not p.requires_grad}
     if held - names.keys():
@@ -100,10 +106,14 @@ def check_rows(optimizer: Optimizer) -> None:
         for key, value in state.items():
             together = isinstance(value, Tensor) and value.dim() > 0
             if is_sharded(parameter) and together and len(value) != len(parameter):
-                raise InputError(
-                    f"{type(optimizer).__name__} keeps {key} of a rank's learned rows together, "
-                    "so that the result would depend on the ranks: choose another optimizer"
-                )
+                raise _coupled(optimizer, key)
+
+
+def _coupled(optimizer: Optimizer, what: str) -> InputError:
+    return InputError(
+        f"{type(optimizer).__name__} takes {what} of a rank's learned rows together, so that the "
+        "result would depend on the ranks: choose another optimizer"
+    )
 
 
 def schedule_factor(config: Config, epoch: int) -> float:

@@ -21,8 +21,12 @@ def other(name: str) -> Config:
     value = {bool: lambda v: not v, int: lambda v: v + 4, float: lambda v: v + 0.25}.get(
         type(setting.default), lambda v: "1GiB"
     )(setting.default)
-    if name == "ignore":
-        value = "weights"
+    values = {
+        "ignore": "weights", "class_weights": "balanced", "positive_weights": "balanced",
+    }  # fmt: skip
+    value = values.get(name, value)
+    if name == "model_args":  # which is of a model of the user's alone
+        return Config.of(model="net.py:Net", model_args="width=4")
     choices = [choice for choice in setting.choices if choice != setting.default]
     return Config.of(**{name: choices[0] if choices else value})
 
