@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from hpcgnn.graph.places import FindPlaces
-from hpcgnn.sar.pairs import Pairs, pair_values
+from hpcgnn.sar.pairs import NodePairs, pair_values
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(31, 90, seed=4)
 
 
-def shared(graph, ends: np.ndarray) -> tuple[Pairs, np.ndarray]:
+def shared(graph, ends: np.ndarray) -> tuple[NodePairs, np.ndarray]:
     """This rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
     comm = graph.comm
     owner = np.random.default_rng(5).integers(0, comm.size, ends.shape[1])
@@ -22,7 +22,7 @@ def shared(graph, ends: np.ndarray) -> tuple[Pairs, np.ndarray]:
     mine = np.flatnonzero(owner == comm.rank)
     places = graph.derived(FindPlaces())
     source, target = (places.of_ids(row[mine]) for row in ends)
-    return Pairs(source, target, mine), mine
+    return NodePairs(source, target, mine), mine
 
 
 class Decoder(torch.nn.Module):
@@ -83,7 +83,7 @@ def test_no_pairs_at_all(comm):
     graph = distribute(WHOLE, comm)
     none = np.zeros(0, np.int64)
     x_NK = torch.ones(graph.num_local_nodes, 4, requires_grad=True)
-    found = pair_values(graph, x_NK, Pairs(none, none, none), Decoder())
+    found = pair_values(graph, x_NK, NodePairs(none, none, none), Decoder())
     assert found.shape == (0, 2)
     found.sum().backward()
     assert not x_NK.grad.any()

@@ -28,7 +28,7 @@ PIECE = 1 << 15
 
 
 @dataclass(frozen=True)
-class Pairs:
+class NodePairs:
     """Pairs of nodes that this rank answers for.
 
     Attributes:
@@ -44,15 +44,15 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.number)
 
-    def take(self, rows: np.ndarray) -> Pairs:
+    def take(self, rows: np.ndarray) -> NodePairs:
         """Some of the pairs, with the numbers they have."""
-        return Pairs(self.source[rows], self.target[rows], self.number[rows])
+        return NodePairs(self.source[rows], self.target[rows], self.number[rows])
 
 
 def pair_values(
     graph: PartitionedGraph,
     x_NK: Tensor,
-    pairs: Pairs,
+    pairs: NodePairs,
     function: PairFunction,
     *,
     piece: int = PIECE,
@@ -92,7 +92,7 @@ class _Run:
     """One function over one set of pairs."""
 
     def __init__(
-        self, graph: PartitionedGraph, pairs: Pairs, function: PairFunction, piece: int
+        self, graph: PartitionedGraph, pairs: NodePairs, function: PairFunction, piece: int
     ) -> None:
         self.graph, self.pairs, self.function, self.piece = graph, pairs, function, piece
         self.places = graph.derived(FindPlaces())

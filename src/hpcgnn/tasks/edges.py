@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
-from hpcgnn.sar.pairs import Pairs, pair_values
+from hpcgnn.sar.pairs import NodePairs, pair_values
 from hpcgnn.tasks.decoders import PairMLP, name_of
 from hpcgnn.tasks.labelled import Labelled
 from hpcgnn.tasks.pair_rows import PairRows, numbered
@@ -67,7 +67,7 @@ class EdgeTask(TaskDefaults):
 
     @torch.no_grad()
     def pairs(
-        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+        self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows:
         """What is said of every edge of the graph, or of the pairs asked for."""
         edges = chosen or numbered(graph, *graph.derived(EdgeEnds()))
@@ -87,7 +87,7 @@ class EdgeTask(TaskDefaults):
             and self.answer.fits(graph.edge_labels)
         )
 
-    def _supervised(self, graph: PartitionedGraph, split: str) -> tuple[Pairs, Tensor]:
+    def _supervised(self, graph: PartitionedGraph, split: str) -> tuple[NodePairs, Tensor]:
         """The edges of a split of which something is known, and what is."""
         labels, splits = graph.edge_labels, graph.edge_split
         if labels is None or splits is None or not self.answer.fits(labels):
@@ -99,9 +99,9 @@ class EdgeTask(TaskDefaults):
         rows = torch.nonzero(chosen).flatten()
         source, target = graph.derived(EdgeEnds())
         at = rows.cpu().numpy()
-        return Pairs(source[at], target[at], at), labels[rows]
+        return NodePairs(source[at], target[at], at), labels[rows]
 
-    def _values(self, graph: PartitionedGraph, output: Tensor, edges: Pairs) -> Tensor:
+    def _values(self, graph: PartitionedGraph, output: Tensor, edges: NodePairs) -> Tensor:
         if self.module is None:
             raise InputError("a task on edges needs a module that decodes two nodes")
         return pair_values(graph, output, edges, self.module)

@@ -15,7 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.hide import without_edges
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
-from hpcgnn.sar.pairs import Pairs, pair_values
+from hpcgnn.sar.pairs import NodePairs, pair_values
 from hpcgnn.tasks import curves, ranking
 from hpcgnn.tasks.decoders import DotProduct, name_of
 from hpcgnn.tasks.negatives import KnownEdges, false_targets, share_of
@@ -30,7 +30,7 @@ _AT_A_TIME = 1 << 18  # false pairs that are ranked at a time
 class Supervision:
     """The true pairs of each split, and all edges there are."""
 
-    pairs: dict[str, Pairs]
+    pairs: dict[str, NodePairs]
     edges: KnownEdges
 
 
@@ -138,7 +138,7 @@ class LinkPrediction(TaskDefaults):
 
     @torch.no_grad()
     def pairs(
-        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+        self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows:
         """The probability of pairs to be true: of those asked for, else of the true pairs of valid
         and test, else, in a graph without a split, of all edges."""
@@ -146,7 +146,7 @@ class LinkPrediction(TaskDefaults):
         scores = torch.sigmoid(self._scores(graph, output, pairs))
         return PairRows(pairs, {"probabilities": scores.cpu().numpy()})
 
-    def _held_out(self, graph: PartitionedGraph) -> Pairs:
+    def _held_out(self, graph: PartitionedGraph) -> NodePairs:
         if self._supervision is None:
             source, target = graph.derived(EdgeEnds())
         else:
@@ -171,10 +171,10 @@ class LinkPrediction(TaskDefaults):
             )
         return self._supervision
 
-    def _scores(self, graph: PartitionedGraph, output: Tensor, pairs: Pairs) -> Tensor:
+    def _scores(self, graph: PartitionedGraph, output: Tensor, pairs: NodePairs) -> Tensor:
         return pair_values(graph, output, pairs, self.module)[:, 0]
 
-    def _sample(self, graph: PartitionedGraph, split: str) -> Pairs:
+    def _sample(self, graph: PartitionedGraph, split: str) -> NodePairs:
         """The true pairs; of train about as many as of valid and test together."""
         pairs = self._known(graph).pairs
         if split != "train":
@@ -187,7 +187,7 @@ class LinkPrediction(TaskDefaults):
         return pairs["train"].take(np.flatnonzero(chosen))
 
     def _ranked(
-        self, graph: PartitionedGraph, output: Tensor, true: Pairs
+        self, graph: PartitionedGraph, output: Tensor, true: NodePairs
     ) -> tuple[Tensor, Tensor]:
         """Scores of true pairs and of the false ones of each, some pairs at a time."""
         known, step = self._known(graph), max(1, _AT_A_TIME // self.ranked_against)
@@ -205,10 +205,10 @@ class LinkPrediction(TaskDefaults):
         return true_N, false_NM
 
 
-def _both(true: Pairs, false_mK: np.ndarray) -> Pairs:
+def _both(true: NodePairs, false_mK: np.ndarray) -> NodePairs:
     """The true pairs, then for each of them its false ones."""
     count = false_mK.shape[1]
-    return Pairs(
+    return NodePairs(
         np.concatenate([true.source, np.repeat(true.source, count)]),
         np.concatenate([true.target, false_mK.reshape(-1)]),
         np.concatenate([true.number, np.repeat(true.number, count)]),

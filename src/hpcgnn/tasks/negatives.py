@@ -14,7 +14,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.graph.draws import below, key_of, unit
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds, FindPlaces, Places
-from hpcgnn.sar.pairs import Pairs
+from hpcgnn.sar.pairs import NodePairs
 
 _TRIES = 16  # a node that has nearly all others as neighbours may get a true one after so many
 
@@ -52,7 +52,7 @@ class KnownEdges:
 
 
 def false_targets(
-    edges: KnownEdges, pairs: Pairs, count: int, *, seed: int, epoch: int
+    edges: KnownEdges, pairs: NodePairs, count: int, *, seed: int, epoch: int
 ) -> np.ndarray:
     """Places of `count` nodes for each pair, int64 `[m, count]`; collective.
 

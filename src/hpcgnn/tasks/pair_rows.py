@@ -8,18 +8,18 @@ import numpy as np
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, look_up
-from hpcgnn.sar.pairs import Pairs
+from hpcgnn.sar.pairs import NodePairs
 
 
 @dataclass(frozen=True)
 class PairRows:
     """This rank's pairs, and arrays with a row for each."""
 
-    pairs: Pairs
+    pairs: NodePairs
     rows: dict[str, np.ndarray]
 
 
-def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) -> Pairs:
+def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) -> NodePairs:
     """Pairs whose targets are local nodes, in the order of target's id, then source's; collective.
 
     The numbers of all ranks' pairs are 0 .. count - 1. Parallel pairs keep the order they have
@@ -48,10 +48,10 @@ def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) ->
     starts = np.flatnonzero(np.diff(sorted_rows, prepend=-1))
     within = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     number[order] = first[sorted_rows] + within
-    return Pairs(source, target, number)
+    return NodePairs(source, target, number)
 
 
-def original_ids(graph: PartitionedGraph, pairs: Pairs) -> dict[str, np.ndarray]:
+def original_ids(graph: PartitionedGraph, pairs: NodePairs) -> dict[str, np.ndarray]:
     """The ids that the user knows both nodes of each pair by; collective."""
     places, ids = graph.derived(FindPlaces()), graph.original_ids.cpu().numpy()
     return {

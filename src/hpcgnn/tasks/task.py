@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.sar.pairs import Pairs
+from hpcgnn.sar.pairs import NodePairs
 from hpcgnn.tasks.pair_rows import PairRows
 
 SPLITS = ("train", "valid", "test")
@@ -71,7 +71,7 @@ class Task(Protocol):
         ...
 
     def pairs(
-        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+        self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows | None:
         """What is written of edges or pairs of nodes, or of these; None: of nodes; collective."""
         ...
@@ -100,7 +100,7 @@ class TaskDefaults:
         return graph
 
     def pairs(
-        self, graph: PartitionedGraph, output: Tensor, chosen: Pairs | None = None
+        self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows | None:
         return None
 

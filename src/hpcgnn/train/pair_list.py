@@ -12,12 +12,12 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.user_ids import FindUserIds
-from hpcgnn.sar.pairs import Pairs
+from hpcgnn.sar.pairs import NodePairs
 
 _LONGEST_ID = 20  # characters of an int64
 
 
-def read_pairs(path: Path, graph: PartitionedGraph) -> Pairs:
+def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:
     """The pairs of a text file of two columns, or of an `.npy` `[M, 2]`; collective.
 
     Ids are those that the graph came with, source and target; a first line of words is passed over.
@@ -37,7 +37,7 @@ def read_pairs(path: Path, graph: PartitionedGraph) -> Pairs:
     number = first + step * np.arange(len(ends), dtype=np.int64)
     places = graph.derived(FindUserIds()).places_of(np.ascontiguousarray(ends.T).ravel(), path)
     source, target = places.reshape(2, -1)
-    return Pairs(source, target, number)
+    return NodePairs(source, target, number)
 
 
 def _of_array(path: Path, rank: int, size: int) -> tuple[np.ndarray, int, int]:
