@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "sage": lambda a, b, layer: nn.SAGEConv(a, b),
     "gat": lambda a, b, layer: nn.GATConv(a, b // 2, heads=2),
     "gatv2": lambda a, b, layer: nn.GATv2Conv(a, b // 2, heads=2),
+    "transformer": lambda a, b, layer: nn.TransformerConv(a, b // 2, heads=2),
 }
 
 
