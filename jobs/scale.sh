@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How far one machine goes: a graph of NODES nodes (10 million) with DEGREE edges each (20) is
 # generated, partitioned by each method, planned for, and trained on for 3 epochs; prints a table.
-#     jobs/scale.sh [FOLDER]                        (default: runs/scale; 13 GB, 20 minutes)
+#     jobs/scale.sh [FOLDER]                        (default: runs/scale)
 # HPCGNN_RANKS (4), METHODS (auto kaminpar streaming), FEATURES (64) and HIDDEN (64) change it. Peak
 # memory is that of all processes of a stage together. Partitions are made again in every call.
 set -e

@@ -97,6 +97,15 @@ def test_a_full_disk_ends_all_ranks_alike(comm, scratch, monkeypatch):
 
 
 @pytest.mark.mpi
+def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
+    pytest.importorskip("kaminpar")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match=r"none: no temporary folder can be made: No such file"):
+        assign(comm, "kaminpar", make_problem(comm, grid_edges(9, 9), 81, 2))
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -101,7 +101,7 @@ def _scratch(comm: Communicator) -> Iterator[Path | None]:
             except OSError as error:
                 raise OutputError(
                     f"no temporary folder can be made: {error.strerror}: set TMPDIR",
-                    file=tempfile.gettempdir(),
+                    file=os.environ.get("TMPDIR", "/tmp"),
                 ) from error
     try:
         yield Path(folder.name) if folder else None
