@@ -42,7 +42,7 @@ def mpiexec() -> str:
         ("hpcgnn.partition.layout.assembly:build", "partition", "lay out the parts"),
         ("hpcgnn.storage.write.part_writer:_append", "partition", "write the partition file"),
         ("hpcgnn.train.open:load_partition", "predict", "read the partition"),
-        ("hpcgnn.train.predict:_write_slabs", "predict", "write the predictions"),
+        ("hpcgnn.train.prediction_writing:_write_slabs", "predict", "write the predictions"),
     ],
 )
 def test_the_place_is_told(comm, tmp_path, function, verb, place):

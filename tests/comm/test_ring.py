@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import InputError
 
 pytestmark = pytest.mark.mpi

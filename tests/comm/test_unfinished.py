@@ -9,7 +9,8 @@ import torch
 from tests.graphs import distribute, local, random_graph
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import CommunicationError
 from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.attention import AttentionSettings

@@ -9,7 +9,7 @@ from mpi4py import MPI
 from hpcgnn import nn
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.sar import relation_pairs, relational
-from hpcgnn.sar.relation_pairs import Pairs
+from hpcgnn.sar.relation_pairs import RelationPairs
 from tests.graphs import Whole, collect, distribute, local, random_graph
 from tests.sar.test_stream import FLOAT, boundary, sent
 
@@ -60,7 +60,7 @@ def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, co
     expected_rows, expected_grad = dense(whole, weights(4, outputs), mean)
     torch.testing.assert_close(rows, expected_rows, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-4)
-    built = {w: found for w, found in graph._kept.items() if isinstance(found, Pairs)}
+    built = {w: found for w, found in graph._kept.items() if isinstance(found, RelationPairs)}
     assert all(s.high - s.low <= slab for pairs in built.values() for s in pairs.slabs)
     forward = {w: found for w, found in built.items() if isinstance(w, relational.ForwardPairs)}
     orders = {w.row_wise for w, found in forward.items() if found.slabs}
@@ -74,7 +74,7 @@ def test_a_hub_is_multiplied_once_per_relation(by):
     (whole.target if by == "row" else whole.source)[:] = 7
     graph = distribute(whole, Communicator(MPI.COMM_SELF))
     relational.relational_sum(graph, graph.features, weights(2, 5).float(), mean=True)
-    (pairs,) = (found for found in graph._kept.values() if isinstance(found, Pairs))
+    (pairs,) = (found for found in graph._kept.values() if isinstance(found, RelationPairs))
     assert pairs.gather.num_rows == 2
 
 

@@ -132,7 +132,7 @@ def test_only_scores_count():
 @pytest.mark.parametrize(
     "change",
     [
-        {"best": "x"}, {"best": 1.5}, {"best": True}, {"best_epoch": "9"}, {"best_epoch": 11},
+        {"best": "x"}, {"best": [0.5]}, {"best": True}, {"best_epoch": "9"}, {"best_epoch": 11},
         {"best_epoch": -1}, {"best": None}, {"test_at_best": []}, {"waited": 2.5}, {"waited": 11},
     ],
 )  # fmt: skip

@@ -304,7 +304,8 @@ def _ranks(comm: Communicator) -> Iterator[Finding]:
 def _ring(comm: Communicator) -> Finding:
     import torch
 
-    from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+    from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+    from hpcgnn.comm.ring import Exchange, Ring
 
     ring = Ring(comm)
     rows, width = _RING_BYTES // 256, 64

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from hpcgnn.comm.channel import Channel, InFlight
 from hpcgnn.comm.collectives import LARGEST_MESSAGE
+from hpcgnn.comm.message import Incoming, Outgoing
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span
@@ -36,28 +36,6 @@ _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
 _MOST_MESSAGES = 16  # that are posted ahead where they are short
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
-
-
-def ring_order(rank: int, size: int, direction: int) -> list[int]:
-    """Peers of `rank` in ring order: whom it sends to (+1) or receives from (-1)."""
-    return [(rank + direction * k) % size for k in range(1, size)]
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A message to `peer`; `pack` fills the `[num_rows, width]` buffer when a slot is free."""
-
-    peer: int
-    num_rows: int
-    pack: Callable[[Tensor], None]
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A message from `peer` of `num_rows` rows."""
-
-    peer: int
-    num_rows: int
 
 
 class Arrival:

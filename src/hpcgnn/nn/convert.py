@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.autograd import first_order
 
 
 def unsynchronised(model: torch.nn.Module) -> list[str]:
@@ -124,6 +125,7 @@ class _Normalise(torch.autograd.Function):
         return normed
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         normed, rstd = ctx.saved_tensors
         grad = grads[0]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.ring import Exchange, Outgoing
+from hpcgnn.comm.message import Outgoing
+from hpcgnn.comm.ring import Exchange
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block

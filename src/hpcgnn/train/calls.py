@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +55,16 @@ class ModelCall:
             )
         return output
 
+    def random_numbers(self, epoch: int, seed: int) -> AbstractContextManager[Any]:
+        """torch's random numbers follow from seed, epoch and rank in a model of the user's."""
+        device = self.graph.node_ids.device
+        stack = ExitStack()
+        devices = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        words = np.random.SeedSequence((seed, epoch, self.graph.comm.rank))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+        return stack
+
     def output(self) -> Tensor:
         """The output in the run's precision; rows of float32 where it is of less."""
         return self._precise(None)
@@ -85,6 +98,9 @@ class BuiltInCall(ModelCall):
         self.model, self.graph, self.precision = model, graph, config.device.precision
         self.train_rows = train_rows
         self.flow = self._message_flow(config)
+
+    def random_numbers(self, epoch: int, seed: int) -> AbstractContextManager[Any]:
+        return nullcontext()  # masks are drawn by node, epoch and seed
 
     def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
         output: Tensor = self.model(self.graph, x_NF)

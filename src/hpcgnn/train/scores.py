@@ -112,3 +112,18 @@ def checked_rows(rows: Any, split: str, count: int | None = None) -> Tensor:
             value=int(rows.max()),
         )
     return rows
+
+
+def check_output(output: Tensor, place: Tensor, task: Task) -> None:
+    """Rows of the training targets are there, and as many columns as the task asks for.
+
+    Raises:
+        InputError: they are not.
+    """
+    checked_rows(place, "train", len(output))
+    wanted = task.num_outputs
+    if wanted is not None and (output.dim() != 2 or output.shape[1] < wanted):
+        raise InputError(
+            f"the model must return {wanted} numbers per node for this task",
+            value=tuple(output.shape),
+        )

@@ -43,7 +43,7 @@ from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
 from hpcgnn.train.reporter import Reporter
 from hpcgnn.train.run import Run, config_of_program
 from hpcgnn.train.run_directory import held, note_end, write_config
-from hpcgnn.train.scores import Monitor, Scores, checked_rows, score
+from hpcgnn.train.scores import Monitor, Scores, check_output, checked_rows, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, now, over_ranks
 
@@ -279,7 +279,7 @@ class Trainer:
         self.learned.train()
         for parameter in self.parameters:
             parameter.grad = None
-        with self._random_numbers(epoch):
+        with self.call.random_numbers(epoch, self.config.training.seed):
             if self.config.training.adversarial_steps and isinstance(self.model, Model):
                 attack = Attack(self.model, self.graph, self.config)
                 total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
@@ -302,18 +302,6 @@ class Trainer:
             self.average.update()
         return total
 
-    def _random_numbers(self, epoch: int) -> ExitStack:
-        """torch's random numbers follow from seed, epoch and rank in a model of the user's."""
-        stack = ExitStack()
-        if not isinstance(self.model, Model):
-            devices = [self.device] if self.device.type == "cuda" else []
-            stack.enter_context(torch.random.fork_rng(devices=devices))
-            words = (self.config.training.seed, epoch, self.comm.rank)
-            torch.manual_seed(
-                int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-            )
-        return stack
-
     def output(self) -> Tensor:
         """The model's output for all local nodes, in its present mode; for `losses`."""
         return self.call.output()
@@ -331,7 +319,7 @@ class Trainer:
             output = self.call.training_output(x_NF)
             place = self.call.place(rows)
             if epoch == self.start + 1:
-                self._check_output(output, place)
+                check_output(output, place, self.task)
             share = self.task.loss(self.graph, output[place], rows)
             if isinstance(share, Tensor) and not share.requires_grad:
                 # A rank whose share is a constant still has its part in the others' backward.
@@ -369,16 +357,6 @@ class Trainer:
         with watch.phase("backward"), self.comm.at("backward"):
             (share / steps).backward()
         return total
-
-    def _check_output(self, output: Tensor, place: Tensor) -> None:
-        """Once: rows of the targets are there, and as many columns as the task asks for."""
-        checked_rows(place, "train", len(output))
-        wanted = self.task.num_outputs
-        if wanted is not None and (output.dim() != 2 or output.shape[1] < wanted):
-            raise InputError(
-                f"the model must return {wanted} numbers per node for this task",
-                value=tuple(output.shape),
-            )
 
     def _sum_gradients(self, epoch: int) -> None:
         """Add up the gradients of replicated parameters over the ranks: one message."""

@@ -17,7 +17,8 @@ import torch
 from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm import device
-from hpcgnn.comm.ring import Exchange, Incoming, Outgoing, Ring, ring_order
+from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.comm.transport import choice, pinned
 from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from hpcgnn.comm import single
 from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import Terminated
 from hpcgnn.errors import (
@@ -228,6 +227,8 @@ def _mpi() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):
+        from hpcgnn.comm import single
+
         return single
     return MPI
 
