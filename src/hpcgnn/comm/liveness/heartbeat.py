@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 
 from hpcgnn.comm.liveness.location import Report
@@ -137,7 +137,8 @@ class Heartbeat:
         """End the thread and close the socket."""
         if self._open:
             self._open = False
-            self._socket.sendto(b"", self.address)
+            with suppress(OSError):  # the thread may have seen it, and closed the socket
+                self._socket.sendto(b"", self.address)
 
     def ask(self, ranks: Iterable[int], seconds: float) -> dict[int, Report]:
         """What those ranks answer within `seconds`; the silent ones are missing."""
