@@ -89,6 +89,16 @@ def test_commands_for_one_machine_run(shell, tmp_path):
     assert len(lines) == 30
 
 
+def test_the_first_commands_learn(shell, tmp_path):
+    """Defaults of `generate` and `train`: nine tenths of all nodes are right after 20 epochs."""
+    ((_, code),) = blocks("sh", "docs/index.md")
+    out = shell(code)
+    best = re.search(r"best valid accuracy ([\d.]+) %", out)
+    assert best is not None and float(best[1]) >= 90, out
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 10_001
+    assert (tmp_path / "runs" / "first" / "report" / "index.html").is_file()
+
+
 def test_script_trains_on_two_ranks(shell, tmp_path):
     ((_, code),) = blocks("python")
     assert code.count("\n") <= 50
