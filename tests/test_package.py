@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import hpcgnn
+from hpcgnn.cli.main import VERBS
 
 
 def test_names_are_found_at_their_first_use():
@@ -38,6 +39,14 @@ print({*sys.modules} & {"torch", "mpi4py", "h5py"} or "neither", before == dict(
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "neither True", done.stderr
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"plan"}))
+def test_the_command_is_read_before_torch_is_loaded(verb):
+    """A signal is heard, and a mistyped option answered, before the seconds that torch takes."""
+    program = f"import sys, hpcgnn.cli.{verb}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize(("result", "status"), [("None", 0), ("0", 0), ("3", 3)])

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"):
         from hpcgnn.comm.agreement import agreed
-        from hpcgnn.tasks.task import shown as in_words
+        from hpcgnn.tasks.metric_names import shown as in_words
         from hpcgnn.train.config import Config
         from hpcgnn.train.node_texts import NodeTexts, node_texts
         from hpcgnn.train.open import open_part

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcgnn.report.run import RunFiles
 from hpcgnn.report.summary import summarise
-from hpcgnn.tasks.task import shown
+from hpcgnn.tasks.metric_names import shown
 
 _ABSENT = "-"
 COLUMNS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.report.run import SETS, RunFiles, read_run
-from hpcgnn.tasks.task import shown
+from hpcgnn.tasks.metric_names import shown
 from hpcgnn.train.journal import gaps
 from hpcgnn.train.run_directory import REQUEUE, how_it_ended
 

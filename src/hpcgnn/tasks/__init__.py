@@ -1,13 +1,22 @@
-"""What is learned: targets, loss, metrics."""
+"""What is learned: targets, loss, metrics.
 
-from hpcgnn.tasks.build import find_task
-from hpcgnn.tasks.classes import MultiClass
-from hpcgnn.tasks.decoders import DotProduct, PairMLP
-from hpcgnn.tasks.edges import EdgeTask
-from hpcgnn.tasks.labels import MultiLabel
-from hpcgnn.tasks.links import LinkPrediction
-from hpcgnn.tasks.task import Task, TaskDefaults, as_task
-from hpcgnn.tasks.values import Regression
+Names are imported at their first use: settings of tasks are read before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcgnn.tasks.build import find_task
+    from hpcgnn.tasks.classes import MultiClass
+    from hpcgnn.tasks.decoders import DotProduct, PairMLP
+    from hpcgnn.tasks.edges import EdgeTask
+    from hpcgnn.tasks.labels import MultiLabel
+    from hpcgnn.tasks.links import LinkPrediction
+    from hpcgnn.tasks.task import Task, TaskDefaults, as_task
+    from hpcgnn.tasks.values import Regression
 
 __all__ = [
     "DotProduct",
@@ -22,3 +31,27 @@ __all__ = [
     "as_task",
     "find_task",
 ]
+
+_MODULES = {
+    "DotProduct": "decoders",
+    "EdgeTask": "edges",
+    "LinkPrediction": "links",
+    "MultiClass": "classes",
+    "MultiLabel": "labels",
+    "PairMLP": "decoders",
+    "Regression": "values",
+    "Task": "task",
+    "TaskDefaults": "task",
+    "as_task": "task",
+    "find_task": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"hpcgnn.tasks.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'hpcgnn.tasks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
-from hpcgnn.tasks.task import shown
+from hpcgnn.tasks.metric_names import shown
 
 
 @dataclass

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any, TextIO
 
-from hpcgnn.tasks.task import shown
+from hpcgnn.tasks.metric_names import shown
 from hpcgnn.train.telemetry import human, now
 
 SHOWN = ("lines", "all", "nothing", "json")

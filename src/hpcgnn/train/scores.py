@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks.task import SPLITS, Task, larger_is_better
+from hpcgnn.tasks.metric_names import larger_is_better
+from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train.config import TrainingSettings
 
 Scores = dict[str, dict[str, float | None]]  # by split, by metric; None where undefined
