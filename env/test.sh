@@ -22,8 +22,8 @@ check() {
 on_ranks() {
     local ranks=$1 folders=(tests)
     shift
-    [ "$ranks" -le 3 ] || folders=(tests/{comm,partition,storage,graph,sar,nn,train})
-    [ "$ranks" -le 4 ] || folders=(tests/{comm,partition,storage,sar,nn})
+    [ "$ranks" -le 3 ] || folders=(tests/{comm,partition,storage,graph,sar,nn})
+    [ "$ranks" -le 4 ] || folders=(tests/{comm,partition,sar})
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
     mpiexec -n "$ranks" sh -c \
