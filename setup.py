@@ -26,7 +26,8 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall",
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS = ["-fopenmp"]
 if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
-    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    # Python's own -fwrapv would define what overflows, and nothing would be found.
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
     # Checks of addresses as calls, and none of what AddressSanitizer finds anyway: written out in
     # every loop they take the compiler many minutes.
     CALLS = ["--param=asan-instrumentation-with-call-threshold=0"]

@@ -25,18 +25,18 @@ def block(column: int) -> Block:
 
 
 def read_beyond(width: int) -> None:
-    spmm(block(3), torch.zeros(3, width), torch.zeros(2, width), (0, 2))
+    spmm(block(3), torch.zeros(3, width), torch.zeros(2, width), (0, 2), True)
 
 
 def write_beyond(width: int) -> None:
-    spmm(block(2), torch.zeros(3, width), torch.zeros(1, width), (0, 2))
+    spmm(block(2), torch.zeros(3, width), torch.zeros(1, width), (0, 2), True)
 
 
 def multiply_beyond(width: int) -> None:
     given, x, out = block(2), torch.zeros(3, width), torch.zeros(2, width)
     far = Matrix(x.data_ptr(), 1 << 62)
     few = ctypes.byref(edges(given, (0, 2)))
-    function("spmm")(few, 0, far, matrix(out), ctypes.c_int64(width))
+    function("spmm")(few, 0, far, matrix(out), ctypes.c_int64(width), ctypes.c_int64(1))
 
 
 @pytest.mark.parametrize("width", [1, 24])
@@ -54,8 +54,10 @@ def test_mistakes_end_the_process(
     torch.set_num_threads(1)
     child = os.fork()
     if child == 0:
-        mistake(width)
-        os._exit(0)
+        try:
+            mistake(width)
+        finally:
+            os._exit(0)
     _, status = os.waitpid(child, 0)
     assert status != 0
     assert said in capfd.readouterr().err
