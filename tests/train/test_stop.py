@@ -44,6 +44,18 @@ def test_an_end_that_is_no_number(monkeypatch):
 def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGINT)
+        assert request.reason == "", "ignored where it was ignored before"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _press_twice(clock)
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _press_twice(clock):
     with StopRequest() as request:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # the launcher's copy of the same press

@@ -39,7 +39,9 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in STOP_SIGNALS:
-            self._former[number] = signal.signal(number, self._note)
+            # A job in the background of a script has Ctrl-C ignored from its start.
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                self._former[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
