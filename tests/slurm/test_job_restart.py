@@ -138,7 +138,7 @@ def test_time_limit(
         wait_for(lambda: "SIGUSR1" in slurm.log(job), 120, "the signal")
     finally:
         _kill(ranks, signal.SIGCONT)
-    slurm.wait(job, "PENDING", 30)
+    slurm.wait(job, "PENDING", 90)
     assert re.search(r"stopping after epoch \d+: SIGUSR1", slurm.log(job))
     assert 5 < len(_epochs(run_dir)) < epochs
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
@@ -159,7 +159,7 @@ def test_preemption(
     urgent = slurm.submit(
         "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 3", cwd=tmp_path
     )
-    slurm.wait(job, "PENDING", 30)
+    slurm.wait(job, "PENDING", 90)
     stopped = len(_epochs(run_dir))
     assert re.search(r"stopping after epoch \d+: SIGTERM", slurm.log(job))
     assert (run_dir / "checkpoints" / f"epoch-{stopped:06d}.h5").exists() and 5 < stopped < epochs
