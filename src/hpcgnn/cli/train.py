@@ -222,5 +222,5 @@ def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
             same_graph = reader.text("graph_fingerprint") == fingerprint
             asked = config.training.method
             return same_graph and asked in ("auto", reader.text("method"))
-    except Exception:  # not one that can be used
+    except InputError:  # not one that can be used
         return False

@@ -307,15 +307,14 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
             packed += records[key]
             packed -= low
         return _order_of(packed)
-    order: np.ndarray | None = None
+    order = np.arange(records.shape[0])
     for key, low, span in zip(reversed(keys), reversed(lows), reversed(spans), strict=True):
-        values = records[key] if order is None else records[key][order]
+        values = records[key][order]
         if span * records.shape[0] < 1 << 62:
             following = _order_of(values - np.int64(low))
         else:
             following = np.argsort(values, kind="stable")
-        order = following if order is None else order[following]
-    assert order is not None
+        order = order[following]
     return order
 
 
