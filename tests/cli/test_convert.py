@@ -32,7 +32,8 @@ if main(sys.argv[1:]) == 0:
 def peak_memory(*args: object) -> int:
     """Most memory a successful conversion ever held, in bytes."""
     command = [sys.executable, "-c", MEASURED, "convert", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "peak VmHWM:" in done.stdout, done.stderr
     return int(done.stdout.split("peak VmHWM:")[1].split()[0]) << 10
 
 
@@ -84,9 +85,9 @@ def test_memory_stays_below_the_limit(tmp_path):
     (tmp_path / "tiny.txt").write_text("0 1\n")
     baseline = peak_memory(tmp_path / "tiny.txt", tmp_path / "tiny.h5")
     out = tmp_path / "g.h5"
-    peak = peak_memory(tmp_path / "g.txt", out, "--symmetrise", "--memory", "160MiB")
+    peak = peak_memory(tmp_path / "g.txt", out, "--symmetrise", "--memory", "192MiB")
     assert 2 * ends.nbytes > 75 * MIB  # and sorting takes three times that
-    assert peak < 160 * MIB and peak - baseline < 110 * MIB
+    assert peak < 192 * MIB and peak - baseline < 110 * MIB
     source, destination = np.concatenate([ends, ends[:, ::-1]]).T
     truth = np.unique(destination * number + source)  # by destination, then source
     with GraphFile(out) as graph:
