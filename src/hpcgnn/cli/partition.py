@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import say
+from hpcgnn.errors import counted, say
 from hpcgnn.partition.pipeline import METHODS, partition_graph
 from hpcgnn.partition.problem import QUALITIES, REFINEMENTS, PartitionOptions
 from hpcgnn.partition.quality import table, verdict
@@ -88,7 +88,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     if comm.rank == 0:
         say(*report["notes"], *table(report).splitlines(), verdict(report))
         say(
-            f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
-            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"
+            f"{report['file']}: {counted(report['parts'], 'part')} in {report['seconds']:.1f} s, "
+            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over "
+            f"{counted(comm.size, 'rank')}"
         )
     return 0

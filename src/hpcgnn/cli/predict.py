@@ -21,7 +21,9 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("partition", help="partition file with one part per rank")
+    parser.add_argument(
+        "partition", help="partition file with one part per rank; on one rank graph.h5 will do"
+    )
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -166,18 +168,24 @@ def _predict(
 
 
 def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
-    """Fingerprints of the partition's graph, and of the one whose tables it was encoded like."""
+    """Fingerprints of the file's graph, and of the one whose tables it was encoded like."""
     from hpcgnn.comm.agreement import agreed
+    from hpcgnn.partition.load import is_graph
+    from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.read.partition_file import PartitionFile
 
     found = ("", "")
     with agreed(comm, "open the partition"):
         if comm.rank == 0:
-            with PartitionFile(args.partition) as file:
-                encoding = file.read_encoding()
-                found = file.header["graph_fingerprint"], encoding.like if encoding else ""
-    whole: tuple[str, str] = comm.broadcast(found, where="open the partition")
-    return whole
+            if comm.size == 1 and is_graph(args.partition):
+                with GraphFile(args.partition) as whole:
+                    encoding, graph = whole.read_encoding(), whole.fingerprint
+            else:
+                with PartitionFile(args.partition) as file:
+                    encoding, graph = file.read_encoding(), file.header["graph_fingerprint"]
+            found = graph, encoding.like if encoding else ""
+    known: tuple[str, str] = comm.broadcast(found, where="open the partition")
+    return known
 
 
 def _split(

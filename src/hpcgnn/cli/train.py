@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError, say, warn
+from hpcgnn.errors import InputError, counted, say, warn
 from hpcgnn.settings import HIGHEST, check_range
-from hpcgnn.storage.schema import GRAPH, PARTITION
-from hpcgnn.train.config import Config, add_options, resolve
+from hpcgnn.train.config import Config, add_options, former_settings, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -24,13 +22,19 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", help="graph.h5, or a partition file with one part per rank")
+    parser.add_argument(
+        "graph",
+        nargs="?",
+        help="graph.h5, or a partition file with one part per rank; with --resume and --run-dir "
+        "the run's, where none is given",
+    )
     parser.add_argument("--run-dir", default=None, help="where results go (default: runs/NAME)")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="go on from the newest whole checkpoint of the run directory, if there is one",
+        help="go on from the newest whole checkpoint of the run directory, if there is one, with "
+        "the run's settings where no other are given",
     )
     parser.add_argument(
         "--init-from",
@@ -39,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights to start from, .safetensors or .pt (hpcgnn export, or model.state_dict())",
     )
-    parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
+    parser.add_argument(
+        "--config", default=None, metavar="FILE", help="settings: TOML, or a run's config.json"
+    )
     parser.add_argument(
         "--profile",
         type=int,
@@ -69,24 +75,45 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     with comm.at("imports"):
         import hpcgnn.train.configured  # noqa: F401 - counts among the imports
         from hpcgnn.system import resident_memory
+        from hpcgnn.train.automatic import file_of_parts
         from hpcgnn.train.run_directory import held
 
     imported = resident_memory()
-    config = resolve_together(args, comm)
+    source, run_dir = _places(args, comm)
+    config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
-    source = Path(args.graph)
-    partition = _partition_file(source, comm, config)
-    run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
+    partition = file_of_parts(source, comm, config)
     with held(run_dir, comm, fresh=not args.resume):
-        return _train(args, comm, config, partition, run_dir, imported)
+        return _train(args, comm, config, source, partition, run_dir, imported)
 
 
-def resolve_together(args: argparse.Namespace, comm: Communicator) -> Config:
-    """The settings, the same on all ranks though each reads its file; collective."""
+def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
+    """The graph or partition file, and the run directory; collective."""
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.train.starts import last_source
+
+    if args.graph is not None:
+        source = Path(args.graph)
+        return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
+    if args.run_dir is None or not args.resume:
+        raise InputError(
+            "name the graph or partition file to train on; a run goes on without it by "
+            "--resume --run-dir RUN"
+        )
+    found = ""
+    with agreed(comm, "read the run"):
+        if comm.rank == 0:
+            found = str(last_source(Path(args.run_dir)))
+    return Path(comm.broadcast(found, where="read the run")), Path(args.run_dir)
+
+
+def resolve_together(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> Config:
+    """The settings, the same on all ranks though each reads its files; collective."""
     from hpcgnn.comm.agreement import agreed
 
     with agreed(comm, "read the settings"):
-        config = resolve(args, args.config)
+        former = former_settings(run_dir) if args.resume else None
+        config = resolve(args, args.config, former)
     require_same(comm, config.flat(), "settings", file=args.config)
     return config
 
@@ -95,6 +122,7 @@ def _train(
     args: argparse.Namespace,
     comm: Communicator,
     config: Config,
+    source: Path,
     partition: Path,
     run_dir: Path,
     imported: int,
@@ -119,16 +147,18 @@ def _train(
         _init_from(args.init_from, trainer.model, graph, comm)
     if trainer.begins:
         write_config(run_dir, comm, config)
-    note_start(run_dir, graph, from_epoch=trainer.epoch, partition=partition)
+    note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
     unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
         print(note(unused, config.model), flush=True)
     if comm.rank == 0:
-        count = sum(parameter.numel() for parameter in trainer.parameters)
-        layers = "" if config.model.own else f"{config.model.layers} layers, "
+        number = sum(parameter.numel() for parameter in trainer.parameters)
+        layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
+        where = " on rank 0" if comm.size > 1 else ""
         say(
-            f"{config.model.kind}: {layers}{count:,} parameters on rank 0; "
-            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
+            f"{config.model.kind}: {layers}{number:,} parameters{where}; "
+            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
+            f"on {counted(comm.size, 'rank')}; "
             f"transport {ring.transport.name}; run directory {run_dir}"
         )
     with (
@@ -140,9 +170,10 @@ def _train(
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
+        shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
         print(
-            f"peak memory above imports: {human(least)} to {human(most)} per rank, {human(total)} "
-            f"in all; halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
+            f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
+            f"halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
         )
     return 0
 
@@ -157,70 +188,3 @@ def _init_from(
         say(f"starts from the weights of {path}")
         for line in differences.lines(path):
             warn(f"hpcgnn: note: {line}")
-
-
-def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
-    """The partition to train on: `source` itself, or one made from it and kept."""
-    from hpcgnn.comm.agreement import agreed
-    from hpcgnn.partition.pipeline import partition_graph
-    from hpcgnn.storage.read.reader import Reader
-
-    kind = fingerprint = ""
-    with agreed(comm, "open graph"):
-        if comm.rank == 0:
-            with Reader(source, None) as reader:
-                kind = reader.text("format")
-                fingerprint = reader.text("fingerprint") if kind == GRAPH else ""
-    kind, fingerprint = comm.broadcast((kind, fingerprint), where="open graph")
-    if kind != GRAPH:
-        return source
-    folder = Path("partitions")
-    target = folder / f"{source.stem}.{config.training.method}.p{comm.size}.h5"
-    if not comm.broadcast(_is_partition_of(target, fingerprint, config), where="open partition"):
-        with agreed(comm, "open partition"):
-            if comm.rank == 0:
-                _check_own(target)
-        partition_graph(
-            comm,
-            source,
-            comm.size,
-            method=config.training.method,
-            out=target,
-            seed=config.training.seed,
-            force=True,
-            command="train",
-        )
-    return target
-
-
-def _check_own(path: Path) -> None:
-    """Refuse to replace a partition that isn't one that training made for itself."""
-    from hpcgnn.storage.read.reader import Reader
-
-    if not os.path.lexists(path):
-        return
-    try:
-        with Reader(path, PARTITION) as reader:
-            own = reader.json("config").get("command") == "train"
-    except InputError:
-        own = False
-    if not own:
-        raise InputError(
-            "is no partition that training made of this graph: train on a partition file instead "
-            "of the graph, or remove this one",
-            file=path,
-        )
-
-
-def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
-    from hpcgnn.storage.read.reader import Reader
-
-    if not path.exists():
-        return False
-    try:
-        with Reader(path, PARTITION) as reader:
-            same_graph = reader.text("graph_fingerprint") == fingerprint
-            asked = config.training.method
-            return same_graph and asked in ("auto", reader.text("method"))
-    except InputError:  # not one that can be used
-        return False

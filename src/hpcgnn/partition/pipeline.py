@@ -69,7 +69,7 @@ def partition_graph(
     began = time.monotonic()
     path = Path(path)
     num_parts = comm.size if parts is None else parts
-    out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
+    out = default_file(path, num_parts) if out is None else Path(out)
     options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
@@ -137,6 +137,11 @@ def partition_graph(
         "seconds": time.monotonic() - began,
         "memory_bytes": comm.allreduce(peak),
     }
+
+
+def default_file(graph: str | Path, num_parts: int) -> Path:
+    """Where a graph's partition goes that was given no name: partitions/NAME.pP.h5."""
+    return FOLDER / f"{Path(graph).stem}.p{num_parts}.h5"
 
 
 def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:

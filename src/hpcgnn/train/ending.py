@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.launcher import launcher
 from hpcgnn.errors import OutputError
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
@@ -34,6 +35,7 @@ class InDirectory(Protocol):
     validated: bool
     epoch: int
     start: int
+    of_program: bool
 
 
 def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]:
@@ -70,7 +72,7 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
         return
     reporter, progress, epoch = trainer.reporter, trainer.progress, trainer.epoch
     if not finished:
-        reporter.say(f"stopped after epoch {epoch}; run again with --resume")
+        reporter.say(f"stopped after epoch {epoch}; to go on: {_way_on(trainer)}")
         return
     reason = progress.reason(trainer.config.training.patience)
     if epoch == trainer.start > 0:
@@ -83,6 +85,12 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
     nothing = "no validation gave a score" if trainer.validated else NO_VALIDATION
     reporter.say(progress.best_line(trainer.monitor.shown, nothing, epoch))
     note_end(trainer.run_dir, reason)
+
+
+def _way_on(trainer: InDirectory) -> str:
+    if trainer.of_program:
+        return f"Trainer(..., run_dir={str(trainer.run_dir)!r}, resume=True)"
+    return f"{launcher(trainer.comm.size)}hpcgnn train --resume --run-dir {trainer.run_dir}"
 
 
 def check_failure(trainer: InDirectory, ended: bool = False) -> None:

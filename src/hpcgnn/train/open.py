@@ -1,4 +1,4 @@
-"""From a partition file to a part that lies where it is computed on."""
+"""From a file to a part that lies where it is computed on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import Facts, check_host_features, check_model
+from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
-from hpcgnn.storage.read.load import load_partition
 from hpcgnn.tasks.build import check_task
 from hpcgnn.tasks.labelled import LABELS
 from hpcgnn.train.config import Config
@@ -30,6 +30,8 @@ from hpcgnn.train.plan.refusal import explained
 
 def open_part(path: str | Path, comm: Communicator, config: Config) -> PartitionedGraph:
     """This rank's part on the device that `config` asks for; collective. Rank 0 prints which.
+
+    On one rank a graph file is a part.
 
     Raises:
         InputError: no such device or transport, a damaged file, or features that can't stay on

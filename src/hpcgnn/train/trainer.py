@@ -107,7 +107,7 @@ class Trainer:
         self._asked_to_stop = ""
         self.comm, self.device = graph.comm, graph.node_ids.device
         self.task: Task = as_task(task)
-        self._writes_config = opened is None
+        self.of_program = opened is None
         with ExitStack() as directory:
             if opened is None:
                 config = config_of_program(
@@ -207,7 +207,7 @@ class Trainer:
         Raises:
             OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
-        if self._writes_config and self.begins:
+        if self.of_program and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
             with explained(self.graph, self.config, self.device):
