@@ -25,8 +25,8 @@ def printable(text: object) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """`1 rank`, `2,000 ranks`."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    """`1 rank`, `2,000 ranks`, `3 classes`."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def say(*lines: object) -> None:

@@ -77,11 +77,11 @@ EXAMPLES = {
     ),
 }
 
-_ALWAYS = {"help", "help_all", "timeout"}
+_ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
     "train": {
-        *("graph", "run_dir", "resume", "init_from", "config", "show", "changes", "task"),
+        *("graph", "run_dir", "resume", "init_from", "config", "changes", "task"),
         *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
         *("optimizer", "lr", "weight_decay", "schedule", "epochs", "patience", "metric", "seed"),
         *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),

@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError, printable, say, warn
+from hpcgnn.cli.displays import display_of
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
@@ -86,8 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check(args)
     _check_output(args, comm)
+    with display_of(args, comm.rank) as display:
+        return _run(args, comm, display)
+
+
+def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
-    with comm.at("imports"):
+    with comm.at("imports"), display.stage("load PyTorch"):
         from hpcgnn.comm.agreement import agreed
         from hpcgnn.tasks.metric_names import shown as in_words
         from hpcgnn.train.config import Config
@@ -108,8 +115,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     split = _split(args, comm, checkpoint, fingerprint)
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
-        graph = open_part(args.partition, comm, where)
-    found, attributes = _predict(args, graph, checkpoint)
+        graph = open_part(args.partition, comm, where, display)
+    with display.stage("predict"):
+        found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
     with comm.at("write the predictions"), ExitStack() as stack:
         texts = NodeTexts()
@@ -117,7 +125,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
                 texts = stack.enter_context(node_texts(Path(args.partition), only))
-        write_predictions(Path(args.output), graph, found.rows, attributes, texts, found.numbers)
+        write_predictions(
+            Path(args.output), graph, found.rows, attributes, texts, found.numbers, display
+        )
     if comm.rank == 0:
         if found.not_finite:
             warn(
@@ -128,8 +138,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
         shown = shown or "not known without labels to score"
-        say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
+        display.say(f"{found.metric} of {source}: {shown}")
+        display.say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
     return 0
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError, counted, say, warn
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range
+from hpcgnn.storage.read.reader import Reader
 from hpcgnn.train.config import Config, add_options, former_settings, resolve
 from hpcgnn.train.stop import StopRequest
 
@@ -53,14 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write a timeline of N epochs to RUN_DIR/profile, one Chrome trace per rank",
     )
-    shown = parser.add_mutually_exclusive_group()
-    for flags, show, text in (
-        (("-v", "--verbose"), "all", "also waiting, bytes and memory of each epoch"),
-        (("-q", "--quiet"), "nothing", "no line per epoch"),
-        (("--log-json",), "json", "the records of metrics.jsonl instead of lines"),
-    ):
-        shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
-    parser.set_defaults(show="lines")
+    parser.add_argument(
+        "--log",
+        choices=("tensorboard",),
+        help="also write each epoch's numbers to RUN_DIR/tensorboard",
+    )
     add_options(parser)
 
 
@@ -71,35 +71,41 @@ def listen(args: argparse.Namespace) -> StopRequest:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
-    # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
-    with comm.at("imports"):
-        import hpcgnn.train.configured  # noqa: F401 - counts among the imports
-        from hpcgnn.system import resident_memory
-        from hpcgnn.train.automatic import file_of_parts
-        from hpcgnn.train.run_directory import held
-
-    imported = resident_memory()
     source, run_dir = _places(args, comm)
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
-    partition = file_of_parts(source, comm, config)
-    with held(run_dir, comm, fresh=not args.resume):
-        return _train(args, comm, config, source, partition, run_dir, imported)
+    with display_of(args, comm.rank) as display:
+        # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
+        with comm.at("imports"), display.stage("load PyTorch"):
+            import hpcgnn.train.configured  # noqa: F401 - counts among the imports
+            from hpcgnn.system import resident_memory
+            from hpcgnn.train.automatic import file_of_parts
+            from hpcgnn.train.run_directory import held
+
+        imported = resident_memory()
+        partition = file_of_parts(source, comm, config, display)
+        with held(run_dir, comm, fresh=not args.resume):
+            return _train(args, comm, config, source, partition, run_dir, imported, display)
 
 
 def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
     """The graph or partition file, and the run directory; collective."""
     from hpcgnn.comm.agreement import agreed
-    from hpcgnn.train.starts import last_source
 
     if args.graph is not None:
         source = Path(args.graph)
+        with agreed(comm, "open graph"):
+            if comm.rank == 0:
+                with Reader(source, None):
+                    pass
         return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
     if args.run_dir is None or not args.resume:
         raise InputError(
             "name the graph or partition file to train on; a run goes on without it by "
             "--resume --run-dir RUN"
         )
+    from hpcgnn.train.starts import last_source
+
     found = ""
     with agreed(comm, "read the run"):
         if comm.rank == 0:
@@ -126,6 +132,7 @@ def _train(
     partition: Path,
     run_dir: Path,
     imported: int,
+    display: Display,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
     from hpcgnn.train.configured import configured_trainer
@@ -135,27 +142,35 @@ def _train(
     from hpcgnn.train.starts import note_start
     from hpcgnn.train.telemetry import Profile, human, peak_memory
 
+    callbacks = _callbacks(args, comm)
     with comm.at("read the partition"):
-        graph = open_part(partition, comm, config)
+        graph = open_part(partition, comm, config, display)
     ring, device = graph.ring, graph.node_ids.device
-    stop = getattr(args, "stop", None)
+    stop, show = getattr(args, "stop", None), getattr(args, "show", "lines")
     with explained(graph, config, device):
         trainer = configured_trainer(
-            graph, config, run_dir, resume=args.resume, stop=stop, show=args.show
+            graph,
+            config,
+            run_dir,
+            resume=args.resume,
+            stop=stop,
+            show=show,
+            display=display,
+            callbacks=callbacks,
         )
     if args.init_from is not None and trainer.start == 0:
-        _init_from(args.init_from, trainer.model, graph, comm)
+        _init_from(args.init_from, trainer.model, graph, comm, display)
     if trainer.begins:
         write_config(run_dir, comm, config)
     note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
     unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
-        print(note(unused, config.model), flush=True)
+        display.say(note(unused, config.model))
     if comm.rank == 0:
         number = sum(parameter.numel() for parameter in trainer.parameters)
         layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
         where = " on rank 0" if comm.size > 1 else ""
-        say(
+        display.say(
             f"{config.model.kind}: {layers}{number:,} parameters{where}; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
             f"on {counted(comm.size, 'rank')}; "
@@ -171,20 +186,32 @@ def _train(
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
         shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
-        print(
+        display.say(
             f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
-            f"halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
+            f"halo buffers {human(ring.peak_bytes)} of {config.streaming.halo_buffer}"
         )
     return 0
 
 
+def _callbacks(args: argparse.Namespace, comm: Communicator) -> list[Any]:
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.train.tensorboard import TensorBoard
+
+    with agreed(comm, "--log"):
+        return [TensorBoard()] if args.log else []
+
+
 def _init_from(
-    path: Path, model: torch.nn.Module, graph: PartitionedGraph, comm: Communicator
+    path: Path,
+    model: torch.nn.Module,
+    graph: PartitionedGraph,
+    comm: Communicator,
+    display: Display,
 ) -> None:
     from hpcgnn.train.initial import start_from
 
     differences = start_from(model, graph.node_ids, path, comm)
     if comm.rank == 0:
-        say(f"starts from the weights of {path}")
+        display.say(f"starts from the weights of {path}")
         for line in differences.lines(path):
             warn(f"hpcgnn: note: {line}")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, say
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION
 from hpcgnn.train.config import Config
 
 
-def file_of_parts(source: Path, comm: Communicator, config: Config) -> Path:
+def file_of_parts(source: Path, comm: Communicator, config: Config, display: Display) -> Path:
     """`source`, or a partition of it with a part per rank, which is kept; collective.
 
     On one rank a graph file is loaded as it is. On several its partition is looked for, and made,
@@ -39,7 +40,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config) -> Path:
     found = _is_partition_of(target, fingerprint, method)
     if comm.broadcast(found, where="open partition"):
         if comm.rank == 0:
-            say(f"partition: {target} (made before)")
+            display.say(f"partition: {target} (made before)")
         return target
     with agreed(comm, "open partition"):
         if comm.rank == 0:
@@ -53,9 +54,12 @@ def file_of_parts(source: Path, comm: Communicator, config: Config) -> Path:
         seed=config.training.seed,
         force=True,
         command="train",
+        display=display,
     )
     if comm.rank == 0:
-        say(f"partition: {target}, by {report['method']} in {report['seconds']:.1f} s; it is kept")
+        display.say(
+            f"partition: {target}, by {report['method']} in {report['seconds']:.1f} s; it is kept"
+        )
     return target
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
+from hpcgnn.display import Display, Stage
 from hpcgnn.errors import OutputError
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
@@ -33,6 +35,7 @@ class InDirectory(Protocol):
     progress: Progress
     monitor: Monitor
     validated: bool
+    display: Display
     epoch: int
     start: int
     of_program: bool
@@ -59,6 +62,19 @@ def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]
                 text = f"can't be removed: {error.strerror}; move it away"
                 raise OutputError(text, file=path) from None
     return journal, ranks
+
+
+def epochs_shown(trainer: InDirectory) -> AbstractContextManager[Stage]:
+    """Shows how many epochs are over, of those that this start is to train."""
+    left = trainer.config.training.epochs - trainer.epoch
+    return trainer.display.stage("train", left, "epochs", spoken=True)
+
+
+def say_stop(trainer: InDirectory, reason: str, first: int) -> None:
+    """Say why the run stops: the reason that rank `first` was given; collective."""
+    reason = trainer.comm.broadcast(reason, first, "agree to stop")
+    if trainer.comm.rank == 0:
+        trainer.reporter.say(f"stopping after epoch {trainer.epoch}: {reason}")
 
 
 def say_end(trainer: InDirectory, finished: bool) -> None:

@@ -18,8 +18,8 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.read.partition_file import PartitionFile
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import PARTITION
+from hpcgnn.system import now
 from hpcgnn.train.journal import check_regular, json_lines
-from hpcgnn.train.telemetry import now
 from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
