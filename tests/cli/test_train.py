@@ -83,7 +83,7 @@ def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
     if comm.rank == 0:
         shutil.copytree("b", "c")
     comm.barrier()
-    call(comm, train, "--epochs", 20, "--run-dir", "b", "--resume")
+    call(comm, train, "--resume", "b", "--epochs", 20)
     expected, found = arrays(Path("a", last)), arrays(Path("b", last))
     assert expected.keys() == found.keys() and len(found) > 8
     assert all(np.array_equal(values, found[name]) for name, values in expected.items())

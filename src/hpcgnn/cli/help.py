@@ -106,6 +106,9 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shown = "\n".join(f"  {line}" for line in EXAMPLES[verb])
     parser.description = f"{parser.description}\n\n{shown}"
+    for action in parser._actions:
+        if action.option_strings and action.metavar is None and action.choices is None:
+            action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
     everyday = EVERYDAY.get(verb)
     if everyday is None:
         return

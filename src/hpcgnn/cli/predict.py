@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
     )
-    parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
+    parser.add_argument(
+        "--halo-buffer", metavar="SIZE", default="256MiB", help="memory for remote rows"
+    )
     parser.add_argument(
         "--split",
         type=int,

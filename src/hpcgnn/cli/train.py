@@ -28,10 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph",
         nargs="?",
-        help="graph.h5, or a partition file with one part per rank; with --resume and --run-dir "
-        "the run's, where none is given",
+        help="graph.h5, or a partition file with one part per rank; with --resume a run directory "
+        "will do, whose graph is meant",
     )
-    parser.add_argument("--run-dir", default=None, help="where results go (default: runs/NAME)")
+    parser.add_argument(
+        "--run-dir", metavar="RUN", default=None, help="where results go (default: runs/NAME)"
+    )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -92,6 +94,8 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
     """The graph or partition file, and the run directory; collective."""
     from hpcgnn.comm.agreement import agreed
 
+    if args.run_dir is None and args.resume and Path(args.graph or "").is_dir():
+        args.graph, args.run_dir = None, args.graph  # `--resume RUN`
     if args.graph is not None:
         source = Path(args.graph)
         with agreed(comm, "open graph"):
@@ -101,8 +105,7 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
         return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
     if args.run_dir is None or not args.resume:
         raise InputError(
-            "name the graph or partition file to train on; a run goes on without it by "
-            "--resume --run-dir RUN"
+            "name the graph or partition file to train on; a run goes on without it by --resume RUN"
         )
     from hpcgnn.train.starts import last_source
 

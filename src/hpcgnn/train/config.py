@@ -287,7 +287,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _metavar(setting: Setting) -> str | None:
     if setting.shown_others:
         return f"{{{','.join(setting.choices)}}}|{setting.shown_others}"
-    return None if setting.choices else _METAVARS[type(setting.default)]
+    return None if setting.choices else setting.metavar or _METAVARS[type(setting.default)]
 
 
 def _set(changes: list[str]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
 def _way_on(trainer: InDirectory) -> str:
     if trainer.of_program:
         return f"Trainer(..., run_dir={str(trainer.run_dir)!r}, resume=True)"
-    return f"{launcher(trainer.comm.size)}hpcgnn train --resume --run-dir {trainer.run_dir}"
+    return f"{launcher(trainer.comm.size)}hpcgnn train --resume {trainer.run_dir}"
 
 
 def check_failure(trainer: InDirectory, ended: bool = False) -> None:
