@@ -52,6 +52,15 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
     assert "generate" in objects[0]["note"] and "100 nodes" in objects[-1]["note"]
 
 
+def test_the_stages_of_a_conversion(capsys, tmp_path):
+    (tmp_path / "edges.txt").write_text("0 1\n1 2\n2 0\n")
+    lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
+    done = [line.split(": ")[0][9:] for line in lines if ": done in " in line]
+    assert done == ["read the edges", "number the nodes", "arrange the edges", "write the nodes",
+                    "sort and write the edges"]  # fmt: skip
+    assert "100 % of 3 nodes" in lines[-3]
+
+
 def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
     monkeypatch.setattr(displays, "_EVERY", -1.0)
     with displays.Lines().stage("count", 3, "sheep") as stage:
