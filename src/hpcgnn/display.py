@@ -39,7 +39,10 @@ class Display:
         return nullcontext(Stage())
 
     def say(self, *lines: object) -> None:
-        """Lines of text, each made printable."""
+        """Lines that say what came out, each made printable."""
+
+    def note(self, *lines: object) -> None:
+        """Lines that say what is going on, which a quiet command leaves out."""
 
 
 SILENT = Display()

@@ -51,6 +51,9 @@ class Bars(Display):
     def say(self, *lines: object) -> None:
         say(*lines)
 
+    def note(self, *lines: object) -> None:
+        say(*lines)
+
     @contextmanager
     def stage(
         self,

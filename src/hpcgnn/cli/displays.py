@@ -62,7 +62,7 @@ def display_of(args: argparse.Namespace, rank: int = 0) -> AbstractContextManage
     if rank:
         return nullcontext(SILENT)
     if show == "nothing":
-        return nullcontext(Plain())
+        return nullcontext(Quiet())
     if show == "json":
         return nullcontext(Json())
     return _bars() if _on_terminal() else nullcontext(Lines(every_stage=show == "all"))
@@ -76,8 +76,8 @@ def _print_json(values: dict[str, Any]) -> None:
     print(json.dumps({"time": now(), **values}), flush=True)
 
 
-class Plain(Display):
-    """Says what is to be said, and shows no work."""
+class Quiet(Display):
+    """Says what came out, and shows no work."""
 
     def say(self, *lines: object) -> None:
         say(*lines)
@@ -105,7 +105,7 @@ class _Timed(Stage):
             self._tell(self, "under way")
 
 
-class Lines(Plain):
+class Lines(Quiet):
     """Lines with the time of day: of a stage that takes long every ten seconds, and at its end.
 
     Args:
@@ -114,6 +114,9 @@ class Lines(Plain):
 
     def __init__(self, *, every_stage: bool = False) -> None:
         self._every_stage = every_stage
+
+    def note(self, *lines: object) -> None:
+        self.say(*lines)
 
     @contextmanager
     def stage(

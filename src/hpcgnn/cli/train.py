@@ -168,12 +168,12 @@ def _train(
     note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
     unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
-        display.say(note(unused, config.model))
+        display.note(note(unused, config.model))
     if comm.rank == 0:
         number = sum(parameter.numel() for parameter in trainer.parameters)
         layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
         where = " on rank 0" if comm.size > 1 else ""
-        display.say(
+        display.note(
             f"{config.model.kind}: {layers}{number:,} parameters{where}; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
             f"on {counted(comm.size, 'rank')}; "
@@ -215,6 +215,6 @@ def _init_from(
 
     differences = start_from(model, graph.node_ids, path, comm)
     if comm.rank == 0:
-        display.say(f"starts from the weights of {path}")
+        display.note(f"starts from the weights of {path}")
         for line in differences.lines(path):
             warn(f"hpcgnn: note: {line}")

@@ -40,7 +40,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config, display: Dis
     found = _is_partition_of(target, fingerprint, method)
     if comm.broadcast(found, where="open partition"):
         if comm.rank == 0:
-            display.say(f"partition: {target} (made before)")
+            display.note(f"partition: {target} (made before)")
         return target
     with agreed(comm, "open partition"):
         if comm.rank == 0:
@@ -57,7 +57,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config, display: Dis
         display=display,
     )
     if comm.rank == 0:
-        display.say(
+        display.note(
             f"partition: {target}, by {report['method']} in {report['seconds']:.1f} s; it is kept"
         )
     return target

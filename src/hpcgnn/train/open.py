@@ -61,7 +61,7 @@ def open_part(
         graph = load_partition(path, comm, split=split, ring=ring, mode=mode)
     text = describe(comm, device)
     if comm.rank == 0:
-        display.say(f"device: {text}")
+        display.note(f"device: {text}")
     return graph if device.type == "cpu" else place(graph, device, config)
 
 
