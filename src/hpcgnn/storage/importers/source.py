@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
+Over = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # the builtin map, or like it
 
 
 @dataclass
@@ -177,6 +178,7 @@ class ImportOptions:
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
         leave_out: arrays of an archive to pass over.
+        over: applies a function to pieces of text, maybe in other processes.
         tables: what the columns of tables are for; None where no option speaks of that.
     """
 
@@ -192,6 +194,7 @@ class ImportOptions:
     limit: int = 1 << 30
     tables: TableOptions | None = None
     leave_out: tuple[str, ...] = ()
+    over: Over = map
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
