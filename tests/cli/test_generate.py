@@ -14,7 +14,7 @@ def test_the_same_file_on_one_and_on_three_ranks(mpirun, tmp_path, kind):
     for ranks in (0, 3):
         done = mpirun(ranks, "generate", kind, tmp_path / f"{ranks}.h5", *SIZES, "--compress")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == 1
+        assert done.stdout.count("\n") == 2  # what begins, and what came out
         assert "1,000 nodes" in done.stdout and "4 classes" in done.stdout
     assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
     with GraphFile(tmp_path / "3.h5") as graph:

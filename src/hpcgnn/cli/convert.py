@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.workers import Workers
-from hpcgnn.errors import InputError, say, warn
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, warn
 from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
@@ -220,10 +222,12 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
         link_split=link_split,
         compress=args.compress,
     )
-    settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
-    assemble(source, out, treatment, limit=options.limit, config=settings | {"format": format})
-    _print_notes(source, said)
-    _report(out, time.monotonic() - began, _size(_inputs(args)))
+    settings = {name: _plain(value) for name, value in sorted(vars(args).items()) if name != "show"}
+    settings |= {"format": format}
+    with display_of(args) as display:
+        assemble(source, out, treatment, limit=options.limit, config=settings, display=display)
+        _print_notes(source, said)
+        _report(out, time.monotonic() - began, _size(_inputs(args)), display)
     return 0
 
 
@@ -403,7 +407,7 @@ def _size(inputs: list[Path | None]) -> int:
     return total
 
 
-def _report(out: Path, seconds: float, size: int) -> None:
+def _report(out: Path, seconds: float, size: int, display: Display) -> None:
     with GraphFile(out) as graph:
         parts = [f"{graph.num_nodes:,} nodes", f"{graph.num_edges:,} edges"]
         for number, what in (
@@ -418,7 +422,7 @@ def _report(out: Path, seconds: float, size: int) -> None:
         if graph.array_names:
             parts.append(f"arrays {', '.join(graph.array_names)}")
         edges = graph.num_edges
-    say(
+    display.say(
         f"{out}: {', '.join(parts)}",
         f"{seconds:.1f} s: {edges / seconds:,.0f} edges/s, {size / seconds / 1e6:,.1f} MB/s read",
     )

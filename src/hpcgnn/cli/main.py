@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
-from hpcgnn.cli import streams
+from hpcgnn.cli import displays, streams
 from hpcgnn.cli.help import explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
@@ -93,6 +93,8 @@ def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
                 metavar="SECONDS",
                 help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
             )
+        if name in displays.VERBS:
+            displays.add_options(sub)
         shape(sub, name, argv)
         if len(modules) == 1:
             parser.verb = sub
@@ -154,6 +156,11 @@ class Command:
             return False
         kind: bool | None = self.module.PARALLEL
         return kind
+
+    def announce(self) -> None:
+        """Say what begins, where that may take long."""
+        if self.args is not None and self.verb in displays.VERBS:
+            displays.begin(self.args)
 
     def listening(self) -> AbstractContextManager[Any]:
         """What hears signals from the first moment on, where the verb has its own way to."""
@@ -218,6 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with terminable():
             command = Command.read(argv)
+            command.announce()
             with command.listening():
                 return world.run(
                     command.run,

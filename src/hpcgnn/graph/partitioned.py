@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.kernels.block import Block
@@ -91,6 +92,19 @@ class PartitionedGraph(Derived):
     graph_fingerprint: str = ""
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """One line: the graph, this rank's part of it, what its nodes have."""
+        comm, counts = self.comm, [(self.num_classes, "class"), (self.num_relations, "relation")]
+        counts += [(self.num_types, "node type")]
+        has = [] if self.features is None else [counted(self.features.shape[1], "feature")]
+        has += [counted(number, what) for number, what in counts if number]
+        return (
+            f"PartitionedGraph({counted(self.num_nodes, 'node')}, "
+            f"{counted(self.num_edges, 'edge')}; part {comm.rank} of {comm.size}: "
+            f"{counted(self.num_local_nodes, 'node')}; {', '.join(has) or 'no features'}; "
+            f"{self.node_ids.device})"
+        )
 
     @property
     def ring(self) -> Ring:

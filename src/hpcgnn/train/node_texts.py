@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.partition.load import is_graph
 from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.names import StoredNames
 from hpcgnn.storage.read.partition_file import PartitionFile
 
@@ -82,7 +84,8 @@ def node_texts(partition: Path, only: Path | None) -> Iterator[NodeTexts]:
     Raises:
         InputError: a damaged file, or a table without ids.
     """
-    with PartitionFile(partition) as file:
+    file = GraphFile(partition) if is_graph(partition) else PartitionFile(partition)
+    with file:
         encoding = file.read_encoding() or Encoding()
         wanted = None if only is None else _listed(only, encoding, file.names is not None)
         yield NodeTexts(file.names, encoding.classes, wanted)

@@ -14,7 +14,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -58,9 +58,10 @@ def load_partition(
     with agreed(comm, "load partition"), PartitionFile(path) as file:
         header = dict(file.header)
         if file.num_parts != comm.size:
+            parts, ranks = counted(file.num_parts, "part"), counted(comm.size, "rank")
             raise InputError(
-                f"has {file.num_parts} parts but the job has {comm.size} ranks; start "
-                f"{file.num_parts} ranks, or partition again with --parts {comm.size}",
+                f"has {parts} but the job has {ranks}; start "
+                f"{counted(file.num_parts, 'rank')}, or partition again with --parts {comm.size}",
                 file=path,
             )
         if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
