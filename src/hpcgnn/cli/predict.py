@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,12 +108,13 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         graph = open_part(args.partition, comm, where)
     found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
-    with comm.at("write the predictions"), ExitStack() as stack:
+    with comm.at("write the predictions"):
         texts = NodeTexts()
-        with agreed(comm, "read the names of the nodes"):
+        with agreed(comm, "read the names of the classes"):
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
-                texts = stack.enter_context(node_texts(Path(args.partition), only))
+                trained_on = None if checkpoint is None else checkpoint.graph_fingerprint
+                texts = node_texts(graph, only, of_labels=found.of_labels, trained_on=trained_on)
         write_predictions(Path(args.output), graph, found.rows, attributes, texts, found.numbers)
     if comm.rank == 0:
         if found.not_finite:
