@@ -89,6 +89,7 @@ class Nodes:
         labels_as: what the labels are: "classes" (no matrix is admitted), "one-hot", "several" or
             "values" (numbers to be predicted); None: ask where it may be one or the other.
         arrays: named arrays of whatever the user keeps of the nodes.
+        names: texts that the user knows the nodes by, in place of `ids`.
         notes: things the user should know, one line each.
         num_classes: known where not all of them need occur.
     """
@@ -102,6 +103,7 @@ class Nodes:
     labels_as: str | None = None
     num_classes: int | None = None
     arrays: dict[str, Column] = field(default_factory=dict)
+    names: NodeNames | None = None
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
@@ -159,6 +161,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self.counted = self.num_nodes is not None
+        self.names = self.names or self.nodes.names
         self.notes += self.nodes.notes
         self.nodes.notes = self.notes  # one list, to which writing the nodes adds
 
