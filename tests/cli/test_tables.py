@@ -71,6 +71,17 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
         files[ending] = f"p.{ending}"
         call(comm, import_module("hpcgnn.cli.predict"), "later.p1.h5", "run", "--only", "later.csv",
              "-o", files[ending])  # fmt: skip
+    if comm.rank == 0:  # another graph, whose classes have other names
+        table = pq.read_table("nodes.parquet")
+        other = pa.array([c and f"dark {c}" for c in table["colour"].to_pylist()], pa.string())
+        pq.write_table(table.drop("colour").append_column("colour", other), "other.parquet")
+        names = {"nodes.parquet": "other.parquet", "graph.h5": "other.h5"}
+        given = [names.get(argument, argument) for argument in commands[0][2:]]
+        call_alone(import_module("hpcgnn.cli.convert"), *given)
+    comm.barrier()
+    call(comm, import_module("hpcgnn.cli.partition"), "other.h5", "-o", "other.p.h5")
+    given = ("other.p.h5", "run", "--any-graph", "-o", "other.csv")
+    call(comm, import_module("hpcgnn.cli.predict"), *given)
     if comm.rank:
         return
     with Path("predictions.csv").open(newline="") as file:
@@ -87,7 +98,10 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
         assert npz["class_names"].tolist() == list(COLOURS)
         np.testing.assert_allclose(npz["probabilities"], chances, rtol=1e-6)
         named = [COLOURS[k] for k in h5["classes"]]
-    capsys.readouterr()
+    with Path("other.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    assert columns == ["original_id", "class", *(f"probability_{k}" for k in range(4))]
+    assert "classes go by number" in capsys.readouterr().err
     call_alone(import_module("hpcgnn.cli.info"), "later.p1.h5")
     said = capsys.readouterr().out
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)

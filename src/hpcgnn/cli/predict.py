@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,12 +120,13 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     with display.stage("predict"):
         found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
-    with comm.at("write the predictions"), ExitStack() as stack:
+    with comm.at("write the predictions"):
         texts = NodeTexts()
-        with agreed(comm, "read the names of the nodes"):
+        with agreed(comm, "read the names of the classes"):
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
-                texts = stack.enter_context(node_texts(Path(args.partition), only))
+                trained_on = None if checkpoint is None else checkpoint.graph_fingerprint
+                texts = node_texts(graph, only, of_labels=found.of_labels, trained_on=trained_on)
         write_predictions(
             Path(args.output), graph, found.rows, attributes, texts, found.numbers, display
         )

@@ -7,6 +7,7 @@ of part s that block (r, s) reads are the *halo rows* from s, in the order of s'
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class PartitionedGraph(Derived):
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
         execution: how to run on it.
+        file: what it was read from, which also keeps the texts that nodes may be named by.
         whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes
             here (int64); None for a graph from a file.
     """
@@ -90,6 +92,7 @@ class PartitionedGraph(Derived):
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
+    file: Path | None = None
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
 

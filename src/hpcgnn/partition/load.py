@@ -69,4 +69,4 @@ def _whole(
         raise InputError(f"has {splits} splits, none with this number", file=path, value=split)
     owner = np.zeros(count, np.int32)
     (part,), _ = assembly.build(comm, slab, nodes, owner, 1, count)
-    return load.assemble(part, comm, header, split=split, ring=ring, mode=mode)
+    return load.assemble(part, comm, header, path, split=split, ring=ring, mode=mode)

@@ -33,7 +33,7 @@ def write_predictions(
     Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
 
     Args:
-        texts: on rank 0: names of nodes and classes, and which nodes are wanted.
+        texts: on rank 0: names of classes, and which nodes are wanted.
         numbers: int64, where each of this rank's rows is in what is written; None: by node.
         display: what shows how far it is.
 
@@ -51,7 +51,7 @@ def write_predictions(
             if comm.rank == 0:
                 output = stack.enter_context(prediction_file.create(path, texts.class_names))
                 like = {name: array[:0] for name, array in rows.items()}
-                output.lay_out(texts.count(total), texts.named(like, 0, 0))
+                output.lay_out(texts.count(total), like)
         for names in prediction_file.passes(path, list(rows)):
             texts.begin()
             with display.stage(f"write {path.name}", total, "rows") as stage:
@@ -100,7 +100,7 @@ def _write_slabs(
         # Agreed for each slab, or the other ranks would wait for one that has given up.
         with agreed(comm, "write the predictions"):
             if output is not None:
-                first, found = texts.chosen(texts.named(slabs, low, high))
+                first, found = texts.chosen(slabs)
                 if len(next(iter(found.values()))):
                     output.put(first, {name: found[name] for name in names})
                 if high == total:

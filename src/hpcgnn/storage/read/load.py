@@ -77,16 +77,17 @@ def load_partition(
         raise InputError("could not be read", file=path)
     check_together(comm, header, claims, Place(path, part_name(comm.rank)))
     if device == "cpu":
-        return assemble(part, comm, header, split=split, ring=ring, mode=mode)
+        return assemble(part, comm, header, path, split=split, ring=ring, mode=mode)
     chosen = pick_device(comm, device)
     ring = ring or Ring(comm, transport=choose_transport(comm, chosen))
-    return assemble(part, comm, header, split=split, ring=ring, mode=mode).to(chosen)
+    return assemble(part, comm, header, path, split=split, ring=ring, mode=mode).to(chosen)
 
 
 def assemble(
     part: Part,
     comm: Communicator,
     header: dict[str, Any],
+    path: str | Path | None = None,
     *,
     split: int = 0,
     ring: Ring | None = None,
@@ -134,6 +135,7 @@ def assemble(
         num_relations=int(header.get("num_relations", 0)),
         num_types=int(header.get("num_types", 0)),
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
+        file=None if path is None else Path(path).absolute(),
     )
 
 
