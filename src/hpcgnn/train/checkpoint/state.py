@@ -15,13 +15,14 @@ from hpcgnn.errors import InputError
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 from hpcgnn.train.plain import decode, encode
 
 # What torch keeps per parameter, after the first step; other optimizers keep what they like.
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STATE: dict[type[Optimizer], tuple[str, ...]] = {
-    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.SGD: (),
+    **dict.fromkeys((torch.optim.Adam, PlainAdam, torch.optim.AdamW, PlainAdamW), _ADAM),
+    **dict.fromkeys((torch.optim.SGD, PlainSGD), ()),
 }
 
 
