@@ -55,6 +55,7 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
 def test_the_stages_of_a_conversion(capsys, tmp_path):
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n2 0\n")
     lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
+    assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'}")
     done = [line.split(": ")[0][9:] for line in lines if ": done in " in line]
     assert done == ["read the edges", "number the nodes", "arrange the edges", "write the nodes",
                     "sort and write the edges"]  # fmt: skip

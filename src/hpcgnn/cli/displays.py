@@ -42,9 +42,7 @@ def begin(args: argparse.Namespace) -> None:
     rank, size = launched()
     if rank:
         return
-    what = next(
-        (str(value) for name, value in vars(args).items() if name in _SUBJECTS and value), ""
-    )
+    what = _subject(args)
     on = f" on {counted(size, 'rank')}" if size > 1 else ""
     text = printable(f"hpcgnn {__version__}: {args.verb} {what}{on}".rstrip())
     if args.show == "json":
@@ -53,7 +51,13 @@ def begin(args: argparse.Namespace) -> None:
         print(f"{clock()} {text}" if not _on_terminal() else text, flush=True)
 
 
-_SUBJECTS = ("graph", "partition", "out", "sources")
+def _subject(args: argparse.Namespace) -> str:
+    """The file that it is about, or the first of several."""
+    for name in ("sources", "graph", "partition", "out", "run_dir"):
+        value = getattr(args, name, None)
+        if value:
+            return str(value[0] if isinstance(value, list) else value)
+    return ""
 
 
 def display_of(args: argparse.Namespace, rank: int = 0) -> AbstractContextManager[Display]:
