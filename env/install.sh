@@ -48,9 +48,20 @@ step() {
     [ "$(cat "$stamp" 2>/dev/null)" != "$now" ] || return 0
     rm -f "$stamp"
     echo "setup: $name ..."
+    tell_time "$name" "$began" &
+    local clock=$!
     "$@"
+    kill "$clock"
+    wait "$clock" 2>/dev/null || true
     echo "$now" >"$stamp"
     echo "setup: $name done in $((SECONDS - began)) s"
+}
+
+# Compilers and downloads say nothing for minutes.
+tell_time() {
+    while sleep 15 >/dev/null && kill -0 $$; do
+        echo "setup: $1 ... $((SECONDS - $2)) s"
+    done
 }
 
 make_venv() {

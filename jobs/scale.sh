@@ -31,7 +31,7 @@ stage() {
     elif [[ $name == plan* ]]; then
         note=$(awk '/with imports/ { $1 = $1; print }' "$folder/$name.log")
     elif [[ $name == train* ]]; then
-        note=$(awk '/^epoch/ { line = $0 } END { print line }' "$folder/$name.log")
+        note=$(awk '/^[0-9:]+ epoch/ { sub(/^[0-9:]+ /, ""); line = $0 } END { print line }' "$folder/$name.log")
     else
         note=
     fi

@@ -38,7 +38,7 @@ def records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("name", ["own_model", "own_task"])
+@pytest.mark.parametrize("name", ["own_model", "own_task", "log_elsewhere"])
 def test_examples_learn(comm, part, name):
     run_dir = part.parent / name
     load(name)["main"](comm, part, run_dir=run_dir, epochs=8)

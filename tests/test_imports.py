@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hpcgnn"
 ROOMS = [
     {"__init__"}, {"__main__"}, {"cli"}, {"pyparmetis"}, {"bench", "report"}, {"train"},
     {"tasks", "models"}, {"nn"}, {"sar"}, {"partition"}, {"storage"}, {"graph"}, {"comm"},
-    {"kernels"}, {"settings"}, {"errors", "system", "timeline", "version"},
+    {"kernels"}, {"settings"}, {"display", "errors", "system", "timeline", "version"},
 ]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

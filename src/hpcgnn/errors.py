@@ -24,6 +24,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 rank`, `2,000 ranks`, `3 classes`."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
 def say(*lines: object) -> None:
     """Print each argument as one `printable` line; all that may hold names or values of files."""
     print("\n".join(map(printable, lines)), flush=True)

@@ -32,6 +32,7 @@ class Setting:
         option: its name on the command line and in files, where that is not its name.
         least, most: limits of a number, both allowed; None: none.
         share: a number that must lie in [0, 1).
+        metavar: what an option shows for the value, where that is not its type.
         others: a regular expression of texts that are taken beside `choices`; options show
             `shown_others`, where there is anything to show.
     """
@@ -46,6 +47,7 @@ class Setting:
     share: bool = False
     others: str = ""
     shown_others: str = ""
+    metavar: str = ""
 
 
 def _declare(resume: str, default: Any, help_text: str, *args: Any, **limits: Any) -> Any:

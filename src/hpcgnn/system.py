@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -57,6 +58,22 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def now() -> str:
+    """The date and time in UTC, as ISO 8601 has them."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clock() -> str:
+    """The time of day of this machine: `14:03:59`."""
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def bytes_read() -> int:
+    """What this process has read so far, cached or not; 0 where the system doesn't tell."""
+    found = re.match(r"rchar: (\d+)", _read("/proc/self/io"))
+    return int(found[1]) if found else 0
 
 
 def is_named_pipe(status: os.stat_result) -> bool:

@@ -107,6 +107,28 @@ def source(tmp_path) -> Path:
     return tmp_path / "in" / "g.txt"
 
 
+@pytest.mark.parametrize("kind", ["numbers", "named"])
+def test_any_number_of_ranks_writes_the_same_bits(kind, mpirun, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    ends = rng.integers(0, 10**7, (600_000, 2))  # two pieces of text
+    names = ["source", "target", "weight"] if kind == "named" else None
+    text = "\n".join(f"{a}\t{b}\t{a % 7}" for a, b in ends.tolist())
+    options = ["--columns", ",".join(names or "123")]
+    (tmp_path / "g.txt").write_text(("\t".join(names) + "\n" if names else "") + text)
+    for ranks in (1, 3):
+        (tmp_path / f"{ranks}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{ranks}")
+        done = mpirun(ranks, "convert", "../g.txt", "g.h5", *options)
+        assert done.returncode == 0 and "note" not in done.stderr, done.stderr
+    assert (tmp_path / "1" / "g.h5").read_bytes() == (tmp_path / "3" / "g.h5").read_bytes()
+    with (tmp_path / "g.txt").open("a") as file:
+        file.write("\n1\tx\t1")
+    bad = mpirun(3, "convert", "../g.txt", "bad.h5", *options)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+    assert f"g.txt: line {600_001 + (kind == 'named')}" in bad.stderr
+    assert [path.name for path in (tmp_path / "3").iterdir()] == ["g.h5"]
+
+
 def test_two_ranks_do_not_disturb_each_other(mpirun, source, tmp_path):
     done = mpirun(2, "convert", source, tmp_path / "g.h5")
     assert done.returncode == 0, done.stderr

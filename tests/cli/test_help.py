@@ -85,6 +85,8 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert f"--model {path}:Net" in capsys.readouterr().out
     assert main(["new", str(path)]) == 2 and main(["new", str(tmp_path / "mine.txt")]) == 2
     assert main(["new", str(tmp_path / "absent" / "mine.py")]) == 2
+    path.write_text("x = 1\n")
+    assert main(["new", str(path), "--force"]) == 0 and "class Net" in path.read_text()
 
 
 def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
@@ -94,3 +96,9 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert (tmp_path / "jobs" / "pipeline.sh").stat().st_mode & 0o100
     assert main(["jobs", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
+    (tmp_path / "jobs" / "mine.sh").touch()
+    assert main(["jobs", str(tmp_path), "--force"]) == 0
+    assert (tmp_path / "jobs" / "mine.sh").exists()  # what is not ours stays
+    (tmp_path / "jobs" / "train.sbatch").unlink()
+    assert main(["jobs", str(tmp_path), "--force"]) == 2
+    assert "is no folder of job scripts" in capsys.readouterr().err

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from datetime import datetime
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from hpcgnn.cli import generate, predict, train
+from hpcgnn.cli import generate, partition, predict, train
 from hpcgnn.errors import InputError
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.train.checkpoint import file as files
@@ -109,6 +112,48 @@ def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
     assert parse_arguments("a=1, b=[1,2],c=x,d='y',e=None") == {
         "a": 1, "b": [1, 2], "c": "x", "d": "y", "e": None
     }  # fmt: skip
+
+
+FAILING = """
+import hpcgnn
+from net import Net
+
+class Failing(Net):
+    def forward(self, graph, x):
+        rank = graph.comm.rank
+        if graph.epoch == 2 and rank == 1:
+            raise KeyError(f"of the user's on rank {rank}")
+        return super().forward(graph, x)
+
+def main():
+    graph = hpcgnn.load_partition("two.h5")
+    task = hpcgnn.tasks.find_task(graph)
+    hpcgnn.Trainer(graph, Failing(graph), task, run_dir="trained", epochs=3).run()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("way", ["command", "script"])
+def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, way):
+    """Within seconds, with its own traceback and one line: the other ranks wait for nothing."""
+    monkeypatch.chdir(folder)
+    (folder / "failing.py").write_text(FAILING)
+    call(comm, partition, "graph.h5", "--parts", 2, "--method", "block", "-o", "two.h5")
+    if way == "command":
+        options = ("--model", "failing.py:Failing", "--epochs", 3, "--run-dir", "trained")
+        done = mpirun(2, "train", "two.h5", *options, timeout=120)
+    else:
+        done = mpirun(2, module="failing", env={"PYTHONPATH": str(folder)}, timeout=120)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
+    assert len(lines) == 1 and "KeyError" in lines[0] and "rank 1" in lines[0], done.stderr
+    assert done.stderr.count("Traceback") == 1
+    assert 'raise KeyError(f"of the user\'s on rank {rank}")' in done.stderr
+    lines = Path("trained/metrics.jsonl").read_text().splitlines()
+    ended = [datetime.fromisoformat(json.loads(line)["time"]).timestamp() for line in lines]
+    assert len(ended) == 1 and time.time() - ended[0] < 60
 
 
 def test_settings_by_set(comm, folder, mpirun):

@@ -117,9 +117,9 @@ def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
          "--mode", "oneshot", "--epochs", 1, "--run-dir", "a")  # fmt: skip
     asked = []
 
-    def open_part(path, comm, config):
+    def open_part(path, comm, config, *display):
         asked.append(config)
-        return plain(path, comm, config)
+        return plain(path, comm, config, *display)
 
     plain = open.open_part
     monkeypatch.setattr(open, "open_part", open_part)

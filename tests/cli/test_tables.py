@@ -57,9 +57,12 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     commands = [shlex.split(line) for line in script.replace("\\\n", " ").splitlines()]
     assert len(commands) <= 6 and all(command[0] == "hpcgnn" for command in commands)
     assert all(len(command.splitlines()) <= 2 for command in re.split(r"(?<!\\)\n", script))
+    parts = "later.h5" if comm.size == 1 else "later.p.h5"
     for _, name, *arguments in commands:
         verb = import_module(f"hpcgnn.cli.{name}")
-        arguments = [str(comm.size) if a == "1" and name == "partition" else a for a in arguments]
+        if name == "predict" and comm.size > 1:  # as the document says of several ranks
+            call(comm, import_module("hpcgnn.cli.partition"), "later.h5", "-o", parts)
+        arguments = [parts if a == "later.h5" and name == "predict" else a for a in arguments]
         if verb.PARALLEL:
             call(comm, verb, *arguments)
         else:
@@ -69,8 +72,19 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     files = {}
     for ending in ("parquet", "npz", "h5"):
         files[ending] = f"p.{ending}"
-        call(comm, import_module("hpcgnn.cli.predict"), "later.p1.h5", "run", "--only", "later.csv",
+        call(comm, import_module("hpcgnn.cli.predict"), parts, "run", "--only", "later.csv",
              "-o", files[ending])  # fmt: skip
+    if comm.rank == 0:  # another graph, whose classes have other names
+        table = pq.read_table("nodes.parquet")
+        other = pa.array([c and f"dark {c}" for c in table["colour"].to_pylist()], pa.string())
+        pq.write_table(table.drop("colour").append_column("colour", other), "other.parquet")
+        names = {"nodes.parquet": "other.parquet", "graph.h5": "other.h5"}
+        given = [names.get(argument, argument) for argument in commands[0][2:]]
+        call_alone(import_module("hpcgnn.cli.convert"), *given)
+    comm.barrier()
+    call(comm, import_module("hpcgnn.cli.partition"), "other.h5", "-o", "other.p.h5")
+    given = ("other.p.h5", "run", "--any-graph", "-o", "other.csv")
+    call(comm, import_module("hpcgnn.cli.predict"), *given)
     if comm.rank:
         return
     with Path("predictions.csv").open(newline="") as file:
@@ -87,8 +101,11 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
         assert npz["class_names"].tolist() == list(COLOURS)
         np.testing.assert_allclose(npz["probabilities"], chances, rtol=1e-6)
         named = [COLOURS[k] for k in h5["classes"]]
-    capsys.readouterr()
-    call_alone(import_module("hpcgnn.cli.info"), "later.p1.h5")
+    with Path("other.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    assert columns == ["original_id", "class", *(f"probability_{k}" for k in range(4))]
+    assert "classes go by number" in capsys.readouterr().err
+    call_alone(import_module("hpcgnn.cli.info"), "later.h5")
     said = capsys.readouterr().out
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)
     assert re.search(r"^  ids +user_.*\(560 in all\)$", said, re.MULTILINE)

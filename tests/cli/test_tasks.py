@@ -8,29 +8,39 @@ import json
 from pathlib import Path
 
 import h5py
+import networkx
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from mpi4py import MPI
 
+import hpcgnn
 from hpcgnn.cli import convert, partition, predict, train
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.storage.read.load import load_partition
 from tests.cli.verbs import call
 
 pytestmark = pytest.mark.mpi
 SETTINGS = ("--layers", 2, "--hidden", 8, "--device", "cpu", "--pair-width", 4)
-N = 50
+N, MANY = 50, 83
 
 
 def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
-    """`graph.h5` of files of numbers: classes, speeds, edges with labels and a split."""
+    """`graph.h5` of files of numbers: classes, speeds, edges with labels and a split.
+
+    A bare one has none of these, and more nodes.
+    """
     rng = np.random.default_rng(seed)
-    ends = np.unique(rng.integers(0, N, (200, 2)), axis=0)
+    number = MANY if bare else N
+    ends = np.unique(rng.integers(0, number, (200, 2)), axis=0)
     ends = ends[ends[:, 0] < ends[:, 1]]
     arrays = {
         "edges": ends.T,
-        "x": rng.normal(size=(N, 4)).astype(np.float32),
+        "x": rng.normal(size=(number, 4)).astype(np.float32),
     }
-    options: list[object] = ["--features", folder / "x.npy", "--num-nodes", N]
+    options: list[object] = ["--features", folder / "x.npy", "--num-nodes", number]
     if not bare:
         speed = rng.normal(size=(N, 2)).astype(np.float32)
         speed[::5, 1] = np.nan
@@ -114,12 +124,22 @@ def test_learned_and_predicted(comm, parts, task):
     call(comm, predict, "bare.p.h5", "run", "--any-graph", "-o", "new.h5")
     with h5py.File("new.h5") as file, h5py.File("bare/graph.h5") as graph:
         if task in ("classes", "values"):
-            assert np.array_equal(file["original_ids"], np.arange(N))
+            assert np.array_equal(file["original_ids"], np.arange(MANY))
         else:
             indptr, sources = graph["edges/indptr"][()], graph["edges/indices"][()]
             assert np.array_equal(file["source_ids"], sources)
-            assert np.array_equal(file["target_ids"], np.repeat(np.arange(N), np.diff(indptr)))
+            assert np.array_equal(file["target_ids"], np.repeat(np.arange(MANY), np.diff(indptr)))
         assert file.attrs["not_finite"] == 0
+        found = {name: file[name][()] for name in file}
+    if comm.rank == 0:  # the same on one rank, of a model that any number has trained
+        alone = Communicator(MPI.COMM_SELF)
+        call(alone, partition, "bare/graph.h5", "--method", "block", "-o", "alone.p1.h5")
+        call(alone, predict, "alone.p1.h5", "run", "--any-graph", "-o", "alone.h5")
+        with h5py.File("alone.h5") as file:
+            assert found.keys() == set(file)
+            for name in found.keys() - {"classes"}:
+                np.testing.assert_allclose(file[name][()], found[name], rtol=1e-4, atol=1e-6)
+    comm.barrier()
 
 
 def test_links_that_are_written_are_held_out(comm, parts):
@@ -165,6 +185,92 @@ def test_pairs_that_are_asked_for(comm, parts):
     ):
         with pytest.raises(InputError, match=words):
             call(comm, predict, "known.p.h5", "run", "--pairs", name, "-o", "no.h5")
+
+
+@pytest.fixture
+def named(comm, shared_path, monkeypatch) -> list[str]:
+    """Names of nodes, of which `named.p.h5` is a graph; its edges have labels and a split."""
+    monkeypatch.chdir(shared_path)
+    names = [f"{'ab'[k % 2]}, \u00fc {k}" * (1 + k % 3) for k in range(N)]
+    if comm.rank == 0:
+        rng = np.random.default_rng(0)
+        graph = networkx.gnp_random_graph(N, 0.15, seed=1)
+        for k in graph:
+            graph.nodes[k]["x"], graph.nodes[k]["y"] = rng.normal(size=4).tolist(), k % 3
+        for a, b in graph.edges:
+            graph.edges[a, b].update(edge_label=(a + b) % 3, edge_split=1 + (a * b) % 3)
+        graph = networkx.relabel_nodes(graph, dict(enumerate(names)))
+        hpcgnn.from_networkx(graph, "named.h5")
+    comm.barrier()
+    call(comm, partition, "named.h5", "--method", "random", "-o", "named.p.h5")
+    return names
+
+
+def read_ids(path: Path) -> list[tuple[str, ...]]:
+    """The columns of ids in a file of predictions, as text."""
+    if path.suffix == ".npz":
+        with np.load(path) as found:
+            columns = [found[name].tolist() for name in found.files if name.endswith("_ids")]
+    elif path.suffix == ".h5":
+        with h5py.File(path) as found:
+            columns = [[t.decode() for t in found[n][()]] for n in found if n.endswith("_ids")]
+    else:
+        read = pyarrow.parquet.read_table if path.suffix == ".parquet" else pyarrow.csv.read_csv
+        table = read(path)
+        first = [name for name in table.column_names if name.endswith("_id")]
+        assert table.column_names[: len(first)] == first
+        columns = [table[name].to_pylist() for name in first]
+    return list(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("task", "endings"), [("edge-classes", (".npz", ".csv")), ("links", (".parquet", ".h5"))]
+)
+def test_names_come_back(comm, named, task, endings):
+    """Of edges, and of pairs that are asked for by them, also where a rank has none."""
+    call(comm, train, "named.p.h5", "--task", task, *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    with h5py.File("named.h5") as graph:
+        targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
+        told = np.stack([graph["edges/indices"][()], targets], axis=1)
+        told = told if task == "edge-classes" else told[graph["edges/split"][()] > 1]
+    for ending in endings:
+        out = Path(f"out{ending}")
+        call(comm, predict, "named.p.h5", "run", "-o", out)
+        assert read_ids(out) == [(named[a], named[b]) for a, b in told]
+    pairs = [(named[3], named[4]), (named[49], named[3])]
+    if comm.rank == 0:
+        np.save("pairs.npy", np.array(pairs))
+        with Path("pairs.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("from", "to"), *pairs])
+        with Path("bare.tsv").open("w", newline="") as file:
+            csv.writer(file, delimiter="\t").writerows(pairs)
+    comm.barrier()
+    for name in ("pairs.csv", "bare.tsv", "pairs.npy"):
+        call(comm, predict, "named.p.h5", "run", "--pairs", name, "-o", out, "--force")
+        assert read_ids(out) == pairs
+    graph = load_partition("named.p.h5", comm)
+    hpcgnn.predict(graph, "run", out=out, force=True)
+    assert len(read_ids(out)) == len(told)
+
+
+def test_names_that_no_node_has(comm, named):
+    call(comm, train, "named.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    for ends, words in (
+        ((named[0], "nobody"), r"no node has this id \(found 'nobody'\)"),
+        ((named[0], "long" * 99), r"no node has this id \(found 'longlong"),
+        ((named[0], ""), "row 2 must begin with two ids"),
+        ((named[0], "x" * 200_000), "is no table of text: field larger"),
+    ):
+        if comm.rank == 0:
+            with Path("pairs.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([(named[1], named[2]), ends])
+            np.save("pairs.npy", np.array([ends]))
+        comm.barrier()
+        with pytest.raises(InputError, match=words):
+            call(comm, predict, "named.p.h5", "run", "--pairs", "pairs.csv", "-o", "no.h5")
+        with pytest.raises(InputError, match="no node has this id"):
+            call(comm, predict, "named.p.h5", "run", "--pairs", "pairs.npy", "-o", "no.h5")
+        comm.barrier()
 
 
 def test_what_does_not_fit_is_refused(comm, parts):

@@ -94,3 +94,16 @@ def test_places_of_ids(comm):
     places = graph.derived(FindPlaces())
     ids = np.arange(31)[:: comm.rank + 1]
     assert np.array_equal(places.look_up(places.of_ids(ids), graph.node_ids.numpy()), ids)
+
+
+def test_a_node_of_very_many_pairs(comm):
+    """float32 sums of as many equal terms, one by one, would be wrong by 3e-4."""
+    graph = distribute(WHOLE, comm)
+    count, place = 30_000, graph.derived(FindPlaces()).first
+    number = np.arange(count) + comm.rank * count
+    pairs = NodePairs(np.zeros(count, np.int64), np.full(count, place), number)
+    x_NK = torch.ones(graph.num_local_nodes, 1, requires_grad=True)
+    (0.1 * pair_values(graph, x_NK, pairs, lambda a, b: a)).sum().backward()
+    if comm.rank == 0:
+        wanted = torch.tensor(0.1).double() * count * comm.size
+        torch.testing.assert_close(x_NK.grad[0, 0].double(), wanted, rtol=1e-6, atol=0)

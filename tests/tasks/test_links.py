@@ -17,7 +17,7 @@ from hpcgnn.sar.messages import edge_features
 from hpcgnn.tasks import EdgeTask, LinkPrediction, PairMLP, Regression, find_task
 from hpcgnn.tasks.build import stored_task
 from hpcgnn.tasks.negatives import KnownEdges, false_targets
-from hpcgnn.tasks.pair_rows import numbered, original_ids
+from hpcgnn.tasks.pair_rows import ids_of_pairs, numbered
 from hpcgnn.tasks.settings import TaskSettings
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -122,7 +122,7 @@ def test_what_is_written(comm):
     graph = task.prepare(full)
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32))
     rows = task.pairs(graph, local(graph, x))
-    ids = original_ids(graph, rows.pairs)
+    ids = ids_of_pairs(graph, rows.pairs, graph.original_ids.numpy())
     shares = comm.allgather(
         (rows.pairs.number, ids["source_ids"], ids["target_ids"], rows.rows["probabilities"])
     )

@@ -39,6 +39,19 @@ def test_options_override_toml_which_overrides_defaults(tmp_path):
     assert Config.from_json(config.to_json(), "x") == config
 
 
+def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
+    """And a run's config.json is such a file, which names all."""
+    former = Config.of(model="gcn", hidden=32, lr=0.5)
+    toml, whole = tmp_path / "some.toml", tmp_path / "config.json"
+    toml.write_text("hidden = 16")
+    whole.write_text(former.to_json())
+    found = resolve(parse("--layers", "2"), str(toml), former)
+    assert found == former.changed(hidden=16, layers=2)
+    assert resolve(parse("--hidden", "16"), str(whole), Config()) == former.changed(hidden=16)
+    whole.write_text("{")
+    assert "is no JSON" in refused(str(whole))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

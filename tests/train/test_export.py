@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ import hpcgnn
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.settings import ModelSettings
+from hpcgnn.train.export import export
 from hpcgnn.train.initial import read_weights, start_from
 from tests.cli.verbs import refused
 from tests.graphs import distribute, local, random_graph
@@ -159,6 +161,27 @@ def test_each_rank_takes_the_embeddings_of_its_nodes(comm, shared_path):
     comm.barrier()
     start_from(model, graph.node_ids, path, comm)
     assert torch.equal(model.inputs.embedding.weight, local(graph, rows))
+
+
+@pytest.mark.mpi
+def test_averages_are_exported_also_of_embeddings(comm, shared_path):
+    """The very numbers that predictions are made of, whichever ranks hold the rows."""
+    graph = replace(distribute(random_graph(23, 60, width=F), comm), graph_fingerprint="f" * 16)
+    run = {"run_dir": shared_path, "epochs": 3, "lr": 0.1, "ema": 0.5}
+    settings = ModelSettings(kind="sage", layers=2, hidden=8, embedding=5)
+    raw = build_model(settings, graph, 3, seed=0)
+    hpcgnn.Trainer(graph, raw, hpcgnn.tasks.find_task(graph), **run).run()
+    out = shared_path / "w.safetensors"
+    if comm.rank == 0:
+        export(shared_path, out)
+    comm.barrier()
+    averaged = build_model(settings, graph, 3, seed=1)
+    hpcgnn.predict(graph, shared_path, averaged)
+    started = build_model(settings, graph, 3, seed=2)
+    start_from(started, graph.node_ids, out, comm)
+    for name, value in averaged.state_dict().items():
+        assert torch.equal(started.state_dict()[name], value), name
+        assert not value.numel() or not torch.equal(raw.state_dict()[name], value), name
 
 
 class Trap:

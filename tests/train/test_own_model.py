@@ -312,11 +312,16 @@ def test_several_losses_add_up(comm, shared_path):
 def test_what_can_t_be_trained_is_named(comm, shared_path):
     frozen = Alone().requires_grad_(False)
     lazy = torch.nn.Sequential(torch.nn.LazyLinear(3))
+    loose, listed = Alone(), Alone()
+    loose.scale = torch.ones(3, requires_grad=True)
+    listed.layers = [torch.nn.Linear(3, 3)]
     half = Alone().bfloat16()
     other = torch.optim.Adam(Alone().parameters())
     cases = [
         ({"model": frozen}, "has no parameter to be trained"),
         ({"model": lazy}, "0.weight has no shape yet"),
+        ({"model": loose}, "the model's scale asks for a gradient but is no parameter"),
+        ({"model": listed}, "the model's layers asks for .* a torch.nn.ModuleList"),
         ({"model": half}, r"conv.* can't be kept in a checkpoint: of type torch.bfloat16"),
         ({"optimizer": other}, "the optimizer has parameters that are not of the"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),

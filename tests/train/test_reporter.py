@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 
@@ -37,33 +38,32 @@ class Terminal(io.StringIO):
         (
             "accuracy",
             {},
-            "epoch   7/100  loss 123.4567  train 100.00  valid 12.35  test - %  1234.50 s",
+            "epoch   7/100  loss 123.4567  train 100.00 valid 12.35 test - %  1234.50 s",
         ),
         (
             "rmse",
             {"train": 12.5, "valid": 0.25},
-            "epoch   7/100  loss 123.4567  train 12.5  valid 0.25  test -  1234.50 s",
+            "epoch   7/100  loss 123.4567  train 12.5 valid 0.25 test -  1234.50 s",
         ),
         ("auc", {"train": None, "valid": None}, "epoch   7/100  loss 123.4567  1234.50 s"),
     ],
 )
 def test_a_line_fits_a_terminal_and_percent_is_for_shares(metric, more, shown):
-    stream = io.StringIO()
+    stream = Terminal()
     Reporter(100, metric, stream=stream).epoch(record(7, **more))
     assert stream.getvalue() == shown + "\n" and len(shown) <= 80
 
 
-def test_a_terminal_shows_one_line_that_changes():
-    stream = Terminal()
-    reporter = Reporter(3, "accuracy", stream=stream)
-    for epoch in (1, 2):
-        reporter.epoch(record(epoch))
-    reporter.say("stopping")
-    reporter.epoch(record(3))
-    reporter.say("done")
-    text = stream.getvalue()
-    assert text.count("\r") == 2 and text.count("\n") == 4
-    assert "\nstopping\n" in text and text.endswith("\ndone\n") and not text.endswith("\n\ndone\n")
+def test_what_is_no_terminal_gets_the_time_of_day():
+    texts = {}
+    for stream in (Terminal(), io.StringIO()):
+        reporter = Reporter(3, "accuracy", stream=stream)
+        reporter.epoch(record(1))
+        reporter.say("stopping")
+        texts[type(stream)] = stream.getvalue()
+    assert texts[Terminal].startswith("epoch 1/3  loss") and texts[Terminal].count("\n") == 2
+    time, line = texts[io.StringIO].split(" ", 1)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", time) and line == texts[Terminal]
 
 
 def test_all_nothing_and_json():

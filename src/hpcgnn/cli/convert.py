@@ -9,22 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError, say, warn
+from hpcgnn.cli.displays import display_of
+from hpcgnn.comm.workers import Workers
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, warn
 from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.node_files import attach, read_node_files
-from hpcgnn.storage.importers.source import ImportOptions, Nodes, Source
+from hpcgnn.storage.importers.opening import store_pipe
+from hpcgnn.storage.importers.source import ImportOptions, Nodes, Over, Source
 from hpcgnn.storage.importers.table_options import TableOptions, TextForm
-from hpcgnn.storage.importers.text import store_pipe
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.outputs import check_output
 from hpcgnn.system import resident_memory
 
 PARALLEL = False
+SHARED = True  # the other ranks turn text into numbers
 
 _RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed
 _TREATMENT = (
@@ -188,8 +192,8 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, comm: None) -> int:
-    """Convert; `comm` is None (the work is done by one process)."""
+def run(args: argparse.Namespace, workers: Workers | None) -> int:
+    """Convert, in this process but for what `workers` take over."""
     out: Path = args.out
     began = time.monotonic()
     check_output(out, GRAPH, force=args.force, inputs=_inputs(args))
@@ -201,7 +205,8 @@ def run(args: argparse.Namespace, comm: None) -> int:
     format = args.format or guess_format(args.sources[0])
     library = prepare("table" if args.nodes else format)
     tables = _tables(args)
-    options = _options(args, _limit(args.memory, library), tables)
+    over: Over = map if workers is None else workers.map
+    options = _options(args, _limit(args.memory, library), tables, over)
     source = open_source(args.sources, format, options)
     attach(source, *_node_files(args, options), options)
     said = _print_notes(source, 0)
@@ -217,10 +222,12 @@ def run(args: argparse.Namespace, comm: None) -> int:
         link_split=link_split,
         compress=args.compress,
     )
-    settings = {name: _plain(value) for name, value in sorted(vars(args).items())}
-    assemble(source, out, treatment, limit=options.limit, config=settings | {"format": format})
-    _print_notes(source, said)
-    _report(out, time.monotonic() - began, _size(_inputs(args)))
+    settings = {name: _plain(value) for name, value in sorted(vars(args).items()) if name != "show"}
+    settings |= {"format": format}
+    with display_of(args) as display:
+        assemble(source, out, treatment, limit=options.limit, config=settings, display=display)
+        _print_notes(source, said)
+        _report(out, time.monotonic() - began, _size(_inputs(args)), display)
     return 0
 
 
@@ -305,7 +312,9 @@ def _ratio(text: str | None) -> tuple[float, float, float] | None:
     return parts[0] / total, parts[1] / total, parts[2] / total
 
 
-def _options(args: argparse.Namespace, limit: int, tables: TableOptions | None) -> ImportOptions:
+def _options(
+    args: argparse.Namespace, limit: int, tables: TableOptions | None, over: Over
+) -> ImportOptions:
     for name, least in (("num_nodes", 1), ("skip_lines", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -325,6 +334,7 @@ def _options(args: argparse.Namespace, limit: int, tables: TableOptions | None) 
         limit=limit,
         tables=tables,
         leave_out=_listed(args.leave_out),
+        over=over,
         **edge_columns,
     )
 
@@ -397,7 +407,7 @@ def _size(inputs: list[Path | None]) -> int:
     return total
 
 
-def _report(out: Path, seconds: float, size: int) -> None:
+def _report(out: Path, seconds: float, size: int, display: Display) -> None:
     with GraphFile(out) as graph:
         parts = [f"{graph.num_nodes:,} nodes", f"{graph.num_edges:,} edges"]
         for number, what in (
@@ -412,7 +422,7 @@ def _report(out: Path, seconds: float, size: int) -> None:
         if graph.array_names:
             parts.append(f"arrays {', '.join(graph.array_names)}")
         edges = graph.num_edges
-    say(
+    display.say(
         f"{out}: {', '.join(parts)}",
         f"{seconds:.1f} s: {edges / seconds:,.0f} edges/s, {size / seconds / 1e6:,.1f} MB/s read",
     )

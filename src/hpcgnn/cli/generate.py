@@ -6,15 +6,19 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hpcgnn.errors import InputError, say
+from hpcgnn.cli.displays import display_of
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
+    from hpcgnn.storage.generate.output import Generator
 
 PARALLEL = True
 
+_NOT_STORED = ("out", "force", "show")
 _HOMOPHILY, _EXPONENT = 0.8, 2.5
 
 
@@ -53,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
-    from hpcgnn.storage.generate.output import Generator, write_generated
     from hpcgnn.storage.generate.rmat import RMat
     from hpcgnn.storage.generate.sbm import PlantedPartition
     from hpcgnn.storage.read.graph_file import GraphFile
@@ -77,7 +80,29 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         graph.num_classes = args.classes
     else:
         graph = RMat(args.nodes, args.degree, args.classes, args.seed)
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "force") and v is not None}
+    options = {k: v for k, v in vars(args).items() if k not in _NOT_STORED and v is not None}
+    with display_of(args, comm.rank) as display:
+        _write(args, comm, graph, shares, options, display)
+        if comm.rank == 0:
+            with GraphFile(args.out) as file:
+                display.say(
+                    f"{args.out}: {file.num_nodes:,} nodes, {file.num_edges:,} stored edges, "
+                    f"{file.num_features} features, {file.num_classes} classes, "
+                    f"{args.out.stat().st_size / 2**20:,.1f} MiB, {time.monotonic() - began:.1f} s"
+                )
+    return 0
+
+
+def _write(
+    args: argparse.Namespace,
+    comm: Communicator,
+    graph: Generator,
+    shares: tuple[float, float, float],
+    options: dict[str, Any],
+    display: Display,
+) -> None:
+    from hpcgnn.storage.generate.output import write_generated
+
     write_generated(
         args.out,
         comm,
@@ -88,15 +113,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         shares=shares,
         compress=args.compress,
         config={"verb": "generate", **options},
+        display=display,
     )
-    if comm.rank == 0:
-        with GraphFile(args.out) as file:
-            say(
-                f"{args.out}: {file.num_nodes:,} nodes, {file.num_edges:,} stored edges, "
-                f"{file.num_features} features, {file.num_classes} classes, "
-                f"{args.out.stat().st_size / 2**20:,.1f} MiB, {time.monotonic() - began:.1f} s"
-            )
-    return 0
 
 
 def _check(args: argparse.Namespace) -> tuple[float, float, float]:

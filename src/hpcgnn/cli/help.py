@@ -77,11 +77,11 @@ EXAMPLES = {
     ),
 }
 
-_ALWAYS = {"help", "help_all", "timeout"}
+_ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
     "train": {
-        *("graph", "run_dir", "resume", "init_from", "config", "show", "changes", "task"),
+        *("graph", "run_dir", "resume", "init_from", "config", "changes", "task"),
         *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
         *("optimizer", "lr", "weight_decay", "schedule", "epochs", "patience", "metric", "seed"),
         *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),
@@ -106,6 +106,9 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shown = "\n".join(f"  {line}" for line in EXAMPLES[verb])
     parser.description = f"{parser.description}\n\n{shown}"
+    for action in parser._actions:
+        if action.option_strings and action.metavar is None and action.choices is None:
+            action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
     everyday = EVERYDAY.get(verb)
     if everyday is None:
         return

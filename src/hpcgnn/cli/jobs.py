@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -13,15 +14,26 @@ PARALLEL = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="gets a folder jobs/")
+    parser.add_argument("--force", action="store_true", help="replace files of a former jobs/")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
     source = templates()
     target: Path = args.folder / "jobs"
-    if target.exists() or target.is_symlink():
-        raise InputError("exists already: choose another folder, or remove it", file=target)
+    if os.path.lexists(target):
+        if not args.force:
+            raise InputError("exists already: choose another folder, or say --force", file=target)
+        if target.is_symlink() or not (target / "train.sbatch").is_file():
+            raise InputError(
+                "exists and is no folder of job scripts of hpcgnn, so --force doesn't replace it: "
+                "choose another folder, or remove it",
+                file=target,
+            )
+        if target.samefile(source):
+            raise InputError("is where they come from: choose another folder", file=target)
+    ignored = shutil.ignore_patterns("__pycache__")
     try:
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
         text = getattr(error, "strerror", None) or error
         raise OutputError(f"can't be written: {text}", file=target) from None

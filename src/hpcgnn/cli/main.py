@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
-from hpcgnn.cli import streams
+from hpcgnn.cli import displays, streams
 from hpcgnn.cli.help import explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
@@ -21,6 +21,7 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
+from hpcgnn.comm.workers import Workers
 from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
@@ -92,6 +93,8 @@ def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
                 metavar="SECONDS",
                 help="longest wait for another rank (default: HPCGNN_TIMEOUT, or 600)",
             )
+        if name in displays.VERBS:
+            displays.add_options(sub)
         shape(sub, name, argv)
         if len(modules) == 1:
             parser.verb = sub
@@ -154,6 +157,11 @@ class Command:
         kind: bool | None = self.module.PARALLEL
         return kind
 
+    def announce(self) -> None:
+        """Say what begins, where that may take long."""
+        if self.args is not None and self.verb in displays.VERBS:
+            displays.begin(self.args)
+
     def listening(self) -> AbstractContextManager[Any]:
         """What hears signals from the first moment on, where the verb has its own way to."""
         if self.module is None or self.problem is not None or not hasattr(self.module, "listen"):
@@ -173,24 +181,36 @@ class Command:
             raise self.problem
         if self.module is None:
             return 0
-        if self.serial and launched()[1] > 1 and (comm is None or comm.rank == 0):
-            warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
         status: int
         if self.serial and comm is not None:
             status = self._run_on_first(comm, self.module)
         else:
+            if launched()[1] > 1 and comm is None:
+                self._say_alone()
             status = self.module.run(self.args, comm)
         return status
+
+    def _say_alone(self) -> None:
+        warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
 
     def _run_on_first(self, comm: Communicator, module: ModuleType) -> int:
         """Run a serial verb on rank 0 while the others wait, for as long as it takes."""
         comm.timeout = limit.MOST_SECONDS
         status, error = 0, None
+        workers = Workers(comm)
+        shared = getattr(module, "SHARED", False)
         if comm.rank == 0:
+            if not shared:
+                self._say_alone()
             try:
-                status = module.run(self.args, None)
+                status = module.run(self.args, workers if shared else None)
+                if shared and not workers.used:
+                    self._say_alone()
             except Exception as caught:
                 error = caught
+            workers.close()
+        else:
+            workers.serve()
         failed = comm.broadcast(error is not None, where="serial verb")
         # On all ranks, since it is nothing about rank 0.
         comm.agree(error or (HpcgnnError("failed on rank 0") if failed else None), "serial verb")
@@ -205,6 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with terminable():
             command = Command.read(argv)
+            command.announce()
             with command.listening():
                 return world.run(
                     command.run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 from pathlib import Path
 
 from hpcgnn.errors import InputError, OutputError, say
@@ -47,18 +48,22 @@ class Net(torch.nn.Module):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="MODEL.py")
+    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
     path: Path = args.file
     if path.suffix != ".py":
         raise InputError("must end in .py", value=str(path))
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError("is no regular file: choose another name", file=path)
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("w" if args.force else "x", encoding="utf-8") as file:
             file.write(MODEL.format(name=path.name))
     except OSError as error:
         if error.errno == errno.EEXIST:
-            raise InputError("exists already: choose another name", file=path) from None
+            text = "exists already: choose another name, or say --force"
+            raise InputError(text, file=path) from None
         raise OutputError(f"can't be written: {error.strerror}", file=path) from None
     say(f"{path}: hpcgnn train graph.h5 --model {path}:Net")
     return 0

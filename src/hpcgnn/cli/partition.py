@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import say
+from hpcgnn.display import Display
+from hpcgnn.errors import counted
 from hpcgnn.partition.pipeline import METHODS, partition_graph
 from hpcgnn.partition.problem import QUALITIES, REFINEMENTS, PartitionOptions
 from hpcgnn.partition.quality import table, verdict
@@ -75,6 +77,13 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         quality=args.quality,
         repeatable=args.repeatable,
     )
+    with display_of(args, comm.rank) as display:
+        return _partition(args, comm, options, display)
+
+
+def _partition(
+    args: argparse.Namespace, comm: Communicator, options: PartitionOptions, display: Display
+) -> int:
     report = partition_graph(
         comm,
         args.graph,
@@ -84,11 +93,13 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         options=options,
         compress=args.compress,
         force=args.force,
+        display=display,
     )
     if comm.rank == 0:
-        say(*report["notes"], *table(report).splitlines(), verdict(report))
-        say(
-            f"{report['file']}: {report['parts']} parts in {report['seconds']:.1f} s, "
-            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over {comm.size} ranks"
+        display.say(*report["notes"], *table(report).splitlines(), verdict(report))
+        display.say(
+            f"{report['file']}: {counted(report['parts'], 'part')} in {report['seconds']:.1f} s, "
+            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over "
+            f"{counted(comm.size, 'rank')}"
         )
     return 0

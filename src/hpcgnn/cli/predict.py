@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcgnn.errors import InputError, printable, say, warn
+from hpcgnn.cli.displays import display_of
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.train.prediction_file import check_ending, format_of
 
@@ -21,7 +22,9 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("partition", help="partition file with one part per rank")
+    parser.add_argument(
+        "partition", help="partition file with one part per rank; on one rank graph.h5 will do"
+    )
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -63,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
     )
-    parser.add_argument("--halo-buffer", default="256MiB", help="memory for remote rows")
+    parser.add_argument(
+        "--halo-buffer", metavar="SIZE", default="256MiB", help="memory for remote rows"
+    )
     parser.add_argument(
         "--split",
         type=int,
@@ -84,8 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: Communicator) -> int:
     _check(args)
     _check_output(args, comm)
+    with display_of(args, comm.rank) as display:
+        return _run(args, comm, display)
+
+
+def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
-    with comm.at("imports"):
+    with comm.at("imports"), display.stage("load PyTorch"):
         from hpcgnn.comm.agreement import agreed
         from hpcgnn.tasks.metric_names import shown as in_words
         from hpcgnn.train.config import Config
@@ -106,16 +116,20 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     split = _split(args, comm, checkpoint, fingerprint)
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
-        graph = open_part(args.partition, comm, where)
-    found, attributes = _predict(args, graph, checkpoint)
+        graph = open_part(args.partition, comm, where, display)
+    with display.stage("predict"):
+        found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
-    with comm.at("write the predictions"), ExitStack() as stack:
+    with comm.at("write the predictions"):
         texts = NodeTexts()
-        with agreed(comm, "read the names of the nodes"):
+        with agreed(comm, "read the names of the classes"):
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
-                texts = stack.enter_context(node_texts(Path(args.partition), only))
-        write_predictions(Path(args.output), graph, found.rows, attributes, texts, found.numbers)
+                trained_on = None if checkpoint is None else checkpoint.graph_fingerprint
+                texts = node_texts(graph, only, of_labels=found.of_labels, trained_on=trained_on)
+        write_predictions(
+            Path(args.output), graph, found.rows, attributes, texts, found.numbers, display
+        )
     if comm.rank == 0:
         if found.not_finite:
             warn(
@@ -126,8 +140,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         source = "label propagation" if checkpoint is None else f"epoch {checkpoint.epoch}"
         shown = ", ".join(f"{n} {in_words(found.metric, s)}" for n, s in found.scores.items())
         shown = shown or "not known without labels to score"
-        say(f"{found.metric} of {source}: {shown}")
-        say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
+        display.say(f"{found.metric} of {source}: {shown}")
+        display.say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
     return 0
 
 
@@ -166,18 +180,24 @@ def _predict(
 
 
 def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
-    """Fingerprints of the partition's graph, and of the one whose tables it was encoded like."""
+    """Fingerprints of the file's graph, and of the one whose tables it was encoded like."""
     from hpcgnn.comm.agreement import agreed
+    from hpcgnn.partition.load import is_graph
+    from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.read.partition_file import PartitionFile
 
     found = ("", "")
     with agreed(comm, "open the partition"):
         if comm.rank == 0:
-            with PartitionFile(args.partition) as file:
-                encoding = file.read_encoding()
-                found = file.header["graph_fingerprint"], encoding.like if encoding else ""
-    whole: tuple[str, str] = comm.broadcast(found, where="open the partition")
-    return whole
+            if comm.size == 1 and is_graph(args.partition):
+                with GraphFile(args.partition) as whole:
+                    encoding, graph = whole.read_encoding(), whole.fingerprint
+            else:
+                with PartitionFile(args.partition) as file:
+                    encoding, graph = file.read_encoding(), file.header["graph_fingerprint"]
+            found = graph, encoding.like if encoding else ""
+    known: tuple[str, str] = comm.broadcast(found, where="open the partition")
+    return known
 
 
 def _split(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError, say, warn
+from hpcgnn.display import Display
+from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range
-from hpcgnn.storage.schema import GRAPH, PARTITION
-from hpcgnn.train.config import Config, add_options, resolve
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.train.config import Config, add_options, former_settings, resolve
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -24,13 +25,21 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", help="graph.h5, or a partition file with one part per rank")
-    parser.add_argument("--run-dir", default=None, help="where results go (default: runs/NAME)")
+    parser.add_argument(
+        "graph",
+        nargs="?",
+        help="graph.h5, or a partition file with one part per rank; with --resume a run directory "
+        "will do, whose graph is meant",
+    )
+    parser.add_argument(
+        "--run-dir", metavar="RUN", default=None, help="where results go (default: runs/NAME)"
+    )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="go on from the newest whole checkpoint of the run directory, if there is one",
+        help="go on from the newest whole checkpoint of the run directory, if there is one, with "
+        "the run's settings where no other are given",
     )
     parser.add_argument(
         "--init-from",
@@ -39,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights to start from, .safetensors or .pt (hpcgnn export, or model.state_dict())",
     )
-    parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
+    parser.add_argument(
+        "--config", default=None, metavar="FILE", help="settings: TOML, or a run's config.json"
+    )
     parser.add_argument(
         "--profile",
         type=int,
@@ -47,14 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write a timeline of N epochs to RUN_DIR/profile, one Chrome trace per rank",
     )
-    shown = parser.add_mutually_exclusive_group()
-    for flags, show, text in (
-        (("-v", "--verbose"), "all", "also waiting, bytes and memory of each epoch"),
-        (("-q", "--quiet"), "nothing", "no line per epoch"),
-        (("--log-json",), "json", "the records of metrics.jsonl instead of lines"),
-    ):
-        shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
-    parser.set_defaults(show="lines")
+    parser.add_argument(
+        "--log",
+        choices=("tensorboard",),
+        help="also write each epoch's numbers to RUN_DIR/tensorboard",
+    )
     add_options(parser)
 
 
@@ -65,28 +73,56 @@ def listen(args: argparse.Namespace) -> StopRequest:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
-    # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
-    with comm.at("imports"):
-        import hpcgnn.train.configured  # noqa: F401 - counts among the imports
-        from hpcgnn.system import resident_memory
-        from hpcgnn.train.run_directory import held
-
-    imported = resident_memory()
-    config = resolve_together(args, comm)
+    source, run_dir = _places(args, comm)
+    config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
-    source = Path(args.graph)
-    partition = _partition_file(source, comm, config)
-    run_dir = Path(args.run_dir) if args.run_dir else Path("runs") / source.name.split(".")[0]
-    with held(run_dir, comm, fresh=not args.resume):
-        return _train(args, comm, config, partition, run_dir, imported)
+    with display_of(args, comm.rank) as display:
+        # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
+        with comm.at("imports"), display.stage("load PyTorch"):
+            import hpcgnn.train.configured  # noqa: F401 - counts among the imports
+            from hpcgnn.system import resident_memory
+            from hpcgnn.train.automatic import file_of_parts
+            from hpcgnn.train.run_directory import held
+
+        imported = resident_memory()
+        partition = file_of_parts(source, comm, config, display)
+        with held(run_dir, comm, fresh=not args.resume):
+            return _train(args, comm, config, source, partition, run_dir, imported, display)
 
 
-def resolve_together(args: argparse.Namespace, comm: Communicator) -> Config:
-    """The settings, the same on all ranks though each reads its file; collective."""
+def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
+    """The graph or partition file, and the run directory; collective."""
+    from hpcgnn.comm.agreement import agreed
+
+    if args.run_dir is None and args.resume and Path(args.graph or "").is_dir():
+        args.graph, args.run_dir = None, args.graph  # `--resume RUN`
+    if args.graph is not None:
+        source = Path(args.graph)
+        with agreed(comm, "open graph"):
+            if comm.rank == 0:
+                with Reader(source, None):
+                    pass
+        return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
+    if args.run_dir is None or not args.resume:
+        raise InputError(
+            "name the graph or partition file to train on; a run goes on without it by --resume RUN"
+        )
+    from hpcgnn.train.starts import last_source
+
+    found = ""
+    with agreed(comm, "read the run"):
+        if comm.rank == 0:
+            found = str(last_source(Path(args.run_dir)))
+    return Path(comm.broadcast(found, where="read the run")), Path(args.run_dir)
+
+
+def resolve_together(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> Config:
+    """The settings, the same on all ranks though each reads its files; collective."""
     from hpcgnn.comm.agreement import agreed
 
     with agreed(comm, "read the settings"):
-        config = resolve(args, args.config)
+        former = former_settings(run_dir) if args.resume else None
+        config = resolve(args, args.config, former)
     require_same(comm, config.flat(), "settings", file=args.config)
     return config
 
@@ -95,9 +131,11 @@ def _train(
     args: argparse.Namespace,
     comm: Communicator,
     config: Config,
+    source: Path,
     partition: Path,
     run_dir: Path,
     imported: int,
+    display: Display,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
     from hpcgnn.train.configured import configured_trainer
@@ -107,28 +145,38 @@ def _train(
     from hpcgnn.train.starts import note_start
     from hpcgnn.train.telemetry import Profile, human, peak_memory
 
+    callbacks = _callbacks(args, comm)
     with comm.at("read the partition"):
-        graph = open_part(partition, comm, config)
+        graph = open_part(partition, comm, config, display)
     ring, device = graph.ring, graph.node_ids.device
-    stop = getattr(args, "stop", None)
+    stop, show = getattr(args, "stop", None), getattr(args, "show", "lines")
     with explained(graph, config, device):
         trainer = configured_trainer(
-            graph, config, run_dir, resume=args.resume, stop=stop, show=args.show
+            graph,
+            config,
+            run_dir,
+            resume=args.resume,
+            stop=stop,
+            show=show,
+            display=display,
+            callbacks=callbacks,
         )
     if args.init_from is not None and trainer.start == 0:
-        _init_from(args.init_from, trainer.model, graph, comm)
+        _init_from(args.init_from, trainer.model, graph, comm, display)
     if trainer.begins:
         write_config(run_dir, comm, config)
-    note_start(run_dir, graph, from_epoch=trainer.epoch, partition=partition)
+    note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
     unused = [] if config.model.own else content_of(graph).unused(config.model)
     if unused and comm.rank == 0:
-        print(note(unused, config.model), flush=True)
+        display.note(note(unused, config.model))
     if comm.rank == 0:
-        count = sum(parameter.numel() for parameter in trainer.parameters)
-        layers = "" if config.model.own else f"{config.model.layers} layers, "
-        say(
-            f"{config.model.kind}: {layers}{count:,} parameters on rank 0; "
-            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges on {comm.size} ranks; "
+        number = sum(parameter.numel() for parameter in trainer.parameters)
+        layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
+        where = " on rank 0" if comm.size > 1 else ""
+        display.note(
+            f"{config.model.kind}: {layers}{number:,} parameters{where}; "
+            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
+            f"on {counted(comm.size, 'rank')}; "
             f"transport {ring.transport.name}; run directory {run_dir}"
         )
     with (
@@ -140,87 +188,33 @@ def _train(
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
-        print(
-            f"peak memory above imports: {human(least)} to {human(most)} per rank, {human(total)} "
-            f"in all; halo buffers {human(ring.peak_bytes)} of {human(ring.halo_buffer)}"
+        shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
+        display.say(
+            f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
+            f"halo buffers {human(ring.peak_bytes)} of {config.streaming.halo_buffer}"
         )
     return 0
 
 
+def _callbacks(args: argparse.Namespace, comm: Communicator) -> list[Any]:
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.train.tensorboard import TensorBoard
+
+    with agreed(comm, "--log"):
+        return [TensorBoard()] if args.log else []
+
+
 def _init_from(
-    path: Path, model: torch.nn.Module, graph: PartitionedGraph, comm: Communicator
+    path: Path,
+    model: torch.nn.Module,
+    graph: PartitionedGraph,
+    comm: Communicator,
+    display: Display,
 ) -> None:
     from hpcgnn.train.initial import start_from
 
     differences = start_from(model, graph.node_ids, path, comm)
     if comm.rank == 0:
-        say(f"starts from the weights of {path}")
+        display.note(f"starts from the weights of {path}")
         for line in differences.lines(path):
             warn(f"hpcgnn: note: {line}")
-
-
-def _partition_file(source: Path, comm: Communicator, config: Config) -> Path:
-    """The partition to train on: `source` itself, or one made from it and kept."""
-    from hpcgnn.comm.agreement import agreed
-    from hpcgnn.partition.pipeline import partition_graph
-    from hpcgnn.storage.read.reader import Reader
-
-    kind = fingerprint = ""
-    with agreed(comm, "open graph"):
-        if comm.rank == 0:
-            with Reader(source, None) as reader:
-                kind = reader.text("format")
-                fingerprint = reader.text("fingerprint") if kind == GRAPH else ""
-    kind, fingerprint = comm.broadcast((kind, fingerprint), where="open graph")
-    if kind != GRAPH:
-        return source
-    folder = Path("partitions")
-    target = folder / f"{source.stem}.{config.training.method}.p{comm.size}.h5"
-    if not comm.broadcast(_is_partition_of(target, fingerprint, config), where="open partition"):
-        with agreed(comm, "open partition"):
-            if comm.rank == 0:
-                _check_own(target)
-        partition_graph(
-            comm,
-            source,
-            comm.size,
-            method=config.training.method,
-            out=target,
-            seed=config.training.seed,
-            force=True,
-            command="train",
-        )
-    return target
-
-
-def _check_own(path: Path) -> None:
-    """Refuse to replace a partition that isn't one that training made for itself."""
-    from hpcgnn.storage.read.reader import Reader
-
-    if not os.path.lexists(path):
-        return
-    try:
-        with Reader(path, PARTITION) as reader:
-            own = reader.json("config").get("command") == "train"
-    except InputError:
-        own = False
-    if not own:
-        raise InputError(
-            "is no partition that training made of this graph: train on a partition file instead "
-            "of the graph, or remove this one",
-            file=path,
-        )
-
-
-def _is_partition_of(path: Path, fingerprint: str, config: Config) -> bool:
-    from hpcgnn.storage.read.reader import Reader
-
-    if not path.exists():
-        return False
-    try:
-        with Reader(path, PARTITION) as reader:
-            same_graph = reader.text("graph_fingerprint") == fingerprint
-            asked = config.training.method
-            return same_graph and asked in ("auto", reader.text("method"))
-    except InputError:  # not one that can be used
-        return False

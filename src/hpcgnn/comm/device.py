@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -54,7 +54,7 @@ def visible_gpus() -> int:
 def describe(comm: Communicator, device: torch.device) -> str:
     """What the job computes on, in a few words; collective."""
     if device.type != "cuda":
-        return f"CPU, {torch.get_num_threads()} threads per rank"
+        return f"CPU, {counted(torch.get_num_threads(), 'thread')} per rank"
     properties = torch.cuda.get_device_properties(device)
     everyone = comm.allgather((platform.node(), str(properties.uuid)), where="describe device")
     most = max(everyone.count(gpu) for gpu in everyone)

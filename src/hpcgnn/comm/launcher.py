@@ -27,6 +27,13 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
+def launcher(size: int) -> str:
+    """What stands before a command that is to run on `size` ranks, as this job was started."""
+    if size == 1:
+        return ""
+    return f"srun -n {size} " if "SLURM_JOB_ID" in os.environ else f"mpiexec -n {size} "
+
+
 def _number(name: str) -> int | None:
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

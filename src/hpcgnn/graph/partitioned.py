@@ -7,12 +7,14 @@ of part s that block (r, s) reads are the *halo rows* from s, in the order of s'
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.kernels.block import Block
@@ -64,6 +66,7 @@ class PartitionedGraph(Derived):
         in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
             object where the graph is symmetric).
         execution: how to run on it.
+        file: what it was read from, which also keeps the texts that nodes may be named by.
         whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes
             here (int64); None for a graph from a file.
     """
@@ -89,8 +92,22 @@ class PartitionedGraph(Derived):
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
+    file: Path | None = None
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """One line: the graph, this rank's part of it, what its nodes have."""
+        comm, counts = self.comm, [(self.num_classes, "class"), (self.num_relations, "relation")]
+        counts += [(self.num_types, "node type")]
+        has = [] if self.features is None else [counted(self.features.shape[1], "feature")]
+        has += [counted(number, what) for number, what in counts if number]
+        return (
+            f"PartitionedGraph({counted(self.num_nodes, 'node')}, "
+            f"{counted(self.num_edges, 'edge')}; part {comm.rank} of {comm.size}: "
+            f"{counted(self.num_local_nodes, 'node')}; {', '.join(has) or 'no features'}; "
+            f"{self.node_ids.device})"
+        )
 
     @property
     def ring(self) -> Ring:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
 from torch import Tensor
 
 from hpcgnn import nn

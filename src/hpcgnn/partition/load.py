@@ -11,7 +11,6 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.partition.layout import assembly
 from hpcgnn.storage.read import load
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.reader import Reader
@@ -41,12 +40,13 @@ def load_partition(
             other; a file that isn't the same on all ranks.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
-    if comm.size == 1 and _is_graph(path):
+    if comm.size == 1 and is_graph(path):
         return _whole(Path(path), comm, split=split, ring=ring, mode=mode)
     return load.load_partition(path, comm, split=split, ring=ring, mode=mode)
 
 
-def _is_graph(path: str | Path) -> bool:
+def is_graph(path: str | Path) -> bool:
+    """Whether a file of ours is a graph, not its partition."""
     with Reader(path, None) as reader:
         return reader.text("format") == GRAPH
 
@@ -54,6 +54,8 @@ def _is_graph(path: str | Path) -> bool:
 def _whole(
     path: Path, comm: Communicator, *, split: int, ring: Ring | None, mode: str
 ) -> PartitionedGraph:
+    from hpcgnn.partition.layout import assembly  # not cheap to import
+
     with GraphFile(path) as graph:
         count = graph.num_nodes
         graph.compare(graph.fingerprint_of(0, count))
@@ -67,4 +69,4 @@ def _whole(
         raise InputError(f"has {splits} splits, none with this number", file=path, value=split)
     owner = np.zeros(count, np.int32)
     (part,), _ = assembly.build(comm, slab, nodes, owner, 1, count)
-    return load.assemble(part, comm, header, split=split, ring=ring, mode=mode)
+    return load.assemble(part, comm, header, path, split=split, ring=ring, mode=mode)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
@@ -45,6 +46,7 @@ def partition_graph(
     compress: bool = False,
     force: bool = False,
     command: str = "partition",
+    display: Display = SILENT,
 ) -> dict[str, Any]:
     """Cuts a graph file into parts and writes the partition file. All ranks call.
 
@@ -56,6 +58,7 @@ def partition_graph(
         seed: of the method and of the random partition beside it; ignored with `options`.
         force: replace a former partition file.
         command: the verb that asks for it; stored.
+        display: what shows how far it is.
 
     Returns:
         The report stored in the file, with `file`, `seconds` and `memory_bytes` (the peaks of
@@ -69,7 +72,7 @@ def partition_graph(
     began = time.monotonic()
     path = Path(path)
     num_parts = comm.size if parts is None else parts
-    out = FOLDER / f"{path.stem}.p{num_parts}.h5" if out is None else Path(out)
+    out = default_file(path, num_parts) if out is None else Path(out)
     options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
@@ -84,7 +87,7 @@ def partition_graph(
     with graph:
         facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
         require_same(comm, facts, "graphs", file=path)
-        with agreed(comm, "read the edges"):
+        with agreed(comm, "read the edges"), display.stage("read the edges"):
             low, high = slab_bounds(graph, comm.rank, comm.size)
             indptr = graph.read_indptr(low, high)
             indptr -= indptr[0]
@@ -94,22 +97,24 @@ def partition_graph(
         cost = options.node_cost + options.edge_cost * np.diff(indptr)
         edges = SlabEdges(low, high, indptr, graph.read_sources)
         problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
-        with comm.at(f"method {method}"):
+        with comm.at(f"method {method}"), display.stage(f"method {method}"):
             if method == "auto":
                 method, reason = choose(comm, problem)
                 problem.notes.append(reason)
             owner = assign(comm, method, problem)
         if options.refine == "volume":
-            with comm.at("refine"):
+            with comm.at("refine"), display.stage("refine"):
                 owner = refine_volume(comm, problem, owner)
-        with comm.at("random partition to compare with"):
+        compared = "random partition to compare with"
+        with comm.at(compared), display.stage(compared):
             random = random_numbers(comm, problem)
         notes = problem.notes
         del problem, edges, cost, indptr
-        with agreed(comm, "read the edges and nodes"):
+        reading = "read the edges and nodes"
+        with agreed(comm, reading), display.stage(reading):
             slab = graph.read_rows(low, high)
             nodes = graph.read_nodes(low, high)
-    with comm.at("lay out the parts"):
+    with comm.at("lay out the parts"), display.stage("lay out the parts"):
         made, numbers = assembly.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
     del slab, nodes
     report = {
@@ -129,7 +134,7 @@ def partition_graph(
     }
     with agreed(comm, "make the folder"):
         _make_folder(comm, out)
-    with comm.at("write the partition file"):
+    with comm.at("write the partition file"), display.stage(f"write {out.name}"):
         write_parts(out, comm, made, header, compress=compress, graph=path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report | {
@@ -137,6 +142,11 @@ def partition_graph(
         "seconds": time.monotonic() - began,
         "memory_bytes": comm.allreduce(peak),
     }
+
+
+def default_file(graph: str | Path, num_parts: int) -> Path:
+    """Where a graph's partition goes that was given no name: partitions/NAME.pP.h5."""
+    return FOLDER / f"{Path(graph).stem}.p{num_parts}.h5"
 
 
 def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:

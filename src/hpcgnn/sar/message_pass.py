@@ -236,8 +236,8 @@ class MessagePass:
                 result = self._message(x_src, x_dst, piece)
             places = edges + self.first_edge[block.peer]
             grads = self._gradients(inputs, rows, places, result)
-            _add(grad_MF, columns, grads[0])
-            _add(self.grad_y_NG, rows, grads[1])
+            add_to_rows(grad_MF, columns, grads[0])
+            add_to_rows(self.grad_y_NG, rows, grads[1])
             for total, grad in zip(self.grad_parameters, grads[2:], strict=False):
                 if grad is not None:
                     total += grad
@@ -388,7 +388,7 @@ class _Seeded:
             torch.cuda.set_rng_state(self.gpu_state)
 
 
-def _add(target: Tensor, rows: Tensor, grad: Tensor | None) -> None:
+def add_to_rows(target: Tensor, rows: Tensor, grad: Tensor | None) -> None:
     """`target[rows[e]] += grad[e]`; rows that get more than `MANY` edges, by way of float64."""
     if grad is None:
         return

@@ -22,6 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
 from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.message_pass import add_to_rows
 
 PairFunction = Callable[[Tensor, Tensor], Tensor]
 PIECE = 1 << 15
@@ -86,6 +87,24 @@ class _PairValues(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NK, *used = ctx.saved_tensors
         return None, *ctx.run.backward(x_NK.detach(), used, grads[0])
+
+
+class _Taken(torch.autograd.Function):
+    """`rows[at]`, whose gradient stays right where one row is taken very often."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_UK: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.count = len(rows_UK)
+        return rows_UK[at]
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (at,) = ctx.saved_tensors
+        grad_UK = grads[0].new_zeros(ctx.count, *grads[0].shape[1:])
+        add_to_rows(grad_UK, at, grads[0])
+        return grad_UK, None
 
 
 class _Run:
@@ -160,7 +179,8 @@ class _Run:
         return grad_x_NK, *grads
 
     def _apply(self, rows_UK: Tensor, piece: _Piece) -> Tensor:
-        values = self.function(rows_UK[piece.source], rows_UK[piece.target])
+        x_src, x_dst = (_Taken.apply(rows_UK, at) for at in (piece.source, piece.target))
+        values = self.function(x_src, x_dst)
         return values.unsqueeze(1) if values.dim() == 1 else values.flatten(1)
 
     def _fetch(self, x_NK: Tensor, number: int) -> _Piece:

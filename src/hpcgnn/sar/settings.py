@@ -14,7 +14,7 @@ class StreamingSettings(Section):
     mode: str = free(
         "sar", "remote features: freed and rebuilt, kept, or all at once", ("sar", "sa", "oneshot")
     )
-    halo_buffer: str = free("256MiB", "memory for remote rows")
+    halo_buffer: str = free("256MiB", "memory for remote rows", metavar="SIZE")
     prefetch: int = free(2, "messages posted ahead", least=1, most=1 << 16)
     transport: str = free("auto", "how messages leave a GPU", ("auto", "staged", "cuda-aware"))
     fewest_rows: bool = free(True, "send sums as source rows or partial sums, whichever is less")

@@ -70,7 +70,8 @@ class EdgeTask(TaskDefaults):
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows:
         """What is said of every edge of the graph, or of the pairs asked for."""
-        edges = chosen or numbered(graph, *graph.derived(EdgeEnds()))
+        # A rank may have none of those that are chosen, and an empty list is false.
+        edges = numbered(graph, *graph.derived(EdgeEnds())) if chosen is None else chosen
         return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
 
     def stored(self) -> dict[str, Any]:

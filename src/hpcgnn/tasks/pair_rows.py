@@ -51,9 +51,11 @@ def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) ->
     return NodePairs(source, target, number)
 
 
-def original_ids(graph: PartitionedGraph, pairs: NodePairs) -> dict[str, np.ndarray]:
-    """The ids that the user knows both nodes of each pair by; collective."""
-    places, ids = graph.derived(FindPlaces()), graph.original_ids.cpu().numpy()
+def ids_of_pairs(
+    graph: PartitionedGraph, pairs: NodePairs, ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the user calls both nodes of each pair, from `ids` of local nodes; collective."""
+    places = graph.derived(FindPlaces())
     return {
         "source_ids": places.look_up(pairs.source, ids),
         "target_ids": places.look_up(pairs.target, ids),

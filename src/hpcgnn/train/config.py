@@ -1,4 +1,4 @@
-"""Every setting of a training run: defaults, then a TOML file, then the command line."""
+"""Every setting of a training run: defaults, then a file, then the command line."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _metavar(setting: Setting) -> str | None:
     if setting.shown_others:
         return f"{{{','.join(setting.choices)}}}|{setting.shown_others}"
-    return None if setting.choices else _METAVARS[type(setting.default)]
+    return None if setting.choices else setting.metavar or _METAVARS[type(setting.default)]
 
 
 def _set(changes: list[str]) -> dict[str, Any]:
@@ -310,21 +310,42 @@ def _set(changes: list[str]) -> dict[str, Any]:
     return found
 
 
-def resolve(args: argparse.Namespace, config_file: str | None) -> Config:
-    """Defaults, overridden by the TOML file, by `--set` and by options given, in this order.
+def resolve(
+    args: argparse.Namespace, config_file: str | None, former: Config | None = None
+) -> Config:
+    """Defaults, or a run's `former` settings; over them the file, `--set` and the options given.
 
     Raises:
-        InputError: the file is missing, is no TOML, or a setting is unknown or out of range.
+        InputError: the file is missing, is no TOML (JSON, where it ends so), or a setting is
+            unknown or out of range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if former is None else former.flat()
     if config_file is not None:
-        try:
-            values = tomllib.loads(Path(config_file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"can't be read: {error.strerror}", file=config_file) from error
-        except (ValueError, RecursionError) as error:  # of text, TOML, endless digits or nesting
-            raise InputError(f"is no TOML: {error}", file=config_file) from error
-        values = dict(from_mapping(values, config_file).flat())
+        values |= _read(Path(config_file))
     values |= _set(getattr(args, "changes", []))
     given = {option: getattr(args, option) for option in options() if hasattr(args, option)}
     return Config.of(**values | given)
+
+
+def former_settings(run_dir: Path) -> Config | None:
+    """The settings that a run was begun with; None where its directory doesn't tell.
+
+    Raises:
+        InputError: config.json can't be read, or isn't that of a run.
+    """
+    path = run_dir / "config.json"
+    return Config.of(**_read(path)) if path.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings that a file names, without their sections."""
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from error
+    except (ValueError, RecursionError) as error:  # of text, endless digits or nesting
+        raise InputError(f"is no {kind}: {error}", file=path) from error
+    from_mapping(values, path)
+    return _flattened(values)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import build_model
@@ -26,6 +29,8 @@ def configured_trainer(
     resume: bool = False,
     stop: StopRequest | None = None,
     show: str = "lines",
+    display: Display = SILENT,
+    callbacks: Sequence[Any] = (),
 ) -> Trainer:
     """The trainer of a configuration, for a built-in model or one of the user's; collective.
 
@@ -33,6 +38,8 @@ def configured_trainer(
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
         show: what is printed, see `Reporter`.
+        display: what shows how far training is.
+        callbacks: see `Callbacks`.
 
     Raises:
         InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
@@ -45,14 +52,19 @@ def configured_trainer(
     # Before the model is built: one of other settings may not even fit the graph.
     run = Run.open(run_dir, graph, config, resume=resume, model_file=stored)
     seed = config.training.seed
+    how: dict[str, Any] = {
+        "resume": resume,
+        "stop": stop,
+        "show": show,
+        "display": display,
+        "callbacks": callbacks,
+    }
     if own is None:
-        return Trainer(
-            graph, build_model(config.model, graph, task.num_outputs, seed), task,
-            resume=resume, stop=stop, show=show, opened=run,
-        )  # fmt: skip
+        model = build_model(config.model, graph, task.num_outputs, seed)
+        return Trainer(graph, model, task, opened=run, **how)
     if run.found is not None and graph.comm.rank == 0:
         path, checkpoint = run.found
         if changed := own.differs(checkpoint.model_file):
             warn(f"hpcgnn: warning: {path}: {changed}")
-    model = own.build(graph, config.model.model_args, seed)
-    return Trainer(graph, model, task, resume=resume, stop=stop, show=show, opened=run)
+    users = own.build(graph, config.model.model_args, seed)
+    return Trainer(graph, users, task, opened=run, **how)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.launcher import launcher
+from hpcgnn.display import Display, Stage
 from hpcgnn.errors import OutputError
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
@@ -32,8 +35,10 @@ class InDirectory(Protocol):
     progress: Progress
     monitor: Monitor
     validated: bool
+    display: Display
     epoch: int
     start: int
+    of_program: bool
 
 
 def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]:
@@ -59,6 +64,19 @@ def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]
     return journal, ranks
 
 
+def epochs_shown(trainer: InDirectory) -> AbstractContextManager[Stage]:
+    """Shows how many epochs are over, of those that this start is to train."""
+    left = trainer.config.training.epochs - trainer.epoch
+    return trainer.display.stage("train", left, "epochs", spoken=True)
+
+
+def say_stop(trainer: InDirectory, reason: str, first: int) -> None:
+    """Say why the run stops: the reason that rank `first` was given; collective."""
+    reason = trainer.comm.broadcast(reason, first, "agree to stop")
+    if trainer.comm.rank == 0:
+        trainer.reporter.say(f"stopping after epoch {trainer.epoch}: {reason}")
+
+
 def say_end(trainer: InDirectory, finished: bool) -> None:
     """Close the journal, say how it ended, and leave word of it; collective."""
     for journal in (trainer.journal, trainer.rank_journal):
@@ -70,7 +88,7 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
         return
     reporter, progress, epoch = trainer.reporter, trainer.progress, trainer.epoch
     if not finished:
-        reporter.say(f"stopped after epoch {epoch}; run again with --resume")
+        reporter.say(f"stopped after epoch {epoch}; to go on: {_way_on(trainer)}")
         return
     reason = progress.reason(trainer.config.training.patience)
     if epoch == trainer.start > 0:
@@ -83,6 +101,12 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
     nothing = "no validation gave a score" if trainer.validated else NO_VALIDATION
     reporter.say(progress.best_line(trainer.monitor.shown, nothing, epoch))
     note_end(trainer.run_dir, reason)
+
+
+def _way_on(trainer: InDirectory) -> str:
+    if trainer.of_program:
+        return f"Trainer(..., run_dir={str(trainer.run_dir)!r}, resume=True)"
+    return f"{launcher(trainer.comm.size)}hpcgnn train --resume {trainer.run_dir}"
 
 
 def check_failure(trainer: InDirectory, ended: bool = False) -> None:

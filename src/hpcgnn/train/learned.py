@@ -64,6 +64,8 @@ class Learned:
     def check(self, comm: Communicator) -> None:
         """Refuse what can't be trained over ranks, or kept in a checkpoint; collective.
 
+        Parameters that are not to be trained are named.
+
         Raises:
             InputError: in one line, which names the parameter or the module.
         """
@@ -87,6 +89,12 @@ class Learned:
                     f"the model's {name} can't be kept in a checkpoint: of type {kind}, not "
                     "float32, float64, int64, uint8 or bool; --precision bf16 computes in bfloat16"
                 )
+        if loose := self._loose():
+            raise InputError(
+                f"the model's {some(loose)} asks for a gradient but is no parameter that it knows, "
+                "so nothing would train it: make it a torch.nn.Parameter, and lists of modules or "
+                "parameters a torch.nn.ModuleList or ParameterList"
+            )
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("the model has no parameter to be trained (requires_grad)")
         shapes = {
@@ -95,6 +103,26 @@ class Learned:
             for sharded in [name in self.sharded_names()]
         }
         require_same(comm, shapes, "parameters")
+        self._note_frozen(comm)
+
+    def _loose(self) -> list[str]:
+        """Attributes whose gradients are asked for, but that `parameters` leaves out."""
+        known = {id(parameter) for parameter in self.parameters()}
+        found = []
+        for prefix, module in self.modules.items():
+            for place, inner in module.named_modules():
+                for name, value in vars(inner).items():
+                    if name in _OF_TORCH:
+                        continue
+                    if any(id(one) not in known for one in _trainable(value)):
+                        found.append(prefix + (f"{place}.{name}" if place else name))
+        return found
+
+    def _note_frozen(self, comm: Communicator) -> None:
+        """Name the parameters that ask for no gradient, where there are any."""
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        if frozen and comm.rank == 0:
+            say(f"note: requires_grad is False of {some(frozen)}: not trained")
 
     @torch.no_grad()
     def take_from_first(self, comm: Communicator) -> bool:
@@ -122,6 +150,22 @@ class Learned:
         unused = sorted(set.intersection(*unused_P))
         if unused and comm.rank == 0:
             say(f"note: the loss doesn't depend on {some(unused)}: not trained")
+
+
+_OF_TORCH = frozenset(vars(torch.nn.Module()))  # what every module has
+
+
+def _trainable(value: object) -> Iterator[Tensor]:
+    """Leaves that ask for a gradient, in a tensor, or modules and tensors in plain containers."""
+    if isinstance(value, Tensor):
+        if value.requires_grad and value.is_leaf:
+            yield value
+    elif isinstance(value, torch.nn.Module):
+        yield from (parameter for parameter in value.parameters() if parameter.requires_grad)
+    elif isinstance(value, list | tuple | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
+            if not isinstance(entry, list | tuple | dict):
+                yield from _trainable(entry)
 
 
 def some(names: list[str]) -> str:

@@ -9,32 +9,68 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import InputError, warn
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.places import FindPlaces, look_up
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.read.names import StoredNames
-from hpcgnn.storage.read.partition_file import PartitionFile
+from hpcgnn.storage.read.names import StoredNames, open_encoding, open_names, read_encoding
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import GRAPH
+
+
+@dataclass(frozen=True)
+class FindNodeIds:
+    """Derives what the user knows each local node by: int64 `[n]`, or bytes of one width, UTF-8.
+
+    Collective. Each rank reads its share of the names, wherever their nodes are.
+
+    Raises:
+        InputError: the file that the graph was read from is damaged, or another one by now.
+    """
+
+    def build(self, graph: PartitionedGraph) -> np.ndarray:
+        comm, slab_P1 = graph.comm, graph.derived(FindPlaces()).slab_P1
+        texts: np.ndarray | None = None
+        if graph.file is None:
+            return graph.original_ids.cpu().numpy()
+        with agreed(comm, "read the names of the nodes"), _texts(graph) as (names, _):
+            if names is not None:
+                texts = names.padded(int(slab_P1[comm.rank]), int(slab_P1[comm.rank + 1]))
+        width = 0 if texts is None else texts.dtype.itemsize
+        width = comm.allreduce(width, "max", where="read the names of the nodes")
+        if texts is None:
+            return graph.original_ids.cpu().numpy()
+        return look_up(comm, slab_P1, graph.node_ids.cpu().numpy(), texts.astype(f"S{width}"))
+
+
+@contextmanager
+def _texts(graph: PartitionedGraph) -> Iterator[tuple[StoredNames | None, Encoding]]:
+    """The names of nodes, and how tables were encoded, in the file that the graph is from."""
+    if graph.file is None:
+        yield None, Encoding()
+        return
+    with Reader(graph.file, None) as reader:
+        mark = "fingerprint" if reader.text("format") == GRAPH else "graph_fingerprint"
+        if reader.text(mark) != graph.graph_fingerprint:
+            raise InputError("is another file than the graph was read from", file=graph.file)
+        encoding = read_encoding(open_encoding(reader)) or Encoding()
+        yield open_names(reader, graph.num_nodes), encoding
 
 
 @dataclass
 class NodeTexts:
-    """Names of nodes and classes, and the nodes that are wanted; of the rank that writes.
+    """Names of classes, and the nodes that are wanted; of the rank that writes.
 
     Attributes:
-        names: by row of the graph; None where nodes have numbers alone.
         class_names: of the classes 0, 1, ...
-        wanted: ids, ascending, of the nodes to write: int64, or bytes where there are `names`;
+        wanted: ids, ascending, of the nodes to write: int64, or bytes where nodes have names;
             None: all.
     """
 
-    names: StoredNames | None = None
     class_names: list[str] = field(default_factory=list)
     wanted: np.ndarray | None = None
-    _width: int = 0
     _found: int = 0
-
-    def __post_init__(self) -> None:
-        if self.names is not None:
-            self._width = max(1, self.names.longest())
 
     def count(self, num_nodes: int) -> int:
         """How many nodes are written of a graph of `num_nodes`."""
@@ -43,13 +79,6 @@ class NodeTexts:
     def begin(self) -> None:
         """The nodes come once more, from the first."""
         self._found = 0
-
-    def named(self, rows: dict[str, np.ndarray], low: int, high: int) -> dict[str, np.ndarray]:
-        """Rows `low .. high - 1` with names, as bytes of one width, for their ids."""
-        if self.names is None or "original_ids" not in rows:
-            return rows
-        texts = [text.encode() for text in self.names.texts(low, high)]
-        return rows | {"original_ids": np.array(texts, np.dtype(f"S{self._width}"))}
 
     def chosen(self, rows: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
         """Those of the rows that are wanted, and how many came before them."""
@@ -71,21 +100,30 @@ class NodeTexts:
             )
 
 
-@contextmanager
-def node_texts(partition: Path, only: Path | None) -> Iterator[NodeTexts]:
-    """The texts that a partition file keeps.
+def node_texts(
+    graph: PartitionedGraph, only: Path | None, *, of_labels: bool, trained_on: str | None = None
+) -> NodeTexts:
+    """The texts that go with the predictions; one rank.
 
     Args:
         only: a table whose nodes alone are wanted: by the column that named the nodes of the graph,
             or the first.
+        of_labels: classes are those of the nodes' labels, whose names the graph's file keeps.
+        trained_on: fingerprint of the graph whose classes are predicted; None: this one.
 
     Raises:
         InputError: a damaged file, or a table without ids.
     """
-    with PartitionFile(partition) as file:
-        encoding = file.read_encoding() or Encoding()
-        wanted = None if only is None else _listed(only, encoding, file.names is not None)
-        yield NodeTexts(file.names, encoding.classes, wanted)
+    with _texts(graph) as (names, encoding):
+        wanted = None if only is None else _listed(only, encoding, names is not None)
+        classes = encoding.classes if of_labels else []
+        if classes and trained_on not in (None, graph.graph_fingerprint, encoding.like):
+            warn(
+                "hpcgnn: note: classes go by number: the model was trained on those of another "
+                "graph (convert --like GRAPH.h5 reads tables as that one's were)"
+            )
+            classes = []
+        return NodeTexts(classes, wanted)
 
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a partition file to a part that lies where it is computed on."""
+"""From a file to a part that lies where it is computed on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.pinned import pinned_copy
 from hpcgnn.comm.transport.staged import CudaCopier
+from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import Facts, check_host_features, check_model
+from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
-from hpcgnn.storage.read.load import load_partition
+from hpcgnn.system import bytes_read
 from hpcgnn.tasks.build import check_task
 from hpcgnn.tasks.labelled import LABELS
 from hpcgnn.train.config import Config
@@ -28,8 +30,12 @@ from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained
 
 
-def open_part(path: str | Path, comm: Communicator, config: Config) -> PartitionedGraph:
-    """This rank's part on the device that `config` asks for; collective. Rank 0 prints which.
+def open_part(
+    path: str | Path, comm: Communicator, config: Config, display: Display = SILENT
+) -> PartitionedGraph:
+    """This rank's part on the device that `config` asks for; collective. Rank 0 says which.
+
+    On one rank a graph file is a part.
 
     Raises:
         InputError: no such device or transport, a damaged file, or features that can't stay on
@@ -48,11 +54,22 @@ def open_part(path: str | Path, comm: Communicator, config: Config) -> Partition
         transport=transport,
     )
     split, mode = config.training.split, config.streaming.mode
-    graph = load_partition(path, comm, split=split, ring=ring, mode=mode)
+    share, before = _size(path) / comm.size, bytes_read()
+    with display.stage(
+        f"load {Path(path).name}", share, "B", done=lambda: min(share, bytes_read() - before)
+    ):
+        graph = load_partition(path, comm, split=split, ring=ring, mode=mode)
     text = describe(comm, device)
     if comm.rank == 0:
-        print(f"device: {text}", flush=True)
+        display.note(f"device: {text}")
     return graph if device.type == "cpu" else place(graph, device, config)
+
+
+def _size(path: str | Path) -> float:
+    try:
+        return float(Path(path).stat().st_size)
+    except OSError:
+        return 0.0
 
 
 def place(graph: PartitionedGraph, device: torch.device, config: Config) -> PartitionedGraph:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo  # torch.optim imports it at its first use; better with all other imports
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -23,6 +22,7 @@ from hpcgnn.nn.embedding import initial_rows, is_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.groups import parameter_groups
 from hpcgnn.train.learned import Learned, some
+from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD, load_compiler
 
 
 def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
@@ -45,11 +45,13 @@ def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
     Raises:
         InputError: the settings are of a run whose optimizer a Python program made.
     """
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    kinds: dict[str, type[Optimizer]] = {"adam": PlainAdam, "adamw": PlainAdamW, "sgd": PlainSGD}
     settings = config.optimiser
     if settings.kind not in kinds:
         raise InputError("--optimizer own is made by a Python program; choose another here")
-    return kinds[settings.kind](parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    kind: Any = kinds[settings.kind]
+    made: Optimizer = kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return made
 
 
 _COUPLE_ROWS = ("Adafactor", "Muon")  # of torch's: a step looks at all rows of a parameter together
@@ -70,6 +72,7 @@ def made_optimizer(
         text, named = config.optimiser.param_groups, list(learned.named_parameters())
         parts: list[Any] = parameter_groups(text, named) if text else learned.parameters()
         return build_optimizer(config, parts)
+    load_compiler()
     optimizer = given if isinstance(given, Optimizer) else given(learned.parameters())
     if not isinstance(optimizer, Optimizer):
         raise InputError(

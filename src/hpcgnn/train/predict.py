@@ -23,7 +23,7 @@ from hpcgnn.storage.write.outputs import check_output_together
 from hpcgnn.tasks.build import find_task, stored_task
 from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.labelled import LABELS
-from hpcgnn.tasks.pair_rows import original_ids
+from hpcgnn.tasks.pair_rows import ids_of_pairs
 from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
@@ -33,6 +33,7 @@ from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_
 from hpcgnn.train.checkpoint.writing import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.node_texts import FindNodeIds, node_texts
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.pair_list import read_pairs
@@ -191,7 +192,7 @@ class Predictor:
             if file is not None:
                 raise InputError("--pairs needs a task of edges or links, and this one is of nodes")
             return None
-        ids = original_ids(self.graph, found.pairs)
+        ids = ids_of_pairs(self.graph, found.pairs, self.graph.derived(FindNodeIds()))
         return _prediction(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
 
 
@@ -238,7 +239,12 @@ def predict(
             "epoch": found.epoch,
             "not_finite": result.not_finite,
         }
-        write_predictions(Path(out), graph, result.rows, attributes, numbers=result.numbers)
+        with agreed(comm, "read the names of the classes"):
+            texts = None
+            if comm.rank == 0:
+                trained_on = found.graph_fingerprint
+                texts = node_texts(graph, None, of_labels=result.of_labels, trained_on=trained_on)
+        write_predictions(Path(out), graph, result.rows, attributes, texts, result.numbers)
     return result
 
 
@@ -300,7 +306,8 @@ def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
-    `rows` holds `original_ids` `[n]`; `probabilities` `[n, C]` and `classes` `[n]` (or `[n, C]` 0/1
+    `rows` holds `original_ids` `[n]`, which are bytes of UTF-8 where nodes have names;
+    `probabilities` `[n, C]` and `classes` `[n]` (or `[n, C]` 0/1
     for several labels), or `values` `[n]` or `[n, W]`; and, where asked for, `embeddings`
     `[n, hidden]`. Of edges and pairs of nodes it holds `source_ids` and `target_ids` in place of
     `original_ids`. `not_finite` nodes (or pairs) of all ranks have something in their rows that is
@@ -310,6 +317,7 @@ class Prediction:
         numbers: int64, where each of this rank's rows is in what is written.
         count: rows of all ranks.
         what: `nodes` or `pairs`.
+        of_labels: what is predicted are labels of the nodes, by whose names classes go.
     """
 
     rows: dict[str, np.ndarray]
@@ -318,6 +326,7 @@ class Prediction:
     numbers: np.ndarray
     count: int
     what: str = "nodes"
+    of_labels: bool = True
     not_finite: int = 0
     first_not_finite: int = -1
 
@@ -338,8 +347,8 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
 
 
 def node_ids(graph: PartitionedGraph) -> dict[str, np.ndarray]:
-    """What the user knows the nodes by: the first columns of what is written of them."""
-    return {"original_ids": graph.original_ids.cpu().numpy()}
+    """What the user knows the nodes by: the first column of what is written of them; collective."""
+    return {"original_ids": graph.derived(FindNodeIds())}
 
 
 def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
@@ -373,7 +382,8 @@ def _prediction(
         raise NumericalError(
             f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
         )
-    return Prediction(rows, task.metric, scores, numbers, total, what, count, first)
+    of_labels = what == "nodes" and getattr(task, "target", None) == LABELS
+    return Prediction(rows, task.metric, scores, numbers, total, what, of_labels, count, first)
 
 
 def _not_finite(

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train import prediction_file
 from hpcgnn.train.node_texts import NodeTexts
@@ -24,6 +25,7 @@ def write_predictions(
     attributes: dict[str, int | str | dict],
     texts: NodeTexts | None = None,
     numbers: np.ndarray | None = None,
+    display: Display = SILENT,
 ) -> None:
     """Write rows of all ranks in the order of the graph's nodes, or of `numbers`; collective.
 
@@ -31,8 +33,9 @@ def write_predictions(
     Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
 
     Args:
-        texts: on rank 0: names of nodes and classes, and which nodes are wanted.
+        texts: on rank 0: names of classes, and which nodes are wanted.
         numbers: int64, where each of this rank's rows is in what is written; None: by node.
+        display: what shows how far it is.
 
     Raises:
         OutputError: the file can't be written.
@@ -48,10 +51,11 @@ def write_predictions(
             if comm.rank == 0:
                 output = stack.enter_context(prediction_file.create(path, texts.class_names))
                 like = {name: array[:0] for name, array in rows.items()}
-                output.lay_out(texts.count(total), texts.named(like, 0, 0))
+                output.lay_out(texts.count(total), like)
         for names in prediction_file.passes(path, list(rows)):
             texts.begin()
-            _write_slabs(comm, numbers, total, rows, names, output, texts)
+            with display.stage(f"write {path.name}", total, "rows") as stage:
+                _write_slabs(comm, numbers, total, rows, names, output, texts, stage)
         with agreed(comm, "name the predictions"):
             if output is not None:
                 output.finish(
@@ -75,6 +79,7 @@ def _write_slabs(
     names: list[str],
     output: PredictionFile | None,
     texts: NodeTexts,
+    stage: Stage,
 ) -> None:
     order = np.argsort(ids)
     ids = ids[order]
@@ -95,11 +100,12 @@ def _write_slabs(
         # Agreed for each slab, or the other ranks would wait for one that has given up.
         with agreed(comm, "write the predictions"):
             if output is not None:
-                first, found = texts.chosen(texts.named(slabs, low, high))
+                first, found = texts.chosen(slabs)
                 if len(next(iter(found.values()))):
                     output.put(first, {name: found[name] for name in names})
                 if high == total:
                     texts.check_found()
+        stage.advance(high - low)
 
 
 def _to_root(comm: Communicator, array: np.ndarray) -> np.ndarray:

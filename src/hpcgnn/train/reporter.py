@@ -1,4 +1,4 @@
-"""What a person sees of training: a line per epoch, on a terminal rewritten in place."""
+"""What a person sees of training: a line per epoch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import sys
 from typing import Any, TextIO
 
+from hpcgnn.system import clock, now
 from hpcgnn.tasks.metric_names import shown
-from hpcgnn.train.telemetry import human, now
+from hpcgnn.train.telemetry import human
 
 SHOWN = ("lines", "all", "nothing", "json")
 _SETS = ("train", "valid", "test")
@@ -21,34 +22,31 @@ class Reporter:
         metric: what is scored, see `tasks.shown`.
         show: `lines` of at most 80 columns, `all` that was measured, `nothing` but the end, or
             `json`: the records of metrics.jsonl, a line each.
-        stream: where to (stdout).
+        stream: where to; None: what is standard output then. The time of day stands before the
+            line of an epoch where that is no terminal.
     """
 
     def __init__(
         self, epochs: int, metric: str, show: str = "lines", stream: TextIO | None = None
     ) -> None:
-        self.stream = stream or sys.stdout
-        self.epochs, self.metric, self.show = epochs, metric, show
-        self.live = self.stream.isatty() and show in ("lines", "all")
-        self._open = False  # a line that the next one replaces
+        self.epochs, self.metric, self.show, self._stream = epochs, metric, show, stream
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Say what an epoch reached and cost."""
         if self.show == "json":
-            print(json.dumps(record), file=self.stream, flush=True)
-        if self.show in ("json", "nothing"):
-            return
-        line = self._line(record)
-        self._open = self.live and record["epoch"] < self.epochs
-        clear = "\x1b[2K" if self.live else ""
-        print(clear + line, end="\r" if self._open else "\n", file=self.stream, flush=True)
+            self._print(json.dumps(record))
+        elif self.show != "nothing":
+            stream = self._stream or sys.stdout
+            self._print(
+                self._line(record) if stream.isatty() else f"{clock()} {self._line(record)}"
+            )
 
     def say(self, text: str) -> None:
         """A line between or after the epochs."""
-        if self.show == "json":
-            text = json.dumps({"time": now(), "note": text})
-        print(("\n" if self._open else "") + text, file=self.stream, flush=True)
-        self._open = False
+        self._print(json.dumps({"time": now(), "note": text}) if self.show == "json" else text)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream or sys.stdout, flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         width = len(str(self.epochs))
@@ -56,8 +54,10 @@ class Reporter:
         scores = [record[name] for name in _SETS]
         if any(score is not None for score in scores):
             texts = [shown(self.metric, score) for score in scores]
-            parts += [f"{n} {t.removesuffix(' %')}" for n, t in zip(_SETS, texts, strict=True)]
-            parts[-1] += " %" if shown(self.metric, 1.0).endswith("%") else ""
+            text = " ".join(
+                f"{n} {t.removesuffix(' %')}" for n, t in zip(_SETS, texts, strict=True)
+            )
+            parts.append(text + (" %" if shown(self.metric, 1.0).endswith("%") else ""))
         parts.append(f"{record['epoch_seconds']:.2f} s")
         if self.show == "all":
             parts += [

@@ -7,16 +7,19 @@ import os
 import platform
 import socket
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.read.partition_file import PartitionFile
-from hpcgnn.train.journal import check_regular
-from hpcgnn.train.telemetry import now
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import PARTITION
+from hpcgnn.system import now
+from hpcgnn.train.journal import check_regular, json_lines
 from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
@@ -28,13 +31,15 @@ def note_start(
     graph: PartitionedGraph,
     *,
     from_epoch: int,
-    partition: Path | None = None,
+    source: Path | None = None,
+    parts: Path | None = None,
 ) -> None:
     """Add a line about this start; collective.
 
     Args:
         from_epoch: epochs that earlier starts have trained.
-        partition: the file that the parts were loaded from.
+        source: the graph or partition file that was asked for.
+        parts: the file that the parts were loaded from.
 
     Raises:
         OutputError: it can't be written.
@@ -60,8 +65,9 @@ def note_start(
                 "fingerprint": graph.graph_fingerprint,
                 "nodes": graph.num_nodes,
                 "edges": graph.num_edges,
+                **({} if source is None else {"file": str(source)}),
             },
-            "partition": {} if partition is None else _quality(partition),
+            "partition": {} if parts is None else _quality(parts),
         }
         try:
             check_regular(path)
@@ -69,6 +75,26 @@ def note_start(
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise OutputError(f"can't be written: {error.strerror}", file=path) from None
+
+
+def last_source(run_dir: Path) -> Path:
+    """The graph or partition file of the newest start.
+
+    Raises:
+        InputError: none is known.
+    """
+    path, found = run_dir / "starts.jsonl", ""
+    with suppress(FileNotFoundError):
+        for line in json_lines(path):
+            entries = [(line or {}).get(name) for name in ("partition", "graph")]
+            files = [entry.get("file") for entry in entries if isinstance(entry, dict)]
+            found = next((file for file in reversed(files) if isinstance(file, str)), found)
+    if not found:
+        raise InputError(
+            "doesn't say on which graph it was trained: name the graph or partition file",
+            file=run_dir,
+        )
+    return Path(found)
 
 
 def _releases() -> dict[str, str]:
@@ -82,6 +108,10 @@ def _releases() -> dict[str, str]:
 
 
 def _quality(path: Path) -> dict[str, Any]:
+    """Of a partition file; a graph that one rank trains on has none."""
+    with Reader(path, None) as reader:
+        if reader.text("format") != PARTITION:
+            return {}
     with PartitionFile(path) as file:
         header = file.header
         return {"file": str(path), "method": header["method"], **header["report"]}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,11 +36,6 @@ class Stopwatch:
     def named(self, *phases: str) -> dict[str, float]:
         """`{phase}_seconds` of these phases, 0 where one never came."""
         return {f"{phase}_seconds": self.seconds.get(phase, 0.0) for phase in phases}
-
-
-def now() -> str:
-    """The time of day in UTC, as ISO 8601 has it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.comm.agreement import agreed
+from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
+from hpcgnn.system import now
 from hpcgnn.tasks.task import SPLITS, Task, as_task
 from hpcgnn.train import ending
 from hpcgnn.train.averaging import Average
@@ -45,7 +47,7 @@ from hpcgnn.train.run import Run, config_of_program
 from hpcgnn.train.run_directory import held, note_end, write_config
 from hpcgnn.train.scores import Monitor, Scores, check_output, checked_rows, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
-from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, now, over_ranks
+from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, over_ranks
 
 Losses = Callable[["Trainer", int], Iterable[Tensor]]
 
@@ -73,7 +75,7 @@ class Trainer:
             the task's loss alone.
         resume: go on from the newest whole checkpoint, if there is one.
         stop: signals heard so far and from now on; None: those that arrive during `run`.
-        show: what is printed, see `Reporter`.
+        show: what is printed, see `Reporter`; display: what shows how far it is.
         opened: the run, where the command has opened it; None: opened here, by `settings`.
         settings: as options of `hpcgnn train`: epochs, patience, monitor, better, eval_every,
             checkpoint_every, keep, clip_norm, warmup, ema, seed, precision and so on.
@@ -100,14 +102,16 @@ class Trainer:
         resume: bool = False,
         stop: StopRequest | None = None,
         show: str = "lines",
+        display: Display = SILENT,
         opened: Run | None = None,
         **settings: Any,
     ) -> None:
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
+        self.display = display
         self._asked_to_stop = ""
         self.comm, self.device = graph.comm, graph.node_ids.device
         self.task: Task = as_task(task)
-        self._writes_config = opened is None
+        self.of_program = opened is None
         with ExitStack() as directory:
             if opened is None:
                 config = config_of_program(
@@ -207,7 +211,7 @@ class Trainer:
         Raises:
             OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
-        if self._writes_config and self.begins:
+        if self.of_program and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
             with explained(self.graph, self.config, self.device):
@@ -227,12 +231,14 @@ class Trainer:
         with ExitStack() as signals:
             request = self.stop or signals.enter_context(StopRequest())
             self.callbacks.start(self)
+            epochs = signals.enter_context(ending.epochs_shown(self))
             while not self.ended:
                 start = time.perf_counter()
                 record = self._epoch(self.epoch + 1)
                 self.epoch += 1
                 profile.step()
                 self._take_note(record)
+                epochs.advance()
                 longest = max(longest, time.perf_counter() - start)
                 margin = self.config.training.time_margin + 2 * longest
                 reason = request.reason or self._asked_to_stop
@@ -423,8 +429,8 @@ class Trainer:
         stop, failed = self.comm.allreduce(flags, "max", where="agree to stop")
         if failed:
             ending.check_failure(self)
-        if stop and stop == asked:  # the first of those that were asked says so
-            self.reporter.say(f"stopping after epoch {self.epoch}: {reason}")
+        if stop:
+            ending.say_stop(self, reason, first=self.comm.size - int(stop))
         return bool(stop)
 
     def _save(self, best: bool = False) -> None:

@@ -105,8 +105,25 @@ def test_directed_graphs_and_ids_of_networkx(tmp_path, capfd):
     assert data.original_ids.tolist() == [70, 5]
     assert data.edge_index.tolist() == [[0, 0, 1], [1, 1, 1]]
     assert data.edge_weight.tolist() == [2.5, 1, 1]
-    hpcgnn.from_networkx(networkx.Graph([("a", "b")]), tmp_path / "names.h5")
-    assert "names that are no numbers" in capfd.readouterr().err
+    for number, (ends, names) in enumerate(
+        (
+            (("zoë", "a, b"), ["zoë", "a, b"]),
+            (((0, 1), 7), ["(0, 1)", "7"]),
+            ((1, "1"), None),
+        )
+    ):
+        path = hpcgnn.from_networkx(networkx.Graph([ends]), tmp_path / f"{number}.h5")
+        data = hpcgnn.to_pyg(path)
+        assert data.get("original_ids") == names
+        assert ("nodes are numbered" in capfd.readouterr().err) == (names is None)
+        if names is not None:  # and back
+            again = hpcgnn.to_pyg(hpcgnn.from_pyg(data, tmp_path / f"{number}.again.h5"))
+            assert again.original_ids == names and torch.equal(again.edge_index, data.edge_index)
+    matrix = scipy.sparse.eye_array(2, format="csr")
+    for names in (["a"], ["a", "a"], ["a", ""]):
+        with pytest.raises(InputError, match=r"original_ids: (names two|must be 2 texts)"):
+            hpcgnn.from_scipy(matrix, tmp_path / "no.h5", original_ids=names)
+    assert not (tmp_path / "no.h5").exists()
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])

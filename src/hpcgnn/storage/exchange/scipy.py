@@ -13,6 +13,7 @@ from hpcgnn.storage.exchange.objects import (
     array_of,
     check_labels_as,
     edges_of,
+    ids_of,
     nodes_of,
     write,
 )
@@ -39,7 +40,8 @@ def from_scipy(
         weights: False leaves the values out.
         labels_as, compress, force: see `from_pyg`.
         nodes: what is known of the nodes, one row each: `x` (dense or sparse), `y`, `train_mask`,
-            `val_mask`, `test_mask`, `node_type`, `original_ids`; others become named arrays.
+            `val_mask`, `test_mask`, `node_type`, `original_ids` (numbers or texts); others become
+            named arrays.
 
     Raises:
         InputError: no square matrix, or what graph.h5 can't hold.
@@ -57,7 +59,11 @@ def from_scipy(
     if weights and entries.data.dtype.kind != "b" and not (entries.data == 1).all():
         arrays["edge_weight"] = entries.data
     form, file, count = Form(), Path("matrix"), int(matrix.shape[0])
-    given = {name: array_of(values) for name, values in nodes.items() if values is not None}
+    given = {
+        name: ids_of(values) if name == "original_ids" else array_of(values)
+        for name, values in nodes.items()
+        if values is not None
+    }
     source = Source(
         file,
         edges_of(file, index, arrays, form),

@@ -40,12 +40,15 @@ def to_pyg(path: str | Path) -> Data | HeteroData:
         slab = file.read_rows(0, file.num_nodes)
         nodes = file.read_nodes(0, file.num_nodes)
         graph = _Whole(Path(path), slab, nodes, file.config)
+        texts = None if file.names is None else file.names.texts(0, file.num_nodes)
     types = nodes.type
     if types is None or not (nodes.typed_features or graph.names("node_types", 1)):
         data = Data(edge_index=torch.from_numpy(graph.ends))
         data.num_nodes = len(slab.indptr) - 1
         for name, values in (graph.node_rows() | graph.edge_rows()).items():
             data[name] = graph.as_given(name, values)
+        if texts is not None:
+            data.original_ids = texts
         return data
     typed = HeteroData()
     kinds = graph.node_kinds(types)

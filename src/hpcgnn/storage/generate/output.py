@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.display import SILENT, Display
 from hpcgnn.storage.generate import streams
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 from hpcgnn.storage.write.graph_writer import GraphWriter
@@ -89,6 +90,7 @@ def write_generated(
     shares: tuple[float, float, float],
     compress: bool,
     config: dict[str, Any],
+    display: Display = SILENT,
 ) -> None:
     """Write the graph with features, labels and a split; all ranks call.
 
@@ -127,14 +129,18 @@ def write_generated(
         compress=compress,
         config=config,
     ) as writer:
-        for counts, indices in _in_order(comm, graph.num_slabs, edges):
-            writer.append_rows(counts, indices)
-        for made in _in_order(comm, columns.num_slabs, nodes):
-            writer.append_split(made.pop(0))
-            if graph.num_classes:
-                writer.append_labels(made.pop(0))
-            if num_features:
-                writer.append_features(made.pop(0))
+        with display.stage("make the edges", graph.num_nodes, "nodes") as stage:
+            for counts, indices in _in_order(comm, graph.num_slabs, edges):
+                writer.append_rows(counts, indices)
+                stage.advance(len(counts))
+        with display.stage("make the features", graph.num_nodes, "nodes") as stage:
+            for made in _in_order(comm, columns.num_slabs, nodes):
+                stage.advance(len(made[0]))
+                writer.append_split(made.pop(0))
+                if graph.num_classes:
+                    writer.append_labels(made.pop(0))
+                if num_features:
+                    writer.append_features(made.pop(0))
 
 
 def _in_order(

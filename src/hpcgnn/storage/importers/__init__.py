@@ -17,9 +17,10 @@ from hpcgnn.storage.importers import (
     pyg,
     type_folders,
 )
+from hpcgnn.storage.importers.opening import reading, require
 from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.table_options import TableOptions
-from hpcgnn.storage.importers.text import is_number, reading, require
+from hpcgnn.storage.importers.text import is_number
 
 FORMATS = (
     *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),

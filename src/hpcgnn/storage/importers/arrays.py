@@ -14,14 +14,8 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.opening import DAMAGED, check_inflation, open_file, open_zip, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
-from hpcgnn.storage.importers.text import (
-    DAMAGED,
-    check_inflation,
-    open_file,
-    open_zip,
-    require,
-)
 
 _HEADERS = {  # by version: bytes of the length that comes first, and the reader
     (1, 0): (2, np.lib.format.read_array_header_1_0),

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
-from hpcgnn.storage.importers.spool import Records, RowRules, Scratch, row_chunks
+from hpcgnn.storage.importers.spool import Records, RowChunk, RowRules, Scratch, row_chunks
 from hpcgnn.storage.named import as_labels, check_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -56,7 +57,15 @@ class Treatment:
     compress: bool = False
 
 
-def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, config: dict) -> None:
+def assemble(
+    source: Source,
+    out: Path,
+    treatment: Treatment,
+    *,
+    limit: int,
+    config: dict,
+    display: Display = SILENT,
+) -> None:
     """Write the graph; `limit` is the bytes of edges that are sorted in memory at a time.
 
     Raises:
@@ -68,14 +77,18 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
     with Scratch(out, limit) as scratch:
         if source.begin is not None:
             source.begin(scratch)
-        edges, relations = _spool(source, scratch, treatment)
+        with display.stage("read the edges", source.num_edges, "edges") as stage:
+            edges, relations = _spool(source, scratch, treatment, stage)
         if treatment.link_split is not None and "split" in (edges.dtype.names or ()):
             raise InputError("has a split of the edges: leave out --link-split", file=source.file)
-        num_nodes, table, edges = _number(source, edges, scratch, trusted=treatment.trust_num_nodes)
+        with display.stage("number the nodes"):
+            trusted = treatment.trust_num_nodes
+            num_nodes, table, edges = _number(source, edges, scratch, trusted=trusted)
         _check_number(num_nodes, edges.count, source, treatment)
         _check_space(num_nodes, edges.count, source, out)
         rules = _rules(source, treatment, relations)
-        edges = _arrange(edges, scratch, rules, relations)
+        with display.stage("arrange the edges"):
+            edges = _arrange(edges, scratch, rules, relations)
         with GraphWriter(
             out,
             num_nodes=num_nodes,
@@ -85,22 +98,14 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
             num_relations=rules.num_relations or None,
             source=source.file,
         ) as writer:
-            write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
+            with display.stage("write the nodes"):
+                write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
             first = 0
-            for chunk in row_chunks(edges, scratch, num_nodes, rules):
-                edge_split = chunk.edge_split
-                if treatment.link_split is not None:
-                    edge_split = treatment.link_split.codes(chunk.counts, chunk.indices, first)
-                first += len(chunk.counts)
-                writer.append_rows(
-                    chunk.counts,
-                    chunk.indices,
-                    chunk.weight,
-                    chunk.relation,
-                    chunk.edge_features,
-                    chunk.edge_labels,
-                    edge_split,
-                )
+            with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
+                for chunk in row_chunks(edges, scratch, num_nodes, rules):
+                    _write_rows(writer, chunk, treatment.link_split, first)
+                    first += len(chunk.counts)
+                    stage.advance(len(chunk.counts))
             if source.names is not None:
                 for lengths, data in source.names.names():
                     writer.append_original_names(lengths, data)
@@ -111,7 +116,26 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
                 writer.write_encoding(source.encoding)
 
 
-def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Records, int]:
+def _write_rows(
+    writer: GraphWriter, chunk: RowChunk, link_split: LinkSplit | None, first: int
+) -> None:
+    edge_split = chunk.edge_split
+    if link_split is not None:
+        edge_split = link_split.codes(chunk.counts, chunk.indices, first)
+    writer.append_rows(
+        chunk.counts,
+        chunk.indices,
+        chunk.weight,
+        chunk.relation,
+        chunk.edge_features,
+        chunk.edge_labels,
+        edge_split,
+    )
+
+
+def _spool(
+    source: Source, scratch: Scratch, treatment: Treatment, stage: Stage
+) -> tuple[Records, int]:
     """All edges, checked, and the number of relations."""
     records: Records | None = None
     relations = source.num_relations or 0
@@ -146,6 +170,7 @@ def _spool(source: Source, scratch: Scratch, treatment: Treatment) -> tuple[Reco
             if source.num_relations is None:
                 relations = max(relations, 1 + int(edges.relation.max(initial=-1)))
         records.append(out)
+        stage.advance(len(out))
     if records is None:
         records = scratch.records(_dtype(None))
     if "relation" not in (records.dtype.names or ()):

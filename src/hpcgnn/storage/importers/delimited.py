@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.npz import read_npz
+from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.pairs import array_pair, edges_from, pair_column
 from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
 from hpcgnn.storage.importers.text import (
@@ -21,7 +23,6 @@ from hpcgnn.storage.importers.text import (
     data_lines,
     fields_of,
     guess_delimiter,
-    open_binary,
     skip_lines,
 )
 
@@ -38,25 +39,30 @@ def records(
     Raises:
         InputError: names the line that is not as it should be, or may be no edge but sizes.
     """
-    table: Table | None = None
-    sizes: _SizeLine | None = None
-    barren = 0
-    for block in skip_lines(blocks(path), options.skip_lines or 0):
-        if table is None:
-            line = next(data_lines(block), None)
-            if line is None:
-                barren += len(block.text)
-                block.check_barren(barren)
-                continue
-            table = _table(block, *line, options, fields, needed)
-            if options.skip_lines is None:
-                sizes = _size_line(block, table, *line)
-        rows = table.parse(block)
+    found = skip_lines(blocks(path), options.skip_lines or 0)
+    first, line = _first_data(found)
+    if first is None:
+        return
+    table = _table(first, *line, options, fields, needed)
+    sizes = _size_line(first, table, *line) if options.skip_lines is None else None
+    for block, rows in table.parse_all(itertools.chain([first], found), options.over):
         if sizes is not None:
             sizes.compare(rows[fields[0][0]], rows[fields[needed - 1][0]])
         yield table, block, rows
     if sizes is not None:
         sizes.check()
+
+
+def _first_data(found: Iterator[TextBlock]) -> tuple[TextBlock | None, tuple[int, bytes]]:
+    """The first block that holds data, and number and text of the line that does."""
+    barren = 0
+    for block in found:
+        line = next(data_lines(block), None)
+        if line is not None:
+            return block, line
+        barren += len(block.text)
+        block.check_barren(barren)
+    return None, (0, b"")
 
 
 def _table(
@@ -96,15 +102,9 @@ def _table(
 
 def first_fields(path: Path, options: ImportOptions) -> list[str]:
     """The fields of the first line that holds anything; none where there is no such line."""
-    barren = 0
-    for block in skip_lines(blocks(path), options.skip_lines or 0):
-        line = next(data_lines(block), None)
-        if line is not None:
-            found = fields_of(line[1], guess_delimiter(line[1]))
-            return [field.decode("latin1") for field in found]
-        barren += len(block.text)
-        block.check_barren(barren)
-    return []
+    _, (_, line) = _first_data(skip_lines(blocks(path), options.skip_lines or 0))
+    found = fields_of(line, guess_delimiter(line)) if line else []
+    return [field.decode("latin1") for field in found]
 
 
 @dataclass

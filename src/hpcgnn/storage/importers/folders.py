@@ -11,9 +11,9 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
 from hpcgnn.storage.importers.csr import scipy_matrix
+from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.pairs import edges_from
 from hpcgnn.storage.importers.source import Column, ImportOptions, Nodes, NodeSplit, Source
-from hpcgnn.storage.importers.text import open_binary
 
 _JSON = 24  # times its size that JSON takes in memory
 _ROLES = {"tr": "train", "va": "valid", "te": "test"}

@@ -9,8 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
-from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of, open_binary
+from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of
 
 _BANNER = b"%%matrixmarket "
 _MAX_LINE = 1 << 16

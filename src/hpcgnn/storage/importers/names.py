@@ -88,7 +88,8 @@ class NameStore:
         encoded = strings.dictionary_encode()
         texts = encoded.dictionary
         ids, checks = hashes(texts)
-        new = np.flatnonzero(~self._are_known(ids, checks))
+        order = np.argsort(ids)  # of neighbours that are looked for, the cache knows the way
+        new = np.sort(order[~self._are_known(ids[order], checks[order])])
         self._keep(texts.take(pa.array(new)), ids[new], checks[new])
         self._remember(ids[new], checks[new])
         return ids[encoded.indices.to_numpy()]
@@ -133,7 +134,7 @@ class NameStore:
         while self._known and self._known[-1][0].shape[0] < 2 * ids.shape[0]:
             known, known_checks = self._known.pop()
             ids, checks = np.concatenate([known, ids]), np.concatenate([known_checks, checks])
-        order = np.argsort(ids)
+        order = np.argsort(ids, kind="stable")  # which merges what is sorted in parts
         ids, checks = ids[order], checks[order]
         if (ids[1:] == ids[:-1]).any():
             raise self._alike()

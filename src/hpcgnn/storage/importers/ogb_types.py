@@ -23,9 +23,9 @@ from hpcgnn.storage.importers.ogb_files import (
     single_count,
     split_scheme,
 )
+from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.pairs import edges_from
 from hpcgnn.storage.importers.source import Column, ImportOptions, NodeSplit, Source
-from hpcgnn.storage.importers.text import open_binary
 from hpcgnn.storage.importers.typed import EdgeType, TypedEdges, TypedNodes, join
 
 LIST = "triplet-type-list.csv.gz"

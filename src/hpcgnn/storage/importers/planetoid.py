@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.opening import open_binary, require
 from hpcgnn.storage.importers.source import (
     Column,
     EdgeChunk,
@@ -29,7 +30,7 @@ from hpcgnn.storage.importers.source import (
     SparseChunk,
     SparseColumn,
 )
-from hpcgnn.storage.importers.text import Table, blocks, open_binary, require
+from hpcgnn.storage.importers.text import Table, blocks
 
 _MAX_MEMO = 1 << 24
 _MAX_REFERENCES = 48  # to what was stored before: the names of a few types and fields

@@ -14,9 +14,9 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.memory import MemoryArchive, MemoryArray
 from hpcgnn.storage.importers.npz import read_archive
+from hpcgnn.storage.importers.opening import require
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import ImportOptions, NodeSplit, Source
-from hpcgnn.storage.importers.text import require
 from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 
 _CLASSES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
+Over = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # the builtin map, or like it
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Nodes:
         labels_as: what the labels are: "classes" (no matrix is admitted), "one-hot", "several" or
             "values" (numbers to be predicted); None: ask where it may be one or the other.
         arrays: named arrays of whatever the user keeps of the nodes.
+        names: texts that the user knows the nodes by, in place of `ids`.
         notes: things the user should know, one line each.
         num_classes: known where not all of them need occur.
     """
@@ -101,6 +103,7 @@ class Nodes:
     labels_as: str | None = None
     num_classes: int | None = None
     arrays: dict[str, Column] = field(default_factory=dict)
+    names: NodeNames | None = None
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
@@ -158,6 +161,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self.counted = self.num_nodes is not None
+        self.names = self.names or self.nodes.names
         self.notes += self.nodes.notes
         self.nodes.notes = self.notes  # one list, to which writing the nodes adds
 
@@ -177,6 +181,7 @@ class ImportOptions:
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
         leave_out: arrays of an archive to pass over.
+        over: applies a function to pieces of text, maybe in other processes.
         tables: what the columns of tables are for; None where no option speaks of that.
     """
 
@@ -192,6 +197,7 @@ class ImportOptions:
     limit: int = 1 << 30
     tables: TableOptions | None = None
     leave_out: tuple[str, ...] = ()
+    over: Over = map
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:

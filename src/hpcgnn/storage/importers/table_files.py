@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,14 +22,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.opening import check_inflation, open_file
+from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_options import TextForm
-from hpcgnn.storage.importers.text import (
-    TextBlock,
-    blocks,
-    check_inflation,
-    is_number,
-    open_file,
-)
+from hpcgnn.storage.importers.text import TextBlock, beside, blocks, is_number
 
 INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
@@ -72,8 +69,10 @@ class TableFile(Protocol):
     names: list[str]
     kinds: dict[str, str]
 
-    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+    def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         """The columns that are keys of `kinds`, as arrays of that kind; may be called again.
+
+        `over` turns pieces of text into columns.
 
         Raises:
             InputError: damaged, or a value that is not of its kind.
@@ -131,7 +130,7 @@ class ParquetTable:
             check_inflation(self.path, stored, _ROW_BYTES * table.metadata.num_rows)
             yield table
 
-    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+    def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         first = 0
         size = max(64, min(_BATCH_ROWS, _BATCH_BYTES // (8 * max(1, len(kinds)))))
         if LIST in kinds.values():
@@ -312,19 +311,21 @@ class TextTable:
             if block.text.strip():
                 yield block
 
-    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
-        for block in self._rows():
-            try:
-                columns = self._parse(block.text, dict(kinds))
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                self._diagnose(block, kinds)
-                raise block.error(block.first, f"can't be read: {first_line(error)}") from None
+    def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
+        for block, columns in beside(partial(self._columns, kinds=kinds), self._rows(), over):
             rows = len(next(iter(columns.values()))) if columns else 0
 
             def place(k: int, block: TextBlock = block) -> str:
                 return f"line {_line_of(block, k)}"
 
             yield Batch(self.path, columns, rows, place)
+
+    def _columns(self, block: TextBlock, kinds: dict[str, str]) -> dict[str, pa.Array]:
+        try:
+            return self._parse(block.text, dict(kinds))
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            self._diagnose(block, kinds)
+            raise block.error(block.first, f"can't be read: {first_line(error)}") from None
 
     def _parse(self, text: bytes, kinds: dict[str, str | None]) -> dict[str, pa.Array]:
         places = {name: str(self.names.index(name)) for name in kinds}

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import table_files
 from hpcgnn.storage.importers.names import LONGEST
+from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
 
 _SETS = ("train", "valid", "test")
@@ -20,7 +21,7 @@ _CODES |= {"validation": 2, "dev": 2, "3": 3, "test": 3, "testing": 3}
 
 
 def batches(
-    tables: list[TableFile], kinds: dict[str, str], id: str | None = None
+    tables: list[TableFile], kinds: dict[str, str], id: str | None = None, over: Over = map
 ) -> Iterator[Batch]:
     """Batches of all tables; a table may lack a column, and then `id` counts its rows."""
     for table in tables:
@@ -28,7 +29,7 @@ def batches(
         if not there and id is not None:
             there = {id: table.kinds[id]}
         if there:
-            yield from table.batches(there)
+            yield from table.batches(there, over)
 
 
 def numbers(batch: Batch, names: list[str]) -> np.ndarray:

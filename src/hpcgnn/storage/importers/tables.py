@@ -116,7 +116,7 @@ class _Reading:
         tables: TableOptions,
         options: ImportOptions,
     ) -> None:
-        self.options = tables
+        self.options, self._over = tables, options.over
         self.file = file
         self.edge_tables, self.node_tables = edges, nodes
         like = tables.like
@@ -308,7 +308,7 @@ class _Reading:
         if names is not None:
             needed[names.name] = names.read_kind()
         if needed:
-            for batch in batches(tables, needed):
+            for batch in self._batches(tables, needed):
                 fit.add(batch)
                 if names is not None:
                     names.add(batch)
@@ -324,7 +324,7 @@ class _Reading:
             wanted[self.relations.name] = self.relations.read_kind()
         wanted |= {column.name: read_kind(column) for column in self.edge_plan}
         several = len(self.edge_tables) > 1
-        for batch in batches(self.edge_tables, wanted):
+        for batch in self._batches(self.edge_tables, wanted):
             place = batch.place
             if several:
                 place = lambda k, batch=batch: f"{batch.file.name}, {batch.place(k)}"  # type: ignore[misc]  # noqa: E731
@@ -338,6 +338,11 @@ class _Reading:
                 if self.edge_names
                 else None,
             )
+
+    def _batches(
+        self, tables: list[TableFile], kinds: dict[str, str], id: str | None = None
+    ) -> Iterator[Batch]:
+        return batches(tables, kinds, id, self._over)
 
     def _ids(self, batch: Batch, name: str) -> np.ndarray:
         array = batch.columns[name]
@@ -395,7 +400,7 @@ class _Reading:
 
     def _node_ids(self) -> Iterator[np.ndarray]:
         name = str(self.id)
-        for batch in batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
+        for batch in self._batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
             if batch.columns[name].null_count:
                 raise null(batch, name)
             if self.store is None:
@@ -406,17 +411,17 @@ class _Reading:
 
     def _features(self) -> Iterator[np.ndarray]:
         wanted = {column.name: read_kind(column) for column in self.encoding.features}
-        for batch in batches(self.node_tables, wanted):
+        for batch in self._batches(self.node_tables, wanted):
             yield features_of(batch, self.encoding.features, self.missing)
 
     def _labels(self) -> Iterator[np.ndarray]:
         if self.labels is not None:
             wanted = {self.labels.name: self.labels.read_kind()}
-            found = batches(self.node_tables, wanted, id=str(self.id))
+            found = self._batches(self.node_tables, wanted, id=str(self.id))
             yield from label_chunks(found, self.labels, self.encoding.classes)
             return
         wanted = dict.fromkeys(self.label_names, NUMBER)
-        for batch in batches(self.node_tables, wanted, id=str(self.id)):
+        for batch in self._batches(self.node_tables, wanted, id=str(self.id)):
             yield numbers(batch, self.label_names)
 
     def _labelled(self) -> Iterator[np.ndarray]:
@@ -438,7 +443,7 @@ class _Reading:
         name = str(self.split_time)
         kind = TIME if merged_kind(self.node_tables, name) == TIME else NUMBER
         labels = self._labelled()
-        for batch in batches(self.node_tables, {name: kind}, id=str(self.id)):
+        for batch in self._batches(self.node_tables, {name: kind}, id=str(self.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
             known = table_files.to_numpy(array.is_valid())
             needed = (next(labels) >= 0) & ~known
@@ -458,7 +463,7 @@ class _Reading:
         names = [str(self.source), str(self.target)] if edges else [str(self.id)]
         kind = TEXT if self.text else INTEGER
         place, shown, seen = "", value, 0
-        for batch in batches(tables, dict.fromkeys(names, kind)):
+        for batch in self._batches(tables, dict.fromkeys(names, kind)):
             for name in names:
                 array = batch.columns[name]
                 ids = self._integers(batch, name) if self.store is None else self.store.codes(array)

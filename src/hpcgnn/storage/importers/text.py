@@ -1,184 +1,23 @@
-"""Opening source files: every way in which that fails becomes one line."""
+"""Text files: blocks of whole lines, and tables of numbers made of them."""
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
-import lzma
-import os
 import re
-import shutil
-import stat
-import struct
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from hpcgnn.errors import InputError, OutputError
-from hpcgnn.storage.importers.source import PIECE_BYTES
-from hpcgnn.system import is_named_pipe
-
-DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-_ZIP_SURPRISES = (NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
-_FREE_BYTES = 1 << 30  # what any file may unpack to
-_MAX_INFLATION = 500  # text and numbers pack to a tenth, seldom to a hundredth
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of operating system, gzip and zip into InputError naming `path`."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError("no such file", file=path) from None
-    except DAMAGED as error:
-        raise InputError(f"is truncated or damaged: {error}", file=path) from None
-    except OSError as error:
-        raise InputError(f"can't be read: {error.strerror or error}", file=path) from None
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a regular file as they are stored.
-
-    Raises:
-        InputError: missing, not permitted, a folder, or a pipe or device, which is not waited for.
-    """
-    with reading(path):
-        # A pipe would hold a blocking open until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            _require_regular(descriptor, path)
-        except InputError:
-            os.close(descriptor)
-            raise
-        with os.fdopen(descriptor, "rb") as file:
-            yield file
-
-
-def _require_regular(descriptor: int, path: Path) -> None:
-    kind = os.fstat(descriptor).st_mode
-    if stat.S_ISDIR(kind):
-        raise InputError("is a folder; a file is needed", file=path)
-    if not stat.S_ISREG(kind):
-        raise InputError("is a pipe, device or socket: store what it gives in a file", file=path)
-
-
-@contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it starts as gzip or Zstandard does.
-
-    Raises:
-        InputError: as `open_file`; damaged, or unpacks to more than any data.
-    """
-    with open_file(path) as raw:
-        start = cast(io.BufferedReader, raw).peek(4)[:4]
-        packed = os.fstat(raw.fileno()).st_size
-        if start[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=raw) as file:
-                yield cast(BinaryIO, _Unpacked(cast(BinaryIO, file), path, packed))
-        elif start == b"\x28\xb5\x2f\xfd":
-            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as stream:
-                yield cast(BinaryIO, _Unpacked(_lines(stream), path, packed))
-        else:
-            yield raw
-
-
-def _lines(stream: pa.NativeFile) -> IO[bytes]:
-    """The stream with `readline`, read in large pieces."""
-    return io.BufferedReader(stream, 1 << 20)
-
-
-class _Unpacked:
-    """Reads a packed file as long as what comes out is in proportion to its size."""
-
-    def __init__(self, file: IO[bytes], path: Path, packed: int) -> None:
-        self._file = file
-        self._path = path
-        self._packed = packed
-        self._unpacked = 0
-
-    def read(self, size: int) -> bytes:
-        return self._counted(self._file.read(size))
-
-    def readline(self, size: int) -> bytes:
-        return self._counted(self._file.readline(size))
-
-    def _counted(self, data: bytes) -> bytes:
-        self._unpacked += len(data)
-        check_inflation(self._path, self._packed, self._unpacked)
-        return data
-
-
-def check_inflation(path: Path, packed: int, unpacked: int, dataset: str | None = None) -> None:
-    """Refuse what unpacks to more than a GiB and 500 times what is stored."""
-    if unpacked > max(_FREE_BYTES, _MAX_INFLATION * packed):
-        raise InputError(
-            f"unpacks to more than {_MAX_INFLATION} times its size: if this is meant, unpack it"
-            " yourself",
-            file=path,
-            dataset=dataset,
-            value=f"{unpacked} bytes from {packed}",
-        )
-
-
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive; whatever a damaged or exotic one raises becomes InputError."""
-    with open_file(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield archive
-        except _ZIP_SURPRISES as error:
-            raise InputError(f"can't be unpacked: {error}", file=path) from None
-
-
-def require(path: Path) -> Path:
-    """`path`, if a regular file is there that may be read."""
-    with open_file(path):
-        return path
-
-
-def store_pipe(path: Path, folder: Path) -> None:
-    """Where `path` is a pipe of the shell, as in `<(command)`, put a file with its bytes there.
-
-    Files are read more than once. This one has no name in `folder` and ends with the process.
-
-    Raises:
-        OutputError: `folder` has no space for it.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return  # whoever opens it says so
-    if not stat.S_ISFIFO(status.st_mode) or is_named_pipe(status):
-        return
-    numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - no files but numbers
-    for number in numbers:
-        with suppress(OSError):  # the number of the listing itself
-            if os.path.samestat(os.fstat(number), status):
-                break
-    else:
-        return
-    try:
-        with tempfile.TemporaryFile(dir=folder) as store, open(number, "rb", closefd=False) as pipe:
-            shutil.copyfileobj(pipe, store, PIECE_BYTES)
-            store.flush()
-            os.dup2(store.fileno(), number)
-    except OSError as error:
-        text = f"can't be stored in {folder}: {error.strerror}"
-        raise OutputError(text, file=path) from None
-
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.opening import open_binary
+from hpcgnn.storage.importers.source import PIECE_BYTES, Over
 
 LONGEST_LINE = 16 << 20
 _BARREN = 4 << 20  # bytes without a number, after which a file is no data
@@ -306,6 +145,21 @@ def fields_of(line: bytes, delimiter: str | None) -> list[bytes]:
     return [word.strip().strip(b'"') for word in words]
 
 
+def beside(
+    function: Callable[[TextBlock], Any], source: Iterable[TextBlock], over: Over
+) -> Iterator[tuple[TextBlock, Any]]:
+    """Each block beside what the function makes of it; `over` may be some blocks ahead."""
+    ahead: deque[TextBlock] = deque()
+
+    def noted() -> Iterator[TextBlock]:
+        for block in source:
+            ahead.append(block)
+            yield block
+
+    for made in over(function, noted()):
+        yield ahead.popleft(), made
+
+
 class Table:
     """Text whose lines all have the same columns.
 
@@ -339,29 +193,40 @@ class Table:
         Raises:
             InputError: names the line: a field too many or too few, no number, beyond 64 bits.
         """
+        _, records = next(self.parse_all([block], map))
+        return records
+
+    def parse_all(
+        self, source: Iterable[TextBlock], over: Over
+    ) -> Iterator[tuple[TextBlock, np.ndarray]]:
+        """Each block with what `parse` makes of it; `over` does the work."""
+        for block, records in beside(self.records, source, over):
+            self._barren = 0 if records.shape[0] else self._barren + len(block.text)
+            block.check_barren(self._barren)
+            yield block, records
+
+    def records(self, block: TextBlock) -> np.ndarray:
+        """As `parse`, whatever the blocks before hold."""
         text = block.text
         for mark in self.comments:
             if mark in text:
                 text = re.sub(re.escape(mark) + rb"[^\n]*", b"", text)
         if not text.strip():
-            self._barren += len(block.text)
-            block.check_barren(self._barren)
             return np.empty(0, self.dtype)
         try:
             try:
-                records = self._records(text)
+                records = self._converted(text)
             except pa.ArrowInvalid:
-                records = self._records(_normal(text, self.delimiter))
+                records = self._converted(_normal(text, self.delimiter))
         except pa.ArrowInvalid as error:
             self._diagnose(block)
             reason = " ".join(str(error).split())[:160]
             raise block.error(block.first, f"can't be read: {reason}") from None
         if b'"' in text and records.shape[0] != sum(1 for _ in data_lines(block, self.comments)):
             raise block.error(block.first, "quotes in this or a later line are not closed")
-        self._barren = 0
         return records
 
-    def _records(self, text: bytes) -> np.ndarray:
+    def _converted(self, text: bytes) -> np.ndarray:
         """What pyarrow makes of the text.
 
         Raises:

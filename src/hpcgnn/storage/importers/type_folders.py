@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource
+from hpcgnn.storage.importers.opening import reading
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import (
     Column,
@@ -26,7 +27,7 @@ from hpcgnn.storage.importers.source import (
     as_ids,
     as_integers,
 )
-from hpcgnn.storage.importers.text import matrix_rows, reading
+from hpcgnn.storage.importers.text import matrix_rows
 from hpcgnn.storage.importers.typed import EdgeType, TypedEdges, TypedNodes, join
 
 SETS = ("train", "valid", "test")

@@ -30,7 +30,6 @@ class TypedNodes:
     labels: Column | None = None
     split: NodeSplit | None = None
     arrays: dict[str, Column] = field(default_factory=dict)
-    ids: Column | None = None
 
 
 @dataclass
@@ -49,7 +48,7 @@ def join(
     labels_as: str | None = None,
     notes: Iterable[str] = (),
 ) -> Source:
-    """All types as one source, which keeps their names.
+    """All types as one source, which keeps their names; nodes are named TYPE/ROW.
 
     Raises:
         InputError: an edge type of nodes that there are none of, labels of several types.
@@ -64,6 +63,7 @@ def join(
                 raise InputError("there is no type of nodes of this name", file=file, value=end)
     joined = Nodes(labels_as=labels_as, notes=notes)
     joined.types = Column(file, "types of the nodes", _types(counts))
+    joined.names = _TypedNames(dict(zip(nodes, counts, strict=True)))
     for number, kind in enumerate(nodes.values()):
         if kind.features is not None and kind.count:
             joined.typed_features[number] = kind.features
@@ -91,6 +91,20 @@ def join(
         nodes=joined,
         type_names={"node_types": list(nodes), "edge_types": [list(one.name) for one in edges]},
     )
+
+
+@dataclass(frozen=True)
+class _TypedNames:
+    """`paper/17`: the type of each node and its row there, which is how the user counts them."""
+
+    counts: dict[str, int]
+
+    def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for kind, count in self.counts.items():
+            for low in range(0, count, _ROWS):
+                texts = [f"{kind}/{row}".encode() for row in range(low, min(low + _ROWS, count))]
+                lengths = np.array([len(text) for text in texts], np.int64)
+                yield lengths, np.frombuffer(b"".join(texts), np.uint8)
 
 
 def _types(counts: list[int]) -> Iterator[np.ndarray]:

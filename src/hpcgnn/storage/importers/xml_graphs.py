@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.source import ImportOptions, Source
+from hpcgnn.storage.importers.opening import open_binary, require
+from hpcgnn.storage.importers.source import ImportOptions, Over, Source
 from hpcgnn.storage.importers.table_files import Batch, first_line, kind_of
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.tables import source_of
-from hpcgnn.storage.importers.text import open_binary, require
 
 _EXPANSION = 60  # times its size that XML takes as a graph of Python objects
 _ROWS = 1 << 14
@@ -82,7 +82,7 @@ class MemoryTable:
         self.kinds = {name: kind_of(array.type) for name, array in columns.items()}
         self._columns = columns
 
-    def batches(self, kinds: dict[str, str]) -> Iterator[Batch]:
+    def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         number = len(next(iter(self._columns.values()), ()))
         for low in range(0, number, _ROWS):
 

@@ -14,7 +14,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -58,9 +58,10 @@ def load_partition(
     with agreed(comm, "load partition"), PartitionFile(path) as file:
         header = dict(file.header)
         if file.num_parts != comm.size:
+            parts, ranks = counted(file.num_parts, "part"), counted(comm.size, "rank")
             raise InputError(
-                f"has {file.num_parts} parts but the job has {comm.size} ranks; start "
-                f"{file.num_parts} ranks, or partition again with --parts {comm.size}",
+                f"has {parts} but the job has {ranks}; start "
+                f"{counted(file.num_parts, 'rank')}, or partition again with --parts {comm.size}",
                 file=path,
             )
         if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
@@ -76,16 +77,17 @@ def load_partition(
         raise InputError("could not be read", file=path)
     check_together(comm, header, claims, Place(path, part_name(comm.rank)))
     if device == "cpu":
-        return assemble(part, comm, header, split=split, ring=ring, mode=mode)
+        return assemble(part, comm, header, path, split=split, ring=ring, mode=mode)
     chosen = pick_device(comm, device)
     ring = ring or Ring(comm, transport=choose_transport(comm, chosen))
-    return assemble(part, comm, header, split=split, ring=ring, mode=mode).to(chosen)
+    return assemble(part, comm, header, path, split=split, ring=ring, mode=mode).to(chosen)
 
 
 def assemble(
     part: Part,
     comm: Communicator,
     header: dict[str, Any],
+    path: str | Path | None = None,
     *,
     split: int = 0,
     ring: Ring | None = None,
@@ -133,6 +135,7 @@ def assemble(
         num_relations=int(header.get("num_relations", 0)),
         num_types=int(header.get("num_types", 0)),
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
+        file=None if path is None else Path(path).absolute(),
     )
 
 

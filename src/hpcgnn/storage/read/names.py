@@ -50,14 +50,17 @@ class StoredNames:
         except UnicodeDecodeError:
             raise self.data.place().error("holds a name that is no UTF-8") from None
 
-    def longest(self) -> int:
-        """Bytes of the longest name."""
-        most = 0
-        for low in range(0, self.num_nodes, SLAB):
-            high = min(self.num_nodes, low + SLAB)
-            indptr = read_pointers(self.indptr, low, high, len(self.data))
-            most = max(most, int(np.diff(indptr).max(initial=0)))
-        return most
+    def padded(self, low: int, high: int) -> np.ndarray:
+        """Names `low .. high - 1` as bytes of one width, that of the longest of them.
+
+        Raises:
+            InputError: one is no UTF-8.
+        """
+        slabs = [
+            np.array([text.encode() for text in self.texts(start, min(high, start + SLAB))], "S")
+            for start in range(low, high, SLAB)
+        ]
+        return np.concatenate(slabs) if slabs else np.zeros(0, "S1")
 
 
 def open_names(reader: Reader, num_nodes: int) -> StoredNames | None:

@@ -1,0 +1,174 @@
+"""How a command shows what it is doing: bars on a terminal, else lines with the time, or JSON.
+
+Only rank 0 shows something. There are bars where its standard error is a terminal. Under `mpiexec`
+it is a pipe even in a terminal, and lines are written; `srun --pty` hands rank 0 the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from hpcgnn.cli.amounts import amounts, peak, peak_bytes
+from hpcgnn.comm.launcher import launched
+from hpcgnn.display import SILENT, Display, Stage
+from hpcgnn.errors import counted, printable, say
+from hpcgnn.system import clock, now
+from hpcgnn.version import __version__
+
+VERBS = ("generate", "convert", "partition", "train", "predict")
+_EVERY = 10.0  # seconds between two lines of a stage
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    shown = parser.add_mutually_exclusive_group()
+    for flags, show, text in (
+        (("-v", "--verbose"), "all", "say more: every stage; of each epoch waiting, bytes, memory"),
+        (("-q", "--quiet"), "nothing", "say only what came out"),
+        (("--log-json",), "json", "a JSON object per line; of epochs the records of metrics.jsonl"),
+    ):
+        shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
+    parser.set_defaults(show="lines")
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Say at once what begins, before anything is loaded that takes long."""
+    rank, size = launched()
+    if rank:
+        return
+    what = next(
+        (str(value) for name, value in vars(args).items() if name in _SUBJECTS and value), ""
+    )
+    on = f" on {counted(size, 'rank')}" if size > 1 else ""
+    text = printable(f"hpcgnn {__version__}: {args.verb} {what}{on}".rstrip())
+    if args.show == "json":
+        _print_json({"note": text})
+    elif args.show != "nothing":
+        print(f"{clock()} {text}" if not _on_terminal() else text, flush=True)
+
+
+_SUBJECTS = ("graph", "partition", "out", "sources")
+
+
+def display_of(args: argparse.Namespace, rank: int = 0) -> AbstractContextManager[Display]:
+    """What shows the work of a verb with such options."""
+    show = getattr(args, "show", "lines")
+    if rank:
+        return nullcontext(SILENT)
+    if show == "nothing":
+        return nullcontext(Quiet())
+    if show == "json":
+        return nullcontext(Json())
+    return _bars() if _on_terminal() else nullcontext(Lines(every_stage=show == "all"))
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps({"time": now(), **values}), flush=True)
+
+
+class Quiet(Display):
+    """Says what came out, and shows no work."""
+
+    def say(self, *lines: object) -> None:
+        say(*lines)
+
+
+class _Timed(Stage):
+    """A stage that may speak every few seconds."""
+
+    def __init__(
+        self, tell: Callable[[_Timed, str], None], text: str, total: float | None, unit: str
+    ) -> None:
+        self.text, self.total, self.unit, self.value = text, total, unit, 0.0
+        self.began = self._spoke = time.monotonic()
+        self._tell = tell
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def advance(self, amount: float = 1.0) -> None:
+        self.value += amount
+        moment = time.monotonic()
+        if moment - self._spoke > _EVERY:
+            self._spoke = moment
+            self._tell(self, "under way")
+
+
+class Lines(Quiet):
+    """Lines with the time of day: of a stage that takes long every ten seconds, and at its end.
+
+    Args:
+        every_stage: of those that are over soon, too.
+    """
+
+    def __init__(self, *, every_stage: bool = False) -> None:
+        self._every_stage = every_stage
+
+    def note(self, *lines: object) -> None:
+        self.say(*lines)
+
+    @contextmanager
+    def stage(
+        self,
+        text: str,
+        total: float | None = None,
+        unit: str = "",
+        *,
+        done: Callable[[], float] | None = None,
+        spoken: bool = False,
+    ) -> Iterator[Stage]:
+        if spoken:
+            yield Stage()
+            return
+        stage = _Timed(self._tell, text, total, unit)
+        if total is None or done is not None:  # nothing will be heard of it before its end
+            self._tell(stage, "begun")
+        yield stage
+        if self._every_stage or stage.seconds > _EVERY:
+            self._tell(stage, "done")
+
+    def _tell(self, stage: _Timed, how: str) -> None:
+        if how == "begun":
+            print(f"{clock()} {stage.text} ...", flush=True)
+            return
+        words = {"done": f"done in {stage.seconds:.1f} s"}.get(how, "")
+        if stage.value and stage.seconds > 0:
+            words += (", " if words else "") + amounts(
+                stage.value, stage.total, stage.unit, stage.seconds
+            )
+        print(f"{clock()} {stage.text}: {words}, peak {peak()}", flush=True)
+
+
+class Json(Lines):
+    """The same as JSON objects."""
+
+    def say(self, *lines: object) -> None:
+        for line in lines:
+            _print_json({"note": printable(line)})
+
+    def _tell(self, stage: _Timed, how: str) -> None:
+        values: dict[str, Any] = {"stage": stage.text, "state": how}
+        if how != "begun":
+            values["seconds"] = round(stage.seconds, 3)
+        if stage.value:
+            values |= {"done": stage.value, "total": stage.total, "unit": stage.unit}
+        _print_json(values | {"peak_memory_bytes": peak_bytes()})
+
+
+@contextmanager
+def _bars() -> Iterator[Display]:
+    from hpcgnn.cli.bars import Bars
+
+    with Bars() as bars:
+        yield bars

@@ -1,0 +1,53 @@
+"""The optimizers of the settings: torch's own numbers to the bit, without torch's compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
+
+
+def trained(kind: type, **settings: float) -> list[torch.Tensor]:
+    """Parameters after some steps, with a scheduler and a state that was stored and loaded."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(50, 7)) for _ in range(3)]
+    optimizer = kind(parameters, lr=0.01, **settings)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for step in range(5):
+        for parameter in parameters:
+            parameter.grad = torch.sin(parameter.detach() * step + 1)
+        optimizer.step()
+        scheduler.step()
+        if step == 2:
+            optimizer.load_state_dict(optimizer.state_dict())
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings"),
+    [
+        (PlainAdam, torch.optim.Adam, {}),
+        (PlainAdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+        (PlainSGD, torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_they_are_those_of_torch(ours, theirs, settings):
+    for found, expected in zip(trained(ours, **settings), trained(theirs, **settings), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_no_compiler_is_loaded():
+    program = (
+        "import sys, torch, hpcgnn.train.configured\n"
+        "from hpcgnn.train.optimizers import PlainAdam\n"
+        "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
+        "o = PlainAdam([p]); o.step(); o.load_state_dict(o.state_dict())\n"
+        "print([n for n in ('torch._dynamo', 'sympy', 'pyarrow', 'networkx', 'rich', 'sklearn')"
+        " if n in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
