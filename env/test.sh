@@ -17,13 +17,14 @@ check() {
 }
 
 # on_ranks RANKS [PATH OR OPTION...]: one rank's report is enough; the traceback of a failing rank
-# comes on its stderr. Many ranks share few cores: above 3 only the rooms whose code asks how many
-# there are.
+# comes on its stderr. Many ranks share few cores: what verbs, models and examples do on 3, they do
+# on 2; above 3 only the rooms whose code asks how many there are.
 on_ranks() {
     local ranks=$1 folders=(tests)
     shift
-    [ "$ranks" -le 3 ] || folders=(tests/{comm,partition,storage,graph,sar,nn})
-    [ "$ranks" -le 4 ] || folders=(tests/{comm,partition,sar})
+    [ "$ranks" -le 2 ] || folders=(tests/{comm,partition,storage,graph,sar,nn,tasks,train})
+    [ "$ranks" -le 3 ] || folders=(tests/{comm,partition,graph,sar})
+    [ "$ranks" -le 4 ] || folders=(tests/{comm,partition})
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
     mpiexec -n "$ranks" sh -c \

@@ -26,6 +26,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "shell", "slurm"}
 
 
+# The longest files, begun first where several processes share the files.
+LONGEST = ("test_gpu", "test_faults", "test_cuda_compile", "test_cuda_emulated", "test_readme",
+           "test_accuracy", "test_failure", "test_plan")  # fmt: skip
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick", action="store_true",
@@ -33,7 +38,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """On several ranks, files without a test for them are not imported."""
+    if _num_ranks() == 1 or not collection_path.match("test_*.py"):
+        return None
+    return "mark.mpi" not in collection_path.read_text(encoding="utf-8") or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if not config.getoption("--quick"):
         return
     left_out = [item for item in items if _is_slow(item)]

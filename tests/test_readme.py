@@ -99,16 +99,17 @@ def test_the_first_commands_learn(shell, tmp_path):
     assert (tmp_path / "runs" / "first" / "report" / "index.html").is_file()
 
 
-def test_script_trains_on_two_ranks(shell, tmp_path):
+def test_script_trains_on_two_ranks(shell, mpirun, tmp_path):
     ((_, code),) = blocks("python")
     assert code.count("\n") <= 50
     (tmp_path / "train.py").write_text(code)
-    out = shell(
-        "hpcgnn generate sbm g.h5 --nodes 2000 --degree 20 --features 16 --classes 4 --noise 1\n"
-        "mpiexec -n 2 hpcgnn partition g.h5 --method random -o g.p2.h5 >/dev/null\n"
-        "mpiexec -n 1 hpcgnn partition g.h5 --method random -o g.p1.h5 >/dev/null\n"
-        "for p in 1 2; do mpiexec -n $p python train.py g.p$p.h5; done\n"
-    )
+    graph = tmp_path / "g.h5"
+    sizes = "--nodes 2000 --degree 20 --features 16 --classes 4 --noise 1"
+    assert mpirun(0, "generate", "sbm", graph, *sizes.split()).returncode == 0
+    for parts in (1, 2):
+        options = ("--method", "random", "--parts", parts, "-o", tmp_path / f"g.p{parts}.h5")
+        assert mpirun(0, "partition", graph, *options).returncode == 0
+    out = shell("for p in 1 2; do mpiexec -n $p python train.py g.p$p.h5; done\n")
     losses = [float(value) for value in re.findall(r"^epoch \d+ loss ([\d.]+)$", out, re.MULTILINE)]
     assert len(losses) == 60
     np.testing.assert_allclose(losses[:30], losses[30:], atol=2e-4)

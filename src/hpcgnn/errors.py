@@ -46,11 +46,11 @@ class Agreed:
     """What a rank knows of an error that all ranks raise together.
 
     Attributes:
-        speaks: this rank brought the error, and prints it.
+        reports: this rank brought the error, and prints it.
         alone: some ranks had none of their own, so the message names the rank.
     """
 
-    speaks: bool
+    reports: bool
     alone: bool
 
 

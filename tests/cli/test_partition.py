@@ -12,9 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from hpcgnn.cli import partition
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.read.partition_file import PartitionFile
-from tests.cli.verbs import refused
+from tests.cli.verbs import call, refused
 from tests.partition.slabs import grid_edges, write_graph
 
 
@@ -55,26 +59,38 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
     assert "partitions/grid.p2.h5: 2 parts" in lines[-1] and "peak memory" in lines[-1]
 
 
-@pytest.mark.parametrize(("ranks", "parts"), [(0, 3), (2, 1), (3, 2)])
+@pytest.fixture
+def shared_grid(comm, shared_path) -> Path:
+    """The grid, in a folder that all ranks of the test see."""
+    if comm.rank == 0:
+        write_graph(shared_path / "grid.h5", grid_edges(30, 30), 900)
+    comm.barrier()
+    return shared_path / "grid.h5"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("method", ["streaming", "random", "block"])
-def test_parts_need_not_be_ranks(mpirun, grid, tmp_path, ranks, parts, method):
-    out = tmp_path / "new" / "out.h5"
+def test_parts_need_not_be_ranks(comm, shared_grid, parts, method):
+    out = shared_grid.parent / "new" / "out.h5"
     options = ("--parts", parts, "--method", method, "-o", out, "--seed", 3)
-    result = mpirun(ranks, "partition", grid, *options)
-    assert result.returncode == 0, result.stderr
+    call(comm, partition, shared_grid, *options)
     header, owner = read(out)
     assert header["num_parts"] == parts and header["config"]["seed"] == 3
     assert set(owner) == set(range(parts))
 
 
-def test_the_file_is_the_same_from_any_number_of_ranks(mpirun, grid, tmp_path):
-    fingerprints = set()
-    for ranks in (1, 3):
-        out = tmp_path / f"{ranks}.h5"
-        options = ("--parts", 3, "--method", "random", "-o", out)
-        assert mpirun(ranks, "partition", grid, *options).returncode == 0
-        fingerprints.add(read(out)[0]["fingerprint"])
-    assert len(fingerprints) == 1
+@pytest.mark.mpi
+def test_the_file_is_the_same_from_any_number_of_ranks(comm, shared_grid):
+    several, alone = shared_grid.with_name("several.h5"), shared_grid.with_name("alone.h5")
+    options = ("--parts", 3, "--method", "random", "-o")
+    call(comm, partition, shared_grid, *options, several)
+    if comm.rank == 0:
+        own = Communicator(MPI.COMM_SELF)
+        call(own, partition, shared_grid, *options, alone)
+        own.close()
+        assert read(several)[0]["fingerprint"] == read(alone)[0]["fingerprint"]
+    comm.barrier()
 
 
 @pytest.mark.parametrize("name", ["4elt", "rgg_n_2_15_s0"])
@@ -111,51 +127,57 @@ def test_arxiv_at_four_parts(mpirun, data, tmp_path, parmetis):
 
 def test_bad_options_are_refused(mpirun, grid, tmp_path):
     out = tmp_path / "out.h5"
-    refused(mpirun(2, "partition", grid, "--parts", 0, "-o", out), "--parts", "0")
+    refused(mpirun(0, "partition", grid, "--parts", 0, "-o", out), "--parts", "0")
     refused(mpirun(0, "partition", grid, "--method", "best", "-o", out), "--method")
     refused(mpirun(0, "partition", grid, "--imbalance", 0.9, "-o", out), "--imbalance", "0.9")
     refused(
         mpirun(2, "partition", grid, "--method", "block", "-o", grid), "this very call", "grid.h5"
     )
-    few = write_graph(tmp_path / "few.h5", grid_edges(1, 3), 3)
-    refused(mpirun(2, "partition", few, "--parts", 4, "-o", out), "few.h5", "4 parts of 3 nodes")
     assert not out.exists()
 
 
-def test_bad_graphs_are_refused_and_nothing_is_left(mpirun, grid, tmp_path):
-    out = tmp_path / "out" / "out.h5"
+def refused_by_all(comm: Communicator, match: str, *arguments: object) -> None:
+    with pytest.raises(InputError, match=match):
+        call(comm, partition, *arguments)
+    comm.barrier()
+
+
+@pytest.mark.mpi
+def test_bad_graphs_are_refused_and_nothing_is_left(comm, shared_grid):
+    folder = shared_grid.parent
+    out = folder / "out" / "out.h5"
+    if comm.rank == 0:
+        (folder / "text.h5").write_text("no graph")
+        write_graph(folder / "few.h5", grid_edges(1, 3), 3)
+        data = bytearray(shared_grid.read_bytes())
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+        (folder / "broken.h5").write_bytes(data)
+        shutil.copy(shared_grid, folder / "swapped.h5")
+        with h5py.File(folder / "swapped.h5", "r+") as file:
+            file["edges/indices"][:2] = file["edges/indices"][:2][::-1]
+    comm.barrier()
     options = ("--method", "random", "-o", out)
-    refused(mpirun(2, "partition", tmp_path / "none.h5", *options), "none.h5")
-    text = tmp_path / "text.h5"
-    text.write_text("no graph")
-    refused(mpirun(2, "partition", text, *options), "text.h5")
-    broken = tmp_path / "broken.h5"
-    data = bytearray(grid.read_bytes())
-    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
-    broken.write_bytes(data)
-    refused(mpirun(2, "partition", broken, *options), "broken.h5")
-    swapped = Path(shutil.copy(grid, tmp_path / "swapped.h5"))
-    with h5py.File(swapped, "r+") as file:
-        file["edges/indices"][:2] = file["edges/indices"][:2][::-1]
-    refused(mpirun(2, "partition", swapped, *options), "swapped.h5", "fingerprint")
+    for name in ("none.h5", "text.h5", "broken.h5"):
+        refused_by_all(comm, name, folder / name, *options)
+    refused_by_all(comm, "swapped.h5.*fingerprint", folder / "swapped.h5", *options)
+    refused_by_all(comm, "few.h5.*4 parts of 3 nodes", folder / "few.h5", "--parts", 4, *options)
     assert not out.parent.exists()
+    below = folder / "text.h5" / "out.h5"
+    with pytest.raises(OutputError, match=r"text\.h5"):
+        call(comm, partition, shared_grid, *options[:-1], below)
 
 
-def test_an_output_that_cannot_be_written_is_refused(mpirun, grid, tmp_path):
-    (tmp_path / "file").touch()
-    out = tmp_path / "file" / "out.h5"
-    refused(mpirun(2, "partition", grid, "--method", "block", "-o", out), "file")
-
-
-def test_no_usable_parmetis_is_told_with_the_other_methods(mpirun, grid, tmp_path):
-    out = tmp_path / "out.h5"
-    environment = {"HPCGNN_PARMETIS": str(tmp_path / "nowhere.so")}
-    asked = ("--method", "parmetis", "-o", out)
-    result = mpirun(2, "partition", grid, *asked, env=environment)
-    refused(result, "nowhere.so", "HPCGNN_PARMETIS", "kaminpar, streaming, random or block")
+@pytest.mark.mpi
+def test_no_usable_parmetis_is_told_with_the_other_methods(comm, shared_grid, monkeypatch, capsys):
+    out = shared_grid.with_name("out.h5")
+    monkeypatch.setenv("HPCGNN_PARMETIS", str(shared_grid.with_name("nowhere.so")))
+    words = "nowhere.so.*HPCGNN_PARMETIS.*kaminpar, streaming, random or block"
+    options = ("--parts", 2, "-o", out)
+    refused_by_all(comm, words, shared_grid, "--method", "parmetis", *options)
     assert not out.exists()
-    result = mpirun(2, "partition", grid, "-o", out, env=environment)
-    assert result.returncode == 0 and "auto takes kaminpar: ParMETIS can't be used" in result.stdout
+    call(comm, partition, shared_grid, *options)
+    if comm.rank == 0:
+        assert "auto takes kaminpar: ParMETIS can't be used" in capsys.readouterr().out
 
 
 # Debian's Open MPI and PT-Scotch, beside whatever MPI this environment has
@@ -213,8 +235,6 @@ def test_scotch_under_open_mpi(open_mpi, grid, tmp_path, width):
 
 
 def test_scotch_for_open_mpi_under_mpich_is_refused(mpirun, grid, tmp_path):
-    from mpi4py import MPI
-
     if "MPICH" not in MPI.Get_library_version():
         pytest.skip("this process does not run MPICH")
     library = debian("*/parmetis-int64/libparmetis.so")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from hpcgnn.cli import partition, predict
+from hpcgnn.comm.communicator import Communicator
+from tests.cli.verbs import call
 from tests.partition.slabs import grid_edges, write_graph
 from tests.storage.partitions import write_small
 
@@ -36,25 +41,50 @@ def mpiexec() -> str:
     return found or pytest.skip("no mpiexec found")
 
 
-@pytest.mark.parametrize(
-    ("function", "verb", "place"),
-    [
-        ("hpcgnn.partition.layout.assembly:build", "partition", "lay out the parts"),
-        ("hpcgnn.storage.write.part_writer:_append", "partition", "write the partition file"),
-        ("hpcgnn.train.open:load_partition", "predict", "read the partition"),
-        ("hpcgnn.train.prediction_writing:_write_slabs", "predict", "write the predictions"),
-    ],
-)
-def test_the_place_is_told(comm, tmp_path, function, verb, place):
-    if verb == "partition":
-        write_graph(tmp_path / "in.h5", grid_edges(5, 5), 25)
+PLACES = [
+    ("hpcgnn.partition.layout.assembly:build", partition, "lay out the parts"),
+    ("hpcgnn.storage.write.part_writer:_append", partition, "write the partition file"),
+    ("hpcgnn.train.open:load_partition", predict, "read the partition"),
+    ("hpcgnn.train.prediction_writing:_write_slabs", predict, "write the predictions"),
+]
+
+
+def arguments(verb: ModuleType, comm: Communicator, folder: Path) -> list[object]:
+    """Of a call of the verb; rank 0 makes what it needs."""
+    if verb is partition:
+        if comm.rank == 0:
+            write_graph(folder / "in.h5", grid_edges(5, 5), 25)
         options = ["--method", "random"]
     else:
-        write_small(tmp_path / "in.h5", comm, 2)
+        write_small(folder / "in.h5", comm, comm.size)
         options = ["--label-propagation"]
-    arguments = [function, verb, tmp_path / "in.h5", *options, "-o", tmp_path / "out.h5"]
+    comm.barrier()
+    return [folder / "in.h5", *options, "-o", folder / "out.h5"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("function", "verb", "place"), PLACES)
+def test_the_place_is_known(comm, shared_path, monkeypatch, function, verb, place):
+    given = arguments(verb, comm, shared_path)
+    module, name = function.split(":")
+    module = importlib.import_module(module)
+    original, seen = getattr(module, name), set()
+
+    def watched(*positional, **named):
+        seen.add(comm.location.report().place)
+        return original(*positional, **named)
+
+    monkeypatch.setattr(module, name, watched)
+    call(comm, verb, *given)
+    assert seen <= {place}
+    assert any(comm.allgather(bool(seen), "test"))
+
+
+def test_the_place_is_told(comm, tmp_path):
+    function, verb, place = PLACES[0]
+    given = [function, "partition", *arguments(verb, comm, tmp_path)]
     done = subprocess.run(
-        [mpiexec(), "-n", "2", sys.executable, "-c", HANGING, *arguments],
+        [mpiexec(), "-n", "2", sys.executable, "-c", HANGING, *given],
         capture_output=True,
         text=True,
         timeout=90,

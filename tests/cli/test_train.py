@@ -190,16 +190,29 @@ def test_few_nodes_and_no_labels(comm, graph):
         call(comm, train, "bare.h5", "--method", "random", "--run-dir", "u")
 
 
-def test_refusals_at_several_ranks(mpirun, graph, alone):
+@pytest.mark.mpi
+def test_files_that_do_not_fit_are_refused_by_all_ranks(comm, alone, graph):
+    parts, damaged = graph.with_name("parts.h5"), graph.with_name("damaged.h5")
+    if comm.rank == 0:
+        options = ("--method", "block", "-o")
+        call(alone, partition, graph, "--parts", comm.size + 1, *options, parts)
+        call(alone, partition, graph, "--parts", comm.size, *options, damaged)
+        data = bytearray(damaged.read_bytes())
+        feature = random_graph(NUM_NODES, 240, seed=1, symmetric=True).features[3, 1]
+        place = data.find(feature.tobytes())
+        assert place > 0
+        data[place + 2] ^= 0x55
+        damaged.write_bytes(data)
+    comm.barrier()
+    words = f"parts.h5.*has {comm.size + 1} parts but the job has {comm.size} rank.*--parts"
+    for path, match in ((parts, words), (damaged, "damaged.h5.*features")):
+        with pytest.raises(InputError, match=match):
+            call(comm, train, path, "--run-dir", "x")
+        comm.barrier()
+
+
+def test_a_refusal_of_several_ranks_is_one_line(mpirun, graph, alone):
     parts = graph.with_name("parts.h5")
     call(alone, partition, graph, "--parts", 2, "--method", "block", "-o", parts)
     words = "parts.h5", "has 2 parts but the job has 3 ranks", "--parts 3"
     refused(mpirun(3, "train", parts), *words)
-    data = bytearray(parts.read_bytes())
-    feature = random_graph(NUM_NODES, 240, seed=1, symmetric=True).features[3, 1]
-    place = data.find(feature.tobytes())
-    assert place > 0
-    data[place + 2] ^= 0x55
-    damaged = graph.with_name("damaged.h5")
-    damaged.write_bytes(data)
-    refused(mpirun(2, "train", damaged), "damaged.h5", "features")

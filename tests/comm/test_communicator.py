@@ -122,7 +122,7 @@ def test_agree(comm, kind):
         surprise = comm.location.surprise
         ours = isinstance(caught.value, HpcgnnError)
         agreed = caught.value.agreed if ours else surprise[1] if surprise[0] is error else None
-        assert comm.allgather(agreed.speaks).index(True) == lowest
+        assert comm.allgather(agreed.reports).index(True) == lowest
         assert agreed.alone == (lowest > 0)
 
 

@@ -11,7 +11,6 @@ FAULTS = [
     Fault("convert", "SIGTERM", 0, "write", 5),
     Fault("partition", "SIGKILL", 1, "write", 9),
     Fault("partition", "SIGSTOP", 0, "exchange", 4),
-    Fault("train", "SIGKILL", 0, "forward", 7),
     Fault("train", "SIGKILL", 1, "backward", 6, 0.002, "gat"),
     Fault("train", "SIGSTOP", 1, "all-reduce", 4),
     Fault("train", "SIGKILL", 0, "write", 45),

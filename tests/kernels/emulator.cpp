@@ -3,6 +3,7 @@
 // barrier that some thread never reaches, which hangs a GPU, is reported.
 #include "emulator.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -25,13 +26,15 @@ struct Barrier {
     uint64_t slots[2][WARP_SIZE] = {};
 };
 
+// A context starts it; then it jumps, as a switch of contexts is two system calls.
 struct Thread {
     ucontext_t context;
+    jmp_buf place;
     std::unique_ptr<char[]> stack{new char[STACK]};
-    bool done = false;
+    bool started = false, done = false;
 };
 
-ucontext_t scheduler;
+jmp_buf scheduler;
 std::vector<Thread> threads;
 std::map<std::pair<int, unsigned>, Barrier> warps;  // by warp and mask
 Barrier whole_block;
@@ -41,7 +44,17 @@ const char* failure = nullptr;
 void (*body_of_all)(void**) = nullptr;
 void** given_to_all = nullptr;
 
-void yield() { swapcontext(&threads[current].context, &scheduler); }
+void yield() {
+    if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
+}
+
+// Until it yields.
+__attribute__((noinline)) void resume(Thread& thread) {
+    if (_setjmp(scheduler)) return;
+    if (thread.started) _longjmp(thread.place, 1);
+    thread.started = true;
+    setcontext(&thread.context);
+}
 
 void fail(const char* message) {
     failure = message;
@@ -49,9 +62,22 @@ void fail(const char* message) {
 }
 
 void entry() {
-    body_of_all(given_to_all);
-    threads[current].done = moved = true;
-    yield();
+    for (;;) {
+        body_of_all(given_to_all);
+        threads[current].done = moved = true;
+        yield();
+    }
+}
+
+void start_threads(unsigned count) {
+    threads = std::vector<Thread>(count);
+    for (Thread& thread : threads) {
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.get();
+        thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, entry, 0);
+    }
 }
 
 void wait(Barrier& barrier, int expected) {
@@ -69,14 +95,8 @@ bool run_block(std::mt19937& random) {
     whole_block = Barrier();
     std::vector<int> order(threads.size());
     for (size_t t = 0; t < threads.size(); t++) {
-        Thread& thread = threads[t];
         order[t] = static_cast<int>(t);
-        thread.done = false;
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.get();
-        thread.context.uc_stack.ss_size = STACK;
-        thread.context.uc_link = nullptr;
-        makecontext(&thread.context, entry, 0);
+        threads[t].done = false;
     }
     std::shuffle(order.begin(), order.end(), random);
     for (bool left = true; left;) {
@@ -86,7 +106,7 @@ bool run_block(std::mt19937& random) {
             left = true;
             current = t;
             threadIdx = Index{static_cast<unsigned>(t), 0, 0};
-            swapcontext(&scheduler, &threads[t].context);
+            resume(threads[t]);
             if (failure) return false;
         }
         if (left && !moved) {
@@ -118,7 +138,7 @@ const char* run(void (*body)(void**), void** given, unsigned x, unsigned y, unsi
     failure = nullptr;
     body_of_all = body;
     given_to_all = given;
-    threads = std::vector<Thread>(num_threads);
+    if (threads.size() != num_threads) start_threads(num_threads);
     gridDim = Index{x, y, 1};
     blockDim = Index{num_threads, 1, 1};
     std::mt19937 random(seed);
@@ -128,7 +148,10 @@ const char* run(void (*body)(void**), void** given, unsigned x, unsigned y, unsi
     std::shuffle(blocks.begin(), blocks.end(), random);
     for (const Index& block : blocks) {
         blockIdx = block;
-        if (!run_block(random)) return failure;
+        if (!run_block(random)) {
+            threads.clear();  // they stand in the middle of what failed
+            return failure;
+        }
     }
     return nullptr;
 }

@@ -113,7 +113,8 @@ def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
     assert outside.found == [] and "&lt;script&gt;" in text
 
 
-def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys):
+def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hpcgnn.report.write.draw", lambda *_: [])  # takes seconds each time
     folder, out = write_run(tmp_path / "run"), tmp_path / "out"
     assert main.main(["report", str(folder)]) == 0
     assert main.main(["report", str(folder)]) == 0  # the run's own is made anew

@@ -296,11 +296,11 @@ class Communicator:
         failing_P = self.allgather(error is not None, place)
         if not any(failing_P):
             return
-        speaker = failing_P.index(True)
-        kind, text = self.broadcast(_portable(error), speaker, place)
-        if error is None or self.rank != speaker:
+        reporting = failing_P.index(True)
+        kind, text = self.broadcast(_portable(error), reporting, place)
+        if error is None or self.rank != reporting:
             error = kind(text)
-        found = Agreed(speaks=self.rank == speaker, alone=not all(failing_P))
+        found = Agreed(reports=self.rank == reporting, alone=not all(failing_P))
         if isinstance(error, HpcgnnError):
             error.agreed = found
         else:

@@ -56,7 +56,7 @@ def _end_early(error: BaseException, rank: int, starting: bool) -> int:
     """
     failure = Failure.of(error)
     if starting and isinstance(error, CommunicationError):
-        time.sleep(0.05 * min(rank, 40))  # the lowest rank that is alive speaks and ends the job
+        time.sleep(0.05 * min(rank, 40))  # the lowest rank alive reports and ends the job
         failure.print()
         abort(None, failure.status)
     local, ranks = shared_memory.local_place()

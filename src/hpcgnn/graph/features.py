@@ -70,18 +70,18 @@ class HostRows:
             yield rows, slab_RF
             used[place] = self.copier.mark()
 
-    def times(self, weight_GF: Tensor, short: torch.dtype | None = None) -> Tensor:
-        """`x W^T`: `[n, G]`, with operands rounded to `short` if given."""
-        dtype = short or weight_GF.dtype
+    def times(self, weight_GF: Tensor, precision: torch.dtype | None = None) -> Tensor:
+        """`x W^T`: `[n, G]`, with operands rounded to `precision` if given."""
+        dtype = precision or weight_GF.dtype
         weight_FG = weight_GF.to(dtype).t()
         out_NG = weight_FG.new_zeros(self.shape[0], weight_FG.shape[1])
         for rows, slab_RF in self.slabs():
             torch.mm(slab_RF.to(dtype), weight_FG, out=out_NG[rows])
         return out_NG
 
-    def weight_gradient(self, grad_NG: Tensor, short: torch.dtype | None = None) -> Tensor:
+    def weight_gradient(self, grad_NG: Tensor, precision: torch.dtype | None = None) -> Tensor:
         """Gradient of the weights: `[G, F]` from `[n, G]`."""
-        dtype = short or self.rows_NF.dtype
+        dtype = precision or self.rows_NF.dtype
         total_GF = torch.zeros(
             grad_NG.shape[1], self.shape[1], dtype=self.rows_NF.dtype, device=grad_NG.device
         )

@@ -1,4 +1,4 @@
-"""EdgeDropout of node features."""
+"""Dropout of node features."""
 
 from __future__ import annotations
 

@@ -92,11 +92,11 @@ class _ConstantLinear(torch.autograd.Function):
     def forward(ctx: Any, weight_GF: Tensor, x: SparseRows | HostRows) -> Tensor:
         ctx.x, held = shell(x)
         ctx.save_for_backward(*held)
-        ctx.short = product_type(weight_GF.device)
+        ctx.precision = product_type(weight_GF.device)
         with torch.autocast(weight_GF.device.type, enabled=False):
-            return product(x, weight_GF, ctx.short)
+            return product(x, weight_GF, ctx.precision)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return weight_gradient(refill(ctx.x, ctx.saved_tensors), grads[0], ctx.short), None
+        return weight_gradient(refill(ctx.x, ctx.saved_tensors), grads[0], ctx.precision), None

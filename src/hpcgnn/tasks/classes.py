@@ -86,9 +86,9 @@ class MultiClass(Labelled):
         found["macro_f1"] = metrics.class_f1(comm, output, answers)
         if self.metric in ("auc", "average_precision"):
             area = curves.roc_auc if self.metric == "auc" else curves.average_precision
-            foreign = comm.allreduce(int((answers > 1).sum()), where="classes")
+            several = comm.allreduce(int((answers > 1).sum()), where="classes")
             value = area(comm, output[:, 1] - output[:, 0], answers == 1)
-            found[self.metric] = math.nan if foreign else value
+            found[self.metric] = math.nan if several else value
         return found
 
     def decided(self, comm: Communicator, answers: Tensor) -> bool:

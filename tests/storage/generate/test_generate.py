@@ -110,8 +110,7 @@ def test_rmat(nodes, slab_edges):
         assert graph.num_slabs > 10
 
 
-@pytest.mark.parametrize("nodes", [6, 8])
-@pytest.mark.parametrize("slab_edges", [1, 1000])
+@pytest.mark.parametrize(("nodes", "slab_edges"), [(6, 1), (8, 1000)])
 def test_rmat_probabilities(nodes, slab_edges):
     """Edges appear as often as the Kronecker power of the quadrants says."""
     quadrants = np.array([[0.57, 0.19], [0.19, 0.05]])

@@ -66,7 +66,7 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
     newest, config = first / "checkpoints" / "epoch-000004.h5", (first / "config.json").read_text()
     line = refused(mpirun(0, "train", graph(1, 1, "block"), *resumed, first))
     assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
-    line = refused(mpirun(2, "train", block, *resumed, first, "--hidden", 16))
+    line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--hidden", 16))
     assert f"{newest}: was trained with --hidden 8, not --hidden 16: say the former, or" in line
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--optimizer", "sgd"))
     assert "--optimizer adam, not --optimizer sgd" in line

@@ -166,12 +166,12 @@ def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
     agreed = _agreement(comm, error)
     together = agreed is not None and meet(_MEET_SECONDS)
     if agreed is not None:
-        speaks, alone = agreed.speaks, agreed.alone
+        reports, alone = agreed.reports, agreed.alone
     else:
-        speaks, alone = _settle(comm) if failure.line else (True, False)
-    if not speaks and not together:
-        time.sleep(_SILENT_SECONDS)  # the speaker ends the job meanwhile
-    if speaks or not together:
+        reports, alone = _settle(comm) if failure.line else (True, False)
+    if not reports and not together:
+        time.sleep(_SILENT_SECONDS)  # the rank that reports ends the job meanwhile
+    if reports or not together:
         failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
     if not together and comm.size > 1:
         _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
@@ -196,7 +196,7 @@ def _handle_signals(handler: signal.Handlers) -> None:
 def _settle(comm: Ranks) -> tuple[bool, bool]:
     """Whether this rank speaks for all failing ones, and whether its number matters.
 
-    The lowest failing rank speaks; one that only misses another comes after those with a cause.
+    The lowest failing rank reports; one that only misses another comes after those with a cause.
     """
     if comm.size == 1:
         return True, False
