@@ -20,16 +20,26 @@ from hpcgnn.kernels.cpu.library import transpose as transpose
 from hpcgnn.kernels.masks import Stream
 
 
-def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
-    begin, end = torch.empty_like(block.begin), torch.empty_like(block.end)
+def between(
+    block: Block, low: int, high: int, picked: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = block.num_rows if picked is None else len(picked)
+    rows = torch.empty(count, dtype=torch.int32)
+    begin, end = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
     function("between")(
         ctypes.byref(edges(block, (0, block.num_rows))),
         c_int64(low),
         c_int64(high),
+        pointer(picked),
+        c_int64(count),
+        pointer(rows),
         pointer(begin),
         pointer(end),
     )
-    return begin, end
+    if picked is not None:
+        return rows, begin, end
+    kept = torch.nonzero(begin < end).flatten()
+    return rows[kept], begin[kept], end[kept]
 
 
 def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
