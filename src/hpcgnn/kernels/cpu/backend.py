@@ -92,10 +92,20 @@ def spmm_max_backward(
 
 
 def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    if out.dtype == x.dtype and out.is_contiguous():
-        torch.index_select(x, 0, rows, out=out)
-    else:
+    if out.dtype != x.dtype:
         out.copy_(x[rows])
+        return
+    size = x.element_size()
+    function("pack")(
+        pointer(x),
+        c_int64(x.stride(0) * size),
+        pointer(rows),
+        c_int64(len(rows)),
+        pointer(out),
+        c_int64(out.stride(0) * size),
+        c_int64(x.shape[1] * size),
+        c_int64(torch.get_num_threads()),
+    )
 
 
 def pack_parts(parts: Parts, rows: Tensor) -> None:
