@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.kernels.cuda import launch
@@ -77,3 +80,14 @@ def test_a_relative_cache_of_kernels_is_refused(monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_DIR", "cache")
     with pytest.raises(InputError, match="CUPY_CACHE_DIR must be absolute"):
         launch._cupy.__wrapped__()
+
+
+@pytest.mark.mpi
+def test_growth_is_measured(comm, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["growth.py", "400"])
+    threads = torch.get_num_threads()
+    runpy.run_path(str(ROOT / "jobs/growth.py"))["main"](comm)
+    torch.set_num_threads(threads)
+    lines = capfd.readouterr().out.splitlines()[1:]
+    assert len(lines) == (0 if comm.rank else 5 + 4 * (comm.size > 1))
+    assert all(re.search(r" exponent +-?\d+\.\d\d   \(\d", line) for line in lines)

@@ -160,6 +160,15 @@ def test_slots_are_reused(comm):
     assert held == {name: [slot.near.data_ptr() for slot in s] for name, s in ring._slots.items()}
 
 
+@pytest.mark.parametrize("width", [1, 7, 129, 520])
+def test_messages_fill_the_buffer(comm, width):
+    """At least seven eighths of it: 64,527 rows that fit are no 32,768 in a message."""
+    ring = Ring(comm, halo_buffer=134_216_160, prefetch=2)
+    row_bytes = 4 * (width + 3)
+    rows = ring.rows_per_message(width, torch.float32, 3)
+    assert 7 / 8 * 134_216_160 < 4 * rows * row_bytes <= 134_216_160
+
+
 def test_refusals(comm):
     with pytest.raises(InputError, match="--prefetch must be at least 1"):
         Ring(comm, prefetch=0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hpcgnn import nn
+from hpcgnn.errors import InputError
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar import gat
 from tests.graphs import distribute, random_graph
@@ -57,3 +58,57 @@ def test_inference_keeps_nothing(comm):
     with torch.no_grad():
         three_layers(6, 4, 1)(graph, graph.features)
     assert graph.execution.newest is None
+
+
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+@pytest.mark.parametrize(("p", "bias"), [(0.5, True), (0.3, True), (0.3, False), (0.0, True)])
+def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
+    """The same as done after it; with powers of two to the bit, gradients too."""
+    graph = distribute(random_graph(60, 300, width=6), comm, mode=mode)
+    torch.manual_seed(0)
+    layer = nn.GATConv(6, 4, 2, dropout=0.2, bias=bias, layer=1)
+    if bias:
+        torch.nn.init.normal_(layer.bias)
+    dropout = nn.Dropout(p, layer=2, relu=True)
+    scale = torch.arange(8.0)
+    graph.set_epoch(1)
+    found = []
+    for inside in (False, True):
+        layer.zero_grad()
+        x = graph.features.clone().requires_grad_()
+        y = (
+            layer(graph, x, then=dropout.rectifier(graph))
+            if inside
+            else dropout(graph, layer(graph, x))
+        )
+        (y * y * scale).sum().backward()
+        found.append([y.detach(), x.grad, *(w.grad for w in layer.parameters())])
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found, strict=True):
+        if p in (0, 0.5):
+            assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_a_stack_keeps_one_array_of_a_hidden_gat_layer(comm):
+    """What the next layer reads, and not what the ReLU read."""
+    graph = distribute(random_graph(60, 300, width=6), comm)
+    model = Stack(6, 64, 4, 3, lambda a, b, layer: nn.GATConv(a, b // 2, 2, layer=layer))
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (graph.num_local_nodes, 64):
+            kept[tensor.untyped_storage().data_ptr()] = 1
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(graph, graph.features).sum()
+    assert len(kept) == (2 if graph.num_local_nodes else len(kept))
+    loss.backward()
+
+
+def test_a_relu_before_heads_are_averaged_is_refused(comm):
+    graph = distribute(random_graph(9, 24, width=6), comm)
+    then = nn.Dropout(0.5, layer=2, relu=True).rectifier(graph)
+    with pytest.raises(InputError, match="concat=True and residual=False"):
+        nn.GATConv(6, 4, 2, concat=False)(graph, graph.features, then=then)

@@ -410,8 +410,8 @@ class Ring:
     ) -> int:
         """Most rows of one message such that all slots together stay within `halo_buffer`.
 
-        Rounded down to a power of two, so that few different schedules exist. `at_once`: as many
-        rows as MPI takes.
+        Rounded down to four binary digits, so that few different schedules exist. `at_once`: as
+        many rows as MPI takes.
         """
         if at_once:
             return LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
@@ -423,7 +423,8 @@ class Ring:
                 f"give at least {row_bytes} bytes",
                 value=self.halo_buffer,
             )
-        return 1 << (rows.bit_length() - 1)
+        spare = max(rows.bit_length() - 4, 0)
+        return rows >> spare << spare
 
     def depth(self, num_bytes: int) -> int:
         """How many messages of so many bytes each are posted ahead in a direction.

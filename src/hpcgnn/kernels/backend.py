@@ -36,8 +36,11 @@ class Backend(Protocol):
     They trust their arguments: the face has checked them.
     """
 
-    def between(self, block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """First and last edge of each row with columns `low .. high - 1`, counted with offset."""
+    def between(
+        self, block: Block, low: int, high: int, picked: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Local rows (int32) with edges in columns `low .. high - 1`, counted with offset; first
+        and last of these edges. `picked`: which rows of the block (int32), where that is known."""
 
     def range_rows(self, block: Block, most: int) -> tuple[Tensor, Tensor]:
         """Rows (int32) with edges in each range of `most` columns, and where each range begins."""

@@ -24,18 +24,20 @@ class Columns:
     high: int
 
     def build(self, given: Block, /) -> Block:
-        first = given.column_offset + self.low
-        last = given.column_offset + self.high
-        begin, end = backend(given.device).between(given, first, last)
-        kept = torch.nonzero(begin < end).flatten()
-        return replace(
-            given,
-            num_columns=self.high - self.low,
-            rows=kept.to(torch.int32) if given.rows is None else given.rows[kept],
-            begin=begin[kept],
-            end=end[kept],
-            column_offset=first,
-        )
+        return _narrowed(given, self.low, self.high, None)
+
+
+def _narrowed(block: Block, low: int, high: int, picked: Tensor | None) -> Block:
+    offset = block.column_offset
+    rows, begin, end = backend(block.device).between(block, offset + low, offset + high, picked)
+    return replace(
+        block,
+        num_columns=high - low,
+        rows=rows,
+        begin=begin,
+        end=end,
+        column_offset=offset + low,
+    )
 
 
 def columns_between(block: Block, low: int, high: int) -> Block:
@@ -72,13 +74,7 @@ class ColumnRange:
         rows, pointers = given.derived(RangeRows(self.most))
         own = rows[pointers[self.number] : pointers[self.number + 1]]
         low = self.number * self.most
-        few = replace(
-            given,
-            rows=own if given.rows is None else given.rows[own],
-            begin=given.begin[own],
-            end=given.end[own],
-        )
-        return Columns(low, min(low + self.most, given.num_columns)).build(few)
+        return _narrowed(given, low, min(low + self.most, given.num_columns), own)
 
 
 def column_range(block: Block, number: int, most: int, *, keep: bool) -> Block:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import Step
 from hpcgnn.nn.dropout import Dropout, constant_dropout
+from hpcgnn.nn.gat import GATConv
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.nn.norm import NORMS, BatchNorm, GraphNorm
@@ -138,9 +139,14 @@ class Stack(torch.nn.Module):
     ) -> Iterator[Tensor]:
         """Each hidden layer as it is computed."""
         for i, dropout in enumerate(self.dropouts):
+            step = flow[i] if flow else None
+            if self._rectifies(i):
+                x_NF = y_NF = self._convolve(graph, x_NF, i, flow, dropout)
+                graph.execution.newest = None
+                yield y_NF
+                continue
             y_NF = self._convolve(graph, x_NF, i, flow)
             graph.execution.newest = None  # what follows takes memory before backward comes here
-            step = flow[i] if flow else None
             here = graph if step is None else step.after
             if len(self.norms):
                 y_NF = self.norms[i](here, y_NF)
@@ -149,12 +155,26 @@ class Stack(torch.nn.Module):
             x_NF = y_NF = dropout(here, y_NF)
             yield y_NF
 
+    def _rectifies(self, layer: int) -> bool:
+        """Whether a convolution does the ReLU and dropout itself, with nothing between."""
+        if self.activation != "relu" or len(self.norms) or self.residual:
+            return False
+        conv = self.convs[layer]
+        return isinstance(conv, GATConv) and conv.concat and conv.res is None
+
     def _convolve(
-        self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None
+        self,
+        graph: PartitionedGraph,
+        x_NF: NodeFeatures,
+        layer: int,
+        flow: Flow | None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
+        """One convolution; with `dropout` it does this itself."""
         step = flow[layer] if flow else None
         graph, x_NF = enter(step, graph, x_NF)
-        y_NF: Tensor = self.convs[layer](graph, x_NF)
+        then = {} if dropout is None else {"then": dropout.rectifier(graph)}
+        y_NF: Tensor = self.convs[layer](graph, x_NF, **then)
         if self.residual:
             y_NF = y_NF + self.residuals[layer](x_NF)
         return y_NF if step is None else y_NF[step.leave]

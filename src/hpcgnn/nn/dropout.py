@@ -14,6 +14,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn.layer import layer_number
 from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.rectifier import ReluDropout
 
 
 class Dropout(torch.nn.Module):
@@ -39,12 +40,18 @@ class Dropout(torch.nn.Module):
         if p == 0:
             relu = torch.relu_ if self.in_place else torch.relu
             return relu(x) if self.relu else x
-        key = p, *graph.execution.mask_key(self.layer)
         if self.relu:
-            result: Tensor = _ReluDropout.apply(x, graph.node_ids, key, self.in_place)
+            result: Tensor = _ReluDropout.apply(x, self.rectifier(graph), self.in_place)
         else:
+            key = p, *graph.execution.mask_key(self.layer)
             result = _Dropout.apply(x, graph.node_ids, key)
         return result
+
+    def rectifier(self, graph: PartitionedGraph) -> ReluDropout:
+        """What this module does to rows of `graph`, with `relu`, for a layer to do it."""
+        p = self.p if self.training else 0.0
+        key = graph.execution.mask_key(self.layer) if p else (0, 0, 0)
+        return ReluDropout(graph.node_ids, p, key)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}" + (", relu" if self.relu else "")
@@ -73,31 +80,20 @@ class _ReluDropout(torch.autograd.Function):
     """Keeps only its output: an entry is positive iff it passed the ReLU and was kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int], in_place: bool
-    ) -> Tensor:
-        p, seed, epoch, layer = key
+    def forward(ctx: Any, x_NF: Tensor, rectifier: ReluDropout, in_place: bool) -> Tensor:
         y_NF = x_NF if in_place else torch.empty_like(x_NF)
-        kernels.dropout_nodes(
-            x_NF, y_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer, relu=True
-        )
+        rectifier.apply(x_NF, y_NF)
         if in_place:
             ctx.mark_dirty(x_NF)
-        ctx.ids_N, ctx.key = ids_N, key
+        ctx.rectifier = rectifier
         ctx.save_for_backward(y_NF)
         return y_NF
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (y_NF,) = ctx.saved_tensors
-        p, seed, epoch, layer = ctx.key
-        grad_NF = torch.empty_like(y_NF)
-        kernels.dropout_nodes_backward(
-            grads[0].contiguous(), grad_NF, ctx.ids_N,
-            p=p, seed=seed, epoch=epoch, layer=layer, y_NF=y_NF,
-        )  # fmt: skip
-        return grad_NF, None, None, None
+        return ctx.rectifier.gradient(y_NF, grads[0]), None, None
 
 
 def constant_dropout(

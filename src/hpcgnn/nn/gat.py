@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.attention import AttentionConv, glorot_linear
 from hpcgnn.nn.linear import NodeFeatures, glorot, zero
 from hpcgnn.sar.gat import attention
+from hpcgnn.sar.rectifier import ReluDropout
 
 
 class GATConv(AttentionConv):
@@ -75,9 +77,18 @@ class GATConv(AttentionConv):
             if weight is not None:
                 glorot(weight)
 
-    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+    def forward(
+        self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
+    ) -> Tensor:
+        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`.
+
+        Args:
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
+                save an array for backward. With `concat` and without `residual` only.
+        """
         self._check(graph, x, self.lin.weight)
+        if then is not None and (not self.concat or self.res is not None):
+            raise InputError("GATConv: `then` needs concat=True and residual=False")
         out_NK = attention(
             graph,
             x,
@@ -87,6 +98,7 @@ class GATConv(AttentionConv):
             self._edge(),
             self._inner_bias(),
             self._settings(),
+            then,
         )
         return self._output(out_NK, x)
 

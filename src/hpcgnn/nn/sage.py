@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
+from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.extremum import neighbour_max
 from hpcgnn.sar.mixed_precision import product_type
@@ -90,8 +92,14 @@ class SAGEConv(torch.nn.Module):
             return lin(first_sum(graph, kind, lambda: self._aggregate(graph, x_NF)))
         elif not (linear_aggr and narrows_first(graph, self.in_channels, self.out_channels)):
             return lin(self._aggregate(graph, x_NF))
-        y_NF = self._aggregate(graph, linear(x_NF, lin.weight))
-        return y_NF if lin.bias is None else y_NF.add_(lin.bias.to(y_NF.dtype))
+        y_NF = linear(x_NF, lin.weight)
+        if lin.bias is None:
+            return self._aggregate(graph, y_NF)
+        if self.aggr == "mean":
+            y_NF = neighbour_sum(graph, y_NF, weighted=False)
+            shifted: Tensor = _Mean.apply(y_NF, _divisors(graph, y_NF), lin.bias.to(y_NF.dtype))
+            return shifted
+        return self._aggregate(graph, y_NF).add_(lin.bias.to(y_NF.dtype))
 
     @property
     def output_bias(self) -> Tensor | None:
@@ -112,4 +120,24 @@ def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:
     sum_NF = neighbour_sum(graph, x, weighted=False)
     if aggr == "sum":
         return sum_NF
-    return sum_NF.div_(in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype))
+    return sum_NF.div_(_divisors(graph, sum_NF))
+
+
+def _divisors(graph: PartitionedGraph, sum_NF: Tensor) -> Tensor:
+    return in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype)
+
+
+class _Mean(torch.autograd.Function):
+    """`sum / divisor + bias` in one pass, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, sum_NF: Tensor, divisor_N1: Tensor, bias_F: Tensor) -> Tensor:
+        ctx.save_for_backward(divisor_N1)
+        ctx.mark_dirty(sum_NF)
+        return torch.addcdiv(bias_F, sum_NF, divisor_N1, out=sum_NF)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        (divisor_N1,) = ctx.saved_tensors
+        return grads[0] / divisor_N1, None, grads[0].sum(dim=0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hpcgnn import kernels
 from hpcgnn.graph.features import NodeFeatures
@@ -40,6 +41,7 @@ from hpcgnn.sar.products import (
     shell,
     weight_gradient,
 )
+from hpcgnn.sar.rectifier import ReluDropout
 from hpcgnn.sar.self_loops import local_blocks
 from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
 
@@ -53,11 +55,13 @@ def attention(
     edge_HD: Tensor | None,
     bias_K: Tensor | None,
     settings: AttentionSettings,
+    then: ReluDropout | None = None,
 ) -> Tensor:
     """Attention output plus bias, `[n, H * C]`; nodes without in-edges get the bias; collective.
 
     Args:
         edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
+        then: what is done to the output, whose result is then kept for backward in its place.
     """
     check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
     dense = x if isinstance(x, Tensor) else None
@@ -71,6 +75,7 @@ def attention(
         x,
         graph,
         settings,
+        then,
         torch.is_grad_enabled(),
     )
     return result
@@ -89,6 +94,7 @@ class _Attention(torch.autograd.Function):
         x: NodeFeatures,
         graph: PartitionedGraph,
         settings: AttentionSettings,
+        then: ReluDropout | None,
         has_backward: bool,
     ) -> Tensor:
         ctx.product_dtype = product_type(graph.node_ids.device)
@@ -102,6 +108,9 @@ class _Attention(torch.autograd.Function):
             run.go()
             out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
             out_NK = out_NK.to(z_NK.dtype)
+        if then is not None:
+            then.apply(out_NK, out_NK)
+        ctx.then = then
         ctx.x, held = shell(None if isinstance(x, Tensor) else x)
         ctx.num_held = len(held)
         ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
@@ -127,14 +136,19 @@ class _Attention(torch.autograd.Function):
             z_NK = ctx.newest()
         if z_NK is None:
             z_NK = product(x, weight_KF, ctx.product_dtype)
-        g_NK = grads[0].contiguous()
+        g_NK, heads = grads[0].contiguous(), s_NH.shape[1]
+        if ctx.then is None:
+            d_NH = head_products(g_NK, out_NK, heads, bias_K)
+        else:
+            g_NK = ctx.then.gradient(out_NK, g_NK)
+            d_NH = _products_before(ctx.then, g_NK, out_NK, heads, bias_K)
         run = _Backward(
             ctx.graph,
             ctx.settings,
             ctx.product_dtype,
             ctx.epoch,
             g_NK,
-            head_products(g_NK, out_NK, s_NH.shape[1], bias_K),
+            d_NH,
             z_NK,
             s_NH,
             t_NH,
@@ -167,7 +181,16 @@ class _Attention(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _products_before(
+    then: ReluDropout, g_NK: Tensor, y_NK: Tensor, heads: int, bias_K: Tensor | None
+) -> Tensor:
+    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y."""
+    kept = 1 - then.p
+    return head_products(g_NK, y_NK, heads, None if bias_K is None else bias_K / kept).mul_(kept)
 
 
 def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,10 +217,26 @@ class _Forward:
         self.graph, self.settings = graph, settings
         self.product_dtype = product_dtype
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
-        self.row_max_NH = torch.full_like(t_NH, -torch.inf)
-        self.row_sum_NH = torch.zeros_like(t_NH)
-        self.out_NK = torch.zeros_like(z_NK, dtype=t_NH.dtype)
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
+
+    def _begin(self) -> list[Block]:
+        """Where the softmax starts, and the blocks without messages that are still to be added.
+
+        Self-loops that count as they are need no pass over them: it starts there.
+        """
+        settings, z_NK = self.settings, self.z_NK
+        local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
+        plain = settings.self_loops and not settings.dropout and self.edge_HD is None
+        if plain and z_NK.device.type == "cpu":  # a GPU would wait to know whether all are finite
+            self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
+            if bool(self.row_max_NH.isfinite().all()):
+                self.row_sum_NH = torch.ones_like(self.t_NH)
+                self.out_NK = z_NK.to(self.t_NH.dtype, copy=True)
+                return local[1:]
+        self.row_max_NH = torch.full_like(self.t_NH, -torch.inf)
+        self.row_sum_NH = torch.zeros_like(self.t_NH)
+        self.out_NK = torch.zeros_like(z_NK, dtype=self.t_NH.dtype)
+        return local
 
     def go(self) -> None:
         graph, edges = self.graph, self.graph.in_edges
@@ -207,7 +246,7 @@ class _Forward:
             edges,
             Payload((self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,)),
             where="attention forward",
-            local=local_blocks(graph, edges, self.settings.self_loops),
+            local=self._begin(),
             kept=self.kept,
         ):
             for rows in work(block, edges.num_parts):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
+from hpcgnn.comm.transport.delayed import DelayedTransport, Link
 from hpcgnn.comm.transport.host import HostTransport, Transport
 from hpcgnn.comm.transport.staged import CudaCopier, StagedTransport
 from hpcgnn.errors import CommunicationError, InputError, say
@@ -35,15 +37,29 @@ _MPI_LIBRARY = re.compile(r"\S*/lib(?:mpi|mpich|mpi_cray|mpi_gnu\w*|mpi_nvidia\w
 def choose_transport(comm: Communicator, device: torch.device, wanted: str = "auto") -> Transport:
     """How this job's messages travel, the same on all ranks; collective. Rank 0 prints it.
 
+    Where HPCGNN_LINK is set they are delayed, each rank's by its own.
+
     Args:
         wanted: `auto`: CUDA-aware MPI where it says it is and proves it, else staged; `staged`;
             `cuda-aware`.
 
     Raises:
-        InputError: `cuda-aware` was asked for and can't be had.
+        InputError: `cuda-aware` was asked for and can't be had, or HPCGNN_LINK is no link.
     """
     if wanted not in CHOICES:
         raise InputError(f"--transport must be one of {', '.join(CHOICES)}", value=wanted)
+    with agreed(comm, "choose transport"):
+        link = Link.from_environment()
+    transport = _undelayed(comm, device, wanted)
+    if link is None:
+        return transport
+    transport = DelayedTransport(transport, link)
+    if comm.rank == 0:
+        say(f"messages: {transport.name}")
+    return transport
+
+
+def _undelayed(comm: Communicator, device: torch.device, wanted: str) -> Transport:
     on_gpu = comm.allreduce(int(device.type == "cuda"), "min", where="choose transport")
     if not on_gpu:
         return HostTransport()

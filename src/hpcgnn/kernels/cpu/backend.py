@@ -20,16 +20,26 @@ from hpcgnn.kernels.cpu.library import transpose as transpose
 from hpcgnn.kernels.masks import Stream
 
 
-def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
-    begin, end = torch.empty_like(block.begin), torch.empty_like(block.end)
+def between(
+    block: Block, low: int, high: int, picked: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = block.num_rows if picked is None else len(picked)
+    rows = torch.empty(count, dtype=torch.int32)
+    begin, end = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
     function("between")(
         ctypes.byref(edges(block, (0, block.num_rows))),
         c_int64(low),
         c_int64(high),
+        pointer(picked),
+        c_int64(count),
+        pointer(rows),
         pointer(begin),
         pointer(end),
     )
-    return begin, end
+    if picked is not None:
+        return rows, begin, end
+    kept = torch.nonzero(begin < end).flatten()
+    return rows[kept], begin[kept], end[kept]
 
 
 def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
@@ -82,10 +92,20 @@ def spmm_max_backward(
 
 
 def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    if out.dtype == x.dtype and out.is_contiguous():
-        torch.index_select(x, 0, rows, out=out)
-    else:
+    if out.dtype != x.dtype:
         out.copy_(x[rows])
+        return
+    size = x.element_size()
+    function("pack")(
+        pointer(x),
+        c_int64(x.stride(0) * size),
+        pointer(rows),
+        c_int64(len(rows)),
+        pointer(out),
+        c_int64(out.stride(0) * size),
+        c_int64(x.shape[1] * size),
+        c_int64(torch.get_num_threads()),
+    )
 
 
 def pack_parts(parts: Parts, rows: Tensor) -> None:

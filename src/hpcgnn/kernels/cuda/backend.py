@@ -6,6 +6,8 @@ float16 or bfloat16; sums are then float32. Results are bitwise the same in ever
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,8 +33,17 @@ from hpcgnn.kernels.cuda.sums import transpose as transpose
 _MOST_SCALARS = 3  # matrices of scalars that are packed in one launch
 
 
-def between(block: Block, low: int, high: int) -> tuple[Tensor, Tensor]:
-    return _lower_bound(block, low), _lower_bound(block, high)
+def between(
+    block: Block, low: int, high: int, picked: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if picked is not None:
+        few = replace(block, rows=picked, begin=block.begin[picked], end=block.end[picked])
+        rows = picked if block.rows is None else block.rows[picked]
+        return rows, _lower_bound(few, low), _lower_bound(few, high)
+    begin, end = _lower_bound(block, low), _lower_bound(block, high)
+    kept = torch.nonzero(begin < end).flatten()
+    rows = kept.to(torch.int32) if block.rows is None else block.rows[kept]
+    return rows, begin[kept], end[kept]
 
 
 def _lower_bound(block: Block, column: int) -> Tensor:

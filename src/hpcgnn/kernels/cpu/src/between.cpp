@@ -3,17 +3,21 @@
 
 #include "schedule.h"
 
-// `begin` and `end` (int64, one per row) become the edges whose column is in low .. high - 1, by
-// binary search: columns ascend in each row.
-HPCGNN_EXPORT(between)(const Edges* edges, int64_t low, int64_t high, int64_t* begin, int64_t* end) {
+// Of each of `count` rows k (picked[i], or first + i where that is null): rows[i] becomes its local
+// row, begin[i] and end[i] its edges whose column is in low .. high - 1, by binary search: columns
+// ascend in each row.
+HPCGNN_EXPORT(between)(const Edges* edges, int64_t low, int64_t high, const int32_t* picked,
+                       int64_t count, int32_t* rows, int64_t* begin, int64_t* end) {
     const int32_t* columns = edges->columns;
 #pragma omp parallel for schedule(static) num_threads(edges->threads)
-    for (int64_t k = edges->first; k < edges->last; k++) {
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t k = picked ? picked[i] : edges->first + i;
         const int32_t* first = columns + edges->begin[k];
         const int32_t* last = columns + edges->end[k];
         first = std::lower_bound(first, last, low);
-        begin[k] = first - columns;
-        end[k] = std::lower_bound(first, last, high) - columns;
+        rows[i] = static_cast<int32_t>(HPCGNN_ISA::local_row(*edges, k));
+        begin[i] = first - columns;
+        end[i] = std::lower_bound(first, last, high) - columns;
     }
 }
 

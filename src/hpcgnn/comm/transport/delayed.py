@@ -1,0 +1,118 @@
+"""A network of a set bandwidth and latency, for tests and studies of overlap on one machine.
+
+Each rank has one link out. A message begins on it when it is packed and those before it have left,
+takes its bytes / bandwidth, and is handed to MPI a latency later. What MPI itself takes comes on
+top, so that a link must be slower than MPI to show.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from hpcgnn.comm.transport.host import Slot, Transport
+from hpcgnn.errors import InputError
+from hpcgnn.settings import parse_size
+
+LINK = "HPCGNN_LINK"
+MOST_SECONDS = 10.0
+_UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}  # in a second
+_LATENCY = re.compile(r"([0-9.]+)(us|ms|s)")
+
+
+@dataclass(frozen=True)
+class Link:
+    """Bytes per second that a rank sends at most, and seconds until a message arrives."""
+
+    bandwidth: int
+    latency: float
+
+    @staticmethod
+    def parse(text: str) -> Link:
+        """`10GB/s,5us`; without a latency 0.
+
+        Raises:
+            InputError: it is something else, or a latency above 10 s.
+        """
+        rate, comma, after = text.strip().partition(",")
+        match = _LATENCY.fullmatch(after.strip())
+        try:
+            if not rate.rstrip().endswith("/s") or (comma and match is None):
+                raise ValueError
+            bandwidth = parse_size(rate.rstrip()[:-2])
+            latency = float(match[1]) / _UNITS[match[2]] if match else 0.0
+            if not (math.isfinite(latency) and latency <= MOST_SECONDS):
+                raise ValueError
+        except (ValueError, InputError):
+            raise InputError(
+                f"{LINK} takes a bandwidth and a latency of at most {MOST_SECONDS:.0f} s; write it "
+                "like 10GB/s,5us",
+                value=text,
+            ) from None
+        return Link(bandwidth, latency)
+
+    @staticmethod
+    def from_environment() -> Link | None:
+        """That of HPCGNN_LINK; None where it is not set."""
+        text = os.environ.get(LINK, "")
+        return Link.parse(text) if text else None
+
+    def __str__(self) -> str:
+        return f"{self.bandwidth / 1e9:g} GB/s, {self.latency * 1e6:g} us"
+
+
+@dataclass
+class _Late(Slot):
+    inner: Slot
+    due: float = 0.0
+
+
+class DelayedTransport:
+    """Another transport whose messages leave as late as `link` lets them."""
+
+    def __init__(self, inner: Transport, link: Link) -> None:
+        self._inner, self._link = inner, link
+        self._idle_from = 0.0  # when the last message will have left
+        self.name = f"{inner.name}, delayed to {link}"
+        self.in_flight = inner.in_flight
+
+    def slot(self, num_bytes: int) -> Slot:
+        inner = self._inner.slot(num_bytes)
+        return _Late(inner.near, inner.wire, inner)
+
+    def mark(self) -> Any:
+        return self._inner.mark()
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        return self._inner.packing(after)
+
+    def before_send(self, slot: Slot, num_bytes: int) -> None:
+        late = _late(slot)
+        self._inner.before_send(late.inner, num_bytes)
+        begins = max(time.perf_counter(), self._idle_from)
+        self._idle_from = begins + num_bytes / self._link.bandwidth
+        late.due = self._idle_from + self._link.latency
+
+    def may_send(self, slot: Slot) -> bool:
+        late = _late(slot)
+        return time.perf_counter() >= late.due and self._inner.may_send(late.inner)
+
+    def may_receive(self, slot: Slot) -> bool:
+        return self._inner.may_receive(_late(slot).inner)
+
+    def after_receive(self, slot: Slot, num_bytes: int) -> None:
+        self._inner.after_receive(_late(slot).inner, num_bytes)
+
+    def release(self, slot: Slot) -> None:
+        self._inner.release(_late(slot).inner)
+
+
+def _late(slot: Slot) -> _Late:
+    if not isinstance(slot, _Late):
+        raise TypeError("a slot of another transport")
+    return slot
