@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.bench.epoch import EpochSettings
+from hpcgnn.bench.epoch import EpochSettings, in_turns
 from hpcgnn.bench.job import count
 from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
 from hpcgnn.bench.table import in_columns, seconds
@@ -121,7 +121,9 @@ def race(
         }  # fmt: skip
         problem = bench.write_problem(graph, shape, given, settings.seed)
         contenders += peers.contenders(problem, settings.threads, bench.limits)
-    races = [Race.of(one.name, one.train(), target) for one in contenders]
+    races = [
+        Race.of(name, taken[0], target) for name, taken in in_turns(contenders, turns=1).items()
+    ]
     return AccuracyReport(graph_size, shape, target, settings, races)
 
 

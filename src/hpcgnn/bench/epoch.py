@@ -13,7 +13,7 @@ from hpcgnn.bench.job import Ranks
 from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
 from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
-from hpcgnn.errors import HpcgnnError
+from hpcgnn.errors import HpcgnnError, warn
 
 WARM_UP = 1  # epochs of a turn that aren't counted: they set things up
 
@@ -81,6 +81,7 @@ def in_turns(contenders: Sequence[Contender], turns: int) -> dict[str, list[Trai
         for contender in contenders if turn % 2 == 0 else reversed(contenders):
             taken = found[contender.name]
             if not taken or taken[-1].problem is None:
+                warn(f"turn {turn + 1} of {turns}: {contender.name}")
                 taken.append(contender.train())
     return found
 

@@ -13,7 +13,7 @@ import torch
 
 from hpcgnn.bench import job
 from hpcgnn.bench.job import Limits, Ranks
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import TRAIN, VALID
 from hpcgnn.train.export import export
@@ -154,6 +154,7 @@ class Bench:
         return next(path for path in numbered if not path.exists())
 
     def _make(self, verb: str, *arguments: object, ranks: Ranks) -> None:
+        warn(f"prepares: {verb}")
         ended = job.ours([verb, *arguments], ranks, self.limits)
         if ended.problem is not None:
             raise HpcgnnError(f"bench: {verb} on {ranks}: {ended.problem}")
