@@ -147,7 +147,8 @@ def losses(upper: Axes, lower: Axes, scale: Content) -> None:
     upper.set_ylabel("training loss")
     upper.set_ylim(bottom=0)
     lower.set_ylabel("difference")
-    lower.set_yscale("log")
+    if any(step["losses"] != first for step in steps):
+        lower.set_yscale("log")
     lower.set_xlabel("epoch")
     upper.tick_params(labelbottom=False)
     for each in (upper, lower):

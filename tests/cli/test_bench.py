@@ -50,7 +50,10 @@ def test_sizes_are_checked(mpirun):
     ("options", "words"),
     [
         ((), "the following arguments are required: WHAT"),
-        (("epoch", "--ranks", "2x0"), "ranks are given as RANKSxTHREADS, such as 2x1 (found 2x0)"),
+        (
+            ("epoch", "--ranks", "2x0"),
+            "ranks are given as RANKSxTHREADS, such as 2x1 (found '2x0')",
+        ),
         (("epoch", "--model", "gat", "--hidden", "30"), "--hidden must be a multiple of --heads 4"),
         (("epoch", "--peers", "nowhere"), "nowhere: is no Python"),
         (("epoch", "--plot", "x.gif"), "x.gif: must end in .svg, .png, .pdf"),
