@@ -8,19 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hpcgnn.bench.peers import Case, Worker
 from hpcgnn.bench.timing import Sample, compare
+from tests.cli.verbs import refused
 
 JOB = Path(__file__).parents[2] / "jobs" / "bench.sbatch"
 SIZES = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4", "--repeat=1"]
 
 
-def test_kernels(mpirun):
-    done = mpirun(0, "bench", "kernels", *SIZES, "--json", env={})
+def test_kernels(mpirun, tmp_path):
+    file = tmp_path / "kernels.json"
+    done = mpirun(0, "bench", "kernels", *SIZES, "--json", file, env={})
     assert done.returncode == 0, done.stderr
     if importlib.util.find_spec("dgl") is None:
         assert done.stderr == "hpcgnn: DGL is left out: No module named 'dgl'\n"
-    rows = json.loads(done.stdout)
+    rows = json.loads(file.read_text())["rows"]
+    assert len(done.stdout.splitlines()) == 1 + len(rows)
     ours = [row for row in rows if row["implementation"] == "hpcgnn"]
     assert len(ours) == 7
     assert all(row["ratio"] == 1 and row["seconds"] > 0 for row in ours)
@@ -39,6 +44,42 @@ def test_sizes_are_checked(mpirun):
     done = mpirun(0, "bench", "kernels", "--nodes", "0")
     assert done.returncode == 2
     assert done.stderr.strip() == "hpcgnn: error: --nodes must be at least 1 (found 0)"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "the following arguments are required: WHAT"),
+        (
+            ("epoch", "--ranks", "2x0"),
+            "ranks are given as RANKSxTHREADS, such as 2x1 (found '2x0')",
+        ),
+        (("epoch", "--model", "gat", "--hidden", "30"), "--hidden must be a multiple of --heads 4"),
+        (("epoch", "--peers", "nowhere"), "nowhere: is no Python"),
+        (("epoch", "--plot", "x.gif"), "x.gif: must end in .svg, .png, .pdf"),
+        (("scale", "--weak", "g.h5"), "g.h5: --weak generates its graphs"),
+        (("accuracy", "--target", "2"), "--target must be at most 1"),
+        (("ring", "--sizes", "many"), "many"),
+    ],
+)
+def test_refusals(mpirun, options, words):
+    done = mpirun(0, "bench", *options)
+    refused(done, words)
+
+
+def test_a_former_file_is_kept(mpirun, tmp_path):
+    file = tmp_path / "found.json"
+    file.touch()
+    refused(mpirun(0, "bench", "epoch", "--json", file), "exists already")
+
+
+def test_the_ring_starts_its_ranks(mpirun, tmp_path):
+    file = tmp_path / "ring.json"
+    done = mpirun(0, "bench", "ring", "--sizes", "1KiB", "--repeat", "1", "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 ranks, transport host; ")
+    content = json.loads(file.read_text())
+    assert content["ranks"] == 2 and content["lanes"][0]["ring"] > 0
 
 
 def test_the_job_runs_without_slurm_on_one_rank():

@@ -245,9 +245,9 @@ def test_too_little_memory_is_answered_with_numbers(gpu, comm, tmp_path):
 def test_the_table_of_speeds(machine):
     sizes = ["--nodes", machine.nodes, "--edges", 8 * machine.nodes, "--width", machine.hidden]
     sizes += ["--heads", 2, "--channels", machine.hidden // 2, "--repeat", 1]
-    done = machine.run(0, "bench", "kernels", "--device", "cuda", *sizes, "--json")
+    done = machine.run(0, "bench", "kernels", "--device", "cuda", *sizes, "--json", "-")
     assert done.returncode == 0, done.stderr
-    ours = [row for row in json.loads(done.stdout) if row["implementation"] == "hpcgnn"]
+    ours = [row for row in json.loads(done.stdout)["rows"] if row["implementation"] == "hpcgnn"]
     layers = [row for row in ours if not row["operation"].startswith("kernel ")]
     assert len(layers) == 4 and all(row["peak_bytes"] is not None for row in layers)
     assert len(ours) == 4 + 2 * 3  # kernels in float32 and bfloat16

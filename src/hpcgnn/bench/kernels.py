@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,7 +18,7 @@ from hpcgnn.bench.peers import (
     power_law_edges,
     there_and_back,
 )
-from hpcgnn.bench.timing import Row, compare, kernel_rows, local
+from hpcgnn.bench.timing import TURNS, Row, compare, kernel_rows, local
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.execution import Execution
@@ -25,6 +28,45 @@ from hpcgnn.nn import GATConv
 from hpcgnn.sar.sum import neighbour_sum
 
 OURS = "hpcgnn"
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What `bench kernels` found."""
+
+    case: Case
+    repeat: int
+    rows: list[Row]
+
+    def lines(self) -> list[str]:
+        case, turns = self.case, TURNS if self.case.device == "cpu" else 1
+        return [
+            f"{case.nodes:,} nodes, {case.edges:,} edges, {case.threads} thread(s), {case.device}, "
+            f"medians of {turns} x {self.repeat}",
+            *map(_line, self.rows),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "what": "kernels",
+            "case": dataclasses.asdict(self.case),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+
+def _line(row: Row) -> str:
+    text = f"{row.operation:48s} {row.implementation:16s}"
+    if row.seconds is None:
+        return f"{text} out of memory"
+    text += f" {1e3 * row.seconds:9.1f} ms"
+    if row.share is not None and row.num_bytes is not None:
+        rate = row.num_bytes / row.seconds / 1e9
+        text += f" {rate:9.1f} GB/s, {100 * row.share:.0f} % of a copy"
+    elif row.ratio is not None:
+        text += f" {row.ratio:7.2f} x"
+    if row.peak_bytes is not None:
+        text += f" {row.peak_bytes / 1e9:8.2f} GB"
+    return text
 
 
 def run(case: Case, comm: Communicator, repeat: int) -> list[Row]:

@@ -61,8 +61,8 @@ EXAMPLES = {
         "srun -n 8 hpcgnn doctor",
     ),
     "bench": (
-        "hpcgnn bench kernels",
-        "hpcgnn bench kernels --threads 2 --heads 4 --channels 32",
+        "hpcgnn bench epoch --model gat --peers .venv-peers/bin/python",
+        "hpcgnn bench scale --ranks 1x1 2x1 4x1 --plot scale.svg",
         "hpcgnn bench kernels --device cuda --nodes 2000000 --edges 60000000",
     ),
     "jobs": (

@@ -42,7 +42,7 @@ VERBS = {
     "new": "write a model file of your own to start from",
     "jobs": "copy the job scripts for Slurm",
     "doctor": "check this installation",
-    "bench": "measure kernels beside peers",
+    "bench": "measure epochs, kernels, messages and scaling beside peers",
 }
 
 SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Measures what docs/performance.md tells and draws its figures. Takes an hour on two cores.
+#     jobs/figures.sh [FOLDER]
+# Results go to FOLDER (runs/bench), figures to FOLDER/figures; what is there already is kept.
+# PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY what a
+# job may take.
+set -e
+: "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
+# shellcheck source=jobs/launch.sh
+source "$HPCGNN_HOME/jobs/launch.sh"
+
+out=${1:-runs/bench}
+mkdir -p "$out"
+
+# measure NAME WHAT OPTIONS...
+measure() {
+    local name=$1
+    shift
+    [ -e "$out/$name.json" ] || serial bench "$@" --json "$out/$name.json"
+}
+
+# epoch NAME OPTIONS...: beside peers.
+epoch() {
+    local name=$1
+    shift
+    measure "$name" epoch --peers "${PEERS:-.venv-peers/bin/python}" --work "$out" \
+        --most-memory "${MEMORY:-12GiB}" "$@"
+}
+
+a="--nodes 20000 --degree 31" b="--nodes 170000 --degree 15" c="--nodes 200000 --degree 100"
+scaled="--nodes 50000 --degree 50 --classes 10 --hidden 256 --lr 0.003"
+# shellcheck disable=SC2086
+{
+    epoch a-sage $a --model sage --hidden 256
+    epoch a-gat-32 $a --model gat --hidden 128
+    epoch a-gat-128 $a --model gat --hidden 512
+    epoch b-sage $b --model sage --hidden 256
+    epoch b-gat-32 $b --model gat --hidden 128
+    epoch b-gat-128 $b --model gat --hidden 512
+    epoch c-sage $c --model sage --hidden 256
+    epoch scaled $scaled
+    measure scale scale $scaled --ranks 1x1 2x1 4x1 --turns 1 --epochs 15 --work "$out"
+    measure ring ring
+}
+python "$HPCGNN_HOME/jobs/figures.py" "$out/figures" "$out"/{a,b,c}-*.json "$out/scaled.json" \
+    "$out/scale.json"

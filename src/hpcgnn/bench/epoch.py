@@ -1,0 +1,202 @@
+"""`bench epoch`: an epoch of training by us and by every peer that is installed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcgnn.bench.floor import Floor, measure_floor
+from hpcgnn.bench.job import Ranks
+from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
+from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
+from hpcgnn.bench.training import Contender, Environment, Ours, Training
+from hpcgnn.errors import HpcgnnError, warn
+
+WARM_UP = 1  # epochs of a turn that aren't counted: they set things up
+
+
+@dataclass(frozen=True)
+class EpochSettings:
+    """How a comparison goes: `epochs` counted in each of `turns`, which go to and fro."""
+
+    layouts: list[Ranks]
+    epochs: int
+    turns: int
+    seed: int = 0
+    lr: float = 0.01
+    options: str = ""  # of `train`
+
+    @property
+    def threads(self) -> int:
+        """Of a peer: as many processors as the largest of ours has."""
+        return max(layout.processors for layout in self.layouts)
+
+    def train_options(self) -> list[str]:
+        return ["--dropout=0", f"--lr={self.lr}", f"--seed={self.seed}", *shlex.split(self.options)]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one contender did.
+
+    Attributes:
+        seconds: of an epoch, medians over all turns; None where `problem` says why.
+        ratio: times as long as the first of ours.
+        off: largest difference between its losses and those of the first of ours.
+        parts: of ours, where an epoch's seconds went.
+    """
+
+    name: str
+    seconds: Spread | None = None
+    ratio: float | None = None
+    peak_bytes: float | None = None
+    loss: float | None = None
+    off: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    problem: str | None = None
+
+    def cells(self) -> list[str]:
+        if self.seconds is None:
+            return [self.name, self.problem or "nothing"]
+        peak = "" if self.peak_bytes is None else size(self.peak_bytes)
+        return [
+            self.name, seconds(self.seconds.median),
+            f"{short(self.seconds.least)}-{short(self.seconds.most)}",
+            "" if self.ratio is None else f"{self.ratio:.2f}", peak,
+            "" if self.loss is None else f"{self.loss:.6f}",
+            "" if self.off is None else f"{self.off:.1e}",
+        ]  # fmt: skip
+
+
+HEAD = ("", "an epoch", "least-most", "x first", "peak", "loss", "off by")
+
+
+def in_turns(contenders: Sequence[Contender], turns: int) -> dict[str, list[Training]]:
+    """All trainings by name, to and fro; who fails is not asked again."""
+    found: dict[str, list[Training]] = {contender.name: [] for contender in contenders}
+    for turn in range(turns):
+        for contender in contenders if turn % 2 == 0 else reversed(contenders):
+            taken = found[contender.name]
+            if not taken or taken[-1].problem is None:
+                warn(f"turn {turn + 1} of {turns}: {contender.name}")
+                taken.append(contender.train())
+    return found
+
+
+def standings(found: dict[str, list[Training]]) -> list[Standing]:
+    """In the order given, compared with the first that did it."""
+    first: list[Training] | None = None
+    rows = []
+    for name, taken in found.items():
+        last = taken[-1]
+        if last.problem is not None:
+            rows.append(Standing(name, problem=last.problem))
+            continue
+        spread = Spread.of([value for one in taken for value in one.seconds[WARM_UP:]])
+        first = first or taken
+        reference = Spread.of([value for one in first for value in one.seconds[WARM_UP:]])
+        peaks = [one.peak_bytes for one in taken if one.peak_bytes is not None]
+        rows.append(
+            Standing(
+                _named(name, last), spread, spread.median / reference.median,
+                max(peaks, default=None), last.losses[-1], _off(last.losses, first[0].losses),
+                last.parts,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _split(row: Standing) -> str:
+    parts = ", ".join(f"{name} {seconds(value)}" for name, value in row.parts.items())
+    return f"{row.name}: {parts} (the last three lie within the first two)"
+
+
+def _named(name: str, training: Training) -> str:
+    """`DGL 1.1.3`, `PyG 2.8.1 CSR`: the release after the peer's own name."""
+    own = name.split(" ")[0]
+    return name.replace(own, training.release, 1) if own in training.release else name
+
+
+def _off(losses: Sequence[float], others: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(losses, others, strict=False))
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What `bench epoch` found."""
+
+    graph: GraphSize
+    shape: Shape
+    settings: EpochSettings
+    rows: list[Standing]
+    floor: Floor
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        counted = f"medians of {self.settings.turns} x {self.settings.epochs} epochs"
+        first = next((row.seconds for row in self.rows if row.seconds is not None), None)
+        shown = [str(self.floor)]
+        if first is not None:
+            shown = [f"{self.floor}; the first is {first.median / self.floor.seconds:.2f} of it"]
+        return [
+            f"{self.shape} on {self.graph}",
+            f"float32, forward + backward + Adam, {counted}, peers with "
+            f"{self.settings.threads} threads; peak of the whole job, above imports",
+            *in_columns(HEAD, [row.cells() for row in self.rows]),
+            *shown,
+            *(_split(row) for row in self.rows if row.parts),
+            *self.notes,
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "what": "epoch",
+            "graph": asdict(self.graph),
+            "model": str(self.shape),
+            "settings": asdict(self.settings),
+            "rows": [asdict(row) for row in self.rows],
+            "floor": self.floor.as_json(),
+        }
+
+
+def compare_epochs(
+    bench: Bench, graph: Path, shape: Shape, settings: EpochSettings, peers: Environment | None
+) -> EpochReport:
+    """Train in turns, each time in a process of its own.
+
+    Args:
+        peers: None: ours alone.
+
+    Raises:
+        InputError: the graph isn't one that all can train on.
+        HpcgnnError: it can't be partitioned, or ours fail.
+    """
+    graph_size = size_of(graph)
+    total = WARM_UP + settings.epochs
+    options = settings.train_options()
+    contenders: list[Contender] = [
+        Ours(bench, graph, shape, layout, total, options) for layout in settings.layouts
+    ]
+    notes = []
+    for layout in settings.layouts:
+        bench.partitioned(graph, layout.ranks)
+    if peers is not None:
+        given: dict[str, object] = {
+            "epochs": total, "lr": settings.lr, "threads": settings.threads,
+            "memory": bench.limits.num_bytes,
+        }  # fmt: skip
+        problem = bench.write_problem(graph, shape, given, settings.seed)
+        contenders += peers.contenders(problem, settings.threads, bench.limits)
+    found = in_turns(contenders, settings.turns)
+    rows = standings(found)
+    if all(row.seconds is None for row in rows[: len(settings.layouts)]):
+        raise HpcgnnError(f"bench: {rows[0].name}: {rows[0].problem}")
+    if peers is None:
+        notes.append("no peers: name the Python of an environment that has some with --peers")
+    elif all(row.seconds is None for row in rows[len(settings.layouts) :]):
+        notes.append("no peer could train: env/peers.sh makes an environment that has them")
+    floor = measure_floor(graph_size, shape, settings.threads)
+    return EpochReport(graph_size, shape, settings, rows, floor, notes)

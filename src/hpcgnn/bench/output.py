@@ -1,0 +1,148 @@
+"""What a measurement leaves: lines on the terminal, a JSON file, a drawing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from hpcgnn import system
+from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.storage.write import atomic
+from hpcgnn.train.journal import check_regular
+from hpcgnn.train.telemetry import now
+from hpcgnn.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TERMINAL = Path("-")  # in place of the table
+_DRAWINGS = (".svg", ".png", ".pdf")
+
+
+class Measured(Protocol):
+    """What a measurement found."""
+
+    def lines(self) -> list[str]: ...
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files asked for; `force` replaces former ones. JSON may go to the terminal, as `-`."""
+
+    json: Path | None
+    plot: Path | None
+    force: bool
+
+    def check(self) -> None:
+        """Before anything is measured.
+
+        Raises:
+            InputError: a file is there already, or can't be drawn.
+        """
+        for path in (self.json, self.plot):
+            if path is None or path == _TERMINAL:
+                continue
+            if path.is_symlink():
+                raise InputError("is a link: choose another name", file=path)
+            if check_regular(path) and not self.force:
+                raise InputError("exists already: choose another name, or say --force", file=path)
+        if self.plot is not None:
+            if self.plot.suffix not in _DRAWINGS:
+                raise InputError(f"must end in {', '.join(_DRAWINGS)}", file=self.plot)
+            import_matplotlib()
+
+    def write(self, found: Measured, draw: Callable[[dict[str, Any]], Figure]) -> None:
+        """Show what was found, and write the files asked for.
+
+        Args:
+            draw: from the content of the JSON file.
+
+        Raises:
+            OutputError: a file can't be written.
+        """
+        content = {**found.as_json(), "machine": machine()}
+        text = json.dumps(content, indent=1) + "\n"
+        if self.json == _TERMINAL:
+            print(text, end="", flush=True)
+        else:
+            say(*found.lines())
+            if self.json is not None:
+                _write(self.json, lambda path: path.write_text(text, encoding="utf-8"))
+        if self.plot is not None:
+            save(draw(content), self.plot)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As what its name ends in; the same bytes for the same figure.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    kind = path.suffix.removeprefix(".")
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
+    matplotlib = import_matplotlib()
+    with matplotlib.rc_context({"svg.hashsalt": "hpcgnn", "svg.fonttype": "path"}):
+        _write(
+            path,
+            lambda place: figure.savefig(place, format=kind, dpi=144, metadata=metadata),
+        )
+
+
+def _write(path: Path, fill: Callable[[Path], object]) -> None:
+    try:
+        with atomic.claim(path) as temporary:
+            fill(temporary)
+            atomic.publish(temporary, path)
+    except OSError as error:
+        raise OutputError(f"can't be written: {error.strerror}", file=path) from None
+
+
+def import_matplotlib() -> Any:
+    """matplotlib.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("a drawing needs matplotlib: pip install matplotlib") from None
+    return matplotlib
+
+
+def machine() -> dict[str, Any]:
+    """Where and when something was measured, and how busy it was there."""
+    try:
+        load = round(os.getloadavg()[0], 2)
+    except OSError:
+        load = None
+    return {
+        "time": now(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": load,
+        "free_bytes": system.available_memory(),
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "hpcgnn": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

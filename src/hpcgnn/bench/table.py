@@ -1,0 +1,64 @@
+"""The arithmetic of tables: medians, spread, ratios, and numbers as people read them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of some measurements."""
+
+    median: float
+    least: float
+    most: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one."""
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def __str__(self) -> str:
+        return f"{seconds(self.median)} ({short(self.least)}-{short(self.most)})"
+
+
+def short(value: float) -> str:
+    """Three digits."""
+    if value == 0:
+        return "0"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    return f"{short(value)} s" if value >= 0.1 else f"{short(1e3 * value)} ms"
+
+
+def size(num_bytes: float) -> str:
+    """`1.42 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{short(num_bytes)} {unit}"
+        num_bytes /= 1000
+    return f"{short(num_bytes)} TB"
+
+
+def in_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the first column to the left and all others to the right.
+
+    The last cell of a row that has fewer cells than the head goes to the left, and may be long.
+    """
+    whole = [row for row in [head, *rows] if len(row) == len(head)]
+    widths = [max(len(row[i]) for row in whole) for i in range(len(head))]
+    widths[0] = max(len(row[0]) for row in [head, *rows])
+    lines = []
+    for row in [head, *rows]:
+        cells = [row[0].ljust(widths[0])]
+        complete = len(row) == len(head)
+        for i, cell in enumerate(row[1:], start=1):
+            loose = not complete and i == len(row) - 1
+            cells.append(cell if loose else cell.rjust(widths[i]))
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,88 @@
+"""Programs are watched: what they say, how they fail, and that nothing of them stays."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from hpcgnn.bench import job
+from hpcgnn.bench.job import Ended, Limits, Ranks
+from hpcgnn.errors import InputError
+from hpcgnn.system import ProcessState
+
+LIMITS = Limits(60, 1 << 40)
+
+
+def python(code, limits=LIMITS):
+    return job.run([sys.executable, "-S", "-c", code], dict(os.environ), limits)
+
+
+def test_an_answer_is_the_last_line():
+    ended = python("print('noise'); print('{\"seconds\": [1]}')")
+    assert ended.problem is None
+    assert job.answer(ended) == {"seconds": [1]}
+
+
+@pytest.mark.parametrize("output", ["", "words", "[1]", "{", "{" * 100_000])
+def test_no_answer(output):
+    assert job.answer(Ended(output, None)) == {"problem": "its answer is none"}
+
+
+def test_a_failure_is_one_line():
+    ended = python(
+        "import sys; print('hpcgnn: error: no such graph', file=sys.stderr); sys.exit(2)"
+    )
+    assert ended.problem == "no such graph"
+    assert job.answer(ended) == {"problem": "no such graph"}
+
+
+def test_one_that_is_killed():
+    ended = python("import os; os.kill(os.getpid(), 9)")
+    assert ended.problem == "killed, as for lack of memory"
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    ended = job.run([str(tmp_path / "none")], dict(os.environ), LIMITS)
+    assert ended.problem == "can't be started: No such file or directory"
+
+
+def test_one_that_takes_too_much_memory_is_ended_with_its_children(tmp_path):
+    file = tmp_path / "child"
+    child = "x = bytearray(200_000_000); import time; time.sleep(60)"
+    code = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-S', '-c', {child!r}])\n"
+        f"open({str(file)!r}, 'w').write(str(p.pid))\n"
+        "time.sleep(60)"
+    )
+    ended = python(code, Limits(60, 150_000_000))
+    assert ended.problem == "out of memory (above 0.1 GB)"
+    deadline = time.monotonic() + 10
+    while _runs(int(file.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid):
+    state = ProcessState.of(pid)
+    return state is not None and state.letter != "Z"
+
+
+def test_one_that_takes_too_long():
+    assert python("import time; time.sleep(60)", Limits(0.2, 1 << 40)).problem == (
+        "not done after 0.2 s"
+    )
+
+
+def test_ranks():
+    assert Ranks.parse("4x2") == Ranks(4, 2) and Ranks.parse("3") == Ranks(3, 1)
+    assert str(Ranks(1, 2)) == "1 rank x 2 threads" and Ranks(4, 2).processors == 8
+    for text in ("", "0x1", "2x", "x2", "2x1x1", "-1x1", "²x1", "99999999x1"):
+        with pytest.raises(InputError, match="RANKSxTHREADS"):
+            Ranks.parse(text)
+
+
+def test_a_job_does_not_take_itself_for_a_rank():
+    env = job.environment(2, {"PMI_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "PATH": "/bin"})
+    assert env == {"PATH": "/bin", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
