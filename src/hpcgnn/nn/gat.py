@@ -9,6 +9,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.attention import AttentionConv, glorot_linear
 from hpcgnn.nn.linear import NodeFeatures, glorot, zero
 from hpcgnn.sar.gat import attention
+from hpcgnn.sar.gat_heads import averaged_attention, one_at_a_time
 
 
 class GATConv(AttentionConv):
@@ -78,16 +79,13 @@ class GATConv(AttentionConv):
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
         self._check(graph, x, self.lin.weight)
-        out_NK = attention(
-            graph,
-            x,
-            self.lin.weight,
-            self.att_src[0],
-            self.att_dst[0],
-            self._edge(),
-            self._inner_bias(),
-            self._settings(),
-        )
+        weights = (self.lin.weight, self.att_src[0], self.att_dst[0], self._edge())
+        if not self.concat and one_at_a_time(
+            graph.mode, heads=self.heads, channels=self.out_channels, inputs=self.in_channels
+        ):
+            out_NC = averaged_attention(graph, x, *weights, self._settings())
+            return self._output(out_NC, x, averaged=True)
+        out_NK = attention(graph, x, *weights, self._inner_bias(), self._settings())
         return self._output(out_NK, x)
 
     def _edge(self) -> Tensor | None:
