@@ -1,4 +1,4 @@
-"""`hpcgnn bench`: measure kernels beside peers."""
+"""`hpcgnn bench`: measure kernels beside peers, and the machine for `hpcgnn plan`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from hpcgnn.cli import bench_machine
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.settings import check_range
@@ -29,7 +30,17 @@ _SIZES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("kernels",), help="what to measure")
+    whats = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, (text, add, _) in WHATS.items():
+        add(whats.add_parser(name, help=text, description=text))
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> int:
+    WHATS[args.what][2](args, comm)
+    return 0
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
     for name, (default, text) in _SIZES.items():
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})"
@@ -38,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
 
 
-def run(args: argparse.Namespace, comm: Communicator) -> int:
+def _kernels(args: argparse.Namespace, comm: Communicator) -> None:
     for name in _SIZES:
         check_range(f"--{name}", getattr(args, name), 1, _MOST)
     import torch
@@ -56,14 +67,13 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     rows = measure(Case(*sizes, args.device, args.threads), comm, args.repeat)
     if args.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-        return 0
+        return
     print(
         f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), {args.device}, "
         f"medians of {TURNS if args.device == 'cpu' else 1} x {args.repeat}"
     )
     for row in rows:
         print(_line(row))
-    return 0
 
 
 def _line(row: Row) -> str:
@@ -79,3 +89,9 @@ def _line(row: Row) -> str:
     if row.peak_bytes is not None:
         text += f" {row.peak_bytes / 1e9:8.2f} GB"
     return text
+
+
+WHATS = {
+    "kernels": ("kernels, beside peers that are installed", _add_kernels, _kernels),
+    "machine": (bench_machine.HELP, bench_machine.add_arguments, bench_machine.run),
+}
