@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import Shape, parameters
 from hpcgnn.train.plan.machine import Links, Machine
-from hpcgnn.train.plan.work import Work, evaluation_pass, training_pass
+from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
 
 _SMALL_REDUCTIONS = 8  # an epoch's of a few numbers: loss, metrics, whether to stop
 _SMALL = 64  # bytes
@@ -55,7 +55,7 @@ def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
     return total
 
 
-def _seconds(work: Work, shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
+def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
     ranks = shape.ranks
     half = config.device.precision == "bf16" and machine.device == "cuda"
     products = sum(flops / machine.products.at(width) for flops, width in work.products)

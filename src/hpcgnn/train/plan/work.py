@@ -30,7 +30,7 @@ _ADAM_ROWS = 12  # per parameter
 
 
 @dataclass
-class Work:
+class PassWork:
     """Sums over operations.
 
     Attributes:
@@ -60,9 +60,9 @@ class Work:
             self.gathers.append((kernel, width, edges))
 
 
-def training_pass(shape: Shape, config: Config) -> Work:
+def training_pass(shape: Shape, config: Config) -> PassWork:
     """Forward, backward and the optimiser."""
-    work = Work()
+    work = PassWork()
     found = shares(config, shape.degree, shape.labelled)
     for index, (layer, share) in enumerate(_with_shares(layers(shape, config), found)):
         for backward in (False, True):
@@ -80,9 +80,9 @@ def training_pass(shape: Shape, config: Config) -> Work:
     return work
 
 
-def evaluation_pass(shape: Shape, config: Config) -> Work:
+def evaluation_pass(shape: Shape, config: Config) -> PassWork:
     """Forward over all nodes."""
-    work = Work()
+    work = PassWork()
     for index, layer in enumerate(layers(shape, config)):
         _convolve(work, shape, config, layer, Share(), index, backward=False)
     _head(work, shape, config, 1.0, count=1)
@@ -95,7 +95,7 @@ def _with_shares(found: list[Layer], of: list[Share]) -> Iterable[tuple[Layer, S
     return zip(found, of + [Share()] * (len(found) - len(of)), strict=True)
 
 
-def _head(work: Work, shape: Shape, config: Config, share: float, count: int) -> None:
+def _head(work: PassWork, shape: Shape, config: Config, share: float, count: int) -> None:
     model = config.model
     if model.head == "linear":
         width = model.hidden * (model.layers if model.jumping == "cat" else 1)
@@ -105,7 +105,7 @@ def _head(work: Work, shape: Shape, config: Config, share: float, count: int) ->
 
 
 def _convolve(
-    work: Work,
+    work: PassWork,
     shape: Shape,
     config: Config,
     layer: Layer,
@@ -170,7 +170,7 @@ def _convolve(
 class _Products:
     """Dense products of a layer; `sparse`: stored entries of its input, None where it is dense."""
 
-    work: Work
+    work: PassWork
     n: float
     a: float
     b: float
@@ -188,7 +188,7 @@ class _Products:
 
 
 def _attend(
-    work: Work,
+    work: PassWork,
     products: _Products,
     kind: str,
     heads: int,
@@ -220,7 +220,9 @@ def _attend(
         work.rows += (6.0 if backward else 4.0) * products.n * (wide - products.b)
 
 
-def _relate(work: Work, products: _Products, shape: Shape, edges: float, *, backward: bool) -> None:
+def _relate(
+    work: PassWork, products: _Products, shape: Shape, edges: float, *, backward: bool
+) -> None:
     """Pairs of a relation and a node, see `sar.relation_pairs`."""
     n, a, b, relations = products.n, products.a, products.b, max(shape.relations, 1)
     degree = edges / max(n, 1)
