@@ -135,7 +135,7 @@ def parts(tmp_path_factory) -> dict[int, Path]:
     [
         (1, "--model sage"),
         (2, "--model sage"),
-        (1, "--model gat --heads 4 --output-heads 16"),
+        (2, "--model gat --heads 4 --output-heads 16"),
         (1, "--model gcn --norm layer --head linear --jumping max --adversarial-steps 1"),
     ],
 )
