@@ -13,7 +13,7 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
     halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
     base          15 MB                 MPI, threads, files; on CPUs 2 MB more for each other
-                  rank, up to 60
+                  rank, up to 60; 15 MB more where features are sparse
 
 The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
 counts. See docs/memory.md for how far measured runs lie from it.
@@ -34,6 +34,7 @@ from hpcgnn.train.plan.halo import thinned
 from hpcgnn.train.plan.pruning import Share, shares
 
 IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
+SPARSE = 15_000_000  # more where features are sparse: what making their transpose leaves behind
 BASE, PEER, MOST_PEERS = 15_000_000, 2_000_000, 60_000_000  # MPI takes some for each other rank
 MOST_RANKS = 1 << 20
 KEPT = {
@@ -179,8 +180,13 @@ def estimate(shape: Shape, config: Config) -> Memory:
         backward=backward,
         parameters=learned,
         halo_buffers=_buffers(shape, config),
-        base=BASE + (0 if on_gpu else min(PEER * (shape.ranks - 1), MOST_PEERS)),
+        base=_base(shape, on_gpu=on_gpu),
     )
+
+
+def _base(shape: Shape, *, on_gpu: bool) -> int:
+    base = BASE + (0 if shape.stored is None else SPARSE)
+    return base if on_gpu else base + min(PEER * (shape.ranks - 1), MOST_PEERS)
 
 
 def _activations(shape: Shape, config: Config, halo: int) -> int:
