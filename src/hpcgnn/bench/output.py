@@ -16,8 +16,8 @@ import torch
 from hpcgnn import system
 from hpcgnn.errors import InputError, OutputError, say
 from hpcgnn.storage.write import atomic
+from hpcgnn.system import now
 from hpcgnn.train.journal import check_regular
-from hpcgnn.train.telemetry import now
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:

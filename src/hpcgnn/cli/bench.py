@@ -1,4 +1,4 @@
-"""`hpcgnn bench`: measure kernels, epochs, messages and scaling, beside peers."""
+"""`hpcgnn bench`: kernels, epochs, messages and scaling beside peers; the machine, for `plan`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcgnn.cli import bench_machine
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, say
@@ -350,4 +351,5 @@ WHATS: dict[str, tuple[str, Adding, Running]] = {
     "scale": ("epochs on more and more ranks, the ideal beside them", _add_scale, _scale),
     "accuracy": ("seconds to an accuracy beside training on samples", _add_accuracy, _accuracy),
     "epoch": ("an epoch of training beside every peer that is installed", _add_epoch, _epoch),
+    "machine": (bench_machine.HELP, bench_machine.add_arguments, bench_machine.run),
 }

@@ -48,7 +48,8 @@ EXAMPLES = {
     "plan": (
         "hpcgnn plan graph.h5 --ranks 8 --memory-per-rank 16GiB",
         "hpcgnn plan graph.p8.h5 --model gat --hidden 128",
-        "hpcgnn plan graph.h5 --ranks 8 --device cuda --precision bf16 --json",
+        "hpcgnn plan --nodes 111059956 --edges 3.2e9 --features 128 --classes 172 --ranks 16,32,64 "
+        "--machine perlmutter-gpu",
     ),
     "report": (
         "hpcgnn report runs/gat",
@@ -64,6 +65,7 @@ EXAMPLES = {
         "hpcgnn bench epoch --model gat --peers .venv-peers/bin/python",
         "hpcgnn bench scale --ranks 1x1 2x1 4x1 --plot scale.svg",
         "hpcgnn bench kernels --device cuda --nodes 2000000 --edges 60000000",
+        "mpiexec -n 4 hpcgnn bench machine -o here.toml",
     ),
     "jobs": (
         "hpcgnn jobs .",
@@ -87,7 +89,8 @@ EVERYDAY = {
         *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),
     },
     "plan": {
-        *("graph", "ranks", "memory_per_rank", "json", "config"),
+        *("graph", "ranks", "memory_per_rank", "json", "config", "nodes", "edges", "features"),
+        *("classes", "labelled", "machine"),
         *("model", "layers", "hidden", "heads", "mode", "halo_buffer", "device", "precision"),
     },
 }

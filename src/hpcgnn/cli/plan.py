@@ -1,10 +1,10 @@
-"""`hpcgnn plan`: say before a job is submitted whether it will fit."""
+"""`hpcgnn plan`: say before a job is submitted whether it will fit, and how long it will take."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,114 +12,255 @@ from hpcgnn.errors import HpcgnnError, InputError, say
 from hpcgnn.models.demands import note
 from hpcgnn.settings import check_range, parse_size
 from hpcgnn.train.config import Config, add_options, resolve
-from hpcgnn.train.plan.estimate import (
-    IMPORTS,
-    MOST_RANKS,
-    Shape,
-    bytes_per_epoch,
-    estimate,
-    smallest_ranks,
-)
-from hpcgnn.train.plan.file_shapes import content_of_file, shapes_of_file
+from hpcgnn.train.plan.answer import Answer, RankPlan, answer
+from hpcgnn.train.plan.estimate import MOST_RANKS
+from hpcgnn.train.plan.file_shapes import ShapeAt, content_of_file, shapes_of_file
+from hpcgnn.train.plan.halo import KEPT
+from hpcgnn.train.plan.machine import Machine, known, read_machine
+from hpcgnn.train.plan.numbers import GraphNumbers
+from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 PARALLEL = False
+
+_COUNTS = ("nodes", "edges", "features", "classes", "relations", "edge_width")
+_MOST_COUNTS = 64  # of ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "graph", type=Path, metavar="FILE.h5", help="a partition file, or graph.h5 with --ranks"
+        "graph",
+        type=Path,
+        nargs="?",
+        metavar="FILE.h5",
+        help="a partition file, or graph.h5 with --ranks; none with --nodes and --edges",
     )
     parser.add_argument(
-        "--ranks", type=int, metavar="P", help="default: as many as the file has parts, or 1"
+        "--ranks",
+        metavar="P,...",
+        help="numbers of ranks; default: as many as the file has parts, or 1",
+    )
+    parser.add_argument("--nodes", metavar="N", help="of a graph that exists only as numbers")
+    parser.add_argument("--edges", metavar="N", help="its stored edges, both directions counted")
+    parser.add_argument("--features", metavar="N", help="its features per node (0)")
+    parser.add_argument("--classes", metavar="N", help="its classes, labels or values (2)")
+    parser.add_argument("--relations", metavar="N", help="its kinds of edges (0)")
+    parser.add_argument("--edge-width", metavar="N", help="its features per edge (0)")
+    parser.add_argument(
+        "--labelled",
+        type=float,
+        metavar="X",
+        help="share of its nodes that are trained on; layers are pruned to what they need",
+    )
+    parser.add_argument(
+        "--halo-fraction",
+        type=float,
+        metavar="X",
+        help="remote rows that a rank reads per node of its own, in place of the model of them",
+    )
+    parser.add_argument(
+        "--machine",
+        metavar="NAME",
+        help=f"adds seconds: {', '.join(known())}, or a file by `hpcgnn bench machine`",
     )
     parser.add_argument(
         "--memory-per-rank",
         metavar="SIZE",
-        help="what a rank may use, such as 30GiB; status 1 if the estimate is above it",
+        help="what a rank may use, such as 30GiB (default: the machine's); status 1 if no number "
+        "of ranks asked for stays below it",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
     add_options(parser)
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What is planned for. `parts`: of a partition file; `unused`: what the model won't read."""
+
+    name: str
+    nodes: int
+    shape_at: ShapeAt
+    parts: int | None
+    unused: list[str]
+
+
 def run(args: argparse.Namespace, comm: None) -> int:
     config = resolve(args, args.config)
+    machine = None if args.machine is None else read_machine(args.machine)
+    if machine is not None and config.device.kind == "auto":
+        config = config.changed(device=machine.device)
+    fraction = args.halo_fraction
+    if fraction is not None and not 0 <= fraction < float("inf"):
+        raise InputError("--halo-fraction must be at least 0", value=fraction)
+    subject = _of_numbers(args, config) if args.graph is None else _of_file(args, config)
+    counts = _ranks(args.ranks, subject)
+    limit = None if machine is None else machine.memory_per_rank
+    limit = limit if args.memory_per_rank is None else parse_size(args.memory_per_rank)
+    own = None
     if config.model.own:
-        raise InputError("plan knows the built-in models only", value=config.model.kind)
-    if args.ranks is not None:
-        check_range("--ranks", args.ranks, 1, MOST_RANKS)
-    limit = None if args.memory_per_rank is None else parse_size(args.memory_per_rank)
-    shape, shape_at, counts = shapes_of_file(args.graph, args.ranks, config)
-    if shape.ranks > counts.num_nodes:
-        raise InputError(
-            f"--ranks {shape.ranks} would leave parts of {counts.num_nodes} nodes empty: ask for "
-            f"at most {counts.num_nodes}",
-            file=args.graph,
-        )
-    content = _describe(shape, config)
-    content["unused"] = content_of_file(args.graph).unused(config.model)
-    # On a GPU the imports stay in the host's memory.
-    imports = 0 if config.device.kind == "cuda" else IMPORTS
-    content["imports_bytes"] = imports
-    content["total_bytes"] = content["peak_bytes"] + imports
-    fits = limit is None or content["total_bytes"] <= limit
-    if limit is not None:
-        start = 1 if fits else shape.ranks + 1
-        needed = smallest_ranks(shape_at, config, limit - imports, start)
-        needed = None if needed is None or needed > counts.num_nodes else needed
-        if fits:
-            needed = min(needed or shape.ranks, shape.ranks)
-        content |= {"limit_bytes": limit, "fits": fits, "smallest_ranks": needed}
+        from hpcgnn.train.plan.own import measured
+
+        own = measured(config, subject.shape_at(1))
+    found = answer(subject.shape_at, counts, config, machine, limit, own)
     if args.json:
-        print(json.dumps(content, indent=1))
+        print(json.dumps(_as_json(found, subject, machine, args), indent=1))
     else:
-        say(*_text(content, config))
-    if not fits:
-        raise HpcgnnError(_refusal(content), file=args.graph)
+        say(*_text(found, subject, config, machine, args))
+    if not found.fits:
+        raise HpcgnnError(_refusal(found), file=args.graph)
     return 0
 
 
-def _describe(shape: Shape, config: Config) -> dict[str, Any]:
-    """The estimate as plain numbers: `shape`, `memory_bytes` by purpose, `peak_bytes` and more."""
-    memory = estimate(shape, config)
+def _of_numbers(args: argparse.Namespace, config: Config) -> _Subject:
+    given = {name: _count(name, getattr(args, name)) for name in _COUNTS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not {"nodes", "edges"} <= given.keys():
+        raise InputError("plan takes a graph or partition file, or --nodes and --edges")
+    numbers = GraphNumbers(**given, labelled=args.labelled)  # type: ignore[arg-type]
+    numbers.check(config)
+    whole = numbers.shape(config)
+
+    def shape_at(ranks: int) -> Any:
+        return largest_of(whole, ranks, args.halo_fraction)
+
+    name = f"{numbers.nodes:,} nodes, {numbers.edges:,} edges"
+    return _Subject(name, numbers.nodes, shape_at, None, [])
+
+
+def _of_file(args: argparse.Namespace, config: Config) -> _Subject:
+    given = [name for name in (*_COUNTS, "labelled") if getattr(args, name) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is read from the file", file=args.graph)
+    shape_at, parts, counts = shapes_of_file(args.graph, config, args.halo_fraction)
+    unused = [] if config.model.own else content_of_file(args.graph).unused(config.model)
+    return _Subject(str(args.graph), counts.num_nodes, shape_at, parts, unused)
+
+
+def _count(name: str, text: str | None) -> int | None:
+    """`111059956`, `3.2e9`."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+        if value != int(value):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise InputError(f"--{name.replace('_', '-')} must be an integer", value=text) from None
+    return int(text) if text.strip().isdigit() else int(value)
+
+
+def _ranks(text: str | None, subject: _Subject) -> list[int]:
+    if text is None:
+        return [subject.parts or 1]
+    pieces = text.split(",")
+    if len(pieces) > _MOST_COUNTS or not all(p.strip().lstrip("-").isdigit() for p in pieces):
+        raise InputError("--ranks takes numbers with commas between", value=text[:80])
+    counts = sorted({int(piece[:40]) for piece in pieces})
+    for ranks in counts:
+        check_range("--ranks", ranks, 1, MOST_RANKS)
+        if ranks > subject.nodes:
+            raise InputError(
+                f"--ranks {ranks} would leave parts of {subject.nodes} nodes empty: ask for at "
+                f"most {subject.nodes}",
+                file=None if subject.name.endswith("edges") else subject.name,
+            )
+    return counts
+
+
+def _as_json(
+    found: Answer, subject: _Subject, machine: Machine | None, args: argparse.Namespace
+) -> dict[str, Any]:
     return {
-        "shape": asdict(shape),
-        "memory_bytes": asdict(memory),
-        "peak_bytes": memory.peak,
-        "bytes_sent_per_epoch": bytes_per_epoch(shape, config),
+        "machine": None if machine is None else {"name": machine.name, "source": machine.source},
+        "plans": [
+            plan.as_json() | {"halo_from": _halo_from(plan, subject, args)} for plan in found.plans
+        ],
+        "limit_bytes": found.limit,
+        "fewest_ranks": found.fewest,
+        "unused": subject.unused,
     }
 
 
-def _text(content: dict[str, Any], config: Config) -> list[str]:
-    shape, model = content["shape"], config.model
-    lines = [
-        f"{model.kind}, {model.layers} layers of {model.hidden}, on {shape['ranks']} ranks; "
-        f"largest part: {shape['nodes']:,} nodes, {shape['edges']:,} edges"
-        + ("" if shape["halo"] is None else f", {shape['halo']:,} halo nodes")
-    ]
-    rows = {name.replace("_", " "): size for name, size in content["memory_bytes"].items()}
-    rows |= {"peak above imports": content["peak_bytes"], "with imports": content["total_bytes"]}
-    lines += [f"  {name:<20}{size / 1e6:>14,.1f} MB" for name, size in rows.items()]
-    sent = content["bytes_sent_per_epoch"]
-    if sent is None:
-        lines.append("  sent per epoch: give a partition file to know")
-    else:
-        lines.append(f"  sent per epoch      {sent / 1e6:>14,.1f} MB at most, all ranks together")
-    if content["unused"]:
-        lines.append(f"  {note(content['unused'], config.model)}")
-    if "fits" in content:
-        needed = content["smallest_ranks"]
+def _halo_from(plan: RankPlan, subject: _Subject, args: argparse.Namespace) -> str:
+    if plan.ranks in (1, subject.parts):
+        return "file"
+    return "model" if args.halo_fraction is None else "fraction"
+
+
+def _text(
+    found: Answer,
+    subject: _Subject,
+    config: Config,
+    machine: Machine | None,
+    args: argparse.Namespace,
+) -> list[str]:
+    model = config.model
+    what = model.kind if model.own else f"{model.kind}, {model.layers} layers of {model.hidden}"
+    lines = [f"{what}, on {subject.name}"]
+    if model.own:
         lines.append(
-            f"  fits into {content['limit_bytes'] / 1e6:,.0f} MB per rank: "
-            f"{'yes' if content['fits'] else 'no'}; fewest ranks: {needed or 'none'}"
+            "  memory as measured on small random graphs and scaled up; what it sends and how long "
+            "it takes is not known before it runs"
+        )
+    if machine is not None:
+        lines.append(f"machine {machine.name}: {machine.source}")
+    lines += _table(found.plans)
+    guessed = {_halo_from(plan, subject, args) for plan in found.plans}
+    if "model" in guessed:
+        lines.append(
+            f"  halo rows: by a model, {KEPT:.0%} of a random partition's (graphs without "
+            "structure have up to 4 times as many); a partition file or --halo-fraction says better"
+        )
+    if guessed != {"file"}:
+        lines.append(f"  the largest part is taken to be {IMBALANCE - 1:.0%} above the mean")
+    if subject.unused:
+        lines.append(f"  {note(subject.unused, model)}")
+    if found.limit is not None:
+        which = [str(plan.ranks) for plan in found.plans if plan.fits]
+        fits = "yes" if len(which) == len(found.plans) else ", ".join(which) or "no"
+        lines.append(
+            f"  fits into {found.limit / 1e6:,.0f} MB per rank: {fits}; "
+            f"fewest ranks: {found.fewest or 'none'}"
         )
     return lines
 
 
-def _refusal(content: dict[str, Any]) -> str:
-    needed = content["smallest_ranks"]
-    advice = f"use at least {needed} ranks" if needed else "no number of ranks would fit"
+def _table(plans: list[RankPlan]) -> list[str]:
+    """A column for each number of ranks."""
+
+    def row(name: str, values: list[str]) -> str:
+        return f"  {name:<32}" + "".join(f"{value:>16}" for value in values)
+
+    def mb(size: float) -> str:
+        return f"{size / 1e6:,.1f} MB"
+
+    lines = [row("ranks", [f"{plan.ranks:,}" for plan in plans])]
+    lines.append(row("largest part: nodes", [f"{plan.shape.nodes:,}" for plan in plans]))
+    lines.append(row("edges", [f"{plan.shape.edges:,}" for plan in plans]))
+    lines.append(row("halo rows", [f"{plan.shape.halo or 0:,}" for plan in plans]))
+    for entry in fields(plans[0].memory):
+        sizes = [mb(getattr(plan.memory, entry.name)) for plan in plans]
+        lines.append(row(entry.name.replace("_", " "), sizes))
+    lines.append(row("peak above imports", [mb(plan.memory.peak) for plan in plans]))
+    lines.append(row("with imports", [mb(plan.total) for plan in plans]))
+    sent = ["?" if plan.sent is None else mb(plan.sent) for plan in plans]
+    lines.append(row("sent per epoch, all ranks", sent))
+    split = [asdict(plan.seconds) for plan in plans if plan.seconds is not None]
+    if split:
+        for name in split[0]:
+            values = [f"{parts[name]:.3g} s" for parts in split]
+            lines.append(row(name.replace("_", " ").replace("all reduce", "all-reduce"), values))
+        epochs = [f"{plan.seconds.epoch:.3g} s" for plan in plans if plan.seconds is not None]
+        lines.append(row("an epoch", epochs))
+    return lines
+
+
+def _refusal(found: Answer) -> str:
+    best = min(found.plans, key=lambda plan: plan.total)
+    advice = (
+        f"use at least {found.fewest} ranks" if found.fewest else "no number of ranks would fit"
+    )
     return (
-        f"does not fit: about {content['total_bytes'] / 1e6:,.0f} MB per rank of "
-        f"{content['limit_bytes'] / 1e6:,.0f} MB on {content['shape']['ranks']} ranks; {advice}"
+        f"does not fit: about {best.total / 1e6:,.0f} MB per rank of "
+        f"{(found.limit or 0) / 1e6:,.0f} MB on {best.ranks} ranks; {advice}"
     )

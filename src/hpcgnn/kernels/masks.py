@@ -34,6 +34,7 @@ class EdgeDropout:
         source_ids: int64, original id of each source row: of the block's columns in forward, of the
             local rows in backward, where the block is one of the reversed graph.
         destination_ids: int64, original id of each destination row.
+        first_head: h of the first head at hand, where they are worked on a few at a time.
     """
 
     p: float
@@ -42,6 +43,7 @@ class EdgeDropout:
     layer: int
     source_ids: Tensor
     destination_ids: Tensor
+    first_head: int = 0
 
     @property
     def stream(self) -> Stream:

@@ -72,10 +72,11 @@ class AttentionConv(torch.nn.Module):
         """The bias, if it is added before heads are averaged."""
         return self.bias if self.concat else None
 
-    def _output(self, out_NK: Tensor, x: NodeFeatures) -> Tensor:
-        """Heads averaged where asked for, bias and residual added."""
+    def _output(self, out_NK: Tensor, x: NodeFeatures, *, averaged: bool = False) -> Tensor:
+        """Heads averaged where asked for and not done, bias and residual added."""
         if not self.concat:
-            out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+            if not averaged:
+                out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
             out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
         return out_NK if self.res is None else out_NK + self.res(x)
 

@@ -10,6 +10,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.attention import AttentionConv, glorot_linear
 from hpcgnn.nn.linear import NodeFeatures, glorot, zero
 from hpcgnn.sar.gat import attention
+from hpcgnn.sar.gat_heads import averaged_attention, one_at_a_time
 from hpcgnn.sar.rectifier import ReluDropout
 
 
@@ -89,17 +90,13 @@ class GATConv(AttentionConv):
         self._check(graph, x, self.lin.weight)
         if then is not None and (not self.concat or self.res is not None):
             raise InputError("GATConv: `then` needs concat=True and residual=False")
-        out_NK = attention(
-            graph,
-            x,
-            self.lin.weight,
-            self.att_src[0],
-            self.att_dst[0],
-            self._edge(),
-            self._inner_bias(),
-            self._settings(),
-            then,
-        )
+        weights = (self.lin.weight, self.att_src[0], self.att_dst[0], self._edge())
+        if not self.concat and one_at_a_time(
+            graph.mode, heads=self.heads, channels=self.out_channels, inputs=self.in_channels
+        ):
+            out_NC = averaged_attention(graph, x, *weights, self._settings())
+            return self._output(out_NC, x, averaged=True)
+        out_NK = attention(graph, x, *weights, self._inner_bias(), self._settings(), then)
         return self._output(out_NK, x)
 
     def _edge(self) -> Tensor | None:

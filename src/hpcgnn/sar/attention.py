@@ -15,13 +15,17 @@ from hpcgnn.kernels.block import Block
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What doesn't change with the weights. `layer` tells dropout masks of one model apart."""
+    """What doesn't change with the weights. `layer` tells dropout masks of one model apart.
+
+    `first_head`: number of the first of `heads` among all of the layer.
+    """
 
     heads: int
     slope: float = 0.2
     dropout: float = 0.0
     layer: int = 0
     self_loops: bool = True
+    first_head: int = 0
 
 
 def exchange_halo_ids(
@@ -71,7 +75,13 @@ def edge_dropout(
         columns = halo_ids(graph, edges)[block.peer][low : low + block.num_columns]
     sources, destinations = (graph.node_ids, columns) if reverse else (columns, graph.node_ids)
     return kernels.EdgeDropout(
-        settings.dropout, graph.seed, epoch, settings.layer, sources, destinations
+        settings.dropout,
+        graph.seed,
+        epoch,
+        settings.layer,
+        sources,
+        destinations,
+        settings.first_head,
     )
 
 

@@ -104,8 +104,8 @@ class _Attention(torch.autograd.Function):
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             z_NK = product(x, weight_KF, ctx.product_dtype)
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
-            run = _Forward(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
-            run.go()
+            run = ForwardPass(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
+            run.go(graph.epoch)
             out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
             out_NK = out_NK.to(z_NK.dtype)
         if then is not None:
@@ -142,7 +142,7 @@ class _Attention(torch.autograd.Function):
         else:
             g_NK = ctx.then.gradient(out_NK, g_NK)
             d_NH = _products_before(ctx.then, g_NK, out_NK, heads, bias_K)
-        run = _Backward(
+        run = BackwardPass(
             ctx.graph,
             ctx.settings,
             ctx.product_dtype,
@@ -160,11 +160,7 @@ class _Attention(torch.autograd.Function):
             run.at_destinations(kept)
         else:
             run.at_sources()
-        grad_z = run.grad_z_NK
-        grad_source, grad_target = _diagonal_blocks(run.z_NK.to(grad_z.dtype), run.grad_scores_NH)
-        run.z_NK = run.z_NK.new_empty(0)
-        del run.sources
-        grad_z.addmm_(run.grad_scores_NH, head_matrix(source_HC, target_HC).t())
+        grad_z, grad_source, grad_target = run.finished(source_HC, target_HC)
         grad_x = None
         if dense is not None and ctx.needs_input_grad[0]:
             grad_x = product(grad_z, weight_KF.t(), ctx.product_dtype).to(dense.dtype)
@@ -201,7 +197,7 @@ def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tens
     return source_HC, target_HC
 
 
-class _Forward:
+class ForwardPass:
     """One pass over all blocks, local ones first."""
 
     def __init__(
@@ -238,7 +234,7 @@ class _Forward:
         self.out_NK = torch.zeros_like(z_NK, dtype=self.t_NH.dtype)
         return local
 
-    def go(self) -> None:
+    def go(self, epoch: int) -> None:
         graph, edges = self.graph, self.graph.in_edges
         exchange_halo_ids(graph, edges, self.settings)
         for block, (z_MK, s_MH), progress in stream(
@@ -250,13 +246,13 @@ class _Forward:
             kept=self.kept,
         ):
             for rows in work(block, edges.num_parts):
-                self._add(block, z_MK, s_MH, rows)
+                self._add(block, z_MK, s_MH, rows, epoch)
                 progress()
 
-    def _add(self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int]) -> None:
-        dropout = edge_dropout(
-            self.graph, self.graph.in_edges, block, self.settings, self.graph.epoch
-        )
+    def _add(
+        self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int], epoch: int
+    ) -> None:
+        dropout = edge_dropout(self.graph, self.graph.in_edges, block, self.settings, epoch)
         kernels.gat_forward(
             block,
             kernels.Sources(z_MK, s_MH),
@@ -267,7 +263,7 @@ class _Forward:
         )
 
 
-class _Backward:
+class BackwardPass:
     """Gradients of z, s, t and the edge scores."""
 
     def __init__(
@@ -294,6 +290,16 @@ class _Backward:
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
         self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
         self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
+
+    def finished(self, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of z, scores included, and of the vectors that score it; drops z."""
+        grad_z_NK = self.grad_z_NK
+        z_NK = self.z_NK.to(grad_z_NK.dtype)
+        grad_source, grad_target = _diagonal_blocks(z_NK, self.grad_scores_NH)
+        self.z_NK = self.z_NK.new_empty(0)
+        del self.sources, z_NK
+        grad_z_NK.addmm_(self.grad_scores_NH, head_matrix(source_HC, target_HC).t())
+        return grad_z_NK, grad_source, grad_target
 
     def at_sources(self) -> None:
         """Stream destinations to the owners of their sources."""

@@ -55,6 +55,7 @@ class _Dropout(ctypes.Structure):
         ("row_ids", c_void_p),
         ("column_ids", c_void_p),
         ("reversed", c_int64),
+        ("first_head", c_int64),
     )
 
 
@@ -145,7 +146,9 @@ def dropout_of(dropout: EdgeDropout | None, *, reverse: bool) -> object:
     ids = [dropout.destination_ids.data_ptr(), dropout.source_ids.data_ptr()]
     row_ids, column_ids = reversed(ids) if reverse else ids
     stream = StreamKey(*dropout.stream)
-    return ctypes.byref(_Dropout(dropout.p, stream, row_ids, column_ids, reverse))
+    return ctypes.byref(
+        _Dropout(dropout.p, stream, row_ids, column_ids, reverse, dropout.first_head)
+    )
 
 
 def is_double(tensor: Tensor) -> c_int64:

@@ -43,7 +43,8 @@ def edge_dropout(
     kind = real(sum_type(x.dtype))
     if dropout is None or dropout.p == 0:
         nothing = np.uint64(0)
-        return (np.uintp(0), np.uintp(0), nothing, nothing, np.uint32(0), kind(1))
+        none = np.uint32(0)
+        return (np.uintp(0), np.uintp(0), nothing, nothing, none, none, kind(1))
     key = stream_key(dropout.stream)
     ends = [(dropout.destination_ids, ~key & WORD), (dropout.source_ids, key)]
     (row_ids, row_key), (column_ids, column_key) = reversed(ends) if reverse else ends
@@ -51,6 +52,7 @@ def edge_dropout(
         *map(pointer, (row_ids, column_ids)),
         *map(np.uint64, (row_key, column_key)),
         threshold(dropout.p),
+        np.uint32(dropout.first_head),
         kind(1 / (1 - dropout.p)),
     )
 

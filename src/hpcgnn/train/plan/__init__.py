@@ -1,1 +1,1 @@
-"""Memory and bytes of a run before it starts, and the words for a run that did not fit."""
+"""Memory, bytes and seconds of a run before it starts, and the words for one that did not fit."""

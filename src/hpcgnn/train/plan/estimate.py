@@ -5,13 +5,15 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
     first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
-                  where the graph is not symmetric; 120 E more for R-GCN's pairs
+                  where the graph is not symmetric; for R-GCN's pairs 200 each and 14 E more, for
+                  gat and gatv2, which add self-loops, 8 E + 40 n
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
     backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
                                         of the last one where that is wider (heads of attention)
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
     halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
-    base          30 MB                 MPI, threads, files
+    base          15 MB                 MPI, threads, files; on CPUs 2 MB more for each other
+                  rank, up to 60; 15 MB more where features are sparse
 
 The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
 counts. See docs/memory.md for how far measured runs lie from it.
@@ -19,26 +21,41 @@ counts. See docs/memory.md for how far measured runs lie from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
+from hpcgnn.graph.features import SLAB_BYTES
+from hpcgnn.sar.gat_heads import one_at_a_time
 from hpcgnn.settings import parse_size
 from hpcgnn.train.config import Config
+from hpcgnn.train.plan.halo import thinned
+from hpcgnn.train.plan.pruning import Share, shares
 
 IMPORTS = 370_000_000  # resident once Python, torch and MPI are loaded, on CPUs
-BASE = 30_000_000
+SPARSE = 15_000_000  # more where features are sparse: what making their transpose leaves behind
+BASE, PEER, MOST_PEERS = 15_000_000, 2_000_000, 60_000_000  # MPI takes some for each other rank
 MOST_RANKS = 1 << 20
 KEPT = {
     "sage": 1, "gcn": 1, "gat": 2, "gatv2": 4, "gin": 3, "rgcn": 1, "appnp": 1, "sgc": 1,
     "dagnn": 1, "transformer": 6, "gine": 4, "pna": 24, "rgat": 4, "deeper": 5,
 }  # fmt: skip
-BACKWARD = {"gatv2": 3.5, "appnp": 1.5, "dagnn": 1.5}  # times H; others 2.5
+BACKWARD = {
+    "sage": 2.2,
+    "gcn": 2.2,
+    "gatv2": 3.5,
+    "appnp": 1.5,
+    "dagnn": 1.5,
+}  # times H; others 2.5
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
+SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
+ALONE = 5  # times the outputs, where heads are computed one after the other
+FORWARD = {"gatv2": 4, "transformer": 6}  # arrays of a layer's forward pass; others 3
 EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
 MESSAGES = ("transformer", "gine", "pna", "rgat", "deeper")  # in plain torch, a few edges at a time
 PIECES = 60_000_000  # scratch of their messages
-PAIR_BYTES = 120  # per edge, for R-GCN: pairs of relations and rows, both ways
+PAIR_BYTES, PAIRED_EDGE_BYTES = 200, 14  # for R-GCN, both ways: a pair of a relation and a row
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,8 @@ class Shape:
     """Counts of the largest part. `halo`: remote rows it reads; None where that is unknown.
 
     `volume`: halo rows of all parts together. `stored`: entries of sparse features, None if dense.
-    `edge_bytes`: bytes of one stored edge.
+    `edge_bytes`: bytes of one stored edge. `whole_nodes`, `whole_edges`: of all parts; None: as if
+    all were as large. `labelled`: share of nodes that are trained on, None where that is unknown.
     """
 
     ranks: int
@@ -60,6 +78,26 @@ class Shape:
     edge_bytes: int = 4
     relations: int = 0
     symmetric: bool = True
+    whole_nodes: int | None = None
+    whole_edges: int | None = None
+    labelled: float | None = None
+
+    @property
+    def degree(self) -> float:
+        """Edges per node of the whole graph."""
+        if self.whole_nodes and self.whole_edges is not None:
+            return self.whole_edges / self.whole_nodes
+        return self.edges / max(self.nodes, 1)
+
+    def mean(self) -> Shape:
+        """The part that all would be if all were alike."""
+        if self.ranks == 1 or self.whole_nodes is None or self.whole_edges is None:
+            return self
+        nodes = max(1, self.whole_nodes // self.ranks)
+        stored = None if self.stored is None else round(self.stored * nodes / max(self.nodes, 1))
+        halo = self.halo if self.volume is None else round(self.volume / self.ranks)
+        edges = self.whole_edges // self.ranks
+        return replace(self, nodes=nodes, edges=edges, halo=halo, stored=stored)
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class Layer:
 def layers(shape: Shape, config: Config) -> list[Layer]:
     """The convolutions, and the propagation after them where the model has some."""
     model = config.model
-    widths = [_input_width(shape, config)] + [model.hidden] * (model.layers - 1)
+    widths = [input_width(shape, config)] + [model.hidden] * (model.layers - 1)
     if model.head == "conv" and model.jumping == "cat" and model.layers > 1:
         widths[-1] *= model.layers - 1
     if model.blocks != "plain":
@@ -102,7 +140,7 @@ def layers(shape: Shape, config: Config) -> list[Layer]:
     found = []
     for index, (a, b) in enumerate(pairwise(widths), 1):
         sent, returned = _traffic(config, a, b, last=index == model.layers)
-        if index == 1 and _first_cached(shape, config):
+        if index == 1 and first_cached(shape, config):
             sent = returned = 0
         found.append(Layer(a, b, sent, returned))
     if model.kind in ("appnp", "dagnn"):
@@ -113,36 +151,48 @@ def layers(shape: Shape, config: Config) -> list[Layer]:
 
 def estimate(shape: Shape, config: Config) -> Memory:
     """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
-    model = config.model
-    n, width = shape.nodes, _input_width(shape, config)
+    model, on_gpu = config.model, config.device.kind == "cuda"
+    n, width = shape.nodes, input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
     edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
-    pairs = PAIR_BYTES * shape.edges if model.kind == "rgcn" else 0
+    pairs = 0
+    if model.kind == "rgcn":
+        pairs = round(PAIR_BYTES * relation_pairs(shape) + PAIRED_EDGE_BYTES * shape.edges)
+    if model.kind in SELF_LOOPS:
+        edges += 2 * (4 * (shape.edges + n) + 16 * n)
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
+    if on_host(shape, config):
+        features = min(features, 2 * SLAB_BYTES)
     activations = _activations(shape, config, halo)
     scratch = EDGE_SCRATCH.get(model.kind, 0) * shape.edges
     backward = max(_backward(shape, config), scratch - activations)
+    backward = max(backward, _evaluation(shape, config) - activations)
     if model.kind in MESSAGES:
         backward += min(PIECES, 48 * shape.edges * model.hidden)
     copies = 2 + (2 if config.optimiser.kind != "sgd" else 0)
-    parameters = 4 * _parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
-    parameters += 4 * n * model.embedding * copies
+    learned = 4 * parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
+    learned += 4 * n * model.embedding * copies
     return Memory(
         features=features,
-        first_sum=4 * n * width if _first_cached(shape, config) else 0,
+        first_sum=4 * n * width if first_cached(shape, config) else 0,
         edges=pairs + (edges if shape.symmetric else 2 * edges),
         activations=activations,
         backward=backward,
-        parameters=parameters,
+        parameters=learned,
         halo_buffers=_buffers(shape, config),
-        base=BASE,
+        base=_base(shape, on_gpu=on_gpu),
     )
+
+
+def _base(shape: Shape, *, on_gpu: bool) -> int:
+    base = BASE + (0 if shape.stored is None else SPARSE)
+    return base if on_gpu else base + min(PEER * (shape.ranks - 1), MOST_PEERS)
 
 
 def _activations(shape: Shape, config: Config, halo: int) -> int:
     """Bytes kept from forward to backward."""
     model = config.model
-    n, width = shape.nodes, _input_width(shape, config)
+    n, width = shape.nodes, input_width(shape, config)
     attention = model.kind in LAST
     kept = KEPT[model.kind] + (model.norm != "none")
     # What ELU reads is kept, and in attention layers once for both.
@@ -151,7 +201,9 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     kept += attention and model.residual
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
-    numbers = n * model.hidden * kept * count
+    found = shares(config, shape.degree, shape.labelled)
+    numbers = n * model.hidden * kept * sum(share.read for share in found[:count])
+    numbers += n * sum(_copies(found, layers(shape, config)))
     if model.jumping == "max":
         numbers += (4 + count) * n * model.hidden // 4
     if model.jumping == "cat" and model.head == "conv":
@@ -159,11 +211,30 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     if config.streaming.mode != "sar" and attention:
         rows = halo + (n if model.kind == "gat" else 0)  # what came, and GAT's own products
         numbers += rows * sum(layer.sent for layer in layers(shape, config))
-    if not _first_cached(shape, config) and (shape.stored is None or _made_dense(config)):
+    dense = (shape.stored is None or _made_dense(config)) and not on_host(shape, config)
+    if not first_cached(shape, config) and dense:
         numbers += n * width * (2 if model.input_dropout else 1)
     if config.training.adversarial_steps:
         numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
-    return 4 * numbers
+    return int(4 * numbers)
+
+
+def relation_pairs(shape: Shape) -> float:
+    """Pairs of a relation and a node that has such edges, where relations are drawn at random."""
+    relations = max(shape.relations, 1)
+    per_node = shape.edges / max(shape.nodes, 1)
+    return shape.nodes * relations * -math.expm1(-per_node / relations)
+
+
+def _copies(found: list[Share], convolutions: list[Layer]) -> Iterator[float]:
+    """Numbers per node of the rows that pruned layers copy, in and out."""
+    before = Share()
+    for share, layer in zip(found, convolutions, strict=False):
+        if share.pruned:
+            yield share.written * layer.outputs
+            if not before.pruned:
+                yield share.read * layer.inputs
+        before = share
 
 
 def _backward(shape: Shape, config: Config) -> int:
@@ -171,14 +242,28 @@ def _backward(shape: Shape, config: Config) -> int:
     model = config.model
     heads = model.output_heads or model.heads
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
-    numbers = BACKWARD.get(model.kind, 2.5) * hidden + 2 * shape.outputs
+    found = shares(config, shape.degree, shape.labelled)
+    own = found[-2].read if model.head == "conv" and len(found) > 1 else found[-1].read
+    numbers = own * BACKWARD.get(model.kind, 2.5) * hidden + 2 * found[-1].written * shape.outputs
     if model.head == "conv":
-        numbers = max(numbers, LAST.get(model.kind, 0) * heads * shape.outputs)
+        inputs = layers(shape, config)[model.layers - 1].inputs
+        last = LAST.get(model.kind, 0) * heads * shape.outputs
+        if model.kind == "gat" and _alone(config, heads, heads * shape.outputs, inputs):
+            last = ALONE * shape.outputs + inputs
+        numbers = max(numbers, found[-1].read * last)
     if model.kind == "dagnn":
         numbers = max(numbers, (model.power + 4) * shape.outputs)
     if config.device.precision == "bf16":
         numbers += 2 * hidden
     return int(4 * shape.nodes * numbers)
+
+
+def _evaluation(shape: Shape, config: Config) -> int:
+    """Bytes of a forward pass over all nodes, of which nothing is kept."""
+    model = config.model
+    hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
+    numbers = FORWARD.get(model.kind, 3) * hidden + 2 * shape.outputs
+    return 4 * shape.nodes * numbers
 
 
 def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
@@ -189,27 +274,48 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
     if shape.volume is None:
         return None
     found = layers(shape, config)
-    passes = 1 + 1 / config.training.eval_every + config.training.adversarial_steps
-    numbers = sum(passes * layer.sent + layer.returned for layer in found)
+    whole = 1 / config.training.eval_every + config.training.adversarial_steps
+    pruned = shares(config, shape.degree, shape.labelled)
+    numbers = 0.0
+    for index, layer in enumerate(found):
+        left = pruned[index].edges if index < len(pruned) else 1.0
+        left = thinned(shape.degree, left, shape.ranks)
+        numbers += whole * layer.sent + left * (layer.sent + layer.returned)
     return int(4 * shape.volume * numbers)
 
 
 def smallest_ranks(
-    shape_at: Callable[[int], Shape], config: Config, limit: int, start: int = 1
+    shape_at: Callable[[int], Shape],
+    config: Config,
+    limit: int,
+    start: int = 1,
+    memory: Callable[[Shape], Memory] | None = None,
 ) -> int | None:
     """The least number of ranks from `start` on whose estimate stays within `limit` bytes.
+
+    Args:
+        memory: of a shape, in place of `estimate`.
 
     Above 64 ranks the search goes in steps of 1/64. None if no number up to `MOST_RANKS` fits.
     """
     ranks = start
     while ranks <= MOST_RANKS:
-        if estimate(shape_at(ranks), config).peak <= limit:
+        shape = shape_at(ranks)
+        if (estimate(shape, config) if memory is None else memory(shape)).peak <= limit:
             return ranks
         ranks += max(1, ranks // 64)
     return None
 
 
-def _input_width(shape: Shape, config: Config) -> int:
+def _alone(config: Config, heads: int, wide: int, inputs: int) -> bool:
+    """Whether a last layer computes one head after the other; `wide`: outputs of all heads."""
+    last = config.model.head == "conv" and wide % heads == 0
+    mode = config.streaming.mode
+    return last and one_at_a_time(mode, heads=heads, channels=wide // heads, inputs=inputs)
+
+
+def input_width(shape: Shape, config: Config) -> int:
+    """Columns that the first layer reads."""
     model = config.model
     width = model.embedding + shape.features
     return width + (shape.outputs if model.labels_as_input else 0)
@@ -222,14 +328,21 @@ def _made_dense(config: Config) -> bool:
     return bool(model.embedding) or (adds_first and model.blocks == "plain")
 
 
-def _first_cached(shape: Shape, config: Config) -> bool:
+def on_host(shape: Shape, config: Config) -> bool:
+    """Whether dense features stream from the host through a GPU."""
+    device = config.device
+    return device.kind == "cuda" and device.features_on == "host" and shape.stored is None
+
+
+def first_cached(shape: Shape, config: Config) -> bool:
+    """Whether the first layer's sum is computed once and kept."""
     model = config.model
     constant = not (model.embedding or model.input_dropout or model.labels_as_input)
     constant = constant and not config.training.adversarial_steps and shape.stored is None
     linear = model.kind in ("gcn", "sgc") or (
         model.kind == "sage" and model.aggr not in ("max", "min")
     )
-    constant = constant and model.blocks == "plain"
+    constant = constant and model.blocks == "plain" and not on_host(shape, config)
     return constant and config.streaming.cache_first and linear
 
 
@@ -242,7 +355,8 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
             heads = model.output_heads or heads
             wide = b * heads
         if model.kind == "gat":
-            return wide + heads, wide + 4 * heads
+            again = wide + heads if last and _alone(config, heads, wide, a) else 0
+            return wide + heads, wide + 4 * heads + again
         if model.kind == "transformer":  # keys and values
             return 2 * wide, 4 * wide
         return wide, 2 * wide
@@ -259,11 +373,12 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
     }.get(model.kind, (0, 0))
 
 
-def _parameters(shape: Shape, config: Config) -> int:
+def parameters(shape: Shape, config: Config) -> int:
+    """Numbers that are learned, but embeddings."""
     model = config.model
     total = shape.outputs * model.hidden if model.head == "linear" else 0
     if model.blocks != "plain":
-        total += (_input_width(shape, config) + 1) * model.hidden
+        total += (input_width(shape, config) + 1) * model.hidden
     for layer in layers(shape, config):
         a, b = layer.inputs, layer.outputs
         relations = model.bases or shape.relations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,17 +13,25 @@ from hpcgnn.errors import InputError
 from hpcgnn.models.demands import Content, Facts, check_host_features
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import GRAPH, PARTITION, Counts
+from hpcgnn.storage.schema import GRAPH, PARTITION, TRAIN, Counts
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
 from hpcgnn.train.plan.estimate import MOST_RANKS, Shape
 from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
+_SLAB = 1 << 22  # rows read at a time
+ShapeAt = Callable[[int], Shape]
+
 
 def shapes_of_file(
-    path: Path, ranks: int | None, config: Config
-) -> tuple[Shape, partial[Shape], Counts]:
-    """The shape of the largest part, `shape_at(P)` for any number of ranks, and the graph's counts.
+    path: Path, config: Config, halo_fraction: float | None = None
+) -> tuple[ShapeAt, int | None, Counts]:
+    """The shape of the largest part at any number of ranks, the file's parts, the graph's counts.
+
+    At the number of parts of a partition file the shape is what was counted.
+
+    Args:
+        halo_fraction: see `largest_of`.
 
     Raises:
         InputError: no graph and no partition, a damaged header, or a graph that can't be trained
@@ -59,14 +68,17 @@ def shapes_of_file(
             edge_bytes=_edge_bytes(counts, weighted),
             relations=counts.num_relations,
             symmetric=symmetric,
+            labelled=_labelled(reader, counts, prefixes, config),
         )
-        shape_at = partial(largest_of, whole)
         if kind == GRAPH:
-            return shape_at(ranks or 1), shape_at, counts
+            return partial(largest_of, whole, halo_fraction=halo_fraction), None, counts
         parts = reader.integer("num_parts", 1, MOST_RANKS)
-        if ranks not in (None, parts):
-            return shape_at(ranks or 1), shape_at, counts
-        return _largest(reader, shape_at(parts), parts), shape_at, counts
+        counted = _largest(reader, largest_of(whole, parts), parts)
+
+    def shape_at(ranks: int) -> Shape:
+        return counted if ranks == parts else largest_of(whole, ranks, halo_fraction)
+
+    return shape_at, parts, counts
 
 
 def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
@@ -74,6 +86,21 @@ def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
     if counts.num_classes or not reader.has(f"{prefix}nodes/labels"):
         return counts.num_classes
     return reader.rows(f"{prefix}nodes/labels", ("float32",), None).width
+
+
+def _labelled(reader: Reader, counts: Counts, prefixes: list[str], config: Config) -> float | None:
+    """Share of the nodes that are trained on, where the task is about nodes and the file says."""
+    names = [f"{prefix}nodes/split" for prefix in prefixes]
+    if config.task.on_pairs or not all(map(reader.has, names)):
+        return None
+    found = 0
+    for name in names:
+        column = reader.rows(name, ("int8",), None)
+        for low in range(0, len(column), _SLAB):
+            rows = column.read(low, min(low + _SLAB, len(column)))
+            rows = rows if rows.ndim == 1 else rows[:, config.training.split]
+            found += int((rows == TRAIN).sum())
+    return found / max(counts.num_nodes, 1) or None
 
 
 def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:

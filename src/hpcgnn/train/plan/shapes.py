@@ -7,24 +7,32 @@ from dataclasses import replace
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train.plan.estimate import Shape
+from hpcgnn.train.plan.halo import by_fraction, modelled
 
 IMBALANCE = 1.15  # nodes of the largest part over the mean
 
 
-def largest_of(whole: Shape, ranks: int) -> Shape:
-    """The largest of `ranks` parts of a graph.
+def largest_of(whole: Shape, ranks: int, halo_fraction: float | None = None) -> Shape:
+    """The largest of `ranks` parts of a graph; its halo by the model of `halo`.
 
     Args:
         whole: the graph as one part.
+        halo_fraction: halo rows per local node, in place of the model.
     """
+    if halo_fraction is None:
+        halo = modelled(whole.nodes, whole.degree, ranks)
+    else:
+        halo = by_fraction(whole.nodes, halo_fraction, ranks)
     share = 1.0 if ranks == 1 else IMBALANCE / ranks
     return replace(
         whole,
         ranks=ranks,
         nodes=max(1, round(whole.nodes * share)),
         edges=round(whole.edges * share),
-        halo=whole.halo if ranks == 1 else None,
-        volume=whole.volume if ranks == 1 else None,
+        halo=halo.largest,
+        volume=halo.volume,
+        whole_nodes=whole.nodes,
+        whole_edges=whole.edges,
         stored=None if whole.stored is None else round(whole.stored * share),
     )
 

@@ -145,7 +145,8 @@ class EdgeMask {
             }
         }
         const T scale = static_cast<T>(scale_);
-        const uint32_t threshold = threshold_, head = static_cast<uint32_t>(first_head);
+        const uint32_t threshold = threshold_;
+        const uint32_t head = static_cast<uint32_t>(dropout_->first_head + first_head);
 #pragma omp simd
         for (int at = 0; at < count * P; at++) {
             uint32_t bits;

@@ -51,4 +51,5 @@ struct Dropout {
     const int64_t* row_ids;
     const int64_t* column_ids;
     int64_t reversed;
+    int64_t first_head;  // number of the first head at hand among all of the layer
 };

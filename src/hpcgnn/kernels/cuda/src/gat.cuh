@@ -102,10 +102,10 @@ struct Batch {
 
 #define DROPOUT                                                                           \
     const i64 *row_ids, const i64 *column_ids, u64 row_key, u64 column_key, u32 threshold, \
-        Sum<X> kept_scale
+        u32 first_head, Sum<X> kept_scale
 #define GIVEN_DROPOUT                                                       \
     Dropout<Sum<X>> {                                                       \
-        row_ids, column_ids, row_key, column_key, threshold, kept_scale \
+        row_ids, column_ids, row_key, column_key, threshold, first_head, kept_scale \
     }
 
 // Attention dropout by original ids: an edge is kept, times `scale`, where its random bits are at
@@ -116,7 +116,7 @@ struct Dropout {
     const i64* row_ids;
     const i64* column_ids;
     u64 row_key, column_key;
-    u32 threshold;
+    u32 threshold, first_head;
     A scale;
 };
 
@@ -133,7 +133,8 @@ class Mask {
         if (!drops()) return A(1);
         const u64 id = __ldg(dropout_.column_ids + column);
         const u64 state = row_ + hpcgnn_node_state(dropout_.column_key, id);
-        return hpcgnn_random_bits(state, head) >= dropout_.threshold ? dropout_.scale : A(0);
+        const u32 bits = hpcgnn_random_bits(state, dropout_.first_head + head);
+        return bits >= dropout_.threshold ? dropout_.scale : A(0);
     }
 
   private:

@@ -1,0 +1,277 @@
+"""What `hpcgnn plan --machine` needs to know of a machine, measured where this runs.
+
+Each rate is taken by rank 0 alone while the others wait, and then by all ranks at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.bench.peers import Case, power_law_edges
+from hpcgnn.bench.timing import synchronise
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.kernels.block import Block
+from hpcgnn.system import available_memory, now
+from hpcgnn.train.plan.machine import KERNELS
+
+_WIDTHS = (8, 32, 128, 256, 512)
+_HEADS = 4
+_FEW, _MANY = (4_000, 60_000), (60_000, 800_000)  # nodes and edges gathered from
+_PRODUCT_ROWS = 20_000
+_ROWS = (100_000, 256)  # that passes go over
+_MESSAGES = (64, 4096, 65_536, 1 << 20, 16 << 20)
+_LEAST_SECONDS = 0.05  # that a rate is measured for
+_TURNS = 3
+
+Run = Callable[[], object]
+
+
+def measure(comm: Communicator, name: str, device: torch.device) -> str:
+    """The file's text, the same on every rank; collective."""
+    hosts = comm.allgather(platform.node(), where="bench machine")
+    per_node = max(hosts.count(host) for host in hosts)
+    clock = _Clock(comm)
+    products = {w: _product(clock, w, device) for w in _WIDTHS}
+    gathers = {
+        size: {w: _gathers(clock, shape, w, device) for w in _WIDTHS}
+        for size, shape in (("few", _FEW), ("many", _MANY))
+    }
+    rows = _rows(clock, device)
+    inside, between = _messages(comm, hosts)
+    full_speed = per_node if device.type == "cuda" else max(1, _cores() // torch.get_num_threads())
+    waits = max(1.0, per_node / full_speed)
+    memory = _memory(device) // (1 if device.type == "cuda" else per_node)
+    memory = comm.allreduce(memory, "min", where="bench machine")
+    crowd = {
+        "products": _ratio(products.values(), waits),
+        "gathers": _ratio(
+            (pair for wide in gathers["many"].values() for pair in wide.values()), waits
+        ),
+        "rows": _ratio([rows], waits),
+    }
+    lines = [
+        f'name = "{name}"',
+        f'source = "measured by hpcgnn bench machine on {comm.size} ranks of {hosts[0]}, {now()}"',
+        f'device = "{device.type}"',
+        f'memory_per_rank = "{memory >> 20}MiB"',
+        f"ranks_per_node = {per_node}",
+        f"full_speed = {full_speed}  # ranks of a node with cores of their own",
+        f"rows = {rows[0]:.4g}  # bytes per second of passes over rows",
+        f"host = {_host(clock, device) or rows[0]:.4g}  # bytes per second from the host's memory",
+        f"step_seconds = {_step(clock, device):.3g}  # of a layer's pass over next to nothing",
+        "",
+        "[products]  # FLOP/s by the narrowest width",
+        f"widths = {list(_WIDTHS)}",
+        f"flops = {_list(pair[0] for pair in products.values())}",
+        "",
+        "[crowd]  # seconds of each of full_speed ranks at once over those of one alone",
+        *(f"{key} = {value:.3f}" for key, value in crowd.items()),
+        "",
+        "[gathers]  # numbers per second, by width, from few rows and from many",
+        f"few_rows = {_FEW[0]}",
+        f"many_rows = {_MANY[0]}",
+    ]
+    for kernel in KERNELS:
+        lines += ["", f"[gathers.{kernel}]", f"widths = {list(_WIDTHS)}"]
+        for size, found in gathers.items():
+            lines.append(f"{size} = {_list(found[w][kernel][0] for w in _WIDTHS)}")
+    for place, seconds in (("inside", inside), ("between", between)):
+        lines += ["", f"[messages.{place}]", f"bytes = {list(_MESSAGES)}"]
+        lines.append(f"seconds = {_list(seconds)}")
+    return "\n".join(lines) + "\n"
+
+
+def _list(values: Iterable[float]) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+
+
+def _ratio(pairs: Iterable[tuple[float, float]], waits: float) -> float:
+    """Median of a rate alone over that of all at once, but for their turns at too few cores."""
+    return max(1.0, statistics.median(alone / crowd for alone, crowd in pairs) / waits)
+
+
+class _Clock:
+    """Takes rates of rank 0 alone, and of all ranks at once."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+
+    def rates(self, amount: float, run: Run) -> tuple[float, float]:
+        """`amount` per second, alone and at once; the same on every rank."""
+        self.comm.barrier("bench machine")
+        alone = _seconds(run) if self.comm.rank == 0 else 0.0
+        alone = self.comm.allreduce(alone, "max", where="bench machine")
+        crowd = alone
+        if self.comm.size > 1:
+            crowd = self.comm.allreduce(_seconds(run), where="bench machine") / self.comm.size
+        return amount / alone, amount / crowd
+
+
+def _seconds(run: Run) -> float:
+    """Median of a few turns of some repetitions each, after one that isn't counted."""
+    run()
+    synchronise()
+    start = time.perf_counter()
+    run()
+    synchronise()
+    repeat = max(1, int(_LEAST_SECONDS / max(time.perf_counter() - start, 1e-7)))
+    found = []
+    for _ in range(_TURNS):
+        start = time.perf_counter()
+        for _ in range(repeat):
+            run()
+        synchronise()
+        found.append((time.perf_counter() - start) / repeat)
+    return statistics.median(found)
+
+
+def _product(clock: _Clock, width: int, device: torch.device) -> tuple[float, float]:
+    """FLOP/s of the three products of a layer: forward, of its input, and of its weights."""
+    x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
+    weight = torch.randn(width, width, device=device)
+
+    def run() -> None:
+        x @ weight.t()
+        g @ weight
+        g.t() @ x
+
+    return clock.rates(3 * 2.0 * _PRODUCT_ROWS * width * width, run)
+
+
+def _rows(clock: _Clock, device: torch.device) -> tuple[float, float]:
+    """Bytes per second, read and written, of passes over rows with a fresh result and in place."""
+    x = torch.randn(*_ROWS, device=device)
+
+    def run() -> None:
+        torch.relu(x).mul_(0.5)
+
+    return clock.rates(4 * x.numel() * 4.0, run)
+
+
+def _host(clock: _Clock, device: torch.device) -> float | None:
+    """Bytes per second from pinned memory to the device; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    near = torch.empty(64 << 20, dtype=torch.uint8).pin_memory()
+    far = torch.empty_like(near, device=device)
+    return clock.rates(float(len(near)), lambda: far.copy_(near, non_blocking=True))[1]
+
+
+def _step(clock: _Clock, device: torch.device) -> float:
+    """Seconds of what a layer does beside its kernels: a dozen operations on next to nothing."""
+    x = torch.randn(4, 4, device=device, requires_grad=True)
+
+    def run() -> None:
+        y = x
+        for _ in range(6):
+            y = torch.relu(y @ x)
+        y.sum().backward()
+
+    return 1 / clock.rates(1.0, run)[0]
+
+
+def _gathers(
+    clock: _Clock, shape: tuple[int, int], width: int, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    nodes, edges = shape
+    channels = width // _HEADS
+    case = Case(nodes, edges, width, _HEADS, channels, device.type, torch.get_num_threads())
+    found = power_law_edges(case)
+    block = Block(
+        peer=0, num_columns=nodes, rows=None, begin=found.pointer[:-1], end=found.pointer[1:],
+        columns=found.source.to(torch.int32),
+    )  # fmt: skip
+    count = len(found.source)
+    return {
+        name: clock.rates(float(count) * width, run)
+        for name, run in _runs(block, width, channels, device).items()
+    }
+
+
+def _runs(block: Block, width: int, channels: int, device: torch.device) -> dict[str, Run]:
+    """Every kernel on the block, see `plan.machine.KERNELS`."""
+    nodes = block.num_rows
+
+    def rows(columns: int) -> Tensor:
+        return torch.randn(nodes, columns, device=device)
+
+    x, g, out = rows(width), rows(width), rows(width)
+    s, t, lse, d = (rows(_HEADS) for _ in range(4))
+    sources, scoring = kernels.Sources(x, s), kernels.Scoring(slope=0.2)
+    destinations = kernels.Destinations(g, t, lse, d)
+    softmax = kernels.RunningSoftmax.zeros(nodes, _HEADS, width, dtype=torch.float32, device=device)
+    grads = kernels.GATGradients(rows(width), torch.zeros_like(s), torch.zeros_like(t))
+    att = torch.randn(_HEADS, channels, device=device)
+    both, result = kernels.Projections(x, g, att), kernels.ResultGradient(g, lse, d)
+    wide = kernels.GATv2Gradients(
+        rows(width), rows(width), torch.zeros_like(att, dtype=torch.float64)
+    )
+    return {
+        "sum": lambda: kernels.spmm(block, x, out),
+        "gat_forward": lambda: kernels.gat_forward(block, sources, t, softmax, scoring),
+        "gat_backward": lambda: kernels.gat_backward(block, destinations, sources, grads, scoring),
+        "gatv2_forward": lambda: kernels.gatv2_forward(block, both, softmax, scoring),
+        "gatv2_backward": lambda: kernels.gatv2_backward(block, both, result, wide, scoring),
+    }
+
+
+def _messages(comm: Communicator, hosts: list[str]) -> tuple[list[float], list[float]]:
+    """Seconds of a message by its length, inside a node and between nodes.
+
+    All ranks exchange with a neighbour at once, as in the ring. Where there is one rank, a copy
+    stands for a message; where there is one node, messages between nodes are taken to be as inside.
+    """
+    if comm.size == 1:
+        seconds = [_copy_seconds(size) for size in _MESSAGES]
+        return seconds, seconds
+    by_node = sorted(range(comm.size), key=lambda rank: (hosts[rank], rank))
+    first = {host: hosts.index(host) for host in hosts}
+    apart = sorted(range(comm.size), key=lambda rank: by_node.index(rank) - first[hosts[rank]])
+    found = []
+    for order in (by_node, apart if len(first) > 1 else by_node):
+        place = order.index(comm.rank)
+        to, source = order[(place + 1) % comm.size], order[place - 1]
+        found.append([_exchange_seconds(comm, to, source, size) for size in _MESSAGES])
+    return found[0], found[1]
+
+
+def _exchange_seconds(comm: Communicator, to: int, source: int, size: int) -> float:
+    sent, received = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    repeat = max(3, min(200, (8 << 20) // size))
+
+    def run() -> None:
+        requests = [comm.irecv(received, source, 7), comm.isend(sent, to, 7)]
+        comm.wait_all(requests, "bench machine")
+
+    found = []
+    for _ in range(_TURNS):
+        comm.barrier("bench machine")
+        start = time.perf_counter()
+        for _ in range(repeat):
+            run()
+        found.append((time.perf_counter() - start) / repeat)
+    return float(comm.allreduce(statistics.median(found), "max", where="bench machine"))
+
+
+def _copy_seconds(size: int) -> float:
+    source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    return _seconds(lambda: np.copyto(target, source))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return available_memory() or 1 << 30

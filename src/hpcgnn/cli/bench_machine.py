@@ -1,0 +1,61 @@
+"""`hpcgnn bench machine`: the numbers of this machine, for `hpcgnn plan --machine FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.settings import check_range
+
+HELP = "what this machine can do, for `hpcgnn plan --machine`: products, kernels, messages"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE.toml", help="where it is written"
+    )
+    parser.add_argument("--name", default="", metavar="TEXT", help="default: the host's name")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each rank (1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
+
+
+def run(args: argparse.Namespace, comm: Communicator) -> None:
+    check_range("--threads", args.threads, 1, 1 << 16)
+    import torch
+
+    from hpcgnn.bench.machine import measure
+    from hpcgnn.comm.device import pick_device
+    from hpcgnn.storage.write import atomic
+    from hpcgnn.train.plan.machine import read_machine
+
+    with agreed(comm, "check the output"):
+        if comm.rank == 0:
+            _check(args.out, force=args.force)
+    torch.set_num_threads(args.threads)
+    device = pick_device(comm, args.device)
+    name = args.name or platform.node() or "this machine"
+    text = measure(comm, comm.broadcast(name, where="bench machine"), device)
+    with agreed(comm, "write the machine's numbers"):
+        if comm.rank == 0:
+            try:
+                with atomic.claim(args.out) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+                    atomic.publish(temporary, args.out)
+            except OSError as error:
+                raise OutputError(f"can't be written: {error.strerror}", file=args.out) from None
+            machine = read_machine(str(args.out))
+            say(f"{args.out}: {machine.source}")
+
+
+def _check(path: Path, *, force: bool) -> None:
+    if path.suffix != ".toml":
+        raise InputError("must end in .toml", file=path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError("is no plain file: choose another name", file=path)
+    if path.exists() and not force:
+        raise InputError("exists already: choose another name, or say --force", file=path)

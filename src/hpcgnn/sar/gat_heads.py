@@ -1,0 +1,196 @@
+"""Graph attention whose heads are averaged, one head after the other.
+
+    o_i = 1/H sum_h o_i^h,  with o^h as in `sar.gat`
+
+Where the heads' outputs together are wider than what the layer reads, they would decide the memory
+of the whole model. So each head's product, attention and gradients are computed alone: C columns at
+a time, not H * C, forward and backward. What backward needs of a head (its product, the softmax's
+sums, D_i^h = <g_i, o_i^h> / H) is computed again by that head's forward pass, for which its
+boundary rows travel once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph.features import NodeFeatures
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.attention import AttentionSettings, normalised
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.gat import BackwardPass, ForwardPass
+from hpcgnn.sar.mixed_precision import product_type
+from hpcgnn.sar.products import (
+    head_products,
+    head_scores,
+    product,
+    refill,
+    shell,
+    weight_gradient,
+)
+
+
+def one_at_a_time(mode: str, *, heads: int, channels: int, inputs: int) -> bool:
+    """Whether a layer with averaged heads computes one after the other.
+
+    That takes a forward pass of the layer more, so only where it lowers the peak: all heads'
+    outputs are wider than the layer's input. Modes that keep what came from other ranks would keep
+    it of all heads.
+    """
+    return mode == "sar" and heads > 1 and heads * channels > inputs
+
+
+def averaged_attention(
+    graph: PartitionedGraph,
+    x: NodeFeatures,
+    weight_KF: Tensor,
+    source_HC: Tensor,
+    target_HC: Tensor,
+    edge_HD: Tensor | None,
+    settings: AttentionSettings,
+) -> Tensor:
+    """Mean over the heads of the attention's output, `[n, C]`, in mode `sar`; collective.
+
+    Args:
+        edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
+    """
+    check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
+    dense = x if isinstance(x, Tensor) else None
+    result: Tensor = _AveragedAttention.apply(
+        dense, weight_KF, source_HC, target_HC, edge_HD, x, graph, settings
+    )
+    return result
+
+
+class _AveragedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dense: Tensor | None,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+        x: NodeFeatures,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        if settings.dropout:
+            graph.execution.mask_key(settings.layer)
+        dtype = product_type(graph.node_ids.device)
+        layer = _Layer(
+            graph, settings, graph.epoch, dtype, x, weight_KF, source_HC, target_HC, edge_HD
+        )
+        out_NC = source_HC.new_zeros(x.shape[0], source_HC.shape[1])
+        with torch.autocast(graph.node_ids.device.type, enabled=False):
+            for head in range(settings.heads):
+                run, of_head_NC, _ = layer.forward(head)
+                rows_dtype = run.z_NK.dtype
+                out_NC += of_head_NC
+                del run, of_head_NC
+        ctx.x, held = shell(None if isinstance(x, Tensor) else x)
+        ctx.graph, ctx.settings, ctx.epoch = graph, settings, graph.epoch
+        ctx.product_dtype = dtype
+        ctx.save_for_backward(dense, weight_KF, source_HC, target_HC, edge_HD, *held)
+        return out_NC.div_(settings.heads).to(rows_dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dense, weight_KF, source_HC, target_HC, edge_HD, *held = ctx.saved_tensors
+        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
+        layer = _Layer(
+            ctx.graph, ctx.settings, ctx.epoch, ctx.product_dtype,
+            x, weight_KF, source_HC, target_HC, edge_HD,
+        )  # fmt: skip
+        found = _Gradients(layer, with_x=dense is not None and ctx.needs_input_grad[0])
+        g_NC = grads[0] / ctx.settings.heads
+        with torch.autocast(ctx.graph.node_ids.device.type, enabled=False):
+            for head in range(ctx.settings.heads):
+                found.add(head, g_NC)
+        return (
+            found.x, found.weight, found.source, found.target, found.edge, None, None, None,
+        )  # fmt: skip
+
+
+class _Layer:
+    """The layer's input and weights, of which one head at a time is computed."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        epoch: int,
+        product_dtype: torch.dtype | None,
+        x: NodeFeatures,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+    ) -> None:
+        self.graph, self.settings, self.epoch, self.x = graph, settings, epoch, x
+        self.product_dtype = product_dtype
+        self.weight_HCF = weight_KF.view(settings.heads, -1, weight_KF.shape[1])
+        self.source_HC, self.target_HC, self.edge_HD = source_HC, target_HC, edge_HD
+
+    def one(self, head: int) -> AttentionSettings:
+        return replace(self.settings, heads=1, first_head=head)
+
+    def edge(self, head: int) -> Tensor | None:
+        return None if self.edge_HD is None else self.edge_HD[head : head + 1]
+
+    def vectors(self, head: int) -> tuple[Tensor, Tensor]:
+        return self.source_HC[head : head + 1], self.target_HC[head : head + 1]
+
+    def forward(self, head: int) -> tuple[ForwardPass, Tensor, Tensor]:
+        """The pass, the head's output `[n, C]` in the type of sums, its log-sum-exp `[n, 1]`."""
+        self.graph.execution.newest = None
+        z_NC = product(self.x, self.weight_HCF[head], self.product_dtype)
+        s_N1, t_N1 = (scores.contiguous() for scores in head_scores(z_NC, *self.vectors(head)))
+        run = ForwardPass(
+            self.graph, self.one(head), self.product_dtype, z_NC, s_N1, t_N1, self.edge(head)
+        )
+        run.go(self.epoch)
+        return run, *normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, None)
+
+
+class _Gradients:
+    """Gradients of a layer, to which each head adds its own."""
+
+    def __init__(self, layer: _Layer, *, with_x: bool) -> None:
+        self.layer = layer
+        weight_HCF, sums = layer.weight_HCF, layer.source_HC
+        self.weight = torch.empty_like(weight_HCF).view(-1, weight_HCF.shape[2])
+        self.source, self.target = torch.empty_like(sums), torch.empty_like(layer.target_HC)
+        self.edge = None if layer.edge_HD is None else torch.empty_like(layer.edge_HD)
+        self.x = torch.zeros_like(layer.x) if with_x and isinstance(layer.x, Tensor) else None
+
+    def add(self, head: int, g_NC: Tensor) -> None:
+        """Those of one head; `g_NC` is the gradient of its output."""
+        layer, channels = self.layer, g_NC.shape[1]
+        forward, out_NC, lse_N1 = layer.forward(head)
+        d_N1 = head_products(g_NC, out_NC.to(g_NC.dtype), 1)
+        z_NC, s_N1, t_N1 = forward.z_NK, forward.s_NH, forward.t_NH
+        del forward, out_NC
+        run = BackwardPass(
+            layer.graph, layer.one(head), layer.product_dtype, layer.epoch,
+            g_NC, d_N1, z_NC, s_N1, t_N1, lse_N1, layer.edge(head),
+        )  # fmt: skip
+        del z_NC
+        run.at_sources()
+        grad_z_NC, grad_source, grad_target = run.finished(*layer.vectors(head))
+        self.source[head], self.target[head] = grad_source[0], grad_target[0]
+        if self.edge is not None and run.grad_edge_HD is not None:
+            self.edge[head] = run.grad_edge_HD[0]
+        rows = slice(head * channels, (head + 1) * channels)
+        self.weight[rows] = weight_gradient(layer.x, grad_z_NC, layer.product_dtype)
+        if self.x is None:
+            return
+        if layer.product_dtype is None and self.x.dtype == grad_z_NC.dtype:
+            self.x.addmm_(grad_z_NC, layer.weight_HCF[head])
+        else:
+            self.x += product(grad_z_NC, layer.weight_HCF[head].t(), layer.product_dtype)

@@ -1,0 +1,106 @@
+"""What `plan` answers: for each number of ranks memory, bytes sent and seconds, and which fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import (
+    IMPORTS,
+    Memory,
+    Shape,
+    bytes_per_epoch,
+    estimate,
+    smallest_ranks,
+)
+from hpcgnn.train.plan.machine import Machine
+from hpcgnn.train.plan.seconds import Seconds, seconds
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One number of ranks; `seconds` is None without a machine, `fits` without a limit."""
+
+    shape: Shape
+    memory: Memory
+    imports: int
+    sent: int | None
+    seconds: Seconds | None
+    fits: bool | None
+
+    @property
+    def ranks(self) -> int:
+        return self.shape.ranks
+
+    @property
+    def total(self) -> int:
+        """Bytes of the rank that takes most, the imports included."""
+        return self.memory.peak + self.imports
+
+    def as_json(self) -> dict[str, Any]:
+        parts = None if self.seconds is None else asdict(self.seconds)
+        return {
+            "ranks": self.ranks,
+            "shape": asdict(self.shape),
+            "memory_bytes": asdict(self.memory) | {"imports": self.imports},
+            "peak_bytes_per_rank": self.total,
+            "sent_bytes": self.sent,
+            "epoch_seconds": None if self.seconds is None else self.seconds.epoch,
+            "seconds": parts,
+            "fits": self.fits,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`fewest`: ranks that fit into `limit` bytes each, None where no number does."""
+
+    plans: list[RankPlan]
+    limit: int | None
+    fewest: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether some number of ranks asked for does."""
+        return self.limit is None or any(plan.fits for plan in self.plans)
+
+
+def answer(
+    shape_at: Callable[[int], Shape],
+    counts: Sequence[int],
+    config: Config,
+    machine: Machine | None,
+    limit: int | None,
+    own: Callable[[Shape], Memory] | None = None,
+) -> Answer:
+    """For each of `counts`, numbers of ranks.
+
+    Args:
+        limit: bytes that a rank may use.
+        own: memory of a model of one's own, of whose messages and seconds nothing is known.
+    """
+    # On a GPU the imports stay in the host's memory.
+    imports = 0 if config.device.kind == "cuda" else IMPORTS
+    plans = []
+    for ranks in counts:
+        shape = shape_at(ranks)
+        memory = estimate(shape, config) if own is None else own(shape)
+        plans.append(
+            RankPlan(
+                shape=shape,
+                memory=memory,
+                imports=imports,
+                sent=bytes_per_epoch(shape, config) if own is None else None,
+                seconds=None if own or machine is None else seconds(shape, config, machine),
+                fits=None if limit is None else memory.peak + imports <= limit,
+            )
+        )
+    fewest = None
+    if limit is not None:
+        start = 1 if any(plan.fits for plan in plans) else max(counts) + 1
+        fewest = smallest_ranks(shape_at, config, limit - imports, start, own)
+        fitting = [plan.ranks for plan in plans if plan.fits]
+        fewest = min([*fitting, *([] if fewest is None else [fewest])], default=None)
+    return Answer(plans, limit, fewest)

@@ -1,0 +1,232 @@
+"""What a machine can do, from a file of numbers: `jobs/machines/*.toml` or one of your own.
+
+`hpcgnn bench machine` writes such a file where it runs.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcgnn.errors import InputError
+from hpcgnn.settings import parse_size
+
+KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
+CROWDED = ("products", "gathers", "rows")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A positive quantity by another one; straight in logarithms between what was measured."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def at(self, x: float) -> float:
+        """Below the first and above the last `x` as there."""
+        if x <= self.x[0]:
+            return self.y[0]
+        if x >= self.x[-1]:
+            return self.y[-1]
+        right = bisect_right(self.x, x)
+        x0, x1, y0, y1 = self.x[right - 1], self.x[right], self.y[right - 1], self.y[right]
+        return y0 * (y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0))
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Numbers per second that a kernel gathers, by width: of few rows, and of many.
+
+    What is gathered counts as edges times width.
+    """
+
+    few: Curve
+    many: Curve
+    few_rows: float
+    many_rows: float
+
+    def rate(self, width: float, rows: float) -> float:
+        """From so many rows."""
+        few, many = self.few.at(width), self.many.at(width)
+        return Curve((self.few_rows, self.many_rows), (few, many)).at(rows)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Seconds of a message by its bytes; beyond the longest measured one at its rate."""
+
+    seconds: Curve
+
+    def of(self, num_bytes: float) -> float:
+        longest = self.seconds.x[-1]
+        if num_bytes <= longest:
+            return self.seconds.at(num_bytes)
+        return self.seconds.y[-1] * num_bytes / longest
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one rank that has its share of a node to itself.
+
+    Attributes:
+        name, source: shown with every answer; `source` says where the numbers are from.
+        device: `cpu` or `cuda`.
+        memory_per_rank: bytes.
+        ranks_per_node: of the ranks that a node is given.
+        full_speed: ranks of a node that have cores (or a GPU) of their own; more share them.
+        products: FLOP/s of dense products by the narrowest of their widths.
+        gathers: by kernel, see `KERNELS`.
+        rows: bytes per second of passes over rows.
+        host: bytes per second from the host's memory to the device; on a CPU as `rows`.
+        crowd: seconds of each of `full_speed` ranks at work at once over those of one alone, of
+            `products`, `gathers` and `rows`.
+        inside, between: messages inside a node and between nodes.
+        step_seconds: what a layer's pass takes however small the graph is.
+    """
+
+    name: str
+    source: str
+    device: str
+    memory_per_rank: int
+    ranks_per_node: int
+    full_speed: int
+    products: Curve
+    gathers: dict[str, Gather]
+    rows: float
+    host: float
+    inside: Links
+    between: Links
+    step_seconds: float
+    crowd: dict[str, float]
+
+    def slowdown(self, what: str, ranks: int) -> float:
+        """Seconds of one of `ranks` ranks over those of a rank alone."""
+        here = min(ranks, self.ranks_per_node)
+        at_once, most = min(here, self.full_speed), min(self.ranks_per_node, self.full_speed)
+        share = 1.0 if most == 1 else (at_once - 1) / (most - 1)
+        return (1 + (self.crowd[what] - 1) * share) * max(1.0, here / self.full_speed)
+
+    def links(self, ranks: int) -> Links:
+        """Those that most messages of a job of so many ranks take."""
+        return self.inside if ranks <= self.ranks_per_node else self.between
+
+
+def folder() -> Path:
+    """Where the machine files are: inside an installed package, beside the sources of a clone."""
+    package = Path(__file__).parents[2]
+    places = (package / "jobs" / "machines", package.parents[1] / "jobs" / "machines")
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def known() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def read_machine(name: str) -> Machine:
+    """The machine of a name in `jobs/machines`, or of a file that ends in `.toml`.
+
+    Raises:
+        InputError: there is none, or it lacks something.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in known():
+            raise InputError(
+                f"--machine is one of {', '.join(known())}, or a file that `hpcgnn bench machine` "
+                "has written",
+                value=name,
+            )
+        path = folder() / f"{name}.toml"
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is no TOML: {error}", file=path) from None
+    try:
+        return _machine(content)
+    except InputError as error:
+        raise InputError(str(error), file=path) from None
+
+
+def _machine(content: dict[str, Any]) -> Machine:
+    table = _Table(content, "")
+    products, gathers = table.table("products"), table.table("gathers")
+    messages, crowd = table.table("messages"), table.table("crowd")
+    many, few = gathers.number("many_rows"), gathers.number("few_rows")
+    if few >= many:
+        raise InputError("gathers.few_rows must be below many_rows", value=few)
+    kernels = {}
+    for name in KERNELS:
+        kernel = gathers.table(name)
+        kernels[name] = Gather(
+            kernel.curve("widths", "few"), kernel.curve("widths", "many"), few, many
+        )
+    device = table.text("device")
+    if device not in ("cpu", "cuda"):
+        raise InputError("device must be cpu or cuda", value=device)
+    return Machine(
+        name=table.text("name"),
+        source=table.text("source"),
+        device=device,
+        memory_per_rank=parse_size(table.text("memory_per_rank")),
+        ranks_per_node=table.count("ranks_per_node"),
+        full_speed=table.count("full_speed"),
+        products=products.curve("widths", "flops"),
+        gathers=kernels,
+        rows=table.number("rows"),
+        host=table.number("host"),
+        inside=Links(messages.table("inside").curve("bytes", "seconds")),
+        between=Links(messages.table("between").curve("bytes", "seconds")),
+        step_seconds=table.number("step_seconds"),
+        crowd={name: crowd.number(name) for name in CROWDED},
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of the file; asks for what must be there."""
+
+    content: Any
+    path: str
+
+    def _get(self, name: str, kinds: type | tuple[type, ...], what: str) -> Any:
+        value = self.content.get(name) if isinstance(self.content, dict) else None
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise InputError(f"{self.path}{name} must be {what}", value=str(value)[:80])
+        return value
+
+    def table(self, name: str) -> _Table:
+        return _Table(self._get(name, dict, "a table"), f"{self.path}{name}.")
+
+    def text(self, name: str) -> str:
+        return str(self._get(name, str, "text"))
+
+    def number(self, name: str) -> float:
+        value = float(self._get(name, (int, float), "a number"))
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{self.path}{name} must be a number above 0", value=value)
+        return value
+
+    def count(self, name: str) -> int:
+        value = self._get(name, int, "an integer")
+        if not 1 <= value <= 1 << 20:
+            raise InputError(f"{self.path}{name} must be in 1 to {1 << 20:,}", value=value)
+        return int(value)
+
+    def curve(self, x: str, y: str) -> Curve:
+        found = [self._numbers(name) for name in (x, y)]
+        if len(found[0]) != len(found[1]) or not found[0]:
+            raise InputError(f"{self.path}{y} must have a number for each of {x}")
+        if any(a >= b for a, b in zip(found[0], found[0][1:], strict=False)):
+            raise InputError(f"{self.path}{x} must ascend")
+        return Curve(*map(tuple, found))
+
+    def _numbers(self, name: str) -> list[float]:
+        values = self._get(name, list, "a list of numbers")
+        return [_Table({name: value}, self.path).number(name) for value in values]

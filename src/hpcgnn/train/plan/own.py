@@ -1,0 +1,142 @@
+"""What a model of one's own takes: measured on small random graphs, and scaled up.
+
+The module runs forward and backward on two graphs of the planned degree and widths; what the larger
+one's peak of tensors adds is what a node takes, edges included. Nothing is known of its messages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.comm.ring import Ring
+from hpcgnn.errors import InputError
+from hpcgnn.graph.execution import Execution
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.kernels.block import Block
+from hpcgnn.settings import parse_size
+from hpcgnn.train.calls import ModelCall
+from hpcgnn.train.config import Config
+from hpcgnn.train.own_model import ModelFile
+from hpcgnn.train.plan.estimate import Memory, Shape, estimate
+
+_SMALL, _LARGE = 1000, 3000  # nodes
+_MOST_DEGREE = 64  # of the small graphs; more edges per node are taken to need nothing more
+
+
+@dataclass(frozen=True)
+class _Peak:
+    num_bytes: int
+    parameters: int
+    widest: int  # row of any parameter
+
+
+def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
+    """The estimate of a shape's memory for the user's module.
+
+    Raises:
+        InputError: the module doesn't run on such a graph; what is raised in it comes through.
+    """
+    file = ModelFile.of(config.model)
+    comm = Communicator(MPI.COMM_SELF)
+    try:
+        small, large = (_peak(file, config, _graph(whole, n, comm)) for n in (_SMALL, _LARGE))
+    finally:
+        comm.close()
+    per_node = max(0, large.num_bytes - small.num_bytes) / (_LARGE - _SMALL)
+    plain = config.changed(model="gcn", model_args="")
+
+    def memory(shape: Shape) -> Memory:
+        copies = 2 + (2 if config.optimiser.kind != "sgd" else 0) + 2 * (shape.ranks > 1)
+        longest = 8 * config.streaming.prefetch * (shape.halo or 0) * 2 * large.widest
+        buffers = min(parse_size(config.streaming.halo_buffer), longest) if shape.ranks > 1 else 0
+        return replace(
+            estimate(shape, plain),
+            first_sum=0,
+            activations=round(per_node * shape.nodes),
+            backward=0,
+            parameters=4 * copies * large.parameters,
+            halo_buffers=buffers,
+        )
+
+    return memory
+
+
+def _peak(file: ModelFile, config: Config, graph: PartitionedGraph) -> _Peak:
+    """Bytes of tensors that a training step holds at most, beyond the graph's own."""
+    model = file.build(graph, config.model.model_args, config.training.seed)
+    call = ModelCall(model, graph, config.device.precision)
+    graph.set_epoch(0)
+    call.training_output()  # what is computed once and kept
+    with _without_stderr(), torch.autograd.profiler.profile(profile_memory=True) as profile:
+        output = call.training_output()
+        if len(output) != graph.num_local_nodes:
+            raise InputError(
+                "must return a row per node", file=file.path, value=tuple(output.shape)
+            )
+        output.square().mean().backward()
+    held = most = 0
+    for event in profile.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    sizes = [parameter.shape for parameter in model.parameters()]
+    count = sum(size.numel() for size in sizes)
+    return _Peak(most, count, max((max(size, default=1) for size in sizes), default=1))
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """The profiler's library writes there when it starts and stops."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
+    """Random, with the degree, the widths and the kinds of data of the planned one."""
+    generator = torch.Generator().manual_seed(nodes)
+    edges = round(nodes * min(whole.degree, _MOST_DEGREE))
+    target = torch.sort(torch.randint(nodes, (edges,), generator=generator)).values
+    pointer = torch.zeros(nodes + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(target, minlength=nodes), 0, out=pointer[1:])
+    relation = None
+    if whole.relations:
+        relation = torch.randint(whole.relations, (edges,), generator=generator).to(torch.int32)
+    block = Block(
+        peer=0, num_columns=nodes, rows=None, begin=pointer[:-1], end=pointer[1:],
+        columns=torch.randint(nodes, (edges,), generator=generator).to(torch.int32),
+        relation=relation,
+    )  # fmt: skip
+    nothing = torch.empty(0, dtype=torch.int32)
+    inward = EdgeBlocks(0, [block], [nothing])
+    ids = torch.arange(nodes)
+    return PartitionedGraph(
+        num_nodes=nodes,
+        num_edges=edges,
+        num_classes=whole.outputs,
+        node_ids=ids,
+        original_ids=ids,
+        in_edges=inward,
+        out_edges=inward,
+        execution=Execution(Ring(comm)),
+        features=torch.randn(nodes, whole.features, generator=generator)
+        if whole.features
+        else None,
+        labels=torch.randint(whole.outputs, (nodes,), generator=generator),
+        train_mask=torch.ones(nodes, dtype=torch.bool),
+        valid_mask=torch.zeros(nodes, dtype=torch.bool),
+        test_mask=torch.zeros(nodes, dtype=torch.bool),
+        num_relations=whole.relations,
+    )

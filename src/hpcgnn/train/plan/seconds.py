@@ -1,0 +1,94 @@
+"""Seconds of an epoch on a machine: of the mean rank by part, and what the heaviest adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import Shape, parameters
+from hpcgnn.train.plan.machine import Links, Machine
+from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
+
+_SMALL_REDUCTIONS = 8  # an epoch's of a few numbers: loss, metrics, whether to stop
+_SMALL = 64  # bytes
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one epoch, evaluation included every `eval_every` epochs.
+
+    Attributes:
+        products: dense ones.
+        gathers: sums and attention over edges.
+        rows: everything else that passes over rows: norms, dropout, the loss, the optimiser.
+        messages: sending and receiving halo rows.
+        all_reduce: of gradients and metrics.
+        waiting: for the rank with most nodes, edges and halo rows.
+    """
+
+    products: float
+    gathers: float
+    rows: float
+    messages: float
+    all_reduce: float
+    waiting: float
+
+    @property
+    def epoch(self) -> float:
+        return float(sum(getattr(self, entry.name) for entry in fields(self)))
+
+
+def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
+    """Of one epoch; `shape` is that of the largest part."""
+    mean = _rank(shape.mean(), config, machine)
+    heaviest = _rank(shape, config, machine)
+    waiting = max(0.0, sum(heaviest.values()) - sum(mean.values()))
+    return Seconds(**mean, all_reduce=_all_reduce(shape, config, machine), waiting=waiting)
+
+
+def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
+    total = dict.fromkeys(("products", "gathers", "rows", "messages"), 0.0)
+    passes = ((1.0, training_pass), (1 / config.training.eval_every, evaluation_pass))
+    for times, made in passes:
+        for name, value in _seconds(made(shape, config), shape, config, machine).items():
+            total[name] += times * value
+    return total
+
+
+def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
+    ranks = shape.ranks
+    half = config.device.precision == "bf16" and machine.device == "cuda"
+    products = sum(flops / machine.products.at(width) for flops, width in work.products)
+    gathers = sum(
+        edges * width / machine.gathers[kernel].rate(width, shape.nodes)
+        for kernel, width, edges in work.gathers
+    )
+    rows = 4 * work.rows / machine.rows + work.steps * machine.step_seconds
+    rows += work.streamed / machine.host
+    messages = 0.0
+    if ranks > 1 and work.exchanges and shape.halo:
+        links = machine.links(ranks)
+        num_bytes = 4 * work.sent * shape.halo * (0.5 if half else 1)
+        messages = _travel(links, num_bytes, work.exchanges, ranks)
+        # Packed at one end, added at the other.
+        rows += 4 * num_bytes / machine.rows
+    return {
+        "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
+        "gathers": gathers * machine.slowdown("gathers", ranks) * (0.6 if half else 1),
+        "rows": rows * machine.slowdown("rows", ranks),
+        "messages": messages,
+    }
+
+
+def _travel(links: Links, num_bytes: float, exchanges: int, ranks: int) -> float:
+    """In each exchange a message to every other rank."""
+    count = exchanges * (ranks - 1)
+    return count * links.of(num_bytes / count)
+
+
+def _all_reduce(shape: Shape, config: Config, machine: Machine) -> float:
+    if shape.ranks == 1:
+        return 0.0
+    links, ranks = machine.links(shape.ranks), shape.ranks
+    gradients = 4 * parameters(shape, config) / ranks
+    return 2 * (ranks - 1) * (links.of(gradients) + _SMALL_REDUCTIONS * links.of(_SMALL) / ranks)

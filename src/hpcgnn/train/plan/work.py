@@ -1,0 +1,240 @@
+"""What a pass of the model makes a rank do, counted from shape and settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hpcgnn.sar.gat_heads import one_at_a_time
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import (
+    Layer,
+    Shape,
+    first_cached,
+    input_width,
+    layers,
+    on_host,
+    parameters,
+)
+from hpcgnn.train.plan.halo import thinned
+from hpcgnn.train.plan.pruning import Share, shares
+
+# Numbers read or written beside products and gathers, per node and number of a layer's width,
+# forward and backward: biases, scores, scales, dropout, sums of gradients.
+_ROWS = {"sage": (8, 14), "gcn": (10, 14), "gat": (8, 12), "gatv2": (9, 12), "rgcn": (8, 12)}
+_OTHER_ROWS = (12, 20)
+_PLAIN_TORCH = 8  # times as many gathers as a sum: messages edge by edge
+_LOSS_ROWS = 12  # per output
+_ADAM_ROWS = 12  # per parameter
+
+
+@dataclass
+class PassWork:
+    """Sums over operations.
+
+    Attributes:
+        products: (floating-point operations, narrowest width).
+        gathers: (kernel, width, edges).
+        rows: numbers read or written by passes over rows.
+        sent: numbers sent for each halo row.
+        exchanges: rounds of messages.
+        streamed: bytes of features that come from the host's memory.
+        steps: passes of a layer, each of which costs something however small the graph is.
+    """
+
+    products: list[tuple[float, float]] = field(default_factory=list)
+    gathers: list[tuple[str, float, float]] = field(default_factory=list)
+    rows: float = 0.0
+    sent: float = 0.0
+    exchanges: int = 0
+    streamed: float = 0.0
+    steps: float = 0.0
+
+    def product(self, count: float, rows: float, a: float, b: float) -> None:
+        if rows and a and b:
+            self.products.append((2.0 * count * rows * a * b, min(a, b)))
+
+    def gather(self, kernel: str, width: float, edges: float) -> None:
+        if width and edges:
+            self.gathers.append((kernel, width, edges))
+
+
+def training_pass(shape: Shape, config: Config) -> PassWork:
+    """Forward, backward and the optimiser."""
+    work = PassWork()
+    found = shares(config, shape.degree, shape.labelled)
+    for index, (layer, share) in enumerate(_with_shares(layers(shape, config), found)):
+        for backward in (False, True):
+            _convolve(work, shape, config, layer, share, index, backward=backward)
+    _head(work, shape, config, found[-1].written, count=3)
+    labelled = 1.0 if shape.labelled is None else shape.labelled
+    work.rows += _LOSS_ROWS * shape.nodes * labelled * shape.outputs
+    work.rows += _ADAM_ROWS * parameters(shape, config)
+    extra = config.training.adversarial_steps
+    if extra:
+        for index, layer in enumerate(layers(shape, config)):
+            for backward in (False, True):
+                for _ in range(extra):
+                    _convolve(work, shape, config, layer, Share(), index, backward=backward)
+    return work
+
+
+def evaluation_pass(shape: Shape, config: Config) -> PassWork:
+    """Forward over all nodes."""
+    work = PassWork()
+    for index, layer in enumerate(layers(shape, config)):
+        _convolve(work, shape, config, layer, Share(), index, backward=False)
+    _head(work, shape, config, 1.0, count=1)
+    work.rows += _LOSS_ROWS * shape.nodes * shape.outputs
+    return work
+
+
+def _with_shares(found: list[Layer], of: list[Share]) -> Iterable[tuple[Layer, Share]]:
+    """Propagation after the convolutions is whole."""
+    return zip(found, of + [Share()] * (len(found) - len(of)), strict=True)
+
+
+def _head(work: PassWork, shape: Shape, config: Config, share: float, count: int) -> None:
+    model = config.model
+    if model.head == "linear":
+        width = model.hidden * (model.layers if model.jumping == "cat" else 1)
+        work.product(count, shape.nodes * share, width, shape.outputs)
+    if model.blocks != "plain":
+        work.product(count, shape.nodes, input_width(shape, config), model.hidden)
+
+
+def _convolve(
+    work: PassWork,
+    shape: Shape,
+    config: Config,
+    layer: Layer,
+    share: Share,
+    index: int,
+    *,
+    backward: bool,
+) -> None:
+    model, n, edges = config.model, shape.nodes * share.read, shape.edges * share.edges
+    work.steps += 1
+    sent = layer.returned if backward else layer.sent
+    work.sent += sent * thinned(shape.degree, share.edges, shape.ranks)
+    work.exchanges += sent > 0
+    if layer.inputs == 0:  # propagation after the convolutions
+        steps = model.power
+        for _ in range(steps):
+            work.gather("sum", shape.outputs, edges)
+        work.rows += 6.0 * steps * n * shape.outputs
+        return
+    first = index == 0 and model.blocks == "plain" and not model.embedding
+    sparse = first and shape.stored is not None
+    a, b = float(layer.inputs), float(layer.outputs)
+    forward_rows, backward_rows = _ROWS.get(model.kind, _OTHER_ROWS)
+    extra = 4.0 * (model.norm != "none") + 2.0 * (model.activation == "elu")
+    work.rows += ((backward_rows if backward else forward_rows) + extra) * n * b
+    products = _Products(work, n, a, b, first=first, sparse=shape.stored if sparse else None)
+    if first and on_host(shape, config):
+        work.streamed += 4.0 * n * a
+    if model.residual:
+        products.linear(1, backward=backward)
+    cached = first and first_cached(shape, config)
+    kind = model.kind
+    if kind in ("gat", "gatv2", "transformer"):
+        last = model.head == "conv" and index == model.layers - 1
+        heads = (model.output_heads or model.heads) if last else 1
+        alone = (
+            kind == "gat"
+            and last
+            and one_at_a_time(
+                config.streaming.mode, heads=heads, channels=layer.outputs, inputs=layer.inputs
+            )
+        )
+        _attend(work, products, kind, heads, edges + n, last=last, alone=alone, backward=backward)
+        return
+    if kind in ("rgcn", "rgat"):
+        _relate(work, products, shape, edges, backward=backward)
+        products.linear(1, backward=backward)
+        return
+    narrow = min(a, b) if config.streaming.narrow_first or sparse else a
+    narrow = b if sparse else narrow
+    if not cached and kind not in ("appnp", "dagnn"):
+        times = {"sgc": model.power, "gine": _PLAIN_TORCH, "pna": 2 * _PLAIN_TORCH}.get(kind, 1)
+        times = _PLAIN_TORCH if kind == "deeper" else times
+        for _ in range(times):
+            work.gather("sum", narrow, edges)
+    products.linear(2 if kind in ("sage", "gin", "gine") else 1, backward=backward)
+    if kind == "pna":
+        products.linear(12, backward=backward)
+
+
+@dataclass
+class _Products:
+    """Dense products of a layer; `sparse`: stored entries of its input, None where it is dense."""
+
+    work: PassWork
+    n: float
+    a: float
+    b: float
+    first: bool
+    sparse: int | None
+
+    def linear(self, count: float, width: float | None = None, *, backward: bool) -> None:
+        """Forward, or the gradients of weights and, but in the first layer, of the input."""
+        b = self.b if width is None else width
+        if self.sparse is not None:
+            for _ in range(round(count)):
+                self.work.gather("sum", b, self.sparse)
+            return
+        self.work.product(count * ((2 - self.first) if backward else 1), self.n, self.a, b)
+
+
+def _attend(
+    work: PassWork,
+    products: _Products,
+    kind: str,
+    heads: int,
+    edges: float,
+    *,
+    last: bool,
+    alone: bool,
+    backward: bool,
+) -> None:
+    wide = products.b * heads
+    kernel = "gatv2" if kind == "gatv2" else "gat"
+    direction = "backward" if backward else "forward"
+    both = {"gatv2": 2, "transformer": 4}.get(kind, 1)
+    products.linear(both, wide, backward=backward)
+    if alone:
+        for _ in range(heads):
+            work.gather(f"gat_{direction}", products.b, edges)
+            if backward:
+                work.gather("gat_forward", products.b, edges)
+        if backward:
+            products.linear(1, wide, backward=False)
+        work.exchanges += heads - 1 + heads * backward
+        work.steps += heads - 1 + heads * backward
+    else:
+        work.gather(f"{kernel}_{direction}", wide, edges)
+        if backward and kind == "gat" and not last:
+            products.linear(1, wide, backward=False)
+    if last and heads > 1:
+        work.rows += (6.0 if backward else 4.0) * products.n * (wide - products.b)
+
+
+def _relate(
+    work: PassWork, products: _Products, shape: Shape, edges: float, *, backward: bool
+) -> None:
+    """Pairs of a relation and a node, see `sar.relation_pairs`."""
+    n, a, b, relations = products.n, products.a, products.b, max(shape.relations, 1)
+    degree = edges / max(n, 1)
+    pairs = n * relations * -math.expm1(-degree / relations)
+    if backward:
+        work.gather("sum", b, edges)
+        work.product(2 - products.first, pairs, a, b)
+        work.rows += pairs * (3 * a + 2 * b)
+        if not products.first:
+            work.gather("sum", a, pairs)
+    else:
+        work.gather("sum", a, edges)
+        work.product(1, pairs, a, b)
+        work.gather("sum", b, pairs)
+        work.rows += pairs * (a + 2 * b)

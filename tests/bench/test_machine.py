@@ -1,0 +1,33 @@
+"""`bench machine` writes what `plan --machine` reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcgnn.bench import machine
+from hpcgnn.cli import bench
+from hpcgnn.errors import InputError
+from hpcgnn.train.plan.machine import KERNELS, read_machine
+from tests.cli.verbs import call
+
+pytestmark = pytest.mark.mpi
+
+
+def test_its_file_is_read(comm, shared_path, monkeypatch):
+    for name, value in (
+        ("_WIDTHS", (8, 16)), ("_FEW", (40, 200)), ("_MANY", (80, 400)), ("_PRODUCT_ROWS", 50),
+        ("_MESSAGES", (64, 4096)), ("_LEAST_SECONDS", 1e-4), ("_ROWS", (50, 8)),
+    ):  # fmt: skip
+        monkeypatch.setattr(machine, name, value)
+    out = shared_path / "here.toml"
+    call(comm, bench, "machine", "-o", out, "--name", "test", "--device", "cpu")
+    found = read_machine(str(out))
+    assert found.name == "test" and f"on {comm.size} ranks" in found.source
+    assert found.ranks_per_node == comm.size and found.device == "cpu"
+    assert set(found.gathers) == set(KERNELS)
+    assert found.products.x == (8, 16) and min(found.products.y) > 0
+    assert found.slowdown("gathers", 4 * comm.size) >= found.slowdown("gathers", 1) >= 1
+    with pytest.raises(InputError, match="exists already"):
+        call(comm, bench, "machine", "-o", out)
+    with pytest.raises(InputError, match=r"must end in \.toml"):
+        call(comm, bench, "machine", "-o", shared_path / "here.txt")

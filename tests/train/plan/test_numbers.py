@@ -1,0 +1,119 @@
+"""Plans for graphs that exist only as numbers, and their seconds on a machine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hpcgnn.cli import main
+from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import KEPT, Shape, bytes_per_epoch, estimate
+from hpcgnn.train.plan.halo import KEPT as HALO_KEPT
+from hpcgnn.train.plan.halo import modelled, untouched
+from hpcgnn.train.plan.machine import Curve, known, read_machine
+from hpcgnn.train.plan.pruning import shares
+from hpcgnn.train.plan.seconds import seconds
+from hpcgnn.train.plan.shapes import largest_of
+
+PAPERS = ["--nodes", "111059956", "--edges", "3.2e9", "--features", "128", "--classes", "172"]
+WHOLE = Shape(1, 111_059_956, 3_200_000_000, 128, 172, halo=0, volume=0)
+
+
+def planned(capsys, *options: str) -> dict:
+    assert main.main(["plan", *PAPERS, "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_papers100m_over_rank_counts(capsys):
+    found = planned(
+        capsys, "--labelled", "0.014", "--ranks", "16,32,64,128", "--machine", "perlmutter-gpu"
+    )
+    assert "not measured" in found["machine"]["source"]
+    assert [plan["ranks"] for plan in found["plans"]] == [16, 32, 64, 128]
+    assert 16 < found["fewest_ranks"] <= 32 and not found["plans"][0]["fits"]
+    peaks = [plan["peak_bytes_per_rank"] for plan in found["plans"]]
+    for plan in found["plans"]:
+        assert plan["peak_bytes_per_rank"] == sum(plan["memory_bytes"].values())
+        assert plan["epoch_seconds"] == pytest.approx(sum(plan["seconds"].values()))
+        assert min(plan["seconds"].values()) >= 0 and plan["sent_bytes"] > 0
+    assert all(1.8 < more / fewer < 2.1 for more, fewer in itertools.pairwise(peaks))
+
+
+@pytest.mark.parametrize(("model", "published"), [("sage", (95, 47, 25)), ("gat", (67, 35, 19))])
+def test_less_memory_than_sar_published(model, published):
+    """SAR (Mostafa 2022), papers100M, GB per machine of 32, 64 and 128; nothing pruned here."""
+    config = Config.of(model=model, hidden=512 if model == "gat" else 256, heads=4)
+    for ranks, theirs in zip((32, 64, 128), published, strict=True):
+        assert estimate(largest_of(WHOLE, ranks), config).peak < theirs * 1e9
+
+
+def test_options_of_numbers(capsys):
+    for wrong, words in (
+        (["--edges", "many"], "--edges must be an integer"),
+        (["--ranks", "2,x"], "numbers with commas"),
+        (["--labelled", "1.5"], "--labelled must be in"),
+        (["--halo-fraction", "-1"], "--halo-fraction must be"),
+        (["--machine", "nowhere"], "--machine is one of"),
+        (["--model", "rgcn"], "needs relations"),
+    ):
+        assert main.main(["plan", *PAPERS, *wrong]) == 2
+        assert words in capsys.readouterr().err
+    assert main.main(["plan", "--nodes", "5"]) == 2
+    assert "--nodes and --edges" in capsys.readouterr().err
+    half = planned(capsys, "--ranks", "4", "--halo-fraction", "0.5")["plans"][0]
+    assert half["halo_from"] == "fraction"
+    assert half["shape"]["volume"] == pytest.approx(0.5 * 111_059_956, rel=1e-6)
+
+
+def test_boundary_of_random_parts():
+    """The model with nothing kept apart, against random parts of degrees drawn as it takes them."""
+    rng = np.random.default_rng(0)
+    nodes, degree, ranks = 20_000, 12.0, 8
+    counts = rng.poisson(rng.gamma(0.8, degree / 0.8, nodes))
+    ends = rng.integers(0, ranks, counts.sum())
+    node = np.repeat(np.arange(nodes), counts)
+    own = rng.integers(0, ranks, nodes)
+    met = len(np.unique((node * ranks + ends)[ends != own[node]]))
+    volume = modelled(nodes, degree, ranks, kept=1.0).volume
+    assert volume == pytest.approx(met, rel=0.05)
+    assert modelled(nodes, degree, 1).volume == 0
+    assert modelled(nodes, degree, ranks).volume == pytest.approx(HALO_KEPT * volume, rel=1e-3)
+    assert untouched(degree, 1.0) == 0 and untouched(0.0, 0.5) == 1
+
+
+def test_pruning_leaves_what_targets_reach():
+    few = shares(Config.of(model="gat", layers=3), 10.0, 0.01)
+    assert few[2].written == few[2].edges == 0.01 < few[2].read < 0.12
+    assert few[1].written == few[2].read < few[1].edges and not few[0].pruned
+    for config in (Config.of(prune=False), Config.of(norm="batch"), Config.of(model="sgc")):
+        assert not any(share.pruned for share in shares(config, 10.0, 0.01))
+    sage = Config.of(model="sage")
+    for what in (lambda s: estimate(s, sage).peak, lambda s: bytes_per_epoch(s, sage)):
+        assert what(replace(largest_of(WHOLE, 8), labelled=0.01)) < what(largest_of(WHOLE, 8))
+
+
+@pytest.mark.parametrize("name", known())
+def test_every_machine_gives_seconds_for_every_model(name):
+    machine = read_machine(name)
+    for kind in KEPT:
+        config = Config.of(model=kind, hidden=64)
+        shapes = [largest_of(replace(WHOLE, relations=3), ranks) for ranks in (1, 64, 256)]
+        found = [seconds(shape, config, machine).epoch for shape in shapes]
+        assert found[0] > found[1] > found[2] > 0
+        wide = seconds(shapes[1], config.changed(hidden=256), machine).epoch
+        assert kind in ("appnp", "sgc", "dagnn") or wide > found[1]
+
+
+def test_machine_files_are_checked(tmp_path):
+    text = (tmp_path / "x.toml", "name = 1")
+    text[0].write_text(text[1])
+    with pytest.raises(InputError, match="products must be a table"):
+        read_machine(str(text[0]))
+    with pytest.raises(InputError, match="can't be read"):
+        read_machine(str(tmp_path / "none.toml"))
+    assert Curve((1, 100), (1, 10)).at(10) == pytest.approx(10**0.5)

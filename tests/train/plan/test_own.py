@@ -1,0 +1,60 @@
+"""Memory of a model of one's own, measured small and scaled up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hpcgnn.cli import main
+from hpcgnn.train.config import Config
+from hpcgnn.train.plan.estimate import Shape, estimate
+from hpcgnn.train.plan.own import measured
+from hpcgnn.train.plan.shapes import largest_of
+
+NET = """
+import torch
+from hpcgnn import nn
+
+class Net(torch.nn.Module):
+    def __init__(self, graph, hidden=64):
+        super().__init__()
+        widths = [graph.features.shape[1], hidden, hidden, graph.num_classes]
+        self.convs = torch.nn.ModuleList(nn.GATv2Conv(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, graph, x):
+        for conv in self.convs[:-1]:
+            x = torch.relu(conv(graph, x))
+        return self.convs[-1](graph, x)
+
+def narrow(graph):
+    return Short(graph)
+
+class Short(Net):
+    def forward(self, graph, x):
+        return super().forward(graph, x)[1:]
+"""
+
+
+def test_as_much_as_the_built_in_model_of_the_same_layers(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    whole = Shape(1, 200_000, 2_000_000, 32, 8, halo=0, volume=0)
+    own = Config.of(model=f"{tmp_path / 'net.py'}:Net", model_args="hidden=128")
+    built_in = Config.of(model="gatv2", hidden=128, heads=1, layers=3)
+    memory = measured(own, whole)
+    assert memory(whole).peak == pytest.approx(estimate(whole, built_in).peak, rel=0.25)
+    parts = [memory(largest_of(whole, ranks)).activations for ranks in (1, 2, 4)]
+    assert parts[0] > 1.7 * parts[1] > 2.9 * parts[2] > 0
+
+
+def test_the_verb_says_what_it_does_not_know(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(NET)
+    size = ["--nodes", "50000", "--edges", "500000", "--features", "8", "--classes", "3"]
+    model = ["--model", f"{tmp_path / 'net.py'}:Net", "--machine", "perlmutter-cpu"]
+    assert main.main(["plan", *size, *model, "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert plan["fits"] and plan["sent_bytes"] is plan["epoch_seconds"] is None
+    assert main.main(["plan", *size, *model]) == 0
+    assert "not known before it runs" in capsys.readouterr().out
+    assert main.main(["plan", *size, "--model", f"{tmp_path / 'net.py'}:narrow"]) == 2
+    assert "must return a row per node" in capsys.readouterr().err
