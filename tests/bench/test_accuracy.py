@@ -50,7 +50,7 @@ def test_a_sampler_trains_until_the_accuracy_is_reached(tmp_path, monkeypatch):
     settings = {"model": "sage", "layers": 1, "hidden": 8, "heads": 1, "features": 4, "classes": 2,
                 "epochs": 50, "lr": 0.1, "target": 0.95, "seed": 0}  # fmt: skip
     (tmp_path / "problem.json").write_text(json.dumps(settings))
-    problem = peer.Problem(tmp_path)
+    problem = peer.GivenProblem(tmp_path)
 
     def whole(_):
         def batches(model):

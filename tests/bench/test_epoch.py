@@ -13,8 +13,8 @@ from hpcgnn.bench import draw, job, output
 from hpcgnn.bench import peer as peer_script
 from hpcgnn.bench.epoch import EpochSettings, compare_epochs, in_turns, standings
 from hpcgnn.bench.floor import demand_of
-from hpcgnn.bench.job import Ended, Limits, Ranks
-from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
+from hpcgnn.bench.job import Ended, Layout, Limits
+from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.training import Environment, Training
 from hpcgnn.cli.main import main
 from hpcgnn.errors import InputError
@@ -57,10 +57,10 @@ def test_ratios_are_of_medians_over_all_turns_without_the_first_epoch():
 
 def test_the_floor_counts_products_and_gathers():
     size = GraphSize(10, 100, 4, 3)
-    sage = demand_of(size, Shape("sage", 2, 8, 1))
+    sage = demand_of(size, ModelShape("sage", 2, 8, 1))
     assert sage.operations == 2 * 10 * 2 * (4 * 8 * 2 + 8 * 3 * 3)
     assert sage.num_bytes == 2 * 100 * 3 * 4
-    gat = demand_of(size, Shape("gat", 2, 8, 2))
+    gat = demand_of(size, ModelShape("gat", 2, 8, 2))
     assert gat.operations == 2 * 10 * (4 * 8 * 2 + 8 * 6 * 3)
     assert gat.num_bytes == 2 * 100 * (8 + 6) * 4
 
@@ -83,20 +83,20 @@ def bench(tmp_path, monkeypatch):
 def graph(bench):
     path = bench.folder / "g.h5"
     sizes = ["--nodes=60", "--degree=6", "--features=5", "--classes=3", "--split=80/20/0"]
-    job.ours(["generate", "sbm", path, *sizes], Ranks(1, 1), LIMITS)
+    job.ours(["generate", "sbm", path, *sizes], Layout(1, 1), LIMITS)
     return path
 
 
 @pytest.mark.parametrize("kind", ["sage", "gcn", "gat", "gatv2"])
 def test_peers_start_from_our_weights_and_reach_our_losses(bench, graph, kind):
     pytest.importorskip("torch_geometric")
-    shape = Shape(kind, 2, 8, 2)
-    settings = EpochSettings([Ranks(1, 1)], 2, 1, seed=3)
+    shape = ModelShape(kind, 2, 8, 2)
+    settings = EpochSettings([Layout(1, 1)], 2, 1, seed=3)
     report = compare_epochs(bench, graph, shape, settings, None)
     folder = bench.write_problem(graph, shape, {"epochs": 3, "lr": 0.01}, 3)
     ours = report.rows[0].loss
     for name in ("PyG CSR", "PyG edge_index"):
-        problem = peer_script.Problem(folder)
+        problem = peer_script.GivenProblem(folder)
         found = peer_script.epochs(problem, peer_script.build(name, problem))
         assert found["losses"][-1] == pytest.approx(ours, abs=1e-5)
 
@@ -105,9 +105,9 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho a line\nexit 3\n")
     fake.chmod(0o755)
-    settings = EpochSettings([Ranks(1, 1)], 1, 1)
+    settings = EpochSettings([Layout(1, 1)], 1, 1)
     peers = Environment(fake, ("DGL",))
-    report = compare_epochs(bench, graph, Shape("sage", 2, 8, 1), settings, peers)
+    report = compare_epochs(bench, graph, ModelShape("sage", 2, 8, 1), settings, peers)
     lines = report.lines()
     assert any(line.startswith("hpcgnn, 1 rank x 1 thread") for line in lines)
     assert any(line.split() == ["DGL", "a", "line"] for line in lines)
@@ -124,8 +124,8 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
 
 
 def test_without_peers_ours_are_shown(bench, graph):
-    settings = EpochSettings([Ranks(1, 1)], 1, 1)
-    report = compare_epochs(bench, graph, Shape("sage", 1, 8, 1), settings, None)
+    settings = EpochSettings([Layout(1, 1)], 1, 1)
+    report = compare_epochs(bench, graph, ModelShape("sage", 1, 8, 1), settings, None)
     assert len(report.rows) == 1 and report.lines()[-1].startswith("no peers: ")
 
 
@@ -133,6 +133,6 @@ def test_graphs_that_peers_would_read_otherwise_are_refused(bench, tmp_path):
     np.savez(tmp_path / "w.npz", edge_index=np.array([[0, 1], [1, 0]]), x=np.ones((2, 2)),
              y=np.array([0, 1]), edge_weight=np.array([1.0, 2.0]))  # fmt: skip
     out = tmp_path / "w.h5"
-    job.ours(["convert", tmp_path / "w.npz", out], Ranks(1, 1), LIMITS)
+    job.ours(["convert", tmp_path / "w.npz", out], Layout(1, 1), LIMITS)
     with pytest.raises(InputError, match="bench takes graphs with"):
         size_of(out)

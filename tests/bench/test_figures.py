@@ -8,8 +8,8 @@ import pytest
 
 from hpcgnn.bench.epoch import EpochReport, EpochSettings, standings
 from hpcgnn.bench.floor import Floor
-from hpcgnn.bench.job import Ranks
-from hpcgnn.bench.problem import GraphSize, Shape
+from hpcgnn.bench.job import Layout
+from hpcgnn.bench.problem import GraphSize, ModelShape
 from hpcgnn.bench.scale import ScaleReport, steps
 from hpcgnn.bench.training import Training
 
@@ -18,8 +18,8 @@ PROGRAM = Path(__file__).parents[2] / "jobs" / "figures.py"
 
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
-    layouts = [Ranks(1, 1), Ranks(2, 1)]
-    size, shape = GraphSize(10, 20, 1, 2), Shape("sage", 2, 8, 1)
+    layouts = [Layout(1, 1), Layout(2, 1)]
+    size, shape = GraphSize(10, 20, 1, 2), ModelShape("sage", 2, 8, 1)
     settings = EpochSettings(layouts, 1, 1)
     ours = Training([9.0, 1.0], [2.0, 1.0], 2e6, 1e6)
     rows = standings({

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hpcgnn.bench import job
-from hpcgnn.bench.job import Ended, Limits, Ranks
+from hpcgnn.bench.job import Ended, Layout, Limits
 from hpcgnn.errors import InputError
 from hpcgnn.system import ProcessState
 
@@ -76,11 +76,11 @@ def test_one_that_takes_too_long():
 
 
 def test_ranks():
-    assert Ranks.parse("4x2") == Ranks(4, 2) and Ranks.parse("3") == Ranks(3, 1)
-    assert str(Ranks(1, 2)) == "1 rank x 2 threads" and Ranks(4, 2).processors == 8
+    assert Layout.parse("4x2") == Layout(4, 2) and Layout.parse("3") == Layout(3, 1)
+    assert str(Layout(1, 2)) == "1 rank x 2 threads" and Layout(4, 2).processors == 8
     for text in ("", "0x1", "2x", "x2", "2x1x1", "-1x1", "²x1", "99999999x1"):
         with pytest.raises(InputError, match="RANKSxTHREADS"):
-            Ranks.parse(text)
+            Layout.parse(text)
 
 
 def test_a_job_does_not_take_itself_for_a_rank():

@@ -4,13 +4,13 @@ import pytest
 
 from hpcgnn.bench import draw
 from hpcgnn.bench.epoch import EpochSettings
-from hpcgnn.bench.job import Ranks
-from hpcgnn.bench.problem import GraphSize, Shape
+from hpcgnn.bench.job import Layout
+from hpcgnn.bench.problem import GraphSize, ModelShape
 from hpcgnn.bench.scale import ScaleReport, steps
 from hpcgnn.bench.training import Training
 from hpcgnn.errors import HpcgnnError
 
-LAYOUTS = [Ranks(1, 1), Ranks(2, 1), Ranks(4, 1)]
+LAYOUTS = [Layout(1, 1), Layout(2, 1), Layout(4, 1)]
 
 
 def training(seconds, rank_bytes):
@@ -39,7 +39,7 @@ def test_a_step_that_fails_is_one_line_and_the_first_an_error():
     size = GraphSize(10, 20, 1, 2)
     rows = steps(LAYOUTS, [size] * 3, found, cores=2)
     settings = EpochSettings(LAYOUTS, 1, 1)
-    report = ScaleReport("strong", Shape("sage", 2, 8, 1), settings, rows, 2)
+    report = ScaleReport("strong", ModelShape("sage", 2, 8, 1), settings, rows, 2)
     assert report.lines()[3].split("  ")[-1] == "out of memory"
     assert report.lines()[-1] == "this machine has 2 cores, which ideals take into account"
     pytest.importorskip("matplotlib")

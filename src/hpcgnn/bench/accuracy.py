@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcgnn.bench.epoch import EpochSettings, in_turns
 from hpcgnn.bench.job import count
-from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
+from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.table import in_columns, seconds
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
 
@@ -69,7 +69,7 @@ class AccuracyReport:
     """What `bench accuracy` found."""
 
     graph: GraphSize
-    shape: Shape
+    shape: ModelShape
     target: float
     settings: EpochSettings
     races: list[Race]
@@ -97,7 +97,7 @@ class AccuracyReport:
 def race(
     bench: Bench,
     graph: Path,
-    shape: Shape,
+    shape: ModelShape,
     settings: EpochSettings,
     target: float,
     peers: Environment | None,

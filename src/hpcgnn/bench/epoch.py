@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.bench.floor import Floor, measure_floor
-from hpcgnn.bench.job import Ranks
-from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
+from hpcgnn.bench.job import Layout
+from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
 from hpcgnn.errors import HpcgnnError, warn
@@ -22,7 +22,7 @@ WARM_UP = 1  # epochs of a turn that aren't counted: they set things up
 class EpochSettings:
     """How a comparison goes: `epochs` counted in each of `turns`, which go to and fro."""
 
-    layouts: list[Ranks]
+    layouts: list[Layout]
     epochs: int
     turns: int
     seed: int = 0
@@ -129,7 +129,7 @@ class EpochReport:
     """What `bench epoch` found."""
 
     graph: GraphSize
-    shape: Shape
+    shape: ModelShape
     settings: EpochSettings
     rows: list[Standing]
     floor: Floor
@@ -163,7 +163,7 @@ class EpochReport:
 
 
 def compare_epochs(
-    bench: Bench, graph: Path, shape: Shape, settings: EpochSettings, peers: Environment | None
+    bench: Bench, graph: Path, shape: ModelShape, settings: EpochSettings, peers: Environment | None
 ) -> EpochReport:
     """Train in turns, each time in a process of its own.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from hpcgnn.bench.problem import GraphSize, Shape
+from hpcgnn.bench.problem import GraphSize, ModelShape
 from hpcgnn.bench.timing import copy_bandwidth
 
 _FLOAT = 4  # bytes
@@ -24,7 +24,7 @@ class Demand:
     num_bytes: float
 
 
-def demand_of(size: GraphSize, shape: Shape) -> Demand:
+def demand_of(size: GraphSize, shape: ModelShape) -> Demand:
     """Of an epoch, forward and backward, where nothing is computed twice.
 
     Every convolution multiplies rows by weights forward, and backward for the gradient of the
@@ -72,7 +72,7 @@ class Floor:
         )
 
 
-def measure_floor(size: GraphSize, shape: Shape, threads: int) -> Floor:
+def measure_floor(size: GraphSize, shape: ModelShape, threads: int) -> Floor:
     """With so many threads of this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -42,14 +42,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Layout:
     """So many ranks with so many threads each."""
 
     ranks: int
     threads: int
 
     @classmethod
-    def parse(cls, text: str) -> Ranks:
+    def parse(cls, text: str) -> Layout:
         """From `2x1`.
 
         Raises:
@@ -87,7 +87,7 @@ def launcher() -> list[str]:
     return [found, "-n"]
 
 
-def ours(arguments: Sequence[object], ranks: Ranks, limits: Limits) -> Ended:
+def ours(arguments: Sequence[object], ranks: Layout, limits: Limits) -> Ended:
     """`hpcgnn` with these arguments on so many ranks."""
     start = [*launcher(), str(ranks.ranks)] if ranks.ranks > 1 else []
     command = [*start, sys.executable, "-P", "-m", "hpcgnn", *map(str, arguments)]

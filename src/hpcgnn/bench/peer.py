@@ -28,7 +28,7 @@ PEERS = ("DGL", "PyG CSR", "PyG edge_index")
 SAMPLERS = ("PyG NeighborLoader", "DGL NeighborSampler")
 
 
-class Problem:
+class GivenProblem:
     """What all train on: the graph by target, features, labels and settings, weights by name."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +67,7 @@ class Problem:
         return [(a, b, i == last) for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
 
 
-def pyg(problem: Problem, *, csr: bool) -> torch.nn.Module:
+def pyg(problem: GivenProblem, *, csr: bool) -> torch.nn.Module:
     """PyTorch Geometric's layers; `csr`: with a sparse matrix in place of an edge list."""
     layers: Any = importlib.import_module("torch_geometric.nn")
     kind, heads = problem.settings["model"], problem.settings["heads"]
@@ -90,10 +90,10 @@ def pyg(problem: Problem, *, csr: bool) -> torch.nn.Module:
         index = torch.sparse_csr_tensor(problem.pointer, problem.source.long(), ones, (n, n))
     else:
         index = torch.stack([problem.source.long(), problem.target()])
-    return Stack(problem, conv, lambda layer, x: layer(x, index))
+    return PeerStack(problem, conv, lambda layer, x: layer(x, index))
 
 
-def dgl(problem: Problem) -> torch.nn.Module:
+def dgl(problem: GivenProblem) -> torch.nn.Module:
     """DGL's layers, with weights by PyTorch Geometric's names."""
     library: Any = importlib.import_module("dgl")
     layers: Any = importlib.import_module("dgl.nn")
@@ -113,7 +113,7 @@ def dgl(problem: Problem) -> torch.nn.Module:
     ends = (problem.source.long(), problem.target())
     graph = library.graph(ends, num_nodes=problem.num_nodes)
     graph.create_formats_()
-    return Stack(problem, conv, lambda layer, x: layer(graph, x))
+    return PeerStack(problem, conv, lambda layer, x: layer(graph, x))
 
 
 class DGLAttention(torch.nn.Module):
@@ -130,11 +130,14 @@ class DGLAttention(torch.nn.Module):
         return (out.mean(1) if self.last else out.flatten(1)) + self.bias
 
 
-class Stack(torch.nn.Module):
+class PeerStack(torch.nn.Module):
     """Convolutions with ReLU between them, their weights taken from the problem."""
 
     def __init__(
-        self, problem: Problem, conv: Callable[..., torch.nn.Module], call: Callable[..., Tensor]
+        self,
+        problem: GivenProblem,
+        conv: Callable[..., torch.nn.Module],
+        call: Callable[..., Tensor],
     ) -> None:
         super().__init__()
         self.convs = torch.nn.ModuleList(conv(*shape) for shape in problem.shapes)
@@ -177,7 +180,7 @@ def take_weights(layer: Any, given: dict[str, Tensor]) -> None:
         layer.load_state_dict(given)
 
 
-def build(name: str, problem: Problem) -> torch.nn.Module:
+def build(name: str, problem: GivenProblem) -> torch.nn.Module:
     if name == "DGL":
         return dgl(problem)
     return pyg(problem, csr=name == "PyG CSR")
@@ -207,7 +210,7 @@ def of_status(name: str) -> int:
     return 0
 
 
-def epochs(problem: Problem, model: torch.nn.Module) -> dict[str, list[float]]:
+def epochs(problem: GivenProblem, model: torch.nn.Module) -> dict[str, list[float]]:
     """Seconds and loss of each: forward, backward, Adam; the first sets things up."""
     settings = problem.settings
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
@@ -224,7 +227,7 @@ def epochs(problem: Problem, model: torch.nn.Module) -> dict[str, list[float]]:
     return {"seconds": seconds, "losses": losses}
 
 
-def sampled_epochs(name: str, problem: Problem) -> dict[str, list[float]]:
+def sampled_epochs(name: str, problem: GivenProblem) -> dict[str, list[float]]:
     """Seconds, loss and validation accuracy of each epoch, in steps on samples of neighbours.
 
     Until the accuracy asked for is reached; it is measured on the whole graph, and its seconds
@@ -261,7 +264,7 @@ def sampled_epochs(name: str, problem: Problem) -> dict[str, list[float]]:
 Batches = Callable[[Any], Iterator[tuple[Tensor, Tensor]]]
 
 
-def pyg_batches(problem: Problem) -> Batches:
+def pyg_batches(problem: GivenProblem) -> Batches:
     """Outputs and labels of a few training nodes at a time, by PyTorch Geometric."""
     data: Any = importlib.import_module("torch_geometric.data")
     loaders: Any = importlib.import_module("torch_geometric.loader")
@@ -284,7 +287,7 @@ def pyg_batches(problem: Problem) -> Batches:
     return batches
 
 
-def dgl_batches(problem: Problem) -> Batches:
+def dgl_batches(problem: GivenProblem) -> Batches:
     """The same by DGL."""
     library: Any = importlib.import_module("dgl")
     loading: Any = importlib.import_module("dgl.dataloading")
@@ -325,7 +328,7 @@ def main(name: str, folder: str) -> int:
         found: dict[str, Any] = {"release": release(name), "imports": held()}
         most = problem_file["memory"] + of_status("VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # an error rather than a killing
-        problem = Problem(Path(folder))
+        problem = GivenProblem(Path(folder))
         if name in SAMPLERS:
             found |= sampled_epochs(name, problem)
         else:

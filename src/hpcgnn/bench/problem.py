@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hpcgnn.bench import job
-from hpcgnn.bench.job import Limits, Ranks
+from hpcgnn.bench.job import Layout, Limits
 from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import TRAIN, VALID
@@ -41,7 +41,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The model: layer type, layers, width over all heads, heads."""
 
     kind: str
@@ -107,7 +107,7 @@ class Bench:
         """
         path = self.kept / f"{graph.named()}.h5"
         if not path.exists():
-            self._make("generate", "sbm", path, *graph.options(), ranks=Ranks(1, 1))
+            self._make("generate", "sbm", path, *graph.options(), ranks=Layout(1, 1))
         return path
 
     def partitioned(self, graph: Path, ranks: int) -> Path:
@@ -115,24 +115,24 @@ class Bench:
         with GraphFile(graph) as file:
             path = self.kept / f"{graph.stem}-{file.fingerprint}.p{ranks}.h5"
         if not path.exists():
-            self._make("partition", graph, "-o", path, ranks=Ranks(ranks, 1))
+            self._make("partition", graph, "-o", path, ranks=Layout(ranks, 1))
         return path
 
-    def weights(self, graph: Path, shape: Shape, seed: int) -> dict[str, np.ndarray]:
+    def weights(self, graph: Path, shape: ModelShape, seed: int) -> dict[str, np.ndarray]:
         """Those that every number of ranks starts from, by PyTorch Geometric's names."""
         run, file = self.fresh("weights"), self.fresh("weights.pt")
         self._make(
             "train", self.partitioned(graph, 1), *shape.options(), "--epochs=0", f"--seed={seed}",
-            f"--run-dir={run}", ranks=Ranks(1, 1),
+            f"--run-dir={run}", ranks=Layout(1, 1),
         )  # fmt: skip
         export(run, file)
         state = torch.load(file, weights_only=True)
         return {name: value.numpy() for name, value in state.items()}
 
     def write_problem(
-        self, graph: Path, shape: Shape, settings: dict[str, object], seed: int
+        self, graph: Path, shape: ModelShape, settings: dict[str, object], seed: int
     ) -> Path:
-        """A folder that peers can read without hpcgnn; see `peer.Problem`."""
+        """A folder that peers can read without hpcgnn; see `peer.GivenProblem`."""
         folder = self.fresh("problem")
         folder.mkdir()
         with GraphFile(graph) as file:
@@ -153,7 +153,7 @@ class Bench:
         numbered = (self.folder / f"{stem}-{n}{dot}{ending}" for n in itertools.count())
         return next(path for path in numbered if not path.exists())
 
-    def _make(self, verb: str, *arguments: object, ranks: Ranks) -> None:
+    def _make(self, verb: str, *arguments: object, ranks: Layout) -> None:
         warn(f"prepares: {verb}")
         ended = job.ours([verb, *arguments], ranks, self.limits)
         if ended.problem is not None:
@@ -198,10 +198,10 @@ def _write_arrays(file: GraphFile, folder: Path) -> None:
         np.save(folder / f"{name}.npy", np.flatnonzero((split == kind) & (labels >= 0)))
 
 
-def layouts(texts: Sequence[str]) -> list[Ranks]:
+def layouts(texts: Sequence[str]) -> list[Layout]:
     """The numbers of ranks and threads asked for, each once.
 
     Raises:
         InputError: one is none.
     """
-    return list(dict.fromkeys(Ranks.parse(text) for text in texts))
+    return list(dict.fromkeys(Layout.parse(text) for text in texts))

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.bench.epoch import WARM_UP, EpochSettings, in_turns
-from hpcgnn.bench.job import Ranks
-from hpcgnn.bench.problem import Bench, GraphSize, Shape, size_of
+from hpcgnn.bench.job import Layout
+from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.table import Spread, in_columns, seconds, size
 from hpcgnn.bench.training import Ours, Training
 from hpcgnn.errors import HpcgnnError
 
 
 @dataclass(frozen=True)
-class Step:
+class ScaleStep:
     """One number of ranks.
 
     Attributes:
@@ -28,7 +28,7 @@ class Step:
         peak_bytes: of all ranks together.
     """
 
-    layout: Ranks
+    layout: Layout
     graph: GraphSize
     seconds: Spread | None = None
     ideal: float | None = None
@@ -59,9 +59,9 @@ class ScaleReport:
     """What `bench scale` found; `kind` is strong or weak."""
 
     kind: str
-    shape: Shape
+    shape: ModelShape
     settings: EpochSettings
-    steps: list[Step]
+    steps: list[ScaleStep]
     cores: int
 
     def lines(self) -> list[str]:
@@ -82,7 +82,7 @@ class ScaleReport:
 
 
 def measure_scale(
-    bench: Bench, graphs: Sequence[Path], shape: Shape, settings: EpochSettings, *, weak: bool
+    bench: Bench, graphs: Sequence[Path], shape: ModelShape, settings: EpochSettings, *, weak: bool
 ) -> ScaleReport:
     """Train on each number of ranks in turns.
 
@@ -109,11 +109,11 @@ def measure_scale(
 
 
 def steps(
-    layouts: Sequence[Ranks],
+    layouts: Sequence[Layout],
     sizes: Sequence[GraphSize],
     found: Sequence[list[Training]],
     cores: int,
-) -> list[Step]:
+) -> list[ScaleStep]:
     """What was found, with the ideals that follow from the first step.
 
     Raises:
@@ -127,12 +127,12 @@ def steps(
     for layout, graph, taken in zip(layouts, sizes, found, strict=True):
         last = taken[-1]
         if last.problem is not None:
-            rows.append(Step(layout, graph, problem=last.problem))
+            rows.append(ScaleStep(layout, graph, problem=last.problem))
             continue
         work = graph.nodes / sizes[0].nodes
         share = min(layout.processors, cores) / min(layouts[0].processors, cores)
         rows.append(
-            Step(
+            ScaleStep(
                 layout, graph, _spread(taken), base * work / share, last.sent_bytes,
                 max(one.rank_bytes or 0.0 for one in taken),
                 first.rank_bytes * work * layouts[0].ranks / layout.ranks,

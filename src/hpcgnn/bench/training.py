@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from hpcgnn import system
 from hpcgnn.bench import job
 from hpcgnn.bench import peer as peer_script
-from hpcgnn.bench.job import Limits, Ranks
-from hpcgnn.bench.problem import Bench, Shape
+from hpcgnn.bench.job import Layout, Limits
+from hpcgnn.bench.problem import Bench, ModelShape
 from hpcgnn.train import journal
 from hpcgnn.version import __version__
 
@@ -76,8 +76,8 @@ class Ours:
 
     bench: Bench
     graph: Path
-    shape: Shape
-    layout: Ranks
+    shape: ModelShape
+    layout: Layout
     epochs: int
     options: Sequence[str] = ()
     eval_every: int = 0  # 0: after the last epoch alone
@@ -145,11 +145,11 @@ class Environment:
     names: tuple[str, ...]
 
     def contenders(self, problem: Path, threads: int, limits: Limits) -> list[Contender]:
-        return [Peer(name, self.python, problem, threads, limits) for name in self.names]
+        return [PeerTraining(name, self.python, problem, threads, limits) for name in self.names]
 
 
 @dataclass(frozen=True)
-class Peer:
+class PeerTraining:
     """One of `peer.PEERS` or `peer.SAMPLERS`, in an environment of its own.
 
     Args:

@@ -19,7 +19,7 @@ from hpcgnn.settings import check_range, parse_size
 
 if TYPE_CHECKING:
     from hpcgnn.bench.epoch import EpochSettings
-    from hpcgnn.bench.problem import Bench, Generated, Shape
+    from hpcgnn.bench.problem import Bench, Generated, ModelShape
     from hpcgnn.bench.training import Environment
 
 PARALLEL = True
@@ -240,15 +240,15 @@ def _ring(args: argparse.Namespace, comm: Communicator) -> None:
 def _start_ring(args: argparse.Namespace) -> None:
     """The same on ranks of its own."""
     from hpcgnn.bench import job
-    from hpcgnn.bench.job import Limits, Ranks
+    from hpcgnn.bench.job import Layout, Limits
 
     options: list[object] = ["bench", "ring", "--sizes", *args.sizes, "--repeat", args.repeat]
     for name in ("json", "plot"):
         options += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
     options += ["--force"] if args.force else []
-    ended = job.ours(options, Ranks.parse(args.ranks), Limits(_RING_SECONDS, 1 << 62))
+    ended = job.ours(options, Layout.parse(args.ranks), Limits(_RING_SECONDS, 1 << 62))
     if ended.problem is not None:
-        raise HpcgnnError(f"bench: the ring on {Ranks.parse(args.ranks)}: {ended.problem}")
+        raise HpcgnnError(f"bench: the ring on {Layout.parse(args.ranks)}: {ended.problem}")
     say(*ended.output.splitlines())
 
 
@@ -325,10 +325,10 @@ def _generated(args: argparse.Namespace, nodes: int, split: str = "100/0/0") -> 
     return Generated(nodes, args.degree, args.features, args.classes, args.seed, split)
 
 
-def _shape(args: argparse.Namespace) -> Shape:
-    from hpcgnn.bench.problem import Shape
+def _shape(args: argparse.Namespace) -> ModelShape:
+    from hpcgnn.bench.problem import ModelShape
 
-    return Shape(args.model, args.layers, args.hidden, args.heads)
+    return ModelShape(args.model, args.layers, args.hidden, args.heads)
 
 
 def _peers(args: argparse.Namespace) -> Environment | None:
