@@ -104,7 +104,8 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
     """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 
     With `loop` every node without a self-loop gets one of that weight, and several parallel loops
-    count as the last of them, as in PyTorch Geometric. Collective.
+    count as the heaviest of them, which parts have last; PyTorch Geometric takes the last that is
+    listed. Collective.
 
     Raises:
         InputError: a node whose weights, with its loop, sum to less than 0 or cancel out.
