@@ -101,8 +101,9 @@ def assemble(source: Source, out: Path, treatment: Treatment, *, limit: int, con
                     chunk.edge_labels,
                     edge_split,
                 )
-            if source.names is not None:
-                for lengths, data in source.names.names():
+            texts = source.names or source.nodes.names
+            if texts is not None:
+                for lengths, data in texts.names():
                     writer.append_original_names(lengths, data)
             else:
                 for ids in _original_ids(source, table, num_nodes, scratch):
