@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch_geometric import nn as pyg
 
-from hpcgnn import nn
 from hpcgnn.errors import InputError
 from hpcgnn.nn.gcn import normalisation
-from tests.graphs import collect, distribute, local, random_graph
+from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
 
@@ -43,28 +41,6 @@ def test_weights_that_cancel_out_are_refused_by_node(comm, weight):
     graph = distribute(weighted(edges, 9), comm)
     with pytest.raises(InputError, match=r"into 2 nodes.*node 6 is the first"):
         normalisation(graph, 1.0)
-
-
-@pytest.mark.parametrize("back", [False, True])
-def test_the_last_of_parallel_loops_alone_counts(comm, back):
-    """As in PyTorch Geometric, also beside one of 1e8 times its weight, there and in backward."""
-    edges = [(i, (i + 1) % 9, 1.0 + i) for i in range(9)]
-    edges += [(b, a, w) for a, b, w in edges] if back else []
-    edges += [(4, 4, 1e8), (4, 4, 2.0), (7, 7, 0.5), (8, 8, 1e9), (8, 8, -1e9), (8, 8, 3.0)]
-    whole = weighted(edges, 9)
-    graph = distribute(whole, comm)
-    torch.manual_seed(0)
-    layer = nn.GCNConv(5, 3)
-    theirs = pyg.GCNConv(5, 3)
-    theirs.load_state_dict(layer.state_dict())
-    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
-    own, other = local(graph, x).requires_grad_(), x.clone().requires_grad_()
-    ends = torch.from_numpy(np.stack([whole.source, whole.target]))
-    found, wanted = layer(graph, own), theirs(other, ends, torch.from_numpy(whole.weight))
-    torch.testing.assert_close(collect(graph, found.detach()), wanted.detach())
-    found.square().sum().backward()
-    wanted.square().sum().backward()
-    torch.testing.assert_close(collect(graph, own.grad), other.grad)
 
 
 def test_nodes_without_weight_and_without_loops_have_scale_0(comm):

@@ -14,7 +14,6 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.self_loops import with_last_loops
 from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum, weight_sums
 
 
@@ -93,9 +92,6 @@ class GCNConv(torch.nn.Module):
 
 def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1.0) -> Tensor:
     """`D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; without loops where `loop` is None."""
-    if loop is not None:
-        # The others would be added and taken away again, which loses what is smaller.
-        graph = with_last_loops(graph)
     scale_N1, missing_N1 = normalisation(graph, loop)
     scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
     sum_NF = neighbour_sum(graph, scaled_NF)
@@ -108,7 +104,8 @@ def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, 
     """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 
     With `loop` every node without a self-loop gets one of that weight, and several parallel loops
-    count as the last of them, as in PyTorch Geometric. Collective.
+    count as the heaviest of them, which parts have last; PyTorch Geometric takes the last that is
+    listed. Collective.
 
     Raises:
         InputError: a node whose weights, with its loop, sum to less than 0 or cancel out.

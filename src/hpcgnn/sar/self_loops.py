@@ -1,4 +1,4 @@
-"""Edges between local nodes with at most one self-loop per node, where layers ask for that."""
+"""The edges between local nodes as attention sees them: one self-loop per node where asked for."""
 
 from __future__ import annotations
 
@@ -34,59 +34,12 @@ class _OneLoop:
         return [_diagonal(graph), _without_loops(edges.blocks[edges.rank])]
 
 
-def with_last_loops(graph: PartitionedGraph) -> PartitionedGraph:
-    """The graph with the last alone of a node's parallel self-loops; kept. Collective.
-
-    It is the graph itself where no node has several that are weighted.
-    """
-    return graph.derived(_LastLoops()) or graph
-
-
-@dataclass(frozen=True)
-class _LastLoops:
-    def build(self, graph: PartitionedGraph) -> PartitionedGraph | None:
-        several = _is_followed(graph.in_edges.blocks[graph.in_edges.rank])
-        if not graph.comm.allreduce(int(several.any()), "max", where="parallel self-loops"):
-            return None
-        in_edges = _last_alone(graph.in_edges)
-        out_edges = in_edges if graph.symmetric else _last_alone(graph.out_edges)
-        whole = None if graph.whole is None else with_last_loops(graph.whole)
-        return replace(graph, in_edges=in_edges, out_edges=out_edges, whole=whole)
-
-
-def _is_followed(block: Block) -> Tensor:
-    """bool `[E]`: of an edge, whether it is a weighted self-loop that another one follows."""
-    if block.weight is None:
-        return torch.zeros(len(block.columns), dtype=torch.bool, device=block.columns.device)
-    rows = _rows(block)
-    loops = torch.nonzero(block.columns == rows).flatten()
-    several = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    several[loops[:-1]] = rows[loops[:-1]] == rows[loops[1:]]  # edges ascend by row
-    return several
-
-
-def _last_alone(edges: EdgeBlocks) -> EdgeBlocks:
-    blocks = list(edges.blocks)
-    block = blocks[edges.rank]
-    blocks[edges.rank] = _filtered(block, ~_is_followed(block))
-    return replace(edges, blocks=blocks)
-
-
-def _rows(block: Block) -> Tensor:
-    """The row of each edge between local nodes."""
-    counts = block.end - block.begin
-    return torch.repeat_interleave(torch.arange(block.num_rows, device=counts.device), counts)
-
-
 def _without_loops(block: Block) -> Block:
-    return _filtered(block, block.columns != _rows(block))
-
-
-def _filtered(block: Block, kept: Tensor) -> Block:
-    """The edges between local nodes that are kept."""
+    counts = block.end - block.begin
+    rows = torch.repeat_interleave(torch.arange(block.num_rows, device=counts.device), counts)
+    kept = block.columns != rows
     if bool(kept.all()):
         return block
-    rows = _rows(block)
     counts = torch.bincount(rows[kept], minlength=block.num_rows)
     pointer = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 

@@ -14,9 +14,9 @@ from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, look_up
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.read.names import StoredNames, open_encoding, open_names, read_encoding
+from hpcgnn.storage.read.names import open_encoding, open_names, read_encoding
 from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import GRAPH
+from hpcgnn.storage.schema import GRAPH, NAMES
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,30 @@ class FindNodeIds:
     """
 
     def build(self, graph: PartitionedGraph) -> np.ndarray:
+        numbers = graph.original_ids.cpu().numpy()
+        if graph.file is None:
+            return numbers
         comm, slab_P1 = graph.comm, graph.derived(FindPlaces()).slab_P1
         texts: np.ndarray | None = None
-        if graph.file is None:
-            return graph.original_ids.cpu().numpy()
-        with agreed(comm, "read the names of the nodes"), _texts(graph) as (names, _):
+        with agreed(comm, "read the names of the nodes"), _opened(graph.file, graph) as reader:
+            names = open_names(reader, graph.num_nodes)
             if names is not None:
                 texts = names.padded(int(slab_P1[comm.rank]), int(slab_P1[comm.rank + 1]))
         width = 0 if texts is None else texts.dtype.itemsize
         width = comm.allreduce(width, "max", where="read the names of the nodes")
         if texts is None:
-            return graph.original_ids.cpu().numpy()
+            return numbers
         return look_up(comm, slab_P1, graph.node_ids.cpu().numpy(), texts.astype(f"S{width}"))
 
 
 @contextmanager
-def _texts(graph: PartitionedGraph) -> Iterator[tuple[StoredNames | None, Encoding]]:
-    """The names of nodes, and how tables were encoded, in the file that the graph is from."""
-    if graph.file is None:
-        yield None, Encoding()
-        return
-    with Reader(graph.file, None) as reader:
+def _opened(file: Path, graph: PartitionedGraph) -> Iterator[Reader]:
+    """The file that the graph was read from, graph.h5 or a partition file."""
+    with Reader(file, None) as reader:
         mark = "fingerprint" if reader.text("format") == GRAPH else "graph_fingerprint"
         if reader.text(mark) != graph.graph_fingerprint:
-            raise InputError("is another file than the graph was read from", file=graph.file)
-        encoding = read_encoding(open_encoding(reader)) or Encoding()
-        yield open_names(reader, graph.num_nodes), encoding
+            raise InputError("is another file than the graph was read from", file=file)
+        yield reader
 
 
 @dataclass
@@ -114,16 +112,20 @@ def node_texts(
     Raises:
         InputError: a damaged file, or a table without ids.
     """
-    with _texts(graph) as (names, encoding):
-        wanted = None if only is None else _listed(only, encoding, names is not None)
-        classes = encoding.classes if of_labels else []
-        if classes and trained_on not in (None, graph.graph_fingerprint, encoding.like):
-            warn(
-                "hpcgnn: note: classes go by number: the model was trained on those of another "
-                "graph (convert --like GRAPH.h5 reads tables as that one's were)"
-            )
-            classes = []
-        return NodeTexts(classes, wanted)
+    encoding, named = Encoding(), False
+    if graph.file is not None:
+        with _opened(graph.file, graph) as reader:
+            encoding = read_encoding(open_encoding(reader)) or encoding
+            named = reader.is_group(NAMES)
+    wanted = None if only is None else _listed(only, encoding, named)
+    classes = encoding.classes if of_labels else []
+    if classes and trained_on not in (None, graph.graph_fingerprint, encoding.like):
+        warn(
+            "hpcgnn: note: classes go by number: the model was trained on those of another "
+            "graph (convert --like GRAPH.h5 reads tables as that one's were)"
+        )
+        classes = []
+    return NodeTexts(classes, wanted)
 
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:

@@ -66,6 +66,19 @@ def test_it_comes_back_by_its_names(tmp_path):
     assert data["paper"].y.tolist() == content()[2].tolist() and "y" not in data["author"]
 
 
+def test_ids_that_are_given_take_the_place_of_names(tmp_path):
+    ids, out = np.arange(60)[::-1], tmp_path / "g.h5"
+    np.save(tmp_path / "ids.npy", ids)
+    given = ("--ids", str(tmp_path / "ids.npy"))
+    assert main(["convert", str(write_mag(tmp_path / "g")), str(out), *given]) == 0
+    with GraphFile(out) as file:
+        assert file.names is None
+        assert np.array_equal(file.read_nodes(0, 60).original_ids, ids)
+    assert main(["convert", str(tmp_path / "g"), str(out), "--force"]) == 0
+    with GraphFile(out) as file:
+        assert file.names is not None and file.names.texts(0, 2) == ["author/0", "author/1"]
+
+
 def pack(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(text.encode()))
 

@@ -106,8 +106,9 @@ def assemble(
                     _write_rows(writer, chunk, treatment.link_split, first)
                     first += len(chunk.counts)
                     stage.advance(len(chunk.counts))
-            if source.names is not None:
-                for lengths, data in source.names.names():
+            texts = source.names or source.nodes.names
+            if texts is not None:
+                for lengths, data in texts.names():
                     writer.append_original_names(lengths, data)
             else:
                 for ids in _original_ids(source, table, num_nodes, scratch):

@@ -111,6 +111,8 @@ class Nodes:
         for name in ("features", "labels", "split", "types", "ids", "labels_as"):
             if getattr(other, name):
                 setattr(self, name, getattr(other, name))
+        if other.ids:
+            self.names = other.names
         self.typed_features.update(other.typed_features)
         self.arrays.update(other.arrays)
         self.notes += other.notes
@@ -161,7 +163,6 @@ class Source:
 
     def __post_init__(self) -> None:
         self.counted = self.num_nodes is not None
-        self.names = self.names or self.nodes.names
         self.notes += self.nodes.notes
         self.nodes.notes = self.notes  # one list, to which writing the nodes adds
 
