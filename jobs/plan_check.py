@@ -80,7 +80,7 @@ def measure(
         ["train", part, *options, "--epochs", epochs, "--checkpoint-every", 0, "--run-dir", folder],
         ranks,
     )
-    found = re.search(r"above imports: (?:.* to )?([\d.]+) (\wB) per rank", printed)
+    found = re.search(r"above imports: (?:.* to )?([\d.]+) (\wB)", printed)
     if found is None:
         sys.exit(f"no peak in: {printed}")
     lines = (folder / "metrics.jsonl").read_text().splitlines()[1:]

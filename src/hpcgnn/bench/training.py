@@ -28,8 +28,8 @@ _PARTS = {
 }
 _UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _SIZE = r"([\d.]+) (B|kB|MB|GB|TB)"
-_PEAKS = re.compile(
-    rf"^peak memory above imports: {_SIZE} to {_SIZE} per rank, {_SIZE} in all;", re.M
+_PEAKS = re.compile(  # of one rank: what it took; of several: least, most and all
+    rf"^peak memory above imports: (?:{_SIZE} to {_SIZE} per rank, )?{_SIZE}(?: in all)?;", re.M
 )
 
 
@@ -105,11 +105,12 @@ def read_run(run: Path, output: str) -> Training:
     peaks = _PEAKS.search(output)
     if not records or peaks is None:
         return Training(problem="its run tells nothing")
+    total = float(peaks[5]) * _UNITS[peaks[6]]
     return Training(
         seconds=[record["epoch_seconds"] - record["evaluate_seconds"] for record in records],
         losses=[record["loss"] for record in records],
-        peak_bytes=float(peaks[5]) * _UNITS[peaks[6]],
-        rank_bytes=float(peaks[3]) * _UNITS[peaks[4]],
+        peak_bytes=total,
+        rank_bytes=total if peaks[3] is None else float(peaks[3]) * _UNITS[peaks[4]],
         sent_bytes=records[-1]["bytes_sent"]["mean"] * _ranks(run),
         scores=[record.get("valid") for record in records],
         parts=_parts(records),
