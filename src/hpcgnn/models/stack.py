@@ -140,7 +140,7 @@ class Stack(torch.nn.Module):
         """Each hidden layer as it is computed."""
         for i, dropout in enumerate(self.dropouts):
             step = flow[i] if flow else None
-            if self._rectifies(i):
+            if self._rectifies(i) and isinstance(dropout, Dropout):
                 x_NF = y_NF = self._convolve(graph, x_NF, i, flow, dropout)
                 graph.execution.newest = None
                 yield y_NF
