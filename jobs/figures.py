@@ -48,9 +48,12 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
     axes.plot(ranks, ideal, linestyle="--", color=OTHERS, label="1/P of the first")
     for count, peak in zip(ranks, peaks, strict=True):
         axes.annotate(
-            f"{1e3 * peak:.0f} MB", (count, peak), xytext=(6, 4), textcoords="offset points",
+            f"{1e3 * peak:.0f} MB",
+            (count, peak),
+            xytext=(6, 4),
+            textcoords="offset points",
             fontsize=8,
-        )  # fmt: skip
+        )
     graph = scale["steps"][0]["graph"]
     for row in peers_on(graph, scale["model"], epochs):
         name = short(row["name"])
@@ -169,8 +172,9 @@ def number(row: Content, value: str, unit: float) -> float | None:
 
 def short(name: str) -> str:
     """`hpcgnn, 2 ranks x 1 thread` and `PyG CSR`, releases left out."""
-    return " ".join(word for word in name.split(" ") if not word.replace(".", "").isdigit() or
-                    "." not in word)  # fmt: skip
+    return " ".join(
+        word for word in name.split(" ") if not word.replace(".", "").isdigit() or "." not in word
+    )
 
 
 def named(model: str, graph: Content) -> str:

@@ -26,7 +26,7 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
-from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.sar.aggregation import neighbour_sum
 
 DEGREE, WIDTH = 8, 32
 Step = Callable[[], object]

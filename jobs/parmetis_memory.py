@@ -1,4 +1,4 @@
-"""What ParMETIS takes beside the graph it is given; `partition/memory.py` was fitted to this table.
+"""What ParMETIS takes beside the graph it is given; `partition/problem.py` was fitted to it.
 
     mpiexec -n RANKS python jobs/parmetis_memory.py PARTS GRAPH.h5...
 
@@ -19,8 +19,8 @@ from mpi4py import MPI
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import SlabEdges, neighbours
 from hpcgnn.partition.kaminpar_process import peak
-from hpcgnn.partition.memory import parmetis_bytes
 from hpcgnn.partition.pipeline import slab_bounds
+from hpcgnn.partition.problem import parmetis_bytes
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.system import resident_memory, set_up

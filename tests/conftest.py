@@ -27,15 +27,24 @@ SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "s
 
 
 # The longest files, begun first where several processes share the files.
-LONGEST = ("test_gpu", "test_faults", "test_cuda_compile", "test_cuda_emulated", "test_readme",
-           "test_accuracy", "test_failure", "test_plan")  # fmt: skip
+LONGEST = (
+    "test_gpu",
+    "test_faults",
+    "test_cuda_compile",
+    "test_cuda_emulated",
+    "test_readme",
+    "test_accuracy",
+    "test_failure",
+    "test_plan",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--quick", action="store_true",
+        "--quick",
+        action="store_true",
         help="leave out tests that start processes, compile, read real graphs or are marked slow",
-    )  # fmt: skip
+    )
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -27,8 +27,22 @@ def load(name: str) -> dict:
 @pytest.fixture
 def part(comm, shared_path) -> Path:
     graph = shared_path / "graph.h5"
-    call(comm, generate, "sbm", graph, "--nodes", 200, "--degree", 6, "--classes", 3,
-         "--features", 8, "--noise", 1)  # fmt: skip
+    call(
+        comm,
+        generate,
+        "sbm",
+        graph,
+        "--nodes",
+        200,
+        "--degree",
+        6,
+        "--classes",
+        3,
+        "--features",
+        8,
+        "--noise",
+        1,
+    )
     hpcgnn.partition_graph(comm, graph, method="random", out=shared_path / "part.h5")
     comm.barrier()
     return shared_path / "part.h5"
@@ -47,8 +61,19 @@ def test_examples_learn(comm, part, name):
     assert len(found) == 8 and found[-1]["loss"] < found[0]["loss"]
     if name == "own_model":
         assert found[0]["lr"] > found[-1]["lr"] and (run_dir / "predictions.h5").exists()
-        call(comm, train, part, "--run-dir", part.parent / "c", "--epochs", 1, "--model",
-             f"{EXAMPLES / 'own_model.py'}:Net", "--model-args", "hidden=8")  # fmt: skip
+        call(
+            comm,
+            train,
+            part,
+            "--run-dir",
+            part.parent / "c",
+            "--epochs",
+            1,
+            "--model",
+            f"{EXAMPLES / 'own_model.py'}:Net",
+            "--model-args",
+            "hidden=8",
+        )
 
 
 def test_a_notebook_needs_no_launcher(comm, part, monkeypatch, capsys):
@@ -108,9 +133,15 @@ def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
     trainer = hpcgnn.Trainer(
-        graph, model, task, optimizer=optimizer, scheduler=schedule, epochs=20, clip_norm=1.0,
+        graph,
+        model,
+        task,
+        optimizer=optimizer,
+        scheduler=schedule,
+        epochs=20,
+        clip_norm=1.0,
         run_dir=shared_path / "run",
-    )  # fmt: skip
+    )
     trainer.run()
     comm.barrier()
     found = [record["loss"] for record in records(shared_path / "run")]

@@ -40,8 +40,17 @@ def test_link_prediction(comm, shared_path, monkeypatch):
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         write_edges(shared_path, 40, 4)
-        converted("edges.csv", "g.h5", "--features", "x.npy", "--ids", "ids.npy", "--symmetrise",
-                  "--link-split", "0.8,0.1,0.1")  # fmt: skip
+        converted(
+            "edges.csv",
+            "g.h5",
+            "--features",
+            "x.npy",
+            "--ids",
+            "ids.npy",
+            "--symmetrise",
+            "--link-split",
+            "0.8,0.1,0.1",
+        )
     comm.barrier()
     call(comm, partition, "g.h5", "--method", "random", "-o", "g.p.h5")
     run("link_prediction", comm, "g.p.h5", run_dir="run", epochs=4)
@@ -58,8 +67,20 @@ def test_new_graph(comm, shared_path, monkeypatch):
     if comm.rank == 0:
         write_edges(shared_path, 35, 2)
         converted("edges.csv", "new.h5", "--features", "x.npy", "--ids", "ids.npy")
-    call(comm, generate, "sbm", "old.h5", "--nodes", 90, "--degree", 6, "--classes", 3,
-         "--features", 6)  # fmt: skip
+    call(
+        comm,
+        generate,
+        "sbm",
+        "old.h5",
+        "--nodes",
+        90,
+        "--degree",
+        6,
+        "--classes",
+        3,
+        "--features",
+        6,
+    )
     for name in ("old", "new"):
         call(comm, partition, f"{name}.h5", "--method", "random", "-o", f"{name}.p.h5")
     run("new_graph", comm, "old.p.h5", "new.p.h5", run_dir="run", epochs=3)

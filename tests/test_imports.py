@@ -13,10 +13,23 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "hpcgnn"
 # From the top down; a room may use those below it. Names in one line stand beside each other.
 ROOMS = [
-    {"__init__"}, {"__main__"}, {"cli"}, {"pyparmetis"}, {"bench", "report"}, {"train"},
-    {"tasks", "models"}, {"nn"}, {"sar"}, {"partition"}, {"storage"}, {"graph"}, {"comm"},
-    {"kernels"}, {"settings"}, {"display", "errors", "system", "timeline", "version"},
-]  # fmt: skip
+    {"__init__"},
+    {"__main__"},
+    {"cli"},
+    {"pyparmetis"},
+    {"bench", "report"},
+    {"train"},
+    {"tasks", "models"},
+    {"nn"},
+    {"sar"},
+    {"partition"},
+    {"storage"},
+    {"graph"},
+    {"comm"},
+    {"kernels"},
+    {"settings"},
+    {"display", "errors", "system", "timeline", "version"},
+]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 

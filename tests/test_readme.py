@@ -60,8 +60,12 @@ def shell(tmp_path):
     def run(script: str, folder: Path = tmp_path) -> str:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
-            cwd=folder, env=kept, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            cwd=folder,
+            env=kept,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -80,8 +84,9 @@ def test_commands_for_one_machine_run(shell, tmp_path):
     scripts = [code for remark, code in blocks("sh", "docs/your_graph.md") if not remark]
     assert scripts
     if not (list(Path(sys.prefix).rglob("mgmetis/_cython/parmetis*.so"))):
-        scripts = [code.replace("partition web.h5", "partition web.h5 --method random")
-                   for code in scripts]  # fmt: skip
+        scripts = [
+            code.replace("partition web.h5", "partition web.h5 --method random") for code in scripts
+        ]
     out = "".join(map(shell, scripts))
     assert "resuming after epoch 20" in out
     assert "30 of 30" in out and "predictions of 300 nodes" in out
@@ -199,6 +204,8 @@ def test_verbs_and_options_are_those_of_the_program():
         if line.startswith("|"):
             names = re.findall(r"`(--[\w-]+)`", line.split("|")[1])
             values = [value.strip() for value in line.split("|")[2].split(",")]
-            shown = ["no" if v is False else f"{v:g}" if isinstance(v, float) else str(v)
-                     for v in (defaults[name] for name in names)]  # fmt: skip
+            shown = [
+                "no" if v is False else f"{v:g}" if isinstance(v, float) else str(v)
+                for v in (defaults[name] for name in names)
+            ]
             assert values == shown, line

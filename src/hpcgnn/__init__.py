@@ -25,15 +25,14 @@ from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
     from hpcgnn import nn, pyparmetis, tasks
-    from hpcgnn.nn.convert import convert_norms
     from hpcgnn.nn.gradients import sum_gradients
+    from hpcgnn.nn.norm import convert_norms
     from hpcgnn.partition.load import load_partition
     from hpcgnn.partition.pipeline import partition_graph
     from hpcgnn.storage.exchange.dgl import from_dgl
     from hpcgnn.storage.exchange.networkx import from_networkx
-    from hpcgnn.storage.exchange.pyg import from_pyg
+    from hpcgnn.storage.exchange.pyg import from_pyg, to_pyg
     from hpcgnn.storage.exchange.scipy import from_scipy
-    from hpcgnn.storage.exchange.to_pyg import to_pyg
     from hpcgnn.train.predict import predict
     from hpcgnn.train.trainer import Trainer
 
@@ -63,7 +62,7 @@ _MODULES = {
 }
 _OBJECTS = {
     "Trainer": "hpcgnn.train.trainer",
-    "convert_norms": "hpcgnn.nn.convert",
+    "convert_norms": "hpcgnn.nn.norm",
     "from_dgl": "hpcgnn.storage.exchange.dgl",
     "from_networkx": "hpcgnn.storage.exchange.networkx",
     "from_pyg": "hpcgnn.storage.exchange.pyg",
@@ -72,7 +71,7 @@ _OBJECTS = {
     "partition_graph": "hpcgnn.partition.pipeline",
     "predict": "hpcgnn.train.predict",
     "sum_gradients": "hpcgnn.nn.gradients",
-    "to_pyg": "hpcgnn.storage.exchange.to_pyg",
+    "to_pyg": "hpcgnn.storage.exchange.pyg",
 }
 
 

@@ -36,19 +36,35 @@ def test_a_sampler_trains_until_the_accuracy_is_reached(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)
     arrays = {
-        "pointer": np.arange(41), "source": np.arange(40)[::-1].copy(), "labels": labels,
+        "pointer": np.arange(41),
+        "source": np.arange(40)[::-1].copy(),
+        "labels": labels,
         "features": (rng.normal(size=(40, 4)) + 3 * labels[:, None]).astype(np.float32),
-        "train": np.arange(0, 40, 2), "valid": np.arange(1, 40, 2),
-    }  # fmt: skip
+        "train": np.arange(0, 40, 2),
+        "valid": np.arange(1, 40, 2),
+    }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
-    np.savez(tmp_path / "weights.npz", **{
-        "convs.0.lin_l.weight": rng.normal(size=(2, 4)).astype(np.float32),
-        "convs.0.lin_l.bias": np.zeros(2, np.float32),
-        "convs.0.lin_r.weight": rng.normal(size=(2, 4)).astype(np.float32),
-    })  # fmt: skip
-    settings = {"model": "sage", "layers": 1, "hidden": 8, "heads": 1, "features": 4, "classes": 2,
-                "epochs": 50, "lr": 0.1, "target": 0.95, "seed": 0}  # fmt: skip
+    np.savez(
+        tmp_path / "weights.npz",
+        **{
+            "convs.0.lin_l.weight": rng.normal(size=(2, 4)).astype(np.float32),
+            "convs.0.lin_l.bias": np.zeros(2, np.float32),
+            "convs.0.lin_r.weight": rng.normal(size=(2, 4)).astype(np.float32),
+        },
+    )
+    settings = {
+        "model": "sage",
+        "layers": 1,
+        "hidden": 8,
+        "heads": 1,
+        "features": 4,
+        "classes": 2,
+        "epochs": 50,
+        "lr": 0.1,
+        "target": 0.95,
+        "seed": 0,
+    }
     (tmp_path / "problem.json").write_text(json.dumps(settings))
     problem = peer.GivenProblem(tmp_path)
 

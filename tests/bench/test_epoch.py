@@ -36,8 +36,11 @@ class Fake:
 def test_turns_go_to_and_fro_and_spare_who_failed():
     asked = []
     well = [Training([1.0], [1.0]) for _ in range(3)]
-    contenders = [Fake("a", list(well), asked), Fake("b", [Training(problem="no")], asked),
-                  Fake("c", list(well), asked)]  # fmt: skip
+    contenders = [
+        Fake("a", list(well), asked),
+        Fake("b", [Training(problem="no")], asked),
+        Fake("c", list(well), asked),
+    ]
     found = in_turns(contenders, 3)
     assert asked == ["a", "b", "c", "c", "a", "a", "c"]
     assert [len(taken) for taken in found.values()] == [3, 1, 3]
@@ -130,8 +133,13 @@ def test_without_peers_ours_are_shown(bench, graph):
 
 
 def test_graphs_that_peers_would_read_otherwise_are_refused(bench, tmp_path):
-    np.savez(tmp_path / "w.npz", edge_index=np.array([[0, 1], [1, 0]]), x=np.ones((2, 2)),
-             y=np.array([0, 1]), edge_weight=np.array([1.0, 2.0]))  # fmt: skip
+    np.savez(
+        tmp_path / "w.npz",
+        edge_index=np.array([[0, 1], [1, 0]]),
+        x=np.ones((2, 2)),
+        y=np.array([0, 1]),
+        edge_weight=np.array([1.0, 2.0]),
+    )
     out = tmp_path / "w.h5"
     job.ours(["convert", tmp_path / "w.npz", out], Layout(1, 1), LIMITS)
     with pytest.raises(InputError, match="bench takes graphs with"):

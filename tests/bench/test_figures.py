@@ -22,11 +22,13 @@ def test_figures(tmp_path):
     size, shape = GraphSize(10, 20, 1, 2), ModelShape("sage", 2, 8, 1)
     settings = EpochSettings(layouts, 1, 1)
     ours = Training([9.0, 1.0], [2.0, 1.0], 2e6, 1e6)
-    rows = standings({
-        "hpcgnn, 1 rank x 1 thread": [ours],
-        "DGL": [Training([9.0, 2.0], [2.0, 1.0], 3e6, 3e6, release="DGL 1.1.3")],
-        "PyG CSR": [Training(problem="out of memory")],
-    })  # fmt: skip
+    rows = standings(
+        {
+            "hpcgnn, 1 rank x 1 thread": [ours],
+            "DGL": [Training([9.0, 2.0], [2.0, 1.0], 3e6, 3e6, release="DGL 1.1.3")],
+            "PyG CSR": [Training(problem="out of memory")],
+        }
+    )
     epoch = EpochReport(size, shape, settings, rows, Floor(0.5, 0.1, 1e9, 1e9), [])
     found = steps(layouts, [size] * 2, [[ours], [ours]], cores=2)
     scale = ScaleReport("strong", shape, settings, found, 2)

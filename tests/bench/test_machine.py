@@ -15,9 +15,14 @@ pytestmark = pytest.mark.mpi
 
 def test_its_file_is_read(comm, shared_path, monkeypatch):
     for name, value in (
-        ("_WIDTHS", (8, 16)), ("_FEW", (40, 200)), ("_MANY", (80, 400)), ("_PRODUCT_ROWS", 50),
-        ("_MESSAGES", (64, 4096)), ("_LEAST_SECONDS", 1e-4), ("_ROWS", (50, 8)),
-    ):  # fmt: skip
+        ("_WIDTHS", (8, 16)),
+        ("_FEW", (40, 200)),
+        ("_MANY", (80, 400)),
+        ("_PRODUCT_ROWS", 50),
+        ("_MESSAGES", (64, 4096)),
+        ("_LEAST_SECONDS", 1e-4),
+        ("_ROWS", (50, 8)),
+    ):
         monkeypatch.setattr(machine, name, value)
     out = shared_path / "here.toml"
     call(comm, bench, "machine", "-o", out, "--name", "test", "--device", "cpu")

@@ -19,8 +19,12 @@ def test_seconds(value, shown):
 
 def test_sizes():
     assert [size(n) for n in (0, 999, 1_500, 2.7e9, 3e15)] == [
-        "0 B", "999 B", "1.5 kB", "2.7 GB", "3000 TB",
-    ]  # fmt: skip
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.7 GB",
+        "3000 TB",
+    ]
     assert short(0) == "0" and short(12345) == "12345"
 
 

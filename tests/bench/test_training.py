@@ -44,10 +44,18 @@ def test_a_peer_without_its_library_says_so(tmp_path):
 
 def test_a_run(tmp_path):
     records = [
-        {"epoch": e, "loss": 1 / e, "epoch_seconds": 2.0, "evaluate_seconds": 0.5, "valid": e / 4,
-         "bytes_sent": {"mean": 10.0}, "forward_seconds": e, "pack_seconds": {"mean": 0.1}}
+        {
+            "epoch": e,
+            "loss": 1 / e,
+            "epoch_seconds": 2.0,
+            "evaluate_seconds": 0.5,
+            "valid": e / 4,
+            "bytes_sent": {"mean": 10.0},
+            "forward_seconds": e,
+            "pack_seconds": {"mean": 0.1},
+        }
         for e in (1, 2)
-    ]  # fmt: skip
+    ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(lines)
     (tmp_path / "starts.jsonl").write_text('{"ranks": 2}\n')

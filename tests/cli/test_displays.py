@@ -57,8 +57,13 @@ def test_the_stages_of_a_conversion(capsys, tmp_path):
     lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
     assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'}")
     done = [line.split(": ")[0][9:] for line in lines if ": done in " in line]
-    assert done == ["read the edges", "number the nodes", "arrange the edges", "write the nodes",
-                    "sort and write the edges"]  # fmt: skip
+    assert done == [
+        "read the edges",
+        "number the nodes",
+        "arrange the edges",
+        "write the nodes",
+        "sort and write the edges",
+    ]
     assert "100 % of 3 nodes" in lines[-3]
 
 

@@ -48,8 +48,9 @@ def broken(graph):
 def folder(comm, shared_path):
     """With graph.h5, its partition for these ranks, net.py and what it imports."""
     graph = shared_path / "graph.h5"
-    call(comm, generate, "sbm", graph, "--nodes", 90, "--degree", 6, "--classes", 3,
-         "--features", 5)  # fmt: skip
+    call(
+        comm, generate, "sbm", graph, "--nodes", 90, "--degree", 6, "--classes", 3, "--features", 5
+    )
     if comm.rank == 0:
         (shared_path / "net.py").write_text(NET)
         (shared_path / "helper.py").write_text("HIDDEN = 4\n")
@@ -62,8 +63,19 @@ def folder(comm, shared_path):
 @pytest.mark.mpi
 def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
     path, part, run = list(sys.path), folder / "part.h5", folder / "run"
-    common = (part, "--run-dir", run, "--model", f"{folder}/net.py:make", "--lr", 0.05,
-              "--model-args", "hidden=6,norm=(1, 2)", "--set", "training.patience=50")  # fmt: skip
+    common = (
+        part,
+        "--run-dir",
+        run,
+        "--model",
+        f"{folder}/net.py:make",
+        "--lr",
+        0.05,
+        "--model-args",
+        "hidden=6,norm=(1, 2)",
+        "--set",
+        "training.patience=50",
+    )
     call(comm, train, *common, "--epochs", 3)
     call(comm, train, *common, "--epochs", 5, "--resume")
     assert sys.path == path and "helper" not in {p.rpartition("/")[2] for p in sys.path}
@@ -110,8 +122,12 @@ def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
         with pytest.raises(InputError, match="--model-args takes NAME=VALUE"):
             parse_arguments(text)
     assert parse_arguments("a=1, b=[1,2],c=x,d='y',e=None") == {
-        "a": 1, "b": [1, 2], "c": "x", "d": "y", "e": None
-    }  # fmt: skip
+        "a": 1,
+        "b": [1, 2],
+        "c": "x",
+        "d": "y",
+        "e": None,
+    }
 
 
 FAILING = """

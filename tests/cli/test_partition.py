@@ -239,7 +239,13 @@ def test_scotch_for_open_mpi_under_mpich_is_refused(mpirun, grid, tmp_path):
         pytest.skip("this process does not run MPICH")
     library = debian("*/parmetis-int64/libparmetis.so")
     result = mpirun(
-        2, "partition", grid, "--method", "parmetis", "-o", tmp_path / "out.h5",
+        2,
+        "partition",
+        grid,
+        "--method",
+        "parmetis",
+        "-o",
+        tmp_path / "out.h5",
         env={"HPCGNN_PARMETIS": library},
-    )  # fmt: skip
+    )
     refused(result, "built for Open MPI", "this process runs MPICH", "--method kaminpar")

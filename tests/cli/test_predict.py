@@ -89,8 +89,20 @@ def test_only_predictions_are_replaced(comm, parts):
 @pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
 def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
     """Unless another is asked for; labels as input and smoothing read those of its nodes."""
-    call(comm, train, parts, *SETTINGS, "--split", 1, "--labels-as-input", 0.5, "--epochs", 3,
-         "--run-dir", "a")  # fmt: skip
+    call(
+        comm,
+        train,
+        parts,
+        *SETTINGS,
+        "--split",
+        1,
+        "--labels-as-input",
+        0.5,
+        "--epochs",
+        3,
+        "--run-dir",
+        "a",
+    )
     best = "a/checkpoints/best.h5"
     capsys.readouterr()
     call(comm, predict, parts, best, "-o", "default.h5", *options)
@@ -113,8 +125,22 @@ def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
 @pytest.mark.mpi
 def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
     """Features where a GPU that can't hold them found room; on this machine, without a backward."""
-    call(comm, train, parts, *SETTINGS, "--features-on", "host", "--precision", "tf32",
-         "--mode", "oneshot", "--epochs", 1, "--run-dir", "a")  # fmt: skip
+    call(
+        comm,
+        train,
+        parts,
+        *SETTINGS,
+        "--features-on",
+        "host",
+        "--precision",
+        "tf32",
+        "--mode",
+        "oneshot",
+        "--epochs",
+        1,
+        "--run-dir",
+        "a",
+    )
     asked = []
 
     def open_part(path, comm, config, *display):

@@ -72,8 +72,16 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     files = {}
     for ending in ("parquet", "npz", "h5"):
         files[ending] = f"p.{ending}"
-        call(comm, import_module("hpcgnn.cli.predict"), parts, "run", "--only", "later.csv",
-             "-o", files[ending])  # fmt: skip
+        call(
+            comm,
+            import_module("hpcgnn.cli.predict"),
+            parts,
+            "run",
+            "--only",
+            "later.csv",
+            "-o",
+            files[ending],
+        )
     if comm.rank == 0:  # another graph, whose classes have other names
         table = pq.read_table("nodes.parquet")
         other = pa.array([c and f"dark {c}" for c in table["colour"].to_pylist()], pa.string())

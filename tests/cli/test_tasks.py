@@ -143,8 +143,7 @@ def test_learned_and_predicted(comm, parts, task):
 
 
 def test_links_that_are_written_are_held_out(comm, parts):
-    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1,
-         "--run-dir", "run")  # fmt: skip
+    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
     call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
     with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
         targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
@@ -159,8 +158,7 @@ def test_links_that_are_written_are_held_out(comm, parts):
 
 
 def test_pairs_that_are_asked_for(comm, parts):
-    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1,
-         "--run-dir", "run")  # fmt: skip
+    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
     ends = np.random.default_rng(3).integers(0, N, (17, 2))
     if comm.rank == 0:
         np.save("pairs.npy", ends)

@@ -19,8 +19,24 @@ from tests.cli.verbs import call, refused
 from tests.graphs import random_graph
 
 NUM_NODES = 60
-SETTINGS = ("--model", "sage", "--layers", 2, "--hidden", 8, "--method", "random", "--seed", 5,
-            "--checkpoint-every", 5, "--halo-buffer", "64KiB", "--norm", "layer")  # fmt: skip
+SETTINGS = (
+    "--model",
+    "sage",
+    "--layers",
+    2,
+    "--hidden",
+    8,
+    "--method",
+    "random",
+    "--seed",
+    5,
+    "--checkpoint-every",
+    5,
+    "--halo-buffer",
+    "64KiB",
+    "--norm",
+    "layer",
+)
 
 
 def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed: int = 1) -> Path:

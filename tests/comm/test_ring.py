@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import InputError
 

@@ -29,8 +29,12 @@ def hidden(**more: str) -> dict[str, str]:
 def test_all_verbs_work_in_one_process(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
-        cwd=tmp_path, env=hidden(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=hidden(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 301
     assert "no MPI, so one process at a time: pip install mpich" in done.stdout
@@ -39,9 +43,12 @@ def test_all_verbs_work_in_one_process(tmp_path):
 def test_several_processes_are_refused_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-m", "hpcgnn", "train", "g.h5"],
-        cwd=tmp_path, env=hidden(PMI_RANK="0", PMI_SIZE="2"), capture_output=True, text=True,
+        cwd=tmp_path,
+        env=hidden(PMI_RANK="0", PMI_SIZE="2"),
+        capture_output=True,
+        text=True,
         timeout=60,
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("hpcgnn: error: no MPI: pip install mpich")
     assert done.stderr.count("\n") == 1

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tests.graphs import distribute, local, random_graph
 
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import CommunicationError
 from hpcgnn.nn import MessagePassing
+from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.sar.attention import AttentionSettings
 from hpcgnn.sar.gat import attention
-from hpcgnn.sar.sum import neighbour_sum
 from hpcgnn.system import resident_memory
 
 pytestmark = pytest.mark.mpi

@@ -52,18 +52,28 @@ def replace_torch_cuda() -> None:
     cudart = SimpleNamespace(cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda _: 0)
     properties = SimpleNamespace(total_memory=1 << 34, uuid="fake", name="fake GPU")
     for name, function in {
-        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-        "current_device": lambda: 0, "cudart": lambda: cudart, "set_device": lambda device: None,
-        "synchronize": lambda *_: None, "current_stream": Stream, "Stream": Stream, "Event": Event,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "cudart": lambda: cudart,
+        "set_device": lambda device: None,
+        "synchronize": lambda *_: None,
+        "current_stream": Stream,
+        "Stream": Stream,
+        "Event": Event,
         "stream": lambda stream: contextlib.nullcontext(),
         "get_device_properties": lambda *_: properties,
-        "max_memory_allocated": lambda *_: USED, "memory_allocated": lambda *_: USED,
+        "max_memory_allocated": lambda *_: USED,
+        "memory_allocated": lambda *_: USED,
         "is_bf16_supported": lambda *_, **__: True,
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-        "reset_peak_memory_stats": lambda *_: None, "empty_cache": lambda: None,
-        "manual_seed": torch.manual_seed, "manual_seed_all": lambda seed: None,
-    }.items():  # fmt: skip
+        "reset_peak_memory_stats": lambda *_: None,
+        "empty_cache": lambda: None,
+        "manual_seed": torch.manual_seed,
+        "manual_seed_all": lambda seed: None,
+    }.items():
         setattr(torch.cuda, name, function)
 
 

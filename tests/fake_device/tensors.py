@@ -13,15 +13,22 @@ DEVICE = torch.device("cuda", 0)
 _aten = torch.ops.aten
 _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 _INDEXING = (
-    _aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default,
+    _aten.index.Tensor,
+    _aten.index_put_.default,
+    _aten.index_put.default,
     _aten._index_put_impl_.default,
-)  # fmt: skip
+)
 
 
 _WAITING = (
-    _aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.bincount, _aten._unique2,
-    _aten.unique_consecutive, _aten.equal,
-)  # fmt: skip
+    _aten._local_scalar_dense,
+    _aten.nonzero,
+    _aten.masked_select,
+    _aten.bincount,
+    _aten._unique2,
+    _aten.unique_consecutive,
+    _aten.equal,
+)
 
 
 class FakeTensor(Tensor):
@@ -32,9 +39,13 @@ class FakeTensor(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> FakeTensor:
         made: FakeTensor = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device=DEVICE,
-        )  # fmt: skip
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=DEVICE,
+        )
         made.inner = inner
         return made
 

@@ -10,7 +10,7 @@ import torch
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import message_flow
-from hpcgnn.sar.sum import in_degrees
+from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import configure
 from tests.graphs import distribute, random_graph

@@ -18,6 +18,6 @@ def emulated(monkeypatch, pytestconfig) -> Emulator:
     emulator = Emulator(pytestconfig.cache.mkdir("emulator"))
     monkeypatch.setattr(launch, "_start", emulator.start)
     monkeypatch.setattr(checks, "REAL", checks.REAL + checks.SHORT)
-    for face in ("sums", "gat", "gatv2", "rows", "chunks", "dropout"):
+    for face in ("sums", "gat", "chunks", "dropout"):
         monkeypatch.setattr(f"hpcgnn.kernels.{face}.backend", lambda device: cuda)
     return emulator

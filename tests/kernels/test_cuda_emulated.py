@@ -19,7 +19,7 @@ from hpcgnn import kernels
 from hpcgnn.kernels import chunks, selftest
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cuda import shapes
-from hpcgnn.sar.mixed_precision import RowLayout
+from hpcgnn.sar.products import RowLayout
 from hpcgnn.sar.stream import Payload
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
@@ -41,10 +41,13 @@ def short_rows(monkeypatch):
         monkeypatch.setattr(module, "LONGEST", 5)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [
-    *itertools.product([1, 4, 7, 33, 64, 128, 300], [torch.float32]),
-    *itertools.product([2, 5, 130], [torch.float64]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [
+        *itertools.product([1, 4, 7, 33, 64, 128, 300], [torch.float32]),
+        *itertools.product([2, 5, 130], [torch.float64]),
+    ],
+)
 def test_sums(width, dtype):
     sums.test_adds_weighted_rows_at_every_width(width, dtype)
 

@@ -13,7 +13,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.inputs import EmbeddingInput, FeatureInput, LabelInput, TypedInput
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.linear import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
@@ -40,8 +40,15 @@ def by_block(whole, comm):
 
 
 def small(**changes) -> Config:
-    base = {"model": "sage", "layers": 2, "hidden": 8, "dropout": 0.0, "epochs": 3,
-            "checkpoint_every": 0, "seed": 4}  # fmt: skip
+    base = {
+        "model": "sage",
+        "layers": 2,
+        "hidden": 8,
+        "dropout": 0.0,
+        "epochs": 3,
+        "checkpoint_every": 0,
+        "seed": 4,
+    }
     return Config.of(**(base | changes))
 
 
@@ -73,8 +80,9 @@ def test_embeddings_are_trained_by_their_owner_alone(comm, whole, shared_path, t
     """Rows after training are those of one rank; nothing of them is summed over ranks."""
     found = {}
     for name, ranks, folder in (
-        ("all", comm, shared_path), ("one", Communicator(MPI.COMM_SELF), tmp_path),
-    ):  # fmt: skip
+        ("all", comm, shared_path),
+        ("one", Communicator(MPI.COMM_SELF), tmp_path),
+    ):
         graph = distribute(whole, ranks)
         trainer = configured_trainer(graph, small(embedding=6), folder)
         sharded = [p for p in trainer.parameters if is_sharded(p)]
@@ -90,8 +98,10 @@ def test_embeddings_are_trained_by_their_owner_alone(comm, whole, shared_path, t
 def test_typed_features(comm, whole, graph):
     """Types 0 and 2 have features of their own width, type 1 learns embeddings."""
     kinds = np.random.default_rng(1).integers(0, 3, COUNT)
-    tables = {0: torch.randn(COUNT, 4, generator=torch.manual_seed(1)),
-              2: torch.randn(COUNT, 9, generator=torch.manual_seed(2))}  # fmt: skip
+    tables = {
+        0: torch.randn(COUNT, 4, generator=torch.manual_seed(1)),
+        2: torch.randn(COUNT, 9, generator=torch.manual_seed(2)),
+    }
     own = local(graph, kinds)
     typed = {kind: local(graph, rows)[own == kind] for kind, rows in tables.items()}
     graph = replace(graph, node_types=own, typed_features=typed)

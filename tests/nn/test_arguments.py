@@ -11,7 +11,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.errors import InputError
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.linear import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
 from tests.graphs import collect, distribute, random_graph
 
@@ -173,9 +173,12 @@ def test_copies_of_an_embedding_stay_with_their_rank(graph, monkeypatch):
     monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
     swapped = copy.deepcopy(embedding).double().float()
     for one in (
-        copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), assigned,
-        swapped, embedding.to(torch.float64),
-    ):  # fmt: skip
+        copy.deepcopy(embedding),
+        pickle.loads(pickle.dumps(embedding)),
+        assigned,
+        swapped,
+        embedding.to(torch.float64),
+    ):
         assert is_sharded(one.weight) and one.weight.requires_grad
         torch.testing.assert_close(one.weight.float(), embedding.weight.float())
     assert is_sharded(copy.deepcopy(embedding.weight))

@@ -148,9 +148,13 @@ def test_layers_number_themselves_as_weights_are_drawn(comm, graph):
     def numbers() -> list[int]:
         torch.manual_seed(3)
         made = [
-            nn.Dropout(0.5), nn.Dropout(0.5), nn.MessagePassing(), nn.MessagePassing(),
-            nn.GATConv(2, 2), nn.GATv2Conv(2, 2),
-        ]  # fmt: skip
+            nn.Dropout(0.5),
+            nn.Dropout(0.5),
+            nn.MessagePassing(),
+            nn.MessagePassing(),
+            nn.GATConv(2, 2),
+            nn.GATv2Conv(2, 2),
+        ]
         return [layer.layer for layer in made]
 
     assert len(set(numbers())) == 6 and numbers() == numbers()

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 import hpcgnn
 from hpcgnn.errors import NumericalError
-from hpcgnn.nn.embedding import Embedding
+from hpcgnn.nn.linear import Embedding
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi

@@ -41,42 +41,89 @@ LAYERS: dict[str, tuple[str, Make]] = {
     "transformer": ("", lambda lib: lib.TransformerConv(5, 4, heads=2)),
     "transformer edges": ("f", lambda lib: lib.TransformerConv(5, 4, heads=2, edge_dim=3)),
     "transformer beta": (
-        "f", lambda lib: lib.TransformerConv(5, 4, heads=3, concat=False, beta=True, edge_dim=3)),
+        "f",
+        lambda lib: lib.TransformerConv(5, 4, heads=3, concat=False, beta=True, edge_dim=3),
+    ),
     "transformer alone": (
-        "", lambda lib: lib.TransformerConv(5, 4, heads=2, root_weight=False, bias=False)),
+        "",
+        lambda lib: lib.TransformerConv(5, 4, heads=2, root_weight=False, bias=False),
+    ),
     "gine": ("f", lambda lib: lib.GINEConv(mlp(), eps=0.3, train_eps=True, edge_dim=3)),
     "gine mean": ("f", lambda lib: lib.GINEConv(mlp(), edge_dim=3, aggr="mean")),
     "gin max": ("", lambda lib: lib.GINConv(mlp(), train_eps=True, aggr="max")),
     "gin mean": ("", lambda lib: lib.GINConv(mlp(), aggr="mean")),
-    "pna": ("", lambda lib: lib.PNAConv(
-        5, 4, ["mean", "min", "max", "std"], ["identity", "amplification", "attenuation"], DEG)),
-    "pna towers": ("f", lambda lib: lib.PNAConv(
-        5, 4, ["sum", "var", "std"], ["linear", "inverse_linear"], DEG, edge_dim=3, towers=2,
-        pre_layers=2, post_layers=2, act="tanh", train_norm=True)),
-    "pna divided": ("", lambda lib: lib.PNAConv(
-        5, 10, ["mean", "max"], ["identity"], DEG, towers=5, divide_input=True)),
+    "pna": (
+        "",
+        lambda lib: lib.PNAConv(
+            5, 4, ["mean", "min", "max", "std"], ["identity", "amplification", "attenuation"], DEG
+        ),
+    ),
+    "pna towers": (
+        "f",
+        lambda lib: lib.PNAConv(
+            5,
+            4,
+            ["sum", "var", "std"],
+            ["linear", "inverse_linear"],
+            DEG,
+            edge_dim=3,
+            towers=2,
+            pre_layers=2,
+            post_layers=2,
+            act="tanh",
+            train_norm=True,
+        ),
+    ),
+    "pna divided": (
+        "",
+        lambda lib: lib.PNAConv(
+            5, 10, ["mean", "max"], ["identity"], DEG, towers=5, divide_input=True
+        ),
+    ),
     "rgat": ("r", lambda lib: lib.RGATConv(5, 4, 3, heads=2)),
-    "rgat bases": ("rf", lambda lib: lib.RGATConv(
-        5, 4, 4, num_bases=2, heads=2, edge_dim=3, concat=False)),
-    "rgat within": ("r", lambda lib: lib.RGATConv(
-        5, 4, 3, attention_mechanism="within-relation", heads=2, mod="additive")),
-    "rgat product": ("rf", lambda lib: lib.RGATConv(
-        5, 4, 3, attention_mode="multiplicative-self-attention", heads=2, dim=3, edge_dim=3,
-        mod="scaled")),
+    "rgat bases": (
+        "rf",
+        lambda lib: lib.RGATConv(5, 4, 4, num_bases=2, heads=2, edge_dim=3, concat=False),
+    ),
+    "rgat within": (
+        "r",
+        lambda lib: lib.RGATConv(
+            5, 4, 3, attention_mechanism="within-relation", heads=2, mod="additive"
+        ),
+    ),
+    "rgat product": (
+        "rf",
+        lambda lib: lib.RGATConv(
+            5,
+            4,
+            3,
+            attention_mode="multiplicative-self-attention",
+            heads=2,
+            dim=3,
+            edge_dim=3,
+            mod="scaled",
+        ),
+    ),
     "rgat f-scaled": ("r", lambda lib: lib.RGATConv(5, 4, 3, mod="f-scaled")),
     "rgat f-additive": ("r", lambda lib: lib.RGATConv(5, 4, 3, mod="f-additive", bias=False)),
     "gen": ("", lambda lib: lib.GENConv(5, 4, learn_t=True, t=0.7)),
-    "gen edges": ("f", lambda lib: lib.GENConv(
-        5, 5, norm="layer", edge_dim=3, bias=True, num_layers=3, t=2.0)),
+    "gen edges": (
+        "f",
+        lambda lib: lib.GENConv(5, 5, norm="layer", edge_dim=3, bias=True, num_layers=3, t=2.0),
+    ),
     "gen fixed weights": ("", lambda lib: lib.GENConv(5, 4, aggr="softmax_sg", norm=None)),
     "gen power": ("", lambda lib: lib.GENConv(5, 4, aggr="powermean", learn_p=True, p=1.5)),
-    "gen max": ("", lambda lib: lib.GENConv(
-        5, 4, aggr="max", msg_norm=True, learn_msg_scale=True, norm="layer")),
+    "gen max": (
+        "",
+        lambda lib: lib.GENConv(
+            5, 4, aggr="max", msg_norm=True, learn_msg_scale=True, norm="layer"
+        ),
+    ),
     "res+": ("", lambda lib: deep(lib, "res+", "batch", learn_t=True)),
     "res": ("", lambda lib: deep(lib, "res", "layer", aggr="add")),
     "dense": ("", lambda lib: deep(lib, "dense", "batch", aggr="mean")),
     "plain": ("", lambda lib: deep(lib, "plain", "layer")),
-}  # fmt: skip
+}
 ONE_OF_A_KIND = ("transformer edges", "pna towers", "rgat bases", "gen edges", "res+")
 
 

@@ -44,8 +44,13 @@ def test_forward_and_gradients(comm, graph, kind, offset):
     """Also far from 0, where a variance from sums of squares would be noise."""
     theirs = randomised(reference(kind)).double()
     ours = NORMS[kind](WIDTH)
-    ours.load_state_dict({name: value.float() for name, value in theirs.state_dict().items()
-                          if name in ours.state_dict()})  # fmt: skip
+    ours.load_state_dict(
+        {
+            name: value.float()
+            for name, value in theirs.state_dict().items()
+            if name in ours.state_dict()
+        }
+    )
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(COUNT, WIDTH, generator=generator) + offset
     weights = torch.randn(COUNT, WIDTH, generator=generator)

@@ -10,7 +10,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.comm.transport.staged import StagedTransport
-from hpcgnn.sar import mixed_precision
+from hpcgnn.sar import products
 from hpcgnn.train.optimisation import arithmetic
 from tests.comm.transport.test_transport import Sluggish
 from tests.graphs import collect, distribute, local, random_graph
@@ -38,9 +38,13 @@ MESSAGES = {
 }
 EDGES = {"edge_width": 2}
 GRAPHS = {
-    "gat edges": EDGES, "gatv2 edges": EDGES, "transformer": EDGES, "gine": EDGES,
-    "rgcn": {"num_relations": 3}, "rgat": {"num_relations": 3},
-}  # fmt: skip
+    "gat edges": EDGES,
+    "gatv2 edges": EDGES,
+    "transformer": EDGES,
+    "gine": EDGES,
+    "rgcn": {"num_relations": 3},
+    "rgat": {"num_relations": 3},
+}
 CPU = torch.device("cpu")
 
 
@@ -114,7 +118,7 @@ def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypat
     exact, _ = run(model, graph, whole, "fp32")
     graph.ring.transport = StagedTransport(Sluggish((1, 4)))
     graph.ring.release()
-    monkeypatch.setattr(mixed_precision, "kernels_read_16_bit", lambda device: True)
+    monkeypatch.setattr(products, "kernels_read_16_bit", lambda device: True)
     found, _ = run(model, graph, whole, "bf16")
     assert not far_ones(found, exact, 0.1)
     assert any("bf16" in expression for expression in emulated.launched)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
-from hpcgnn.partition import kaminpar, kaminpar_process, memory, parhip
+from hpcgnn.partition import kaminpar, kaminpar_process, parhip
+from hpcgnn.partition import problem as memory
 from hpcgnn.partition.pipeline import assign, choose
 from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.partition.pyparmetis import binding

@@ -153,7 +153,7 @@ def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
         (200, 50, "200 rows, 20% of a random partition's"),
         (200, 120, "the busiest part 2 times its share: --refine volume"),
     ],
-)  # fmt: skip
+)
 def test_the_table_is_put_in_words(volume, most, said):
     report = {
         "method": "parmetis",
@@ -187,9 +187,16 @@ def test_block_parts_are_runs():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"imbalance": 1.0}, {"imbalance": float("nan")}, {"node_cost": -1}, {"seed": -1},
-     {"node_cost": 0, "edge_cost": 0}, {"refine": "all"}, {"quality": "best"}],
-)  # fmt: skip
+    [
+        {"imbalance": 1.0},
+        {"imbalance": float("nan")},
+        {"node_cost": -1},
+        {"seed": -1},
+        {"node_cost": 0, "edge_cost": 0},
+        {"refine": "all"},
+        {"quality": "best"},
+    ],
+)
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError, match="--"):
         PartitionOptions(**wrong)

@@ -41,12 +41,14 @@ def grid(mpi) -> pyparmetis.Rows:
     here = np.repeat(own, np.diff(slab.indptr)) % WIDTH
     border = (here + slab.indices % WIDTH == 19) & (here != slab.indices % WIDTH)
     return pyparmetis.Rows(
-        bounds, slab.indptr, slab.indices,
+        bounds,
+        slab.indptr,
+        slab.indices,
         vertex_weights=np.where(own % WIDTH < 10, 3, 1),
         edge_weights=np.where(border, 1, 9),
         vertex_sizes=np.full(len(own), 2),
         coordinates=np.stack([own % WIDTH, own // WIDTH], axis=1),
-    )  # fmt: skip
+    )
 
 
 def weights_of(mpi, rows, part, parts) -> np.ndarray:

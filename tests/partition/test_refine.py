@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.partition.pipeline import assign
-from hpcgnn.partition.readers import Readers
+from hpcgnn.partition.quality import Readers
 from hpcgnn.partition.refine import refine_volume
 from hpcgnn.partition.routing import Slabs
 from tests.partition.slabs import everywhere, grid_edges, make_problem, random_edges

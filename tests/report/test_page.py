@@ -12,7 +12,7 @@ import pytest
 
 from hpcgnn.cli import main
 from hpcgnn.report.run import read_run
-from hpcgnn.report.time_split import per_epoch, per_rank
+from hpcgnn.report.summary import per_epoch, per_rank
 
 RANKS = 3
 NAME = "<script>alert(1)</script>"
@@ -114,7 +114,7 @@ def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
 
 
 def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hpcgnn.report.write.draw", lambda *_: [])  # takes seconds each time
+    monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])  # takes seconds each time
     folder, out = write_run(tmp_path / "run"), tmp_path / "out"
     assert main.main(["report", str(folder)]) == 0
     assert main.main(["report", str(folder)]) == 0  # the run's own is made anew

@@ -13,8 +13,8 @@ import torch
 
 import hpcgnn
 from hpcgnn import nn
+from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.sar.autograd import _Refusal
-from hpcgnn.sar.sum import neighbour_sum
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi

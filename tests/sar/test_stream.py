@@ -10,7 +10,7 @@ from hpcgnn import nn
 from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.stack import Stack
-from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.sar.aggregation import neighbour_sum
 from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi

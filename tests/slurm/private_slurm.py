@@ -93,10 +93,14 @@ class PrivateSlurm:
     def start(self) -> None:
         """Start the daemons; returns when both nodes are idle."""
         self._daemon(
-            "munged", "--foreground", f"--key-file={self.folder}/munge.key",
-            f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
-            f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
-        )  # fmt: skip
+            "munged",
+            "--foreground",
+            f"--key-file={self.folder}/munge.key",
+            f"--socket={self.folder}/munge.socket",
+            f"--pid-file={self.folder}/munged.pid",
+            f"--log-file={self.folder}/munged.log",
+            f"--seed-file={self.folder}/munged.seed",
+        )
         wait_for((self.folder / "munge.socket").exists, 10, "munged's socket")
         self._daemon("slurmctld", "-D")
         for node in NODES:
@@ -135,8 +139,12 @@ class PrivateSlurm:
         """Run one of Slurm's commands or a script of jobs/; returns what it printed."""
         done = subprocess.run(
             [program(command) or command, *map(str, args)],
-            capture_output=True, text=True, env=self.environment, cwd=cwd, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            cwd=cwd,
+            timeout=60,
+        )
         assert not check or done.returncode == 0, f"{command} {args}: {done.stdout}{done.stderr}"
         return done.stdout
 

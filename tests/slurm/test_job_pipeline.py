@@ -42,9 +42,25 @@ def _submit(slurm: PrivateSlurm, *args: object, cwd: Path) -> dict[str, int]:
 def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     _ring_graph(tmp_path / "ring.npz", 301)
     jobs = _submit(
-        slurm, "--ranks-per-node", 2, "--convert", "--format npz", "ring.npz", "ring",
-        "--model", "sage", "--hidden", 8, "--dropout", 0, "--epochs", 15, "--lr", 0.1, cwd=tmp_path,
-    )  # fmt: skip
+        slurm,
+        "--ranks-per-node",
+        2,
+        "--convert",
+        "--format npz",
+        "ring.npz",
+        "ring",
+        "--model",
+        "sage",
+        "--hidden",
+        8,
+        "--dropout",
+        0,
+        "--epochs",
+        15,
+        "--lr",
+        0.1,
+        cwd=tmp_path,
+    )
     assert list(jobs) == ["convert", "partition", "train", "predict"]
     slurm.wait(jobs["predict"], "COMPLETED", 120)
     assert [slurm.state(job) for job in jobs.values()] == ["COMPLETED"] * 4

@@ -16,8 +16,20 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_task_takes_its_line_of_the_list(tmp_path, mpirun):
-    made = mpirun(0, "generate", "sbm", tmp_path / "g.h5", "--nodes", 60, "--degree", 4,
-                  "--classes", 3, "--features", 5)  # fmt: skip
+    made = mpirun(
+        0,
+        "generate",
+        "sbm",
+        tmp_path / "g.h5",
+        "--nodes",
+        60,
+        "--degree",
+        4,
+        "--classes",
+        3,
+        "--features",
+        5,
+    )
     assert made.returncode == 0
     mpirun(0, "partition", tmp_path / "g.h5", "--method", "block", "-o", tmp_path / "p.h5")
     for name, width in (("small", 4), ("large", 8)):
@@ -29,9 +41,12 @@ def test_a_task_takes_its_line_of_the_list(tmp_path, mpirun):
     def sweep(number: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", ROOT / "jobs" / "sweep.sbatch", "list", "p.h5", "--epochs", "1"],
-            env=kept | {"SLURM_ARRAY_TASK_ID": str(number)}, cwd=tmp_path,
-            capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+            env=kept | {"SLURM_ARRAY_TASK_ID": str(number)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
 
     done = sweep(2)
     assert done.returncode == 0, done.stderr

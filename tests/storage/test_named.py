@@ -15,8 +15,8 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.sar.messages import edge_features
-from hpcgnn.storage import named
-from hpcgnn.storage.fingerprint import fingerprint, to_hex
+from hpcgnn.storage import schema
+from hpcgnn.storage.checks import fingerprint, to_hex
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.load import load_partition
 from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
@@ -31,7 +31,7 @@ NAN = float("nan")
 
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """One of each type."""
-    wide = {t: (rng.normal(size=(N, 2)) * 50).astype(t) for t in named.TYPES}
+    wide = {t: (rng.normal(size=(N, 2)) * 50).astype(t) for t in schema.TYPES}
     wide["float64"][3, 1] = NAN
     return {f"a_{t}": values for t, values in wide.items()} | {"flat": np.arange(N) * 7}
 

@@ -16,8 +16,8 @@ from hpcgnn.graph.places import EdgeEnds, FindPlaces
 from hpcgnn.sar.messages import edge_features
 from hpcgnn.tasks import EdgeTask, LinkPrediction, PairMLP, Regression, find_task
 from hpcgnn.tasks.build import stored_task
-from hpcgnn.tasks.negatives import KnownEdges, false_targets
-from hpcgnn.tasks.pair_rows import ids_of_pairs, numbered
+from hpcgnn.tasks.links import KnownEdges, false_targets
+from hpcgnn.tasks.pairs import ids_of_pairs, numbered
 from hpcgnn.tasks.settings import TaskSettings
 from tests.graphs import collect, distribute, local, random_graph
 

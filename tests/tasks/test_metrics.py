@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn import metrics as truth
 
-from hpcgnn.tasks import curves, deviations, metrics, ranking
-from hpcgnn.tasks.order import tally
+from hpcgnn.tasks import metrics
+from hpcgnn.tasks.metrics import tally
 
 pytestmark = pytest.mark.mpi
 
@@ -43,7 +43,7 @@ def test_areas(comm, count, levels):
     scores = rng.integers(0, levels, count).astype(np.float32)
     positive = rng.random(count) < 0.3
     found = [
-        over_ranks(comm, f, scores, positive) for f in (curves.roc_auc, curves.average_precision)
+        over_ranks(comm, f, scores, positive) for f in (metrics.roc_auc, metrics.average_precision)
     ]
     areas = [math.nan, math.nan]
     if positive.any():
@@ -56,7 +56,7 @@ def test_areas(comm, count, levels):
 @pytest.mark.parametrize("order", [1, -1])
 def test_roc_auc_of_perfect_orders(comm, order):
     scores = np.concatenate([np.zeros(40), np.arange(1, 61)]).astype(np.float32)
-    assert over_ranks(comm, curves.roc_auc, order * scores, scores > 0) == (order == 1)
+    assert over_ranks(comm, metrics.roc_auc, order * scores, scores > 0) == (order == 1)
 
 
 def test_no_rank_gets_all_of_equal_scores(comm):
@@ -95,11 +95,11 @@ def test_several_labels_at_once(comm):
     micro = truth.f1_score(labels[known], guess[known])
     np.testing.assert_allclose(over_ranks(comm, metrics.micro_f1, logits, labels), micro)
     for area, score in (
-        (curves.roc_auc, truth.roc_auc_score),
-        (curves.average_precision, truth.average_precision_score),
+        (metrics.roc_auc, truth.roc_auc_score),
+        (metrics.average_precision, truth.average_precision_score),
     ):
         areas = [score(labels[known[:, t], t], logits[known[:, t], t]) for t in range(4)]
-        found = over_ranks(comm, partial(curves.mean_over_labels, area), logits, labels)
+        found = over_ranks(comm, partial(metrics.mean_over_labels, area), logits, labels)
         np.testing.assert_allclose(found, np.mean(areas))
 
 
@@ -128,9 +128,9 @@ def test_values(comm, count, width, case):
             expected(truth.r2_score, true, found),
         ]
     functions = (
-        deviations.mean_absolute_error,
-        deviations.root_mean_squared_error,
-        deviations.r2,
+        metrics.mean_absolute_error,
+        metrics.root_mean_squared_error,
+        metrics.r2,
     )
     seen = [over_ranks(comm, function, found, true) for function in functions]
     np.testing.assert_allclose(seen, right, rtol=1e-11)
@@ -144,9 +144,9 @@ def test_unknown_values_are_left_out(comm):
     known = ~np.isnan(true)
     columns = [(true[known[:, t], t], found[known[:, t], t]) for t in range(2)]
     for function, score in (
-        (deviations.mean_absolute_error, truth.mean_absolute_error),
-        (deviations.root_mean_squared_error, truth.root_mean_squared_error),
-        (deviations.r2, truth.r2_score),
+        (metrics.mean_absolute_error, truth.mean_absolute_error),
+        (metrics.root_mean_squared_error, truth.root_mean_squared_error),
+        (metrics.r2, truth.r2_score),
     ):
         right = np.mean([score(*column) for column in columns])
         np.testing.assert_allclose(over_ranks(comm, function, found, true), right)
@@ -166,7 +166,7 @@ def test_ranks_of_true_pairs(comm, count, levels):
     rng = np.random.default_rng(count)
     true = rng.integers(0, levels, count).astype(np.float32)
     false = rng.integers(0, levels, (count, 6)).astype(np.float32)
-    found = over_ranks(comm, ranking.mean_reciprocal_rank, true, false)
+    found = over_ranks(comm, metrics.mean_reciprocal_rank, true, false)
     right = (1 / ogb_ranks(true, false)).mean() if count else math.nan
     np.testing.assert_allclose(found, right)
 
@@ -180,8 +180,8 @@ def test_hits(comm, false_count, levels):
     rows = torch.from_numpy(true[shares(comm, 50, 1)])
     others = torch.from_numpy(false[shares(comm, false_count, 2)])
     right = [float((true > np.sort(false)[-k]).mean()) if k <= false_count else 1.0 for k in most]
-    assert ranking.hits_at(comm, rows, others, most) == pytest.approx(right)
-    nothing = ranking.hits_at(comm, rows[:0], others, most)
+    assert metrics.hits_at(comm, rows, others, most) == pytest.approx(right)
+    nothing = metrics.hits_at(comm, rows[:0], others, most)
     assert np.isnan(nothing).all()
 
 
@@ -190,11 +190,11 @@ def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
     scores, labels = torch.rand(6, 2), torch.tensor([[0, 1], [1, 0]] * 3, dtype=torch.int8)
     if comm.rank == 0:
         scores[2, 1] = torch.nan
-    auc = partial(curves.mean_over_labels, curves.roc_auc)
-    assert math.isnan(curves.roc_auc(comm, scores[:, 1], labels[:, 1] == 1))
-    assert math.isnan(curves.average_precision(comm, scores[:, 1], labels[:, 1] == 1))
-    assert math.isnan(ranking.mean_reciprocal_rank(comm, scores[:, 0], scores))
-    assert np.isnan(ranking.hits_at(comm, scores[:, 0], scores[:, 1], [1, 3])).all()
+    auc = partial(metrics.mean_over_labels, metrics.roc_auc)
+    assert math.isnan(metrics.roc_auc(comm, scores[:, 1], labels[:, 1] == 1))
+    assert math.isnan(metrics.average_precision(comm, scores[:, 1], labels[:, 1] == 1))
+    assert math.isnan(metrics.mean_reciprocal_rank(comm, scores[:, 0], scores))
+    assert np.isnan(metrics.hits_at(comm, scores[:, 0], scores[:, 1], [1, 3])).all()
     for function in (auc, metrics.micro_f1, metrics.macro_f1):
         assert math.isnan(function(comm, scores, labels))
     for function in (metrics.accuracy, metrics.class_f1):

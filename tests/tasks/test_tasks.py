@@ -148,9 +148,12 @@ def test_values(comm, loss, width, weighted):
     weight = rng.random(45).astype(np.float32)
     graph = answers(comm, values, "speed", weight=weight)
     settings = TaskSettings(
-        target="speed", kind="values", loss=loss, huber_delta=0.5,
+        target="speed",
+        kind="values",
+        loss=loss,
+        huber_delta=0.5,
         node_weights="weight" if weighted else "none",
-    )  # fmt: skip
+    )
     task = find_task(graph, "rmse", settings)
     assert isinstance(task, Regression) and not task.larger_is_better
     found = run(graph, task, output)

@@ -25,8 +25,16 @@ from tests.graphs import distribute, local, random_graph
 TABLE = Path(__file__).with_suffix(".json")
 RANKS = (1, 2, 3)
 NUM_NODES, NUM_EDGES = 83, 300  # no multiple of anything
-COMMON = {"layers": 3, "hidden": 8, "heads": 2, "epochs": 3, "checkpoint_every": 0,
-          "halo_buffer": "4096", "dropout": 0.4, "seed": 3}  # fmt: skip
+COMMON = {
+    "layers": 3,
+    "hidden": 8,
+    "heads": 2,
+    "epochs": 3,
+    "checkpoint_every": 0,
+    "halo_buffer": "4096",
+    "dropout": 0.4,
+    "seed": 3,
+}
 
 # Name: (settings, the graph's arguments, how its features lie)
 RUNS: dict[str, tuple[dict[str, object], dict[str, object], str]] = {

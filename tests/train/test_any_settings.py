@@ -28,13 +28,28 @@ from tests.graphs import Whole, collect, distribute, random_graph
 pytestmark = pytest.mark.mpi
 SEEDS = 100
 MODELS = (
-    "gcn", "sage", "gat", "gatv2", "gin", "rgcn", "appnp", "sgc", "dagnn", "transformer", "gine",
-    "pna", "rgat", "deeper",
-)  # fmt: skip
+    "gcn",
+    "sage",
+    "gat",
+    "gatv2",
+    "gin",
+    "rgcn",
+    "appnp",
+    "sgc",
+    "dagnn",
+    "transformer",
+    "gine",
+    "pna",
+    "rgat",
+    "deeper",
+)
 PLAIN = {
-    "mode": "oneshot", "fewest_rows": False, "narrow_first": False, "cache_first": False,
+    "mode": "oneshot",
+    "fewest_rows": False,
+    "narrow_first": False,
+    "cache_first": False,
     "prune": False,
-}  # fmt: skip
+}
 SAVING = {"mode": "sar"} | dict.fromkeys(list(PLAIN)[1:], True)
 
 
@@ -59,11 +74,15 @@ class Draw:
         nodes = int(self.rng.integers(5, 80))
         edge_width = 2 if self.model in EDGE_READERS and self.chance(0.5) else 0
         whole = random_graph(
-            nodes, int(nodes * self.rng.uniform(0.6, 2)), seed, width=int(self.rng.integers(1, 9)),
-            symmetric=self.chance(0.5), weighted=self.chance(0.5),
+            nodes,
+            int(nodes * self.rng.uniform(0.6, 2)),
+            seed,
+            width=int(self.rng.integers(1, 9)),
+            symmetric=self.chance(0.5),
+            weighted=self.chance(0.5),
             num_relations=3 if self.model in RELATION_READERS else 0,
             edge_width=2 if self.model == "gine" else edge_width,
-        )  # fmt: skip
+        )
         if self.sparse:
             whole.features[self.rng.random(whole.features.shape) < 0.6] = 0
         if self.chance(0.7):  # few targets, so that pruning finds something to leave out
@@ -80,20 +99,35 @@ class Draw:
         ignorable = "weights" if self.model == "gine" else "weights,edge-features"
         aggregations = AGGREGATIONS.get(self.model, ()) if dense and chance(0.5) else ()
         return Config.of(
-            model=self.model, layers=pick(1, 2, 2, 3), hidden=pick(4, 8), heads=pick(1, 2),
-            output_heads=pick(0, 3), dropout=pick(0.0, 0.4), input_dropout=pick(0.0, 0.0, 0.3),
-            attention_dropout=pick(0.0, 0.3), norm=pick(*["none"] * 3, "layer", "batch", "graph"),
-            activation=pick("relu", "elu"), residual=plain and chance(0.3),
+            model=self.model,
+            layers=pick(1, 2, 2, 3),
+            hidden=pick(4, 8),
+            heads=pick(1, 2),
+            output_heads=pick(0, 3),
+            dropout=pick(0.0, 0.4),
+            input_dropout=pick(0.0, 0.0, 0.3),
+            attention_dropout=pick(0.0, 0.3),
+            norm=pick(*["none"] * 3, "layer", "batch", "graph"),
+            activation=pick("relu", "elu"),
+            residual=plain and chance(0.3),
             head=pick("conv", "linear"),
-            jumping=pick(*["none"] * 6, "cat", "max") if plain else "none", bases=pick(0, 2),
-            aggr=pick("auto", *aggregations), block="plain" if plain else pick("res", "res+"),
-            embedding=pick(0, 0, 3), power=pick(1, 2, 3, 4),
+            jumping=pick(*["none"] * 6, "cat", "max") if plain else "none",
+            bases=pick(0, 2),
+            aggr=pick("auto", *aggregations),
+            block="plain" if plain else pick("res", "res+"),
+            embedding=pick(0, 0, 3),
+            power=pick(1, 2, 3, 4),
             labels_as_input=0.5 if dense and chance(0.2) else 0.0,
             adversarial_steps=2 if dense and chance(0.2) else 0,
             ignore=pick("none", "none", ignorable),
-            optimizer="sgd", lr=0.05, epochs=3, checkpoint_every=0, seed=seed,
-            weight_decay=pick(0.0, 1e-3), schedule=pick("constant", "cosine", "step"),
-        )  # fmt: skip
+            optimizer="sgd",
+            lr=0.05,
+            epochs=3,
+            checkpoint_every=0,
+            seed=seed,
+            weight_decay=pick(0.0, 1e-3),
+            schedule=pick("constant", "cosine", "step"),
+        )
 
     def savings(self) -> list[tuple[int, dict[str, object]]]:
         """Ranks and settings: none and all on one rank; some on two, the others on three."""
@@ -185,6 +219,10 @@ def test_same_losses_and_scores(comm, worlds, shared_path):
                 if key == "scores" and not sure:
                     continue
                 torch.testing.assert_close(
-                    one[key], expected[key], rtol=1e-3, atol=1e-4, equal_nan=True,
+                    one[key],
+                    expected[key],
+                    rtol=1e-3,
+                    atol=1e-4,
+                    equal_nan=True,
                     msg=lambda text, s=seed, k=key, n=name: f"seed {s}: {k} on {n}: {text}",
-                )  # fmt: skip
+                )

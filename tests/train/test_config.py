@@ -159,8 +159,13 @@ def test_stored_configurations_are_checked(text):
 
 def test_sizes():
     assert [parse_size(t) for t in ("4096", "64MiB", "1.5GB", "2k", "1 GiB", "7b")] == [
-        4096, 64 << 20, 1_500_000_000, 2048, 1 << 30, 7,
-    ]  # fmt: skip
+        4096,
+        64 << 20,
+        1_500_000_000,
+        2048,
+        1 << 30,
+        7,
+    ]
     for wrong in ("", "MiB", "-1", "0", "nan", "inf", "1e400", "3 TB", "1.2.3", "2e9GiB"):
         with pytest.raises(InputError):
             parse_size(wrong)

@@ -13,14 +13,23 @@ from hpcgnn.report.summary import summarise
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
-from hpcgnn.train.progress import Progress
+from hpcgnn.train.scores import Progress
 from tests.graphs import distribute, random_graph
 
 STILL = {"model": "gcn", "layers": 2, "hidden": 4, "dropout": 0.0, "lr": 0.0, "epochs": 12}
 
 
-def train(comm, folder: Path, *, resume=False, valid=True, changes=(), labels=None, features=None,
-          **settings):  # fmt: skip
+def train(
+    comm,
+    folder: Path,
+    *,
+    resume=False,
+    valid=True,
+    changes=(),
+    labels=None,
+    features=None,
+    **settings,
+):
     """Train with a rate of 0, so that no validation is better than the first."""
     whole = random_graph(40, 160, seed=1)
     if not valid:
@@ -132,10 +141,18 @@ def test_only_scores_count():
 @pytest.mark.parametrize(
     "change",
     [
-        {"best": "x"}, {"best": [0.5]}, {"best": True}, {"best_epoch": "9"}, {"best_epoch": 11},
-        {"best_epoch": -1}, {"best": None}, {"test_at_best": []}, {"waited": 2.5}, {"waited": 11},
+        {"best": "x"},
+        {"best": [0.5]},
+        {"best": True},
+        {"best_epoch": "9"},
+        {"best_epoch": 11},
+        {"best_epoch": -1},
+        {"best": None},
+        {"test_at_best": []},
+        {"waited": 2.5},
+        {"waited": 11},
     ],
-)  # fmt: skip
+)
 def test_forged_progress_is_refused(change):
     good = {"best": 0.5, "best_epoch": 3, "test_at_best": None}
     with pytest.raises(InputError, match=r"^c\.h5: its progress "):

@@ -109,11 +109,22 @@ def train(machine, mpirun, parts, tmp_path) -> Callable[..., list[Records]]:
     def run(ranks: int, *runs: Run, folders: list[str] | None = None) -> list[Records]:
         names = folders or [f"{len(list(tmp_path.iterdir()))}.{i}" for i in range(len(runs))]
         commands = [
-            ["train", parts[ranks or 1], *COMMON, "--hidden", machine.hidden,
-             "--epochs", machine.epochs, "--device", "cuda" if ranks else "cpu",
-             "--run-dir", tmp_path / name, *" ".join(options).split()]
+            [
+                "train",
+                parts[ranks or 1],
+                *COMMON,
+                "--hidden",
+                machine.hidden,
+                "--epochs",
+                machine.epochs,
+                "--device",
+                "cuda" if ranks else "cpu",
+                "--run-dir",
+                tmp_path / name,
+                *" ".join(options).split(),
+            ]
             for name, options in zip(names, runs, strict=True)
-        ]  # fmt: skip
+        ]
         for command in [] if ranks else commands:
             done = mpirun(0, *command)
             assert done.returncode == 0, done.stderr
@@ -179,9 +190,16 @@ def test_predictions(machine, train, mpirun, parts, tmp_path):
     for device, start, ranks in (("cpu", mpirun, 0), ("cuda", machine.run, 2)):
         out = tmp_path / f"{device}.h5"
         done = start(
-            ranks, "predict", parts[ranks or 1], best, "-o", out, "--device", device,
+            ranks,
+            "predict",
+            parts[ranks or 1],
+            best,
+            "-o",
+            out,
+            "--device",
+            device,
             "--correct-and-smooth",
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         with h5py.File(out) as file:
             found[device] = file["probabilities"][:]
@@ -204,10 +222,26 @@ def test_relations(machine, mpirun, tmp_path):
     found = {}
     for device, start, ranks in (("cpu", mpirun, 0), ("cuda", machine.run, 2)):
         done = start(
-            ranks, "train", cut(mpirun, graph, ranks or 1), "--model", "rgcn", "--layers", 2,
-            "--hidden", 8, "--bases", 2, "--embedding", 8, "--epochs", 3, "--device", device,
-            "--run-dir", tmp_path / device,
-        )  # fmt: skip
+            ranks,
+            "train",
+            cut(mpirun, graph, ranks or 1),
+            "--model",
+            "rgcn",
+            "--layers",
+            2,
+            "--hidden",
+            8,
+            "--bases",
+            2,
+            "--embedding",
+            8,
+            "--epochs",
+            3,
+            "--device",
+            device,
+            "--run-dir",
+            tmp_path / device,
+        )
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
         found[device] = losses([json.loads(line) for line in lines])

@@ -31,8 +31,16 @@ MODELS = [
 
 
 def settings(**changes: object) -> Config:
-    base = {"layers": 3, "hidden": 8, "dropout": 0.4, "epochs": 20, "checkpoint_every": 5,
-            "halo_buffer": "4096", "weight_decay": 1e-4, "lr": 5e-3}  # fmt: skip
+    base = {
+        "layers": 3,
+        "hidden": 8,
+        "dropout": 0.4,
+        "epochs": 20,
+        "checkpoint_every": 5,
+        "halo_buffer": "4096",
+        "weight_decay": 1e-4,
+        "lr": 5e-3,
+    }
     return Config.of(**(base | changes))
 
 
@@ -122,8 +130,14 @@ def test_damaged_newest_checkpoint_is_passed_over(comm, shared_path, capfd):
 def test_a_bias_before_a_norm_follows_no_rounding(comm, shared_path, tmp_path, norm, residual):
     """Its gradient is 0 in theory, and Adam makes steps of any noise: 30 epochs, any ranks."""
     whole = random_graph(60, 240, seed=1)
-    given = {"norm": norm, "residual": residual, "epochs": 30, "dropout": 0, "weight_decay": 0,
-             "checkpoint_every": 0}  # fmt: skip
+    given = {
+        "norm": norm,
+        "residual": residual,
+        "epochs": 30,
+        "dropout": 0,
+        "weight_decay": 0,
+        "checkpoint_every": 0,
+    }
     one, _ = run(whole, Communicator(MPI.COMM_SELF), tmp_path, **given)
     losses, _ = run(whole, comm, shared_path, **given)
     if comm.rank == 0:

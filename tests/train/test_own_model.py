@@ -105,16 +105,23 @@ def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
     make_optimizer, make_scheduler = OPTIMIZERS[kind]
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
     trainer = hpcgnn.Trainer(
-        graph, model, find_task(graph), optimizer=optimizer,
+        graph,
+        model,
+        find_task(graph),
+        optimizer=optimizer,
         scheduler=None if make_scheduler is None else make_scheduler(optimizer),
-        run_dir=folder, callbacks=[Counter()],
+        run_dir=folder,
+        callbacks=[Counter()],
         **{"epochs": 8, "clip_norm": 0.5, "ema": 0.8, "warmup": 2, "checkpoint_every": 0} | given,
-    )  # fmt: skip
+    )
     trainer.run()
     comm.barrier()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    kept = [v.detach().flatten().double() for n, v in trainer.learned.state_dict().items()
-            if n not in trainer.learned.sharded_names()]  # fmt: skip
+    kept = [
+        v.detach().flatten().double()
+        for n, v in trainer.learned.state_dict().items()
+        if n not in trainer.learned.sharded_names()
+    ]
     averages = [v.flatten().double() for _, v in sorted(trainer.average.values.items())]
     names = ("loss", "train", "valid", "seen")
     records = [tuple(record[name] for name in names) for record in map(json.loads, lines)]
@@ -143,8 +150,10 @@ def test_other_ranks_go_on_with_it(comm, shared_path):
 
 
 def test_modes_change_nothing(comm, shared_path):
-    losses = [[r[0] for r in train(comm, shared_path / mode, mode=mode, epochs=4)[0]]
-              for mode in ("sar", "sa", "oneshot")]  # fmt: skip
+    losses = [
+        [r[0] for r in train(comm, shared_path / mode, mode=mode, epochs=4)[0]]
+        for mode in ("sar", "sa", "oneshot")
+    ]
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 
 
@@ -249,9 +258,12 @@ class Alone(torch.nn.Module):
 def make(comm, folder, model=None, task=None, **given):
     torch.manual_seed(0)
     return hpcgnn.Trainer(
-        part(comm), Alone() if model is None else model, task or Values(), run_dir=folder,
+        part(comm),
+        Alone() if model is None else model,
+        task or Values(),
+        run_dir=folder,
         **{"epochs": 3, "lr": 0.05} | given,
-    )  # fmt: skip
+    )
 
 
 def test_a_task_of_three_methods(comm, shared_path, tmp_path, capsys):
@@ -277,10 +289,14 @@ def test_a_task_of_three_methods(comm, shared_path, tmp_path, capsys):
 
 def test_early_stopping_on_any_metric_in_either_direction(comm, shared_path):
     still = {"lr": 0.0, "patience": 2, "epochs": 9}
-    for number, given in enumerate((
-        {"monitor": "loss"}, {"monitor": "valid_loss"}, {"monitor": "count", "better": "larger"},
-        {"better": "larger"},
-    )):  # fmt: skip
+    for number, given in enumerate(
+        (
+            {"monitor": "loss"},
+            {"monitor": "valid_loss"},
+            {"monitor": "count", "better": "larger"},
+            {"better": "larger"},
+        )
+    ):
         trainer = make(comm, shared_path / str(number), **still | given)
         trainer.run()
         assert (trainer.epoch, trainer.progress.best_epoch) == (3, 1)
@@ -301,8 +317,10 @@ def test_several_losses_add_up(comm, shared_path):
         def loss(self, graph, output, rows):
             return ((output[:, 0] - graph.features[rows, 0]) ** 2).sum() / 10
 
-    runs = [make(comm, shared_path / name, task=Two(), losses=losses)
-            for name, losses in (("a", None), ("b", halves))]  # fmt: skip
+    runs = [
+        make(comm, shared_path / name, task=Two(), losses=losses)
+        for name, losses in (("a", None), ("b", halves))
+    ]
     for trainer in runs:
         trainer.run()
     one, two = (torch.cat([p.detach().flatten() for p in t.parameters]) for t in runs)
@@ -340,9 +358,13 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
     for given, words in cases:
         with pytest.raises(InputError, match=words):
             torch.manual_seed(0)
-            hpcgnn.Trainer(part(comm), given.pop("model", None) or Alone(),
-                           given.pop("task", None) or Values(), run_dir=shared_path,
-                           **given)  # fmt: skip
+            hpcgnn.Trainer(
+                part(comm),
+                given.pop("model", None) or Alone(),
+                given.pop("task", None) or Values(),
+                run_dir=shared_path,
+                **given,
+            )
 
 
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.timeline import profiled
 from hpcgnn.train.telemetry import Profile
 from tests.graphs import distribute, random_graph

@@ -17,13 +17,24 @@ pytestmark = pytest.mark.mpi
 
 def test_numbers_of_a_record_by_name():
     record = {
-        "epoch": 3, "loss": 0.5, "train": 1.0, "valid": None, "test": 0.25, "metric": "accuracy",
-        "time": "2026", "lr": 1e-3, "bytes_sent": {"min": 1.0, "mean": 2.0, "max": 3.0},
-    }  # fmt: skip
+        "epoch": 3,
+        "loss": 0.5,
+        "train": 1.0,
+        "valid": None,
+        "test": 0.25,
+        "metric": "accuracy",
+        "time": "2026",
+        "lr": 1e-3,
+        "bytes_sent": {"min": 1.0, "mean": 2.0, "max": 3.0},
+    }
     assert tensorboard.scalars(record) == {
-        "loss": 0.5, "train/accuracy": 1.0, "test/accuracy": 0.25, "lr": 1e-3,
-        "bytes_sent/mean": 2.0, "bytes_sent/max": 3.0,
-    }  # fmt: skip
+        "loss": 0.5,
+        "train/accuracy": 1.0,
+        "test/accuracy": 0.25,
+        "lr": 1e-3,
+        "bytes_sent/mean": 2.0,
+        "bytes_sent/max": 3.0,
+    }
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -38,8 +49,15 @@ def test_curves_are_those_of_the_run(comm, shared_path):
     model, task = hpcgnn.nn.SAGEConv(5, 3), hpcgnn.tasks.find_task(graph)
     for epochs in (2, 4):
         torch.manual_seed(0)
-        hpcgnn.Trainer(graph, model, task, run_dir=shared_path / "run", epochs=epochs,
-                       resume=epochs > 2, callbacks=[tensorboard.TensorBoard()]).run()  # fmt: skip
+        hpcgnn.Trainer(
+            graph,
+            model,
+            task,
+            run_dir=shared_path / "run",
+            epochs=epochs,
+            resume=epochs > 2,
+            callbacks=[tensorboard.TensorBoard()],
+        ).run()
     comm.barrier()
     events = accumulator.EventAccumulator(str(shared_path / "run" / tensorboard.FOLDER))
     events.Reload()

@@ -88,10 +88,13 @@ class AccuracyReport:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "what": "accuracy", "graph": asdict(self.graph), "model": str(self.shape),
-            "target": self.target, "settings": asdict(self.settings),
+            "what": "accuracy",
+            "graph": asdict(self.graph),
+            "model": str(self.shape),
+            "target": self.target,
+            "settings": asdict(self.settings),
             "races": [asdict(race) for race in self.races],
-        }  # fmt: skip
+        }
 
 
 def race(
@@ -115,10 +118,15 @@ def race(
     ]
     if peers is not None:
         given: dict[str, object] = {
-            "epochs": settings.epochs, "lr": settings.lr, "threads": settings.threads,
-            "memory": bench.limits.num_bytes, "target": target, "batch": BATCH,
-            "fanout": fanout(shape.layers), "seed": settings.seed,
-        }  # fmt: skip
+            "epochs": settings.epochs,
+            "lr": settings.lr,
+            "threads": settings.threads,
+            "memory": bench.limits.num_bytes,
+            "target": target,
+            "batch": BATCH,
+            "fanout": fanout(shape.layers),
+            "seed": settings.seed,
+        }
         problem = bench.write_problem(graph, shape, given, settings.seed)
         contenders += peers.contenders(problem, settings.threads, bench.limits)
     races = [

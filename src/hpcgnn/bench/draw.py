@@ -61,8 +61,12 @@ def epochs(content: dict[str, Any]) -> Figure:
             left.plot(ends, [place, place], color="black", linewidth=1)
     left.axvline(content["floor"]["seconds"], color="black", linestyle="--", linewidth=1)
     left.set_xlabel("seconds per epoch (dashed: floor)")
-    bars(right, names, [None if r["peak_bytes"] is None else r["peak_bytes"] / 1e9 for r in rows],
-         colours)  # fmt: skip
+    bars(
+        right,
+        names,
+        [None if r["peak_bytes"] is None else r["peak_bytes"] / 1e9 for r in rows],
+        colours,
+    )
     right.set_yticklabels([])
     right.set_xlabel("GB of the whole job at most, above imports")
     return figure

@@ -63,12 +63,14 @@ class Standing:
             return [self.name, self.problem or "nothing"]
         peak = "" if self.peak_bytes is None else size(self.peak_bytes)
         return [
-            self.name, seconds(self.seconds.median),
+            self.name,
+            seconds(self.seconds.median),
             f"{short(self.seconds.least)}-{short(self.seconds.most)}",
-            "" if self.ratio is None else f"{self.ratio:.2f}", peak,
+            "" if self.ratio is None else f"{self.ratio:.2f}",
+            peak,
             "" if self.loss is None else f"{self.loss:.6f}",
             "" if self.off is None else f"{self.off:.1e}",
-        ]  # fmt: skip
+        ]
 
 
 HEAD = ("", "an epoch", "least-most", "x first", "peak", "loss", "off by")
@@ -101,11 +103,15 @@ def standings(found: dict[str, list[Training]]) -> list[Standing]:
         peaks = [one.peak_bytes for one in taken if one.peak_bytes is not None]
         rows.append(
             Standing(
-                _named(name, last), spread, spread.median / reference.median,
-                max(peaks, default=None), last.losses[-1], _off(last.losses, first[0].losses),
+                _named(name, last),
+                spread,
+                spread.median / reference.median,
+                max(peaks, default=None),
+                last.losses[-1],
+                _off(last.losses, first[0].losses),
                 last.parts,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -185,9 +191,11 @@ def compare_epochs(
         bench.partitioned(graph, layout.ranks)
     if peers is not None:
         given: dict[str, object] = {
-            "epochs": total, "lr": settings.lr, "threads": settings.threads,
+            "epochs": total,
+            "lr": settings.lr,
+            "threads": settings.threads,
             "memory": bench.limits.num_bytes,
-        }  # fmt: skip
+        }
         problem = bench.write_problem(graph, shape, given, settings.seed)
         contenders += peers.contenders(problem, settings.threads, bench.limits)
     found = in_turns(contenders, settings.turns)

@@ -106,9 +106,13 @@ def run(command: Sequence[str], env: dict[str, str], limits: Limits) -> Ended:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=env,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         except OSError as error:
             return Ended("", f"can't be started: {error.strerror}")
         try:

@@ -25,7 +25,7 @@ from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn import GATConv
-from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.sar.aggregation import neighbour_sum
 
 OURS = "hpcgnn"
 
@@ -93,16 +93,26 @@ def one_part(edges: Edges, comm: Communicator) -> PartitionedGraph:
     """The whole graph on this rank."""
     nodes = len(edges.pointer) - 1
     block = Block(
-        peer=0, num_columns=nodes, rows=None, begin=edges.pointer[:-1], end=edges.pointer[1:],
+        peer=0,
+        num_columns=nodes,
+        rows=None,
+        begin=edges.pointer[:-1],
+        end=edges.pointer[1:],
         columns=edges.source.to(torch.int32),
-    )  # fmt: skip
+    )
     device = edges.pointer.device
     blocks = EdgeBlocks(0, [block], [torch.empty(0, dtype=torch.int32, device=device)])
     ids = torch.arange(nodes, device=device)
     return PartitionedGraph(
-        num_nodes=nodes, num_edges=len(edges.source), num_classes=0, node_ids=ids,
-        original_ids=ids, in_edges=blocks, out_edges=blocks, execution=Execution(Ring(comm)),
-    )  # fmt: skip
+        num_nodes=nodes,
+        num_edges=len(edges.source),
+        num_classes=0,
+        node_ids=ids,
+        original_ids=ids,
+        in_edges=blocks,
+        out_edges=blocks,
+        execution=Execution(Ring(comm)),
+    )
 
 
 def _sums(case: Case, graph: PartitionedGraph) -> Operations:

@@ -187,9 +187,13 @@ def _gathers(
     case = Case(nodes, edges, width, _HEADS, channels, device.type, torch.get_num_threads())
     found = power_law_edges(case)
     block = Block(
-        peer=0, num_columns=nodes, rows=None, begin=found.pointer[:-1], end=found.pointer[1:],
+        peer=0,
+        num_columns=nodes,
+        rows=None,
+        begin=found.pointer[:-1],
+        end=found.pointer[1:],
         columns=found.source.to(torch.int32),
-    )  # fmt: skip
+    )
     count = len(found.source)
     return {
         name: clock.rates(float(count) * width, run)

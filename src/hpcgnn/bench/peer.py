@@ -272,9 +272,12 @@ def pyg_batches(problem: GivenProblem) -> Batches:
         problem.features, torch.stack([problem.source.long(), problem.target()]), y=problem.labels
     )
     loader = loaders.NeighborLoader(
-        whole, problem.settings["fanout"], input_nodes=problem.train, shuffle=True,
+        whole,
+        problem.settings["fanout"],
+        input_nodes=problem.train,
+        shuffle=True,
         batch_size=problem.settings["batch"],
-    )  # fmt: skip
+    )
 
     def batches(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader:
@@ -294,9 +297,12 @@ def dgl_batches(problem: GivenProblem) -> Batches:
     ends = (problem.source.long(), problem.target())
     graph = library.graph(ends, num_nodes=problem.num_nodes)
     loader = loading.DataLoader(
-        graph, problem.train, loading.NeighborSampler(problem.settings["fanout"][::-1]),
-        batch_size=problem.settings["batch"], shuffle=True,
-    )  # fmt: skip
+        graph,
+        problem.train,
+        loading.NeighborSampler(problem.settings["fanout"][::-1]),
+        batch_size=problem.settings["batch"],
+        shuffle=True,
+    )
 
     def batches(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for read, written, blocks in loader:

@@ -16,7 +16,7 @@ from hpcgnn.bench.job import Layout, Limits
 from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import TRAIN, VALID
-from hpcgnn.train.export import export
+from hpcgnn.train.weights import export
 
 KINDS = ("sage", "gcn", "gat", "gatv2")  # models that peers have too
 
@@ -61,9 +61,11 @@ class ModelShape:
 
     def options(self) -> list[str]:
         return [
-            f"--model={self.kind}", f"--layers={self.layers}", f"--hidden={self.hidden}",
+            f"--model={self.kind}",
+            f"--layers={self.layers}",
+            f"--hidden={self.hidden}",
             f"--heads={self.heads}",
-        ]  # fmt: skip
+        ]
 
     def __str__(self) -> str:
         wide = f"({self.heads} x {self.hidden // self.heads})" if self.with_heads else self.hidden
@@ -122,9 +124,14 @@ class Bench:
         """Those that every number of ranks starts from, by PyTorch Geometric's names."""
         run, file = self.fresh("weights"), self.fresh("weights.pt")
         self._make(
-            "train", self.partitioned(graph, 1), *shape.options(), "--epochs=0", f"--seed={seed}",
-            f"--run-dir={run}", ranks=Layout(1, 1),
-        )  # fmt: skip
+            "train",
+            self.partitioned(graph, 1),
+            *shape.options(),
+            "--epochs=0",
+            f"--seed={seed}",
+            f"--run-dir={run}",
+            ranks=Layout(1, 1),
+        )
         export(run, file)
         state = torch.load(file, weights_only=True)
         return {name: value.numpy() for name, value in state.items()}
@@ -140,9 +147,11 @@ class Bench:
             sizes = {"features": file.num_features, "classes": file.num_classes}
         np.savez(folder / "weights.npz", **self.weights(graph, shape, seed))  # type: ignore[arg-type]
         model = {
-            "model": shape.kind, "layers": shape.layers, "hidden": shape.hidden,
+            "model": shape.kind,
+            "layers": shape.layers,
+            "hidden": shape.hidden,
             "heads": shape.heads,
-        }  # fmt: skip
+        }
         content = {**model, **sizes, **settings}
         (folder / "problem.json").write_text(json.dumps(content), encoding="utf-8")
         return folder

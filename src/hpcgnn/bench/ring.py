@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from hpcgnn.bench.table import in_columns, seconds, size
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import InputError
 
@@ -60,13 +60,15 @@ class RingReport:
         head = ("a message", "ping-pong", "Sendrecv", "ring", "exchange", "work", "both", "hidden")
         rows = [
             [
-                size(lane.message_bytes), *(f"{size(rate)}/s" for rate in
-                (lane.ping_pong, lane.both_ways, lane.ring)),
-                seconds(lane.exchange_seconds), seconds(lane.work_seconds),
-                seconds(lane.together_seconds), f"{100 * lane.overlap:.0f} %",
+                size(lane.message_bytes),
+                *(f"{size(rate)}/s" for rate in (lane.ping_pong, lane.both_ways, lane.ring)),
+                seconds(lane.exchange_seconds),
+                seconds(lane.work_seconds),
+                seconds(lane.together_seconds),
+                f"{100 * lane.overlap:.0f} %",
             ]
             for lane in self.lanes
-        ]  # fmt: skip
+        ]
         return [
             f"{self.ranks} ranks, transport {self.transport}; rates of bytes into a rank, "
             f"{_MESSAGES} messages to each other rank",

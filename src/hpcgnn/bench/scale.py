@@ -45,10 +45,12 @@ class ScaleStep:
             return [name, self.problem or "nothing"]
         sizes = (self.sent_bytes, self.rank_bytes, self.ideal_bytes, self.peak_bytes)
         return [
-            name, str(self.seconds), "" if self.ideal is None else seconds(self.ideal),
+            name,
+            str(self.seconds),
+            "" if self.ideal is None else seconds(self.ideal),
             *("" if value is None else size(value) for value in sizes),
             f"{self.losses[-1]:.6f}",
-        ]  # fmt: skip
+        ]
 
 
 HEAD = ("", "an epoch", "ideal", "sent", "largest rank", "ideal", "all ranks", "loss")
@@ -76,9 +78,12 @@ class ScaleReport:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "what": "scale", "kind": self.kind, "model": str(self.shape),
-            "settings": asdict(self.settings), "steps": [asdict(step) for step in self.steps],
-        }  # fmt: skip
+            "what": "scale",
+            "kind": self.kind,
+            "model": str(self.shape),
+            "settings": asdict(self.settings),
+            "steps": [asdict(step) for step in self.steps],
+        }
 
 
 def measure_scale(
@@ -103,9 +108,12 @@ def measure_scale(
     found = in_turns(contenders, settings.turns)
     sizes = [size_of(graph) for graph in graphs]
     return ScaleReport(
-        "weak" if weak else "strong", shape, settings,
-        steps(settings.layouts, sizes, list(found.values()), cores), cores,
-    )  # fmt: skip
+        "weak" if weak else "strong",
+        shape,
+        settings,
+        steps(settings.layouts, sizes, list(found.values()), cores),
+        cores,
+    )
 
 
 def steps(
@@ -133,12 +141,17 @@ def steps(
         share = min(layout.processors, cores) / min(layouts[0].processors, cores)
         rows.append(
             ScaleStep(
-                layout, graph, _spread(taken), base * work / share, last.sent_bytes,
+                layout,
+                graph,
+                _spread(taken),
+                base * work / share,
+                last.sent_bytes,
                 max(one.rank_bytes or 0.0 for one in taken),
                 first.rank_bytes * work * layouts[0].ranks / layout.ranks,
-                max(one.peak_bytes or 0.0 for one in taken), tuple(last.losses),
+                max(one.peak_bytes or 0.0 for one in taken),
+                tuple(last.losses),
             )
-        )  # fmt: skip
+        )
     return rows
 
 

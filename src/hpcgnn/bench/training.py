@@ -89,10 +89,15 @@ class Ours:
     def train(self) -> Training:
         run = self.bench.fresh("run")
         arguments = [
-            "train", self.bench.partitioned(self.graph, self.layout.ranks), *self.shape.options(),
-            f"--epochs={self.epochs}", f"--eval-every={self.eval_every or self.epochs}",
-            "--checkpoint-every=0", f"--run-dir={run}", *self.options,
-        ]  # fmt: skip
+            "train",
+            self.bench.partitioned(self.graph, self.layout.ranks),
+            *self.shape.options(),
+            f"--epochs={self.epochs}",
+            f"--eval-every={self.eval_every or self.epochs}",
+            "--checkpoint-every=0",
+            f"--run-dir={run}",
+            *self.options,
+        ]
         ended = job.ours(arguments, self.layout, self.bench.limits)
         if ended.problem is not None:
             return Training(problem=ended.problem)

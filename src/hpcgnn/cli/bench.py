@@ -132,9 +132,14 @@ def _add_peers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         help="of an environment with DGL and PyTorch Geometric, see env/peers.sh (default: this)",
     )
     parser.add_argument(
-        "--with", dest="names", nargs="+", choices=names, default=names, metavar="PEER",
+        "--with",
+        dest="names",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="PEER",
         help=f"which of them ({', '.join(names)})",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
 
 
@@ -149,9 +154,12 @@ def _add_ring(parser: argparse.ArgumentParser) -> None:
         "--ranks", default="2x1", metavar="PxT", help="to start here, without mpiexec (2x1)"
     )
     parser.add_argument(
-        "--sizes", nargs="+", default=["64KiB", "1MiB", "16MiB"], metavar="SIZE",
+        "--sizes",
+        nargs="+",
+        default=["64KiB", "1MiB", "16MiB"],
+        metavar="SIZE",
         help="of messages (64KiB 1MiB 16MiB)",
-    )  # fmt: skip
+    )
     _add_numbers(parser, _RING)
     _add_outputs(parser)
 

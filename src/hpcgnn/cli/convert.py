@@ -16,15 +16,14 @@ from hpcgnn.errors import InputError, warn
 from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
-from hpcgnn.storage.importers.assemble import Treatment, assemble
-from hpcgnn.storage.importers.link_split import LinkSplit
-from hpcgnn.storage.importers.node_files import attach, read_node_files
+from hpcgnn.storage.importers.assemble import LinkSplit, Treatment, assemble
+from hpcgnn.storage.importers.folders import attach, read_node_files
 from hpcgnn.storage.importers.opening import store_pipe
 from hpcgnn.storage.importers.source import ImportOptions, Nodes, Over, Source
 from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
-from hpcgnn.storage.write.outputs import check_output
+from hpcgnn.storage.write.atomic import check_output
 from hpcgnn.system import resident_memory
 
 PARALLEL = False
@@ -88,9 +87,14 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tables (CSV, TSV, Parquet): columns by name, or by number")
     group.add_argument(
-        "--nodes", action="extend", nargs="+", default=[], type=Path, metavar="TABLE",
+        "--nodes",
+        action="extend",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="TABLE",
         help="tables of the nodes; each row is a node",
-    )  # fmt: skip
+    )
     for name, what in (
         ("source", "where an edge begins"),
         ("target", "where an edge ends"),

@@ -304,7 +304,7 @@ def _ranks(comm: Communicator) -> Iterator[Finding]:
 def _ring(comm: Communicator) -> Finding:
     import torch
 
-    from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+    from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
     from hpcgnn.comm.ring import Exchange, Ring
 
     ring = Ring(comm)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     from hpcgnn.storage.generate.sbm import PlantedPartition
     from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.schema import GRAPH
-    from hpcgnn.storage.write.outputs import check_output_together
+    from hpcgnn.storage.write.atomic import check_output_together
 
     began = time.monotonic()
     shares = _check(args)

@@ -64,7 +64,6 @@ EXAMPLES = {
     "bench": (
         "hpcgnn bench epoch --model gat --peers .venv-peers/bin/python",
         "hpcgnn bench scale --ranks 1x1 2x1 4x1 --plot scale.svg",
-        "hpcgnn bench kernels --device cuda --nodes 2000000 --edges 60000000",
         "mpiexec -n 4 hpcgnn bench machine -o here.toml",
     ),
     "jobs": (

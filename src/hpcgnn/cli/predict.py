@@ -97,12 +97,12 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
     with comm.at("imports"), display.stage("load PyTorch"):
         from hpcgnn.comm.agreement import agreed
-        from hpcgnn.tasks.metric_names import shown as in_words
+        from hpcgnn.tasks.settings import shown as in_words
         from hpcgnn.train.config import Config
-        from hpcgnn.train.node_texts import NodeTexts, node_texts
         from hpcgnn.train.open import open_part
         from hpcgnn.train.predict import read_checkpoint
         from hpcgnn.train.prediction_writing import write_predictions
+        from hpcgnn.train.user_names import NodeTexts, node_texts
 
     where, checkpoint = Config(), None
     if not args.label_propagation:
@@ -242,7 +242,7 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.storage.schema import PREDICTIONS
     from hpcgnn.storage.write import atomic
-    from hpcgnn.storage.write.outputs import check_output_together
+    from hpcgnn.storage.write.atomic import check_output_together
 
     out, inputs = Path(args.output), [args.partition, args.checkpoint, args.only, args.pairs]
     check_output_together(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hpcgnn.errors import InputError, say, warn
-from hpcgnn.report import compare
+from hpcgnn.report import summary
 from hpcgnn.report.run import RunFiles, read_run
 from hpcgnn.report.summary import as_text, summarise
 
@@ -38,14 +38,14 @@ def run(args: argparse.Namespace, comm: None) -> int:
         content = [summarise(run) for run in runs]
         print(json.dumps(content[0] if len(runs) == 1 else content, indent=1))
         return 0
-    say(*(as_text(summarise(runs[0])) if len(runs) == 1 else compare.as_text(runs)))
+    say(*(as_text(summarise(runs[0])) if len(runs) == 1 else summary.comparison(runs)))
     if not args.text:
         _write_page(args, runs)
     return 0
 
 
 def _write_page(args: argparse.Namespace, runs: list[RunFiles]) -> None:
-    from hpcgnn.report.write import write_report
+    from hpcgnn.report.page import write_report
 
     own = args.out is None and len(runs) == 1
     folder = args.out or (runs[0].folder / "report" if own else Path("report"))

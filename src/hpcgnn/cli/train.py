@@ -107,7 +107,7 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
         raise InputError(
             "name the graph or partition file to train on; a run goes on without it by --resume RUN"
         )
-    from hpcgnn.train.starts import last_source
+    from hpcgnn.train.run import last_source
 
     found = ""
     with agreed(comm, "read the run"):
@@ -141,8 +141,8 @@ def _train(
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
+    from hpcgnn.train.run import note_start
     from hpcgnn.train.run_directory import write_config
-    from hpcgnn.train.starts import note_start
     from hpcgnn.train.telemetry import Profile, human, peak_memory
 
     callbacks = _callbacks(args, comm)
@@ -211,7 +211,7 @@ def _init_from(
     comm: Communicator,
     display: Display,
 ) -> None:
-    from hpcgnn.train.initial import start_from
+    from hpcgnn.train.weights import start_from
 
     differences = start_from(model, graph.node_ids, path, comm)
     if comm.rank == 0:

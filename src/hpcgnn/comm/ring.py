@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.channel import Channel, InFlight
+from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
 from hpcgnn.comm.collectives import LARGEST_MESSAGE
-from hpcgnn.comm.message import Incoming, Outgoing
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span

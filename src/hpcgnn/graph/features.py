@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.transport.staged import Copier
-from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.derived import Derived
+from hpcgnn.kernels.block import Block, Derived
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,7 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import HostRows, SparseRows
-from hpcgnn.kernels.block import Block
-from hpcgnn.kernels.derived import Derived
+from hpcgnn.kernels.block import Block, Derived
 
 
 @dataclass(frozen=True)

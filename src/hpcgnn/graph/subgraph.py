@@ -1,18 +1,16 @@
-"""Message-flow pruning: nodes that can't reach a target in the remaining layers are left out.
-
-The last layer is needed at the targets alone, the layer before it at the targets and the nodes that
-reach them in as many hops as the last layer makes, and so on. Each pruned layer runs on a graph of
-its own: the nodes it reads, with the edges into all of them but those that its first hop reads.
-"""
+"""Graphs that lack something: nodes no target can see, edges that are to be predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 
@@ -96,11 +94,22 @@ def _within(
 def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
     """These rows of the part, without edges: enough for dropout and norms of single nodes."""
     return replace(
-        graph, node_ids=graph.node_ids[rows], original_ids=graph.original_ids[rows.cpu()],
-        features=None, typed_features={}, labels=None, train_mask=None, valid_mask=None,
-        test_mask=None, node_types=None, nodes={}, edge_labels=None, edge_split=None,
-        whole=None, whole_rows=None,
-    )  # fmt: skip
+        graph,
+        node_ids=graph.node_ids[rows],
+        original_ids=graph.original_ids[rows.cpu()],
+        features=None,
+        typed_features={},
+        labels=None,
+        train_mask=None,
+        valid_mask=None,
+        test_mask=None,
+        node_types=None,
+        nodes={},
+        edge_labels=None,
+        edge_split=None,
+        whole=None,
+        whole_rows=None,
+    )
 
 
 def rows_of(block: Block) -> Tensor:
@@ -217,3 +226,79 @@ def filter_block(
         relation=take(block.relation),
         features=take(block.features),
     )
+
+
+def without_edges(graph: PartitionedGraph, hidden_E: Tensor) -> PartitionedGraph:
+    """The same nodes with the edges left that aren't hidden; collective.
+
+    Args:
+        hidden_E: bool, in the order of `sar.messages.edge_features`.
+
+    Raises:
+        InputError: of parallel edges some are hidden, or of an undirected graph's edge one way.
+    """
+    hidden = _split(hidden_E, graph.in_edges)
+    with agreed(graph.comm, "hide edges"):
+        for block, mask in zip(graph.in_edges.blocks, hidden, strict=True):
+            _check_parallel(block, mask)
+    reversed_hidden = _reversed(graph, hidden)
+    if graph.symmetric:
+        with agreed(graph.comm, "hide edges"):
+            if any(not torch.equal(a, b) for a, b in zip(hidden, reversed_hidden, strict=True)):
+                raise InputError("an undirected edge is split otherwise in its two directions")
+    in_edges = _filtered(graph.in_edges, hidden)
+    left = graph.comm.allreduce(int((~hidden_E).sum()), where="hide edges")
+    return replace(
+        graph,
+        num_edges=left,
+        in_edges=in_edges,
+        out_edges=in_edges if graph.symmetric else _filtered(graph.out_edges, reversed_hidden),
+    )
+
+
+def _split(values_E: Tensor, edges: EdgeBlocks) -> list[Tensor]:
+    return list(values_E.split([block.columns.shape[0] for block in edges.blocks]))
+
+
+def _filtered(edges: EdgeBlocks, hidden: list[Tensor]) -> EdgeBlocks:
+    blocks = []
+    for block, mask in zip(edges.blocks, hidden, strict=True):
+        most = int(rows_of(block).max()) + 1 if block.num_rows else 0
+        place = torch.arange(max(most, block.num_columns), device=mask.device)
+        every = torch.ones(block.num_columns, dtype=torch.bool, device=mask.device)
+        blocks.append(filter_block(block, ~mask, place, every, block.peer == edges.rank))
+    return EdgeBlocks(edges.rank, blocks, edges.send_rows)
+
+
+def _keys(block: Block) -> Tensor:
+    """One number per (row, column) of each edge: int64."""
+    rows = torch.repeat_interleave(rows_of(block), block.end - block.begin)
+    return rows * max(block.num_columns, 1) + block.columns.long()
+
+
+def _check_parallel(block: Block, hidden: Tensor) -> None:
+    keys = _keys(block)
+    if bool(torch.isin(keys[hidden], keys[~hidden]).any()):
+        raise InputError("of several edges between the same two nodes some have another split")
+
+
+def _reversed(graph: PartitionedGraph, hidden: list[Tensor]) -> list[Tensor]:
+    """The hidden edges as the owners of their sources know them, which learn it by a message."""
+    inward, outward, rank = graph.in_edges, graph.out_edges, graph.in_edges.rank
+    sent = []
+    for block, mask in zip(inward.blocks, hidden, strict=True):
+        row = torch.repeat_interleave(rows_of(block), block.end - block.begin)[mask]
+        if block.peer != rank:  # where the row is in the list that the source's owner reads by
+            listed = outward.send_rows[block.peer].long()
+            order = listed.argsort()
+            row = order[torch.searchsorted(listed[order], row)]
+        pairs = torch.stack([block.columns[mask].long(), row], dim=1)
+        sent.append(pairs.cpu().numpy().astype(np.int64))
+    masks = []
+    told = graph.comm.alltoallv(sent, where="hide edges")
+    for block, theirs in zip(outward.blocks, told, strict=True):
+        column, row = torch.from_numpy(theirs).to(graph.node_ids.device).T
+        if block.peer != rank:
+            column = inward.send_rows[block.peer].long()[column]
+        masks.append(torch.isin(_keys(block), column * max(block.num_columns, 1) + row))
+    return masks

@@ -29,12 +29,18 @@ from hpcgnn.kernels.chunks import (
     transposed,
 )
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
-from hpcgnn.kernels.gat import gat_backward, gat_forward
-from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
+from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
-from hpcgnn.kernels.rows import add_rows, head_dots, pack_parts, pack_rows
-from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
-from hpcgnn.kernels.thread_sums import ThreadSums
+from hpcgnn.kernels.sums import (
+    ThreadSums,
+    add_rows,
+    head_dots,
+    pack_parts,
+    pack_rows,
+    spmm,
+    spmm_max,
+    spmm_max_backward,
+)
 
 if TYPE_CHECKING:  # the type checker holds both sides against the protocol
     from hpcgnn.kernels.backend import Backend

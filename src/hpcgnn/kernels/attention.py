@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcgnn.kernels.derived import Derived
+from hpcgnn.kernels.block import Derived
 from hpcgnn.kernels.masks import EdgeDropout
 
 

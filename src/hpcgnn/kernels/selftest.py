@@ -18,11 +18,9 @@ from hpcgnn.kernels.attention import (
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.chunks import columns_between, transpose
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
-from hpcgnn.kernels.gat import gat_backward, gat_forward
-from hpcgnn.kernels.gatv2 import gatv2_backward, gatv2_forward
+from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
-from hpcgnn.kernels.rows import add_rows, head_dots, pack_parts
-from hpcgnn.kernels.sums import spmm, spmm_max, spmm_max_backward
+from hpcgnn.kernels.sums import add_rows, head_dots, pack_parts, spmm, spmm_max, spmm_max_backward
 
 _ROWS, _HEADS, _CHANNELS, _HUB = 40, 2, 32, 700  # a hub is cut into chunks
 _WIDTH = _HEADS * _CHANNELS

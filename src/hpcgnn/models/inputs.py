@@ -9,8 +9,7 @@ from torch.nn import functional
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.nn.embedding import Embedding
-from hpcgnn.nn.linear import Linear, NodeFeatures
+from hpcgnn.nn.linear import Embedding, Linear, NodeFeatures
 from hpcgnn.sar.products import dense_rows
 
 _LABEL_STREAM = 1 << 20  # tells the choice of input labels apart from dropout masks
@@ -97,9 +96,14 @@ class LabelInput(torch.nn.Module):
         ones_N1 = torch.ones(graph.num_local_nodes, 1, device=candidates.device)
         drawn_N1 = torch.empty_like(ones_N1)
         kernels.dropout_nodes(
-            ones_N1, drawn_N1, graph.node_ids,
-            p=1 - self.share, seed=graph.seed, epoch=graph.epoch, layer=_LABEL_STREAM,
-        )  # fmt: skip
+            ones_N1,
+            drawn_N1,
+            graph.node_ids,
+            p=1 - self.share,
+            seed=graph.seed,
+            epoch=graph.epoch,
+            layer=_LABEL_STREAM,
+        )
         return candidates & (drawn_N1[:, 0] > 0)
 
     def forward(self, graph: PartitionedGraph) -> Tensor:

@@ -10,15 +10,30 @@ from hpcgnn.settings import Section, defining
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
 OWN = "own"  # a model that a Python program has made
 _KINDS = (
-    "gcn", "sage", "gat", "gatv2", "transformer", "gin", "gine", "pna", "rgcn", "rgat", "deeper",
-    "appnp", "sgc", "dagnn",
-)  # fmt: skip
+    "gcn",
+    "sage",
+    "gat",
+    "gatv2",
+    "transformer",
+    "gin",
+    "gine",
+    "pna",
+    "rgcn",
+    "rgat",
+    "deeper",
+    "appnp",
+    "sgc",
+    "dagnn",
+)
 _WITH_HEADS = ("gat", "gatv2", "transformer", "rgat")
 _SIMPLE = ("mean", "sum", "max", "min")
 AGGREGATIONS: dict[str, tuple[str, ...]] = {
-    "sage": _SIMPLE, "gin": _SIMPLE, "gine": _SIMPLE, "rgcn": ("mean", "sum"),
+    "sage": _SIMPLE,
+    "gin": _SIMPLE,
+    "gine": _SIMPLE,
+    "rgcn": ("mean", "sum"),
     "deeper": (*_SIMPLE, "softmax", "powermean"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.aggregation import in_degrees, neighbour_sum
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.sum import in_degrees, neighbour_sum
 
 
 def propagate(

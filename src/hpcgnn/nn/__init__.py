@@ -1,22 +1,16 @@
 """Layers and models; every layer is an ordinary torch module called as `layer(graph, x)`."""
 
-from hpcgnn.nn.deep_gcn import DeepGCNLayer
+from hpcgnn.nn.attention import GATConv, GATv2Conv
+from hpcgnn.nn.deep_gcn import DeepGCNLayer, GENConv, MessageNorm
 from hpcgnn.nn.dropout import Dropout
-from hpcgnn.nn.edge_message_passing import EdgeMessagePassing
-from hpcgnn.nn.embedding import Embedding
-from hpcgnn.nn.gat import GATConv
-from hpcgnn.nn.gatv2 import GATv2Conv
 from hpcgnn.nn.gcn import GCNConv
-from hpcgnn.nn.gen import GENConv, MessageNorm
-from hpcgnn.nn.gin import GINConv
-from hpcgnn.nn.gine import GINEConv
-from hpcgnn.nn.linear import Linear
-from hpcgnn.nn.message_passing import MessagePassing
+from hpcgnn.nn.gin import GINConv, GINEConv
+from hpcgnn.nn.linear import Embedding, Linear
+from hpcgnn.nn.message_passing import EdgeMessagePassing, MessagePassing
 from hpcgnn.nn.norm import BatchNorm, GraphNorm, LayerNorm
 from hpcgnn.nn.pna import PNAConv
 from hpcgnn.nn.propagation import APPNP, AdaptiveDepth, Pointwise, SGConv
-from hpcgnn.nn.rgat import RGATConv
-from hpcgnn.nn.rgcn import RGCNConv
+from hpcgnn.nn.relational import RGATConv, RGCNConv
 from hpcgnn.nn.sage import SAGEConv
 from hpcgnn.nn.transformer import TransformerConv
 

@@ -13,8 +13,8 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
+from hpcgnn.sar.aggregation import first_sum, is_constant, neighbour_sum, weight_sums
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum, weight_sums
 
 
 @dataclass(frozen=True)

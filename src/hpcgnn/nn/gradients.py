@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import NumericalError
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.linear import is_sharded
 
 
 def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:

@@ -13,17 +13,21 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.nn.message_passing import aggr_names, reduced_messages
+from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.checks import check_edges, check_rows
 from hpcgnn.sar.message_pass import EdgePiece
 from hpcgnn.sar.products import dense_rows
-from hpcgnn.sar.sum import in_degrees
 
 _AGGREGATORS = ("sum", "mean", "min", "max", "var", "std")
 _SCALERS = ("identity", "amplification", "attenuation", "linear", "inverse_linear")
 _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
-    "relu": torch.nn.ReLU, "elu": torch.nn.ELU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU,
-    "tanh": torch.nn.Tanh, "leaky_relu": torch.nn.LeakyReLU,
-}  # fmt: skip
+    "relu": torch.nn.ReLU,
+    "elu": torch.nn.ELU,
+    "gelu": torch.nn.GELU,
+    "silu": torch.nn.SiLU,
+    "tanh": torch.nn.Tanh,
+    "leaky_relu": torch.nn.LeakyReLU,
+}
 
 
 class PNAConv(torch.nn.Module):

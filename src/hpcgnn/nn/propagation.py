@@ -11,9 +11,9 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.gcn import normalised_sum
 from hpcgnn.nn.layer import check_keywords, check_width
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
+from hpcgnn.sar.aggregation import first_sum, is_constant, neighbour_sum
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.products import dense_rows
-from hpcgnn.sar.sum import first_sum, is_constant, neighbour_sum
 
 
 class APPNP(torch.nn.Module):

@@ -13,11 +13,10 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear, narrows_first
+from hpcgnn.sar.aggregation import first_sum, in_degrees, is_constant, neighbour_max, neighbour_sum
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.extremum import neighbour_max
-from hpcgnn.sar.mixed_precision import product_type
-from hpcgnn.sar.sum import first_sum, in_degrees, is_constant, neighbour_sum
+from hpcgnn.sar.products import product_type
 
 
 @dataclass(frozen=True)

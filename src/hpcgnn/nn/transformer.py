@@ -64,9 +64,13 @@ class TransformerConv(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         for lin in (
-            self.lin_key, self.lin_query, self.lin_value, self.lin_edge, self.lin_skip,
+            self.lin_key,
+            self.lin_query,
+            self.lin_value,
+            self.lin_edge,
+            self.lin_skip,
             self.lin_beta,
-        ):  # fmt: skip
+        ):
             if lin is not None:
                 lin.reset_parameters()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.partition.sorting import Array, Int64, distinct, group_by, pointers, sort_columns
-from hpcgnn.storage.fingerprint import mix64
+from hpcgnn.partition.routing import Array, Int64, distinct, group_by, pointers, sort_columns
+from hpcgnn.storage.checks import mix64
 
 WINDOW = 1 << 21  # edges
 

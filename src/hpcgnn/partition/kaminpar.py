@@ -28,11 +28,9 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar_process
 from hpcgnn.partition.edges import most_neighbours
-from hpcgnn.partition.memory import COMPRESSED, kaminpar_bytes, shortage
 from hpcgnn.partition.parhip import ParHIPFile, ParHIPLayout
-from hpcgnn.partition.problem import PartitionOptions, Problem
-from hpcgnn.partition.routing import Slabs
-from hpcgnn.partition.sorting import Array
+from hpcgnn.partition.problem import COMPRESSED, PartitionOptions, Problem, kaminpar_bytes, shortage
+from hpcgnn.partition.routing import Array, Slabs
 
 _CONTEXTS = {"fast": "fast", "default": "default", "strong": "eco"}
 _COMPRESSED = {"fast": "terapart", "default": "terapart", "strong": "terapart_eco"}

@@ -21,7 +21,7 @@ from hpcgnn.errors import OutputError
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.kaminpar_process import GRAPH
 from hpcgnn.partition.problem import Problem
-from hpcgnn.partition.sorting import Array
+from hpcgnn.partition.routing import Array
 
 _HEADER = 24
 _NO_EDGE_WEIGHTS, _NARROW_NEIGHBOURS, _NARROW_WEIGHTS = 1, 8, 16

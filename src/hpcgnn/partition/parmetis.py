@@ -8,11 +8,9 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.edges import most_neighbours, neighbours
-from hpcgnn.partition.memory import Shortage, parmetis_bytes, shortage
-from hpcgnn.partition.problem import Problem
+from hpcgnn.partition.problem import Problem, Shortage, parmetis_bytes, shortage
 from hpcgnn.partition.pyparmetis import binding
-from hpcgnn.partition.routing import Slabs
-from hpcgnn.partition.sorting import Array, Int64
+from hpcgnn.partition.routing import Array, Int64, Slabs
 
 _ROWS_PER_CALLER = 64
 _NARROW = 2**31 - 1

@@ -21,13 +21,12 @@ from hpcgnn.partition.problem import PartitionOptions, Problem
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.refine import refine_volume
-from hpcgnn.partition.simple import block_parts, random_parts
-from hpcgnn.partition.sorting import Array
-from hpcgnn.partition.streaming import streaming_parts
+from hpcgnn.partition.routing import Array
+from hpcgnn.partition.simple import block_parts, random_parts, streaming_parts
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.partition_file import MAX_PARTS, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN
-from hpcgnn.storage.write.outputs import check_output_together
+from hpcgnn.storage.write.atomic import check_output_together
 
 METHODS = ("auto", "parmetis", "kaminpar", "streaming", "random", "block")
 FOLDER = Path("partitions")

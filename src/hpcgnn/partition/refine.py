@@ -16,10 +16,9 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import Window
 from hpcgnn.partition.problem import Problem
-from hpcgnn.partition.readers import Readers, bits
-from hpcgnn.partition.routing import Slabs
-from hpcgnn.partition.sorting import Array, Int64, distinct, pointers, tally
-from hpcgnn.storage.fingerprint import mix64
+from hpcgnn.partition.quality import Readers, bits
+from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, pointers, tally
+from hpcgnn.storage.checks import mix64
 
 PASSES = 16
 _SHARES = 4  # a row may move in one pass of so many, so that neighbours seldom move at once

@@ -1,13 +1,22 @@
-"""Partitions that look at no edge: random and block."""
+"""Partitions without a library: random, block, and by passes over the edges."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from hpcgnn.partition.sorting import Array
-from hpcgnn.storage.fingerprint import mix64
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.partition.edges import Window
+from hpcgnn.partition.problem import Problem
+from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, tally
+from hpcgnn.storage.checks import mix64
 
 _ROUNDS = 4
+PASSES = 10
+_WINDOWS = 64  # at least, in a pass: rows of one window don't see each other move
+_LOOSE, _STRICT = 1.25, 3  # limit of the first passes, and how many passes have the asked one
+_SETTLED = 0.002  # share of rows below which a pass is the last but the strict ones
 
 
 def random_parts(ids: Array, num_nodes: int, num_parts: int, seed: int = 0) -> Array:
@@ -44,3 +53,115 @@ def block_parts(ids: Array, num_nodes: int, num_parts: int) -> Array:
 def _cut(place: Array, num_nodes: int, num_parts: int) -> Array:
     ends = num_nodes * np.arange(1, num_parts + 1, dtype=object) // num_parts
     return np.searchsorted(ends.astype(np.int64), place, side="right").astype(np.int32)
+
+
+def streaming_parts(comm: Communicator, problem: Problem) -> Array:
+    """The part of each row of the slab: int32. All ranks call."""
+    stream = _Stream.start(comm, problem)
+    settled, k = False, 0
+    while k < PASSES:
+        strict = k >= PASSES - _STRICT
+        moved = stream.restream(problem.options.imbalance if strict else _LOOSE)
+        settled = moved < _SETTLED * problem.num_nodes
+        k = PASSES - _STRICT if settled and not strict else k + 1
+    return stream.owner
+
+
+@dataclass
+class _Stream:
+    """The parts so far.
+
+    owner: int32 `[rows]`; load: float64 `[P]`, cost of each part over all ranks.
+    """
+
+    comm: Communicator
+    problem: Problem
+    slabs: Slabs
+    owner: Array
+    load: Array
+
+    @classmethod
+    def start(cls, comm: Communicator, problem: Problem) -> _Stream:
+        """From runs of consecutive rows or at random, whichever cuts fewer edges. Collective."""
+        edges = problem.edges
+        slabs = Slabs(comm, edges.lo, edges.hi, problem.num_nodes)
+        ids = np.arange(edges.lo, edges.hi)
+        starts = [
+            cls(comm, problem, slabs, owner, np.empty(0))
+            for owner in (
+                _runs(comm, problem),
+                random_parts(ids, problem.num_nodes, problem.num_parts, problem.options.seed),
+            )
+        ]
+        best = starts[int(np.argmin([start._cut() for start in starts]))]
+        best.load = comm.allreduce(best._weigh(best.owner, problem.cost))
+        return best
+
+    def _cut(self) -> int:
+        count = 0
+        for window in self.problem.edges.windows(self.comm):
+            own = self.owner[window.row + (window.lo - self.slabs.low)]
+            count += int(np.count_nonzero(self._parts(window) != own))
+        return int(self.comm.allreduce(count))
+
+    def _parts(self, window: Window) -> Array:
+        """The part of each source."""
+        table, place = distinct(window.source, self.problem.num_nodes)
+        return self.slabs.lookup(table, self.owner)[place]
+
+    def _weigh(self, part: Array, cost: Array) -> Array:
+        counted = np.bincount(part, weights=cost, minlength=self.problem.num_parts)
+        return counted.astype(np.float64)  # bincount of nothing counts in integers
+
+    def restream(self, imbalance: float) -> int:
+        """One pass; returns how many rows of all ranks moved. Collective."""
+        limit = imbalance * self.load.sum() / self.problem.num_parts
+        moved = 0
+        for window in self.problem.edges.windows(self.comm, least=_WINDOWS):
+            row, part, gain = self._wishes(window, limit)
+            row, part = self._accept(row + (window.lo - self.slabs.low), part, gain, limit)
+            cost = self.problem.cost[row]
+            change = self._weigh(part, cost) - self._weigh(self.owner[row], cost)
+            self.load = self.load + self.comm.allreduce(change, where="partition: loads")
+            self.owner[row] = part
+            moved += len(row)
+        return int(self.comm.allreduce(moved))
+
+    def _wishes(self, window: Window, limit: float) -> tuple[Array, Array, Array]:
+        """Rows of the window that another part suits better, which, and by how much."""
+        num_parts, count = self.problem.num_parts, window.hi - window.lo
+        own = self.owner[window.lo - self.slabs.low : window.hi - self.slabs.low]
+        pairs, found = tally(window.row.astype(np.int64) * num_parts + self._parts(window))
+        row, part = pairs // num_parts, pairs % num_parts
+        score = found * np.maximum(1 - self.load[part] / limit, 0)
+        kept, stays = np.zeros(count), part == own[row]
+        kept[row[stays]] = score[stays]
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        best = np.zeros(count)
+        best[row[first]] = np.maximum.reduceat(score, first) if len(first) else 0
+        wanted = np.flatnonzero((score == best[row]) & (score > kept[row]) & ~stays)
+        wanted = wanted[np.diff(row[wanted], prepend=-1) > 0]  # the first of equal ones
+        return row[wanted], part[wanted], score[wanted] - kept[row[wanted]]
+
+    def _accept(self, row: Array, part: Array, gain: Array, limit: float) -> tuple[Array, Array]:
+        """Those with most to gain, as far as this rank's share of each part's room goes."""
+        cost = self.problem.cost[row]
+        demand = self._weigh(part, cost)
+        everyone = self.comm.allreduce(demand, where="partition: demand")
+        share = np.maximum(limit - self.load, 0) / np.maximum(everyone, 1e-300)
+        room = demand * np.minimum(share, 1)
+        order = np.lexsort((row, -gain, part))
+        row, part, cost = row[order], part[order], cost[order]
+        reached: Int64 = np.cumsum(cost)
+        before = np.append(0, reached)[np.searchsorted(part, np.arange(len(room)))]
+        taken = reached - before[part] <= room[part]
+        return row[taken], part[taken]
+
+
+def _runs(comm: Communicator, problem: Problem) -> Array:
+    """Consecutive rows in parts of equal cost: int32. Collective."""
+    own = int(problem.cost.sum())
+    costs = comm.allgather(own)
+    middle = sum(costs[: comm.rank]) + np.cumsum(problem.cost) - problem.cost / 2
+    part = middle * problem.num_parts // max(sum(costs), 1)
+    return np.clip(part, 0, problem.num_parts - 1).astype(np.int32)

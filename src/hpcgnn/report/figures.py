@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcgnn.errors import InputError
 from hpcgnn.report.run import SETS, RunFiles
-from hpcgnn.report.time_split import PARTS, per_epoch, per_rank
+from hpcgnn.report.summary import PARTS, per_epoch, per_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

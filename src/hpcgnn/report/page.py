@@ -1,21 +1,23 @@
-"""One HTML page about one or several runs, which needs no network and no other file."""
+"""One HTML page about one or several runs, and its figures, as files in a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import printable
-from hpcgnn.report import compare
-from hpcgnn.report.figures import Drawing
+from hpcgnn.errors import InputError, OutputError, printable
+from hpcgnn.report import summary
+from hpcgnn.report.figures import Drawing, draw
 from hpcgnn.report.run import RunFiles, read_quality
-from hpcgnn.report.summary import as_text, summarise
+from hpcgnn.report.summary import as_text, metric_of, summarise
+from hpcgnn.storage.write import atomic
+from hpcgnn.train.journal import check_regular
 from hpcgnn.version import __version__
 
 # By this a page of ours is known, and may be replaced.
 SIGN = '<meta name="generator" content="hpcgnn report'
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
        max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -29,6 +31,8 @@ th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px soli
 th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
 @media (max-width: 32rem) { .figures { grid-template-columns: 1fr; } }
 """
+PAGE = "index.html"
+_START = 400  # bytes of a page within which its sign stands
 
 
 def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
@@ -64,8 +68,8 @@ def _facts(run: RunFiles) -> str:
 
 
 def _comparison(runs: Sequence[RunFiles]) -> str:
-    reached = _table(["run", *compare.COLUMNS.values()], compare.reached(runs))
-    rows = compare.differing(runs)
+    reached = _table(["run", *summary.COLUMNS.values()], summary.reached(runs))
+    rows = summary.differing(runs)
     if not rows:
         return f"{reached}<p>All settings are the same.</p>"
     head = ["setting", *(run.folder.name for run in runs)]
@@ -118,3 +122,50 @@ def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
         for row in rows
     )
     return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path:
+    """Write `index.html` and a PNG per figure into `folder`; returns the page's path.
+
+    Args:
+        force: replace a page of ours, and the figures beside it.
+
+    Raises:
+        InputError: something else has the page's name, a page is there already without `force`, or
+            matplotlib is missing.
+        OutputError: a file can't be written.
+    """
+    target = folder / PAGE
+    _check(target, force)
+    drawings = draw(runs, metric_of(runs[0]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for drawing in drawings:
+            _write(folder / f"{drawing.name}.png", drawing.png())
+        _write(target, page(runs, drawings).encode())
+    except OSError as error:
+        raise OutputError(f"can't be written: {error.strerror}", file=folder) from None
+    return target
+
+
+def _check(target: Path, force: bool) -> None:
+    if target.parent.is_symlink() or not check_regular(target):
+        if target.parent.is_symlink():
+            raise InputError("is a link: choose another folder with -o", file=target.parent)
+        return
+    with target.open("rb") as file:
+        ours = SIGN.encode() in file.read(_START)
+    if not ours:
+        raise InputError(
+            "exists and is no page of hpcgnn report: choose another folder with -o", file=target
+        )
+    if not force:
+        raise InputError("exists already: choose another folder, or say --force", file=target)
+
+
+def _write(path: Path, content: bytes) -> None:
+    if check_regular(path) and path.is_symlink():
+        raise InputError("is a link: choose another folder with -o", file=path)
+    with atomic.claim(path) as temporary:
+        temporary.write_bytes(content)
+        atomic.publish(temporary, path)

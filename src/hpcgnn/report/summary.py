@@ -1,15 +1,105 @@
-"""The figures of a run in one table."""
+"""The figures of a run in one table, where its seconds go, and several runs beside each other."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.report.run import SETS, RunFiles, read_run
-from hpcgnn.tasks.metric_names import shown
+from hpcgnn.tasks.settings import shown
 from hpcgnn.train.journal import gaps
 from hpcgnn.train.run_directory import REQUEUE, how_it_ended
+
+# By the name of the part: what a legend says.
+PARTS = {
+    "compute": "compute",
+    "pack": "packing",
+    "wait": "waiting for messages",
+    "reduce": "all-reduce of gradients",
+    "evaluate": "evaluation",
+    "checkpoint": "checkpoint",
+    "other": "other",
+}
+_ABSENT = "-"
+COLUMNS = {
+    "epochs": "epochs",
+    "best_epoch": "best epoch",
+    "best_valid": "valid",
+    "best_test": "test",
+    "last_loss": "last loss",
+    "epoch_seconds_median": "s/epoch",
+    "peak_memory_bytes_max": "peak MB",
+}
+
+
+def _split(seconds: dict[str, float]) -> dict[str, float]:
+    """Parts from measured seconds; packing and waiting are taken from the passes they lie in."""
+    passes = seconds["forward"] + seconds["backward"]
+    reduce, evaluate, checkpoint = (seconds[n] for n in ("reduce", "evaluate", "checkpoint"))
+    pack, wait = seconds["pack"], seconds["wait"]
+    # Evaluation sends messages too: what is left over of them is its own.
+    inner = max(passes - reduce, 0.0)
+    share = inner / (inner + evaluate) if inner + evaluate else 0.0
+    pack, wait = min(share * pack, inner), min(share * wait, inner)
+    pack, wait = (pack, wait) if pack + wait <= inner else (pack, max(inner - pack, 0.0))
+    parts = {
+        "compute": inner - pack - wait,
+        "pack": pack,
+        "wait": wait,
+        "reduce": min(reduce, passes),
+        "evaluate": evaluate,
+        "checkpoint": checkpoint,
+    }
+    return parts | {"other": max(seconds["epoch"] - sum(parts.values()), 0.0)}
+
+
+def per_epoch(record: dict[str, Any]) -> dict[str, float]:
+    """Seconds by part, of one record of metrics.jsonl, as means over the ranks.
+
+    What older records lack counts as nothing of its own.
+    """
+
+    def value(name: str) -> float:
+        number = record.get(name, 0.0)
+        return float(number["mean"] if isinstance(number, dict) else number or 0.0)
+
+    checkpoint = value("checkpoint_seconds")
+    return _split(
+        {
+            # A checkpoint is written after the epoch's own clock has stopped.
+            "epoch": value("epoch_seconds") + checkpoint,
+            "forward": value("forward_seconds"),
+            "backward": value("backward_seconds"),
+            "reduce": value("reduce_seconds"),
+            "evaluate": value("evaluate_seconds"),
+            "checkpoint": checkpoint,
+            "pack": value("pack_seconds"),
+            "wait": value("comm_wait_seconds"),
+        }
+    )
+
+
+def per_rank(run: RunFiles) -> dict[str, list[float]]:
+    """Seconds by part, for each rank, of the last epoch that has them; empty without any."""
+    if run.ranks is None or "forward_seconds" not in run.ranks.numbers:
+        return {}
+    numbers = run.ranks.numbers
+    count = len(numbers["forward_seconds"])
+    none = [0.0] * count
+    columns = {
+        "epoch": numbers.get("epoch_seconds", none),
+        "forward": numbers["forward_seconds"],
+        "backward": numbers.get("backward_seconds", none),
+        "reduce": numbers.get("reduce_seconds", none),
+        "evaluate": numbers.get("evaluate_seconds", none),
+        "checkpoint": none,
+        "pack": numbers.get("pack_seconds", none),
+        "wait": numbers.get("comm_wait_seconds", none),
+    }
+    splits = [_split({n: values[rank] for n, values in columns.items()}) for rank in range(count)]
+    return {part: [split[part] for split in splits] for part in PARTS}
 
 
 def summarise(run: RunFiles | Path) -> dict[str, Any]:
@@ -104,3 +194,54 @@ def as_text(content: dict[str, Any]) -> list[str]:
         rows["repeated"] = f"{content['records_repeated']} records, of which the last counts"
     width = max(map(len, rows))
     return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]
+
+
+def differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all runs: a value per run, by name; None where absent."""
+    settings = [run.settings() for run in runs]
+    names = sorted({name for each in settings for name in each})
+    values = {name: [each.get(name) for each in settings] for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def reached(runs: Sequence[RunFiles]) -> list[list[str]]:
+    """A row of text per run, as `COLUMNS` name them, after the run's folder."""
+    rows = []
+    for run in runs:
+        content = summarise(run)
+        cells = [_cell(name, content[name], content["metric"]) for name in COLUMNS]
+        rows.append([str(run.folder), *cells])
+    return rows
+
+
+def _cell(name: str, value: Any, metric: str) -> str:
+    if name in ("best_valid", "best_test"):
+        return shown(metric, value)
+    if value is None:
+        return _ABSENT
+    if name == "peak_memory_bytes_max":
+        return f"{value / 1e6:,.0f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def comparison(runs: Sequence[RunFiles]) -> list[str]:
+    """Two tables: what the runs reached, and where their settings differ."""
+    lines = _table([["run", *COLUMNS.values()], *reached(runs)])
+    rows = differing(runs)
+    if not rows:
+        return [*lines, "", "all settings are the same"]
+    head = ["setting", *(run.folder.name for run in runs)]
+    body = [[name, *map(_shown, values)] for name, values in rows.items()]
+    return [*lines, "", "settings that differ:", *_table([head, *body])]
+
+
+def _shown(value: Any) -> str:
+    return _ABSENT if value is None else str(value)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -27,22 +27,24 @@ from hpcgnn.sar.attention import (
     bias_gradient,
     edge_dropout,
     exchange_halo_ids,
+    local_blocks,
     normalised,
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.mixed_precision import RowLayout, product_type, readable
 from hpcgnn.sar.products import (
+    RowLayout,
     head_matrix,
     head_products,
     head_scores,
     product,
+    product_type,
+    readable,
     refill,
     shell,
     weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.self_loops import local_blocks
 from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
 
 
@@ -118,18 +120,39 @@ class _Attention(torch.autograd.Function):
         if run.kept is None and has_backward:
             graph.execution.newest, ctx.newest = z_NK, weakref.ref(z_NK)
         ctx.save_for_backward(
-            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
-            None if run.kept is None else z_NK, *held, *(run.kept or ()),
-        )  # fmt: skip
+            dense,
+            weight_KF,
+            source_HC,
+            target_HC,
+            edge_HD,
+            bias_K,
+            s_NH,
+            t_NH,
+            out_NK,
+            lse_NH,
+            None if run.kept is None else z_NK,
+            *held,
+            *(run.kept or ()),
+        )
         return out_NK
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (
-            dense, weight_KF, source_HC, target_HC, edge_HD, bias_K, s_NH, t_NH, out_NK, lse_NH,
-            z_NK, *kept,
-        ) = ctx.saved_tensors  # fmt: skip
+            dense,
+            weight_KF,
+            source_HC,
+            target_HC,
+            edge_HD,
+            bias_K,
+            s_NH,
+            t_NH,
+            out_NK,
+            lse_NH,
+            z_NK,
+            *kept,
+        ) = ctx.saved_tensors
         held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
         x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
         if z_NK is None:

@@ -23,11 +23,11 @@ from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat import BackwardPass, ForwardPass
-from hpcgnn.sar.mixed_precision import product_type
 from hpcgnn.sar.products import (
     head_products,
     head_scores,
     product,
+    product_type,
     refill,
     shell,
     weight_gradient,
@@ -104,17 +104,31 @@ class _AveragedAttention(torch.autograd.Function):
         dense, weight_KF, source_HC, target_HC, edge_HD, *held = ctx.saved_tensors
         x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
         layer = _Layer(
-            ctx.graph, ctx.settings, ctx.epoch, ctx.product_dtype,
-            x, weight_KF, source_HC, target_HC, edge_HD,
-        )  # fmt: skip
+            ctx.graph,
+            ctx.settings,
+            ctx.epoch,
+            ctx.product_dtype,
+            x,
+            weight_KF,
+            source_HC,
+            target_HC,
+            edge_HD,
+        )
         found = _Gradients(layer, with_x=dense is not None and ctx.needs_input_grad[0])
         g_NC = grads[0] / ctx.settings.heads
         with torch.autocast(ctx.graph.node_ids.device.type, enabled=False):
             for head in range(ctx.settings.heads):
                 found.add(head, g_NC)
         return (
-            found.x, found.weight, found.source, found.target, found.edge, None, None, None,
-        )  # fmt: skip
+            found.x,
+            found.weight,
+            found.source,
+            found.target,
+            found.edge,
+            None,
+            None,
+            None,
+        )
 
 
 class _Layer:
@@ -177,9 +191,18 @@ class _Gradients:
         z_NC, s_N1, t_N1 = forward.z_NK, forward.s_NH, forward.t_NH
         del forward, out_NC
         run = BackwardPass(
-            layer.graph, layer.one(head), layer.product_dtype, layer.epoch,
-            g_NC, d_N1, z_NC, s_N1, t_N1, lse_N1, layer.edge(head),
-        )  # fmt: skip
+            layer.graph,
+            layer.one(head),
+            layer.product_dtype,
+            layer.epoch,
+            g_NC,
+            d_N1,
+            z_NC,
+            s_N1,
+            t_N1,
+            lse_N1,
+            layer.edge(head),
+        )
         del z_NC
         run.at_sources()
         grad_z_NC, grad_source, grad_target = run.finished(*layer.vectors(head))

@@ -24,13 +24,12 @@ from hpcgnn.sar.attention import (
     bias_gradient,
     edge_dropout,
     exchange_halo_ids,
+    local_blocks,
     normalised,
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.mixed_precision import readable, wire_type
-from hpcgnn.sar.products import head_products
-from hpcgnn.sar.self_loops import local_blocks
+from hpcgnn.sar.products import head_products, readable, wire_type
 from hpcgnn.sar.stream import (
     Payload,
     Progress,

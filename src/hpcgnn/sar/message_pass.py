@@ -18,11 +18,11 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar import reductions
+from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.attention import halo_ids
 from hpcgnn.sar.autograd import Finder, Modes, Replacer
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return
-from hpcgnn.sar.sum import in_degrees
 
 MANY = 128  # terms that float32 adds up one by one
 _SOURCE, _TARGET = 0x9E3779B97F4A7C15 - (1 << 64), 0xC2B2AE3D27D4EB4F - (1 << 64)
@@ -319,9 +319,14 @@ class MessagePass:
         ids_E = ids[columns] * _SOURCE + graph.node_ids[rows] * _TARGET
         kept_EH = self.x_NF.new_ones(len(rows), self.settings.heads)
         kernels.dropout_nodes(
-            kept_EH, kept_EH, ids_E,
-            p=p, seed=graph.seed, epoch=self.epoch, layer=self.settings.layer,
-        )  # fmt: skip
+            kept_EH,
+            kept_EH,
+            ids_E,
+            p=p,
+            seed=graph.seed,
+            epoch=self.epoch,
+            layer=self.settings.layer,
+        )
         return kept_EH
 
     def _pieces(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from hpcgnn.sar.attention import AttentionSettings, exchange_halo_ids
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_edge_rows, check_rows
 from hpcgnn.sar.message_pass import MessagePass, MessageSettings
-from hpcgnn.sar.mixed_precision import wire_type
+from hpcgnn.sar.products import wire_type
 
 
 def edge_features(graph: PartitionedGraph) -> Tensor | None:

@@ -41,7 +41,13 @@ class ReluDropout:
         seed, epoch, layer = self.key
         grad_NF = torch.empty_like(y_NF)
         kernels.dropout_nodes_backward(
-            g_NF.contiguous(), grad_NF, self.ids,
-            p=self.p, seed=seed, epoch=epoch, layer=layer, y_NF=y_NF,
-        )  # fmt: skip
+            g_NF.contiguous(),
+            grad_NF,
+            self.ids,
+            p=self.p,
+            seed=seed,
+            epoch=epoch,
+            layer=layer,
+            y_NF=y_NF,
+        )
         return grad_NF

@@ -25,7 +25,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.mixed_precision import readable, wire_type
+from hpcgnn.sar.products import readable, wire_type
 from hpcgnn.sar.relation_pairs import (
     EdgeList,
     RelationPairs,

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
-from hpcgnn.sar.mixed_precision import RowLayout, readable
+from hpcgnn.sar.products import RowLayout, readable
 
 Rows = tuple[Tensor, ...]
 Progress = Callable[[], None]

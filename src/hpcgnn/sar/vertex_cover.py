@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from hpcgnn import kernels
-from hpcgnn.comm.message import ring_order
+from hpcgnn.comm.channel import ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.stream import Chunks, chunks

@@ -1,35 +1,17 @@
-"""Names, types and counts of the files of this package.
-
-`graph.h5` (format `hpcgnn-graph`), N nodes, E stored edges:
-
-    edges/indptr int64 [N+1]       in-neighbour lists: row i lists the sources of the edges into i
-    edges/indices int32|int64 [E]
-    edges/weight float32 [E], edges/relation int32 [E], edges/features float32 [E, D]   optional
-    nodes/features float32|float16 [N, F], or a group with indptr, indices, data and attribute width
-    nodes/typed_features/<t> float32 [N_t, F_t]   nodes of type t in ascending node order
-    nodes/labels int64 [N] (-1 unknown), int8 [N, T] (0, 1, -1 unknown), or numbers to be
-        predicted, float32 [N] or [N, W] (NaN unknown), with num_classes 0
-    nodes/split int8 [N, S]        0 none, 1 train, 2 valid, 3 test
-    nodes/type int32 [N], nodes/original_ids int64 [N]   optional
-    nodes/arrays/<name> [N] or [N, W] of a type in `named.TYPES`; floats may be NaN (unknown)
-    edges/labels [E] or [E, W] as nodes/labels, edges/split int8 [E]   optional; 0: message only
-    nodes/original_names/indptr int64 [N+1], data uint8 [B]   UTF-8 ids of a user's tables, optional
-    encoding/json uint8 [n]        what columns of tables became (`storage/encoding.py`), optional
-
-The last two stand in a partition file as well, in the order of the graph.
-
-Version 1 knows no float labels, nodes/arrays, edges/labels, edges/split, names and encoding. A file
-says the oldest version that knows all it holds; every version up to the newest is read.
-"""
+"""Names, types and counts of the files of this package; what a graph may hold beside the usual."""
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
+
+from hpcgnn.storage import checks
+from hpcgnn.storage.checks import Place
 
 VERSION = 1
 VERSION_OF_NAMED = 2
@@ -46,15 +28,17 @@ WHAT = {
     PREDICTIONS: "predictions file",
     WEIGHTS: "weights file",
 }
-
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 1 << 28
 MAX_COUNT = 1 << 56
 MAX_WIDTH = 1 << 31
-
 TRAIN, VALID, TEST = 1, 2, 3
 NAMES = "nodes/original_names"
 DATASET = "encoding/json"
+FLOATS = ("float16", "float32", "float64")
+TYPES = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "bool")  # of named arrays
+LABEL_TYPES = ("float32", "int64", "int8")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +60,7 @@ class Counts:
 
 
 COUNT_NAMES = tuple(field.name for field in fields(Counts))
+
 COUNT_LIMITS = dict.fromkeys(COUNT_NAMES, MAX_WIDTH) | {
     "num_nodes": MAX_COUNT,
     "num_edges": MAX_COUNT,
@@ -101,3 +86,71 @@ def attribute_checksum(attributes: Mapping[str, int | str]) -> str:
     """Eight hex digits over all attributes but `checksum` itself."""
     kept = {name: value for name, value in attributes.items() if name != "checksum"}
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
+
+
+def check_name(name: str, place: Place) -> None:
+    """A letter, then letters, digits, `_`, `.` and `-`, at most 64.
+
+    Raises:
+        InputError: another name.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise place.error(
+            "names of arrays are a letter, then letters, digits, _ . -, at most 64", str(name)[:80]
+        )
+
+
+def check_array(values: np.ndarray, place: Place) -> None:
+    """A named array of one of `TYPES`: no infinity; NaN stands for an unknown value.
+
+    Raises:
+        InputError: a value out of place.
+    """
+    if values.dtype.kind == "f":
+        checks.finite(values, place, or_nan=True)
+    elif values.dtype.kind == "b":
+        checks.in_range(values.view(np.uint8), 0, 2, place)
+
+
+def check_labels(values: np.ndarray, place: Place, num_classes: int = 1 << 31) -> None:
+    """float32 numbers (NaN unknown), int64 [n] classes (-1) or int8 [n, T] of 0, 1 and -1.
+
+    Raises:
+        InputError: a value that is none.
+    """
+    if values.dtype.kind == "f":
+        checks.finite(values, place, or_nan=True)
+    else:
+        checks.in_range(values, -1, 2 if values.ndim == 2 else num_classes, place)
+
+
+def as_labels(values: np.ndarray, place: Place) -> np.ndarray:
+    """Labels in the type that files keep them in, unchecked.
+
+    Raises:
+        InputError: neither numbers nor one or several for each row.
+    """
+    kind = values.dtype.kind
+    if values.ndim not in (1, 2) or kind not in "fiub" or 0 in values.shape[1:]:
+        raise place.error("labels must be numbers of shape [rows] or [rows, width]", values.shape)
+    if kind == "f":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32, copy=False)
+    if values.dtype == np.uint64 and values.size and int(values.max()) >= 1 << 63:
+        raise place.error("must fit into 64 bits with sign", int(values.max()))
+    whole = values.astype(np.int64, copy=False)
+    return whole if whole.ndim == 1 else np.clip(whole, -2, 2).astype(np.int8)  # -2, 2: refused
+
+
+def version_of(columns: Mapping[str, np.dtype]) -> int:
+    """The oldest version of the format whose readers know all these datasets, given by name."""
+    for name, dtype in columns.items():
+        group, _, last = name.rpartition("/")
+        of_nodes = group.endswith("nodes")
+        if group.endswith("nodes/arrays") or (last in ("labels", "split") and not of_nodes):
+            return VERSION_OF_NAMED
+        if name == DATASET or group == NAMES:
+            return VERSION_OF_NAMED
+        if last == "labels" and dtype.kind == "f":
+            return VERSION_OF_NAMED
+    return VERSION

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcgnn.tasks.build import find_task
-    from hpcgnn.tasks.classes import MultiClass
-    from hpcgnn.tasks.decoders import DotProduct, PairMLP
+    from hpcgnn.tasks.classes import MultiClass, MultiLabel
     from hpcgnn.tasks.edges import EdgeTask
-    from hpcgnn.tasks.labels import MultiLabel
     from hpcgnn.tasks.links import LinkPrediction
+    from hpcgnn.tasks.pairs import DotProduct, PairMLP
     from hpcgnn.tasks.task import Task, TaskDefaults, as_task
     from hpcgnn.tasks.values import Regression
 
@@ -33,12 +32,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DotProduct": "decoders",
+    "DotProduct": "pairs",
     "EdgeTask": "edges",
     "LinkPrediction": "links",
     "MultiClass": "classes",
-    "MultiLabel": "labels",
-    "PairMLP": "decoders",
+    "MultiLabel": "classes",
+    "PairMLP": "pairs",
     "Regression": "values",
     "Task": "task",
     "TaskDefaults": "task",

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks.classes import CLASS_METRICS, MultiClass
-from hpcgnn.tasks.decoders import PairMLP
+from hpcgnn.tasks.classes import CLASS_METRICS, LABEL_METRICS, MultiClass, MultiLabel
 from hpcgnn.tasks.edges import EdgeTask
-from hpcgnn.tasks.labelled import LABELS, Labelled, checked
-from hpcgnn.tasks.labels import LABEL_METRICS, MultiLabel
 from hpcgnn.tasks.links import LINK_METRICS, LinkPrediction
+from hpcgnn.tasks.pairs import PairMLP
 from hpcgnn.tasks.settings import BALANCED, NONE, TaskSettings, weights
+from hpcgnn.tasks.task import LABELS, Labelled, checked
 from hpcgnn.tasks.values import VALUE_METRICS, Regression
 
 _MOST_OUTPUTS = 1 << 24

@@ -13,10 +13,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
 from hpcgnn.sar.pairs import NodePairs, pair_values
-from hpcgnn.tasks.decoders import PairMLP, name_of
-from hpcgnn.tasks.labelled import Labelled
-from hpcgnn.tasks.pair_rows import PairRows, numbered
-from hpcgnn.tasks.task import SPLITS, TaskDefaults
+from hpcgnn.tasks.pairs import PairMLP, PairRows, name_of, numbered
+from hpcgnn.tasks.task import SPLITS, Labelled, TaskDefaults
 
 
 @dataclass

@@ -1,21 +1,55 @@
-"""Settings of what is learned."""
+"""Settings of what is learned, and what the name of a metric says."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from hpcgnn.errors import InputError
 from hpcgnn.settings import Section, defining, told
 
+_SHARES = re.compile(
+    r"(valid )?(.*_)?(accuracy|f1|auc|average_precision|mrr|hits(@\d+)?)", re.IGNORECASE
+)
 KINDS = (
-    "auto", "classes", "labels", "values", "edge-classes", "edge-labels", "edge-values", "links",
-)  # fmt: skip
+    "auto",
+    "classes",
+    "labels",
+    "values",
+    "edge-classes",
+    "edge-labels",
+    "edge-values",
+    "links",
+)
 METRICS = (
-    "auto", "accuracy", "f1", "macro_f1", "auc", "average_precision", "mae", "rmse", "r2", "mrr",
+    "auto",
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "auc",
+    "average_precision",
+    "mae",
+    "rmse",
+    "r2",
+    "mrr",
     "hits",
-)  # fmt: skip
+)
 NONE, BALANCED = "none", "balanced"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A value of a metric for people: shares in percent."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if _SHARES.fullmatch(metric) else f"{value:.4g}"
+
+
+def larger_is_better(metric: str) -> bool | None:
+    """Whether larger values of a metric of the built-in tasks are better; None of another one."""
+    if metric in ("mae", "rmse", "mse"):
+        return False
+    return True if metric == "r2" or _SHARES.fullmatch(metric) else None
 
 
 @dataclass(frozen=True)

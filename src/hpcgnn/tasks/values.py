@@ -13,8 +13,8 @@ from torch.nn import functional
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.tasks import deviations
-from hpcgnn.tasks.labelled import Labelled
+from hpcgnn.tasks import metrics
+from hpcgnn.tasks.task import Labelled
 
 VALUE_METRICS = ("mae", "rmse", "r2")
 LOSSES = ("mse", "mae", "huber")
@@ -92,9 +92,9 @@ class Regression(Labelled):
     def scores(self, comm: Communicator, output: Tensor, answers: Tensor) -> dict[str, float]:
         true = self._values(answers)
         return {
-            "mae": deviations.mean_absolute_error(comm, output, true),
-            "rmse": deviations.root_mean_squared_error(comm, output, true),
-            "r2": deviations.r2(comm, output, true),
+            "mae": metrics.mean_absolute_error(comm, output, true),
+            "rmse": metrics.root_mean_squared_error(comm, output, true),
+            "r2": metrics.r2(comm, output, true),
         }
 
     def decided(self, comm: Communicator, answers: Tensor) -> bool:

@@ -12,8 +12,8 @@ from torch.nn.parameter import UninitializedParameter
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, say
-from hpcgnn.nn.convert import unsynchronised
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.linear import is_sharded
+from hpcgnn.nn.norm import unsynchronised
 
 OF_TASK = "task:"
 _MOST_NAMED = 5

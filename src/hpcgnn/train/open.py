@@ -13,8 +13,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import describe, pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
-from hpcgnn.comm.transport.pinned import pinned_copy
-from hpcgnn.comm.transport.staged import CudaCopier
+from hpcgnn.comm.transport.staged import CudaCopier, pinned_copy
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
@@ -24,7 +23,7 @@ from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
 from hpcgnn.system import bytes_read
 from hpcgnn.tasks.build import check_task
-from hpcgnn.tasks.labelled import LABELS
+from hpcgnn.tasks.task import LABELS
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained

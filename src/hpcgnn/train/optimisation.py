@@ -1,10 +1,11 @@
-"""Optimizer, learning rate, the arithmetic of products, perturbed inputs."""
+"""Optimizer, groups of parameters, moving averages, precision of products, perturbed inputs."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,92 @@ from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import leave_out
-from hpcgnn.nn.embedding import initial_rows, is_sharded
+from hpcgnn.nn.linear import initial_rows, is_sharded
 from hpcgnn.train.config import Config
-from hpcgnn.train.groups import parameter_groups
 from hpcgnn.train.learned import Learned, some
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD, load_compiler
+
+_COUPLE_ROWS = ("Adafactor", "Muon")  # of torch's: a step looks at all rows of a parameter together
+CHOICES = ("fp32", "tf32", "bf16")
+
+
+def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Groups for an optimizer: `*.bias:weight_decay=0;inputs.*:lr=0.001`, the rest after them.
+
+    Each parameter is in the group of the first pattern that fits its name (as file names do).
+
+    Raises:
+        InputError: no such text, or a pattern that fits no parameter.
+    """
+    groups: list[dict[str, Any]] = []
+    patterns: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        pattern, colon, values = part.rpartition(":")
+        if not colon or not pattern:
+            raise InputError("--param-groups takes PATTERN:lr=X,weight_decay=X;...", value=part)
+        patterns.append(pattern.strip())
+        groups.append({"params": [], **_numbers(values, part)})
+    rest: dict[str, Any] = {"params": []}
+    for name, parameter in named:
+        fits = (g for p, g in zip(patterns, groups, strict=True) if fnmatch.fnmatchcase(name, p))
+        next(fits, rest)["params"].append(parameter)
+    for pattern, group in zip(patterns, groups, strict=True):
+        if not group["params"]:
+            raise InputError("--param-groups: no parameter has a name like", value=pattern)
+    return [*groups, rest] if rest["params"] else groups
+
+
+def _numbers(text: str, part: str) -> dict[str, float]:
+    found = {}
+    for entry in text.split(","):
+        name, _, value = (piece.strip() for piece in entry.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if name not in ("lr", "weight_decay") or not 0 <= number <= 1e6:
+            raise InputError("--param-groups takes lr=X and weight_decay=X", value=part)
+        found[name] = number
+    return found
+
+
+class Average:
+    """`average <- decay * average + (1 - decay) * weight` after each epoch; of parameters alone.
+
+    Attributes:
+        values: by name of the parameter; empty before the first epoch.
+    """
+
+    def __init__(self, learned: Learned, decay: float) -> None:
+        self.learned, self.decay = learned, decay
+        self.values: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, parameter in self.learned.named_parameters():
+            if name in self.values:
+                self.values[name].lerp_(parameter.detach(), 1 - self.decay)
+            else:
+                self.values[name] = parameter.detach().clone()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters have their average for the block, and then their own values again."""
+        if not self.values:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.learned.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(kept)
 
 
 def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
@@ -52,9 +134,6 @@ def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
     kind: Any = kinds[settings.kind]
     made: Optimizer = kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return made
-
-
-_COUPLE_ROWS = ("Adafactor", "Muon")  # of torch's: a step looks at all rows of a parameter together
 
 
 def made_optimizer(
@@ -166,9 +245,6 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float, comm: Com
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
     return norm
-
-
-CHOICES = ("fp32", "tf32", "bf16")
 
 
 def prepare(precision: str) -> None:

@@ -19,25 +19,23 @@ from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage.schema import PREDICTIONS
-from hpcgnn.storage.write.outputs import check_output_together
+from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task, stored_task
 from hpcgnn.tasks.classes import MultiClass
-from hpcgnn.tasks.labelled import LABELS
-from hpcgnn.tasks.pair_rows import ids_of_pairs
-from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
+from hpcgnn.tasks.pairs import ids_of_pairs
+from hpcgnn.tasks.task import LABELS, OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_average
-from hpcgnn.train.checkpoint.writing import best_or_last
+from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
-from hpcgnn.train.node_texts import FindNodeIds, node_texts
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.pair_list import read_pairs
 from hpcgnn.train.prediction_writing import write_predictions
+from hpcgnn.train.user_names import FindNodeIds, node_texts, read_pairs
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
@@ -227,9 +225,13 @@ def predict(
     if out is not None:
         prediction_file.check_ending(Path(out))
         check_output_together(
-            comm, Path(out), PREDICTIONS, force=force, inputs=[checkpoint],
+            comm,
+            Path(out),
+            PREDICTIONS,
+            force=force,
+            inputs=[checkpoint],
             read_format=prediction_file.format_of,
-        )  # fmt: skip
+        )
     path, found = read_checkpoint(Path(checkpoint), comm)
     result = Predictor(graph, found, path, any_graph=any_graph, model=model, task=task).run()
     if out is not None:

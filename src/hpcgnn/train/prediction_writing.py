@@ -12,8 +12,8 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train import prediction_file
-from hpcgnn.train.node_texts import NodeTexts
 from hpcgnn.train.prediction_file import PredictionFile
+from hpcgnn.train.user_names import NodeTexts
 
 SLAB_BYTES = 64 << 20
 

@@ -1,26 +1,262 @@
-"""A run: its settings, its directory with the checkpoints, and the one it goes on from."""
+"""A run: its settings, its directory, where it starts or goes on from, and how it ends."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import socket
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from hpcgnn.comm.agreement import require_same
-from hpcgnn.errors import InputError
+from hpcgnn.comm.agreement import agreed, require_same
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.launcher import launcher
+from hpcgnn.display import Display, Stage
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN
+from hpcgnn.storage.read.partition_file import PartitionFile
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import PARTITION
+from hpcgnn.system import now
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.resume import newest_of_run
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config, options
+from hpcgnn.train.journal import Journal, check_regular, json_lines
 from hpcgnn.train.optimisation import prepare
+from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
+from hpcgnn.train.scores import Monitor, Progress
+from hpcgnn.train.telemetry import Reporter
+from hpcgnn.version import __version__
 
+_PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
+_MOST_HOSTS = 64  # named one by one
+NO_VALIDATION = "no validation node has a label that can be scored"
 # What a Python program says by settings; the rest it says by objects, or to `load_partition`.
 _SECTIONS = ("optimiser", "training", "checkpoints")
 _OTHERS = ("precision",)
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
+
+
+def note_start(
+    run_dir: Path,
+    graph: PartitionedGraph,
+    *,
+    from_epoch: int,
+    source: Path | None = None,
+    parts: Path | None = None,
+) -> None:
+    """Add a line about this start; collective.
+
+    Args:
+        from_epoch: epochs that earlier starts have trained.
+        source: the graph or partition file that was asked for.
+        parts: the file that the parts were loaded from.
+
+    Raises:
+        OutputError: it can't be written.
+        InputError: something else than a file has the name.
+    """
+    comm = graph.comm
+    hosts = Counter(comm.allgather(socket.gethostname(), where="hosts"))
+    path = run_dir / "starts.jsonl"
+    with agreed(comm, "starts.jsonl"):
+        if comm.rank != 0:
+            return
+        line = {
+            "time": now(),
+            "from_epoch": from_epoch,
+            "ranks": comm.size,
+            "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
+            "hosts": dict(list(hosts.items())[:_MOST_HOSTS]),
+            "device": str(graph.node_ids.device),
+            "transport": graph.ring.transport.name,
+            "releases": _releases(),
+            "system": platform.platform(),
+            "graph": {
+                "fingerprint": graph.graph_fingerprint,
+                "nodes": graph.num_nodes,
+                "edges": graph.num_edges,
+                **({} if source is None else {"file": str(source)}),
+            },
+            "partition": {} if parts is None else _quality(parts),
+        }
+        try:
+            check_regular(path)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"can't be written: {error.strerror}", file=path) from None
+
+
+def last_source(run_dir: Path) -> Path:
+    """The graph or partition file of the newest start.
+
+    Raises:
+        InputError: none is known.
+    """
+    path, found = run_dir / "starts.jsonl", ""
+    with suppress(FileNotFoundError):
+        for line in json_lines(path):
+            entries = [(line or {}).get(name) for name in ("partition", "graph")]
+            files = [entry.get("file") for entry in entries if isinstance(entry, dict)]
+            found = next((file for file in reversed(files) if isinstance(file, str)), found)
+    if not found:
+        raise InputError(
+            "doesn't say on which graph it was trained: name the graph or partition file",
+            file=run_dir,
+        )
+    return Path(found)
+
+
+def _releases() -> dict[str, str]:
+    found = {"hpcgnn": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _quality(path: Path) -> dict[str, Any]:
+    """Of a partition file; a graph that one rank trains on has none."""
+    with Reader(path, None) as reader:
+        if reader.text("format") != PARTITION:
+            return {}
+    with PartitionFile(path) as file:
+        header = file.header
+        return {"file": str(path), "method": header["method"], **header["report"]}
+
+
+class InDirectory(Protocol):
+    """What a `Trainer` has."""
+
+    comm: Communicator
+    run_dir: Path
+    config: Config
+    store: CheckpointStore
+    journal: Journal | None
+    rank_journal: Journal | None
+    reporter: Reporter
+    progress: Progress
+    monitor: Monitor
+    validated: bool
+    display: Display
+    epoch: int
+    start: int
+    of_program: bool
+
+
+def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]:
+    """metrics.jsonl and ranks.jsonl, on rank 0; nothing is left of how an attempt before ended.
+
+    Collective.
+    """
+    journal: Journal | None = None
+    ranks: Journal | None = None
+    with agreed(trainer.comm, "metrics.jsonl"):
+        if trainer.comm.rank == 0:
+            path = trainer.run_dir / "metrics.jsonl"
+            journal = Journal(path, trainer.epoch, trainer.config.training.epochs)
+            path = trainer.run_dir / "ranks.jsonl"
+            ranks = Journal(path, trainer.epoch, beside=True)
+            try:
+                for name in (REQUEUE, ENDED):
+                    path = trainer.run_dir / name
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                text = f"can't be removed: {error.strerror}; move it away"
+                raise OutputError(text, file=path) from None
+    return journal, ranks
+
+
+def epochs_shown(trainer: InDirectory) -> AbstractContextManager[Stage]:
+    """Shows how many epochs are over, of those that this start is to train."""
+    left = trainer.config.training.epochs - trainer.epoch
+    return trainer.display.stage("train", left, "epochs", spoken=True)
+
+
+def say_stop(trainer: InDirectory, reason: str, first: int) -> None:
+    """Say why the run stops: the reason that rank `first` was given; collective."""
+    reason = trainer.comm.broadcast(reason, first, "agree to stop")
+    if trainer.comm.rank == 0:
+        trainer.reporter.say(f"stopping after epoch {trainer.epoch}: {reason}")
+
+
+def say_end(trainer: InDirectory, finished: bool) -> None:
+    """Close the journal, say how it ended, and leave word of it; collective."""
+    for journal in (trainer.journal, trainer.rank_journal):
+        if journal is not None:
+            journal.close()
+    if not finished:
+        _ask_for_requeue(trainer)
+    if trainer.comm.rank != 0:
+        return
+    reporter, progress, epoch = trainer.reporter, trainer.progress, trainer.epoch
+    if not finished:
+        reporter.say(f"stopped after epoch {epoch}; to go on: {_way_on(trainer)}")
+        return
+    reason = progress.reason(trainer.config.training.patience)
+    if epoch == trainer.start > 0:
+        reporter.say(
+            f"{reason} at epoch {epoch}; nothing was left to train: more --epochs go on, "
+            "or a larger --patience where that ended it"
+        )
+    elif reason != "finished":
+        reporter.say(f"{reason}, after epoch {epoch}")
+    nothing = "no validation gave a score" if trainer.validated else NO_VALIDATION
+    reporter.say(progress.best_line(trainer.monitor.shown, nothing, epoch))
+    note_end(trainer.run_dir, reason)
+
+
+def _way_on(trainer: InDirectory) -> str:
+    if trainer.of_program:
+        return f"Trainer(..., run_dir={str(trainer.run_dir)!r}, resume=True)"
+    return f"{launcher(trainer.comm.size)}hpcgnn train --resume {trainer.run_dir}"
+
+
+def check_failure(trainer: InDirectory, ended: bool = False) -> None:
+    """Collective.
+
+    Raises:
+        OutputError: a checkpoint could not be written, where that matters.
+    """
+    failure = trainer.store.missing() if ended else ""
+    if trainer.config.checkpoints.must_succeed:
+        failure = failure or trainer.store.error
+    failure = trainer.comm.broadcast(failure, where="checkpoint failure")
+    if failure:
+        raise OutputError(f"a checkpoint could not be written: {failure}")
+
+
+def _ask_for_requeue(trainer: InDirectory) -> None:
+    with agreed(trainer.comm, REQUEUE):
+        if trainer.comm.rank != 0:
+            return
+        path = trainer.run_dir / REQUEUE
+        try:
+            path.touch()
+            if trainer.store.newest_epoch() <= trainer.start:
+                path.unlink()
+                raise OutputError(
+                    f"stopped after epoch {trainer.epoch}, but no checkpoint after epoch "
+                    f"{trainer.start} could be written, so the job isn't requeued: "
+                    f"{trainer.store.error}"
+                )
+        except OSError as error:
+            raise OutputError(
+                f"can't be written ({error.strerror}), so a job script won't requeue this run: "
+                f"see to its run directory; it stopped after epoch {trainer.epoch}",
+                file=path,
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
-from hpcgnn.nn.embedding import is_sharded
 from hpcgnn.nn.gradients import add_up
+from hpcgnn.nn.linear import is_sharded
 from hpcgnn.system import now
 from hpcgnn.tasks.task import SPLITS, Task, as_task
-from hpcgnn.train import ending
-from hpcgnn.train.averaging import Average
+from hpcgnn.train import run as ending
 from hpcgnn.train.callbacks import Callbacks
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
@@ -38,16 +37,14 @@ from hpcgnn.train.checkpoint.state import (
 )
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.learned import Learned
-from hpcgnn.train.optimisation import Attack, check_rows, clip_gradients, made_optimizer
+from hpcgnn.train.optimisation import Attack, Average, check_rows, clip_gradients, made_optimizer
 from hpcgnn.train.plan.refusal import explained
-from hpcgnn.train.progress import Progress
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
-from hpcgnn.train.reporter import Reporter
 from hpcgnn.train.run import Run, config_of_program
 from hpcgnn.train.run_directory import held, note_end, write_config
-from hpcgnn.train.scores import Monitor, Scores, check_output, checked_rows, score
+from hpcgnn.train.scores import Monitor, Progress, Scores, check_output, checked_rows, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
-from hpcgnn.train.telemetry import Costs, Counters, Profile, Stopwatch, over_ranks
+from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, over_ranks
 
 Losses = Callable[["Trainer", int], Iterable[Tensor]]
 

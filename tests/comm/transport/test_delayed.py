@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.graphs import collect, distribute, local, random_graph
 
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.delayed import DelayedTransport, Link
@@ -33,9 +33,20 @@ def test_a_link_is_read(text, link):
 
 @pytest.mark.parametrize(
     "text",
-    ["10GB", "10GB/s,", "10GB/s,5", "10GB/s,5us,5us", "0GB/s", "-1GB/s,1us", "GB/s,1us",
-     "1GB/s,11s", "1GB/s,nans", "1GB/s,1..2us", "fast"],
-)  # fmt: skip
+    [
+        "10GB",
+        "10GB/s,",
+        "10GB/s,5",
+        "10GB/s,5us,5us",
+        "0GB/s",
+        "-1GB/s,1us",
+        "GB/s,1us",
+        "1GB/s,11s",
+        "1GB/s,nans",
+        "1GB/s,1..2us",
+        "fast",
+    ],
+)
 def test_what_is_no_link_is_refused_in_one_line(text):
     with pytest.raises(InputError, match=r"HPCGNN_LINK takes .* like 10GB/s,5us"):
         Link.parse(text)

@@ -17,15 +17,14 @@ import torch
 from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm import device
-from hpcgnn.comm.message import Incoming, Outgoing, ring_order
+from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange, Ring
-from hpcgnn.comm.transport import choice, pinned
-from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
+from hpcgnn.comm.transport import choice, staged
+from hpcgnn.comm.transport.choice import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport
 from hpcgnn.comm.transport.staged import StagedTransport
 from hpcgnn.errors import InputError, OutOfMemoryError
-from hpcgnn.sar.extremum import neighbour_max
-from hpcgnn.sar.sum import neighbour_sum
+from hpcgnn.sar.aggregation import neighbour_max, neighbour_sum
 
 
 class Event:
@@ -161,7 +160,7 @@ def test_pinned_memory_is_as_large_as_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     x = torch.arange(30.0).view(6, 5)
-    copy = pinned.pinned_copy(x.t())
+    copy = staged.pinned_copy(x.t())
     assert torch.equal(copy, x.t()) and list(held.values()) == [120]
     view = copy[2:, 1]
     gone = weakref.ref(copy)
@@ -170,10 +169,10 @@ def test_pinned_memory_is_as_large_as_was_asked_for(monkeypatch):
     view.fill_(3)
     del view
     assert not held
-    assert pinned.pinned(0).numel() == 0
+    assert staged.pinned(0).numel() == 0
     cudart.cudaHostRegister = lambda *_: 2
     with pytest.raises(OutOfMemoryError, match="pinned"):
-        pinned.pinned(4096)
+        staged.pinned(4096)
 
 
 @pytest.mark.mpi

@@ -195,10 +195,13 @@ def test_a_file_is_replaced_by_force_alone(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        {"node_types": [1, 2]}, {"node_types": ["a"]}, {"form": 3}, {"form": {"dtype": {"x": "O"}}},
+        {"node_types": [1, 2]},
+        {"node_types": ["a"]},
+        {"form": 3},
+        {"form": {"dtype": {"x": "O"}}},
         {"node_types": ["a", "b"], "edge_types": [["a", "r", "a"]]},
     ],
-)  # fmt: skip
+)
 def test_a_configuration_may_say_anything(tmp_path, config):
     from hpcgnn.storage.write.graph_writer import GraphWriter
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.link_split import LinkSplit
+from hpcgnn.storage.importers.assemble import LinkSplit
 
 COUNTS, SOURCES = np.full(200, 50), np.random.default_rng(0).integers(0, 200, 10_000)
 

@@ -20,9 +20,13 @@ def by_ends(graph, values: np.ndarray) -> dict:
 
 def test_an_archive_may_hold_them(convert, tmp_path):
     np.savez(
-        tmp_path / "g.npz", edge_index=EDGES, edge_label=LABELS, edge_split=SPLIT,
-        array_position=POSITION, labels=VALUES,
-    )  # fmt: skip
+        tmp_path / "g.npz",
+        edge_index=EDGES,
+        edge_label=LABELS,
+        edge_split=SPLIT,
+        array_position=POSITION,
+        labels=VALUES,
+    )
     graph = convert(tmp_path / "g.npz", "--labels-as", "values", "--self-loops", "add")
     assert graph.nodes.named["position"].dtype == np.float64
     np.testing.assert_array_equal(graph.nodes.named["position"], POSITION)

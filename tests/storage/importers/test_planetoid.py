@@ -123,10 +123,13 @@ def test_an_evil_pickle_is_refused(refused, folder):
         (pickle.dumps(np.ones(3))[:-20], "is no pickle"),
         (pickle.dumps(np.array(["a"])), "none of numbers"),
         (pickle.dumps(np.array([1, None], object)), "none of numbers"),
-        (b"cnumpy\nndarray\n(I0\ntR(I1\n(I99999999\ntcnumpy\ndtype\n(S'i8'\ntR(I3\nS'<'\ntb"
-         b"I00\nS'abc'\ntb.", "3 bytes for shape (99999999,)"),
+        (
+            b"cnumpy\nndarray\n(I0\ntR(I1\n(I99999999\ntcnumpy\ndtype\n(S'i8'\ntR(I3\nS'<'\ntb"
+            b"I00\nS'abc'\ntb.",
+            "3 bytes for shape (99999999,)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_pickles_are_refused(tmp_path, stored, message):
     (tmp_path / "p").write_bytes(stored)
     with pytest.raises(InputError) as error:

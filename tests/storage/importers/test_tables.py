@@ -76,10 +76,25 @@ def test_joined_by_name(made, tmp_path, capfd):
             (w, b, a) for a, b, w in edges
         )
     path = made(
-        tmp_path / "e.csv", tmp_path / "n.csv", "--source", "from", "--target", "to",
-        "--weight", "w", "--nodes", 1, "--id", "who", "--label", "colour",
-        "--features", "kind,f*", "--split-ratio", "2,1,1",
-    )  # fmt: skip
+        tmp_path / "e.csv",
+        tmp_path / "n.csv",
+        "--source",
+        "from",
+        "--target",
+        "to",
+        "--weight",
+        "w",
+        "--nodes",
+        1,
+        "--id",
+        "who",
+        "--label",
+        "colour",
+        "--features",
+        "kind,f*",
+        "--split-ratio",
+        "2,1,1",
+    )
     assert "ignored: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
@@ -164,8 +179,17 @@ def test_hashes_tell_texts_apart():
 def test_later_tables_are_read_alike(made, refused, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,kind,x,y\np,u,1,red\nq,v,,blue\nr,,3,\n")
     edges = write(tmp_path / "e.csv", "a,b,kind\np,q,likes\nq,r,knows\n")
-    options = ("--features", "kind,x", "--label", "y", "--missing", "mean", "--relation", "kind",
-               "--symmetrise")  # fmt: skip
+    options = (
+        "--features",
+        "kind,x",
+        "--label",
+        "y",
+        "--missing",
+        "mean",
+        "--relation",
+        "kind",
+        "--symmetrise",
+    )
     first = made(edges, nodes, *ENDS, "--nodes", 1, *options)
     with GraphFile(first) as graph:
         assert graph.read_nodes(0, 3).features.tolist() == [[1, 0, 1], [0, 1, 2], [0, 0, 3]]
@@ -178,8 +202,16 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
         found = graph.read_nodes(0, 5)
         assert found.features[3:].tolist() == [[0, 0, 7], [1, 0, 2]]
         assert found.labels.tolist() == [1, 0, -1, -1, -1] and graph.num_classes == 2
-    third = made(edge, more, write(tmp_path / "p.csv", "id,x,kind\np,1,u\n"), "--nodes", 2,
-                 "--like", str(second), out="i.h5")  # fmt: skip
+    third = made(
+        edge,
+        more,
+        write(tmp_path / "p.csv", "id,x,kind\np,1,u\n"),
+        "--nodes",
+        2,
+        "--like",
+        str(second),
+        out="i.h5",
+    )
     with GraphFile(first) as a, GraphFile(third) as c:
         assert c.read_encoding().like == a.fingerprint
         assert c.num_classes == 0 or c.num_classes == 2
@@ -214,7 +246,7 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
         ("a,b\n7,8\n", "id\n7\n9\n", (), "not listed here (found 8)"),
         ("", None, (), "holds no table"),
     ],
-)  # fmt: skip
+)
 def test_bad_tables(refused, tmp_path, edges, nodes, options, message):
     path = write(tmp_path / "e.csv", edges)
     table = write(tmp_path / "n.csv", nodes or "id,x\np,1\nq,2\n")
@@ -223,21 +255,30 @@ def test_bad_tables(refused, tmp_path, edges, nodes, options, message):
 
 
 def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
-    table = pa.table({
-        "id": [5, 3, 9, 4],
-        "when": pa.array([4, 2, 1, 3], pa.timestamp("s")),
-        "day": [-1.5, 2.0, 0.5, 9.0],
-        "emb": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]],
-        "new": [True, False, None, True],
-        "zip": [10115, 80331, 10115, 20095],
-        "y": [10, None, -1, 10],
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "id": [5, 3, 9, 4],
+            "when": pa.array([4, 2, 1, 3], pa.timestamp("s")),
+            "day": [-1.5, 2.0, 0.5, 9.0],
+            "emb": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]],
+            "new": [True, False, None, True],
+            "zip": [10115, 80331, 10115, 20095],
+            "y": [10, None, -1, 10],
+        }
+    )
     pq.write_table(table, tmp_path / "n.parquet")
     edges = write(tmp_path / "e.csv", "a,b\n5,3\n9,4\n")
     options = (*ENDS, "--nodes", 1, "--features", "emb,zip", "--categorical", "zip", "--label", "y")
     for column, split in (("when", [3, 0, 1, 2]), ("day", [1, 0, 2, 3])):
-        path = made(edges, tmp_path / "n.parquet", *options, "--split-time", column,
-                    "--split-ratio", "1,1,1")  # fmt: skip
+        path = made(
+            edges,
+            tmp_path / "n.parquet",
+            *options,
+            "--split-time",
+            column,
+            "--split-ratio",
+            "1,1,1",
+        )
         with GraphFile(path) as graph:
             found = graph.read_nodes(0, 4)
             assert graph.read_encoding().classes == ["-1", "10"]

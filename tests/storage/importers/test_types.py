@@ -19,7 +19,7 @@ from hpcgnn.cli import partition, predict, train
 from hpcgnn.cli.main import main
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.storage.read.graph_file import GraphFile
-from hpcgnn.train.export import export
+from hpcgnn.train.weights import export
 from tests.cli.verbs import call
 from tests.storage.importers.typed import (
     CLASSES,
@@ -153,9 +153,24 @@ def test_a_relational_model_learns_the_papers(comm, shared_path, model):
             convert_verb.run(parser.parse_args(given), None)
     call(comm, partition, graph, "--method", "random", "--out", parts)
     call(
-        comm, train, parts, "--model", model, "--layers", 2, "--hidden", 8, "--epochs", 15,
-        "--lr", 0.05, "--dropout", 0, "--run-dir", out,
-    )  # fmt: skip
+        comm,
+        train,
+        parts,
+        "--model",
+        model,
+        "--layers",
+        2,
+        "--hidden",
+        8,
+        "--epochs",
+        15,
+        "--lr",
+        0.05,
+        "--dropout",
+        0,
+        "--run-dir",
+        out,
+    )
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 15 and losses[-1] < 0.1 * losses[0]

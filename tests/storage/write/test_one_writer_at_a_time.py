@@ -120,8 +120,11 @@ def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
         programs = [tmp_path / "recorder.py", tmp_path / "log", tmp_path / "program.py"]
         done = subprocess.run(
             [mpiexec, "-n", "2", sys.executable, *programs, *map(str, arguments)],
-            capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         root = f"{(tmp_path / 'written').resolve()}/"
         first, second = (spans(tmp_path / f"log.{rank}", root) for rank in range(2))

@@ -13,7 +13,7 @@ import pytest
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage.schema import WHAT
 from hpcgnn.storage.write import atomic
-from hpcgnn.storage.write.outputs import check_output
+from hpcgnn.storage.write.atomic import check_output
 
 
 def make(path: Path, format: str, version: int = 1) -> Path:

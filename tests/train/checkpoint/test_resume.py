@@ -22,8 +22,10 @@ def other(name: str) -> Config:
         type(setting.default), lambda v: "1GiB"
     )(setting.default)
     values = {
-        "ignore": "weights", "class_weights": "balanced", "positive_weights": "balanced",
-    }  # fmt: skip
+        "ignore": "weights",
+        "class_weights": "balanced",
+        "positive_weights": "balanced",
+    }
     value = values.get(name, value)
     if name == "model_args":  # which is of a model of the user's alone
         return Config.of(model="net.py:Net", model_args="width=4")

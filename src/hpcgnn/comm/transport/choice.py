@@ -7,22 +7,22 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.comm.transport.cuda_aware import CudaAwareTransport
 from hpcgnn.comm.transport.delayed import DelayedTransport, Link
-from hpcgnn.comm.transport.host import HostTransport, Transport
-from hpcgnn.comm.transport.staged import CudaCopier, StagedTransport
+from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
+from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier, CudaCopier, StagedTransport
 from hpcgnn.errors import CommunicationError, InputError, say
 from hpcgnn.system import find_program, loaded_files
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
-
 
 CHOICES = ("auto", "staged", "cuda-aware")
 _TAG = 13
@@ -32,6 +32,52 @@ _ROWS = (
 )  # numbers in the rows that are sent around: MPI sends long ones otherwise
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _MPI_LIBRARY = re.compile(r"\S*/lib(?:mpi|mpich|mpi_cray|mpi_gnu\w*|mpi_nvidia\w*)\.so[\d.]*$")
+
+
+@dataclass
+class _Shared(Slot):
+    done: Any  # kernels are done with it
+
+
+class CudaAwareTransport:
+    """MPI reads and writes device memory itself, once kernels are done with it."""
+
+    name = "CUDA-aware MPI"
+    in_flight = IN_FLIGHT
+
+    def __init__(self, copier: Copier) -> None:
+        self._copier = copier
+
+    def slot(self, num_bytes: int) -> Slot:
+        buffer = self._copier.near(num_bytes)
+        return _Shared(buffer, buffer, self._copier.mark())
+
+    def mark(self) -> Any:
+        return self._copier.mark()
+
+    def packing(self, after: Any) -> AbstractContextManager[Any]:
+        return self._copier.packing(after)
+
+    def before_send(self, slot: Slot, num_bytes: int) -> None:
+        _shared(slot).done = self._copier.mark()
+
+    def may_send(self, slot: Slot) -> bool:
+        return bool(_shared(slot).done.query())
+
+    def may_receive(self, slot: Slot) -> bool:
+        return bool(_shared(slot).done.query())
+
+    def after_receive(self, slot: Slot, num_bytes: int) -> None:
+        pass
+
+    def release(self, slot: Slot) -> None:
+        _shared(slot).done = self._copier.mark()
+
+
+def _shared(slot: Slot) -> _Shared:
+    if not isinstance(slot, _Shared):
+        raise TypeError("a slot of another transport")
+    return slot
 
 
 def choose_transport(comm: Communicator, device: torch.device, wanted: str = "auto") -> Transport:

@@ -12,8 +12,8 @@ from hpcgnn.kernels.backend import Parts
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cpu.gat import gat_backward as gat_backward
 from hpcgnn.kernels.cpu.gat import gat_forward as gat_forward
-from hpcgnn.kernels.cpu.gatv2 import gatv2_backward as gatv2_backward
-from hpcgnn.kernels.cpu.gatv2 import gatv2_forward as gatv2_forward
+from hpcgnn.kernels.cpu.gat import gatv2_backward as gatv2_backward
+from hpcgnn.kernels.cpu.gat import gatv2_forward as gatv2_forward
 from hpcgnn.kernels.cpu.library import StreamKey, edges, function, is_double, matrix, pointer
 from hpcgnn.kernels.cpu.library import instruction_set as instruction_set
 from hpcgnn.kernels.cpu.library import transpose as transpose

@@ -29,13 +29,16 @@ from hpcgnn.partition.layout.columns import (
     take,
 )
 from hpcgnn.partition.quality import Numbers
-from hpcgnn.partition.routing import Route, Slabs, between_parts, local_parts
-from hpcgnn.partition.sorting import (
+from hpcgnn.partition.routing import (
     Array,
     Int64,
+    Route,
+    Slabs,
+    between_parts,
     distinct,
     edge_positions,
     group_by,
+    local_parts,
     pointers,
     positions,
 )

@@ -8,8 +8,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.partition.routing import Route
-from hpcgnn.partition.sorting import Array, Int64, edge_positions, pointers
+from hpcgnn.partition.routing import Array, Int64, Route, edge_positions, pointers
 from hpcgnn.storage.read.nodes import CsrRows, NodeData
 
 Columns = dict[str, Array]

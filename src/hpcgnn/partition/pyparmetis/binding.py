@@ -21,7 +21,7 @@ from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import shared_library
-from hpcgnn.partition.sorting import Array, Int64
+from hpcgnn.partition.routing import Array, Int64
 
 OTHERWISE = "or choose --method kaminpar, streaming, random or block"
 INSTALL = "build it with env/install_parmetis.sh, set HPCGNN_PARMETIS to a libparmetis.so"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError, warn
-from hpcgnn.storage import named
+from hpcgnn.storage import schema
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.columns import at_most_one
 from hpcgnn.storage.importers.source import (
@@ -31,7 +31,7 @@ from hpcgnn.storage.importers.source import (
 )
 from hpcgnn.storage.importers.typed import TypedNodes
 from hpcgnn.storage.schema import GRAPH
-from hpcgnn.storage.write.outputs import check_output
+from hpcgnn.storage.write.atomic import check_output
 
 MASKS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 EDGE_NAMES = ("edge_weight", "edge_attr", "edge_type", "edge_label", "edge_split")
@@ -136,7 +136,7 @@ def nodes_of(
                 {"node_type": "types", "original_ids": "ids"}[name],
                 Column(file, column.name, iter([array])),
             )
-        elif array.dtype.name in named.TYPES and array.ndim <= 2 and array.size:
+        elif array.dtype.name in schema.TYPES and array.ndim <= 2 and array.size:
             nodes.arrays[name] = Column(file, column.name, iter([array]))
         else:
             left_out.append(column.name)

@@ -15,7 +15,7 @@ from hpcgnn.storage.importers import (
     ogb,
     planetoid,
     pyg,
-    type_folders,
+    typed,
 )
 from hpcgnn.storage.importers.opening import reading, require
 from hpcgnn.storage.importers.source import ImportOptions, Source
@@ -63,7 +63,7 @@ def _guess(path: Path) -> str:
             return "reddit"
         if (path / "meta.yaml").exists():
             return "dgl"
-        if type_folders.is_type_folders(path):
+        if typed.is_type_folders(path):
             return "types"
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
@@ -156,7 +156,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "metis": lambda: metis.read_metis(path, options),
         "mtx": lambda: matrix_market.read_matrix_market(path, options),
         "triples": lambda: delimited.read_triples(paths, options),
-        "types": lambda: type_folders.read_type_folders(path, options),
+        "types": lambda: typed.read_type_folders(path, options),
     }[format]()
 
 

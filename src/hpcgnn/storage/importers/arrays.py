@@ -1,11 +1,11 @@
-"""NumPy arrays in .npy files and .npz members, read front to back in chunks and never unpickled."""
+"""NumPy arrays, in .npy files and .npz members, never unpickled, or in memory: front to back."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -254,3 +254,48 @@ def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]
         ]
     if any(chunk is not None for chunk in held):
         raise ValueError("columns of different lengths")
+
+
+class MemoryArray(ArraySource):
+    """An array that a file held; `member` is its name there."""
+
+    def __init__(self, path: Path, member: str, values: np.ndarray) -> None:
+        self.path = path
+        self.member = member
+        self.values = values
+        self.shape, self.dtype = values.shape, values.dtype
+        self.fortran = False
+
+    def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        if self.dtype.kind not in "biuf":
+            raise self.error("must hold numbers", str(self.dtype))
+        values = np.ascontiguousarray(self.values).reshape(-1)
+        values = values[first : None if count is None else first + count]
+        yield from rechunk([values], max(1, PIECE_BYTES // self.dtype.itemsize))
+
+    def load(self, limit: int) -> np.ndarray:
+        return self.values
+
+    def raw(self, limit: int) -> bytes:
+        return self.values.tobytes()
+
+
+class MemoryArchive(Archive):
+    """Arrays by name.
+
+    Args:
+        others: what else was there, and can't be an array.
+    """
+
+    def __init__(
+        self, path: Path, arrays: Mapping[str, np.ndarray], others: list[str] | None = None
+    ) -> None:
+        self.path = path
+        self.names = list(arrays)
+        self.others = list(others or [])
+        self._arrays = dict(arrays)
+
+    def __getitem__(self, name: str) -> ArraySource:
+        if name not in self._arrays:
+            raise InputError("no such array in the file", file=self.path, dataset=name)
+        return MemoryArray(self.path, name, self._arrays[name])

@@ -1,10 +1,8 @@
-"""From a source to graph.h5: edges are spooled, numbered, sorted by destination and written.
-
-Memory is bounded whatever the number of edges: they lie in a temporary folder beside the output.
-"""
+"""From a source to graph.h5: edges are spooled, numbered, split, sorted by destination, written."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,19 +12,71 @@ import numpy as np
 
 from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.errors import InputError
+from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.importers.columns import write_nodes
 from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
-from hpcgnn.storage.importers.link_split import LinkSplit
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, RowChunk, RowRules, Scratch, row_chunks
-from hpcgnn.storage.named import as_labels, check_labels
+from hpcgnn.storage.schema import TEST, TRAIN, VALID, as_labels, check_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
 _TRUSTED = 100  # times as many where the user has named the number
 _MAX_RELATIONS = 1 << 16  # or as many as there are edges
+
+
+@dataclass(frozen=True)
+class LinkSplit:
+    """Which split an edge is of follows from its two nodes and a seed.
+
+    So both directions of an undirected edge, and parallel edges, are of one split, and nothing has
+    to be kept in memory; the shares are met as nearly as chance does. What is left over, and
+    self-loops, are for messages alone.
+
+    Attributes:
+        shares: of the edges, for train, valid and test.
+    """
+
+    shares: tuple[float, float, float]
+    seed: int
+
+    @staticmethod
+    def of(text: str, seed: int) -> LinkSplit:
+        """From `0.8,0.1,0.1`.
+
+        Raises:
+            InputError: it is no three shares of at least 0, together at most 1.
+        """
+        try:
+            shares = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            shares = ()
+        good = len(shares) == 3 and all(math.isfinite(s) and s >= 0 for s in shares)
+        if not good or sum(shares) > 1 + 1e-9:
+            raise InputError(
+                "--link-split takes three shares for train, valid and test, together at most 1, "
+                "such as 0.8,0.1,0.1",
+                value=text,
+            )
+        return LinkSplit((shares[0], shares[1], shares[2]), seed)
+
+    def codes(self, counts: np.ndarray, sources: np.ndarray, first: int) -> np.ndarray:
+        """int8 per edge of some consecutive nodes' lists.
+
+        Args:
+            counts: edges into each of the nodes `first` and on.
+            sources: where they come from.
+        """
+        targets = np.repeat(np.arange(first, first + len(counts), dtype=np.int64), counts)
+        low, high = np.minimum(sources, targets), np.maximum(sources, targets)
+        place = np.searchsorted(
+            np.cumsum(self.shares), unit(key_of(self.seed), low, high), side="right"
+        )
+        codes = np.array([TRAIN, VALID, TEST, 0], np.int8)[place]
+        codes[low == high] = 0
+        return codes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hpcgnn.storage.importers.source import (
     SparseColumn,
     as_integers,
 )
-from hpcgnn.storage.named import as_labels
+from hpcgnn.storage.schema import as_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 

@@ -2,34 +2,198 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive
-from hpcgnn.storage.importers.ogb_files import (
-    SETS,
-    counted,
-    edge_pairs,
-    if_there,
-    integers,
-    single_count,
-    split_scheme,
-)
-from hpcgnn.storage.importers.ogb_types import LIST, read_ogb_types
+from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import (
     Column,
+    EdgeChunk,
     ImportOptions,
     Nodes,
     NodeSplit,
     Source,
 )
+from hpcgnn.storage.importers.text import Table, blocks, matrix_rows
+from hpcgnn.storage.importers.typed import EdgeType, TypedEdges, TypedNodes, join
 
+SETS = ("train", "valid", "test")
+LIST = "triplet-type-list.csv.gz"
+_MOST_BYTES = 1 << 22
+_NAME = re.compile(r"[^/\\\0]+")
+_INVERSE = (
+    "edges lead one way, as OGB's loader gives them: --inverse-relations adds the reverse of each"
+    " relation, without which a type of nodes that only sends gets no messages"
+)
 _REVERSES = (
     "edges are taken as they are: say --symmetrise where OGB's own loader adds the reverses"
     " (ogbn-products, ogbn-proteins)"
 )
 _TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-edge-list")
+
+
+def if_there(path: Path) -> Column | None:
+    return Column(path, "values", matrix_rows(path)) if path.exists() else None
+
+
+def edge_pairs(path: Path) -> Iterator[np.ndarray]:
+    table = Table([("source", np.int64), ("destination", np.int64)], delimiter=",")
+    for block in blocks(path):
+        rows = table.parse(block)
+        yield np.stack([rows["source"], rows["destination"]], axis=1)
+
+
+def integers(path: Path, limit: int) -> np.ndarray:
+    table = Table([("value", np.int64)], delimiter=",")
+    parts: list[np.ndarray] = []
+    for block in blocks(path):
+        parts.append(table.parse(block)["value"])
+        if sum(part.nbytes for part in parts) > limit:
+            raise InputError("takes more memory than fits: raise --memory", file=path)
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def single_count(path: Path) -> int:
+    found = integers(path, 1 << 20)
+    if found.shape[0] != 1 or found[0] < 0:
+        raise InputError("must hold one number: a data set of one graph", file=path)
+    return int(found[0])
+
+
+def counted(edges: Iterator[EdgeChunk], announced: int, path: Path) -> Iterator[EdgeChunk]:
+    found = 0
+    for chunk in edges:
+        found += chunk.source.shape[0]
+        yield chunk
+    if found != announced:
+        raise InputError(f"num-edge-list says {announced} edges", file=path, value=found)
+
+
+def split_scheme(folder: Path, options: ImportOptions) -> Path | None:
+    """The folder of the chosen split; None without any."""
+    schemes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not schemes:
+        return None
+    scheme = options.split_scheme or schemes[0]
+    if scheme not in schemes or (options.split_scheme is None and len(schemes) > 1):
+        raise InputError(f"choose one with --split-scheme: {', '.join(schemes)}", file=folder)
+    return folder / scheme
+
+
+def read_ogb_types(path: Path, options: ImportOptions) -> Source:
+    """Types in the order of their names, as OGB's loader has them.
+
+    Raises:
+        InputError: a file is missing or damaged, or several types have labels.
+    """
+    raw = path / "raw"
+    counts = _counts(raw / "num-node-dict.csv.gz")
+    nodes = {}
+    labelled = _chosen(raw / "nodetype-has-label.csv.gz", counts)
+    for name in sorted(counts):
+        nodes[name] = TypedNodes(
+            counts[name], features=if_there(raw / "node-feat" / name / "node-feat.csv.gz")
+        )
+        if name in labelled:
+            labels = raw / "node-label" / name / "node-label.csv.gz"
+            nodes[name].labels = Column(labels, "values", _need(labels).chunks)
+    scheme = split_scheme(path / "split", options)
+    for name in _chosen(scheme / "nodetype-has-split.csv.gz", counts) if scheme else []:
+        folder = scheme / name  # type: ignore[operator]
+        parts = {part: integers(folder / f"{part}.csv.gz", options.limit) for part in SETS}
+        nodes[name].split = NodeSplit(folder, parts)
+    edges = [_edges(raw / "relations", name) for name in sorted(_triples(raw / LIST))]
+    notes = [_INVERSE, *_left_out_of_types(raw)]
+    if scheme is None:
+        notes.append("has no folder split/ with a split: the graph gets none")
+    return join(raw, nodes, edges, notes=notes)
+
+
+def _edges(folder: Path, name: EdgeType) -> TypedEdges:
+    place = folder / "___".join(name)
+    file = place / "edge.csv.gz"
+    chunks = edges_from(
+        Column(file, "edges", edge_pairs(file)), features=if_there(place / "edge-feat.csv.gz")
+    )
+    announced = place / "num-edge-list.csv.gz"
+    if announced.exists():
+        chunks = counted(chunks, single_count(announced), file)
+    return TypedEdges(name, chunks)
+
+
+def _need(path: Path) -> Column:
+    found = if_there(path)
+    if found is None:
+        raise InputError("no such file", file=path)
+    return found
+
+
+def _lines(path: Path) -> list[list[str]]:
+    """The fields of a small text file."""
+    with open_binary(path) as file:
+        text = file.read(_MOST_BYTES)
+        if file.read(1):
+            raise InputError(f"has more than {_MOST_BYTES} bytes: is no list of types", file=path)
+    lines = text.decode("utf-8", "replace").splitlines()
+    return [[word.strip().strip('"') for word in line.split(",")] for line in lines if line.strip()]
+
+
+def _table(path: Path) -> dict[str, str]:
+    """A line of names and a line of values."""
+    rows = _lines(path)
+    if len(rows) != 2 or len(rows[0]) != len(rows[1]) or len(set(rows[0])) != len(rows[0]):
+        raise InputError("must hold a line of types and a line of one value for each", file=path)
+    for name in rows[0]:
+        _check_name(name, path)
+    return dict(zip(*rows, strict=True))
+
+
+def _counts(path: Path) -> dict[str, int]:
+    table = _table(path)
+    for name, value in table.items():
+        if not (value.isascii() and value.isdecimal() and len(value) < 16):
+            raise InputError(f"the number of nodes of {name} must be one", file=path, value=value)
+    return {name: int(value) for name, value in table.items()}
+
+
+def _chosen(path: Path, counts: dict[str, int]) -> list[str]:
+    """The types that the file says True of."""
+    chosen = [name for name, value in _table(path).items() if value.lower() in ("true", "1")]
+    for name in chosen:
+        if name not in counts:
+            raise InputError("there is no type of nodes of this name", file=path, value=name)
+    return chosen
+
+
+def _triples(path: Path) -> list[EdgeType]:
+    found: list[EdgeType] = []
+    for row in _lines(path):
+        if len(row) != 3:
+            raise InputError("must hold lines of source, relation, destination", file=path)
+        for name in row:
+            _check_name(name, path)
+        found.append((row[0], row[1], row[2]))
+    if len(set(found)) != len(found):
+        raise InputError("lists a type of edges twice", file=path)
+    return found
+
+
+def _check_name(name: str, path: Path) -> None:
+    if _NAME.fullmatch(name) is None or name in (".", ".."):
+        raise InputError("is no name of a type", file=path, value=name[:80])
+
+
+def _left_out_of_types(raw: Path) -> list[str]:
+    used = {"node-feat.csv.gz", "edge.csv.gz", "edge-feat.csv.gz", "num-edge-list.csv.gz"}
+    folders = (raw / "node-feat", raw / "relations")
+    others = {file.name for folder in folders for file in folder.glob("*/*") if file.is_file()}
+    return [f"ignored: {', '.join(sorted(others - used))}"] if others - used else []
 
 
 def read_ogb(path: Path, options: ImportOptions) -> Source:

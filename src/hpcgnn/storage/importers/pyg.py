@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.memory import MemoryArchive, MemoryArray
+from hpcgnn.storage.importers.arrays import MemoryArchive, MemoryArray
 from hpcgnn.storage.importers.npz import read_archive
 from hpcgnn.storage.importers.opening import require
 from hpcgnn.storage.importers.pairs import edges_from, pair_column

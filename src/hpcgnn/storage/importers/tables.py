@@ -49,13 +49,13 @@ from hpcgnn.storage.importers.table_files import (
     open_tables,
 )
 from hpcgnn.storage.importers.table_options import TableOptions
-from hpcgnn.storage.importers.table_split import split_chunks
 from hpcgnn.storage.importers.table_values import (
     batches,
     check_length,
     known,
     null,
     numbers,
+    split_chunks,
     split_codes,
 )
 

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcgnn.storage import checks, named
+from hpcgnn.storage import checks, schema
+from hpcgnn.storage.checks import to_hex
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.fingerprint import to_hex
-from hpcgnn.storage.read.names import open_encoding, open_names, read_encoding
-from hpcgnn.storage.read.nodes import NodeColumns, NodeData, read_pointers
+from hpcgnn.storage.read.nodes import (
+    NodeColumns,
+    NodeData,
+    open_encoding,
+    open_names,
+    read_encoding,
+    read_pointers,
+)
 from hpcgnn.storage.read.reader import FormatFile, Reader, StoredColumn
 from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, DATASET, GRAPH, Counts
 
@@ -79,7 +85,7 @@ class GraphFile(FormatFile):
             self._edge_features = reader.column("edges/features", ("float32",), shape)
         self._edge_labels: StoredColumn | None = None
         if reader.has("edges/labels"):
-            self._edge_labels = reader.rows("edges/labels", named.LABEL_TYPES, edges)
+            self._edge_labels = reader.rows("edges/labels", schema.LABEL_TYPES, edges)
         self._edge_split = self._optional("edges/split", "int8", (edges,))
         self._nodes = NodeColumns(reader, "", counts.num_nodes, counts)
         self.names = open_names(reader, counts.num_nodes)
@@ -120,7 +126,7 @@ class GraphFile(FormatFile):
             checks.finite(slab.edge_features, self._edge_features.place(first))
         if self._edge_labels is not None:
             slab.edge_labels = self._edge_labels.read(first, last)
-            named.check_labels(slab.edge_labels, self._edge_labels.place(first))
+            schema.check_labels(slab.edge_labels, self._edge_labels.place(first))
         if self._edge_split is not None:
             slab.edge_split = self._edge_split.read(first, last)
             checks.in_range(slab.edge_split, 0, 4, self._edge_split.place(first))

@@ -20,9 +20,8 @@ from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.storage.checks import Place
-from hpcgnn.storage.read.agreement import Claims, check_together, new_key
 from hpcgnn.storage.read.partition_file import EdgeLists, Part, PartitionFile
-from hpcgnn.storage.read.parts import part_name
+from hpcgnn.storage.read.parts import Claims, check_together, new_key, part_name
 
 
 def load_partition(

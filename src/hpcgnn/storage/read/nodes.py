@@ -1,4 +1,4 @@
-"""The columns that belong to nodes, read and checked alike from graph and partition files."""
+"""What belongs to nodes, read and checked alike from graph and partition files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,84 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcgnn.storage import checks, named
+from hpcgnn.storage import checks, schema
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.encoding import MAX_BYTES, Encoding
 from hpcgnn.storage.read.reader import Reader, StoredColumn
-from hpcgnn.storage.schema import MAX_WIDTH, Counts
+from hpcgnn.storage.schema import DATASET, MAX_WIDTH, NAMES, Counts
 
+SLAB = 1 << 18
 KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids", "named")
+
+
+class StoredNames:
+    """Names by row of the graph: UTF-8, name i in bytes `indptr[i] .. indptr[i + 1] - 1` of `data`.
+
+    Raises:
+        InputError: from here and from every read.
+    """
+
+    def __init__(self, reader: Reader, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+        self.indptr = reader.column(f"{NAMES}/indptr", ("int64",), (num_nodes + 1,))
+        self.data = reader.column(f"{NAMES}/data", ("uint8",), (None,))
+
+    def columns(self) -> list[StoredColumn]:
+        return [self.indptr, self.data]
+
+    def read(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """`lengths` int64 [high - low] and the bytes of names `low .. high - 1` in a row."""
+        indptr = read_pointers(self.indptr, low, high, len(self.data))
+        return np.diff(indptr), self.data.read(int(indptr[0]), int(indptr[-1]))
+
+    def texts(self, low: int, high: int) -> list[str]:
+        """Names `low .. high - 1`.
+
+        Raises:
+            InputError: one is no UTF-8.
+        """
+        lengths, data = self.read(low, high)
+        ends = np.cumsum(lengths).tolist()
+        raw = data.tobytes()
+        try:
+            return [
+                raw[end - length : end].decode()
+                for end, length in zip(ends, lengths.tolist(), strict=True)
+            ]
+        except UnicodeDecodeError:
+            raise self.data.place().error("holds a name that is no UTF-8") from None
+
+    def padded(self, low: int, high: int) -> np.ndarray:
+        """Names `low .. high - 1` as bytes of one width, that of the longest of them.
+
+        Raises:
+            InputError: one is no UTF-8.
+        """
+        slabs = [
+            np.array([text.encode() for text in self.texts(start, min(high, start + SLAB))], "S")
+            for start in range(low, high, SLAB)
+        ]
+        return np.concatenate(slabs) if slabs else np.zeros(0, "S1")
+
+
+def open_names(reader: Reader, num_nodes: int) -> StoredNames | None:
+    """The names that the file holds, if any."""
+    return StoredNames(reader, num_nodes) if reader.is_group(NAMES) else None
+
+
+def open_encoding(reader: Reader) -> StoredColumn | None:
+    """The dataset that says how tables were encoded, if there is one."""
+    return reader.column(DATASET, ("uint8",), (None,)) if reader.has(DATASET) else None
+
+
+def read_encoding(column: StoredColumn | None) -> Encoding | None:
+    """What it says."""
+    if column is None:
+        return None
+    place: Place = column.place()
+    if len(column) > MAX_BYTES:
+        raise place.error("is too long", len(column))
+    return Encoding.from_array(column.read(), place)
 
 
 @dataclass
@@ -95,9 +168,9 @@ class NodeColumns:
             self._columns["original_ids"] = reader.column(name, ("int64",), (num_rows,))
         self._open_typed(reader, f"{prefix}nodes/typed_features")
         for name in reader.names(f"{prefix}nodes/arrays"):
-            named.check_name(name, reader.place(f"{prefix}nodes/arrays"))
+            schema.check_name(name, reader.place(f"{prefix}nodes/arrays"))
             dataset = f"{prefix}nodes/arrays/{name}"
-            self._named[name] = reader.rows(dataset, named.TYPES, num_rows)
+            self._named[name] = reader.rows(dataset, schema.TYPES, num_rows)
 
     @property
     def array_names(self) -> list[str]:
@@ -131,7 +204,7 @@ class NodeColumns:
         if "named" in wanted:
             for name, column in self._named.items():
                 data.named[name] = column.read(low, high)
-                named.check_array(data.named[name], column.place(low))
+                schema.check_array(data.named[name], column.place(low))
         return data
 
     def _open_features(self, reader: Reader, name: str) -> None:
@@ -175,7 +248,7 @@ class NodeColumns:
             return None
         column = self._columns["labels"]
         labels = column.read(low, high)
-        named.check_labels(labels, column.place(low), self._counts.num_classes)
+        schema.check_labels(labels, column.place(low), self._counts.num_classes)
         return labels
 
     def _read_features(self, low: int, high: int) -> np.ndarray | CsrRows | None:

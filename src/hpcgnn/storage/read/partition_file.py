@@ -6,23 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcgnn.storage import named
-from hpcgnn.storage.checks import Place
+from hpcgnn.storage import schema
+from hpcgnn.storage.checks import MASK, Place, fingerprint, to_hex
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
-from hpcgnn.storage.read.agreement import (
+from hpcgnn.storage.read.graph_file import read_counts
+from hpcgnn.storage.read.nodes import SLAB, NodeColumns, open_encoding, open_names, read_encoding
+from hpcgnn.storage.read.parts import (
     Claims,
+    EdgeLists,
+    Part,
     _check_sums,
     _disagree,
     _pair_sum,
     _sum_range,
+    check_edges,
+    check_ids,
     check_sends,
     new_key,
+    part_name,
 )
-from hpcgnn.storage.read.graph_file import read_counts
-from hpcgnn.storage.read.names import SLAB, open_encoding, open_names, read_encoding
-from hpcgnn.storage.read.nodes import NodeColumns
-from hpcgnn.storage.read.parts import EdgeLists, Part, check_edges, check_ids, part_name
 from hpcgnn.storage.read.reader import FormatFile, StoredColumn
 from hpcgnn.storage.schema import PARTITION, chunk_rows
 from hpcgnn.storage.write.part_writer import write_parts
@@ -139,7 +141,7 @@ class PartitionFile(FormatFile):
             **pointers,
         )
         if side == "in" and reader.has(f"{group}/labels"):
-            column = reader.rows(f"{group}/labels", named.LABEL_TYPES, edges)
+            column = reader.rows(f"{group}/labels", schema.LABEL_TYPES, edges)
             lists.labels = column.read()
         if side == "in" and reader.has(f"{group}/split"):
             lists.split = take("split", "int8", edges)

@@ -1,22 +1,28 @@
-"""One part of a partitioned graph as it lies on disk, and the rules it obeys.
-
-parts/00000/nodes/ids int64 [n]   rows in graph.h5 of the local nodes, in local order
-parts/00000/nodes/...             as in graph.h5, local rows
-parts/00000/in/...                an `EdgeLists` of the edges into local nodes
-parts/00000/out/...               the same of the reversed graph; absent where it is symmetric
-exchange/sizes int64 [P, 2]       nodes and in-edges of each part
-exchange/in, exchange/out int32 [P, P]   rows that part p sends to part q
-"""
+"""Parts as they lie on disk, the rules they obey, and whether they are of one graph."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcgnn.storage import checks, named
-from hpcgnn.storage.checks import Place
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import InputError
+from hpcgnn.storage import checks, schema
+from hpcgnn.storage.checks import MASK, Place, mix64, to_hex
 from hpcgnn.storage.read.nodes import NodeData
+from hpcgnn.storage.schema import COUNT_NAMES
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+Form = dict[str, tuple[str, tuple[int, ...]]]
+Header = dict[str, Any]
+_BLOCK = 1 << 16
+_IDENTITY = ("fingerprint", "graph_fingerprint", "symmetric", *COUNT_NAMES)
 
 
 @dataclass
@@ -128,7 +134,7 @@ def check_edges(
     if lists.relation is not None:
         checks.in_range(lists.relation, 0, num_relations, place.below("relation"))
     if lists.labels is not None:
-        named.check_labels(lists.labels, place.below("labels"))
+        schema.check_labels(lists.labels, place.below("labels"))
     if lists.split is not None:
         checks.in_range(lists.split, 0, 4, place.below("split"))
 
@@ -145,3 +151,189 @@ def _check_block(lists: EdgeLists, peer: int, own_width: int | None, place: Plac
         raise place.below("counts").error(f"must add up to the edges of block {peer}", total)
     width = received if own_width is None else own_width
     checks.in_range(lists.columns[edges], 0, width, place.below("columns"))
+
+
+def new_key() -> int:
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def check_sends(part: Part, place: Place) -> None:
+    """The rows sent to a part are those with an edge to it.
+
+    Raises:
+        InputError: other rows are sent.
+    """
+    sides = part.sides()
+    for side, lists in sides.items():
+        other = sides["in" if side == "out" else "out"] if len(sides) > 1 else lists
+        for peer in range(part.num_parts):
+            if peer == part.index:
+                continue
+            sent = lists.send_rows[lists.send_ptr[peer] : lists.send_ptr[peer + 1]]
+            if not np.array_equal(sent, other.rows[other.row_ptr[peer] : other.row_ptr[peer + 1]]):
+                raise place.below(f"{side}/send_rows").error(
+                    f"what is sent to part {peer} are not the rows with an edge to it"
+                )
+
+
+class Claims:
+    """What one part says that the others must agree with.
+
+    `form`: type and row shape of each array; `fingerprint` of the part; `ids`: sum over its nodes;
+    `received`, `sent` uint64 [P]: of the edges from each part into this one, and of those from this
+    one into each.
+    """
+
+    def __init__(self, part: Part, fingerprint: int, key: int) -> None:
+        skipped = len(part_name(part.index)) + 1
+        self.form: Form = {
+            name[skipped:]: (array.dtype.name, array.shape[1:])
+            for name, array in part.arrays().items()
+        }
+        self.fingerprint, self.key = fingerprint, key
+        self.ids = _sum_ids(part.ids, key)
+        out = part.in_edges if part.out_edges is None else part.out_edges
+        self.received = _edge_sums(part.in_edges, part.index, key, reverse=False)
+        self.sent = _edge_sums(out, part.index, key, reverse=True)
+
+    def check_form(self, first: Form, place: Place) -> None:
+        """Raise InputError unless the arrays are of the same form as those of part 0."""
+        for name in sorted(first.keys() | self.form.keys()):
+            here, there = self.form.get(name), first.get(name)
+            if here != there:
+                raise place.below(name).error(
+                    f"{_shown(here)}, but {_shown(there)} in part 0: the parts are not of one graph"
+                )
+
+
+def check_together(comm: Communicator, header: Header, claims: Claims, place: Place) -> None:
+    """Compare what the parts say, of which rank p holds part p; collective, as are the errors.
+
+    Args:
+        header: of the file that this rank has opened.
+        place: of this rank's part.
+
+    Raises:
+        InputError: the ranks have opened different files, or the parts are not of one graph.
+    """
+    where = "compare the parts"
+    identities = comm.allgather([header[name] for name in _IDENTITY], where)
+    first_form = comm.broadcast(claims.form, where=where)
+    low, high = (header["num_nodes"] * rank // comm.size for rank in (comm.rank, comm.rank + 1))
+    ids = claims.ids - _sum_range(low, high, claims.key)
+    sums = comm.allgather((ids, claims.fingerprint), where)
+    told = comm.alltoallv([claims.sent[[peer]] for peer in range(comm.size)], where)
+    with agreed(comm, where):
+        _check_same(identities, place)
+        claims.check_form(first_form, place)
+        _check_sums(Place(place.file, "parts"), sums, header["fingerprint"])
+        wrong = np.flatnonzero(claims.received != np.concatenate(told))
+        if wrong.size:
+            raise _disagree(place, f"part {wrong[0]}")
+
+
+def _check_same(identities: list[list[object]], place: Place) -> None:
+    for rank, identity in enumerate(identities):
+        for name, here, first in zip(_IDENTITY, identity, identities[0], strict=True):
+            if here != first:
+                raise InputError(
+                    f"rank {rank} reads another partition file than rank 0, which finds {name} "
+                    f"{first}: give all ranks the same file",
+                    file=place.file,
+                    value=here,
+                )
+
+
+def _check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> None:
+    """`sums`: of the nodes less those of the whole graph, and of the fingerprints."""
+    total = sum(part for _, part in sums)
+    if to_hex(total) != fingerprint:
+        raise place.error(
+            f"don't match the fingerprint {fingerprint} of the file: make it again", to_hex(total)
+        )
+    if sum(ids for ids, _ in sums) & MASK:
+        raise place.error("have a node in common, and lack another: make the file again")
+
+
+def _disagree(place: Place, others: str) -> InputError:
+    return place.error(f"disagrees with {others} about the edges between them: make the file again")
+
+
+def _shown(form: tuple[str, tuple[int, ...]] | None) -> str:
+    if form is None:
+        return "is missing"
+    dtype, tail = form
+    return f"has {'rows of ' if tail else ''}{'x'.join(map(str, (*tail, dtype)))}"
+
+
+def _sum_ids(ids: np.ndarray, key: int) -> int:
+    total = 0
+    for low in range(0, len(ids), _BLOCK):
+        block = ids[low : low + _BLOCK].astype(np.uint64)
+        block += np.uint64(key)
+        mix64(block)
+        total += int(block.sum(dtype=np.uint64))
+    return total & MASK
+
+
+def _sum_range(low: int, high: int, key: int) -> int:
+    blocks = (np.arange(at, min(high, at + _BLOCK)) for at in range(low, high, _BLOCK))
+    return sum(_sum_ids(block, key) for block in blocks)
+
+
+def _pair_sum(sums: np.ndarray, index: int, key: int, *, reverse: bool) -> int:
+    """The sums of all pairs of parts in one: (index, peer), or with `reverse` (peer, index)."""
+    peers, own = np.arange(len(sums), dtype=np.uint64), np.full(len(sums), index, np.uint64)
+    first, second = (peers, own) if reverse else (own, peers)
+    mixed = first + np.uint64(key)
+    mix64(mixed)
+    mixed += second
+    mix64(mixed)
+    mixed += sums
+    mix64(mixed)
+    return int(mixed.sum(dtype=np.uint64))
+
+
+def _edge_sums(lists: EdgeLists, index: int, key: int, *, reverse: bool) -> np.ndarray:
+    """A sum over the edges of each block, of row, column and attributes: uint64 [P].
+
+    `reverse`: the row is called column, and the column row.
+    """
+    sums = [0] * (len(lists.edge_ptr) - 1)
+    for peer in range(len(sums)):
+        for rows, low, high in _row_pieces(lists, peer):
+            row = np.repeat(rows, lists.counts[rows]).astype(np.uint64)
+            row -= np.uint64(lists.row_ptr[peer])
+            if peer == index:
+                row = np.repeat(lists.rows[rows], lists.counts[rows]).astype(np.uint64)
+            column = lists.columns[low:high].astype(np.uint64)
+            first, second = (column, row) if reverse else (row, column)
+            first <<= np.uint64(32)
+            first |= second
+            first += np.uint64(key)
+            mix64(first)
+            for values in (lists.weight, lists.relation, lists.features):
+                if values is not None:
+                    _add_attribute(first, values[low:high])
+            sums[peer] += int(first.sum(dtype=np.uint64))
+    return np.array([total & MASK for total in sums], np.uint64)
+
+
+def _add_attribute(mixed: np.ndarray, values: np.ndarray) -> None:
+    for column in values.reshape(len(values), int(np.prod(values.shape[1:]))).T:
+        if column.dtype.kind == "f":
+            column = (column + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
+        mixed += column.astype(np.uint64)
+        mix64(mixed)
+
+
+def _row_pieces(lists: EdgeLists, peer: int) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Entries of a block's row list with the range of their edges, some `_BLOCK` at a time."""
+    first, last = int(lists.row_ptr[peer]), int(lists.row_ptr[peer + 1])
+    edge = int(lists.edge_ptr[peer])
+    ends = np.cumsum(lists.counts[first:last], dtype=np.int64) + edge
+    low = 0
+    while low < len(ends):
+        high = max(low + 1, int(np.searchsorted(ends, edge + _BLOCK, side="right")))
+        yield np.arange(first + low, first + high), edge, int(ends[high - 1])
+        low, edge = high, int(ends[high - 1])

@@ -1,12 +1,4 @@
-"""Writing HDF5 files that are either whole under their name or not there at all.
-
-A file is written under a temporary name in the same folder, flushed to the disk and renamed. The
-HDF5 library crashes when it can't flush at close (disk full), so it writes through a Python object
-that remembers the first failure and keeps later writes in memory until the file is closed.
-
-A process that is killed leaves its temporary files and folders behind. The next one that writes to
-the same target removes them: a living writer holds locks on its own.
-"""
+"""Writing HDF5 files that are either whole under their name or not there; what may be replaced."""
 
 from __future__ import annotations
 
@@ -16,18 +8,23 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
 from hpcgnn.comm.liveness.termination import raise_waiting, uninterruptible
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
-from hpcgnn.storage.schema import MAX_CHUNK_BYTES, attribute_checksum, chunk_rows
+from hpcgnn.storage.read.reader import format_of
+from hpcgnn.storage.schema import MAX_CHUNK_BYTES, WHAT, attribute_checksum, chunk_rows
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
 _NAME = 200  # bytes of the target's name in that of a temporary file; most systems allow 255
@@ -353,3 +350,69 @@ class _Sink:
 
     def _size(self) -> int:
         return os.fstat(self._descriptor).st_size
+
+
+def check_output(
+    path: Path,
+    format: str,
+    *,
+    force: bool,
+    inputs: Iterable[str | Path | None] = (),
+    read_format: Callable[[Path], str | None] = format_of,
+) -> None:
+    """Nothing lies under the name, or what may be replaced: by `force`, a file of this format.
+
+    Args:
+        format: of the file to be, one of `schema.WHAT`.
+        force: replace a former file.
+        inputs: what the same call reads, which is never replaced; None and absent files are none.
+        read_format: tells the format of a file that is there, for those that are not HDF5.
+
+    Raises:
+        InputError: something else lies there, or a former file without `force`.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing, or what writing it will complain of
+        return
+    if stat.S_ISDIR(mode):
+        return
+    if any(_same(path, Path(source)) for source in inputs if source is not None):
+        raise InputError("is read by this very call: choose another name", file=path)
+    if not stat.S_ISREG(mode):
+        raise InputError("is a link, device, pipe or socket: choose another name", file=path)
+    if not force:
+        raise InputError("exists already: choose another name, or say --force", file=path)
+    if read_format(path) != format:
+        raise InputError(
+            f"exists and is no {WHAT[format]} of hpcgnn, so --force doesn't replace it: choose "
+            "another name, or remove it",
+            file=path,
+        )
+
+
+def check_output_together(
+    comm: Communicator,
+    path: Path,
+    format: str,
+    *,
+    force: bool,
+    inputs: Iterable[str | Path | None] = (),
+    read_format: Callable[[Path], str | None] = format_of,
+) -> None:
+    """`check_output` as rank 0 sees the files; collective, and so are its errors."""
+    error: InputError | None = None
+    if comm.rank == 0:
+        try:
+            check_output(path, format, force=force, inputs=inputs, read_format=read_format)
+        except InputError as caught:
+            error = caught
+    # Told to all first: it is nothing about rank 0.
+    comm.agree(comm.broadcast(error, where="check the output"), where="check the output")
+
+
+def _same(path: Path, source: Path) -> bool:
+    try:
+        return path.samefile(source)
+    except OSError:
+        return False

@@ -10,10 +10,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcgnn.storage import checks, named
-from hpcgnn.storage.checks import Place
+from hpcgnn.storage import checks, schema
+from hpcgnn.storage.checks import MASK, Place, fingerprint, to_hex
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.schema import COUNT_LIMITS, DATASET, GRAPH, NAMES, Counts, chunk_rows, exceeded
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import OutputFile
@@ -189,15 +188,15 @@ class GraphWriter:
     def append_array(self, name: str, values: np.ndarray) -> None:
         """The next k nodes' rows of a named array: [k] or [k, W], of a type in `named.TYPES`."""
         dataset = f"nodes/arrays/{name}"
-        named.check_name(name, self._place("nodes/arrays"))
+        schema.check_name(name, self._place("nodes/arrays"))
         array = np.asarray(values)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if array.dtype.name not in named.TYPES or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        if array.dtype.name not in schema.TYPES or array.ndim not in (1, 2) or 0 in array.shape[1:]:
             raise self._place(dataset).error(
-                f"must be [nodes] or [nodes, width] of {', '.join(named.TYPES)}",
+                f"must be [nodes] or [nodes, width] of {', '.join(schema.TYPES)}",
                 f"{array.dtype} {array.shape}",
             )
-        named.check_array(array, self._place(dataset, self._rows(dataset)))
+        schema.check_array(array, self._place(dataset, self._rows(dataset)))
         self._write(dataset, array)
 
     def append_split(self, split: np.ndarray) -> None:
@@ -285,9 +284,9 @@ class GraphWriter:
             stored = self._columns.get(name)
             tail, dtype = (stored.tail, stored.dtype) if stored else ((), np.dtype(np.int64))
             array = np.empty((0, *tail), dtype)
-        labels = named.as_labels(array, place)
+        labels = schema.as_labels(array, place)
         self._check_length(name, labels, length)
-        named.check_labels(labels, place)
+        schema.check_labels(labels, place)
         return labels
 
     def _check_length(self, name: str, array: np.ndarray, length: int | None) -> None:
@@ -326,7 +325,7 @@ class GraphWriter:
         self._output.set_attributes(
             {
                 "format": GRAPH,
-                "version": named.version_of({n: c.dtype for n, c in self._columns.items()}),
+                "version": schema.version_of({n: c.dtype for n, c in self._columns.items()}),
                 **counts.attributes(),
                 "fingerprint": to_hex(sum(c.fingerprint for c in self._columns.values())),
                 "config": self._config,

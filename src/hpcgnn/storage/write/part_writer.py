@@ -12,17 +12,47 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
-from hpcgnn.storage.checks import Place
-from hpcgnn.storage.fingerprint import fingerprint, to_hex
-from hpcgnn.storage.named import version_of
+from hpcgnn.storage.checks import Place, fingerprint, to_hex
+from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
-from hpcgnn.storage.schema import COUNT_LIMITS, COUNT_NAMES, PARTITION, exceeded
+from hpcgnn.storage.read.reader import StoredColumn
+from hpcgnn.storage.schema import (
+    COUNT_LIMITS,
+    COUNT_NAMES,
+    PARTITION,
+    chunk_rows,
+    exceeded,
+    version_of,
+)
 from hpcgnn.storage.write import atomic, parallel
-from hpcgnn.storage.write.texts import copy_texts
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
+
+
+def copy_texts(graph: Path, temporary: Path, path: Path, *, compress: bool) -> None:
+    """Copy them, in the order of the graph, into the file that is to be `path`.
+
+    Raises:
+        InputError: the graph is damaged.
+        OutputError: the file can't be written.
+    """
+    with GraphFile(graph) as source:
+        columns = source.text_columns()
+        if columns:
+            with atomic.write(temporary, "r+", shown=path) as output:
+                for column in columns:
+                    _copy(column, output, compress)
+
+
+def _copy(column: StoredColumn, output: atomic.OutputFile, compress: bool) -> None:
+    dataset = output.dataset(column.name, column.dtype, column.shape, compress=compress)
+    step = chunk_rows(column.shape[1:], column.dtype)
+    for low in range(0, len(column), step):
+        high = min(len(column), low + step)
+        dataset[low:high] = column.read(low, high)
+        output.check()
 
 
 def write_parts(

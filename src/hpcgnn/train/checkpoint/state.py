@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.errors import InputError
-from hpcgnn.nn.embedding import is_sharded
+from hpcgnn.nn.linear import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD

@@ -115,10 +115,14 @@ def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
     if whole.relations:
         relation = torch.randint(whole.relations, (edges,), generator=generator).to(torch.int32)
     block = Block(
-        peer=0, num_columns=nodes, rows=None, begin=pointer[:-1], end=pointer[1:],
+        peer=0,
+        num_columns=nodes,
+        rows=None,
+        begin=pointer[:-1],
+        end=pointer[1:],
         columns=torch.randint(nodes, (edges,), generator=generator).to(torch.int32),
         relation=relation,
-    )  # fmt: skip
+    )
     nothing = torch.empty(0, dtype=torch.int32)
     inward = EdgeBlocks(0, [block], [nothing])
     ids = torch.arange(nodes)

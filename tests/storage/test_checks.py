@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hpcgnn.storage.fingerprint import fingerprint, to_hex
+from hpcgnn.storage.checks import fingerprint, to_hex
 
 
 def splitmix64(state: int) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcgnn.partition import sorting
+from hpcgnn.partition import routing
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
 @pytest.mark.parametrize("bound", [1, 9, 10**9], ids=["one", "table", "sort"])
 def test_distinct(count, bound):
     values = np.random.default_rng(count).integers(0, bound, count)
-    found, place = sorting.distinct(values, bound)
+    found, place = routing.distinct(values, bound)
     assert np.array_equal(found, np.unique(values))
     assert np.array_equal(found[place], values)
 
@@ -20,7 +20,7 @@ def test_distinct(count, bound):
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
 def test_group_by_is_stable(count):
     keys = np.random.default_rng(count).integers(0, 9, count)
-    starts, order = sorting.group_by(keys, 9)
+    starts, order = routing.group_by(keys, 9)
     assert np.array_equal(order, np.argsort(keys, kind="stable"))
     assert np.array_equal(np.diff(starts), np.bincount(keys, minlength=9))
 
@@ -28,12 +28,12 @@ def test_group_by_is_stable(count):
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
 def test_tally(count):
     keys = np.random.default_rng(count).integers(-9, 9, count)
-    found, counts = sorting.tally(keys.copy())
+    found, counts = routing.tally(keys.copy())
     expected = np.unique(keys, return_counts=True)
     assert np.array_equal(found, expected[0]) and np.array_equal(counts, expected[1])
 
 
 def test_edge_positions_of_rows_in_any_order():
     indptr = np.array([0, 2, 2, 5, 6])
-    assert sorting.edge_positions(indptr, np.array([3, 1, 0, 2])).tolist() == [5, 0, 1, 2, 3, 4]
-    assert sorting.edge_positions(indptr, np.empty(0, np.int64)).tolist() == []
+    assert routing.edge_positions(indptr, np.array([3, 1, 0, 2])).tolist() == [5, 0, 1, 2, 3, 4]
+    assert routing.edge_positions(indptr, np.empty(0, np.int64)).tolist() == []

@@ -10,8 +10,8 @@ import torch
 from hpcgnn import nn
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
-from hpcgnn.models.deep_stack import DeepStack
 from hpcgnn.models.settings import ModelSettings
+from hpcgnn.models.stack import DeepStack
 from tests.graphs import distribute, random_graph
 from tests.nn.test_against_pyg import compare
 

@@ -1,28 +1,61 @@
-"""Weights to start from, out of a .safetensors or .pt file of tensors by name."""
+"""Weights in .safetensors or .pt files by name: those to start from, those of a checkpoint."""
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.nn.embedding import is_sharded
-from hpcgnn.train.export import ENDINGS
-from hpcgnn.train.state_names import outer_names
+from hpcgnn.nn.linear import is_sharded
+from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.schema import CHECKPOINT, WEIGHTS
+from hpcgnn.storage.write import atomic
+from hpcgnn.storage.write.atomic import check_output
+from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.store import best_or_last
 
+_STACK = "stack."
+_GIN = re.compile(r"(convs\.\d+\.nn\.)(\d+)(\.\w+)")
+_NORM = re.compile(r"(norms\.\d+\.)(\w+)")
 _PIECE = 1 << 20
 _MOST_NAMES = 1 << 20
 _SHOWN = 8
 _UNUSED = "num_batches_tracked"  # of PyTorch's batch norm, which nothing here reads
+ENDINGS = (".safetensors", ".pt")
+_OF_TASK = "task:"  # what a task learns beside the model, such as a decoder of pairs
+_LONGEST_HEADER = 100_000_000  # of safetensors
+
+
+def outer_names(names: Collection[str]) -> dict[str, str]:
+    """PyTorch Geometric's name of each parameter and buffer of one model, given by ours."""
+    built_in = any(name.startswith(f"{_STACK}convs.") for name in names)
+    return {name: _outer(name, names) if built_in else name for name in names}
+
+
+def _outer(name: str, names: Collection[str]) -> str:
+    if not name.startswith(_STACK):
+        return name
+    inner = name.removeprefix(_STACK)
+    if inner.startswith("head."):
+        return inner.replace("head.", "lin.", 1)
+    if match := _GIN.fullmatch(inner):
+        return f"{match[1]}lins.{int(match[2]) // 2}{match[3]}"  # every second is an activation
+    if (match := _NORM.fullmatch(inner)) and f"{_STACK}{match[1]}running_mean" in names:
+        return f"{match[1]}module.{match[2]}"
+    return inner
 
 
 @dataclass(frozen=True)
@@ -170,3 +203,108 @@ def _checksum(path: Path) -> int:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: `names` from the checkpoint's to the file's; tensors' total `bytes`."""
+
+    checkpoint: Path
+    epoch: int
+    names: dict[str, str]
+    bytes: int
+
+
+def export(place: Path, out: Path, *, force: bool = False) -> Export:
+    """Write the parameters and buffers of a checkpoint; one process.
+
+    Args:
+        place: a checkpoint, or a run directory: the best checkpoint, or the last without one.
+        out: .safetensors or .pt.
+
+    Raises:
+        InputError: no checkpoint, another ending, or something in the place of `out`.
+        OutputError: it can't be written.
+    """
+    if out.suffix not in ENDINGS:
+        raise InputError(f"must end in {' or '.join(ENDINGS)}", file=out)
+    path = best_or_last(place)
+    check_output(out, WEIGHTS, force=force, inputs=[path], read_format=format_of_weights)
+    epoch, own = _state(path)
+    names = outer_names(own)
+    state = {names[name]: value for name, value in own.items()}
+    if len(state) != len(own):
+        raise InputError("has two parameters of one name", file=path)
+    for name in list(state):
+        if name.endswith(".module.running_mean"):  # which PyTorch counts, and here nobody reads
+            count = name.replace("running_mean", "num_batches_tracked")
+            state[count] = torch.zeros((), dtype=torch.int64)
+    _save(state, out)
+    return Export(path, epoch, names, sum(value.nbytes for value in state.values()))
+
+
+def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The epoch, and parameters and buffers by their names here; averages where there are some."""
+    checkpoint = files.read(path)
+    state = {}
+    for group in ("model/", "average/"):
+        for name, array in checkpoint.arrays.items():
+            if name.startswith(group):
+                state[name.removeprefix(group)] = torch.from_numpy(array)
+    state |= _learned_rows(path)
+    state = {name: value for name, value in state.items() if not name.startswith(_OF_TASK)}
+    if not state:
+        raise InputError("has no parameters", file=path)
+    return checkpoint.epoch, state
+
+
+def _learned_rows(path: Path) -> dict[str, Tensor]:
+    """Embeddings of all nodes in the order of graph.h5, whichever ranks wrote them."""
+    ids = [np.empty(0, np.int64)]
+    with Reader(path, CHECKPOINT) as reader:
+        for part in reader.names("sharded"):
+            ids.append(reader.column(f"sharded/{part}/ids", ("int64",), (None,)).read())
+    count = sum(map(len, ids))
+    found = files.read_sharded(path, np.arange(count)) if count else {}
+    return {
+        name.removeprefix(group): torch.from_numpy(rows)
+        for group in ("model.", "average.")
+        for name, rows in found.items()
+        if name.startswith(group)
+    }
+
+
+def _save(state: dict[str, Tensor], out: Path) -> None:
+    if out.suffix == ".pt":
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+    else:
+        try:
+            import safetensors.torch
+        except ImportError:
+            raise InputError(
+                "needs safetensors: pip install safetensors, or name a .pt file", file=out
+            ) from None
+        content = safetensors.torch.save(state, metadata={"format": "pt"})
+    with atomic.claim(out) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise atomic.write_error(out, error) from None
+        atomic.publish(temporary, out)
+
+
+def format_of_weights(path: Path) -> str | None:
+    """`schema.WEIGHTS` where the file looks like one of tensors by name."""
+    try:
+        if path.suffix == ".pt":
+            return WEIGHTS if zipfile.is_zipfile(path) else None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return WEIGHTS if 2 <= length < _LONGEST_HEADER and file.read(1) == b"{" else None
+    except OSError:
+        return None

@@ -19,8 +19,7 @@ import hpcgnn
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.settings import ModelSettings
-from hpcgnn.train.export import export
-from hpcgnn.train.initial import read_weights, start_from
+from hpcgnn.train.weights import export, read_weights, start_from
 from tests.cli.verbs import refused
 from tests.graphs import distribute, local, random_graph
 
@@ -109,9 +108,21 @@ def test_a_run_may_start_from_a_file(mpirun, partition, tmp_path, ending):
     out, again = tmp_path / f"w{ending}", tmp_path / f"again{ending}"
     assert mpirun(0, "export", run, out).returncode == 0
     done = mpirun(
-        0, "train", partition, "--run-dir", tmp_path / "second", "--model", *model.split(), *TRAIN,
-        "--epochs", 0, "--seed", 9, "--init-from", out,
-    )  # fmt: skip
+        0,
+        "train",
+        partition,
+        "--run-dir",
+        tmp_path / "second",
+        "--model",
+        *model.split(),
+        *TRAIN,
+        "--epochs",
+        0,
+        "--seed",
+        9,
+        "--init-from",
+        out,
+    )
     assert done.returncode == 0 and "starts from the weights" in done.stdout, done.stderr
     assert "note: " + str(out) not in done.stderr
     assert (
@@ -225,12 +236,20 @@ def forged(path: Path, kind: str) -> None:
 
 
 FORGED = {
-    "pickle": "can't be read", "bare pickle": "can't be read", "compressed": "is compressed",
-    "cut": "can't be read", "list": "must hold tensors by name", "sparse": "must hold plain",
+    "pickle": "can't be read",
+    "bare pickle": "can't be read",
+    "compressed": "is compressed",
+    "cut": "can't be read",
+    "list": "must hold tensors by name",
+    "sparse": "must hold plain",
     "meta": "must hold plain",
-    "nothing": "nothing that fits", "huge": "nothing that fits", "not finite": "is not finite",
-    "header": "can't be read", "offsets": "can't be read", "missing": "no such file",
-}  # fmt: skip
+    "nothing": "nothing that fits",
+    "huge": "nothing that fits",
+    "not finite": "is not finite",
+    "header": "can't be read",
+    "offsets": "can't be read",
+    "missing": "no such file",
+}
 
 
 @pytest.mark.parametrize("kind", FORGED)
