@@ -35,7 +35,7 @@ from hpcgnn.train.plan.pruning import Share, shares
 
 IMPORTS = 310_000_000  # resident once Python, torch and MPI are loaded, on CPUs
 SPARSE = 15_000_000  # more where features are sparse: what making their transpose leaves behind
-BASE, PEER, MOST_PEERS = 15_000_000, 2_000_000, 60_000_000  # MPI takes some for each other rank
+BASE, PEER, MOST_PEERS = 20_000_000, 2_000_000, 60_000_000  # MPI takes some for each other rank
 MOST_RANKS = 1 << 20
 KEPT = {
     "sage": 1,
