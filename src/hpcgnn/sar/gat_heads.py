@@ -37,11 +37,11 @@ from hpcgnn.sar.products import (
 def one_at_a_time(mode: str, *, heads: int, channels: int, inputs: int) -> bool:
     """Whether a layer with averaged heads computes one after the other.
 
-    That takes a forward pass of the layer more, so only where it lowers the peak: all heads'
-    outputs are wider than the layer's input. Modes that keep what came from other ranks would keep
-    it of all heads.
+    That takes a forward pass of the layer more, so only where it lowers the peak by much: all
+    heads' outputs are wider than 5/4 of the layer's input. Modes that keep what came from other
+    ranks would keep it of all heads.
     """
-    return mode == "sar" and heads > 1 and heads * channels > inputs
+    return mode == "sar" and heads > 1 and 4 * heads * channels > 5 * inputs
 
 
 def averaged_attention(
