@@ -67,16 +67,9 @@ def main(comm, folder="."):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
     hpcgnn.Trainer(
-        graph,
-        model,
-        task,
-        optimizer=optimizer,
-        scheduler=schedule,
-        run_dir=f"{folder}/run",
-        epochs=100,
-        patience=20,
-        clip_norm=1.0,
-    ).run()
+        graph, model, task, optimizer=optimizer, scheduler=schedule, run_dir=f"{folder}/run",
+        epochs=100, patience=20, clip_norm=1.0,
+    ).run()  # fmt: skip
     found = hpcgnn.predict(graph, f"{folder}/run", model, task=task)
     ids = graph.nodes["original_id"]
     np.savez(f"{folder}/predictions.{comm.rank}.npz", id=ids, classes=found.rows["classes"])

@@ -197,7 +197,8 @@ def size_of(graph: Path) -> GraphSize:
 def _write_arrays(file: GraphFile, folder: Path) -> None:
     rows = file.num_nodes
     nodes = file.read_nodes(0, rows, ("features", "labels", "split"))
-    assert nodes.labels is not None and nodes.split is not None  # `size_of` has looked
+    if nodes.labels is None or nodes.split is None:
+        raise InputError("bench takes graphs with labels and a split", file=file.path)
     labels, split = nodes.labels, nodes.split[:, 0]
     np.save(folder / "pointer.npy", file.read_indptr(0, rows))
     np.save(folder / "source.npy", file.read_sources(0, rows))
