@@ -66,7 +66,8 @@ class Workers:
             except Exception as error:
                 traceback.print_exc()
                 made = False, HpcgnnError(f"{type(error).__name__}: {error}", rank=self._comm.rank)
-            self._comm.wait_all(self._send(made, 0)[1:], _WHERE)
+            _buffers, *requests = self._send(made, 0)
+            self._comm.wait_all(requests, _WHERE)
 
     def close(self) -> None:
         """Let the others go; results that nobody took are dropped."""
