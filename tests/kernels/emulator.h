@@ -82,6 +82,14 @@ T __shfl_xor_sync(unsigned mask, T value, int other) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from) {
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    bits = emulator::exchange(mask, bits, from);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 inline void __syncwarp() { emulator::exchange(0xffffffffu, 0, emulator::lane()); }
 inline void __syncthreads() { emulator::synchronise(); }
 template <class T>

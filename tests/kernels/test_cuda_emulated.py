@@ -93,9 +93,10 @@ def test_dropout_is_that_of_the_cpu(width, relu):
     found, expected = torch.empty_like(x), torch.empty_like(x)
     kernels.dropout_nodes(x, found, ids, **given)
     stream = kernels.dropout.Stream.of(-1, 7, 2)
-    hpcgnn.kernels.cpu.backend.dropout_nodes(x, expected, ids, 0.3, stream, relu)
+    hpcgnn.kernels.cpu.backend.dropout_nodes(x, expected, ids, 0.3, stream, relu, None)
     assert torch.equal(found, expected)
     dropout.test_values_and_gradients(relu, width, torch.float64)
+    dropout.test_bits_say_what_the_output_says(width, 0.3 if relu else 0)
 
 
 HEADS = [(1, 1), (3, 8), (4, 16), (2, 33), (1, 128), (9, 8), (1, 150), (2, 40), (2, 64)]

@@ -47,7 +47,7 @@ def test_mask_depends_on_every_key_and_on_nothing_else():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("width", [1, 7, 16, 33])
+@pytest.mark.parametrize("width", [1, 7, 16, 33, 128, 300])
 @pytest.mark.parametrize("relu", [False, True])
 def test_values_and_gradients(relu, width, dtype):
     x, g, ids = matrix(30, width, dtype, 1), matrix(30, width, dtype, 2), torch.arange(30) + 7
@@ -60,6 +60,20 @@ def test_values_and_gradients(relu, width, dtype):
     assert torch.equal(grad, g * mask * (x > 0) if relu else g * mask)
     kernels.dropout_nodes(x, x, ids, p=0.3, relu=relu, **KEYS)
     assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("p", [0, 0.3])
+@pytest.mark.parametrize("width", [1, 8, 33, 130, 256])
+def test_bits_say_what_the_output_says(width, p):
+    x, wide, ids = matrix(20, width, torch.float32, 1), torch.randn(20, width + 1), torch.arange(20)
+    out, expected, found = (torch.empty(20, width) for _ in range(3))
+    passed = kernels.new_passed(x, out)
+    assert passed.dtype == torch.uint8 and passed.numel() <= 20 * max(16, width)
+    kernels.dropout_nodes(x, out, ids, p=p, relu=True, passed=passed, **KEYS)
+    for g in (wide[:, :width].contiguous(), wide[:, 1:]):  # aligned for wide words, and not
+        kernels.dropout_nodes_backward(g, expected, ids, p=p, y_NF=out, **KEYS)
+        kernels.dropout_nodes_backward(g, found, ids, p=p, passed=passed, **KEYS)
+        assert torch.equal(found, expected)
 
 
 def test_zero_probability_changes_nothing():

@@ -28,7 +28,7 @@ from hpcgnn.kernels.chunks import (
     transpose,
     transposed,
 )
-from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
+from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward, new_passed
 from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.sums import (
@@ -71,6 +71,7 @@ __all__ = [
     "gatv2_backward",
     "gatv2_forward",
     "head_dots",
+    "new_passed",
     "pack_parts",
     "pack_rows",
     "rows_between",

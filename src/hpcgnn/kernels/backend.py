@@ -106,8 +106,19 @@ class Backend(Protocol):
     def head_dots(self, a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None: ...
 
     def dropout_nodes(
-        self, x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+        self,
+        x: Tensor,
+        out: Tensor,
+        ids: Tensor,
+        p: float,
+        stream: Stream,
+        relu: bool,
+        passed: Tensor | None,
     ) -> None: ...
+
+    def new_passed(self, x: Tensor, out: Tensor) -> Tensor: ...
+
+    def passed_backward(self, passed: Tensor, g: Tensor, out: Tensor, p: float) -> None: ...
 
     def relu_dropout_backward(self, y: Tensor, g: Tensor, out: Tensor, p: float) -> None: ...
 

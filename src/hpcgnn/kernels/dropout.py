@@ -21,6 +21,7 @@ def dropout_nodes(
     epoch: int,
     layer: int,
     relu: bool = False,
+    passed: Tensor | None = None,
 ) -> None:
     """out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
 
@@ -29,13 +30,22 @@ def dropout_nodes(
     Args:
         x_NF, out_NF: `[n, F]`; `out` is overwritten.
         ids_N: int64 `[n]`, original node ids.
+        passed: from `new_passed`, overwritten with what `dropout_nodes_backward` needs to know
+            where entries passed the ReLU and stayed: about a bit of each.
     """
     checks.real("x", x_NF)
     checks.probability(p)
     _same_shape("out", out_NF, x_NF)
     checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
     stream = Stream.of(seed, epoch, layer)
-    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu)
+    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu, passed)
+
+
+def new_passed(x_NF: Tensor, out_NF: Tensor) -> Tensor:
+    """For `dropout_nodes` of these tensors with relu=True: uint8 `[n, ...]`, not yet written."""
+    checks.real("x", x_NF)
+    _same_shape("out", out_NF, x_NF)
+    return backend(x_NF.device).new_passed(x_NF, out_NF)
 
 
 def dropout_nodes_backward(
@@ -48,13 +58,21 @@ def dropout_nodes_backward(
     epoch: int,
     layer: int,
     y_NF: Tensor | None = None,
+    passed: Tensor | None = None,
 ) -> None:
     """Gradient of `dropout_nodes`: grad from g; `grad` is overwritten and may be `g` itself.
 
     Args:
         y_NF: `[n, F]`, the output of `dropout_nodes` with relu=True, which alone says what passed:
             grad = g / (1 - p) where y > 0. None after relu=False: grad = mask * g / (1 - p).
+        passed: in place of y, what `dropout_nodes` wrote there.
     """
+    if passed is not None:
+        checks.real("g", g_NF)
+        checks.probability(p)
+        _same_shape("grad", grad_NF, g_NF)
+        backend(g_NF.device).passed_backward(passed, g_NF, grad_NF, p)
+        return
     if y_NF is None:
         dropout_nodes(g_NF, grad_NF, ids_N, p=p, seed=seed, epoch=epoch, layer=layer)
         return

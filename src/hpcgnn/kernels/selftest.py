@@ -17,7 +17,7 @@ from hpcgnn.kernels.attention import (
 )
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.chunks import columns_between, transpose
-from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward
+from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward, new_passed
 from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.sums import add_rows, head_dots, pack_parts, spmm, spmm_max, spmm_max_backward
@@ -94,9 +94,11 @@ def results(device: torch.device) -> dict[str, list[Tensor]]:
 
     ids = torch.arange(_ROWS, device=device) * 10**10
     dropped, back, key = torch.empty_like(x), torch.empty_like(x), {"p": 0.4, "seed": 1, "epoch": 2}
-    dropout_nodes(x, dropped, ids, layer=3, relu=True, **key)  # type: ignore[arg-type]
+    passed, by_bits = new_passed(x, dropped), torch.empty_like(back)
+    dropout_nodes(x, dropped, ids, layer=3, relu=True, passed=passed, **key)  # type: ignore[arg-type]
     dropout_nodes_backward(g, back, ids, layer=3, y_NF=dropped, **key)  # type: ignore[arg-type]
-    found["dropout"] = [dropped, back]
+    dropout_nodes_backward(g, by_bits, ids, layer=3, passed=passed, **key)  # type: ignore[arg-type]
+    found["dropout"] = [dropped, back, by_bits]
 
     dropout = EdgeDropout(0.4, 1, 2, 3, ids, ids)
     for name, given in (("", None), (" with dropout", dropout)):

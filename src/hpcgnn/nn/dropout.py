@@ -37,11 +37,10 @@ class Dropout(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
         p = self.p if self.training else 0.0
-        if p == 0:
-            relu = torch.relu_ if self.in_place else torch.relu
-            return relu(x) if self.relu else x
         if self.relu:
             result: Tensor = _ReluDropout.apply(x, self.rectifier(graph), self.in_place)
+        elif p == 0:
+            return x
         else:
             key = p, *graph.execution.mask_key(self.layer)
             result = _Dropout.apply(x, graph.node_ids, key)
@@ -77,23 +76,24 @@ def _masked(x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Te
 
 
 class _ReluDropout(torch.autograd.Function):
-    """Keeps only its output: an entry is positive iff it passed the ReLU and was kept."""
+    """Keeps a bit per entry, so that the next layer's backward can free the output."""
 
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, rectifier: ReluDropout, in_place: bool) -> Tensor:
         y_NF = x_NF if in_place else torch.empty_like(x_NF)
-        rectifier.apply(x_NF, y_NF)
+        passed = kernels.new_passed(x_NF, y_NF) if ctx.needs_input_grad[0] else None
+        rectifier.apply(x_NF, y_NF, passed)
         if in_place:
             ctx.mark_dirty(x_NF)
         ctx.rectifier = rectifier
-        ctx.save_for_backward(y_NF)
+        ctx.save_for_backward(passed)
         return y_NF
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (y_NF,) = ctx.saved_tensors
-        return ctx.rectifier.gradient(y_NF, grads[0]), None, None
+        (passed,) = ctx.saved_tensors
+        return ctx.rectifier.gradient(grads[0], passed=passed), None, None
 
 
 def constant_dropout(

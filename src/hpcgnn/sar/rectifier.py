@@ -26,22 +26,30 @@ class ReluDropout:
     p: float
     key: tuple[int, int, int]
 
-    def apply(self, x_NF: Tensor, out_NF: Tensor) -> None:
-        """`out`, which may be `x` itself, becomes y."""
-        if self.p == 0:
-            torch.clamp(x_NF, min=0, out=out_NF)
-            return
+    def apply(self, x_NF: Tensor, out_NF: Tensor, passed: Tensor | None = None) -> None:
+        """`out`, which may be `x` itself, becomes y; `passed`: of `kernels.new_passed`."""
         seed, epoch, layer = self.key
         kernels.dropout_nodes(
-            x_NF, out_NF, self.ids, p=self.p, seed=seed, epoch=epoch, layer=layer, relu=True
+            x_NF,
+            out_NF,
+            self.ids,
+            p=self.p,
+            seed=seed,
+            epoch=epoch,
+            layer=layer,
+            relu=True,
+            passed=passed,
         )
 
-    def gradient(self, y_NF: Tensor, g_NF: Tensor) -> Tensor:
-        """Of x, from that of y: a new `[n, F]`."""
+    def gradient(
+        self, g_NF: Tensor, *, y_NF: Tensor | None = None, passed: Tensor | None = None
+    ) -> Tensor:
+        """Of x, from that of y and either y itself or what `apply` wrote: a new `[n, F]`."""
         seed, epoch, layer = self.key
-        grad_NF = torch.empty_like(y_NF)
+        g_NF = g_NF.contiguous()
+        grad_NF = torch.empty_like(g_NF)
         kernels.dropout_nodes_backward(
-            g_NF.contiguous(),
+            g_NF,
             grad_NF,
             self.ids,
             p=self.p,
@@ -49,5 +57,6 @@ class ReluDropout:
             epoch=epoch,
             layer=layer,
             y_NF=y_NF,
+            passed=passed,
         )
         return grad_NF

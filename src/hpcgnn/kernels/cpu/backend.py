@@ -19,6 +19,8 @@ from hpcgnn.kernels.cpu.library import instruction_set as instruction_set
 from hpcgnn.kernels.cpu.library import transpose as transpose
 from hpcgnn.kernels.masks import Stream
 
+_PASSED_LANES = 16  # LANES of dropout.cpp
+
 
 def between(
     block: Block, low: int, high: int, picked: Tensor | None
@@ -132,7 +134,13 @@ def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
 
 
 def dropout_nodes(
-    x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+    x: Tensor,
+    out: Tensor,
+    ids: Tensor,
+    p: float,
+    stream: Stream,
+    relu: bool,
+    passed: Tensor | None,
 ) -> None:
     function("dropout")(
         is_double(x),
@@ -144,6 +152,28 @@ def dropout_nodes(
         c_double(p),
         StreamKey(*stream),
         c_int64(relu),
+        pointer(passed),
+        c_int64(0 if passed is None else passed.stride(0)),
+        c_int64(torch.get_num_threads()),
+    )
+
+
+def new_passed(x: Tensor, out: Tensor) -> Tensor:
+    """A bit per entry: see dropout.cpp."""
+    chunks = -(-x.shape[1] // (8 * _PASSED_LANES))
+    return torch.empty(x.shape[0], chunks * _PASSED_LANES, dtype=torch.uint8)
+
+
+def passed_backward(passed: Tensor, g: Tensor, out: Tensor, p: float) -> None:
+    function("passed_backward")(
+        is_double(g),
+        pointer(passed),
+        c_int64(passed.stride(0)),
+        matrix(g),
+        matrix(out),
+        c_int64(g.shape[0]),
+        c_int64(g.shape[1]),
+        c_double(p),
         c_int64(torch.get_num_threads()),
     )
 

@@ -16,6 +16,8 @@ from hpcgnn.kernels.backend import Parts
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.cuda.dropout import dropout_nodes as dropout_nodes
+from hpcgnn.kernels.cuda.dropout import new_passed as new_passed
+from hpcgnn.kernels.cuda.dropout import passed_backward as passed_backward
 from hpcgnn.kernels.cuda.dropout import relu_dropout_backward as relu_dropout_backward
 from hpcgnn.kernels.cuda.gat import gat_backward as gat_backward
 from hpcgnn.kernels.cuda.gat import gat_forward as gat_forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpcgnn.kernels.checks import sum_type
@@ -58,7 +59,13 @@ def edge_dropout(
 
 
 def dropout_nodes(
-    x: Tensor, out: Tensor, ids: Tensor, p: float, stream: Stream, relu: bool
+    x: Tensor,
+    out: Tensor,
+    ids: Tensor,
+    p: float,
+    stream: Stream,
+    relu: bool,
+    passed: Tensor | None,
 ) -> None:
     if x.numel() == 0:
         return
@@ -77,10 +84,47 @@ def dropout_nodes(
             threshold(p),
             real(sum_type(x.dtype))(1 / (1 - p)),
             np.int32(relu),
+            pointer(passed),
             np.int32(lanes_log),
         ),
         x.device,
     )
+
+
+def new_passed(x: Tensor, out: Tensor) -> Tensor:
+    """A byte for as many columns as a thread takes at once."""
+    rows, width = x.shape
+    columns = width // _patches((x, out))[0] if width else 0
+    return torch.empty(rows, columns, dtype=torch.uint8, device=x.device)
+
+
+def passed_backward(passed: Tensor, g: Tensor, out: Tensor, p: float) -> None:
+    if g.numel() == 0:
+        return
+    rows, width = g.shape
+    vector = width // passed.shape[1]
+    # Rows of g may begin where so many numbers can't be read at once.
+    aligned = vector_width(width, (g,)) >= vector
+    g = g if aligned else g.clone(memory_format=torch.contiguous_format)
+    to = out if vector_width(width, (out,)) >= vector else torch.empty_like(g)
+    lanes = min(power_of_two(width // vector), WARP)
+    launch(
+        "dropout",
+        f"passed_backward<{NAMES[g.dtype]}, {vector}>",
+        (-(-rows * lanes // THREADS), 1),
+        (
+            pointer(passed),
+            *matrix(g),
+            *matrix(to),
+            np.int64(rows),
+            np.int32(width),
+            real(sum_type(g.dtype))(1 / (1 - p)),
+            np.int32(lanes.bit_length() - 1),
+        ),
+        g.device,
+    )
+    if to is not out:
+        out.copy_(to)
 
 
 def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:

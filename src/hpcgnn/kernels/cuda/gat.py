@@ -222,6 +222,8 @@ def gat_backward(
     units = None if grads.t is None else _Units.of(destinations, sources, scoring)
     bounds = _no_units(sources.z.dtype) if units is None else units.arguments
 
+    scalars = _scalars(destinations)
+
     def launch_on(
         part: Block, to: tuple[Tensor, ...], piece: Rows, partial: bool, scores: np.uintp
     ) -> None:
@@ -231,7 +233,7 @@ def gat_backward(
             part,
             piece,
             (
-                *matrices(destinations.g, destinations.t, destinations.lse, destinations.d),
+                *matrices(destinations.g, *scalars),
                 *matrices(sources.z, sources.s, grad_z, grad_s),
                 pointer(None if units is None else units.sums),
                 *bounds,
@@ -260,6 +262,20 @@ def gat_backward(
     if units is not None and grads.t is not None:
         total = grads.t if grads.t.dim() == 2 else grads.t[0]
         units.add_to(total, block.num_columns)
+
+
+def _scalars(destinations: Destinations) -> tuple[Tensor, ...]:
+    """t, lse and d where a row of one lies beside those of the others, as in a message."""
+    heads, stride = destinations.t.shape[1], destinations.t.stride(0)
+    if stride > heads or len(destinations.t) < 2:
+        return destinations.t, destinations.lse, destinations.d
+    return destinations.derived(_SideBySide()).split(heads, dim=1)
+
+
+@dataclass(frozen=True)
+class _SideBySide:
+    def build(self, destinations: Destinations) -> Tensor:
+        return torch.cat([destinations.t, destinations.lse, destinations.d], dim=1)
 
 
 def _product(scores: Tensor, features: Tensor) -> Tensor:

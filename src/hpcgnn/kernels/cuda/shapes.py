@@ -20,7 +20,7 @@ NAMES = {
 }
 WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
 PLAIN, DROPS, FEATURES = range(3)  # what attention has beside scores: see gat.cuh
-KNOWN_LANES = (8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
+KNOWN_LANES = (4, 8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
 WIDE = 2 * WARP
 WORD = 16  # bytes of one load
 
@@ -142,7 +142,9 @@ def instances() -> dict[str, list[str]]:
         "maximum": [f"maximum<{x}, {v}, {c}>" for x, v in small for c in both]
         + [f"maximum_backward<{x}, {o}, {v}>" for x, o, v in mixed if o in (x, "float") and v <= 4],
         "dropout": [
-            f"{k}<{x}, {v}>" for k in ("dropout", "relu_dropout_backward") for x, v in same
+            f"{k}<{x}, {v}>"
+            for k in ("dropout", "passed_backward", "relu_dropout_backward")
+            for x, v in same
         ],
         "rows": [
             f"{k}<{x}, {o}, {v}>"

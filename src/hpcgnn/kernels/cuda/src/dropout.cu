@@ -17,20 +17,42 @@ DEVICE Patch patch_of(int lanes_log) {
 template <class X, int V>
 KERNEL(8)
 dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
-        u64 key, u32 threshold, Sum<X> scale, int relu, int lanes_log) {
+        u64 key, u32 threshold, Sum<X> scale, int relu, unsigned char* passed, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;
-    const u64 state = hpcgnn_node_state(key, ids[patch.row]);
+    const u64 state = threshold ? hpcgnn_node_state(key, ids[patch.row]) : 0;
     for (int column = patch.column; column < width; column += patch.step) {
         Pack<X, V> value = load<X, V>(x + patch.row * x_stride + column);
+        unsigned bits = 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
             const A from = widen(value.at[v]);
-            const bool kept = hpcgnn_random_bits(state, column + v) >= threshold;
-            narrow(kept && !(relu && from <= 0) ? from * scale : A(0), value.at[v]);
+            const bool kept = threshold == 0 || hpcgnn_random_bits(state, column + v) >= threshold;
+            const bool passes = kept && !(relu && from <= 0);
+            narrow(passes ? from * scale : A(0), value.at[v]);
+            bits |= static_cast<unsigned>(passes) << v;
         }
         store<X, V>(out + patch.row * out_stride + column, value);
+        if (passed) passed[(patch.row * width + column) / V] = static_cast<unsigned char>(bits);
+    }
+}
+
+// out = g / (1 - p) where `passed`, as `dropout` writes it: a byte for V columns, a bit for each.
+template <class X, int V>
+KERNEL(8)
+passed_backward(const unsigned char* passed, const X* g, i64 g_stride, X* out, i64 out_stride,
+                i64 rows, int width, Sum<X> scale, int lanes_log) {
+    typedef Sum<X> A;
+    const Patch patch = patch_of<V>(lanes_log);
+    if (patch.row >= rows) return;
+    for (int column = patch.column; column < width; column += patch.step) {
+        const unsigned bits = __ldg(passed + (patch.row * width + column) / V);
+        Pack<X, V> grad = load<X, V>(g + patch.row * g_stride + column);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            narrow(bits >> v & 1 ? widen(grad.at[v]) * scale : A(0), grad.at[v]);
+        store<X, V>(out + patch.row * out_stride + column, grad);
     }
 }
 

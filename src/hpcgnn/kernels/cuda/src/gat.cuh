@@ -11,10 +11,16 @@
 // `lanes` where the compiler knows it, else 0. A head of more than WARP * V channels (LANES is then
 // WIDE) takes several launches, told apart by `first_channel`; the last one, with `keep`, writes
 // what all of them share.
+//
+// A group takes UNROLL edges at a time. What an edge has one of per head (score, exponential, mask)
+// is computed by one lane of SHARING, which has OWN edges of its own, and handed to the others.
 template <int LANES>
 struct HeadPlace {
+    static constexpr int SHARING = LANES >= UNROLL ? UNROLL : 1, OWN = UNROLL / SHARING;
+
     int head, channel, group, groups, width, given;
     bool inside;  // there is a head and a channel for this lane
+    bool first;   // of the lanes with the same edges of a head that there is, this is the one to write
 
     __device__ __forceinline__ HeadPlace(int heads, int channels, int given_lanes_log, int side_log,
                                          int first_channel, int V)
@@ -27,6 +33,7 @@ struct HeadPlace {
                ((lane >> lanes_log()) & ((1 << side_log) - 1));
         channel = first_channel + (lane & (lanes() - 1)) * V;
         inside = head < heads && channel < channels;
+        first = head < heads && (lane & (lanes() - 1)) < SHARING;
         head = min(head, heads - 1);
         channel = min(channel, channels - V);
     }
@@ -34,7 +41,7 @@ struct HeadPlace {
     __device__ __forceinline__ int lanes_log() const {
         constexpr int KNOWN = LANES < WARP ? LANES : WARP;
         if constexpr (LANES == 0) return given;
-        return KNOWN == 8 ? 3 : KNOWN == 16 ? 4 : 5;
+        return KNOWN == 4 ? 2 : KNOWN == 8 ? 3 : KNOWN == 16 ? 4 : 5;
     }
 
     __device__ __forceinline__ int lanes() const {
@@ -46,29 +53,62 @@ struct HeadPlace {
         return (threadIdx.x & (lanes() - 1)) == 0;
     }
 
-    // Sums over the lanes of a head; all lanes call.
+    // Which of UNROLL edges this lane's i-th own one is.
+    __device__ __forceinline__ int own(int i) const {
+        return (threadIdx.x & (SHARING - 1)) + i * SHARING;
+    }
+
+    // Sums over the lanes of a head, to each lane those of its own edges; all lanes call.
     template <class A>
-    __device__ __forceinline__ void add_lanes_of(A (&values)[UNROLL]) const {
+    __device__ __forceinline__ void add_lanes_of(A (&values)[UNROLL], A (&sums)[OWN]) const {
+        // With each step half as many values are left, those of half of the lanes.
 #pragma unroll
-        for (int other = 1; other < lanes(); other *= 2)
+        for (int step = 1; step < SHARING; step *= 2)
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) values[u] += __shfl_xor_sync(ALL, values[u], other);
+            for (int i = 0; i < UNROLL / (2 * step); i++) {
+                const bool odd = threadIdx.x & step;
+                const A kept = odd ? values[2 * i + 1] : values[2 * i];
+                const A given = odd ? values[2 * i] : values[2 * i + 1];
+                values[i] = kept + __shfl_xor_sync(ALL, given, step);
+            }
+#pragma unroll
+        for (int other = SHARING; other < lanes(); other *= 2)
+#pragma unroll
+            for (int i = 0; i < OWN; i++) values[i] += __shfl_xor_sync(ALL, values[i], other);
+#pragma unroll
+        for (int i = 0; i < OWN; i++) sums[i] = values[i];
+    }
+
+    // What the lanes have of their own edges, to all of them; all lanes call.
+    template <class A>
+    __device__ __forceinline__ void hand_round(const A (&own)[OWN], A (&all)[UNROLL]) const {
+        const int from = static_cast<int>(threadIdx.x % WARP) & ~(SHARING - 1);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+            all[u] = SHARING == 1 ? own[u % OWN] : __shfl_sync(ALL, own[0], from + u);
     }
 };
 
-// The UNROLL edges of a row that a group of lanes takes together. Past the end of the row stands
-// its last edge again, which is not `valid`.
+// The UNROLL edges of a row that a group of lanes takes together, `base` into the row. Past the end
+// of the row stands its last edge again, which is not `valid`.
+template <int LANES>
 struct Batch {
+    static constexpr int OWN = HeadPlace<LANES>::OWN;
+
+    const HeadPlace<LANES>& place;
     i64 begin;
     int first, step, count;
-    int at[UNROLL];  // the edges' columns
+    int at[UNROLL], own_at[OWN];  // the edges' columns
 
-    template <int LANES>
-    __device__ __forceinline__ Batch(const Edges& edges, const Row& row,
-                                     const HeadPlace<LANES>& place, int base)
-        : begin(row.begin), first(base + place.group), step(place.groups), count(row.count) {
+    // `ahead`: columns of this lane's own edges, which become those of the batch after this one:
+    // they are asked for when the wide loads of this one are under way.
+    __device__ __forceinline__ Batch(const Row& row, const HeadPlace<LANES>& place, int base,
+                                     const int (&ahead)[OWN])
+        : place(place), begin(row.begin), first(base + place.group), step(place.groups),
+          count(row.count) {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) at[u] = column_of(edges, edge(u));
+        for (int i = 0; i < OWN; i++) own_at[i] = ahead[i];
+        place.hand_round(own_at, at);
     }
 
     __device__ __forceinline__ i64 edge(int u) const {
@@ -79,6 +119,15 @@ struct Batch {
         return first + u * step < count;
     }
 
+    // The edge of this lane's own ones.
+    __device__ __forceinline__ i64 own_edge(int i) const {
+        return edge(place.own(i));
+    }
+
+    __device__ __forceinline__ bool own_valid(int i) const {
+        return valid(place.own(i));
+    }
+
     // What the edges' columns have at `from`.
     template <class X, int V>
     __device__ __forceinline__ void read(Pack<X, V> (&value)[UNROLL], const X* from,
@@ -87,12 +136,24 @@ struct Batch {
         for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(from + at[u] * stride);
     }
 
+    // The same of this lane's own edges.
     template <class A>
-    __device__ __forceinline__ void read(A (&value)[UNROLL], const A* from, i64 stride) const {
+    __device__ __forceinline__ void read(A (&value)[OWN], const A* from, i64 stride) const {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) value[u] = __ldg(from + at[u] * stride);
+        for (int i = 0; i < OWN; i++) value[i] = __ldg(from + own_at[i] * stride);
     }
 };
+
+// Columns of this lane's own edges in the batch at `base`.
+template <int LANES>
+DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES>& place, int base,
+                       int (&ahead)[HeadPlace<LANES>::OWN]) {
+#pragma unroll
+    for (int i = 0; i < HeadPlace<LANES>::OWN; i++) {
+        const int edge = base + place.group + place.own(i) * place.groups;
+        ahead[i] = column_of(edges, row.begin + min(edge, row.count - 1));
+    }
+}
 
 // Kernels are made three times, from lean to heavy: for plain attention, for attention whose edges
 // are dropped, and for edges with features, which may be dropped too.
@@ -213,48 +274,46 @@ struct Running {
         }
     }
 
-    // Adds UNROLL edges' scores, which become weights; those of minus infinity count nothing.
-    template <class X>
-    __device__ __forceinline__ void add(A (&score)[UNROLL], const A (&mask)[UNROLL],
+    // Adds a batch of edges with the scores of this lane's own; those of minus infinity, and of what
+    // is past the row's end, count nothing. Until `join` each lane has the row_sum of its own edges.
+    template <class X, int LANES, int EXTRAS>
+    __device__ __forceinline__ void add(const Batch<LANES>& batch,
+                                        A (&score)[HeadPlace<LANES>::OWN],
+                                        const Mask<A, EXTRAS>& mask,
                                         const Pack<X, V> (&z)[UNROLL]) {
-        A part = 0;
+        typedef HeadPlace<LANES> Place;
+        A best = minus_infinity<A>(), part = 0, weight[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const A weight =
-                score[u] == minus_infinity<A>() ? A(0) : exponential(score[u] - row_max);
-            part += weight;
-            score[u] = weight * mask[u];
+        for (int i = 0; i < Place::OWN; i++) {
+            score[i] = batch.own_valid(i) ? score[i] : minus_infinity<A>();
+            best = larger(best, score[i]);
+        }
+#pragma unroll
+        for (int other = 1; other < Place::SHARING; other *= 2)
+            best = larger(best, __shfl_xor_sync(ALL, best, other));
+        raise(best);
+#pragma unroll
+        for (int i = 0; i < Place::OWN; i++) {
+            const A own = score[i] == minus_infinity<A>() ? A(0) : exponential(score[i] - row_max);
+            part += own;
+            score[i] = own * mask.of(batch.own_at[i], batch.place.head);
         }
         row_sum += part;
+        batch.place.hand_round(score, weight);
 #pragma unroll
         for (int v = 0; v < V; v++) {
             A column = 0;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) column += score[u] * widen(z[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) column += weight[u] * widen(z[u].at[v]);
             sum[v] += column;
         }
     }
 
-    // Adds a batch of edges: scores of what is past the row's end count nothing.
-    template <class X, int EXTRAS>
-    __device__ __forceinline__ void add(const Batch& batch, A (&score)[UNROLL],
-                                        const Mask<A, EXTRAS>& mask, int head,
-                                        const Pack<X, V> (&z)[UNROLL]) {
-        A best = minus_infinity<A>(), kept[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            score[u] = batch.valid(u) ? score[u] : minus_infinity<A>();
-            best = larger(best, score[u]);
-        }
-        raise(best);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) kept[u] = mask.of(batch.at[u], head);
-        add(score, kept, z);
-    }
-
-    // Adds up what the groups of `width` lanes have; all lanes call.
-    __device__ __forceinline__ void join_groups(int width) {
-        for (int other = width; other < WARP; other *= 2) {
+    // Adds up what lanes have of their own edges, and then what groups have; all lanes call.
+    template <int LANES>
+    __device__ __forceinline__ void join(const HeadPlace<LANES>& place) {
+        row_sum = add_lanes(row_sum, 1, HeadPlace<LANES>::SHARING);
+        for (int other = place.width; other < WARP; other *= 2) {
             raise(__shfl_xor_sync(ALL, row_max, other));
             row_sum += __shfl_xor_sync(ALL, row_sum, other);
 #pragma unroll
@@ -284,7 +343,7 @@ DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const HeadPlace<LAN
     Running<A, V> run;
     if (place.group > 0) return run;
     run.row_max = sums.row_max[row * sums.row_max_stride + place.head];
-    run.row_sum = sums.row_sum[row * sums.row_sum_stride + place.head];
+    if (place.own(0) == 0) run.row_sum = sums.row_sum[row * sums.row_sum_stride + place.head];
     const Pack<A, V> pack =
         load<A, V>(sums.out + row * sums.out_stride + place.head * channels + place.channel);
 #pragma unroll
@@ -295,7 +354,7 @@ DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const HeadPlace<LAN
 template <class A, int V, int LANES>
 DEVICE void end_row(Running<A, V>& run, const Sums<A>& sums, i64 row, const HeadPlace<LANES>& place,
                     int channels, int keep) {
-    run.join_groups(place.width);
+    run.join(place);
     __syncwarp();  // all lanes of a head have read the old row_max and row_sum
     if (place.group > 0 || !place.inside) return;
     Pack<A, V> pack;

@@ -6,9 +6,12 @@
 // overflow: `gat_units.cu`. grad_score, where not null, receives the gradient of every edge's score
 // ([edges, heads]).
 template <class X, int V, int LANES, int EXTRAS>
+#ifndef OCC
+#define OCC 6
+#endif
 KERNEL(LANES == WIDE                          ? 3
        : EXTRAS == FEATURES || sizeof(X) == 8 ? 4
-                                              : 5)
+                                              : OCC)
 gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
                    const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride, const X* z,
                    i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z, i64 grad_z_stride,
@@ -28,17 +31,21 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
     const X* g_head = g + place.head * channels;
     const Pack<X, V> own = gather<X, V>(z_head + place.channel);
     const A own_s = s[row.local * s_stride + place.head];
-    const bool writes = keep && place.inside && place.leads();
+    const bool writes = keep && place.first;
     const A unit = grad_t ? GIVEN_UNIT : A(0);
     A sum[V] = {}, sum_s = 0;
+    int ahead[place.OWN];
+    look_ahead(edges, row, place, 0, ahead);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        const Batch batch(edges, row, place, base);
+        const Batch<LANES> batch(row, place, base, ahead);
         Pack<X, V> value[UNROLL];
-        A raw[UNROLL], their_lse[UNROLL], their_d[UNROLL], dot[UNROLL];
+        A raw[place.OWN], their_lse[place.OWN], their_d[place.OWN];
+        A dot[UNROLL], own_dot[place.OWN], own_weight[place.OWN], weight[UNROLL];
         batch.read(value, g_head + place.channel, g_stride);
         batch.read(raw, t + place.head, t_stride);
         batch.read(their_lse, lse + place.head, lse_stride);
         batch.read(their_d, d + place.head, d_stride);
+        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             dot[u] = place.inside ? inner(value[u], own) : A(0);
@@ -46,37 +53,38 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
                 dot[u] += elsewhere<X, V>(g_head + batch.at[u] * g_stride, z_head, channels,
                                           first_channel);
         }
-        place.add_lanes_of(dot);
+        place.add_lanes_of(dot, own_dot);
         A part_s = 0;
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            raw[u] += own_s + term.of(batch.edge(u), place.head);
+        for (int i = 0; i < place.OWN; i++) {
+            const i64 edge = batch.own_edge(i);
+            raw[i] += own_s + term.of(edge, place.head);
             const A a =
-                batch.valid(u) ? exponential(leaky(raw[u], slope) - their_lse[u]) : A(0);
-            const A weight = a * mask.of(batch.at[u], place.head);
-            const A grad = (weight * dot[u] - a * their_d[u]) * (raw[u] > 0 ? A(1) : slope);
+                batch.own_valid(i) ? exponential(leaky(raw[i], slope) - their_lse[i]) : A(0);
+            own_weight[i] = a * mask.of(batch.own_at[i], place.head);
+            const A grad =
+                (own_weight[i] * own_dot[i] - a * their_d[i]) * (raw[i] > 0 ? A(1) : slope);
             part_s += grad;
-            dot[u] = weight;
-            if (!writes || !batch.valid(u)) continue;
+            if (!writes || !batch.own_valid(i)) continue;
             if (grad_t)
-                atomicAdd(grad_t + static_cast<i64>(batch.at[u]) * heads + place.head,
+                atomicAdd(grad_t + static_cast<i64>(batch.own_at[i]) * heads + place.head,
                           in_units(grad, unit));
-            if (EXTRAS == FEATURES && grad_score)
-                grad_score[batch.edge(u) * heads + place.head] = grad;
+            if (EXTRAS == FEATURES && grad_score) grad_score[edge * heads + place.head] = grad;
         }
         sum_s += part_s;
+        place.hand_round(own_weight, weight);
 #pragma unroll
         for (int v = 0; v < V; v++) {
             A part = 0;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) part += dot[u] * widen(value[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) part += weight[u] * widen(value[u].at[v]);
             sum[v] += part;
         }
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);
-    sum_s = add_lanes(sum_s, place.width, WARP);
+    sum_s = add_lanes(add_lanes(sum_s, 1, place.SHARING), place.width, WARP);
     if (place.group > 0 || !place.inside) return;
     add_to<A, V>(grad_z + to * grad_z_stride + place.head * channels + place.channel, sum);
-    if (writes) grad_s[to * grad_s_stride + place.head] += sum_s;
+    if (keep && place.leads()) grad_s[to * grad_s_stride + place.head] += sum_s;
 }

@@ -3,7 +3,10 @@
 
 // With `partial`, row k of the block goes to row k - first of row_max, row_sum and out.
 template <class X, int V, int LANES, int EXTRAS>
-KERNEL(EXTRAS == FEATURES ? 5 : 6)
+#ifndef FOCC
+#define FOCC 6
+#endif
+KERNEL(EXTRAS == FEATURES ? 5 : FOCC)
 gat_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, const Sum<X>* t,
                   i64 t_stride, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels,
                   int lanes_log, int side_log, int first_channel, int keep, int partial) {
@@ -20,16 +23,19 @@ gat_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, cons
     const A own = t[row.local * t_stride + place.head];
     const X* source = z + place.head * channels + place.channel;
     Running<A, V> run = begin_row<A, V>(sums, to, place, channels);
+    int ahead[place.OWN];
+    look_ahead(edges, row, place, 0, ahead);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        const Batch batch(edges, row, place, base);
+        const Batch<LANES> batch(row, place, base, ahead);
         Pack<X, V> value[UNROLL];
-        A score[UNROLL];
+        A score[place.OWN];
         batch.read(score, s + place.head, s_stride);
         batch.read(value, source, z_stride);
+        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead);
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            score[u] = leaky(score[u] + own + term.of(batch.edge(u), place.head), slope);
-        run.add(batch, score, mask, place.head, value);
+        for (int i = 0; i < place.OWN; i++)
+            score[i] = leaky(score[i] + own + term.of(batch.own_edge(i), place.head), slope);
+        run.add(batch, score, mask, value);
     }
     end_row(run, sums, to, place, channels, keep);
 }

@@ -37,11 +37,14 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
         const A own_lse = lse[row.local * lse_stride + place.head];
         const A own_d = d[row.local * d_stride + place.head];
         A sum[V] = {};
+        int ahead[place.OWN];
+        look_ahead(edges, row, place, 0, ahead);
         for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-            const Batch batch(edges, row, place, base);
+            const Batch<LANES> batch(row, place, base, ahead);
             Pack<X, V> value[UNROLL];
-            A score[UNROLL], dot[UNROLL];
+            A score[UNROLL], dot[UNROLL], own_score[place.OWN], own_dot[place.OWN], grad[UNROLL];
             batch.read(value, left + head + place.channel, left_stride);
+            look_ahead(edges, row, place, base + UNROLL * place.groups, ahead);
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const Pack<A, V> x =
@@ -56,22 +59,25 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                     dot[u] += elsewhere<X, V>(left_head, g_head, channels, first_channel);
                 }
             }
-            place.add_lanes_of(score);
-            place.add_lanes_of(dot);
+            place.add_lanes_of(score, own_score);
+            place.add_lanes_of(dot, own_dot);
+#pragma unroll
+            for (int i = 0; i < place.OWN; i++)
+                own_score[i] = gradient_of(batch.own_valid(i), own_score[i], own_dot[i], own_lse,
+                                           own_d, mask.of(batch.own_at[i], place.head))
+                                   .score;
+            place.hand_round(own_score, grad);
             A all[V] = {}, all_att[V] = {};
             Pack<A, V> part[UNROLL];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const A grad = gradient_of(batch.valid(u), score[u], dot[u], own_lse, own_d,
-                                           mask.of(batch.at[u], place.head))
-                                   .score;
                 const Pack<A, V> x =
                     inside_of(value[u], own, matrix, batch.edge(u), head + place.channel);
 #pragma unroll
                 for (int v = 0; v < V; v++) {
-                    part[u].at[v] = grad * vector.at[v] * slope_at(x.at[v], slope);
+                    part[u].at[v] = grad[u] * vector.at[v] * slope_at(x.at[v], slope);
                     all[v] += part[u].at[v];
-                    all_att[v] += grad * leaky(x.at[v], slope);
+                    all_att[v] += grad[u] * leaky(x.at[v], slope);
                 }
             }
 #pragma unroll
@@ -130,14 +136,18 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
     const Pack<X, V> own = gather<X, V>(left_head + place.channel);
     const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     A sum[V] = {};
+    int ahead[place.OWN];
+    look_ahead(edges, row, place, 0, ahead);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        const Batch batch(edges, row, place, base);
+        const Batch<LANES> batch(row, place, base, ahead);
         Pack<X, V> value[UNROLL], their_g[UNROLL];
-        A score[UNROLL], dot[UNROLL], their_lse[UNROLL], their_d[UNROLL];
+        A score[UNROLL], dot[UNROLL], weight[UNROLL];
+        A own_score[place.OWN], own_dot[place.OWN], their_lse[place.OWN], their_d[place.OWN];
         batch.read(value, right + head + place.channel, right_stride);
         batch.read(their_g, g + head + place.channel, g_stride);
         batch.read(their_lse, lse + place.head, lse_stride);
         batch.read(their_d, d + place.head, d_stride);
+        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const Pack<A, V> x =
@@ -152,20 +162,27 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
                                           first_channel);
             }
         }
-        place.add_lanes_of(score);
-        place.add_lanes_of(dot);
+        place.add_lanes_of(score, own_score);
+        place.add_lanes_of(dot, own_dot);
+#pragma unroll
+        for (int i = 0; i < place.OWN; i++) {
+            const EdgeGradient<A> grad =
+                gradient_of(batch.own_valid(i), own_score[i], own_dot[i], their_lse[i], their_d[i],
+                            mask.of(batch.own_at[i], place.head));
+            own_score[i] = grad.score;
+            own_dot[i] = grad.weight;
+        }
+        place.hand_round(own_score, score);
+        place.hand_round(own_dot, weight);
         A all[V] = {};
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const EdgeGradient<A> grad =
-                gradient_of(batch.valid(u), score[u], dot[u], their_lse[u], their_d[u],
-                            mask.of(batch.at[u], place.head));
             const Pack<A, V> x =
                 inside_of(own, value[u], matrix, batch.edge(u), head + place.channel);
 #pragma unroll
             for (int v = 0; v < V; v++)
-                all[v] += grad.weight * widen(their_g[u].at[v]) +
-                          grad.score * vector.at[v] * slope_at(x.at[v], slope);
+                all[v] += weight[u] * widen(their_g[u].at[v]) +
+                          score[u] * vector.at[v] * slope_at(x.at[v], slope);
         }
 #pragma unroll
         for (int v = 0; v < V; v++) sum[v] += all[v];

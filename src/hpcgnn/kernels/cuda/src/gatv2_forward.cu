@@ -24,11 +24,14 @@ gatv2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_s
     const Pack<X, V> own = gather<X, V>(right_head + place.channel);
     const Pack<A, V> vector = gather<A, V>(att + head + place.channel);
     Running<A, V> run = begin_row<A, V>(sums, to, place, channels);
+    int ahead[place.OWN];
+    look_ahead(edges, row, place, 0, ahead);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
-        const Batch batch(edges, row, place, base);
+        const Batch<LANES> batch(row, place, base, ahead);
         Pack<X, V> value[UNROLL];
-        A score[UNROLL];
+        A score[UNROLL], own_score[place.OWN];
         batch.read(value, left + head + place.channel, left_stride);
+        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const Pack<A, V> x =
@@ -39,8 +42,8 @@ gatv2_forward(EDGES, const X* left, i64 left_stride, const X* right, i64 right_s
                                                   right_head, att, matrix, batch.edge(u), head,
                                                   slope, channels, first_channel);
         }
-        place.add_lanes_of(score);
-        run.add(batch, score, mask, place.head, value);
+        place.add_lanes_of(score, own_score);
+        run.add(batch, own_score, mask, value);
     }
     end_row(run, sums, to, place, channels, keep);
 }
