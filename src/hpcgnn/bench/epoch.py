@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hpcgnn.bench import card
 from hpcgnn.bench.floor import Floor, measure_floor
 from hpcgnn.bench.job import Layout
 from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
@@ -28,6 +31,7 @@ class EpochSettings:
     seed: int = 0
     lr: float = 0.01
     options: str = ""  # of `train`
+    device: str = "cpu"
 
     @property
     def threads(self) -> int:
@@ -35,7 +39,8 @@ class EpochSettings:
         return max(layout.processors for layout in self.layouts)
 
     def train_options(self) -> list[str]:
-        return ["--dropout=0", f"--lr={self.lr}", f"--seed={self.seed}", *shlex.split(self.options)]
+        ours = ["--dropout=0", f"--lr={self.lr}", f"--seed={self.seed}", f"--device={self.device}"]
+        return [*ours, *shlex.split(self.options)]
 
 
 @dataclass(frozen=True)
@@ -149,13 +154,19 @@ class EpochReport:
             shown = [f"{self.floor}; the first is {first.median / self.floor.seconds:.2f} of it"]
         return [
             f"{self.shape} on {self.graph}",
-            f"float32, forward + backward + Adam, {counted}, peers with "
-            f"{self.settings.threads} threads; peak of the whole job, above imports",
+            f"float32, forward + backward + Adam, {counted}, {self._where}",
             *in_columns(HEAD, [row.cells() for row in self.rows]),
             *shown,
             *(_split(row) for row in self.rows if row.parts),
             *self.notes,
         ]
+
+    @property
+    def _where(self) -> str:
+        if self.settings.device == "cuda":
+            return "on a GPU; peak of the memory there, of all ranks"
+        threads = f"peers with {self.settings.threads} threads"
+        return f"{threads}; peak of the whole job, above imports"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -195,6 +206,7 @@ def compare_epochs(
             "lr": settings.lr,
             "threads": settings.threads,
             "memory": bench.limits.num_bytes,
+            "device": settings.device,
         }
         problem = bench.write_problem(graph, shape, given, settings.seed)
         contenders += peers.contenders(problem, settings.threads, bench.limits)
@@ -206,5 +218,8 @@ def compare_epochs(
         notes.append("no peers: name the Python of an environment that has some with --peers")
     elif all(row.seconds is None for row in rows[len(settings.layouts) :]):
         notes.append("no peer could train: env/peers.sh makes an environment that has them")
-    floor = measure_floor(graph_size, shape, settings.threads)
+    device = torch.device(settings.device)
+    floor = measure_floor(graph_size, shape, settings.threads, device)
+    if device.type == "cuda":
+        notes.append(card.describe(device, floor.byte_rate))
     return EpochReport(graph_size, shape, settings, rows, floor, notes)

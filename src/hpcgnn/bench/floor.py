@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from hpcgnn.bench.problem import GraphSize, ModelShape
-from hpcgnn.bench.timing import copy_bandwidth
+from hpcgnn.bench.timing import copy_bandwidth, synchronise
 
 _FLOAT = 4  # bytes
 _MOST_ROWS = 1 << 17
@@ -72,13 +72,13 @@ class Floor:
         )
 
 
-def measure_floor(size: GraphSize, shape: ModelShape, threads: int) -> Floor:
-    """With so many threads of this process."""
+def measure_floor(size: GraphSize, shape: ModelShape, threads: int, device: torch.device) -> Floor:
+    """On this device, on a CPU with so many threads of this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        operation_rate = _product_rate(min(size.nodes, _MOST_ROWS), shape.hidden)
-        byte_rate = copy_bandwidth(torch.device("cpu"), _REPEAT)
+        operation_rate = _product_rate(min(size.nodes, _MOST_ROWS), shape.hidden, device)
+        byte_rate = copy_bandwidth(device, _REPEAT)
     finally:
         torch.set_num_threads(before)
     demand = demand_of(size, shape)
@@ -87,12 +87,14 @@ def measure_floor(size: GraphSize, shape: ModelShape, threads: int) -> Floor:
     )
 
 
-def _product_rate(rows: int, width: int) -> float:
-    a, b = torch.randn(rows, width), torch.randn(width, width)
-    out = torch.empty(rows, width)
+def _product_rate(rows: int, width: int, device: torch.device) -> float:
+    a, b = torch.randn(rows, width, device=device), torch.randn(width, width, device=device)
+    out = torch.empty(rows, width, device=device)
     seconds = []
+    synchronise()
     for _ in range(_REPEAT + 2):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
+        synchronise()
         seconds.append(time.perf_counter() - start)
     return 2.0 * rows * width * width / statistics.median(seconds[2:])

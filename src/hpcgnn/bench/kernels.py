@@ -37,12 +37,14 @@ class KernelReport:
     case: Case
     repeat: int
     rows: list[Row]
+    card: str | None = None  # on a GPU
 
     def lines(self) -> list[str]:
         case, turns = self.case, TURNS if self.case.device == "cpu" else 1
         return [
             f"{case.nodes:,} nodes, {case.edges:,} edges, {case.threads} thread(s), {case.device}, "
             f"medians of {turns} x {self.repeat}",
+            *([self.card] if self.card else []),
             *map(_line, self.rows),
         ]
 
@@ -50,6 +52,7 @@ class KernelReport:
         return {
             "what": "kernels",
             "case": dataclasses.asdict(self.case),
+            "card": self.card,
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
 

@@ -33,8 +33,10 @@ class GivenProblem:
 
     def __init__(self, folder: Path) -> None:
         self.settings: dict[str, Any] = json.loads((folder / "problem.json").read_text())
+        device = torch.device(self.settings.get("device", "cpu"))
         names = ("pointer", "source", "features", "labels", "train", "valid")
-        loaded = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in names}
+        arrays = {name: np.load(folder / f"{name}.npy") for name in names}
+        loaded = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         self.pointer, self.source = loaded["pointer"], loaded["source"]
         self.features, self.labels = loaded["features"], loaded["labels"]
         self.train, self.valid = loaded["train"], loaded["valid"]
@@ -86,8 +88,10 @@ def pyg(problem: GivenProblem, *, csr: bool) -> torch.nn.Module:
     n, edges = problem.num_nodes, len(problem.source)
     index: Tensor
     if csr:
-        ones = torch.ones(edges)
-        index = torch.sparse_csr_tensor(problem.pointer, problem.source.long(), ones, (n, n))
+        # On a GPU half as long numbers, where the layer and its sums take them.
+        short = problem.features.is_cuda and kind == "sage"
+        begin, source = (x.int() if short else x.long() for x in (problem.pointer, problem.source))
+        index = torch.sparse_csr_tensor(begin, source, torch.ones(edges), (n, n))
     else:
         index = torch.stack([problem.source.long(), problem.target()])
     return PeerStack(problem, conv, lambda layer, x: layer(x, index))
@@ -181,9 +185,10 @@ def take_weights(layer: Any, given: dict[str, Tensor]) -> None:
 
 
 def build(name: str, problem: GivenProblem) -> torch.nn.Module:
-    if name == "DGL":
-        return dgl(problem)
-    return pyg(problem, csr=name == "PyG CSR")
+    with problem.features.device:
+        if name == "DGL":
+            return dgl(problem)
+        return pyg(problem, csr=name == "PyG CSR")
 
 
 def release(name: str) -> str:
@@ -317,6 +322,8 @@ def dgl_batches(problem: GivenProblem) -> Batches:
 
 def short(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: {text.partition('Tried to allocate ')[2].partition('.')[0]}"[:160]
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         asked = text.partition("you tried to allocate ")[2].split(" ")[0]
         wanted = f": asked for {int(asked) / 1e9:.1f} GB at once" if asked.isdigit() else ""
@@ -332,14 +339,18 @@ def main(name: str, folder: str) -> int:
         problem_file = json.loads((Path(folder) / "problem.json").read_text())
         torch.set_num_threads(problem_file["threads"])
         found: dict[str, Any] = {"release": release(name), "imports": held()}
+        on_gpu = problem_file.get("device") == "cuda"  # whose driver maps more than there is
         most = problem_file["memory"] + of_status("VmData")
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # an error rather than a killing
+        if not on_gpu:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # an error, not a killing
         problem = GivenProblem(Path(folder))
         if name in SAMPLERS:
             found |= sampled_epochs(name, problem)
         else:
             found |= epochs(problem, build(name, problem))
         found["peak"] = of_status("VmHWM")
+        if on_gpu:
+            found |= {"peak": torch.cuda.max_memory_allocated(), "imports": 0}
     except Exception as error:  # whatever a peer raises: told in one line
         found = {"problem": short(error)}
     print(json.dumps(found), file=answers, flush=True)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +185,9 @@ def _add_accuracy(parser: argparse.ArgumentParser) -> None:
 def _add_epoch(parser: argparse.ArgumentParser) -> None:
     _add_problem(parser, f"2x1 1x{min(2, os.cpu_count() or 1)}")
     _add_numbers(parser, _EPOCH)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of ours and of peers (cpu)"
+    )
     _add_peers(parser, ("DGL", "PyG CSR", "PyG edge_index"))
 
 
@@ -191,33 +195,45 @@ def _kernels(args: argparse.Namespace, comm: Communicator) -> None:
     _check_numbers(args, _KERNELS)
     import torch
 
-    from hpcgnn.bench import draw
+    from hpcgnn.bench import card, draw
     from hpcgnn.bench.kernels import KernelReport
     from hpcgnn.bench.kernels import run as measure
     from hpcgnn.bench.output import Outputs
     from hpcgnn.bench.peers import Case
+    from hpcgnn.bench.timing import copy_bandwidth
 
     if comm.size > 1:
         raise InputError("kernels are measured on one rank; start it without mpiexec")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no CUDA device here")
+    _check_device(args.device)
     outputs = Outputs(args.json, args.plot, args.force)
     outputs.check()
     torch.set_num_threads(args.threads)
     sizes = (args.nodes, args.edges, args.width, args.heads, args.channels)
     case = Case(*sizes, args.device, args.threads)
-    outputs.write(KernelReport(case, args.repeat, measure(case, comm, args.repeat)), draw.kernels)
+    rows, name = measure(case, comm, args.repeat), None
+    if args.device == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+        name = card.describe(device, copy_bandwidth(device, args.repeat))
+    outputs.write(KernelReport(case, args.repeat, rows, name), draw.kernels)
+
+
+def _check_device(kind: str) -> None:
+    import torch
+
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here")
 
 
 def _epoch(args: argparse.Namespace, comm: Communicator) -> None:
     _check_numbers(args, _GRAPH, _MODEL, _EPOCH)
+    _check_device(args.device)
     from hpcgnn.bench import draw
     from hpcgnn.bench.epoch import compare_epochs
     from hpcgnn.bench.output import Outputs
 
     outputs = Outputs(args.json, args.plot, args.force)
     outputs.check()
-    settings = _settings(args, args.epochs, args.turns)
+    settings = replace(_settings(args, args.epochs, args.turns), device=args.device)
     with _bench(args, comm) as bench:
         graph = args.graph or bench.generated(_generated(args, args.nodes))
         found = compare_epochs(bench, graph, _shape(args), settings, _peers(args))

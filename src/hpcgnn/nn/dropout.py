@@ -93,7 +93,7 @@ class _ReluDropout(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (passed,) = ctx.saved_tensors
-        return ctx.rectifier.gradient(grads[0], passed=passed), None, None
+        return ctx.rectifier.gradient_of_passed(passed, grads[0]), None, None
 
 
 def constant_dropout(

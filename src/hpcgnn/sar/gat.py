@@ -163,7 +163,7 @@ class _Attention(torch.autograd.Function):
         if ctx.then is None:
             d_NH = head_products(g_NK, out_NK, heads, bias_K)
         else:
-            g_NK = ctx.then.gradient(g_NK, y_NF=out_NK)
+            g_NK = ctx.then.gradient(out_NK, g_NK)
             d_NH = _products_before(ctx.then, g_NK, out_NK, heads, bias_K)
         run = BackwardPass(
             ctx.graph,

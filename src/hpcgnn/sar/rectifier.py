@@ -41,22 +41,19 @@ class ReluDropout:
             passed=passed,
         )
 
-    def gradient(
-        self, g_NF: Tensor, *, y_NF: Tensor | None = None, passed: Tensor | None = None
-    ) -> Tensor:
-        """Of x, from that of y and either y itself or what `apply` wrote: a new `[n, F]`."""
+    def gradient(self, y_NF: Tensor, g_NF: Tensor) -> Tensor:
+        """Of x, from that of y: a new `[n, F]`."""
+        return self._gradient(g_NF, y_NF=y_NF)
+
+    def gradient_of_passed(self, passed: Tensor, g_NF: Tensor) -> Tensor:
+        """The same from what `apply` wrote in place of y."""
+        return self._gradient(g_NF, passed=passed)
+
+    def _gradient(self, g_NF: Tensor, **known: Tensor) -> Tensor:
         seed, epoch, layer = self.key
         g_NF = g_NF.contiguous()
         grad_NF = torch.empty_like(g_NF)
         kernels.dropout_nodes_backward(
-            g_NF,
-            grad_NF,
-            self.ids,
-            p=self.p,
-            seed=seed,
-            epoch=epoch,
-            layer=layer,
-            y_NF=y_NF,
-            passed=passed,
+            g_NF, grad_NF, self.ids, p=self.p, seed=seed, epoch=epoch, layer=layer, **known
         )
         return grad_NF
