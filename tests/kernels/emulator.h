@@ -108,6 +108,8 @@ inline int __float_as_int(float value) { return same_bits<int>(value); }
 inline long long __double_as_longlong(double value) { return same_bits<long long>(value); }
 inline double __longlong_as_double(long long bits) { return same_bits<double>(bits); }
 inline float __int_as_float(int bits) { return same_bits<float>(bits); }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline double __dmul_rn(double x, double y) { return x * y; }
 inline float __expf(float x) { return expf(x); }
 inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }

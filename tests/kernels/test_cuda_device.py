@@ -44,6 +44,17 @@ def test_sums_and_maxima(width, dtype, gpu):
     expected = sums.product(edges, x)
     assert torch.allclose(out.cpu().double(), expected, rtol=TOLERANCE.get(dtype, 2e-5), atol=2e-4)
 
+    scale, scaled = torch.rand(200, dtype=wide, device=gpu), torch.zeros_like(out)
+    kernels.spmm(there.block, x_there, scaled, scale_M=scale)
+    if dtype == wide:
+        again.zero_()
+        kernels.spmm(there.block, x_there * scale[:, None], again)
+        assert torch.equal(scaled, again)
+    expected = sums.product(edges, x * scale.cpu()[:, None])
+    assert torch.allclose(
+        scaled.cpu().double(), expected, rtol=TOLERANCE.get(dtype, 2e-5), atol=2e-4
+    )
+
     best = torch.full((300, width), -torch.inf, dtype=dtype, device=gpu)
     ties = torch.zeros(300, width, dtype=torch.int32, device=gpu)
     kernels.spmm_max(there.block, x_there, best, ties)

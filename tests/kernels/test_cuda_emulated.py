@@ -326,6 +326,12 @@ def test_head_dots(heads, channels, count):
         attention.test_head_dots(dtype, heads, channels, count)
 
 
+@pytest.mark.parametrize("width", [1, 8, 33])
+def test_rows_count_by_a_scale(width, short_rows):
+    for dtype in DTYPES:
+        sums.test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype)
+
+
 def test_sums_overwrite_what_they_are_asked_to(short_rows):
     for listed in (False, True):
         edges = random_edges(30, 9, 150, weighted=True, listed_rows=listed)

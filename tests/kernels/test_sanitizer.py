@@ -36,7 +36,7 @@ def multiply_beyond(width: int) -> None:
     given, x, out = block(2), torch.zeros(3, width), torch.zeros(2, width)
     far = Matrix(x.data_ptr(), 1 << 62)
     few = ctypes.byref(edges(given, (0, 2)))
-    function("spmm")(few, 0, far, matrix(out), ctypes.c_int64(width), ctypes.c_int64(1))
+    function("spmm")(few, 0, far, None, matrix(out), ctypes.c_int64(width), ctypes.c_int64(1))
 
 
 @pytest.mark.parametrize("width", [1, 24])

@@ -38,6 +38,20 @@ def test_adds_weighted_rows_at_every_width(width, dtype):
         assert torch.equal(unread[rows], zeros[rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 8, 33])
+def test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype):
+    for weighted, listed in itertools.product([False, True], repeat=2):
+        edges = random_edges(13, 9, 70, seed=width, weighted=weighted, listed_rows=listed)
+        x, scale = matrix(9, width, dtype, 1), torch.rand(9, dtype=dtype) + 0.3
+        out, expected = torch.ones(13, width, dtype=dtype), torch.ones(13, width, dtype=dtype)
+        kernels.spmm(edges.block, x, out, scale_M=scale)
+        kernels.spmm(edges.block, x * scale[:, None], expected)
+        assert torch.equal(out, expected)
+    with pytest.raises(InputError, match="scale must be contiguous with 9"):
+        kernels.spmm(edges.block, x, out, scale_M=scale[:8].clone())
+
+
 @pytest.mark.parametrize(("rows", "columns", "count"), [(0, 5, 0), (5, 0, 0), (1, 1, 1), (7, 3, 0)])
 def test_empty_and_tiny_blocks(rows, columns, count):
     edges = random_edges(rows, columns, count)

@@ -48,7 +48,15 @@ class Backend(Protocol):
     def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Begin of each column (one more than columns); local row and old edge of each edge."""
 
-    def spmm(self, block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None: ...
+    def spmm(
+        self,
+        block: Block,
+        x: Tensor,
+        out: Tensor,
+        rows: Rows,
+        adds: bool,
+        scale: Tensor | None = None,
+    ) -> None: ...
 
     def spmm_max(
         self, block: Block, x: Tensor, best: Tensor, ties: Tensor, sign: int, rows: Rows

@@ -40,6 +40,7 @@ def spmm(
     *,
     rows: tuple[int, int] | None = None,
     adds: bool = True,
+    scale_M: Tensor | None = None,
 ) -> None:
     """out[row] += sum over the row's edges e of weight_e * x[column_e] (weight 1 without weights).
 
@@ -47,13 +48,17 @@ def spmm(
         x_MF: `[block.num_columns, F]`.
         out_NF: `[local rows, F]`, added to.
         adds: whether `out` counts; else the block's rows of it are overwritten and never read.
+        scale_M: `[block.num_columns]`, in the type of sums: rows of x count so many times, as if
+            they had been multiplied by it before, to the bit.
     """
     width = x_MF.shape[-1]
     checks.real("x", x_MF)
     checks.block_on(block, x_MF.device)
     checks.matrix("x", x_MF, like=x_MF, rows=block.num_columns, width=width)
     checks.added_to("out", out_NF, like=x_MF, rows=checks.num_local_rows(block), width=width)
-    backend(x_MF.device).spmm(block, x_MF, out_NF, checks.row_range(block, rows), adds)
+    wide = checks.sum_type(x_MF.dtype)
+    checks.vector("scale", scale_M, wide, x_MF.device, block.num_columns)
+    backend(x_MF.device).spmm(block, x_MF, out_NF, checks.row_range(block, rows), adds, scale_M)
 
 
 def spmm_max(

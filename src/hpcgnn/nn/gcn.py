@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
-from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
-from hpcgnn.sar.aggregation import first_sum, is_constant, neighbour_sum, weight_sums
+from hpcgnn.sar.aggregation import first_sum, is_constant, multiply, neighbour_sum, weight_sums
+from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.products import readable, wire_type
+
+
+_CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,54 @@ class GCNConv(torch.nn.Module):
 
 def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1.0) -> Tensor:
     """`D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; without loops where `loop` is None."""
+    check_rows(graph, x_NF, who="a sum over neighbours")
+    result: Tensor = _NormalisedSum.apply(x_NF, graph, loop)
+    return result
+
+
+class _NormalisedSum(torch.autograd.Function):
+    """No scaled copy of x is made: its rows count by the scale where they are read."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, loop: float | None) -> Tensor:
+        ctx.graph, ctx.loop, ctx.dtype = graph, loop, x_NF.dtype
+        x_NF = readable(x_NF)
+        ctx.wire = wire_type(x_NF)
+        out_NF = _times(graph, graph.in_edges, x_NF, loop, "sum forward", ctx.wire)
+        return out_NF.to(x_NF.dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        graph = ctx.graph
+        grad = _times(graph, graph.out_edges, grads[0], ctx.loop, "sum backward", ctx.wire)
+        return grad.to(ctx.dtype), None, None
+
+
+def _times(
+    graph: PartitionedGraph,
+    edges: EdgeBlocks,
+    x_NF: Tensor,
+    loop: float | None,
+    where: str,
+    wire: torch.dtype,
+) -> Tensor:
+    """`D^-1/2 (A + loop I) D^-1/2 x`, or that of the transpose, by `edges`; a new `[n, F]`."""
     scale_N1, missing_N1 = normalisation(graph, loop)
-    scaled_NF = x_NF * scale_N1.to(x_NF.dtype)
-    sum_NF = neighbour_sum(graph, scaled_NF)
-    if missing_N1 is not None:
-        sum_NF.addcmul_(scaled_NF, missing_N1.to(x_NF.dtype))
-    return sum_NF.mul_(scale_N1.to(x_NF.dtype))
+    scale_N1 = scale_N1.to(sum_type(x_NF.dtype))
+    out_NF = multiply(graph, edges, x_NF, True, where, wire, scale_N1[:, 0])
+    if out_NF.is_cuda:
+        if missing_N1 is not None:
+            out_NF.addcmul_(x_NF, scale_N1 * missing_N1)
+        return out_NF.mul_(scale_N1)
+    step = max(1, _CACHED // max(1, out_NF.shape[1] * out_NF.itemsize))
+    for low in range(0, len(out_NF), step):
+        rows = slice(low, low + step)
+        out_RF, scale_R1 = out_NF[rows], scale_N1[rows]
+        if missing_N1 is not None:
+            out_RF.addcmul_(x_NF[rows] * scale_R1, missing_N1[rows].to(out_NF.dtype))
+        out_RF.mul_(scale_R1)
+    return out_NF
 
 
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:

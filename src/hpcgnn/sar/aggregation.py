@@ -143,11 +143,13 @@ def multiply(
     weighted: bool,
     where: str,
     wire: torch.dtype | None = None,
+    scale_N: Tensor | None = None,
 ) -> Tensor:
     """Adjacency (or its transpose, by `edges`) times features; collective.
 
     Args:
         wire: the type in which rows travel; that of `x_NF` by default.
+        scale_N: `[n]`, in the type of sums, by which each row counts.
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
@@ -156,26 +158,27 @@ def multiply(
     if width == 0:
         return out_NF
     senders, arrivals = plan.cut(graph.ring.rows_per_message(width, wire, at_once=at_once))
-    outgoing = [_outgoing(block, x_NF) for block in senders]
+    outgoing = [_outgoing(block, x_NF, scale_N) for block in senders]
     graph.execution.newest = None
     exchange = Exchange(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals):
+        here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         for rows in work(block, edges.num_parts):
-            kernels.spmm(block, x_MF, out_NF, rows=rows, adds=arrival is not None)
+            kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M)
             exchange.progress()
     return out_NF
 
 
-def _outgoing(block: Block, x_NF: Tensor) -> Outgoing:
+def _outgoing(block: Block, x_NF: Tensor, scale_N: Tensor | None) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
         if out_MF.dtype == x_NF.dtype or products.kernels_read_16_bit(x_NF.device):
-            kernels.spmm(block, x_NF, out_MF, adds=False)
+            kernels.spmm(block, x_NF, out_MF, adds=False, scale_M=scale_N)
         else:
             wide_MF = x_NF.new_empty(out_MF.shape)
-            kernels.spmm(block, x_NF, wide_MF, adds=False)
+            kernels.spmm(block, x_NF, wide_MF, adds=False, scale_M=scale_N)
             out_MF.copy_(wide_MF)
 
     return Outgoing(block.peer, block.num_rows, pack)

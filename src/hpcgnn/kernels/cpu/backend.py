@@ -54,11 +54,19 @@ def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
     return rows, pointers
 
 
-def spmm(block: Block, x: Tensor, out: Tensor, rows: tuple[int, int], adds: bool) -> None:
+def spmm(
+    block: Block,
+    x: Tensor,
+    out: Tensor,
+    rows: tuple[int, int],
+    adds: bool,
+    scale: Tensor | None = None,
+) -> None:
     function("spmm")(
         ctypes.byref(edges(block, rows)),
         is_double(x),
         matrix(x),
+        pointer(scale),
         matrix(out),
         c_int64(x.shape[1]),
         c_int64(adds),

@@ -19,6 +19,7 @@ NAMES = {
     torch.int32: "int",
 }
 WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
+BARE, WEIGHTED, SCALED = range(3)  # what the edges of sums have: see spmm.cu
 PLAIN, DROPS, FEATURES = range(3)  # what attention has beside scores: see gat.cuh
 KNOWN_LANES = (4, 8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
 WIDE = 2 * WARP
@@ -138,7 +139,9 @@ def instances() -> dict[str, list[str]]:
     plain = [f"{x}, {v}, {n}" for x, v, n in lanes]
     heads = [f"<{shape}, {e}>" for shape in plain for e in (PLAIN, DROPS, FEATURES)]
     return {
-        "spmm": [f"spmm<{x}, {o}, {v}, {w}>" for x, o, v in mixed for w in both],
+        "spmm": [
+            f"spmm<{x}, {o}, {v}, {k}>" for x, o, v in mixed for k in (BARE, WEIGHTED, SCALED)
+        ],
         "maximum": [f"maximum<{x}, {v}, {c}>" for x, v in small for c in both]
         + [f"maximum_backward<{x}, {o}, {v}>" for x, o, v in mixed if o in (x, "float") and v <= 4],
         "dropout": [

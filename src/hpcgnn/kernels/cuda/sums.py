@@ -11,7 +11,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, split_of
 from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
-from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
+from hpcgnn.kernels.cuda.shapes import BARE, NAMES, SCALED, WEIGHTED, RowShape, vector_width
 
 _MOST_MAXIMUM = 4  # columns per lane: maxima keep a count beside each
 
@@ -30,24 +30,27 @@ def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
     return rows, torch.searchsorted(pairs, bounds)
 
 
-def spmm(block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool) -> None:
+def spmm(
+    block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool, scale: Tensor | None = None
+) -> None:
     split, width = split_of(block), x.shape[1]
     if rows[0] == rows[1] or width == 0:
         return
     if split.num_edges == 0 and adds:
         return
-    _spmm(block, x, out, rows, split.mean_degree, adds=adds)
+    _spmm(block, x, scale, out, rows, split.mean_degree, adds=adds)
     hubs = split.hubs(rows)
     if hubs is not None:
         part = x.new_empty(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
         chunks = (hubs.first, hubs.last)
-        _spmm(hubs.chunks, x, part, chunks, LONGEST, partial=True, adds=False)
+        _spmm(hubs.chunks, x, scale, part, chunks, LONGEST, partial=True, adds=False)
         spmm(hubs.join, part, out, (hubs.low, hubs.high), adds)
 
 
 def _spmm(
     block: Block,
     x: Tensor,
+    scale: Tensor | None,
     out: Tensor,
     rows: Rows,
     mean_degree: float,
@@ -58,14 +61,15 @@ def _spmm(
     width, weight = x.shape[1], block.weight
     vector = vector_width(width, (x, out))
     shape = RowShape.of(width, vector, mean_degree)
-    weighted = "false" if weight is None else "true"
+    kind = SCALED if scale is not None else BARE if weight is None else WEIGHTED
     launch(
         "spmm",
-        f"spmm<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}, {weighted}>",
+        f"spmm<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}, {kind}>",
         shape.blocks(rows[1] - rows[0]),
         (
             *edges(block, rows, LONGEST),
             pointer(weight),
+            pointer(scale),
             *matrix(x),
             *matrix(out),
             *map(np.int32, (width, shape.lanes_log, shape.span_log, partial, adds)),

@@ -1,10 +1,24 @@
-// out[row] += sum over the row's edges of weight * x[column]; without `adds`, out[row] = it.
+// out[row] += sum over the row's edges of weight * x[column], or weight * (scale[column] *
+// x[column]); without `adds`, out[row] = it.
 #include "common.cuh"
 
+// What edges have beside their columns. SCALED: the weight may be null.
+#define BARE 0
+#define WEIGHTED 1
+#define SCALED 2
+
+// Rounded before it is added, so that sums are those of rows scaled beforehand.
+DEVICE float rounded_product(float a, float b) {
+    return __fmul_rn(a, b);
+}
+DEVICE double rounded_product(double a, double b) {
+    return __dmul_rn(a, b);
+}
+
 // With `partial`, row k of the block goes to row k - first of `out`.
-template <class X, class O, int V, bool WEIGHTED>
+template <class X, class O, int V, int KIND>
 KERNEL(8)
-spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
+spmm(EDGES, const float* weight, const Sum<X>* scale, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
      int lanes_log, int span_log, int partial, int adds) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
@@ -15,7 +29,7 @@ spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_strid
     for (int base = place.group; base < row.count; base += UNROLL << place.groups_log) {
         // All loads before all arithmetic; past the end, the last edge counts 0 times.
         int at[UNROLL];
-        A factor[UNROLL];
+        A factor[UNROLL], by[UNROLL];
         Pack<X, V> value[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
@@ -23,7 +37,8 @@ spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_strid
             const i64 edge = row.begin + min(i, row.count - 1);
             at[u] = column_of(edges, edge);
             factor[u] = i < row.count ? A(1) : A(0);
-            if (WEIGHTED) factor[u] *= __ldg(weight + edge);
+            if (KIND == WEIGHTED || (KIND == SCALED && weight)) factor[u] *= __ldg(weight + edge);
+            by[u] = KIND == SCALED ? __ldg(scale + at[u]) : A(1);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(source + at[u] * x_stride);
@@ -31,7 +46,10 @@ spmm(EDGES, const float* weight, const X* x, i64 x_stride, O* out, i64 out_strid
         for (int v = 0; v < V; v++) {
             A part = 0;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) part += factor[u] * widen(value[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) {
+                const A own = widen(value[u].at[v]);
+                part += factor[u] * (KIND == SCALED ? rounded_product(by[u], own) : own);
+            }
             sum[v] += part;
         }
     }
