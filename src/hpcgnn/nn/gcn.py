@@ -20,7 +20,6 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.products import readable, wire_type
 
-
 _CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
 
 
