@@ -43,6 +43,38 @@ def test_models_agree(comm, name, slab_rows):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+SUMMED = {
+    "gcn": lambda: nn.GCNConv(37, 4),
+    "sage": lambda: nn.SAGEConv(37, 4),
+    "sgc": lambda: nn.SGConv(37, 4, K=3),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", SUMMED)
+def test_sums_of_features_on_the_host_are_kept(comm, name, monkeypatch):
+    """They are those of features on the device, which are asked for once, few columns at a time."""
+    graph = distribute(random_graph(60, 300, width=37), comm)
+    taken, columns = [], HostRows.columns
+    monkeypatch.setattr(
+        HostRows,
+        "columns",
+        lambda rows, chosen, on: taken.append(chosen) or columns(rows, chosen, on),
+    )
+    conv = SUMMED[name]()
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    expected = conv(graph, graph.features)
+    host = replace(graph, features=HostRows(graph.features.clone(), Sluggish((1, 3))))
+    for _ in range(3):
+        torch.testing.assert_close(conv(host, host.features), expected)
+    assert [(chosen.start, chosen.stop) for chosen in taken] == [(0, 16), (16, 32), (32, 48)]
+    host.features.rows_NF[:] += 1
+    conv(host, host.features)
+    assert len(taken) == 6
+
+
 @pytest.mark.parametrize(("count", "width"), [(0, 3), (4, 0), (1, 1)])
 def test_empty_and_tiny(count, width):
     rows = HostRows(torch.ones(count, width), Sluggish((1,)), slab_bytes=1)

@@ -69,6 +69,10 @@ class HostRows:
             yield rows, slab_RF
             used[place] = self.copier.mark()
 
+    def columns(self, chosen: slice, device: torch.device) -> Tensor:
+        """Some columns of all rows, on the device, as they are without `change`."""
+        return self.rows_NF[:, chosen].contiguous().to(device)
+
     def times(self, weight_GF: Tensor, precision: torch.dtype | None = None) -> Tensor:
         """`x W^T`: `[n, G]`, with operands rounded to `precision` if given."""
         dtype = precision or weight_GF.dtype

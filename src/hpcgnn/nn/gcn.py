@@ -72,8 +72,8 @@ class GCNConv(torch.nn.Module):
         check_rows(
             graph, x, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
-        if isinstance(x, Tensor) and is_constant(graph, x):
-            y_NF = self.lin(self._first_sum(graph, x))
+        if is_constant(graph, x):
+            y_NF = self.lin(self._first_sum(graph))
         elif isinstance(x, Tensor) and not narrows_first(
             graph, self.in_channels, self.out_channels
         ):
@@ -82,9 +82,9 @@ class GCNConv(torch.nn.Module):
             y_NF = self._propagate(graph, self.lin(x))
         return y_NF if self.bias is None else y_NF.add_(self.bias)
 
-    def _first_sum(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+    def _first_sum(self, graph: PartitionedGraph) -> Tensor:
         kind = _FirstGCN(self.improved, self.add_self_loops, self.normalize)
-        return first_sum(graph, kind, lambda: self._propagate(graph, x_NF))
+        return first_sum(graph, kind, lambda x_NF: self._propagate(graph, x_NF))
 
     def _propagate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
         if not self.normalize:

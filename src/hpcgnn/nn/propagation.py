@@ -102,9 +102,9 @@ class SGConv(torch.nn.Module):
         check_rows(
             graph, x, who="SGConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
-        if isinstance(x, Tensor) and is_constant(graph, x):
+        if is_constant(graph, x):
             kind = _FirstSGC(self.K, self.add_self_loops)
-            powered = first_sum(graph, kind, lambda: self._power(graph, x))
+            powered = first_sum(graph, kind, lambda x_NF: self._power(graph, x_NF))
             return linear(powered, self.lin.weight, self.lin.bias)
         if isinstance(x, Tensor) and not narrows_first(graph, self.in_channels, self.out_channels):
             return linear(self._power(graph, x), self.lin.weight, self.lin.bias)

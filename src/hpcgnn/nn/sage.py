@@ -81,14 +81,14 @@ class SAGEConv(torch.nn.Module):
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
+        if linear_aggr and is_constant(graph, x_NF):
+            kind = _FirstSAGE(self.aggr)
+            return lin(first_sum(graph, kind, lambda x_NF: self._aggregate(graph, x_NF)))
         if not isinstance(x_NF, Tensor):
             if not linear_aggr:
                 raise InputError(
                     f"aggr={self.aggr} needs dense features in the memory of the device"
                 )
-        elif linear_aggr and is_constant(graph, x_NF):
-            kind = _FirstSAGE(self.aggr)
-            return lin(first_sum(graph, kind, lambda: self._aggregate(graph, x_NF)))
         elif not (linear_aggr and narrows_first(graph, self.in_channels, self.out_channels)):
             return lin(self._aggregate(graph, x_NF))
         y_NF = linear(x_NF, lin.weight)

@@ -14,6 +14,7 @@ from hpcgnn import kernels
 from hpcgnn.comm.channel import Outgoing
 from hpcgnn.comm.ring import Exchange
 from hpcgnn.errors import InputError
+from hpcgnn.graph.features import HostRows, NodeFeatures
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
@@ -23,6 +24,8 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.products import readable, wire_type
 from hpcgnn.sar.stream import Payload, drive, stream, work
 from hpcgnn.sar.vertex_cover import sum_plan
+
+_COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
 
 
 def neighbour_sum(graph: PartitionedGraph, x: Tensor, *, weighted: bool = True) -> Tensor:
@@ -67,10 +70,12 @@ def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
     return total_N
 
 
-def is_constant(graph: PartitionedGraph, x_NF: Tensor) -> bool:
-    """Whether `x_NF` are the graph's own features, and nobody asks for their gradient."""
-    own = graph.execution.cache_first and x_NF is graph.features
-    return own and not x_NF.requires_grad and not x_NF.is_inference()
+def is_constant(graph: PartitionedGraph, x: NodeFeatures) -> bool:
+    """Whether `x` are the graph's own dense features, and nobody asks for their gradient."""
+    own = graph.execution.cache_first and x is graph.features
+    if isinstance(x, HostRows):
+        return own and x.change is None
+    return own and isinstance(x, Tensor) and not x.requires_grad and not x.is_inference()
 
 
 @dataclass
@@ -97,26 +102,47 @@ class _FirstSum:
         return _Kept()
 
 
-def first_sum(graph: PartitionedGraph, kind: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+def first_sum(
+    graph: PartitionedGraph, kind: Hashable, aggregate: Callable[[Tensor], Tensor]
+) -> Tensor:
     """A linear aggregation of the constant input features, kept by `kind` while they don't change.
 
-    In full precision, also under autocast. Collective: where the features of some rank were
-    replaced or changed in place, all ranks compute it again.
+    In full precision, also under autocast. Features on the host are aggregated a few columns at a
+    time. Collective: where the features of some rank were replaced or changed in place, all ranks
+    compute it again.
 
     Args:
         kind: a frozen dataclass that says which aggregation it is.
+        aggregate: of `[n, any]` on the device.
     """
-    x_NF = graph.features
-    if not isinstance(x_NF, Tensor):
+    x = graph.features
+    if not isinstance(x, Tensor | HostRows):
         raise InputError("sums of constant features need dense features")
+    x_NF = x.rows_NF if isinstance(x, HostRows) else x
     kept = graph.derived(_FirstSum(kind))
     fresh = graph.ring.comm.allreduce(int(kept.is_of(x_NF)), "min", where="first sum")
     if kept.result is None or not fresh:
-        device = graph.node_ids.device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            kept.version = x_NF._version
-            kept.result, kept.features = compute(), weakref.ref(x_NF)
+        device = graph.node_ids.device
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            if isinstance(x, HostRows):
+                kept.result = by_columns(x, device, aggregate)
+            else:
+                kept.result = aggregate(x_NF)
+            kept.version, kept.features = x_NF._version, weakref.ref(x_NF)
     return kept.result
+
+
+def by_columns(x: HostRows, device: torch.device, aggregate: Callable[[Tensor], Tensor]) -> Tensor:
+    """`aggregate` of all columns, with few of them on the device at a time; collective."""
+    out_NF = torch.empty(x.shape, dtype=x.rows_NF.dtype, device=device)
+    for low in range(0, x.shape[1], _COLUMNS):
+        chosen = slice(low, low + _COLUMNS)
+        out_NF[:, chosen] = aggregate(x.columns(chosen, device))
+    return out_NF
 
 
 class _Sum(torch.autograd.Function):

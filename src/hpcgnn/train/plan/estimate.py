@@ -354,7 +354,7 @@ def first_cached(shape: Shape, config: Config) -> bool:
     linear = model.kind in ("gcn", "sgc") or (
         model.kind == "sage" and model.aggr not in ("max", "min")
     )
-    constant = constant and model.blocks == "plain" and not on_host(shape, config)
+    constant = constant and model.blocks == "plain"
     return constant and config.streaming.cache_first and linear
 
 

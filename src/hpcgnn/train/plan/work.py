@@ -132,12 +132,11 @@ def _convolve(
     extra = 4.0 * (model.norm != "none") + 2.0 * (model.activation == "elu")
     work.rows += ((backward_rows if backward else forward_rows) + extra) * n * b
     products = _Products(work, n, a, b, first=first, sparse=shape.stored if sparse else None)
-    if first and on_host(shape, config):
+    cached, kind = first and first_cached(shape, config), model.kind
+    if first and on_host(shape, config) and not (cached and kind in ("gcn", "sgc")):
         work.streamed += 4.0 * n * a
     if model.residual:
         products.linear(1, backward=backward)
-    cached = first and first_cached(shape, config)
-    kind = model.kind
     if kind in ("gat", "gatv2", "transformer"):
         last = model.head == "conv" and index == model.layers - 1
         heads = (model.output_heads or model.heads) if last else 1
