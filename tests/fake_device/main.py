@@ -18,7 +18,9 @@ device_guard.load()
 
 import torch  # noqa: E402
 
+from hpcgnn.comm.transport import shared  # noqa: E402
 from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
+from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
 from tests.train import several_commands  # noqa: E402
@@ -37,6 +39,8 @@ class Event:
 
 
 class Stream:
+    cuda_stream = 0
+
     def __init__(self, device: object = None, priority: int = 0) -> None:
         pass
 
@@ -75,6 +79,9 @@ def replace_torch_cuda() -> None:
         "manual_seed_all": lambda seed: None,
     }.items():
         setattr(torch.cuda, name, function)
+    runtime = FakeRuntime()
+    shared.cuda_runtime = lambda: runtime
+    shared.CudaMemory.tensor = lambda _, *place: FakeTensor(host_tensor(*place))
 
 
 def _swap(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
 from hpcgnn.comm.collectives import LARGEST_MESSAGE
+from hpcgnn.comm.slots import Needs, Slots
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
 from hpcgnn.timeline import span
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
 _DATA_TAG, _REPLY_TAG = 11, 12
-_NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
+_NOTHING = torch.empty(0, dtype=torch.uint8)
 _MOST_MESSAGES = 16  # that are posted ahead where they are short
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
 
@@ -123,6 +124,7 @@ class Exchange:
         self._advance()
 
     def _advance(self) -> None:
+        self._acknowledge()
         self._post_receives()
         self._sends.retire_sent()
         self._post_sends()
@@ -154,7 +156,8 @@ class Exchange:
             self._wait_any()
         slot = self._replies_out.take()
         slot.view(message.num_rows, self.reply_width, self.dtype).copy_(rows_MF)
-        self._pack(self._replies_out, slot, index, message.num_rows * self.reply_width)
+        num_bytes = message.num_rows * self.reply_width * self.dtype.itemsize
+        self._pack(self._replies_out, slot, index, num_bytes, message.peer)
         self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
 
     def abandon(self) -> None:
@@ -176,6 +179,8 @@ class Exchange:
             self._take_slots()
         for channel in (self._receives, self._sends, self._replies_out, self._replies_in):
             channel.reclaim()
+        for slot in (*self._receives.free, *self._replies_in.free):
+            self.ring.transport.drop(slot)
         self._next_send -= self._sends.drop_packed()
         self._next_answer -= self._replies_out.drop_packed()
         self._advance()
@@ -205,8 +210,13 @@ class Exchange:
         yield
         self._posting = False
 
-    def _pack(self, channel: Channel, slot: Slot, index: int, count: int) -> None:
-        self.ring.transport.before_send(slot, count * self.dtype.itemsize)
+    def _acknowledge(self) -> None:
+        while self.ring.transport.may_acknowledge():
+            with self._amid():
+                self.ring.transport.acknowledge(self.ring.comm)
+
+    def _pack(self, channel: Channel, slot: Slot, index: int, num_bytes: int, peer: int) -> None:
+        self.ring.transport.before_send(slot, num_bytes, peer)
         with self._amid():
             channel.packed.append((slot, index))
             if channel is self._sends:
@@ -251,7 +261,8 @@ class Exchange:
             start = time.perf_counter()
             with span(f"ring pack: {self.where}"), self._packing():
                 message.pack(slot.view(message.num_rows, self.width, self.dtype))
-                self._pack(self._sends, slot, self._next_send, message.num_rows * self.width)
+                num_bytes = message.num_rows * self.width * self.dtype.itemsize
+                self._pack(self._sends, slot, self._next_send, num_bytes, message.peer)
             self.ring.pack_seconds += time.perf_counter() - start
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
 
@@ -267,7 +278,7 @@ class Exchange:
             self._next_answer += 1
 
     def _send_nothing(self, channel: Channel, index: int, peer: int, tag: int) -> None:
-        request = self.ring.comm.issend(_NOTHING[0], peer, tag)
+        request = self.ring.comm.issend(_NOTHING, peer, tag)
         channel.post(request, channel.take(), index)
 
     def _post_reply_receives(self) -> None:
@@ -320,12 +331,16 @@ class Exchange:
         return True
 
     def _check_size(self, message: InFlight, peer: int, num_bytes: int) -> None:
-        if self._given_up or message.num_bytes == num_bytes:
+        came = self.ring.transport.arrived(message.slot, message.num_bytes)
+        if self._given_up:
+            self.ring.transport.drop(message.slot)
+            return
+        if came == num_bytes:
             return
         what = f"gave up {self.where!r} after an error of its own"
-        if message.num_bytes:
+        if came:
             what = (
-                f"sent {message.num_bytes} bytes in {self.where!r}, not {num_bytes}: it is at "
+                f"sent {came} bytes in {self.where!r}, not {num_bytes}: it is at "
                 "another place of the program"
             )
         raise CommunicationError(f"rank {peer} {what}")
@@ -350,7 +365,8 @@ class Exchange:
     def _copies_pending(self) -> bool:
         """Whether something waits for the transport, which no request of MPI's stands for."""
         return bool(
-            self._sends.packed
+            self.ring.transport.owes
+            or self._sends.packed
             or self._replies_out.packed
             or (self._receives.free and self._next_receive < len(self.incoming))
             or (self._replies_in.free and self._next_reply < len(self.outgoing))
@@ -358,7 +374,8 @@ class Exchange:
 
     def _finish(self) -> None:
         while (
-            self._sends.packed
+            self.ring.transport.owes
+            or self._sends.packed
             or self._replies_out.packed
             or self._sends.flight
             or self._next_send < len(self.outgoing)
@@ -397,7 +414,7 @@ class Ring:
         self.sent_to_P = np.zeros(comm.size, np.int64)  # bytes
         self.wait_seconds = self.pack_seconds = 0.0
         self.peak_bytes = 0
-        self._slots: dict[str, list[Slot]] = {}
+        self._slots = Slots(halo_buffer)
 
     @property
     def bytes_sent(self) -> int:
@@ -435,48 +452,32 @@ class Ring:
         in_flight = min(self.transport.in_flight, self.halo_buffer // 2)
         return max(self.prefetch, min(in_flight // num_bytes, _MOST_MESSAGES))
 
-    def slots(self, needs: dict[str, tuple[int, int]]) -> dict[str, list[Slot]]:
+    def slots(self, needs: Needs) -> dict[str, list[Slot]]:
         """For each name so many slots of at least so many bytes, reused from earlier exchanges.
 
         Slots that earlier exchanges left are dropped first where keeping them would exceed
         `halo_buffer`.
         """
-        kept = sum(
-            max(slot.near.numel(), needs[name][1] if i < needs[name][0] else 0)
-            for name, held in self._slots.items()
-            for i, slot in enumerate(held)
-        ) + sum(
-            max(0, depth - len(self._slots.get(name, []))) * size
-            for name, (depth, size) in needs.items()
-        )
-        if kept > self.halo_buffer:
-            self._slots.clear()
-        for name, (depth, size) in needs.items():
-            held = self._slots.setdefault(name, [])
-            for i in range(depth):
-                if i == len(held):
-                    held.append(self.transport.slot(size))
-                elif held[i].near.numel() < size:
-                    held[i] = Slot(*_NOTHING)
-                    held[i] = self.transport.slot(size)
+        slots = self._slots.take(needs, self.transport)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes())
-        return {name: self._slots[name][:depth] for name, (depth, _) in needs.items()}
+        return slots
 
     def held_bytes(self) -> int:
-        return sum(slot.near.numel() for held in self._slots.values() for slot in held)
+        return self._slots.num_bytes()
 
     def release(self) -> None:
         """Free all slots (between phases with very different widths)."""
-        self._slots.clear()
+        self._slots.held.clear()
 
     def send(
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
         self.sent_to_P[peer] += num_bytes
-        return self.comm.issend(slot.wire[:num_bytes], peer, tag)
+        return self.transport.send(self.comm, slot, num_bytes, peer, tag)
 
     def receive(
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int
     ) -> Any:
-        return self.comm.irecv(slot.wire[: num_rows * width * dtype.itemsize], peer, tag)
+        num_bytes = num_rows * width * dtype.itemsize
+        return self.transport.receive(self.comm, slot, num_bytes, peer, tag)

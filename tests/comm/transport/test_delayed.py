@@ -103,4 +103,4 @@ def test_a_slow_link_changes_no_number(comm):
 
 def test_slots_of_another_transport_are_refused():
     with pytest.raises(TypeError):
-        DelayedTransport(HostTransport(), SLOW).release(HostTransport().slot(8))
+        DelayedTransport(HostTransport(), SLOW).release(HostTransport().slot(8, sends=False))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.fake_device.ipc import FakeRuntime, HostMemory
 from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm import device
@@ -22,6 +23,7 @@ from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.comm.transport import choice, staged
 from hpcgnn.comm.transport.choice import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport
+from hpcgnn.comm.transport.ipc import IpcTransport
 from hpcgnn.comm.transport.staged import StagedTransport
 from hpcgnn.errors import InputError, OutOfMemoryError
 from hpcgnn.sar.aggregation import neighbour_max, neighbour_sum
@@ -72,15 +74,39 @@ class Sluggish:
 
         return self._event(still_there)
 
+    def fetch(self, copy, after):
+        read, (near, address) = copy.func, copy.args
+        copy()
+        fetched = near.clone()
+
+        def still_there():
+            again = torch.empty_like(fetched)
+            read(again, address)
+            assert torch.equal(again, fetched), "a sender wrote to what was still being copied"
+
+        return self._event(still_there)
+
     def _event(self, at_end):
         delay = next(self.delays)
         self.late += delay > 1
         return Event(delay, at_end)
 
 
+def ipc(copier, comm):
+    return IpcTransport(copier, HostMemory(FakeRuntime()), frozenset(range(comm.size)))
+
+
+def two_nodes(copier, comm):
+    """Ranks of even and of odd numbers."""
+    near = frozenset(range(comm.rank % 2, comm.size, 2))
+    return IpcTransport(copier, HostMemory(FakeRuntime()), near, StagedTransport(copier))
+
+
 TRANSPORTS = {
-    "staged": lambda copier: StagedTransport(copier),
-    "cuda-aware": lambda copier: CudaAwareTransport(copier),
+    "staged": lambda copier, comm: StagedTransport(copier),
+    "cuda-aware": lambda copier, comm: CudaAwareTransport(copier),
+    "ipc": ipc,
+    "ipc and staged": two_nodes,
 }
 
 
@@ -92,7 +118,7 @@ def test_sums_and_maxima_through_a_slow_device(comm, kind, delays, prefetch):
     whole = random_graph(300, 2000, weighted=True)
     results = []
     copier = Sluggish(delays)
-    for transport in (HostTransport(), TRANSPORTS[kind](copier)):
+    for transport in (HostTransport(), TRANSPORTS[kind](copier, comm)):
         graph = distribute(whole, comm, halo_buffer=4096, prefetch=prefetch)
         graph.ring.transport = transport
         x = local(graph, whole.features).requires_grad_()
@@ -110,9 +136,8 @@ def test_sums_and_maxima_through_a_slow_device(comm, kind, delays, prefetch):
 @pytest.mark.parametrize("kind", TRANSPORTS)
 def test_replies_through_a_slow_device(comm, kind):
     """Every rank gets back what it sent, plus the number of the rank that answered."""
-    ring = Ring(
-        comm, halo_buffer=4096, prefetch=2, transport=TRANSPORTS[kind](Sluggish((5, 1, 2, 30)))
-    )
+    transport = TRANSPORTS[kind](Sluggish((5, 1, 2, 30)), comm)
+    ring = Ring(comm, halo_buffer=4096, prefetch=2, transport=transport)
     pieces, rows = 6, 3
     numbers = {
         (peer, k): torch.arange(rows * 4.0).view(rows, 4) + 100 * comm.rank + 10 * k
@@ -190,9 +215,9 @@ def test_memory_that_other_processes_cannot_read_is_not_given_to_mpi(comm, monke
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)
-def test_slots_of_another_transport_are_refused(kind):
+def test_slots_of_another_transport_are_refused(comm, kind):
     with pytest.raises(TypeError):
-        TRANSPORTS[kind](Sluggish((1,))).release(HostTransport().slot(8))
+        TRANSPORTS[kind](Sluggish((1,)), comm).release(HostTransport().slot(8, sends=False))
 
 
 @pytest.mark.mpi

@@ -1,4 +1,4 @@
-"""Whether MPI can be handed device memory: asked first, then proved by a round trip."""
+"""How messages leave a GPU, and whether MPI can be handed device memory: asked, then proved."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.comm.transport import neighbours
 from hpcgnn.comm.transport.delayed import DelayedTransport, Link
-from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
+from hpcgnn.comm.transport.host import HostTransport, Slot, Transport, Wired
+from hpcgnn.comm.transport.ipc import IpcTransport
+from hpcgnn.comm.transport.shared import CudaMemory
 from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier, CudaCopier, StagedTransport
 from hpcgnn.errors import CommunicationError, InputError, say
 from hpcgnn.system import find_program, loaded_files
@@ -24,7 +28,7 @@ from hpcgnn.system import find_program, loaded_files
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-CHOICES = ("auto", "staged", "cuda-aware")
+CHOICES = ("auto", "ipc", "staged", "cuda-aware")
 _TAG = 13
 _ROWS = (
     1 << 10,
@@ -39,7 +43,7 @@ class _Shared(Slot):
     done: Any  # kernels are done with it
 
 
-class CudaAwareTransport:
+class CudaAwareTransport(Wired):
     """MPI reads and writes device memory itself, once kernels are done with it."""
 
     name = "CUDA-aware MPI"
@@ -48,9 +52,12 @@ class CudaAwareTransport:
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
 
-    def slot(self, num_bytes: int) -> Slot:
-        buffer = self._copier.near(num_bytes)
-        return _Shared(buffer, buffer, self._copier.mark())
+    def slot(self, num_bytes: int, *, sends: bool) -> Slot:
+        return self.over(self._copier.near(num_bytes))
+
+    def over(self, near: Tensor) -> Slot:
+        """A slot around memory that is there."""
+        return _Shared(near, near, self._copier.mark())
 
     def mark(self) -> Any:
         return self._copier.mark()
@@ -58,7 +65,7 @@ class CudaAwareTransport:
     def packing(self, after: Any) -> AbstractContextManager[Any]:
         return self._copier.packing(after)
 
-    def before_send(self, slot: Slot, num_bytes: int) -> None:
+    def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
         _shared(slot).done = self._copier.mark()
 
     def may_send(self, slot: Slot) -> bool:
@@ -86,11 +93,12 @@ def choose_transport(comm: Communicator, device: torch.device, wanted: str = "au
     Where HPCGNN_LINK is set they are delayed, each rank's by its own.
 
     Args:
-        wanted: `auto`: CUDA-aware MPI where it says it is and proves it, else staged; `staged`;
-            `cuda-aware`.
+        wanted: `auto`: within nodes CUDA IPC where ranks prove that they can read each other's
+            memory, elsewhere CUDA-aware MPI where it says it is and proves it, else staged; `ipc`:
+            the same, but without CUDA IPC there is none; `staged`; `cuda-aware`.
 
     Raises:
-        InputError: `cuda-aware` was asked for and can't be had, or HPCGNN_LINK is no link.
+        InputError: `ipc` or `cuda-aware` was asked for and can't be had, or HPCGNN_LINK is no link.
     """
     if wanted not in CHOICES:
         raise InputError(f"--transport must be one of {', '.join(CHOICES)}", value=wanted)
@@ -109,18 +117,57 @@ def _undelayed(comm: Communicator, device: torch.device, wanted: str) -> Transpo
     on_gpu = comm.allreduce(int(device.type == "cuda"), "min", where="choose transport")
     if not on_gpu:
         return HostTransport()
-    transport: Transport = StagedTransport(CudaCopier(device))
-    reason = "as asked"
-    if wanted != "staged":
-        problem = why_not(comm, device)
-        reason = problem or "proved by a round trip"
-        if not problem:
-            transport = CudaAwareTransport(CudaCopier(device))
-        elif wanted == "cuda-aware":
-            raise InputError(f"--transport cuda-aware can't be had: {problem}")
+    copier = CudaCopier(device)
+    transport, reason = None, ""
+    if wanted in ("auto", "ipc"):
+        transport, reason = _within_nodes(comm, copier, wanted)
+    if transport is None:
+        transport, problem = _between_nodes(comm, copier, wanted)
+        reason = problem + reason
     if comm.rank == 0:
         say(f"messages: {transport.name} ({reason})")
     return transport
+
+
+def _within_nodes(
+    comm: Communicator, copier: CudaCopier, wanted: str
+) -> tuple[Transport | None, str]:
+    """CUDA IPC, and what is between nodes; or None, and why that is."""
+    near = neighbours.of_all(comm)
+    alone = len(set(near)) == comm.size
+    problem = "no two ranks share a node"
+    if not alone or (comm.size == 1 and wanted == "ipc"):
+        problem = neighbours.why_not(comm, _memory(copier.device), near[comm.rank])
+    if problem and wanted == "ipc":
+        raise InputError(f"--transport ipc can't be had: {problem}")
+    if problem:
+        return None, "" if alone else f"; no CUDA IPC: {problem}"
+    memory = CudaMemory(copier.device)
+    if len(near[comm.rank]) == comm.size:
+        return IpcTransport(copier, memory, near[comm.rank]), "proved by reading"
+    between, reason = _between_nodes(comm, copier, "auto")
+    return IpcTransport(copier, memory, near[comm.rank], between), reason
+
+
+def _memory(device: torch.device) -> CudaMemory | None:
+    try:
+        return CudaMemory(device)
+    except ImportError:
+        return None
+
+
+def _between_nodes(
+    comm: Communicator, copier: CudaCopier, wanted: str
+) -> tuple[StagedTransport | CudaAwareTransport, str]:
+    """Staged or CUDA-aware messages, and why."""
+    if wanted == "staged":
+        return StagedTransport(copier), "as asked"
+    problem = why_not(comm, copier.device)
+    if not problem:
+        return CudaAwareTransport(copier), "proved by a round trip"
+    if wanted == "cuda-aware":
+        raise InputError(f"--transport cuda-aware can't be had: {problem}")
+    return StagedTransport(copier), problem
 
 
 def why_not(comm: Communicator, device: torch.device) -> str:

@@ -11,13 +11,17 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcgnn.comm.transport.host import Slot, Transport
 from hpcgnn.errors import InputError
 from hpcgnn.settings import parse_size
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 LINK = "HPCGNN_LINK"
 MOST_SECONDS = 10.0
@@ -79,10 +83,24 @@ class DelayedTransport:
         self._inner, self._link = inner, link
         self._idle_from = 0.0  # when the last message will have left
         self.name = f"{inner.name}, delayed to {link}"
-        self.in_flight = inner.in_flight
+        self.in_flight, self.in_one_piece = inner.in_flight, inner.in_one_piece
 
-    def slot(self, num_bytes: int) -> Slot:
-        inner = self._inner.slot(num_bytes)
+    @property
+    def reserved(self) -> int:
+        return self._inner.reserved
+
+    @property
+    def owes(self) -> bool:
+        return self._inner.owes
+
+    def begin(self) -> None:
+        self._inner.begin()
+
+    def reserve(self, sizes: Sequence[int]) -> None:
+        self._inner.reserve(sizes)
+
+    def slot(self, num_bytes: int, *, sends: bool) -> Slot:
+        inner = self._inner.slot(num_bytes, sends=sends)
         return _Late(inner.near, inner.wire, inner)
 
     def mark(self) -> Any:
@@ -91,9 +109,9 @@ class DelayedTransport:
     def packing(self, after: Any) -> AbstractContextManager[Any]:
         return self._inner.packing(after)
 
-    def before_send(self, slot: Slot, num_bytes: int) -> None:
+    def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
         late = _late(slot)
-        self._inner.before_send(late.inner, num_bytes)
+        self._inner.before_send(late.inner, num_bytes, peer)
         begins = max(time.perf_counter(), self._idle_from)
         self._idle_from = begins + num_bytes / self._link.bandwidth
         late.due = self._idle_from + self._link.latency
@@ -102,14 +120,32 @@ class DelayedTransport:
         late = _late(slot)
         return time.perf_counter() >= late.due and self._inner.may_send(late.inner)
 
+    def send(self, comm: Communicator, slot: Slot, num_bytes: int, peer: int, tag: int) -> Any:
+        return self._inner.send(comm, _late(slot).inner, num_bytes, peer, tag)
+
     def may_receive(self, slot: Slot) -> bool:
         return self._inner.may_receive(_late(slot).inner)
+
+    def receive(self, comm: Communicator, slot: Slot, num_bytes: int, peer: int, tag: int) -> Any:
+        return self._inner.receive(comm, _late(slot).inner, num_bytes, peer, tag)
+
+    def arrived(self, slot: Slot, count: int) -> int:
+        return self._inner.arrived(_late(slot).inner, count)
 
     def after_receive(self, slot: Slot, num_bytes: int) -> None:
         self._inner.after_receive(_late(slot).inner, num_bytes)
 
     def release(self, slot: Slot) -> None:
         self._inner.release(_late(slot).inner)
+
+    def drop(self, slot: Slot) -> None:
+        self._inner.drop(_late(slot).inner)
+
+    def may_acknowledge(self) -> bool:
+        return self._inner.may_acknowledge()
+
+    def acknowledge(self, comm: Communicator) -> None:
+        self._inner.acknowledge(comm)
 
 
 def _late(slot: Slot) -> _Late:

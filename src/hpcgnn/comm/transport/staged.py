@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.transport.host import Slot
+from hpcgnn.comm.transport.host import Slot, Wired
 from hpcgnn.errors import OutOfMemoryError
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU of the process
@@ -78,6 +78,9 @@ class Copier(Protocol):
     def to_near(self, near: Tensor, wire: Tensor, after: Any) -> Any:
         """The same the other way round; kernels queued from now on wait for it."""
 
+    def fetch(self, copy: Callable[[], object], after: Any) -> Any:
+        """As `to_near`, of what `copy` queues on torch's current stream."""
+
 
 @dataclass
 class _Staged(Slot):
@@ -86,7 +89,7 @@ class _Staged(Slot):
     used: Any  # kernels are done with near
 
 
-class StagedTransport:
+class StagedTransport(Wired):
     """Messages pass through pinned host memory, copied beside kernels and other messages."""
 
     name = "staged through pinned host memory"
@@ -95,8 +98,12 @@ class StagedTransport:
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
 
-    def slot(self, num_bytes: int) -> Slot:
-        near, wire = self._copier.near(num_bytes), self._copier.wire(num_bytes)
+    def slot(self, num_bytes: int, *, sends: bool) -> Slot:
+        return self.over(self._copier.near(num_bytes))
+
+    def over(self, near: Tensor) -> Slot:
+        """A slot around memory that is there."""
+        wire = self._copier.wire(near.numel())
         now = self._copier.mark()  # the memory may be that of tensors which kernels still read
         return _Staged(near, wire, now, now, now)
 
@@ -106,7 +113,7 @@ class StagedTransport:
     def packing(self, after: Any) -> AbstractContextManager[Any]:
         return self._copier.packing(after)
 
-    def before_send(self, slot: Slot, num_bytes: int) -> None:
+    def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
         staged, packed = _staged(slot), self._copier.mark()
         staged.left = self._copier.to_wire(slot.wire[:num_bytes], slot.near[:num_bytes], packed)
 
@@ -162,19 +169,22 @@ class CudaCopier:
             yield
 
     def to_wire(self, wire: Tensor, near: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
-        return self._copy(self._outward, wire, near, after)
+        return self._queue(self._outward, lambda: wire.copy_(near, non_blocking=True), after)
 
     def to_near(self, near: Tensor, wire: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
-        landed = self._copy(self._inward, near, wire, after)
+        return self.fetch(lambda: near.copy_(wire, non_blocking=True), after)
+
+    def fetch(self, copy: Callable[[], object], after: torch.cuda.Event) -> torch.cuda.Event:
+        landed = self._queue(self._inward, copy, after)
         torch.cuda.current_stream(self.device).wait_event(landed)
         return landed
 
-    def _copy(
-        self, stream: torch.cuda.Stream, to: Tensor, source: Tensor, after: torch.cuda.Event
+    def _queue(
+        self, stream: torch.cuda.Stream, copy: Callable[[], object], after: torch.cuda.Event
     ) -> torch.cuda.Event:
         with torch.cuda.stream(stream):
             stream.wait_event(after)
-            to.copy_(source, non_blocking=True)
+            copy()
             event = torch.cuda.Event()
             event.record(stream)
         return event

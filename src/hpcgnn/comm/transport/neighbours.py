@@ -1,0 +1,93 @@
+"""Which ranks share a node, and whether they can read each other's GPU memory."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.channel import ring_order
+from hpcgnn.comm.transport.shared import CudaMemory, Region
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_SIZES = (4 << 10, 8 << 20)  # bytes that are read in the proof
+_WHERE = "choose transport"
+
+
+def node() -> str:
+    """Names the machine, the same in all its containers."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def of_all(comm: Communicator) -> list[frozenset[int]]:
+    """Of each rank, the ranks of its node with itself; collective."""
+    nodes = comm.allgather(node(), where=_WHERE)
+    return [frozenset(r for r, other in enumerate(nodes) if other == own) for own in nodes]
+
+
+def why_not(comm: Communicator, memory: CudaMemory | None, near: frozenset[int]) -> str:
+    """Why some rank can't read a neighbour's GPU memory; empty if all can; collective.
+
+    Every rank reads 4 KiB and 8 MiB that each neighbour has written.
+
+    Args:
+        memory: None where there is no CuPy.
+        near: the ranks of this node.
+    """
+    region, own = None, "CuPy is not installed"
+    if memory is not None:
+        region, own = _written(memory, comm.rank)
+    told = comm.allgather((own, b"" if region is None else region.handle), where=_WHERE)
+    problem = _first([text for text, _ in told])
+    if memory is not None and not problem:
+        peers = [peer for peer in ring_order(comm.rank, comm.size, -1) if peer in near]
+        found = [_read(memory, peer, told[peer][1]) for peer in peers]
+        problem = _first(comm.allgather(next(filter(None, found), ""), where=_WHERE))
+    if memory is not None and region is not None:
+        memory.free(region)
+    return problem
+
+
+def _first(problems: list[str]) -> str:
+    found = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem]
+    return found[0] if found else ""
+
+
+def _written(memory: CudaMemory, rank: int) -> tuple[Region | None, str]:
+    try:
+        region = memory.allocate(0, _SIZES[-1])
+        region.memory[: _SIZES[-1]].copy_(_pattern(rank, _SIZES[-1], memory.device))
+        torch.cuda.synchronize(memory.device)
+    except RuntimeError as error:
+        return None, " ".join(str(error).split())
+    return region, ""
+
+
+def _read(memory: CudaMemory, peer: int, handle: bytes) -> str:
+    """What went wrong with a neighbour's memory, or nothing."""
+    try:
+        address, problem = memory.open(handle), ""
+        for size in _SIZES:
+            got = torch.zeros(size, dtype=torch.uint8, device=memory.device)
+            memory.read(got, address)
+            torch.cuda.synchronize(memory.device)
+            if not torch.equal(got, _pattern(peer, size, memory.device)):
+                problem = f"{size} bytes of rank {peer} were read wrong"
+        memory.close(address)
+    except RuntimeError as error:
+        return f"the memory of rank {peer} can't be read: {' '.join(str(error).split())}"
+    return problem
+
+
+def _pattern(rank: int, size: int, device: torch.device) -> Tensor:
+    numbers = torch.arange(size // 4, dtype=torch.int32, device=device) * 3 + rank
+    return numbers.view(torch.uint8)
