@@ -6,12 +6,11 @@
 // overflow: `gat_units.cu`. grad_score, where not null, receives the gradient of every edge's score
 // ([edges, heads]).
 template <class X, int V, int LANES, int EXTRAS>
-#ifndef OCC
-#define OCC 6
-#endif
 KERNEL(LANES == WIDE                          ? 3
        : EXTRAS == FEATURES || sizeof(X) == 8 ? 4
-                                              : OCC)
+       : LANES == 0                           ? 5
+       : LANES == WARP || V == 8              ? 7
+                                              : 8)
 gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
                    const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride, const X* z,
                    i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z, i64 grad_z_stride,

@@ -3,10 +3,7 @@
 
 // With `partial`, row k of the block goes to row k - first of row_max, row_sum and out.
 template <class X, int V, int LANES, int EXTRAS>
-#ifndef FOCC
-#define FOCC 6
-#endif
-KERNEL(EXTRAS == FEATURES ? 5 : FOCC)
+KERNEL(EXTRAS == FEATURES ? 5 : LANES == 0 || sizeof(X) == 8 ? 6 : 8)
 gat_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, const Sum<X>* t,
                   i64 t_stride, SUMS, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels,
                   int lanes_log, int side_log, int first_channel, int keep, int partial) {
