@@ -45,3 +45,12 @@ def test_many_messages_in_float32_do_not_drift(name):
     found = reduction.finish(torch.tensor([float(count)])).item()
     expected = {"sum": count * 0.2, "mean": 0.2, "var": 0.01, "softmax": 0.2}[name]
     assert abs(found / expected - 1) < 1e-5
+
+
+def test_ties_are_counted_beyond_what_float32_can():
+    best = reductions.make("max", torch.zeros(1, 1))
+    rows, m = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1)
+    best.add(rows, m, None)
+    best.ties_NG += 1 << 24  # as many edges as before
+    best.add(rows, m, None)
+    assert best.ties_NG.item() == (1 << 24) + 2

@@ -21,6 +21,7 @@ from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar import products
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.hubs import RowSums
 from hpcgnn.sar.products import readable, wire_type
 from hpcgnn.sar.stream import Payload, drive, stream, work
 from hpcgnn.sar.vertex_cover import sum_plan
@@ -190,7 +191,7 @@ def multiply(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire)
-    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals):
+    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         for rows in work(block, edges.num_parts):
             kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M)
@@ -251,7 +252,7 @@ class _Extremum(torch.autograd.Function):
         grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
         payload = Payload((best_NF, share_NF), ctx.wire)
         for block, (best_MF, share_MF), progress in stream(
-            graph, edges, payload, where="max backward"
+            graph, edges, payload, where="max backward", sums=RowSums(grad_NF)
         ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max_backward(block, best_MF, share_MF, x_NF, grad_NF, rows=rows)

@@ -32,6 +32,7 @@ from hpcgnn.sar.attention import (
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import (
     RowLayout,
     head_matrix,
@@ -257,16 +258,22 @@ class ForwardPass:
         self.out_NK = torch.zeros_like(z_NK, dtype=self.t_NH.dtype)
         return local
 
+    @property
+    def _softmax(self) -> kernels.RunningSoftmax:
+        return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK)
+
     def go(self, epoch: int) -> None:
         graph, edges = self.graph, self.graph.in_edges
         exchange_halo_ids(graph, edges, self.settings)
+        local = self._begin()
         for block, (z_MK, s_MH), progress in stream(
             graph,
             edges,
             Payload((self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,)),
             where="attention forward",
-            local=self._begin(),
+            local=local,
             kept=self.kept,
+            sums=SoftmaxSums(self._softmax),
         ):
             for rows in work(block, edges.num_parts):
                 self._add(block, z_MK, s_MH, rows, epoch)
@@ -280,7 +287,7 @@ class ForwardPass:
             block,
             kernels.Sources(z_MK, s_MH),
             self.t_NH,
-            kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK),
+            self._softmax,
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
@@ -312,7 +319,11 @@ class BackwardPass:
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
         self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
-        self.grad_edge_HD = None if edge_HD is None else torch.zeros_like(edge_HD)
+        self._edge = Totals([] if edge_HD is None else [edge_HD])
+
+    @property
+    def grad_edge_HD(self) -> Tensor | None:
+        return next(iter(self._edge.result()), None)
 
     def finished(self, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of z, scores included, and of the vectors that score it; drops z."""
@@ -330,21 +341,18 @@ class BackwardPass:
         exchange_halo_ids(graph, edges, self.settings)
 
         # Apart, since when a reply comes is a matter of chance, and rounding must not be.
-        replied_NH = torch.zeros_like(self.grad_t_NH)
+        replied = Returned(edges, torch.zeros_like(self.grad_t_NH))
         here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
-
-        def accept(rows: Tensor, reply_MH: Tensor) -> None:
-            kernels.add_rows(reply_MH, rows, replied_NH)
-
         scalars = (self.t_NH, self.lse_NH, self.d_NH)
         for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
             graph,
             edges,
             Payload((self.g_NK,), self.product_dtype or self.g_NK.dtype, scalars),
             here_NH,
-            accept,
+            replied.accept,
             where="attention backward",
             local=local_blocks(graph, edges, self.settings.self_loops),
+            sums=RowSums(self.grad_z_NK, self.grad_s_NH),
         ):
             destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
             sums = kernels.ThreadSums(grad_t_MH)
@@ -352,7 +360,8 @@ class BackwardPass:
                 self._source_side(block, destinations, sums.parts, rows)
                 progress()
             sums.add_up()
-        self.grad_t_NH += here_NH + replied_NH
+        replied.end()
+        self.grad_t_NH += here_NH + replied.matrices[0]
 
     def _source_side(
         self,
@@ -368,10 +377,11 @@ class BackwardPass:
             block,
             destinations,
             self.sources,
-            kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, self.grad_edge_HD),
+            kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, *self._edge.parts),
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
+        self._edge.added()
 
     def at_destinations(self, kept: list[Tensor]) -> None:
         """Where remote z and s were kept: compute their gradients here and send them back."""
@@ -392,14 +402,16 @@ class BackwardPass:
                 turned,
                 here,
                 kernels.Sources(readable(layout.features(rows_MW)), layout.scalars(rows_MW)),
-                kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, self.grad_edge_HD),
+                kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, *self._edge.parts),
                 kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             )
+            self._edge.added()
             layout.features(out_MW)[:] = grad_z_MK
 
+        returned = Returned(edges, self.grad_z_NK, self.grad_s_NH)
+
         def accept(rows: Tensor, grad_MW: Tensor) -> None:
-            kernels.add_rows(layout.features(grad_MW), rows, self.grad_z_NK)
-            kernels.add_rows(layout.scalars(grad_MW), rows, self.grad_s_NH)
+            returned.accept(rows, layout.features(grad_MW), layout.scalars(grad_MW))
 
         def differentiate_here(progress: Progress) -> None:
             for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
@@ -416,5 +428,6 @@ class BackwardPass:
             where="attention backward",
             first=differentiate_here,
         )
+        returned.end()
         sums.add_up()
         self.grad_t_NH += there_NH

@@ -29,6 +29,7 @@ from hpcgnn.sar.attention import (
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums
 from hpcgnn.sar.products import head_products, readable, wire_type
 from hpcgnn.sar.stream import (
     Payload,
@@ -95,6 +96,7 @@ class _GATv2(torch.autograd.Function):
             where="attention forward",
             local=local,
             kept=kept,
+            sums=SoftmaxSums(softmax),
         ):
             inputs = kernels.Projections(left_MK, right_NK, att_HC)
             dropout = edge_dropout(graph, edges, block, settings, graph.epoch)
@@ -145,8 +147,7 @@ class _GATv2(torch.autograd.Function):
                 pieces=pieces,
             )
 
-        def accept(rows: Tensor, grad_MK: Tensor) -> None:
-            kernels.add_rows(grad_MK, rows, grad_left)
+        returned = Returned(edges, grad_left)
 
         def produce(index: int, block: Block, out_MK: Tensor) -> None:
             grad_MK = out_MK if out_MK.dtype == dtype else torch.zeros_like(out_MK, dtype=dtype)
@@ -167,9 +168,10 @@ class _GATv2(torch.autograd.Function):
                 left_NK.shape[1],
                 ctx.wire,
                 produce,
-                accept,
+                returned.accept,
                 where="attention backward",
                 first=differentiate_here,
+                sums=RowSums(grad_right),
             )
         else:
             # Gradients that come back are added to those of the local edges: in this order.
@@ -178,12 +180,14 @@ class _GATv2(torch.autograd.Function):
                 edges,
                 Payload((left_NK,), ctx.wire),
                 grad_left,
-                accept,
+                returned.accept,
                 where="attention backward",
                 local=local,
                 in_order=True,
+                sums=RowSums(grad_right),
             ):
                 differentiate(block, left_MK, grad_MK, progress)
+        returned.end()
         grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
         grad_bias, grad_att = bias_gradient(g_NK, bias_K), grad_att.to(att_HC.dtype)
         if grad_edge is not None and edge_DK is not None:

@@ -21,10 +21,17 @@ from hpcgnn.sar import reductions
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.attention import halo_ids
 from hpcgnn.sar.autograd import Finder, Modes, Replacer
+from hpcgnn.sar.hubs import MANY, Returned, RowSums, Totals, visits
 from hpcgnn.sar.reductions import Reduction
-from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return
+from hpcgnn.sar.stream import (
+    Payload,
+    Progress,
+    chunks,
+    return_gradients,
+    stream,
+    stream_and_return,
+)
 
-MANY = 128  # terms that float32 adds up one by one
 _SOURCE, _TARGET = 0x9E3779B97F4A7C15 - (1 << 64), 0xC2B2AE3D27D4EB4F - (1 << 64)
 
 
@@ -140,10 +147,7 @@ class MessagePass:
         width, dtype = self.x_NF.shape[1], self.x_NF.dtype
 
         # Apart, since when a reply comes is a matter of chance, and rounding must not be.
-        replied_NF = torch.zeros_like(self.grad_x_NF)
-
-        def accept(rows: Tensor, grad_MF: Tensor) -> None:
-            kernels.add_rows(grad_MF, rows, replied_NF)
+        returned = Returned(edges, torch.zeros_like(self.grad_x_NF))
 
         def differentiate_here(progress: Progress) -> None:
             self.differentiate(edges.blocks[edges.rank], self.x_NF, self.grad_x_NF, progress)
@@ -160,7 +164,7 @@ class MessagePass:
                 width,
                 self.wire,
                 produce,
-                accept,
+                returned.accept,
                 where="messages backward",
                 first=differentiate_here,
             )
@@ -170,11 +174,13 @@ class MessagePass:
                 edges,
                 Payload((self.x_NF,), self.wire),
                 self.grad_x_NF,
-                accept,
+                returned.accept,
                 where="messages backward",
             ):
                 self.differentiate(block, x_MF.to(dtype), grad_MF, progress)
-        self.grad_x_NF += replied_NF
+        returned.end()
+        self.targets.end()
+        self.grad_x_NF += returned.matrices[0]
 
     def reduce(self, block: Block, x_MF: Tensor, progress: Progress) -> None:
         for number, (rows, edges) in enumerate(self._pieces(block)):
@@ -212,10 +218,11 @@ class MessagePass:
         self.grad_state_ED = grad_state_ED
         self.replacer = Replacer(captured)
         self.parameters = [*parameters, *self.replacer.leaves]
-        self.grad_parameters = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.grad_parameters = Totals(self.parameters)
         self.grad_x_NF = torch.zeros_like(self.x_NF)
         together = self.y_NG is self.x_NF
         self.grad_y_NG = self.grad_x_NF if together else torch.zeros_like(self.y_NG)
+        self.targets = self._target_sums()
         wanted = self.edges_ED is not None and self.edges_ED.requires_grad
         self.grad_edges_ED = torch.zeros_like(self.edges_ED) if wanted else None  # type: ignore[arg-type]
 
@@ -223,6 +230,7 @@ class MessagePass:
         self, block: Block, x_MF: Tensor, grad_MF: Tensor, progress: Progress | None = None
     ) -> None:
         """Run the pieces again under autograd; add gradients of `x_MF` into `grad_MF`."""
+        sources = self._source_sums(block, grad_MF)
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
             x_src = x_MF[columns].requires_grad_()
@@ -237,14 +245,38 @@ class MessagePass:
             places = edges + self.first_edge[block.peer]
             grads = self._gradients(inputs, rows, places, result)
             add_to_rows(grad_MF, columns, grads[0])
+            if sources.active:
+                sources.settle(columns.unique())
             add_to_rows(self.grad_y_NG, rows, grads[1])
-            for total, grad in zip(self.grad_parameters, grads[2:], strict=False):
-                if grad is not None:
-                    total += grad
+            if self.targets.active:
+                self.targets.settle(rows.unique_consecutive())
+            self.grad_parameters.add(grads[2 : 2 + len(self.parameters)])
             if self.grad_edges_ED is not None and grads[-1] is not None:
                 self.grad_edges_ED[places] = grads[-1]
             if progress is not None:
                 progress()
+        sources.end()
+
+    def _target_sums(self) -> RowSums:
+        """Gradients of destinations, to which pieces of every message add."""
+        graph, width, reply = self.graph, self.x_NF.shape[1], 0
+        if self.mode == "sar":
+            reply = width
+        most = graph.ring.rows_per_message(width, self.wire, reply, at_once=graph.mode == "oneshot")
+        sums = RowSums(self.grad_y_NG)
+        cuts = [(b, len(chunks(b.num_columns, most))) for b in graph.in_edges.blocks]
+        sums.begin(visits(len(self.grad_y_NG), cuts, self.settings.piece))
+        return sums
+
+    def _source_sums(self, block: Block, grad_MF: Tensor) -> RowSums:
+        """Gradients of sources, which may have edges in every piece of the block."""
+        sums = RowSums(grad_MF)
+        if block.num_edges > MANY * self.settings.piece:
+            times_M = torch.zeros(len(grad_MF), dtype=torch.int64, device=grad_MF.device)
+            for _, edges in self._pieces(block):
+                times_M[(block.columns[edges] - block.column_offset).long().unique()] += 1
+            sums.begin(times_M)
+        return sums
 
     def _gradients(
         self, inputs: list[Tensor], rows: Tensor, places: Tensor, result: Result

@@ -138,4 +138,11 @@ class _Propagate(torch.autograd.Function):
             run.start_backward(*grads, parameters, captured)
             run.backward(kept)
         grad_y_NG = None if y_NG is None else run.grad_y_NG
-        return None, run.grad_x_NF, grad_y_NG, run.grad_edges_ED, None, *run.grad_parameters
+        return (
+            None,
+            run.grad_x_NF,
+            grad_y_NG,
+            run.grad_edges_ED,
+            None,
+            *run.grad_parameters.result(),
+        )

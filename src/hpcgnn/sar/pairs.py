@@ -22,6 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
 from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.hubs import MANY, RowSums, Totals
 from hpcgnn.sar.message_pass import add_to_rows
 
 PairFunction = Callable[[Tensor, Tensor], Tensor]
@@ -120,6 +121,7 @@ class _Run:
         self.modes, self.attributes = Modes.of(module)
         self.finder = Finder([])
         self.outcome: list[Tensor] = []
+        self.times_N: Tensor | None = None  # how often each row is fetched, where often
         own = -(-len(pairs) // piece)
         self.rounds = graph.comm.allreduce(own, "max", where="pieces of pairs")
 
@@ -138,8 +140,13 @@ class _Run:
     def forward(self, x_NK: Tensor) -> None:
         """Leaves the values in `outcome`."""
         values = x_NK.new_empty(0)
+        if self.rounds * self.graph.comm.size > MANY:
+            self.times_N = torch.zeros(len(x_NK), dtype=torch.int64, device=x_NK.device)
         for number in range(self.rounds):
             piece = self._fetch(x_NK, number)
+            if self.times_N is not None:
+                for rows in piece.asked:
+                    self.times_N[rows] += 1
             with self._random(number), self.finder:
                 found = self._apply(piece.rows_UK, piece)
             if not number:
@@ -153,8 +160,9 @@ class _Run:
         self, x_NK: Tensor, used: list[Tensor], grad_mG: Tensor
     ) -> tuple[Tensor | None, ...]:
         replacer = Replacer(used)
-        grad_x_NK = torch.zeros_like(x_NK)
-        grads = [torch.zeros_like(tensor) for tensor in used]
+        grad_x_NK, grads = torch.zeros_like(x_NK), Totals(used)
+        sums = RowSums(grad_x_NK)
+        sums.begin(self.times_N)
         for number in range(self.rounds):
             piece = self._fetch(x_NK, number)
             rows_UK = piece.rows_UK.requires_grad_()
@@ -171,12 +179,11 @@ class _Run:
                 found = torch.autograd.grad(
                     values, inputs, grad_mG[piece.at].to(values.dtype), allow_unused=True
                 )
-            for total, grad in zip(grads, found[1:], strict=True):
-                if grad is not None:
-                    total += grad
+            grads.add(found[1:])
             given = found[0] if found[0] is not None else torch.zeros_like(piece.rows_UK)
-            self._return(given, piece, grad_x_NK)
-        return grad_x_NK, *grads
+            self._return(given, piece, grad_x_NK, sums)
+        sums.end()
+        return grad_x_NK, *grads.result()
 
     def _apply(self, rows_UK: Tensor, piece: _Piece) -> Tensor:
         x_src, x_dst = (_Taken.apply(rows_UK, at) for at in (piece.source, piece.target))
@@ -206,12 +213,13 @@ class _Run:
             asked=asked,
         )
 
-    def _return(self, grad_UK: Tensor, piece: _Piece, grad_x_NK: Tensor) -> None:
+    def _return(self, grad_UK: Tensor, piece: _Piece, grad_x_NK: Tensor, sums: RowSums) -> None:
         """Gradients of fetched rows to their owners, who add them up in the order of the ranks."""
         sent = [rows.cpu().numpy() for rows in grad_UK.split(piece.counts_P)]
         told = self.graph.comm.alltoallv(sent, where="gradients of pairs")
         for rows, grad in zip(piece.asked, told, strict=True):
             grad_x_NK.index_add_(0, rows, torch.from_numpy(grad).to(grad_x_NK.device))
+            sums.settle(rows)
 
     @contextmanager
     def _random(self, number: int) -> Iterator[None]:

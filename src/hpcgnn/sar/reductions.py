@@ -86,7 +86,7 @@ class Extremum(_Held):
     def __init__(self, like: Tensor, sign: int) -> None:
         self.sign = sign  # NaN is better than any number, as in torch
         self.best_NG = torch.full_like(like, -torch.inf)
-        self.ties_NG = torch.zeros_like(like)
+        self.ties_NG = torch.zeros_like(like, dtype=torch.int32)  # float32 stops at 2^24
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None:
         value = m * self.sign
@@ -94,7 +94,7 @@ class Extremum(_Held):
         before = self.best_NG[own]
         best = before.scatter_reduce(0, inverse[:, None].expand_as(value), value, "amax")
         ties = self.ties_NG[own].masked_fill_((best > before) | best.isnan(), 0)
-        ties.index_add_(0, inverse, (value == best[inverse]).to(m.dtype))
+        ties.index_add_(0, inverse, (value == best[inverse]).int())
         self.best_NG[own], self.ties_NG[own] = best, ties
 
     def finish(self, degrees_N: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
-from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.hubs import RowSums, Totals
 from hpcgnn.sar.products import readable, wire_type
 from hpcgnn.sar.relation_pairs import (
+    SLAB,
     EdgeList,
     RelationPairs,
     by_column,
@@ -35,7 +37,7 @@ from hpcgnn.sar.relation_pairs import (
     edge_list,
     multiply,
 )
-from hpcgnn.sar.stream import Payload, stream
+from hpcgnn.sar.stream import Payload, chunks, stream
 
 EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
 
@@ -78,11 +80,14 @@ class _RelationalSum(torch.autograd.Function):
         if mean:
             mean_factors(graph, inward=True)  # by all ranks, also those that receive no block
         payload = Payload((x_NF.contiguous(),), wire)
+        sums = _slab_sums(graph, edges, payload, out_NG)
         for block, (x_MF,), progress in stream(graph, edges, payload, where="relations forward"):
             pairs = _forward_pairs(graph, block, mean, *widths)
             for slab in pairs.slabs:
                 pairs.add(slab, multiply(slab, pairs.collect(slab, x_MF), weight_RFG), out_NG)
+                sums.settle(slab.scatter.rows)
                 progress()
+        sums.end()
         return out_NG
 
     @staticmethod
@@ -91,22 +96,41 @@ class _RelationalSum(torch.autograd.Function):
         x_NF, weight_RFG = ctx.saved_tensors
         graph: PartitionedGraph = ctx.graph
         edges, weight_RGF = graph.out_edges, weight_RFG.transpose(1, 2)
-        grad_weight_RFG = torch.zeros_like(weight_RFG)
+        grad_weight = Totals([weight_RFG])
+        grad_weight_RFG = grad_weight.parts[0]
         grad_x_NF = torch.zeros_like(x_NF, dtype=weight_RFG.dtype)
         if ctx.mean:
             mean_factors(graph, inward=False)
         payload = Payload((grads[0].contiguous(),), ctx.wire)
+        sums = _slab_sums(graph, edges, payload, grad_x_NF)
         for block, (g_MG,), progress in stream(graph, edges, payload, where="relations backward"):
             pairs = graph.derived(BackwardPairs(Cut.of(block), ctx.mean))
             for slab in pairs.slabs:
                 q_SG = pairs.collect(slab, g_MG)
                 if ctx.needs_input_grad[0]:
                     pairs.add(slab, multiply(slab, q_SG, weight_RGF), grad_x_NF)
+                    sums.settle(slab.scatter.rows)
                 x_SF = x_NF.index_select(0, pairs.rows[slab.low : slab.high]).to(q_SG.dtype)
                 for relation, first, last in slab.parts:
                     grad_weight_RFG[relation].addmm_(x_SF[first:last].t(), q_SG[first:last])
+                grad_weight.added()
                 progress()
-        return grad_x_NF.to(ctx.dtype), grad_weight_RFG, None, None, None
+        sums.end()
+        return grad_x_NF.to(ctx.dtype), grad_weight.result()[0], None, None, None
+
+
+def _slab_sums(
+    graph: PartitionedGraph, edges: EdgeBlocks, payload: Payload, out_NG: Tensor
+) -> RowSums:
+    """Sums of rows that slabs of pairs add to, of which a message has as many as its edges need."""
+    ring = graph.ring
+    most = ring.rows_per_message(
+        payload.layout.columns, payload.dtype, at_once=graph.mode == "oneshot"
+    )
+    sums = RowSums(out_NG)
+    cuts = [(b, len(chunks(b.num_columns, most)) + b.num_edges // SLAB) for b in edges.blocks]
+    sums.begin_messages(cuts)
+    return sums
 
 
 def _forward_pairs(

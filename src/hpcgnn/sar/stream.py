@@ -26,6 +26,7 @@ from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar.hubs import RowSums
 from hpcgnn.sar.products import RowLayout, readable
 
 Rows = tuple[Tensor, ...]
@@ -45,6 +46,7 @@ class Chunks(Sequence[Block]):
         self, blocks: list[Block], peers: list[int], most: int, *, keep: bool = False
     ) -> None:
         self._blocks, self._most, self._keep = blocks, most, keep
+        self._peers = peers
         self.places = [
             (peer, low, high)
             for peer in peers
@@ -61,6 +63,11 @@ class Chunks(Sequence[Block]):
 
     def incoming(self) -> list[Incoming]:
         return [Incoming(peer, high - low) for peer, low, high in self.places]
+
+    def cuts(self) -> list[tuple[Block, int]]:
+        """The blocks, and into how many ranges each is cut."""
+        blocks = [self._blocks[peer] for peer in self._peers]
+        return [(block, len(chunks(block.num_columns, self._most))) for block in blocks]
 
 
 @dataclass(frozen=True)
@@ -151,14 +158,29 @@ class Payload:
 
 
 def drive(
-    exchange: Exchange, local: Sequence[Block], payload: Payload, arrivals: Sequence[Block]
+    exchange: Exchange,
+    local: Sequence[Block],
+    payload: Payload,
+    arrivals: Chunks,
+    sums: RowSums | None = None,
 ) -> Iterator[tuple[Block, Rows, Arrival | None]]:
-    """Local blocks, then the block that each arrival completes, with the rows that they read."""
+    """Local blocks, then the block that each arrival completes, with the rows that they read.
+
+    Args:
+        sums: what the blocks are added to, if hubs should stay right under very many messages.
+    """
+    if sums is not None:
+        sums.begin_messages(arrivals.cuts())
     for block in local:
         yield block, payload.local, None
     exchange.release()
     for arrival in exchange:
-        yield arrivals[arrival.index], payload.unpack(arrival.rows_MF), arrival
+        block = arrivals[arrival.index]
+        yield block, payload.unpack(arrival.rows_MF), arrival
+        if sums is not None:
+            sums.settle(block.rows)
+    if sums is not None:
+        sums.end()
 
 
 def stream(
@@ -170,6 +192,7 @@ def stream(
     local: Sequence[Block] | None = None,
     kept: list[Tensor] | None = None,
     cut_for: int = 0,
+    sums: RowSums | None = None,
 ) -> Iterator[tuple[Block, Rows, Progress]]:
     """Blocks of `edges` with the rows they read, and what moves messages on; collective.
 
@@ -178,10 +201,11 @@ def stream(
         kept: a copy of every message is appended here.
         cut_for: cut messages as `stream_and_return` does for gradients of this width, so that its
             blocks are the same ones.
+        sums: what each block is added to, see `hubs`.
     """
     exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for)
     local = [edges.blocks[edges.rank]] if local is None else local
-    for block, rows, arrival in drive(exchange, local, payload, arrivals):
+    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
         if arrival is not None and kept is not None:
             kept.append(arrival.rows_MF.clone())
         yield block, rows, exchange.progress
@@ -197,6 +221,7 @@ def stream_and_return(
     where: str,
     local: Sequence[Block] | None = None,
     in_order: bool = False,
+    sums: RowSums | None = None,
 ) -> Iterator[tuple[Block, Rows, Tensor, Progress]]:
     """As `stream`, with the gradients of the rows, which go back to their owners; collective.
 
@@ -217,7 +242,7 @@ def stream_and_return(
         hold_replies=in_order,
     )
     local = [edges.blocks[edges.rank]] if local is None else local
-    for block, rows, arrival in drive(exchange, local, payload, arrivals):
+    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
         if arrival is None:
             yield block, rows, grad_NG, exchange.progress
             continue
@@ -236,7 +261,7 @@ def _start(
     cut_for: int = 0,
     accept: Accept | None = None,
     hold_replies: bool = False,
-) -> tuple[Exchange, Sequence[Block]]:
+) -> tuple[Exchange, Chunks]:
     """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
     width, at_once = payload.layout.columns, graph.mode == "oneshot"
     most = graph.ring.rows_per_message(
@@ -274,12 +299,14 @@ def return_gradients(
     *,
     where: str,
     first: Callable[[Progress], None],
+    sums: RowSums | None = None,
 ) -> None:
     """Send one row per halo row back to its owner; collective.
 
     Args:
         produce: `produce(i, block, out)` adds the rows of the i-th arrival of `stream` to `out`,
             which starts at 0.
+        sums: what of local rows it adds to, see `hubs`.
         accept: takes what came for local rows.
         first: local work, given what moves messages on; done before anything is produced.
     """
@@ -287,17 +314,22 @@ def return_gradients(
     most = graph.ring.rows_per_message(width, dtype, at_once=at_once)
     plan = schedule(edges, most, keep=True)
 
-    def outgoing(index: int, message: Incoming) -> Outgoing:
-        return Outgoing(
-            message.peer,
-            message.num_rows,
-            lambda out: produce(index, plan.arrivals[index], out.zero_()),
-        )
+    def pack(index: int, out_MF: Tensor) -> None:
+        block = plan.arrivals[index]
+        produce(index, block, out_MF.zero_())
+        if sums is not None:
+            sums.settle(block.rows)
+
+    if sums is not None:
+        sums.begin_messages(plan.arrivals.cuts())
 
     graph.execution.newest = None
     exchange = Exchange(
         graph.ring,
-        [outgoing(index, message) for index, message in enumerate(plan.arrivals.incoming())],
+        [
+            Outgoing(message.peer, message.num_rows, partial(pack, index))
+            for index, message in enumerate(plan.arrivals.incoming())
+        ],
         [Incoming(peer, rows.shape[0]) for peer, rows in plan.departures],
         width,
         dtype,
@@ -309,3 +341,5 @@ def return_gradients(
     exchange.release()
     for arrival in exchange:
         accept(plan.departures[arrival.index][1], arrival.rows_MF)
+    if sums is not None:
+        sums.end()

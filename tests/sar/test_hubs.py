@@ -1,0 +1,153 @@
+"""Nodes with very many edges, whose sums come in very many parts: as double precision has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels, nn
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.sar import hubs, message_pass, pairs
+from hpcgnn.sar.aggregation import neighbour_max, neighbour_sum
+from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
+from tests.graphs import collect, distribute, local, random_graph
+
+PARTS, LIMIT = 4000, 1e-6  # where float32 alone is off by 1e-4 to 1e-3
+HUB, ORDINARY = 1, 2
+TIMES = torch.tensor([3, PARTS, hubs.MANY])
+
+
+def off(found: Tensor, expected: float) -> float:
+    return float((found.double() / expected - 1).abs().max())
+
+
+def test_rows_stay_exact_over_very_many_parts():
+    sums, plain = torch.zeros(3, 2), torch.zeros(3, 2)
+    rows = RowSums(sums)
+    rows.begin(TIMES)
+    for _ in range(PARTS):
+        for matrix in (sums, plain):
+            matrix += 0.1
+        rows.settle(torch.tensor([0, 1, 2], dtype=torch.int32))
+    rows.end()
+    exact = PARTS * float(torch.tensor(0.1))
+    assert off(sums[HUB], exact) < LIMIT < 1e-5 < off(plain[HUB], exact)
+    assert torch.equal(sums[ORDINARY], plain[ORDINARY])
+
+
+def test_softmax_stays_exact_over_very_many_parts():
+    """Each part is a softmax over 10 edges, whose scores go up and down."""
+    softmax = kernels.RunningSoftmax.zeros(3, 2, 4, dtype=torch.float32, device=torch.device("cpu"))
+    sums = SoftmaxSums(softmax)
+    sums.begin(TIMES)
+    columns = torch.arange(10, dtype=torch.int32)
+    ends = torch.tensor([10])
+    block = kernels.Block(0, 10, torch.tensor([HUB], dtype=torch.int32), ends - 10, ends, columns)
+    z, expected = torch.full((10, 4), 0.1), torch.zeros(2, dtype=torch.float64)
+    for part in range(PARTS // 4):
+        s = torch.full((10, 2), 0.3 * (part % 3))
+        expected += 10 * s[0].double().exp()
+        scoring = kernels.Scoring(slope=0.2)
+        kernels.gat_forward(block, kernels.Sources(z, s), torch.zeros(3, 2), softmax, scoring)
+        sums.settle(block.rows)
+    sums.end()
+    found = softmax.row_sum[HUB].double() * softmax.row_max[HUB].double().exp()
+    torch.testing.assert_close(found, expected, rtol=LIMIT, atol=0)
+    assert off(softmax.out[HUB] / softmax.row_sum[HUB, :1], float(torch.tensor(0.1))) < LIMIT
+    assert softmax.row_max[0].tolist() == [-torch.inf] * 2
+
+
+def test_rows_of_very_many_peers_stay_exact():
+    rows, none = torch.tensor([HUB], dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    edges = EdgeBlocks(0, [None] * PARTS, [none, *[rows] * (PARTS - 1)])  # type: ignore[list-item]
+    returned = Returned(edges, torch.zeros(3, 2))
+    for _ in range(PARTS - 1):
+        returned.accept(rows, torch.full((1, 2), 0.1))
+    returned.end()
+    assert off(returned.matrices[0][HUB], (PARTS - 1) * float(torch.tensor(0.1))) < LIMIT
+
+
+def test_totals_of_very_many_pieces_stay_exact():
+    for count in (hubs.MANY - 1, hubs.MANY, PARTS):
+        totals, plain = Totals([torch.empty(2, 3), torch.empty(1)]), torch.zeros(2, 3)
+        for _ in range(count):
+            totals.add([torch.full((2, 3), 0.1), None])
+            plain += 0.1
+        found, untouched = totals.result()
+        assert untouched.item() == 0
+        assert off(found, count * float(torch.tensor(0.1))) < 1e-5
+        assert count > hubs.MANY or torch.equal(found, plain)
+
+
+class Messages(nn.MessagePassing):
+    def __init__(self) -> None:
+        super().__init__("sum", piece=16)
+        self.weight = torch.nn.Parameter(torch.rand(32))
+
+    def message(self, x_src: Tensor, x_dst: Tensor, edge: object) -> Tensor:
+        return (x_src * self.weight + x_dst).tanh()
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
+        return self.function(graph, x)
+
+
+def products_of_pairs(graph: PartitionedGraph, x: Tensor) -> Tensor:
+    """Of a few nodes, each with a few others."""
+    number = np.arange(40) * graph.comm.size + graph.comm.rank
+    found = pairs.NodePairs(number % 7, number % 5, number)
+    return x + pairs.pair_values(graph, x, found, lambda a, b: a * b, piece=4).sum(0)
+
+
+LAYERS = {
+    "sum": lambda: Function(neighbour_sum),
+    "max": lambda: Function(neighbour_max),
+    "gat": lambda: nn.GATConv(32, 8, heads=4, edge_dim=2),
+    "gatv2": lambda: nn.GATv2Conv(32, 8, heads=4, edge_dim=2),
+    "rgcn": lambda: nn.RGCNConv(32, 32, 2),
+    "messages": Messages,
+    "pairs": lambda: Function(products_of_pairs),
+}
+SEVERAL_ON_ONE_RANK = ("messages", "pairs")  # parts to a row
+
+
+def results(graph: PartitionedGraph, layer: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, gradients of the input and of the layer's parameters, over all ranks."""
+    x = local(graph, x).requires_grad_()
+    layer.zero_grad()
+    y = layer(graph, x)
+    (y * torch.arange(y.shape[1])).sum().backward()
+    found = {"output": collect(graph, y.detach()), "input": collect(graph, x.grad)}
+    for name, parameter in layer.named_parameters():
+        found[name] = torch.as_tensor(graph.comm.allreduce(parameter.grad.numpy(), where=name))
+    return found
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_settle_what_their_hubs_have(comm, monkeypatch, name, mode):
+    """Where everything counts as very many, other sums come to the same."""
+    torch.manual_seed(1)
+    whole = random_graph(60, 1500, width=32, num_relations=2, edge_width=2)
+    graph, layer = distribute(whole, comm, halo_buffer=4096), LAYERS[name]()
+    graph.execution.mode, graph.execution.fewest_rows = mode, False
+    x = torch.from_numpy(whole.features)
+    expected, settled = results(graph, layer, x), []
+    for module in (hubs, message_pass, pairs):
+        monkeypatch.setattr(module, "MANY", 1)
+    end = RowSums.end
+    monkeypatch.setattr(RowSums, "end", lambda self: (settled.append(self.active), end(self)))
+    found = results(graph, layer, x)
+    for what, value in expected.items():
+        torch.testing.assert_close(found[what], value, rtol=1e-5, atol=2e-4)
+    assert comm.allreduce(sum(settled)) or (comm.size == 1 and name not in SEVERAL_ON_ONE_RANK)
