@@ -116,6 +116,7 @@ def first_sum(graph: PartitionedGraph, kind: Hashable, compute: Callable[[], Ten
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             kept.version = x_NF._version
             kept.result, kept.features = compute(), weakref.ref(x_NF)
+    graph.execution.keep_exact(kept.result)
     return kept.result
 
 
@@ -209,6 +210,7 @@ class _Extremum(torch.autograd.Function):
                 progress()
         best_NF.masked_fill_(ties_NF == 0, 0)
         ctx.graph = graph
+        graph.execution.keep_exact(x_NF, best_NF)  # which are compared
         ctx.save_for_backward(x_NF, best_NF, ties_NF)
         return best_NF
 
