@@ -49,6 +49,7 @@ PLAIN = {
     "narrow_first": False,
     "cache_first": False,
     "prune": False,
+    "recompute": False,
 }
 SAVING = {"mode": "sar"} | dict.fromkeys(list(PLAIN)[1:], True)
 

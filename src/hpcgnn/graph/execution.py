@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
+from hpcgnn.graph.kept import Kept
 
 
 @dataclass(eq=False)
@@ -28,6 +31,11 @@ class Execution:
             exchange drops it, whichever layer's it is, and so does what takes memory between
             layers: a layer whose backward comes at once finds its array, no other one pays for it.
             Whoever starts an exchange sets it to None.
+        together: so many hidden layers of a built-in model are computed again together in
+            backward; 0: none is, see `sar.recompute`.
+        forgets: whether what is saved for backward now is forgotten and computed again, so that
+            sparing some of it would spare nothing.
+        kept: what may be kept in bfloat16, while a pass runs that does so.
     """
 
     ring: Ring
@@ -36,10 +44,14 @@ class Execution:
     fewest_rows: bool = True
     narrow_first: bool = True
     cache_first: bool = True
+    together: int = 0
     newest: Tensor | None = field(default=None, init=False, repr=False)
+    forgets: bool = field(default=False, init=False, repr=False)
+    kept: Kept | None = field(default=None, init=False, repr=False)
     _epoch: int = field(default=0, init=False)
     _warns: bool = field(default=True, init=False, repr=False)
     _drawn: set[int] = field(default_factory=set, init=False, repr=False)
+    _again: bool = field(default=False, init=False, repr=False)
 
     @property
     def epoch(self) -> int:
@@ -53,7 +65,7 @@ class Execution:
 
     def mask_key(self, layer: int) -> tuple[int, int, int]:
         """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""
-        if self._warns and layer in self._drawn:
+        if self._warns and layer in self._drawn and not self._again:
             self._warns = False
             warnings.warn(
                 "dropout draws the same mask again, since the epoch was never set: call "
@@ -62,3 +74,28 @@ class Execution:
             )
         self._drawn.add(layer)
         return self.seed, self._epoch, layer
+
+    def keep_exact(self, *tensors: Tensor | None) -> None:
+        """Say that these are saved for backward, which needs every bit of them."""
+        if self.kept is not None:
+            self.kept.exact(tensors)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Within, what is saved for backward is forgotten."""
+        before, self.forgets = self.forgets, True
+        try:
+            yield
+        finally:
+            self.forgets = before
+
+    @contextmanager
+    def as_in(self, epoch: int) -> Iterator[None]:
+        """Within, what an epoch computed is computed again: with its masks, in its words."""
+        before = self._epoch, self._again, self.kept
+        self._epoch, self._again, self.kept = epoch, True, None
+        try:
+            with self.forgetting():
+                yield
+        finally:
+            self._epoch, self._again, self.kept = before

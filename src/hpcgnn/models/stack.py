@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import Step
+from hpcgnn.models.segments import in_segments
 from hpcgnn.nn.attention import GATConv
 from hpcgnn.nn.deep_gcn import DeepGCNLayer
 from hpcgnn.nn.dropout import Dropout, constant_dropout
@@ -139,23 +140,38 @@ class Stack(torch.nn.Module):
     def _hidden(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None
     ) -> Iterator[Tensor]:
-        """Each hidden layer as it is computed."""
-        for i, dropout in enumerate(self.dropouts):
-            step = flow[i] if flow else None
-            if isinstance(dropout, Dropout) and self._rectifies(i):
-                x_NF = y_NF = self._convolve(graph, x_NF, i, flow, dropout)
-                graph.execution.newest = None
-                yield y_NF
-                continue
-            y_NF = self._convolve(graph, x_NF, i, flow)
-            graph.execution.newest = None  # what follows takes memory before backward comes here
-            here = graph if step is None else step.after
-            if len(self.norms):
-                y_NF = self.norms[i](here, y_NF)
-            if self.activation == "elu":
-                y_NF = functional.elu(y_NF)
-            x_NF = y_NF = dropout(here, y_NF)
-            yield y_NF
+        """Hidden layers as they are computed: each where all are read, or computed again alone."""
+        modules = [
+            torch.nn.ModuleList(kind[i] for kind in (self.convs, self.norms) if len(kind))
+            for i in range(len(self.dropouts))
+        ]
+        return in_segments(
+            graph,
+            x_NF,
+            lambda x_NF, i: self._layer(graph, x_NF, i, flow),
+            modules,
+            alone=self.jumping != "none",
+            spares_last=self.head is not None,
+        )
+
+    def _layer(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, i: int, flow: Flow | None
+    ) -> Tensor:
+        """A convolution and what follows it."""
+        dropout, step = self.dropouts[i], flow[i] if flow else None
+        if isinstance(dropout, Dropout) and self._rectifies(i):
+            y_NF = self._convolve(graph, x_NF, i, flow, dropout)
+            graph.execution.newest = None
+            return y_NF
+        y_NF = self._convolve(graph, x_NF, i, flow)
+        graph.execution.newest = None  # what follows takes memory before backward comes here
+        here = graph if step is None else step.after
+        if len(self.norms):
+            y_NF = self.norms[i](here, y_NF)
+        if self.activation == "elu":
+            y_NF = functional.elu(y_NF)
+        result: Tensor = dropout(here, y_NF)
+        return result
 
     def _rectifies(self, layer: int) -> bool:
         """Whether a convolution does the ReLU and dropout itself, with nothing between."""
@@ -315,9 +331,15 @@ class DeepStack(torch.nn.Module):
         elif self.input_dropout.p and self.training:
             x = constant_dropout(graph, x, self.input_dropout.p)
         x_NF: Tensor = self.encoder(x)
-        for number, layer in enumerate(self.blocks):
-            x_NF = _run(layer, graph, x_NF, number, flow)
+
+        def run(x_NF: NodeFeatures, number: int) -> Tensor:
+            y_NF = _run(self.blocks[number], graph, x_NF, number, flow)
             graph.execution.newest = None  # what follows takes memory before backward comes here
+            return y_NF
+
+        blocks = list(self.blocks)
+        outputs = in_segments(graph, x_NF, run, blocks, spares_last=self.is_linear)
+        x_NF = deque(outputs, maxlen=1).pop() if blocks else x_NF
         if self.last is not None:
             step = flow[len(self.blocks) - 1] if flow else None
             x_NF = self.last(graph if step is None else step.after, x_NF)
@@ -332,7 +354,11 @@ class _Unchanged(torch.nn.Module):
 
 
 def _run(
-    layer: torch.nn.Module, graph: PartitionedGraph, x_NF: Tensor, number: int, flow: Flow | None
+    layer: torch.nn.Module,
+    graph: PartitionedGraph,
+    x_NF: NodeFeatures,
+    number: int,
+    flow: Flow | None,
 ) -> Tensor:
     step = flow[number] if flow else None
     y_NF: Tensor = layer(*enter(step, graph, x_NF))

@@ -13,6 +13,7 @@ from hpcgnn.nn.propagation import APPNP, AdaptiveDepth, Pointwise, SGConv
 from hpcgnn.nn.relational import RGATConv, RGCNConv
 from hpcgnn.nn.sage import SAGEConv
 from hpcgnn.nn.transformer import TransformerConv
+from hpcgnn.sar.recompute import recomputed
 
 __all__ = [
     "APPNP",
@@ -40,4 +41,5 @@ __all__ = [
     "SAGEConv",
     "SGConv",
     "TransformerConv",
+    "recomputed",
 ]

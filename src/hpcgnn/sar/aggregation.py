@@ -134,6 +134,7 @@ def first_sum(
             else:
                 kept.result = aggregate(x_NF)
             kept.version, kept.features = x_NF._version, weakref.ref(x_NF)
+    graph.execution.keep_exact(kept.result)
     return kept.result
 
 
@@ -239,6 +240,7 @@ class _Extremum(torch.autograd.Function):
                 progress()
         best_NF.masked_fill_(ties_NF == 0, 0)
         ctx.graph = graph
+        graph.execution.keep_exact(x_NF, best_NF)  # which are compared
         ctx.save_for_backward(x_NF, best_NF, ties_NF)
         return best_NF
 

@@ -118,8 +118,10 @@ class _Attention(torch.autograd.Function):
         ctx.num_held = len(held)
         ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
         ctx.epoch = graph.epoch
-        if run.kept is None and has_backward:
+        keeps_z = run.kept is not None or graph.execution.forgets
+        if not keeps_z and has_backward:
             graph.execution.newest, ctx.newest = z_NK, weakref.ref(z_NK)
+        graph.execution.keep_exact(s_NH, t_NH, lse_NH, *(run.kept or ()))
         ctx.save_for_backward(
             dense,
             weight_KF,
@@ -131,7 +133,7 @@ class _Attention(torch.autograd.Function):
             t_NH,
             out_NK,
             lse_NH,
-            None if run.kept is None else z_NK,
+            z_NK if keeps_z else None,
             *held,
             *(run.kept or ()),
         )

@@ -108,6 +108,7 @@ class _GATv2(torch.autograd.Function):
         out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings = graph, settings
         ctx.epoch, ctx.keeps = graph.epoch, kept is not None
+        graph.execution.keep_exact(lse_NH, *(kept or ()))
         ctx.save_for_backward(
             left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *(kept or ())
         )

@@ -113,8 +113,14 @@ class _Propagate(torch.autograd.Function):
         states = [reduction.state() for reduction in run.reductions]
         run.finder.found = {}
         ctx.run, ctx.num_parameters = run, num_parameters
+        # The very objects: autograd hands out others of the same values where hooks save them.
+        execution = run.graph.execution
+        hooked = execution.forgets or execution.kept is not None
+        ctx.objects = (used, attributes) if hooked else None
         groups = [list(used), attributes, kept, *states]
         ctx.sizes = [len(group) for group in groups]
+        compared = (x_NF, y_NG, edges_ED) if {"max", "min"} & {*run.settings.aggr} else ()
+        execution.keep_exact(*compared, *(t for group in groups for t in group))
         ctx.save_for_backward(x_NF, y_NG, edges_ED, *(t for group in groups for t in group))
         ctx.set_materialize_grads(False)
         return out_NG, state_ED
@@ -128,6 +134,7 @@ class _Propagate(torch.autograd.Function):
             groups.append(rest[:size])
             rest = rest[size:]
         used, attributes, kept, *states = groups
+        used, attributes = ctx.objects or (used, attributes)
         run = copy(ctx.run)
         run.reductions = [copy(reduction) for reduction in run.reductions]
         for reduction, state in zip(run.reductions, states, strict=True):

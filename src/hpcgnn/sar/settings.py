@@ -16,6 +16,9 @@ class StreamingSettings(Section):
     )
     halo_buffer: str = free("256MiB", "memory for remote rows", metavar="SIZE")
     prefetch: int = free(2, "messages posted ahead", least=1, most=1 << 16)
+    recompute: bool = free(
+        False, "compute activations of hidden layers again in backward in place of keeping them"
+    )
     transport: str = free(
         "auto", "how messages leave a GPU", ("auto", "ipc", "staged", "cuda-aware")
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
+from hpcgnn.graph.kept import Kept
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import message_flow
 from hpcgnn.models.build import Model
@@ -34,8 +36,11 @@ class ModelCall:
         InputError: `forward` takes something else, or the graph has no features.
     """
 
-    def __init__(self, model: torch.nn.Module, graph: PartitionedGraph, precision: str) -> None:
+    def __init__(
+        self, model: torch.nn.Module, graph: PartitionedGraph, precision: str, keep_in: str = "fp32"
+    ) -> None:
         self.model, self.graph, self.precision = model, graph, precision
+        self.keep_in = keep_in
         self.order = _order(model)
         if graph.features is None and self.order != "graph":
             raise InputError(
@@ -71,7 +76,27 @@ class ModelCall:
 
     def training_output(self, x_NF: NodeFeatures | None = None) -> Tensor:
         """As `output`, of the pass that is trained on: see `place`."""
-        return self._precise(x_NF)
+        with self.kept():
+            return self._precise(x_NF)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What this pass saves for backward is kept in the type that the settings say."""
+        if self.keep_in == "fp32":
+            yield
+            return
+        graph, execution = self.graph, self.graph.execution
+        own = [*graph.typed_features.values(), *graph.nodes.values()]
+        if isinstance(graph.features, Tensor):
+            own.append(graph.features)
+        blocks = [*graph.in_edges.blocks, *graph.out_edges.blocks]
+        own += [block.features for block in blocks if block.features is not None]
+        execution.kept = Kept([*self.model.parameters(), *self.model.buffers(), *own])
+        try:
+            with execution.kept:
+                yield
+        finally:
+            execution.kept = None
 
     def targets(self, rows: Tensor) -> Tensor:
         """Which of the training targets are targets in this epoch."""
@@ -96,6 +121,7 @@ class BuiltInCall(ModelCall):
         self, model: Model, graph: PartitionedGraph, config: Config, train_rows: Tensor
     ) -> None:
         self.model, self.graph, self.precision = model, graph, config.device.precision
+        self.keep_in = config.device.keep_in
         self.train_rows = train_rows
         self.flow = self._message_flow(config)
 
@@ -107,7 +133,7 @@ class BuiltInCall(ModelCall):
         return output
 
     def training_output(self, x_NF: NodeFeatures | None = None) -> Tensor:
-        with arithmetic(self.precision, self.graph.node_ids.device):
+        with self.kept(), arithmetic(self.precision, self.graph.node_ids.device):
             output: Tensor = self.model(self.graph, x_NF, self.flow)
         return output.float()
 

@@ -109,6 +109,11 @@ class DeviceSettings(Section):
         "dense products in float32, TF32 or bfloat16; the last rounds messages too",
         ("fp32", "tf32", "bf16"),
     )
+    keep_in: str = told(
+        "fp32",
+        "rows of float32 that are kept for backward stay so, or lie in bfloat16",
+        ("fp32", "bf16"),
+    )
     features_on: str = free(
         "device",
         "where dense features lie; on the host they stream through the GPU",

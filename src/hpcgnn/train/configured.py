@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.display import SILENT, Display
-from hpcgnn.errors import warn
+from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import facts_of
@@ -44,6 +44,11 @@ def configured_trainer(
     Raises:
         InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
     """
+    if config.model.own and config.streaming.recompute:
+        raise InputError(
+            "--recompute is for built-in models: in yours call "
+            "hpcgnn.nn.recomputed(graph, layer, x)"
+        )
     graph = configure(graph, config)
     check_training(config, facts_of(graph))
     task = find_task(graph, config.training.metric, config.task, config.training.seed)

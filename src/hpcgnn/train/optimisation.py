@@ -19,6 +19,7 @@ from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import leave_out
+from hpcgnn.models.segments import layers_together
 from hpcgnn.nn.linear import initial_rows, is_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import Learned, some
@@ -117,6 +118,7 @@ def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
         fewest_rows=streaming.fewest_rows,
         narrow_first=streaming.narrow_first,
         cache_first=streaming.cache_first,
+        together=layers_together(config.model) if streaming.recompute else 0,
     )
     return replace(leave_out(graph, config.model), execution=execution)
 

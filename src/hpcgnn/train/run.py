@@ -41,7 +41,7 @@ _MOST_HOSTS = 64  # named one by one
 NO_VALIDATION = "no validation node has a label that can be scored"
 # What a Python program says by settings; the rest it says by objects, or to `load_partition`.
 _SECTIONS = ("optimiser", "training", "checkpoints")
-_OTHERS = ("precision",)
+_OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
 
 

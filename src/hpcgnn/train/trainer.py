@@ -168,7 +168,8 @@ class Trainer:
             return BuiltInCall(self.model, self.graph, self.config, self.rows["train"])
         if self.config.training.adversarial_steps:
             raise InputError("--adversarial-steps is for built-in models")
-        return ModelCall(self.model, self.graph, self.config.device.precision)
+        device = self.config.device
+        return ModelCall(self.model, self.graph, device.precision, device.keep_in)
 
     def _is_validated(self) -> bool:
         """Whether validation gives a score; without, patience is refused."""

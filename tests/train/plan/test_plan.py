@@ -137,6 +137,7 @@ def parts(tmp_path_factory) -> dict[int, Path]:
         (2, "--model sage"),
         (2, "--model gat --heads 4 --output-heads 16"),
         (1, "--model gcn --norm layer --head linear --jumping max --adversarial-steps 1"),
+        (2, "--model gin --norm layer --layers 6 --recompute --keep-in bf16"),
     ],
 )
 def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys, ranks, model):

@@ -7,7 +7,9 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
                   where the graph is not symmetric; for R-GCN's pairs 200 each and 14 E more, for
                   gat and gatv2, which add self-loops, 8 E + 40 n
-    activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`
+    activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`; with
+                  --recompute the inputs of segments, and the largest of them whole; with --keep-in
+                  bf16 half of that, and one array in full
     backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
                                         of the last one where that is wider (heads of attention)
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
@@ -27,6 +29,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from hpcgnn.graph.features import SLAB_BYTES
+from hpcgnn.models.segments import segments
 from hpcgnn.sar.gat_heads import one_at_a_time
 from hpcgnn.settings import parse_size
 from hpcgnn.train.config import Config
@@ -214,8 +217,10 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
-    numbers = n * model.hidden * kept * sum(share.read for share in found[:count])
+    numbers = n * model.hidden * _kept_layers([share.read for share in found[:count]], kept, config)
     numbers += n * sum(_copies(found, layers(shape, config)))
+    if config.device.keep_in == "bf16":  # of float32 rows, and in full those of the layer at hand
+        numbers = numbers / 2 + n * model.hidden
     if model.jumping == "max":
         numbers += (4 + count) * n * model.hidden // 4
     if model.jumping == "cat" and model.head == "conv":
@@ -229,6 +234,25 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     if config.training.adversarial_steps:
         numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
     return int(4 * numbers)
+
+
+def _kept_layers(reads: list[float], kept: int, config: Config) -> float:
+    """Arrays of all hidden layers, of which `reads` are the shares of nodes they read."""
+    if not config.streaming.recompute or not reads:
+        return kept * sum(reads)
+    parts = [reads[part.start : part.stop] for part in segments(config.model)]
+    inputs = sum(part[0] for part in parts[1:])
+    inputs += reads[-1] if config.model.head == "conv" else 0
+    # Beside these, one segment is there whole; where a layer keeps its output alone, that of the
+    # last is an input already.
+    return inputs + max(kept * sum(part) - (part[-1] if kept == 1 else 0) for part in parts)
+
+
+def computed_again(config: Config) -> range:
+    """The layers that backward computes once more."""
+    parts = segments(config.model) if config.streaming.recompute else []
+    parts = parts if config.model.head == "conv" else parts[:-1]
+    return range(parts[-1].stop if parts else 0)
 
 
 def relation_pairs(shape: Shape) -> float:
@@ -292,7 +316,8 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
     for index, layer in enumerate(found):
         left = pruned[index].edges if index < len(pruned) else 1.0
         left = thinned(shape.degree, left, shape.ranks)
-        numbers += whole * layer.sent + left * (layer.sent + layer.returned)
+        times = 1 + (index in computed_again(config))
+        numbers += whole * layer.sent + left * (times * layer.sent + layer.returned)
     return int(4 * shape.volume * numbers)
 
 

@@ -71,7 +71,7 @@ def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
 def _peak(file: ModelFile, config: Config, graph: PartitionedGraph) -> _Peak:
     """Bytes of tensors that a training step holds at most, beyond the graph's own."""
     model = file.build(graph, config.model.model_args, config.training.seed)
-    call = ModelCall(model, graph, config.device.precision)
+    call = ModelCall(model, graph, config.device.precision, config.device.keep_in)
     graph.set_epoch(0)
     call.training_output()  # what is computed once and kept
     with _without_stderr(), torch.autograd.profiler.profile(profile_memory=True) as profile:

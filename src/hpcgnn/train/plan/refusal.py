@@ -17,7 +17,10 @@ from hpcgnn.train.plan.shapes import largest_of, shape_of
 from hpcgnn.train.telemetry import human
 
 _USABLE = 0.92  # of a GPU's memory; the rest is the context's and lost to fragments
-_REMEDY = "--features-on host, --precision bf16 and a smaller --halo-buffer or --hidden need less"
+_REMEDY = (
+    "--recompute, --keep-in bf16, --features-on host, --precision bf16 and a smaller --halo-buffer "
+    "or --hidden need less"
+)
 _REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 

@@ -11,6 +11,7 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import (
     Layer,
     Shape,
+    computed_again,
     first_cached,
     input_width,
     layers,
@@ -65,7 +66,8 @@ def training_pass(shape: Shape, config: Config) -> PassWork:
     work = PassWork()
     found = shares(config, shape.degree, shape.labelled)
     for index, (layer, share) in enumerate(_with_shares(layers(shape, config), found)):
-        for backward in (False, True):
+        again = [False] * (index in computed_again(config))
+        for backward in (False, *again, True):
             _convolve(work, shape, config, layer, share, index, backward=backward)
     _head(work, shape, config, found[-1].written, count=3)
     labelled = 1.0 if shape.labelled is None else shape.labelled

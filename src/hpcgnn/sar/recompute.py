@@ -1,0 +1,125 @@
+"""Activations that are forgotten and computed again in backward (Chen et al. 2016).
+
+As `torch.utils.checkpoint` without reentrance, which loads torch's compiler (57 MB and a second on
+each rank) and knows neither our masks nor the statistics of norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from hpcgnn.graph.features import NodeFeatures
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.autograd import first_order
+
+
+def recomputed(
+    graph: PartitionedGraph,
+    function: Callable[[Any], Tensor],
+    x: NodeFeatures,
+    *modules: torch.nn.Module,
+) -> Tensor:
+    """`function(x)`, of which only `x` is kept for backward; collective where `function` is.
+
+    Backward calls it once more, with the same epoch, precision and random numbers, before it goes
+    through it: messages follow each other as they would without, and gradients are the same bits.
+
+    Args:
+        function: of rows `[n, F]`; the same each time, and without effect but on buffers of
+            `modules`, which keep the values of the first call.
+    """
+    if not torch.is_grad_enabled():
+        return function(x)
+    call = _Call(graph, function, x, modules)
+    with saved_tensors_hooks(call.forget, call.find), graph.execution.forgetting():
+        return function(x)
+
+
+class _Input(torch.autograd.Function):
+    """Holds rows as autograd holds what it saves, so that hooks around see them."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, x_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NF)
+        return torch.empty_like(leaf)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Call:
+    """A call whose saved tensors are numbered in place of kept."""
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        function: Callable[[Any], Tensor],
+        x: NodeFeatures,
+        modules: tuple[torch.nn.Module, ...],
+    ) -> None:
+        self.graph, self.function, self.modules = graph, function, modules
+        changes = isinstance(x, Tensor) and x.requires_grad
+        self.constant = None if changes else x
+        if isinstance(x, Tensor) and changes:
+            self.held = _Input.apply(torch.empty(0, requires_grad=True), x.detach())
+        self.epoch, self.count = graph.epoch, 0
+        self.found: dict[int, Tensor] = {}
+        self.on_gpu = graph.node_ids.device.type == "cuda"
+        self.precision = _precision(graph.node_ids.device.type)
+        self.random = torch.get_rng_state()
+        self.gpu_random = torch.cuda.get_rng_state(graph.node_ids.device) if self.on_gpu else None
+
+    def forget(self, tensor: Tensor) -> tuple[_Call, int]:
+        self.count += 1
+        return self, self.count - 1
+
+    @staticmethod
+    def find(place: tuple[_Call, int]) -> Tensor:
+        """What was forgotten; each is handed out once, and not held any longer."""
+        call, number = place
+        if number not in call.found:
+            call._again()
+        return call.found.pop(number)
+
+    def _again(self) -> None:
+        device, x = self.graph.node_ids.device, self.constant
+        if x is None:
+            (x_NF,) = self.held.grad_fn.saved_tensors
+            x = x_NF.detach().requires_grad_()
+        self.found = {}
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[device] if self.on_gpu else []))
+            torch.set_rng_state(self.random)
+            if self.gpu_random is not None:
+                torch.cuda.set_rng_state(self.gpu_random, device)
+            stack.enter_context(self.precision())
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(self.graph.execution.as_in(self.epoch))
+            stack.enter_context(saved_tensors_hooks(self._keep, _none))
+            buffers = [b for module in self.modules for b in module.buffers()]
+            values = [buffer.clone() for buffer in buffers]
+            self.function(x)
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+        self.graph.execution.newest = None
+
+    def _keep(self, tensor: Tensor) -> None:
+        self.found[len(self.found)] = tensor.detach()
+
+
+def _none(nothing: None) -> Tensor:
+    raise RuntimeError("hpcgnn: what is computed again in backward was differentiated itself")
+
+
+def _precision(device: str) -> Callable[[], AbstractContextManager[object]]:
+    """Autocast as it is now."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
