@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -74,6 +76,33 @@ def test_examples_learn(comm, part, name):
             "--model-args",
             "hidden=8",
         )
+
+
+def test_a_resumed_run_goes_on_where_it_is_logged(comm, part, monkeypatch):
+    """In one run there, by its id, with the steps and names that the epochs have here."""
+    opened, steps = [], []
+
+    class Run:
+        def __init__(self, **given):
+            opened.append(given["id"])
+            self.id = given["id"] or "made up"
+
+        def log(self, numbers, step):
+            steps.append((step, numbers["valid/accuracy"]))
+
+        def finish(self):
+            opened.append("finished")
+
+    there = ModuleType("wandb")
+    there.__spec__, there.init = ModuleSpec("wandb", None), Run
+    monkeypatch.setitem(sys.modules, "wandb", there)
+    for epochs in (3, 5):
+        run_dir = part.parent / "logged"
+        load("log_elsewhere")["main"](comm, part, run_dir=run_dir, epochs=epochs, resume=epochs > 3)
+        comm.barrier()
+    first = comm.rank == 0
+    assert opened == ([None, "finished", "made up", "finished"] if first else [])
+    assert steps == ([(r["epoch"], r["valid"]) for r in records(run_dir)] if first else [])
 
 
 def test_a_notebook_needs_no_launcher(comm, part, monkeypatch, capsys):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,29 @@ def test_names_are_found_at_their_first_use():
     assert set(hpcgnn.__all__) <= set(dir(hpcgnn))
     with pytest.raises(AttributeError, match="no attribute 'soup'"):
         hpcgnn.soup  # noqa: B018
+
+
+def test_what_a_wheel_holds(tmp_path):
+    """The compiled kernels lie among the sources here; everything else is put together anew."""
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
+    build += ["build_py", "--build-lib", tmp_path / "lib"]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+    program = """
+import sys
+import hpcgnn
+from hpcgnn.cli.main import main
+sys.exit(not hpcgnn.__file__.startswith(sys.argv[1]) or main(["jobs", "."]))
+"""
+    command = [sys.executable, "-P", "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scripts = {path.name for path in (root / "jobs").rglob("*.*") if path.suffix != ".pyc"}
+    assert {path.name for path in (tmp_path / "jobs").rglob("*.*")} == scripts
+    kernels = tmp_path / "lib/hpcgnn/kernels"
+    assert (kernels / "cpu/libhpcgnn_cpu.so").is_file()
+    assert (kernels / "cuda/src/gat_forward.cu").is_file()
 
 
 def test_import_loads_neither_torch_nor_mpi_and_changes_nothing():

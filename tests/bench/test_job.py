@@ -35,6 +35,9 @@ def test_a_failure_is_one_line():
     )
     assert ended.problem == "no such graph"
     assert job.answer(ended) == {"problem": "no such graph"}
+    box = r"'-----\nmpiexec was run as root.\nDo otherwise.\n-----'"
+    ended = python(f"import sys; print({box}, file=sys.stderr); sys.exit(1)")
+    assert ended.problem == "mpiexec was run as root."
 
 
 def test_one_that_is_killed():

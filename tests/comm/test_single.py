@@ -14,10 +14,14 @@ train g.p1.h5 --epochs 2 --hidden 8 --run-dir run
 predict g.p1.h5 run -o out.csv
 report run --text
 info g.h5
-plan g.p1.h5'''.splitlines():
+plan g.p1.h5
+convert edges.txt c.h5
+partition c.h5 --parts 2 -o c.p2.h5
+jobs .'''.splitlines():
     status = main(line.split())
     assert status == 0, line
 assert main("doctor".split()) == 1
+assert main("train c.p2.h5".split()) == 2
 """
 
 
@@ -27,6 +31,7 @@ def hidden(**more: str) -> dict[str, str]:
 
 
 def test_all_verbs_work_in_one_process(tmp_path):
+    (tmp_path / "edges.txt").write_text("".join(f"{i} {(i * 7 + 1) % 50}\n" for i in range(50)))
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
         cwd=tmp_path,
@@ -38,6 +43,9 @@ def test_all_verbs_work_in_one_process(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 301
     assert "no MPI, so one process at a time: pip install mpich" in done.stdout
+    assert "auto takes" in done.stdout and (tmp_path / "jobs/train.sbatch").is_file()
+    refusal = done.stderr.splitlines()[-1]
+    assert "start 2 ranks (`mpiexec -n 2 ...`), for which MPI is missing: pip install" in refusal
 
 
 def test_several_processes_are_refused_in_one_line(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from mpi4py import MPI
 
 import hpcgnn
-from hpcgnn.errors import NumericalError
+from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.nn.linear import Embedding
 from tests.graphs import distribute, random_graph
 
@@ -57,3 +57,29 @@ def test_one_that_is_not_finite_is_named_on_all_ranks(comm, model, name):
         model.get_parameter(name).grad.view(-1)[0] = torch.inf
     with pytest.raises(NumericalError, match=rf"that of {name} on rank {last}: lower"):
         hpcgnn.sum_gradients(model, comm)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded):
+    torch.manual_seed(0 if seeded else comm.rank)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    if seeded or comm.size == 1:
+        hpcgnn.sum_gradients(model, comm)
+        model[1].weight.data += comm.rank  # no longer its business
+        hpcgnn.sum_gradients(model, comm)
+        return
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"weights: 1\.weight on rank 1 .*torch\.manual_seed"):
+            hpcgnn.sum_gradients(model, comm)
+
+
+def test_weights_of_another_shape_are_found(comm):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2 + (comm.rank == comm.size - 1 > 0), bias=False)
+    if comm.size > 1:
+        with pytest.raises(InputError, match=f"weight on rank {comm.size - 1} is not"):
+            hpcgnn.sum_gradients(model, comm)
+
+
+def test_a_model_without_parameters_has_no_gradients(comm):
+    hpcgnn.sum_gradients(torch.nn.ReLU(), comm)

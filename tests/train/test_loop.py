@@ -53,6 +53,8 @@ def run(whole, comm, folder, *, resume=False, owner=None, **changes):
     comm.barrier()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     losses = {record["epoch"]: record["loss"] for record in map(json.loads, lines)}
+    by_rank = [json.loads(line) for line in (folder / "ranks.jsonl").open()]
+    assert [record["epoch"] for record in by_rank] == list(losses)
     return losses, torch.cat([p.detach().flatten() for p in trainer.replicated])
 
 

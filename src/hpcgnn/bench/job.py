@@ -200,6 +200,8 @@ def _resident(pid: int) -> int:
 def _last_words(status: int, text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
+    if lines and not lines[0].strip("-="):  # Open MPI's notices stand between rules
+        errors = lines[1:2]
     said = (errors or lines or [""])[-1].removeprefix("hpcgnn: error: ")[:_LONGEST]
     if status < 0:
         name = signal.Signals(-status).name

@@ -41,7 +41,15 @@ if TYPE_CHECKING:
 PARALLEL = None  # with MPI where it can be started: that it can't is one of the findings
 
 _NEEDED = ("numpy", "scipy", "torch", "h5py", "mpi4py", "pyarrow")
-_OPTIONAL = ("kaminpar", "ogb", "cupy")
+_OPTIONAL = {  # and what for
+    "kaminpar": "partition",
+    "matplotlib": "report's page",
+    "cupy": "GPUs",
+    "ogb": "convert",
+    "safetensors": "export",
+    "tensorboard": "train --log",
+    "shtab": "completion",
+}
 _PYTHON = (3, 11)
 _RING_BYTES = 1 << 20
 
@@ -126,7 +134,11 @@ def _python() -> Iterator[Finding]:
             yield Finding("ok", name, importlib.metadata.version(name))
         except Exception as error:
             yield Finding("bad", name, f"can't be imported ({error}): pip install {name}")
-    missing = [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
+    missing = [
+        f"{name} ({use})"
+        for name, use in _OPTIONAL.items()
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         yield Finding("note", "optional", f"not installed: {', '.join(missing)}")
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log",
         choices=("tensorboard",),
-        help="also write each epoch's numbers to RUN_DIR/tensorboard",
+        help="also write each epoch's numbers to RUN_DIR/tensorboard; --resume goes on with it",
     )
     add_options(parser)
 
@@ -145,7 +145,7 @@ def _train(
     from hpcgnn.train.run_directory import write_config
     from hpcgnn.train.telemetry import Profile, human, peak_memory
 
-    callbacks = _callbacks(args, comm)
+    callbacks = _callbacks(args, comm, run_dir)
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config, display)
     ring, device = graph.ring, graph.node_ids.device
@@ -196,12 +196,13 @@ def _train(
     return 0
 
 
-def _callbacks(args: argparse.Namespace, comm: Communicator) -> list[Any]:
+def _callbacks(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> list[Any]:
     from hpcgnn.comm.agreement import agreed
-    from hpcgnn.train.tensorboard import TensorBoard
+    from hpcgnn.train.tensorboard import FOLDER, TensorBoard
 
+    goes_on = args.resume and comm.broadcast((run_dir / FOLDER).is_dir(), where="--log")
     with agreed(comm, "--log"):
-        return [TensorBoard()] if args.log else []
+        return [TensorBoard()] if args.log or goes_on else []
 
 
 def _init_from(

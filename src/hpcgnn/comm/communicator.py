@@ -34,7 +34,8 @@ _KEPT = MPI.Comm.Create_keyval()
 class Communicator:
     """A group of ranks. Every wait is polled: signals are handled, and no wait is endless.
 
-    Attributes: `rank`, `size`, `mpi` (this object's own duplicate of the mpi4py communicator).
+    Attributes: `rank`, `size`, `mpi` (this object's own duplicate of the mpi4py communicator);
+    `compared`: objects that have been found to be the same on all ranks, for as long as they live.
     `where` in every operation says in a few words what it is for; it appears in errors.
     Every operation can raise CommunicationError when a rank doesn't answer in `timeout` seconds
     (default: HPCGNN_TIMEOUT, or 600).
@@ -51,6 +52,7 @@ class Communicator:
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
         self.location = location or Location()
+        self.compared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchdog: Watchdog | None = None
         self._strict = False
         limit, problem = DEFAULT_SECONDS, None

@@ -15,6 +15,14 @@ from hpcgnn.comm.liveness.limit import bounded_start
 from hpcgnn.errors import InputError, is_out_of_memory
 
 __all__ = ["MPI"]
+
+
+def _shortened(text: str) -> str:
+    """Without the places that mpi4py looked in and found nothing."""
+    lines = text.splitlines()
+    return "; ".join([*lines[:1], *(line for line in lines[1:] if "No such file" not in line)])
+
+
 try:
     import mpi4py
 
@@ -29,7 +37,7 @@ except (ImportError, RuntimeError) as error:
     if launched()[1] > 1:
         raise InputError(
             f"no MPI: pip install mpich, load the site's MPI module, or name the library in "
-            f"MPI4PY_LIBMPI ({error})"
+            f"MPI4PY_LIBMPI ({_shortened(str(error))})"
         ) from None
     from hpcgnn.comm import single as MPI  # type: ignore[no-redef]
 

@@ -96,7 +96,7 @@ def start(timeout: float | None = None) -> Communicator:
     from hpcgnn.comm.mpi_library import MPI
 
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:
-        library = MPI.Get_library_version().split("\n")[0].strip()
+        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
         raise InputError(
             f"mpiexec or srun started {size} processes, but MPI sees one: mpi4py uses {library}; "
             "start the job with the mpiexec of that library (srun: the right --mpi)"

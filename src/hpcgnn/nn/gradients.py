@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import NumericalError
+from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.nn.linear import is_sharded
 
 
@@ -20,19 +21,57 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
     each rank has its own rows (`nn.Embedding`), are left alone; the gradient of one that the loss
     does not use is 0, on ranks that have no share in it and where no rank has.
 
+    The first call for a model compares its weights over the ranks, which a forgotten seed makes
+    different: gradients would be added up that do not belong together.
+
     Args:
         model: the same on all ranks.
         comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job.
 
     Raises:
+        InputError: the ranks have different weights, on all ranks alike; it names the parameter.
         NumericalError: a gradient is not finite, on all ranks alike; it names the parameter.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
+    if comm.size > 1 and model not in comm.compared:
+        require_same_weights(model, comm)
+        comm.compared.add(model)
     if add_up(list(model.parameters()), comm):
         return
     found = first_not_finite(model.named_parameters(), comm)
     where = "the sum over the ranks" if found is None else f"{found[0]} on rank {found[1]}"
     raise NumericalError(f"a gradient is not finite, that of {where}: lower the learning rate")
+
+
+def require_same_weights(model: torch.nn.Module, comm: Communicator) -> None:
+    """Collective. Raise InputError on all ranks where a parameter's values differ between them.
+
+    Sums are compared to a millionth of their terms: processors of several kinds may draw numbers
+    that differ in their last digit.
+    """
+    shared = [(name, p.detach()) for name, p in model.named_parameters() if not is_sharded(p)]
+    # Two numbers for each in one tensor, so that the host waits for a GPU once.
+    sums = [part.sum(dtype=torch.float64) for _, p in shared for part in (p, p.abs())]
+    totals = torch.stack(sums).cpu().view(-1, 2).tolist() if sums else []
+    facts = {
+        name: (tuple(p.shape), *total) for (name, p), total in zip(shared, totals, strict=True)
+    }
+    facts_P = comm.allgather(facts, where="compare weights")
+    for rank, others in enumerate(facts_P):
+        for name in dict.fromkeys((*facts_P[0], *others)):
+            if not _alike(facts_P[0].get(name), others.get(name)):
+                raise InputError(
+                    f"the ranks have different weights: {name} on rank {rank} is not that of rank "
+                    "0; call torch.manual_seed with the same number on all ranks before the model "
+                    "is made (hpcgnn.Trainer gives all ranks those of rank 0)"
+                )
+
+
+def _alike(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
+    if one is None or other is None or one[0] != other[0]:
+        return False
+    pairs = zip(one[1:], other[1:], strict=True)
+    return all(abs(a - b) <= 1e-6 * one[-1] or not math.isfinite(a + b) for a, b in pairs)
 
 
 def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:

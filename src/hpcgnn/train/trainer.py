@@ -410,7 +410,6 @@ class Trainer:
         if self.journal is not None and self.rank_journal is not None:
             self.journal.write(record | {"checkpoint": self.store.newest_epoch()})
             self.rank_journal.write({"epoch": record["epoch"], **self.costs.ranks})
-            self.rank_journal.write({"epoch": record["epoch"], **self.costs.ranks})
         if self.comm.rank == 0:
             self.reporter.epoch(record)
         if best:

@@ -12,7 +12,9 @@ from torch import Tensor
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
+from hpcgnn.comm.launcher import launcher
 from hpcgnn.comm.ring import Ring
+from hpcgnn.comm.single import Comm as WithoutMPI
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.execution import Execution
@@ -57,12 +59,7 @@ def load_partition(
     with agreed(comm, "load partition"), PartitionFile(path) as file:
         header = dict(file.header)
         if file.num_parts != comm.size:
-            parts, ranks = counted(file.num_parts, "part"), counted(comm.size, "rank")
-            raise InputError(
-                f"has {parts} but the job has {ranks}; start "
-                f"{counted(file.num_parts, 'rank')}, or partition again with --parts {comm.size}",
-                file=path,
-            )
+            raise _of_other_ranks(file.num_parts, comm, path)
         if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
             raise InputError(
                 f"has {header.get('num_splits', 0)} splits, none with this number",
@@ -80,6 +77,19 @@ def load_partition(
     chosen = pick_device(comm, device)
     ring = ring or Ring(comm, transport=choose_transport(comm, chosen))
     return assemble(part, comm, header, path, split=split, ring=ring, mode=mode).to(chosen)
+
+
+def _of_other_ranks(num_parts: int, comm: Communicator, path: str | Path) -> InputError:
+    start = counted(num_parts, "rank")
+    if num_parts > 1:
+        start += f" (`{launcher(num_parts)}...`)"
+    if isinstance(comm.mpi, WithoutMPI):
+        start += ", for which MPI is missing: pip install mpich"
+    return InputError(
+        f"has {counted(num_parts, 'part')} but the job has {counted(comm.size, 'rank')}; "
+        f"start {start}, or partition again with --parts {comm.size}",
+        file=path,
+    )
 
 
 def assemble(
