@@ -266,10 +266,11 @@ def gat_backward(
 
 def _scalars(destinations: Destinations) -> tuple[Tensor, ...]:
     """t, lse and d where a row of one lies beside those of the others, as in a message."""
-    heads, stride = destinations.t.shape[1], destinations.t.stride(0)
-    if stride > heads or len(destinations.t) < 2:
-        return destinations.t, destinations.lse, destinations.d
-    return destinations.derived(_SideBySide()).split(heads, dim=1)
+    given = destinations.t, destinations.lse, destinations.d
+    places = {(x.untyped_storage().data_ptr(), x.stride(0)) for x in given}
+    if len(places) == 1 or len(destinations.t) == 0:
+        return given
+    return destinations.derived(_SideBySide()).split(destinations.t.shape[1], dim=1)
 
 
 @dataclass(frozen=True)
