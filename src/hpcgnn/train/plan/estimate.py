@@ -58,7 +58,7 @@ KEPT = {
 }
 BACKWARD = {
     "sage": 2.2,
-    "gcn": 2.2,
+    "gcn": 1.0,
     "gatv2": 3.5,
     "appnp": 1.5,
     "dagnn": 1.5,
