@@ -35,7 +35,10 @@ def test_kernels(mpirun, tmp_path):
         2000 * (8 * 4 + 2 * 4 + 4) + 300 * 8 * 4 * 2,
         2000 * (8 * 4 + 4 * 2 * 4 + 4) + 300 * 8 * 4 * 3,
     ]
-    assert all(row["share"] > 0 for row in kernels)
+    layers = [row for row in ours if row not in kernels]
+    assert layers[0]["num_bytes"] == kernels[0]["num_bytes"] == layers[1]["num_bytes"] / 2
+    assert layers[3]["num_bytes"] > 2 * layers[2]["num_bytes"] > 2 * kernels[1]["num_bytes"]
+    assert all(row["share"] > 0 for row in ours)
     found = {row["implementation"] for row in rows}
     assert {"torch.sparse", "PyG GATConv"} <= found
 

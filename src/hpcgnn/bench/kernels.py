@@ -18,7 +18,7 @@ from hpcgnn.bench.peers import (
     power_law_edges,
     there_and_back,
 )
-from hpcgnn.bench.timing import TURNS, Row, compare, kernel_rows, local
+from hpcgnn.bench.timing import TURNS, Row, compare, copy_bandwidth, kernel_rows, local
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.execution import Execution
@@ -87,9 +87,38 @@ def run(case: Case, comm: Communicator, repeat: int) -> list[Row]:
             }
             in_turns = case.device == "cpu"
             rows += compare(operation, timers, repeat, OURS, in_turns=in_turns)
+    copied = copy_bandwidth(torch.device(case.device), repeat)
+    rows = [with_share(row, moved_bytes(case), copied) for row in rows]
     types = (torch.float32, torch.bfloat16) if case.device == "cuda" else (torch.float32,)
     block, sizes = graph.in_edges.blocks[0], (case.width, case.heads, case.channels)
     return [*rows, *(row for dtype in types for row in kernel_rows(block, *sizes, dtype, repeat))]
+
+
+def moved_bytes(case: Case) -> dict[str, int]:
+    """Bytes that each layer of ours must move by operation, float32.
+
+    Every gathered row is read once per edge, each array of `[n, ...]` once where it is needed: of
+    attention the input, z, the result, and backward the gradients of all three, z again, and the
+    input again for the gradient of the weights.
+    """
+    number, total, heads = 4, case.heads * case.channels, case.heads
+    sums = number * (case.edges * (case.width + 1) + 2 * case.nodes * case.width)
+    forward = number * (case.edges * (total + heads + 1) + case.nodes * 4 * total)
+    backward = number * (case.edges * (total + 4 * heads + 1) + case.nodes * 8 * total)
+    return {
+        f"{case.sums}, forward": sums,
+        f"{case.sums}, forward + backward": 2 * sums,
+        f"{case.attention}, forward": forward,
+        f"{case.attention}, forward + backward": forward + backward,
+    }
+
+
+def with_share(row: Row, moved: dict[str, int], copied: float) -> Row:
+    """Ours with the speed at which it moved these bytes, over that of a copy."""
+    num_bytes = moved.get(row.operation)
+    if row.implementation != OURS or row.seconds is None or num_bytes is None:
+        return row
+    return dataclasses.replace(row, num_bytes=num_bytes, share=num_bytes / row.seconds / copied)
 
 
 def one_part(edges: Edges, comm: Communicator) -> PartitionedGraph:
