@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures what docs/performance.md tells and draws its figures. Takes an hour on two cores.
-#     jobs/figures.sh [FOLDER]
-# Results go to FOLDER (runs/bench), figures to FOLDER/figures; what is there already is kept.
+#     jobs/figures.sh [FOLDER [NAME...]]
+# Results go to FOLDER (runs/bench), figures to FOLDER/figures; what is there already is kept. NAMEs
+# (a-sage, scale, ...) leave out the other measurements, so that it can be done in parts.
 # PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY what a
 # job may take.
 set -e
@@ -10,12 +11,14 @@ set -e
 source "$HPCGNN_HOME/jobs/launch.sh"
 
 out=${1:-runs/bench}
+only=" ${*:2} "
 mkdir -p "$out"
 
 # measure NAME WHAT OPTIONS...
 measure() {
     local name=$1
     shift
+    [ "$only" = "  " ] || [[ $only == *" $name "* ]] || return 0
     [ -e "$out/$name.json" ] || serial bench "$@" --json "$out/$name.json"
 }
 
@@ -38,9 +41,9 @@ scaled="--nodes 50000 --degree 50 --classes 10 --hidden 256 --lr 0.003"
     epoch b-gat-32 $b --model gat --hidden 128
     epoch b-gat-128 $b --model gat --hidden 512
     epoch c-sage $c --model sage --hidden 256
-    epoch scaled $scaled
+    epoch scaled $scaled --turns 1
     measure scale scale $scaled --ranks 1x1 2x1 4x1 --turns 1 --epochs 15 --work "$out"
     measure ring ring
 }
-python "$HPCGNN_HOME/jobs/figures.py" "$out/figures" "$out"/{a,b,c}-*.json "$out/scaled.json" \
-    "$out/scale.json"
+shopt -s nullglob
+python "$HPCGNN_HOME/jobs/figures.py" "$out/figures" "$out"/{a,b,c}-*.json "$out"/scale{d,}.json

@@ -41,7 +41,7 @@ def test_an_end_that_is_no_number(monkeypatch):
     assert slurm_end_time() is None
 
 
-def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch):
+def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch, capfd):
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -53,6 +53,7 @@ def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch):
         _press_twice(clock)
     finally:
         signal.signal(signal.SIGINT, former)
+    assert capfd.readouterr().err.count("stops after this epoch") == 1
 
 
 def _press_twice(clock):

@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from types import FrameType
 from typing import Any
 
+from hpcgnn.comm.launcher import launched
 from hpcgnn.system import find_program
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -55,8 +57,18 @@ class StopRequest:
                 signal.signal(number, self._former[number])
                 os.kill(os.getpid(), number)
                 return
+            if self._pressed is None and launched()[0] == 0:
+                _answer_at_once()
             self._pressed = self._pressed or now
         self.reason = self.reason or _WORDS.get(number, signal.Signals(number).name)
+
+
+def _answer_at_once() -> None:
+    """An epoch may take minutes. By the system's call: a signal comes amid any other print."""
+    with suppress(OSError):
+        os.write(
+            2, b"\nhpcgnn: Ctrl-C: stops after this epoch, with a checkpoint; once more: now\n"
+        )
 
 
 class TimeLimit:

@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.storage.generate import output
 from hpcgnn.storage.generate.output import FeatureColumns, split, write_generated
 from hpcgnn.storage.generate.rmat import RMat
@@ -220,3 +220,31 @@ def test_an_error_on_the_last_rank_is_everyones(comm, shared_path, monkeypatch):
         )
     comm.barrier()
     assert list(shared_path.iterdir()) == []
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("when", ["opened", "written", "closed"])
+def test_what_only_the_writer_sees_is_everyones(comm, shared_path, monkeypatch, when):
+    """A folder that is missing on rank 0, a full disk: nobody waits for what will not come."""
+    monkeypatch.setattr(output, "_SLAB_VALUES", 20)
+    folder = shared_path if when != "opened" else shared_path / "missing" / str(comm.rank)
+    if comm.rank == 0 and when != "opened":
+
+        def fails(*given):
+            raise OutputError("no space left")
+
+        name = {"written": "append_features", "closed": "_finish"}[when]
+        monkeypatch.setattr(output.GraphWriter, name, fails)
+    with pytest.raises(OutputError, match=r"no space|missing"):
+        write_generated(
+            folder / "g.h5",
+            comm,
+            RMat(100, 5, 2, 0, slab_edges=20),
+            num_features=1,
+            seed=0,
+            noise=1.0,
+            shares=(1, 1, 1),
+            compress=False,
+            config={},
+        )
+    comm.barrier()

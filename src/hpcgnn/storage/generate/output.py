@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,25 +117,26 @@ def write_generated(
             made.append(columns.features(index, labels))
         return made
 
-    if comm.rank != 0:
-        for _ in _in_order(comm, graph.num_slabs, edges):
-            pass
-        for _ in _in_order(comm, columns.num_slabs, nodes):
-            pass
-        return
-    with GraphWriter(
-        path,
-        num_nodes=graph.num_nodes,
-        num_classes=graph.num_classes,
-        compress=compress,
-        config=config,
-    ) as writer:
-        with display.stage("make the edges", graph.num_nodes, "nodes") as stage:
-            for counts, indices in _in_order(comm, graph.num_slabs, edges):
-                writer.append_rows(counts, indices)
-                stage.advance(len(counts))
-        with display.stage("make the features", graph.num_nodes, "nodes") as stage:
-            for made in _in_order(comm, columns.num_slabs, nodes):
+    with ExitStack() as stack:
+        writer: GraphWriter | None = None
+        with agreed(comm, "generate"):
+            if comm.rank == 0:
+                writer = GraphWriter(
+                    path,
+                    num_nodes=graph.num_nodes,
+                    num_classes=graph.num_classes,
+                    compress=compress,
+                    config=config,
+                )
+                stack.enter_context(writer)
+
+        def write_edges(made: list[np.ndarray]) -> None:
+            if writer is not None:
+                writer.append_rows(*made)
+                stage.advance(len(made[0]))
+
+        def write_nodes(made: list[np.ndarray]) -> None:
+            if writer is not None:
                 stage.advance(len(made[0]))
                 writer.append_split(made.pop(0))
                 if graph.num_classes:
@@ -142,26 +144,45 @@ def write_generated(
                 if num_features:
                     writer.append_features(made.pop(0))
 
+        with display.stage("make the edges", graph.num_nodes, "nodes") as stage:
+            _in_order(comm, graph.num_slabs, edges, write_edges)
+        with display.stage("make the features", graph.num_nodes, "nodes") as stage:
+            _in_order(comm, columns.num_slabs, nodes, write_nodes)
+        with agreed(comm, "generate"):
+            stack.close()
+
 
 def _in_order(
-    comm: Communicator, total: int, make: Callable[[int], list[np.ndarray]]
-) -> Iterator[list[np.ndarray]]:
-    """What `make(0)`, `make(1)`, ... give, made by all ranks; yields on rank 0 only.
+    comm: Communicator,
+    total: int,
+    make: Callable[[int], list[np.ndarray]],
+    take: Callable[[list[np.ndarray]], None],
+) -> None:
+    """Hand what `make(0)`, `make(1)`, ... give, made by all ranks, to rank 0's `take`.
 
-    All ranks must exhaust it. An error on one rank is raised on all.
+    An error on one rank is raised on all.
     """
+    failure: Exception | None = None
     for base in range(0, total, comm.size):
         made: list[np.ndarray] = []
         with agreed(comm, "generate"):
+            if failure is not None:
+                raise failure
             if base + comm.rank < total:
                 made = make(base + comm.rank)
         if comm.rank == 0:
-            yield made
-            del made
-            for peer in range(1, min(comm.size, total - base)):
-                yield _receive(comm, peer)
-        elif base + comm.rank < total:
+            for peer in range(min(comm.size, total - base)):
+                made = _receive(comm, peer) if peer else made
+                try:
+                    if failure is None:
+                        take(made)
+                except Exception as error:  # the others hear of it before the next slabs
+                    failure = error
+        elif made:
             _send(comm, made)
+    with agreed(comm, "generate"):
+        if failure is not None:
+            raise failure
 
 
 def _send(comm: Communicator, arrays: list[np.ndarray]) -> None:
