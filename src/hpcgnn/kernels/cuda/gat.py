@@ -267,8 +267,9 @@ def gat_backward(
 def _scalars(destinations: Destinations) -> tuple[Tensor, ...]:
     """t, lse and d where a row of one lies beside those of the others, as in a message."""
     given = destinations.t, destinations.lse, destinations.d
-    places = {(x.untyped_storage().data_ptr(), x.stride(0)) for x in given}
-    if len(places) == 1 or len(destinations.t) == 0:
+    begins, strides = [x.data_ptr() for x in given], {x.stride(0) * x.itemsize for x in given}
+    in_one_row = len(strides) == 1 and max(begins) - min(begins) < strides.pop()
+    if in_one_row or len(destinations.t) == 0:
         return given
     return destinations.derived(_SideBySide()).split(destinations.t.shape[1], dim=1)
 
