@@ -39,9 +39,9 @@ class ReluDropout:
     def gradient(self, y_NF: Tensor, g_NF: Tensor) -> Tensor:
         """Of x, from that of y: a new `[n, F]`."""
         seed, epoch, layer = self.key
-        grad_NF = torch.empty_like(y_NF)
+        grad_NF = torch.empty_like(y_NF, memory_format=torch.contiguous_format)
         kernels.dropout_nodes_backward(
-            g_NF.contiguous(),
+            g_NF if g_NF.stride(-1) == 1 else g_NF.contiguous(),
             grad_NF,
             self.ids,
             p=self.p,
