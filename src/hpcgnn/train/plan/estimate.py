@@ -64,7 +64,7 @@ BACKWARD = {
     "appnp": 1.5,
     "dagnn": 1.5,
 }  # times H; others 2.5
-APART = 1.0  # of gat, where the gradients of one head come after those of the other
+APART = 0.75  # of gat, where the gradients of one head come after those of the other
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 5  # times the outputs, where heads are computed one after the other
