@@ -90,6 +90,30 @@ def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("edge_width", [0, 2])
+def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monkeypatch):
+    """As those of all heads at once, to rounding; large arrays are of one head then."""
+    graph = distribute(random_graph(300, 900, width=6, edge_width=edge_width), comm)
+    torch.manual_seed(0)
+    layer = nn.GATConv(6, 8, 3, dropout=0.2, edge_dim=edge_width or None, layer=1)
+    dropout, found = nn.Dropout(0.3, layer=2, relu=True), []
+    for large in (1 << 60, 0):
+        monkeypatch.setattr(gat, "_LARGE", large)
+        monkeypatch.setattr(gat, "_WIDE", 1)
+        layer.zero_grad()
+        x = graph.features.clone().requires_grad_()
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            y = layer(graph, x, then=dropout.rectifier(graph))
+        graph.execution.newest = None
+        (y * torch.linspace(-1, 2, 24)).square().sum().backward()
+        found.append([x.grad, *(comm.allreduce(w.grad) for w in layer.parameters())])
+    assert gat.head_groups(graph, 3, 8) == [range(1), range(1, 2), range(2, 3)]
+    limit = 1e-5 if precision is None else 1e-2
+    for whole, apart in zip(*found, strict=True):
+        assert float((whole - apart).norm()) <= limit * float(whole.norm()) + 1e-6
+
+
 def test_a_stack_keeps_one_array_of_a_hidden_gat_layer(comm):
     """What the next layer reads, and not what the ReLU read."""
     graph = distribute(random_graph(60, 300, width=6), comm)

@@ -64,7 +64,8 @@ def fold(op: str) -> np.ufunc:
     return _FOLDS[op]
 
 
-def _fold_rows(rows_PN: np.ndarray, op: str) -> np.ndarray:
+def fold_rows(rows_PN: np.ndarray, op: str) -> np.ndarray:
+    """Rows reduced in their order; sums of floats in float64, rounded once."""
     narrow = op == "sum" and rows_PN.dtype.kind == "f" and rows_PN.dtype.itemsize < 8
     total = rows_PN[0].astype(np.float64) if narrow else rows_PN[0].copy()
     for row in rows_PN[1:]:
@@ -83,7 +84,7 @@ def allreduce_array(
     if values_N.nbytes <= SMALL_ARRAY or values_N.nbytes * size <= SMALL_TOTAL:
         rows_PN = np.empty((size, values_N.size), values_N.dtype)
         wait(mpi.Iallgather(values_N.view(np.uint8), rows_PN.view(np.uint8)))
-        return _fold_rows(rows_PN, op)
+        return fold_rows(rows_PN, op)
     out_N = np.empty_like(values_N)
     step = max(size, SEGMENT // values_N.itemsize)
     for begin in range(0, values_N.size, step):
@@ -101,7 +102,7 @@ def _reduce_by_shares(
     padded[: values_N.size] = values_N
     rows_PS = np.empty((size, share), values_N.dtype)
     wait(mpi.Ialltoall(padded.view(np.uint8), rows_PS.view(np.uint8)))
-    total_S = _fold_rows(rows_PS, op)
+    total_S = fold_rows(rows_PS, op)
     wait(mpi.Iallgather(total_S.view(np.uint8), padded.view(np.uint8)))
     return padded[: values_N.size]
 

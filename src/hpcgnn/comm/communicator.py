@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm import collectives
+from hpcgnn.comm.background import BackgroundSums
 from hpcgnn.comm.collectives import as_array, as_bytes, is_tensor
 from hpcgnn.comm.liveness import watchdog
 from hpcgnn.comm.liveness.blocking_call import BlockingCall, default_signals
@@ -55,6 +56,8 @@ class Communicator:
         self.compared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchdog: Watchdog | None = None
         self._strict = False
+        self._background: BackgroundSums | None = None
+        self._left: list[BackgroundSums] = []
         limit, problem = DEFAULT_SECONDS, None
         try:
             limit = from_environment() if timeout is None else timeout
@@ -144,6 +147,20 @@ class Communicator:
     def _wait(self, request: MPI.Request, where: str) -> None:
         with self.unfinished.waiting(where, request):
             self._waiter.any([request], where)
+
+    def background(self) -> BackgroundSums:
+        """What adds up beside other messages; made by the first call, which is collective."""
+        if self._background is None:
+            mpi, request = self.mpi.Idup()
+            self._waiter.any([request], "start of sums")
+            self._background = BackgroundSums(mpi, self._waiter)
+        return self._background
+
+    def leave_background(self) -> None:
+        """After an error that all ranks have seen: the next sums are begun anew, apart."""
+        if self._background is not None:
+            self._left.append(self._background)  # MPI may still write into its arrays
+            self._background = None
 
     # Who is where
 
@@ -343,6 +360,8 @@ class Communicator:
         self.barrier("close")
         self._heartbeat.stop()
         self.unfinished.close()
+        if self._background is not None:
+            self._background.mpi.Free()
         self.mpi.Free()
 
 

@@ -12,6 +12,7 @@ In mode `sar` z is computed again in backward, but of the newest layer: `Executi
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.attention import (
     AttentionSettings,
-    bias_gradient,
     edge_dropout,
     exchange_halo_ids,
     local_blocks,
@@ -47,6 +47,9 @@ from hpcgnn.sar.products import (
 )
 from hpcgnn.sar.rectifier import ReluDropout
 from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
+
+_LARGE = 1 << 26  # bytes of an array of all heads on one rank
+_WIDE = 32  # channels of a head
 
 
 def attention(
@@ -158,53 +161,131 @@ class _Attention(torch.autograd.Function):
         ) = ctx.saved_tensors
         held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
         x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
-        if z_NK is None:
-            z_NK = ctx.newest()
-        if z_NK is None:
-            z_NK = product(x, weight_KF, ctx.product_dtype)
-        g_NK, heads = grads[0].contiguous(), s_NH.shape[1]
-        if ctx.then is None:
-            d_NH = head_products(g_NK, out_NK, heads, bias_K)
-        else:
-            g_NK = ctx.then.gradient(out_NK, g_NK)
-            d_NH = _products_before(ctx.then, g_NK, out_NK, heads, bias_K)
-        run = BackwardPass(
-            ctx.graph,
-            ctx.settings,
-            ctx.product_dtype,
-            ctx.epoch,
-            g_NK,
-            d_NH,
-            z_NK,
-            s_NH,
-            t_NH,
-            lse_NH,
-            edge_HD,
+        z_NK = ctx.newest() if z_NK is None else z_NK
+        found = Gradients(
+            x, weight_KF, source_HC, target_HC, edge_HD, bias_K, with_x=ctx.needs_input_grad[0]
         )
-        del z_NK
-        if ctx.keeps:
-            run.at_destinations(kept)
-        else:
-            run.at_sources()
-        grad_z, grad_source, grad_target = run.finished(source_HC, target_HC)
-        grad_x = None
-        if dense is not None and ctx.needs_input_grad[0]:
-            grad_x = product(grad_z, weight_KF.t(), ctx.product_dtype).to(dense.dtype)
-        grad_weight = weight_gradient(x, grad_z, ctx.product_dtype)
-        grad_bias, grad_edge = bias_gradient(g_NK, bias_K), run.grad_edge_HD
+        groups = [range(s_NH.shape[1])]
+        if z_NK is None and not ctx.keeps:
+            groups = head_groups(ctx.graph, *source_HC.shape)
+        grad_NK = grads[0].contiguous()
+        for heads in groups:
+            part, columns = slice(heads.start, heads.stop), found.columns(heads)
+            g_NK, bias = grad_NK[:, columns], None if bias_K is None else bias_K[columns]
+            if ctx.then is None:
+                d_NH = head_products(g_NK, out_NK[:, columns], len(heads), bias)
+            else:
+                g_NK = ctx.then.gradient(out_NK[:, columns], g_NK)
+                d_NH = _products_before(ctx.then, g_NK, out_NK[:, columns], len(heads), bias)
+            if z_NK is None:
+                z_NK = product(x, weight_KF[columns], ctx.product_dtype)
+            first = ctx.settings.first_head + heads.start
+            run = BackwardPass(
+                ctx.graph,
+                replace(ctx.settings, heads=len(heads), first_head=first),
+                ctx.product_dtype,
+                ctx.epoch,
+                g_NK,
+                d_NH,
+                z_NK,
+                s_NH[:, part],
+                t_NH[:, part],
+                lse_NH[:, part],
+                None if edge_HD is None else edge_HD[part],
+            )
+            z_NK = None
+            if ctx.keeps:
+                run.at_destinations(kept)
+            else:
+                run.at_sources()
+            found.add_bias(heads, g_NK)
+            del g_NK
+            found.add(heads, run, ctx.product_dtype)
+            del run
         return (
-            grad_x,
-            grad_weight,
-            grad_source,
-            grad_target,
-            grad_edge,
-            grad_bias,
+            found.x,
+            found.weight,
+            found.source,
+            found.target,
+            found.edge,
+            found.bias,
             None,
             None,
             None,
             None,
             None,
         )
+
+
+class Gradients:
+    """Gradients of a layer, to which groups of heads add theirs."""
+
+    def __init__(
+        self,
+        x: NodeFeatures,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+        bias_K: Tensor | None,
+        *,
+        with_x: bool,
+    ) -> None:
+        self.inputs, self.weight_KF = x, weight_KF
+        self.vectors, self.channels = (source_HC, target_HC), source_HC.shape[1]
+        self.weight = torch.empty_like(weight_KF)
+        self.source, self.target = torch.empty_like(source_HC), torch.empty_like(target_HC)
+        self.edge = None if edge_HD is None else torch.empty_like(edge_HD)
+        self.bias = None if bias_K is None else torch.empty_like(bias_K)
+        self.x: Tensor | None = None
+        self.with_x = with_x and isinstance(x, Tensor)
+
+    def columns(self, heads: range) -> slice:
+        """Theirs among those of all."""
+        return slice(heads.start * self.channels, heads.stop * self.channels)
+
+    def add_bias(self, heads: range, g_NK: Tensor) -> None:
+        if self.bias is not None:
+            columns = self.columns(heads)
+            self.bias[columns] = g_NK.sum(dim=0, dtype=self.bias.dtype)
+
+    def add(self, heads: range, run: BackwardPass, dtype: torch.dtype | None) -> None:
+        """What a pass over the edges found for these heads; `dtype` of products."""
+        part, columns = slice(heads.start, heads.stop), self.columns(heads)
+        source_HC, target_HC = (vector_HC[part] for vector_HC in self.vectors)
+        grad_z, self.source[part], self.target[part] = run.finished(source_HC, target_HC)
+        if self.edge is not None and run.grad_edge_HD is not None:
+            self.edge[part] = run.grad_edge_HD
+        self.weight[columns] = weight_gradient(self.inputs, grad_z, dtype)
+        if not self.with_x or not isinstance(self.inputs, Tensor):
+            return
+        weight = self.weight_KF[columns]
+        if self.x is None:
+            self.x = product(grad_z, weight.t(), dtype).to(self.inputs.dtype)
+        elif dtype is None and self.x.dtype == grad_z.dtype:
+            self.x.addmm_(grad_z, weight)
+        else:
+            self.x += product(grad_z, weight.t(), dtype)
+
+
+def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[range]:
+    """Heads whose gradients are computed together: all, or one after the other.
+
+    By numbers that all ranks know, since they exchange rows for each group.
+    """
+    apart = graph.node_ids.device.type == "cpu" and heads_apart(
+        graph.num_nodes / graph.comm.size, heads, channels
+    )
+    return [range(head, head + 1) for head in range(heads)] if apart else [range(heads)]
+
+
+def heads_apart(nodes: float, heads: int, channels: int) -> bool:
+    """Whether arrays of all heads are so large that z, g and grad z of one at a time spare much.
+
+    Args:
+        nodes: of a rank, on average.
+    """
+    return 4 * nodes * heads * channels >= _LARGE and channels >= _WIDE
 
 
 def _products_before(
@@ -328,8 +409,8 @@ class BackwardPass:
         return next(iter(self._edge.result()), None)
 
     def finished(self, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of z, scores included, and of the vectors that score it; drops z."""
-        grad_z_NK = self.grad_z_NK
+        """Gradients of z, scores included, and of the vectors that score it; drops z and g."""
+        grad_z_NK, self.g_NK = self.grad_z_NK, self.g_NK.new_empty(0)
         z_NK = self.z_NK.to(grad_z_NK.dtype)
         grad_source, grad_target = _diagonal_blocks(z_NK, self.grad_scores_NH)
         self.z_NK = self.z_NK.new_empty(0)

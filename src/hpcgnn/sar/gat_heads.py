@@ -22,7 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.gat import BackwardPass, ForwardPass
+from hpcgnn.sar.gat import BackwardPass, ForwardPass, Gradients
 from hpcgnn.sar.products import (
     head_products,
     head_scores,
@@ -30,7 +30,6 @@ from hpcgnn.sar.products import (
     product_type,
     refill,
     shell,
-    weight_gradient,
 )
 
 
@@ -114,11 +113,13 @@ class _AveragedAttention(torch.autograd.Function):
             target_HC,
             edge_HD,
         )
-        found = _Gradients(layer, with_x=dense is not None and ctx.needs_input_grad[0])
+        found = Gradients(
+            x, weight_KF, source_HC, target_HC, edge_HD, None, with_x=ctx.needs_input_grad[0]
+        )
         g_NC = grads[0] / ctx.settings.heads
         with torch.autocast(ctx.graph.node_ids.device.type, enabled=False):
             for head in range(ctx.settings.heads):
-                found.add(head, g_NC)
+                found.add(range(head, head + 1), layer.backward(head, g_NC), ctx.product_dtype)
         return (
             found.x,
             found.weight,
@@ -171,49 +172,25 @@ class _Layer:
         run.go(self.epoch)
         return run, *normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, None)
 
-
-class _Gradients:
-    """Gradients of a layer, to which each head adds its own."""
-
-    def __init__(self, layer: _Layer, *, with_x: bool) -> None:
-        self.layer = layer
-        weight_HCF, sums = layer.weight_HCF, layer.source_HC
-        self.weight = torch.empty_like(weight_HCF).view(-1, weight_HCF.shape[2])
-        self.source, self.target = torch.empty_like(sums), torch.empty_like(layer.target_HC)
-        self.edge = None if layer.edge_HD is None else torch.empty_like(layer.edge_HD)
-        self.x = torch.zeros_like(layer.x) if with_x and isinstance(layer.x, Tensor) else None
-
-    def add(self, head: int, g_NC: Tensor) -> None:
-        """Those of one head; `g_NC` is the gradient of its output."""
-        layer, channels = self.layer, g_NC.shape[1]
-        forward, out_NC, lse_N1 = layer.forward(head)
+    def backward(self, head: int, g_NC: Tensor) -> BackwardPass:
+        """The pass of one head; `g_NC` is the gradient of its output."""
+        forward, out_NC, lse_N1 = self.forward(head)
         d_N1 = head_products(g_NC, out_NC.to(g_NC.dtype), 1)
         z_NC, s_N1, t_N1 = forward.z_NK, forward.s_NH, forward.t_NH
         del forward, out_NC
         run = BackwardPass(
-            layer.graph,
-            layer.one(head),
-            layer.product_dtype,
-            layer.epoch,
+            self.graph,
+            self.one(head),
+            self.product_dtype,
+            self.epoch,
             g_NC,
             d_N1,
             z_NC,
             s_N1,
             t_N1,
             lse_N1,
-            layer.edge(head),
+            self.edge(head),
         )
         del z_NC
         run.at_sources()
-        grad_z_NC, grad_source, grad_target = run.finished(*layer.vectors(head))
-        self.source[head], self.target[head] = grad_source[0], grad_target[0]
-        if self.edge is not None and run.grad_edge_HD is not None:
-            self.edge[head] = run.grad_edge_HD[0]
-        rows = slice(head * channels, (head + 1) * channels)
-        self.weight[rows] = weight_gradient(layer.x, grad_z_NC, layer.product_dtype)
-        if self.x is None:
-            return
-        if layer.product_dtype is None and self.x.dtype == grad_z_NC.dtype:
-            self.x.addmm_(grad_z_NC, layer.weight_HCF[head])
-        else:
-            self.x += product(grad_z_NC, layer.weight_HCF[head].t(), layer.product_dtype)
+        return run

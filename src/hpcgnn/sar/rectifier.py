@@ -51,8 +51,8 @@ class ReluDropout:
 
     def _gradient(self, g_NF: Tensor, **known: Tensor) -> Tensor:
         seed, epoch, layer = self.key
-        g_NF = g_NF.contiguous()
-        grad_NF = torch.empty_like(g_NF)
+        g_NF = g_NF if g_NF.stride(-1) == 1 else g_NF.contiguous()
+        grad_NF = torch.empty_like(g_NF, memory_format=torch.contiguous_format)
         kernels.dropout_nodes_backward(
             g_NF, grad_NF, self.ids, p=self.p, seed=seed, epoch=epoch, layer=layer, **known
         )

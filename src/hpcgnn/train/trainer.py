@@ -20,7 +20,7 @@ from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
-from hpcgnn.nn.gradients import add_up
+from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.system import now
 from hpcgnn.tasks.task import SPLITS, Task, as_task
@@ -144,6 +144,7 @@ class Trainer:
         self.learned.check(self.comm)
         self.parameters = self.learned.parameters()
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
+        self.sums = GradientSums(self.parameters, self.comm)
         self.call = self._made_call()
         self.optimizer = made_optimizer(optimizer, self.learned, config, self.comm)
         by_settings = optimizer is None or isinstance(optimizer, str)
@@ -290,7 +291,8 @@ class Trainer:
             elif self.losses is not None:
                 total = self._several(self.losses, epoch, watch)
             else:
-                total = self._pass(epoch, watch)
+                with self.sums.overlapping():
+                    total = self._pass(epoch, watch)
         with watch.phase("backward"):
             if epoch == self.start + 1 and not isinstance(self.model, Model):
                 self.learned.note_unused(self.comm)
@@ -363,8 +365,8 @@ class Trainer:
         return total
 
     def _sum_gradients(self, epoch: int) -> None:
-        """Add up the gradients of replicated parameters over the ranks: one message."""
-        if not add_up(self.parameters, self.comm):
+        """Add up the gradients of replicated parameters over the ranks."""
+        if not self.sums.finish():
             place = first_gradient(self.graph, self.learned.named_parameters())
             self._not_finite("a gradient is not finite", epoch, place)
 

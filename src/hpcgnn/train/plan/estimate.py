@@ -30,6 +30,7 @@ from itertools import pairwise
 
 from hpcgnn.graph.features import SLAB_BYTES
 from hpcgnn.models.segments import segments
+from hpcgnn.sar.gat import heads_apart
 from hpcgnn.sar.gat_heads import one_at_a_time
 from hpcgnn.settings import parse_size
 from hpcgnn.train.config import Config
@@ -63,6 +64,7 @@ BACKWARD = {
     "appnp": 1.5,
     "dagnn": 1.5,
 }  # times H; others 2.5
+APART = 0.75  # of gat, where the gradients of one head come after those of the other
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 5  # times the outputs, where heads are computed one after the other
@@ -280,7 +282,8 @@ def _backward(shape: Shape, config: Config) -> int:
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
     found = shares(config, shape.degree, shape.labelled)
     own = found[-2].read if model.head == "conv" and len(found) > 1 else found[-1].read
-    numbers = own * BACKWARD.get(model.kind, 2.5) * hidden + 2 * found[-1].written * shape.outputs
+    times = APART if _heads_apart(shape, config) else BACKWARD.get(model.kind, 2.5)
+    numbers = own * times * hidden + 2 * found[-1].written * shape.outputs
     if model.head == "conv":
         inputs = layers(shape, config)[model.layers - 1].inputs
         last = LAST.get(model.kind, 0) * heads * shape.outputs
@@ -342,6 +345,14 @@ def smallest_ranks(
             return ranks
         ranks += max(1, ranks // 64)
     return None
+
+
+def _heads_apart(shape: Shape, config: Config) -> bool:
+    """Whether hidden layers of gat compute the gradients of one head after the other."""
+    model = config.model
+    nodes = shape.nodes if shape.whole_nodes is None else shape.whole_nodes / shape.ranks
+    fits = model.kind == "gat" and config.streaming.mode == "sar" and config.device.kind != "cuda"
+    return fits and heads_apart(nodes, model.heads, model.hidden // model.heads)
 
 
 def _alone(config: Config, heads: int, wide: int, inputs: int) -> bool:

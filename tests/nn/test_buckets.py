@@ -1,0 +1,101 @@
+"""Gradients added up while backward goes on, beside one message after it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from hpcgnn.nn.buckets import GradientSums
+from hpcgnn.nn.gradients import add_up
+from hpcgnn.nn.linear import Embedding
+from tests.graphs import distribute, random_graph
+
+pytestmark = pytest.mark.mpi
+WIDE = 300  # a layer of so many is more than a bucket
+
+
+class Deep(torch.nn.Module):
+    """Layers of a bucket and less; one read on rank 0 alone, one nowhere; rows of each rank."""
+
+    def __init__(self, graph) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.rows = Embedding(graph, WIDE, 0)
+        self.unused = torch.nn.Linear(3, 3)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(WIDE, WIDE) for _ in range(3))
+        self.precise = torch.nn.Parameter(torch.ones(WIDE, dtype=torch.float64))
+        self.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.sometimes = torch.nn.Linear(WIDE, WIDE)
+
+    def forward(self, graph, rank):
+        x = self.rows(graph)
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * self.fixed
+        x = self.sometimes(x) if rank == 0 else x
+        return (x * self.precise).square().sum() / 100
+
+
+@pytest.fixture
+def graph(comm):
+    return distribute(random_graph(40, 100), comm)
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_the_same_bits_as_in_one_message(comm, graph):
+    model = Deep(graph)
+    other = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    sums, begun = GradientSums(parameters, comm), []
+    if comm.size > 1:
+        running = comm.background()._begun
+        model.layers[0].weight.register_hook(lambda grad: begun.append(len(running)))
+    for _ in range(2):
+        for one in (model, other):
+            one.zero_grad()
+        with sums.overlapping():
+            model(graph, comm.rank).backward()
+        assert sums.finish()
+        other(graph, comm.rank).backward()
+        assert add_up(list(other.parameters()), comm)
+        assert all(map(torch.equal, gradients(model), gradients(other)))
+    # Rank 0 has sent three layers before the first one is reached; others lack one and wait.
+    assert comm.size == 1 or begun == ([3, 3] if comm.rank == 0 else [0, 0])
+
+
+@pytest.mark.parametrize("name", ["layers.1.weight", "rows.weight"])
+def test_not_finite_on_one_rank_is_seen_by_all(comm, graph, name):
+    model = Deep(graph)
+    sums, last = GradientSums(list(model.parameters()), comm), comm.size - 1
+    if comm.rank == last:
+        model.get_parameter(name).register_hook(lambda grad: grad * torch.inf)
+    with sums.overlapping():
+        model(graph, comm.rank).backward()
+    own = [grad.clone() for grad in gradients(model)]
+    wrong = comm.allreduce(int(not all(grad.isfinite().all() for grad in own)), "max")
+    assert wrong or name == "rows.weight"
+    assert sums.finish() != bool(wrong)
+    if wrong:
+        kept = [p.grad for p in model.parameters() if p.grad is not None and p.grad.any()]
+        assert all(
+            any(torch.equal(grad, one) for one in own) for grad in kept if grad.isfinite().all()
+        )
+
+
+def test_two_passes_and_errors_fall_back_to_one_message(comm, graph):
+    model, wanted = Deep(graph), Deep(graph)
+    sums = GradientSums(list(model.parameters()), comm)
+    with pytest.raises(ValueError, match="stop"), sums.overlapping():
+        model(graph, comm.rank).backward()
+        raise ValueError("stop")
+    model.zero_grad()
+    with sums.overlapping():
+        for _ in range(2):
+            model(graph, comm.rank).backward()
+            wanted(graph, comm.rank).backward()
+    assert sums.finish() and add_up(list(wanted.parameters()), comm)
+    assert all(map(torch.equal, gradients(model), gradients(wanted)))
