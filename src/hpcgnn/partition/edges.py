@@ -56,10 +56,16 @@ class SlabEdges:
             least: windows at least.
             most: rows and edges of a window; a row with more stands alone.
         """
-        places = self.indptr + np.arange(len(self.indptr))
-        count = comm.allreduce(max(least, -(-int(places[-1]) // most)), op="max")
-        bounds = np.searchsorted(places, places[-1] * np.arange(count + 1) // count)
-        bounds[-1] = self.hi - self.lo
+        last = self.hi - self.lo
+        whole = self.count + last
+        count = comm.allreduce(max(least, -(-whole // most)), op="max")
+        wanted = whole * np.arange(count + 1) // count
+        bounds, high = np.zeros(count + 1, np.int64), np.full(count + 1, last)
+        while (bounds < high).any():  # the first row with so many rows and edges before it
+            middle = (bounds + high) // 2
+            below = self.indptr[middle] + middle < wanted
+            bounds, high = np.where(below, middle + 1, bounds), np.where(below, high, middle)
+        bounds[-1] = last
         for k in range(count):
             yield self.window(self.lo + int(bounds[k]), self.lo + int(bounds[k + 1]))
 

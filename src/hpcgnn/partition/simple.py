@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, tally
 from hpcgnn.storage.checks import mix64
 
 _ROUNDS = 4
+_PIECE = 1 << 18  # rows
 PASSES = 10
 _WINDOWS = 64  # at least, in a pass: rows of one window don't see each other move
 _LOOSE, _STRICT = 1.25, 3  # limit of the first passes, and how many passes have the asked one
@@ -26,13 +28,26 @@ def random_parts(ids: Array, num_nodes: int, num_parts: int, seed: int = 0) -> A
     for any node: the permutation is computed, not stored (a Feistel network on just enough bits,
     applied again while it leads out of the range).
     """
+    ids, out = np.asarray(ids), np.empty(len(ids), np.int32)
+    for low, high in _pieces(len(ids)):
+        out[low:high] = _random(ids[low:high], num_nodes, num_parts, seed)
+    return out
+
+
+def _random(ids: Array, num_nodes: int, num_parts: int, seed: int) -> Array:
     half = max((num_nodes - 1).bit_length() + 1, 2) // 2
-    place = np.asarray(ids).astype(np.uint64)
+    place = ids.astype(np.uint64)
     outside = np.ones(len(place), bool)
     while outside.any():
         place[outside] = _feistel(place[outside], half, seed)
         outside = place >= num_nodes
     return _cut(place.astype(np.int64), num_nodes, num_parts)
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, so that what is computed of each row of a slab takes little memory."""
+    for low in range(0, count, _PIECE):
+        yield low, min(low + _PIECE, count)
 
 
 def _feistel(values: Array, half: int, seed: int) -> Array:
@@ -85,13 +100,9 @@ class _Stream:
         """From runs of consecutive rows or at random, whichever cuts fewer edges. Collective."""
         edges = problem.edges
         slabs = Slabs(comm, edges.lo, edges.hi, problem.num_nodes)
-        ids = np.arange(edges.lo, edges.hi)
         starts = [
             cls(comm, problem, slabs, owner, np.empty(0))
-            for owner in (
-                _runs(comm, problem),
-                random_parts(ids, problem.num_nodes, problem.num_parts, problem.options.seed),
-            )
+            for owner in (_runs(comm, problem), _scattered(problem))
         ]
         best = starts[int(np.argmin([start._cut() for start in starts]))]
         best.load = comm.allreduce(best._weigh(best.owner, problem.cost))
@@ -110,8 +121,10 @@ class _Stream:
         return self.slabs.lookup(table, self.owner)[place]
 
     def _weigh(self, part: Array, cost: Array) -> Array:
-        counted = np.bincount(part, weights=cost, minlength=self.problem.num_parts)
-        return counted.astype(np.float64)  # bincount of nothing counts in integers
+        counted = np.zeros(self.problem.num_parts)
+        for low, high in _pieces(len(part)):
+            counted += np.bincount(part[low:high], cost[low:high], len(counted))
+        return counted
 
     def restream(self, imbalance: float) -> int:
         """One pass; returns how many rows of all ranks moved. Collective."""
@@ -158,10 +171,24 @@ class _Stream:
         return row[taken], part[taken]
 
 
+def _scattered(problem: Problem) -> Array:
+    """`random_parts` of the slab's rows."""
+    first, options = problem.edges.lo, problem.options
+    out = np.empty(problem.edges.hi - first, np.int32)
+    for low, high in _pieces(len(out)):
+        ids = np.arange(first + low, first + high)
+        out[low:high] = random_parts(ids, problem.num_nodes, problem.num_parts, options.seed)
+    return out
+
+
 def _runs(comm: Communicator, problem: Problem) -> Array:
     """Consecutive rows in parts of equal cost: int32. Collective."""
-    own = int(problem.cost.sum())
-    costs = comm.allgather(own)
-    middle = sum(costs[: comm.rank]) + np.cumsum(problem.cost) - problem.cost / 2
-    part = middle * problem.num_parts // max(sum(costs), 1)
-    return np.clip(part, 0, problem.num_parts - 1).astype(np.int32)
+    costs = comm.allgather(int(problem.cost.sum()))
+    before, whole = sum(costs[: comm.rank]), max(sum(costs), 1)
+    out = np.empty(len(problem.cost), np.int32)
+    for low, high in _pieces(len(out)):
+        cost = problem.cost[low:high]
+        middle = before + np.cumsum(cost) - cost / 2
+        out[low:high] = np.clip(middle * problem.num_parts // whole, 0, problem.num_parts - 1)
+        before += int(cost.sum())
+    return out

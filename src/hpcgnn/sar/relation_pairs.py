@@ -19,7 +19,7 @@ from hpcgnn import kernels
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 
-SLAB = 8192  # pairs on a CPU, whose cache then holds their rows
+SLAB = 2048  # pairs on a CPU: caches hold their rows, and the allocator keeps their arrays
 SLAB_ON_GPU = 1 << 18
 
 
