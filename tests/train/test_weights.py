@@ -195,6 +195,41 @@ def test_averages_are_exported_also_of_embeddings(comm, shared_path):
         assert not value.numel() or not torch.equal(raw.state_dict()[name], value), name
 
 
+class Tied(torch.nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = hpcgnn.nn.SAGEConv(F, F)
+        self.second = hpcgnn.nn.SAGEConv(F, 3)
+        self.before = torch.nn.Linear(F, F)
+        self.after = torch.nn.Linear(F, F)
+        self.after.weight = self.before.weight
+
+    def forward(self, graph, x):
+        return self.second(graph, self.after(self.first(graph, self.before(x)).relu()))
+
+
+@pytest.mark.mpi
+def test_averages_of_tied_weights_are_exported_under_both_names(comm, shared_path):
+    graph = replace(distribute(random_graph(23, 60, width=F), comm), graph_fingerprint="f" * 16)
+    out = shared_path / "w.pt"
+    for epochs in (2, 4):
+        torch.manual_seed(0)
+        run = {"run_dir": shared_path, "lr": 0.1, "ema": 0.5, "resume": epochs > 2}
+        raw = Tied()
+        hpcgnn.Trainer(graph, raw, hpcgnn.tasks.find_task(graph), epochs=epochs, **run).run()
+    if comm.rank == 0:
+        export(shared_path, out)
+        found = read_weights(out)
+        assert torch.equal(found["before.weight"], found["after.weight"])
+        assert not torch.equal(found["after.weight"], raw.after.weight)
+    comm.barrier()
+    averaged = Tied()
+    hpcgnn.predict(graph, shared_path, averaged)
+    assert torch.equal(averaged.after.weight, read_weights(out)["after.weight"])
+
+
 class Trap:
     def __reduce__(self):
         return (print, ("code of the file ran",))

@@ -44,6 +44,16 @@ class Learned:
             for name, value in module.state_dict().items()
         }
 
+    def second_names(self) -> dict[str, str]:
+        """Of parameters that are known by several names, the first by each other one."""
+        first = {id(parameter): name for name, parameter in self.named_parameters()}
+        return {
+            prefix + name: first[id(parameter)]
+            for prefix, module in self.modules.items()
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if first[id(parameter)] != prefix + name
+        }
+
     def sharded_names(self) -> set[str]:
         """Names in `state_dict` of parameters of which each rank has its own rows."""
         return {

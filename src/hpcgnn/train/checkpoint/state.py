@@ -44,7 +44,10 @@ def capture(
     sharded: dict[str, np.ndarray] = {}
     plain: dict[str, Any] = {}
     own_rows = learned.sharded_names()
-    for group, values in (("model", learned.state_dict()), ("average", average or {})):
+    averages = dict(average or {})
+    if averages:  # under every name, as the model's own values are
+        averages |= {second: averages[name] for second, name in learned.second_names().items()}
+    for group, values in (("model", learned.state_dict()), ("average", averages)):
         for name, value in values.items():
             if name in own_rows:
                 sharded[f"{group}.{name}"] = _array(value)
@@ -113,6 +116,8 @@ def restored_average(
     given = _named(checkpoint.arrays, "average/") | _named(sharded, "average.")
     own = dict(learned.named_parameters())
     if given:
+        # Files of before have tied parameters under their first names alone.
+        given = {name: given[name] for name in given.keys() - learned.second_names().keys()}
         _check_names(own.keys(), given.keys(), "the model", path)
     return {
         name: _fitting(array, own[name], f"average {name}", path).to(own[name].device)
