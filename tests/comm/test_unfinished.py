@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from tests.comm.transport.test_transport import TRANSPORTS, Sluggish
 from tests.graphs import distribute, local, random_graph
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
@@ -41,9 +42,12 @@ def whole():
     return random_graph(NODES, 8 * NODES, width=WIDTH)
 
 
-@pytest.fixture
-def graph(comm, whole):
-    return distribute(whole, comm, halo_buffer=4096)
+@pytest.fixture(params=["host", "ipc"])
+def graph(request, comm, whole):
+    found = distribute(whole, comm, halo_buffer=4096)
+    if request.param == "ipc":
+        found.ring.transport = TRANSPORTS["ipc"](Sluggish((2, 1, 5)), comm)
+    return found
 
 
 def check(graph, whole, message_passing):
@@ -96,9 +100,12 @@ def test_one_rank_fails_alone(comm, graph, whole, fails_at):
     check(graph, whole, layer)
 
 
-def test_failing_in_place_of_packing_and_of_taking_a_reply(comm):
+@pytest.mark.parametrize("kind", ["host", "staged", "ipc", "ipc and staged"])
+def test_failing_in_place_of_packing_and_of_taking_a_reply(comm, kind):
     """Whatever the callbacks of an exchange raise, the next exchange gets its own rows."""
     ring, rows = Ring(comm, halo_buffer=4096, prefetch=2), 5
+    if kind != "host":
+        ring.transport = TRANSPORTS[kind](Sluggish((2, 1, 5)), comm)
     peers = [p for p in ring_order(comm.rank, comm.size, +1) for _ in range(7)]
     sources = [p for p in ring_order(comm.rank, comm.size, -1) for _ in range(7)]
 
@@ -193,10 +200,13 @@ def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
         Exchange(Ring(made), [], [], 1, torch.float32)
 
 
-def test_short_messages_for_a_late_rank_wait_at_their_senders(comm):
+@pytest.mark.parametrize("kind", ["host", "ipc"])
+def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
     """While the last rank is late, its memory grows by no more than a few slots' worth."""
     rows, width = 16, 64
     ring = Ring(comm, halo_buffer=4 * rows * width * 4)
+    if kind == "ipc":
+        ring.transport = TRANSPORTS[kind](Sluggish((1,)), comm)
     peers = ring_order(comm.rank, comm.size, +1), ring_order(comm.rank, comm.size, -1)
 
     def exchange(count: int) -> None:

@@ -46,16 +46,27 @@ class FakeRuntime:
         copied: bytes that were copied from other processes.
         opened: how often other processes' memory was opened.
         early: how often memory was given back that another process had open.
+        taken: how often memory of its own was taken.
+        full: nothing is left.
     """
 
     def __init__(self) -> None:
         self._mapped: dict[int, Mapped] = {}
-        self.copied = self.opened = self.early = 0
+        self.copied = self.opened = self.early = self.taken = 0
+        self.full = False
+
+    @property
+    def held(self) -> int:
+        """Pieces of memory that are its own or open."""
+        return len(self._mapped)
 
     def setDevice(self, device: int) -> None:
         assert device == 0
 
     def malloc(self, size: int) -> int:
+        if self.full:
+            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+        self.taken += 1
         descriptor = os.memfd_create("fake GPU memory")
         os.ftruncate(descriptor, size + mmap.PAGESIZE)
         return self._map(descriptor, opened=False)
@@ -119,6 +130,9 @@ class HostMemory(CudaMemory):
 
     def tensor(self, address: int, num_bytes: int) -> Tensor:
         return host_tensor(address, num_bytes)
+
+    def wait(self) -> None:
+        pass
 
     def _stream(self) -> int:
         return 0

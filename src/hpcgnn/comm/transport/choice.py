@@ -135,14 +135,15 @@ def _within_nodes(
     """CUDA IPC, and what is between nodes; or None, and why that is."""
     near = neighbours.of_all(comm)
     alone = len(set(near)) == comm.size
-    problem = "no two ranks share a node"
-    if not alone or (comm.size == 1 and wanted == "ipc"):
-        problem = neighbours.why_not(comm, _memory(copier.device), near[comm.rank])
+    if alone and (comm.size > 1 or wanted == "auto"):
+        memory, problem = None, "no two ranks share a node"
+    else:
+        memory = _memory(copier.device)
+        problem = neighbours.why_not(comm, memory, near[comm.rank])
     if problem and wanted == "ipc":
         raise InputError(f"--transport ipc can't be had: {problem}")
-    if problem:
+    if problem or memory is None:
         return None, "" if alone else f"; no CUDA IPC: {problem}"
-    memory = CudaMemory(copier.device)
     if len(near[comm.rank]) == comm.size:
         return IpcTransport(copier, memory, near[comm.rank]), "proved by reading"
     between, reason = _between_nodes(comm, copier, "auto")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from hpcgnn.comm.transport import shared
 from hpcgnn.comm.transport.host import Slot, Transport
 from hpcgnn.comm.transport.shared import CudaMemory, Exports, Imports, Whereabouts
 from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier
@@ -83,7 +82,7 @@ class IpcTransport:
         self._neighbours, self._between = neighbours, between
         self._exports, self._imports = Exports(memory), Imports(memory)
         self._owed: deque[tuple[Any, int, int]] = deque()  # copy, rank, tag: oldest first
-        weakref.finalize(self, shared.close, self._imports, self._exports).atexit = False
+        weakref.finalize(self, _close, self._imports, self._exports).atexit = False
 
     @property
     def reserved(self) -> int:
@@ -202,6 +201,11 @@ class IpcTransport:
         if self._between is None or slot.far is None:
             raise RuntimeError("a rank of another node, and no transport between nodes")
         return self._between, slot.far
+
+
+def _close(imports: Imports, exports: Exports) -> None:
+    imports.close()
+    exports.close()
 
 
 def _outgoing(slot: Slot) -> _Outgoing:

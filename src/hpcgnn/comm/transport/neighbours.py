@@ -66,7 +66,7 @@ def _written(memory: CudaMemory, rank: int) -> tuple[Region | None, str]:
     try:
         region = memory.allocate(0, _SIZES[-1])
         region.memory[: _SIZES[-1]].copy_(_pattern(rank, _SIZES[-1], memory.device))
-        torch.cuda.synchronize(memory.device)
+        memory.wait()
     except RuntimeError as error:
         return None, " ".join(str(error).split())
     return region, ""
@@ -79,9 +79,9 @@ def _read(memory: CudaMemory, peer: int, handle: bytes) -> str:
         for size in _SIZES:
             got = torch.zeros(size, dtype=torch.uint8, device=memory.device)
             memory.read(got, address)
-            torch.cuda.synchronize(memory.device)
+            memory.wait()
             if not torch.equal(got, _pattern(peer, size, memory.device)):
-                problem = f"{size} bytes of rank {peer} were read wrong"
+                problem = problem or f"{size} bytes of rank {peer} were read wrong"
         memory.close(address)
     except RuntimeError as error:
         return f"the memory of rank {peer} can't be read: {' '.join(str(error).split())}"

@@ -6,7 +6,7 @@ import gc
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -104,7 +104,12 @@ class CudaMemory:
         except RuntimeError:
             torch.cuda.empty_cache()
             address = self._last_try(size)
-        return Region(number, address, self.tensor(address, size), runtime.ipcGetMemHandle(address))
+        try:
+            handle = runtime.ipcGetMemHandle(address)
+        except RuntimeError:
+            runtime.free(address)
+            raise
+        return Region(number, address, self.tensor(address, size), handle)
 
     def _last_try(self, size: int) -> int:
         try:
@@ -141,6 +146,10 @@ class CudaMemory:
         """Queue a copy of what lies there on torch's current stream."""
         size, stream = near.numel(), self._stream()
         self._on_device().memcpyAsync(near.data_ptr(), address, size, _DEFAULT, stream)
+
+    def wait(self) -> None:
+        """Until all copies have ended."""
+        torch.cuda.synchronize(self.device)
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self.device).cuda_stream)
@@ -219,11 +228,9 @@ class Exports:
         return Whereabouts(region.number, begin, num_bytes, region.number, region.handle)
 
     def close(self) -> None:
-        """Give all back."""
-        regions, self._void = self._void, []
-        if self._current is not None:
-            regions.append(self._current)
-        self._current = None
+        """Give all back, though neighbours may still have it open: none reads it any more."""
+        regions = self._void if self._current is None else [*self._void, self._current]
+        self._void, self._current = [], None
         for region in regions:
             self._memory.free(region)
 
@@ -249,12 +256,8 @@ class Imports:
         return regions[place.region] + place.begin
 
     def close(self) -> None:
+        """Give all up, amid copies or not."""
+        self._memory.wait()
         for regions in self._open.values():
             while regions:
                 self._memory.close(regions.popitem()[1])
-
-
-def close(imports: Imports, exports: Exports, *_: Any) -> None:
-    """What is left when nobody needs it."""
-    imports.close()
-    exports.close()
