@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from hpcgnn.comm.liveness.failure import Failure
@@ -27,3 +29,8 @@ def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
     assert str(error) == f"{shown}: {shown}: is no graph"
     Failure(2, text, trace=(text,)).print("rank 1")
     assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
+
+
+def test_too_many_open_files_are_one_line_that_says_what_to_do():
+    failure = Failure.of(OSError(errno.EMFILE, "Too many open files"))
+    assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line

@@ -10,11 +10,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
 
 MOST_BYTES = 1 << 60
+MOST_TEXT = 1 << 20  # bytes of a file of settings
 HIGHEST = (1 << 31) - 1  # of seeds, as METIS takes them
 DEFINING, TOLD, FREE = "defining", "told", "free"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -148,3 +150,22 @@ def parse_size(text: str) -> int:
     if size > MOST_BYTES:
         raise InputError("a size must be at most 1 EiB", value=text)
     return size
+
+
+def read_text(path: Path) -> str:
+    """What a file of settings holds.
+
+    Raises:
+        InputError: it can't be read, is longer than any such file, or no UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_TEXT + 1)  # devices may never end
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from None
+    if len(content) > MOST_TEXT:
+        raise InputError(f"is longer than {MOST_TEXT >> 20} MiB: it holds no settings", file=path)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"is no UTF-8: {error}", file=path) from None

@@ -87,6 +87,10 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert main(["new", str(tmp_path / "absent" / "mine.py")]) == 2
     path.write_text("x = 1\n")
     assert main(["new", str(path), "--force"]) == 0 and "class Net" in path.read_text()
+    (kept := tmp_path / "kept.py").write_text("y = 2\n")
+    (tmp_path / "link.py").symlink_to(kept)
+    assert main(["new", str(tmp_path / "link.py"), "--force"]) == 2
+    assert kept.read_text() == "y = 2\n"
 
 
 def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
@@ -99,6 +103,12 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     (tmp_path / "jobs" / "mine.sh").touch()
     assert main(["jobs", str(tmp_path), "--force"]) == 0
     assert (tmp_path / "jobs" / "mine.sh").exists()  # what is not ours stays
+    kept = tmp_path / "kept.sh"
+    kept.touch()
+    (tmp_path / "jobs" / "launch.sh").unlink()
+    (tmp_path / "jobs" / "launch.sh").symlink_to(kept)
+    assert main(["jobs", str(tmp_path), "--force"]) == 2 and not kept.stat().st_size
+    assert "launch.sh: is a link" in capsys.readouterr().err
     (tmp_path / "jobs" / "train.sbatch").unlink()
     assert main(["jobs", str(tmp_path), "--force"]) == 2
     assert "is no folder of job scripts" in capsys.readouterr().err

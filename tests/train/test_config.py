@@ -49,6 +49,7 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
     assert found == former.changed(hidden=16, layers=2)
     assert resolve(parse("--hidden", "16"), str(whole), Config()) == former.changed(hidden=16)
     whole.write_text("{")
+    assert "holds no settings" in refused("/dev/zero")
     assert "is no JSON" in refused(str(whole))
 
 
@@ -109,7 +110,7 @@ def test_help_shows_the_options_of_a_section_together():
 def test_unreadable_files(tmp_path):
     assert "can't be read" in refused(str(tmp_path / "missing.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert "is no TOML" in refused(str(tmp_path / "binary.toml"))
+    assert "is no UTF-8" in refused(str(tmp_path / "binary.toml"))
 
 
 def test_settings_that_do_not_fit_together():

@@ -29,6 +29,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
                 "choose another folder, or remove it",
                 file=target,
             )
+        for path in target.rglob("*"):
+            if path.is_symlink():  # copying would write through it
+                raise InputError("is a link: remove it, or choose another folder", file=path)
         if target.samefile(source):
             raise InputError("is where they come from: choose another folder", file=target)
     ignored = shutil.ignore_patterns("__pycache__")

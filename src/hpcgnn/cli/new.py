@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     path: Path = args.file
     if path.suffix != ".py":
         raise InputError("must end in .py", value=str(path))
-    if os.path.lexists(path) and not path.is_file():
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         raise InputError("is no regular file: choose another name", file=path)
     try:
         with path.open("w" if args.force else "x", encoding="utf-8") as file:

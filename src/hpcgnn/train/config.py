@@ -14,7 +14,18 @@ from typing import Any, get_type_hints
 from hpcgnn.errors import InputError
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
-from hpcgnn.settings import HIGHEST, Section, Setting, Value, declared, defining, flag, free, told
+from hpcgnn.settings import (
+    HIGHEST,
+    Section,
+    Setting,
+    Value,
+    declared,
+    defining,
+    flag,
+    free,
+    read_text,
+    told,
+)
 from hpcgnn.tasks.settings import METRICS, TaskSettings
 
 _MOST_RATE = 1e30  # of learning
@@ -345,11 +356,9 @@ def former_settings(run_dir: Path) -> Config | None:
 def _read(path: Path) -> dict[str, Any]:
     """The settings that a file names, without their sections."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"can't be read: {error.strerror}", file=path) from error
     except (ValueError, RecursionError) as error:  # of text, endless digits or nesting
         raise InputError(f"is no {kind}: {error}", file=path) from error
     from_mapping(values, path)

@@ -224,6 +224,9 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
     assert "line 2, y: is none of the classes that are known (found 'green')" in said
 
 
+LONG = "a,b\n7,8\n7," + "1" * 200_000
+
+
 @pytest.mark.parametrize(
     ("edges", "nodes", "options", "message"),
     [
@@ -244,6 +247,7 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
         ("a,b\n7,8\n0x9,8\n", "id\n7\n8\n9\n", (), "line 3: an edge ends at a node that is not"),
         ("a,b\n7,8\n", "id\n7\n9\n", (), "not listed here (found 8)"),
+        pytest.param(LONG, "id\n7\n8\n", (), "line 3: is no row of a table", id="long field"),
         ("", None, (), "holds no table"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -106,6 +107,8 @@ def translated(error: BaseException) -> HpcgnnError | None:
         return OutOfMemoryError(_out_of_memory_line(error))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return InputError(error.strerror, file=os.fsdecode(error.filename))
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return InputError(f"{error.strerror}: raise the limit, as `ulimit -n 4096` does")
     return None
 
 

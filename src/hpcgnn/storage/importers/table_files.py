@@ -259,7 +259,10 @@ class TextTable:
             text = line.decode()
         except UnicodeDecodeError:
             raise block.error(number, "is no UTF-8", line) from None
-        return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
+        try:
+            return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
+        except csv.Error as error:
+            raise block.error(number, f"is no row of a table: {error}", line) from None
 
     def _look(self) -> dict[str, str]:
         """The kinds of the columns, by the first block of rows."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
-from hpcgnn.settings import parse_size
+from hpcgnn.settings import parse_size, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 CROWDED = ("products", "gathers", "rows")
@@ -141,11 +141,9 @@ def read_machine(name: str) -> Machine:
                 value=name,
             )
         path = folder() / f"{name}.toml"
+    text = read_text(path)
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"can't be read: {error.strerror}", file=path) from None
+        content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is no TOML: {error}", file=path) from None
     try:
