@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gcn", "sage", "gat", "gatv2", "rgcn"])
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--options", default="--layers 3 --heads 4 --halo-buffer 16MiB")
-    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=40, help="at most so many")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of training, about")
     parser.add_argument("--details", action="store_true", help="a JSON object per line")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -130,10 +131,11 @@ def one(args: argparse.Namespace, graph: Path, ranks: int, model: str) -> None:
         method = "block" if ranks == 1 else "kaminpar"
         run(["partition", source, "--parts", ranks, "--method", method, "-o", part])
     options = ["--model", model, "--hidden", str(args.hidden), *args.options.split()]
-    folder = args.work / f"run-{source.stem}-{model}-{args.hidden}-{ranks}"
-    found = measure(part, ranks, options, args.epochs, folder)
     said = json.loads(run(["plan", part, *options, "--machine", args.machine, "--json"]))
     (plan,) = said["plans"]
+    epochs = max(4, min(args.epochs, round(args.seconds / plan["epoch_seconds"])))
+    folder = args.work / f"run-{source.stem}-{model}-{args.hidden}-{ranks}"
+    found = measure(part, ranks, options, epochs, folder)
     peak = plan["peak_bytes_per_rank"] - plan["memory_bytes"]["imports"]
     if args.details:
         print(json.dumps({"graph": graph.stem, "model": model, **found, **plan}), flush=True)

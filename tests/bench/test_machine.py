@@ -16,8 +16,8 @@ pytestmark = pytest.mark.mpi
 def test_its_file_is_read(comm, shared_path, monkeypatch):
     for name, value in (
         ("_WIDTHS", (8, 16)),
-        ("_FEW", (40, 200)),
-        ("_MANY", (80, 400)),
+        ("_ROWS_OF", {"few": 40, "many": 80}),
+        ("_SWEEPS", 2),
         ("_PRODUCT_ROWS", 50),
         ("_MESSAGES", (64, 4096)),
         ("_LEAST_SECONDS", 1e-4),

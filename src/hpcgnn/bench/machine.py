@@ -1,15 +1,17 @@
 """What `hpcgnn plan --machine` needs to know of a machine, measured where this runs.
 
-Each rate is taken by rank 0 alone while the others wait, and then by all ranks at once.
+Each rate is taken by rank 0 alone while the others wait, and then by all ranks at once. Everything
+is measured several times over, and the best counts: other processes only take away.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 import torch
@@ -25,14 +27,20 @@ from hpcgnn.train.plan.machine import KERNELS
 
 _WIDTHS = (8, 32, 128, 256, 512)
 _HEADS = 4
-_FEW, _MANY = (4_000, 60_000), (60_000, 800_000)  # nodes and edges gathered from
+_ROWS_OF = {"few": 4_000, "many": 200_000}  # gathered from
+_DEGREE = {"few": 15, "many": 8}
+_MANY_WIDTH = (
+    128  # wider rows are gathered from fewer, which take as many bytes: no cache holds them
+)
 _PRODUCT_ROWS = 20_000
 _ROWS = (100_000, 256)  # that passes go over
 _MESSAGES = (64, 4096, 65_536, 1 << 20, 16 << 20)
-_LEAST_SECONDS = 0.05  # that a rate is measured for
-_TURNS = 3
+_LEAST_SECONDS = 0.02  # that a rate is measured for
+_TURNS = 2
+_SWEEPS = 3  # over all rates: what disturbs one of them for a second or two is gone in the next
 
 Run = Callable[[], object]
+Rate = tuple[float, float]  # per second: of a rank alone, and of all at once
 
 
 def measure(comm: Communicator, name: str, device: torch.device) -> str:
@@ -40,22 +48,24 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
     hosts = comm.allgather(platform.node(), where="bench machine")
     per_node = max(hosts.count(host) for host in hosts)
     clock = _Clock(comm)
-    products = {w: _product(clock, w, device) for w in _WIDTHS}
-    gathers = {
-        size: {w: _gathers(clock, shape, w, device) for w in _WIDTHS}
-        for size, shape in (("few", _FEW), ("many", _MANY))
-    }
-    rows = _rows(clock, device)
-    inside, between = _messages(comm, hosts)
+    rates: dict[Hashable, Rate] = {}
+    links: list[list[float]] = []
+    for _ in range(_SWEEPS):
+        for key, rate in _sweep(clock, device).items():
+            before = rates.get(key, rate)
+            rates[key] = max(rate[0], before[0]), max(rate[1], before[1])
+        links.append([second for place in _messages(comm, hosts) for second in place])
+    seconds = [min(found) for found in zip(*links, strict=True)]
+    inside, between = seconds[: len(_MESSAGES)], seconds[len(_MESSAGES) :]
+    rows = rates["rows"]
+    host = rates["host"][1] if "host" in rates else rows[0]
     full_speed = per_node if device.type == "cuda" else max(1, _cores() // torch.get_num_threads())
     waits = max(1.0, per_node / full_speed)
     memory = _memory(device) // (1 if device.type == "cuda" else per_node)
     memory = comm.allreduce(memory, "min", where="bench machine")
     crowd = {
-        "products": _ratio(products.values(), waits),
-        "gathers": _ratio(
-            (pair for wide in gathers["many"].values() for pair in wide.values()), waits
-        ),
+        "products": _ratio((rates["product", w] for w in _WIDTHS), waits),
+        "gathers": _ratio((rates[k, "many", w] for k in KERNELS for w in _WIDTHS), waits),
         "rows": _ratio([rows], waits),
     }
     lines = [
@@ -66,28 +76,42 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         f"ranks_per_node = {per_node}",
         f"full_speed = {full_speed}  # ranks of a node with cores of their own",
         f"rows = {rows[0]:.4g}  # bytes per second of passes over rows",
-        f"host = {_host(clock, device) or rows[0]:.4g}  # bytes per second from the host's memory",
-        f"step_seconds = {_step(clock, device):.3g}  # of a layer's pass over next to nothing",
+        f"host = {host:.4g}  # bytes per second from the host's memory",
+        f"step_seconds = {1 / rates['step'][0]:.3g}  # of a layer's pass over next to nothing",
         "",
-        "[products]  # FLOP/s by the narrowest width",
+        "[products]  # FLOP/s by the width of square weights",
         f"widths = {list(_WIDTHS)}",
-        f"flops = {_list(pair[0] for pair in products.values())}",
+        f"flops = {_list(rates['product', w][0] for w in _WIDTHS)}",
         "",
         "[crowd]  # seconds of each of full_speed ranks at once over those of one alone",
         *(f"{key} = {value:.3f}" for key, value in crowd.items()),
         "",
         "[gathers]  # numbers per second, by width, from few rows and from many",
-        f"few_rows = {_FEW[0]}",
-        f"many_rows = {_MANY[0]}",
+        f"few_rows = {_ROWS_OF['few']}",
+        f"many_rows = {_ROWS_OF['many']}",
     ]
     for kernel in KERNELS:
         lines += ["", f"[gathers.{kernel}]", f"widths = {list(_WIDTHS)}"]
-        for size, found in gathers.items():
-            lines.append(f"{size} = {_list(found[w][kernel][0] for w in _WIDTHS)}")
+        for size in _ROWS_OF:
+            lines.append(f"{size} = {_list(rates[kernel, size, w][0] for w in _WIDTHS)}")
     for place, seconds in (("inside", inside), ("between", between)):
         lines += ["", f"[messages.{place}]", f"bytes = {list(_MESSAGES)}"]
         lines.append(f"seconds = {_list(seconds)}")
     return "\n".join(lines) + "\n"
+
+
+def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:
+    """Every rate once."""
+    found: dict[Hashable, Rate] = {("product", w): _product(clock, w, device) for w in _WIDTHS}
+    for size, width in itertools.product(_ROWS_OF, _WIDTHS):
+        block = _block(size, width, device)
+        for kernel, rate in _gathers(clock, block, width, device).items():
+            found[kernel, size, width] = rate
+    found["rows"] = _rows(clock, device)
+    found["step"] = _step(clock, device)
+    if device.type == "cuda":
+        found["host"] = _host(clock, device)
+    return found
 
 
 def _list(values: Iterable[float]) -> str:
@@ -105,7 +129,7 @@ class _Clock:
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
 
-    def rates(self, amount: float, run: Run) -> tuple[float, float]:
+    def rates(self, amount: float, run: Run) -> Rate:
         """`amount` per second, alone and at once; the same on every rank."""
         self.comm.barrier("bench machine")
         alone = _seconds(run) if self.comm.rank == 0 else 0.0
@@ -117,7 +141,7 @@ class _Clock:
 
 
 def _seconds(run: Run) -> float:
-    """Median of a few turns of some repetitions each, after one that isn't counted."""
+    """The least of a few turns of some repetitions each, after one that isn't counted."""
     run()
     synchronise()
     start = time.perf_counter()
@@ -131,10 +155,10 @@ def _seconds(run: Run) -> float:
             run()
         synchronise()
         found.append((time.perf_counter() - start) / repeat)
-    return statistics.median(found)
+    return min(found)
 
 
-def _product(clock: _Clock, width: int, device: torch.device) -> tuple[float, float]:
+def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
     """FLOP/s of the three products of a layer: forward, of its input, and of its weights."""
     x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
     weight = torch.randn(width, width, device=device)
@@ -147,7 +171,7 @@ def _product(clock: _Clock, width: int, device: torch.device) -> tuple[float, fl
     return clock.rates(3 * 2.0 * _PRODUCT_ROWS * width * width, run)
 
 
-def _rows(clock: _Clock, device: torch.device) -> tuple[float, float]:
+def _rows(clock: _Clock, device: torch.device) -> Rate:
     """Bytes per second, read and written, of passes over rows with a fresh result and in place."""
     x = torch.randn(*_ROWS, device=device)
 
@@ -157,17 +181,15 @@ def _rows(clock: _Clock, device: torch.device) -> tuple[float, float]:
     return clock.rates(4 * x.numel() * 4.0, run)
 
 
-def _host(clock: _Clock, device: torch.device) -> float | None:
-    """Bytes per second from pinned memory to the device; None on a CPU."""
-    if device.type == "cpu":
-        return None
+def _host(clock: _Clock, device: torch.device) -> Rate:
+    """Bytes per second from pinned memory to the device."""
     near = torch.empty(64 << 20, dtype=torch.uint8).pin_memory()
     far = torch.empty_like(near, device=device)
-    return clock.rates(float(len(near)), lambda: far.copy_(near, non_blocking=True))[1]
+    return clock.rates(float(len(near)), lambda: far.copy_(near, non_blocking=True))
 
 
-def _step(clock: _Clock, device: torch.device) -> float:
-    """Seconds of what a layer does beside its kernels: a dozen operations on next to nothing."""
+def _step(clock: _Clock, device: torch.device) -> Rate:
+    """Times a second that a layer's work beside its kernels is done: a dozen small operations."""
     x = torch.randn(4, 4, device=device, requires_grad=True)
 
     def run() -> None:
@@ -176,17 +198,17 @@ def _step(clock: _Clock, device: torch.device) -> float:
             y = torch.relu(y @ x)
         y.sum().backward()
 
-    return 1 / clock.rates(1.0, run)[0]
+    return clock.rates(1.0, run)
 
 
-def _gathers(
-    clock: _Clock, shape: tuple[int, int], width: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    nodes, edges = shape
-    channels = width // _HEADS
-    case = Case(nodes, edges, width, _HEADS, channels, device.type, torch.get_num_threads())
+def _block(size: str, width: int, device: torch.device) -> Block:
+    """A power-law graph."""
+    nodes = _ROWS_OF[size]
+    if size == "many":
+        nodes = min(nodes, nodes * _MANY_WIDTH // width)
+    case = Case(nodes, nodes * _DEGREE[size], 0, _HEADS, 0, device.type)
     found = power_law_edges(case)
-    block = Block(
+    return Block(
         peer=0,
         num_columns=nodes,
         rows=None,
@@ -194,11 +216,12 @@ def _gathers(
         end=found.pointer[1:],
         columns=found.source.to(torch.int32),
     )
-    count = len(found.source)
-    return {
-        name: clock.rates(float(count) * width, run)
-        for name, run in _runs(block, width, channels, device).items()
-    }
+
+
+def _gathers(clock: _Clock, block: Block, width: int, device: torch.device) -> dict[str, Rate]:
+    amount = float(block.columns.shape[0]) * width
+    runs = _runs(block, width, width // _HEADS, device)
+    return {name: clock.rates(amount, run) for name, run in runs.items()}
 
 
 def _runs(block: Block, width: int, channels: int, device: torch.device) -> dict[str, Run]:
@@ -263,7 +286,7 @@ def _exchange_seconds(comm: Communicator, to: int, source: int, size: int) -> fl
         for _ in range(repeat):
             run()
         found.append((time.perf_counter() - start) / repeat)
-    return float(comm.allreduce(statistics.median(found), "max", where="bench machine"))
+    return float(comm.allreduce(min(found), "max", where="bench machine"))
 
 
 def _copy_seconds(size: int) -> float:

@@ -94,7 +94,7 @@ def test_pruning_leaves_what_targets_reach():
         assert not any(share.pruned for share in shares(config, 10.0, 0.01))
     sage = Config.of(model="sage")
     for what in (lambda s: estimate(s, sage).peak, lambda s: bytes_per_epoch(s, sage)):
-        assert what(replace(largest_of(WHOLE, 8), labelled=0.01)) < what(largest_of(WHOLE, 8))
+        assert what(replace(largest_of(WHOLE, 8), labelled=0.001)) < what(largest_of(WHOLE, 8))
 
 
 @pytest.mark.parametrize("name", known())

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
+from torch_geometric.data import Data
 
 import hpcgnn
 from hpcgnn.cli import main
@@ -57,6 +59,26 @@ def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
     path = hpcgnn.from_scipy(scipy.sparse.eye_array(6), tmp_path / "g.h5", y=values, **masks)
     shape_at, parts, _ = shapes_of_file(path, SAGE)
     assert shape_at(1).outputs == (width or 1) and parts is None
+
+
+def test_pairs_and_parts_are_those_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    target = np.sort(rng.integers(0, 12, 60)) // 3 * 2 + 6 * (rng.random(60) < 0.1)
+    kinds = torch.from_numpy(rng.integers(0, 3, 60))
+    ends = torch.from_numpy(np.stack([rng.integers(0, 14, 60), target]).astype(np.int64))
+    y, mask = torch.zeros(14, dtype=torch.int64), torch.ones(14, dtype=torch.bool)
+    data = Data(x=torch.ones(14, 2), y=y, edge_index=ends, edge_type=kinds, train_mask=mask)
+    path = hpcgnn.from_pyg(data, tmp_path / "g.h5")
+    config = Config.of(model="rgcn")
+    pairs = len({(int(row), int(kind)) for row, kind in zip(ends[1], kinds, strict=True)})
+    assert shapes_of_file(path, config)[0](1).pairs_per_edge == pytest.approx(pairs / 60)
+    out = str(tmp_path / "p.h5")
+    assert main.main(["partition", str(path), "--parts", "2", "--method", "block", "-o", out]) == 0
+    shape = shapes_of_file(Path(out), config)[0](2)
+    parts = [(7, int((ends[1] // 7 == part).sum())) for part in (0, 1)]
+    assert (shape.nodes, shape.edges) in parts and shape.busiest is not None
+    assert (shape.busiest.nodes, shape.busiest.edges) == max(parts)
+    assert 0 < shape.block_edges < shape.edges and shape.pairs_per_edge >= pairs / 60
 
 
 @pytest.mark.parametrize(

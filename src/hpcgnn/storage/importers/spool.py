@@ -268,12 +268,8 @@ def sorted_slabs(
         InputError: more records share one first key than fit, and `whole` was asked for.
     """
     if records.nbytes <= scratch.limit:
-        slab = records.load()
-        records.drop()
+        slab = _sorted(records, keys)
         if slab.shape[0]:
-            order = sorting_order(slab, keys)
-            slab = slab[order]
-            del order
             yield slab
         return
     records.flush()
@@ -289,6 +285,40 @@ def sorted_slabs(
         return
     for bucket in _split(records, scratch, keys[0], low, high):
         yield from sorted_slabs(bucket, scratch, keys, whole=whole)
+
+
+def _sorted(records: Records, keys: tuple[str, ...]) -> np.ndarray:
+    """All records in ascending order of `keys`, dropped; equal ones keep their order."""
+    if records.count and set(records.dtype.names or ()) == set(keys):
+        ends = [_extremes(records, key) for key in keys]
+        bits = [(high - low).bit_length() for low, high in ends]
+        if sum(bits) < 64:
+            return _unpacked(records, keys, [low for low, _ in ends], bits)
+    slab = records.load()
+    records.drop()
+    return slab[sorting_order(slab, keys)] if slab.shape[0] else slab
+
+
+def _unpacked(
+    records: Records, keys: tuple[str, ...], lows: list[int], bits: list[int]
+) -> np.ndarray:
+    """The sorted records that are nothing but keys: their numbers are sorted in place of them."""
+    packed = np.zeros(records.count, np.int64)
+    first = 0
+    for chunk in records.chunks():
+        here = packed[first : first + chunk.shape[0]]
+        for key, low, width in zip(keys, lows, bits, strict=True):
+            here <<= width
+            here |= chunk[key] - np.int64(low)
+        first += chunk.shape[0]
+    dtype = records.dtype
+    records.drop()
+    packed.sort()
+    out = np.empty(packed.shape[0], dtype)
+    for key, low, width in zip(reversed(keys), reversed(lows), reversed(bits), strict=True):
+        out[key] = (packed & ((1 << width) - 1)) + low
+        packed >>= width
+    return out
 
 
 def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:

@@ -23,7 +23,6 @@ counts. See docs/memory.md for how far measured runs lie from it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -34,7 +33,7 @@ from hpcgnn.sar.gat import heads_apart
 from hpcgnn.sar.gat_heads import one_at_a_time
 from hpcgnn.settings import parse_size
 from hpcgnn.train.config import Config
-from hpcgnn.train.plan.halo import thinned
+from hpcgnn.train.plan.halo import thinned, untouched
 from hpcgnn.train.plan.pruning import Share, shares
 
 IMPORTS = 310_000_000  # resident once Python, torch and MPI are loaded, on CPUs
@@ -58,18 +57,22 @@ KEPT = {
     "deeper": 5,
 }
 BACKWARD = {
-    "sage": 2.2,
+    "sage": 2.4,
     "gcn": 1.0,
     "gatv2": 3.5,
+    "rgcn": 4.0,
     "appnp": 1.5,
     "dagnn": 1.5,
-}  # times H; others 2.5
+}  # times H, of a layer between; others 2.5
 APART = 0.75  # of gat, where the gradients of one head come after those of the other
-LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
+OUTPUTS = {"sage": 0, "gcn": 0, "rgcn": 1}  # times C, beside it; others 2
+LAST = {"gat": (2.0, 2.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
+LAST_SUM = {"sage": 2.8, "gcn": 2.5}  # times C, beside H, in that of the last layer
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
-ALONE = 5  # times the outputs, where heads are computed one after the other
+ALONE = 3  # times the outputs, where heads are computed one after the other
+READ_IN_PLACE = ("gat", "gatv2", "rgcn")  # whose first layer keeps its input, and no copy of it
 FORWARD = {"gatv2": 4, "transformer": 6}  # arrays of a layer's forward pass; others 3
-EDGE_SCRATCH = {"gcn": 17, "appnp": 17, "sgc": 17, "dagnn": 17, "rgcn": 90}  # bytes per edge
+EDGE_SCRATCH = {"gcn": 15, "appnp": 15, "sgc": 15, "dagnn": 15, "rgcn": 90}  # bytes per edge
 MESSAGES = ("transformer", "gine", "pna", "rgat", "deeper")  # in plain torch, a few edges at a time
 PIECES = 60_000_000  # scratch of their messages
 PAIR_BYTES, PAIRED_EDGE_BYTES = 200, 14  # for R-GCN, both ways: a pair of a relation and a row
@@ -82,6 +85,9 @@ class Shape:
     `volume`: halo rows of all parts together. `stored`: entries of sparse features, None if dense.
     `edge_bytes`: bytes of one stored edge. `whole_nodes`, `whole_edges`: of all parts; None: as if
     all were as large. `labelled`: share of nodes that are trained on, None where that is unknown.
+    `block_edges`: of the part's edges, those from the part that most come from; None: all.
+    `busiest`: the part that has most to do, which may be another than what takes most memory.
+    `pairs_per_edge`: of a relation and a node that has such edges; None: relations are random.
     """
 
     ranks: int
@@ -98,6 +104,9 @@ class Shape:
     whole_nodes: int | None = None
     whole_edges: int | None = None
     labelled: float | None = None
+    pairs_per_edge: float | None = None
+    block_edges: int | None = None
+    busiest: Shape | None = None
 
     @property
     def degree(self) -> float:
@@ -181,7 +190,8 @@ def estimate(shape: Shape, config: Config) -> Memory:
     if on_host(shape, config):
         features = min(features, 2 * SLAB_BYTES)
     activations = _activations(shape, config, halo)
-    scratch = EDGE_SCRATCH.get(model.kind, 0) * shape.edges
+    block_edges = shape.edges if shape.block_edges is None else shape.block_edges
+    scratch = EDGE_SCRATCH.get(model.kind, 0) * block_edges
     backward = max(_backward(shape, config), scratch - activations)
     backward = max(backward, _evaluation(shape, config) - activations)
     if model.kind in MESSAGES:
@@ -230,9 +240,8 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     if config.streaming.mode != "sar" and attention:
         rows = halo + (n if model.kind == "gat" else 0)  # what came, and GAT's own products
         numbers += rows * sum(layer.sent for layer in layers(shape, config))
-    dense = (shape.stored is None or _made_dense(config)) and not on_host(shape, config)
-    if not first_cached(shape, config) and dense:
-        numbers += n * width * (2 if model.input_dropout else 1)
+    if not first_cached(shape, config) and not on_host(shape, config):
+        numbers += n * width * _inputs_kept(shape, config)
     if config.training.adversarial_steps:
         numbers += 4 * n * width  # the perturbation, its gradient, the perturbed input, its sums
     return int(4 * numbers)
@@ -257,11 +266,24 @@ def computed_again(config: Config) -> range:
     return range(parts[-1].stop if parts else 0)
 
 
+def _inputs_kept(shape: Shape, config: Config) -> int:
+    """Arrays as large as the first layer's dense input that are made from the features."""
+    model = config.model
+    if shape.stored is not None:
+        return int(_made_dense(config))
+    if model.input_dropout:
+        return 2
+    own = bool(model.embedding or model.labels_as_input)
+    return int(own or model.kind not in READ_IN_PLACE or model.blocks != "plain")
+
+
 def relation_pairs(shape: Shape) -> float:
-    """Pairs of a relation and a node that has such edges, where relations are drawn at random."""
+    """Pairs of a relation and a node that has such edges."""
+    if shape.pairs_per_edge is not None:
+        return shape.edges * shape.pairs_per_edge
     relations = max(shape.relations, 1)
-    per_node = shape.edges / max(shape.nodes, 1)
-    return shape.nodes * relations * -math.expm1(-per_node / relations)
+    degree = shape.edges / max(shape.nodes, 1)
+    return shape.nodes * relations * (1 - untouched(degree, 1 / relations))
 
 
 def _copies(found: list[Share], convolutions: list[Layer]) -> Iterator[float]:
@@ -283,10 +305,14 @@ def _backward(shape: Shape, config: Config) -> int:
     found = shares(config, shape.degree, shape.labelled)
     own = found[-2].read if model.head == "conv" and len(found) > 1 else found[-1].read
     times = APART if _heads_apart(shape, config) else BACKWARD.get(model.kind, 2.5)
-    numbers = own * times * hidden + 2 * found[-1].written * shape.outputs
+    written = found[-1].written * shape.outputs
+    numbers = own * times * hidden + OUTPUTS.get(model.kind, 2) * written
+    if model.kind in LAST_SUM:
+        numbers = max(numbers, own * hidden + LAST_SUM[model.kind] * written)
     if model.head == "conv":
         inputs = layers(shape, config)[model.layers - 1].inputs
-        last = LAST.get(model.kind, 0) * heads * shape.outputs
+        kept, wide = LAST.get(model.kind, (0.0, 0.0))
+        last = kept * hidden + wide * heads * shape.outputs
         if model.kind == "gat" and _alone(config, heads, heads * shape.outputs, inputs):
             last = ALONE * shape.outputs + inputs
         numbers = max(numbers, found[-1].read * last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +11,18 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.models.demands import Content, Facts, check_host_features
+from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, TRAIN, Counts
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
-from hpcgnn.train.plan.estimate import MOST_RANKS, Shape
+from hpcgnn.train.plan.estimate import MOST_RANKS, Shape, estimate
 from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 _SLAB = 1 << 22  # rows read at a time
+_SAMPLED_PARTS = 4
+_CANDIDATES = 16  # parts with most nodes, edges and halo rows, among which one takes most memory
 ShapeAt = Callable[[int], Shape]
 
 
@@ -69,11 +72,12 @@ def shapes_of_file(
             relations=counts.num_relations,
             symmetric=symmetric,
             labelled=_labelled(reader, counts, prefixes, config),
+            pairs_per_edge=_pairs_per_edge(reader, counts, prefixes),
         )
         if kind == GRAPH:
             return partial(largest_of, whole, halo_fraction=halo_fraction), None, counts
         parts = reader.integer("num_parts", 1, MOST_RANKS)
-        counted = _largest(reader, largest_of(whole, parts), parts)
+        counted = _largest(reader, largest_of(whole, parts), parts, config)
 
     def shape_at(ranks: int) -> Shape:
         return counted if ranks == parts else largest_of(whole, ranks, halo_fraction)
@@ -101,6 +105,30 @@ def _labelled(reader: Reader, counts: Counts, prefixes: list[str], config: Confi
             rows = rows if rows.ndim == 1 else rows[:, config.training.split]
             found += int((rows == TRAIN).sum())
     return found / max(counts.num_nodes, 1) or None
+
+
+def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> float | None:
+    """Pairs of a relation and a row, of the first edges of some parts; None without relations."""
+    if not counts.num_relations:
+        return None
+    pairs = edges = 0
+    for prefix in prefixes[:: -(-len(prefixes) // _SAMPLED_PARTS)]:
+        if prefix:
+            column = reader.column(f"{prefix}in/counts", ("int32",), (None,))
+            sizes = column.read(0, min(len(column), _SLAB))
+        else:
+            column = reader.column("edges/indptr", ("int64",), (None,))
+            sizes = np.diff(column.read(0, min(len(column), _SLAB)))
+        column = reader.column(
+            f"{prefix}{'in' if prefix else 'edges'}/relation", ("int32",), (None,)
+        )
+        ends = np.cumsum(np.maximum(sizes, 0), dtype=np.int64)
+        rows = int(np.searchsorted(ends, min(len(column), _SLAB), side="right"))
+        relation = column.read(0, int(ends[rows - 1]) if rows else 0)
+        row = np.repeat(np.arange(rows), sizes[:rows])
+        pairs += len(np.unique(row * counts.num_relations + relation))
+        edges += len(relation)
+    return pairs / edges if edges else None
 
 
 def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
@@ -150,24 +178,40 @@ def content_of_file(path: Path) -> Content:
         )
 
 
-def _largest(reader: Reader, even: Shape, parts: int) -> Shape:
+def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
+    """The part that takes most memory; the one that has most to do beside it."""
     sizes = reader.column("exchange/sizes", ("int64",), (parts, 2)).read()
     sends = reader.column("exchange/in", ("int32",), (parts, parts)).read().astype(np.int64)
-    total = max(1, int(sizes[:, 0].sum()))
-    share = int(sizes[:, 0].max()) / total
-    stored = even.stored
-    if stored is not None and parts > 1:
-        stored = round(stored * parts / IMBALANCE * share)
-    return Shape(
-        **asdict(even)
-        | {
-            "nodes": int(sizes[:, 0].max()),
-            "edges": int(sizes[:, 1].max()),
-            "halo": int(max(sends.sum(axis=0).max(), sends.sum(axis=1).max())),
-            "volume": int(sends.sum()),
-            "stored": stored,
-        }
-    )
+    halo = np.maximum(sends.sum(axis=0), sends.sum(axis=1))
+    nodes, edges = sizes[:, 0], sizes[:, 1]
+
+    def part(number: int) -> Shape:
+        stored = even.stored
+        if stored is not None and parts > 1:
+            share = int(nodes[number]) / max(1, int(nodes.sum()))
+            stored = round(stored * parts / IMBALANCE * share)
+        return replace(
+            even,
+            nodes=int(nodes[number]),
+            edges=int(edges[number]),
+            halo=int(halo[number]),
+            block_edges=_block_edges(reader, number, parts),
+            volume=int(sends.sum()),
+            stored=stored,
+        )
+
+    first = {int(k) for order in (nodes, edges, halo) for k in np.argsort(-order)[:_CANDIDATES]}
+    largest = max(map(part, sorted(first)), key=lambda shape: estimate(shape, config).peak)
+    costs = PartitionOptions()
+    busiest = part(int(np.argmax(costs.node_cost * nodes + costs.edge_cost * edges)))
+    return replace(largest, busiest=busiest)
+
+
+def _block_edges(reader: Reader, part: int, parts: int) -> int:
+    """Edges of the part's largest block."""
+    prefixes = reader.names("parts")
+    pointer = reader.column(f"parts/{prefixes[part]}/in/edge_ptr", ("int64",), (parts + 1,)).read()
+    return max(0, int(np.diff(pointer).max()))
 
 
 def _edge_bytes(counts: Counts, weighted: bool) -> int:

@@ -78,7 +78,7 @@ class Machine:
         memory_per_rank: bytes.
         ranks_per_node: of the ranks that a node is given.
         full_speed: ranks of a node that have cores (or a GPU) of their own; more share them.
-        products: FLOP/s of dense products by the narrowest of their widths.
+        products: FLOP/s of dense products by the width of square weights.
         gathers: by kernel, see `KERNELS`.
         rows: bytes per second of passes over rows.
         host: bytes per second from the host's memory to the device; on a CPU as `rows`.

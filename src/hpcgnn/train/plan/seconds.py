@@ -39,9 +39,9 @@ class Seconds:
 
 
 def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
-    """Of one epoch; `shape` is that of the largest part."""
+    """Of one epoch; `shape` is that of the largest part, and holds that of the busiest."""
     mean = _rank(shape.mean(), config, machine)
-    heaviest = _rank(shape, config, machine)
+    heaviest = _rank(shape.busiest or shape, config, machine)
     waiting = max(0.0, sum(heaviest.values()) - sum(mean.values()))
     return Seconds(**mean, all_reduce=_all_reduce(shape, config, machine), waiting=waiting)
 

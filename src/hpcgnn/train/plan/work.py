@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from hpcgnn.train.plan.estimate import (
     layers,
     on_host,
     parameters,
+    relation_pairs,
 )
 from hpcgnn.train.plan.halo import thinned
 from hpcgnn.train.plan.pruning import Share, shares
@@ -35,7 +35,8 @@ class PassWork:
     """Sums over operations.
 
     Attributes:
-        products: (floating-point operations, narrowest width).
+        products: (floating-point operations, width of square weights of the same operations per
+            number read and written: the harmonic mean of theirs).
         gathers: (kernel, width, edges).
         rows: numbers read or written by passes over rows.
         sent: numbers sent for each halo row.
@@ -54,7 +55,7 @@ class PassWork:
 
     def product(self, count: float, rows: float, a: float, b: float) -> None:
         if rows and a and b:
-            self.products.append((2.0 * count * rows * a * b, min(a, b)))
+            self.products.append((2.0 * count * rows * a * b, 2 * a * b / (a + b)))
 
     def gather(self, kernel: str, width: float, edges: float) -> None:
         if width and edges:
@@ -225,9 +226,8 @@ def _relate(
     work: PassWork, products: _Products, shape: Shape, edges: float, *, backward: bool
 ) -> None:
     """Pairs of a relation and a node, see `sar.relation_pairs`."""
-    n, a, b, relations = products.n, products.a, products.b, max(shape.relations, 1)
-    degree = edges / max(n, 1)
-    pairs = n * relations * -math.expm1(-degree / relations)
+    a, b = products.a, products.b
+    pairs = relation_pairs(shape) * edges / max(shape.edges, 1)
     if backward:
         work.gather("sum", b, edges)
         work.product(2 - products.first, pairs, a, b)
