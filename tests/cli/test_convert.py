@@ -73,6 +73,7 @@ def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
             file.write(out.tobytes())
 
 
+@pytest.mark.slow
 def test_memory_stays_below_the_limit(tmp_path):
     """Ids that have to be renamed and edges to be reversed: every pass goes over the disk."""
     rng = np.random.default_rng(0)

@@ -35,6 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return {o.fault: (o, resumed.get(o, [])) for o in outcomes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
     outcome, resumed = results[fault]

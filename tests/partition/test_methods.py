@@ -43,7 +43,7 @@ def test_any_graph_on_any_ranks(comm, method):
         (7, 0, 3),
         (9, 20, 2),
         (65, 9, 3),
-        (200, 600, 5),
+        (120, 360, 5),
     ]:
         edges = random_edges(n, count, seed=n)
         for all_on in (None, 1):
@@ -74,14 +74,14 @@ def test_grid_is_cut_well_and_evenly(comm, method):
 
 @pytest.mark.mpi
 def test_same_seed_same_parts(comm, method):
-    edges = random_edges(300, 1500)
+    edges = random_edges(120, 600)
     first, again, other = (
         everywhere(
             comm,
             assign(
                 comm,
                 method,
-                make_problem(comm, edges, 300, 3, options=PartitionOptions(s, repeatable=True)),
+                make_problem(comm, edges, 120, 3, options=PartitionOptions(s, repeatable=True)),
             ),
         )
         for s in (4, 4, 5)

@@ -93,6 +93,7 @@ def test_page_stands_alone_and_shows_every_figure(tmp_path, capsys):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in out.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
     folders = [write_run(tmp_path / f"run{k}", lr=k / 100) for k in (1, 2)]
     args = ["report", *map(str, folders), "-o", str(tmp_path / "both")]
@@ -104,6 +105,7 @@ def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
     assert "Settings that differ" in page and page.count("<figure") == 3 + 2 * 4
 
 
+@pytest.mark.slow
 def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
     folder = write_run(tmp_path / "a&b<i>", name=NAME)
     assert main.main(["report", str(folder)]) == 0
@@ -156,6 +158,7 @@ def test_numbers_that_are_not_one_per_rank_are_refused(tmp_path, text, capsys):
     assert "ranks.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_have_room_in_a_browser(tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:

@@ -19,6 +19,8 @@ from tests.storage.write.test_graph_writer import write
 
 CASES = 100
 
+pytestmark = pytest.mark.slow
+
 
 def graph_data(path: Path) -> dict[str, object]:
     """All that a graph file says."""
