@@ -14,6 +14,7 @@ from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.sar import hubs, message_pass, pairs
 from hpcgnn.sar.aggregation import neighbour_max, neighbour_sum
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
+from hpcgnn.sar.products import sum_of_products
 from tests.graphs import collect, distribute, local, random_graph
 
 PARTS, LIMIT = 4000, 1e-6  # where float32 alone is off by 1e-4 to 1e-3
@@ -81,6 +82,13 @@ def test_totals_of_very_many_pieces_stay_exact():
         assert untouched.item() == 0
         assert off(found, count * float(torch.tensor(0.1))) < 1e-5
         assert count > hubs.MANY or torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("columns", [(3, 4), (40, 60)])
+def test_products_over_very_many_rows_stay_exact(columns):
+    a, b = (torch.full((1_000_003, width), 0.3) for width in columns)
+    exact = len(a) * float(a[0, 0].double() * b[0, 0])
+    assert off(sum_of_products(a, b), exact) < 2e-5
 
 
 class Messages(nn.MessagePassing):

@@ -43,6 +43,7 @@ from hpcgnn.sar.products import (
     readable,
     refill,
     shell,
+    sum_of_products,
     weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
@@ -299,7 +300,7 @@ def _products_before(
 def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
     """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
     heads = grad_scores_NH.shape[1] // 2
-    all_HHC = (grad_scores_NH.t() @ z_NK).view(2, heads, heads, -1)
+    all_HHC = sum_of_products(grad_scores_NH, z_NK).view(2, heads, heads, -1)
     source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
     return source_HC, target_HC
 

@@ -15,6 +15,8 @@ from hpcgnn.kernels.checks import SHORT, sum_type
 
 _WORD = 16  # bytes
 _SLAB = 1 << 18  # rows converted at a time
+_LONG, _SHORT = 1 << 15, 1 << 10  # rows that a product adds up in its own type
+_NARROW = 1 << 11  # numbers of a result for which libraries add row after row
 
 
 def product_type(device: torch.device) -> torch.dtype | None:
@@ -100,7 +102,7 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
         if dtype is None:
-            return grad_NG.t() @ x
+            return sum_of_products(grad_NG, x)
         return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
@@ -108,6 +110,27 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     grad_FG = grad_NG.new_zeros(x.shape[1], grad_NG.shape[1])
     kernels.spmm(x.transposed, grad_NG, grad_FG)
     return grad_FG.t()
+
+
+def sum_of_products(a_NG: Tensor, b_NF: Tensor) -> Tensor:
+    """`a^T b`, `[G, F]`: what many rows add up to is added up in float64.
+
+    Libraries add float32 row after row, or few hundred rows at a time where the result is large.
+    """
+    count, of_one = len(a_NG), a_NG.dtype == torch.float64 or a_NG.device.type == "cuda"
+    if of_one or count <= _LONG:
+        return a_NG.t() @ b_NF
+    total_GF = torch.zeros(a_NG.shape[1], b_NF.shape[1], dtype=torch.float64)
+    for low in range(0, count, _LONG):
+        a_SG, b_SF = a_NG[low : low + _LONG], b_NF[low : low + _LONG]
+        if total_GF.numel() <= _NARROW and len(a_SG) == _LONG:
+            parts = torch.bmm(
+                a_SG.unflatten(0, (-1, _SHORT)).transpose(1, 2), b_SF.unflatten(0, (-1, _SHORT))
+            )
+            total_GF += parts.sum(0, dtype=torch.float64)
+        else:
+            total_GF += a_SG.t() @ b_SF
+    return total_GF.to(a_NG.dtype)
 
 
 def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
