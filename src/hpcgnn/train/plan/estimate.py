@@ -65,6 +65,7 @@ BACKWARD = {
     "dagnn": 1.5,
 }  # times H, of a layer between; others 2.5
 APART = 0.75  # of gat, where the gradients of one head come after those of the other
+APART_LAST = (0.5, 2.0)  # LAST there
 OUTPUTS = {"sage": 0, "gcn": 0, "rgcn": 1}  # times C, beside it; others 2
 LAST = {"gat": (2.0, 2.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
 LAST_SUM = {"sage": 2.8, "gcn": 2.5}  # times C, beside H, in that of the last layer
@@ -304,14 +305,15 @@ def _backward(shape: Shape, config: Config) -> int:
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
     found = shares(config, shape.degree, shape.labelled)
     own = found[-2].read if model.head == "conv" and len(found) > 1 else found[-1].read
-    times = APART if _heads_apart(shape, config) else BACKWARD.get(model.kind, 2.5)
+    apart = _heads_apart(shape, config)
+    times = APART if apart else BACKWARD.get(model.kind, 2.5)
     written = found[-1].written * shape.outputs
     numbers = own * times * hidden + OUTPUTS.get(model.kind, 2) * written
     if model.kind in LAST_SUM:
         numbers = max(numbers, own * hidden + LAST_SUM[model.kind] * written)
     if model.head == "conv":
         inputs = layers(shape, config)[model.layers - 1].inputs
-        kept, wide = LAST.get(model.kind, (0.0, 0.0))
+        kept, wide = APART_LAST if apart else LAST.get(model.kind, (0.0, 0.0))
         last = kept * hidden + wide * heads * shape.outputs
         if model.kind == "gat" and _alone(config, heads, heads * shape.outputs, inputs):
             last = ALONE * shape.outputs + inputs
