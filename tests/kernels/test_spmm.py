@@ -38,6 +38,19 @@ def test_adds_weighted_rows_at_every_width(width, dtype):
         assert torch.equal(unread[rows], zeros[rows])
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gathers_rows_of_bfloat16_as_the_floats_they_are(width):
+    for weighted in (False, True):
+        edges = random_edges(13, 9, 70, seed=width, weighted=weighted, listed_rows=True)
+        x = torch.randn(9, width + 3).bfloat16()[:, :width]
+        found, expected = matrix(13, width, torch.float32, 2), matrix(13, width, torch.float32, 2)
+        kernels.spmm(edges.block, x, found)
+        kernels.spmm(edges.block, x.float(), expected)
+        assert torch.equal(found, expected)
+    with pytest.raises(InputError):
+        kernels.spmm(edges.block, x, found.bfloat16())
+
+
 @pytest.mark.parametrize(("rows", "columns", "count"), [(0, 5, 0), (5, 0, 0), (1, 1, 1), (7, 3, 0)])
 def test_empty_and_tiny_blocks(rows, columns, count):
     edges = random_edges(rows, columns, count)

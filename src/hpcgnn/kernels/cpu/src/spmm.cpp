@@ -4,27 +4,27 @@
 namespace HPCGNN_ISA {
 namespace {
 
-template <typename T, bool WEIGHTED, typename Shape>
+template <typename T, typename S, bool WEIGHTED, typename Shape>
 void add_rows(const Edges& edges, Matrix x, Matrix out, bool adds, Shape tile, int64_t first,
               int64_t last) {
-    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
-    const T* source = from_column<T>(x, tile.column);
+    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(S);
+    const S* source = from_column<S>(x, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(BYTES));
     for (int64_t k = first; k < last; k++) {
         const int64_t begin = edges.begin[k], end = edges.end[k];
         if (begin == end && adds) continue;
         T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
-        prefetch<BYTES>(to);
+        prefetch<N * U * sizeof(T)>(to);
         const auto add = [&edges, source, x, tile](Lookahead& cursor, int64_t from, int64_t stop,
                                                    Vec<T, N>(&sum)[U])
                              __attribute__((always_inline)) {
             for (int64_t e = from; e < stop; e++) {
                 prefetch<BYTES>(source + cursor.next() * x.stride);
-                const T* row = source + (edges.columns[e] - edges.column_offset) * x.stride;
+                const S* row = source + (edges.columns[e] - edges.column_offset) * x.stride;
                 const T weight = WEIGHTED ? static_cast<T>(edges.weight[e]) : T(1);
                 for (int u = 0; u < U; u++) {
-                    const Vec<T, N> value = load<T, N>(row + tile.at(u));
+                    const Vec<T, N> value = load_as<T, N, S>(row + tile.at(u));
                     sum[u] += WEIGHTED ? weight * value : value;
                 }
             }
@@ -43,14 +43,14 @@ void add_rows(const Edges& edges, Matrix x, Matrix out, bool adds, Shape tile, i
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width, bool adds) {
     for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
         for_each_tile<LANES<T>, MAX_VECTORS>(width, [&](auto tile) {
             if (edges.weight)
-                add_rows<T, true>(edges, x, out, adds, tile, first, last);
+                add_rows<T, S, true>(edges, x, out, adds, tile, first, last);
             else
-                add_rows<T, false>(edges, x, out, adds, tile, first, last);
+                add_rows<T, S, false>(edges, x, out, adds, tile, first, last);
         });
     });
 }
@@ -58,10 +58,13 @@ void spmm(const Edges& edges, Matrix x, Matrix out, int64_t width, bool adds) {
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t is_double, Matrix x, Matrix out, int64_t width,
+HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t kind, Matrix x, Matrix out, int64_t width,
                    int64_t adds) {
-    if (is_double)
-        HPCGNN_ISA::spmm<double>(*edges, x, out, width, adds);
+    using namespace HPCGNN_ISA;
+    if (kind == DOUBLE)
+        spmm<double, double>(*edges, x, out, width, adds);
+    else if (kind == SHORT)
+        spmm<float, Short>(*edges, x, out, width, adds);
     else
-        HPCGNN_ISA::spmm<float>(*edges, x, out, width, adds);
+        spmm<float, float>(*edges, x, out, width, adds);
 }
