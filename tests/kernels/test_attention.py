@@ -217,6 +217,21 @@ def test_rows_of_every_length(kind, degree, dtype):
     agree(problem.backward(result, lse), gradients, 5 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("heads", "channels"), SHAPES)
+def test_gathers_rows_of_bfloat16_as_the_floats_they_are(heads, channels):
+    edges = random_edges(20, 15, 200, seed=channels, feature_width=2)
+    problem = GAT(edges, heads, channels, torch.float32)
+    z, g, found = problem.inputs["z"].bfloat16(), problem.g.bfloat16(), []
+    for wide in (False, True):
+        problem.inputs["z"], problem.g = (z.float(), g.float()) if wide else (z, g)
+        result, lse = problem.forward()
+        d = (g.float() * result).reshape(-1, heads, channels).sum(2)
+        grads = {name: torch.zeros_like(x).float() for name, x in problem.inputs.items()}
+        problem.run_backward(problem.backward_block(), lse, d, grads, lambda n: [(0, n)])
+        found.append([result, lse, *grads.values()])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e-30])
 @both_kinds
 def test_extreme_scores(kind, scale):

@@ -52,6 +52,19 @@ def test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype):
         kernels.spmm(edges.block, x, out, scale_M=scale[:8].clone())
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gathers_rows_of_bfloat16_as_the_floats_they_are(width):
+    for weighted in (False, True):
+        edges = random_edges(13, 9, 70, seed=width, weighted=weighted, listed_rows=True)
+        x = torch.randn(9, width + 3).bfloat16()[:, :width]
+        found, expected = matrix(13, width, torch.float32, 2), matrix(13, width, torch.float32, 2)
+        kernels.spmm(edges.block, x, found)
+        kernels.spmm(edges.block, x.float(), expected)
+        assert torch.equal(found, expected)
+    with pytest.raises(InputError):
+        kernels.spmm(edges.block, x, found.bfloat16())
+
+
 @pytest.mark.parametrize(("rows", "columns", "count"), [(0, 5, 0), (5, 0, 0), (1, 1, 1), (7, 3, 0)])
 def test_empty_and_tiny_blocks(rows, columns, count):
     edges = random_edges(rows, columns, count)

@@ -49,6 +49,12 @@ def real(name: str, tensor: Tensor) -> None:
     )
 
 
+def gathered(name: str, tensor: Tensor) -> None:
+    """As `real`, for rows that sums gather: bfloat16 on a CPU too."""
+    if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu":
+        real(name, tensor)
+
+
 def sum_type(dtype: torch.dtype) -> torch.dtype:
     """The type in which numbers of `dtype` are added up."""
     return torch.float32 if dtype in SHORT else dtype
@@ -58,7 +64,8 @@ def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) 
     """As `matrix`, for sums: of `like`'s type or, where 16-bit numbers meet float32, the other."""
     types: tuple[torch.dtype, ...] = (like.dtype,)
     if like.dtype in SHORT:
-        types = (like.dtype, torch.float32)
+        only_gathered = like.device.type == "cpu" and like.dtype not in REAL
+        types = (torch.float32,) if only_gathered else (like.dtype, torch.float32)
     if like.dtype == torch.float32 and like.device.type == "cuda":
         types = (torch.float32, *SHORT)
     dtype = tensor.dtype if tensor.dtype in types else types[0]
@@ -121,7 +128,6 @@ def probability(p: float) -> None:
 
 def attention(block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None) -> None:
     """Raise InputError unless heads divide z's width and the dropout has a probability."""
-    real("z", z)
     block_on(block, z.device)
     if dropout is not None:
         probability(dropout.p)

@@ -37,7 +37,7 @@ def gat_forward(
     backward needs. Rows without edges stay as they are.
 
     Args:
-        sources: of `block.num_columns` rows.
+        sources: of `block.num_columns` rows; z in bfloat16 on a CPU too, added up in float32.
         t_NH: `[local rows, H]`, scores of the destinations.
         softmax: of local rows, updated.
     """
@@ -72,7 +72,7 @@ def gat_backward(
 
     Args:
         block: of the reversed graph: rows are sources j, columns are destinations i.
-        destinations: of `block.num_columns` rows.
+        destinations: of `block.num_columns` rows, g of z's type.
         sources: as in forward, of the local rows.
         scoring: as in forward; the dropout's `source_ids` are now those of the local rows.
     """
@@ -101,6 +101,7 @@ def gat_backward(
 
 
 def _check(block: Block, z: Tensor, heads: int, scoring: Scoring) -> None:
+    checks.gathered("z", z)
     checks.attention(block, z, heads, scoring.dropout)
     if scoring.edge_weight is not None:
         _check_edge_weight(block, z, heads, scoring.edge_weight)
@@ -180,6 +181,7 @@ def _contiguous(name: str, tensor: Tensor, like: Tensor | None) -> None:
 
 def _check_gatv2(block: Block, inputs: Projections, scoring: Scoring) -> None:
     zl, zr, att = inputs.zl, inputs.zr, inputs.att
+    checks.real("z", zl)
     checks.attention(block, zl, att.shape[0], scoring.dropout)
     local, width = checks.num_local_rows(block), zl.shape[1]
     checks.vector_of_ids(scoring.dropout, sources=block.num_columns, destinations=local)

@@ -45,14 +45,14 @@ def spmm(
     """out[row] += sum over the row's edges e of weight_e * x[column_e] (weight 1 without weights).
 
     Args:
-        x_MF: `[block.num_columns, F]`.
+        x_MF: `[block.num_columns, F]`; bfloat16 on a CPU too, with `out` in float32.
         out_NF: `[local rows, F]`, added to.
         adds: whether `out` counts; else the block's rows of it are overwritten and never read.
         scale_M: `[block.num_columns]`, in the type of sums: rows of x count so many times, as if
             they had been multiplied by it before, to the bit.
     """
     width = x_MF.shape[-1]
-    checks.real("x", x_MF)
+    checks.gathered("x", x_MF)
     checks.block_on(block, x_MF.device)
     checks.matrix("x", x_MF, like=x_MF, rows=block.num_columns, width=width)
     checks.added_to("out", out_NF, like=x_MF, rows=checks.num_local_rows(block), width=width)

@@ -18,7 +18,7 @@ from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
 from hpcgnn.sar.aggregation import first_sum, is_constant, multiply, neighbour_sum, weight_sums
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.products import readable, wire_type
+from hpcgnn.sar.products import summed, wire_type
 
 _CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
 
@@ -109,10 +109,9 @@ class _NormalisedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, loop: float | None) -> Tensor:
         ctx.graph, ctx.loop, ctx.dtype = graph, loop, x_NF.dtype
-        x_NF = readable(x_NF)
         ctx.wire = wire_type(x_NF)
         out_NF = _times(graph, graph.in_edges, x_NF, loop, "sum forward", ctx.wire)
-        return out_NF.to(x_NF.dtype)
+        return summed(out_NF, x_NF.dtype)
 
     @staticmethod
     @first_order
@@ -136,7 +135,7 @@ def _times(
     out_NF = multiply(graph, edges, x_NF, True, where, wire, scale_N1[:, 0])
     if out_NF.is_cuda:
         if missing_N1 is not None:
-            out_NF.addcmul_(x_NF, scale_N1 * missing_N1)
+            out_NF.addcmul_(x_NF.to(out_NF.dtype), scale_N1 * missing_N1)
         return out_NF.mul_(scale_N1)
     step = max(1, _CACHED // max(1, out_NF.shape[1] * out_NF.itemsize))
     for low in range(0, len(out_NF), step):

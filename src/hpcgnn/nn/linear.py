@@ -16,7 +16,15 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_width
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_features
-from hpcgnn.sar.products import product, product_type, readable, refill, shell, weight_gradient
+from hpcgnn.sar.products import (
+    gathered,
+    product,
+    product_type,
+    readable,
+    refill,
+    shell,
+    weight_gradient,
+)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -87,6 +95,13 @@ def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) 
         y_NG: Tensor = _ConstantLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
     return readable(functional.linear(x_NF, weight_GF, bias_G))
+
+
+def projected(x_NF: NodeFeatures, weight_GF: Tensor) -> Tensor:
+    """`x W^T` for a sum over neighbours: under autocast to bfloat16 also on a CPU in 16 bits."""
+    if not isinstance(x_NF, Tensor):
+        return linear(x_NF, weight_GF)
+    return gathered(functional.linear(x_NF, weight_GF), None)
 
 
 class _ConstantLinear(torch.autograd.Function):

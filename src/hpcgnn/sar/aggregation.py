@@ -22,7 +22,7 @@ from hpcgnn.sar import products
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import RowSums
-from hpcgnn.sar.products import readable, wire_type
+from hpcgnn.sar.products import gathered, readable, summed, wire_type
 from hpcgnn.sar.stream import Payload, drive, stream, work
 from hpcgnn.sar.vertex_cover import sum_plan
 
@@ -151,10 +151,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, weighted: bool) -> Tensor:
         ctx.graph, ctx.weighted, ctx.dtype = graph, weighted, x_NF.dtype
-        x_NF = readable(x_NF)
         ctx.wire = wire_type(x_NF)
         out_NF = multiply(graph, graph.in_edges, x_NF, weighted, "sum forward", ctx.wire)
-        return out_NF.to(x_NF.dtype)
+        return summed(out_NF, x_NF.dtype)
 
     @staticmethod
     @first_order
@@ -181,6 +180,7 @@ def multiply(
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
+    x_NF = gathered(x_NF, wire)
     out_NF = x_NF.new_empty(graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype))
     plan = sum_plan(graph, edges, weighted)
     if width == 0:
@@ -191,7 +191,7 @@ def multiply(
     exchange = Exchange(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
-    local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire)
+    local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         for rows in work(block, edges.num_parts):
@@ -202,10 +202,11 @@ def multiply(
 
 def _outgoing(block: Block, x_NF: Tensor, scale_N: Tensor | None) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
-        if out_MF.dtype == x_NF.dtype or products.kernels_read_16_bit(x_NF.device):
+        sums = sum_type(x_NF.dtype)
+        if out_MF.dtype == sums or products.kernels_read_16_bit(x_NF.device):
             kernels.spmm(block, x_NF, out_MF, adds=False, scale_M=scale_N)
         else:
-            wide_MF = x_NF.new_empty(out_MF.shape)
+            wide_MF = x_NF.new_empty(out_MF.shape, dtype=sums)
             kernels.spmm(block, x_NF, wide_MF, adds=False, scale_M=scale_N)
             out_MF.copy_(wide_MF)
 

@@ -35,15 +35,16 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import (
     RowLayout,
+    gathered,
     head_matrix,
     head_products,
     head_scores,
     product,
     product_type,
-    readable,
     refill,
     shell,
     sum_of_products,
+    summed,
     weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
@@ -109,12 +110,12 @@ class _Attention(torch.autograd.Function):
             graph.execution.mask_key(settings.layer)
         graph.execution.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
-            z_NK = product(x, weight_KF, ctx.product_dtype)
+            z_NK = gathered(product(x, weight_KF, ctx.product_dtype), ctx.product_dtype)
             s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
             run = ForwardPass(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
             run.go(graph.epoch)
             out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
-            out_NK = out_NK.to(z_NK.dtype)
+            out_NK = summed(out_NK, z_NK.dtype)
         if then is not None:
             then.apply(out_NK, out_NK)
         ctx.then = then
@@ -180,6 +181,7 @@ class _Attention(torch.autograd.Function):
                 d_NH = _products_before(ctx.then, g_NK, out_NK[:, columns], len(heads), bias)
             if z_NK is None:
                 z_NK = product(x, weight_KF[columns], ctx.product_dtype)
+                z_NK = gathered(z_NK, ctx.product_dtype)
             first = ctx.settings.first_head + heads.start
             run = BackwardPass(
                 ctx.graph,
@@ -353,7 +355,9 @@ class ForwardPass:
         for block, (z_MK, s_MH), progress in stream(
             graph,
             edges,
-            Payload((self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,)),
+            Payload(
+                (self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,), gathered=True
+            ),
             where="attention forward",
             local=local,
             kept=self.kept,
@@ -395,7 +399,8 @@ class BackwardPass:
         edge_HD: Tensor | None,
     ) -> None:
         self.graph, self.settings, self.epoch = graph, settings, epoch
-        self.g_NK, self.d_NH, self.z_NK, self.s_NH = g_NK, d_NH, z_NK, s_NH
+        self.g_NK = gathered(g_NK, product_dtype)
+        self.d_NH, self.z_NK, self.s_NH = d_NH, z_NK, s_NH
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
         self.product_dtype = product_dtype
         self.sources = kernels.Sources(z_NK, s_NH)
@@ -431,7 +436,7 @@ class BackwardPass:
         for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
             graph,
             edges,
-            Payload((self.g_NK,), self.product_dtype or self.g_NK.dtype, scalars),
+            Payload((self.g_NK,), self.product_dtype or self.g_NK.dtype, scalars, gathered=True),
             here_NH,
             replied.accept,
             where="attention backward",
@@ -485,7 +490,7 @@ class BackwardPass:
             kernels.gat_backward(
                 turned,
                 here,
-                kernels.Sources(readable(layout.features(rows_MW)), layout.scalars(rows_MW)),
+                kernels.Sources(gathered(layout.features(rows_MW), None), layout.scalars(rows_MW)),
                 kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, *self._edge.parts),
                 kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             )

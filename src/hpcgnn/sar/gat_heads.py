@@ -24,12 +24,14 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat import BackwardPass, ForwardPass, Gradients
 from hpcgnn.sar.products import (
+    gathered,
     head_products,
     head_scores,
     product,
     product_type,
     refill,
     shell,
+    summed,
 )
 
 
@@ -95,7 +97,7 @@ class _AveragedAttention(torch.autograd.Function):
         ctx.graph, ctx.settings, ctx.epoch = graph, settings, graph.epoch
         ctx.product_dtype = dtype
         ctx.save_for_backward(dense, weight_KF, source_HC, target_HC, edge_HD, *held)
-        return out_NC.div_(settings.heads).to(rows_dtype)
+        return summed(out_NC.div_(settings.heads), rows_dtype)
 
     @staticmethod
     @first_order
@@ -165,6 +167,7 @@ class _Layer:
         """The pass, the head's output `[n, C]` in the type of sums, its log-sum-exp `[n, 1]`."""
         self.graph.execution.newest = None
         z_NC = product(self.x, self.weight_HCF[head], self.product_dtype)
+        z_NC = gathered(z_NC, self.product_dtype)
         s_N1, t_N1 = (scores.contiguous() for scores in head_scores(z_NC, *self.vectors(head)))
         run = ForwardPass(
             self.graph, self.one(head), self.product_dtype, z_NC, s_N1, t_N1, self.edge(head)

@@ -42,6 +42,24 @@ def readable(x: Tensor) -> Tensor:
     return x.float() if x.dtype in SHORT and not kernels_read_16_bit(x.device) else x
 
 
+def gathered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """`x` as sums and GAT gather it: on a CPU rounded to bfloat16 where products are in it.
+
+    Args:
+        dtype: of products, see `product_type`.
+    """
+    if kernels_read_16_bit(x.device):
+        return x
+    if dtype == torch.bfloat16 and x.dtype == torch.float32:
+        return x.to(dtype)
+    return x if x.dtype == torch.bfloat16 else readable(x)
+
+
+def summed(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of rows of `dtype` as activations: on a CPU in the type of sums."""
+    return sums.to(dtype) if kernels_read_16_bit(sums.device) else sums
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """Message rows: `width` features of a type, then a few scalars of the type of sums.
@@ -85,11 +103,11 @@ class RowLayout:
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands rounded to `dtype`, if given, then `readable`."""
+    """`x W^T`: `[n, G]`; of dense operands in `dtype`, if given, and so the result."""
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
-        return readable(x.to(dtype) @ weight_GF.to(dtype).t())
+        return x.to(dtype) @ weight_GF.to(dtype).t()
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
     weight_FG = weight_GF.t().contiguous()

@@ -27,7 +27,7 @@ from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.hubs import RowSums
-from hpcgnn.sar.products import RowLayout, readable
+from hpcgnn.sar.products import RowLayout, gathered, readable
 
 Rows = tuple[Tensor, ...]
 Progress = Callable[[], None]
@@ -115,11 +115,13 @@ class Payload:
     Args:
         features: each `[N, ...]`; they travel in `dtype`.
         scalars: each `[N, ...]` in the type of sums, in which they travel.
+        gathered: kernels take the features as `products.gathered` makes them.
     """
 
     features: tuple[Tensor, ...]
     dtype: torch.dtype
     scalars: tuple[Tensor, ...] = ()
+    gathered: bool = False
 
     @property
     def layout(self) -> RowLayout:
@@ -147,6 +149,8 @@ class Payload:
         """What a message holds, as kernels take it: features, then scalars."""
         count = len(self.features)
         parts = self._parts(rows_MW)
+        if self.gathered:
+            return (*(gathered(part, None) for part in parts[:count]), *parts[count:])
         return (*map(readable, parts[:count]), *parts[count:])
 
     def _parts(self, rows_MW: Tensor) -> list[Tensor]:

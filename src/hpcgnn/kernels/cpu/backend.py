@@ -14,7 +14,7 @@ from hpcgnn.kernels.cpu.gat import gat_backward as gat_backward
 from hpcgnn.kernels.cpu.gat import gat_forward as gat_forward
 from hpcgnn.kernels.cpu.gat import gatv2_backward as gatv2_backward
 from hpcgnn.kernels.cpu.gat import gatv2_forward as gatv2_forward
-from hpcgnn.kernels.cpu.library import StreamKey, edges, function, is_double, matrix, pointer
+from hpcgnn.kernels.cpu.library import StreamKey, edges, function, is_double, kind, matrix, pointer
 from hpcgnn.kernels.cpu.library import instruction_set as instruction_set
 from hpcgnn.kernels.cpu.library import transpose as transpose
 from hpcgnn.kernels.masks import Stream
@@ -64,7 +64,7 @@ def spmm(
 ) -> None:
     function("spmm")(
         ctypes.byref(edges(block, rows)),
-        is_double(x),
+        kind(x),
         matrix(x),
         pointer(scale),
         matrix(out),

@@ -27,6 +27,7 @@ from hpcgnn.kernels.cpu.library import (
     edges,
     function,
     is_double,
+    kind,
     matrix,
     optional_matrix,
     pointer,
@@ -44,7 +45,7 @@ def gat_forward(
     heads = sources.s.shape[1]
     function("gat_forward")(
         ctypes.byref(edges(block, rows)),
-        is_double(sources.z),
+        kind(sources.z),
         matrix(sources.z),
         matrix(sources.s),
         matrix(t),
@@ -74,7 +75,7 @@ def gat_backward(
     edge_parts = ThreadParts(grads.edge_weight, given)
     function("gat_backward")(
         ctypes.byref(given),
-        is_double(sources.z),
+        kind(sources.z),
         matrix(destinations.g),
         matrix(destinations.t),
         matrix(destinations.lse),

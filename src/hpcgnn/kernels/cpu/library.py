@@ -155,6 +155,11 @@ def is_double(tensor: Tensor) -> c_int64:
     return c_int64(tensor.dtype == torch.float64)
 
 
+def kind(gathered: Tensor) -> c_int64:
+    """What numbers a kernel is given, by the rows that it gathers; as `interface.h` counts."""
+    return c_int64({torch.float64: 1, torch.bfloat16: 2}.get(gathered.dtype, 0))
+
+
 class ThreadParts:
     """A sum of its own for each thread: the result then doesn't depend on who comes first.
 

@@ -14,8 +14,8 @@ struct Backward {
     const Dropout* dropout;
 };
 
-// What one pass over a chunk of a row's edges needs.
-template <typename T>
+// What one pass over a chunk of a row's edges needs; rows of g and z are stored as S.
+template <typename T, typename S>
 struct BackwardChunk {
     int64_t lanes;           // P
     int64_t count;           // edges
@@ -23,35 +23,35 @@ struct BackwardChunk {
     const T* weight;         // count x P
     T* dot;                  // count x P
     Matrix gathered;         // g
-    const T* own;            // this row of z
+    const S* own;            // this row of z
     T* to;                   // this row of grad_z
 };
 
 // to += sum over edges of weight * g[column], and dot += <g[column], own>, for one tile.
-template <typename T, typename Tile>
+template <typename T, typename S, typename Tile>
 struct AddAndDot {
-    static void run(const BackwardChunk<T>& chunk, Lookahead& cursor, int64_t channels,
+    static void run(const BackwardChunk<T, S>& chunk, Lookahead& cursor, int64_t channels,
                     int64_t lane, int64_t column, int64_t last) {
         constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
         const Columns<Tile> at(channels, last);
-        const T* source = static_cast<const T*>(chunk.gathered.data) + column;
+        const S* source = static_cast<const S*>(chunk.gathered.data) + column;
         const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
         T* to = chunk.to + column;
         Lookahead ahead = cursor;
         Vec<T, N> grad[M][U] = {}, own[M][U];
         for (int m = 0; m < M; m++) {
-            for (int u = 0; u < U; u++) own[m][u] = load<T, N>(chunk.own + column + at(m, u));
+            for (int u = 0; u < U; u++) own[m][u] = load_as<T, N, S>(chunk.own + column + at(m, u));
             if (!Tile::EXACT) own[m][U - 1] = without_first<T, N>(own[m][U - 1], at.shared());
         }
         for (int64_t i = 0; i < chunk.count; i++) {
             at.prefetch_tile(source + ahead.next() * stride);
-            const T* from = source + chunk.columns[i] * stride;
+            const S* from = source + chunk.columns[i] * stride;
             const T* weight = chunk.weight + i * lanes + lane;
             Vec<T, N> dot[M];
             for (int m = 0; m < M; m++) {
                 dot[m] = Vec<T, N>{};
                 for (int u = 0; u < U; u++) {
-                    const Vec<T, N> g = load<T, N>(from + at(m, u));
+                    const Vec<T, N> g = load_as<T, N, S>(from + at(m, u));
                     grad[m][u] += weight[m] * g;
                     dot[m] += own[m][u] * g;
                 }
@@ -65,19 +65,25 @@ struct AddAndDot {
         }
     }
 };
-template <typename T>
-struct AddAndDot<T, void> {
-    using Chunk = BackwardChunk<T>;
+template <typename T, typename S>
+struct AddAndDot<T, S, void> {
+    using Chunk = BackwardChunk<T, S>;
     static constexpr int MAX = sizeof(T) == 4 ? MAX_VECTORS / 2 : 4;
 };
 
-template <typename T, int P>
+template <typename S>
+struct Stored {
+    template <typename T, typename Tile>
+    using Loop = AddAndDot<T, S, Tile>;
+};
+
+template <typename T, typename S, int P>
 void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t piece,
                      int64_t first, int64_t last) {
     constexpr int V = FLAT<T, P>;
     const EdgeTerm<T, P> term(edges, b.edge_vector, heads);
     const EdgeMask mask(b.dropout);
-    const TileJobs<T, AddAndDot> jobs(heads, b.channels);
+    const TileJobs<T, Stored<S>::template Loop> jobs(heads, b.channels);
     const T slope = static_cast<T>(b.slope);
     const Matrix grad_t = part_of<double>(b.grad_t, piece * b.grad_t_step);
     const int64_t low = heads.first * b.channels;
@@ -87,7 +93,7 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
     alignas(64) T d[CHUNK * P + V], side[CHUNK * P + V];
     int64_t columns[CHUNK];
     Lookahead ahead(edges, first, last);
-    ahead.skip(edges_ahead(b.num_heads * b.channels * sizeof(T)));
+    ahead.skip(edges_ahead(b.num_heads * b.channels * sizeof(S)));
     Lookahead scores_ahead(edges, first, last);
     scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
@@ -123,8 +129,8 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
                     store<T, V>(dot + at, Vec<T, V>{});
                 }
                 mask.apply<T, P>(weight, columns, count, row, heads.first);
-                const BackwardChunk<T> chunk{P,   count, columns,           weight,
-                                             dot, b.g,   row_of<T>(b.z, row), to};
+                const BackwardChunk<T, S> chunk{P,   count, columns,             weight,
+                                                dot, b.g,   row_of<S>(b.z, row), to};
                 jobs.run(chunk, ahead);
                 for (int i = 0; i < count; i++) {
                     const int at = i * P;
@@ -147,11 +153,11 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void gat_backward(const Edges& edges, const Backward& b) {
     for_each_piece(edges, [&](int64_t piece, int64_t first, int64_t last) {
         for_each_group(b.num_heads, [&](Heads heads, auto padded) {
-            attend_backward<T, decltype(padded)::LANES>(edges, b, heads, piece, first, last);
+            attend_backward<T, S, decltype(padded)::LANES>(edges, b, heads, piece, first, last);
         });
     });
 }
@@ -160,7 +166,7 @@ void gat_backward(const Edges& edges, const Backward& b) {
 }  // namespace HPCGNN_ISA
 
 // `grad_t` holds doubles.
-HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t is_double, Matrix g, Matrix t,
+HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t kind, Matrix g, Matrix t,
                                   Matrix lse, Matrix d, Matrix z, Matrix s, Matrix grad_z,
                                   Matrix grad_s, Matrix grad_t, int64_t grad_t_step,
                                   Matrix edge_vector, Matrix grad_edge_vector,
@@ -169,8 +175,10 @@ HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t is_double, Matrix g, Mat
     const HPCGNN_ISA::Backward b{g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector,
                                  grad_edge_vector, num_heads, channels, grad_t_step,
                                  grad_edge_vector_step, slope, dropout};
-    if (is_double)
-        HPCGNN_ISA::gat_backward<double>(*edges, b);
+    if (kind == DOUBLE)
+        HPCGNN_ISA::gat_backward<double, double>(*edges, b);
+    else if (kind == SHORT)
+        HPCGNN_ISA::gat_backward<float, HPCGNN_ISA::Short>(*edges, b);
     else
-        HPCGNN_ISA::gat_backward<float>(*edges, b);
+        HPCGNN_ISA::gat_backward<float, float>(*edges, b);
 }

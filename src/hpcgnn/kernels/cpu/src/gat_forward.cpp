@@ -12,18 +12,22 @@ struct Forward {
     const Dropout* dropout;
 };
 
-template <typename T, typename Tile>
-using AddFetched = Add<T, Tile, true>;
+// Sums of rows that are stored as S.
+template <typename S>
+struct Fetched {
+    template <typename T, typename Tile>
+    using Loop = Add<T, S, Tile, true>;
+};
 
-template <typename T, int P>
+template <typename T, typename S, int P>
 void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, int64_t last) {
     const EdgeTerm<T, P> term(edges, f.edge_vector, heads);
     const EdgeMask mask(f.dropout);
-    const TileJobs<T, AddFetched> jobs(heads, f.channels);
+    const TileJobs<T, Fetched<S>::template Loop> jobs(heads, f.channels);
     JoinedSoftmax<T, P> joined(heads, f.channels);
     const T slope = static_cast<T>(f.slope);
     Lookahead ahead(edges, first, last);
-    ahead.skip(edges_ahead(f.num_heads * f.channels * sizeof(T)));
+    ahead.skip(edges_ahead(f.num_heads * f.channels * sizeof(S)));
     Lookahead scores_ahead(edges, first, last);
     scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
@@ -50,11 +54,11 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void gat_forward(const Edges& edges, const Forward& f) {
     for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
         for_each_group(f.num_heads, [&](Heads heads, auto padded) {
-            attend<T, decltype(padded)::LANES>(edges, f, heads, first, last);
+            attend<T, S, decltype(padded)::LANES>(edges, f, heads, first, last);
         });
     });
 }
@@ -62,14 +66,16 @@ void gat_forward(const Edges& edges, const Forward& f) {
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t is_double, Matrix z, Matrix s, Matrix t,
+HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t kind, Matrix z, Matrix s, Matrix t,
                                  Matrix row_max, Matrix row_sum, Matrix out, Matrix edge_vector,
                                  int64_t num_heads, int64_t channels, double slope,
                                  const Dropout* dropout) {
     const HPCGNN_ISA::Forward f{z,         s,        t,     edge_vector, {row_max, row_sum, out},
                                 num_heads, channels, slope, dropout};
-    if (is_double)
-        HPCGNN_ISA::gat_forward<double>(*edges, f);
+    if (kind == DOUBLE)
+        HPCGNN_ISA::gat_forward<double, double>(*edges, f);
+    else if (kind == SHORT)
+        HPCGNN_ISA::gat_forward<float, HPCGNN_ISA::Short>(*edges, f);
     else
-        HPCGNN_ISA::gat_forward<float>(*edges, f);
+        HPCGNN_ISA::gat_forward<float, float>(*edges, f);
 }

@@ -17,7 +17,7 @@ struct Forward2 {
 template <typename T, typename Tile>
 using ScoreForward = Score<T, Tile, FORWARD>;
 template <typename T, typename Tile>
-using AddCached = Add<T, Tile, false>;
+using AddCached = Add<T, T, Tile, false>;
 
 template <typename T, int P>
 void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, int64_t last) {

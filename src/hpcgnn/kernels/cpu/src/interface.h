@@ -33,7 +33,10 @@ struct Edges {
     int64_t threads;
 };
 
-// Rows of `stride` elements, of the type the call's `is_double` says (or of the type named).
+// What a call's numbers are. SHORT: rows that are gathered are bfloat16, everything else float.
+enum Kind { FLOAT = 0, DOUBLE = 1, SHORT = 2 };
+
+// Rows of `stride` elements, of the type the call's `kind` says (or of the type named).
 struct Matrix {
     void* data;
     int64_t stride;

@@ -57,6 +57,26 @@ HPCGNN_INLINE void store(T* to, Vec<T, N> value) {
     memcpy(to, &value, sizeof value);
 }
 
+// A bfloat16 as rows hold it: the upper half of a float.
+typedef uint16_t Short;
+
+// N numbers stored as S: T itself, or Short for float.
+template <typename T, int N, typename S>
+HPCGNN_INLINE Vec<T, N> load_as(const S* from) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+        return load<T, N>(from);
+    } else {
+        Vec<uint32_t, N> bits;
+        if constexpr (N == 1)
+            bits = static_cast<uint32_t>(*from) << 16;
+        else
+            bits = __builtin_convertvector((load<Short, N>(from)), Vec<uint32_t, N>) << 16;
+        Vec<T, N> value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+}
+
 template <typename To, typename From, int N>
 HPCGNN_INLINE Vec<To, N> convert(Vec<From, N> value) {
     if constexpr (N == 1)

@@ -17,29 +17,30 @@ namespace {
 
 enum Kind { PLAIN, WEIGHTED, SCALED };  // SCALED: with weights or without
 
-template <typename T, Kind KIND, typename Shape>
+// S: of the rows that are gathered.
+template <typename T, typename S, Kind KIND, typename Shape>
 void add_rows(const Edges& edges, Matrix x, const T* scale, Matrix out, bool adds, Shape tile,
               int64_t first, int64_t last) {
-    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(T);
-    const T* source = from_column<T>(x, tile.column);
+    constexpr int N = Shape::N, U = Shape::U, BYTES = N * U * sizeof(S);
+    const S* source = from_column<S>(x, tile.column);
     Lookahead ahead(edges, first, last);
     ahead.skip(edges_ahead(BYTES));
     for (int64_t k = first; k < last; k++) {
         const int64_t begin = edges.begin[k], end = edges.end[k];
         if (begin == end && adds) continue;
         T* to = row_of<T>(out, local_row(edges, k)) + tile.column;
-        prefetch<BYTES>(to);
+        prefetch<N * U * sizeof(T)>(to);
         const auto add = [&edges, source, x, scale, tile](Lookahead& cursor, int64_t from, int64_t stop,
                                                    Vec<T, N>(&sum)[U])
                              __attribute__((always_inline)) {
             for (int64_t e = from; e < stop; e++) {
                 prefetch<BYTES>(source + cursor.next() * x.stride);
                 const int64_t column = edges.columns[e] - edges.column_offset;
-                const T* row = source + column * x.stride;
+                const S* row = source + column * x.stride;
                 const T factor = KIND == SCALED ? scale[column] : T(1);
                 const T weight = KIND != PLAIN && edges.weight ? static_cast<T>(edges.weight[e]) : T(1);
                 for (int u = 0; u < U; u++) {
-                    Vec<T, N> value = load<T, N>(row + tile.at(u));
+                    Vec<T, N> value = load_as<T, N, S>(row + tile.at(u));
                     if (KIND == SCALED) value = ROUNDED(factor * value);
                     sum[u] += KIND == PLAIN ? value : weight * value;
                 }
@@ -59,16 +60,17 @@ void add_rows(const Edges& edges, Matrix x, const T* scale, Matrix out, bool add
     }
 }
 
-template <typename T>
-void spmm(const Edges& edges, Matrix x, const T* scale, Matrix out, int64_t width, bool adds) {
+template <typename T, typename S>
+void spmm(const Edges& edges, Matrix x, const void* given, Matrix out, int64_t width, bool adds) {
+    const T* scale = static_cast<const T*>(given);
     for_each_piece(edges, [&](int64_t, int64_t first, int64_t last) {
         for_each_tile<LANES<T>, MAX_VECTORS>(width, [&](auto tile) {
             if (scale)
-                add_rows<T, SCALED>(edges, x, scale, out, adds, tile, first, last);
+                add_rows<T, S, SCALED>(edges, x, scale, out, adds, tile, first, last);
             else if (edges.weight)
-                add_rows<T, WEIGHTED>(edges, x, scale, out, adds, tile, first, last);
+                add_rows<T, S, WEIGHTED>(edges, x, scale, out, adds, tile, first, last);
             else
-                add_rows<T, PLAIN>(edges, x, scale, out, adds, tile, first, last);
+                add_rows<T, S, PLAIN>(edges, x, scale, out, adds, tile, first, last);
         });
     });
 }
@@ -76,10 +78,13 @@ void spmm(const Edges& edges, Matrix x, const T* scale, Matrix out, int64_t widt
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t is_double, Matrix x, const void* scale, Matrix out,
+HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t kind, Matrix x, const void* scale, Matrix out,
                     int64_t width, int64_t adds) {
-    if (is_double)
-        HPCGNN_ISA::spmm<double>(*edges, x, static_cast<const double*>(scale), out, width, adds);
+    using namespace HPCGNN_ISA;
+    if (kind == DOUBLE)
+        spmm<double, double>(*edges, x, scale, out, width, adds);
+    else if (kind == SHORT)
+        spmm<float, Short>(*edges, x, scale, out, width, adds);
     else
-        HPCGNN_ISA::spmm<float>(*edges, x, static_cast<const float*>(scale), out, width, adds);
+        spmm<float, float>(*edges, x, scale, out, width, adds);
 }

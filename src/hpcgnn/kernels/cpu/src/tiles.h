@@ -127,24 +127,25 @@ struct SumChunk {
     T* to;                   // this row of out
 };
 
-// to = scale * to + sum over edges of weight * z[column], for one tile.
-template <typename T, typename Tile, bool FETCH>
+// to = scale * to + sum over edges of weight * z[column], for one tile; z is stored as S.
+template <typename T, typename S, typename Tile, bool FETCH>
 struct Add {
     static void run(const SumChunk<T>& chunk, Lookahead& cursor, int64_t channels, int64_t lane,
                     int64_t column, int64_t last) {
         constexpr int N = Tile::N, U = Tile::U, M = Tile::M;
         const Columns<Tile> at(channels, last);
-        const T* source = static_cast<const T*>(chunk.gathered.data) + column;
+        const S* source = static_cast<const S*>(chunk.gathered.data) + column;
         const int64_t stride = chunk.gathered.stride, lanes = chunk.lanes;
         T* to = chunk.to + column;
         Lookahead ahead = cursor;
         Vec<T, N> sum[M][U] = {};
         for (int64_t i = 0; i < chunk.count; i++) {
             if (FETCH) at.prefetch_tile(source + ahead.next() * stride);
-            const T* from = source + chunk.columns[i] * stride;
+            const S* from = source + chunk.columns[i] * stride;
             const T* weight = chunk.weight + i * lanes + lane;
             for (int m = 0; m < M; m++)
-                for (int u = 0; u < U; u++) sum[m][u] += weight[m] * load<T, N>(from + at(m, u));
+                for (int u = 0; u < U; u++)
+                    sum[m][u] += weight[m] * load_as<T, N, S>(from + at(m, u));
         }
         cursor = ahead;
         for (int m = 0; m < M; m++) {
@@ -154,8 +155,8 @@ struct Add {
         }
     }
 };
-template <typename T, bool FETCH>
-struct Add<T, void, FETCH> {
+template <typename T, typename S, bool FETCH>
+struct Add<T, S, void, FETCH> {
     using Chunk = SumChunk<T>;
     static constexpr int MAX = sizeof(T) == 4 ? MAX_VECTORS : 4;
 };
