@@ -165,7 +165,7 @@ def parts(tmp_path_factory) -> dict[int, Path]:
 def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys, ranks, model):
     options, part = [*model.split(), *SIZES], parts[ranks]
     run = tmp_path / "run"
-    done = mpirun(ranks, "train", part, *options, "--epochs", 3, "--run-dir", run)
+    done = mpirun(ranks, "train", part, *options, "--epochs", 2, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     amount, unit = re.search(r"above imports: (?:.* to )?([\d.]+) (\wB)", done.stdout).groups()
