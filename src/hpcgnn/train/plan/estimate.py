@@ -64,7 +64,7 @@ BACKWARD = {
     "appnp": 1.5,
     "dagnn": 1.5,
 }  # times H; others 2.5
-APART = 0.75  # of gat, where the gradients of one head come after those of the other
+APART = 2.75  # of gat, where the gradients of one head come after those of the other
 LAST = {"gat": 4.5, "gatv2": 7.0}  # times all heads' outputs, in the last layer's backward
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 5  # times the outputs, where heads are computed one after the other
@@ -216,6 +216,10 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     shared = attention and model.norm == "none" and not model.residual
     kept += model.activation == "elu" and not shared
     kept += attention and model.residual
+    # With ReLU alone after it, a layer keeps what the next one reads; where all heads' gradients
+    # are there at once, that of the ReLU takes the place.
+    fused = shared and model.activation == "relu" and model.blocks == "plain"
+    kept -= fused and _heads_apart(shape, config)
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
