@@ -64,8 +64,8 @@ BACKWARD = {
     "appnp": 1.5,
     "dagnn": 1.5,
 }  # times H, of a layer between; others 2.5
-APART = 0.75  # of gat, where the gradients of one head come after those of the other
-APART_LAST = (0.5, 2.0)  # LAST there
+APART = 2.75  # of gat, where the gradients of one head come after those of the other
+APART_LAST = (2.5, 2.0)  # LAST there
 OUTPUTS = {"sage": 0, "gcn": 0, "rgcn": 1}  # times C, beside it; others 2
 LAST = {"gat": (2.0, 2.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
 LAST_SUM = {"sage": 2.8, "gcn": 2.5}  # times C, beside H, in that of the last layer
@@ -227,6 +227,10 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     shared = attention and model.norm == "none" and not model.residual
     kept += model.activation == "elu" and not shared
     kept += attention and model.residual
+    # With ReLU alone after it, a layer keeps what the next one reads; where all heads' gradients
+    # are there at once, that of the ReLU takes the place.
+    fused = shared and model.activation == "relu" and model.blocks == "plain"
+    kept -= fused and _heads_apart(shape, config)
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
