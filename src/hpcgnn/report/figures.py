@@ -75,10 +75,10 @@ def draw(runs: Sequence[RunFiles], metric: str) -> list[Drawing]:
     return [drawing for drawing in found if drawing is not None]
 
 
-def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
+def _figure(title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -197,7 +197,8 @@ def _rank_seconds(run: RunFiles, suffix: str) -> Drawing | None:
     for part, values in split.items():
         if any(values):
             colour = _COLOURS[list(PARTS).index(part)]
-            axes.bar(range(count), values, bottom=low, label=PARTS[part], color=colour, width=0.8)
+            wide = _wide(count)
+            axes.bar(range(count), values, bottom=low, label=PARTS[part], color=colour, width=wide)
             low = [a + b for a, b in zip(low, values, strict=True)]
     axes.set_xlabel("rank")
     axes.set_ylabel("seconds")
@@ -212,8 +213,9 @@ def _rank_memory(run: RunFiles, suffix: str) -> Drawing | None:
     if not peaks:
         return None
     title = f"Peak memory of each rank{_of(run, suffix)}"
-    figure, axes = _figure(title, height=2.6)
-    axes.bar(range(len(peaks)), [peak / 1e6 for peak in peaks], color=_COLOURS[0], width=0.8)
+    figure, axes = _figure(title)
+    high = [peak / 1e6 for peak in peaks]
+    axes.bar(range(len(peaks)), high, color=_COLOURS[0], width=_wide(len(peaks)))
     axes.set_xlabel("rank")
     axes.set_ylabel("MB, imports included")
     _whole_numbers(axes, len(peaks))
@@ -225,16 +227,16 @@ def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
     if sent is None or len(sent) < 2:
         return None
     title = f"Bytes sent from rank to rank in an epoch{_of(run, suffix)}"
-    figure, axes = _figure(title, height=4.6)
+    figure, axes = _figure(title)
     axes.grid(visible=False)
     numbers = [[value / 1e6 for value in row] for row in sent]
-    image = axes.imshow(numbers, cmap="viridis", vmin=0)
+    image = axes.imshow(numbers, cmap="Blues", vmin=0)
     figure.colorbar(image, ax=axes, label="MB")
     if len(sent) <= 8:
         most = max(max(row) for row in numbers)
         for r, row in enumerate(numbers):
             for p, value in enumerate(row):
-                colour = "white" if value < 0.6 * most else "black"
+                colour = "white" if value > 0.6 * most else "black"
                 axes.text(p, r, f"{value:.3g}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("to rank")
     axes.set_ylabel("from rank")
@@ -245,6 +247,11 @@ def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
 
 def _of(run: RunFiles, suffix: str) -> str:
     return f": {run.folder.name}" if suffix else ""
+
+
+def _wide(bars: int) -> float:
+    """Few bars are no walls."""
+    return min(0.8, 0.2 * bars)
 
 
 def _whole_numbers(axes: Axes, count: int) -> None:

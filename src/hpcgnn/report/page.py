@@ -27,9 +27,14 @@ figure { margin: 0; border: 1px solid #e4e4e4; border-radius: 6px; padding: .4re
 figure svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ececec;
-         vertical-align: top; overflow-wrap: anywhere; }
+         vertical-align: top; overflow-wrap: break-word; }
 th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
 @media (max-width: 32rem) { .figures { grid-template-columns: 1fr; } }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6e6e6; background: #1a1a1a; } .faint { color: #a0a0a0; }
+  th, td, figure { border-color: #3a3a3a; }
+  figure svg { filter: invert(0.9) hue-rotate(180deg); } /* light and dark change, hues stay */
+}
 """
 PAGE = "index.html"
 _START = 400  # bytes of a page within which its sign stands
@@ -57,6 +62,7 @@ def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'{SIGN} {escape(__version__)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         f"<title>{_text(names)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n"
         "</body></html>\n"
     )
@@ -84,11 +90,12 @@ def _sections(run: RunFiles, title: str) -> Iterable[str]:
     quality = read_quality(run.starts)
     if quality:
         yield f"<h2>Partition{title}</h2>"
-        yield _rows([(name, _joined(value)) for name, value in quality.items()])
+        yield _rows([(name.replace("_", " "), _joined(value)) for name, value in quality.items()])
     if run.starts:
         yield f"<h2>Starts{title}</h2>"
         columns = ["time", "from_epoch", "ranks", "hosts", "device", "releases", "graph"]
-        yield _table(columns, [[_joined(s.get(name)) for name in columns] for s in run.starts])
+        head = [name.replace("_", " ") for name in columns]
+        yield _table(head, [[_joined(s.get(name)) for name in columns] for s in run.starts])
     yield f"<h2>Settings{title}</h2>"
     yield _rows(sorted(run.settings().items()))
     yield f'<p class="faint">From {_text(str(run.folder))}.</p>'
@@ -97,7 +104,7 @@ def _sections(run: RunFiles, title: str) -> Iterable[str]:
 def _joined(value: Any) -> str:
     """Plain text of a value from a file, long lists cut."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_joined(entry)}" for name, entry in value.items())
+        return ", ".join(f"{n.replace('_', ' ')} {_joined(entry)}" for n, entry in value.items())
     if isinstance(value, list):
         shown = [_joined(entry) for entry in value[:8]]
         return " ".join(shown) + (f" and {len(value) - 8} more" if len(value) > 8 else "")
@@ -107,7 +114,7 @@ def _joined(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return escape(printable(str(value)))
+    return escape(printable(str(value)).replace(" %", "\u00a0%"))
 
 
 def _rows(rows: Iterable[tuple[Any, Any]]) -> str:

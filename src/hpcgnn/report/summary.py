@@ -181,8 +181,8 @@ def as_text(content: dict[str, Any]) -> list[str]:
         "seconds per epoch": f"mean {content['epoch_seconds_mean']:.3f}, "
         f"median {content['epoch_seconds_median']:.3f}",
         "of that": f"forward {percent(content['forward_share'])}, "
-        f"backward {percent(content['backward_share'])}, "
-        f"waiting for messages {percent(content['wait_share'])}",
+        f"backward {percent(content['backward_share'])}; "
+        f"of it all, waiting for messages {percent(content['wait_share'])}",
         "sent per epoch": f"{content['bytes_per_epoch_and_rank'] / 1e6:,.1f} MB per rank",
         "peak memory": f"{content['peak_memory_bytes_max'] / 1e6:,.1f} MB on the largest rank, "
         "imports included",
