@@ -17,38 +17,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hpcgnn import kernels
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.kernels.block import Block
 from hpcgnn.sar.attention import (
     AttentionSettings,
-    edge_dropout,
-    exchange_halo_ids,
-    local_blocks,
     normalised,
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
+from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
-    RowLayout,
     gathered,
-    head_matrix,
     head_products,
     head_scores,
     product,
     product_type,
     refill,
     shell,
-    sum_of_products,
     summed,
     weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
 
 _LARGE = 1 << 26  # bytes of an array of all heads on one rank
 _WIDE = 32  # channels of a head
@@ -297,226 +287,3 @@ def _products_before(
     """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y."""
     kept = 1 - then.p
     return head_products(g_NK, y_NK, heads, None if bias_K is None else bias_K / kept).mul_(kept)
-
-
-def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
-    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
-    heads = grad_scores_NH.shape[1] // 2
-    all_HHC = sum_of_products(grad_scores_NH, z_NK).view(2, heads, heads, -1)
-    source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
-    return source_HC, target_HC
-
-
-class ForwardPass:
-    """One pass over all blocks, local ones first."""
-
-    def __init__(
-        self,
-        graph: PartitionedGraph,
-        settings: AttentionSettings,
-        product_dtype: torch.dtype | None,
-        z_NK: Tensor,
-        s_NH: Tensor,
-        t_NH: Tensor,
-        edge_HD: Tensor | None,
-    ) -> None:
-        self.graph, self.settings = graph, settings
-        self.product_dtype = product_dtype
-        self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
-        self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
-
-    def _begin(self) -> list[Block]:
-        """Where the softmax starts, and the blocks without messages that are still to be added.
-
-        Self-loops that count as they are need no pass over them: it starts there.
-        """
-        settings, z_NK = self.settings, self.z_NK
-        local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
-        plain = settings.self_loops and not settings.dropout and self.edge_HD is None
-        if plain and z_NK.device.type == "cpu":  # a GPU would wait to know whether all are finite
-            self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
-            if bool(self.row_max_NH.isfinite().all()):
-                self.row_sum_NH = torch.ones_like(self.t_NH)
-                self.out_NK = z_NK.to(self.t_NH.dtype, copy=True)
-                return local[1:]
-        self.row_max_NH = torch.full_like(self.t_NH, -torch.inf)
-        self.row_sum_NH = torch.zeros_like(self.t_NH)
-        self.out_NK = torch.zeros_like(z_NK, dtype=self.t_NH.dtype)
-        return local
-
-    @property
-    def _softmax(self) -> kernels.RunningSoftmax:
-        return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK)
-
-    def go(self, epoch: int) -> None:
-        graph, edges = self.graph, self.graph.in_edges
-        exchange_halo_ids(graph, edges, self.settings)
-        local = self._begin()
-        for block, (z_MK, s_MH), progress in stream(
-            graph,
-            edges,
-            Payload(
-                (self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,), gathered=True
-            ),
-            where="attention forward",
-            local=local,
-            kept=self.kept,
-            sums=SoftmaxSums(self._softmax),
-        ):
-            for rows in work(block, edges.num_parts):
-                self._add(block, z_MK, s_MH, rows, epoch)
-                progress()
-
-    def _add(
-        self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int], epoch: int
-    ) -> None:
-        dropout = edge_dropout(self.graph, self.graph.in_edges, block, self.settings, epoch)
-        kernels.gat_forward(
-            block,
-            kernels.Sources(z_MK, s_MH),
-            self.t_NH,
-            self._softmax,
-            kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
-            rows=rows,
-        )
-
-
-class BackwardPass:
-    """Gradients of z, s, t and the edge scores."""
-
-    def __init__(
-        self,
-        graph: PartitionedGraph,
-        settings: AttentionSettings,
-        product_dtype: torch.dtype | None,
-        epoch: int,
-        g_NK: Tensor,
-        d_NH: Tensor,
-        z_NK: Tensor,
-        s_NH: Tensor,
-        t_NH: Tensor,
-        lse_NH: Tensor,
-        edge_HD: Tensor | None,
-    ) -> None:
-        self.graph, self.settings, self.epoch = graph, settings, epoch
-        self.g_NK = gathered(g_NK, product_dtype)
-        self.d_NH, self.z_NK, self.s_NH = d_NH, z_NK, s_NH
-        self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
-        self.product_dtype = product_dtype
-        self.sources = kernels.Sources(z_NK, s_NH)
-        self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
-        heads = s_NH.shape[1]
-        self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
-        self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
-        self._edge = Totals([] if edge_HD is None else [edge_HD])
-
-    @property
-    def grad_edge_HD(self) -> Tensor | None:
-        return next(iter(self._edge.result()), None)
-
-    def finished(self, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of z, scores included, and of the vectors that score it; drops z and g."""
-        grad_z_NK, self.g_NK = self.grad_z_NK, self.g_NK.new_empty(0)
-        z_NK = self.z_NK.to(grad_z_NK.dtype)
-        grad_source, grad_target = _diagonal_blocks(z_NK, self.grad_scores_NH)
-        self.z_NK = self.z_NK.new_empty(0)
-        del self.sources, z_NK
-        grad_z_NK.addmm_(self.grad_scores_NH, head_matrix(source_HC, target_HC).t())
-        return grad_z_NK, grad_source, grad_target
-
-    def at_sources(self) -> None:
-        """Stream destinations to the owners of their sources."""
-        graph, edges = self.graph, self.graph.out_edges
-        exchange_halo_ids(graph, edges, self.settings)
-
-        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
-        replied = Returned(edges, torch.zeros_like(self.grad_t_NH))
-        here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
-        scalars = (self.t_NH, self.lse_NH, self.d_NH)
-        for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
-            graph,
-            edges,
-            Payload((self.g_NK,), self.product_dtype or self.g_NK.dtype, scalars, gathered=True),
-            here_NH,
-            replied.accept,
-            where="attention backward",
-            local=local_blocks(graph, edges, self.settings.self_loops),
-            sums=RowSums(self.grad_z_NK, self.grad_s_NH),
-        ):
-            destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
-            sums = kernels.ThreadSums(grad_t_MH)
-            for rows in work(block, edges.num_parts):
-                self._source_side(block, destinations, sums.parts, rows)
-                progress()
-            sums.add_up()
-        replied.end()
-        self.grad_t_NH += here_NH + replied.matrices[0]
-
-    def _source_side(
-        self,
-        block: Block,
-        destinations: kernels.Destinations,
-        grad_t: Tensor,
-        rows: tuple[int, int],
-    ) -> None:
-        dropout = edge_dropout(
-            self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
-        )
-        kernels.gat_backward(
-            block,
-            destinations,
-            self.sources,
-            kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, *self._edge.parts),
-            kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
-            rows=rows,
-        )
-        self._edge.added()
-
-    def at_destinations(self, kept: list[Tensor]) -> None:
-        """Where remote z and s were kept: compute their gradients here and send them back."""
-        graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
-        here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
-        there_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
-        sums = kernels.ThreadSums(there_NH)
-        dtype, on_gpu = self.product_dtype or self.g_NK.dtype, self.g_NK.device.type == "cuda"
-        layout = RowLayout(width, self.s_NH.shape[1], dtype, on_gpu)
-
-        def produce(index: int, block: Block, out_MW: Tensor) -> None:
-            rows_MW = kept[index]
-            turned = kernels.transposed(block, graph.num_local_nodes, with_features=True)
-            grad_z_MK = self.grad_z_NK.new_zeros(len(out_MW), width)
-            grad_s_MH = layout.scalars(out_MW)
-            dropout = edge_dropout(graph, edges, block, self.settings, self.epoch)
-            kernels.gat_backward(
-                turned,
-                here,
-                kernels.Sources(gathered(layout.features(rows_MW), None), layout.scalars(rows_MW)),
-                kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, *self._edge.parts),
-                kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
-            )
-            self._edge.added()
-            layout.features(out_MW)[:] = grad_z_MK
-
-        returned = Returned(edges, self.grad_z_NK, self.grad_s_NH)
-
-        def accept(rows: Tensor, grad_MW: Tensor) -> None:
-            returned.accept(rows, layout.features(grad_MW), layout.scalars(grad_MW))
-
-        def differentiate_here(progress: Progress) -> None:
-            for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
-                self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
-                progress()
-
-        return_gradients(
-            graph,
-            edges,
-            layout.columns,
-            layout.dtype,
-            produce,
-            accept,
-            where="attention backward",
-            first=differentiate_here,
-        )
-        returned.end()
-        sums.add_up()
-        self.grad_t_NH += there_NH

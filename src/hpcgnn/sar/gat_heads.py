@@ -22,7 +22,8 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.gat import BackwardPass, ForwardPass, Gradients
+from hpcgnn.sar.gat import Gradients
+from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
     gathered,
     head_products,
