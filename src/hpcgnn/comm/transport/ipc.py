@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from hpcgnn.comm.transport.host import Slot, Transport
-from hpcgnn.comm.transport.shared import CudaMemory, Exports, Imports, Whereabouts
+from hpcgnn.comm.transport.shared import CudaMemory, Exports, Imports, RowsPlace
 from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Incoming(Slot):
     used: Any
     peer: int = -1
     tag: int = -1
-    came: Whereabouts | None = None  # nothing was done with it yet
+    came: RowsPlace | None = None  # nothing was done with it yet
 
 
 class IpcTransport:
@@ -102,7 +102,7 @@ class IpcTransport:
         begin, near = self._exports.take(num_bytes) if sends else (0, self._copier.near(num_bytes))
         far = None if self._between is None else self._between.over(near)
         wire = near if far is None else far.wire
-        place = np.empty(Whereabouts.SIZE, np.uint8)
+        place = np.empty(RowsPlace.SIZE, np.uint8)
         if sends:
             return _Outgoing(near, wire, begin, far, place)
         now = self._copier.mark()  # the memory may be that of tensors which kernels still read
@@ -160,9 +160,9 @@ class IpcTransport:
         if into.peer not in self._neighbours:
             between, far = self._far(into)
             return between.arrived(far, count)
-        if count != Whereabouts.SIZE:
+        if count != RowsPlace.SIZE:
             return count
-        into.came = Whereabouts.unpack(into.place.tobytes())
+        into.came = RowsPlace.unpack(into.place.tobytes())
         self._imports.told(into.peer, into.came)
         return into.came.num_bytes
 

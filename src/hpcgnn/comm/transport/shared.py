@@ -18,7 +18,7 @@ _PLACE = struct.Struct("<4q64s")
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class RowsPlace:
     """Where a message lies in the memory of its sender, which has closed what is older.
 
     Attributes:
@@ -38,7 +38,7 @@ class Whereabouts:
         return _PLACE.pack(self.region, self.begin, self.num_bytes, self.oldest, self.handle)
 
     @classmethod
-    def unpack(cls, data: bytes) -> Whereabouts:
+    def unpack(cls, data: bytes) -> RowsPlace:
         return cls(*_PLACE.unpack(data))
 
 
@@ -218,14 +218,14 @@ class Exports:
             raise RuntimeError("more is taken than was reserved")
         return begin, self._current.memory[begin : begin + num_bytes]
 
-    def place(self, begin: int, num_bytes: int, reader: int) -> Whereabouts:
+    def place(self, begin: int, num_bytes: int, reader: int) -> RowsPlace:
         """What `reader` is told of a message."""
         region = self._current
         if region is None:
             raise RuntimeError("nothing was reserved")
         region.readers.add(reader)
         self._told[reader] = region.number
-        return Whereabouts(region.number, begin, num_bytes, region.number, region.handle)
+        return RowsPlace(region.number, begin, num_bytes, region.number, region.handle)
 
     def close(self) -> None:
         """Give all back, though neighbours may still have it open: none reads it any more."""
@@ -242,13 +242,13 @@ class Imports:
         self._memory = memory
         self._open: dict[int, dict[int, int]] = {}  # by rank and number, addresses
 
-    def told(self, rank: int, place: Whereabouts) -> None:
+    def told(self, rank: int, place: RowsPlace) -> None:
         """Close what `rank` says is void."""
         regions = self._open.setdefault(rank, {})
         for number in [n for n in regions if n < place.oldest]:
             self._memory.close(regions.pop(number))
 
-    def address(self, rank: int, place: Whereabouts) -> int:
+    def address(self, rank: int, place: RowsPlace) -> int:
         """Where this process sees a message."""
         regions = self._open.setdefault(rank, {})
         if place.region not in regions:
