@@ -26,7 +26,7 @@ PLACES = {
     "exchange": ("hpcgnn.comm.communicator", "Communicator", "alltoallv", ""),
     "forward": ("hpcgnn.comm.ring", "Exchange", "__init__", "forward"),
     "backward": ("hpcgnn.comm.ring", "Exchange", "__init__", "backward"),
-    "all-reduce": ("hpcgnn.comm.communicator", "Communicator", "allreduce", "gradients"),
+    "all-reduce": ("hpcgnn.comm.background", "BackgroundSums", "finish", ""),
     "save": ("hpcgnn.train.checkpoint.store", "CheckpointStore", "save", ""),
     "write": ("os", "", "pwrite", ""),
     "sync": ("os", "", "fsync", ""),
