@@ -113,6 +113,7 @@ class _Attention(torch.autograd.Function):
         ctx.num_held = len(held)
         ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
         ctx.epoch = graph.epoch
+        ctx.spares = graph.execution.kept is not None  # memory, at the price of time
         keeps_z = run.kept is not None or graph.execution.forgets
         if not keeps_z and has_backward:
             graph.execution.newest, ctx.newest = z_NK, weakref.ref(z_NK)
@@ -158,7 +159,7 @@ class _Attention(torch.autograd.Function):
             x, weight_KF, source_HC, target_HC, edge_HD, bias_K, with_x=ctx.needs_input_grad[0]
         )
         groups = [range(s_NH.shape[1])]
-        if z_NK is None and not ctx.keeps:
+        if ctx.spares and z_NK is None and not ctx.keeps:
             groups = head_groups(ctx.graph, *source_HC.shape)
         grad_NK = grads[0].contiguous()
         for heads in groups:

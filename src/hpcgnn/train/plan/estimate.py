@@ -384,6 +384,7 @@ def _heads_apart(shape: Shape, config: Config) -> bool:
     model = config.model
     nodes = shape.nodes if shape.whole_nodes is None else shape.whole_nodes / shape.ranks
     fits = model.kind == "gat" and config.streaming.mode == "sar" and config.device.kind != "cuda"
+    fits = fits and config.device.keep_in == "bf16" and not config.streaming.recompute
     return fits and heads_apart(nodes, model.heads, model.hidden // model.heads)
 
 
