@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +14,15 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
-from hpcgnn.sar.aggregation import first_sum, is_constant, multiply, neighbour_sum, weight_sums
-from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.aggregation import (
+    first_sum,
+    is_constant,
+    linear_sum,
+    multiply,
+    neighbour_sum,
+    weight_sums,
+)
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.products import summed, wire_type
 
 _CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
 
@@ -99,26 +103,11 @@ class GCNConv(torch.nn.Module):
 def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1.0) -> Tensor:
     """`D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; without loops where `loop` is None."""
     check_rows(graph, x_NF, who="a sum over neighbours")
-    result: Tensor = _NormalisedSum.apply(x_NF, graph, loop)
-    return result
 
+    def times(edges: EdgeBlocks, rows_NF: Tensor, where: str, wire: torch.dtype) -> Tensor:
+        return _times(graph, edges, rows_NF, loop, where, wire)
 
-class _NormalisedSum(torch.autograd.Function):
-    """No scaled copy of x is made: its rows count by the scale where they are read."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, loop: float | None) -> Tensor:
-        ctx.graph, ctx.loop, ctx.dtype = graph, loop, x_NF.dtype
-        ctx.wire = wire_type(x_NF)
-        out_NF = _times(graph, graph.in_edges, x_NF, loop, "sum forward", ctx.wire)
-        return summed(out_NF, x_NF.dtype)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        graph = ctx.graph
-        grad = _times(graph, graph.out_edges, grads[0], ctx.loop, "sum backward", ctx.wire)
-        return grad.to(ctx.dtype), None, None
+    return linear_sum(graph, x_NF, times)
 
 
 def _times(
@@ -129,7 +118,10 @@ def _times(
     where: str,
     wire: torch.dtype,
 ) -> Tensor:
-    """`D^-1/2 (A + loop I) D^-1/2 x`, or that of the transpose, by `edges`; a new `[n, F]`."""
+    """`D^-1/2 (A + loop I) D^-1/2 x`, or that of the transpose, by `edges`; a new `[n, F]`.
+
+    No scaled copy of x is made: its rows count by the scale where they are read.
+    """
     scale_N1, missing_N1 = normalisation(graph, loop)
     scale_N1 = scale_N1.to(sum_type(x_NF.dtype))
     out_NF = multiply(graph, edges, x_NF, True, where, wire, scale_N1[:, 0])

@@ -35,8 +35,11 @@ def neighbour_sum(graph: PartitionedGraph, x: Tensor, *, weighted: bool = True) 
     Without `weighted`, or where the graph has no weights, every edge counts 1.
     """
     check_rows(graph, x, who="a sum over neighbours")
-    result: Tensor = _Sum.apply(x, graph, weighted)
-    return result
+
+    def times(edges: EdgeBlocks, rows_NF: Tensor, where: str, wire: torch.dtype) -> Tensor:
+        return multiply(graph, edges, rows_NF, weighted, where, wire)
+
+    return linear_sum(graph, x, times)
 
 
 def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
@@ -147,20 +150,28 @@ def by_columns(x: HostRows, device: torch.device, aggregate: Callable[[Tensor], 
     return out_NF
 
 
-class _Sum(torch.autograd.Function):
+# Edges of one direction times rows; where it is, and the type in which rows travel.
+Times = Callable[[EdgeBlocks, Tensor, str, torch.dtype], Tensor]
+
+
+def linear_sum(graph: PartitionedGraph, x_NF: Tensor, times: Times) -> Tensor:
+    """`times` of the in-edges and x, whose gradient is `times` of the out-edges; collective."""
+    result: Tensor = _LinearSum.apply(x_NF, graph, times)
+    return result
+
+
+class _LinearSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, weighted: bool) -> Tensor:
-        ctx.graph, ctx.weighted, ctx.dtype = graph, weighted, x_NF.dtype
+    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, times: Times) -> Tensor:
+        ctx.graph, ctx.times, ctx.dtype = graph, times, x_NF.dtype
         ctx.wire = wire_type(x_NF)
-        out_NF = multiply(graph, graph.in_edges, x_NF, weighted, "sum forward", ctx.wire)
-        return summed(out_NF, x_NF.dtype)
+        return summed(times(graph.in_edges, x_NF, "sum forward", ctx.wire), x_NF.dtype)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        graph = ctx.graph
-        grad = multiply(graph, graph.out_edges, grads[0], ctx.weighted, "sum backward", ctx.wire)
-        return grad.to(ctx.dtype), None, None
+        grad_NF = ctx.times(ctx.graph.out_edges, grads[0], "sum backward", ctx.wire)
+        return grad_NF.to(ctx.dtype), None, None
 
 
 def multiply(

@@ -1,4 +1,4 @@
-"""The two passes of graph attention over the ring: what `sar.gat` says of messages, done."""
+"""The two passes of graph attention over the ring; backward at either end of the edges."""
 
 from __future__ import annotations
 
