@@ -124,6 +124,22 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
     assert "<svg" in (tmp_path / "r.svg").read_text()
     with pytest.raises(InputError, match="exists already"):
         outputs.check()
+    for kind in ("svg", "png", "pdf"):
+        drawn = output.Outputs(tmp_path / "r.json", tmp_path / f"r.{kind}", force=True)
+        output.save(draw.epochs(content), tmp_path / f"r.{kind}")
+        drawn.check()
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.svg", "r.png"])
+def test_files_of_somebody_else_are_left(tmp_path, name):
+    path = tmp_path / name
+    plot = None if name == "r.json" else path
+    outputs = output.Outputs(None if plot else path, plot, force=True)
+    for content in (b"", b"mine", b'{"machine": 1}', b'{"machine": {"cores": 2}}'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: exists and was not written by hpcgnn bench"):
+            outputs.check()
+        assert path.read_bytes() == content
 
 
 def test_without_peers_ours_are_shown(bench, graph):

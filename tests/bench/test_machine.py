@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpcgnn.bench import machine
-from hpcgnn.cli import bench
+from hpcgnn.cli import bench, bench_machine
 from hpcgnn.errors import InputError
 from hpcgnn.train.plan.machine import KERNELS, read_machine
 from tests.cli.verbs import call
@@ -34,5 +34,12 @@ def test_its_file_is_read(comm, shared_path, monkeypatch):
     assert found.slowdown("gathers", 4 * comm.size) >= found.slowdown("gathers", 1) >= 1
     with pytest.raises(InputError, match="exists already"):
         call(comm, bench, "machine", "-o", out)
+    if comm.rank == 0:
+        bench_machine._check(out, force=True)
+        out.write_text("title = 'mine'\n")
+    comm.barrier()
+    with pytest.raises(InputError, match="holds no numbers of a machine"):
+        call(comm, bench, "machine", "-o", out, "--force")
+    assert out.read_text() == "title = 'mine'\n"
     with pytest.raises(InputError, match=r"must end in \.toml"):
         call(comm, bench, "machine", "-o", shared_path / "here.txt")

@@ -85,8 +85,11 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert f"--model {path}:Net" in capsys.readouterr().out
     assert main(["new", str(path)]) == 2 and main(["new", str(tmp_path / "mine.txt")]) == 2
     assert main(["new", str(tmp_path / "absent" / "mine.py")]) == 2
-    path.write_text("x = 1\n")
+    path.write_text(path.read_text().replace("class Net", "class Mine"))
     assert main(["new", str(path), "--force"]) == 0 and "class Net" in path.read_text()
+    path.write_text("import hpcgnn\n")
+    assert main(["new", str(path), "--force"]) == 2 and path.read_text() == "import hpcgnn\n"
+    assert "is no model file of hpcgnn new" in capsys.readouterr().err
     (kept := tmp_path / "kept.py").write_text("y = 2\n")
     (tmp_path / "link.py").symlink_to(kept)
     assert main(["new", str(tmp_path / "link.py"), "--force"]) == 2
@@ -109,6 +112,8 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     (tmp_path / "jobs" / "launch.sh").symlink_to(kept)
     assert main(["jobs", str(tmp_path), "--force"]) == 2 and not kept.stat().st_size
     assert "launch.sh: is a link" in capsys.readouterr().err
-    (tmp_path / "jobs" / "train.sbatch").unlink()
+    (tmp_path / "jobs" / "launch.sh").unlink()
+    (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # somebody else's
     assert main(["jobs", str(tmp_path), "--force"]) == 2
+    assert (tmp_path / "jobs" / "train.sbatch").read_text() == "#!/bin/sh\n"
     assert "is no folder of job scripts" in capsys.readouterr().err

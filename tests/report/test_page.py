@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcgnn.cli import main
+from hpcgnn.report.figures import Drawing
 from hpcgnn.report.run import read_run
 from hpcgnn.report.summary import per_epoch, per_rank
 
@@ -132,6 +133,25 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     (tmp_path / "link").symlink_to(target)
     assert main.main(["report", str(folder), "-o", str(tmp_path / "link")]) == 2
     assert not list(target.iterdir())
+
+
+def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
+    drawing = Drawing("loss", "Loss", figure)
+    monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [drawing])
+    folder, out = write_run(tmp_path / "run"), tmp_path / "out"
+    out.mkdir()
+    (out / "loss.png").write_bytes(b"\x89PNG of mine")
+    asked = ["report", str(folder), "-o", str(out)]
+    for more in ([], ["--force"]):
+        assert main.main([*asked, *more]) == 2
+        assert "loss.png: exists and is no figure of hpcgnn report" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["loss.png"]
+    assert (out / "loss.png").read_bytes() == b"\x89PNG of mine"
+    (out / "loss.png").unlink()
+    assert main.main(asked) == 0
+    (out / "index.html").unlink()
+    assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
 
 
 def test_parts_of_an_epoch_add_up_to_it(tmp_path):

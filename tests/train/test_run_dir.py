@@ -50,13 +50,16 @@ def test_the_configuration_is_replaced_or_left(comm, shared_path):
         ("config.json", "notes", "was not written by a run of hpcgnn"),
         ("metrics.jsonl", '{"epoch": 1, "loss": 0.5}\n', "was not written by a run of hpcgnn"),
         ("metrics.jsonl", None, "is not a regular file"),
+        ("starts.jsonl", '{"epoch": 1}\n', "was not written by a run of hpcgnn"),
+        ("ranks.jsonl", '{"name": "mine"}\n', "was not written by a run of hpcgnn"),
+        ("ENDED", "notes", "was not written by a run of hpcgnn"),
         ("REQUEUE", "notes", "was not written by a run of hpcgnn"),
         ("rank-00000.json", "{}", "was not written by a run of hpcgnn"),
     ],
 )
 def test_files_of_somebody_else_are_left(comm, shared_path, name, text, words):
     """None: a pipe, which nobody waits for."""
-    path = shared_path / ("profile" if name.startswith("rank") else "") / name
+    path = shared_path / ("profile" if name.startswith("rank-") else "") / name
     if comm.rank == 0:
         path.parent.mkdir(exist_ok=True)
         os.mkfifo(path) if text is None else path.write_text(text)

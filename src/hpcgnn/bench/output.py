@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 _TERMINAL = Path("-")  # in place of the table
 _DRAWINGS = (".svg", ".png", ".pdf")
+_SIGN = "hpcgnn bench"  # of a drawing, by which it is known and may be replaced
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": _SIGN},
+    "png": {"Software": _SIGN},
+    "pdf": {"CreationDate": None, "Creator": _SIGN},
+}
+_LARGEST = 64 << 20  # bytes of a file that was written here
 
 
 class Measured(Protocol):
@@ -54,8 +61,16 @@ class Outputs:
                 continue
             if path.is_symlink():
                 raise InputError("is a link: choose another name", file=path)
-            if check_regular(path) and not self.force:
+            if not check_regular(path):
+                continue
+            if not self.force:
                 raise InputError("exists already: choose another name, or say --force", file=path)
+            if not (_is_measured(path) if path == self.json else _is_drawn(path)):
+                raise InputError(
+                    "exists and was not written by hpcgnn bench, so --force doesn't replace it: "
+                    "choose another name, or remove it",
+                    file=path,
+                )
         if self.plot is not None:
             if self.plot.suffix not in _DRAWINGS:
                 raise InputError(f"must end in {', '.join(_DRAWINGS)}", file=self.plot)
@@ -89,13 +104,34 @@ def save(figure: Figure, path: Path) -> None:
         OutputError: it can't be written.
     """
     kind = path.suffix.removeprefix(".")
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
+    metadata = _METADATA[kind]
     matplotlib = import_matplotlib()
     with matplotlib.rc_context({"svg.hashsalt": "hpcgnn", "svg.fonttype": "path"}):
         _write(
             path,
             lambda place: figure.savefig(place, format=kind, dpi=144, metadata=metadata),
         )
+
+
+def _is_measured(path: Path) -> bool:
+    """Whether it is the JSON of a measurement."""
+    try:
+        content = json.loads(_content(path))
+        return "hpcgnn" in content["machine"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _is_drawn(path: Path) -> bool:
+    return _SIGN.encode() in _content(path)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST)
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", file=path) from None
 
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:

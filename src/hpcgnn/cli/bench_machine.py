@@ -57,5 +57,17 @@ def _check(path: Path, *, force: bool) -> None:
         raise InputError("must end in .toml", file=path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InputError("is no plain file: choose another name", file=path)
-    if path.exists() and not force:
+    if not path.exists():
+        return
+    if not force:
         raise InputError("exists already: choose another name, or say --force", file=path)
+    from hpcgnn.train.plan.machine import read_machine
+
+    try:
+        read_machine(str(path))
+    except InputError:
+        raise InputError(
+            "exists and holds no numbers of a machine, so --force doesn't replace it: choose "
+            "another name, or remove it",
+            file=path,
+        ) from None

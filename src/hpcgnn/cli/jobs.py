@@ -11,6 +11,8 @@ from hpcgnn.errors import InputError, OutputError, say
 
 PARALLEL = False
 
+_SIGN, _START = b"HPCGNN_HOME", 4096  # where it stands in jobs/launch.sh
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="gets a folder jobs/")
@@ -23,15 +25,15 @@ def run(args: argparse.Namespace, comm: None) -> int:
     if os.path.lexists(target):
         if not args.force:
             raise InputError("exists already: choose another folder, or say --force", file=target)
-        if target.is_symlink() or not (target / "train.sbatch").is_file():
+        for path in target.rglob("*"):
+            if path.is_symlink():  # copying would write through it
+                raise InputError("is a link: remove it, or choose another folder", file=path)
+        if target.is_symlink() or not _is_ours(target):
             raise InputError(
                 "exists and is no folder of job scripts of hpcgnn, so --force doesn't replace it: "
                 "choose another folder, or remove it",
                 file=target,
             )
-        for path in target.rglob("*"):
-            if path.is_symlink():  # copying would write through it
-                raise InputError("is a link: remove it, or choose another folder", file=path)
         if target.samefile(source):
             raise InputError("is where they come from: choose another folder", file=target)
     ignored = shutil.ignore_patterns("__pycache__")
@@ -43,6 +45,13 @@ def run(args: argparse.Namespace, comm: None) -> int:
     count = sum(path.is_file() for path in target.rglob("*"))
     say(f"{target}: {count} files; in {args.folder}: sbatch --nodes=2 jobs/train.sbatch GRAPH.h5")
     return 0
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return _SIGN in (folder / "launch.sh").read_bytes()[:_START]
+    except OSError:
+        return False
 
 
 def templates() -> Path:

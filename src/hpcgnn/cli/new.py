@@ -11,6 +11,9 @@ from hpcgnn.errors import InputError, OutputError, say
 
 PARALLEL = False
 
+SIGN = "hpcgnn train graph.h5 --model"  # by this a file of ours is known
+_START = 4096
+
 MODEL = '''\
 """A model of one's own.
 
@@ -55,11 +58,13 @@ def run(args: argparse.Namespace, comm: None) -> int:
     path: Path = args.file
     if path.suffix != ".py":
         raise InputError("must end in .py", value=str(path))
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        raise InputError("is no regular file: choose another name", file=path)
+    text = MODEL.format(name=path.name)
     try:
-        with path.open("w" if args.force else "x", encoding="utf-8") as file:
-            file.write(MODEL.format(name=path.name))
+        if os.path.lexists(path) and args.force:
+            _replace(path, text)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
         if error.errno == errno.EEXIST:
             text = "exists already: choose another name, or say --force"
@@ -67,3 +72,22 @@ def run(args: argparse.Namespace, comm: None) -> int:
         raise OutputError(f"can't be written: {error.strerror}", file=path) from None
     say(f"{path}: hpcgnn train graph.h5 --model {path}:Net")
     return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Only a file that was begun here, and whole or not at all."""
+    if path.is_symlink() or not path.is_file():
+        raise InputError("is no regular file: choose another name", file=path)
+    with path.open("rb") as file:
+        ours = SIGN.encode() in file.read(_START)
+    if not ours:
+        raise InputError(
+            "exists and is no model file of hpcgnn new, so --force doesn't replace it: choose "
+            "another name, or remove it",
+            file=path,
+        )
+    from hpcgnn.storage.write import atomic  # only now: HDF5 takes a moment
+
+    with atomic.claim(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        atomic.publish(temporary, path)

@@ -23,6 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SET_COLOURS = dict(zip(SETS, _COLOURS, strict=False))
 _MOST_EPOCHS = 2000  # points of a curve; more than that many pixels show nothing
 _MOST_BARS = 128
+SIGN = "hpcgnn report"  # of a PNG, by which it is known and may be replaced
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Drawing:
 
     def png(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+        self.figure.savefig(buffer, format="png", dpi=144, metadata={"Software": SIGN})
         return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcgnn.errors import InputError, OutputError, printable
 from hpcgnn.report import summary
+from hpcgnn.report.figures import SIGN as FIGURE_SIGN
 from hpcgnn.report.figures import Drawing, draw
 from hpcgnn.report.run import RunFiles, read_quality
 from hpcgnn.report.summary import as_text, metric_of, summarise
@@ -37,7 +38,7 @@ th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
 }
 """
 PAGE = "index.html"
-_START = 400  # bytes of a page within which its sign stands
+_START = 400  # bytes of a page or a figure within which its sign stands
 
 
 def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
@@ -143,8 +144,10 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
         OutputError: a file can't be written.
     """
     target = folder / PAGE
-    _check(target, force)
+    replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
+    for drawing in () if replaces else drawings:
+        _check_figure(folder / f"{drawing.name}.png", force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:
@@ -155,19 +158,30 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
     return target
 
 
-def _check(target: Path, force: bool) -> None:
+def _check(target: Path, force: bool) -> bool:
+    """Whether a page of ours is there, to be replaced with the figures beside it."""
     if target.parent.is_symlink() or not check_regular(target):
         if target.parent.is_symlink():
             raise InputError("is a link: choose another folder with -o", file=target.parent)
-        return
-    with target.open("rb") as file:
-        ours = SIGN.encode() in file.read(_START)
+        return False
+    _check_ours(target, SIGN, "page", force)
+    return True
+
+
+def _check_figure(path: Path, force: bool) -> None:
+    if check_regular(path):
+        _check_ours(path, FIGURE_SIGN, "figure", force)
+
+
+def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
+    with path.open("rb") as file:
+        ours = sign.encode() in file.read(_START)
     if not ours:
         raise InputError(
-            "exists and is no page of hpcgnn report: choose another folder with -o", file=target
+            f"exists and is no {what} of hpcgnn report: choose another folder with -o", file=path
         )
     if not force:
-        raise InputError("exists already: choose another folder, or say --force", file=target)
+        raise InputError("exists already: choose another folder, or say --force", file=path)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -88,16 +88,25 @@ def _refuse_others(run_dir: Path) -> None:
     signs = {
         run_dir / "config.json": b'"halo_buffer":',
         run_dir / "metrics.jsonl": b'"epoch_seconds":',
+        run_dir / "starts.jsonl": b'"from_epoch":',
+        run_dir / "ranks.jsonl": b'_seconds": [',
         run_dir / REQUEUE: None,
         **dict.fromkeys(run_dir.glob("profile/rank-*.json"), b'"schemaVersion":'),
     }
     for path, sign in signs.items():
         if check_regular(path) and not _is_ours(path, sign):
-            raise InputError(
-                "was not written by a run of hpcgnn, and training would replace it: choose another "
-                "--run-dir, or remove it",
-                file=path,
-            )
+            raise _not_ours(path)
+    ended = run_dir / ENDED  # any line: of a run where its settings are
+    if check_regular(ended) and not (run_dir / "config.json").exists():
+        raise _not_ours(ended)
+
+
+def _not_ours(path: Path) -> InputError:
+    return InputError(
+        "was not written by a run of hpcgnn, and training would replace it: choose another "
+        "--run-dir, or remove it",
+        file=path,
+    )
 
 
 def _refuse_checkpoints(run_dir: Path) -> None:
@@ -113,7 +122,7 @@ def _is_ours(path: Path, sign: bytes | None) -> bool:
     """Empty, torn in its first record, or with `sign` near its start."""
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
-    torn = start.startswith(b'{"epoch": ') and b"\n" not in start
+    torn = start.startswith((b'{"epoch": ', b'{"time": ')) and b"\n" not in start
     return torn or not start.strip(b"\0 \n") or (sign is not None and sign in start)
 
 
