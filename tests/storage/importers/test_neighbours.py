@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -185,6 +186,9 @@ def test_xml(convert, refused, tmp_path, ending):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "can't be read" in refused(path)
+    packed = tmp_path / f"g.{ending}.gz"  # a small file of which much comes
+    packed.write_bytes(gzip.compress(whole + b" " * (64 << 20), 1))
+    assert "takes more memory than fits" in refused(packed, "--memory", "2GiB")
 
 
 def test_shchur_and_reddit(convert, refused, tmp_path):

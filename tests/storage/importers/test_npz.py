@@ -236,6 +236,15 @@ def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
     assert "two arrays of the same name" in refused(path)
 
 
+def test_a_matrix_that_does_not_say_which_way_it_goes(convert, refused, tmp_path):
+    by_column = MATRIX.tocsc()
+    arrays = {name: getattr(by_column, name) for name in ("indptr", "indices", "data")}
+    path = save(tmp_path / "g.npz", **arrays, shape=np.array([N, N]))
+    assert "without the format that says whether indptr goes over rows" in refused(path)
+    graph = convert(path, "--leave-out", "data")
+    assert (graph.matrix == (MATRIX.toarray() != 0).T).all()
+
+
 def test_damaged_archives(refused, tmp_path):
     path = save(tmp_path / "g.npz", **BASE, labels=LABELS)
     whole = path.read_bytes()

@@ -262,6 +262,13 @@ def _edges(
             check_dimensions(array, 1)
         ends = two_columns(path, "triples", head.flat(), tail.flat())
     else:
+        if {"data", "shape"} <= set(members.archive.names):
+            raise InputError(
+                "holds a matrix without the format that says whether indptr goes over rows or "
+                "columns: store it with scipy.sparse.save_npz, or say --leave-out data where it "
+                "goes over rows and the values are no weights",
+                file=path,
+            )
         indptr, indices = members.need("indptr"), members.need("indices")
         ends, number = compressed_pairs(indptr, indices), indptr.shape[0] - 1
         if "adj_data" in members.archive:

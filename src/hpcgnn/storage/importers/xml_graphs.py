@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -26,10 +26,10 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
     Raises:
         InputError: too large, damaged, or attributes that are of several types.
     """
-    size = require(path).stat().st_size
-    if _EXPANSION * size > 8 * options.limit:
-        raise InputError("takes more memory than fits: raise --memory, or store tables", file=path)
-    graph = _parse(path)
+    most = 8 * options.limit // _EXPANSION
+    if require(path).stat().st_size > most:
+        raise _too_large(path)
+    graph = _parse(path, most)
     nodes = _columns(path, [{"id": name} | data for name, data in graph.nodes(data=True)], ("id",))
     ends = ("source", "target")
     rows = [data | {"source": a, "target": b} for a, b, data in graph.edges(data=True)]
@@ -43,14 +43,37 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
     return source
 
 
-def _parse(path: Path) -> Any:
+def _too_large(path: Path) -> InputError:
+    return InputError("takes more memory than fits: raise --memory, or store tables", file=path)
+
+
+class _Bounded:
+    """Reads a file of which, unpacked, not more than `most` bytes may come."""
+
+    def __init__(self, file: BinaryIO, path: Path, most: int) -> None:
+        self._file, self._path, self._most, self._left = file, path, most, most
+
+    def seek(self, place: int) -> None:
+        """Begin again, as networkx does where nothing says that it is GraphML."""
+        self._file.seek(place)
+        self._left = self._most
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left + 1 if size < 0 else size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _too_large(self._path)
+        return data
+
+
+def _parse(path: Path, most: int) -> Any:
     import networkx as nx
 
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     read = nx.read_gexf if name.endswith(".gexf") else nx.read_graphml
     with open_binary(path) as file:
         try:
-            return read(file)
+            return read(_Bounded(file, path, most))
         except InputError:
             raise
         except Exception as error:  # the library and the parser raise almost anything
