@@ -53,6 +53,13 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join(f for f in folders if os.path.isabs(f)))  # noqa: PTH117
 
 
+def asked_threads() -> int | None:
+    """What OMP_NUM_THREADS says of the outermost level, as in `4` or `4,2`; None: nothing."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    number = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
+    return number or None
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()

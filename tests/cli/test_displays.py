@@ -77,6 +77,18 @@ def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
     assert "33 % of 3 sheep" in lines[0] and " left, peak " in lines[0] and "done in" in lines[-1]
 
 
+@pytest.mark.parametrize("kind", [displays.Lines, displays.Quiet])
+def test_names_are_shown_and_not_obeyed(capsys, monkeypatch, kind):
+    monkeypatch.setattr(displays, "_EVERY", -1.0)
+    display = kind()
+    with display.stage("write \x1b[2Kp.h5"):
+        pass
+    with display.stage("write \x1b[2Kp.h5", 1) as stage:
+        stage.advance()
+    display.say("to \x1b[2Kp.h5")
+    assert "\x1b" not in capsys.readouterr().out
+
+
 @pytest.mark.mpi
 def test_only_the_first_rank_speaks(comm, shared_path, capsys):
     call(comm, generate, "sbm", shared_path / "g.h5", "--nodes", 100, "--degree", 4)

@@ -162,5 +162,6 @@ def test_one_thread_where_asked(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert kaminpar.threads(repeatable=False) == 4 and kaminpar.threads(repeatable=True) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert kaminpar.threads(repeatable=False) == 2
+    for text, count in (("2", 2), ("2,4", 2), ("9", 4), ("0", 4), ("many", 4), ("²", 4), ("-1", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert kaminpar.threads(repeatable=False) == count

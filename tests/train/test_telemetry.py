@@ -180,6 +180,12 @@ def test_what_is_no_terminal_gets_the_time_of_day():
     assert re.fullmatch(r"\d\d:\d\d:\d\d", time) and line == texts[Terminal]
 
 
+def test_what_is_said_is_shown_and_not_obeyed():
+    stream = io.StringIO()
+    Reporter(3, "accuracy", stream=stream).say("to go on: train --resume runs/\x1b[2Ka")
+    assert stream.getvalue() == "to go on: train --resume runs/\\x1b[2Ka\n"
+
+
 def test_all_nothing_and_json():
     texts = {}
     for show in ("all", "nothing", "json"):

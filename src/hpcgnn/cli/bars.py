@@ -21,7 +21,7 @@ from rich.text import Text
 
 from hpcgnn.cli.amounts import amounts, duration, peak
 from hpcgnn.display import Display, Stage
-from hpcgnn.errors import say
+from hpcgnn.errors import printable, say
 
 _WORTH_A_LINE = 2.0  # seconds that a stage took
 
@@ -64,7 +64,7 @@ class Bars(Display):
         done: Callable[[], float] | None = None,
         spoken: bool = False,
     ) -> Iterator[Stage]:
-        began = time.monotonic()
+        began, text = time.monotonic(), printable(text)
         number = self._progress.add_task(text, total=total, unit=unit, done=done)
         try:
             yield _Bar(self._progress, number)

@@ -144,14 +144,14 @@ class Lines(Quiet):
 
     def _tell(self, stage: _Timed, how: str) -> None:
         if how == "begun":
-            print(f"{clock()} {stage.text} ...", flush=True)
+            print(f"{clock()} {printable(stage.text)} ...", flush=True)
             return
         words = {"done": f"done in {stage.seconds:.1f} s"}.get(how, "")
         if stage.value and stage.seconds > 0:
             words += (", " if words else "") + amounts(
                 stage.value, stage.total, stage.unit, stage.seconds
             )
-        print(f"{clock()} {stage.text}: {words}, peak {peak()}", flush=True)
+        print(f"{clock()} {printable(stage.text)}: {words}, peak {peak()}", flush=True)
 
 
 class Json(Lines):

@@ -31,6 +31,7 @@ from hpcgnn.partition.edges import most_neighbours
 from hpcgnn.partition.parhip import ParHIPFile, ParHIPLayout
 from hpcgnn.partition.problem import COMPRESSED, PartitionOptions, Problem, kaminpar_bytes, shortage
 from hpcgnn.partition.routing import Array, Slabs
+from hpcgnn.system import asked_threads
 
 _CONTEXTS = {"fast": "fast", "default": "default", "strong": "eco"}
 _COMPRESSED = {"fast": "terapart", "default": "terapart", "strong": "terapart_eco"}
@@ -44,9 +45,8 @@ def is_there() -> bool:
 
 def threads(repeatable: bool) -> int:
     """As many as the job gives this rank; one for the same parts in every run."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
     mine = len(os.sched_getaffinity(0))
-    return 1 if repeatable else min(int(given), mine) if given.isdigit() and int(given) else mine
+    return 1 if repeatable else min(asked_threads() or mine, mine)
 
 
 def kaminpar_lacks(comm: Communicator, problem: Problem) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import socket
 from collections import Counter
@@ -24,7 +23,7 @@ from hpcgnn.models.settings import OWN
 from hpcgnn.storage.read.partition_file import PartitionFile
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import PARTITION
-from hpcgnn.system import now
+from hpcgnn.system import asked_threads, now
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.resume import newest_of_run
 from hpcgnn.train.checkpoint.store import CheckpointStore
@@ -74,7 +73,7 @@ def note_start(
             "time": now(),
             "from_epoch": from_epoch,
             "ranks": comm.size,
-            "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
+            "threads": asked_threads(),
             "hosts": dict(list(hosts.items())[:_MOST_HOSTS]),
             "device": str(graph.node_ids.device),
             "transport": graph.ring.transport.name,

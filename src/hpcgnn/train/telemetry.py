@@ -18,7 +18,7 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import OutputError, printable
 from hpcgnn.storage.write import atomic
 from hpcgnn.system import clock, now
 from hpcgnn.tasks.settings import shown
@@ -215,7 +215,7 @@ class Reporter:
         self._print(json.dumps({"time": now(), "note": text}) if self.show == "json" else text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream or sys.stdout, flush=True)
+        print(printable(text), file=self._stream or sys.stdout, flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         width = len(str(self.epochs))
