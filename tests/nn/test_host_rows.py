@@ -85,6 +85,14 @@ def test_empty_and_tiny(count, width):
     )
 
 
+def test_gradients_of_very_many_slabs_stay_exact():
+    count = 4000
+    rows = HostRows(torch.full((count, 2), 0.3), Sluggish((1,)), slab_bytes=8)
+    found = rows.weight_gradient(torch.full((count, 3), 0.7))
+    exact = count * torch.tensor(0.3) * torch.tensor(0.7).double()
+    assert float((found / exact - 1).abs().max()) < 1e-6
+
+
 def test_a_slab_is_not_overwritten_while_kernels_may_read_it():
     """At most two slabs: the copy of one waits for the kernels of the one before the last."""
     copier = Recorder()

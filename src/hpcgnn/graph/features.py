@@ -85,12 +85,13 @@ class HostRows:
     def weight_gradient(self, grad_NG: Tensor, precision: torch.dtype | None = None) -> Tensor:
         """Gradient of the weights: `[G, F]` from `[n, G]`."""
         dtype = precision or self.rows_NF.dtype
+        # Slabs may be very many: float32 would lose what each adds to the sum of those before.
         total_GF = torch.zeros(
-            grad_NG.shape[1], self.shape[1], dtype=self.rows_NF.dtype, device=grad_NG.device
+            grad_NG.shape[1], self.shape[1], dtype=torch.float64, device=grad_NG.device
         )
         for rows, slab_RF in self.slabs():
             total_GF += grad_NG[rows].to(dtype).t() @ slab_RF.to(dtype)
-        return total_GF
+        return total_GF.to(self.rows_NF.dtype)
 
 
 NodeFeatures = Tensor | SparseRows | HostRows
