@@ -76,10 +76,12 @@ full() {
         env/debian.sh slurm >/dev/null || echo "== apt-get found no Slurm"
     fi
     check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
-    check types show "$types" "$logs/types"
-    # Their jobs have a time limit of minutes, which work beside them would use up.
-    check "tests, Slurm" python -m pytest tests/slurm -q
+    # They wait more than they work.
+    beside "$logs/slurm" python -m pytest tests/slurm -q
+    local slurm=$!
     check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 "${workers[@]}"
+    check types show "$types" "$logs/types"
+    check "tests, Slurm" show "$slurm" "$logs/slurm"
     for ranks in "$@"; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done

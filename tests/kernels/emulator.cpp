@@ -32,6 +32,10 @@ struct Thread {
     jmp_buf place;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool started = false, done = false;
+    const Barrier* awaited = nullptr;  // it waits until this one's phase is no longer `phase`
+    unsigned phase = 0;
+
+    bool waits() const { return awaited && awaited->phase == phase; }
 };
 
 jmp_buf scheduler;
@@ -81,13 +85,16 @@ void start_threads(unsigned count) {
 }
 
 void wait(Barrier& barrier, int expected) {
-    const unsigned phase = barrier.phase;
     if (++barrier.arrived == expected) {
         barrier.arrived = 0;
         barrier.phase++;
         moved = true;
+        return;
     }
-    while (barrier.phase == phase) yield();
+    threads[current].awaited = &barrier;
+    threads[current].phase = barrier.phase;
+    yield();
+    threads[current].awaited = nullptr;
 }
 
 bool run_block(std::mt19937& random) {
@@ -97,6 +104,7 @@ bool run_block(std::mt19937& random) {
     for (size_t t = 0; t < threads.size(); t++) {
         order[t] = static_cast<int>(t);
         threads[t].done = false;
+        threads[t].awaited = nullptr;
     }
     std::shuffle(order.begin(), order.end(), random);
     for (bool left = true; left;) {
@@ -104,6 +112,7 @@ bool run_block(std::mt19937& random) {
         for (int t : order) {
             if (threads[t].done) continue;
             left = true;
+            if (threads[t].waits()) continue;
             current = t;
             threadIdx = Index{static_cast<unsigned>(t), 0, 0};
             resume(threads[t]);

@@ -40,8 +40,8 @@ static inline void narrow(float x, bf16& y) {
 }
 """
 INSTANCE = """
-extern "C" const char* run_%d(unsigned x, unsigned y, unsigned threads, unsigned seed,
-                              void** given) {
+extern "C" const char* run(unsigned x, unsigned y, unsigned threads, unsigned seed,
+                           void** given) {
     return emulator::launch(%s, x, y, threads, seed, given);
 }
 """
@@ -85,14 +85,10 @@ class Emulator:
         if expression not in self._functions:
             if not self._functions:
                 ctypes.CDLL(str(self._library(MACHINE.read_text())), mode=ctypes.RTLD_GLOBAL)
-            # One library for all instances of a kernel: most of a compilation is the reading.
-            kernel = expression.partition("<")[0]
-            alike = [one for one in instances()[name] if one.partition("<")[0] == kernel]
-            entries = "".join(INSTANCE % numbered for numbered in enumerate(alike))
-            library = ctypes.CDLL(str(self._library(BEFORE + source(name) + AFTER + entries)))
-            for number, one in enumerate(alike):
-                self._functions[one] = getattr(library, f"run_{number}")
-                self._functions[one].restype = ctypes.c_char_p
+            code = f"{BEFORE}{source(name)}{AFTER}{INSTANCE % expression}"
+            function = ctypes.CDLL(str(self._library(code))).run
+            function.restype = ctypes.c_char_p
+            self._functions[expression] = function
         return self._functions[expression]
 
     def _library(self, code: str) -> Path:

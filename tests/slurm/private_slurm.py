@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from getpass import getuser
 from pathlib import Path
 
+PATIENCE = 300.0  # seconds on a busy machine; all take a few on a quiet one
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
 CONFIGURATION = """\
@@ -44,7 +45,7 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 Rea
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=20
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 """
 
@@ -101,11 +102,13 @@ class PrivateSlurm:
             f"--log-file={self.folder}/munged.log",
             f"--seed-file={self.folder}/munged.seed",
         )
-        wait_for((self.folder / "munge.socket").exists, 10, "munged's socket")
+        wait_for((self.folder / "munge.socket").exists, PATIENCE, "munged's socket")
         self._daemon("slurmctld", "-D")
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
-        wait_for(lambda: self.node_states() == ["idle", "idle"], 30, f"idle nodes; {self.folder}")
+        wait_for(
+            lambda: self.node_states() == ["idle", "idle"], PATIENCE, f"idle nodes; {self.folder}"
+        )
 
     def _daemon(self, name: str, *options: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -124,7 +127,7 @@ class PrivateSlurm:
         """Cancel all jobs, wait until their processes are gone, end the daemons."""
         try:
             self.run("scancel", "--user", getuser(), check=False)
-            wait_for(lambda: not self.run("squeue", "--noheader"), 30, "an empty queue")
+            wait_for(lambda: not self.run("squeue", "--noheader"), PATIENCE, "an empty queue")
         finally:
             for daemon in reversed(self._daemons):
                 daemon.send_signal(signal.SIGTERM)
@@ -143,7 +146,7 @@ class PrivateSlurm:
             text=True,
             env=self.environment,
             cwd=cwd,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert not check or done.returncode == 0, f"{command} {args}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -162,7 +165,7 @@ class PrivateSlurm:
         """The job's state, such as PENDING, RUNNING, COMPLETED."""
         return self.field(job, "JobState")
 
-    def wait(self, job: int, state: str, seconds: float = 60) -> None:
+    def wait(self, job: int, state: str, seconds: float = PATIENCE) -> None:
         """Wait until the job is in `state`; fails with its log when it ends in another."""
         others = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
         end = time.monotonic() + seconds
@@ -178,7 +181,7 @@ class PrivateSlurm:
 
     def release(self, job: int) -> None:
         """Start a requeued job now; Slurm would wait two minutes."""
-        self.wait(job, "PENDING", 60)
+        self.wait(job, "PENDING")
         # slurmd refuses a job that ended in the same second.
         time.sleep(2)
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
@@ -188,7 +191,7 @@ class PrivateSlurm:
         reason = ["reason=test"] if state == "down" else []
         self.run("scontrol", "update", f"nodename={node}", f"state={state}", *reason)
         if state == "resume":
-            wait_for(lambda: "down" not in " ".join(self.node_states()), 60, f"{node} back")
+            wait_for(lambda: "down" not in " ".join(self.node_states()), PATIENCE, f"{node} back")
 
     def node_states(self) -> list[str]:
         """States of n1 and n2, such as idle, allocated, down*."""

@@ -62,7 +62,7 @@ def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert list(jobs) == ["convert", "partition", "train", "predict"]
-    slurm.wait(jobs["predict"], "COMPLETED", 120)
+    slurm.wait(jobs["predict"], "COMPLETED")
     assert [slurm.state(job) for job in jobs.values()] == ["COMPLETED"] * 4
     starts = [slurm.field(job, "StartTime") for job in jobs.values()]
     ends = [slurm.field(job, "EndTime") for job in jobs.values()]
@@ -74,8 +74,8 @@ def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
 
 def test_a_failed_job_cancels_those_behind_it(slurm: PrivateSlurm, tmp_path: Path) -> None:
     jobs = _submit(slurm, "--ranks-per-node", 2, "missing.npz", "none", cwd=tmp_path)
-    slurm.wait(jobs["convert"], "FAILED", 60)
+    slurm.wait(jobs["convert"], "FAILED")
     for verb in ("partition", "train", "predict"):
-        slurm.wait(jobs[verb], "CANCELLED", 60)
+        slurm.wait(jobs[verb], "CANCELLED")
     assert slurm.field(jobs["convert"], "ExitCode") == "2:0"
     assert "missing.npz" in slurm.log(jobs["convert"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,23 +12,58 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.slurm.private_slurm import PrivateSlurm, wait_for
+from tests.slurm.private_slurm import PATIENCE, PrivateSlurm, wait_for
 
 pytestmark = pytest.mark.slurm
 
 TRAIN = Path(__file__).parents[2] / "jobs" / "train.sbatch"
 Mpirun = Callable[..., subprocess.CompletedProcess[str]]
-OPTIONS = ["--model", "sage", "--hidden", 16, "--checkpoint-every", 4]
+Partition = Callable[[int], Path]
+EPOCHS, HELD = 12, 7
+# Whatever the machine does beside: the ranks of a job go on when a signal has reached them.
+MODEL = f"""
+import os, signal, time
+import torch
+from hpcgnn import nn
+
+class Net(torch.nn.Module):
+    def __init__(self, graph):
+        super().__init__()
+        self.first = nn.SAGEConv(graph.features.shape[1], 16)
+        self.second = nn.SAGEConv(16, graph.num_classes)
+
+    def forward(self, graph, x):
+        first_try = "SLURM_JOB_ID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ
+        if first_try and graph.execution.epoch == {HELD} and self.training:
+            wait_for_a_signal()
+        return self.second(graph, torch.relu(self.first(graph, x)))
+
+def wait_for_a_signal():
+    heard = []
+    def hear(number):
+        answer = signal.getsignal(number)
+        signal.signal(number, lambda *given: (heard.append(number), answer(*given)))
+    hear(signal.SIGUSR1)
+    hear(signal.SIGTERM)
+    while not heard:
+        time.sleep(0.05)
+"""
 
 
 def _ok(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("restart")
+    (path / "net.py").write_text(MODEL)
+    return path
+
+
 @pytest.fixture
-def partition(mpirun: Mpirun, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def partition(mpirun: Mpirun, folder: Path) -> Partition:
     """`partition(4)`: a small graph in 4 parts, made once."""
-    folder = tmp_path_factory.getbasetemp()
 
     def make(parts: int) -> Path:
         graph, path = folder / "graph.h5", folder / f"graph.p{parts}.h5"
@@ -39,8 +71,31 @@ def partition(mpirun: Mpirun, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if not graph.exists():
             _ok(mpirun(0, "generate", "sbm", graph, *size))
         if not path.exists():
-            _ok(mpirun(parts, "partition", graph, "--method", "block", "-o", path))
+            block = ["--method", "block", "--parts", parts, "-o", path]
+            _ok(mpirun(0, "partition", graph, *block))
         return path
+
+    return make
+
+
+@pytest.fixture
+def options(folder: Path) -> list[object]:
+    # --time-margin 0: training must heed the signal, not its own watch on the time limit.
+    more = ["--checkpoint-every", 4, "--epochs", EPOCHS, "--time-margin", 0]
+    return ["--model", f"{folder / 'net.py'}:Net", *more]
+
+
+@pytest.fixture
+def undisturbed(
+    mpirun: Mpirun, folder: Path, partition: Partition, options: list[object]
+) -> Callable[[int], Path]:
+    """`undisturbed(2)`: the run directory of a training on 2 ranks, made once."""
+
+    def make(ranks: int) -> Path:
+        run_dir = folder / f"undisturbed{ranks}"
+        if not run_dir.exists():
+            _ok(mpirun(ranks, "train", partition(ranks), *options, "--run-dir", run_dir))
+        return run_dir
 
     return make
 
@@ -64,13 +119,20 @@ def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _assert_same(run_dir: Path, undisturbed: Path, epochs: int) -> None:
-    assert _epochs(run_dir) == list(range(1, epochs + 1))
-    ours, theirs = _parameters(run_dir, epochs), _parameters(undisturbed, epochs)
+def _assert_resumed(slurm: PrivateSlurm, job: int, run_dir: Path, undisturbed: Path) -> None:
+    """From where the job was held to the end, as a run that nothing disturbed."""
+    assert slurm.field(job, "Restarts") == "1"
+    assert "resuming after epoch" in slurm.log(job)
+    assert _epochs(run_dir) == list(range(1, EPOCHS + 1))
+    ours, theirs = _parameters(run_dir, EPOCHS), _parameters(undisturbed, EPOCHS)
     assert ours.keys() == theirs.keys() and len(ours) > 6
     for name in ours:
         assert np.array_equal(ours[name], theirs[name]), name
     assert not (run_dir / "REQUEUE").exists()
+
+
+def _wait_until_held(run_dir: Path) -> None:
+    wait_for(lambda: len(_epochs(run_dir)) == HELD - 1, PATIENCE, f"{HELD - 1} epochs")
 
 
 def _processes(word: str) -> Iterator[tuple[int, str]]:
@@ -84,103 +146,64 @@ def _processes(word: str) -> Iterator[tuple[int, str]]:
             yield int(path.parent.name), line
 
 
-def _ranks(run_dir: Path) -> list[int]:
-    """The two ranks that train into `run_dir`."""
-    rank = "python -P -m hpcgnn"
-    found = [pid for pid, line in _processes(str(run_dir)) if line.startswith(rank)]
-    assert len(found) == 2
-    return found
-
-
-def _kill(processes: list[int], number: int) -> None:
-    for process in processes:
-        os.kill(process, number)
-
-
-def test_two_nodes_and_one_lost(
-    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_two_nodes_and_one_lost(slurm, partition, options, undisturbed, tmp_path) -> None:
     """Two ranks on each of two nodes; one node goes down mid-run; the requeued job resumes."""
-    parts, epochs = partition(4), 24
-    common = [parts, *OPTIONS, "--epochs", epochs]
-    _ok(mpirun(4, "train", *common, "--run-dir", tmp_path / "undisturbed"))
-    shape = ["--nodes=2", "--ntasks-per-node=2"]
-    job = slurm.submit(*shape, TRAIN, *common, "--run-dir", tmp_path / "run", cwd=tmp_path)
-    wait_for(lambda: len(_epochs(tmp_path / "run")) > 5, 60, "5 epochs")
+    run_dir, shape = tmp_path / "run", ["--nodes=2", "--ntasks-per-node=2"]
+    job = slurm.submit(*shape, TRAIN, partition(4), *options, "--run-dir", run_dir, cwd=tmp_path)
+    _wait_until_held(run_dir)
     slurm.set_node("n2", "down")
     try:
         slurm.wait(job, "PENDING")
     finally:
         slurm.set_node("n2", "resume")
-    assert 5 < len(_epochs(tmp_path / "run")) < epochs
+    assert HELD - 1 <= len(_epochs(run_dir)) <= HELD
     slurm.release(job)
     slurm.wait(job, "COMPLETED")
-    assert slurm.field(job, "Restarts") == "1"
-    assert "resuming after epoch" in slurm.log(job)
-    _assert_same(tmp_path / "run", tmp_path / "undisturbed", epochs)
+    _assert_resumed(slurm, job, run_dir, undisturbed(4))
 
 
-def test_time_limit(
-    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_time_limit(slurm, partition, options, undisturbed, tmp_path) -> None:
     """Slurm's signal before the limit: checkpoint, requeue, finish."""
-    parts, epochs, run_dir = partition(2), 40, tmp_path / "run"
-    # --time-margin 0: training must heed the signal, not its own watch on the time limit.
-    common = [parts, *OPTIONS, "--epochs", epochs, "--time-margin", 0]
-    limit = ["--ntasks=2", "--time=2", "--signal=B:USR1@60"]
-    job = slurm.submit(*limit, TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
-    wait_for(lambda: len(_epochs(run_dir)) > 5, 55, "5 epochs")
-    # Slurm looks at time limits every 30 s: held still, training can't end before.
-    ranks = _ranks(run_dir)
-    _kill(ranks, signal.SIGSTOP)
-    try:
-        _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
-        wait_for(lambda: "SIGUSR1" in slurm.log(job), 120, "the signal")
-    finally:
-        _kill(ranks, signal.SIGCONT)
-    slurm.wait(job, "PENDING", 90)
-    assert re.search(r"stopping after epoch \d+: SIGUSR1", slurm.log(job))
-    assert 5 < len(_epochs(run_dir)) < epochs
-    slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=10")
+    run_dir, limit = tmp_path / "run", ["--ntasks=2", "--time=60", "--signal=B:USR1@600"]
+    job = slurm.submit(*limit, TRAIN, partition(2), *options, "--run-dir", run_dir, cwd=tmp_path)
+    _wait_until_held(run_dir)
+    # Its signal is due at once, and comes when Slurm next looks at time limits, every 30 s.
+    slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=9")
+    slurm.wait(job, "PENDING")
+    assert f"stopping after epoch {HELD}: SIGUSR1" in slurm.log(job)
+    assert len(_epochs(run_dir)) == HELD
+    slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=60")
     slurm.release(job)
-    slurm.wait(job, "COMPLETED", 60)
-    _assert_same(run_dir, tmp_path / "undisturbed", epochs)
+    slurm.wait(job, "COMPLETED")
+    _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_preemption(
-    slurm: PrivateSlurm, mpirun: Mpirun, partition: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
     """A job of higher priority takes the nodes: checkpoint, requeue by Slurm, finish."""
-    parts, epochs, run_dir = partition(2), 40, tmp_path / "run"
-    common = [parts, *OPTIONS, "--epochs", epochs]
-    job = slurm.submit("--ntasks=2", TRAIN, *common, "--run-dir", run_dir, cwd=tmp_path)
-    wait_for(lambda: len(_epochs(run_dir)) > 5, 55, "5 epochs")
-    _kill(_ranks(run_dir), signal.SIGSTOP)  # until Slurm's SIGCONT, which comes before its SIGTERM
+    run_dir, training = tmp_path / "run", [TRAIN, partition(2), *options]
+    job = slurm.submit("--ntasks=2", *training, "--run-dir", run_dir, cwd=tmp_path)
+    _wait_until_held(run_dir)
     urgent = slurm.submit(
         "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 3", cwd=tmp_path
     )
-    slurm.wait(job, "PENDING", 90)
-    stopped = len(_epochs(run_dir))
-    assert re.search(r"stopping after epoch \d+: SIGTERM", slurm.log(job))
-    assert (run_dir / "checkpoints" / f"epoch-{stopped:06d}.h5").exists() and 5 < stopped < epochs
-    slurm.wait(urgent, "COMPLETED", 60)
+    slurm.wait(job, "PENDING")
+    assert f"stopping after epoch {HELD}: SIGTERM" in slurm.log(job)
+    assert (run_dir / "checkpoints" / f"epoch-{HELD:06d}.h5").exists()
+    assert len(_epochs(run_dir)) == HELD
+    slurm.wait(urgent, "COMPLETED")
     slurm.release(job)
-    slurm.wait(job, "COMPLETED", 60)
-    assert slurm.field(job, "Restarts") == "1"
-    _ok(mpirun(2, "train", *common, "--run-dir", tmp_path / "undisturbed"))
-    _assert_same(run_dir, tmp_path / "undisturbed", epochs)
+    slurm.wait(job, "COMPLETED")
+    _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_scancel_leaves_no_orphan(
-    slurm: PrivateSlurm, partition: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_scancel_leaves_no_orphan(slurm, partition, tmp_path) -> None:
     parts, run_dir = partition(2), tmp_path / "cancelled"
-    command = [TRAIN, parts, *OPTIONS, "--epochs", 1000000, "--run-dir", run_dir]
+    command = [TRAIN, parts, "--hidden", 16, "--epochs", 1000000, "--run-dir", run_dir]
     job = slurm.submit("--ntasks=2", *command, cwd=tmp_path)
-    wait_for(lambda: len(_epochs(run_dir)) > 3, 60, "3 epochs")
+    wait_for(lambda: len(_epochs(run_dir)) > 3, PATIENCE, "3 epochs")
     assert len(list(_processes(str(run_dir)))) >= 4  # two ranks, srun, the batch shell
     slurm.run("scancel", job)
-    wait_for(lambda: not list(_processes(str(run_dir))), 30, "the end of all processes")
+    wait_for(lambda: not list(_processes(str(run_dir))), PATIENCE, "the end of all processes")
     slurm.wait(job, "CANCELLED")
     time.sleep(1)
     assert slurm.field(job, "Restarts") == "0" and slurm.state(job) == "CANCELLED"

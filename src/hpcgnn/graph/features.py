@@ -62,11 +62,11 @@ class HostRows:
         used = [self.copier.mark() for _ in slabs]
         for number, low in enumerate(range(0, count if width else 0, length)):
             rows, place = slice(low, min(low + length, count)), number % 2
-            slab_RF = slabs[place][: rows.stop - low]
-            self.copier.to_near(slab_RF, self.rows_NF[rows], used[place])
+            slab_SF = slabs[place][: rows.stop - low]
+            self.copier.to_near(slab_SF, self.rows_NF[rows], used[place])
             if self.change is not None:
-                self.change(rows, slab_RF)
-            yield rows, slab_RF
+                self.change(rows, slab_SF)
+            yield rows, slab_SF
             used[place] = self.copier.mark()
 
     def columns(self, chosen: slice, device: torch.device) -> Tensor:
@@ -78,8 +78,8 @@ class HostRows:
         dtype = precision or weight_GF.dtype
         weight_FG = weight_GF.to(dtype).t()
         out_NG = weight_FG.new_zeros(self.shape[0], weight_FG.shape[1])
-        for rows, slab_RF in self.slabs():
-            torch.mm(slab_RF.to(dtype), weight_FG, out=out_NG[rows])
+        for rows, slab_SF in self.slabs():
+            torch.mm(slab_SF.to(dtype), weight_FG, out=out_NG[rows])
         return out_NG
 
     def weight_gradient(self, grad_NG: Tensor, precision: torch.dtype | None = None) -> Tensor:
@@ -89,8 +89,8 @@ class HostRows:
         total_GF = torch.zeros(
             grad_NG.shape[1], self.shape[1], dtype=torch.float64, device=grad_NG.device
         )
-        for rows, slab_RF in self.slabs():
-            total_GF += grad_NG[rows].to(dtype).t() @ slab_RF.to(dtype)
+        for rows, slab_SF in self.slabs():
+            total_GF += grad_NG[rows].to(dtype).t() @ slab_SF.to(dtype)
         return total_GF.to(self.rows_NF.dtype)
 
 

@@ -118,40 +118,40 @@ def spmm_max_backward(
     )
 
 
-def pack_rows(x_NF: Tensor, rows_R: Tensor, out_RF: Tensor) -> None:
+def pack_rows(x_NF: Tensor, rows_M: Tensor, out_MF: Tensor) -> None:
     """out[i] = x[rows[i]], rounded to the type of `out`: a message's rows.
 
     Args:
-        rows_R: int32 `[R]`.
-        out_RF: `[R, F]`, overwritten; float16 and bfloat16 too, on a CPU as well.
+        rows_M: int32 `[M]`.
+        out_MF: `[M, F]`, overwritten; float16 and bfloat16 too, on a CPU as well.
     """
-    _check_rows("out", out_RF, rows_R, x_NF)
-    backend(x_NF.device).pack_rows(x_NF, rows_R, out_RF)
+    _check_rows("out", out_MF, rows_M, x_NF)
+    backend(x_NF.device).pack_rows(x_NF, rows_M, out_MF)
 
 
-def pack_parts(parts: Parts, rows_R: Tensor) -> None:
+def pack_parts(parts: Parts, rows_M: Tensor) -> None:
     """`pack_rows` for each (x, out): what lies side by side in the rows of a message."""
-    for x_NF, out_RF in parts:
-        _check_rows("out", out_RF, rows_R, x_NF)
+    for x_NF, out_MF in parts:
+        _check_rows("out", out_MF, rows_M, x_NF)
     if parts:
-        backend(parts[0][0].device).pack_parts(parts, rows_R)
+        backend(parts[0][0].device).pack_parts(parts, rows_M)
 
 
-def add_rows(x_RF: Tensor, rows_R: Tensor, out_NF: Tensor) -> None:
+def add_rows(x_MF: Tensor, rows_M: Tensor, out_NF: Tensor) -> None:
     """out[rows[i]] += x[i]: a message's rows where they belong.
 
     Args:
-        rows_R: int32 `[R]`, no two the same.
+        rows_M: int32 `[M]`, no two the same.
         out_NF: `[n, F]`, in the type of sums.
     """
-    _check_rows("x", x_RF, rows_R, out_NF)
-    backend(x_RF.device).add_rows(x_RF, rows_R, out_NF)
+    _check_rows("x", x_MF, rows_M, out_NF)
+    backend(x_MF.device).add_rows(x_MF, rows_M, out_NF)
 
 
-def _check_rows(name: str, message_RF: Tensor, rows_R: Tensor, nodes_NF: Tensor) -> None:
-    width, count = nodes_NF.shape[1], rows_R.shape[0]
-    checks.vector("rows", rows_R, torch.int32, nodes_NF.device, count)
-    checks.matrix(name, message_RF, like=nodes_NF, rows=count, width=width, dtype=message_RF.dtype)
+def _check_rows(name: str, message_MF: Tensor, rows_M: Tensor, nodes_NF: Tensor) -> None:
+    width, count = nodes_NF.shape[1], rows_M.shape[0]
+    checks.vector("rows", rows_M, torch.int32, nodes_NF.device, count)
+    checks.matrix(name, message_MF, like=nodes_NF, rows=count, width=width, dtype=message_MF.dtype)
 
 
 def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | None = None) -> None:
