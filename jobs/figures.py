@@ -50,7 +50,7 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
         axes.annotate(
             f"{1e3 * peak:.0f} MB",
             (count, peak),
-            xytext=(6, 4),
+            xytext=(5, 6),
             textcoords="offset points",
             fontsize=8,
         )
@@ -62,7 +62,9 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, list(map(str, ranks)))
     axes.set_xlim(0.9 * ranks[0], 1.45 * ranks[-1])
-    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+    logarithmic(axes)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
     axes.set_xlabel("ranks P")
     axes.set_ylabel("peak memory above imports, GB")
     axes.set_title(named(scale["model"], graph), loc="left", fontsize=9)
@@ -98,8 +100,6 @@ def grouped(
     axes: Axes, epochs: list[Content], value: str, unit: float, floor: bool = False
 ) -> None:
     """A group of bars for each measurement, one for each contender, on a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     tidy(axes)
     names = list(dict.fromkeys(short(row["name"]) for one in epochs for row in one["rows"]))
     wide = 0.8 / len(names)
@@ -125,12 +125,19 @@ def grouped(
             ends = [group - 0.4, group + 0.4]
             label = "floor" if group == 0 else None
             axes.plot(ends, [one["floor"]["seconds"]] * 2, color="black", linewidth=1, label=label)
+    logarithmic(axes)
+    axes.set_xticks(range(len(epochs)), [group_name(one) for one in epochs], fontsize=7)
+    axes.grid(visible=False, axis="x")
+
+
+def logarithmic(axes: Axes) -> None:
+    """A y axis with the numbers 1, 2, 5, 10 and so on."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(range(len(epochs)), [group_name(one) for one in epochs], fontsize=7)
-    axes.grid(visible=False, axis="x")
 
 
 def losses(upper: Axes, lower: Axes, scale: Content) -> None:
@@ -149,10 +156,11 @@ def losses(upper: Axes, lower: Axes, scale: Content) -> None:
             lower.plot(epochs, off, color=COLOURS[place], marker=".", label=label)
     upper.set_ylabel("training loss")
     upper.set_ylim(bottom=0)
-    lower.set_ylabel("difference")
+    lower.set_ylabel("difference\nof the loss")
     if any(step["losses"] != first for step in steps):
         lower.set_yscale("log")
     lower.set_xlabel("epoch")
+    lower.xaxis.get_major_locator().set_params(integer=True)
     upper.tick_params(labelbottom=False)
     for each in (upper, lower):
         tidy(each)

@@ -43,7 +43,7 @@ scaled="--nodes 50000 --degree 50 --classes 10 --hidden 256 --lr 0.003"
     epoch c-sage $c --model sage --hidden 256
     measure scale scale $scaled --ranks 1x1 2x1 4x1 --turns 1 --epochs 15 --work "$out" \
         --options "--norm layer --dropout 0.3 --halo-buffer 16MiB"
-    epoch scaled $scaled --turns 1
+    epoch scaled $scaled --turns 1 --epochs 1
     measure ring ring
 }
 shopt -s nullglob

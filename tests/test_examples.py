@@ -17,6 +17,7 @@ from torch.nn import functional
 import hpcgnn
 from hpcgnn.cli import generate, train
 from tests.cli.verbs import call
+from tests.test_readme import blocks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.mpi
@@ -76,6 +77,24 @@ def test_examples_learn(comm, part, name):
             "--model-args",
             "hidden=8",
         )
+
+
+def test_what_the_page_on_models_shows_trains(comm, part, monkeypatch):
+    program, losses = (code for _, code in blocks("python", "docs/your_model.md"))
+    assert "epochs=100" in program
+    monkeypatch.chdir(part.parent)
+    if comm.rank == 0:
+        part.rename("graph.p2.h5")
+    comm.barrier()
+    monkeypatch.setattr(hpcgnn, "run", lambda main: main(comm))
+    names = {"smoothness": lambda graph, output: output.square().sum() / graph.num_nodes}
+    exec(program.replace("epochs=100", "epochs=3"), names)
+    assert len(records(Path("runs/net"))) == 3 and Path("predictions.h5").exists()
+    exec(losses, names)
+    graph = hpcgnn.load_partition("graph.p2.h5", comm)
+    given = {"losses": names["losses"], "epochs": 2, "run_dir": "runs/several"}
+    hpcgnn.Trainer(graph, names["Net"](graph), hpcgnn.tasks.find_task(graph), **given).run()
+    assert len(records(Path("runs/several"))) == 2
 
 
 def test_a_resumed_run_goes_on_where_it_is_logged(comm, part, monkeypatch):

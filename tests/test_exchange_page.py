@@ -6,17 +6,14 @@ import shlex
 
 from tests.test_readme import blocks
 
-PAGE = "docs/exchange.md"
-
 
 def test_what_the_page_shows_runs(mpirun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = (code for _, code in blocks("python", PAGE))
+    first, second = (code for _, code in blocks("python", "docs/exchange.md"))
     names: dict[str, object] = {}
     exec(first, names)
-    for line in (
-        line for remark, code in blocks("sh", PAGE) if not remark for line in code.splitlines()
-    ):
+    commands = [code for remark, code in blocks("sh", "docs/exchange.md") if not remark]
+    for line in "".join(commands).splitlines():
         program, *options = shlex.split(line)
         done = mpirun(0, *options)
         assert program == "hpcgnn" and done.returncode == 0, done.stderr

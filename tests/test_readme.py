@@ -5,8 +5,11 @@ README.md's script trains; messages and options in docs exist.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -16,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcgnn.cli.main import VERBS
+import hpcgnn
+from hpcgnn.cli.main import SERIAL, VERBS
+from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.train.config import Config
+from tests.cli.verbs import call
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)```\n", re.DOTALL)
@@ -146,6 +152,49 @@ def test_commands_that_are_not_run_parse_and_exist(document):
             assert all(command in ci for command in re.findall(r"^make \w+", code, re.MULTILINE))
 
 
+def test_commands_of_the_page_on_layers_run(comm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((_, code),) = blocks("sh", "docs/layers.md")
+    for line in code.splitlines():
+        program, verb, *options = shlex.split(line)
+        assert program == "hpcgnn"
+        call(comm, importlib.import_module(f"hpcgnn.cli.{verb}"), *options)
+
+
+def test_every_snippet_runs_or_says_why_not():
+    """Of each page, a test takes the snippets; one that no test takes is marked."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    taken = set(re.findall(r'blocks\("(\w+)", "([\w./]+)"\)', tests)) | {("python", "README.md")}
+    for document in DOCUMENTS:
+        name = str(document.relative_to(ROOT))
+        for language in ("sh", "python"):
+            bare = [code for remark, code in blocks(language, name) if not remark]
+            assert not bare or (language, name) in taken, (name, bare)
+
+
+def test_a_graph_written_as_the_page_says_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((_, code),) = blocks("python", "docs/file_formats.md")
+    exec(code, {})
+    with GraphFile("ring.h5") as graph:
+        graph.verify()
+        assert graph.read_rows(0, 3).indices.tolist() == [2, 0, 1]
+        assert graph.read_nodes(0, 3).labels.tolist() == [0, 1, -1]
+
+
+def test_the_reference_has_every_public_name():
+    named = re.findall(r"^::: ([\w.]+)$", text_of("api.md"), re.MULTILINE)
+    assert len(named) == len(set(named))
+    wanted = set()
+    for module in (hpcgnn, hpcgnn.nn, hpcgnn.tasks, hpcgnn.pyparmetis):
+        found = [getattr(module, name) for name in module.__all__ if name != "__version__"]
+        wanted |= {f"{o.__module__}.{o.__qualname__}" for o in found if not inspect.ismodule(o)}
+    assert wanted - set(named) == set()
+    for name in named:
+        module, _, last = name.rpartition(".")
+        assert getattr(importlib.import_module(module), last).__doc__, name
+
+
 def anchors(text: str) -> set[str]:
     """What `#...` may name in a document, as GitHub makes it from the headings."""
     titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
@@ -197,7 +246,10 @@ def test_messages_are_those_of_the_program():
 def test_verbs_and_options_are_those_of_the_program():
     text = text_of("options.md")
     table = text[text.index("| verb |") : text.index("## Options of")]
-    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(VERBS)
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.MULTILINE)
+    assert [verb for verb, _ in rows] == list(VERBS)
+    alone = [v for v in SERIAL if not hasattr(importlib.import_module(f"hpcgnn.cli.{v}"), "SHARED")]
+    assert [verb for verb, ranks in rows if ranks == "no"] == alone
     table = text[text.index("| option |") :]
     defaults = {f"--{name.replace('_', '-')}": value for name, value in Config().flat().items()}
     for line in table.splitlines()[2:]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.verbs import call
+from tests.test_readme import blocks
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
 COLOURS = ("blue", "green", "grey", "red")
 
 
@@ -53,7 +53,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     monkeypatch.chdir(shared_path)
     truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
     comm.barrier()
-    (script,) = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    ((_, script),) = blocks("sh", "docs/tables.md")
     commands = [shlex.split(line) for line in script.replace("\\\n", " ").splitlines()]
     assert len(commands) <= 6 and all(command[0] == "hpcgnn" for command in commands)
     assert all(len(command.splitlines()) <= 2 for command in re.split(r"(?<!\\)\n", script))

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from hpcgnn import pyparmetis
 from hpcgnn.errors import InputError
 from tests.partition.slabs import grid_edges, slab_of
+from tests.test_readme import blocks
 
 pytestmark = pytest.mark.mpi
 WIDTH = 20
@@ -74,6 +75,15 @@ def test_edge_weights_are_heeded(mpi, library):
     weight = np.where((x + y == 19) & (x != y), 1, 9)
     cut = weight[part[source] != part[target]].sum() // 2
     assert cut < 9 * WIDTH, halves  # 20 along the border; 180 along any other straight line
+
+
+def test_what_the_page_shows_runs(comm, parmetis):
+    ((_, code),) = blocks("python", "docs/partition.md")
+    rows = grid(MPI.COMM_WORLD)
+    names = {name: getattr(rows, name) for name in ("vtxdist", "xadj", "adjncy")}
+    names |= {"weights": rows.vertex_weights, "edge_weights": rows.edge_weights}
+    exec(code, names)
+    assert (weights_of(MPI.COMM_WORLD, rows, names["part"], 8) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["refine_kway", "adaptive_repart", "part_geom_kway"])

@@ -12,7 +12,7 @@ from typing import Any
 from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.workers import Workers
 from hpcgnn.display import Display
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import FORMATS, guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
@@ -413,16 +413,18 @@ def _size(inputs: list[Path | None]) -> int:
 
 def _report(out: Path, seconds: float, size: int, display: Display) -> None:
     with GraphFile(out) as graph:
-        parts = [f"{graph.num_nodes:,} nodes", f"{graph.num_edges:,} edges"]
+        parts = [counted(graph.num_nodes, "node"), counted(graph.num_edges, "edge")]
         for number, what in (
-            (graph.num_features, "features"),
-            (graph.num_classes, "labels at once" if graph.multilabel else "classes"),
-            (graph.num_splits, "splits" if graph.num_splits > 1 else "split"),
-            (graph.num_relations, "relations"),
-            (graph.num_types, "node types"),
+            (graph.num_features, "feature"),
+            (0 if graph.multilabel else graph.num_classes, "class"),
+            (graph.num_splits, "split"),
+            (graph.num_relations, "relation"),
+            (graph.num_types, "node type"),
         ):
             if number:
-                parts.append(f"{number:,} {what}")
+                parts.append(counted(number, what))
+        if graph.multilabel:
+            parts.append(f"{graph.num_classes:,} labels at once")
         if graph.array_names:
             parts.append(f"arrays {', '.join(graph.array_names)}")
         edges = graph.num_edges

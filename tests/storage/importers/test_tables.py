@@ -238,7 +238,11 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b,w\np,q,\n", None, ("--weight", "w"), "w: line 2 is null or empty"),
         ("a,b\np,q\n", "id,x\np,1\nq,2\np,3\n", (), "line 4: is listed twice (found 'p')"),
         ("a,b\np,q\n", "id,x\np,1\nq,\n", ("--features", "x"), "line 3, x: is missing: --missing"),
-        ("a,b\np,q\n", "id,x\np,1\nq,inf\n", ("--features", "x"), "row 1, column 0 is not"),
+        ("a,b\np,q\n", "id,x\np,1\nq,inf\n", ("--features", "x"), "line 3, x: is not a finite"),
+        ('a,b\np,"q\nq"\n', None, (), "line 2: has a quote that is not closed"),
+        ('a, b\np, "q"\n', None, (), "a quote stands after a space"),
+        ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is no whole number"),
+        (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
         ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
@@ -322,6 +326,12 @@ def test_ids_that_look_like_numbers(made, tmp_path):
     with GraphFile(made(edges, *ENDS)) as graph:
         assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
     assert names(made(edges, *ENDS, "--string-ids")) == ["17", "7"]
+    edges = write(tmp_path / "e.csv", "a,b\n17.0,7.0\n")  # as pandas writes them beside gaps
+    with GraphFile(made(edges, *ENDS)) as graph:
+        assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
+    assert names(made(edges, *ENDS, "--string-ids")) == ["17.0", "7.0"]
+    spaced = write(tmp_path / "e.csv", "a, b, w\nann, bob, 1\nbob, eve x, 2\n")
+    assert names(made(spaced, *ENDS, "--weight", "w")) == ["ann", "bob", "eve x"]
     bare = write(tmp_path / "f.csv", "# two people\nann,bob\nbob,eve\n")
     columns = ("--no-header", "--source", 1, "--target", 2)
     assert names(made(bare, *columns)) == ["ann", "bob", "eve"]

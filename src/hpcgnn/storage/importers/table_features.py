@@ -210,6 +210,11 @@ def _fill(
             row = int(np.argmax(absent.any(axis=1)))
             raise _absent(batch, column.name, pa.nulls(batch.num_rows), row)
         values = np.where(absent, column.fill, values)
+    beyond = np.abs(values) > np.finfo(np.float32).max
+    if beyond.any():
+        row = int(np.argmax(beyond.any(axis=1)))
+        found = float(values[row][beyond[row]][0])
+        raise batch.error(column.name, row, "is not a finite float32", found)
     part[:] = values
 
 

@@ -13,7 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import mix64
 from hpcgnn.storage.importers import table_files
 from hpcgnn.storage.importers.names import LONGEST
-from hpcgnn.storage.importers.source import Over
+from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.spool import Scratch, sorted_slabs
 from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
@@ -53,6 +53,24 @@ def known(batch: Batch, name: str) -> np.ndarray:
     if array.null_count:
         raise null(batch, name)
     return table_files.to_numpy(array)
+
+
+def integers(batch: Batch, name: str) -> np.ndarray:
+    """int64 [n]: ids, or numbers of relations; whole floats included.
+
+    Raises:
+        InputError: naming the line of one that is no integer, or beyond 64 bits.
+    """
+    values = table_files.to_numpy(batch.columns[name])
+    if values.dtype.kind == "f":
+        odd = np.flatnonzero((values != np.rint(values)) | (np.abs(values) >= 1 << 53))
+        if odd.size:
+            text = "is no whole number that a float holds exactly: --string-ids takes it as text"
+            raise batch.error(name, int(odd[0]), text, float(values[odd[0]]))
+    elif values.dtype.kind == "u" and values.max(initial=0) >= 1 << 63:
+        row = int(np.argmax(values >= 1 << 63))
+        raise batch.error(name, row, table_files.TOO_LARGE, int(values[row]))
+    return as_ids(values, Column(batch.file, name, iter(())))
 
 
 def null(batch: Batch, name: str) -> InputError:

@@ -22,7 +22,6 @@ from hpcgnn.storage.importers.source import (
     Nodes,
     NodeSplit,
     Source,
-    as_ids,
 )
 from hpcgnn.storage.importers.spool import Scratch
 from hpcgnn.storage.importers.table_features import (
@@ -52,6 +51,7 @@ from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.table_values import (
     batches,
     check_length,
+    integers,
     known,
     null,
     numbers,
@@ -266,7 +266,10 @@ class _Reading:
         for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
             unused: list[str] = []
             for table in tables:
-                unused += [n for n in table.names if n not in used and n not in unused]
+                named = [
+                    n or f"column {k + 1}, which has no name" for k, n in enumerate(table.names)
+                ]
+                unused += [n for n in named if n not in used and n not in unused]
             for table in tables:
                 keys = getattr(table, "folder_keys", [])
                 folders = [f"{key} (in the names of folders)" for key in keys]
@@ -349,14 +352,10 @@ class _Reading:
         if array.null_count:
             raise null(batch, name)
         if self.store is None:
-            return self._integers(batch, name)
+            return integers(batch, name)
         check_length(batch, name)
         # Where tables list the nodes, those alone are kept.
         return self.store.codes(array) if self.node_tables else self.store.add(array)
-
-    def _integers(self, batch: Batch, name: str) -> np.ndarray:
-        values = table_files.to_numpy(batch.columns[name])
-        return as_ids(values, Column(batch.file, name, iter(())))
 
     def _relations_of(self, batch: Batch) -> np.ndarray | None:
         if self.relations is None:
@@ -365,7 +364,7 @@ class _Reading:
         if batch.columns[name].null_count:
             raise null(batch, name)
         if not self.encoding.relations:
-            return self._integers(batch, name)
+            return integers(batch, name)
         texts = self.relations.texts(batch)
         codes = category_codes(texts, self.encoding.relations)
         if (codes < 0).any():
@@ -404,7 +403,7 @@ class _Reading:
             if batch.columns[name].null_count:
                 raise null(batch, name)
             if self.store is None:
-                yield self._integers(batch, name)
+                yield integers(batch, name)
             else:
                 check_length(batch, name)
                 yield self.store.add_rows(batch.columns[name])
@@ -466,7 +465,7 @@ class _Reading:
         for batch in self._batches(tables, dict.fromkeys(names, kind)):
             for name in names:
                 array = batch.columns[name]
-                ids = self._integers(batch, name) if self.store is None else self.store.codes(array)
+                ids = integers(batch, name) if self.store is None else self.store.codes(array)
                 for row in np.flatnonzero(ids == value).tolist():
                     place, shown = f"{batch.file.name}, {batch.place(row)}", array[row].as_py()
                     seen += 1
