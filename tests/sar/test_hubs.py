@@ -29,11 +29,11 @@ def off(found: Tensor, expected: float) -> float:
 def test_rows_stay_exact_over_very_many_parts():
     sums, plain = torch.zeros(3, 2), torch.zeros(3, 2)
     rows = RowSums(sums)
-    rows.begin(TIMES)
+    rows.begin(hubs.often(TIMES))
     for _ in range(PARTS):
         for matrix in (sums, plain):
             matrix += 0.1
-        rows.settle(torch.tensor([0, 1, 2], dtype=torch.int32))
+        rows.added()
     rows.end()
     exact = PARTS * float(torch.tensor(0.1))
     assert off(sums[HUB], exact) < LIMIT < 1e-5 < off(plain[HUB], exact)
@@ -44,7 +44,7 @@ def test_softmax_stays_exact_over_very_many_parts():
     """Each part is a softmax over 10 edges, whose scores go up and down."""
     softmax = kernels.RunningSoftmax.zeros(3, 2, 4, dtype=torch.float32, device=torch.device("cpu"))
     sums = SoftmaxSums(softmax)
-    sums.begin(TIMES)
+    sums.begin(hubs.often(TIMES))
     columns = torch.arange(10, dtype=torch.int32)
     ends = torch.tensor([10])
     block = kernels.Block(0, 10, torch.tensor([HUB], dtype=torch.int32), ends - 10, ends, columns)
@@ -54,7 +54,7 @@ def test_softmax_stays_exact_over_very_many_parts():
         expected += 10 * s[0].double().exp()
         scoring = kernels.Scoring(slope=0.2)
         kernels.gat_forward(block, kernels.Sources(z, s), torch.zeros(3, 2), softmax, scoring)
-        sums.settle(block.rows)
+        sums.added()
     sums.end()
     found = softmax.row_sum[HUB].double() * softmax.row_max[HUB].double().exp()
     torch.testing.assert_close(found, expected, rtol=LIMIT, atol=0)
@@ -147,15 +147,22 @@ def test_layers_settle_what_their_hubs_have(comm, monkeypatch, name, mode):
     """Where everything counts as very many, other sums come to the same."""
     torch.manual_seed(1)
     whole = random_graph(60, 1500, width=32, num_relations=2, edge_width=2)
-    graph, layer = distribute(whole, comm, halo_buffer=4096), LAYERS[name]()
-    graph.execution.mode, graph.execution.fewest_rows = mode, False
-    x = torch.from_numpy(whole.features)
-    expected, settled = results(graph, layer, x), []
+    layer, x, settled = LAYERS[name](), torch.from_numpy(whole.features), []
+
+    def run() -> dict[str, Tensor]:
+        graph = distribute(whole, comm, halo_buffer=4096, mode=mode)
+        graph.execution.fewest_rows = False
+        return results(graph, layer, x)
+
+    expected = run()
     for module in (hubs, message_pass, pairs):
         monkeypatch.setattr(module, "MANY", 1)
+    monkeypatch.setattr(hubs, "SETTLED", 1)
     end = RowSums.end
-    monkeypatch.setattr(RowSums, "end", lambda self: (settled.append(self.active), end(self)))
-    found = results(graph, layer, x)
+    monkeypatch.setattr(
+        RowSums, "end", lambda self: (settled.append(self.rows is not None), end(self))
+    )
+    found = run()
     for what, value in expected.items():
         torch.testing.assert_close(found[what], value, rtol=1e-5, atol=2e-4)
     assert comm.allreduce(sum(settled)) or (comm.size == 1 and name not in SEVERAL_ON_ONE_RANK)

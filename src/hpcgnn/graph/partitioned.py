@@ -20,8 +20,8 @@ from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.kernels.block import Block, Derived
 
 
-@dataclass(frozen=True)
-class EdgeBlocks:
+@dataclass(frozen=True, eq=False)
+class EdgeBlocks(Derived):
     """All edges into one part, a block per source part, with both exchange lists.
 
     `send_rows[p]` (int32) are the local rows whose features part p reads; the block of peer s has

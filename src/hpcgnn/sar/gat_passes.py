@@ -151,6 +151,7 @@ class BackwardPass:
         replied = Returned(edges, torch.zeros_like(self.grad_t_NH))
         here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
         scalars = (self.t_NH, self.lse_NH, self.d_NH)
+        here = kernels.Destinations(self.g_NK, *scalars)
         for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
             graph,
             edges,
@@ -161,7 +162,9 @@ class BackwardPass:
             local=local_blocks(graph, edges, self.settings.self_loops),
             sums=RowSums(self.grad_z_NK, self.grad_s_NH),
         ):
-            destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
+            destinations = here
+            if block.peer != edges.rank:
+                destinations = kernels.Destinations(g_MK, t_MH, lse_MH, d_MH)
             sums = kernels.ThreadSums(grad_t_MH)
             for rows in work(block, edges.num_parts):
                 self._source_side(block, destinations, sums.parts, rows)

@@ -4,33 +4,76 @@ Every number added to a float32 sum may cost 2^-25 of it, and always the same wa
 numbers are added. A kernel adds the edges of one block exactly enough; what is left are rows whose
 edges come with many messages, and weights that every piece of the edges has a gradient for. Up to
 `MANY` parts go into float32 as they come, an error below 1e-5; hubs, which have more, settle what
-they have got into float64 after each. All others are left alone, to the bit.
+they have got into float64 after every `SETTLED` of them. All others are left alone, to the bit.
+
+Which rows are hubs is found once for an exchange and kept: a GPU would be waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.graph.partitioned import EdgeBlocks
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, Derivation, T
 
 MANY = 128  # parts that float32 adds up one by one
+SETTLED = 32  # of hubs, whose error then stays below 1e-6
 
 
-def visits(num_rows: int, cuts: Iterable[tuple[Block, int]], piece: int = 0) -> Tensor | None:
+class CutBlocks(Protocol):
+    """Blocks of which messages bring ranges of columns: `EdgeBlocks`, or a plan of sums."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def blocks(self) -> list[Block]: ...
+
+    def derived(self, what: Derivation[CutBlocks, T]) -> T: ...
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Which of `num_rows` local rows more than `MANY` parts add to: int64, None where none.
+
+    Attributes:
+        most: columns of a message, into which each block is cut.
+        local: whether the block between local nodes is cut so, too.
+        piece: edges into which these ranges are cut again, in the order of the rows; 0 for none.
+        slab: edges for each of which a block may add one part more to any row; 0 for none.
+    """
+
+    num_rows: int
+    most: int
+    local: bool = False
+    piece: int = 0
+    slab: int = 0
+
+    def build(self, given: CutBlocks, /) -> Tensor | None:
+        cuts = []
+        for block in given.blocks:
+            if block.num_rows and (self.local or block.peer != given.rank):
+                ranges = -(-block.num_columns // self.most)
+                cuts.append((block, ranges + (block.num_edges // self.slab if self.slab else 0)))
+        times_N = visits(self.num_rows, cuts, self.piece)
+        return None if times_N is None else often(times_N)
+
+
+def visits(num_rows: int, cuts: Sequence[tuple[Block, int]], piece: int) -> Tensor | None:
     """At most so many parts of these blocks hold an edge of each row: int64 `[num_rows]`.
 
     None where it can't be more than `MANY`.
 
     Args:
         cuts: blocks, and into how many ranges of columns each is cut.
-        piece: edges into which these ranges are cut again, in the order of the rows; 0 for none.
+        piece: as in `HubRows`.
     """
-    cuts = [(block, ranges) for block, ranges in cuts if block.num_rows]
     most = sum(ranges for _, ranges in cuts)
     if piece:  # the first piece of a row's edges, the last, and those between
         most = 2 * most + sum(block.num_edges // piece for block, _ in cuts)
@@ -45,70 +88,63 @@ def visits(num_rows: int, cuts: Iterable[tuple[Block, int]], piece: int = 0) -> 
     return times_N
 
 
+def often(times_N: Tensor) -> Tensor | None:
+    """The rows that more than `MANY` parts add to: int64; None where there are none."""
+    rows = torch.nonzero(times_N > MANY).flatten()
+    return rows if len(rows) else None
+
+
 class RowSums:
     """The same rows of some matrices, to which parts are added between `begin` and `end`.
 
-    After each part, `settle` takes what it added to hubs into float64 and leaves zeros there.
+    `added` tells that a part was added, to whichever rows. After every `SETTLED` parts, what hubs
+    have got goes into float64 and leaves zeros.
+
+    Attributes:
+        rows: the hubs; None where there are none.
     """
 
     def __init__(self, *matrices: Tensor) -> None:
         self._matrices = matrices
-        self._hub_N: Tensor | None = None  # its number, -1 for rows that are none
+        self._count = 0
+        self.rows: Tensor | None = None
 
-    @property
-    def active(self) -> bool:
-        """Whether there are hubs."""
-        return self._hub_N is not None
+    def begin_messages(self, blocks: CutBlocks, most: int) -> None:
+        """As `begin`, where messages bring ranges of `most` columns of the blocks of others."""
+        self.begin(blocks.derived(HubRows(len(self._matrices[0]), most)))
 
-    def begin_messages(self, cuts: Iterable[tuple[Block, int]]) -> None:
-        """As `begin`, where the ranges of blocks add."""
-        self.begin(visits(len(self._matrices[0]), cuts))
+    def begin(self, hubs: Tensor | None) -> None:
+        """Args: hubs: rows that more than `MANY` parts add to, int64; None where there are none."""
+        if hubs is not None and self._matrices[0].dtype != torch.float64:
+            self._count, self.rows = 0, hubs
+            self._start(len(hubs))
 
-    def begin(self, times_N: Tensor | None) -> None:
-        """Finds the hubs: rows that more than `MANY` parts add to; None where none can be."""
-        if times_N is None or self._matrices[0].dtype == torch.float64:
-            return
-        self._rows = torch.nonzero(times_N > MANY).flatten()
-        if len(self._rows):
-            self._hub_N = torch.full_like(times_N, -1, dtype=torch.int32)
-            self._hub_N[self._rows] = torch.arange(
-                len(self._rows), dtype=torch.int32, device=times_N.device
-            )
-            self._start(len(self._rows))
-
-    def settle(self, rows: Tensor | None) -> None:
-        """After a part that added to these rows, no two the same; None for all rows."""
-        if self._hub_N is None:
-            return
-        if rows is None:
-            self._settle(self._rows, slice(None))
-            return
-        rows = rows.long()
-        hub = self._hub_N[rows]
-        found = torch.nonzero(hub >= 0).flatten()
-        if len(found):
-            self._settle(rows[found], hub[found].long())
+    def added(self) -> None:
+        """After a part that added to rows, to each of them at most once."""
+        self._count += 1
+        if self.rows is not None and self._count % SETTLED == 0:
+            self._settle(self.rows)
 
     def end(self) -> None:
         """Writes the sums."""
-        if self._hub_N is not None:
-            self._settle(self._rows, slice(None))
-            self._finish()
-            self._hub_N = None
+        if self.rows is not None:
+            self._settle(self.rows)
+            self._finish(self.rows)
+            self.rows = None
 
     def _start(self, count: int) -> None:
         self._totals = [
             m.new_zeros(count, *m.shape[1:], dtype=torch.float64) for m in self._matrices
         ]
 
-    def _settle(self, rows: Tensor, hubs: Tensor | slice) -> None:
+    def _settle(self, rows: Tensor) -> None:
         for matrix, total in zip(self._matrices, self._totals, strict=True):
-            total[hubs] += matrix[rows]
+            total += matrix[rows]
             matrix[rows] = 0
 
-    def _finish(self) -> None:
+    def _finish(self, rows: Tensor) -> None:
         for matrix, total in zip(self._matrices, self._totals, strict=True):
-            matrix[self._rows] = total.to(matrix.dtype)
+            matrix[rows] = total.to(matrix.dtype)
         del self._totals
 
 
@@ -122,19 +158,33 @@ class SoftmaxSums(RowSums):
         super()._start(count)
         self._totals[0].fill_(-torch.inf)
 
-    def _settle(self, rows: Tensor, hubs: Tensor | slice) -> None:
+    def _settle(self, rows: Tensor) -> None:
         part_max, part_sum, part = (matrix[rows].double() for matrix in self._matrices)
-        row_max, row_sum, out = (total[hubs] for total in self._totals)
+        row_max, row_sum, out = self._totals
         best = torch.maximum(row_max, part_max)
         base = best.masked_fill(best == -torch.inf, 0)
         before, now = (row_max - base).exp(), (part_max - base).exp()
         shape = (*best.shape, -1)
         out = out.view(shape) * before[:, :, None] + part.view(shape) * now[:, :, None]
-        settled = (best, row_sum * before + part_sum * now, out.flatten(1))
-        for total, value in zip(self._totals, settled, strict=True):
-            total[hubs] = value
+        self._totals = [best, row_sum * before + part_sum * now, out.flatten(1)]
         for matrix, empty in zip(self._matrices, (-torch.inf, 0, 0), strict=True):
             matrix[rows] = empty
+
+
+@dataclass(frozen=True)
+class _OftenSent:
+    """Which local rows more than `MANY` peers are sent, as `HubRows` has them."""
+
+    num_rows: int
+
+    def build(self, given: EdgeBlocks, /) -> Tensor | None:
+        if given.num_parts - 1 <= MANY:
+            return None
+        device = given.send_rows[0].device
+        times_N = torch.zeros(self.num_rows, dtype=torch.int64, device=device)
+        for rows in given.send_rows:
+            times_N[rows.long()] += 1
+        return often(times_N)
 
 
 class Returned:
@@ -142,18 +192,13 @@ class Returned:
 
     def __init__(self, edges: EdgeBlocks, *matrices: Tensor) -> None:
         self.matrices, self._sums = matrices, RowSums(*matrices)
-        if edges.num_parts - 1 <= MANY:
-            return
-        times_N = torch.zeros(len(matrices[0]), dtype=torch.int64, device=matrices[0].device)
-        for rows in edges.send_rows:
-            times_N[rows.long()] += 1
-        self._sums.begin(times_N)
+        self._sums.begin(edges.derived(_OftenSent(len(matrices[0]))))
 
     def accept(self, rows: Tensor, *parts: Tensor) -> None:
         """Rows int32, no two the same, and what came for them: one part for each matrix."""
         for part, matrix in zip(parts, self.matrices, strict=True):
             kernels.add_rows(part, rows, matrix)
-        self._sums.settle(rows)
+        self._sums.added()
 
     def end(self) -> None:
         self._sums.end()

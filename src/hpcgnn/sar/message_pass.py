@@ -21,12 +21,11 @@ from hpcgnn.sar import reductions
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.attention import halo_ids
 from hpcgnn.sar.autograd import Finder, Modes, Replacer
-from hpcgnn.sar.hubs import MANY, Returned, RowSums, Totals, visits
+from hpcgnn.sar.hubs import MANY, HubRows, Returned, RowSums, Totals, often
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.stream import (
     Payload,
     Progress,
-    chunks,
     return_gradients,
     stream,
     stream_and_return,
@@ -245,11 +244,9 @@ class MessagePass:
             places = edges + self.first_edge[block.peer]
             grads = self._gradients(inputs, rows, places, result)
             add_to_rows(grad_MF, columns, grads[0])
-            if sources.active:
-                sources.settle(columns.unique())
+            sources.added()
             add_to_rows(self.grad_y_NG, rows, grads[1])
-            if self.targets.active:
-                self.targets.settle(rows.unique_consecutive())
+            self.targets.added()
             self.grad_parameters.add(grads[2 : 2 + len(self.parameters)])
             if self.grad_edges_ED is not None and grads[-1] is not None:
                 self.grad_edges_ED[places] = grads[-1]
@@ -264,8 +261,8 @@ class MessagePass:
             reply = width
         most = graph.ring.rows_per_message(width, self.wire, reply, at_once=graph.mode == "oneshot")
         sums = RowSums(self.grad_y_NG)
-        cuts = [(b, len(chunks(b.num_columns, most))) for b in graph.in_edges.blocks]
-        sums.begin(visits(len(self.grad_y_NG), cuts, self.settings.piece))
+        hubs = HubRows(len(self.grad_y_NG), most, local=True, piece=self.settings.piece)
+        sums.begin(graph.in_edges.derived(hubs))
         return sums
 
     def _source_sums(self, block: Block, grad_MF: Tensor) -> RowSums:
@@ -275,7 +272,7 @@ class MessagePass:
             times_M = torch.zeros(len(grad_MF), dtype=torch.int64, device=grad_MF.device)
             for _, edges in self._pieces(block):
                 times_M[(block.columns[edges] - block.column_offset).long().unique()] += 1
-            sums.begin(times_M)
+            sums.begin(often(times_M))
         return sums
 
     def _gradients(

@@ -22,7 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
 from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.hubs import MANY, RowSums, Totals
+from hpcgnn.sar.hubs import MANY, RowSums, Totals, often
 from hpcgnn.sar.message_pass import add_to_rows
 
 PairFunction = Callable[[Tensor, Tensor], Tensor]
@@ -162,7 +162,7 @@ class _Run:
         replacer = Replacer(used)
         grad_x_NK, grads = torch.zeros_like(x_NK), Totals(used)
         sums = RowSums(grad_x_NK)
-        sums.begin(self.times_N)
+        sums.begin(None if self.times_N is None else often(self.times_N))
         for number in range(self.rounds):
             piece = self._fetch(x_NK, number)
             rows_UK = piece.rows_UK.requires_grad_()
@@ -219,7 +219,7 @@ class _Run:
         told = self.graph.comm.alltoallv(sent, where="gradients of pairs")
         for rows, grad in zip(piece.asked, told, strict=True):
             grad_x_NK.index_add_(0, rows, torch.from_numpy(grad).to(grad_x_NK.device))
-            sums.settle(rows)
+            sums.added()
 
     @contextmanager
     def _random(self, number: int) -> Iterator[None]:

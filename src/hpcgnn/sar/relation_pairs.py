@@ -23,6 +23,11 @@ SLAB = 2048  # pairs on a CPU: caches hold their rows, and the allocator keeps t
 SLAB_ON_GPU = 1 << 18
 
 
+def slab_size(device: torch.device) -> int:
+    """Pairs that are worked on at a time."""
+    return SLAB if device.type == "cpu" else SLAB_ON_GPU
+
+
 @dataclass(frozen=True)
 class Slab:
     """Pairs `low .. high - 1`.
@@ -144,7 +149,8 @@ def _slabs(
     factor: Tensor | None,
 ) -> list[Slab]:
     """Slabs of pairs with their scatters, whose entries ascend by pair."""
-    size, device = (SLAB if relation.device.type == "cpu" else SLAB_ON_GPU), relation.device
+    device = relation.device
+    size = slab_size(device)
     bounds = torch.searchsorted(relation, torch.arange(num_relations + 1, device=device)).tolist()
     base = int(entry_row.max()) + 1 if len(entry_row) else 1
     keys, order = torch.sort((entry_pair // size).mul_(base).add_(entry_row), stable=True)

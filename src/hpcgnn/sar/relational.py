@@ -25,10 +25,9 @@ from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.hubs import RowSums, Totals
+from hpcgnn.sar.hubs import HubRows, RowSums, Totals
 from hpcgnn.sar.products import readable, wire_type
 from hpcgnn.sar.relation_pairs import (
-    SLAB,
     EdgeList,
     RelationPairs,
     by_column,
@@ -36,8 +35,9 @@ from hpcgnn.sar.relation_pairs import (
     count_pairs,
     edge_list,
     multiply,
+    slab_size,
 )
-from hpcgnn.sar.stream import Payload, chunks, stream
+from hpcgnn.sar.stream import Payload, stream
 
 EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
 
@@ -85,7 +85,7 @@ class _RelationalSum(torch.autograd.Function):
             pairs = _forward_pairs(graph, block, mean, *widths)
             for slab in pairs.slabs:
                 pairs.add(slab, multiply(slab, pairs.collect(slab, x_MF), weight_RFG), out_NG)
-                sums.settle(slab.scatter.rows)
+                sums.added()
                 progress()
         sums.end()
         return out_NG
@@ -109,7 +109,7 @@ class _RelationalSum(torch.autograd.Function):
                 q_SG = pairs.collect(slab, g_MG)
                 if ctx.needs_input_grad[0]:
                     pairs.add(slab, multiply(slab, q_SG, weight_RGF), grad_x_NF)
-                    sums.settle(slab.scatter.rows)
+                    sums.added()
                 x_SF = x_NF.index_select(0, pairs.rows[slab.low : slab.high]).to(q_SG.dtype)
                 for relation, first, last in slab.parts:
                     grad_weight_RFG[relation].addmm_(x_SF[first:last].t(), q_SG[first:last])
@@ -128,8 +128,8 @@ def _slab_sums(
         payload.layout.columns, payload.dtype, at_once=graph.mode == "oneshot"
     )
     sums = RowSums(out_NG)
-    cuts = [(b, len(chunks(b.num_columns, most)) + b.num_edges // SLAB) for b in edges.blocks]
-    sums.begin_messages(cuts)
+    hubs = HubRows(len(out_NG), most, local=True, slab=slab_size(out_NG.device))
+    sums.begin(edges.derived(hubs))
     return sums
 
 

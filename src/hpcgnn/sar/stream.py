@@ -26,7 +26,7 @@ from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Arrival, Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
-from hpcgnn.sar.hubs import RowSums
+from hpcgnn.sar.hubs import CutBlocks, RowSums
 from hpcgnn.sar.products import RowLayout, gathered, readable
 
 Rows = tuple[Tensor, ...]
@@ -38,19 +38,19 @@ class Chunks(Sequence[Block]):
     """Blocks cut into ranges of their columns; a cut is made when it is asked for.
 
     Args:
+        given: where the blocks are.
         most: columns of a cut.
         keep: the cuts, with the blocks, for what is derived from them.
     """
 
     def __init__(
-        self, blocks: list[Block], peers: list[int], most: int, *, keep: bool = False
+        self, given: CutBlocks, peers: list[int], most: int, *, keep: bool = False
     ) -> None:
-        self._blocks, self._most, self._keep = blocks, most, keep
-        self._peers = peers
+        self.given, self.most, self._keep = given, most, keep
         self.places = [
             (peer, low, high)
             for peer in peers
-            for low, high in chunks(blocks[peer].num_columns, most)
+            for low, high in chunks(given.blocks[peer].num_columns, most)
         ]
 
     def __len__(self) -> int:
@@ -58,16 +58,11 @@ class Chunks(Sequence[Block]):
 
     def __getitem__(self, index: Any) -> Any:
         peer, low, _ = self.places[index]
-        number = low // self._most
-        return kernels.column_range(self._blocks[peer], number, self._most, keep=self._keep)
+        block, number = self.given.blocks[peer], low // self.most
+        return kernels.column_range(block, number, self.most, keep=self._keep)
 
     def incoming(self) -> list[Incoming]:
         return [Incoming(peer, high - low) for peer, low, high in self.places]
-
-    def cuts(self) -> list[tuple[Block, int]]:
-        """The blocks, and into how many ranges each is cut."""
-        blocks = [self._blocks[peer] for peer in self._peers]
-        return [(block, len(chunks(block.num_columns, self._most))) for block in blocks]
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def schedule(edges: EdgeBlocks, max_rows: int, *, keep: bool) -> Schedule:
         for low, high in chunks(edges.send_rows[peer].shape[0], max_rows)
     ]
     peers = ring_order(edges.rank, size, -1)
-    return Schedule(Chunks(edges.blocks, peers, max_rows, keep=keep), departures)
+    return Schedule(Chunks(edges, peers, max_rows, keep=keep), departures)
 
 
 def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:
@@ -174,7 +169,7 @@ def drive(
         sums: what the blocks are added to, if hubs should stay right under very many messages.
     """
     if sums is not None:
-        sums.begin_messages(arrivals.cuts())
+        sums.begin_messages(arrivals.given, arrivals.most)
     for block in local:
         yield block, payload.local, None
     exchange.release()
@@ -182,7 +177,7 @@ def drive(
         block = arrivals[arrival.index]
         yield block, payload.unpack(arrival.rows_MF), arrival
         if sums is not None:
-            sums.settle(block.rows)
+            sums.added()
     if sums is not None:
         sums.end()
 
@@ -322,10 +317,10 @@ def return_gradients(
         block = plan.arrivals[index]
         produce(index, block, out_MF.zero_())
         if sums is not None:
-            sums.settle(block.rows)
+            sums.added()
 
     if sums is not None:
-        sums.begin_messages(plan.arrivals.cuts())
+        sums.begin_messages(edges, most)
 
     graph.execution.newest = None
     exchange = Exchange(

@@ -19,14 +19,14 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from hpcgnn import kernels
 from hpcgnn.comm.channel import ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, Derived
 from hpcgnn.sar.stream import Chunks, chunks
 
 WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
 
 
-@dataclass(frozen=True)
-class SumPlan:
+@dataclass(frozen=True, eq=False)
+class SumPlan(Derived):
     """How `y = A x` is computed over the ranks: per peer, S before sending and R on arrival.
 
     `senders[p]` maps local rows to message rows for peer p; `receivers[p]` maps message rows from
@@ -37,6 +37,11 @@ class SumPlan:
     senders: list[Block]
     receivers: list[Block]
 
+    @property
+    def blocks(self) -> list[Block]:
+        """Those whose columns come with messages."""
+        return self.receivers
+
     def cut(self, most: int) -> tuple[list[Block], Chunks]:
         """Remote senders and receivers in ring order, in messages of at most `most` rows."""
         size = len(self.senders)
@@ -45,7 +50,7 @@ class SumPlan:
             for peer in ring_order(self.rank, size, +1)
             for low, high in chunks(self.senders[peer].num_rows, most)
         ]
-        return senders, Chunks(self.receivers, ring_order(self.rank, size, -1), most)
+        return senders, Chunks(self, ring_order(self.rank, size, -1), most)
 
 
 def sum_plan(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> SumPlan:
