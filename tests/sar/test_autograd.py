@@ -8,13 +8,16 @@ import pkgutil
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import hpcgnn
 from hpcgnn import nn
 from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.sar.autograd import _Refusal
+from hpcgnn.sar.pairs import NodePairs, pair_values
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -155,6 +158,46 @@ def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
     assert not held
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+@pytest.mark.parametrize("change", ["input", "weight", "frozen", "attribute"])
+def test_what_changes_before_it_is_computed_again_raises(graph, change):
+    layer, lin = nn.GATConv(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)
+    lin.weight.requires_grad_(change != "frozen")
+    layer.scale = 1.0
+    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True) * 1.0
+    y = nn.recomputed(graph, lambda x: lin(torch.relu(layer(graph, x)) * layer.scale), x)
+    if change == "attribute":
+        layer.scale = 2.0
+    with torch.no_grad():
+        {"input": x, "weight": layer.lin.weight, "frozen": lin.weight}.get(change, y[:0]).mul_(2)
+    words = "not what it was" if change == "attribute" else "modified by an inplace operation"
+    with pytest.raises(RuntimeError, match=words):
+        y.square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["recomputed", "pairs"])
+def test_modes_of_modules_around_a_function_hold_in_backward(graph, kind):
+    layer, drop = nn.GATConv(WIDTH, WIDTH, dropout=0.5), torch.nn.Dropout(0.5)
+    graph.set_epoch(1)
+    number = np.arange(8) * graph.comm.size + graph.comm.rank
+    pairs = NodePairs(number % 7, number % 5, number)
+
+    def go(between) -> Tensor:
+        torch.manual_seed(3)
+        layer.zero_grad()
+        x = torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)
+        if kind == "recomputed":
+            y = nn.recomputed(graph, lambda x: drop(layer(graph, x)), x)
+        else:
+            y = pair_values(graph, x, pairs, lambda a, b: drop(a * b), piece=3)
+        between()
+        y.square().sum().backward()
+        return x.grad
+
+    expected = go(lambda: None)
+    assert torch.equal(go(lambda: (layer.eval(), drop.eval())), expected)
+    assert not layer.training and not drop.training
 
 
 FIRST = {name: LAYERS[name] for name in ("gcn", "sage", "sgc")}

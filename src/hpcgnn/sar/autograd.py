@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -95,6 +96,35 @@ class Replacer(TorchFunctionMode):
 
     def _swap(self, tensor: Tensor) -> Tensor:
         return self._leaf.get(id(tensor), tensor)
+
+
+class Called:
+    """While entered, notes which modules are called, and whether they train."""
+
+    def __init__(self) -> None:
+        self._training: dict[torch.nn.Module, bool] = {}
+
+    def __enter__(self) -> Called:
+        self._hook = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _note(self, module: torch.nn.Module, inputs: object) -> None:
+        self._training.setdefault(module, module.training)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The modules train as they did then, and as they do now again at the end."""
+        now = [(module, module.training) for module in self._training]
+        try:
+            for module, training in self._training.items():
+                module.training = training
+            yield
+        finally:
+            for module, training in now:
+                module.training = training
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
-from hpcgnn.sar.autograd import Finder, Modes, Replacer, first_order
+from hpcgnn.sar.autograd import Called, Finder, Modes, Replacer, first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import MANY, RowSums, Totals, often
 from hpcgnn.sar.message_pass import add_to_rows
@@ -119,6 +119,7 @@ class _Run:
         self.epoch = graph.epoch
         module = function if isinstance(function, torch.nn.Module) else None
         self.modes, self.attributes = Modes.of(module)
+        self.called = Called()
         self.finder = Finder([])
         self.outcome: list[Tensor] = []
         self.times_N: Tensor | None = None  # how often each row is fetched, where often
@@ -147,7 +148,7 @@ class _Run:
             if self.times_N is not None:
                 for rows in piece.asked:
                     self.times_N[rows] += 1
-            with self._random(number), self.finder:
+            with self._random(number), self.finder, self.called:
                 found = self._apply(piece.rows_UK, piece)
             if not number:
                 values = found.new_empty(len(self.pairs), found.shape[1])
@@ -167,6 +168,7 @@ class _Run:
             piece = self._fetch(x_NK, number)
             rows_UK = piece.rows_UK.requires_grad_()
             with (
+                self.called.restored(),
                 self.modes.restored(self.attributes),
                 self._random(number),
                 torch.enable_grad(),

@@ -6,6 +6,7 @@ each rank) and knows neither our masks nor the statistics of norms.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -16,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.autograd import Called, first_order
+
+_SAMPLE = 64
 
 
 def recomputed(
@@ -29,6 +32,8 @@ def recomputed(
 
     Backward calls it once more, with the same epoch, precision and random numbers, before it goes
     through it: messages follow each other as they would without, and gradients are the same bits.
+    As without, modules train or not as in the first call, and RuntimeError is raised where weights
+    or rows were changed in place since, or where the function gives something else.
 
     Args:
         function: of rows `[n, F]`; the same each time, and without effect but on buffers of
@@ -37,8 +42,10 @@ def recomputed(
     if not torch.is_grad_enabled():
         return function(x)
     call = _Call(graph, function, x, modules)
-    with saved_tensors_hooks(call.forget, call.find), graph.execution.forgetting():
-        return function(x)
+    with saved_tensors_hooks(call.forget, call.find), graph.execution.forgetting(), call.called:
+        found = function(x)
+    call.note(found, x)
+    return found
 
 
 class _Input(torch.autograd.Function):
@@ -71,7 +78,11 @@ class _Call:
         if isinstance(x, Tensor) and changes:
             self.held = _Input.apply(torch.empty(0, requires_grad=True), x.detach())
         self.epoch, self.count = graph.epoch, 0
-        self.found: dict[int, Tensor] = {}
+        self.found: dict[int, tuple[Tensor, int | None]] = {}
+        self.called = Called()
+        self.versions: list[tuple[weakref.ref[Tensor], int]] = []
+        if isinstance(self.constant, Tensor):
+            self.versions.append((weakref.ref(self.constant), self.constant._version))
         self.on_gpu = graph.node_ids.device.type == "cuda"
         self.precision = _precision(graph.node_ids.device.type)
         self.random = torch.get_rng_state()
@@ -79,7 +90,25 @@ class _Call:
 
     def forget(self, tensor: Tensor) -> tuple[_Call, int]:
         self.count += 1
+        whole = tensor if tensor._base is None else tensor._base
+        if whole.is_leaf:
+            self.versions.append((weakref.ref(whole), whole._version))
         return self, self.count - 1
+
+    def note(self, found: Tensor, x: NodeFeatures) -> None:
+        """What is to be the same in backward: the tensors that it learns, some of the result."""
+        self.sample = _sample(found)
+        # Not beyond x, where others learn.
+        seen, queue = {getattr(x, "grad_fn", None), None}, [found.grad_fn]
+        while queue:
+            node = queue.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            queue += [parent for parent, _ in node.next_functions]  # type: ignore[union-attr]
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                self.versions.append((weakref.ref(leaf), leaf._version))
 
     @staticmethod
     def find(place: tuple[_Call, int]) -> Tensor:
@@ -87,10 +116,16 @@ class _Call:
         call, number = place
         if number not in call.found:
             call._again()
-        return call.found.pop(number)
+        tensor, version = call.found.pop(number)
+        if version not in (None, tensor._version):
+            raise _changed()
+        return tensor
 
     def _again(self) -> None:
         device, x = self.graph.node_ids.device, self.constant
+        leaves = ((leaf(), version) for leaf, version in self.versions)
+        if any(leaf is not None and leaf._version != version for leaf, version in leaves):
+            raise _changed()
         if x is None:
             (x_NF,) = self.held.grad_fn.saved_tensors
             x = x_NF.detach().requires_grad_()
@@ -104,15 +139,44 @@ class _Call:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.graph.execution.as_in(self.epoch))
             stack.enter_context(saved_tensors_hooks(self._keep, _none))
+            stack.enter_context(self.called.restored())
             buffers = [b for module in self.modules for b in module.buffers()]
             values = [buffer.clone() for buffer in buffers]
-            self.function(x)
+            again = self.function(x)
             for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
         self.graph.execution.newest = None
+        if len(self.found) != self.count or not _alike(_sample(again), self.sample):
+            raise RuntimeError(
+                "hpcgnn: what is computed again in backward is not what it was: a function of "
+                "nn.recomputed must give the same each time"
+            )
 
     def _keep(self, tensor: Tensor) -> None:
-        self.found[len(self.found)] = tensor.detach()
+        version = None if tensor.is_leaf else tensor._version
+        self.found[len(self.found)] = tensor.detach(), version
+
+
+def _sample(found: Tensor) -> Tensor:
+    """A few numbers of it."""
+    step = max(1, found.numel() // _SAMPLE)
+    with torch.no_grad():
+        return found.take(torch.arange(0, found.numel(), step, device=found.device)).float()
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    """But for rounding, which may differ where a GPU adds in any order."""
+    if found.shape != expected.shape:
+        return False
+    limit = 1e-2 * expected.nan_to_num(posinf=0, neginf=0).abs().amax() if len(expected) else 0
+    return bool(torch.isclose(found, expected, rtol=0, atol=float(limit), equal_nan=True).all())
+
+
+def _changed() -> RuntimeError:
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        "operation, before nn.recomputed computed in backward again what it was for"
+    )
 
 
 def _none(nothing: None) -> Tensor:
