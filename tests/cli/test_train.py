@@ -229,6 +229,6 @@ def test_files_that_do_not_fit_are_refused_by_all_ranks(comm, alone, graph):
 
 def test_a_refusal_of_several_ranks_is_one_line(mpirun, graph, alone):
     parts = graph.with_name("parts.h5")
-    call(alone, partition, graph, "--parts", 2, "--method", "block", "-o", parts)
-    words = "parts.h5", "has 2 parts but the job has 3 ranks", "--parts 3"
-    refused(mpirun(3, "train", parts), *words)
+    call(alone, partition, graph, "--parts", 3, "--method", "block", "-o", parts)
+    words = "parts.h5", "has 3 parts but the job has 2 ranks", "--parts 2"
+    refused(mpirun(2, "train", parts), *words)

@@ -37,23 +37,22 @@ def method(request):
 @pytest.mark.mpi
 def test_any_graph_on_any_ranks(comm, method):
     """Fewer nodes than ranks or parts, no edges, all rows on one rank."""
-    for n, count, num_parts in [
-        (1, 0, 2),
-        (2, 5, 5),
-        (7, 0, 3),
-        (9, 20, 2),
-        (65, 9, 3),
-        (120, 360, 5),
+    for n, count, num_parts, all_on in [
+        (1, 0, 2, None),
+        (2, 5, 5, 1),
+        (7, 0, 3, 1),
+        (9, 20, 2, None),
+        (65, 9, 3, None),
+        (120, 360, 5, 1),
     ]:
         edges = random_edges(n, count, seed=n)
-        for all_on in (None, 1):
-            problem = make_problem(comm, edges, n, num_parts, all_on=all_on)
-            owner = assign(comm, method, problem)
-            assert owner.dtype == np.int32 and len(owner) == problem.edges.hi - problem.edges.lo
-            owner = everywhere(comm, owner)
-            assert len(owner) == n and 0 <= owner.min() <= owner.max() < num_parts
-            if n <= num_parts:
-                assert len(set(owner)) == n
+        problem = make_problem(comm, edges, n, num_parts, all_on=all_on)
+        owner = assign(comm, method, problem)
+        assert owner.dtype == np.int32 and len(owner) == problem.edges.hi - problem.edges.lo
+        owner = everywhere(comm, owner)
+        assert len(owner) == n and 0 <= owner.min() <= owner.max() < num_parts
+        if n <= num_parts:
+            assert len(set(owner)) == n
 
 
 @pytest.mark.mpi

@@ -26,7 +26,6 @@ from hpcgnn.train.configured import configured_trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
-SEEDS = 100
 MODELS = (
     "gcn",
     "sage",
@@ -43,6 +42,7 @@ MODELS = (
     "rgat",
     "deeper",
 )
+SEEDS = 4 * len(MODELS)
 PLAIN = {
     "mode": "oneshot",
     "fewest_rows": False,
