@@ -1,9 +1,9 @@
 """What ParMETIS takes beside the graph it is given; `partition/problem.py` was fitted to it.
 
-    mpiexec -n RANKS python jobs/parmetis_memory.py PARTS GRAPH.h5...
+    mpiexec -n RANKS python jobs/parmetis_memory.py PARTS [--narrow] GRAPH.h5...
 
-A line per graph and width of its integers, over all ranks: the peak during the call less what was
-resident before it, in bytes per neighbour, and what `parmetis_bytes` says.
+A line per graph and width of its integers (--narrow: 32 bits alone), over all ranks: the peak
+during the call less what was resident before, in bytes per neighbour, and what the model says.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def measure(comm: Communicator, path: str, num_parts: int, narrow: bool) -> None
 def main() -> None:
     set_up()
     comm = Communicator(MPI.COMM_WORLD)
-    for path in sys.argv[2:]:
-        for narrow in (True, False):
-            measure(comm, path, int(sys.argv[1]), narrow)
+    parts, *paths = (word for word in sys.argv[1:] if word != "--narrow")
+    for path in paths:
+        for narrow in (True,) if "--narrow" in sys.argv else (True, False):
+            measure(comm, path, int(parts), narrow)
 
 
 if __name__ == "__main__":

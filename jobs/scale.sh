@@ -2,8 +2,9 @@
 # How far one machine goes: a graph of NODES nodes (10 million) with DEGREE edges each (20) is
 # generated, partitioned by each method, planned for, and trained on for 3 epochs; prints a table.
 #     jobs/scale.sh [FOLDER]                        (default: runs/scale)
-# HPCGNN_RANKS (4), METHODS (auto kaminpar streaming), FEATURES (64) and HIDDEN (64) change it. Peak
-# memory is that of all processes of a stage together. Partitions are made again in every call.
+# HPCGNN_RANKS (4), METHODS (auto kaminpar streaming; none leaves the parts of before), TRAIN (1; 0
+# leaves out plan and epochs), FEATURES (64) and HIDDEN (64) change it. Peak memory is that of all
+# processes of a stage together. Lines are added to a table that is there.
 set -e
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 export HPCGNN_RANKS=${HPCGNN_RANKS:-4}
@@ -38,14 +39,15 @@ stage() {
     printf '%-22s %8s s %9s MiB  %s\n' "$name" "$seconds" "$mebibytes" "$note" | tee -a "$table"
 }
 
-: >"$table"
-echo "$nodes nodes, ${DEGREE:-20} edges each, $HPCGNN_RANKS ranks" | tee -a "$table"
+[ -e "$table" ] || echo "$nodes nodes, ${DEGREE:-20} edges each, $HPCGNN_RANKS ranks" | tee "$table"
 [ -e "$graph" ] || stage generate hpcgnn generate sbm "$graph" --nodes "$nodes" \
     --degree "${DEGREE:-20}" --classes 16 --features "${FEATURES:-64}"
-for method in ${METHODS:-auto kaminpar streaming}; do
+part=$folder/streaming.p$HPCGNN_RANKS.h5
+for method in ${METHODS-auto kaminpar streaming}; do
     part=$folder/$method.p$HPCGNN_RANKS.h5
     stage "partition-$method" "${ranks[@]}" partition "$graph" --method "$method" -o "$part" --force
 done
+[ "${TRAIN:-1}" = 1 ] || exit 0
 model=(--model sage --layers 3 --hidden "${HIDDEN:-64}")
 stage plan hpcgnn plan "$part" "${model[@]}"
 rm -rf "$folder/run"

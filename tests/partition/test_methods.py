@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
+from hpcgnn.partition import problem as memory
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.pipeline import METHODS, assign
@@ -88,6 +89,19 @@ def test_same_seed_same_parts(comm, method):
     assert np.array_equal(first, again)
     if method in ("random", "kaminpar"):  # ParMETIS multiplies the seed by the rank
         assert not np.array_equal(first, other)
+
+
+@pytest.mark.mpi
+def test_fewer_ranks_call_parmetis_where_all_would_not_fit(comm, parmetis, monkeypatch):
+    """More ranks take more memory in all: 110 kB hold this graph on one rank, not on several."""
+    edges = grid_edges(20, 20)
+    problem = make_problem(comm, edges, 400, 2)
+    room = 27_500 * binding.load(comm, narrow=True).index_bytes
+    monkeypatch.setattr(memory, "available_memory", lambda: room)
+    owner = everywhere(comm, assign(comm, "parmetis", problem))
+    assert np.bincount(owner).max() < 220 and (owner[edges[0]] != owner[edges[1]]).sum() < 100
+    said = [f"runs on 1 of {comm.size} ranks" in note for note in problem.notes]
+    assert said == [True] * (comm.size > 1)
 
 
 @pytest.mark.mpi

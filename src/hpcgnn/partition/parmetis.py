@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
@@ -22,25 +24,44 @@ def is_narrow(comm: Communicator, problem: Problem) -> bool:
     return max(int(totals.max()), problem.num_nodes) <= _NARROW
 
 
-def parmetis_shortage(comm: Communicator, problem: Problem, index_bytes: int) -> Shortage | None:
-    """The machine whose memory falls most short of what ParMETIS will need; None: it fits.
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What ParMETIS takes, by how many ranks call it: the graph that it is given, and its own."""
 
-    Collective. Counted are the graph as it is handed over and what the library takes beside it.
-    """
-    degree = np.diff(problem.edges.indptr).astype(float)
-    count, squares = comm.allreduce(np.array([degree.sum(), (degree**2).sum()]))
-    skew = squares * problem.num_nodes / max(count, 1) ** 2
-    given = index_bytes * (2 * int(count) + 3 * problem.num_nodes) / comm.size
-    most = most_neighbours(comm, problem.edges)
-    used = parmetis_bytes(most, skew, comm.size, index_bytes)
-    return shortage(comm, given + used)
+    num_nodes: int
+    neighbours: int
+    skew: float
+    index_bytes: int
+
+    @classmethod
+    def of(cls, comm: Communicator, problem: Problem, index_bytes: int) -> MemoryNeed:
+        """Of integers of so many bytes. Collective."""
+        degree = np.diff(problem.edges.indptr).astype(float)
+        count, squares = comm.allreduce(np.array([degree.sum(), (degree**2).sum()]))
+        skew = squares * problem.num_nodes / max(count, 1) ** 2
+        return cls(problem.num_nodes, most_neighbours(comm, problem.edges), skew, index_bytes)
+
+    def bytes(self, callers: int) -> float:
+        """On each of the ranks that call."""
+        given = self.index_bytes * (self.neighbours + 3 * self.num_nodes) / callers
+        return given + parmetis_bytes(self.neighbours, self.skew, callers, self.index_bytes)
+
+    def shortage(self, comm: Communicator, callers: int) -> Shortage | None:
+        """The machine that falls most short; None: it fits. Collective."""
+        calls = comm.rank in calling(comm.size, callers)
+        return shortage(comm, self.bytes(callers) if calls else 0)
+
+
+def calling(size: int, callers: int) -> list[int]:
+    """Which ranks call the library: `callers` of `size`, spread over the machines."""
+    return [size * k // callers for k in range(callers)]
 
 
 def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
     """The part of each row of the slab, int32. All ranks call.
 
-    ParMETIS refuses ranks without rows, so only the first ranks call it where rows are few, and
-    rows move to where they are needed.
+    ParMETIS refuses ranks without rows, and takes more memory in all the more ranks call it, so
+    where rows are few or memory is short only some ranks call it, and rows move to these.
 
     Raises:
         InputError: no library, one that doesn't fit, a graph too large for it or for the memory.
@@ -50,14 +71,14 @@ def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
         raise InputError(
             "PT-Scotch balances one weight only: leave out --train-balance", file=library.path
         )
-    short = parmetis_shortage(comm, problem, library.index_bytes)
-    if short is not None:
-        raise InputError(
-            f"ParMETIS would need about {short}: start at least {short.ranks(comm.size)} ranks, no "
-            f"more on each machine than now, {binding.OTHERWISE}"
+    most = max(1, min(comm.size, problem.num_nodes // _ROWS_PER_CALLER))
+    callers = _fitting(comm, MemoryNeed.of(comm, problem, library.index_bytes), most)
+    if callers < most:
+        problem.notes.append(
+            f"ParMETIS runs on {callers} of {comm.size} ranks: on more it would not fit the memory"
         )
     slabs = Slabs(comm, problem.edges.lo, problem.edges.hi, problem.num_nodes)
-    bounds, callers = _bounds(comm, slabs, problem.num_nodes)
+    bounds = _bounds(comm, slabs, callers)
     low, high = int(bounds[comm.rank]), int(bounds[comm.rank + 1])
     own = np.arange(low, high)
 
@@ -66,21 +87,35 @@ def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
     if problem.options.balance_train and comm.allreduce(int(problem.train.sum())) > 0:
         weights.append(slabs.lookup(own, problem.train.astype(integer)))
     xadj, adjncy = neighbours(comm, problem.edges, bounds, integer)
-    rows = binding.Rows(
-        bounds[: callers + 1], xadj, adjncy, np.stack(weights, axis=1), expendable=True
-    )
+    called = np.append(bounds[calling(comm.size, callers)], problem.num_nodes)
+    rows = binding.Rows(called, xadj, adjncy, np.stack(weights, axis=1), expendable=True)
+    del own, weights, xadj, adjncy
     part = _call(comm, library, rows, callers, problem)
     return Slabs(comm, low, high, problem.num_nodes).lookup(np.arange(slabs.low, slabs.high), part)
 
 
-def _bounds(comm: Communicator, slabs: Slabs, num_nodes: int) -> tuple[Int64, int]:
-    """Who gives which rows to the library, `[size + 1]`, and how many ranks call it."""
-    callers = max(1, min(comm.size, num_nodes // _ROWS_PER_CALLER))
-    bounds = np.concatenate([[0], slabs.ends])
-    if (np.diff(bounds) == 0).any() or callers < comm.size:
-        cuts = num_nodes * np.arange(callers + 1) // callers
-        bounds = np.append(cuts, np.full(comm.size - callers, num_nodes))
-    return bounds, callers
+def _fitting(comm: Communicator, need: MemoryNeed, most: int) -> int:
+    """How many ranks are to call the library: `most`, or half as many, and so on. Collective."""
+    callers, first = most, need.shortage(comm, most)
+    short = first
+    while short is not None and callers > 1:
+        callers //= 2
+        short = need.shortage(comm, callers)
+    if first is not None and short is not None:
+        raise InputError(
+            f"ParMETIS would need about {first}: start at least {first.ranks(comm.size)} ranks, no "
+            f"more on each machine than now, {binding.OTHERWISE}"
+        )
+    return callers
+
+
+def _bounds(comm: Communicator, slabs: Slabs, callers: int) -> Int64:
+    """Who gives which rows to the library: int64 `[size + 1]`."""
+    bounds, num_nodes = np.append(0, slabs.ends), int(slabs.ends[-1])
+    if (np.diff(bounds) > 0).all() and callers == comm.size:
+        return bounds
+    before = np.searchsorted(calling(comm.size, callers), np.arange(comm.size + 1))
+    return num_nodes * before // callers
 
 
 def _call(
@@ -90,7 +125,7 @@ def _call(
     callers: int,
     problem: Problem,
 ) -> Array:
-    sub = comm.sub(range(callers)) if callers < comm.size else comm
+    sub = comm.sub(calling(comm.size, callers)) if callers < comm.size else comm
     part = np.zeros(rows.num_rows, np.int32)
     parts, imbalance, seed = problem.num_parts, problem.options.imbalance, problem.options.seed
     with agreed(comm, "ParMETIS"):

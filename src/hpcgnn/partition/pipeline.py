@@ -16,7 +16,7 @@ from hpcgnn.errors import InputError, OutputError
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
-from hpcgnn.partition.parmetis import is_narrow, parmetis_parts, parmetis_shortage
+from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
 from hpcgnn.partition.problem import PartitionOptions, Problem
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers
@@ -161,7 +161,7 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
     missing = scotch = ""
     try:
         library = binding.load(comm, narrow=is_narrow(comm, problem))
-        short = parmetis_shortage(comm, problem, library.index_bytes)
+        short = MemoryNeed.of(comm, problem, library.index_bytes).shortage(comm, comm.size)
         if library.scotch:
             scotch = missing = "only PT-Scotch's ParMETIS is there"
         elif short is not None:

@@ -78,7 +78,7 @@ def build(
 
     Args:
         slab: rows `lo .. hi - 1` of the in-neighbour lists; ranks hold consecutive slabs that
-            cover the graph, any may be empty.
+            cover the graph, any may be empty. It loses its indices, which take most, on the way.
         nodes: the same rows of the node data.
         owner: the part of each row, integers `[hi - lo]` in `0 .. num_parts - 1`.
 
@@ -108,8 +108,9 @@ def build(
 
     route = Route.to_parts(comm, owner)
     drafts = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
+    slab.indices = slab.indices[:0].copy()
     _find_owners(slabs, drafts, owner)
-    in_edges, halo_indices = _in_edges(comm, num_parts, drafts)
+    in_edges, halo_indices = _in_edges(comm, num_parts, drafts, symmetric)
     out_edges: Sequence[EdgeLists | None] = [None] * len(drafts)
     if not symmetric:
         out_edges = _out_edges(comm, num_parts, drafts, in_edges, halo_indices)
@@ -200,7 +201,7 @@ def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
 
 
 def _in_edges(
-    comm: Communicator, num_parts: int, drafts: list[_Draft]
+    comm: Communicator, num_parts: int, drafts: list[_Draft], symmetric: bool
 ) -> tuple[list[EdgeLists], list[Int64]]:
     """Asks each part for the local index of what is read from it; it then settles its order.
 
@@ -218,7 +219,7 @@ def _in_edges(
     answers = []
     for draft, ids, count in zip(drafts, asked, asked_counts, strict=True):
         local = np.searchsorted(draft.ids, ids)
-        _settle_order(draft, local, np.repeat(np.arange(num_parts), count), num_parts)
+        _settle_order(draft, local, np.repeat(np.arange(num_parts), count), symmetric)
         answers.append(draft.position[local])
     indices, _ = between_parts(comm, num_parts, answers, asked_counts, _INT64)
 
@@ -242,10 +243,12 @@ def _in_edges(
             )
         )
         halo_indices.append(index[peer != draft.index])
+        draft.row = draft.source = _INT64
+        draft.columns = {}
     return with_send_lists(comm, num_parts, lists, halo_indices), halo_indices
 
 
-def _settle_order(draft: _Draft, local: Int64, reader: Int64, num_parts: int) -> None:
+def _settle_order(draft: _Draft, local: Int64, reader: Int64, symmetric: bool) -> None:
     """`local` are old local indices that part `reader` reads, by ascending reader."""
     n = len(draft.ids)
     remote = np.flatnonzero(reader != draft.index)[::-1]
@@ -256,7 +259,8 @@ def _settle_order(draft: _Draft, local: Int64, reader: Int64, num_parts: int) ->
     old[inside] = np.searchsorted(draft.ids, draft.source_ids[inside])
     column = old[draft.source]
     within = column >= 0
-    draft.order = local_order(n, draft.row[within], column[within], first_reader)
+    row, column = draft.row[within], column[within]
+    draft.order = local_order(n, row, column, first_reader, symmetric=symmetric)
     draft.position = np.empty_like(positions(n))
     draft.position[draft.order] = positions(n)
 

@@ -18,12 +18,16 @@ INT32_LIMIT = np.iinfo(np.int32).max
 _CHUNK = 1 << 18
 
 
-def local_order(num_nodes: int, rows: Array, columns: Array, first_peer: Array) -> Int64:
+def local_order(
+    num_nodes: int, rows: Array, columns: Array, first_peer: Array, *, symmetric: bool
+) -> Int64:
     """Old local indices in their new order: int64 `[n]`.
 
     Args:
         rows, columns: the edges inside the part, as old local indices.
         first_peer: `[n]`, the lowest part that needs the node, -1 for an interior node.
+        symmetric: the reverse of every edge is there; the order is the same, and need not be made
+            from a second graph with the reverses.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
@@ -32,7 +36,7 @@ def local_order(num_nodes: int, rows: Array, columns: Array, first_peer: Array) 
     if len(rows):
         ones = np.ones(len(rows), bool)
         adjacency = csr_array((ones, (rows, columns)), shape=(num_nodes, num_nodes))
-        near = reverse_cuthill_mckee(adjacency, symmetric_mode=False).astype(np.int64)
+        near = reverse_cuthill_mckee(adjacency, symmetric_mode=symmetric).astype(np.int64)
     return near[np.argsort(first_peer[near], kind="stable")]
 
 
@@ -46,6 +50,8 @@ def _edge_order(
     del by_row, place
     if columns:
         _settle_ties(order, row[order], sorted_source, columns)
+    if num_parts == 1:
+        return order
     # 16 bits: a radix sort
     return order[np.argsort(_narrow(peer, num_parts)[sorted_source], kind="stable")]
 

@@ -341,7 +341,7 @@ class TextTable:
             if kind == INTEGER and self.kinds[name] == NUMBER:  # as 1.0: whoever takes them checks
                 types[places[name]] = _TYPES[NUMBER]
         if self._delimiter == " ":
-            text = re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
+            text = _with_single_spaces(text)
         table = pa.csv.read_csv(
             pa.BufferReader(text),
             read_options=pa.csv.ReadOptions(
@@ -453,6 +453,14 @@ def _line_of(block: TextBlock, row: int) -> int:
     """The number of the line that holds the block's row `row`."""
     filled = (offset for offset, line in enumerate(block.text.split(b"\n")) if line.strip(b"\r"))
     return block.first + next((offset for k, offset in enumerate(filled) if k == row), 0)
+
+
+def _with_single_spaces(text: bytes) -> bytes:
+    """One space between the words of a line, and none around them."""
+    wide = any(gap in text for gap in (b"\t", b"  ", b" \n", b"\n "))
+    if not wide and text[:1] != b" " and text[-1:] != b" ":
+        return text  # what follows takes longer than all else that becomes of the text
+    return re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
 
 
 def guess_delimiter(line: bytes) -> str:
