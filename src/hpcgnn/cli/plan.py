@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ PARALLEL = False
 
 _COUNTS = ("nodes", "edges", "features", "classes", "relations", "edge_width")
 _MOST_COUNTS = 64  # of ranks
+_INTEGER = re.compile(r"\s*-?[0-9]+\s*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +155,7 @@ def _ranks(text: str | None, subject: _Subject) -> list[int]:
     if text is None:
         return [subject.parts or 1]
     pieces = text.split(",")
-    if len(pieces) > _MOST_COUNTS or not all(p.strip().lstrip("-").isdigit() for p in pieces):
+    if len(pieces) > _MOST_COUNTS or not all(map(_INTEGER.fullmatch, pieces)):
         raise InputError("--ranks takes numbers with commas between", value=text[:80])
     counts = sorted({int(piece[:40]) for piece in pieces})
     for ranks in counts:

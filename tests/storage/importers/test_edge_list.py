@@ -61,6 +61,9 @@ def test_columns_by_number_and_by_name(convert, refused, tmp_path):
         path, "--columns", "from,nowhere"
     )
     assert "line 2: has columns 1 to 4" in refused(path, "--columns", "1,5", "--skip-lines", "1")
+    assert "could name columns" in refused(
+        path, "--columns", f"1,{'9' * 5000}", "--skip-lines", "1"
+    )
     assert convert(path).edges == [(0, 1), (1, 2)]  # the columns are called so
 
 

@@ -304,6 +304,18 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
     assert "row 2, new: is missing" in said
 
 
+@pytest.mark.parametrize("options", [(), ("--missing", "mean"), ("--categorical", "x")])
+def test_a_column_that_is_feature_and_label(made, tmp_path, options):
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n1,2\n")
+    nodes = write(tmp_path / "n.csv", "id,x\n0,4\n1,7\n2,4\n")
+    asked = ("--id", "id", "--features", "x", "--label", "x", *options)
+    with GraphFile(made(edges, *ENDS, "--nodes", 1, nodes, *asked)) as graph:
+        found, encoding = graph.read_nodes(0, 3), graph.read_encoding()
+    assert found.labels.tolist() == [0, 1, 0] and encoding.classes == ["4", "7"]
+    one_hot = [[1, 0], [0, 1], [1, 0]]
+    assert found.features.tolist() == (one_hot if "x" in options else [[4], [7], [4]])
+
+
 def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,p,q,r\na,1,0,0.5\nb,,1,\nc,,,-2\n")
     edges = write(tmp_path / "e.csv", "a,b\na,b\n")

@@ -56,6 +56,9 @@ def test_options_of_numbers(capsys):
     for wrong, words in (
         (["--edges", "many"], "--edges must be an integer"),
         (["--ranks", "2,x"], "numbers with commas"),
+        (["--ranks", "2,²"], "numbers with commas"),
+        (["--ranks", "--2"], "expected one argument"),
+        (["--ranks=4,--2"], "numbers with commas"),
         (["--labelled", "1.5"], "--labelled must be in"),
         (["--halo-fraction", "-1"], "--halo-fraction must be"),
         (["--machine", "nowhere"], "--machine is one of"),

@@ -90,7 +90,7 @@ def _table(
     if not needed <= len(chosen) <= len(fields):
         names = ", ".join(name for name, _ in fields)
         raise block.error(number, f"--columns takes {needed} to {len(fields)}: {names}", chosen)
-    if not all(name.isdecimal() for name in chosen):
+    if not all(name.isdecimal() and len(name) < _DIGITS for name in chosen):
         raise block.error(number, "is no header that could name columns", line)
     places = tuple(int(name) - 1 for name in chosen)
     if not all(0 <= place < len(found) for place in places):
@@ -152,6 +152,7 @@ _FIELDS: list[tuple[str, type]] = [
     ("weight", np.float64),
 ]
 _HEAD = 4096
+_DIGITS = 10  # of a column's number, and more
 _SNAP = re.compile(rb"(?m)^#[^\n]*\bEdges:[ \t]*(\d+)")
 _KONECT_SIZES = re.compile(rb"%[ \t]*a?sym\b[^\n]*\n%[ \t]*(\d+)[ \t]+\d+[ \t]+\d+\b")
 _KONECT = re.compile(

@@ -133,7 +133,8 @@ class FeatureFit:
                 continue
             if column.kind == CATEGORY:
                 values = self._values[column.name]
-                values.update(v for v in array.unique().to_pylist() if v is not None)
+                texts = array.cast(pa.string())  # where it gives the classes as well
+                values.update(v for v in texts.unique().to_pylist() if v is not None)
                 if len(values) > MAX_CATEGORIES:
                     raise InputError(
                         f"holds more than {MAX_CATEGORIES} different texts, which make no features:"
@@ -146,7 +147,7 @@ class FeatureFit:
                 if len(lengths):
                     self._widths.setdefault(column.name, lengths[0].as_py())
             else:
-                known = table_files.to_numpy(array.fill_null(math.nan))
+                known = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan))
                 known = known[~np.isnan(known)]
                 self._sums[column.name][0] += float(known.sum())
                 self._sums[column.name][1] += known.shape[0]
