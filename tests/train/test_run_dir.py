@@ -85,17 +85,17 @@ def test_files_of_a_run_are_known(comm, shared_path):
 
 
 def test_nothing_is_written_through_a_link(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
+    target = tmp_path / "target"
+    target.write_text("precious")
     for name in (".metrics.jsonl.tmp", "metrics.jsonl.tmp"):
-        (tmp_path / name).symlink_to(victim)
+        (tmp_path / name).symlink_to(target)
     Journal(tmp_path / "metrics.jsonl", 0).write({"epoch": 1})
     linked = tmp_path / "linked"
     linked.mkdir()
-    (linked / "metrics.jsonl").symlink_to(victim)
+    (linked / "metrics.jsonl").symlink_to(target)
     with pytest.raises(OutputError, match=r"metrics.jsonl: can't be replaced, since it is a link"):
         Journal(linked / "metrics.jsonl", 0)
-    assert victim.read_text() == "precious"
+    assert target.read_text() == "precious"
 
 
 @pytest.mark.mpi
