@@ -50,7 +50,7 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
         axes.annotate(
             f"{1e3 * peak:.0f} MB",
             (count, peak),
-            xytext=(5, 6),
+            xytext=(7, 1),
             textcoords="offset points",
             fontsize=8,
         )

@@ -6,8 +6,10 @@ Each room that has settings declares a `Section` of them; `train/config.py` puts
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,7 +109,10 @@ def _check(name: str, setting: Setting, value: Any) -> None:
         raise InputError(f"{name} must be in [0, 1)", value=_shown(value))
     if setting.choices and value not in setting.choices and not _is_other(setting, value):
         more = f", or {setting.shown_others}" if setting.shown_others else ""
-        raise InputError(f"{name} must be one of {', '.join(setting.choices)}{more}", value=value)
+        meant = nearest(str(value), setting.choices)
+        raise InputError(
+            f"{name} must be one of {', '.join(setting.choices)}{more}{meant}", value=value
+        )
 
 
 def _is_other(setting: Setting, value: Any) -> bool:
@@ -169,3 +174,9 @@ def read_text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"is no UTF-8: {error}", file=path) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` with at most two words, or nothing where no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.75)
+    return f": did you mean {' or '.join(found)}?" if found else ""

@@ -56,9 +56,9 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hiden = 3", ["run.toml", "unknown setting", "hiden"]),
-        ("[model]\nlr = 0.1", ["run.toml", "unknown setting", "model.lr"]),
-        ("[modell]\nhidden = 3", ["run.toml", "unknown setting", "modell"]),
+        ("hiden = 3", ["run.toml", "unknown setting, hiden: did you mean hidden?"]),
+        ("[model]\nlr = 0.1", ["run.toml", "unknown setting, model.lr: lr is of [optimiser]"]),
+        ("[modell]\nhidden = 3", ["run.toml", "unknown setting, modell: did you mean model"]),
         ("[hidden]\nsize = 3", ["run.toml", "--hidden must be an integer"]),
         ("hidden = 3\n[model]\nhidden = 3", ["run.toml", "names a setting twice: hidden"]),
         ("[checkpoints]\nevery = -1", ["run.toml", "--checkpoint-every must be at least 0"]),

@@ -80,7 +80,11 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
     group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
     group.add_argument(
-        "--ogb-root", type=Path, default=Path("dataset"), help="downloads of the ogb package"
+        "--ogb-root",
+        type=Path,
+        default=Path("dataset"),
+        metavar="FOLDER",
+        help="downloads of the ogb package",
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hpcgnn.errors import InputError
+from hpcgnn.settings import nearest
 
 EXAMPLES = {
     "generate": (
@@ -16,9 +16,10 @@ EXAMPLES = {
         "mpiexec -n 4 hpcgnn generate rmat big.h5 --nodes 100000000 --degree 20",
     ),
     "convert": (
+        "hpcgnn convert edges.csv graph.h5 --source a --target b --nodes nodes.parquet --id name "
+        "--label y --features 'x*' --split-ratio 8,1,1",
         "hpcgnn convert edges.txt.gz web.h5 --features features.npy --labels labels.npy",
-        "hpcgnn convert cora/ cora.h5",
-        "hpcgnn convert graph.mtx graph.h5 --symmetrise",
+        "hpcgnn convert graph.pt graph.h5",
     ),
     "partition": (
         "mpiexec -n 4 hpcgnn partition graph.h5",
@@ -81,6 +82,11 @@ EXAMPLES = {
 _ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
+    "convert": {
+        *("sources", "out", "format", "force", "memory", "features", "labels", "split"),
+        *("nodes", "source", "target", "weight", "relation", "edge_features", "id", "label"),
+        *("split_column", "split_time", "split_ratio", "missing", "like", "symmetrise"),
+    },
     "train": {
         *("graph", "run_dir", "resume", "init_from", "config", "changes", "task"),
         *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
@@ -126,12 +132,6 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
             hidden += 1
     if hidden:
         parser.epilog = f"{hidden} more options: hpcgnn {verb} --help-all"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?` with at most two words, or nothing where no known word is near."""
-    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.75)
-    return f": did you mean {' or '.join(found)}?" if found else ""
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:

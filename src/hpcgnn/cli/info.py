@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
+    if args.file.is_dir():
+        raise InputError("is a folder: `hpcgnn report` shows a run directory", file=args.file)
     content = describe(args.file)
     if args.check:
         check(args.file, content)

@@ -78,7 +78,7 @@ def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
     parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
     parser.add_argument(
-        "--print-completion", metavar="SHELL", help="a script for bash, zsh or tcsh to source"
+        "--print-completion", metavar="SHELL", help="a script for bash, zsh, tcsh or fish to source"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, help_line in VERBS.items():

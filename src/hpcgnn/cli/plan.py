@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import HpcgnnError, InputError, say
+from hpcgnn.errors import HpcgnnError, InputError, counted, say
 from hpcgnn.models.demands import note
 from hpcgnn.settings import check_range, parse_size
 from hpcgnn.train.config import Config, add_options, resolve
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     else:
         say(*_text(found, subject, config, machine, args))
     if not found.fits:
-        raise HpcgnnError(_refusal(found), file=args.graph)
+        raise HpcgnnError(_refusal(found, args), file=args.graph)
     return 0
 
 
@@ -206,7 +206,7 @@ def _text(
         )
     if machine is not None:
         lines.append(f"machine {machine.name}: {machine.source}")
-    lines += _table(found.plans)
+    lines += _table(found.plans, args)
     guessed = {_halo_from(plan, subject, args) for plan in found.plans}
     if "model" in guessed:
         lines.append(
@@ -221,20 +221,20 @@ def _text(
         which = [str(plan.ranks) for plan in found.plans if plan.fits]
         fits = "yes" if len(which) == len(found.plans) else ", ".join(which) or "no"
         lines.append(
-            f"  fits into {found.limit / 1e6:,.0f} MB per rank: {fits}; "
+            f"  fits into {_size(found.limit, args, 0)} per rank: {fits}; "
             f"fewest ranks: {found.fewest or 'none'}"
         )
     return lines
 
 
-def _table(plans: list[RankPlan]) -> list[str]:
+def _table(plans: list[RankPlan], args: argparse.Namespace) -> list[str]:
     """A column for each number of ranks."""
 
     def row(name: str, values: list[str]) -> str:
         return f"  {name:<32}" + "".join(f"{value:>16}" for value in values)
 
     def mb(size: float) -> str:
-        return f"{size / 1e6:,.1f} MB"
+        return _size(size, args, 1)
 
     lines = [row("ranks", [f"{plan.ranks:,}" for plan in plans])]
     lines.append(row("largest part: nodes", [f"{plan.shape.nodes:,}" for plan in plans]))
@@ -257,12 +257,18 @@ def _table(plans: list[RankPlan]) -> list[str]:
     return lines
 
 
-def _refusal(found: Answer) -> str:
+def _size(size: float, args: argparse.Namespace, digits: int) -> str:
+    """In MiB where that is how the limit was given, else in MB."""
+    binary = "i" in (args.memory_per_rank or "").lower()
+    return f"{size / (1 << 20 if binary else 1e6):,.{digits}f} {'MiB' if binary else 'MB'}"
+
+
+def _refusal(found: Answer, args: argparse.Namespace) -> str:
     best = min(found.plans, key=lambda plan: plan.total)
     advice = (
         f"use at least {found.fewest} ranks" if found.fewest else "no number of ranks would fit"
     )
     return (
-        f"does not fit: about {best.total / 1e6:,.0f} MB per rank of "
-        f"{(found.limit or 0) / 1e6:,.0f} MB on {best.ranks} ranks; {advice}"
+        f"does not fit: about {_size(best.total, args, 0)} per rank of "
+        f"{_size(found.limit or 0, args, 0)} on {counted(best.ranks, 'rank')}; {advice}"
     )

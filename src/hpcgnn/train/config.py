@@ -23,6 +23,7 @@ from hpcgnn.settings import (
     defining,
     flag,
     free,
+    nearest,
     read_text,
     told,
 )
@@ -264,7 +265,15 @@ def _option(section: str, name: str) -> str:
 
 
 def _unknown(name: str) -> InputError:
-    return InputError(f"has an unknown setting; `hpcgnn train --help` lists them: {name}")
+    """What is wrong with `name` or `section.name`: its section, or a letter."""
+    section, _, last = name.rpartition(".")
+    places = {option: place for option, place in options().items() if section}
+    if last in places:
+        meant = f": {last} is of [{places[last].section}]"
+    else:
+        inside = [name for name, place in places.items() if place.section == section]
+        meant = nearest(last, inside or dict.fromkeys((*_sections(), *options())))
+    return InputError(f"has an unknown setting, {name}{meant or '; --help-all lists them'}")
 
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
