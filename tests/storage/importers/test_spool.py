@@ -11,7 +11,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import spool
 from hpcgnn.storage.importers.ids import distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.source import Column
-from hpcgnn.storage.importers.spool import RowRules, Scratch, row_chunks, sorted_slabs
+from hpcgnn.storage.importers.spool import Scratch, sorted_slabs
 
 EDGE = np.dtype([("source", np.int64), ("destination", np.int64), ("mark", np.int32)])
 
@@ -31,33 +31,6 @@ def test_order_of_pairs(monkeypatch, number, spans, many):
     pairs = edges(*(rng.integers(k - 3, k - 3 + span, number) for k, span in enumerate(spans)))
     found = spool.sorting_order(pairs, ("destination", "source"))
     assert (found == np.lexsort([pairs["source"], pairs["destination"]])).all()
-
-
-@pytest.mark.parametrize("counted", [0, 1 << 62])
-@pytest.mark.parametrize("loops", ["keep", "add"])
-@pytest.mark.parametrize("deduplicate", [False, True])
-def test_rows_of_pairs(monkeypatch, tmp_path, counted, loops, deduplicate):
-    """Counted or sorted: the lists that a dense matrix of the edges has."""
-    monkeypatch.setattr(spool, "_COUNTED", counted)
-    monkeypatch.setattr(spool, "_ROWS", 7)
-    ends = np.random.default_rng(3).integers(0, 20, (2, 150))
-    dense = np.zeros((23, 23), np.int64)
-    np.add.at(dense, (ends[1], ends[0]), 1)
-    if deduplicate:
-        dense = np.minimum(dense, 1)
-    if loops == "add":
-        np.fill_diagonal(dense, np.maximum(dense.diagonal(), 1))
-    with Scratch(tmp_path / "out.h5", 1 << 20) as scratch:
-        records = scratch.records(np.dtype([("source", np.int64), ("destination", np.int64)]))
-        pairs = np.empty(150, records.dtype)
-        pairs["source"], pairs["destination"] = ends
-        for part in np.array_split(pairs, 3):
-            records.append(part)
-        rules = RowRules(deduplicate=deduplicate, self_loops=loops)
-        chunks = list(row_chunks(records, scratch, 23, rules))
-    assert np.array_equal(np.concatenate([c.counts for c in chunks]), dense.sum(axis=1))
-    found = np.concatenate([c.indices for c in chunks])
-    assert np.array_equal(found, np.concatenate([np.repeat(np.arange(23), row) for row in dense]))
 
 
 def keys(kind: str, number: int, rng: np.random.Generator) -> np.ndarray:

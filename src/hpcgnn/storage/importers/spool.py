@@ -16,11 +16,6 @@ from hpcgnn.storage.importers.source import PIECE_BYTES
 from hpcgnn.storage.write.atomic import claim_folder
 
 _ROWS = 1 << 18
-_MAX_BUCKETS = 256
-_MANY = 1 << 20  # records, among which 30 MB are little
-_COUNTED = 1 << 21  # pairs of nodes from which counting gains more than SciPy's start takes
-_DENSE = 4  # values per record up to which a list of all values is no more than the records
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,6 @@ def row_chunks(
     names = edges.dtype.names or ()
     keys = ("destination", "source", *(("relation",) if "relation" in names else ()))
     dtype = edges.dtype
-    if edges.nbytes <= scratch.limit and _countable(edges, num_nodes):
-        yield from _counted_rows(edges, num_nodes, keys, rules)
-        return
     row = 0
     for slab in sorted_slabs(edges, scratch, keys, whole=True):
         last = int(slab["destination"][-1]) + 1
@@ -72,47 +64,6 @@ def row_chunks(
         row = last
     for low in range(row, num_nodes, _ROWS):
         yield _finish(np.empty(0, dtype), low, min(num_nodes, low + _ROWS), keys, rules)
-
-
-def _countable(edges: Records, num_nodes: int) -> bool:
-    """Whether edges are nothing but many pairs of nodes, and the nodes not many more."""
-    pairs = set(edges.dtype.names or ()) == {"source", "destination"}
-    return pairs and _COUNTED <= edges.count < 1 << 31 and num_nodes <= _DENSE * edges.count
-
-
-def _counted_rows(
-    edges: Records, num_nodes: int, keys: tuple[str, ...], rules: RowRules
-) -> Iterator[RowChunk]:
-    """As `row_chunks`; the ends are moved twice, by source and by destination, and never sorted."""
-    indptr, sources = _by_destination(edges, num_nodes)
-    for low in range(0, num_nodes, _ROWS):
-        high = min(num_nodes, low + _ROWS)
-        counts, here = np.diff(indptr[low : high + 1]), sources[indptr[low] : indptr[high]]
-        if not rules.deduplicate and rules.self_loops != "add":
-            yield RowChunk(counts, here, *(None,) * 5)
-            continue
-        records = np.empty(len(here), edges.dtype)
-        records["destination"] = np.repeat(np.arange(low, high), counts)
-        records["source"] = here
-        yield _finish(records, low, high, keys, rules)
-
-
-def _by_destination(edges: Records, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row pointers `[N + 1]` and the sources of each row, ascending; `edges` are dropped."""
-    from scipy import sparse  # takes 30 MB
-
-    ends = np.empty((2, edges.count), np.int32)
-    first = 0
-    for chunk in edges.chunks():
-        last = first + chunk.shape[0]
-        ends[0, first:last], ends[1, first:last] = chunk["source"], chunk["destination"]
-        first = last
-    edges.drop()
-    nothing = np.zeros(ends.shape[1], np.int8)
-    matrix = sparse.coo_array((nothing, (ends[0], ends[1])), shape=(num_nodes, num_nodes))
-    matrix.has_canonical_format = True  # no two edges are to be added up
-    by_destination = matrix.tocsr().tocsc()
-    return by_destination.indptr, by_destination.indices
 
 
 def _finish(
@@ -180,6 +131,12 @@ def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, 
         added["labels"] = -1 if added["labels"].dtype.kind == "i" else np.nan
     both = np.concatenate([records, added])
     return both[sorting_order(both, keys)] if both.shape[0] else both
+
+
+_MAX_BUCKETS = 256
+_MANY = 1 << 20  # records, among which 30 MB are little
+_DENSE = 4  # values per record up to which a list of all values is no more than the records
+_SAMPLES = 64
 
 
 class Scratch:

@@ -4,26 +4,23 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
 
     features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
     first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
-    edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo); twice
-                  where the graph is not symmetric; for R-GCN's pairs 200 each and 14 E more, for
-                  gat and gatv2, which add self-loops, 8 E + 40 n
+    edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo), or twice;
+                  8 E + 40 n more for self-loops of gat and gatv2; R-GCN's pairs 200 each, 14 E
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`; with
                   --recompute the inputs of segments, and the largest of them whole; with --keep-in
                   bf16 half of that, and one array in full
-    backward      4 n (2.5 H + 2 C)     gradients and scratch of the layer at hand: `BACKWARD`, or
-                                        of the last one where that is wider (heads of attention)
+    backward      4 n (2.5 H + 2 C)     of the layer that takes most: `BACKWARD`, `FIRST`, `LAST`
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
-    halo buffers  --halo-buffer, or less where 2 * prefetch messages of any length are less
-    base          15 MB                 MPI, threads, files; on CPUs 2 MB more for each other
-                  rank, up to 60; 15 MB more where features are sparse
+    halo buffers  --halo-buffer, or less where 2 * prefetch of the longest messages are less
+    base          20 MB                 MPI, threads, files; `PEER` for each other rank; `SPARSE`
 
-The peak is their sum. Before the first epoch some models need scratch per edge; the larger of both
-counts. See docs/memory.md for how far measured runs lie from it.
+The peak is their sum, or what some models need per edge before the first epoch. How far measured
+runs lie from it is in docs/memory.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -58,12 +55,13 @@ KEPT = {
 }
 BACKWARD = {
     "sage": 2.4,
-    "gcn": 1.0,
+    "gcn": 1.6,
     "gatv2": 3.5,
     "rgcn": 4.0,
     "appnp": 1.5,
     "dagnn": 1.5,
 }  # times H, of a layer between; others 2.5
+FIRST = 1.6  # of a first layer whose sum is kept: no sum goes back
 APART = 2.75  # of gat, where the gradients of one head come after those of the other
 APART_LAST = (2.5, 2.0)  # LAST there
 OUTPUTS = {"sage": 0, "gcn": 0, "rgcn": 1}  # times C, beside it; others 2
@@ -72,10 +70,11 @@ LAST_SUM = {"sage": 2.8, "gcn": 2.5}  # times C, beside H, in that of the last l
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 3  # times the outputs, where heads are computed one after the other
 READ_IN_PLACE = ("gat", "gatv2", "rgcn")  # whose first layer keeps its input, and no copy of it
-FORWARD = {"gatv2": 4, "transformer": 6}  # arrays of a layer's forward pass; others 3
+FORWARD = {"gcn": 2.5, "gatv2": 4, "transformer": 6}  # arrays of a layer's forward pass; others 3
 EDGE_SCRATCH = {"gcn": 15, "appnp": 15, "sgc": 15, "dagnn": 15, "rgcn": 90}  # bytes per edge
 MESSAGES = ("transformer", "gine", "pna", "rgat", "deeper")  # in plain torch, a few edges at a time
 PIECES = 60_000_000  # scratch of their messages
+LONGEST_LIST = 1.25  # halo rows from the rank that most come from, over the mean
 PAIR_BYTES, PAIRED_EDGE_BYTES = 200, 14  # for R-GCN, both ways: a pair of a relation and a row
 
 
@@ -181,12 +180,6 @@ def estimate(shape: Shape, config: Config) -> Memory:
     model, on_gpu = config.model, config.device.kind == "cuda"
     n, width = shape.nodes, input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
-    edges = shape.edge_bytes * shape.edges + 20 * (n + halo)
-    pairs = 0
-    if model.kind == "rgcn":
-        pairs = round(PAIR_BYTES * relation_pairs(shape) + PAIRED_EDGE_BYTES * shape.edges)
-    if model.kind in SELF_LOOPS:
-        edges += 2 * (4 * (shape.edges + n) + 16 * n)
     features = 4 * n * shape.features if shape.stored is None else 16 * shape.stored
     if on_host(shape, config):
         features = min(features, 2 * SLAB_BYTES)
@@ -203,13 +196,32 @@ def estimate(shape: Shape, config: Config) -> Memory:
     return Memory(
         features=features,
         first_sum=4 * n * width if first_cached(shape, config) else 0,
-        edges=pairs + (edges if shape.symmetric else 2 * edges),
+        edges=_edges(shape, config, halo),
         activations=activations,
         backward=backward,
         parameters=learned,
         halo_buffers=_buffers(shape, config),
         base=_base(shape, on_gpu=on_gpu),
     )
+
+
+def _edges(shape: Shape, config: Config, halo: int) -> int:
+    """Bytes of the lists of edges: of the whole part, and of what pruned layers work on."""
+    kind = config.model.kind
+    sizes = [(float(shape.edges), float(shape.nodes), float(halo), 1 + (not shape.symmetric))]
+    for share in shares(config, shape.degree, shape.labelled):
+        if share.pruned:  # which is not symmetric
+            left = thinned(shape.degree, share.edges, shape.ranks)
+            sizes.append((share.edges * shape.edges, share.read * shape.nodes, left * halo, 2))
+    total = 0.0
+    for edges, nodes, rows, ways in sizes:
+        one_way = shape.edge_bytes * edges + 20 * (nodes + rows)
+        if kind in SELF_LOOPS:
+            one_way += 2 * (4 * (edges + nodes) + 16 * nodes)
+        total += ways * one_way
+    if kind == "rgcn":
+        total += PAIR_BYTES * relation_pairs(shape) + PAIRED_EDGE_BYTES * shape.edges
+    return round(total)
 
 
 def _base(shape: Shape, *, on_gpu: bool) -> int:
@@ -234,8 +246,7 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
-    numbers = n * model.hidden * _kept_layers([share.read for share in found[:count]], kept, config)
-    numbers += n * sum(_copies(found, layers(shape, config)))
+    numbers = n * model.hidden * _kept_layers(found, count, kept, config)
     if config.device.keep_in == "bf16":  # of float32 rows, and in full those of the layer at hand
         numbers = numbers / 2 + n * model.hidden
     if model.jumping == "max":
@@ -252,16 +263,20 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     return int(4 * numbers)
 
 
-def _kept_layers(reads: list[float], kept: int, config: Config) -> float:
-    """Arrays of all hidden layers, of which `reads` are the shares of nodes they read."""
-    if not config.streaming.recompute or not reads:
-        return kept * sum(reads)
-    parts = [reads[part.start : part.stop] for part in segments(config.model)]
-    inputs = sum(part[0] for part in parts[1:])
-    inputs += reads[-1] if config.model.head == "conv" else 0
-    # Beside these, one segment is there whole; where a layer keeps its output alone, that of the
-    # last is an input already.
-    return inputs + max(kept * sum(part) - (part[-1] if kept == 1 else 0) for part in parts)
+def _kept_layers(found: list[Share], count: int, kept: int, config: Config) -> float:
+    """Arrays of the first `count` layers; of what one returns, the rows that the next one reads."""
+    returned = [after.read for after in found[1:]] + [found[-1].written]
+    own = [(kept - 1) * share.read + rows for share, rows in zip(found, returned, strict=True)]
+    if not config.streaming.recompute or not count:
+        return sum(own[:count])
+    parts = segments(config.model)
+    inputs = sum(returned[part.start - 1] for part in parts[1:])
+    inputs += returned[count - 1] if config.model.head == "conv" else 0
+    # One segment is whole; where a layer keeps its output alone, that of the last is an input.
+    last = [returned[part.stop - 1] if kept == 1 else 0 for part in parts]
+    return inputs + max(
+        sum(own[p.start : p.stop]) - one for p, one in zip(parts, last, strict=True)
+    )
 
 
 def computed_again(config: Config) -> range:
@@ -291,28 +306,21 @@ def relation_pairs(shape: Shape) -> float:
     return shape.nodes * relations * (1 - untouched(degree, 1 / relations))
 
 
-def _copies(found: list[Share], convolutions: list[Layer]) -> Iterator[float]:
-    """Numbers per node of the rows that pruned layers copy, in and out."""
-    before = Share()
-    for share, layer in zip(found, convolutions, strict=False):
-        if share.pruned:
-            yield share.written * layer.outputs
-            if not before.pruned:
-                yield share.read * layer.inputs
-        before = share
-
-
 def _backward(shape: Shape, config: Config) -> int:
     """Bytes of gradients and scratch of the layer that takes most."""
     model = config.model
     heads = model.output_heads or model.heads
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
     found = shares(config, shape.degree, shape.labelled)
-    own = found[-2].read if model.head == "conv" and len(found) > 1 else found[-1].read
+    read, written = found[-1].read, found[-1].written * shape.outputs
     apart = _heads_apart(shape, config)
     times = APART if apart else BACKWARD.get(model.kind, 2.5)
-    written = found[-1].written * shape.outputs
-    numbers = own * times * hidden + OUTPUTS.get(model.kind, 2) * written
+    own, numbers = read, read * times * hidden + OUTPUTS.get(model.kind, 2) * written
+    if model.head == "conv" and len(found) > 1:  # what the last hidden layer returned is whole
+        own = found[-2].read
+        times = min(times, FIRST) if len(found) == 2 and first_cached(shape, config) else times
+        whole = (own * times + own - read) * hidden
+        numbers = max(numbers, whole + OUTPUTS.get(model.kind, 2) * written)
     if model.kind in LAST_SUM:
         numbers = max(numbers, own * hidden + LAST_SUM[model.kind] * written)
     if model.head == "conv":
@@ -321,7 +329,7 @@ def _backward(shape: Shape, config: Config) -> int:
         last = kept * hidden + wide * heads * shape.outputs
         if model.kind == "gat" and _alone(config, heads, heads * shape.outputs, inputs):
             last = ALONE * shape.outputs + inputs
-        numbers = max(numbers, found[-1].read * last)
+        numbers = max(numbers, read * last)
     if model.kind == "dagnn":
         numbers = max(numbers, (model.power + 4) * shape.outputs)
     if config.device.precision == "bf16":
@@ -333,8 +341,7 @@ def _evaluation(shape: Shape, config: Config) -> int:
     """Bytes of a forward pass over all nodes, of which nothing is kept."""
     model = config.model
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
-    numbers = FORWARD.get(model.kind, 3) * hidden + 2 * shape.outputs
-    return 4 * shape.nodes * numbers
+    return int(4 * shape.nodes * (FORWARD.get(model.kind, 3) * hidden + 2 * shape.outputs))
 
 
 def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
@@ -486,5 +493,7 @@ def _buffers(shape: Shape, config: Config) -> int:
         widest = max(model.hidden, shape.outputs)
     if config.streaming.mode == "oneshot":
         return 2 * 4 * rows * widest
-    streaming = config.streaming
-    return min(parse_size(streaming.halo_buffer), 4 * streaming.prefetch * 2 * rows * widest)
+    # A slot holds what one of the other ranks sends, if it fits.
+    longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
+    needed = round(4 * config.streaming.prefetch * 2 * longest * widest)
+    return min(parse_size(config.streaming.halo_buffer), needed)
