@@ -91,3 +91,27 @@ def test_growth_is_measured(comm, monkeypatch, capfd):
     lines = capfd.readouterr().out.splitlines()[1:]
     assert len(lines) == (0 if comm.rank else 5 + 4 * (comm.size > 1))
     assert all(re.search(r" exponent +-?\d+\.\d\d   \(\d", line) for line in lines)
+
+
+def test_overlap_is_measured(monkeypatch, capsys):
+    """Of epochs that take 3 s, of which 1 s is waited, and as long as both over any link."""
+    program = runpy.run_path(str(ROOT / "jobs/overlap.py"))
+    main, links = program["main"], []
+
+    def train(part, ranks, options, epochs, link):
+        links.append(link)
+        sent = {"mean": 3e6, "max": 4e6}
+        record = {"evaluate_seconds": 0.5, "comm_wait_seconds": {"mean": 1.0}, "bytes_sent": sent}
+        bandwidth = float(link.partition("MB/s")[0]) * 1e6 if link else 4e6
+        return [record | {"epoch_seconds": 0.5 + 2 + 4e6 / bandwidth}] * epochs
+
+    monkeypatch.setitem(main.__globals__, "train", train)
+    monkeypatch.setattr(sys, "argv", ["overlap.py", "g.p2.h5", "--balance", "1", "2"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert links == ["", "2.000MB/s,5us", "4.000MB/s,5us"]
+    assert lines[0].startswith("2 ranks, 4 MB sent by the busiest, undelayed: 3.000 s")
+    assert lines[-2:] == [
+        "| 2 MB/s | 4.000 s | 2.000 s | 2.000 s | 2.00 | 0.00 |",
+        "| 4 MB/s | 3.000 s | 2.000 s | 1.000 s | 1.50 | 0.00 |",
+    ]

@@ -434,3 +434,53 @@ def test_what_does_not_fit_is_refused():
     ]:
         refused(GAT_INPUTS, wrong)
         refused(GATV2_INPUTS, wrong)
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize(("heads", "channels"), [(4, 32), (4, 128), (3, 47), (1, 5)])
+def test_self_loops_at_once_are_as_a_block_of_their_own(heads, channels, short):
+    """Forward that starts from rows of z, backward that sets what it would add to, with loops."""
+    count, width = 40, heads * channels
+    # A hub with more edges than are added up in float32, and rows without any.
+    block, dtype = random_edges(count, count, 700).block, torch.bfloat16 if short else torch.float32
+    block.end[7] = block.begin[7]
+    assert bool((block.begin == block.end).any()) and int((block.end - block.begin).max()) > 128
+    z, g = (matrix(count, width, torch.float32, seed).to(dtype) for seed in (1, 5))
+    s, t, d = (matrix(count, heads, torch.float32, seed) for seed in (2, 3, 4))
+    sources, scoring = kernels.Sources(z, s), kernels.Scoring(SLOPE)
+
+    def forward(out, start):
+        first = torch.nn.functional.leaky_relu(s + t, SLOPE)
+        softmax = kernels.RunningSoftmax(first, torch.ones_like(first), out, start)
+        kernels.gat_forward(block, sources, t, softmax, scoring)
+        return softmax
+
+    copied = forward(z.float().clone(), None)
+    started = forward(torch.full((count, width), torch.nan), z)
+    for name in ("row_max", "row_sum", "out"):
+        assert torch.equal(getattr(started, name), getattr(copied, name))
+
+    lse = copied.row_max + copied.row_sum.log()
+    pointer = torch.arange(count + 1)
+    loops = Block(0, count, None, pointer[:-1], pointer[1:], pointer[:-1].to(torch.int32))
+
+    def backward(blocks, grads):
+        for one in blocks:
+            destinations = kernels.Destinations(g, t, lse, d)
+            kernels.gat_backward(one, destinations, sources, grads, scoring)
+        return grads
+
+    def zeros():
+        scalars = torch.zeros(count, heads), torch.zeros(count, heads, dtype=torch.float64)
+        return kernels.GATGradients(torch.zeros(count, width), *scalars)
+
+    def unset(**settings):
+        return replace(zeros(), z=torch.full((count, width), torch.nan), adds=False, **settings)
+
+    alone, at_once = backward([block], zeros()), backward([block], unset())
+    assert all(torch.equal(getattr(alone, n), getattr(at_once, n)) for n in "zst")
+    apart, together = backward([loops, block], zeros()), backward([block], unset(loops=True))
+    for name in "zst":
+        torch.testing.assert_close(getattr(together, name), getattr(apart, name))
+    with pytest.raises(InputError, match="loops"):
+        backward([kernels.columns_between(block, 0, count - 1)], unset(loops=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 import hpcgnn
 from hpcgnn import nn
 from hpcgnn.sar.aggregation import neighbour_sum
-from hpcgnn.sar.autograd import _Refusal
+from hpcgnn.sar.autograd import _Refusal, first_order, is_own
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from tests.graphs import distribute, random_graph
 
@@ -243,3 +243,65 @@ def test_a_sum_holds_no_features_that_were_replaced(graph):
     other = replace(other, features=graph.features)
     gc.collect()
     assert former() is None
+
+
+class Told(torch.autograd.Function):
+    """Doubles, and tells whether its gradient is its own."""
+
+    @staticmethod
+    def forward(ctx, x, told):
+        ctx.told = told
+        return 2 * x
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        ctx.told.append(is_own(grads))
+        return 2 * grads[0], None
+
+
+def test_who_holds_a_gradient(comm):
+    """A backward may overwrite what only it has: not what a hook, a branch or the caller holds."""
+    x, held = torch.ones(4, requires_grad=True), []
+
+    def told(use, given=None):
+        found = []
+        y = Told.apply(x, found)
+        (use(y)).backward(given)
+        return found[0]
+
+    assert told(lambda y: (y * torch.ones(4)).square().sum())
+    assert not told(lambda y: y.sum())  # one number, seen as four
+    assert not told(lambda y: y, torch.ones(4))
+
+    def hooked(y):
+        y.register_hook(held.append)
+        return (y * torch.ones(4)).square().sum()
+
+    assert not told(hooked)
+    held.clear()
+    z = Told.apply(x, [])
+    assert not told(lambda y: (y + z).square().sum())  # the sum hands both the same
+
+
+@pytest.mark.parametrize("kind", [nn.GATConv, nn.SAGEConv])
+def test_a_hook_keeps_the_gradient_that_it_was_given(graph, kind):
+    layer, dropout = kind(WIDTH, 4), nn.Dropout(0.3, layer=1, relu=True)
+    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
+
+    def gradients(hook):
+        graph.set_epoch(1)
+        y = layer(graph, x, then=dropout.rectifier(graph))
+        if hook is not None:
+            y.register_hook(hook)
+        return torch.autograd.grad((y * y.detach()).sum(), [x, *layer.parameters()])
+
+    held, copies = [], []
+
+    def hook(grad):
+        held.append(grad)
+        copies.append(grad.clone())
+
+    expected = gradients(None)
+    assert all(map(torch.equal, gradients(hook), expected))
+    assert torch.equal(held[0], copies[0])

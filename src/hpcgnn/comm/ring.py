@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 _MOST_MESSAGES = 16  # that are posted ahead where they are short
+_LONG = 1 << 24  # bytes of a message
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
 
 
@@ -426,13 +427,15 @@ class Ring:
     ) -> int:
         """Most rows of one message such that all slots together stay within `halo_buffer`.
 
-        Rounded down to four binary digits, so that few different schedules exist. `at_once`: as
-        many rows as MPI takes.
+        Rounded down to four binary digits, so that few different schedules exist. No message is
+        longer than 16 MiB, beyond which it is no faster, but of a row at least. `at_once`: as many
+        rows as MPI takes.
         """
+        one = max((width + reply_width) * dtype.itemsize, 1)
         if at_once:
-            return LARGEST_MESSAGE // max((width + reply_width) * dtype.itemsize, 1)
-        row_bytes = 2 * self.prefetch * (width + reply_width) * dtype.itemsize
-        rows = min(self.halo_buffer, 2 * self.prefetch * LARGEST_MESSAGE) // max(row_bytes, 1)
+            return LARGEST_MESSAGE // one
+        row_bytes = 2 * self.prefetch * one
+        rows = min(self.halo_buffer // row_bytes, max(_LONG // one, 1))
         if rows < 1:
             raise InputError(
                 f"--halo-buffer is too small for one row of {width + reply_width} numbers: "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
+from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.kept import Kept
 
 
@@ -36,6 +37,7 @@ class Execution:
         forgets: whether what is saved for backward now is forgotten and computed again, so that
             sparing some of it would spare nothing.
         kept: what may be kept in bfloat16, while a pass runs that does so.
+        arrays: memory of layers' large arrays, which goes from one to the next.
     """
 
     ring: Ring
@@ -48,6 +50,7 @@ class Execution:
     newest: Tensor | None = field(default=None, init=False, repr=False)
     forgets: bool = field(default=False, init=False, repr=False)
     kept: Kept | None = field(default=None, init=False, repr=False)
+    arrays: Arrays = field(default_factory=Arrays, init=False, repr=False)
     _epoch: int = field(default=0, init=False)
     _warns: bool = field(default=True, init=False, repr=False)
     _drawn: set[int] = field(default_factory=set, init=False, repr=False)

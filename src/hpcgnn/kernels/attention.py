@@ -26,11 +26,14 @@ class RunningSoftmax:
     Attributes:
         row_max, row_sum: `[N, H]`, in the type of sums; start them at -inf and 0.
         out: `[N, K]`, in the type of sums; starts at 0.
+        start: `[N, K]` like z, of which rows count in place of those of `out`, which need no value
+            then: for the first block alone, which must have all rows. On a CPU.
     """
 
     row_max: Tensor
     row_sum: Tensor
     out: Tensor
+    start: Tensor | None = None
 
     @staticmethod
     def zeros(
@@ -99,12 +102,17 @@ class GATGradients:
         t: like that of `Destinations`, or float64, which saves a copy, or the `parts` of a
             `ThreadSums`, which save it for several calls; None where not asked for.
         edge_weight: `[H, D]`; None where not asked for.
+        loops: the block has an edge from each row to itself besides, without edge features: its
+            columns are local rows too. On a CPU.
+        adds: whether `z` counts; else it is overwritten, by a block that has all rows. On a CPU.
     """
 
     z: Tensor
     s: Tensor
     t: Tensor | None = None
     edge_weight: Tensor | None = None
+    loops: bool = False
+    adds: bool = True
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ def gat_forward(
     checks.matrix("s", sources.s, like=z, rows=columns, width=heads, dtype=dtype)
     checks.matrix("t", t_NH, like=z, rows=local, width=heads, dtype=dtype)
     checks.running_softmax(softmax, like=z, rows=local, heads=heads)
+    if softmax.start is not None:
+        checks.matrix("start", softmax.start, like=z, rows=local, width=z.shape[1])
+        _check_whole(block, z)
     backend(z.device).gat_forward(
         block, sources, t_NH, softmax, scoring, checks.row_range(block, rows)
     )
@@ -95,9 +98,19 @@ def gat_backward(
         checks.matrix(name, scalars, like=z, rows=local, width=heads, dtype=dtype)
     if grads.edge_weight is not None:
         _check_edge_weight(block, z, heads, grads.edge_weight)
+    if grads.loops or not grads.adds:
+        _check_whole(block, z)
+    if grads.loops and (columns != local or scoring.edge_weight is not None):
+        raise InputError("kernels: loops need as many columns as rows, and no edge features")
     backend(z.device).gat_backward(
         block, destinations, sources, grads, scoring, checks.row_range(block, rows)
     )
+
+
+def _check_whole(block: Block, z: Tensor) -> None:
+    """That the block has all rows, of which some may have no edges, on a CPU."""
+    if block.rows is not None or z.device.type != "cpu":
+        raise InputError("kernels: start, loops and adds=False are for whole blocks on a CPU")
 
 
 def _check(block: Block, z: Tensor, heads: int, scoring: Scoring) -> None:

@@ -20,6 +20,7 @@ from hpcgnn.nn.dropout import Dropout, constant_dropout
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.nn.norm import NORMS, BatchNorm, GraphNorm
+from hpcgnn.nn.sage import SAGEConv
 from hpcgnn.sar.autograd import first_order
 
 Flow = Sequence[Step | None]
@@ -178,6 +179,8 @@ class Stack(torch.nn.Module):
         if self.activation != "relu" or len(self.norms) or self.residual:
             return False
         conv = self.convs[layer]
+        if isinstance(conv, SAGEConv):
+            return not conv.normalize
         return isinstance(conv, GATConv) and conv.concat and conv.res is None
 
     def _convolve(

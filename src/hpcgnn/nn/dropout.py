@@ -13,7 +13,7 @@ from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn.layer import layer_number
-from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.autograd import first_order, is_own
 from hpcgnn.sar.rectifier import ReluDropout
 
 
@@ -37,8 +37,9 @@ class Dropout(torch.nn.Module):
 
     def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:
         p = self.p if self.training else 0.0
+        result: Tensor
         if self.relu:
-            result: Tensor = _ReluDropout.apply(x, self.rectifier(graph), self.in_place)
+            result = rectified(x, self.rectifier(graph), in_place=self.in_place)
         elif p == 0:
             return x
         else:
@@ -75,6 +76,12 @@ def _masked(x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Te
     return out_NF
 
 
+def rectified(x_NF: Tensor, then: ReluDropout, *, in_place: bool = False) -> Tensor:
+    """What `then` makes of `x`: in its place where nothing before has kept it."""
+    result: Tensor = _ReluDropout.apply(x_NF, then, in_place)
+    return result
+
+
 class _ReluDropout(torch.autograd.Function):
     """Keeps a bit per entry, so that the next layer's backward can free the output."""
 
@@ -93,7 +100,8 @@ class _ReluDropout(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (passed,) = ctx.saved_tensors
-        return ctx.rectifier.gradient_of_passed(passed, grads[0]), None, None
+        out_NF = grads[0] if is_own(grads) else None
+        return ctx.rectifier.gradient_of_passed(passed, grads[0], out_NF), None, None
 
 
 def constant_dropout(

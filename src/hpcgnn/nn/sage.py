@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.checks import SHORT
+from hpcgnn.nn.dropout import rectified
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, projected
 from hpcgnn.sar import products
@@ -18,13 +20,14 @@ from hpcgnn.sar.aggregation import (
     first_sum,
     in_degrees,
     is_constant,
-    multiply,
     neighbour_max,
     neighbour_sum,
 )
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.products import product_type, wire_type
+from hpcgnn.sar.products import product_type
+from hpcgnn.sar.rectifier import ReluDropout
+from hpcgnn.sar.sage import sage
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,17 @@ class SAGEConv(torch.nn.Module):
             if lin is not None:
                 lin.reset_parameters()
 
-    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+    def forward(
+        self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
+    ) -> Tensor:
+        """`[n, F]` to `[n, G]`.
+
+        Args:
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
+                save passes over memory. Without `normalize` only.
+        """
+        if then is not None and self.normalize:
+            raise InputError("SAGEConv: `then` needs normalize=False")
         check_rows(
             graph,
             x,
@@ -78,8 +91,8 @@ class SAGEConv(torch.nn.Module):
             constant=True,
             like=self.lin_l.weight,
         )
-        if isinstance(x, Tensor) and self._is_short(graph, x):
-            y_NF = self._fused(graph, x)
+        if isinstance(x, Tensor) and self._is_fused(graph, x):
+            y_NF = self._fused(graph, x, then)
             return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
         sources_NF = x if self.lin is None else torch.relu(self.lin(x))
         y_NF = self._neighbours(graph, sources_NF)
@@ -88,27 +101,37 @@ class SAGEConv(torch.nn.Module):
                 y_NF.addmm_(x, self.lin_r.weight.t())
             else:
                 y_NF = y_NF.add_(projected(x, self.lin_r.weight))
+        if then is not None:
+            return rectified(y_NF, then, in_place=True)
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
-    def _is_short(self, graph: PartitionedGraph, x_NF: Tensor) -> bool:
-        """Whether a CPU takes both products of `x` in 16 bits before a sum."""
-        if products.kernels_read_16_bit(x_NF.device) or product_type(x_NF.device) is None:
+    def _is_fused(self, graph: PartitionedGraph, x_NF: Tensor) -> bool:
+        """Whether a CPU takes all of the layer at once: both products before a sum, or a sum that
+        is constant."""
+        precision = product_type(x_NF.device)
+        if products.kernels_read_16_bit(x_NF.device) or x_NF.dtype in SHORT:
             return False
-        plain = self.lin is None and self.lin_r is not None and self.aggr in ("mean", "sum")
+        if self.lin is not None or self.lin_r is None or self.aggr not in ("mean", "sum"):
+            return False
+        if precision is not None and x_NF.dtype != torch.float32:
+            return False
         narrows = narrows_first(graph, self.in_channels, self.out_channels)
-        return plain and narrows and x_NF.dtype == torch.float32 and not is_constant(graph, x_NF)
+        return narrows or is_constant(graph, x_NF)
 
-    def _fused(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
+    def _fused(self, graph: PartitionedGraph, x_NF: Tensor, then: ReluDropout | None) -> Tensor:
         divisor_N1 = _divisors(graph, x_NF) if self.aggr == "mean" else None
+        sum_NF = self._first_sum(graph) if is_constant(graph, x_NF) else None
         weights = self.lin_l.weight, self.lin_r.weight  # type: ignore[union-attr]
-        result: Tensor = _SAGE.apply(x_NF, *weights, self.lin_l.bias, divisor_N1, graph)
-        return result
+        return sage(graph, x_NF, *weights, self.lin_l.bias, divisor_N1, sum_NF=sum_NF, then=then)
+
+    def _first_sum(self, graph: PartitionedGraph) -> Tensor:
+        kind = _FirstSAGE(self.aggr)
+        return first_sum(graph, kind, lambda x_NF: self._aggregate(graph, x_NF))
 
     def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
         lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
         if linear_aggr and is_constant(graph, x_NF):
-            kind = _FirstSAGE(self.aggr)
-            return lin(first_sum(graph, kind, lambda x_NF: self._aggregate(graph, x_NF)))
+            return lin(self._first_sum(graph))
         if not isinstance(x_NF, Tensor):
             if not linear_aggr:
                 raise InputError(
@@ -166,58 +189,3 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
         (divisor_N1,) = ctx.saved_tensors
         return grads[0] / divisor_N1, None, grads[0].sum(dim=0)
-
-
-class _SAGE(torch.autograd.Function):
-    """`sum_j x_j W_l^T / divisor + b + x_i W_r^T`; rows are rounded once for both products."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_NF: Tensor,
-        left_GF: Tensor,
-        right_GF: Tensor,
-        bias_G: Tensor | None,
-        divisor_N1: Tensor | None,
-        graph: PartitionedGraph,
-    ) -> Tensor:
-        ctx.graph, ctx.wire, ctx.has_bias = graph, wire_type(x_NF), bias_G is not None
-        ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1)
-        with torch.autocast("cpu", enabled=False):
-            x_NF, left_GF, right_GF = (t.to(ctx.wire) for t in (x_NF, left_GF, right_GF))
-            y_NG = x_NF @ left_GF.t()
-            edges = graph.in_edges
-            y_NG = multiply(graph, edges, y_NG, weighted=False, where="sum forward")
-            if divisor_N1 is not None and bias_G is not None:
-                torch.addcdiv(bias_G, y_NG, divisor_N1, out=y_NG)
-            elif divisor_N1 is not None:
-                y_NG.div_(divisor_N1)
-            elif bias_G is not None:
-                y_NG.add_(bias_G)
-            return _plus(y_NG, x_NF, right_GF.t())
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NF, left_GF, right_GF, divisor_N1 = ctx.saved_tensors
-        graph, g_NG, weight = ctx.graph, grads[0], left_GF.dtype
-        grad_bias = g_NG.sum(dim=0) if ctx.has_bias else None
-        into_NG = g_NG if divisor_N1 is None else g_NG / divisor_N1
-        into_NG = multiply(
-            graph, graph.out_edges, into_NG, weighted=False, where="sum backward", wire=ctx.wire
-        )
-        left_GF, right_GF = left_GF.to(ctx.wire), right_GF.to(ctx.wire)
-        x_NF, g_NG, into_NG = (rows.to(ctx.wire) for rows in (x_NF, g_NG, into_NG))
-        grad_left = (into_NG.t() @ x_NF).to(weight)
-        grad_right = (g_NG.t() @ x_NF).to(weight)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _plus((g_NG @ right_GF).to(weight), into_NG, left_GF)
-        return grad_x, grad_left, grad_right, grad_bias, None, None
-
-
-def _plus(sum_NG: Tensor, x_NF: Tensor, weight_FG: Tensor) -> Tensor:
-    """`sum + x W`, in place."""
-    if x_NF.dtype == sum_NG.dtype:
-        return sum_NG.addmm_(x_NF, weight_FG)
-    return sum_NG.add_(x_NF @ weight_FG)

@@ -11,6 +11,8 @@ from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar.products import row_slabs
+from hpcgnn.sar.rectifier import ReluDropout
 
 
 def local_blocks(graph: PartitionedGraph, edges: EdgeBlocks, self_loops: bool) -> list[Block]:
@@ -182,23 +184,27 @@ class _HaloIds:
 
 
 def normalised(
-    row_max_NH: Tensor, row_sum_NH: Tensor, out_NK: Tensor, bias_K: Tensor | None
+    softmax: kernels.RunningSoftmax, bias_K: Tensor | None, then: ReluDropout | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of each node and head; without in-edges the bias alone and 0.
 
     Args:
-        row_max_NH, row_sum_NH: largest score, and sum of exponentials relative to it.
-        out_NK: sum weighted by these exponentials, `[n, heads * channels]`; becomes the output.
+        softmax: over all edges; its `out` becomes the output.
+        then: what is done to it at last.
     """
-    none = row_sum_NH == 0
-    row_sum_NH = row_sum_NH.masked_fill(none, 1.0)
+    out_NK, none = softmax.out, softmax.row_sum == 0
+    row_sum_NH = softmax.row_sum.masked_fill(none, 1.0)
     out_NHC = out_NK.view(*row_sum_NH.shape, out_NK.shape[1] // row_sum_NH.shape[1])
-    if bias_K is None:
-        out_NHC.div_(row_sum_NH[:, :, None])
-    else:
-        bias_HC = bias_K.to(out_NK.dtype).view(out_NHC.shape[1:])
-        torch.addcdiv(bias_HC, out_NHC, row_sum_NH[:, :, None], out=out_NHC)
-    return out_NK, row_max_NH.masked_fill(none, 0.0) + row_sum_NH.log()
+    bias_HC = None if bias_K is None else bias_K.to(out_NK.dtype).view(out_NHC.shape[1:])
+    for rows in row_slabs(out_NK):
+        out_SHC, sum_SH1 = out_NHC[rows], row_sum_NH[rows, :, None]
+        if bias_HC is None:
+            out_SHC.div_(sum_SH1)
+        else:
+            torch.addcdiv(bias_HC, out_SHC, sum_SH1, out=out_SHC)
+        if then is not None:
+            then.of(rows).apply(out_NK[rows], out_NK[rows])
+    return out_NK, softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
 
 
 def bias_gradient(g_NK: Tensor, bias_K: Tensor | None) -> Tensor | None:

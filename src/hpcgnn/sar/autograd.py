@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -26,12 +27,12 @@ def first_order(backward: Backward) -> Backward:
 
     @wraps(backward)
     def run(ctx: Any, *grads: Tensor) -> Any:
-        with torch.no_grad():
-            found = backward(ctx, *grads)
         if not torch.is_grad_enabled():
-            return found
+            return backward(ctx, *grads)
         known = (*grads, *ctx.saved_tensors)
         anchors = [t for t in known if isinstance(t, Tensor) and t.requires_grad]
+        with torch.no_grad():
+            found = backward(ctx, *grads)
         single = isinstance(found, Tensor)
         results = [found] if single else list(found)
         places = [i for i, value in enumerate(results) if isinstance(value, Tensor)]
@@ -58,6 +59,66 @@ class _Refusal(torch.autograd.Function):
             "a layer of hpcgnn was differentiated twice, which its backward can't serve: leave out "
             "create_graph, or compute this penalty without second derivatives"
         )
+
+
+def last_saved(ctx: Any) -> tuple[tuple[Any, ...], bool]:
+    """What an autograd function saved, and whether backward is the only one who still has it.
+
+    Then each array is freed with its last name, where autograd itself would hold all of them until
+    backward has ended. Not so where the graph is kept for another backward.
+    """
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    forget = getattr(ctx, "maybe_clear_saved_tensors", None)  # torch knows whether it may
+    if forget is None:
+        return saved, False
+    forget()
+    try:
+        _ = ctx.saved_tensors
+    except RuntimeError:
+        return saved, True
+    return saved, False
+
+
+def is_own(grads: tuple[Tensor, ...]) -> bool:
+    """Whether a backward may overwrite its gradient: nobody else, neither hook nor branch, has it.
+
+    Args:
+        grads: as the backward took them, the only name that it has for them.
+    """
+    return _holders(grads) == _fewest_holders()
+
+
+def _holders(grads: tuple[Tensor, ...]) -> tuple[int, int, int]:
+    storage = grads[0].untyped_storage()._cdata
+    shared = torch._C._storage_Use_Count(storage)
+    own = grads[0]._use_count()  # type: ignore[attr-defined]
+    return own, sys.getrefcount(grads[0]), shared
+
+
+@cache
+def _fewest_holders() -> tuple[int, int, int] | None:
+    """What is counted of a gradient that one backward hands to another; None where torch can't."""
+    found: list[tuple[int, int, int]] = []
+    with torch.enable_grad():
+        leaf = torch.zeros(1, requires_grad=True)
+        try:
+            _Counted.apply(_Counted.apply(leaf, found), found).backward(leaf.new_ones(1))
+        except AttributeError:
+            return None
+    return found[1]
+
+
+class _Counted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, found: list[tuple[int, int, int]]) -> Tensor:
+        ctx.found = found
+        return x.clone()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.found.append(_holders(grads))
+        return torch.ones_like(grads[0]), None
 
 
 class Finder(TorchFunctionMode):

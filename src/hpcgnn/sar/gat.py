@@ -20,23 +20,21 @@ from torch import Tensor
 
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar import products
 from hpcgnn.sar.attention import (
     AttentionSettings,
     normalised,
 )
-from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.autograd import first_order, is_own, last_saved
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
-    gathered,
-    head_products,
-    head_scores,
-    product,
     product_type,
     refill,
+    scored_product,
     shell,
     summed,
-    weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
 
@@ -100,13 +98,15 @@ class _Attention(torch.autograd.Function):
             graph.execution.mask_key(settings.layer)
         graph.execution.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
-            z_NK = gathered(product(x, weight_KF, ctx.product_dtype), ctx.product_dtype)
-            s_NH, t_NH = head_scores(z_NK, source_HC, target_HC)
+            z_NK, s_NH, t_NH = scored_product(
+                x, weight_KF, ctx.product_dtype, graph.execution.arrays, source_HC, target_HC
+            )
             run = ForwardPass(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
             run.go(graph.epoch)
-            out_NK, lse_NH = normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, bias_K)
+            at_once = not products.kernels_read_16_bit(z_NK.device)  # a GPU rounds before `then`
+            out_NK, lse_NH = normalised(run.softmax, bias_K, then if at_once else None)
             out_NK = summed(out_NK, z_NK.dtype)
-        if then is not None:
+        if then is not None and not at_once:
             then.apply(out_NK, out_NK)
         ctx.then = then
         ctx.x, held = shell(None if isinstance(x, Tensor) else x)
@@ -139,40 +139,55 @@ class _Attention(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (
-            dense,
+            (
+                dense,
+                weight_KF,
+                source_HC,
+                target_HC,
+                edge_HD,
+                bias_K,
+                s_NH,
+                t_NH,
+                out_NK,
+                lse_NH,
+                z_NK,
+                *kept,
+            ),
+            z_is_ours,
+        ) = last_saved(ctx)
+        held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
+        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
+        if z_NK is None:
+            z_NK, z_is_ours = ctx.newest(), True
+        found = Gradients(
+            x,
             weight_KF,
             source_HC,
             target_HC,
             edge_HD,
             bias_K,
-            s_NH,
-            t_NH,
-            out_NK,
-            lse_NH,
-            z_NK,
-            *kept,
-        ) = ctx.saved_tensors
-        held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
-        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
-        z_NK = ctx.newest() if z_NK is None else z_NK
-        found = Gradients(
-            x, weight_KF, source_HC, target_HC, edge_HD, bias_K, with_x=ctx.needs_input_grad[0]
+            ctx.graph.execution.arrays,
+            with_x=ctx.needs_input_grad[0],
         )
         groups = [range(s_NH.shape[1])]
         if ctx.spares and z_NK is None and not ctx.keeps:
             groups = head_groups(ctx.graph, *source_HC.shape)
+        in_place = is_own(grads)
         grad_NK = grads[0].contiguous()
         for heads in groups:
             part, columns = slice(heads.start, heads.stop), found.columns(heads)
-            g_NK, bias = grad_NK[:, columns], None if bias_K is None else bias_K[columns]
-            if ctx.then is None:
-                d_NH = head_products(g_NK, out_NK[:, columns], len(heads), bias)
-            else:
-                g_NK = ctx.then.gradient(out_NK[:, columns], g_NK)
-                d_NH = _products_before(ctx.then, g_NK, out_NK[:, columns], len(heads), bias)
+            g_NK, d_NH = found.before_edges(
+                heads,
+                grad_NK[:, columns],
+                out_NK[:, columns],
+                ctx.then,
+                ctx.product_dtype,
+                in_place=in_place,
+            )
+            if heads.stop == s_NH.shape[1]:
+                out_NK = None  # frees it, before as much is taken for z
             if z_NK is None:
-                z_NK = product(x, weight_KF[columns], ctx.product_dtype)
-                z_NK = gathered(z_NK, ctx.product_dtype)
+                (z_NK,) = scored_product(x, weight_KF[columns], ctx.product_dtype, found.arrays)
             first = ctx.settings.first_head + heads.start
             run = BackwardPass(
                 ctx.graph,
@@ -192,9 +207,8 @@ class _Attention(torch.autograd.Function):
                 run.at_destinations(kept)
             else:
                 run.at_sources()
-            found.add_bias(heads, g_NK)
             del g_NK
-            found.add(heads, run, ctx.product_dtype)
+            found.add(heads, run, ctx.product_dtype, overwrites_z=z_is_ours)
             del run
         return (
             found.x,
@@ -209,57 +223,6 @@ class _Attention(torch.autograd.Function):
             None,
             None,
         )
-
-
-class Gradients:
-    """Gradients of a layer, to which groups of heads add theirs."""
-
-    def __init__(
-        self,
-        x: NodeFeatures,
-        weight_KF: Tensor,
-        source_HC: Tensor,
-        target_HC: Tensor,
-        edge_HD: Tensor | None,
-        bias_K: Tensor | None,
-        *,
-        with_x: bool,
-    ) -> None:
-        self.inputs, self.weight_KF = x, weight_KF
-        self.vectors, self.channels = (source_HC, target_HC), source_HC.shape[1]
-        self.weight = torch.empty_like(weight_KF)
-        self.source, self.target = torch.empty_like(source_HC), torch.empty_like(target_HC)
-        self.edge = None if edge_HD is None else torch.empty_like(edge_HD)
-        self.bias = None if bias_K is None else torch.empty_like(bias_K)
-        self.x: Tensor | None = None
-        self.with_x = with_x and isinstance(x, Tensor)
-
-    def columns(self, heads: range) -> slice:
-        """Theirs among those of all."""
-        return slice(heads.start * self.channels, heads.stop * self.channels)
-
-    def add_bias(self, heads: range, g_NK: Tensor) -> None:
-        if self.bias is not None:
-            columns = self.columns(heads)
-            self.bias[columns] = g_NK.sum(dim=0, dtype=self.bias.dtype)
-
-    def add(self, heads: range, run: BackwardPass, dtype: torch.dtype | None) -> None:
-        """What a pass over the edges found for these heads; `dtype` of products."""
-        part, columns = slice(heads.start, heads.stop), self.columns(heads)
-        source_HC, target_HC = (vector_HC[part] for vector_HC in self.vectors)
-        grad_z, self.source[part], self.target[part] = run.finished(source_HC, target_HC)
-        if self.edge is not None and run.grad_edge_HD is not None:
-            self.edge[part] = run.grad_edge_HD
-        self.weight[columns] = weight_gradient(self.inputs, grad_z, dtype)
-        if not self.with_x or not isinstance(self.inputs, Tensor):
-            return
-        weight = self.weight_KF[columns]
-        if self.x is None:
-            self.x = product(grad_z, weight.t(), dtype).to(self.inputs.dtype)
-        elif dtype is None and self.x.dtype == grad_z.dtype:
-            self.x.addmm_(grad_z, weight)
-        else:
-            self.x += product(grad_z, weight.t(), dtype)
 
 
 def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[range]:
@@ -280,11 +243,3 @@ def heads_apart(nodes: float, heads: int, channels: int) -> bool:
         nodes: of a rank, on average.
     """
     return 4 * nodes * heads * channels >= _LARGE and channels >= _WIDE
-
-
-def _products_before(
-    then: ReluDropout, g_NK: Tensor, y_NK: Tensor, heads: int, bias_K: Tensor | None
-) -> Tensor:
-    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y."""
-    kept = 1 - then.p
-    return head_products(g_NK, y_NK, heads, None if bias_K is None else bias_K / kept).mul_(kept)

@@ -22,7 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.gat import Gradients
+from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
     gathered,
@@ -117,7 +117,14 @@ class _AveragedAttention(torch.autograd.Function):
             edge_HD,
         )
         found = Gradients(
-            x, weight_KF, source_HC, target_HC, edge_HD, None, with_x=ctx.needs_input_grad[0]
+            x,
+            weight_KF,
+            source_HC,
+            target_HC,
+            edge_HD,
+            None,
+            ctx.graph.execution.arrays,
+            with_x=ctx.needs_input_grad[0],
         )
         g_NC = grads[0] / ctx.settings.heads
         with torch.autocast(ctx.graph.node_ids.device.type, enabled=False):
@@ -174,7 +181,7 @@ class _Layer:
             self.graph, self.one(head), self.product_dtype, z_NC, s_N1, t_N1, self.edge(head)
         )
         run.go(self.epoch)
-        return run, *normalised(run.row_max_NH, run.row_sum_NH, run.out_NK, None)
+        return run, *normalised(run.softmax, None)
 
     def backward(self, head: int, g_NC: Tensor) -> BackwardPass:
         """The pass of one head; `g_NC` is the gradient of its output."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,12 +18,7 @@ from hpcgnn.sar.attention import (
     local_blocks,
 )
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
-from hpcgnn.sar.products import (
-    RowLayout,
-    gathered,
-    head_matrix,
-    sum_of_products,
-)
+from hpcgnn.sar.products import RowLayout, gathered
 from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
 
 
@@ -51,11 +48,13 @@ class ForwardPass:
         settings, z_NK = self.settings, self.z_NK
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
+        self.start_NK: Tensor | None = None
         if plain and z_NK.device.type == "cpu":  # a GPU would wait to know whether all are finite
             self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
             if bool(self.row_max_NH.isfinite().all()):
                 self.row_sum_NH = torch.ones_like(self.t_NH)
-                self.out_NK = z_NK.to(self.t_NH.dtype, copy=True)
+                self.out_NK = self.graph.execution.arrays.like(z_NK, self.t_NH.dtype)
+                self.start_NK = z_NK
                 return local[1:]
         self.row_max_NH = torch.full_like(self.t_NH, -torch.inf)
         self.row_sum_NH = torch.zeros_like(self.t_NH)
@@ -63,8 +62,9 @@ class ForwardPass:
         return local
 
     @property
-    def _softmax(self) -> kernels.RunningSoftmax:
-        return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK)
+    def softmax(self) -> kernels.RunningSoftmax:
+        """Of all blocks so far."""
+        return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK, self.start_NK)
 
     def go(self, epoch: int) -> None:
         graph, edges = self.graph, self.graph.in_edges
@@ -79,11 +79,12 @@ class ForwardPass:
             where="attention forward",
             local=local,
             kept=self.kept,
-            sums=SoftmaxSums(self._softmax),
+            sums=SoftmaxSums(self.softmax),
         ):
             for rows in work(block, edges.num_parts):
                 self._add(block, z_MK, s_MH, rows, epoch)
                 progress()
+            self.start_NK = None
 
     def _add(
         self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int], epoch: int
@@ -93,7 +94,7 @@ class ForwardPass:
             block,
             kernels.Sources(z_MK, s_MH),
             self.t_NH,
-            self._softmax,
+            self.softmax,
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
@@ -122,7 +123,8 @@ class BackwardPass:
         self.t_NH, self.lse_NH, self.edge_HD = t_NH, lse_NH, edge_HD
         self.product_dtype = product_dtype
         self.sources = kernels.Sources(z_NK, s_NH)
-        self.grad_z_NK = torch.zeros_like(z_NK, dtype=s_NH.dtype)
+        self.grad_z_NK = graph.execution.arrays.like(z_NK, s_NH.dtype)
+        self._first = True  # whether no block was added to grad z
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
         self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
@@ -132,15 +134,25 @@ class BackwardPass:
     def grad_edge_HD(self) -> Tensor | None:
         return next(iter(self._edge.result()), None)
 
-    def finished(self, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of z, scores included, and of the vectors that score it; drops z and g."""
-        grad_z_NK, self.g_NK = self.grad_z_NK, self.g_NK.new_empty(0)
-        z_NK = self.z_NK.to(grad_z_NK.dtype)
-        grad_source, grad_target = _diagonal_blocks(z_NK, self.grad_scores_NH)
-        self.z_NK = self.z_NK.new_empty(0)
-        del self.sources, z_NK
-        grad_z_NK.addmm_(self.grad_scores_NH, head_matrix(source_HC, target_HC).t())
-        return grad_z_NK, grad_source, grad_target
+    def _gradients(self, z: Tensor, s: Tensor, t: Tensor) -> kernels.GATGradients:
+        return kernels.GATGradients(z, s, t, next(iter(self._edge.parts), None))
+
+    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of z by the edges alone and of both scores `[n, 2 H]`, and z; drops g and z."""
+        z_NK, self.z_NK = self.z_NK, self.z_NK.new_empty(0)
+        self.g_NK = self.g_NK.new_empty(0)
+        del self.sources
+        return self.grad_z_NK, self.grad_scores_NH, z_NK
+
+    def _local(self) -> list[Block]:
+        """The blocks without messages; on a CPU the first one brings self-loops and sets grad z."""
+        local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
+        self._at_once = self.grad_z_NK.device.type == "cpu" and local[-1].rows is None
+        if not self._at_once:
+            self.grad_z_NK.zero_()
+        plain = self._at_once and self.edge_HD is None
+        self._loops = plain and self.settings.self_loops
+        return local[1:] if self._loops else local
 
     def at_sources(self) -> None:
         """Stream destinations to the owners of their sources."""
@@ -159,7 +171,7 @@ class BackwardPass:
             here_NH,
             replied.accept,
             where="attention backward",
-            local=local_blocks(graph, edges, self.settings.self_loops),
+            local=self._local(),
             sums=RowSums(self.grad_z_NK, self.grad_s_NH),
         ):
             destinations = here
@@ -169,6 +181,7 @@ class BackwardPass:
             for rows in work(block, edges.num_parts):
                 self._source_side(block, destinations, sums.parts, rows)
                 progress()
+            self._first = False
             sums.add_up()
         replied.end()
         self.grad_t_NH += here_NH + replied.matrices[0]
@@ -183,11 +196,14 @@ class BackwardPass:
         dropout = edge_dropout(
             self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
         )
+        grads = self._gradients(self.grad_z_NK, self.grad_s_NH, grad_t)
+        if self._first:
+            grads = replace(grads, loops=self._loops, adds=not self._at_once)
         kernels.gat_backward(
             block,
             destinations,
             self.sources,
-            kernels.GATGradients(self.grad_z_NK, self.grad_s_NH, grad_t, *self._edge.parts),
+            grads,
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
@@ -212,7 +228,7 @@ class BackwardPass:
                 turned,
                 here,
                 kernels.Sources(gathered(layout.features(rows_MW), None), layout.scalars(rows_MW)),
-                kernels.GATGradients(grad_z_MK, grad_s_MH, sums.parts, *self._edge.parts),
+                self._gradients(grad_z_MK, grad_s_MH, sums.parts),
                 kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             )
             self._edge.added()
@@ -224,8 +240,9 @@ class BackwardPass:
             returned.accept(rows, layout.features(grad_MW), layout.scalars(grad_MW))
 
         def differentiate_here(progress: Progress) -> None:
-            for block in local_blocks(graph, graph.out_edges, self.settings.self_loops):
+            for block in self._local():
                 self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+                self._first = False
                 progress()
 
         return_gradients(
@@ -241,11 +258,3 @@ class BackwardPass:
         returned.end()
         sums.add_up()
         self.grad_t_NH += there_NH
-
-
-def _diagonal_blocks(z_NK: Tensor, grad_scores_NH: Tensor) -> tuple[Tensor, Tensor]:
-    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
-    heads = grad_scores_NH.shape[1] // 2
-    all_HHC = sum_of_products(grad_scores_NH, z_NK).view(2, heads, heads, -1)
-    source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
-    return source_HC, target_HC

@@ -104,7 +104,7 @@ class _GATv2(torch.autograd.Function):
             for rows in work(block, edges.num_parts):
                 kernels.gatv2_forward(block, inputs, softmax, scoring, rows=rows)
                 progress()
-        out_NK, lse_NH = normalised(row_max_NH, row_sum_NH, out_NK, bias_K)
+        out_NK, lse_NH = normalised(softmax, bias_K)
         out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings = graph, settings
         ctx.epoch, ctx.keeps = graph.epoch, kept is not None

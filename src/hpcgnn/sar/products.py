@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
+from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.kernels.checks import SHORT, sum_type
 
 _WORD = 16  # bytes
 _SLAB = 1 << 18  # rows converted at a time
 _LONG, _SHORT = 1 << 15, 1 << 10  # rows that a product adds up in its own type
+_CACHED = 1 << 22  # bytes of a slab of rows that several passes read
 _NARROW = 1 << 11  # numbers of a result for which libraries add row after row
 
 
@@ -50,9 +52,14 @@ def gathered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """
     if kernels_read_16_bit(x.device):
         return x
-    if dtype == torch.bfloat16 and x.dtype == torch.float32:
+    if dtype == torch.bfloat16 and rounds_gathered(x):
         return x.to(dtype)
     return x if x.dtype == torch.bfloat16 else readable(x)
+
+
+def rounds_gathered(x: Tensor) -> bool:
+    """Whether `gathered` rounds such rows where products are in bfloat16."""
+    return x.dtype == torch.float32 and not kernels_read_16_bit(x.device)
 
 
 def summed(sums: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,25 +137,102 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     return grad_FG.t()
 
 
-def sum_of_products(a_NG: Tensor, b_NF: Tensor) -> Tensor:
-    """`a^T b`, `[G, F]`: what many rows add up to is added up in float64.
+class ProductSum:
+    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
     Libraries add float32 row after row, or few hundred rows at a time where the result is large.
     """
-    count, of_one = len(a_NG), a_NG.dtype == torch.float64 or a_NG.device.type == "cuda"
-    if of_one or count <= _LONG:
-        return a_NG.t() @ b_NF
-    total_GF = torch.zeros(a_NG.shape[1], b_NF.shape[1], dtype=torch.float64)
-    for low in range(0, count, _LONG):
-        a_SG, b_SF = a_NG[low : low + _LONG], b_NF[low : low + _LONG]
-        if total_GF.numel() <= _NARROW and len(a_SG) == _LONG:
-            parts = torch.bmm(
-                a_SG.unflatten(0, (-1, _SHORT)).transpose(1, 2), b_SF.unflatten(0, (-1, _SHORT))
-            )
-            total_GF += parts.sum(0, dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self._part: Tensor | None = None
+        self._total: Tensor | None = None
+        self._rows = 0
+
+    def add(self, a_SG: Tensor, b_SF: Tensor) -> None:
+        """Rows that come after those before, at most 32,768 of them."""
+        count, narrow = len(a_SG), a_SG.shape[1] * b_SF.shape[1] <= _NARROW
+        if self._rows + count > _LONG or a_SG.dtype in SHORT:
+            self._settle()
+        self._rows += count
+        if self._part is not None and not narrow:
+            self._part.addmm_(a_SG.t(), b_SF)
+            return
+        self._settle()
+        if narrow and count > _SHORT and count % _SHORT == 0 and a_SG.dtype == torch.float32:
+            a_RSG, b_RSF = a_SG.unflatten(0, (-1, _SHORT)), b_SF.unflatten(0, (-1, _SHORT))
+            self._part = torch.bmm(a_RSG.transpose(1, 2), b_RSF).sum(0, dtype=torch.float64)
         else:
-            total_GF += a_SG.t() @ b_SF
-    return total_GF.to(a_NG.dtype)
+            self._part = a_SG.t() @ b_SF
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        if self._total is not None:
+            self._settle()
+            return self._total.to(dtype)
+        if self._part is None:
+            raise ValueError("no rows were added")
+        return self._part.to(dtype)
+
+    def _settle(self) -> None:
+        if self._part is not None and self._total is None:
+            self._total = self._part.double()
+        elif self._part is not None and self._total is not None:
+            self._total += self._part
+        self._part, self._rows = None, 0
+
+
+def sum_of_products(a_NG: Tensor, b_NF: Tensor) -> Tensor:
+    """`a^T b`, `[G, F]`, see `ProductSum`."""
+    if len(a_NG) <= _LONG or a_NG.dtype == torch.float64 or a_NG.device.type == "cuda":
+        return a_NG.t() @ b_NF
+    total = ProductSum()
+    for low in range(0, len(a_NG), _LONG):
+        total.add(a_NG[low : low + _LONG], b_NF[low : low + _LONG])
+    return total.result(a_NG.dtype)
+
+
+class SlabScratch:
+    """Slabs of rows in another type, and their products, one after the other in the same memory.
+
+    Args:
+        dtype: None: that which they have.
+        reused: False: each in memory of its own, where there is but one slab.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
+        self._dtype, self._reused = dtype, reused
+        self._rows: Tensor | None = None
+        self._product: Tensor | None = None
+
+    def rounded(self, x_SF: Tensor) -> Tensor:
+        """`x` itself where it has the type."""
+        if self._dtype is None or not self._reused:
+            return x_SF if self._dtype is None else x_SF.to(self._dtype)
+        if x_SF.dtype == self._dtype:
+            return x_SF
+        if self._rows is None or len(self._rows) < len(x_SF):
+            self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
+        return self._rows[: len(x_SF)].copy_(x_SF)
+
+    def product(self, x_SF: Tensor, weight_FG: Tensor) -> Tensor:
+        """`x W`, of operands in the type."""
+        if not self._reused:
+            return x_SF @ weight_FG
+        if self._product is None or len(self._product) < len(x_SF):
+            self._product = x_SF.new_empty(len(x_SF), weight_FG.shape[1])
+        return torch.mm(x_SF, weight_FG, out=self._product[: len(x_SF)])
+
+
+def row_slabs(x_NK: Tensor) -> list[slice]:
+    """Consecutive rows that are still in a CPU's cache when the next pass over them comes.
+
+    All rows at once on a GPU; at least one slab.
+    """
+    count = len(x_NK)
+    if x_NK.device.type != "cpu":
+        return [slice(0, count)]
+    row_bytes = max(x_NK.shape[1] * x_NK.element_size(), 1)
+    most = min(max(_CACHED // row_bytes // _SHORT, 1) * _SHORT, _LONG)
+    return [slice(low, min(low + most, count)) for low in range(0, max(count, 1), most)]
 
 
 def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
@@ -202,11 +286,37 @@ def head_products(a_NK: Tensor, b_NK: Tensor, heads: int, minus_K: Tensor | None
 def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
     """`<z, vector>` per node and head in the type of sums: an `[n, H]` for each set of vectors."""
     matrix_KH = head_matrix(*vectors_HC)
-    if z_NK.dtype == matrix_KH.dtype:
-        out_NH = z_NK @ matrix_KH
-    else:
-        out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
-        for low in range(0, z_NK.shape[0], _SLAB):
-            z_SK = z_NK[low : low + _SLAB].to(matrix_KH.dtype)
-            torch.mm(z_SK, matrix_KH, out=out_NH[low : low + _SLAB])
+    out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
+    wide = SlabScratch(matrix_KH.dtype)
+    for rows in row_slabs(z_NK):
+        torch.mm(wide.rounded(z_NK[rows]), matrix_KH, out=out_NH[rows])
     return out_NH.split(len(vectors_HC[0]), dim=1)
+
+
+def scored_product(
+    x: NodeFeatures,
+    weight_KF: Tensor,
+    dtype: torch.dtype | None,
+    arrays: Arrays,
+    *vectors_HC: Tensor,
+) -> tuple[Tensor, ...]:
+    """`x W^T` as GAT gathers it, then its `head_scores`: a slab of rows at a time.
+
+    Args:
+        dtype: of products, see `product`.
+    """
+    gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
+    if not isinstance(x, Tensor) or not gathers:
+        z_NK = gathered(product(x, weight_KF, dtype), dtype)
+        return z_NK, *(head_scores(z_NK, *vectors_HC) if vectors_HC else ())
+    dtype = dtype or x.dtype
+    z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
+    weight_FK = weight_KF.to(dtype).t()
+    matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
+    out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
+    short, wide = SlabScratch(dtype), SlabScratch(matrix_KH.dtype)
+    for rows in row_slabs(z_NK):
+        torch.mm(short.rounded(x[rows]), weight_FK, out=z_NK[rows])
+        if vectors_HC:
+            torch.mm(wide.rounded(z_NK[rows]), matrix_KH, out=out_NH[rows])
+    return z_NK, *(out_NH.split(len(vectors_HC[0]), dim=1) if vectors_HC else ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class ReluDropout:
     p: float
     key: tuple[int, int, int]
 
+    def of(self, rows: slice) -> ReluDropout:
+        """The same for some of the rows."""
+        return replace(self, ids=self.ids[rows])
+
     def apply(self, x_NF: Tensor, out_NF: Tensor, passed: Tensor | None = None) -> None:
         """`out`, which may be `x` itself, becomes y; `passed`: of `kernels.new_passed`."""
         seed, epoch, layer = self.key
@@ -41,19 +45,23 @@ class ReluDropout:
             passed=passed,
         )
 
-    def gradient(self, y_NF: Tensor, g_NF: Tensor) -> Tensor:
-        """Of x, from that of y: a new `[n, F]`."""
-        return self._gradient(g_NF, y_NF=y_NF)
+    def gradient(self, y_NF: Tensor, g_NF: Tensor, out_NF: Tensor | None = None) -> Tensor:
+        """Of x, from that of y: a new `[n, F]`, or `out`, which may be `g` itself."""
+        return self._gradient(g_NF, out_NF, y_NF=y_NF)
 
-    def gradient_of_passed(self, passed: Tensor, g_NF: Tensor) -> Tensor:
+    def gradient_of_passed(
+        self, passed: Tensor, g_NF: Tensor, out_NF: Tensor | None = None
+    ) -> Tensor:
         """The same from what `apply` wrote in place of y."""
-        return self._gradient(g_NF, passed=passed)
+        return self._gradient(g_NF, out_NF, passed=passed)
 
-    def _gradient(self, g_NF: Tensor, **known: Tensor) -> Tensor:
+    def _gradient(self, g_NF: Tensor, out_NF: Tensor | None, **known: Tensor) -> Tensor:
         seed, epoch, layer = self.key
-        g_NF = g_NF if g_NF.stride(-1) == 1 else g_NF.contiguous()
-        grad_NF = torch.empty_like(g_NF, memory_format=torch.contiguous_format)
+        if g_NF.stride(-1) != 1:
+            g_NF, out_NF = g_NF.contiguous(), None
+        if out_NF is None:
+            out_NF = torch.empty_like(g_NF, memory_format=torch.contiguous_format)
         kernels.dropout_nodes_backward(
-            g_NF, grad_NF, self.ids, p=self.p, seed=seed, epoch=epoch, layer=layer, **known
+            g_NF, out_NF, self.ids, p=self.p, seed=seed, epoch=epoch, layer=layer, **known
         )
-        return grad_NF
+        return out_NF

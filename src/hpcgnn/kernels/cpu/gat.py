@@ -52,6 +52,7 @@ def gat_forward(
         matrix(softmax.row_max),
         matrix(softmax.row_sum),
         matrix(softmax.out),
+        optional_matrix(softmax.start),
         optional_matrix(scoring.edge_weight),
         c_int64(heads),
         c_int64(sources.z.shape[1] // heads),
@@ -93,6 +94,8 @@ def gat_backward(
         c_int64(sources.z.shape[1] // heads),
         c_double(scoring.slope),
         dropout_of(scoring.dropout, reverse=True),
+        c_int64(grads.loops),
+        c_int64(grads.adds),
     )
     grad_t_parts.add_up()
     edge_parts.add_up()

@@ -12,6 +12,8 @@ struct Backward {
     int64_t grad_edge_vector_step;  // likewise
     double slope;
     const Dropout* dropout;
+    bool loops;  // each row has an edge to itself besides, which comes first
+    bool adds;   // to what grad_z holds; else it is overwritten
 };
 
 // What one pass over a chunk of a row's edges needs; rows of g and z are stored as S.
@@ -25,6 +27,7 @@ struct BackwardChunk {
     Matrix gathered;         // g
     const S* own;            // this row of z
     T* to;                   // this row of grad_z
+    bool adds;
 };
 
 // to += sum over edges of weight * g[column], and dot += <g[column], own>, for one tile.
@@ -60,7 +63,8 @@ struct AddAndDot {
         }
         cursor = ahead;
         for (int m = 0; m < M; m++) {
-            for (int u = 0; u < U; u++) grad[m][u] += load<T, N>(to + at(m, u));
+            if (chunk.adds)
+                for (int u = 0; u < U; u++) grad[m][u] += load<T, N>(to + at(m, u));
             for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), grad[m][u]);
         }
     }
@@ -97,12 +101,56 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
     Lookahead scores_ahead(edges, first, last);
     scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
-        if (edges.begin[k] == edges.end[k]) continue;
-        const int64_t row = local_row(edges, k);
+        const int64_t row = local_row(edges, k), total = edges.end[k] - edges.begin[k];
+        const bool is_long = total > LONGEST;
+        T* own = row_of<T>(b.grad_z, row);
+        bool adds = b.adds;
+        if (!adds && !b.loops && (total == 0 || is_long)) {
+            for (int64_t c = low; c < low + heads.count * b.channels; c++) own[c] = 0;
+            adds = true;
+        }
+        if (total == 0 && !b.loops) continue;
         const Vec<T, P> s = load_heads<T, P>(b.s, row, heads);
-        const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-        T* to = is_long ? row_of<T>(long_z.part(), 0) : row_of<T>(b.grad_z, row);
         Vec<double, P> total_s = convert<double, T, P>(load_heads<T, P>(b.grad_s, row, heads));
+        const auto score = [&](int i, int64_t column, Vec<T, P> edge_term)
+                               __attribute__((always_inline)) {
+            columns[i] = column;
+            const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
+            const Vec<T, P> l = s + t + edge_term;
+            const Vec<T, P> lse = load_heads<T, P>(b.lse, column, heads);
+            store<T, P>(raw + i * P, leaky<T, P>(l, slope) - lse);
+            store<T, P>(side + i * P, l > 0 ? Vec<T, P>{} + T(1) : Vec<T, P>{} + slope);
+            store<T, P>(d + i * P, load_heads<T, P>(b.d, column, heads));
+        };
+        const auto weigh = [&](int count, T* to, Lookahead& cursor) {
+            for (int at = 0; at < count * P; at += V) {
+                const Vec<T, V> a = exponential<T, V>(load<T, V>(raw + at));
+                store<T, V>(raw + at, a);
+                store<T, V>(weight + at, a);
+                store<T, V>(dot + at, Vec<T, V>{});
+            }
+            mask.apply<T, P>(weight, columns, count, row, heads.first);
+            jobs.run({P, count, columns, weight, dot, b.g, row_of<S>(b.z, row), to, adds}, cursor);
+            adds = true;
+        };
+        const auto slope_of = [&](int i) __attribute__((always_inline)) {
+            const int at = i * P;
+            const Vec<T, P> plus = load<T, P>(weight + at) * load<T, P>(dot + at);
+            const Vec<T, P> minus = load<T, P>(raw + at) * load<T, P>(d + at);
+            const Vec<T, P> dl = (plus - minus) * load<T, P>(side + at);
+            if (grad_t.data)
+                store_heads<double, P>(grad_t, columns[i], heads,
+                                       load_heads<double, P>(grad_t, columns[i], heads) +
+                                           convert<double, T, P>(dl));
+            return dl;
+        };
+        if (b.loops) {
+            Lookahead unused = ahead;
+            score(0, row, Vec<T, P>{});
+            weigh(1, own, unused);
+            total_s += convert<double, T, P>(slope_of(0));
+        }
+        T* to = is_long ? row_of<T>(long_z.part(), 0) : own;
         for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
             Vec<T, P> grad_s{};
             for (int64_t from = begin; from < end; from += CHUNK) {
@@ -114,41 +162,19 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
                     prefetch<1>(row_of<T>(b.lse, next) + heads.first);
                     prefetch<1>(row_of<T>(b.d, next) + heads.first);
                     if (grad_t.data) prefetch<1>(row_of<double>(grad_t, next) + heads.first);
-                    const int64_t column = columns[i] = edges.columns[from + i] - edges.column_offset;
-                    const Vec<T, P> t = load_heads<T, P>(b.t, column, heads);
-                    const Vec<T, P> l = s + t + term.of(from + i);
-                    const Vec<T, P> lse = load_heads<T, P>(b.lse, column, heads);
-                    store<T, P>(raw + i * P, leaky<T, P>(l, slope) - lse);
-                    store<T, P>(side + i * P, l > 0 ? Vec<T, P>{} + T(1) : Vec<T, P>{} + slope);
-                    store<T, P>(d + i * P, load_heads<T, P>(b.d, column, heads));
+                    score(i, edges.columns[from + i] - edges.column_offset, term.of(from + i));
                 }
-                for (int at = 0; at < count * P; at += V) {
-                    const Vec<T, V> a = exponential<T, V>(load<T, V>(raw + at));
-                    store<T, V>(raw + at, a);
-                    store<T, V>(weight + at, a);
-                    store<T, V>(dot + at, Vec<T, V>{});
-                }
-                mask.apply<T, P>(weight, columns, count, row, heads.first);
-                const BackwardChunk<T, S> chunk{P,   count, columns,             weight,
-                                                dot, b.g,   row_of<S>(b.z, row), to};
-                jobs.run(chunk, ahead);
+                weigh(count, to, ahead);
                 for (int i = 0; i < count; i++) {
-                    const int at = i * P;
-                    const Vec<T, P> plus = load<T, P>(weight + at) * load<T, P>(dot + at);
-                    const Vec<T, P> minus = load<T, P>(raw + at) * load<T, P>(d + at);
-                    const Vec<T, P> dl = (plus - minus) * load<T, P>(side + at);
+                    const Vec<T, P> dl = slope_of(i);
                     grad_s += dl;
-                    if (grad_t.data)
-                        store_heads<double, P>(grad_t, columns[i], heads,
-                                               load_heads<double, P>(grad_t, columns[i], heads) +
-                                                   convert<double, T, P>(dl));
                     term_gradient.add(from + i, dl);
                 }
             }
             total_s += convert<double, T, P>(grad_s);
             if (is_long) long_z.settle();
         });
-        if (is_long) long_z.add_to(Matrix{row_of<T>(b.grad_z, row), 0});
+        if (is_long) long_z.add_to(Matrix{own, 0});
         store_heads<T, P>(b.grad_s, row, heads, convert<T, double, P>(total_s));
     }
 }
@@ -171,10 +197,12 @@ HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t kind, Matrix g, Matrix t
                                   Matrix grad_s, Matrix grad_t, int64_t grad_t_step,
                                   Matrix edge_vector, Matrix grad_edge_vector,
                                   int64_t grad_edge_vector_step, int64_t num_heads,
-                                  int64_t channels, double slope, const Dropout* dropout) {
+                                  int64_t channels, double slope, const Dropout* dropout,
+                                  int64_t loops, int64_t adds) {
     const HPCGNN_ISA::Backward b{g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector,
                                  grad_edge_vector, num_heads, channels, grad_t_step,
-                                 grad_edge_vector_step, slope, dropout};
+                                 grad_edge_vector_step, slope, dropout,
+                                 loops != 0, adds != 0};
     if (kind == DOUBLE)
         HPCGNN_ISA::gat_backward<double, double>(*edges, b);
     else if (kind == SHORT)

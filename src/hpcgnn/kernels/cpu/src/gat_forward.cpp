@@ -6,6 +6,7 @@ namespace {
 
 struct Forward {
     Matrix z, s, t, edge_vector;
+    Matrix start;  // rows of out before any edge; null: what out holds
     RunningSoftmax softmax;
     int64_t num_heads, channels;
     double slope;
@@ -19,6 +20,18 @@ struct Fetched {
     using Loop = Add<T, S, Tile, true>;
 };
 
+// This row of `start`: null where it counts no longer, since it is copied, or has never counted.
+template <typename T, typename S>
+const S* start_of(const Forward& f, Heads heads, int64_t row, int64_t edges) {
+    if (!f.start.data) return nullptr;
+    const S* from = row_of<S>(f.start, row);
+    if (edges > 0 && edges <= LONGEST) return from;
+    T* to = row_of<T>(f.softmax.out, row);
+    const int64_t low = heads.first * f.channels, high = low + heads.count * f.channels;
+    for (int64_t c = low; c < high; c++) to[c] = load_as<T, 1, S>(from + c);
+    return nullptr;
+}
+
 template <typename T, typename S, int P>
 void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, int64_t last) {
     const EdgeTerm<T, P> term(edges, f.edge_vector, heads);
@@ -31,8 +44,9 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
     Lookahead scores_ahead(edges, first, last);
     scores_ahead.skip(SCORES_AHEAD);
     for (int64_t k = first; k < last; k++) {
-        if (edges.begin[k] == edges.end[k]) continue;
-        const int64_t row = local_row(edges, k);
+        const int64_t row = local_row(edges, k), total = edges.end[k] - edges.begin[k];
+        const S* start = start_of<T, S>(f, heads, row, total);
+        if (total == 0) continue;
         const Vec<T, P> t = load_heads<T, P>(f.t, row, heads);
         const auto score = [&](int64_t from, int64_t* columns, T* weight, int count,
                                Vec<T, P> best) __attribute__((always_inline)) {
@@ -50,7 +64,7 @@ void attend(const Edges& edges, const Forward& f, Heads heads, int64_t first, in
         const auto sum = [&](const SumChunk<T>& chunk) __attribute__((always_inline)) {
             jobs.run(chunk, ahead);
         };
-        attend_row<T, P, CHUNK>(edges, k, f.softmax, heads, f.z, mask, joined, score, sum);
+        attend_row<T, P, CHUNK>(edges, k, f.softmax, heads, f.z, mask, joined, start, score, sum);
     }
 }
 
@@ -67,10 +81,10 @@ void gat_forward(const Edges& edges, const Forward& f) {
 }  // namespace HPCGNN_ISA
 
 HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t kind, Matrix z, Matrix s, Matrix t,
-                                 Matrix row_max, Matrix row_sum, Matrix out, Matrix edge_vector,
-                                 int64_t num_heads, int64_t channels, double slope,
-                                 const Dropout* dropout) {
-    const HPCGNN_ISA::Forward f{z,         s,        t,     edge_vector, {row_max, row_sum, out},
+                                 Matrix row_max, Matrix row_sum, Matrix out, Matrix start,
+                                 Matrix edge_vector, int64_t num_heads, int64_t channels,
+                                 double slope, const Dropout* dropout) {
+    const HPCGNN_ISA::Forward f{z,         s,        t,     edge_vector, start, {row_max, row_sum, out},
                                 num_heads, channels, slope, dropout};
     if (kind == DOUBLE)
         HPCGNN_ISA::gat_forward<double, double>(*edges, f);

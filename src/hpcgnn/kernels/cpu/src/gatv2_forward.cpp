@@ -53,7 +53,8 @@ void attend2(const Edges& edges, const Forward2& f, Heads heads, int64_t first, 
             Lookahead unused = ahead;
             sum_jobs.run(sums, unused);
         };
-        attend_row<T, P, CHUNK2>(edges, k, f.softmax, heads, f.zl, mask, joined, score, sum);
+        attend_row<T, P, CHUNK2>(edges, k, f.softmax, heads, f.zl, mask, joined, nullptr, score,
+                                  sum);
     }
 }
 

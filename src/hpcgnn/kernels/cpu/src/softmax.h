@@ -92,10 +92,12 @@ struct RunningSoftmax {
 
 // Row k's edges, at most MOST at a time: score(from, columns, weight, count, best) writes the scores
 // of `count` edges from `from` on and returns the largest of them and `best`, sum(chunk) adds up.
+// `start` counts in place of the row of `out`, unless it is null or the row is long.
 template <typename T, int P, int MOST, typename Score, typename Sum>
 HPCGNN_INLINE void attend_row(const Edges& edges, int64_t k, const RunningSoftmax& softmax,
                               Heads heads, const Matrix& gathered, const EdgeMask& mask,
-                              JoinedSoftmax<T, P>& joined, const Score& score, const Sum& sum) {
+                              JoinedSoftmax<T, P>& joined, const void* start, const Score& score,
+                              const Sum& sum) {
     alignas(64) T weight[MOST * P + FLAT<T, P>], scale[P];
     int64_t columns[MOST];
     const int64_t row = local_row(edges, k);
@@ -103,7 +105,7 @@ HPCGNN_INLINE void attend_row(const Edges& edges, int64_t k, const RunningSoftma
     Vec<T, P> row_sum = load_heads<T, P>(softmax.row_sum, row, heads);
     T* out = row_of<T>(softmax.out, row);
     const bool is_long = edges.end[k] - edges.begin[k] > LONGEST;
-    if (is_long) joined.begin(row_max, row_sum, out);
+    if (is_long) joined.begin(row_max, row_sum, out), start = nullptr;
     for_each_part(edges.begin[k], edges.end[k], [&](int64_t begin, int64_t end) {
         if (is_long) row_max = Vec<T, P>{} - T(__builtin_inf()), row_sum = Vec<T, P>{};
         for (int64_t from = begin; from < end; from += MOST) {
@@ -117,7 +119,8 @@ HPCGNN_INLINE void attend_row(const Edges& edges, int64_t k, const RunningSoftma
             row_sum = row_sum * rescale + exponentials<T, P>(weight, count, base);
             mask.apply<T, P>(weight, columns, count, row, heads.first);
             sum(SumChunk<T>{P, count, columns, weight, scale, gathered,
-                            is_long ? joined.part() : out});
+                            is_long ? joined.part() : out, start});
+            start = nullptr;
         }
         if (is_long) joined.add(row_max, row_sum);
     });

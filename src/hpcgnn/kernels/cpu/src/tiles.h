@@ -125,6 +125,7 @@ struct SumChunk {
     const T* scale;          // P factors for what `to` holds
     Matrix gathered;         // z
     T* to;                   // this row of out
+    const void* start;       // a row of z that counts in place of what `to` holds; null: none
 };
 
 // to = scale * to + sum over edges of weight * z[column], for one tile; z is stored as S.
@@ -148,9 +149,14 @@ struct Add {
                     sum[m][u] += weight[m] * load_as<T, N, S>(from + at(m, u));
         }
         cursor = ahead;
+        const S* start = static_cast<const S*>(chunk.start);
         for (int m = 0; m < M; m++) {
-            for (int u = 0; u < U; u++)
-                sum[m][u] += load<T, N>(to + at(m, u)) * chunk.scale[lane + m];
+            const T scale = chunk.scale[lane + m];
+            if (start)
+                for (int u = 0; u < U; u++)
+                    sum[m][u] += load_as<T, N, S>(start + column + at(m, u)) * scale;
+            else
+                for (int u = 0; u < U; u++) sum[m][u] += load<T, N>(to + at(m, u)) * scale;
             for (int u = 0; u < U; u++) store<T, N>(to + at(m, u), sum[m][u]);
         }
     }

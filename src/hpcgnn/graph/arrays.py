@@ -1,0 +1,88 @@
+"""Memory of large arrays that is used again, since fresh pages cost more than what they are for."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SMALLEST = 1 << 20  # bytes: smaller arrays lie in the heap, see `system.set_up`
+_SLACK = 8  # a block may be larger than asked for by 1 / 8
+
+
+class Arrays:
+    """Hands out arrays whose memory comes back when nobody refers to them any more.
+
+    What lies unused never makes all of it more than was in use at once before: the peak is that of
+    arrays that the system takes back at once.
+    """
+
+    def __init__(self) -> None:
+        self._returned: deque[Tensor] = deque()  # by whichever thread drops an array
+        self._free: list[Tensor] = []  # the one that came back last is the last
+        self._lent = self._most = 0
+
+    def empty(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """As `torch.empty`; of this memory where it is large and on a CPU."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if device.type != "cpu" or num_bytes < _SMALLEST:
+            return torch.empty(shape, dtype=dtype, device=device)
+        lease = _Lease(self, self._take(num_bytes))
+        storage = torch.from_numpy(np.asarray(lease)).untyped_storage()
+        strides = torch.empty(shape, device="meta").stride()
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)  # no view of another
+
+    def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """As `torch.empty_like`, contiguous."""
+        return self.empty(*x.shape, dtype=dtype or x.dtype, device=x.device)
+
+    @property
+    def unused_bytes(self) -> int:
+        self._collect()
+        return sum(map(len, self._free))
+
+    def _take(self, num_bytes: int) -> Tensor:
+        self._collect()
+        fitting = [
+            memory
+            for memory in reversed(self._free)
+            if num_bytes <= len(memory) <= num_bytes + num_bytes // _SLACK
+        ]
+        if fitting:
+            found = min(fitting, key=len)
+            self._free = [memory for memory in self._free if memory is not found]
+            self._lent += len(found)
+            return found
+        self._lent += num_bytes
+        self._most = max(self._most, self._lent)
+        while self._free and self._lent + sum(map(len, self._free)) > self._most:
+            self._free.pop(0)
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def _collect(self) -> None:
+        while self._returned:
+            memory = self._returned.popleft()
+            self._lent -= len(memory)
+            self._free.append(memory)
+
+
+class _Lease:
+    """Holds memory while an array is in it; numpy and torch hold this."""
+
+    def __init__(self, arrays: Arrays, memory: Tensor) -> None:
+        self._back_to, self._memory = weakref.ref(arrays), memory
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        memory = self._memory
+        place = (memory.data_ptr(), False)
+        return {"shape": (len(memory),), "typestr": "|u1", "data": place, "version": 3}
+
+    def __del__(self) -> None:
+        arrays = self._back_to()
+        if arrays is not None:
+            arrays._returned.append(self._memory)

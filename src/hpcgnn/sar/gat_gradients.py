@@ -1,0 +1,181 @@
+"""Gradients of a GAT layer but those by its edges: what comes before them, and what follows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcgnn.graph.arrays import Arrays
+from hpcgnn.graph.features import NodeFeatures
+from hpcgnn.sar.gat_passes import BackwardPass
+from hpcgnn.sar.products import (
+    ProductSum,
+    SlabScratch,
+    head_matrix,
+    head_products,
+    rounds_gathered,
+    row_slabs,
+    weight_gradient,
+)
+from hpcgnn.sar.rectifier import ReluDropout
+
+
+class Gradients:
+    """Gradients of a layer, to which groups of heads add theirs.
+
+    A slab of rows goes through all that is done to it while it is in the cache.
+    """
+
+    def __init__(
+        self,
+        x: NodeFeatures,
+        weight_KF: Tensor,
+        source_HC: Tensor,
+        target_HC: Tensor,
+        edge_HD: Tensor | None,
+        bias_K: Tensor | None,
+        arrays: Arrays,
+        *,
+        with_x: bool,
+    ) -> None:
+        self.arrays = arrays
+        self.inputs, self.weight_KF, self.bias_K = x, weight_KF, bias_K
+        self.vectors, self.channels = (source_HC, target_HC), source_HC.shape[1]
+        self.weight = torch.empty_like(weight_KF)
+        self.source, self.target = torch.empty_like(source_HC), torch.empty_like(target_HC)
+        self.edge = None if edge_HD is None else torch.empty_like(edge_HD)
+        self.bias = None if bias_K is None else torch.empty_like(bias_K)
+        self.x: Tensor | None = None
+        self.with_x = with_x and isinstance(x, Tensor)
+
+    def columns(self, heads: range) -> slice:
+        """Theirs among those of all."""
+        return slice(heads.start * self.channels, heads.stop * self.channels)
+
+    def before_edges(
+        self,
+        heads: range,
+        grad_NK: Tensor,
+        y_NK: Tensor,
+        then: ReluDropout | None,
+        dtype: torch.dtype | None,
+        *,
+        in_place: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """g, the gradient of attention plus bias, and `<g, attention>` of each head `[n, H]`.
+
+        Args:
+            heads: whose columns the matrices have.
+            grad_NK: of the layer's output, which may become g `in_place`.
+            y_NK: the layer's output.
+            dtype: of products; g comes as GAT then gathers it.
+        """
+        g_NK = grad_NK
+        if then is not None and not in_place:
+            g_NK = self.arrays.like(grad_NK)
+        bias_K = None if self.bias_K is None else self.bias_K[self.columns(heads)]
+        sums_K = grad_NK.new_zeros(grad_NK.shape[1], dtype=torch.float64)
+        parts, found_NK = [], g_NK
+        if dtype == torch.bfloat16 and rounds_gathered(g_NK):
+            found_NK = self.arrays.like(g_NK, dtype)
+        for rows in row_slabs(grad_NK):
+            g_SK, y_SK = g_NK[rows], y_NK[rows]
+            if then is None:
+                parts.append(head_products(g_SK, y_SK, len(heads), bias_K))
+            else:
+                then.of(rows).gradient(y_SK, grad_NK[rows], g_SK)
+                parts.append(_products_before(then, g_SK, y_SK, len(heads), bias_K))
+            if bias_K is not None:
+                sums_K += g_SK.sum(dim=0, dtype=bias_K.dtype)
+            if found_NK is not g_NK:
+                found_NK[rows] = g_SK
+        if self.bias is not None:
+            self.bias[self.columns(heads)] = sums_K.to(self.bias.dtype)
+        return found_NK, torch.cat(parts)
+
+    def add(
+        self,
+        heads: range,
+        run: BackwardPass,
+        dtype: torch.dtype | None,
+        *,
+        overwrites_z: bool = False,
+    ) -> None:
+        """What a pass over the edges found for these heads.
+
+        Args:
+            dtype: of products.
+            overwrites_z: the gradient of x may take the place of z.
+        """
+        part, columns = slice(heads.start, heads.stop), self.columns(heads)
+        source_HC, target_HC = (vector_HC[part] for vector_HC in self.vectors)
+        grad_z_NK, grad_scores_NH, z_NK = run.finished()
+        if self.edge is not None and run.grad_edge_HD is not None:
+            self.edge[part] = run.grad_edge_HD
+        matrix_HK = head_matrix(source_HC, target_HC).t()
+        x, weight_KF = self.inputs, self.weight_KF[columns]
+        vectors, weights, slabs = ProductSum(), ProductSum(), row_slabs(grad_z_NK)
+        first = self.x is None
+        if len(slabs) > 1 and self.with_x and first and isinstance(x, Tensor):
+            self.x = self._like_x(x, z_NK if overwrites_z else None)
+        several = len(slabs) > 1
+        wide = SlabScratch(grad_z_NK.dtype, reused=several)
+        short, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
+        weight_KF = weight_KF if dtype is None else weight_KF.to(dtype)
+        for rows in slabs:
+            grad_SK = grad_z_NK[rows]
+            vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
+            if not several:
+                del z_NK  # frees it before as much is taken
+            grad_SK.addmm_(grad_scores_NH[rows], matrix_HK)
+            if isinstance(x, Tensor):
+                grad_SK = short.rounded(grad_SK)
+                weights.add(grad_SK, of_x.rounded(x[rows]))
+                if self.with_x:
+                    self._add_x(rows, grad_SK, weight_KF, short, first=first)
+        self.source[part], self.target[part] = _diagonal_blocks(vectors, source_HC)
+        if isinstance(x, Tensor):
+            self.weight[columns] = weights.result(grad_z_NK.dtype)
+        else:
+            self.weight[columns] = weight_gradient(x, grad_z_NK, dtype)
+
+    def _add_x(
+        self, rows: slice, grad_SK: Tensor, weight_KF: Tensor, scratch: SlabScratch, *, first: bool
+    ) -> None:
+        """Part of the gradient of x from that of z, both operands in the type of products."""
+        if self.x is None:
+            self.x = (grad_SK @ weight_KF).to(self.weight_KF.dtype)
+            return
+        x_SF = self.x[rows]
+        if x_SF.dtype != grad_SK.dtype:
+            found = scratch.product(grad_SK, weight_KF)
+            x_SF.copy_(found) if first else x_SF.add_(found)
+        elif first:
+            torch.mm(grad_SK, weight_KF, out=x_SF)
+        else:
+            x_SF.addmm_(grad_SK, weight_KF)
+
+    def _like_x(self, x_NF: Tensor, z_NK: Tensor | None) -> Tensor:
+        """For a gradient that is written as z is read for the last time: over z, where it fits."""
+        fits = z_NK is not None and z_NK.dtype == x_NF.dtype and z_NK.is_contiguous()
+        if z_NK is None or not fits or not z_NK.shape[1] < 2 * x_NF.shape[1] <= 2 * z_NK.shape[1]:
+            return self.arrays.like(x_NF)
+        # No view, which would hold z, and look as if somebody else had it.
+        here = z_NK.storage_offset(), x_NF.shape, (x_NF.shape[1], 1)
+        return z_NK.new_empty(0).set_(z_NK.untyped_storage(), *here)
+
+
+def _products_before(
+    then: ReluDropout, g_NK: Tensor, y_NK: Tensor, heads: int, bias_K: Tensor | None
+) -> Tensor:
+    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y."""
+    kept = 1 - then.p
+    return head_products(g_NK, y_NK, heads, None if bias_K is None else bias_K / kept).mul_(kept)
+
+
+def _diagonal_blocks(sums: ProductSum, like_HC: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
+    heads, channels = like_HC.shape
+    all_HHC = sums.result(like_HC.dtype).view(2, heads, heads, channels)
+    source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()
+    return source_HC, target_HC

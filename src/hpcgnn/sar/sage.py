@@ -1,0 +1,187 @@
+"""A layer of GraphSAGE as one function of autograd, whose rows pass through the cache in slabs.
+
+y_i = then(1 / d_i sum_j x_j W_l^T + b + x_i W_r^T)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcgnn import kernels
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar.aggregation import multiply
+from hpcgnn.sar.autograd import first_order, is_own, last_saved
+from hpcgnn.sar.products import ProductSum, SlabScratch, row_slabs, wire_type
+from hpcgnn.sar.rectifier import ReluDropout
+
+
+def sage(
+    graph: PartitionedGraph,
+    x: Tensor,
+    left_GF: Tensor,
+    right_GF: Tensor,
+    bias_G: Tensor | None,
+    divisor_N1: Tensor | None,
+    *,
+    sum_NF: Tensor | None = None,
+    then: ReluDropout | None = None,
+) -> Tensor:
+    """`[n, F]` to `[n, G]`; collective. Products of x are summed, so G is best at most F.
+
+    Under autocast to bfloat16 rows are rounded once for both products.
+
+    Args:
+        divisor_N1: of the sums, in their type; None: 1.
+        sum_NF: the divided sums of x, where they are constant.
+        then: what is done to the result.
+    """
+    result: Tensor = _SAGE.apply(x, left_GF, right_GF, bias_G, divisor_N1, sum_NF, graph, then)
+    return result
+
+
+class _SAGE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NF: Tensor,
+        left_GF: Tensor,
+        right_GF: Tensor,
+        bias_G: Tensor | None,
+        divisor_N1: Tensor | None,
+        sum_NF: Tensor | None,
+        graph: PartitionedGraph,
+        then: ReluDropout | None,
+    ) -> Tensor:
+        wire = wire_type(x_NF)
+        ctx.graph, ctx.wire, ctx.then, ctx.has_bias = graph, wire, then, bias_G is not None
+        of_x = SlabScratch(wire)
+        passed, arrays, shape = None, graph.execution.arrays, (len(x_NF), len(left_GF))
+        with torch.autocast("cpu", enabled=False):
+            left_FG, right_FG = left_GF.to(wire).t(), right_GF.to(wire).t()
+            if sum_NF is None:
+                y_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
+                for rows in row_slabs(y_NG):
+                    torch.mm(of_x.rounded(x_NF[rows]), left_FG, out=y_NG[rows])
+                edges = graph.in_edges
+                y_NG = multiply(graph, edges, y_NG, weighted=False, where="sum forward")
+            else:
+                y_NG = arrays.empty(*shape, dtype=x_NF.dtype, device=x_NF.device)
+            if then is not None and any(ctx.needs_input_grad):
+                passed = kernels.new_passed(y_NG, y_NG)
+            for rows in row_slabs(y_NG):
+                y_SG = y_NG[rows]
+                if sum_NF is None:
+                    _divide(y_SG, None if divisor_N1 is None else divisor_N1[rows], bias_G)
+                elif bias_G is not None and wire == y_SG.dtype:
+                    torch.addmm(bias_G, sum_NF[rows], left_FG, out=y_SG)
+                else:
+                    y_SG.copy_(of_x.product(of_x.rounded(sum_NF[rows]), left_FG))
+                    y_SG.add_(0 if bias_G is None else bias_G)
+                _plus(y_SG, of_x.rounded(x_NF[rows]), right_FG, of_x)
+                if then is not None:
+                    then.of(rows).apply(y_SG, y_SG, None if passed is None else passed[rows])
+        ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed)
+        return y_NG
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed), _ = last_saved(ctx)
+        graph, wire, then, weight = ctx.graph, ctx.wire, ctx.then, left_GF.dtype
+        in_place = then is None or is_own(grads)
+        grad_NG = grads[0] if then is None else grads[0].contiguous()
+        arrays, short, of_x = graph.execution.arrays, SlabScratch(wire), SlabScratch(wire)
+        g_NG = grad_NG if in_place else arrays.like(grad_NG)
+        left, right = ProductSum(), ProductSum()
+        bias_G = g_NG.new_zeros(g_NG.shape[1], dtype=torch.float64)
+        into_NG, scale_N = g_NG, None
+        if sum_NF is None and divisor_N1 is not None:
+            if wire == g_NG.dtype:
+                scale_N = divisor_N1.reciprocal().flatten()  # where rows are gathered
+            else:
+                into_NG = arrays.like(g_NG, wire)
+        for rows in row_slabs(g_NG):
+            g_SG = g_NG[rows]
+            if then is not None:
+                then.of(rows).gradient_of_passed(passed[rows], grad_NG[rows], g_SG)
+            if ctx.has_bias:
+                bias_G += g_SG.sum(dim=0)
+            if into_NG is not g_NG and divisor_N1 is not None:
+                torch.div(g_SG, divisor_N1[rows], out=into_NG[rows])
+            g_SG = short.rounded(g_SG)
+            right.add(g_SG, of_x.rounded(x_NF[rows]))
+            if sum_NF is not None:
+                left.add(g_SG, of_x.rounded(sum_NF[rows]))
+        grad_x = None
+        if sum_NF is None:
+            into_NG = multiply(
+                graph,
+                graph.out_edges,
+                into_NG,
+                weighted=False,
+                where="sum backward",
+                wire=wire,
+                scale_N=scale_N,
+            )
+            ends = (g_NG, into_NG, right_GF.to(wire), left_GF.to(wire))
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                fits = into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype
+                grad_x = into_NG if fits else arrays.like(x_NF)
+            _through_edges(x_NF, *ends, left, grad_x)
+        elif ctx.needs_input_grad[0]:
+            grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
+        grad_bias = bias_G.to(weight) if ctx.has_bias else None
+        found = (grad_x, left.result(weight), right.result(weight), grad_bias)
+        return *found, None, None, None, None
+
+
+def _through_edges(
+    x_NF: Tensor,
+    g_NG: Tensor,
+    into_NG: Tensor,
+    right_GF: Tensor,
+    left_GF: Tensor,
+    left: ProductSum,
+    grad_NF: Tensor | None,
+) -> None:
+    """The gradient of x, if asked for; adds to `left`.
+
+    Args:
+        into_NG: what came back along the edges.
+        right_GF, left_GF: in the type of products.
+        grad_NF: overwritten; may be `into`.
+    """
+    wire, slabs = left_GF.dtype, row_slabs(into_NG)
+    of_into, of_g, of_x = (SlabScratch(wire) for _ in range(3))
+    part_SF = x_NF.new_empty(slabs[0].stop, x_NF.shape[1])
+    for rows in slabs:
+        into_SG = of_into.rounded(into_NG[rows])
+        left.add(into_SG, of_x.rounded(x_NF[rows]))
+        if grad_NF is not None:
+            g_SG, to_SF = of_g.rounded(g_NG[rows]), part_SF[: len(into_SG)]
+            if wire == to_SF.dtype:
+                torch.mm(g_SG, right_GF, out=to_SF)
+            else:
+                to_SF.copy_(of_g.product(g_SG, right_GF))
+            grad_NF[rows] = _plus(to_SF, into_SG, left_GF, of_g)
+
+
+def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) -> None:
+    """`sum / divisor + bias`, in place."""
+    if divisor_S1 is not None and bias_G is not None:
+        torch.addcdiv(bias_G, sum_SG, divisor_S1, out=sum_SG)
+    elif divisor_S1 is not None:
+        sum_SG.div_(divisor_S1)
+    elif bias_G is not None:
+        sum_SG.add_(bias_G)
+
+
+def _plus(sum_SG: Tensor, x_SF: Tensor, weight_FG: Tensor, scratch: SlabScratch) -> Tensor:
+    """`sum + x W`, in place."""
+    if x_SF.dtype == sum_SG.dtype:
+        return sum_SG.addmm_(x_SF, weight_FG)
+    return sum_SG.add_(scratch.product(x_SF, weight_FG))
