@@ -31,13 +31,15 @@ def test_kernels_by_the_job_without_slurm_on_one_rank(tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert len(done.stdout.splitlines()) == 1 + len(rows)
     ours = [row for row in rows if row["implementation"] == "hpcgnn"]
-    assert len(ours) == 7
+    assert len(ours) == 9
     assert all(row["ratio"] == 1 and row["seconds"] > 0 for row in ours)
     kernels = [row for row in ours if row["operation"].startswith("kernel ")]
     assert [row["num_bytes"] for row in kernels] == [
         2000 * (8 * 4 + 4) + 300 * 8 * 4 * 2,
         2000 * (8 * 4 + 2 * 4 + 4) + 300 * 8 * 4 * 2,
         2000 * (8 * 4 + 4 * 2 * 4 + 4) + 300 * 8 * 4 * 3,
+        2000 * (8 * 4 + 4) + 300 * 8 * 4 * 3,
+        2000 * (3 * 8 * 4 + 2 * 2 * 4 + 2 * 4) + 300 * 8 * 4 * 7,
     ]
     layers = [row for row in ours if row not in kernels]
     assert layers[0]["num_bytes"] == kernels[0]["num_bytes"] == layers[1]["num_bytes"] / 2

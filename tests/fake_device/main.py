@@ -104,6 +104,7 @@ def emulate(emulator: Emulator) -> None:
         return np.uintp(tensor.data_ptr())
 
     def start(*given: Any) -> None:
+        FakeDevice.launched.append(given[1])
         emulator.start(*given[:-1], torch.device("cpu"))
 
     for module in (launch, backend, dropout, gat, gatv2, sums):

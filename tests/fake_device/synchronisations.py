@@ -1,12 +1,16 @@
 """`python -m tests.fake_device.synchronisations`: how often an epoch makes the host wait.
 
-It waits where it asks for a number that the GPU computes. At most twice an epoch, for the loss and
-for the gradients, whatever the layers; the fake device counts.
+It waits where it asks for a number that the GPU computes, and for copies from and to memory that is
+not pinned. At most twice an epoch, for the loss and for the gradients, whatever the layers, the
+mode and the number of ranks, hubs or none; the fake device counts. And how many launches a message
+of attention takes.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from tests.fake_device import device_guard
 
@@ -19,57 +23,129 @@ from hpcgnn import nn  # noqa: E402
 from hpcgnn.comm import world  # noqa: E402
 from hpcgnn.comm.communicator import Communicator  # noqa: E402
 from hpcgnn.comm.device import pick_device  # noqa: E402
+from hpcgnn.comm.ring import _DATA_TAG, Ring  # noqa: E402
 from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
+from hpcgnn.graph.partitioned import PartitionedGraph  # noqa: E402
+from hpcgnn.sar import hubs  # noqa: E402
 from tests.fake_device import main as fake_device  # noqa: E402
 from tests.fake_device.tensors import FakeDevice  # noqa: E402
 from tests.graphs import distribute, random_graph  # noqa: E402
 
 MOST = 2
 LAYERS = {
-    "gcn": lambda: nn.GCNConv(5, 5),
-    "sage": lambda: nn.SAGEConv(5, 5),
-    "gat": lambda: nn.GATConv(5, 5, dropout=0.3),
-    "gatv2": lambda: nn.GATv2Conv(5, 5, dropout=0.3),
-    "gin": lambda: nn.GINConv(torch.nn.Linear(5, 5)),
-    "appnp": lambda: nn.APPNP(2, 0.1),
+    "gcn": lambda width: nn.GCNConv(width, width),
+    "sage": lambda width: nn.SAGEConv(width, width),
+    "gat": lambda width: nn.GATConv(width, width, dropout=0.3),
+    "gatv2": lambda width: nn.GATv2Conv(width, width, dropout=0.3),
+    "gin": lambda width: nn.GINConv(torch.nn.Linear(width, width)),
+    "appnp": lambda width: nn.APPNP(2, 0.1),
+    "rgcn": lambda width: nn.RGCNConv(width, width, 3),
 }
+MODES = ("sar", "sa", "oneshot")
+NARROW, WIDE = 5, 64
+SMALL, LARGE = 4096, 65536  # bytes for messages: of wide rows a few to each, and all
+MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # of a message, forward and backward
 
 
-def waits(comm: Communicator, name: str, device: torch.device) -> list[str]:
-    """What the host waited for in the third epoch of three layers with dropout between."""
-    graph = distribute(random_graph(40, 160), comm, halo_buffer=4096)
-    graph.ring.transport = choose_transport(comm, device)
-    graph = graph.to(device)
-    torch.manual_seed(0)
-    layers = [LAYERS[name]().to(device) for _ in range(3)]
-    model = torch.nn.ModuleList([torch.nn.Linear(5, 5).to(device), *layers])
-    dropout = nn.Dropout(0.3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    found: list[str] = []
-    for epoch in range(1, 4):
-        FakeDevice.waits.clear()
-        graph.set_epoch(epoch)
-        optimizer.zero_grad()
-        x = model[0](graph.features)
-        for layer in layers:
-            x = dropout(graph, layer(graph, x).relu())
+def groups(comm: Communicator) -> Iterator[Communicator]:
+    """The first 1, 2, 3 ... ranks, on those that are among them."""
+    for size in range(1, comm.size + 1):
+        part = comm.mpi.Split(0 if comm.rank < size else 1, comm.rank)
+        if comm.rank < size:
+            yield Communicator(part)
+
+
+class Epochs:
+    """Layers of a kind with dropout between, trained on a small graph."""
+
+    def __init__(
+        self, comm: Communicator, kind: str, width: int, mode: str, halo_buffer: int
+    ) -> None:
+        self.comm, self.device = comm, pick_device(comm, "cuda")
+        graph = distribute(GRAPH, comm, halo_buffer=halo_buffer, mode=mode)
+        graph.ring.transport = choose_transport(comm, self.device)
+        self.graph: PartitionedGraph = graph.to(self.device)
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(5, width), *(LAYERS[kind](width) for _ in range(2))]
+        self.model = torch.nn.ModuleList(layers).to(self.device)
+        self.dropout = nn.Dropout(0.3)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.number = self.messages = 0
+        self.graph.ring.send = self._counted  # type: ignore[method-assign]
+
+    def _counted(self, *given: Any) -> Any:
+        self.messages += given[-1] == _DATA_TAG  # replies belong to what they answer
+        return Ring.send(self.graph.ring, *given)
+
+    def run(self) -> list[tuple[int, int]]:
+        """One: how many messages forward and backward sent, and how many launches they took."""
+        self.number += 1
+        self.graph.set_epoch(self.number)
+        self.optimizer.zero_grad()
+        x = self.model[0](self.graph.features)
+        for layer in self.model[1:]:
+            x = self.dropout(self.graph, layer(self.graph, x).relu())
         loss = x.square().sum()
+        taken = [self._taken()]
         loss.backward()
-        hpcgnn.sum_gradients(model, comm)
-        optimizer.step()
-        comm.allreduce(float(loss.detach()))
-        found = list(FakeDevice.waits)
-    return found
+        taken.append(self._taken())
+        hpcgnn.sum_gradients(self.model, self.comm)
+        self.optimizer.step()
+        self.comm.allreduce(float(loss.detach()))
+        return taken
+
+    def _taken(self) -> tuple[int, int]:
+        """Since it was asked for last."""
+        found = self.messages, len(FakeDevice.launched)
+        self.messages = 0
+        FakeDevice.launched.clear()
+        return found
+
+
+GRAPH = random_graph(40, 160, num_relations=3)
+
+
+def waits(comm: Communicator, kind: str, mode: str) -> list[str]:
+    """What the host waited for in an epoch after the first."""
+    epochs = Epochs(comm, kind, NARROW, mode, SMALL)
+    epochs.run()
+    FakeDevice.waits.clear()
+    epochs.run()
+    return list(FakeDevice.waits)
+
+
+def launches(comm: Communicator, kind: str) -> list[float]:
+    """Of a message, forward and backward: what more messages take more."""
+    many, few = (Epochs(comm, kind, WIDE, "sar", size) for size in (SMALL, LARGE))
+    found = []
+    for epochs in (many, few):
+        epochs.run()
+        epochs._taken()
+        found.append(epochs.run())
+    more = [
+        [comm.allreduce(a - b) for a, b in zip(*taken, strict=True)]
+        for taken in zip(*found, strict=True)
+    ]
+    return [launched / messages for messages, launched in more]
 
 
 def count(comm: Communicator) -> int:
-    """1 where an epoch waits too often, which is printed."""
-    device, wrong = pick_device(comm, "cuda"), 0
-    for name in LAYERS:
-        found = waits(comm, name, device)
-        if not 1 <= len(found) <= MOST:
+    """1 where an epoch waits too often or a message takes too many launches, which is printed."""
+    wrong = 0
+    for kind, most in MOST_LAUNCHES.items():
+        found = launches(comm, kind)
+        if any(number > limit for number, limit in zip(found, most, strict=True)):
             wrong = 1
-            print(f"rank {comm.rank}: {name} waits {len(found)} times: {found}", file=sys.stderr)
+            print(f"rank {comm.rank}: {kind} launches {found} kernels a message", file=sys.stderr)
+    hubs.MANY = hubs.SETTLED = 1  # everything is a hub
+    for group in groups(comm):
+        modes = MODES if group.size == comm.size else MODES[:1]
+        for kind, mode in ((kind, mode) for kind in LAYERS for mode in modes):
+            found = waits(group, kind, mode)
+            if not 1 <= len(found) <= MOST:
+                wrong = 1
+                where = f"rank {group.rank} of {group.size}: {kind}, mode {mode}"
+                print(f"{where}, waits {len(found)} times: {found}", file=sys.stderr)
     return wrong
 
 

@@ -29,6 +29,13 @@ _WAITING = (
     _aten.unique_consecutive,
     _aten.equal,
 )
+_NO_LAUNCH = ("detach", "alias", "lift_fresh", "_unsafe_view", "_local_scalar_dense")
+
+
+def is_launch(func: Any) -> bool:
+    """Whether a GPU is sent work for this operation: not for views, new memory, single numbers."""
+    name = func.overloadpacket.__name__
+    return not (func.is_view or "empty" in name or name in _NO_LAUNCH)
 
 
 class FakeTensor(Tensor):
@@ -72,9 +79,11 @@ class FakeDevice(TorchDispatchMode):
 
     Attributes:
         waits: operations for which the host would have waited until the GPU had done its work.
+        launched: operations that a GPU would have been sent, but copies from and to the host.
     """
 
     waits: ClassVar[list[str]] = []
+    launched: ClassVar[list[str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -90,11 +99,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if fake:
         _refuse_mixture(func, args, tensors)
     wanted = kwargs.get("device")
-    if fake and _waits(func, args, kwargs):
-        FakeDevice.waits.append(str(func))
     on_device = fake if wanted is None else torch.device(wanted).type == DEVICE.type
     if func is _aten.copy_.default:
         on_device = isinstance(args[0], FakeTensor)
+    copies = func in _COPIES
+    crosses = _is_mixture(tensors) or (copies and fake != on_device)
+    behind = copies and (kwargs.get("non_blocking") or True in args[2:])
+    if (crosses and not behind) or (fake and _waits(func, args)):
+        FakeDevice.waits.append(str(func))
+    if on_device and is_launch(func) and not (copies and crosses):
+        FakeDevice.launched.append(func.overloadpacket.__name__)
     plain = dict(kwargs)
     if wanted is not None:
         plain["device"] = torch.device("cpu")
@@ -107,18 +121,18 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, result) if fake else result
 
 
-def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+def _waits(func: Any, args: Any) -> bool:
     """Whether the host needs what the GPU computes to go on."""
-    if func in _COPIES:
-        to_host = not isinstance(args[0], FakeTensor)
-        if func is _aten._to_copy.default:
-            to_host = torch.device(kwargs.get("device") or DEVICE).type == "cpu"
-        return to_host and not kwargs.get("non_blocking") and True not in args[2:]
     if func in _INDEXING:
         masks = (torch.bool, torch.uint8)
         indices = [index for index in args[1] if isinstance(index, Tensor)]
         return any(index.dtype in masks for index in indices)
     return func.overloadpacket in _WAITING
+
+
+def _is_mixture(tensors: list[Tensor]) -> bool:
+    """Arrays of the host and of the GPU, so that one is copied; single numbers go with a launch."""
+    return len({isinstance(tensor, FakeTensor) for tensor in tensors if tensor.dim()}) == 2
 
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:

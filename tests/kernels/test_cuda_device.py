@@ -64,6 +64,11 @@ def test_sums_and_maxima(width, dtype, gpu):
     assert torch.equal(ties.cpu(), ties_cpu)
 
 
+@pytest.mark.parametrize("width", [7, 64, 300])
+def test_sums_are_scaled_as_they_are_written(width, gpu):
+    sums.scaled_as_they_are_written(width, gpu)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dropout_masks_are_bitwise_those_of_the_cpu(dtype, gpu):
     x, ids = matrix(1000, 77, dtype, 1), torch.arange(1000) * 10**12 - 7

@@ -21,6 +21,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.cuda import shapes
 from hpcgnn.sar.products import RowLayout
 from hpcgnn.sar.stream import Payload
+from tests.fake_device.tensors import is_launch
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
@@ -332,6 +333,11 @@ def test_rows_count_by_a_scale(width, short_rows):
         sums.test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype)
 
 
+@pytest.mark.parametrize("width", [1, 8, 33])
+def test_sums_are_scaled_as_they_are_written(width, short_rows):
+    sums.scaled_as_they_are_written(width, torch.device("cpu"))
+
+
 def test_sums_overwrite_what_they_are_asked_to(short_rows):
     for listed in (False, True):
         edges = random_edges(30, 9, 150, weighted=True, listed_rows=listed)
@@ -349,7 +355,7 @@ def test_sums_overwrite_what_they_are_asked_to(short_rows):
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch's operations that a GPU would be sent: not views and new memory."""
+    """Counts torch's operations that a GPU would be sent."""
 
     def __init__(self):
         super().__init__()
@@ -357,10 +363,8 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        views = "empty" in name or name in ("detach", "alias") or func.is_view
-        if not views:
-            self.names.append(name)
+        if is_launch(func):
+            self.names.append(func.overloadpacket.__name__)
         return result
 
 

@@ -52,6 +52,31 @@ def test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype):
         kernels.spmm(edges.block, x, out, scale_M=scale[:8].clone())
 
 
+def scaled_as_they_are_written(width, device):
+    """On a GPU, with a loop at each node as GCN has them, and messages after it; hubs, too."""
+    edges = random_edges(40, 40, 9000, seed=width, weighted=True)
+    part = random_edges(40, 9, 60, seed=width, listed_rows=True)
+    here, there = (one.block.to(device) for one in (edges, part))
+    scale, loop, by = (torch.rand(40) + 0.3 for _ in range(3))
+    after = kernels.RowScale(scale.to(device), loop.to(device))
+    for dtype in (torch.float32, torch.bfloat16):
+        x, more = matrix(40, width, dtype, 1, pad=0), matrix(9, width, dtype, 2, pad=0)
+        out = torch.full((40, width), torch.nan, device=device)
+        given = {"scale_M": by.to(device), "after": after}
+        kernels.spmm(here, x.to(device), out, adds=False, **given)
+        kernels.spmm(there, more.to(device), out, after=kernels.RowScale(after.scale_N))
+        terms = product(edges, x * by[:, None]) + loop.double()[:, None] * x
+        expected = scale.double()[:, None] * (terms + product(part, more))
+        torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(InputError, match=r"after\.loop needs adds=False"):
+        kernels.spmm(here, x.to(device), out, after=after)
+
+
+def test_cpus_scale_no_sums_as_they_are_written():
+    with pytest.raises(InputError, match="on a GPU alone"):
+        scaled_as_they_are_written(4, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gathers_rows_of_bfloat16_as_the_floats_they_are(width):
     for weighted in (False, True):

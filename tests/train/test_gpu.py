@@ -284,7 +284,7 @@ def test_the_table_of_speeds(machine):
     ours = [row for row in json.loads(done.stdout)["rows"] if row["implementation"] == "hpcgnn"]
     layers = [row for row in ours if not row["operation"].startswith("kernel ")]
     assert len(layers) == 4 and all(row["peak_bytes"] is not None for row in layers)
-    assert len(ours) == 4 + 2 * 3  # kernels in float32 and bfloat16
+    assert len(ours) == 4 + 2 * 5  # kernels in float32 and bfloat16
 
 
 @machines("ranks", fake=[3], only_real=[1, 2, 4])
@@ -294,7 +294,8 @@ def test_every_layer(machine, ranks):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(("machine", "ranks"), [("fake", 1), ("fake", 2)], indirect=["machine"])
-def test_an_epoch_makes_the_host_wait_twice_at_most(machine, ranks):
-    done = machine.run(ranks, module="tests.fake_device.synchronisations")
+@pytest.mark.parametrize("machine", ["fake"], indirect=True)
+def test_an_epoch_makes_the_host_wait_twice_at_most(machine):
+    """On 1, 2 and 3 ranks, on 3 in every mode; and a message of attention takes few launches."""
+    done = machine.run(3, module="tests.fake_device.synchronisations")
     assert done.returncode == 0, done.stderr[-2000:]

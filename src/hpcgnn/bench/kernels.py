@@ -72,10 +72,11 @@ def _line(row: Row) -> str:
     return text
 
 
-def run(case: Case, comm: Communicator, repeat: int) -> list[Row]:
+def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True) -> list[Row]:
     """All operations of all implementations; one rank. Every peer has a process of its own."""
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(closing(Worker(name, case))) for name in PEERS}
+        names = PEERS if with_peers else ()
+        workers = {name: stack.enter_context(closing(Worker(name, case))) for name in names}
         graph = one_part(power_law_edges(case), comm)
         rows = []
         for operation, ours in (_sums(case, graph) | _attention(case, graph)).items():

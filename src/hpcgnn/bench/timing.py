@@ -191,6 +191,10 @@ def _works(
     softmax = kernels.RunningSoftmax.zeros(nodes, heads, total, dtype=wide, device=device)
     grads = kernels.GATGradients(rows(total, wide), torch.zeros_like(s), torch.zeros_like(s))
     scoring = kernels.Scoring(slope=0.2)
+    att = torch.randn(heads, channels, device=device, dtype=wide)
+    ends = kernels.Projections(z, rows(total), att)
+    result = kernels.ResultGradient(g, lse, d)
+    both = kernels.GATv2Gradients(grads.z, rows(total, wide), torch.zeros_like(att))
     shape = f"{heads} x {channels}"
     return {
         f"sum, width {width}": Work(
@@ -204,5 +208,15 @@ def _works(
         f"attention {shape} backward": Work(
             lambda: kernels.gat_backward(block, destinations, sources, grads, scoring),
             edges * (total * size + 4 * heads * sums + _INDEX) + nodes * total * (size + 2 * sums),
+        ),
+        f"GATv2 {shape} forward": Work(
+            lambda: kernels.gatv2_forward(block, ends, softmax, scoring),
+            edges * (total * size + _INDEX) + nodes * total * (size + 2 * sums),
+        ),
+        # By destination, which gathers zl; then by source, which gathers zr, g, lse and d.
+        f"GATv2 {shape} backward": Work(
+            lambda: kernels.gatv2_backward(block, ends, result, both, scoring),
+            edges * (3 * total * size + 2 * heads * sums + 2 * _INDEX)
+            + nodes * total * (3 * size + 4 * sums),
         ),
     }

@@ -141,12 +141,17 @@ def _add_peers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         metavar="PEER",
         help=f"which of them ({', '.join(names)})",
     )
+    _add_no_peers(parser)
+
+
+def _add_no_peers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     _add_numbers(parser, _KERNELS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    _add_no_peers(parser)
     _add_outputs(parser)
 
 
@@ -210,7 +215,7 @@ def _kernels(args: argparse.Namespace, comm: Communicator) -> None:
     torch.set_num_threads(args.threads)
     sizes = (args.nodes, args.edges, args.width, args.heads, args.channels)
     case = Case(*sizes, args.device, args.threads)
-    rows, name = measure(case, comm, args.repeat), None
+    rows, name = measure(case, comm, args.repeat, with_peers=not args.no_peers), None
     if args.device == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
         name = card.describe(device, copy_bandwidth(device, args.repeat))

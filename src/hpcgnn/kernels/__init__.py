@@ -20,7 +20,7 @@ from hpcgnn.kernels.attention import (
     Scoring,
     Sources,
 )
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.chunks import (
     column_range,
     columns_between,
@@ -57,6 +57,7 @@ __all__ = [
     "GATv2Gradients",
     "Projections",
     "ResultGradient",
+    "RowScale",
     "RunningSoftmax",
     "Scoring",
     "Sources",

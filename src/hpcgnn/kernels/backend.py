@@ -21,7 +21,7 @@ from hpcgnn.kernels.attention import (
     Scoring,
     Sources,
 )
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.masks import Stream
 from hpcgnn.timeline import profiled, span
 
@@ -56,6 +56,7 @@ class Backend(Protocol):
         rows: Rows,
         adds: bool,
         scale: Tensor | None = None,
+        after: RowScale | None = None,
     ) -> None: ...
 
     def spmm_max(

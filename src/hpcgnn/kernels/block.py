@@ -79,3 +79,15 @@ class Block(Derived):
     @property
     def device(self) -> torch.device:
         return self.begin.device
+
+
+@dataclass(frozen=True)
+class RowScale:
+    """What is done to a row's sum before it is written: `scale[i] * (sum + loop[i] * x[i])`.
+
+    Attributes:
+        scale_N, loop_N: `[local rows]`, in the type of sums; without `loop` 0.
+    """
+
+    scale_N: Tensor
+    loop_N: Tensor | None = None

@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.backend import Parts, backend
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, RowScale
 
 
 class ThreadSums:
@@ -41,6 +41,7 @@ def spmm(
     rows: tuple[int, int] | None = None,
     adds: bool = True,
     scale_M: Tensor | None = None,
+    after: RowScale | None = None,
 ) -> None:
     """out[row] += sum over the row's edges e of weight_e * x[column_e] (weight 1 without weights).
 
@@ -50,6 +51,8 @@ def spmm(
         adds: whether `out` counts; else the block's rows of it are overwritten and never read.
         scale_M: `[block.num_columns]`, in the type of sums: rows of x count so many times, as if
             they had been multiplied by it before, to the bit.
+        after: what each sum counts, on a GPU alone; its loops where `adds` is False and columns are
+            the local rows.
     """
     width = x_MF.shape[-1]
     checks.gathered("x", x_MF)
@@ -58,7 +61,20 @@ def spmm(
     checks.added_to("out", out_NF, like=x_MF, rows=checks.num_local_rows(block), width=width)
     wide = checks.sum_type(x_MF.dtype)
     checks.vector("scale", scale_M, wide, x_MF.device, block.num_columns)
-    backend(x_MF.device).spmm(block, x_MF, out_NF, checks.row_range(block, rows), adds, scale_M)
+    _check_after(block, x_MF, after, adds)
+    piece = checks.row_range(block, rows)
+    backend(x_MF.device).spmm(block, x_MF, out_NF, piece, adds, scale_M, after)
+
+
+def _check_after(block: Block, x_MF: Tensor, after: RowScale | None, adds: bool) -> None:
+    if after is None:
+        return
+    for name, vector_N in (("after.scale", after.scale_N), ("after.loop", after.loop_N)):
+        wide, least = checks.sum_type(x_MF.dtype), checks.num_local_rows(block)
+        checks.vector(name, vector_N, wide, x_MF.device, least)
+    square = block.rows is None and block.num_columns >= block.num_rows
+    if after.loop_N is not None and (adds or not square):
+        raise InputError("kernels: after.loop needs adds=False and local rows as columns")
 
 
 def spmm_max(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
@@ -124,11 +125,11 @@ def _times(
     """
     scale_N1, missing_N1 = normalisation(graph, loop)
     scale_N1 = scale_N1.to(sum_type(x_NF.dtype))
+    if x_NF.is_cuda:
+        loop_N = None if missing_N1 is None else (scale_N1 * missing_N1)[:, 0]
+        after = kernels.RowScale(scale_N1[:, 0], loop_N)
+        return multiply(graph, edges, x_NF, True, where, wire, scale_N1[:, 0], after)
     out_NF = multiply(graph, edges, x_NF, True, where, wire, scale_N1[:, 0])
-    if out_NF.is_cuda:
-        if missing_N1 is not None:
-            out_NF.addcmul_(x_NF.to(out_NF.dtype), scale_N1 * missing_N1)
-        return out_NF.mul_(scale_N1)
     step = max(1, _CACHED // max(1, out_NF.shape[1] * out_NF.itemsize))
     for low in range(0, len(out_NF), step):
         rows = slice(low, low + step)

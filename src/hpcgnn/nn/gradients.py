@@ -91,13 +91,21 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
     flat = own if comm.size == 1 else comm.allreduce(own.cpu(), where="gradients")
     if not bool(torch.isfinite(flat).all()):
         return False
-    flat = flat.to(own.device)
+    flat = _sent(flat, own.device)
     offset = 0
     for parameter in shared:
         size = parameter.numel()
         parameter.grad = flat[offset : offset + size].view_as(parameter).to(parameter.dtype)
         offset += size
     return True
+
+
+def _sent(flat: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, for which the host does not wait."""
+    if flat.device == device:
+        return flat
+    pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=device.type == "cuda")
+    return pinned.copy_(flat).to(device, non_blocking=True)
 
 
 def first_not_finite(

@@ -182,12 +182,14 @@ def multiply(
     where: str,
     wire: torch.dtype | None = None,
     scale_N: Tensor | None = None,
+    after: kernels.RowScale | None = None,
 ) -> Tensor:
     """Adjacency (or its transpose, by `edges`) times features; collective.
 
     Args:
         wire: the type in which rows travel; that of `x_NF` by default.
         scale_N: `[n]`, in the type of sums, by which each row counts.
+        after: what is done to the sums, on a GPU alone.
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
@@ -207,8 +209,9 @@ def multiply(
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
+        own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are here
         for rows in work(block, edges.num_parts):
-            kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M)
+            kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M, after=own)
             exchange.progress()
     return out_NF
 

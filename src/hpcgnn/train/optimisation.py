@@ -228,17 +228,16 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float, comm: Com
         The norm before.
     """
     squares, own = 0.0, 0.0
-    sharded = False
-    for parameter in parameters:
-        here = is_sharded(parameter)
-        sharded |= here
-        if parameter.grad is not None:
-            square = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)) ** 2
-            if here:
-                own += square
-            else:
-                squares += square
-    if sharded:
+    learned = [(p, p.grad) for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for _, grad in learned]
+    # In one tensor, so that the host waits for a GPU once.
+    found = torch.stack(norms).tolist() if norms else []
+    for (parameter, _), one in zip(learned, found, strict=True):
+        if is_sharded(parameter):
+            own += one**2
+        else:
+            squares += one**2
+    if any(is_sharded(parameter) for parameter in parameters):
         squares += comm.allreduce(own, where="norm of the gradients")
     norm = math.sqrt(squares)
     scale = limit / (norm + 1e-6)

@@ -8,8 +8,9 @@ from ctypes import c_double, c_int64
 import torch
 from torch import Tensor
 
+from hpcgnn.errors import InputError
 from hpcgnn.kernels.backend import Parts
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.cpu.gat import gat_backward as gat_backward
 from hpcgnn.kernels.cpu.gat import gat_forward as gat_forward
 from hpcgnn.kernels.cpu.gat import gatv2_backward as gatv2_backward
@@ -61,7 +62,10 @@ def spmm(
     rows: tuple[int, int],
     adds: bool,
     scale: Tensor | None = None,
+    after: RowScale | None = None,
 ) -> None:
+    if after is not None:
+        raise InputError("kernels: sums are scaled as they are written on a GPU alone")
     function("spmm")(
         ctypes.byref(edges(block, rows)),
         kind(x),

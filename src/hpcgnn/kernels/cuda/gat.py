@@ -319,25 +319,27 @@ def add_hubs(
 
 
 @dataclass(frozen=True)
-class _Longest:
+class _Bounds:
     """What bounds rows of `heads` heads: the largest |x|^2 of a head, and the largest |scalar|.
 
-    Both as the bits of numbers in the type of sums, in words of which one lies in each column.
+    Both as the bits of numbers in the type of sums, in words of which one lies in each column. For
+    destinations also the sums of `_Units`, which are 0 whenever nobody is adding to them.
     """
 
     heads: int
 
-    def build(self, given: Sources | Destinations, /) -> Tensor:
+    def build(self, given: Sources | Destinations, /) -> tuple[Tensor, Tensor]:
         scalars: Tensor | None = None
         if isinstance(given, Sources):
-            x = given.z
+            x, summed = given.z, 0
         else:
-            x, scalars = given.g, given.d
+            x, scalars, summed = given.g, given.d, len(given.g)
+        sums = torch.empty(summed, self.heads, dtype=torch.int64, device=x.device)
         wide = torch.int64 if x.dtype == torch.float64 else torch.int32
         found = torch.zeros(2, dtype=wide, device=x.device)
         rows = len(x)
         if rows == 0:
-            return found
+            return found, sums
         kernel = Kernel.of(self.heads, (x,))
         shape = kernel.shape
         blocks, tiles = shape.blocks(rows, together=shape.groups)
@@ -349,13 +351,13 @@ class _Longest:
                 *matrix(x),
                 *matrix(scalars),
                 np.int64(rows),
-                *map(pointer, (found[:1], found[1:])),
+                *map(pointer, (found[:1], found[1:], sums if summed else None)),
                 *map(np.int32, (self.heads, kernel.channels)),
                 *shape.logs,
             ),
             x.device,
         )
-        return found
+        return found, sums
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,8 @@ class _Units:
     @staticmethod
     def of(destinations: Destinations, sources: Sources, scoring: Scoring) -> _Units:
         g, heads = destinations.g, sources.s.shape[1]
-        there, here = (given.derived(_Longest(heads)) for given in (destinations, sources))
+        there, sums = destinations.derived(_Bounds(heads))
+        here, _ = sources.derived(_Bounds(heads))
         kept = 1 - scoring.dropout.p if scoring.dropout is not None else 1.0
         kind = real(g.dtype)
         arguments = (
@@ -380,11 +383,10 @@ class _Units:
             kind(1 / kept),
             kind(max(1.0, abs(scoring.slope))),
         )
-        sums = torch.zeros(g.shape[0], heads, dtype=torch.int64, device=g.device)
         return _Units(sums, g.dtype, arguments)
 
     def add_to(self, grad_t: Tensor, num_rows: int) -> None:
-        """What the sums of the first `num_rows` rows come to."""
+        """What the sums of the first `num_rows` rows come to; of the others nobody was added to."""
         heads = self.sums.shape[1]
         launch(
             "gat_units",

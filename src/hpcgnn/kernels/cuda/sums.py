@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.kernels.backend import Rows
-from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, split_of
 from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
@@ -31,20 +31,27 @@ def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
 
 
 def spmm(
-    block: Block, x: Tensor, out: Tensor, rows: Rows, adds: bool, scale: Tensor | None = None
+    block: Block,
+    x: Tensor,
+    out: Tensor,
+    rows: Rows,
+    adds: bool,
+    scale: Tensor | None = None,
+    after: RowScale | None = None,
 ) -> None:
     split, width = split_of(block), x.shape[1]
     if rows[0] == rows[1] or width == 0:
         return
     if split.num_edges == 0 and adds:
         return
-    _spmm(block, x, scale, out, rows, split.mean_degree, adds=adds)
+    _spmm(block, x, scale, out, rows, split.mean_degree, adds=adds, after=after)
     hubs = split.hubs(rows)
     if hubs is not None:
         part = x.new_empty(hubs.last - hubs.first, width, dtype=sum_type(x.dtype))
         chunks = (hubs.first, hubs.last)
         _spmm(hubs.chunks, x, scale, part, chunks, LONGEST, partial=True, adds=False)
-        spmm(hubs.join, part, out, (hubs.low, hubs.high), adds)
+        after = None if after is None else RowScale(after.scale_N)
+        spmm(hubs.join, part, out, (hubs.low, hubs.high), True, None, after)
 
 
 def _spmm(
@@ -57,6 +64,7 @@ def _spmm(
     *,
     partial: bool = False,
     adds: bool = True,
+    after: RowScale | None = None,
 ) -> None:
     width, weight = x.shape[1], block.weight
     vector = vector_width(width, (x, out))
@@ -70,6 +78,8 @@ def _spmm(
             *edges(block, rows, LONGEST),
             pointer(weight),
             pointer(scale),
+            pointer(None if after is None else after.scale_N),
+            pointer(None if after is None else after.loop_N),
             *matrix(x),
             *matrix(out),
             *map(np.int32, (width, shape.lanes_log, shape.span_log, partial, adds)),

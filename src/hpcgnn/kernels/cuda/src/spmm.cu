@@ -1,5 +1,6 @@
 // out[row] += sum over the row's edges of weight * x[column], or weight * (scale[column] *
-// x[column]); without `adds`, out[row] = it.
+// x[column]); without `adds`, out[row] = it. With `after`, the sum counts after[row] times, and with
+// `loop`, loop[row] * x[row] is one of its terms.
 #include "common.cuh"
 
 // What edges have beside their columns. SCALED: the weight may be null.
@@ -15,11 +16,13 @@ DEVICE double rounded_product(double a, double b) {
     return __dmul_rn(a, b);
 }
 
-// With `partial`, row k of the block goes to row k - first of `out`.
+// With `partial`, row k of the block goes to row k - first of `out`. Rows of too many edges have
+// none here, so that their sums are to be added.
 template <class X, class O, int V, int KIND>
 KERNEL(8)
-spmm(EDGES, const float* weight, const Sum<X>* scale, const X* x, i64 x_stride, O* out, i64 out_stride, int width,
-     int lanes_log, int span_log, int partial, int adds) {
+spmm(EDGES, const float* weight, const Sum<X>* scale, const Sum<X>* after, const Sum<X>* loop,
+     const X* x, i64 x_stride, O* out, i64 out_stride, int width, int lanes_log, int span_log,
+     int partial, int adds) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const Place place = place_of<V>(first, width, lanes_log, span_log);
@@ -55,10 +58,21 @@ spmm(EDGES, const float* weight, const Sum<X>* scale, const X* x, i64 x_stride, 
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], 1 << lanes_log, 1 << span_log);
-    if (place.group > 0 || !place.inside || !row.there) return;
+    if (place.group > 0 || !place.inside || place.k >= last || (adds && row.count == 0)) return;
+    if (loop) {
+        const A by = loop[row.local];
+        const Pack<X, V> own = gather<X, V>(source + row.local * x_stride);
+#pragma unroll
+        for (int v = 0; v < V; v++) sum[v] += by * widen(own.at[v]);
+    }
+    if (after) {
+        const A by = after[row.local];
+#pragma unroll
+        for (int v = 0; v < V; v++) sum[v] *= by;
+    }
     O* to = out + (partial ? place.k - first : row.local) * out_stride + place.column;
-    if (!adds)
-        set_to<O, V>(to, sum);
-    else if (row.count > 0)
+    if (adds)
         add_to<O, V>(to, sum);
+    else
+        set_to<O, V>(to, sum);
 }
