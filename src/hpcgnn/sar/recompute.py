@@ -99,13 +99,14 @@ class _Call:
         """What is to be the same in backward: the tensors that it learns, some of the result."""
         self.sample = _sample(found)
         # Not beyond x, where others learn.
-        seen, queue = {getattr(x, "grad_fn", None), None}, [found.grad_fn]
+        seen: set[Any] = {getattr(x, "grad_fn", None), None}
+        queue: list[Any] = [found.grad_fn]
         while queue:
             node = queue.pop()
             if node in seen:
                 continue
             seen.add(node)
-            queue += [parent for parent, _ in node.next_functions]  # type: ignore[union-attr]
+            queue += [parent for parent, _ in node.next_functions]
             leaf = getattr(node, "variable", None)
             if leaf is not None:
                 self.versions.append((weakref.ref(leaf), leaf._version))
