@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import hpcgnn
 from hpcgnn import nn
@@ -183,7 +182,7 @@ def test_modes_of_modules_around_a_function_hold_in_backward(graph, kind):
     number = np.arange(8) * graph.comm.size + graph.comm.rank
     pairs = NodePairs(number % 7, number % 5, number)
 
-    def go(between) -> Tensor:
+    def go(between):
         torch.manual_seed(3)
         layer.zero_grad()
         x = torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)

@@ -146,8 +146,9 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
     target = folder / PAGE
     replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
-    for drawing in () if replaces else drawings:
-        _check_figure(folder / f"{drawing.name}.png", force)
+    if not replaces:
+        for drawing in drawings:
+            _check_figure(folder / f"{drawing.name}.png", force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:
