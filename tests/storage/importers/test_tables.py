@@ -95,7 +95,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         "--split-ratio",
         "2,1,1",
     )
-    assert "ignored: note" in capfd.readouterr().err
+    assert "e.csv: in n.csv, ignored: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
         encoding = graph.read_encoding()
@@ -224,6 +224,7 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
     assert "line 2, y: is none of the classes that are known (found 'green')" in said
 
 
+MASKS = ("--split-column", "s,t,u")
 LONG = "a,b\n7,8\n7," + "1" * 200_000
 
 
@@ -245,6 +246,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
         ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
+        ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
         ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
@@ -329,6 +331,17 @@ def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
     with GraphFile(path) as graph:
         assert graph.num_classes == 0
         np.testing.assert_array_equal(graph.read_nodes(0, 3).labels, np.float32([0.5, np.nan, -2]))
+
+
+def test_masks_as_pandas_writes_them(made, tmp_path):
+    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
+    text = "id,s,t,u\np,True,False,False\nq,False,False,True\nr,,,\n"
+    nodes = write(tmp_path / "n.csv", text)
+    with GraphFile(made(edges, nodes, *ENDS, "--nodes", 1, "--id", "id", *MASKS)) as graph:
+        assert graph.read_nodes(0, 3).split.ravel().tolist() == [1, 3, 0]
+    konect = write(tmp_path / "out.toy", "% asym unweighted\n1 2\n2 3\n")
+    with GraphFile(made(konect)) as graph:
+        assert graph.num_edges == 2
 
 
 def test_ids_that_look_like_numbers(made, tmp_path):

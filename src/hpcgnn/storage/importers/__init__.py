@@ -68,6 +68,8 @@ def _guess(path: Path) -> str:
         return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
+    if name.startswith("out."):  # KONECT
+        return "edges"
     if suffix == ".npz":
         return "triples" if npz.is_triples(path) else "npz"
     known = {

@@ -15,11 +15,12 @@ from hpcgnn.storage.importers import table_files
 from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.spool import Scratch, sorted_slabs
-from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
+from hpcgnn.storage.importers.table_files import TEXT, Batch, TableFile
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 
 _SETS = ("train", "valid", "test")
 _CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
+_MASKS = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _ENTRY = np.dtype([("key", np.int64), ("row", np.int64)])
 _CODE = np.dtype([("row", np.int64), ("code", np.int8)])
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -109,14 +110,16 @@ def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterato
             file=tables[0].path,
             value=",".join(columns),
         )
-    for batch in batches(tables, dict.fromkeys(columns, NUMBER), id=id):
-        masks = np.nan_to_num(numbers(batch, columns))
+    for batch in batches(tables, dict.fromkeys(columns, TEXT), id=id):
+        nothing = pa.nulls(batch.num_rows, pa.string())
+        texts = [batch.columns.get(name, nothing).to_pylist() for name in columns]
+        found = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
+        masks = np.array(found).T
         wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise batch.error(
-                columns[0], row, "masks are 0 and 1, and one of them", masks[row].tolist()
-            )
+            text = "masks are 0 and 1, or false and true, and one of them"
+            raise batch.error(columns[0], row, text, [one[row] for one in texts])
         yield (masks @ np.arange(1, 4)).astype(np.int8)
 
 

@@ -275,7 +275,8 @@ class _Reading:
                 folders = [f"{key} (in the names of folders)" for key in keys]
                 unused += sorted(name for name in folders if name not in unused)
             if unused:
-                self.notes.append(f"ignored: {', '.join(unused)}")
+                where = "" if tables is self.edge_tables else f"in {tables[0].path.name}, "
+                self.notes.append(f"{where}ignored: {', '.join(unused)}")
 
     def begin(self, scratch: Scratch) -> None:
         """Look at all rows once, where categories, classes or means must be known."""
