@@ -115,7 +115,7 @@ def _bounds(comm: Communicator, slabs: Slabs, callers: int) -> Int64:
     if (np.diff(bounds) > 0).all() and callers == comm.size:
         return bounds
     before = np.searchsorted(calling(comm.size, callers), np.arange(comm.size + 1))
-    return num_nodes * before // callers
+    return np.asarray(num_nodes * before // callers, np.int64)
 
 
 def _call(
