@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hpcgnn.models.build import build_model
 from hpcgnn.models.segments import layers_together
@@ -84,9 +85,13 @@ class Arrays(TorchDispatchMode):
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        before = {tensor.untyped_storage()._cdata for tensor in given}  # of views, not made here
         result = func(*args, **(kwargs or {}))
-        for tensor in [result] if isinstance(result, torch.Tensor) else []:
+        for tensor in [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]:
             storage = tensor.untyped_storage()
+            if storage._cdata in before:
+                continue
             self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         return result
 
