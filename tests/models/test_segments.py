@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hpcgnn.models.build import build_model
 from hpcgnn.models.segments import layers_together
@@ -78,21 +78,19 @@ def test_gradients_of_what_is_kept_in_bfloat16(comm, name):
 
 
 class Arrays(TorchDispatchMode):
-    """What operations made while this was entered, with its bytes."""
+    """What operations made while this was entered, with its bytes; no views of what is `known`."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        before = {tensor.untyped_storage()._cdata for tensor in given}  # of views, not made here
         result = func(*args, **(kwargs or {}))
-        for tensor in [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]:
+        for tensor in [result] if isinstance(result, torch.Tensor) else []:
             storage = tensor.untyped_storage()
-            if storage._cdata in before:
-                continue
-            self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+            if storage._cdata not in self.known:
+                self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         return result
 
     def alive(self) -> int:
