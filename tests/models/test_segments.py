@@ -122,7 +122,8 @@ def test_what_a_pass_leaves_for_backward(comm, kind, layers, settings, arrays):
     graph = replace(graph, execution=replace(graph.execution, together=together))
     model = build_model(model_settings, graph, 3, seed=1)
     call = ModelCall(model, graph, "fp32", keep_in)
-    call.training_output()  # what is made at first use
+    with Arrays() as lasting:  # what is made at first use, and seen in every pass
+        call.training_output()
     graph.execution.newest = None
     with Arrays() as found:
         output = call.training_output()
