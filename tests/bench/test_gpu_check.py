@@ -1,0 +1,41 @@
+"""jobs/gpu_check.sh, with parts that need no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "jobs" / "gpu_check.sh"
+
+
+def check(out: Path, *parts: str, **given: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
+    kept |= {"PYTHON": sys.executable, "OUT": str(out), "DEVICE": "cpu", **given}
+    command = ["bash", SCRIPT, *parts]
+    return subprocess.run(command, capture_output=True, text=True, env=kept, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_table_says_what_was_found(tmp_path):
+    sizes = {"WIDTHS": "8 16", "NODES": "300", "EDGES": "2000"}
+    done = check(tmp_path, "speed", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *rows, last = done.stdout.split("\n\n")[-1].splitlines()
+    assert last.split()[:2] == ["speed", "ok"]
+    sums = [row for row in rows if row.startswith("kernel sum, width ")]
+    assert [row.split()[3] for row in sums] == ["8,", "16,"]
+    assert all(" ms " in row and row.endswith(" of a copy") for row in sums)
+    assert sum("kernel GATv2" in row for row in rows) == 4
+    assert (tmp_path / "speed.log").read_text().count("torch.sparse") == 0
+
+
+def test_a_part_ends_in_time_and_unknown_ones_are_refused(tmp_path):
+    done = check(tmp_path, "speed", LIMIT="1")
+    assert done.returncode == 1
+    assert "speed      out of time" in done.stdout.splitlines()[-1]
+    done = check(tmp_path, "sped")
+    assert done.returncode == 2 and "sped: no such part" in done.stderr
