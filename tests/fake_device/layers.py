@@ -90,8 +90,9 @@ def results(
 def compare(comm: Communicator) -> int:
     """1 where a layer differs, which is printed."""
     device, cpu, wrong = pick_device(comm, "cuda"), torch.device("cpu"), 0
-    for name, (layer, whole) in layers().items():
-        for mode in MODES:
+    for number, (name, (layer, whole)) in enumerate(layers().items()):
+        # The fake device is slow: one mode each, as a mode is the same for layers of a kind.
+        for mode in [MODES[number % len(MODES)]] if FAKE else MODES:
             expected = results(layer, whole, comm, cpu, mode)
             found = results(layer, whole, comm, device, mode)
             for key, value in expected.items():

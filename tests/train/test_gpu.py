@@ -289,7 +289,7 @@ def test_the_table_of_speeds(machine):
 
 @machines("ranks", fake=[3], only_real=[1, 2, 4])
 def test_every_layer(machine, ranks):
-    """Output and gradients, in every mode, beside the CPU's."""
+    """Output and gradients, on a real GPU in every mode, beside the CPU's."""
     done = machine.run(ranks, module="tests.fake_device.layers")
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.several_commands import BETWEEN
+
+ROOT = Path(__file__).parents[3]
 # Runs a program and logs from when to when this rank has a file open for writing, and what it gives
 # a name to. A file that Python's open() opened counts to the end. Files that HDF5 itself opens are
 # seen in h5py alone; with its other drivers Python opens them, or MPI.
@@ -59,7 +62,12 @@ sys.addaudithook(audit)
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-HPCGNN = "import sys; from hpcgnn.cli.main import main; sys.exit(main())"
+HPCGNN = """
+import sys
+from tests.train.several_commands import run
+
+sys.exit(run(sys.argv[1:]))
+"""
 CARELESS = """
 import os, sys
 from pathlib import Path
@@ -117,13 +125,14 @@ def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
         (tmp_path / "recorder.py").write_text(RECORDER)
         (tmp_path / "program.py").write_text(code)
         (tmp_path / "written").mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         programs = [tmp_path / "recorder.py", tmp_path / "log", tmp_path / "program.py"]
         done = subprocess.run(
             [mpiexec, "-n", "2", sys.executable, *programs, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
         assert done.returncode == 0, done.stderr
         root = f"{(tmp_path / 'written').resolve()}/"
@@ -142,12 +151,12 @@ def test_no_file_has_two_writers_at_once(ranks, mpirun, tmp_path):
     graph.parent.mkdir()
     sizes = ("--nodes", 200, "--degree", 6, "--features", 4)
     assert mpirun(0, "generate", "sbm", graph, *sizes).returncode == 0
-    ranks(HPCGNN, "partition", graph, "--method", "random", "-o", parts)
+    partition = ("partition", graph, "--method", "random", "-o", parts)
     # Rows of the embedding are each rank's own, so both write into the checkpoints.
     options = ("--embedding", 4, "--hidden", 8, "--epochs", 2, "--checkpoint-every", 1)
-    ranks(HPCGNN, "train", parts, *options, "--run-dir", run, "--profile", 1)
-    best = run / "checkpoints" / "best.h5"
-    first, second = ranks(HPCGNN, "predict", parts, best, "-o", graph.parent / "out.h5")
+    train = ("train", parts, *options, "--run-dir", run, "--profile", 1)
+    predict = ("predict", parts, run / "checkpoints" / "best.h5", "-o", graph.parent / "out.h5")
+    first, second = ranks(HPCGNN, *partition, BETWEEN, *train, BETWEEN, *predict)
     assert not shared(first, second)
     assert {"p.h5", "out.h5", "run/metrics.jsonl", "run/checkpoints/best.h5"} <= first.keys()
     assert any(path.startswith("run/checkpoints/.best.h5") for path in first.keys() & second.keys())
