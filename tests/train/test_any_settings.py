@@ -26,6 +26,7 @@ from hpcgnn.train.configured import configured_trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
+SEEDS = 100
 MODELS = (
     "gcn",
     "sage",
@@ -42,7 +43,6 @@ MODELS = (
     "rgat",
     "deeper",
 )
-SEEDS = 4 * len(MODELS)
 PLAIN = {
     "mode": "oneshot",
     "fewest_rows": False,
