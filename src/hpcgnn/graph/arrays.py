@@ -33,7 +33,7 @@ class Arrays:
             return torch.empty(shape, dtype=dtype, device=device)
         lease = _Lease(self, self._take(num_bytes))
         storage = torch.from_numpy(np.asarray(lease)).untyped_storage()
-        strides = torch.empty(shape, device="meta").stride()
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)  # no view of another
 
     def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

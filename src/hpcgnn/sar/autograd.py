@@ -85,7 +85,8 @@ def is_own(grads: tuple[Tensor, ...]) -> bool:
     Args:
         grads: as the backward took them, the only name that it has for them.
     """
-    return _holders(grads) == _fewest_holders()
+    fewest = _fewest_holders()
+    return fewest is not None and _holders(grads) == fewest
 
 
 def _holders(grads: tuple[Tensor, ...]) -> tuple[int, int, int]:
@@ -100,9 +101,9 @@ def _fewest_holders() -> tuple[int, int, int] | None:
     """What is counted of a gradient that one backward hands to another; None where torch can't."""
     found: list[tuple[int, int, int]] = []
     with torch.enable_grad():
-        leaf = torch.zeros(1, requires_grad=True)
+        leaf = torch.zeros((), requires_grad=True)
         try:
-            _Counted.apply(_Counted.apply(leaf, found), found).backward(leaf.new_ones(1))
+            _Counted.apply(_Counted.apply(leaf, found), found).backward()
         except AttributeError:
             return None
     return found[1]

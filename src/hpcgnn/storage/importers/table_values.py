@@ -113,8 +113,8 @@ def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterato
     for batch in batches(tables, dict.fromkeys(columns, TEXT), id=id):
         nothing = pa.nulls(batch.num_rows, pa.string())
         texts = [batch.columns.get(name, nothing).to_pylist() for name in columns]
-        found = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
-        masks = np.array(found).T
+        codes = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
+        masks = np.array(codes).T
         wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
         if wrong.any():
             row = int(np.argmax(wrong))
