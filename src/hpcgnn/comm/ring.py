@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 _MOST_MESSAGES = 16  # that are posted ahead where they are short
-_LONG = 1 << 24  # bytes of a message
+MESSAGE_BYTES = 1 << 24  # of a message at most: longer ones are no faster
 _NAP = 2e-5  # seconds between two looks at copies that no request stands for
 
 
@@ -435,7 +435,7 @@ class Ring:
         if at_once:
             return LARGEST_MESSAGE // one
         row_bytes = 2 * self.prefetch * one
-        rows = min(self.halo_buffer // row_bytes, max(_LONG // one, 1))
+        rows = min(self.halo_buffer // row_bytes, max(MESSAGE_BYTES // one, 1))
         if rows < 1:
             raise InputError(
                 f"--halo-buffer is too small for one row of {width + reply_width} numbers: "

@@ -11,7 +11,7 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
                   bf16 half of that, and one array in full
     backward      4 n (2.5 H + 2 C)     of the layer that takes most: `BACKWARD`, `FIRST`, `LAST`
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
-    halo buffers  --halo-buffer, or less where 2 * prefetch of the longest messages are less
+    halo buffers  --halo-buffer, or 2 * prefetch of the longest messages, up to 16 MiB each
     base          20 MB                 MPI, threads, files; `PEER` for each other rank; `SPARSE`
 
 The peak is their sum, or what some models need per edge before the first epoch. How far measured
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
+from hpcgnn.comm.ring import MESSAGE_BYTES
 from hpcgnn.graph.features import SLAB_BYTES
 from hpcgnn.models.segments import segments
 from hpcgnn.sar.gat import heads_apart
@@ -495,5 +496,5 @@ def _buffers(shape: Shape, config: Config) -> int:
         return 2 * 4 * rows * widest
     # A slot holds what one of the other ranks sends, if it fits.
     longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
-    needed = round(4 * config.streaming.prefetch * 2 * longest * widest)
-    return min(parse_size(config.streaming.halo_buffer), needed)
+    slot = min(MESSAGE_BYTES, round(4 * 2 * longest * widest))
+    return min(parse_size(config.streaming.halo_buffer), 2 * config.streaming.prefetch * slot)
