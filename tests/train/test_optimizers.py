@@ -40,14 +40,27 @@ def test_they_are_those_of_torch(ours, theirs, settings):
         assert torch.equal(found, expected)
 
 
-def test_no_compiler_is_loaded():
+def test_no_compiler_is_loaded(tmp_path):
+    graph, run = tmp_path / "g.h5", tmp_path / "run"
+    size = ["--nodes", "60", "--degree", "4", "--features", "3", "--classes", "2"]
+    commands = [
+        ["generate", "sbm", str(graph), *size],
+        *(
+            ["train", str(graph), "--model", model, "--epochs", "1", "--run-dir", f"{run}-{model}"]
+            for model in ("sage", "gat")
+        ),
+    ]
     program = (
         "import sys, torch, hpcgnn.train.configured\n"
         "from hpcgnn.train.optimizers import PlainAdam\n"
         "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
         "o = PlainAdam([p]); o.step(); o.load_state_dict(o.state_dict())\n"
-        "print([n for n in ('torch._dynamo', 'sympy', 'pyarrow', 'networkx', 'rich', 'sklearn')"
-        " if n in sys.modules])\n"
+        "def loaded(*names): return [n for n in names if n in sys.modules]\n"
+        "print(loaded('torch._dynamo', 'sympy', 'pyarrow', 'networkx', 'rich', 'sklearn'))\n"
+        "from hpcgnn.cli import main\n"
+        f"assert [main.main(c) for c in {commands}] == [0, 0, 0]\n"
+        "print(loaded('torch._dynamo', 'sympy', 'sklearn'))\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.stdout == "[]\n", result.stderr
+    lines = result.stdout.splitlines()
+    assert lines and lines[0] == lines[-1] == "[]", (lines, result.stderr)
