@@ -57,6 +57,7 @@ KEPT = {
 BACKWARD = {
     "sage": 2.4,
     "gcn": 1.6,
+    "gat": 2.2,
     "gatv2": 3.5,
     "rgcn": 4.0,
     "appnp": 1.5,
@@ -66,7 +67,7 @@ FIRST = 1.6  # of a first layer whose sum is kept: no sum goes back
 APART = 2.75  # of gat, where the gradients of one head come after those of the other
 APART_LAST = (2.5, 2.0)  # LAST there
 OUTPUTS = {"sage": 0, "gcn": 0, "rgcn": 1}  # times C, beside it; others 2
-LAST = {"gat": (2.0, 2.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
+LAST = {"gat": (1.4, 3.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
 LAST_SUM = {"sage": 2.8, "gcn": 2.5}  # times C, beside H, in that of the last layer
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 3  # times the outputs, where heads are computed one after the other
@@ -240,10 +241,8 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
     shared = attention and model.norm == "none" and not model.residual
     kept += model.activation == "elu" and not shared
     kept += attention and model.residual
-    # With ReLU alone after it, a layer keeps what the next one reads; where all heads' gradients
-    # are there at once, that of the ReLU takes the place.
-    fused = shared and model.activation == "relu" and model.blocks == "plain"
-    kept -= fused and _heads_apart(shape, config)
+    # With ReLU alone after it, a layer of gat keeps what the next one reads.
+    kept -= model.kind == "gat" and shared and (model.activation, model.blocks) == ("relu", "plain")
     kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
@@ -316,6 +315,7 @@ def _backward(shape: Shape, config: Config) -> int:
     read, written = found[-1].read, found[-1].written * shape.outputs
     apart = _heads_apart(shape, config)
     times = APART if apart else BACKWARD.get(model.kind, 2.5)
+    times += model.kind == "gat" and model.jumping != "none"  # which holds the gradient, too
     own, numbers = read, read * times * hidden + OUTPUTS.get(model.kind, 2) * written
     if model.head == "conv" and len(found) > 1:  # what the last hidden layer returned is whole
         own = found[-2].read
