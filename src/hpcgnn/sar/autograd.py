@@ -86,7 +86,8 @@ def is_own(grads: tuple[Tensor, ...]) -> bool:
         grads: as the backward took them, the only name that it has for them.
     """
     fewest = _fewest_holders()
-    return fewest is not None and _holders(grads) == fewest
+    # Rows that overlap, as expanded ones do, can't be written apart.
+    return fewest is not None and grads[0].is_contiguous() and _holders(grads) == fewest
 
 
 def _holders(grads: tuple[Tensor, ...]) -> tuple[int, int, int]:
