@@ -202,9 +202,8 @@ def release(name: str) -> str:
 
 
 def held() -> int:
-    """Bytes in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    """Bytes in memory now, without those of files."""
+    return of_status("VmRSS") - of_status("RssFile")
 
 
 def of_status(name: str) -> int:
@@ -348,7 +347,7 @@ def main(name: str, folder: str) -> int:
             found |= sampled_epochs(name, problem)
         else:
             found |= epochs(problem, build(name, problem))
-        found["peak"] = of_status("VmHWM")
+        found["peak"] = of_status("VmHWM") - of_status("RssFile")
         if on_gpu:
             found |= {"peak": torch.cuda.max_memory_allocated(), "imports": 0}
     except Exception as error:  # whatever a peer raises: told in one line

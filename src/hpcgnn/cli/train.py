@@ -80,11 +80,11 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
         with comm.at("imports"), display.stage("load PyTorch"):
             import hpcgnn.train.configured  # noqa: F401 - counts among the imports
-            from hpcgnn.system import resident_memory
+            from hpcgnn.system import resident_files, resident_memory
             from hpcgnn.train.automatic import file_of_parts
             from hpcgnn.train.run_directory import held
 
-        imported = resident_memory()
+        imported = resident_memory() - resident_files()
         partition = file_of_parts(source, comm, config, display)
         with held(run_dir, comm, fresh=not args.resume):
             return _train(args, comm, config, source, partition, run_dir, imported, display)
@@ -138,6 +138,7 @@ def _train(
     display: Display,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
+    from hpcgnn.system import resident_files
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
@@ -184,7 +185,8 @@ def _train(
         Profile(run_dir / "profile", comm.rank, args.profile) as profile,
     ):
         trainer.run(profile)
-    peak = peak_memory(device) - (imported if device.type == "cpu" else 0)
+    # Of files no more than lies in memory now, which only grows: pages of libraries come late.
+    peak = peak_memory(device) - (imported + resident_files() if device.type == "cpu" else 0)
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:

@@ -12,7 +12,8 @@ import pytest
 from hpcgnn.cli import main
 from hpcgnn.errors import InputError
 from hpcgnn.train.config import Config
-from hpcgnn.train.plan.estimate import KEPT, Shape, bytes_per_epoch, estimate
+from hpcgnn.train.plan.coefficients import KEPT
+from hpcgnn.train.plan.estimate import Shape, bytes_per_epoch, estimate
 from hpcgnn.train.plan.halo import KEPT as HALO_KEPT
 from hpcgnn.train.plan.halo import modelled, untouched
 from hpcgnn.train.plan.machine import Curve, known, read_machine

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpcgnn.train.config import Config
+from hpcgnn.train.plan.coefficients import IMPORTS
 from hpcgnn.train.plan.estimate import (
-    IMPORTS,
     Memory,
     Shape,
     bytes_per_epoch,
