@@ -378,14 +378,6 @@ def _order_of(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def sorted_unique(values: np.ndarray) -> np.ndarray:
-    """The different values, ascending; `np.unique` of integers hashes, which takes far longer."""
-    values = np.sort(values)
-    new = np.ones(values.shape[0], bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return values[new]
-
-
 def _extremes(records: Records, key: str) -> tuple[int, int]:
     extremes = [(int(p[key].min()), int(p[key].max())) for p in records.chunks()]
     return min(low for low, _ in extremes), max(high for _, high in extremes)
