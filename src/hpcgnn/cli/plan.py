@@ -14,11 +14,11 @@ from hpcgnn.models.demands import note
 from hpcgnn.settings import check_range, parse_size
 from hpcgnn.train.config import Config, add_options, resolve
 from hpcgnn.train.plan.answer import Answer, RankPlan, answer
-from hpcgnn.train.plan.estimate import MOST_RANKS
 from hpcgnn.train.plan.file_shapes import ShapeAt, content_of_file, shapes_of_file
 from hpcgnn.train.plan.halo import KEPT
 from hpcgnn.train.plan.machine import Machine, known, read_machine
 from hpcgnn.train.plan.numbers import GraphNumbers
+from hpcgnn.train.plan.ranks import MOST_RANKS
 from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 PARALLEL = False

@@ -13,9 +13,9 @@ from hpcgnn.train.plan.estimate import (
     Shape,
     bytes_per_epoch,
     estimate,
-    smallest_ranks,
 )
 from hpcgnn.train.plan.machine import Machine
+from hpcgnn.train.plan.ranks import smallest_ranks
 from hpcgnn.train.plan.seconds import Seconds, seconds
 
 

@@ -20,7 +20,6 @@ runs lie from it is in docs/memory.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -39,6 +38,7 @@ from hpcgnn.train.plan.coefficients import (
     BASE,
     EDGE_SCRATCH,
     FIRST,
+    FIRST_IN_PLACE,
     FORWARD,
     KEPT,
     LAST,
@@ -46,6 +46,7 @@ from hpcgnn.train.plan.coefficients import (
     LONGEST_LIST,
     MESSAGES,
     MOST_PEERS,
+    NOT_IN_PLACE,
     OUTPUTS,
     PAIR_BYTES,
     PAIRED_EDGE_BYTES,
@@ -54,11 +55,10 @@ from hpcgnn.train.plan.coefficients import (
     READ_IN_PLACE,
     SELF_LOOPS,
     SPARSE,
+    SUMS,
 )
 from hpcgnn.train.plan.halo import thinned, untouched
 from hpcgnn.train.plan.pruning import Share, shares
-
-MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,11 @@ def _inputs_kept(shape: Shape, config: Config) -> int:
     if model.input_dropout:
         return 2
     own = bool(model.embedding or model.labels_as_input)
-    return int(own or model.kind not in READ_IN_PLACE or model.blocks != "plain")
+    in_place = model.kind in READ_IN_PLACE
+    if model.kind == "sage":  # whose products of the input are summed where they are narrower
+        narrows = config.streaming.narrow_first and model.hidden <= shape.features
+        in_place = narrows and _in_place(config)
+    return int(own or not in_place or model.blocks != "plain")
 
 
 def relation_pairs(shape: Shape) -> float:
@@ -296,15 +300,19 @@ def _backward(shape: Shape, config: Config) -> int:
     read, written = found[-1].read, found[-1].written * shape.outputs
     apart = _heads_apart(shape, config)
     times = APART if apart else BACKWARD.get(model.kind, 2.5)
+    over = model.kind == "sage" and _in_place(config) and not any(s.pruned for s in found)
+    times = NOT_IN_PLACE if model.kind == "sage" and not over else times
     times += model.kind == "gat" and model.jumping != "none"  # which holds the gradient, too
     own, numbers = read, read * times * hidden + OUTPUTS.get(model.kind, 2) * written
     if model.head == "conv" and len(found) > 1:  # what the last hidden layer returned is whole
         own = found[-2].read
-        times = min(times, FIRST) if len(found) == 2 and first_cached(shape, config) else times
+        if len(found) == 2 and first_cached(shape, config):
+            times = min(times, FIRST_IN_PLACE if over else FIRST)
         whole = (own * times + own - read) * hidden
         numbers = max(numbers, whole + OUTPUTS.get(model.kind, 2) * written)
     if model.kind in LAST_SUM:
-        numbers = max(numbers, own * hidden + LAST_SUM[model.kind] * written)
+        kept, wide = LAST_SUM[model.kind]
+        numbers = max(numbers, own * (kept if over else 1.0) * hidden + wide * written)
     if model.head == "conv":
         inputs = layers(shape, config)[model.layers - 1].inputs
         kept, wide = APART_LAST if apart else LAST.get(model.kind, (0.0, 0.0))
@@ -315,15 +323,27 @@ def _backward(shape: Shape, config: Config) -> int:
     if model.kind == "dagnn":
         numbers = max(numbers, (model.power + 4) * shape.outputs)
     if config.device.precision == "bf16":
-        numbers += 2 * hidden
+        numbers += (1.5 if over else 2) * hidden
     return int(4 * shape.nodes * numbers)
+
+
+def _in_place(config: Config) -> bool:
+    """Whether layers of sage write gradients over what they had kept: as one function, on a CPU."""
+    device, model = config.device, config.model
+    plain = model.blocks == "plain" and model.jumping == "none" and not model.residual
+    plain = plain and not model.input_dropout
+    plain = plain and device.kind != "cuda" and device.keep_in != "bf16"
+    return plain and not config.streaming.recompute and model.aggr not in ("max", "min")
 
 
 def _evaluation(shape: Shape, config: Config) -> int:
     """Bytes of a forward pass over all nodes, of which nothing is kept."""
     model = config.model
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
-    return int(4 * shape.nodes * (FORWARD.get(model.kind, 3) * hidden + 2 * shape.outputs))
+    times = FORWARD.get(model.kind, 3)
+    if model.kind == "sage" and model.layers == 2 and first_cached(shape, config):
+        times -= 1  # a hidden layer of one product
+    return int(4 * shape.nodes * (times * hidden + 2 * shape.outputs))
 
 
 def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
@@ -343,29 +363,6 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
         times = 1 + (index in computed_again(config))
         numbers += whole * layer.sent + left * (times * layer.sent + layer.returned)
     return int(4 * shape.volume * numbers)
-
-
-def smallest_ranks(
-    shape_at: Callable[[int], Shape],
-    config: Config,
-    limit: int,
-    start: int = 1,
-    memory: Callable[[Shape], Memory] | None = None,
-) -> int | None:
-    """The least number of ranks from `start` on whose estimate stays within `limit` bytes.
-
-    Args:
-        memory: of a shape, in place of `estimate`.
-
-    Above 64 ranks the search goes in steps of 1/64. None if no number up to `MOST_RANKS` fits.
-    """
-    ranks = start
-    while ranks <= MOST_RANKS:
-        shape = shape_at(ranks)
-        if (estimate(shape, config) if memory is None else memory(shape)).peak <= limit:
-            return ranks
-        ranks += max(1, ranks // 64)
-    return None
 
 
 def _heads_apart(shape: Shape, config: Config) -> bool:
@@ -471,11 +468,15 @@ def _buffers(shape: Shape, config: Config) -> int:
         return 0
     rows = shape.nodes if shape.halo is None else shape.halo
     widest = max(max(layer.sent, layer.returned) for layer in layers(shape, config))
+    widest = max(widest, input_width(shape, config) * first_cached(shape, config))
     if model.kind in ("appnp", "dagnn", "sgc"):
         widest = max(model.hidden, shape.outputs)
     if config.streaming.mode == "oneshot":
         return 2 * 4 * rows * widest
-    # A slot holds what one of the other ranks sends, if it fits.
+    # A slot holds what one of the other ranks sends, if it fits, and what goes back.
     longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
-    slot = min(MESSAGE_BYTES, round(4 * 2 * longest * widest))
-    return min(parse_size(config.streaming.halo_buffer), 2 * config.streaming.prefetch * slot)
+    whole = round(4 * (1 if model.kind in SUMS else 2) * longest * widest)
+    slot = min(MESSAGE_BYTES, whole)
+    messages = (shape.ranks - 1) * -(-whole // MESSAGE_BYTES)
+    slots = 2 * min(config.streaming.prefetch, messages)
+    return min(parse_size(config.streaming.halo_buffer), slots * slot)

@@ -18,7 +18,8 @@ from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, TRAIN, Counts
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
-from hpcgnn.train.plan.estimate import MOST_RANKS, Shape, estimate
+from hpcgnn.train.plan.estimate import Shape, estimate
+from hpcgnn.train.plan.ranks import MOST_RANKS
 from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 _SLAB = 1 << 22  # rows read at a time

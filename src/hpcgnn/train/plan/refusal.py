@@ -12,7 +12,8 @@ import torch
 from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train.config import Config
-from hpcgnn.train.plan.estimate import estimate, smallest_ranks
+from hpcgnn.train.plan.estimate import estimate
+from hpcgnn.train.plan.ranks import smallest_ranks
 from hpcgnn.train.plan.shapes import largest_of, shape_of
 from hpcgnn.train.telemetry import human
 
