@@ -27,7 +27,7 @@ on_ranks() {
     local ranks=$1 folders=(tests)
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn,tasks}
-        tests/train/{checkpoint,test_loop.py,test_golden_losses.py})
+        tests/train/test_{loop,any_settings,golden_losses}.py)
     [ "$ranks" -le 3 ] || folders=(tests/{graph,sar} tests/comm/test_ring.py)
     [ "$ranks" -le 4 ] || folders=(tests/{partition,comm/transport}
         tests/comm/test_{agreement,communicator,ring}.py)
