@@ -28,14 +28,17 @@ SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "s
 
 # The longest files, begun first where several processes share the files.
 LONGEST = (
-    "test_gpu",
     "test_faults",
+    "test_gpu",
     "test_cuda_compile",
-    "test_cuda_emulated",
     "test_readme",
+    "test_cuda_emulated",
+    "test_plan",
     "test_accuracy",
     "test_failure",
-    "test_plan",
+    "test_smoothing",
+    "test_resume_rules",
+    "test_examples_layers",
 )
 
 
@@ -55,12 +58,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: _place(item.path.stem))
     if not config.getoption("--quick"):
         return
     left_out = [item for item in items if _is_slow(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _place(name: str) -> int:
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def _is_slow(item: pytest.Item) -> bool:

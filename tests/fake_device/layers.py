@@ -26,6 +26,7 @@ from hpcgnn.comm import world  # noqa: E402
 from hpcgnn.comm.communicator import Communicator  # noqa: E402
 from hpcgnn.comm.device import pick_device  # noqa: E402
 from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
+from hpcgnn.comm.transport.host import Transport  # noqa: E402
 from hpcgnn.sar.messages import edge_features  # noqa: E402
 from tests.graphs import Whole, distribute, local, random_graph  # noqa: E402
 from tests.nn import test_edge_message_passing as states  # noqa: E402
@@ -69,14 +70,15 @@ def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
 
 
 def results(
-    layer: torch.nn.Module, whole: Whole, comm: Communicator, device: torch.device, mode: str
+    layer: torch.nn.Module, whole: Whole, comm: Communicator, transport: Transport | None, mode: str
 ) -> dict[str, torch.Tensor]:
-    """Output and gradients, on the host."""
+    """Output and gradients, on the host. On the CPU, or with `transport` on the GPU."""
     graph = distribute(whole, comm, halo_buffer=4096, mode=mode)
     x = local(graph, whole.features)
     weight = local(graph, np.random.default_rng(5).normal(size=(whole.num_nodes, 64)))
-    if device.type == "cuda":
-        graph.ring.transport = choose_transport(comm, device)
+    device = torch.device("cpu") if transport is None else pick_device(comm, "cuda")
+    if transport is not None:
+        graph.ring.transport = transport
         graph = graph.to(device)
     x = x.to(device).requires_grad_()
     layer = copy.deepcopy(layer).to(device)
@@ -89,12 +91,12 @@ def results(
 
 def compare(comm: Communicator) -> int:
     """1 where a layer differs, which is printed."""
-    device, cpu, wrong = pick_device(comm, "cuda"), torch.device("cpu"), 0
+    transport, wrong = choose_transport(comm, pick_device(comm, "cuda")), 0
     for number, (name, (layer, whole)) in enumerate(layers().items()):
         # The fake device is slow: one mode each, as a mode is the same for layers of a kind.
         for mode in [MODES[number % len(MODES)]] if FAKE else MODES:
-            expected = results(layer, whole, comm, cpu, mode)
-            found = results(layer, whole, comm, device, mode)
+            expected = results(layer, whole, comm, None, mode)
+            found = results(layer, whole, comm, transport, mode)
             for key, value in expected.items():
                 limit = 1e-4 * max(1.0, float(value.abs().max()) if value.numel() else 0.0)
                 if not torch.allclose(found[key], value, rtol=1e-4, atol=limit):

@@ -18,6 +18,7 @@ device_guard.load()
 
 import torch  # noqa: E402
 
+from hpcgnn.bench import timing  # noqa: E402
 from hpcgnn.comm.transport import shared  # noqa: E402
 from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
 from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
@@ -79,6 +80,7 @@ def replace_torch_cuda() -> None:
         "manual_seed_all": lambda seed: None,
     }.items():
         setattr(torch.cuda, name, function)
+    timing._COPIED["cuda"] = USED
     runtime = FakeRuntime()
     shared.cuda_runtime = lambda: runtime
     shared.CudaMemory.tensor = lambda _, *place: FakeTensor(host_tensor(*place))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tests.fake_device import device_guard
@@ -25,6 +26,7 @@ from hpcgnn.comm.communicator import Communicator  # noqa: E402
 from hpcgnn.comm.device import pick_device  # noqa: E402
 from hpcgnn.comm.ring import _DATA_TAG, Ring  # noqa: E402
 from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
+from hpcgnn.comm.transport.host import Transport  # noqa: E402
 from hpcgnn.graph.partitioned import PartitionedGraph  # noqa: E402
 from hpcgnn.sar import hubs  # noqa: E402
 from tests.fake_device import main as fake_device  # noqa: E402
@@ -47,27 +49,39 @@ SMALL, LARGE = 4096, 65536  # bytes for messages: of wide rows a few to each, an
 MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # of a message, forward and backward
 
 
-def groups(comm: Communicator) -> Iterator[Communicator]:
+@dataclass(frozen=True)
+class Group:
+    """Some of the ranks, and how their messages travel."""
+
+    comm: Communicator
+    device: torch.device
+    transport: Transport
+
+    @classmethod
+    def of(cls, comm: Communicator) -> Group:
+        device = pick_device(comm, "cuda")
+        return cls(comm, device, choose_transport(comm, device))
+
+
+def groups(comm: Communicator) -> Iterator[Group]:
     """The first 1, 2, 3 ... ranks, on those that are among them."""
     for size in range(1, comm.size + 1):
         part = comm.mpi.Split(0 if comm.rank < size else 1, comm.rank)
         if comm.rank < size:
-            yield Communicator(part)
+            yield Group.of(Communicator(part))
 
 
 class Epochs:
     """Layers of a kind with dropout between, trained on a small graph."""
 
-    def __init__(
-        self, comm: Communicator, kind: str, width: int, mode: str, halo_buffer: int
-    ) -> None:
-        self.comm, self.device = comm, pick_device(comm, "cuda")
-        graph = distribute(GRAPH, comm, halo_buffer=halo_buffer, mode=mode)
-        graph.ring.transport = choose_transport(comm, self.device)
-        self.graph: PartitionedGraph = graph.to(self.device)
+    def __init__(self, group: Group, kind: str, width: int, mode: str, halo_buffer: int) -> None:
+        self.comm = group.comm
+        graph = distribute(GRAPH, group.comm, halo_buffer=halo_buffer, mode=mode)
+        graph.ring.transport = group.transport
+        self.graph: PartitionedGraph = graph.to(group.device)
         torch.manual_seed(0)
         layers = [torch.nn.Linear(5, width), *(LAYERS[kind](width) for _ in range(2))]
-        self.model = torch.nn.ModuleList(layers).to(self.device)
+        self.model = torch.nn.ModuleList(layers).to(group.device)
         self.dropout = nn.Dropout(0.3)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.number = self.messages = 0
@@ -105,25 +119,25 @@ class Epochs:
 GRAPH = random_graph(40, 160, num_relations=3)
 
 
-def waits(comm: Communicator, kind: str, mode: str) -> list[str]:
+def waits(group: Group, kind: str, mode: str) -> list[str]:
     """What the host waited for in an epoch after the first."""
-    epochs = Epochs(comm, kind, NARROW, mode, SMALL)
+    epochs = Epochs(group, kind, NARROW, mode, SMALL)
     epochs.run()
     FakeDevice.waits.clear()
     epochs.run()
     return list(FakeDevice.waits)
 
 
-def launches(comm: Communicator, kind: str) -> list[float]:
+def launches(group: Group, kind: str) -> list[float]:
     """Of a message, forward and backward: what more messages take more."""
-    many, few = (Epochs(comm, kind, WIDE, "sar", size) for size in (SMALL, LARGE))
+    many, few = (Epochs(group, kind, WIDE, "sar", size) for size in (SMALL, LARGE))
     found = []
     for epochs in (many, few):
         epochs.run()
         epochs._taken()
         found.append(epochs.run())
     more = [
-        [comm.allreduce(a - b) for a, b in zip(*taken, strict=True)]
+        [group.comm.allreduce(a - b) for a, b in zip(*taken, strict=True)]
         for taken in zip(*found, strict=True)
     ]
     return [launched / messages for messages, launched in more]
@@ -131,20 +145,20 @@ def launches(comm: Communicator, kind: str) -> list[float]:
 
 def count(comm: Communicator) -> int:
     """1 where an epoch waits too often or a message takes too many launches, which is printed."""
-    wrong = 0
+    wrong, everyone = 0, Group.of(comm)
     for kind, most in MOST_LAUNCHES.items():
-        found = launches(comm, kind)
+        found = launches(everyone, kind)
         if any(number > limit for number, limit in zip(found, most, strict=True)):
             wrong = 1
             print(f"rank {comm.rank}: {kind} launches {found} kernels a message", file=sys.stderr)
     hubs.MANY = hubs.SETTLED = 1  # everything is a hub
     for group in groups(comm):
-        modes = MODES if group.size == comm.size else MODES[:1]
+        modes = MODES if group.comm.size == comm.size else MODES[:1]
         for kind, mode in ((kind, mode) for kind in LAYERS for mode in modes):
             found = waits(group, kind, mode)
             if not 1 <= len(found) <= MOST:
                 wrong = 1
-                where = f"rank {group.rank} of {group.size}: {kind}, mode {mode}"
+                where = f"rank {group.comm.rank} of {group.comm.size}: {kind}, mode {mode}"
                 print(f"{where}, waits {len(found)} times: {found}", file=sys.stderr)
     return wrong
 

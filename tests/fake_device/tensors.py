@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -32,6 +33,7 @@ _WAITING = (
 _NO_LAUNCH = ("detach", "alias", "lift_fresh", "_unsafe_view", "_local_scalar_dense")
 
 
+@cache
 def is_launch(func: Any) -> bool:
     """Whether a GPU is sent work for this operation: not for views, new memory, single numbers."""
     name = func.overloadpacket.__name__
@@ -85,6 +87,10 @@ class FakeDevice(TorchDispatchMode):
     waits: ClassVar[list[str]] = []
     launched: ClassVar[list[str]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler, which takes seconds in each process
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
@@ -93,8 +99,22 @@ def inner(value: Any) -> Any:
     return value.inner if isinstance(value, FakeTensor) else value
 
 
+def outer(value: Any) -> Any:
+    return FakeTensor(value) if isinstance(value, Tensor) else value
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """What `function` makes of the leaves of tuples, lists and dictionaries."""
+    if isinstance(value, tuple | list):
+        return type(value)([_each(function, item) for item in value])
+    if isinstance(value, dict):
+        return {name: _each(function, item) for name, item in value.items()}
+    return function(value)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+    _each(lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None, (args, kwargs))
     fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
     if fake:
         _refuse_mixture(func, args, tensors)
@@ -114,10 +134,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         plain["device"] = torch.device("cpu")
     if plain.get("pin_memory"):
         plain["pin_memory"] = False
-    result = func(*tree_map(inner, args), **tree_map(inner, plain))
+    result = func(*_each(inner, args), **_each(inner, plain))
     if not on_device:
         return result
-    result = tree_map(lambda leaf: FakeTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
+    result = _each(outer, result)
     return return_and_correct_aliasing(func, args, kwargs, result) if fake else result
 
 

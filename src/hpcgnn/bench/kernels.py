@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hpcgnn.bench import card
 from hpcgnn.bench.peers import (
     PEERS,
     Case,
@@ -72,8 +73,9 @@ def _line(row: Row) -> str:
     return text
 
 
-def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True) -> list[Row]:
+def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True) -> KernelReport:
     """All operations of all implementations; one rank. Every peer has a process of its own."""
+    device = torch.empty(0, device=case.device).device
     with ExitStack() as stack:
         names = PEERS if with_peers else ()
         workers = {name: stack.enter_context(closing(Worker(name, case))) for name in names}
@@ -88,11 +90,13 @@ def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True)
             }
             in_turns = case.device == "cpu"
             rows += compare(operation, timers, repeat, OURS, in_turns=in_turns)
-    copied = copy_bandwidth(torch.device(case.device), repeat)
+    copied = copy_bandwidth(device, repeat)
     rows = [with_share(row, moved_bytes(case), copied) for row in rows]
-    types = (torch.float32, torch.bfloat16) if case.device == "cuda" else (torch.float32,)
     block, sizes = graph.in_edges.blocks[0], (case.width, case.heads, case.channels)
-    return [*rows, *(row for dtype in types for row in kernel_rows(block, *sizes, dtype, repeat))]
+    for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+        rows += kernel_rows(block, *sizes, dtype, repeat, copied)
+    name = card.describe(device, copied) if device.type == "cuda" else None
+    return KernelReport(case, repeat, rows, name)
 
 
 def moved_bytes(case: Case) -> dict[str, int]:

@@ -156,13 +156,18 @@ class Work:
 
 
 def kernel_rows(
-    block: Block, width: int, heads: int, channels: int, dtype: torch.dtype, repeat: int
+    block: Block,
+    width: int,
+    heads: int,
+    channels: int,
+    dtype: torch.dtype,
+    repeat: int,
+    copied: float,
 ) -> list[Row]:
-    """Each kernel's time and its share of the copy bandwidth; `block` has all rows.
+    """Each kernel's time and its share of the bandwidth of a copy, `copied`; `block` has all rows.
 
     A share above 1 means that rows were found in a cache.
     """
-    copied = copy_bandwidth(block.device, repeat)
     name = str(dtype).removeprefix("torch.")
     rows = []
     for operation, work in _works(block, width, heads, channels, dtype).items():

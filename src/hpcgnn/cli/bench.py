@@ -200,12 +200,9 @@ def _kernels(args: argparse.Namespace, comm: Communicator) -> None:
     _check_numbers(args, _KERNELS)
     import torch
 
-    from hpcgnn.bench import card, draw
-    from hpcgnn.bench.kernels import KernelReport
-    from hpcgnn.bench.kernels import run as measure
+    from hpcgnn.bench import draw, kernels
     from hpcgnn.bench.output import Outputs
     from hpcgnn.bench.peers import Case
-    from hpcgnn.bench.timing import copy_bandwidth
 
     if comm.size > 1:
         raise InputError("kernels are measured on one rank; start it without mpiexec")
@@ -215,11 +212,8 @@ def _kernels(args: argparse.Namespace, comm: Communicator) -> None:
     torch.set_num_threads(args.threads)
     sizes = (args.nodes, args.edges, args.width, args.heads, args.channels)
     case = Case(*sizes, args.device, args.threads)
-    rows, name = measure(case, comm, args.repeat, with_peers=not args.no_peers), None
-    if args.device == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device())
-        name = card.describe(device, copy_bandwidth(device, args.repeat))
-    outputs.write(KernelReport(case, args.repeat, rows, name), draw.kernels)
+    report = kernels.run(case, comm, args.repeat, with_peers=not args.no_peers)
+    outputs.write(report, draw.kernels)
 
 
 def _check_device(kind: str) -> None:

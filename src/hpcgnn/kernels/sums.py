@@ -1,4 +1,4 @@
-"""Sums and extremes over the edges of a block; rows of messages packed, added, multiplied."""
+"""Sums and extrema over the edges of a block; rows of messages packed, added, multiplied."""
 
 from __future__ import annotations
 

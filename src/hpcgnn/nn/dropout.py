@@ -112,9 +112,9 @@ def constant_dropout(
         return sparse_dropout(graph, x, p)
     seed, epoch, _ = graph.execution.mask_key(0)
 
-    def change(rows: slice, slab_RF: Tensor) -> None:
+    def change(rows: slice, slab_SF: Tensor) -> None:
         kernels.dropout_nodes(
-            slab_RF, slab_RF, graph.node_ids[rows], p=p, seed=seed, epoch=epoch, layer=0
+            slab_SF, slab_SF, graph.node_ids[rows], p=p, seed=seed, epoch=epoch, layer=0
         )
 
     return replace(x, change=change)

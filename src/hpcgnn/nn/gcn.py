@@ -133,10 +133,10 @@ def _times(
     step = max(1, _CACHED // max(1, out_NF.shape[1] * out_NF.itemsize))
     for low in range(0, len(out_NF), step):
         rows = slice(low, low + step)
-        out_RF, scale_R1 = out_NF[rows], scale_N1[rows]
+        out_SF, scale_S1 = out_NF[rows], scale_N1[rows]
         if missing_N1 is not None:
-            out_RF.addcmul_(x_NF[rows] * scale_R1, missing_N1[rows].to(out_NF.dtype))
-        out_RF.mul_(scale_R1)
+            out_SF.addcmul_(x_NF[rows] * scale_S1, missing_N1[rows].to(out_NF.dtype))
+        out_SF.mul_(scale_S1)
     return out_NF
 
 

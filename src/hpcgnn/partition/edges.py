@@ -53,12 +53,12 @@ class SlabEdges:
         """All rows in as many windows on every rank, of about equal rows and edges. Collective.
 
         Args:
-            least: windows at least.
+            least: windows at least, where a rank has as many rows.
             most: rows and edges of a window; a row with more stands alone.
         """
         last = self.hi - self.lo
         whole = self.count + last
-        count = comm.allreduce(max(least, -(-whole // most)), op="max")
+        count = comm.allreduce(max(min(least, last), -(-whole // most), 1), op="max")
         wanted = whole * np.arange(count + 1) // count
         bounds, high = np.zeros(count + 1, np.int64), np.full(count + 1, last)
         while (bounds < high).any():  # the first row with so many rows and edges before it

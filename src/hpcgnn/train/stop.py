@@ -95,7 +95,7 @@ class TimeLimit:
 
 
 def slurm_end_time() -> float | None:
-    """When this job's time limit strikes, in seconds since 1970; None without a limit or a job."""
+    """When this job's time limit ends it, in seconds since 1970; None without a limit or a job."""
     given = os.environ.get("SLURM_JOB_END_TIME", "")
     job = os.environ.get("SLURM_JOB_ID", "")
     if not (job.isascii() and job.isdigit()):

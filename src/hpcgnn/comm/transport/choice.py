@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.transport import neighbours
 from hpcgnn.comm.transport.delayed import DelayedTransport, Link
-from hpcgnn.comm.transport.host import HostTransport, Slot, Transport, Wired
+from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.comm.transport.ipc import IpcTransport
 from hpcgnn.comm.transport.shared import CudaMemory
-from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier, CudaCopier, StagedTransport
+from hpcgnn.comm.transport.staged import CudaCopier, OnDevice, StagedTransport
 from hpcgnn.errors import CommunicationError, InputError, say
 from hpcgnn.system import find_program, loaded_files
 
@@ -43,27 +42,13 @@ class _Shared(Slot):
     done: Any  # kernels are done with it
 
 
-class CudaAwareTransport(Wired):
+class CudaAwareTransport(OnDevice):
     """MPI reads and writes device memory itself, once kernels are done with it."""
 
     name = "CUDA-aware MPI"
-    in_flight = IN_FLIGHT
-
-    def __init__(self, copier: Copier) -> None:
-        self._copier = copier
-
-    def slot(self, num_bytes: int, *, sends: bool) -> Slot:
-        return self.over(self._copier.near(num_bytes))
 
     def over(self, near: Tensor) -> Slot:
-        """A slot around memory that is there."""
         return _Shared(near, near, self._copier.mark())
-
-    def mark(self) -> Any:
-        return self._copier.mark()
-
-    def packing(self, after: Any) -> AbstractContextManager[Any]:
-        return self._copier.packing(after)
 
     def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
         _shared(slot).done = self._copier.mark()

@@ -89,10 +89,9 @@ class _Staged(Slot):
     used: Any  # kernels are done with near
 
 
-class StagedTransport(Wired):
-    """Messages pass through pinned host memory, copied beside kernels and other messages."""
+class OnDevice(Wired):
+    """Slots in device memory, packed beside what kernels do."""
 
-    name = "staged through pinned host memory"
     in_flight = IN_FLIGHT
 
     def __init__(self, copier: Copier) -> None:
@@ -103,15 +102,24 @@ class StagedTransport(Wired):
 
     def over(self, near: Tensor) -> Slot:
         """A slot around memory that is there."""
-        wire = self._copier.wire(near.numel())
-        now = self._copier.mark()  # the memory may be that of tensors which kernels still read
-        return _Staged(near, wire, now, now, now)
+        raise NotImplementedError
 
     def mark(self) -> Any:
         return self._copier.mark()
 
     def packing(self, after: Any) -> AbstractContextManager[Any]:
         return self._copier.packing(after)
+
+
+class StagedTransport(OnDevice):
+    """Messages pass through pinned host memory, copied beside kernels and other messages."""
+
+    name = "staged through pinned host memory"
+
+    def over(self, near: Tensor) -> Slot:
+        wire = self._copier.wire(near.numel())
+        now = self._copier.mark()  # the memory may be that of tensors which kernels still read
+        return _Staged(near, wire, now, now, now)
 
     def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
         staged, packed = _staged(slot), self._copier.mark()

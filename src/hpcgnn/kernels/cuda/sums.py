@@ -1,4 +1,4 @@
-"""Sums, extremes and transposes on a GPU."""
+"""Sums, extrema and transposes on a GPU."""
 
 from __future__ import annotations
 
