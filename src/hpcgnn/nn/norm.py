@@ -59,23 +59,16 @@ class _LayerNorm(torch.autograd.Function):
             wanted = [t for t, needs in zip((x_NF, weight, bias), needed, strict=True) if needs]
             found = iter(torch.autograd.grad(y_NF, wanted, grad_NF, create_graph=True))
             return *(next(found) if needs else None for needs in needed), None
-        grad_x = None
-        if needed[0]:
-            grad_x = torch.ops.aten.native_layer_norm_backward(
-                grad_NF,
-                x_NF,
-                weight.shape,
-                mean_N1,
-                rstd_N1,
-                weight,
-                bias,
-                (True, False, False),
-            )[0]
+        grad_x = torch.empty_like(x_NF) if needed[0] else None
         sums = torch.zeros(2, len(weight), dtype=torch.float64)
-        for rows in (slice(low, low + _SLAB) for low in range(0, len(x_NF), _SLAB)):
-            normed = (x_NF[rows] - mean_N1[rows]).mul_(rstd_N1[rows])
-            sums[0] += normed.mul_(grad_NF[rows]).sum(0)
-            sums[1] += grad_NF[rows].sum(0)
+        for low in range(0, len(x_NF), _FEW):
+            rows = slice(low, low + _FEW)
+            piece = (grad_NF[rows], x_NF[rows], weight.shape, mean_N1[rows], rstd_N1[rows])
+            parts = torch.ops.aten.native_layer_norm_backward(*piece, weight, bias, needed)
+            for whole, part in zip(sums, parts[1:], strict=True):
+                whole += 0 if part is None else part
+            if grad_x is not None:
+                grad_x[rows] = parts[0]
         grad_weight, grad_bias = sums.to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None
 
