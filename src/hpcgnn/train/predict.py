@@ -275,7 +275,9 @@ def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
         return _Unknown(str(known.get("metric"))[:80])
     # Older checkpoints don't say what they learned; their own graph does.
     if known:
-        return stored_task(known, path)
+        stored = checkpoint.arrays.items()
+        lengths = {n for name, array in stored if name.startswith("model/") for n in array.shape}
+        return stored_task(known, path, lengths)
     return find_task(graph, checkpoint.config.training.metric)
 
 
