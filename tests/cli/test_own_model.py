@@ -14,9 +14,11 @@ import pytest
 
 from hpcgnn.cli import generate, partition, predict, train
 from hpcgnn.errors import InputError
+from hpcgnn.partition.load import load_partition
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.own_model import parse_arguments
+from hpcgnn.train.predict import Predictor
 from tests.cli.verbs import call
 
 NET = """
@@ -86,7 +88,17 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
     assert found.model_file["name"] == "make" and len(found.model_file["sha256"]) == 64
     assert found.config.training.patience == 50
     assert found.arrays["model/first.lin_l.weight"].shape == (6, 5)
-    call(comm, predict, part, run, "-o", folder / "p.h5")
+    model = ("--model", f"{folder}/net.py:make")
+    for verb, unasked in (
+        (predict, (part, run, "-o", folder / "p.h5")),
+        (train, ("--resume", run)),
+        (train, (part, "--run-dir", run, "--resume")),
+    ):  # a file that only a checkpoint or a run directory names
+        with pytest.raises(InputError, match=r"isn't run unasked: say --model .*net.py:make"):
+            call(comm, verb, *unasked)
+    with pytest.raises(InputError, match="isn't run unasked"):
+        Predictor(load_partition(part, comm=comm), found, run)
+    call(comm, predict, part, run, "-o", folder / "p.h5", *model)
     with h5py.File(folder / "p.h5") as file:
         assert np.array_equal(file["original_ids"][:], np.arange(90))
         np.testing.assert_allclose(file["probabilities"][:].sum(1), 1, rtol=1e-5)

@@ -152,9 +152,16 @@ def test_what_a_checkpoint_says_of_it():
             {"metric": "luck"},
             {"kind": "edge-luck"},
             {"metric": "hits@x"},
+            {"kind": 5},
+            {"kind": None, "multilabel": []},
+            {"decoder": ["mlp"]},
+            {"width": [6]},
         ):
             with pytest.raises(InputError, match="its task can't be"):
                 stored_task(task.stored() | change, path)
+        for known, large in (({6, 5, 2}, {"width": 30_000}), ({6}, {})):  # 7 GB of weights
+            with pytest.raises(InputError, match="its task can't be"):
+                stored_task(task.stored() | {"width": 5} | large, path, known)
     own = LinkPrediction(6, torch.nn.Bilinear(6, 6, 1)).stored()
     with pytest.raises(InputError, match=r"its decoder is known to the program alone"):
         stored_task(own, path)

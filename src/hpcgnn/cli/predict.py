@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="FILE.py:NAME",
-        help="where the file of a model of your own is now; it must be the one trained with",
+        help="a model of your own: the file that it was trained with",
     )
     parser.add_argument(
         "--model-args", help="for a model that a Python program made: `hidden=64,layers=4`"

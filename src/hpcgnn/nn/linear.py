@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
@@ -17,8 +18,10 @@ from hpcgnn.nn.layer import check_width
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_features
 from hpcgnn.sar.products import (
+    exceeds_chunk,
     gathered,
     product,
+    product_of_rows,
     product_type,
     readable,
     refill,
@@ -94,14 +97,52 @@ def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) 
     if not isinstance(x_NF, Tensor):
         y_NG: Tensor = _ConstantLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
-    return readable(functional.linear(x_NF, weight_GF, bias_G))
+    return readable(_dense(x_NF, weight_GF, bias_G))
 
 
 def projected(x_NF: NodeFeatures, weight_GF: Tensor) -> Tensor:
     """`x W^T` for a sum over neighbours: under autocast to bfloat16 also on a CPU in 16 bits."""
     if not isinstance(x_NF, Tensor):
         return linear(x_NF, weight_GF)
-    return gathered(functional.linear(x_NF, weight_GF), None)
+    return gathered(_dense(x_NF, weight_GF), None)
+
+
+def times(x_NF: Tensor, weight_FG: Tensor) -> Tensor:
+    """`x W`, whose gradients stay exact over very many rows."""
+    if exceeds_chunk(x_NF, weight_FG):
+        return _dense(x_NF, weight_FG.t())
+    return x_NF @ weight_FG
+
+
+def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
+    """`functional.linear`, whose gradients stay exact over very many rows."""
+    if has_torch_function((x_NF, weight_GF)):  # also where a message's weights are looked for
+        found: Tensor = handle_torch_function(_dense, (x_NF, weight_GF), x_NF, weight_GF, bias_G)
+        return found
+    plain = x_NF.dim() != 2 or product_type(x_NF.device) is not None
+    if plain or not weight_GF.requires_grad or not exceeds_chunk(x_NF, weight_GF):
+        return functional.linear(x_NF, weight_GF, bias_G)
+    y_NG: Tensor = _DenseLinear.apply(x_NF, weight_GF, bias_G)
+    return y_NG
+
+
+class _DenseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NF, weight_GF)
+        return functional.linear(x_NF, weight_GF, bias_G)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NF, weight_GF = ctx.saved_tensors
+        (grad_NG,), (of_x, of_weight, of_bias) = grads, ctx.needs_input_grad
+        grad_x = grad_NG @ weight_GF if of_x else None
+        grad_weight = None
+        if of_weight and torch.is_grad_enabled():  # to be differentiated again
+            grad_weight = grad_NG.t() @ x_NF
+        elif of_weight:
+            grad_weight = product_of_rows(grad_NG, x_NF).to(weight_GF.dtype)
+        return grad_x, grad_weight, grad_NG.sum(0) if of_bias else None
 
 
 class _ConstantLinear(torch.autograd.Function):

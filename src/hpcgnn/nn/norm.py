@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
+from torch.overrides import has_torch_function
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
@@ -15,6 +17,7 @@ from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
 
 _SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows that are there in float64 at a time
+_FEW = 1 << 8  # rows that may be added up in float32 one after the other
 
 
 def _slab(x_NF: Tensor) -> int:
@@ -29,7 +32,45 @@ class LayerNorm(torch.nn.LayerNorm):
         super().__init__(in_channels)
 
     def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x).to(x.dtype)
+        if len(x) <= _FEW or x.dtype != torch.float32 or x.device.type != "cpu":
+            return super().forward(x).to(x.dtype)
+        if has_torch_function((x,)):  # where a message's weights are looked for
+            return super().forward(x)
+        result: Tensor = _LayerNorm.apply(x, self.weight, self.bias, self.eps)
+        return result
+
+
+class _LayerNorm(torch.autograd.Function):
+    """torch's, which adds up the weights' gradients in float32 row after row on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NF: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y_NF, mean_N1, rstd_N1 = torch.native_layer_norm(x_NF, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x_NF, weight, bias, mean_N1, rstd_N1)
+        ctx.eps = eps
+        return y_NF
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_NF,), (x_NF, weight, bias, mean_N1, rstd_N1) = grads, ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # to be differentiated again
+            y_NF = functional.layer_norm(x_NF, weight.shape, weight, bias, ctx.eps)
+            wanted = [t for t, needs in zip((x_NF, weight, bias), needed, strict=True) if needs]
+            found = iter(torch.autograd.grad(y_NF, wanted, grad_NF, create_graph=True))
+            return *(next(found) if needs else None for needs in needed), None
+        grad_x = torch.empty_like(x_NF) if needed[0] else None
+        sums = torch.zeros(2, len(weight), dtype=torch.float64)
+        for low in range(0, len(x_NF), _FEW):
+            rows = slice(low, low + _FEW)
+            piece = (grad_NF[rows], x_NF[rows], weight.shape, mean_N1[rows], rstd_N1[rows])
+            parts = torch.ops.aten.native_layer_norm_backward(*piece, weight, bias, needed)
+            for whole, part in zip(sums, parts[1:], strict=True):
+                whole += 0 if part is None else part
+            if grad_x is not None:
+                grad_x[rows] = parts[0]
+        grad_weight, grad_bias = sums.to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None
 
 
 class BatchNorm(torch.nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords, check_width
-from hpcgnn.nn.linear import Linear, NodeFeatures, linear
+from hpcgnn.nn.linear import Linear, NodeFeatures, linear, times
 from hpcgnn.nn.message_passing import aggr_names, reduced_messages
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.checks import check_edges, check_rows
@@ -119,7 +119,7 @@ class PNAConv(torch.nn.Module):
         def message(x_src: Tensor, x_dst: Tensor, piece: EdgePiece) -> Tensor:
             h = x_src + x_dst
             if edge is not None and piece.features is not None:
-                h = h + piece.features.to(h.dtype) @ edge
+                h = h + times(piece.features.to(h.dtype), edge)
             return self._rest(h)
 
         reduced = reduced_messages(self, graph, sources, message, asked, targets=targets)

@@ -12,7 +12,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.attention import glorot_linear
 from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
-from hpcgnn.nn.linear import NodeFeatures, glorot, zero
+from hpcgnn.nn.linear import NodeFeatures, glorot, times, zero
 from hpcgnn.nn.message_passing import reduced_messages
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.checks import check_edges, check_rows
@@ -90,7 +90,7 @@ class RGCNConv(torch.nn.Module):
             )
         y_NF = relational_sum(graph, x_NF, self._weights(), mean=self.aggr == "mean")
         if self.root is not None:
-            y_NF = y_NF + x_NF @ self.root
+            y_NF = y_NF + times(x_NF, self.root)
         return y_NF if self.bias is None else y_NF + self.bias
 
     def _weights(self) -> Tensor:
@@ -270,9 +270,9 @@ class RGATConv(torch.nn.Module):
             _by_relation(rows[order], weight, counts)[back]
             for rows, weight in zip((x_src, x_dst), weights, strict=True)
         )
-        key, own = z @ self.k, None
+        key, own = times(z, self.k), None
         if self.lin_edge is not None and self.e is not None and edge.features is not None:
-            own = self.lin_edge(edge.features.to(z.dtype)) @ self.e
+            own = times(self.lin_edge(edge.features.to(z.dtype)), self.e)
         if self.multiplies:
             score = query * key if own is None else query * key * own
         else:
@@ -297,7 +297,8 @@ class RGATConv(torch.nn.Module):
         elif self.mod == "f-additive":
             out = out + sum_NK.view(shape)
         elif self.mod == "scaled":
-            scale_NC = torch.relu(degree_N1 @ self.l1 + self.b1) @ self.l2 + self.b2
+            scale_NC = torch.relu(times(degree_N1, self.l1) + self.b1)
+            scale_NC = times(scale_NC, self.l2) + self.b2
             out = out * scale_NC[:, None, None, :]
         elif self.mod == "f-scaled":
             out = out * degree_N1[:, :, None, None]
@@ -316,4 +317,4 @@ def _empty(*shape: int) -> torch.nn.Parameter:
 def _by_relation(rows: Tensor, weight_RFK: Tensor, counts: list[int]) -> Tensor:
     """Rows in the order of their relations, each times its relation's matrix."""
     pieces = zip(rows.split(counts), weight_RFK, strict=True)
-    return torch.cat([piece @ weight_FK for piece, weight_FK in pieces])
+    return torch.cat([times(piece, weight_FK) for piece, weight_FK in pieces])

@@ -16,9 +16,12 @@ from hpcgnn.kernels.checks import SHORT, sum_type
 
 _WORD = 16  # bytes
 _SLAB = 1 << 18  # rows converted at a time
-_LONG, _SHORT = 1 << 15, 1 << 10  # rows that a product adds up in its own type
+_LONG, _SHORT = 1 << 15, 1 << 10  # rows
 _CACHED = 1 << 22  # bytes of a slab of rows that several passes read
-_NARROW = 1 << 11  # numbers of a result for which libraries add row after row
+# Rows that libraries add up in float32 within 1e-6, by the numbers of the result: of many they add
+# some hundred rows at a time, of few row after row.
+_BLOCK, _CHUNK, _CHUNK_OF_FEW = 1 << 17, 1 << 10, 1 << 8
+_NARROW, _FEW = 1 << 11, 1 << 8
 
 
 def product_type(device: torch.device) -> torch.dtype | None:
@@ -127,7 +130,7 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
         if dtype is None:
-            return sum_of_products(grad_NG, x)
+            return product_of_rows(grad_NG, x).to(grad_NG.dtype)
         return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
@@ -137,11 +140,40 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     return grad_FG.t()
 
 
-class ProductSum:
-    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
+def product_of_rows(a_NG: Tensor, b_NF: Tensor) -> Tensor:
+    """`a^T b`, `[G, F]`, of slabs of rows; in float64 where the rows are more than a chunk."""
+    count, numbers = len(a_NG), a_NG.shape[1] * b_NF.shape[1]
+    chunk = _chunk(a_NG, numbers)
+    if count <= chunk:
+        return a_NG.t() @ b_NF
+    if numbers > _NARROW:
+        total_GF = (a_NG[:chunk].t() @ b_NF[:chunk]).double()
+        for low in range(chunk, count, chunk):
+            total_GF += a_NG[low : low + chunk].t() @ b_NF[low : low + chunk]
+        return total_GF
+    total_GF = a_NG.new_zeros(a_NG.shape[1], b_NF.shape[1], dtype=torch.float64)
+    whole = count // chunk * chunk
+    for low in range(0, whole, _BLOCK):
+        rows = slice(low, min(low + _BLOCK, whole))
+        a_RSG, b_RSF = (x[rows].unflatten(0, (-1, chunk)) for x in (a_NG, b_NF))
+        total_GF += torch.bmm(a_RSG.transpose(1, 2), b_RSF).sum(0, dtype=torch.float64)
+    return total_GF.add_(a_NG[whole:].t() @ b_NF[whole:])
 
-    Libraries add float32 row after row, or few hundred rows at a time where the result is large.
-    """
+
+def exceeds_chunk(x_NF: Tensor, weight_GF: Tensor) -> bool:
+    """Whether rows are more than a library adds up exactly for the weights' gradient."""
+    return len(x_NF) > _chunk(x_NF, weight_GF.numel())
+
+
+def _chunk(a_NG: Tensor, numbers: int) -> int:
+    """Rows that a library may add up."""
+    if a_NG.dtype != torch.float32 or a_NG.device.type == "cuda":
+        return max(len(a_NG), 1)
+    return _BLOCK if numbers > _NARROW else _CHUNK if numbers > _FEW else _CHUNK_OF_FEW
+
+
+class ProductSum:
+    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64."""
 
     def __init__(self) -> None:
         self._part: Tensor | None = None
@@ -158,11 +190,7 @@ class ProductSum:
             self._part.addmm_(a_SG.t(), b_SF)
             return
         self._settle()
-        if narrow and count > _SHORT and count % _SHORT == 0 and a_SG.dtype == torch.float32:
-            a_RSG, b_RSF = a_SG.unflatten(0, (-1, _SHORT)), b_SF.unflatten(0, (-1, _SHORT))
-            self._part = torch.bmm(a_RSG.transpose(1, 2), b_RSF).sum(0, dtype=torch.float64)
-        else:
-            self._part = a_SG.t() @ b_SF
+        self._part = product_of_rows(a_SG, b_SF)
 
     def result(self, dtype: torch.dtype) -> Tensor:
         if self._total is not None:
@@ -178,16 +206,6 @@ class ProductSum:
         elif self._part is not None and self._total is not None:
             self._total += self._part
         self._part, self._rows = None, 0
-
-
-def sum_of_products(a_NG: Tensor, b_NF: Tensor) -> Tensor:
-    """`a^T b`, `[G, F]`, see `ProductSum`."""
-    if len(a_NG) <= _LONG or a_NG.dtype == torch.float64 or a_NG.device.type == "cuda":
-        return a_NG.t() @ b_NF
-    total = ProductSum()
-    for low in range(0, len(a_NG), _LONG):
-        total.add(a_NG[low : low + _LONG], b_NF[low : low + _LONG])
-    return total.result(a_NG.dtype)
 
 
 class SlabScratch:

@@ -26,7 +26,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import HubRows, RowSums, Totals
-from hpcgnn.sar.products import readable, wire_type
+from hpcgnn.sar.products import exceeds_chunk, product_of_rows, readable, wire_type
 from hpcgnn.sar.relation_pairs import (
     EdgeList,
     RelationPairs,
@@ -112,7 +112,11 @@ class _RelationalSum(torch.autograd.Function):
                     sums.added()
                 x_SF = x_NF.index_select(0, pairs.rows[slab.low : slab.high]).to(q_SG.dtype)
                 for relation, first, last in slab.parts:
-                    grad_weight_RFG[relation].addmm_(x_SF[first:last].t(), q_SG[first:last])
+                    own_SF, weight_FG = x_SF[first:last], grad_weight_RFG[relation]
+                    if exceeds_chunk(own_SF, weight_FG):
+                        weight_FG += product_of_rows(own_SF, q_SG[first:last])
+                    else:
+                        weight_FG.addmm_(own_SF.t(), q_SG[first:last])
                 grad_weight.added()
                 progress()
         sums.end()

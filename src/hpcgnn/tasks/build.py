@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +208,21 @@ def _zeros_per_one(graph: PartitionedGraph, answers: Tensor) -> list[float]:
     return np.where(ones_T > 0, zeros_T / np.maximum(ones_T, 1), 1.0).tolist()
 
 
-def stored_task(values: dict[str, Any], path: Path) -> BuiltInTask:
+def stored_task(
+    values: dict[str, Any], path: Path, lengths: Collection[int] | None = None
+) -> BuiltInTask:
     """The task that a checkpoint stores, with a decoder's weights still to be read.
+
+    Args:
+        lengths: of the checkpoint's arrays: no decoder of others is made. None: any.
 
     Raises:
         InputError: what is stored can't be.
     """
     known: dict[str, Any] = dict(values)
     if "kind" not in known:  # of an earlier release
-        known["kind"] = {0: "classes", 1: "labels"}.get(known.get("multilabel", -1), "")
+        former = known.get("multilabel")
+        known["kind"] = "classes" if former == 0 else "labels" if former == 1 else ""
     if known.get("decoder") == "own":
         raise InputError(
             "its decoder is known to the program alone that trained it: predict there, by "
@@ -223,6 +230,10 @@ def stored_task(values: dict[str, Any], path: Path) -> BuiltInTask:
             file=path,
         )
     try:
+        built = known.get("decoder") == "mlp" or str(known["kind"]).startswith("edge-")
+        sizes = {known.get("width", 1), known.get("num_outputs", 1)} if built else set()
+        if lengths is not None and not sizes <= {1, *lengths}:
+            raise ValueError
         return _stored(**known)
     except (TypeError, ValueError, InputError):
         raise InputError("its task can't be", file=path, value=values) from None
@@ -241,7 +252,7 @@ def _stored(
     for count in (num_outputs, width):
         if type(count) is not int or not 1 <= count <= _MOST_OUTPUTS:
             raise ValueError
-    if type(metric) is not str or type(target) is not str:
+    if not all(isinstance(text, str) for text in (kind, metric, target, decoder, loss)):
         raise ValueError
     if kind == "links":
         name, _, k = metric.partition("@")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, look_up
+from hpcgnn.nn.linear import linear
 from hpcgnn.sar.pairs import NodePairs
 
 
@@ -46,8 +47,8 @@ class PairMLP(torch.nn.Module):
 
     def forward(self, x_src: Tensor, x_dst: Tensor) -> Tensor:
         joined = x_src * x_dst if self.product else torch.cat([x_src, x_dst], dim=1)
-        found: Tensor = self.outer(torch.relu(self.inner(joined)))
-        return found
+        hidden = torch.relu(linear(joined, self.inner.weight, self.inner.bias))
+        return linear(hidden, self.outer.weight, self.outer.bias)
 
 
 @dataclass(frozen=True)

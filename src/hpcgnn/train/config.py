@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, printable
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
 from hpcgnn.settings import (
@@ -341,15 +341,21 @@ def resolve(
     """Defaults, or a run's `former` settings; over them the file, `--set` and the options given.
 
     Raises:
-        InputError: the file is missing, is no TOML (JSON, where it ends so), or a setting is
-            unknown or out of range.
+        InputError: the file is missing, is no TOML (JSON, where it ends so), a setting is unknown
+            or out of range, or the file of a model of the user's is named by `former` alone.
     """
-    values: dict[str, Any] = {} if former is None else former.flat()
-    if config_file is not None:
-        values |= _read(Path(config_file))
-    values |= _set(getattr(args, "changes", []))
-    given = {option: getattr(args, option) for option in options() if hasattr(args, option)}
-    return Config.of(**values | given)
+    given: dict[str, Any] = {} if config_file is None else _read(Path(config_file))
+    given |= _set(getattr(args, "changes", []))
+    given |= {option: getattr(args, option) for option in options() if hasattr(args, option)}
+    if former is None:
+        return Config.of(**given)
+    model = former.model
+    if model.own and model.kind != OWN and "model" not in given:
+        raise InputError(
+            "the run is of a model of your own, and what a run directory names isn't run unasked: "
+            f"say --model {printable(model.kind)[:200]}"
+        )
+    return Config.of(**former.flat() | given)
 
 
 def former_settings(run_dir: Path) -> Config | None:

@@ -17,6 +17,7 @@ from hpcgnn.errors import InputError, NumericalError, printable
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
+from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
@@ -64,8 +65,8 @@ class Predictor:
         any_graph: accept a checkpoint of another graph.
         model: the module that was trained, where a Python program made it; on the command line
             that of `model_file`.
-        model_file: the file of a model of the user's, and its arguments; None: as the checkpoint
-            says.
+        model_file: the file of a model of the user's; without, none is run.
+        model_args: its arguments; None: as the checkpoint says.
         task: the task, where the checkpoint knows only its name; without, `output` is predicted.
 
     Raises:
@@ -210,7 +211,7 @@ def predict(
         graph: this rank's part.
         checkpoint: its file, or a run directory: the best one there, or the last without one.
         model: the module that was trained, which takes the checkpoint's weights; not needed for
-            a built-in model, or one that `hpcgnn train` read from a file.
+            a built-in model.
         task: the task of the program, which makes predictions of the output, and scores.
         out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
             not written.
@@ -274,7 +275,9 @@ def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
         return _Unknown(str(known.get("metric"))[:80])
     # Older checkpoints don't say what they learned; their own graph does.
     if known:
-        return stored_task(known, path)
+        stored = checkpoint.arrays.items()
+        lengths = {n for name, array in stored if name.startswith("model/") for n in array.shape}
+        return stored_task(known, path, lengths)
     return find_task(graph, checkpoint.config.training.metric)
 
 
@@ -285,9 +288,18 @@ def _own_model(
     model_file: str,
     model_args: str | None,
 ) -> torch.nn.Module:
-    """The model of the user's file, which must be the one that was trained with; collective."""
+    """The model of the user's file, which must be the one that was trained with; collective.
+
+    The file that a checkpoint names is not run: whoever made the checkpoint may have put it there.
+    """
     settings = checkpoint.config.model
     with agreed(graph.comm, "the file of the model"):
+        if not model_file and settings.kind != OWN_MODEL:
+            raise InputError(
+                "was trained with a model of your own, and what a checkpoint names isn't run "
+                f"unasked: say --model {printable(settings.kind)[:200]}, or in Python model=...",
+                file=path,
+            )
         file = ModelFile.of(replace(settings, kind=model_file or settings.kind))
         changed = file.differs(checkpoint.model_file) if checkpoint.model_file else ""
         if changed:

@@ -68,6 +68,7 @@ READ = {
     "later": (progress_with(best_epoch=10**6), "best_epoch must be an epoch"),
     "bool": (progress_with(best_epoch=True), "best_epoch must be an epoch"),
     "more": (progress_with(more={"a": {}}), "more must be a number or text"),
+    "loose": (lambda found: found.arrays.update({"sharded/w": np.ones(3)}), "w: is no dataset"),
     "junk": (lambda found: found.arrays.update(junk=np.ones(3)), "junk: is no dataset"),
 }
 RESTORE = {

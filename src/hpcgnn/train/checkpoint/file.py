@@ -176,7 +176,8 @@ def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
 def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
     """Refuse settings for which a model would be built that is far larger than these arrays."""
     for name in shapes:
-        if not name.startswith(_GROUPS) and name != _PLAIN:
+        loose = name.startswith("sharded/") and name.count("/") != 2  # of no part
+        if loose or (not name.startswith(_GROUPS) and name != _PLAIN):
             raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
     if config.model.own:  # which is built by nobody but its owner
         return
