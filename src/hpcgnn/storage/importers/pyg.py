@@ -163,14 +163,13 @@ def _heterogeneous(
     others: list[str] = []
     of_nodes: dict[str, dict[str, np.ndarray]] = {}
     of_edges: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-    for kind, store in [*nodes.items(), *edges.items()]:
-        name = kind if isinstance(kind, str) else "-".join(kind)
-        arrays, rest = _arrays(path, f"{name}.", store)
+    for kind, store in nodes.items():
+        of_nodes[kind], rest = _arrays(path, f"{kind}.", store)
+        others += [f"{kind}.{key}" for key in rest]
+    for ends, store in edges.items():
+        name = "-".join(ends)
+        of_edges[ends], rest = _arrays(path, f"{name}.", store)
         others += [f"{name}.{key}" for key in rest]
-        if isinstance(kind, str):
-            of_nodes[kind] = arrays
-        else:
-            of_edges[kind] = arrays
     left_out = _leave_out(path, of_nodes, options)
     _refuse_look_alikes(path, of_nodes)
     kinds = {name: _typed_nodes(path, name, of_nodes[name], options) for name in nodes}

@@ -154,10 +154,11 @@ def _of_torch(value: Any) -> _Stored | None:
     if value.layout == torch.sparse_csr:
         return _Stored(value.crow_indices(), value.col_indices(), value.values(), shape, True)
     if value.layout == torch.sparse_csc:
-        ends = value.ccol_indices(), value.row_indices()
-        return _Stored(*ends, value.values(), shape[::-1], True, by_column=True)
+        first, second = value.ccol_indices(), value.row_indices()
+        return _Stored(first, second, value.values(), shape[::-1], True, by_column=True)
     if value.layout == torch.sparse_coo and value.sparse_dim() == 2:
-        return _Stored(*value._indices(), value._values(), shape)
+        rows, columns = value._indices()
+        return _Stored(rows, columns, value._values(), shape)
     return None
 
 
