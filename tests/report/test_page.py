@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcgnn.cli import main
-from hpcgnn.report.figures import Drawing
+from hpcgnn.report.figures import Drawing, draw
 from hpcgnn.report.run import read_run
 from hpcgnn.report.summary import per_epoch, per_rank
 
@@ -176,6 +176,17 @@ def test_numbers_that_are_not_one_per_rank_are_refused(tmp_path, text, capsys):
     (folder / "ranks.jsonl").write_text(text + "\n")
     assert main.main(["report", str(folder)]) == 2
     assert "ranks.jsonl" in capsys.readouterr().err
+
+
+def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    slow = json.loads(lines[1]) | {"epoch_seconds": 9.0}
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], json.dumps(slow), lines[2]]) + "\n")
+    time = next(each for each in draw([read_run(folder)], "accuracy") if each.name == "time")
+    whole = sum(per_epoch(slow).values())
+    assert time.figure.axes[0].get_ylim()[1] == pytest.approx(1.35 * whole)
 
 
 @pytest.mark.slow

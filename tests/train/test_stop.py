@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from hpcgnn.comm import launcher
 from hpcgnn.train import stop
 from hpcgnn.train.stop import StopRequest, TimeLimit, slurm_end_time
 
@@ -50,10 +51,24 @@ def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch, capfd):
             signal.raise_signal(signal.SIGINT)
         assert request.reason == "", "ignored where it was ignored before"
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        monkeypatch.setenv("PMI_RANK", "0")
+        monkeypatch.setenv("PMI_SIZE", "1")
         _press_twice(clock)
+        _without_launcher(monkeypatch)
     finally:
         signal.signal(signal.SIGINT, former)
-    assert capfd.readouterr().err.count("stops after this epoch") == 1
+    assert capfd.readouterr().err.count("stops after this epoch") == 2
+
+
+def _without_launcher(monkeypatch):
+    """Nobody sends a press twice: the second one counts, however soon."""
+    for names in launcher._LAUNCHERS:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def _press_twice(clock):

@@ -20,11 +20,20 @@ def launched() -> tuple[int, int]:
 
     Variables that make no sense, as other programs can leave them, count as not set.
     """
+    return _place() or (0, 1)
+
+
+def has_launcher() -> bool:
+    """Whether mpiexec or srun started this process, be it the only one."""
+    return _place() is not None
+
+
+def _place() -> tuple[int, int] | None:
     for names in _LAUNCHERS:
         rank, size = map(_number, names)
         if rank is not None and size is not None and rank < size:
             return rank, size
-    return 0, 1
+    return None
 
 
 def launcher(size: int) -> str:

@@ -21,6 +21,7 @@ from hpcgnn.tasks.task import LABELS, Labelled, checked
 from hpcgnn.tasks.values import VALUE_METRICS, Regression
 
 _MOST_OUTPUTS = 1 << 24
+_NOTHING = "nothing can be learned from it (convert: --label COLUMN, --split-ratio 8,1,1)"
 
 BuiltInTask = Labelled | EdgeTask | LinkPrediction
 
@@ -49,7 +50,7 @@ def find_task(
         names = ", ".join(graph.nodes) or "none"
         raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
     if found is None or graph.train_mask is None:
-        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+        raise InputError(f"the graph has no {'labels' if found is None else 'split'}: {_NOTHING}")
     task = _labelled(graph, metric, settings, found, settings.kind)
     rows = task.targets(graph, "train")
     if graph.comm.allreduce(len(rows), where="training nodes") == 0:
@@ -73,7 +74,7 @@ def check_task(
     if settings.on_pairs or settings.target != LABELS:
         return
     if not labels:
-        raise InputError("the graph has no labels or no split, so nothing can be learned from it")
+        raise InputError(f"the graph has no labels or no split: {_NOTHING}")
     if settings.kind == "auto" and multilabel:
         checked(metric, LABEL_METRICS, "several labels")
     elif settings.kind == "auto" and num_outputs:

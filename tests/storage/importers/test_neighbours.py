@@ -110,9 +110,9 @@ def test_nothing_else_is_unpickled(refused, tmp_path):
     assert "holds objects that are not loaded: store data.to_dict()" in refused(path)
     assert not evil.exists()
     whole = path.read_bytes()
-    for spoilt in (b"", b"PK", whole[: len(whole) // 2]):
+    for spoilt in (b"", b"PK", b"hello world\n" * 9, whole[: len(whole) // 2]):
         path.write_bytes(spoilt)
-        assert "g.pt: can't be loaded" in refused(path)
+        assert "g.pt: can't be loaded: it is damaged, or not a file of torch.save" in refused(path)
     torch.save([1, 2], path)
     assert "holds a data set of many graphs" in refused(path)
     torch.save(torch.ones(3), path)

@@ -65,7 +65,7 @@ _TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
 _NAMED = "array_"
 _SPARSE = ("feature_indptr", "feature_indices", "feature_data", "feature_shape")
 _MASKS = ("_mask", "_masks")
-_LOOK_ALIKE = {  # as whole words: what other programs call the like
+LOOK_ALIKE = {  # as whole words: what other programs call the like
     "features": re.compile(r"(?i)(^|_)(x|feats?|features?|attrs?|attributes?|emb\w*)(_|$)"),
     "labels": re.compile(r"(?i)(^|_)(y|labels?|class(es)?|targets?)(_|$)"),
 }
@@ -80,7 +80,7 @@ class _Members:
 
     def get(self, name: str) -> ArraySource | None:
         found = [known for known in (name, *_NAMES.get(name, ())) if known in self.archive]
-        if name in _LOOK_ALIKE and len(found) > 1:
+        if name in LOOK_ALIKE and len(found) > 1:
             raise InputError(
                 f"holds both {' and '.join(found)}, which mean the same: store one, or name the"
                 " other with --leave-out",
@@ -107,7 +107,7 @@ class _Members:
 
     def refuse_look_alikes(self, nodes: Nodes, num_nodes: int | None) -> None:
         """Features or labels under a name that nobody reads must not be lost in silence."""
-        for what, pattern in _LOOK_ALIKE.items():
+        for what, pattern in LOOK_ALIKE.items():
             if getattr(nodes, what) is not None or (what == "features" and nodes.typed_features):
                 continue
             for name in self.archive.names:
@@ -246,8 +246,9 @@ def _edges(
         ends, weight, number = scipy_matrix(members.archive, options)
     elif not forms:
         raise InputError(
-            "has no edges: indptr and indices, edge_index, or head, relation and tail are needed",
+            "has no edges: edge_index, indptr and indices, or head, relation and tail are needed",
             file=path,
+            value=", ".join([*members.archive.names, *members.archive.others])[:80] or "nothing",
         )
     elif len(forms) > 1:
         raise InputError(f"has both {' and '.join(forms)}: store the edges once", file=path)

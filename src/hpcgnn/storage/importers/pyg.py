@@ -1,7 +1,6 @@
 """PyTorch Geometric's `Data` and `HeteroData`, as `torch.save` stores them.
 
-Files are loaded with `weights_only`: tensors, numbers, texts, lists and dictionaries; objects of
-PyTorch Geometric become inert records, whose attributes are read. Nothing else is unpickled.
+A sparse `adj_t`, as `ToSparseTensor` makes it, holds the edges by destination.
 """
 
 from __future__ import annotations
@@ -12,28 +11,19 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers import torch_files
 from hpcgnn.storage.importers.arrays import MemoryArchive, MemoryArray
-from hpcgnn.storage.importers.npz import read_archive
-from hpcgnn.storage.importers.opening import require
+from hpcgnn.storage.importers.npz import LOOK_ALIKE, read_archive
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import ImportOptions, NodeSplit, Source
 from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 
-_CLASSES = (
-    "torch_geometric.data.data.Data",
-    "torch_geometric.data.data.DataEdgeAttr",
-    "torch_geometric.data.data.DataTensorAttr",
-    "torch_geometric.data.hetero_data.HeteroData",
-    "torch_geometric.data.storage.BaseStorage",
-    "torch_geometric.data.storage.GlobalStorage",
-    "torch_geometric.data.storage.NodeStorage",
-    "torch_geometric.data.storage.EdgeStorage",
-)
 _SETS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
-
-
-class _Record:
-    """An object of another library, without its methods."""
+_SIZE = ("x", "y", *_SETS)
+_ADJACENCY = ("adj_t", "adj")
+_SCORED = ("edge_label_index", "edge_label")
+_OF_EDGES = {"edge_weight": "weight", "edge_attr": "features"}
+_READ_AS = {"features": "x", "labels": "y"}
 
 
 def read_pyg(path: Path, options: ImportOptions) -> Source:
@@ -42,11 +32,11 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
     Raises:
         InputError: damaged, or anything else in it.
     """
-    found = _load(path, options)
+    found = torch_files.load(path, options.limit)
     if isinstance(found, tuple | list) and found:
         # Processed data sets: the data, where each graph of many begins, and the class.
         slices = found[1] if len(found) > 1 else None
-        if slices:
+        if slices and not _of_one(slices):
             raise InputError("holds a data set of many graphs: store one", file=path)
         found = found[0]
     stores = _stores(found)
@@ -60,39 +50,23 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
     edges = {name: store for name, store in stores.items() if isinstance(name, tuple)}
     if edges:
         return _heterogeneous(path, nodes, edges, options)
-    arrays, others = _arrays(stores[None])
+    arrays, others = _arrays(path, "", stores[None])
+    if "edge_label_index" in arrays:  # pairs to be scored, none of them edges of the graph
+        others += [name for name in _SCORED if arrays.pop(name, None) is not None]
     return read_archive(MemoryArchive(path, arrays, others), options)
 
 
-def _load(path: Path, options: ImportOptions) -> Any:
-    import torch
-
-    size = require(path).stat().st_size
-    if 2 * size > options.limit * 8:
-        raise InputError(f"takes {size} bytes, too many for --memory", file=path)
-    # By name: whatever is installed, instances are records.
-    records: list[Any] = [(type("Record", (_Record,), {}), name) for name in _CLASSES]
-    try:
-        with torch.serialization.safe_globals(records):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise almost anything
-        text = " ".join(str(error).split())
-        culprit = text.partition("GLOBAL ")[2].split(" ")[0]
-        if culprit:
-            raise InputError(
-                "holds objects that are not loaded: store data.to_dict() with torch.save",
-                file=path,
-                value=culprit,
-            ) from None
-        raise InputError(f"can't be loaded: {text[:120]}", file=path) from None
+def _of_one(slices: Any) -> bool:
+    """Whether every attribute begins once and ends, as older releases store one graph."""
+    return isinstance(slices, dict) and all(
+        hasattr(places, "__len__") and len(places) == 2 for places in slices.values()
+    )
 
 
 def _stores(found: Any) -> dict[Any, dict[str, Any]] | None:
     """The attributes by type of node or edge; under None those of a plain graph, or of all."""
     if not isinstance(found, dict):
-        # A record; or, where PyTorch Geometric is imported and has said that they are safe, an
-        # object of its own, whose attributes are the same.
-        state = getattr(found, "__dict__", {})
+        state = torch_files.attributes(found)
         stores: dict[Any, dict[str, Any]] = {}
         if "_global_store" in state:
             stores[None] = _mapping(state["_global_store"])
@@ -111,26 +85,72 @@ def _stores(found: Any) -> dict[Any, dict[str, Any]] | None:
 
 
 def _mapping(store: Any) -> dict[str, Any]:
-    found = store if isinstance(store, dict) else getattr(store, "__dict__", {}).get("_mapping")
+    found = store if isinstance(store, dict) else torch_files.attributes(store).get("_mapping")
     return dict(found) if isinstance(found, dict) else {}
 
 
-def _arrays(store: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What can be arrays, and the names of the rest."""
+def _arrays(
+    path: Path, kind: str, store: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What can be arrays, and the names of the rest; a sparse adjacency gives `edge_index`."""
     import torch
 
-    arrays, others = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    others = []
     for name, value in store.items():
         if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-            try:
-                arrays[name] = value.detach().numpy()
-            except (TypeError, RuntimeError):  # bfloat16 and other types that NumPy has not
-                arrays[name] = value.detach().float().numpy()
+            arrays[name] = torch_files.dense(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             arrays[name] = np.array(value)
+        elif name in (*_ADJACENCY, "x"):
+            continue
         elif value is not None:
             others.append(f"{name} ({type(value).__name__})")
+    for name in _ADJACENCY:
+        if name in store and name not in arrays:
+            found = torch_files.matrix(store[name], path, f"{kind}{name}")
+            if found is None or "edge_index" in store:
+                others.append(f"{name} ({type(store[name]).__name__})")
+            else:
+                arrays |= _edges(path, f"{kind}{name}", found, square=not kind)
+    if "x" in store and "x" not in arrays:
+        features = torch_files.matrix(store["x"], path, f"{kind}x")
+        if features is None:
+            others.append(f"x ({type(store['x']).__name__})")
+        else:
+            arrays |= _features(path, kind, features)
     return arrays, others
+
+
+def _edges(
+    path: Path, name: str, found: torch_files.Matrix, *, square: bool
+) -> dict[str, np.ndarray]:
+    """`edge_index` and what goes with it; the rows of `adj_t` are the destinations."""
+    rows, columns, values, shape = found
+    if square and shape[0] != shape[1]:
+        raise InputError("a graph is a square matrix", file=path, dataset=name, value=list(shape))
+    ends = (columns, rows) if name.endswith("adj_t") else (rows, columns)
+    arrays = {"edge_index": np.stack(ends)}
+    if values is not None:
+        arrays["edge_weight" if values.ndim == 1 else "edge_attr"] = values
+    if square:
+        arrays["num_nodes"] = np.array(shape[0])
+    return arrays
+
+
+def _features(path: Path, kind: str, found: torch_files.Matrix) -> dict[str, np.ndarray]:
+    """Sparse features; those of a type of nodes become dense."""
+    if found[2] is not None and found[2].ndim > 1:
+        raise InputError("must have numbers as entries", file=path, dataset=f"{kind}x")
+    rows = torch_files.compressed(found)
+    if kind:
+        return {"x": rows.toarray()}
+    return {
+        "feature_indptr": rows.indptr,
+        "feature_indices": rows.indices,
+        "feature_data": rows.data,
+        "feature_shape": np.array(rows.shape),
+    }
 
 
 def _heterogeneous(
@@ -140,38 +160,94 @@ def _heterogeneous(
     options: ImportOptions,
 ) -> Source:
     """Types of nodes one after the other; each type of edges is a relation."""
-    kinds: dict[str, TypedNodes] = {}
     others: list[str] = []
-    for name, store in nodes.items():
-        arrays, rest = _arrays(store)
-        used = {"x", "y", "num_nodes", *_SETS} & set(arrays)
-        others += [f"{name}.{key}" for key in [*arrays, *rest] if key not in used]
-        columns = {
-            key: MemoryArray(path, f"{name}.{key}", arrays[key]).column(options.limit)
-            for key in ("x", "y")
-            if key in arrays
-        }
-        masks = {part: arrays[key] for key, part in _SETS.items() if key in arrays}
-        split = NodeSplit(path, masks, frozenset(masks)) if masks else None
-        size = _size(path, name, arrays)
-        kinds[name] = TypedNodes(size, columns.get("x"), columns.get("y"), split)
+    of_nodes: dict[str, dict[str, np.ndarray]] = {}
+    of_edges: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+    for kind, store in nodes.items():
+        of_nodes[kind], rest = _arrays(path, f"{kind}.", store)
+        others += [f"{kind}.{key}" for key in rest]
+    for ends, store in edges.items():
+        name = "-".join(ends)
+        of_edges[ends], rest = _arrays(path, f"{name}.", store)
+        others += [f"{name}.{key}" for key in rest]
+    left_out = _leave_out(path, of_nodes, options)
+    _refuse_look_alikes(path, of_nodes)
+    kinds = {name: _typed_nodes(path, name, of_nodes[name], options) for name in nodes}
+    for name, arrays in of_nodes.items():
+        others += [f"{name}.{key}" for key in arrays if key not in (*_SIZE, "num_nodes")]
+    everywhere = set.intersection(*map(set, of_edges.values()))
     found = []
-    for kind, store in edges.items():
-        arrays, rest = _arrays(store)
-        if len(kind) != 3 or "edge_index" not in arrays:
-            raise InputError("must be types of edges with edge_index", file=path, dataset=str(kind))
-        others += [f"{'-'.join(kind)}.{key}" for key in [*arrays, *rest] if key != "edge_index"]
-        array = MemoryArray(path, f"{'-'.join(kind)}.edge_index", arrays["edge_index"])
-        pairs = pair_column(array, options.limit, sources_first=True)
-        found.append(TypedEdges(kind, edges_from(pairs)))
-    notes = [f"ignored: {', '.join(others)}"] if others else []
+    for ends, arrays in of_edges.items():
+        name = "-".join(ends)
+        if len(ends) != 3 or "edge_index" not in arrays:
+            raise InputError(
+                "must be types of edges with edge_index or adj_t", file=path, dataset=str(ends)
+            )
+        held = {key: MemoryArray(path, f"{name}.{key}", values) for key, values in arrays.items()}
+        pairs = pair_column(held.pop("edge_index"), options.limit, sources_first=True)
+        columns = {}
+        for key, array in held.items():
+            what = _OF_EDGES.get(key)
+            if what and key in everywhere and array.ndim and (options.weights or what != "weight"):
+                columns[what] = array.column(options.limit)
+            else:
+                others.append(f"{name}.{key}")
+        found.append(TypedEdges(ends, edges_from(pairs, **columns)))
+    notes = [f"ignored: {', '.join([*others, *left_out])}"] if others or left_out else []
     return join(path, kinds, found, notes=notes)
+
+
+def _leave_out(
+    path: Path, nodes: dict[str, dict[str, np.ndarray]], options: ImportOptions
+) -> list[str]:
+    """Pass over the arrays TYPE.NAME that the user names."""
+    for full in options.leave_out:
+        kind, _, name = full.rpartition(".")
+        if name not in nodes.get(kind, {}):
+            raise InputError("no such array in the file, to be left out", file=path, value=full)
+        del nodes[kind][name]
+    return list(options.leave_out)
+
+
+def _refuse_look_alikes(path: Path, nodes: dict[str, dict[str, np.ndarray]]) -> None:
+    """Features or labels under a name that nobody reads must not be lost in silence."""
+    for what, pattern in LOOK_ALIKE.items():
+        right = _READ_AS[what]
+        if right == "y" and any(right in arrays for arrays in nodes.values()):
+            continue  # one type is trained on
+        for kind, arrays in nodes.items():
+            for name, values in arrays.items():
+                if right not in arrays and values.ndim and pattern.search(name):
+                    raise InputError(
+                        f"looks like {what} of the nodes: call it {right}, or say --leave-out"
+                        f" {kind}.{name}",
+                        file=path,
+                        dataset=f"{kind}.{name}",
+                        value=values.shape,
+                    )
+
+
+def _typed_nodes(
+    path: Path, name: str, arrays: dict[str, np.ndarray], options: ImportOptions
+) -> TypedNodes:
+    columns = {
+        key: MemoryArray(path, f"{name}.{key}", arrays[key]).column(options.limit)
+        for key in ("x", "y")
+        if key in arrays
+    }
+    masks = {part: arrays[key] for key, part in _SETS.items() if key in arrays}
+    split = NodeSplit(path, masks, frozenset(masks)) if masks else None
+    size = _size(path, name, arrays)
+    return TypedNodes(size, columns.get("x"), columns.get("y"), split)
 
 
 def _size(path: Path, name: str, arrays: dict[str, np.ndarray]) -> int:
     if "num_nodes" in arrays:
-        return int(arrays["num_nodes"])
-    for key in ("x", "y", *_SETS):
+        found = arrays["num_nodes"]
+        if found.shape or found.dtype.kind != "i" or found < 0:
+            raise InputError("must be a number", file=path, dataset=f"{name}.num_nodes")
+        return int(found)
+    for key in _SIZE:
         if key in arrays and arrays[key].ndim:
             return int(arrays[key].shape[0])
     raise InputError(

@@ -1,0 +1,132 @@
+"""What PyTorch Geometric stores beside edge_index and dense features."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from hpcgnn.storage.importers.torch_files import load
+from tests.storage.importers.test_neighbours import PAIRS, Y, check, data
+
+WEIGHTS = {(0, 1): 1.0, (1, 2): 2.0, (2, 0): 3.0, (3, 4): 4.0}
+
+
+def fake_torch_sparse(monkeypatch):
+    """Classes with the names and attributes of torch_sparse's."""
+    made = {}
+    for module, name in (("storage", "SparseStorage"), ("tensor", "SparseTensor")):
+        found = types.ModuleType(f"torch_sparse.{module}")
+        made[name] = type(name, (), {"__module__": found.__name__})
+        setattr(found, name, made[name])
+        monkeypatch.setitem(sys.modules, found.__name__, found)
+    monkeypatch.setitem(sys.modules, "torch_sparse", types.ModuleType("torch_sparse"))
+    return made
+
+
+def adjacency(layout: str, monkeypatch):
+    """The rows are the destinations."""
+    rows, columns = torch.from_numpy(PAIRS[1]), torch.from_numpy(PAIRS[0])
+    values = torch.tensor([1.0, 2, 3, 4])
+    whole = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (5, 5))
+    if layout != "torch_sparse":
+        return whole.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+    made = fake_torch_sparse(monkeypatch)
+    tensor, storage = made["SparseTensor"](), made["SparseStorage"]()
+    by_row = whole.to_sparse_csr()
+    storage.__dict__ = {"_row": None, "_rowptr": by_row.crow_indices(), "_sparse_sizes": (5, 5)}
+    storage.__dict__ |= {"_col": by_row.col_indices(), "_value": by_row.values()}
+    tensor.storage = storage
+    return tensor
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "torch_sparse"])
+def test_adj_t(convert, tmp_path, capfd, monkeypatch, layout):
+    found = data()
+    found.adj_t = adjacency(layout, monkeypatch)
+    torch.save(found, tmp_path / "both.pt")
+    check(convert(tmp_path / "both.pt"))
+    assert "ignored: adj_t" in capfd.readouterr().err
+    del found.edge_index
+    torch.save(found, tmp_path / "g.pt")
+    for name in [name for name in sys.modules if name.startswith("torch_sparse")]:
+        del sys.modules[name]
+    graph = convert(tmp_path / "g.pt")
+    check(graph)
+    assert graph.weights == WEIGHTS
+    assert "beta" not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_unsound_sparse_matrices(refused, tmp_path):
+    def stored(pointers, columns, shape=(5, 5)):
+        matrix = torch.sparse_csr_tensor(
+            torch.tensor(pointers), torch.tensor(columns), torch.ones(3), shape
+        )
+        torch.save({"adj_t": matrix}, tmp_path / "g.pt")
+        return refused(tmp_path / "g.pt")
+
+    assert "adj_t: a graph is a square matrix" in stored([0, 1, 2, 3], [0, 1, 2], (3, 5))
+    sound = [0, 1, 1, 1, 1, 3]
+    for pointers, columns in (([0, 9, 1, 1, 1, 3], [0, 1, 2]), (sound, [0, 1, 77])):
+        assert "g.pt: adj_t: is no sound sparse matrix" in stored(pointers, columns)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_features_and_pairs_to_score(convert, tmp_path, capfd):
+    found = data()
+    dense = found.x
+    found.x = dense.to_sparse_csr()
+    found.edge_label, found.edge_label_index = torch.ones(2), torch.zeros(2, 2, dtype=torch.long)
+    torch.save(found, tmp_path / "g.pt")
+    check(convert(tmp_path / "g.pt"))
+    assert "ignored: edge_label_index, edge_label" in capfd.readouterr().err
+
+
+def test_one_graph_with_slices(convert, refused, tmp_path):
+    found = data().to_dict()
+    slices = {name: torch.tensor([0, 5]) for name in found}
+    torch.save((found, slices), tmp_path / "g.pt")
+    check(convert(tmp_path / "g.pt"))
+    torch.save((found, slices | {"x": torch.tensor([0, 2, 5])}), tmp_path / "g.pt")
+    assert "holds a data set of many graphs" in refused(tmp_path / "g.pt")
+
+
+def test_types_of_nodes(convert, refused, tmp_path, capfd):
+    geometric = pytest.importorskip("torch_geometric.data")
+    found = geometric.HeteroData()
+    found["paper"].x, found["paper"].y = torch.ones(5, 2), torch.from_numpy(Y)
+    found["place"].num_nodes = 2
+    found["paper", "in", "place"].edge_index = torch.tensor([[0, 4], [0, 1]])
+    found["paper", "in", "place"].edge_weight = torch.tensor([2.0, 3])
+    path = tmp_path / "g.pt"
+    torch.save(found, path)  # with records of edges, as PyTorch Geometric keeps them
+    graph = convert(path)
+    assert sorted(graph.weights.values()) == [2, 3]
+    kept = found["place"]
+    kept.feat = torch.ones(2, 3)
+    torch.save(found, path)
+    said = "place.feat: looks like features of the nodes: call it x, or say --leave-out place.feat"
+    assert said in refused(path)
+    capfd.readouterr()
+    convert(path, "--leave-out", "place.feat")
+    assert "ignored: place.feat" in capfd.readouterr().err
+    assert "to be left out (found 'feat')" in refused(path, "--leave-out", "feat")
+    del found["paper"].y, kept.feat
+    found["paper"].label = torch.from_numpy(Y)
+    torch.save(found, path)
+    assert "paper.label: looks like labels of the nodes: call it y" in refused(path)
+
+
+def test_classes_that_a_library_calls_safe_stay_records(tmp_path):
+    """Whatever is imported, no method of it runs, and torch has no choice by chance."""
+    geometric = pytest.importorskip("torch_geometric.data")
+    torch.save(data(), tmp_path / "g.pt")
+    others = [geometric.Data, geometric.storage.GlobalStorage]
+    with torch.serialization.safe_globals(others):
+        for _ in range(8):
+            assert type(load(tmp_path / "g.pt", 1 << 30)).__module__ != geometric.Data.__module__
+        assert set(others) <= set(torch.serialization.get_safe_globals())
