@@ -28,7 +28,7 @@ ROOMS = [
     {"comm"},
     {"kernels"},
     {"settings"},
-    {"display", "errors", "system", "timeline", "version"},
+    {"display", "errors", "sorting", "system", "timeline", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

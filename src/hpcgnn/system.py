@@ -16,6 +16,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGE = 1 << 20  # bytes
 _SWITCH, _HUGE = "HPCGNN_ALLOCATION", "THP_MEM_ALLOC_ENABLE"
+_NUMPY_LACKS = "NPY_DISABLE_CPU_FEATURES"
 
 
 def set_up() -> None:
@@ -40,9 +41,21 @@ def set_up() -> None:
             mallopt(number, _LARGE)
 
 
+def choose_sorts() -> None:
+    """Leaves NumPy's AVX-512 sorts out on AMD's Zen 4; to be called before NumPy is loaded.
+
+    They store through masks, which that processor does in microcode: five times as slow as the
+    AVX2 ones. A NPY_DISABLE_CPU_FEATURES in the environment stays.
+    """
+    facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", _read("/proc/cpuinfo").split("\n\n")[0], re.M))
+    if (facts.get("vendor_id"), facts.get("cpu family")) == ("AuthenticAMD", "25"):
+        os.environ.setdefault(_NUMPY_LACKS, "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR")
+
+
 def without() -> dict[str, str]:
-    """The environment for a process that is to take memory as if hpcgnn weren't there."""
-    return {name: value for name, value in os.environ.items() if name != _HUGE} | {
+    """The environment for a process that is to run as if hpcgnn weren't there."""
+    ours = (_HUGE, _NUMPY_LACKS)
+    return {name: value for name, value in os.environ.items() if name not in ours} | {
         _SWITCH: "system"
     }
 

@@ -15,7 +15,7 @@ import torch
 import hpcgnn
 from hpcgnn import nn
 from hpcgnn.sar.aggregation import neighbour_sum
-from hpcgnn.sar.autograd import _Refusal, first_order, is_own
+from hpcgnn.sar.autograd import _Refusal, first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from tests.graphs import distribute, random_graph
 
@@ -283,6 +283,66 @@ def test_who_holds_a_gradient(comm):
     held.clear()
     z = Told.apply(x, [])
     assert not told(lambda y: (y + z).square().sum())  # the sum hands both the same
+
+
+class ToldOfSaved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, told):
+        ctx.save_for_backward(x)
+        ctx.told = told
+        return 2 * x
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        (x,), _ = last_saved(ctx)
+        ctx.told.append(is_spare(x))
+        return 2 * grads[0], None
+
+
+def test_who_holds_what_was_saved(comm):
+    """A backward may overwrite its input where no name, view, branch or later backward has it."""
+    leaf = torch.ones(4, requires_grad=True)
+
+    def told(make=lambda: leaf * 1, also=lambda h: 0, **keywords):
+        found = []
+        h = make()
+        loss = (also(h) + ToldOfSaved.apply(h, found)).sum()
+        kept = (
+            h if keywords.pop("held", False) else h.detach() if keywords.pop("seen", False) else 0
+        )
+        del h
+        loss.backward(**keywords)
+        return found[0], kept
+
+    assert told()[0]
+    assert not told(held=True)[0]
+    assert not told(seen=True)[0]
+    assert not told(retain_graph=True)[0]
+    assert not told(make=lambda: leaf)[0]
+    assert not told(also=torch.square)[0]  # which has saved it, too
+
+
+def test_inputs_that_somebody_holds_stay(graph):
+    """Gradients of a layer that narrows are written over its input where it is nobody's."""
+    first, second = nn.SAGEConv(WIDTH, 5), nn.SAGEConv(5, 2)
+    x = torch.randn(graph.num_local_nodes, WIDTH)
+
+    def gradients(hold):
+        h = first(graph, x)
+        held, copy, y = hold(h), h.detach().clone(), second(graph, h)
+        del h
+        loss = y.square().sum()
+        del y
+        found = torch.autograd.grad(loss, [*first.parameters(), *second.parameters()])
+        return found, held, copy
+
+    expected, *_ = gradients(lambda h: None)
+    for hold in (lambda h: h, lambda h: h.detach(), lambda h: h.detach().numpy()):
+        found, held, copy = gradients(hold)
+        assert torch.equal(torch.as_tensor(held), copy)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", [nn.GATConv, nn.SAGEConv])

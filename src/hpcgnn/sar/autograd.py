@@ -87,40 +87,70 @@ def is_own(grads: tuple[Tensor, ...]) -> bool:
     """
     fewest = _fewest_holders()
     # Rows that overlap, as expanded ones do, can't be written apart.
-    return fewest is not None and grads[0].is_contiguous() and _holders(grads) == fewest
+    own = fewest is not None and _holders(grads) == fewest.of_gradient
+    return own and grads[0].is_contiguous()
 
 
-def _holders(grads: tuple[Tensor, ...]) -> tuple[int, int, int]:
-    storage = grads[0].untyped_storage()._cdata
+def is_spare(x: Tensor) -> bool:
+    """Whether a backward may overwrite what a layer before it returned and it alone had saved.
+
+    Args:
+        x: as `last_saved` handed it out, which has no other name.
+    """
+    fewest = _fewest_holders()
+    alone = fewest is not None and _holders((x,)) == fewest.of_saved
+    return alone and x.grad_fn is not None and x.is_contiguous()
+
+
+Holders = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Fewest:
+    """What is counted of a gradient that one backward hands to another, and of what one saved."""
+
+    of_gradient: Holders
+    of_saved: Holders
+
+
+def _holders(tensors: tuple[Tensor, ...]) -> Holders:
+    storage = tensors[0].untyped_storage()._cdata
     shared = torch._C._storage_Use_Count(storage)
-    own = grads[0]._use_count()  # type: ignore[attr-defined]
-    return own, sys.getrefcount(grads[0]), shared
+    own = tensors[0]._use_count()  # type: ignore[attr-defined]
+    return own, sys.getrefcount(tensors[0]), shared
 
 
 @cache
-def _fewest_holders() -> tuple[int, int, int] | None:
-    """What is counted of a gradient that one backward hands to another; None where torch can't."""
-    found: list[tuple[int, int, int]] = []
+def _fewest_holders() -> _Fewest | None:
+    """None where torch can't count."""
+    found: list[_Fewest] = []
     with torch.enable_grad():
         leaf = torch.zeros((), requires_grad=True)
         try:
             _Counted.apply(_Counted.apply(leaf, found), found).backward()
         except AttributeError:
             return None
-    return found[1]
+    return _Fewest(found[1].of_gradient, found[0].of_saved)
 
 
 class _Counted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, found: list[tuple[int, int, int]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, found: list[_Fewest]) -> Tensor:
         ctx.found = found
+        ctx.save_for_backward(x)
         return x.clone()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        ctx.found.append(_holders(grads))
+        (x,), _ = last_saved(ctx)
+        ctx.found.append(_Fewest(_holders(grads), _holders_of_saved(x)))
         return torch.ones_like(grads[0]), None
+
+
+def _holders_of_saved(x: Tensor) -> Holders:
+    """As `is_spare` counts them, where x has as many names."""
+    return _holders((x,))
 
 
 class Finder(TorchFunctionMode):

@@ -13,7 +13,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
-from hpcgnn.sar.autograd import first_order, is_own, last_saved
+from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
 from hpcgnn.sar.rectifier import ReluDropout
 
@@ -130,7 +130,10 @@ class _SAGE(torch.autograd.Function):
             grad_x = None
             if ctx.needs_input_grad[0]:
                 fits = into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype
-                grad_x = into_NG if fits else arrays.like(x_NF)
+                if fits:
+                    grad_x = into_NG
+                else:
+                    grad_x = x_NF if is_spare(x_NF) else arrays.like(x_NF)
             _through_edges(x_NF, *ends, left, grad_x, wire)
         elif ctx.needs_input_grad[0]:
             grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
@@ -153,7 +156,7 @@ def _through_edges(
 
     Args:
         into_NG: what came back along the edges.
-        grad_NF: overwritten; may be `into`.
+        grad_NF: overwritten; may be `into` or x.
         wire: the type of products.
     """
     slabs = row_slabs(into_NG)

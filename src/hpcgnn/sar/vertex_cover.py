@@ -21,6 +21,7 @@ from hpcgnn.comm.channel import ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block, Derived
 from hpcgnn.sar.stream import Chunks, chunks
+from hpcgnn.sorting import sorted_unique
 
 WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
 
@@ -175,7 +176,7 @@ def _vertex_cover(
     reached_row, reached_column = ~matched, np.zeros(num_columns, bool)
     frontier = np.flatnonzero(reached_row)
     while len(frontier):
-        touched = np.unique(matrix[frontier].indices)
+        touched = sorted_unique(matrix[frontier].indices)
         touched = touched[~reached_column[touched]]
         reached_column[touched] = True
         frontier = row_of_column[touched]

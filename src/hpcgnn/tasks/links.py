@@ -18,6 +18,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds, FindPlaces, Places
 from hpcgnn.graph.subgraph import without_edges
 from hpcgnn.sar.pairs import NodePairs, pair_values
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.tasks import metrics as curves
 from hpcgnn.tasks import metrics as ranking
 from hpcgnn.tasks.pairs import DotProduct, PairRows, name_of, numbered
@@ -41,7 +42,7 @@ class KnownEdges:
         places = graph.derived(FindPlaces())
         source, target = graph.derived(EdgeEnds())
         keys = (target - places.first) * graph.num_nodes + source
-        return KnownEdges(places, np.unique(keys))
+        return KnownEdges(places, sorted_unique(keys))
 
     def contain(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Whether there is an edge between these places: bool; collective."""

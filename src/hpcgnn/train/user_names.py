@@ -16,6 +16,7 @@ from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, UserIds, look_up, unknown
 from hpcgnn.sar.pairs import NodePairs
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.read.nodes import open_encoding, open_names, read_encoding
 from hpcgnn.storage.read.reader import Reader
@@ -152,7 +153,7 @@ def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
                 found.append(to_numpy(array).astype(np.int64))
     if not found:
         raise InputError("lists no nodes", file=path)
-    return np.unique(np.concatenate(found))
+    return sorted_unique(np.concatenate(found))
 
 
 def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:

@@ -42,6 +42,7 @@ from hpcgnn.partition.routing import (
     pointers,
     positions,
 )
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.read.partition_file import EdgeLists, Part
@@ -194,7 +195,7 @@ def _collect(
 
 def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
     """Asks the slab owners for the part of every source."""
-    wanted = np.unique(np.concatenate([_INT64, *(draft.source_ids for draft in drafts)]))
+    wanted = sorted_unique(np.concatenate([_INT64, *(draft.source_ids for draft in drafts)]))
     peers = slabs.lookup(wanted, owner).astype(np.int64)
     for draft in drafts:
         draft.peer = peers[np.searchsorted(wanted, draft.source_ids)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.generate import streams
 from hpcgnn.storage.generate.streams import neighbour_lists
 
@@ -113,7 +114,7 @@ class RMat:
             one, two = np.minimum(one, two), np.maximum(one, two)
             kept = one != two
             one, two = one[kept], two[kept]
-        edges = np.unique(one * self.num_nodes + two)
+        edges = sorted_unique(one * self.num_nodes + two)
         return edges // self.num_nodes, edges % self.num_nodes
 
 

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
-from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs, sorted_unique
+from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
 
 _HASHED = 64  # bytes per id that a table of hashes takes
 _ID = np.dtype([("id", np.int64)])

@@ -137,6 +137,7 @@ _MAX_BUCKETS = 256
 _MANY = 1 << 20  # records, among which 30 MB are little
 _DENSE = 4  # values per record up to which a list of all values is no more than the records
 _SAMPLES = 64
+_IN_CACHE = 1 << 15  # numbers
 
 
 class Scratch:
@@ -315,9 +316,11 @@ def _unpacked(
     records.drop()
     packed.sort()
     out = np.empty(packed.shape[0], dtype)
-    for key, low, width in zip(reversed(keys), reversed(lows), reversed(bits), strict=True):
-        out[key] = (packed & ((1 << width) - 1)) + low
-        packed >>= width
+    for first in range(0, packed.shape[0], _IN_CACHE):
+        here = packed[first : first + _IN_CACHE]
+        for key, low, width in zip(reversed(keys), reversed(lows), reversed(bits), strict=True):
+            out[key][first : first + _IN_CACHE] = (here & ((1 << width) - 1)) + low
+            here >>= width
     return out
 
 
@@ -376,14 +379,6 @@ def _order_of(values: np.ndarray) -> np.ndarray:
     values.sort()
     values &= (np.int64(1) << bits) - np.int64(1)
     return values
-
-
-def sorted_unique(values: np.ndarray) -> np.ndarray:
-    """The different values, ascending; `np.unique` of integers hashes, which takes far longer."""
-    values = np.sort(values)
-    new = np.ones(values.shape[0], bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return values[new]
 
 
 def _extremes(records: Records, key: str) -> tuple[int, int]:

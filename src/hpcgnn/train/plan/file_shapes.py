@@ -12,6 +12,7 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.models.demands import Content, Facts, check_host_features
 from hpcgnn.partition.problem import PartitionOptions
+from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import GRAPH, PARTITION, TRAIN, Counts
@@ -126,7 +127,7 @@ def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> floa
         rows = int(np.searchsorted(ends, min(len(column), _SLAB), side="right"))
         relation = column.read(0, int(ends[rows - 1]) if rows else 0)
         row = np.repeat(np.arange(rows), sizes[:rows])
-        pairs += len(np.unique(row * counts.num_relations + relation))
+        pairs += len(sorted_unique(row * counts.num_relations + relation))
         edges += len(relation)
     return pairs / edges if edges else None
 

@@ -1,0 +1,33 @@
+"""What the process's surroundings are taken to be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hpcgnn import system
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "given", "expected"),
+    [
+        ("AuthenticAMD", 25, None, "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR"),
+        ("AuthenticAMD", 25, "AVX2", "AVX2"),
+        ("AuthenticAMD", 26, None, None),
+        ("GenuineIntel", 6, None, None),
+    ],
+)
+def test_slow_sorts_are_left_out_where_they_are(monkeypatch, vendor, family, given, expected):
+    facts = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: avx512f\n\n"
+    monkeypatch.setattr(system, "_read", {"/proc/cpuinfo": 2 * facts}.get)
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", str(given))
+    if given is None:
+        monkeypatch.delenv("NPY_DISABLE_CPU_FEATURES")
+    system.choose_sorts()
+    assert os.environ.get("NPY_DISABLE_CPU_FEATURES") == expected
+
+
+def test_sorts_are_chosen_before_numpy_is_loaded():
+    program = "import sys, hpcgnn.cli; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
