@@ -126,7 +126,6 @@ class _SAGE(torch.autograd.Function):
                 wire=wire,
                 scale_N=scale_N,
             )
-            ends = (g_NG, into_NG, *(RowProduct(w.to(wire)) for w in (right_GF, left_GF)))
             grad_x = None
             if ctx.needs_input_grad[0]:
                 fits = into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype
@@ -134,7 +133,8 @@ class _SAGE(torch.autograd.Function):
                     grad_x = into_NG
                 else:
                     grad_x = x_NF if is_spare(x_NF) else arrays.like(x_NF)
-            _through_edges(x_NF, *ends, left, grad_x, wire)
+            through = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
+            _through_edges(x_NF, g_NG, into_NG, *through, left, grad_x, wire)
         elif ctx.needs_input_grad[0]:
             grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
