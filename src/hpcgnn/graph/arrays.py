@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 20  # bytes: smaller arrays lie in the heap, see `system.set_up`
-_SLACK = 3  # a block may be larger than asked for by 1 / 3
+_SLACK = 8  # a block may be larger than asked for by 1 / 8
 
 
 class Arrays:
