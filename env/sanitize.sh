@@ -24,7 +24,7 @@ export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1
 # Every function, every width of sums, and of attention one shape of each way to cut heads into
 # tiles; what the tests try beyond takes the same paths.
 cases='adds_weighted or pieces or empty or tiny or one_row or maximum or transpose or range'
-cases+=' or dots-1 or dots-5000 or dropout or values_and or length or not_a_number or infinity'
+cases+=' or float64 or dots-1 or dots-5000 or dropout or values_and or length or not_a_number or infinity'
 for shape in 1-1 1-128 1-300 2-8 3-47 4-17 4-33 4-40 4-257 5-16 8-32 9-3 12-6 17-4; do
     cases+=" or every_shape and $shape-dtype"
 done
@@ -33,7 +33,7 @@ done
 test_isa() {
     local report status=0
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
-        tests/kernels/test_{sanitizer,spmm,attention,dropout,long_rows}.py \
+        tests/kernels/test_{sanitizer,spmm,attention,dense,dropout,long_rows}.py \
         -k "(sanitizer or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
     printf '== %s\n%s\n' "$1" "$report"
     return "$status"

@@ -47,9 +47,16 @@ def choose_sorts() -> None:
     They store through masks, which that processor does in microcode: five times as slow as the
     AVX2 ones. A NPY_DISABLE_CPU_FEATURES in the environment stays.
     """
-    facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", _read("/proc/cpuinfo").split("\n\n")[0], re.M))
-    if (facts.get("vendor_id"), facts.get("cpu family")) == ("AuthenticAMD", "25"):
+    if processor() == ("AuthenticAMD", 25):
         os.environ.setdefault(_NUMPY_LACKS, "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR")
+
+
+def processor() -> tuple[str, int]:
+    """Its vendor and family, as x86 names them; `("", 0)` where the system doesn't tell."""
+    first = _read("/proc/cpuinfo").split("\n\n")[0]
+    vendor = re.search(r"^vendor_id\s*: (\w+)", first, re.M)
+    family = re.search(r"^cpu family\s*: (\d+)", first, re.M)
+    return (vendor[1], int(family[1])) if vendor and family else ("", 0)
 
 
 def without() -> dict[str, str]:

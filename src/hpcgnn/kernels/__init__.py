@@ -28,6 +28,13 @@ from hpcgnn.kernels.chunks import (
     transpose,
     transposed,
 )
+from hpcgnn.kernels.dense import (
+    PackedWeights,
+    add_outer_products,
+    multiplies,
+    pack_weights,
+    product,
+)
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward, new_passed
 from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
@@ -55,6 +62,7 @@ __all__ = [
     "EdgeDropout",
     "GATGradients",
     "GATv2Gradients",
+    "PackedWeights",
     "Projections",
     "ResultGradient",
     "RowScale",
@@ -62,6 +70,7 @@ __all__ = [
     "Scoring",
     "Sources",
     "ThreadSums",
+    "add_outer_products",
     "add_rows",
     "column_range",
     "columns_between",
@@ -72,9 +81,12 @@ __all__ = [
     "gatv2_backward",
     "gatv2_forward",
     "head_dots",
+    "multiplies",
     "new_passed",
     "pack_parts",
     "pack_rows",
+    "pack_weights",
+    "product",
     "rows_between",
     "spmm",
     "spmm_max",

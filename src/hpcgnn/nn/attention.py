@@ -9,7 +9,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.layer import check_keywords, check_probability, check_width, layer_number
 from hpcgnn.nn.linear import Linear, NodeFeatures, glorot, zero
-from hpcgnn.sar.attention import AttentionSettings
+from hpcgnn.sar.attention import AttentionSettings, head_mean
 from hpcgnn.sar.checks import check_edges, check_rows
 from hpcgnn.sar.gat import attention
 from hpcgnn.sar.gat_heads import averaged_attention, one_at_a_time
@@ -77,11 +77,13 @@ class AttentionConv(torch.nn.Module):
         """The bias, if it is added before heads are averaged."""
         return self.bias if self.concat else None
 
-    def _output(self, out_NK: Tensor, x: NodeFeatures, *, averaged: bool = False) -> Tensor:
+    def _output(
+        self, graph: PartitionedGraph, out_NK: Tensor, x: NodeFeatures, *, averaged: bool = False
+    ) -> Tensor:
         """Heads averaged where asked for and not done, bias and residual added."""
         if not self.concat:
             if not averaged:
-                out_NK = out_NK.view(-1, self.heads, self.out_channels).mean(dim=1)
+                out_NK = head_mean(graph, out_NK, self.heads)
             out_NK = out_NK if self.bias is None else out_NK + self.bias.to(out_NK.dtype)
         return out_NK if self.res is None else out_NK + self.res(x)
 
@@ -174,9 +176,9 @@ class GATConv(AttentionConv):
             graph.mode, heads=self.heads, channels=self.out_channels, inputs=self.in_channels
         ):
             out_NC = averaged_attention(graph, x, *weights, self._settings())
-            return self._output(out_NC, x, averaged=True)
+            return self._output(graph, out_NC, x, averaged=True)
         out_NK = attention(graph, x, *weights, self._inner_bias(), self._settings(), then)
-        return self._output(out_NK, x)
+        return self._output(graph, out_NK, x)
 
     def _edge(self) -> Tensor | None:
         """Scores of edge features are linear in them: one vector per head, `[H, D]`."""
@@ -258,4 +260,4 @@ class GATv2Conv(AttentionConv):
         edge_DK = None if self.lin_edge is None else self.lin_edge.weight.t()
         bias_K, settings = self._inner_bias(), self._settings()
         out_NK = gatv2(graph, left_NK, right_NK, self.att[0], edge_DK, bias_K, settings)
-        return self._output(out_NK, x)
+        return self._output(graph, out_NK, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.products import row_slabs
 from hpcgnn.sar.rectifier import ReluDropout
 
@@ -205,6 +207,30 @@ def normalised(
         if then is not None:
             then.of(rows).apply(out_NK[rows], out_NK[rows])
     return out_NK, softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
+
+
+def head_mean(graph: PartitionedGraph, out_NK: Tensor, heads: int) -> Tensor:
+    """Mean over the heads, `[n, C]`, whose gradient takes memory that an earlier array left."""
+    result: Tensor = _HeadMean.apply(out_NK, graph, heads)
+    return result
+
+
+class _HeadMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out_NK: Tensor, graph: PartitionedGraph, heads: int) -> Tensor:
+        ctx.arrays, ctx.heads, ctx.dtype = graph.execution.arrays, heads, out_NK.dtype
+        return out_NK.unflatten(1, (heads, -1)).mean(dim=1)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        count, channels = grads[0].shape
+        width = ctx.heads * channels
+        grad_NK = ctx.arrays.empty(count, width, dtype=ctx.dtype, device=grads[0].device)
+        grad_NHC = grad_NK.unflatten(1, (ctx.heads, channels))
+        for rows in row_slabs(grad_NK):
+            grad_NHC[rows] = (grads[0][rows] / ctx.heads)[:, None, :]
+        return grad_NK, None, None
 
 
 def bias_gradient(g_NK: Tensor, bias_K: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.sar.gat_passes import BackwardPass
 from hpcgnn.sar.products import (
     ProductSum,
+    RowProduct,
     SlabScratch,
     head_matrix,
     head_products,
@@ -112,7 +113,7 @@ class Gradients:
         grad_z_NK, grad_scores_NH, z_NK = run.finished()
         if self.edge is not None and run.grad_edge_HD is not None:
             self.edge[part] = run.grad_edge_HD
-        matrix_HK = head_matrix(source_HC, target_HC).t()
+        scores = RowProduct(head_matrix(source_HC, target_HC).t())
         x, weight_KF = self.inputs, self.weight_KF[columns]
         vectors, weights, slabs = ProductSum(), ProductSum(), row_slabs(grad_z_NK)
         first = self.x is None
@@ -121,18 +122,18 @@ class Gradients:
         several = len(slabs) > 1
         wide = SlabScratch(grad_z_NK.dtype, reused=several)
         short, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
-        weight_KF = weight_KF if dtype is None else weight_KF.to(dtype)
+        into_x = RowProduct(weight_KF if dtype is None else weight_KF.to(dtype))
         for rows in slabs:
             grad_SK = grad_z_NK[rows]
             vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
             if not several:
                 del z_NK  # frees it before as much is taken
-            grad_SK.addmm_(grad_scores_NH[rows], matrix_HK)
+            scores.add(grad_scores_NH[rows], grad_SK)
             if isinstance(x, Tensor):
                 grad_SK = short.rounded(grad_SK)
                 weights.add(grad_SK, of_x.rounded(x[rows]))
                 if self.with_x:
-                    self._add_x(rows, grad_SK, weight_KF, short, first=first)
+                    self._add_x(rows, grad_SK, into_x, short, first=first)
         self.source[part], self.target[part] = _diagonal_blocks(vectors, source_HC)
         if isinstance(x, Tensor):
             self.weight[columns] = weights.result(grad_z_NK.dtype)
@@ -140,20 +141,26 @@ class Gradients:
             self.weight[columns] = weight_gradient(x, grad_z_NK, dtype)
 
     def _add_x(
-        self, rows: slice, grad_SK: Tensor, weight_KF: Tensor, scratch: SlabScratch, *, first: bool
+        self,
+        rows: slice,
+        grad_SK: Tensor,
+        weights: RowProduct,
+        scratch: SlabScratch,
+        *,
+        first: bool,
     ) -> None:
         """Part of the gradient of x from that of z, both operands in the type of products."""
         if self.x is None:
-            self.x = (grad_SK @ weight_KF).to(self.weight_KF.dtype)
-            return
+            like = self.inputs.shape[0], self.weight_KF.shape[1]
+            self.x = grad_SK.new_empty(like, dtype=self.weight_KF.dtype)
         x_SF = self.x[rows]
         if x_SF.dtype != grad_SK.dtype:
-            found = scratch.product(grad_SK, weight_KF)
+            found = scratch.product(grad_SK, weights)
             x_SF.copy_(found) if first else x_SF.add_(found)
         elif first:
-            torch.mm(grad_SK, weight_KF, out=x_SF)
+            weights.write(grad_SK, x_SF)
         else:
-            x_SF.addmm_(grad_SK, weight_KF)
+            weights.add(grad_SK, x_SF)
 
     def _like_x(self, x_NF: Tensor, z_NK: Tensor | None) -> Tensor:
         """For a gradient that is written as z is read for the last time: over z, where it fits."""

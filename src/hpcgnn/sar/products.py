@@ -140,6 +140,47 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     return grad_FG.t()
 
 
+class RowProduct:
+    """`x W` of slabs of rows, one after the other: W is prepared once.
+
+    Args:
+        weight_FG: in the type of the rows; of any strides.
+    """
+
+    def __init__(self, weight_FG: Tensor) -> None:
+        self._weight_FG = weight_FG
+        self._packed: kernels.PackedWeights | None = None
+
+    @property
+    def width(self) -> int:
+        return self._weight_FG.shape[1]
+
+    def write(self, x_SF: Tensor, out_SG: Tensor, *, start_G: Tensor | None = None) -> Tensor:
+        """`out = start + x W`."""
+        if packed := self._packed_for(x_SF, out_SG):
+            kernels.product(x_SF, packed, out_SG, start_G=start_G)
+        elif start_G is None:
+            torch.mm(x_SF, self._weight_FG, out=out_SG)
+        else:
+            torch.addmm(start_G, x_SF, self._weight_FG, out=out_SG)
+        return out_SG
+
+    def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
+        """`out += x W`."""
+        if packed := self._packed_for(x_SF, out_SG):
+            kernels.product(x_SF, packed, out_SG, adds=True)
+            return out_SG
+        return out_SG.addmm_(x_SF, self._weight_FG)
+
+    def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
+        """Where our own product is faster; what comes after the first slab is done in its way."""
+        if (len(x_SF) < _SHORT and self._packed is None) or not kernels.multiplies(x_SF, out_SG):
+            return None
+        if self._packed is None:
+            self._packed = kernels.pack_weights(self._weight_FG)
+        return self._packed
+
+
 def product_of_rows(a_NG: Tensor, b_NF: Tensor) -> Tensor:
     """`a^T b`, `[G, F]`, of slabs of rows; in float64 where the rows are more than a chunk."""
     count, numbers = len(a_NG), a_NG.shape[1] * b_NF.shape[1]
@@ -179,6 +220,7 @@ class ProductSum:
         self._part: Tensor | None = None
         self._total: Tensor | None = None
         self._rows = 0
+        self._own: bool | None = None  # whether our own products are the faster ones
 
     def add(self, a_SG: Tensor, b_SF: Tensor) -> None:
         """Rows that come after those before, at most 32,768 of them."""
@@ -186,6 +228,13 @@ class ProductSum:
         if self._rows + count > _LONG or a_SG.dtype in SHORT:
             self._settle()
         self._rows += count
+        if self._own is None:
+            self._own = count >= _SHORT and kernels.multiplies(a_SG, b_SF)
+        if self._own and kernels.multiplies(a_SG, b_SF):
+            if self._part is None:
+                self._part = a_SG.new_zeros(a_SG.shape[1], b_SF.shape[1])
+            kernels.add_outer_products(a_SG, b_SF, self._part)
+            return
         if self._part is not None and not narrow:
             self._part.addmm_(a_SG.t(), b_SF)
             return
@@ -231,13 +280,11 @@ class SlabScratch:
             self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
         return self._rows[: len(x_SF)].copy_(x_SF)
 
-    def product(self, x_SF: Tensor, weight_FG: Tensor) -> Tensor:
+    def product(self, x_SF: Tensor, weights: RowProduct) -> Tensor:
         """`x W`, of operands in the type."""
-        if not self._reused:
-            return x_SF @ weight_FG
         if self._product is None or len(self._product) < len(x_SF):
-            self._product = x_SF.new_empty(len(x_SF), weight_FG.shape[1])
-        return torch.mm(x_SF, weight_FG, out=self._product[: len(x_SF)])
+            self._product = x_SF.new_empty(len(x_SF), weights.width)
+        return weights.write(x_SF, self._product[: len(x_SF)])
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:
@@ -305,9 +352,9 @@ def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
     """`<z, vector>` per node and head in the type of sums: an `[n, H]` for each set of vectors."""
     matrix_KH = head_matrix(*vectors_HC)
     out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
-    wide = SlabScratch(matrix_KH.dtype)
+    wide, scores = SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
     for rows in row_slabs(z_NK):
-        torch.mm(wide.rounded(z_NK[rows]), matrix_KH, out=out_NH[rows])
+        scores.write(wide.rounded(z_NK[rows]), out_NH[rows])
     return out_NH.split(len(vectors_HC[0]), dim=1)
 
 
@@ -329,12 +376,12 @@ def scored_product(
         return z_NK, *(head_scores(z_NK, *vectors_HC) if vectors_HC else ())
     dtype = dtype or x.dtype
     z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
-    weight_FK = weight_KF.to(dtype).t()
+    weights = RowProduct(weight_KF.to(dtype).t())
     matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
     out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
-    short, wide = SlabScratch(dtype), SlabScratch(matrix_KH.dtype)
+    short, wide, scores = SlabScratch(dtype), SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
     for rows in row_slabs(z_NK):
-        torch.mm(short.rounded(x[rows]), weight_FK, out=z_NK[rows])
+        weights.write(short.rounded(x[rows]), z_NK[rows])
         if vectors_HC:
-            torch.mm(wide.rounded(z_NK[rows]), matrix_KH, out=out_NH[rows])
+            scores.write(wide.rounded(z_NK[rows]), out_NH[rows])
     return z_NK, *(out_NH.split(len(vectors_HC[0]), dim=1) if vectors_HC else ())

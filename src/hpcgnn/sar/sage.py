@@ -14,7 +14,7 @@ from hpcgnn import kernels
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
-from hpcgnn.sar.products import ProductSum, SlabScratch, row_slabs, wire_type
+from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
 from hpcgnn.sar.rectifier import ReluDropout
 
 
@@ -60,11 +60,11 @@ class _SAGE(torch.autograd.Function):
         of_x = SlabScratch(wire)
         passed, arrays, shape = None, graph.execution.arrays, (len(x_NF), len(left_GF))
         with torch.autocast("cpu", enabled=False):
-            left_FG, right_FG = left_GF.to(wire).t(), right_GF.to(wire).t()
+            left, right = (RowProduct(w_GF.to(wire).t()) for w_GF in (left_GF, right_GF))
             if sum_NF is None:
                 y_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
                 for rows in row_slabs(y_NG):
-                    torch.mm(of_x.rounded(x_NF[rows]), left_FG, out=y_NG[rows])
+                    left.write(of_x.rounded(x_NF[rows]), y_NG[rows])
                 edges = graph.in_edges
                 y_NG = multiply(graph, edges, y_NG, weighted=False, where="sum forward")
             else:
@@ -76,11 +76,11 @@ class _SAGE(torch.autograd.Function):
                 if sum_NF is None:
                     _divide(y_SG, None if divisor_N1 is None else divisor_N1[rows], bias_G)
                 elif bias_G is not None and wire == y_SG.dtype:
-                    torch.addmm(bias_G, sum_NF[rows], left_FG, out=y_SG)
+                    left.write(sum_NF[rows], y_SG, start_G=bias_G)
                 else:
-                    y_SG.copy_(of_x.product(of_x.rounded(sum_NF[rows]), left_FG))
+                    y_SG.copy_(of_x.product(of_x.rounded(sum_NF[rows]), left))
                     y_SG.add_(0 if bias_G is None else bias_G)
-                _plus(y_SG, of_x.rounded(x_NF[rows]), right_FG, of_x)
+                _plus(y_SG, of_x.rounded(x_NF[rows]), right, of_x)
                 if then is not None:
                     then.of(rows).apply(y_SG, y_SG, None if passed is None else passed[rows])
         ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed)
@@ -126,7 +126,6 @@ class _SAGE(torch.autograd.Function):
                 wire=wire,
                 scale_N=scale_N,
             )
-            ends = (g_NG, into_NG, right_GF.to(wire), left_GF.to(wire))
             grad_x = None
             if ctx.needs_input_grad[0]:
                 fits = into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype
@@ -134,7 +133,8 @@ class _SAGE(torch.autograd.Function):
                     grad_x = into_NG
                 else:
                     grad_x = x_NF if is_spare(x_NF) else arrays.like(x_NF)
-            _through_edges(x_NF, *ends, left, grad_x)
+            through = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
+            _through_edges(x_NF, g_NG, into_NG, *through, left, grad_x, wire)
         elif ctx.needs_input_grad[0]:
             grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
@@ -146,19 +146,20 @@ def _through_edges(
     x_NF: Tensor,
     g_NG: Tensor,
     into_NG: Tensor,
-    right_GF: Tensor,
-    left_GF: Tensor,
+    right_GF: RowProduct,
+    left_GF: RowProduct,
     left: ProductSum,
     grad_NF: Tensor | None,
+    wire: torch.dtype,
 ) -> None:
     """The gradient of x, if asked for; adds to `left`.
 
     Args:
         into_NG: what came back along the edges.
-        right_GF, left_GF: in the type of products.
         grad_NF: overwritten; may be `into` or x.
+        wire: the type of products.
     """
-    wire, slabs = left_GF.dtype, row_slabs(into_NG)
+    slabs = row_slabs(into_NG)
     of_into, of_g, of_x = (SlabScratch(wire) for _ in range(3))
     part_SF = x_NF.new_empty(slabs[0].stop, x_NF.shape[1])
     for rows in slabs:
@@ -167,7 +168,7 @@ def _through_edges(
         if grad_NF is not None:
             g_SG, to_SF = of_g.rounded(g_NG[rows]), part_SF[: len(into_SG)]
             if wire == to_SF.dtype:
-                torch.mm(g_SG, right_GF, out=to_SF)
+                right_GF.write(g_SG, to_SF)
             else:
                 to_SF.copy_(of_g.product(g_SG, right_GF))
             grad_NF[rows] = _plus(to_SF, into_SG, left_GF, of_g)
@@ -183,8 +184,8 @@ def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) ->
         sum_SG.add_(bias_G)
 
 
-def _plus(sum_SG: Tensor, x_SF: Tensor, weight_FG: Tensor, scratch: SlabScratch) -> Tensor:
+def _plus(sum_SG: Tensor, x_SF: Tensor, weights: RowProduct, scratch: SlabScratch) -> Tensor:
     """`sum + x W`, in place."""
     if x_SF.dtype == sum_SG.dtype:
-        return sum_SG.addmm_(x_SF, weight_FG)
-    return sum_SG.add_(scratch.product(x_SF, weight_FG))
+        return weights.add(x_SF, sum_SG)
+    return sum_SG.add_(scratch.product(x_SF, weights))
