@@ -23,7 +23,7 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import RowSums
 from hpcgnn.sar.products import gathered, readable, summed, wire_type
-from hpcgnn.sar.stream import Payload, drive, stream, work
+from hpcgnn.sar.stream import Payload, Progress, drive, stream, work
 from hpcgnn.sar.vertex_cover import sum_plan
 
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
@@ -183,6 +183,7 @@ def multiply(
     wire: torch.dtype | None = None,
     scale_N: Tensor | None = None,
     after: kernels.RowScale | None = None,
+    meanwhile: Callable[[Progress], None] | None = None,
 ) -> Tensor:
     """Adjacency (or its transpose, by `edges`) times features; collective.
 
@@ -190,6 +191,8 @@ def multiply(
         wire: the type in which rows travel; that of `x_NF` by default.
         scale_N: `[n]`, in the type of sums, by which each row counts.
         after: what is done to the sums, on a GPU alone.
+        meanwhile: is given what moves messages on, and done once they are on their way and before
+            the sums over local edges: it may make rows of `x` that nobody is sent.
     """
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
@@ -206,6 +209,8 @@ def multiply(
     exchange = Exchange(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
+    if meanwhile is not None:
+        meanwhile(exchange.progress)
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled

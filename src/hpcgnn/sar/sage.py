@@ -5,17 +5,19 @@ y_i = then(1 / d_i sum_j x_j W_l^T + b + x_i W_r^T)
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
 from hpcgnn.sar.rectifier import ReluDropout
+from hpcgnn.sar.stream import Progress
 
 
 def sage(
@@ -62,11 +64,25 @@ class _SAGE(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             left, right = (RowProduct(w_GF.to(wire).t()) for w_GF in (left_GF, right_GF))
             if sum_NF is None:
-                y_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
-                for rows in row_slabs(y_NG):
-                    left.write(of_x.rounded(x_NF[rows]), y_NG[rows])
-                edges = graph.in_edges
-                y_NG = multiply(graph, edges, y_NG, weighted=False, where="sum forward")
+                z_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
+
+                def product(slabs: list[slice], progress: Progress = lambda: None) -> None:
+                    for rows in slabs:
+                        left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
+                        progress()
+
+                first = _first_sent(graph.in_edges)
+                product([rows for rows in row_slabs(z_NG) if rows.stop > first])
+                kept = [rows for rows in row_slabs(z_NG) if rows.stop <= first]
+                y_NG = multiply(
+                    graph,
+                    graph.in_edges,
+                    z_NG,
+                    weighted=False,
+                    where="sum forward",
+                    meanwhile=partial(product, kept),
+                )
+                del z_NG
             else:
                 y_NG = arrays.empty(*shape, dtype=x_NF.dtype, device=x_NF.device)
             if then is not None and any(ctx.needs_input_grad):
@@ -91,7 +107,7 @@ class _SAGE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed), _ = last_saved(ctx)
         graph, wire, then, weight = ctx.graph, ctx.wire, ctx.then, left_GF.dtype
-        in_place = then is None or is_own(grads)
+        in_place, alone = then is None or is_own(grads), graph.in_edges.num_parts == 1
         grad_NG = grads[0] if then is None else grads[0].contiguous()
         arrays, short, of_x = graph.execution.arrays, SlabScratch(wire), SlabScratch(wire)
         g_NG = grad_NG if in_place else arrays.like(grad_NG)
@@ -111,10 +127,17 @@ class _SAGE(torch.autograd.Function):
                 bias_G += g_SG.sum(dim=0)
             if into_NG is not g_NG and divisor_N1 is not None:
                 torch.div(g_SG, divisor_N1[rows], out=into_NG[rows])
-            g_SG = short.rounded(g_SG)
-            right.add(g_SG, of_x.rounded(x_NF[rows]))
+            if alone or sum_NF is not None:
+                g_SG = short.rounded(g_SG)
+                right.add(g_SG, of_x.rounded(x_NF[rows]))
             if sum_NF is not None:
                 left.add(g_SG, of_x.rounded(sum_NF[rows]))
+
+        def weights(progress: Progress) -> None:
+            for rows in [] if alone else row_slabs(g_NG):
+                right.add(short.rounded(g_NG[rows]), of_x.rounded(x_NF[rows]))
+                progress()
+
         grad_x = None
         if sum_NF is None:
             into_NG = multiply(
@@ -125,6 +148,7 @@ class _SAGE(torch.autograd.Function):
                 where="sum backward",
                 wire=wire,
                 scale_N=scale_N,
+                meanwhile=weights,
             )
             grad_x = None
             if ctx.needs_input_grad[0]:
@@ -140,6 +164,12 @@ class _SAGE(torch.autograd.Function):
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
         found = (grad_x, left.result(weight), right.result(weight), grad_bias)
         return *found, None, None, None, None
+
+
+def _first_sent(edges: EdgeBlocks) -> int:
+    """Local rows before this one are sent to nobody."""
+    sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
+    return min(sent, default=edges.blocks[edges.rank].num_columns)
 
 
 def _through_edges(

@@ -1,0 +1,54 @@
+"""GraphSAGE as one function, whose products go on while rows travel, against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hpcgnn import nn
+from hpcgnn.sar import products
+from hpcgnn.sar.sage import _first_sent
+from tests.graphs import Whole, collect, distribute, local
+
+pytestmark = pytest.mark.mpi
+NODES, WIDTH = 9000, 6
+
+
+def ring_of_nodes() -> Whole:
+    """Each node reads both of its neighbours: parts of consecutive nodes send two rows each."""
+    here = np.arange(NODES)
+    source = np.concatenate([(here + 1) % NODES, (here - 1) % NODES])
+    target = np.concatenate([here, here])
+    order = np.lexsort((source, target))
+    features = np.random.default_rng(0).normal(size=(NODES, WIDTH)).astype(np.float32)
+    split, labels = np.zeros(NODES, np.int8), np.zeros(NODES, np.int64)
+    return Whole(NODES, source[order], target[order], None, None, None, features, labels, split)
+
+
+@pytest.mark.parametrize("mode", ["sar", "oneshot"])
+def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
+    monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
+    whole = ring_of_nodes()
+    graph = distribute(whole, comm, (np.arange(NODES) * comm.size // NODES).astype(int), mode=mode)
+    assert comm.size == 1 or _first_sent(graph.in_edges) >= min(1024, NODES // comm.size - 2)
+    torch.manual_seed(0)
+    layer = nn.SAGEConv(WIDTH, 4)
+    x = graph.features.clone().requires_grad_()
+    factor = torch.arange(4.0 * NODES).reshape(NODES, 4).cos()
+    y = layer(graph, x)
+    (y * local(graph, factor)).sum().backward()
+
+    exact = torch.from_numpy(whole.features).double().requires_grad_()
+    left, right = (
+        lin.weight.detach().double().requires_grad_() for lin in (layer.lin_l, layer.lin_r)
+    )
+    mean = (exact.roll(1, 0) + exact.roll(-1, 0)) / 2
+    expected = mean @ left.t() + exact @ right.t() + layer.lin_l.bias.detach().double()
+    (expected * factor.double()).sum().backward()
+
+    torch.testing.assert_close(collect(graph, y).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(collect(graph, x.grad).double(), exact.grad, rtol=0, atol=1e-5)
+    for lin, weight in ((layer.lin_l, left), (layer.lin_r, right)):
+        total = torch.from_numpy(comm.allreduce(lin.weight.grad.double().numpy()))
+        torch.testing.assert_close(total, weight.grad, rtol=1e-4, atol=1e-4)
