@@ -24,7 +24,7 @@ from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.atomic import check_output
-from hpcgnn.system import resident_memory
+from hpcgnn.system import resident_files, resident_memory
 
 PARALLEL = False
 SHARED = True  # the other ranks turn text into numbers
@@ -247,12 +247,13 @@ def _print_notes(source: Source, first: int) -> int:
 
 
 def _limit(memory: str, library: int) -> int:
-    """Bytes that one array may take so that the process stays below `memory`.
+    """Bytes that one array may take so that the process, without libraries, stays below `memory`.
 
     Args:
         library: bytes that the library of the format will take.
     """
-    free = parse_size(memory) - resident_memory() - _RESERVE - library
+    held = resident_memory() - resident_files()
+    free = parse_size(memory) - held - _RESERVE - library
     if free < _LEAST:
         least = (parse_size(memory) - free + _LEAST) >> 20
         raise InputError(f"--memory must be at least {least + 1}MiB", value=memory)

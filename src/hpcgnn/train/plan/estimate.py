@@ -476,7 +476,7 @@ def _buffers(shape: Shape, config: Config) -> int:
     # A slot holds what one of the other ranks sends, if it fits, and what goes back.
     longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
     whole = round(4 * (1 if model.kind in SUMS else 2) * longest * widest)
-    slot = min(MESSAGE_BYTES, whole)
-    messages = (shape.ranks - 1) * -(-whole // MESSAGE_BYTES)
-    slots = 2 * min(config.streaming.prefetch, messages)
-    return min(parse_size(config.streaming.halo_buffer), slots * slot)
+    halo_buffer, prefetch = parse_size(config.streaming.halo_buffer), config.streaming.prefetch
+    longest_message = max(1, min(MESSAGE_BYTES, halo_buffer // (2 * prefetch)))
+    messages = (shape.ranks - 1) * -(-whole // longest_message)
+    return 2 * min(prefetch, messages) * min(longest_message, whole)
