@@ -36,7 +36,13 @@ from hpcgnn.kernels.dense import (
     product,
 )
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward, new_passed
-from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
+from hpcgnn.kernels.gat import (
+    gat_backward,
+    gat_forward,
+    gatv2_backward,
+    gatv2_forward,
+    takes_whole_blocks,
+)
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.kernels.sums import (
     ThreadSums,
@@ -91,6 +97,7 @@ __all__ = [
     "spmm",
     "spmm_max",
     "spmm_max_backward",
+    "takes_whole_blocks",
     "transpose",
     "transposed",
 ]

@@ -36,6 +36,9 @@ class Backend(Protocol):
     They trust their arguments: the face has checked them.
     """
 
+    WHOLE_BLOCKS: bool
+    """Whether GAT's kernels take `start`, `loops` and `adds=False`, for blocks of all rows."""
+
     def between(
         self, block: Block, low: int, high: int, picked: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,8 +149,10 @@ class _Timed:
     def __init__(self, kernels: ModuleType) -> None:
         self._kernels = kernels
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Any:
         function = getattr(self._kernels, name)
+        if not callable(function):
+            return function
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with span(f"kernel {name}"):

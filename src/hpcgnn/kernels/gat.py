@@ -107,9 +107,14 @@ def gat_backward(
     )
 
 
+def takes_whole_blocks(device: torch.device) -> bool:
+    """Whether `start`, `loops` and `adds=False` are understood, as CPUs' kernels do."""
+    return backend(device).WHOLE_BLOCKS
+
+
 def _check_whole(block: Block, z: Tensor) -> None:
     """That the block has all rows, of which some may have no edges, on a CPU."""
-    if block.rows is not None or z.device.type != "cpu":
+    if block.rows is not None or not takes_whole_blocks(z.device):
         raise InputError("kernels: start, loops and adds=False are for whole blocks on a CPU")
 
 

@@ -59,16 +59,17 @@ class _LayerNorm(torch.autograd.Function):
             wanted = [t for t, needs in zip((x_NF, weight, bias), needed, strict=True) if needs]
             found = iter(torch.autograd.grad(y_NF, wanted, grad_NF, create_graph=True))
             return *(next(found) if needs else None for needs in needed), None
-        grad_x = torch.empty_like(x_NF) if needed[0] else None
+        whole = (grad_NF, x_NF, weight.shape, mean_N1, rstd_N1, weight, bias)
+        only_x = [needed[0], False, False]
+        grad_x = torch.ops.aten.native_layer_norm_backward(*whole, only_x)[0]
         sums = torch.zeros(2, len(weight), dtype=torch.float64)
-        for low in range(0, len(x_NF), _FEW):
-            rows = slice(low, low + _FEW)
-            piece = (grad_NF[rows], x_NF[rows], weight.shape, mean_N1[rows], rstd_N1[rows])
-            parts = torch.ops.aten.native_layer_norm_backward(*piece, weight, bias, needed)
-            for whole, part in zip(sums, parts[1:], strict=True):
-                whole += 0 if part is None else part
-            if grad_x is not None:
-                grad_x[rows] = parts[0]
+        scratch_SF = x_NF.new_empty(min(_SLAB, len(x_NF)), x_NF.shape[1])
+        for low in range(0, len(x_NF), _SLAB):
+            rows = slice(low, low + _SLAB)
+            grad_SF, part_SF = grad_NF[rows], scratch_SF[: len(grad_NF[rows])]
+            torch.sub(x_NF[rows], mean_N1[rows], out=part_SF).mul_(rstd_N1[rows]).mul_(grad_SF)
+            sums[0] += part_SF.sum(0)  # torch adds these up in a tree
+            sums[1] += grad_SF.sum(0)
         grad_weight, grad_bias = sums.to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None
 

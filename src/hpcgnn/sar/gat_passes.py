@@ -51,7 +51,9 @@ class ForwardPass:
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
         self.start_NK: Tensor | None = None
-        if plain and z_NK.device.type == "cpu":  # a GPU would wait to know whether all are finite
+        if plain and kernels.takes_whole_blocks(
+            z_NK.device
+        ):  # a GPU would wait to know whether all are finite
             self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
             if bool(self.row_max_NH.isfinite().all()):
                 self.row_sum_NH = torch.ones_like(self.t_NH)
@@ -149,7 +151,8 @@ class BackwardPass:
     def _local(self) -> list[Block]:
         """The blocks without messages; on a CPU the first one brings self-loops and sets grad z."""
         local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
-        self._at_once = self.grad_z_NK.device.type == "cpu" and local[-1].rows is None
+        whole = kernels.takes_whole_blocks(self.grad_z_NK.device)
+        self._at_once = whole and local[-1].rows is None
         if not self._at_once:
             self.grad_z_NK.zero_()
         plain = self._at_once and self.edge_HD is None

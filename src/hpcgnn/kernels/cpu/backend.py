@@ -22,6 +22,8 @@ from hpcgnn.kernels.masks import Stream
 
 _PASSED_LANES = 16  # LANES of dropout.cpp
 
+WHOLE_BLOCKS = True
+
 
 def between(
     block: Block, low: int, high: int, picked: Tensor | None

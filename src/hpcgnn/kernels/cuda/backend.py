@@ -32,6 +32,7 @@ from hpcgnn.kernels.cuda.sums import spmm_max as spmm_max
 from hpcgnn.kernels.cuda.sums import spmm_max_backward as spmm_max_backward
 from hpcgnn.kernels.cuda.sums import transpose as transpose
 
+WHOLE_BLOCKS = False
 _MOST_SCALARS = 3  # matrices of scalars that are packed in one launch
 
 
