@@ -51,9 +51,8 @@ class ForwardPass:
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
         self.start_NK: Tensor | None = None
-        if plain and kernels.takes_whole_blocks(
-            z_NK.device
-        ):  # a GPU would wait to know whether all are finite
+        # A GPU would wait to know whether all are finite.
+        if plain and kernels.takes_whole_blocks(z_NK.device):
             self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
             if bool(self.row_max_NH.isfinite().all()):
                 self.row_sum_NH = torch.ones_like(self.t_NH)
