@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class _Staged(Slot):
     used: Any  # kernels are done with near
 
 
-class OnDevice(Wired):
+class OnDevice(Wired, ABC):
     """Slots in device memory, packed beside what kernels do."""
 
     in_flight = IN_FLIGHT
@@ -100,9 +101,9 @@ class OnDevice(Wired):
     def slot(self, num_bytes: int, *, sends: bool) -> Slot:
         return self.over(self._copier.near(num_bytes))
 
+    @abstractmethod
     def over(self, near: Tensor) -> Slot:
         """A slot around memory that is there."""
-        raise NotImplementedError
 
     def mark(self) -> Any:
         return self._copier.mark()
