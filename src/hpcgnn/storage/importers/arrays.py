@@ -104,19 +104,22 @@ class ArraySource:
     def _truncated(self) -> InputError:
         return self.error(f"is truncated: its header announces shape {self.shape}")
 
-    def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
-        """`count` items from item `first` on, in the order of the file, one-dimensional chunks."""
+    def flat(
+        self, first: int = 0, count: int | None = None, nbytes: int = PIECE_BYTES
+    ) -> Iterator[np.ndarray]:
+        """`count` items from item `first` on, in the order of the file, in chunks of `nbytes`."""
         if self.dtype.kind not in "biuf":
             raise self.error("must hold numbers", str(self.dtype))
         left = (prod(self.shape) - first if count is None else count) * self.dtype.itemsize
-        step = PIECE_BYTES // self.dtype.itemsize * self.dtype.itemsize
+        step = nbytes // self.dtype.itemsize * self.dtype.itemsize
         with self._open() as file:
             self._header(file)
             self._skip(file, first * self.dtype.itemsize)
             while left:
-                data = self._read(file, min(left, step))
-                left -= len(data)
-                yield np.frombuffer(data, self.dtype).astype(self.dtype.newbyteorder("="))
+                values = np.empty(min(left, step) // self.dtype.itemsize, self.dtype)
+                left -= values.nbytes
+                self._fill(file, values)
+                yield values.astype(self.dtype.newbyteorder("="), copy=False)
 
     def _skip(self, file: BinaryIO, nbytes: int) -> None:
         if self.member is None:
@@ -135,6 +138,15 @@ class ArraySource:
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _fill(self, file: BinaryIO, values: np.ndarray) -> None:
+        """Read as many bytes as `values` has."""
+        place = values.view(np.uint8).data
+        while place:
+            count = cast(io.BufferedIOBase, file).readinto(place)
+            if not count:
+                raise self._truncated()
+            place = place[count:]
 
     def raw(self, limit: int) -> bytes:
         """The bytes of the array, at most `limit`."""
@@ -266,12 +278,14 @@ class MemoryArray(ArraySource):
         self.shape, self.dtype = values.shape, values.dtype
         self.fortran = False
 
-    def flat(self, first: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+    def flat(
+        self, first: int = 0, count: int | None = None, nbytes: int = PIECE_BYTES
+    ) -> Iterator[np.ndarray]:
         if self.dtype.kind not in "biuf":
             raise self.error("must hold numbers", str(self.dtype))
         values = np.ascontiguousarray(self.values).reshape(-1)
         values = values[first : None if count is None else first + count]
-        yield from rechunk([values], max(1, PIECE_BYTES // self.dtype.itemsize))
+        yield from rechunk([values], max(1, nbytes // self.dtype.itemsize))
 
     def load(self, limit: int) -> np.ndarray:
         return self.values

@@ -11,6 +11,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
 from hpcgnn.storage.importers.source import Column, EdgeChunk, as_ids, as_integers
 
+_IN_CACHE = 1 << 19  # bytes of edges; arrays as small are taken from what was freed before
+
 
 def edges_from(
     ends: Column,
@@ -81,10 +83,12 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
     by_row = array.shape[0] != 2
     name = array.member or "array"
     if by_row != array.fortran:  # source and destination of an edge stand side by side
-        chunks = (flat.reshape(-1, 2) for flat in rechunk(array.flat(), 1 << 19))
+        flat = array.flat(nbytes=_IN_CACHE)
+        chunks = (part.reshape(-1, 2) for part in rechunk(flat, _IN_CACHE // 8))
         return Column(array.path, name, chunks)
     number = array.shape[0] if by_row else array.shape[1]
-    return two_columns(array.path, name, array.flat(0, number), array.flat(number, number))
+    columns = [array.flat(first, number, _IN_CACHE) for first in (0, number)]
+    return two_columns(array.path, name, *columns)
 
 
 def two_columns(
@@ -101,7 +105,8 @@ def array_pair(source: Path, destination: Path) -> Column:
     for array in arrays:
         if array.ndim != 1 or array.shape != arrays[0].shape:
             raise array.error(f"must have one dimension, as long as {source.name}", array.shape)
-    return two_columns(source, f"with {destination.name}", arrays[0].flat(), arrays[1].flat())
+    columns = [array.flat(nbytes=_IN_CACHE) for array in arrays]
+    return two_columns(source, f"with {destination.name}", *columns)
 
 
 _BUCKETS = 1 << 12

@@ -216,7 +216,10 @@ class Records:
                 while data := file.read(rows * self.dtype.itemsize):
                     yield np.frombuffer(data, self.dtype)
         waiting: list[np.ndarray] = []
-        for records in self._held:
+        for records in self._held:  # small ones are joined
+            if waiting and 4 * sum(one.shape[0] for one in waiting) >= rows:
+                yield from _joined(waiting)
+                waiting = []
             if sum(one.shape[0] for one in waiting) + records.shape[0] <= rows:
                 waiting.append(records)
                 continue
@@ -269,12 +272,11 @@ def sorted_slabs(
         InputError: more records share one first key than fit, and `whole` was asked for.
     """
     if records.nbytes <= scratch.limit:
-        slab = _sorted(records, keys)
-        if slab.shape[0]:
-            yield slab
+        if records.count:
+            yield from _sorted(records, keys)
         return
     records.flush()
-    low, high = _extremes(records, keys[0])
+    ((low, high),) = _extremes(records, keys[:1])
     if low == high:
         if whole:
             raise InputError(
@@ -288,26 +290,31 @@ def sorted_slabs(
         yield from sorted_slabs(bucket, scratch, keys, whole=whole)
 
 
-def _sorted(records: Records, keys: tuple[str, ...]) -> np.ndarray:
-    """All records in ascending order of `keys`, dropped; equal ones keep their order."""
-    if records.count and set(records.dtype.names or ()) == set(keys):
-        ends = [_extremes(records, key) for key in keys]
+def _sorted(records: Records, keys: tuple[str, ...]) -> Iterator[np.ndarray]:
+    """All records in ascending order of `keys`, dropped; equal ones keep their order.
+
+    Those with the same first key come together.
+    """
+    if set(records.dtype.names or ()) == set(keys):
+        ends = _extremes(records, keys)
         bits = [(high - low).bit_length() for low, high in ends]
         if sum(bits) < 64:
-            return _unpacked(records, keys, [low for low, _ in ends], bits)
+            yield from _unpacked(records, keys, [low for low, _ in ends], bits)
+            return
     slab = records.load()
     records.drop()
-    return slab[sorting_order(slab, keys)] if slab.shape[0] else slab
+    yield slab[sorting_order(slab, keys)]
 
 
 def _unpacked(
     records: Records, keys: tuple[str, ...], lows: list[int], bits: list[int]
-) -> np.ndarray:
+) -> Iterator[np.ndarray]:
     """The sorted records that are nothing but keys: their numbers are sorted in place of them."""
-    packed = np.zeros(records.count, np.int64)
+    packed = np.empty(records.count, np.int64)
     first = 0
-    for chunk in records.chunks():
+    for chunk in records.chunks(_IN_CACHE * records.dtype.itemsize):
         here = packed[first : first + chunk.shape[0]]
+        here[:] = 0
         for key, low, width in zip(keys, lows, bits, strict=True):
             here <<= width
             here |= chunk[key] - np.int64(low)
@@ -315,13 +322,17 @@ def _unpacked(
     dtype = records.dtype
     records.drop()
     packed.sort()
-    out = np.empty(packed.shape[0], dtype)
-    for first in range(0, packed.shape[0], _IN_CACHE):
-        here = packed[first : first + _IN_CACHE]
+    first, rest = 0, sum(bits[1:])
+    while first < packed.shape[0]:
+        last = min(first + _IN_CACHE, packed.shape[0])
+        last += int(np.searchsorted(packed[last:], ((packed[last - 1] >> rest) + 1) << rest))
+        out = np.empty(last - first, dtype)
+        here = packed[first:last]
         for key, low, width in zip(reversed(keys), reversed(lows), reversed(bits), strict=True):
-            out[key][first : first + _IN_CACHE] = (here & ((1 << width) - 1)) + low
+            out[key] = (here & ((1 << width) - 1)) + low
             here >>= width
-    return out
+        yield out
+        first = last
 
 
 def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
@@ -381,9 +392,15 @@ def _order_of(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _extremes(records: Records, key: str) -> tuple[int, int]:
-    extremes = [(int(p[key].min()), int(p[key].max())) for p in records.chunks()]
-    return min(low for low, _ in extremes), max(high for _, high in extremes)
+def _extremes(records: Records, keys: tuple[str, ...]) -> list[tuple[int, int]]:
+    """The least and the largest value of each key."""
+    ends = [
+        [(int(chunk[key].min()), int(chunk[key].max())) for key in keys]
+        for chunk in records.chunks(_IN_CACHE * records.dtype.itemsize)
+    ]
+    lows_and_highs = np.array(ends)
+    lows, highs = lows_and_highs[..., 0].min(axis=0), lows_and_highs[..., 1].max(axis=0)
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
 def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) -> list[Records]:
