@@ -1,6 +1,6 @@
-"""Builds the C++ kernels into one shared library beside the Python package.
+"""Builds the C++ kernels, and what orders the nodes of a part, into libraries beside the modules.
 
-Each source is compiled once per instruction set; the choice is made when the library is loaded.
+Each kernel is compiled once per instruction set; the choice is made when the library is loaded.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 KERNELS = Path("src/hpcgnn/kernels/cpu/src")
-ONCE = KERNELS / "isa.cpp"
+LAYOUT = Path("src/hpcgnn/partition/layout/src")
+ONCE = (KERNELS / "isa.cpp", *LAYOUT.glob("*.cpp"))  # for the baseline only
 INSTRUCTION_SETS = {"baseline": (16, [])}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = (32, ["-mavx2", "-mfma"])
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     INSTRUCTION_SETS["avx512"] = (64, ["-mavx2", "-mfma", *AVX512, "-mprefer-vector-width=512"])
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-LINK_FLAGS = ["-fopenmp"]
+LINK_FLAGS: list[str] = []
 if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
     # Python's own -fwrapv would define what overflows, and nothing would be found.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
@@ -43,7 +44,7 @@ class BuildKernels(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        headers = max(Path(header).stat().st_mtime for header in ext.depends)
+        headers = max((Path(header).stat().st_mtime for header in ext.depends), default=0.0)
 
         def compile_one(task: tuple[Path, str]) -> str:
             source, isa = task
@@ -61,8 +62,9 @@ class BuildKernels(build_ext):
                 extra_postargs=[*ext.extra_compile_args, *flags],
             )[0]
 
-        tasks = [(Path(s), isa) for s in ext.sources for isa in INSTRUCTION_SETS if Path(s) != ONCE]
-        tasks.append((ONCE, "baseline"))
+        sources = [Path(source) for source in ext.sources]
+        tasks = [(s, isa) for s in sources for isa in INSTRUCTION_SETS if s not in ONCE]
+        tasks += [(s, "baseline") for s in sources if s in ONCE]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(compile_one, tasks))
         self.compiler.link_shared_object(
@@ -89,9 +91,16 @@ setup(
             sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
             depends=sorted(str(path) for path in KERNELS.parent.parent.rglob("*.h")),
             language="c++",
+            extra_compile_args=[*FLAGS, "-fopenmp"],
+            extra_link_args=[*LINK_FLAGS, "-fopenmp"],
+        ),
+        Extension(
+            "hpcgnn.partition.layout.libhpcgnn_layout",
+            sources=sorted(str(path) for path in LAYOUT.glob("*.cpp")),
+            language="c++",
             extra_compile_args=FLAGS,
             extra_link_args=LINK_FLAGS,
-        )
+        ),
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of the C++ kernels under AddressSanitizer and UBSan, for every instruction set that this
+# The tests of the C++ code under AddressSanitizer and UBSan, for every instruction set that this
 # processor has. The library is built for it in a folder of its own, beside a copy of the package;
 # SANITIZED (default build/sanitized) keeps it, so that only changed sources are compiled again.
 set -euo pipefail
@@ -14,7 +14,7 @@ folder=$(realpath -m "${SANITIZED:-build/sanitized}")
 mkdir -p "$folder"
 rm -rf "$folder/hpcgnn"
 cp -r src/hpcgnn "$folder/hpcgnn"
-rm -f "$folder/hpcgnn/kernels/cpu/libhpcgnn_cpu.so"
+rm -f "$folder"/hpcgnn/{kernels/cpu/libhpcgnn_cpu,partition/layout/libhpcgnn_layout}.so
 export HPCGNN_SANITIZE=1
 python setup.py -q build_ext --build-lib "$folder" --build-temp "$folder/objects"
 
@@ -34,7 +34,7 @@ test_isa() {
     local report status=0
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
         tests/kernels/test_{sanitizer,spmm,attention,dense,dropout,long_rows}.py \
-        -k "(sanitizer or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
+        tests/partition/layout/test_clusters.py -k "(sanitizer or clusters or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
     printf '== %s\n%s\n' "$1" "$report"
     return "$status"
 }

@@ -250,18 +250,17 @@ def _in_edges(
 
 
 def _settle_order(draft: _Draft, local: Int64, reader: Int64, symmetric: bool) -> None:
-    """`local` are old local indices that part `reader` reads, by ascending reader."""
+    """`local` are old local indices that part `reader` reads."""
     n = len(draft.ids)
-    remote = np.flatnonzero(reader != draft.index)[::-1]
-    first_reader = np.full(n, -1, np.int64)
-    first_reader[local[remote]] = reader[remote]  # the last, so the lowest, reader stays
+    sent = np.zeros(n, bool)
+    sent[local[reader != draft.index]] = True
     inside = draft.peer == draft.index
     old = np.full(len(draft.source_ids), -1, np.int32)
     old[inside] = np.searchsorted(draft.ids, draft.source_ids[inside])
     column = old[draft.source]
     within = column >= 0
     row, column = draft.row[within], column[within]
-    draft.order = local_order(n, row, column, first_reader, symmetric=symmetric)
+    draft.order = local_order(n, row, column, sent, symmetric=symmetric)
     draft.position = np.empty_like(positions(n))
     draft.position[draft.order] = positions(n)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.partition.layout.clusters import order_by_cluster
 from hpcgnn.partition.layout.columns import Columns
 from hpcgnn.partition.routing import Array, Int64, between_parts, group_by, pointers, sort_columns
 from hpcgnn.storage.checks import mix64
@@ -19,13 +20,16 @@ _CHUNK = 1 << 18
 
 
 def local_order(
-    num_nodes: int, rows: Array, columns: Array, first_peer: Array, *, symmetric: bool
+    num_nodes: int, rows: Array, columns: Array, sent: Array, *, symmetric: bool
 ) -> Int64:
     """Old local indices in their new order: int64 `[n]`.
 
+    Nodes that no other part reads come first; of these and of the others, neighbours lie near each
+    other, and nodes with the same neighbours nearest.
+
     Args:
         rows, columns: the edges inside the part, as old local indices.
-        first_peer: `[n]`, the lowest part that needs the node, -1 for an interior node.
+        sent: `[n]`, whether another part needs the node.
         symmetric: the reverse of every edge is there; the order is the same, and need not be made
             from a second graph with the reverses.
     """
@@ -36,8 +40,9 @@ def local_order(
     if len(rows):
         ones = np.ones(len(rows), bool)
         adjacency = csr_array((ones, (rows, columns)), shape=(num_nodes, num_nodes))
-        near = reverse_cuthill_mckee(adjacency, symmetric_mode=symmetric).astype(np.int64)
-    return near[np.argsort(first_peer[near], kind="stable")]
+        near = reverse_cuthill_mckee(adjacency, symmetric_mode=symmetric)
+        near = order_by_cluster(adjacency, near)
+    return near[np.argsort(sent[near], kind="stable")]
 
 
 def _edge_order(
