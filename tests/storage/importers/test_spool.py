@@ -80,6 +80,38 @@ def test_all_edges_of_a_node_stay_together_or_are_refused(tmp_path):
             list(sorted_slabs(stored, scratch, ("destination",), whole=True))
 
 
+ENDS = np.dtype([("source", np.int32), ("destination", np.int32)])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_ends_alone_are_sorted_in_pieces(tmp_path, whole):
+    """A third of the edges have one destination, more than a piece holds."""
+    rng = np.random.default_rng(5)
+    records = np.empty(150_000, ENDS)
+    records["source"] = rng.integers(-7, 1 << 30, 150_000)
+    records["destination"] = rng.integers(0, 9000, 150_000) * (rng.random(150_000) < 0.67)
+    with Scratch(tmp_path / "out.h5", 500_000) as scratch:  # the numbers, 1.2 MB, are let in
+        stored = scratch.records(ENDS)
+        for part in np.array_split(records, 11):
+            stored.append(part)
+        slabs = list(sorted_slabs(stored, scratch, ("destination", "source"), whole=whole))
+    order = np.lexsort((records["source"], records["destination"]))
+    assert (np.concatenate(slabs) == records[order]).all()
+    assert len(slabs) > 2
+    ends = [(a["destination"][-1], b["destination"][0]) for a, b in pairwise(slabs)]
+    assert not whole or all(last < first for last, first in ends)
+
+
+def test_a_node_with_more_ends_than_fit_is_named(tmp_path):
+    records = np.zeros(100_000, ENDS)
+    records["destination"] = np.arange(100_000) // 70_000 + 41
+    with Scratch(tmp_path / "out.h5", 400_000) as scratch:
+        stored = scratch.records(ENDS)
+        stored.append(records)
+        with pytest.raises(InputError, match=r"node 41 alone has 70000 edges, .* 560000 bytes"):
+            list(sorted_slabs(stored, scratch, ("destination", "source"), whole=True))
+
+
 @pytest.mark.parametrize("limit", [1 << 11, 1 << 24])
 @pytest.mark.parametrize("listed", [False, True])
 def test_ids_become_rows(tmp_path, limit, listed):

@@ -184,6 +184,9 @@ def _write_rows(
     )
 
 
+_HELD = 2  # times the limit: nothing is sorted while edges are read
+
+
 def _spool(
     source: Source, scratch: Scratch, treatment: Treatment, stage: Stage
 ) -> tuple[Records, int]:
@@ -198,7 +201,7 @@ def _spool(
             check_labels(edges.labels, place)
         dtype = _dtype(edges, source)
         if records is None:
-            records = scratch.records(dtype)
+            records = scratch.records(dtype, _HELD * scratch.limit)
         elif records.dtype != dtype:
             raise InputError("all edges must have the same columns", file=source.file)
         out = np.zeros(edges.source.shape[0], dtype)

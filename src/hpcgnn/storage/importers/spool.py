@@ -137,6 +137,7 @@ _MAX_BUCKETS = 256
 _MANY = 1 << 20  # records, among which 30 MB are little
 _DENSE = 4  # values per record up to which a list of all values is no more than the records
 _SAMPLES = 64
+_PACKED = 3  # times the limit that numbers in place of records may take
 _IN_CACHE = 1 << 15  # numbers
 
 
@@ -271,18 +272,22 @@ def sorted_slabs(
     Raises:
         InputError: more records share one first key than fit, and `whole` was asked for.
     """
+    if records.count == 0:
+        return
+    packing = _packing(records, keys, scratch.limit)
+    if packing is not None:
+        yield from _unpacked(records, packing, scratch.limit, whole=whole)
+        return
     if records.nbytes <= scratch.limit:
-        if records.count:
-            yield from _sorted(records, keys)
+        slab = records.load()
+        records.drop()
+        yield slab[sorting_order(slab, keys)]
         return
     records.flush()
     ((low, high),) = _extremes(records, keys[:1])
     if low == high:
         if whole:
-            raise InputError(
-                f"node {low} alone has {records.count} edges, which take {records.nbytes} bytes"
-                f" where {scratch.limit} fit: raise --memory"
-            )
+            raise _too_many(low, records.count, records.dtype, scratch.limit)
         yield from records.chunks()
         records.drop()
         return
@@ -290,26 +295,39 @@ def sorted_slabs(
         yield from sorted_slabs(bucket, scratch, keys, whole=whole)
 
 
-def _sorted(records: Records, keys: tuple[str, ...]) -> Iterator[np.ndarray]:
-    """All records in ascending order of `keys`, dropped; equal ones keep their order.
+def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
+    return InputError(
+        f"node {node} alone has {count} edges, which take {count * dtype.itemsize} bytes"
+        f" where {limit} fit: raise --memory"
+    )
 
-    Those with the same first key come together.
+
+@dataclass(frozen=True)
+class _Packing:
+    """How records become numbers: of each key, in turn, its least value and its bits."""
+
+    keys: tuple[str, ...]
+    lows: list[int]
+    bits: list[int]
+
+
+def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | None:
+    """For records that are nothing but keys, where there is room for their numbers.
+
+    Sorting them in their place takes two arrays more.
     """
-    if set(records.dtype.names or ()) == set(keys):
-        ends = _extremes(records, keys)
-        bits = [(high - low).bit_length() for low, high in ends]
-        if sum(bits) < 64:
-            yield from _unpacked(records, keys, [low for low, _ in ends], bits)
-            return
-    slab = records.load()
-    records.drop()
-    yield slab[sorting_order(slab, keys)]
+    if set(records.dtype.names or ()) != set(keys) or 8 * records.count > _PACKED * limit:
+        return None
+    ends = _extremes(records, keys)
+    bits = [(high - low).bit_length() for low, high in ends]
+    return _Packing(keys, [low for low, _ in ends], bits) if sum(bits) < 64 else None
 
 
 def _unpacked(
-    records: Records, keys: tuple[str, ...], lows: list[int], bits: list[int]
+    records: Records, packing: _Packing, limit: int, *, whole: bool
 ) -> Iterator[np.ndarray]:
-    """The sorted records that are nothing but keys: their numbers are sorted in place of them."""
+    """Records in ascending order, dropped; with the same first key in one array where `whole`."""
+    keys, lows, bits = packing.keys, packing.lows, packing.bits
     packed = np.empty(records.count, np.int64)
     first = 0
     for chunk in records.chunks(_IN_CACHE * records.dtype.itemsize):
@@ -325,7 +343,11 @@ def _unpacked(
     first, rest = 0, sum(bits[1:])
     while first < packed.shape[0]:
         last = min(first + _IN_CACHE, packed.shape[0])
-        last += int(np.searchsorted(packed[last:], ((packed[last - 1] >> rest) + 1) << rest))
+        if whole:
+            row = int(packed[last - 1] >> rest)
+            last += int(np.searchsorted(packed[last:], (row + 1) << rest))
+            if (last - first) * dtype.itemsize > max(limit, _IN_CACHE * dtype.itemsize):
+                raise _too_many(row + lows[0], last - first, dtype, limit)
         out = np.empty(last - first, dtype)
         here = packed[first:last]
         for key, low, width in zip(reversed(keys), reversed(lows), reversed(bits), strict=True):
