@@ -144,37 +144,50 @@ class RowProduct:
     """`x W` of slabs of rows, one after the other: W is prepared once.
 
     Args:
-        weight_FG: in the type of the rows; of any strides.
+        weight_FG: in the type of products, to which rows are rounded; of any strides.
     """
 
     def __init__(self, weight_FG: Tensor) -> None:
-        self._weight_FG = weight_FG
+        self._weight_FG, self._dtype = weight_FG, weight_FG.dtype
         self._packed: kernels.PackedWeights | None = None
-
-    @property
-    def width(self) -> int:
-        return self._weight_FG.shape[1]
+        self._found: Tensor | None = None  # of a slab, before its type is changed
 
     def write(self, x_SF: Tensor, out_SG: Tensor, *, start_G: Tensor | None = None) -> Tensor:
-        """`out = start + x W`."""
+        """`out = start + x W`, rounded to the type of `out`."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
+        elif out_SG.dtype != self._dtype:
+            out_SG.copy_(self._product(x_SF))
+            if start_G is not None:
+                out_SG.add_(start_G)
         elif start_G is None:
-            torch.mm(x_SF, self._weight_FG, out=out_SG)
+            torch.mm(x_SF.to(self._dtype), self._weight_FG, out=out_SG)
         else:
-            torch.addmm(start_G, x_SF, self._weight_FG, out=out_SG)
+            torch.addmm(start_G, x_SF.to(self._dtype), self._weight_FG, out=out_SG)
         return out_SG
 
     def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
-        """`out += x W`."""
+        """`out += x W`, in the type of sums."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, adds=True)
             return out_SG
-        return out_SG.addmm_(x_SF, self._weight_FG)
+        if out_SG.dtype != self._dtype:
+            return out_SG.add_(self._product(x_SF))
+        return out_SG.addmm_(x_SF.to(self._dtype), self._weight_FG)
+
+    def _product(self, x_SF: Tensor) -> Tensor:
+        """In the type of products, in memory that the next slab takes again."""
+        if self._found is None or len(self._found) < len(x_SF):
+            shape = len(x_SF), self._weight_FG.shape[1]
+            self._found = x_SF.new_empty(shape, dtype=self._dtype)
+        found_SG = self._found[: len(x_SF)]
+        return torch.mm(x_SF.to(self._dtype), self._weight_FG, out=found_SG)
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
         """Where our own product is faster; what comes after the first slab is done in its way."""
-        if (len(x_SF) < _SHORT and self._packed is None) or not kernels.multiplies(x_SF, out_SG):
+        if len(x_SF) < _SHORT and self._packed is None:
+            return None
+        if not kernels.multiplies(self._dtype, x_SF, out_SG):
             return None
         if self._packed is None:
             self._packed = kernels.pack_weights(self._weight_FG)
@@ -214,9 +227,14 @@ def _chunk(a_NG: Tensor, numbers: int) -> int:
 
 
 class ProductSum:
-    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64."""
+    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: of products, to which rows are rounded.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._part: Tensor | None = None
         self._total: Tensor | None = None
         self._rows = 0
@@ -225,16 +243,19 @@ class ProductSum:
     def add(self, a_SG: Tensor, b_SF: Tensor) -> None:
         """Rows that come after those before, at most 32,768 of them."""
         count, narrow = len(a_SG), a_SG.shape[1] * b_SF.shape[1] <= _NARROW
-        if self._rows + count > _LONG or a_SG.dtype in SHORT:
+        if self._own is None:
+            self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
+        own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
+        if self._rows + count > _LONG or (self._dtype in SHORT and not own):
             self._settle()
         self._rows += count
-        if self._own is None:
-            self._own = count >= _SHORT and kernels.multiplies(a_SG, b_SF)
-        if self._own and kernels.multiplies(a_SG, b_SF):
+        if own:
             if self._part is None:
-                self._part = a_SG.new_zeros(a_SG.shape[1], b_SF.shape[1])
-            kernels.add_outer_products(a_SG, b_SF, self._part)
+                shape = a_SG.shape[1], b_SF.shape[1]
+                self._part = a_SG.new_zeros(shape, dtype=sum_type(self._dtype))
+            kernels.add_outer_products(a_SG, b_SF, self._part, dtype=self._dtype)
             return
+        a_SG, b_SF = a_SG.to(self._dtype), b_SF.to(self._dtype)
         if self._part is not None and not narrow:
             self._part.addmm_(a_SG.t(), b_SF)
             return
@@ -258,7 +279,7 @@ class ProductSum:
 
 
 class SlabScratch:
-    """Slabs of rows in another type, and their products, one after the other in the same memory.
+    """Slabs of rows in the type of products, one after the other in the same memory.
 
     Args:
         dtype: None: that which they have.
@@ -268,23 +289,18 @@ class SlabScratch:
     def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
         self._dtype, self._reused = dtype, reused
         self._rows: Tensor | None = None
-        self._product: Tensor | None = None
 
     def rounded(self, x_SF: Tensor) -> Tensor:
-        """`x` itself where it has the type."""
-        if self._dtype is None or not self._reused:
-            return x_SF if self._dtype is None else x_SF.to(self._dtype)
-        if x_SF.dtype == self._dtype:
+        """`x` itself where it has the type, or where products are quick to change it."""
+        if self._dtype is None or x_SF.dtype == self._dtype:
             return x_SF
+        if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
+            return x_SF
+        if not self._reused:
+            return x_SF.to(self._dtype)
         if self._rows is None or len(self._rows) < len(x_SF):
             self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
         return self._rows[: len(x_SF)].copy_(x_SF)
-
-    def product(self, x_SF: Tensor, weights: RowProduct) -> Tensor:
-        """`x W`, of operands in the type."""
-        if self._product is None or len(self._product) < len(x_SF):
-            self._product = x_SF.new_empty(len(x_SF), weights.width)
-        return weights.write(x_SF, self._product[: len(x_SF)])
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:
