@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,10 +145,11 @@ class RowProduct:
 
     Args:
         weight_FG: in the type of products, to which rows are rounded; of any strides.
+        most: rows of the largest slab, by default of the first.
     """
 
-    def __init__(self, weight_FG: Tensor) -> None:
-        self._weight_FG, self._dtype = weight_FG, weight_FG.dtype
+    def __init__(self, weight_FG: Tensor, most: int = 0) -> None:
+        self._weight_FG, self._dtype, self._most = weight_FG, weight_FG.dtype, most
         self._packed: kernels.PackedWeights | None = None
         self._found: Tensor | None = None  # of a slab, before its type is changed
 
@@ -185,7 +186,7 @@ class RowProduct:
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
         """Where our own product is faster; what comes after the first slab is done in its way."""
-        if len(x_SF) < _SHORT and self._packed is None:
+        if max(len(x_SF), self._most) < _SHORT and self._packed is None:
             return None
         if not kernels.multiplies(self._dtype, x_SF, out_SG):
             return None
@@ -374,30 +375,56 @@ def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
     return out_NH.split(len(vectors_HC[0]), dim=1)
 
 
-def scored_product(
-    x: NodeFeatures,
-    weight_KF: Tensor,
-    dtype: torch.dtype | None,
-    arrays: Arrays,
-    *vectors_HC: Tensor,
-) -> tuple[Tensor, ...]:
-    """`x W^T` as GAT gathers it, then its `head_scores`: a slab of rows at a time.
+class ScoredProduct:
+    """`x W^T` as GAT gathers it, and its `head_scores`: a slab of rows at a time.
 
     Args:
         dtype: of products, see `product`.
+
+    Attributes:
+        z_NK: the product; rows are right once they are written.
+        scores: an `[n, H]` for each set of vectors, likewise.
     """
-    gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
-    if not isinstance(x, Tensor) or not gathers:
-        z_NK = gathered(product(x, weight_KF, dtype), dtype)
-        return z_NK, *(head_scores(z_NK, *vectors_HC) if vectors_HC else ())
-    dtype = dtype or x.dtype
-    z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
-    weights = RowProduct(weight_KF.to(dtype).t())
-    matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
-    out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
-    short, wide, scores = SlabScratch(dtype), SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
-    for rows in row_slabs(z_NK):
-        weights.write(short.rounded(x[rows]), z_NK[rows])
+
+    def __init__(
+        self,
+        x: NodeFeatures,
+        weight_KF: Tensor,
+        dtype: torch.dtype | None,
+        arrays: Arrays,
+        *vectors_HC: Tensor,
+    ) -> None:
+        self.scores: tuple[Tensor, ...] = ()
+        self._unwritten: list[slice] = []
+        gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
+        if not isinstance(x, Tensor) or not gathers:
+            self.z_NK = gathered(product(x, weight_KF, dtype), dtype)
+            if vectors_HC:
+                self.scores = head_scores(self.z_NK, *vectors_HC)
+            return
+        dtype = dtype or x.dtype
+        self._x_NF = x
+        self.z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
+        self._unwritten = row_slabs(self.z_NK)
+        most = self._unwritten[0].stop
+        self._weights = RowProduct(weight_KF.to(dtype).t(), most)
+        matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
+        self._out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
+        self._short, self._wide = SlabScratch(dtype), SlabScratch(matrix_KH.dtype)
+        self._scores = RowProduct(matrix_KH, most)
         if vectors_HC:
-            scores.write(wide.rounded(z_NK[rows]), out_NH[rows])
-    return z_NK, *(out_NH.split(len(vectors_HC[0]), dim=1) if vectors_HC else ())
+            self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
+
+    def write(self, begin: int = 0, progress: Callable[[], None] = lambda: None) -> None:
+        """Rows from `begin` on, and those in slabs with them, that aren't written yet.
+
+        Args:
+            progress: called after each slab.
+        """
+        chosen = [rows for rows in self._unwritten if rows.stop > begin or begin == 0]
+        self._unwritten = [rows for rows in self._unwritten if rows not in chosen]
+        for rows in chosen:
+            self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
+            if self.scores:
+                self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])
+            progress()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.stream import Progress
+from hpcgnn.sar.stream import Progress, first_sent
 
 
 def sage(
@@ -71,7 +71,7 @@ class _SAGE(torch.autograd.Function):
                         left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
                         progress()
 
-                first = _first_sent(graph.in_edges)
+                first = first_sent(graph.in_edges)
                 product([rows for rows in row_slabs(z_NG) if rows.stop > first])
                 kept = [rows for rows in row_slabs(z_NG) if rows.stop <= first]
                 y_NG = multiply(
@@ -162,12 +162,6 @@ class _SAGE(torch.autograd.Function):
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
         found = (grad_x, left.result(weight), right.result(weight), grad_bias)
         return *found, None, None, None, None
-
-
-def _first_sent(edges: EdgeBlocks) -> int:
-    """Local rows before this one are sent to nobody."""
-    sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
-    return min(sent, default=edges.blocks[edges.rank].num_columns)
 
 
 def _through_edges(

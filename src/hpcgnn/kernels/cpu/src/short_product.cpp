@@ -57,14 +57,31 @@ HPCGNN_INLINE Vec<uint32_t, M> upper(const Short* from) {
     return bits;
 }
 
+// (first[j], second[j]) of N columns, rounded.
+template <bool NATIVE, typename S>
+HPCGNN_INLINE PairLanes pair_lanes(const S* first, const S* second) {
+#ifdef HPCGNN_PAIRS
+    if constexpr (NATIVE && sizeof(S) == sizeof(float)) {
+        alignas(64) static constexpr uint16_t IN_TURN[2 * N] = {
+            0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        const Lanes low = load<float, N>(first), high = load<float, N>(second);
+        PairLanes pairs;
+        asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs) : "v"(low), "v"(high));
+        asm("vpermw %0, %1, %0" : "+v"(pairs) : "v"(load_pairs<N>(IN_TURN)));
+        return pairs;
+    }
+#endif
+    return upper<N>(first) >> 16 | upper<N>(second);
+}
+
 // to[j] = (first[j], first[j + next]) for `count` columns; `next` 0: zeros for the second.
-template <typename S>
+template <bool NATIVE, typename S>
 void pair_rows(const S* first, int64_t next, int64_t count, Pair* to) {
     const S* second = first + next;
     int64_t j = 0;
-    for (; j + N <= count; j += N) {
-        PairLanes pairs = upper<N>(first + j) >> 16;
-        if (next) pairs |= upper<N>(second + j);
+    for (; next && j + N <= count; j += N) {
+        const PairLanes pairs = pair_lanes<NATIVE>(first + j, second + j);
         memcpy(to + j, &pairs, sizeof pairs);
     }
     for (; j < count; j++)
@@ -235,16 +252,16 @@ void product(const Given& given, int64_t first, int64_t last) {
 }
 
 // Pairs of rows of columns first .. last - 1, WIDTH of them side by side, zeros beyond the last.
-template <int WIDTH>
+template <bool NATIVE, int WIDTH>
 void pack_pairs(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t first, int64_t last,
                 Pair* line, Pair* to) {
     const int64_t pairs = (rows + 1) / 2, width = last - first;
     for (int64_t p = 0; p < pairs; p++) {
         const int64_t at = row + 2 * p, next = 2 * p + 1 < rows ? x.stride : 0;
         if (is_short)
-            pair_rows(row_of<Short>(x, at) + first, next, width, line);
+            pair_rows<NATIVE>(row_of<Short>(x, at) + first, next, width, line);
         else
-            pair_rows(row_of<float>(x, at) + first, next, width, line);
+            pair_rows<NATIVE>(row_of<float>(x, at) + first, next, width, line);
         for (int64_t j = 0; j < width; j += WIDTH) {
             Pair* side_by_side = to + j * pairs + p * WIDTH;
             if (j + WIDTH <= width)
@@ -273,9 +290,9 @@ void outer_pairs(const Outer& given, int64_t low, int64_t high) {
     Buffer<Pair> line(tall > wide ? tall : wide);
     for (int64_t row = 0; row < given.count; row += 2 * LONG_PAIRS) {
         const int64_t rows = smaller(2 * LONG_PAIRS, given.count - row), pairs = (rows + 1) / 2;
-        pack_pairs<TALL>(given.a, given.a_is_short, row, rows, low, high, line.data(),
+        pack_pairs<NATIVE, TALL>(given.a, given.a_is_short, row, rows, low, high, line.data(),
                          packed_a.data());
-        pack_pairs<PANEL>(given.b, given.b_is_short, row, rows, 0, width, line.data(),
+        pack_pairs<NATIVE, PANEL>(given.b, given.b_is_short, row, rows, 0, width, line.data(),
                           packed_b.data());
         for (int64_t j = 0; j < width; j += PANEL)
             for (int64_t i = low; i < high; i += TALL) {
@@ -291,19 +308,11 @@ void outer_pairs(const Outer& given, int64_t low, int64_t high) {
     }
 }
 
-bool native() {
-#ifdef HPCGNN_PAIRS
-    static const bool found = hpcgnn_supports(3);
-    return found;
-#else
-    return false;
-#endif
-}
-
+// Calls body(flag): whether the processor multiplies pairs.
 template <typename Body>
 void with_native(const Body& body) {
 #ifdef HPCGNN_PAIRS
-    if (native()) return body(Flag<true>{});
+    if (hpcgnn_supports(3)) return body(Flag<true>{});
 #endif
     body(Flag<false>{});
 }
