@@ -143,7 +143,6 @@ HPCGNN_INLINE void sum_pairs(const Pair* a, int64_t row_step, int64_t deep_step,
         for (int u = 0; u < U; u++) acc[r][u] = sum[r][u];
 }
 
-template <typename To>
 struct PairStrip {
     const Pair* panel;  // deep x PANEL
     int64_t deep, width;
@@ -151,9 +150,9 @@ struct PairStrip {
     const float* start; // of each row; null: zeros
 };
 
-template <bool NATIVE, int R, int U, typename To>
+template <bool NATIVE, typename To, int R, int U>
 HPCGNN_INLINE void rows_of_tile(const Pair* a, int64_t a_step, int64_t row, Matrix out,
-                                const PairStrip<To>& strip) {
+                                const PairStrip& strip) {
     Lanes acc[R][U];
     sum_pairs<NATIVE, R, U>(a, a_step, 1, strip.panel, strip.deep, acc);
     for (int r = 0; r < R; r++) {
@@ -163,24 +162,24 @@ HPCGNN_INLINE void rows_of_tile(const Pair* a, int64_t a_step, int64_t row, Matr
     }
 }
 
-template <bool NATIVE, int U, typename To>
+template <bool NATIVE, typename To, int U>
 void pairs_by_panel(const Pair* a, int64_t a_step, int64_t rows, Matrix out,
-                    const PairStrip<To>& strip) {
+                    const PairStrip& strip) {
     int64_t row = 0;
     for (; row + TALL <= rows; row += TALL)
-        rows_of_tile<NATIVE, TALL, U>(a + row * a_step, a_step, row, out, strip);
+        rows_of_tile<NATIVE, To, TALL, U>(a + row * a_step, a_step, row, out, strip);
     for (; row < rows; row++)
-        rows_of_tile<NATIVE, 1, U>(a + row * a_step, a_step, row, out, strip);
+        rows_of_tile<NATIVE, To, 1, U>(a + row * a_step, a_step, row, out, strip);
 }
 
-template <bool NATIVE, int U, typename To>
+template <bool NATIVE, typename To, int U>
 void pairs_by_panel_of(int vectors, const Pair* a, int64_t a_step, int64_t rows, Matrix out,
-                       const PairStrip<To>& strip) {
+                       const PairStrip& strip) {
     if constexpr (U > 0) {
         if (vectors == U)
-            pairs_by_panel<NATIVE, U>(a, a_step, rows, out, strip);
+            pairs_by_panel<NATIVE, To, U>(a, a_step, rows, out, strip);
         else
-            pairs_by_panel_of<NATIVE, U - 1>(vectors, a, a_step, rows, out, strip);
+            pairs_by_panel_of<NATIVE, To, U - 1>(vectors, a, a_step, rows, out, strip);
     }
 }
 
@@ -223,29 +222,21 @@ void product(const Given& given, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row += BAND) {
         const int64_t rows = smaller(BAND, last - row);
         const Pair* a = pairs_of(given, row, rows, last, direct ? nullptr : copy.data());
-        const Matrix out{row_of<To>(given.out, row), given.out.stride};
         const Pair* panel = given.packed;
         for (int64_t k = 0; k < pairs || k == 0; k += DEEP_PAIRS) {
             const int64_t part = smaller(DEEP_PAIRS, pairs - k);
-            const bool ends = k + part >= pairs;
             for (int64_t j = 0; j < width; j += PANEL, panel += part * PANEL) {
                 const int64_t columns = smaller(PANEL, width - j);
                 const int vectors = static_cast<int>((columns + N - 1) / N);
-                Matrix base{nullptr, 0};
-                if (partial && k > 0)
-                    base = {sums.data() + j, width};
-                else if (given.adds || k > 0)
-                    base = {row_of<float>(given.out, row) + j, given.out.stride};
-                const float* start = given.start ? given.start + j : nullptr;
-                if (partial && !ends)
-                    pairs_by_panel_of<NATIVE, VECTORS>(
-                        vectors, a + k, a_step, rows, Matrix{sums.data() + j, width},
-                        PairStrip<float>{panel, part, columns, base, start});
+                const Matrix out{row_of<To>(given.out, row) + j, given.out.stride};
+                const Matrix sum{partial ? sums.data() + j : nullptr, width};
+                PairStrip strip{panel, part, columns, {nullptr, 0}, given.start};
+                if (given.start) strip.start += j;
+                if (given.adds || k > 0) strip.base = partial ? sum : out;
+                if (partial && k + part < pairs)
+                    pairs_by_panel_of<NATIVE, float, VECTORS>(vectors, a + k, a_step, rows, sum, strip);
                 else
-                    pairs_by_panel_of<NATIVE, VECTORS>(
-                        vectors, a + k, a_step, rows,
-                        Matrix{static_cast<To*>(out.data) + j, out.stride},
-                        PairStrip<To>{panel, part, columns, base, start});
+                    pairs_by_panel_of<NATIVE, To, VECTORS>(vectors, a + k, a_step, rows, out, strip);
             }
         }
     }
