@@ -47,6 +47,17 @@ def test_what_lies_unused_never_adds_to_the_most_that_was_used():
     assert array(arrays, 4).data_ptr() != first or arrays.unused_bytes <= 6 * MEGA
 
 
+def test_a_small_array_takes_no_large_ones_place():
+    arrays = Arrays()
+    several = [array(arrays, 8), array(arrays, 4), array(arrays, 4)]
+    place = several[0].data_ptr()
+    del several
+    small = [array(arrays, 2), array(arrays, 2)]  # fit neither
+    assert arrays.unused_bytes == 12 * MEGA
+    assert array(arrays, 8).data_ptr() == place
+    del small
+
+
 def test_small_arrays_are_none_of_it():
     arrays = Arrays()
     small = array(arrays, 0.5)

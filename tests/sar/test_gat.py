@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from hpcgnn.graph.kept import Kept
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar import gat, products
 from tests.graphs import distribute, random_graph
+from tests.sar.test_sage import NODES, WIDTH, ring_of_nodes
 
 pytestmark = pytest.mark.mpi
 
@@ -29,11 +31,11 @@ def test_only_the_newest_layer_finds_its_product(comm, monkeypatch):
 
     def scored_product(x, weight, dtype, arrays, *vectors):
         found = plain(x, weight, dtype, arrays, *vectors)
-        (made if vectors else again).append(weakref.ref(found[0]))  # backward needs no scores
+        (made if vectors else again).append(weakref.ref(found.z_NK))  # backward needs no scores
         return found
 
-    plain = gat.scored_product
-    monkeypatch.setattr(gat, "scored_product", scored_product)
+    plain = gat.ScoredProduct
+    monkeypatch.setattr(gat, "ScoredProduct", scored_product)
 
     def gradients(keeps: bool) -> tuple[int, list[torch.Tensor]]:
         model.zero_grad()
@@ -79,6 +81,39 @@ def test_slabs_of_rows_give_the_same_also_where_the_graph_is_kept(comm, monkeypa
     assert all(map(torch.equal, slabs, twice))
     for one, other in zip(slabs, whole, strict=True):
         assert (one - other).abs().max() <= (2e-2 if bf16 else 1e-5) * other.abs().max()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
+def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, mode, bf16):
+    """Of rows that nobody is sent, forward, and of all where backward computes them again."""
+    monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
+    whole = ring_of_nodes()
+    owners = (np.arange(NODES) * comm.size // NODES).astype(int)
+    graph = distribute(whole, comm, owners, mode=mode)
+    later = []
+
+    class Recorded(products.ScoredProduct):
+        def write(self, begin=0, progress=lambda: None):
+            super().write(begin, progress)
+            later.append(len(self._unwritten))
+
+    monkeypatch.setattr(gat, "ScoredProduct", Recorded)
+    torch.manual_seed(0)
+    first, second = nn.GATConv(WIDTH, 3, 2), nn.GATConv(6, 2, 2)
+    x = graph.features.clone().requires_grad_()
+
+    def found() -> list[torch.Tensor]:
+        inputs = (x, *first.parameters(), *second.parameters())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            y = second(graph, first(graph, x))
+        return [y.detach(), *torch.autograd.grad(y.float().square().sum(), inputs)]
+
+    meanwhile = found()
+    waited = [left for left in later if left]
+    assert bool(waited) == (len(x) > 1024 + 2)  # each part sends two rows, its last ones
+    monkeypatch.setattr(gat, "first_sent", lambda edges: 0)
+    assert all(map(torch.equal, found(), meanwhile))
 
 
 def test_inference_keeps_nothing(comm):

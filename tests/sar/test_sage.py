@@ -8,7 +8,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.sar import products
-from hpcgnn.sar.sage import _first_sent
+from hpcgnn.sar.stream import first_sent
 from tests.graphs import Whole, collect, distribute, local
 
 pytestmark = pytest.mark.mpi
@@ -31,7 +31,7 @@ def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
     graph = distribute(whole, comm, (np.arange(NODES) * comm.size // NODES).astype(int), mode=mode)
-    assert comm.size == 1 or _first_sent(graph.in_edges) >= min(1024, NODES // comm.size - 2)
+    assert comm.size == 1 or first_sent(graph.in_edges) >= min(1024, NODES // comm.size - 2)
     torch.manual_seed(0)
     layer = nn.SAGEConv(WIDTH, 4)
     x = graph.features.clone().requires_grad_()

@@ -1,6 +1,7 @@
 """Products of tall dense matrices on a CPU, where a loop of our own is faster than the library's.
 
-Rows of a result have the same bits however many rows and threads there are.
+Rows of a result have the same bits however many rows and threads there are. Weights in float32 are
+multiplied in float32, weights in bfloat16 with rows that are rounded to it, summed up in float32.
 """
 
 from __future__ import annotations
@@ -14,27 +15,34 @@ from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.cpu import dense as cpu
 
+_TAKEN = (torch.float32, torch.bfloat16)  # rows
+
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """W, `shape` (F, G), in the order in which `product` reads it."""
+    """W, `shape` (F, G), of `dtype`, in the order in which `product` reads it."""
 
     panels: Tensor
     shape: tuple[int, int]
+    dtype: torch.dtype
 
 
-def multiplies(*matrices: Tensor) -> bool:
-    """Whether `product` and `add_outer_products` take these, and are the faster ones here."""
-    taken = all(m.dtype == torch.float32 and m.device.type == "cpu" for m in matrices)
-    return taken and all(m.stride(-1) == 1 or m.shape[-1] < 2 for m in matrices) and cpu.is_fast()
+def multiplies(dtype: torch.dtype, *matrices: Tensor) -> bool:
+    """Whether products in `dtype` take these rows, and are faster here than the library's."""
+    if dtype not in _TAKEN or not cpu.is_fast(dtype):
+        return False
+    taken = all(m.dtype in _TAKEN and m.device.type == "cpu" for m in matrices)
+    return taken and all(m.stride(-1) == 1 or m.shape[-1] < 2 for m in matrices)
 
 
 def pack_weights(weight_FG: Tensor) -> PackedWeights:
-    """A copy of float32 weights `[F, G]` of any strides, which costs as much as few rows do."""
-    if weight_FG.dim() != 2 or weight_FG.dtype != torch.float32:
-        raise InputError("kernels: weights must be a float32 matrix", value=weight_FG.dtype)
+    """A copy of weights `[F, G]` of any strides, float32 or bfloat16; costs as much as few rows."""
+    if weight_FG.dim() != 2 or weight_FG.dtype not in _TAKEN:
+        raise InputError(
+            "kernels: weights must be a float32 or bfloat16 matrix", value=weight_FG.dtype
+        )
     height, width = weight_FG.shape
-    return PackedWeights(cpu.pack_weights(weight_FG), (height, width))
+    return PackedWeights(cpu.pack_weights(weight_FG), (height, width), weight_FG.dtype)
 
 
 def product(
@@ -45,34 +53,42 @@ def product(
     adds: bool = False,
     start_G: Tensor | None = None,
 ) -> None:
-    """out = x W, float32, a running sum for each entry in blocks of 192.
+    """out = x W, a running sum in float32 for each entry in blocks of 192 (512 in bfloat16).
 
     Args:
-        x_NF: `[n, F]`, rows of any stride.
-        out_NG: `[n, G]`, likewise; overwritten, or added to with `adds`.
-        start_G: `[G]`, is added to each row that is overwritten.
+        x_NF: `[n, F]`, rows of any stride, float32 or bfloat16.
+        out_NG: `[n, G]`, likewise; float32, with weights in bfloat16 also that; overwritten, or
+            added to with `adds`, in float32 alone.
+        start_G: `[G]`, float32, is added to each row that is overwritten.
     """
     height, width = weights.shape
-    _check("x", x_NF, x_NF.shape[0], height)
-    _check("out", out_NG, x_NF.shape[0], width)
+    short = weights.dtype == torch.bfloat16
+    _check("x", x_NF, x_NF.shape[0], height, _TAKEN)
+    _check("out", out_NG, x_NF.shape[0], width, _TAKEN if short and not adds else _TAKEN[:1])
     if start_G is not None:
         _check("start", start_G[None], 1, width)
-    cpu.product(x_NF, weights.panels, out_NG, adds, start_G)
+    cpu.product(x_NF, weights.panels, out_NG, short, adds, start_G)
 
 
-def add_outer_products(a_NG: Tensor, b_NF: Tensor, out_GF: Tensor) -> None:
-    """out += a^T b, float32: of about 200 rows at a time, whose sums are then added to `out`.
+def add_outer_products(
+    a_NG: Tensor, b_NF: Tensor, out_GF: Tensor, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """out += a^T b in float32: of a few hundred rows at a time, whose sums are added to `out`.
 
     Args:
-        a_NG, b_NF: `[n, G]`, `[n, F]`, rows of any stride.
+        a_NG, b_NF: `[n, G]`, `[n, F]`, rows of any stride, float32 or bfloat16.
+        dtype: of products: bfloat16: to which rows are rounded.
     """
-    _check("a", a_NG, b_NF.shape[0], a_NG.shape[1])
-    _check("b", b_NF, b_NF.shape[0], b_NF.shape[1])
+    _check("a", a_NG, b_NF.shape[0], a_NG.shape[1], _TAKEN)
+    _check("b", b_NF, b_NF.shape[0], b_NF.shape[1], _TAKEN)
     _check("out", out_GF, a_NG.shape[1], b_NF.shape[1])
-    cpu.add_outer_products(a_NG, b_NF, out_GF)
+    cpu.add_outer_products(a_NG, b_NF, out_GF, dtype == torch.bfloat16)
 
 
-def _check(name: str, tensor: Tensor, rows: int, width: int) -> None:
-    checks.matrix(name, tensor, like=tensor, rows=rows, width=width, dtype=torch.float32)
+def _check(
+    name: str, tensor: Tensor, rows: int, width: int, types: tuple[torch.dtype, ...] = _TAKEN[:1]
+) -> None:
+    dtype = tensor.dtype if tensor.dtype in types else types[0]
+    checks.matrix(name, tensor, like=tensor, rows=rows, width=width, dtype=dtype)
     if tensor.device.type != "cpu":
         raise InputError(f"kernels: {name} must be on the CPU", value=tensor.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,13 +31,14 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
+    ScoredProduct,
     product_type,
     refill,
-    scored_product,
     shell,
     summed,
 )
 from hpcgnn.sar.rectifier import ReluDropout
+from hpcgnn.sar.stream import first_sent
 
 _LARGE = 1 << 26  # bytes of an array of all heads on one rank
 _WIDE = 32  # channels of a head
@@ -98,11 +100,13 @@ class _Attention(torch.autograd.Function):
             graph.execution.mask_key(settings.layer)
         graph.execution.newest = None  # before this layer's product takes its place
         with torch.autocast(graph.node_ids.device.type, enabled=False):
-            z_NK, s_NH, t_NH = scored_product(
-                x, weight_KF, ctx.product_dtype, graph.execution.arrays, source_HC, target_HC
-            )
+            arrays = graph.execution.arrays
+            product = ScoredProduct(x, weight_KF, ctx.product_dtype, arrays, source_HC, target_HC)
+            z_NK, (s_NH, t_NH) = product.z_NK, product.scores
             run = ForwardPass(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
-            run.go(graph.epoch)
+            product.write(first_sent(graph.in_edges))
+            run.go(graph.epoch, partial(product.write, 0))
+            del product
             at_once = not products.kernels_read_16_bit(z_NK.device)  # a GPU rounds before `then`
             out_NK, lse_NH = normalised(run.softmax, bias_K, then if at_once else None)
             out_NK = summed(out_NK, z_NK.dtype)
@@ -186,8 +190,10 @@ class _Attention(torch.autograd.Function):
             )
             if heads.stop == s_NH.shape[1]:
                 out_NK = None  # frees it, before as much is taken for z
+            again = None
             if z_NK is None:
-                (z_NK,) = scored_product(x, weight_KF[columns], ctx.product_dtype, found.arrays)
+                again = ScoredProduct(x, weight_KF[columns], ctx.product_dtype, found.arrays)
+                z_NK = again.z_NK
             first = ctx.settings.first_head + heads.start
             run = BackwardPass(
                 ctx.graph,
@@ -206,7 +212,8 @@ class _Attention(torch.autograd.Function):
             if ctx.keeps:
                 run.at_destinations(kept)
             else:
-                run.at_sources()
+                run.at_sources(None if again is None else partial(again.write, 0))
+            del again
             del g_NK
             found.add(heads, run, ctx.product_dtype, overwrites_z=z_is_ours)
             del run

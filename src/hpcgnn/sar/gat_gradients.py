@@ -115,7 +115,8 @@ class Gradients:
             self.edge[part] = run.grad_edge_HD
         scores = RowProduct(head_matrix(source_HC, target_HC).t())
         x, weight_KF = self.inputs, self.weight_KF[columns]
-        vectors, weights, slabs = ProductSum(), ProductSum(), row_slabs(grad_z_NK)
+        slabs, sums = row_slabs(grad_z_NK), grad_z_NK.dtype
+        vectors, weights = ProductSum(sums), ProductSum(dtype or sums)
         first = self.x is None
         if len(slabs) > 1 and self.with_x and first and isinstance(x, Tensor):
             self.x = self._like_x(x, z_NK if overwrites_z else None)
@@ -133,7 +134,7 @@ class Gradients:
                 grad_SK = short.rounded(grad_SK)
                 weights.add(grad_SK, of_x.rounded(x[rows]))
                 if self.with_x:
-                    self._add_x(rows, grad_SK, into_x, short, first=first)
+                    self._add_x(rows, grad_SK, into_x, first=first)
         self.source[part], self.target[part] = _diagonal_blocks(vectors, source_HC)
         if isinstance(x, Tensor):
             self.weight[columns] = weights.result(grad_z_NK.dtype)
@@ -145,19 +146,15 @@ class Gradients:
         rows: slice,
         grad_SK: Tensor,
         weights: RowProduct,
-        scratch: SlabScratch,
         *,
         first: bool,
     ) -> None:
-        """Part of the gradient of x from that of z, both operands in the type of products."""
+        """Part of the gradient of x from that of z."""
         if self.x is None:
             like = self.inputs.shape[0], self.weight_KF.shape[1]
             self.x = grad_SK.new_empty(like, dtype=self.weight_KF.dtype)
         x_SF = self.x[rows]
-        if x_SF.dtype != grad_SK.dtype:
-            found = scratch.product(grad_SK, weights)
-            x_SF.copy_(found) if first else x_SF.add_(found)
-        elif first:
+        if first:
             weights.write(grad_SK, x_SF)
         else:
             weights.add(grad_SK, x_SF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -41,38 +42,40 @@ class ForwardPass:
         self.product_dtype = product_dtype
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
+        self.start_NK: Tensor | None = None
+        self.row_max_NH, self.row_sum_NH = torch.empty_like(t_NH), torch.empty_like(t_NH)
+        self.out_NK = graph.execution.arrays.like(z_NK, t_NH.dtype)
 
-    def _begin(self) -> list[Block]:
-        """Where the softmax starts, and the blocks without messages that are still to be added.
+    def _begin(self) -> Iterator[Block]:
+        """Sets where the softmax starts; the blocks without messages that are still to be added.
 
         Self-loops that count as they are need no pass over them: it starts there.
         """
         settings, z_NK = self.settings, self.z_NK
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
-        self.start_NK: Tensor | None = None
         # A GPU would wait to know whether all are finite.
         if plain and kernels.takes_whole_blocks(z_NK.device):
-            self.row_max_NH = functional.leaky_relu(self.s_NH + self.t_NH, settings.slope)
+            self.row_max_NH.copy_(functional.leaky_relu(self.s_NH + self.t_NH, settings.slope))
             if bool(self.row_max_NH.isfinite().all()):
-                self.row_sum_NH = torch.ones_like(self.t_NH)
-                self.out_NK = self.graph.execution.arrays.like(z_NK, self.t_NH.dtype)
+                self.row_sum_NH.fill_(1)
                 self.start_NK = z_NK
-                return local[1:]
-        self.row_max_NH = torch.full_like(self.t_NH, -torch.inf)
-        self.row_sum_NH = torch.zeros_like(self.t_NH)
-        self.out_NK = torch.zeros_like(z_NK, dtype=self.t_NH.dtype)
-        return local
+                yield from local[1:]
+                return
+        self.row_max_NH.fill_(-torch.inf)
+        self.row_sum_NH.zero_()
+        self.out_NK.zero_()
+        yield from local
 
     @property
     def softmax(self) -> kernels.RunningSoftmax:
         """Of all blocks so far."""
         return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK, self.start_NK)
 
-    def go(self, epoch: int) -> None:
+    def go(self, epoch: int, meanwhile: Callable[[Progress], None] | None = None) -> None:
+        """The pass; `meanwhile` makes the rows of z, s and t that nobody is sent."""
         graph, edges = self.graph, self.graph.in_edges
         exchange_halo_ids(graph, edges, self.settings)
-        local = self._begin()
         for block, (z_MK, s_MH), progress in stream(
             graph,
             edges,
@@ -80,9 +83,10 @@ class ForwardPass:
                 (self.z_NK,), self.product_dtype or self.z_NK.dtype, (self.s_NH,), gathered=True
             ),
             where="attention forward",
-            local=local,
+            local=self._begin(),
             kept=self.kept,
             sums=SoftmaxSums(self.softmax),
+            meanwhile=meanwhile,
         ):
             for rows in work(block, edges.num_parts):
                 self._add(block, z_MK, s_MH, rows, epoch)
@@ -158,8 +162,8 @@ class BackwardPass:
         self._loops = plain and self.settings.self_loops
         return local[1:] if self._loops else local
 
-    def at_sources(self) -> None:
-        """Stream destinations to the owners of their sources."""
+    def at_sources(self, meanwhile: Callable[[Progress], None] | None = None) -> None:
+        """Stream destinations to the owners of their sources; `meanwhile` makes z again."""
         graph, edges = self.graph, self.graph.out_edges
         exchange_halo_ids(graph, edges, self.settings)
 
@@ -177,6 +181,7 @@ class BackwardPass:
             where="attention backward",
             local=self._local(),
             sums=RowSums(self.grad_z_NK, self.grad_s_NH),
+            meanwhile=meanwhile,
         ):
             destinations = here
             if block.peer != edges.rank:

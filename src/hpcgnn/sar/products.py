@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,37 +144,51 @@ class RowProduct:
     """`x W` of slabs of rows, one after the other: W is prepared once.
 
     Args:
-        weight_FG: in the type of the rows; of any strides.
+        weight_FG: in the type of products, to which rows are rounded; of any strides.
+        most: rows of the largest slab, by default of the first.
     """
 
-    def __init__(self, weight_FG: Tensor) -> None:
-        self._weight_FG = weight_FG
+    def __init__(self, weight_FG: Tensor, most: int = 0) -> None:
+        self._weight_FG, self._dtype, self._most = weight_FG, weight_FG.dtype, most
         self._packed: kernels.PackedWeights | None = None
-
-    @property
-    def width(self) -> int:
-        return self._weight_FG.shape[1]
+        self._found: Tensor | None = None  # of a slab, before its type is changed
 
     def write(self, x_SF: Tensor, out_SG: Tensor, *, start_G: Tensor | None = None) -> Tensor:
-        """`out = start + x W`."""
+        """`out = start + x W`, rounded to the type of `out`."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
+        elif out_SG.dtype != self._dtype:
+            out_SG.copy_(self._product(x_SF))
+            if start_G is not None:
+                out_SG.add_(start_G)
         elif start_G is None:
-            torch.mm(x_SF, self._weight_FG, out=out_SG)
+            torch.mm(x_SF.to(self._dtype), self._weight_FG, out=out_SG)
         else:
-            torch.addmm(start_G, x_SF, self._weight_FG, out=out_SG)
+            torch.addmm(start_G, x_SF.to(self._dtype), self._weight_FG, out=out_SG)
         return out_SG
 
     def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
-        """`out += x W`."""
+        """`out += x W`, in the type of sums."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, adds=True)
             return out_SG
-        return out_SG.addmm_(x_SF, self._weight_FG)
+        if out_SG.dtype != self._dtype:
+            return out_SG.add_(self._product(x_SF))
+        return out_SG.addmm_(x_SF.to(self._dtype), self._weight_FG)
+
+    def _product(self, x_SF: Tensor) -> Tensor:
+        """In the type of products, in memory that the next slab takes again."""
+        if self._found is None or len(self._found) < len(x_SF):
+            shape = len(x_SF), self._weight_FG.shape[1]
+            self._found = x_SF.new_empty(shape, dtype=self._dtype)
+        found_SG = self._found[: len(x_SF)]
+        return torch.mm(x_SF.to(self._dtype), self._weight_FG, out=found_SG)
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
         """Where our own product is faster; what comes after the first slab is done in its way."""
-        if (len(x_SF) < _SHORT and self._packed is None) or not kernels.multiplies(x_SF, out_SG):
+        if max(len(x_SF), self._most) < _SHORT and self._packed is None:
+            return None
+        if not kernels.multiplies(self._dtype, x_SF, out_SG):
             return None
         if self._packed is None:
             self._packed = kernels.pack_weights(self._weight_FG)
@@ -214,9 +228,14 @@ def _chunk(a_NG: Tensor, numbers: int) -> int:
 
 
 class ProductSum:
-    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64."""
+    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: of products, to which rows are rounded.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._part: Tensor | None = None
         self._total: Tensor | None = None
         self._rows = 0
@@ -225,16 +244,19 @@ class ProductSum:
     def add(self, a_SG: Tensor, b_SF: Tensor) -> None:
         """Rows that come after those before, at most 32,768 of them."""
         count, narrow = len(a_SG), a_SG.shape[1] * b_SF.shape[1] <= _NARROW
-        if self._rows + count > _LONG or a_SG.dtype in SHORT:
+        if self._own is None:
+            self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
+        own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
+        if self._rows + count > _LONG or (self._dtype in SHORT and not own):
             self._settle()
         self._rows += count
-        if self._own is None:
-            self._own = count >= _SHORT and kernels.multiplies(a_SG, b_SF)
-        if self._own and kernels.multiplies(a_SG, b_SF):
+        if own:
             if self._part is None:
-                self._part = a_SG.new_zeros(a_SG.shape[1], b_SF.shape[1])
-            kernels.add_outer_products(a_SG, b_SF, self._part)
+                shape = a_SG.shape[1], b_SF.shape[1]
+                self._part = a_SG.new_zeros(shape, dtype=sum_type(self._dtype))
+            kernels.add_outer_products(a_SG, b_SF, self._part, dtype=self._dtype)
             return
+        a_SG, b_SF = a_SG.to(self._dtype), b_SF.to(self._dtype)
         if self._part is not None and not narrow:
             self._part.addmm_(a_SG.t(), b_SF)
             return
@@ -258,7 +280,7 @@ class ProductSum:
 
 
 class SlabScratch:
-    """Slabs of rows in another type, and their products, one after the other in the same memory.
+    """Slabs of rows in the type of products, one after the other in the same memory.
 
     Args:
         dtype: None: that which they have.
@@ -268,23 +290,18 @@ class SlabScratch:
     def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
         self._dtype, self._reused = dtype, reused
         self._rows: Tensor | None = None
-        self._product: Tensor | None = None
 
     def rounded(self, x_SF: Tensor) -> Tensor:
-        """`x` itself where it has the type."""
-        if self._dtype is None or not self._reused:
-            return x_SF if self._dtype is None else x_SF.to(self._dtype)
-        if x_SF.dtype == self._dtype:
+        """`x` itself where it has the type, or where products are quick to change it."""
+        if self._dtype is None or x_SF.dtype == self._dtype:
             return x_SF
+        if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
+            return x_SF
+        if not self._reused:
+            return x_SF.to(self._dtype)
         if self._rows is None or len(self._rows) < len(x_SF):
             self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
         return self._rows[: len(x_SF)].copy_(x_SF)
-
-    def product(self, x_SF: Tensor, weights: RowProduct) -> Tensor:
-        """`x W`, of operands in the type."""
-        if self._product is None or len(self._product) < len(x_SF):
-            self._product = x_SF.new_empty(len(x_SF), weights.width)
-        return weights.write(x_SF, self._product[: len(x_SF)])
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:
@@ -358,30 +375,56 @@ def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
     return out_NH.split(len(vectors_HC[0]), dim=1)
 
 
-def scored_product(
-    x: NodeFeatures,
-    weight_KF: Tensor,
-    dtype: torch.dtype | None,
-    arrays: Arrays,
-    *vectors_HC: Tensor,
-) -> tuple[Tensor, ...]:
-    """`x W^T` as GAT gathers it, then its `head_scores`: a slab of rows at a time.
+class ScoredProduct:
+    """`x W^T` as GAT gathers it, and its `head_scores`: a slab of rows at a time.
 
     Args:
         dtype: of products, see `product`.
+
+    Attributes:
+        z_NK: the product; rows are right once they are written.
+        scores: an `[n, H]` for each set of vectors, likewise.
     """
-    gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
-    if not isinstance(x, Tensor) or not gathers:
-        z_NK = gathered(product(x, weight_KF, dtype), dtype)
-        return z_NK, *(head_scores(z_NK, *vectors_HC) if vectors_HC else ())
-    dtype = dtype or x.dtype
-    z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
-    weights = RowProduct(weight_KF.to(dtype).t())
-    matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
-    out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
-    short, wide, scores = SlabScratch(dtype), SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
-    for rows in row_slabs(z_NK):
-        weights.write(short.rounded(x[rows]), z_NK[rows])
+
+    def __init__(
+        self,
+        x: NodeFeatures,
+        weight_KF: Tensor,
+        dtype: torch.dtype | None,
+        arrays: Arrays,
+        *vectors_HC: Tensor,
+    ) -> None:
+        self.scores: tuple[Tensor, ...] = ()
+        self._unwritten: list[slice] = []
+        gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
+        if not isinstance(x, Tensor) or not gathers:
+            self.z_NK = gathered(product(x, weight_KF, dtype), dtype)
+            if vectors_HC:
+                self.scores = head_scores(self.z_NK, *vectors_HC)
+            return
+        dtype = dtype or x.dtype
+        self._x_NF = x
+        self.z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
+        self._unwritten = row_slabs(self.z_NK)
+        most = self._unwritten[0].stop
+        self._weights = RowProduct(weight_KF.to(dtype).t(), most)
+        matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
+        self._out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
+        self._short, self._wide = SlabScratch(dtype), SlabScratch(matrix_KH.dtype)
+        self._scores = RowProduct(matrix_KH, most)
         if vectors_HC:
-            scores.write(wide.rounded(z_NK[rows]), out_NH[rows])
-    return z_NK, *(out_NH.split(len(vectors_HC[0]), dim=1) if vectors_HC else ())
+            self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
+
+    def write(self, begin: int = 0, progress: Callable[[], None] = lambda: None) -> None:
+        """Rows from `begin` on, and those in slabs with them, that aren't written yet.
+
+        Args:
+            progress: called after each slab.
+        """
+        chosen = [rows for rows in self._unwritten if rows.stop > begin or begin == 0]
+        self._unwritten = [rows for rows in self._unwritten if rows not in chosen]
+        for rows in chosen:
+            self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
+            if self.scores:
+                self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])
+            progress()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.stream import Progress
+from hpcgnn.sar.stream import Progress, first_sent
 
 
 def sage(
@@ -71,7 +71,7 @@ class _SAGE(torch.autograd.Function):
                         left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
                         progress()
 
-                first = _first_sent(graph.in_edges)
+                first = first_sent(graph.in_edges)
                 product([rows for rows in row_slabs(z_NG) if rows.stop > first])
                 kept = [rows for rows in row_slabs(z_NG) if rows.stop <= first]
                 y_NG = multiply(
@@ -91,12 +91,9 @@ class _SAGE(torch.autograd.Function):
                 y_SG = y_NG[rows]
                 if sum_NF is None:
                     _divide(y_SG, None if divisor_N1 is None else divisor_N1[rows], bias_G)
-                elif bias_G is not None and wire == y_SG.dtype:
-                    left.write(sum_NF[rows], y_SG, start_G=bias_G)
                 else:
-                    y_SG.copy_(of_x.product(of_x.rounded(sum_NF[rows]), left))
-                    y_SG.add_(0 if bias_G is None else bias_G)
-                _plus(y_SG, of_x.rounded(x_NF[rows]), right, of_x)
+                    left.write(of_x.rounded(sum_NF[rows]), y_SG, start_G=bias_G)
+                right.add(of_x.rounded(x_NF[rows]), y_SG)
                 if then is not None:
                     then.of(rows).apply(y_SG, y_SG, None if passed is None else passed[rows])
         ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed)
@@ -111,22 +108,23 @@ class _SAGE(torch.autograd.Function):
         grad_NG = grads[0] if then is None else grads[0].contiguous()
         arrays, short, of_x = graph.execution.arrays, SlabScratch(wire), SlabScratch(wire)
         g_NG = grad_NG if in_place else arrays.like(grad_NG)
-        left, right = ProductSum(), ProductSum()
+        left, right = ProductSum(wire), ProductSum(wire)
         bias_G = g_NG.new_zeros(g_NG.shape[1], dtype=torch.float64)
-        into_NG, scale_N = g_NG, None
+        into_NG, scale_N, divided_SG = g_NG, None, None
         if sum_NF is None and divisor_N1 is not None:
             if wire == g_NG.dtype:
                 scale_N = divisor_N1.reciprocal().flatten()  # where rows are gathered
             else:
                 into_NG = arrays.like(g_NG, wire)
+                divided_SG = torch.empty_like(g_NG[row_slabs(g_NG)[0]])
         for rows in row_slabs(g_NG):
             g_SG = g_NG[rows]
             if then is not None:
                 then.of(rows).gradient_of_passed(passed[rows], grad_NG[rows], g_SG)
             if ctx.has_bias:
                 bias_G += g_SG.sum(dim=0)
-            if into_NG is not g_NG and divisor_N1 is not None:
-                torch.div(g_SG, divisor_N1[rows], out=into_NG[rows])
+            if divided_SG is not None and divisor_N1 is not None:
+                into_NG[rows] = torch.div(g_SG, divisor_N1[rows], out=divided_SG[: len(g_SG)])
             if alone or sum_NF is not None:
                 g_SG = short.rounded(g_SG)
                 right.add(g_SG, of_x.rounded(x_NF[rows]))
@@ -166,12 +164,6 @@ class _SAGE(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _first_sent(edges: EdgeBlocks) -> int:
-    """Local rows before this one are sent to nobody."""
-    sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
-    return min(sent, default=edges.blocks[edges.rank].num_columns)
-
-
 def _through_edges(
     x_NF: Tensor,
     g_NG: Tensor,
@@ -197,11 +189,8 @@ def _through_edges(
         left.add(into_SG, of_x.rounded(x_NF[rows]))
         if grad_NF is not None:
             g_SG, to_SF = of_g.rounded(g_NG[rows]), part_SF[: len(into_SG)]
-            if wire == to_SF.dtype:
-                right_GF.write(g_SG, to_SF)
-            else:
-                to_SF.copy_(of_g.product(g_SG, right_GF))
-            grad_NF[rows] = _plus(to_SF, into_SG, left_GF, of_g)
+            right_GF.write(g_SG, to_SF)
+            grad_NF[rows] = left_GF.add(into_SG, to_SF)
 
 
 def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) -> None:
@@ -212,10 +201,3 @@ def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) ->
         sum_SG.div_(divisor_S1)
     elif bias_G is not None:
         sum_SG.add_(bias_G)
-
-
-def _plus(sum_SG: Tensor, x_SF: Tensor, weights: RowProduct, scratch: SlabScratch) -> Tensor:
-    """`sum + x W`, in place."""
-    if x_SF.dtype == sum_SG.dtype:
-        return weights.add(x_SF, sum_SG)
-    return sum_SG.add_(scratch.product(x_SF, weights))

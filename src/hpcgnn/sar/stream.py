@@ -13,7 +13,7 @@ The exchange begins before the first block is handed out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -158,7 +158,7 @@ class Payload:
 
 def drive(
     exchange: Exchange,
-    local: Sequence[Block],
+    local: Iterable[Block],
     payload: Payload,
     arrivals: Chunks,
     sums: RowSums | None = None,
@@ -188,10 +188,11 @@ def stream(
     payload: Payload,
     *,
     where: str,
-    local: Sequence[Block] | None = None,
+    local: Iterable[Block] | None = None,
     kept: list[Tensor] | None = None,
     cut_for: int = 0,
     sums: RowSums | None = None,
+    meanwhile: Callable[[Progress], None] | None = None,
 ) -> Iterator[tuple[Block, Rows, Progress]]:
     """Blocks of `edges` with the rows they read, and what moves messages on; collective.
 
@@ -201,13 +202,23 @@ def stream(
         cut_for: cut messages as `stream_and_return` does for gradients of this width, so that its
             blocks are the same ones.
         sums: what each block is added to, see `hubs`.
+        meanwhile: is done once messages are on their way, before the first block: it may make rows
+            that nobody is sent, and is given what moves messages on.
     """
     exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for)
+    if meanwhile is not None:
+        meanwhile(exchange.progress)
     local = [edges.blocks[edges.rank]] if local is None else local
     for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
         if arrival is not None and kept is not None:
             kept.append(arrival.rows_MF.clone())
         yield block, rows, exchange.progress
+
+
+def first_sent(edges: EdgeBlocks) -> int:
+    """Local rows before this one are sent to nobody."""
+    sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
+    return min(sent, default=edges.blocks[edges.rank].num_columns)
 
 
 def stream_and_return(
@@ -221,6 +232,7 @@ def stream_and_return(
     local: Sequence[Block] | None = None,
     in_order: bool = False,
     sums: RowSums | None = None,
+    meanwhile: Callable[[Progress], None] | None = None,
 ) -> Iterator[tuple[Block, Rows, Tensor, Progress]]:
     """As `stream`, with the gradients of the rows, which go back to their owners; collective.
 
@@ -230,6 +242,7 @@ def stream_and_return(
     Args:
         accept: takes gradients that have come back, in the order in which the rows were sent.
         in_order: nothing is accepted before the local blocks are done.
+        meanwhile: as for `stream`.
     """
     exchange, arrivals = _start(
         graph,
@@ -240,6 +253,8 @@ def stream_and_return(
         accept=accept,
         hold_replies=in_order,
     )
+    if meanwhile is not None:
+        meanwhile(exchange.progress)
     local = [edges.blocks[edges.rank]] if local is None else local
     for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
         if arrival is None:

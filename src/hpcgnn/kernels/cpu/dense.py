@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from hpcgnn import system
-from hpcgnn.kernels.cpu.library import function, instruction_set, matrix, pointer
+from hpcgnn.kernels.cpu.library import (
+    function,
+    instruction_set,
+    matrix,
+    pointer,
+    rounds_in_products,
+)
 
 
 @cache
@@ -18,21 +24,39 @@ def _is_slow_for_library() -> bool:
     return system.processor()[0] == "AuthenticAMD"
 
 
-def is_fast() -> bool:
-    """Whether these are faster than the library's here: vectors of 64 bytes, 32 registers."""
-    return instruction_set() == "avx512" and _is_slow_for_library()
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether these are faster than the library's here: vectors of 64 bytes, 32 registers.
+
+    In bfloat16 the library's are as fast, but take rounded copies of their operands.
+    """
+    short = dtype == torch.bfloat16
+    if instruction_set() != "avx512" or (short and not rounds_in_products()):
+        return False
+    return _is_slow_for_library()
 
 
 @cache
-def _packing() -> tuple[int, int]:
+def _packing(name: str) -> tuple[int, int]:
     panel, deep = c_int64(), c_int64()
-    function("packing")(byref(panel), byref(deep))
+    function(name)(byref(panel), byref(deep))
     return panel.value, deep.value
 
 
 def pack_weights(weight_FG: Tensor) -> Tensor:
-    """Panels of columns, for a few hundred rows each: as product.cpp reads them."""
-    panel, deep = _packing()
+    """Panels of columns, for a few hundred rows each: as the sources read them.
+
+    In bfloat16 two rows that follow each other lie in one word.
+    """
+    if weight_FG.dtype == torch.float32:
+        return _panels(weight_FG, *_packing("packing"))
+    (height, width), paired_FG = weight_FG.shape, weight_FG
+    if height % 2:
+        paired_FG = torch.cat([weight_FG, weight_FG.new_zeros(1, width)])
+    words = torch.stack([paired_FG[::2], paired_FG[1::2]], dim=2).view(torch.int32)
+    return _panels(words[..., 0], *_packing("short_packing"))
+
+
+def _panels(weight_FG: Tensor, panel: int, deep: int) -> Tensor:
     (height, width), count = weight_FG.shape, -(-weight_FG.shape[1] // panel)
     padded = weight_FG.new_zeros(height, count * panel)
     padded[:, :width] = weight_FG
@@ -43,11 +67,17 @@ def pack_weights(weight_FG: Tensor) -> Tensor:
     return torch.cat(panels) if panels else padded.flatten()
 
 
-def product(x: Tensor, packed: Tensor, out: Tensor, adds: bool, start: Tensor | None) -> None:
-    function("product")(
-        matrix(x),
-        pointer(packed),
-        matrix(out),
+def _is_short(x: Tensor) -> c_int64:
+    return c_int64(x.dtype == torch.bfloat16)
+
+
+def product(
+    x: Tensor, packed: Tensor, out: Tensor, short: bool, adds: bool, start: Tensor | None
+) -> None:
+    given = (matrix(x), _is_short(x), pointer(packed), matrix(out))
+    function("short_product" if short else "product")(
+        *given,
+        *((_is_short(out),) if short else ()),
         c_int64(x.shape[0]),
         c_int64(x.shape[1]),
         c_int64(out.shape[1]),
@@ -57,10 +87,12 @@ def product(x: Tensor, packed: Tensor, out: Tensor, adds: bool, start: Tensor | 
     )
 
 
-def add_outer_products(a: Tensor, b: Tensor, out: Tensor) -> None:
-    function("outer_products")(
+def add_outer_products(a: Tensor, b: Tensor, out: Tensor, short: bool) -> None:
+    function("short_outer_products" if short else "outer_products")(
         matrix(a),
+        _is_short(a),
         matrix(b),
+        _is_short(b),
         matrix(out),
         c_int64(a.shape[0]),
         c_int64(a.shape[1]),

@@ -103,6 +103,12 @@ def instruction_set() -> str:
 
 
 @cache
+def rounds_in_products() -> bool:
+    """Whether this processor multiplies pairs of bfloat16 (AVX-512 BF16)."""
+    return bool(_library().hpcgnn_supports(len(INSTRUCTION_SETS)))
+
+
+@cache
 def function(name: str) -> ctypes._NamedFuncPointer:
     found = _library()[f"hpcgnn_{name}_{instruction_set()}"]
     found.restype = None

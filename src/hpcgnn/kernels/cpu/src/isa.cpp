@@ -6,7 +6,8 @@ extern "C" __attribute__((visibility("default"))) int hpcgnn_supports(int level)
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    return level == 0 || (level == 1 && avx2) || (level == 2 && avx512);
+    const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
+    return level == 0 || (level == 1 && avx2) || (level == 2 && avx512) || (level == 3 && pairs);
 #else
     return level == 0;
 #endif

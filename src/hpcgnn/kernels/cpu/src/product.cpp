@@ -2,45 +2,21 @@
 //
 // A tile of the result stays in registers while a loop runs over what is summed up. Its rows don't
 // depend on how many there are or on threads, to the bit.
-#include "schedule.h"
+#include "product.h"
 
 namespace HPCGNN_ISA {
 namespace {
 
-constexpr int N = LANES<float>;
-constexpr int ROWS = 4;                          // of a tile
-constexpr int VECTORS = MAX_VECTORS / ROWS;      // of a tile's row
-constexpr int PANEL = N * VECTORS;               // columns
-constexpr int64_t DEEP = 192;                    // products that a tile sums up at a time
-constexpr int64_t LONG = 192;                    // rows whose outer products it does
-constexpr int64_t BAND = 96;                     // rows that stay in the cache for all panels
-
-using Lanes = Vec<float, N>;
-
-HPCGNN_INLINE void prefetch_row(const float* from, int64_t count) {
-    for (int64_t at = 0; at < count; at += 16) __builtin_prefetch(from + at, 0, 3);
-}
-
-HPCGNN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t DEEP = 192;  // products that a tile sums up at a time
+constexpr int64_t LONG = 192;  // rows whose outer products it does
 
 // c[r] = base + acc[r] for the first `rows` of R rows of `width` numbers, at most U * N. The base is
 // what c[r] holds (`adds`), else `start`, or 0 where that is null.
 template <int R, int U>
 HPCGNN_INLINE void write_tile(const Lanes (&acc)[R][U], float* c, int64_t stride, int64_t rows,
                               int64_t width, bool adds, const float* start) {
-    for (int r = 0; r < R && r < rows; r++, c += stride) {
-        const float* base = adds ? c : start;
-        if (width == U * N) {
-            for (int u = 0; u < U; u++) {
-                const Lanes before = base ? load<float, N>(base + u * N) : Lanes{};
-                store<float, N>(c + u * N, before + acc[r][u]);
-            }
-            continue;
-        }
-        float lanes[U * N];
-        for (int u = 0; u < U; u++) store<float, N>(lanes + u * N, acc[r][u]);
-        for (int64_t j = 0; j < width; j++) c[j] = (base ? base[j] : 0) + lanes[j];
-    }
+    for (int r = 0; r < R && r < rows; r++, c += stride)
+        write_row<U>(acc[r], c, width, adds ? c : start);
 }
 
 // acc[r] += sum over k of a[r][k] * panel[k].
@@ -99,17 +75,32 @@ void rows_by_panel_of(int vectors, Matrix x, int64_t rows, Matrix out, Strip str
     }
 }
 
-void product(Matrix x, const float* packed, Matrix out, int64_t first, int64_t last, int64_t deep,
-             int64_t width, bool adds, const float* start) {
+// A band of rows in float: x itself, or a copy.
+Matrix band_of(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t deep, float* copy) {
+    if (!is_short) return {row_of<float>(x, row), x.stride};
+    for (int64_t r = 0; r < rows; r++) {
+        const Short* from = row_of<Short>(x, row + r);
+        float* to = copy + r * deep;
+        int64_t j = 0;
+        for (; j + N <= deep; j += N) store<float, N>(to + j, load_as<float, N>(from + j));
+        for (; j < deep; j++) to[j] = load_as<float, 1>(from + j);
+    }
+    return {copy, deep};
+}
+
+void product(Matrix x, bool is_short, const float* packed, Matrix out, int64_t first, int64_t last,
+             int64_t deep, int64_t width, bool adds, const float* start) {
+    Buffer<float> copy(is_short ? BAND * deep : 0);
     for (int64_t row = first; row < last; row += BAND) {
         const float* panel = packed;
         const int64_t rows = smaller(BAND, last - row);
+        const Matrix band = band_of(x, is_short, row, rows, deep, copy.data());
         for (int64_t k = 0; k < deep; k += DEEP) {
             const int64_t part = smaller(DEEP, deep - k);
             for (int64_t j = 0; j < width; j += PANEL, panel += part * PANEL) {
                 const int64_t columns = smaller(PANEL, width - j);
                 rows_by_panel_of<VECTORS>(static_cast<int>((columns + N - 1) / N),
-                                          {row_of<float>(x, row) + k, x.stride}, rows,
+                                          {row_of<float>(band, 0) + k, band.stride}, rows,
                                           {row_of<float>(out, row) + j, out.stride},
                                           {panel, part, columns, adds || k > 0,
                                            start ? start + j : nullptr, j == 0});
@@ -120,27 +111,40 @@ void product(Matrix x, const float* packed, Matrix out, int64_t first, int64_t l
 
 // Columns first .. last - 1 of `rows` rows, WIDTH at a time side by side for one row after the other,
 // zeros beyond the last.
-template <int WIDTH>
+template <int WIDTH, typename S>
 void pack_columns(Matrix x, int64_t rows, int64_t first, int64_t last, float* to) {
     for (int64_t j = first; j < last; j += WIDTH)
         for (int64_t row = 0; row < rows; row++, to += WIDTH) {
-            const float* from = row_of<float>(x, row) + j;
-            if (j + WIDTH <= last)
+            const S* from = row_of<S>(x, row) + j;
+            if (j + WIDTH > last)
+                for (int64_t i = 0; i < WIDTH; i++)
+                    to[i] = j + i < last ? load_as<float, 1>(from + i) : 0;
+            else if constexpr (sizeof(S) == sizeof(float))
                 memcpy(to, from, WIDTH * sizeof(float));
             else
-                for (int64_t i = 0; i < WIDTH; i++) to[i] = j + i < last ? from[i] : 0;
+                for (int64_t i = 0; i < WIDTH; i += 4)
+                    store<float, 4>(to + i, load_as<float, 4>(from + i));
         }
 }
 
+template <int WIDTH>
+void pack_columns(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t first, int64_t last,
+                  float* to) {
+    if (is_short)
+        pack_columns<WIDTH, Short>({row_of<Short>(x, row), x.stride}, rows, first, last, to);
+    else
+        pack_columns<WIDTH, float>({row_of<float>(x, row), x.stride}, rows, first, last, to);
+}
+
 // Rows low .. high - 1 of out: columns of a.
-void outer_products(Matrix a, Matrix b, Matrix out, int64_t count, int64_t low, int64_t high,
-                    int64_t width) {
+void outer_products(Matrix a, bool a_is_short, Matrix b, bool b_is_short, Matrix out, int64_t count,
+                    int64_t low, int64_t high, int64_t width) {
     const int64_t tall = (high - low + ROWS - 1) / ROWS * ROWS;
     Buffer<float> packed_a(LONG * tall), packed_b(LONG * ((width + PANEL - 1) / PANEL * PANEL));
     for (int64_t row = 0; row < count; row += LONG) {
         const int64_t rows = smaller(LONG, count - row);
-        pack_columns<ROWS>({row_of<float>(a, row), a.stride}, rows, low, high, packed_a.data());
-        pack_columns<PANEL>({row_of<float>(b, row), b.stride}, rows, 0, width, packed_b.data());
+        pack_columns<ROWS>(a, a_is_short, row, rows, low, high, packed_a.data());
+        pack_columns<PANEL>(b, b_is_short, row, rows, 0, width, packed_b.data());
         for (int64_t j = 0; j < width; j += PANEL)
             for (int64_t i = low; i < high; i += ROWS) {
                 const int64_t tile_rows = smaller(ROWS, high - i), left = smaller(PANEL, width - j);
@@ -164,19 +168,21 @@ HPCGNN_EXPORT(packing)(int64_t* panel, int64_t* deep) {
 }
 
 // out[row] = base + x[row] W for rows 0 .. rows - 1; W is deep x width, packed. The base is what out
-// holds (`adds`), else `start`, or 0 where that is null.
-HPCGNN_EXPORT(product)(Matrix x, const float* packed, Matrix out, int64_t rows, int64_t deep,
-                       int64_t width, int64_t adds, const float* start, int64_t threads) {
+// holds (`adds`), else `start`, or 0 where that is null. x may be bfloat16.
+HPCGNN_EXPORT(product)(Matrix x, int64_t x_is_short, const float* packed, Matrix out, int64_t rows,
+                       int64_t deep, int64_t width, int64_t adds, const float* start,
+                       int64_t threads) {
     HPCGNN_ISA::for_each_range(rows, threads, [&](int64_t first, int64_t last) {
-        HPCGNN_ISA::product(x, packed, out, first, last, deep, width, adds, start);
+        HPCGNN_ISA::product(x, x_is_short, packed, out, first, last, deep, width, adds, start);
     });
 }
 
-// out += a^T b: count x height, count x width, height x width.
-HPCGNN_EXPORT(outer_products)(Matrix a, Matrix b, Matrix out, int64_t count, int64_t height,
-                              int64_t width, int64_t threads) {
+// out += a^T b: count x height, count x width, height x width; a and b may be bfloat16.
+HPCGNN_EXPORT(outer_products)(Matrix a, int64_t a_is_short, Matrix b, int64_t b_is_short, Matrix out,
+                              int64_t count, int64_t height, int64_t width, int64_t threads) {
     using namespace HPCGNN_ISA;
     for_each_range((height + ROWS - 1) / ROWS, threads, [&](int64_t first, int64_t last) {
-        outer_products(a, b, out, count, first * ROWS, smaller(last * ROWS, height), width);
+        outer_products(a, a_is_short, b, b_is_short, out, count, first * ROWS,
+                       smaller(last * ROWS, height), width);
     });
 }
