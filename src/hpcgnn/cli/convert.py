@@ -74,8 +74,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
     group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
-    group.add_argument("--edge-labels", type=Path, metavar="L.npy", help="beside .npy edges")
-    group.add_argument("--edge-split", type=Path, metavar="S.npy", help="0 .. 3, beside .npy edges")
+    for name, what in (("labels", "a label"), ("split", "0 .. 3")):
+        text = f"{what} of each edge, in the order of the file"
+        metavar = f"{name[0].upper()}.npy"
+        group.add_argument(f"--edge-{name}", type=Path, metavar=metavar, help=text)
     group.add_argument("--leave-out", metavar="A,B", help="arrays of an archive to pass over")
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
     group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")

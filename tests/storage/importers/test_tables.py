@@ -95,7 +95,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         "--split-ratio",
         "2,1,1",
     )
-    assert "e.csv: in n.csv, ignored: note" in capfd.readouterr().err
+    assert "e.csv: ignored of n.csv: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
         encoding = graph.read_encoding()
@@ -247,7 +247,12 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
-        ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
+        (
+            "a,b\np,q\n",
+            None,
+            ("--features", "z*"),
+            "has columns id, x, none of this name (found 'z*')",
+        ),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
