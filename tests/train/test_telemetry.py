@@ -161,8 +161,8 @@ class Terminal(io.StringIO):
         ),
         (
             "mrr",
-            {"train": 0.12345, "valid": 0.0536},
-            "epoch   7/100  loss 123.4567  train 0.1235 valid 0.0536 test -  1234.50 s",
+            {"train": 1.0, "valid": 0.0536},
+            "epoch   7/100  loss 123.4567  train 1.0000 valid 0.0536 test -  1234.50 s",
         ),
         ("auc", {"train": None, "valid": None}, "epoch   7/100  loss 123.4567  1234.50 s"),
     ],

@@ -41,7 +41,9 @@ def shown(metric: str, value: float | None) -> str:
     """A value of a metric for people: shares in percent."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if _SHARES.fullmatch(metric) else f"{value:.4g}"
+    if _SHARES.fullmatch(metric):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if _RANKINGS.fullmatch(metric) else f"{value:.4g}"
 
 
 def larger_is_better(metric: str) -> bool | None:
