@@ -232,8 +232,8 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
         link_split=link_split,
         compress=args.compress,
     )
-    settings = {name: _plain(value) for name, value in sorted(vars(args).items()) if name != "show"}
-    settings |= {"format": format}
+    kept = {k: v for k, v in vars(args).items() if k not in ("show", "print_completion")}
+    settings = {name: _plain(value) for name, value in sorted(kept.items())} | {"format": format}
     with display_of(args) as display:
         assemble(source, out, treatment, limit=options.limit, config=settings, display=display)
         _print_notes(source, said)
