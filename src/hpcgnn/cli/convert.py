@@ -126,7 +126,9 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         help="what stands for missing features (refuse); a missing category is zeros",
     )
     group.add_argument("--string-ids", action="store_true", help="ids are text, like 007")
-    group.add_argument("--delimiter", metavar="CHARACTER", help="between columns (guessed)")
+    group.add_argument(
+        "--delimiter", metavar="CHARACTER", help="between columns, in tables that have it (guessed)"
+    )
     group.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,

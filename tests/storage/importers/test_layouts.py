@@ -123,7 +123,7 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
     assert "this one twice (found 'a')" in refused(text(path, "a,a,b\n0,1,2\n"), "--columns", "a,b")
     assert "names a column twice" in refused(text(path, "0,1\n"), "--columns", "1,1")
     path = text(path, '"0,1\n1,2\n"3,4\n')
-    assert "line 1: has 1 columns" in refused(path)
+    assert "line 1: has 1 column:" in refused(path)
     rows = "1 2\n2 3\n"
     konect = ("--format", "edges")
     graph = convert(text(tmp_path / "out.a", "% bip unweighted\n% 2 2 3\n" + rows), *konect)

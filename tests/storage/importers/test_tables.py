@@ -349,6 +349,15 @@ def test_masks_as_pandas_writes_them(made, tmp_path):
         assert graph.num_edges == 2
 
 
+def test_each_table_has_its_delimiter(made, refused, tmp_path):
+    edges = write(tmp_path / "e.csv", "a^b\np^q\n")
+    nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
+    options = (*ENDS, "--nodes", 1, "--id", "id", "--features", "x")
+    assert names(made(edges, nodes, *options, "--delimiter", "^")) == ["p", "q"]
+    assert "is its delimiter another one" in refused(edges, *ENDS)
+    assert "a^b alone (--delimiter C" in refused(edges, "--format", "table")
+
+
 def test_ids_that_look_like_numbers(made, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b\n007,7\n")
     assert names(made(edges, *ENDS)) == ["007", "7"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.npz import read_npz
 from hpcgnn.storage.importers.opening import open_binary
@@ -82,8 +82,8 @@ def _table(
             numbers = ",".join(str(k + 1) for k in range(needed))
             raise block.error(
                 number,
-                f"has {len(found)} columns: choose with --columns, as in {numbers}, or pass over"
-                " lines that hold no edge with --skip-lines",
+                f"has {counted(len(found), 'column')}: choose with --columns, as in {numbers}, or "
+                "pass over lines that hold no edge with --skip-lines",
                 line,
             )
         return Table(fields[:needed], delimiter=delimiter)

@@ -158,6 +158,8 @@ class _Reading:
             fitting = [pair for pair in _ENDS if set(pair) <= set(first.names)]
             if len(fitting) != 1:
                 known = ", ".join(first.names[:40])
+                if len(first.names) == 1:
+                    known += " alone (--delimiter C, if they are parted by another character)"
                 raise InputError(
                     f"has columns {known}: choose source and destination with --columns A,B, or"
                     " --source A --target B",
