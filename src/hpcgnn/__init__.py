@@ -10,8 +10,8 @@
 
     hpcgnn.run(main)
 
-What is named here is imported at its first use: `import hpcgnn` loads neither torch nor MPI, and
-changes nothing in the process.
+What is named here is imported at its first use: `import hpcgnn` loads neither torch nor MPI. From
+then on an exception that nobody catches ends a job of several ranks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hpcgnn.comm.liveness import early
 from hpcgnn.version import __version__
 
 if TYPE_CHECKING:
@@ -107,3 +108,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+early.watch()

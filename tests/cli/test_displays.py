@@ -16,6 +16,7 @@ import pytest
 from hpcgnn.cli import displays, generate
 from hpcgnn.cli.amounts import amounts, brief, duration
 from hpcgnn.cli.main import main
+from hpcgnn.errors import InputError
 from tests.cli.verbs import call
 
 
@@ -31,6 +32,7 @@ def test_amounts_are_short():
     assert amounts(250, 1000, "edges", 5) == "25 % of 1 k edges, 50 edges/s, 15 s left"
     assert amounts(250, 1000, "edges", 5, short=True) == "25 %, 50 edges/s, 15 s left"
     assert amounts(250, None, "edges", 5) == "250 edges, 50 edges/s"
+    assert amounts(5e6, None, "B", 2) == "5 MB, 2.5 MB/s"
 
 
 def run(capsys, *argv: str) -> list[str]:
@@ -42,7 +44,7 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
     argv = ["generate", "sbm", str(tmp_path / "g.h5"), "--nodes", "100"]
     argv += ["--degree", "4", "--force"]
     first, result = run(capsys, *argv)
-    assert re.fullmatch(r"\d\d:\d\d:\d\d hpcgnn \S+: generate \S+g.h5", first)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d hpcgnn \S+: generate sbm \S+g.h5", first)
     assert "100 nodes" in result
     more = run(capsys, *argv, "-v")
     assert len(more) == 4 and re.search(r"make the edges: done in .* 100 % of 100 nodes", more[1])
@@ -52,10 +54,34 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
     assert "generate" in objects[0]["note"] and "100 nodes" in objects[-1]["note"]
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["g.h5", "--epochs", "3"], "train g.h5"),
+        (["--resume", "runs/a"], "train --resume runs/a"),
+        (["--log", "tensorboard"], "train --log tensorboard"),
+        (["g.h5", "--log-json"], 'train g.h5"}'),
+        (["g.h5", "-q"], ""),
+        (["g.h5", "-q", "-v"], ""),  # an error, which follows
+        (["g.h5", "--help-all"], ""),
+    ],
+)
+def test_it_is_said_what_begins_before_the_verb_is_loaded(capsys, monkeypatch, options, wanted):
+    said: list[str] = []
+
+    def load(verb: str) -> None:
+        said.append(capsys.readouterr().out.rstrip())
+        raise InputError("not loaded")
+
+    monkeypatch.setattr("hpcgnn.cli.main._module", load)
+    assert main(["train", *options]) == 2
+    assert said[0].endswith(wanted) and bool(said[0]) == bool(wanted)
+
+
 def test_the_stages_of_a_conversion(capsys, tmp_path):
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n2 0\n")
     lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
-    assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'}")
+    assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'} {tmp_path / 'g.h5'}")
     done = [line.split(": ")[0][9:] for line in lines if ": done in " in line]
     assert done == [
         "read the edges",

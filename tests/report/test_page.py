@@ -135,6 +135,20 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     assert not list(target.iterdir())
 
 
+def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])
+    folder, out = write_run(tmp_path / "run"), tmp_path / "new" / "page.html"
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    asked = ["report", str(folder), "-o", str(out)]
+    assert main.main([*asked, "--open"]) == 0 and opened == [out.as_uri()]
+    assert "no browser was found" in capsys.readouterr().err  # append gives None
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+    assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
+    out.write_text("<html>mine</html>")
+    assert main.main([*asked, "--force"]) == 2 and out.read_text() == "<html>mine</html>"
+
+
 def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
     drawing = Drawing("loss", "Loss", figure)

@@ -159,6 +159,11 @@ class Terminal(io.StringIO):
             {"train": 12.5, "valid": 0.25},
             "epoch   7/100  loss 123.4567  train 12.5 valid 0.25 test -  1234.50 s",
         ),
+        (
+            "mrr",
+            {"train": 1.0, "valid": 0.0536},
+            "epoch   7/100  loss 123.4567  train 1.0000 valid 0.0536 test -  1234.50 s",
+        ),
         ("auc", {"train": None, "valid": None}, "epoch   7/100  loss 123.4567  1234.50 s"),
     ],
 )

@@ -74,8 +74,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
     group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
-    group.add_argument("--edge-labels", type=Path, metavar="L.npy", help="beside .npy edges")
-    group.add_argument("--edge-split", type=Path, metavar="S.npy", help="0 .. 3, beside .npy edges")
+    for name, what in (("labels", "a label"), ("split", "0 .. 3")):
+        text = f"{what} of each edge, in the order of the file"
+        metavar = f"{name[0].upper()}.npy"
+        group.add_argument(f"--edge-{name}", type=Path, metavar=metavar, help=text)
     group.add_argument("--leave-out", metavar="A,B", help="arrays of an archive to pass over")
     group.add_argument("--no-weights", action="store_true", help="leave weights out")
     group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
@@ -124,7 +126,9 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         help="what stands for missing features (refuse); a missing category is zeros",
     )
     group.add_argument("--string-ids", action="store_true", help="ids are text, like 007")
-    group.add_argument("--delimiter", metavar="CHARACTER", help="between columns (guessed)")
+    group.add_argument(
+        "--delimiter", metavar="CHARACTER", help="between columns, in tables that have it (guessed)"
+    )
     group.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
@@ -230,8 +234,8 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
         link_split=link_split,
         compress=args.compress,
     )
-    settings = {name: _plain(value) for name, value in sorted(vars(args).items()) if name != "show"}
-    settings |= {"format": format}
+    kept = {k: v for k, v in vars(args).items() if k not in ("show", "print_completion")}
+    settings = {name: _plain(value) for name, value in sorted(kept.items())} | {"format": format}
     with display_of(args) as display:
         assemble(source, out, treatment, limit=options.limit, config=settings, display=display)
         _print_notes(source, said)

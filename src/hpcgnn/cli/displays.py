@@ -7,11 +7,12 @@ it is a pipe even in a terminal, and lines are written; `srun --pty` hands rank 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -37,27 +38,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(show="lines")
 
 
-def begin(args: argparse.Namespace) -> None:
-    """Say at once what begins, before anything is loaded that takes long."""
+def begin(argv: Sequence[str]) -> None:
+    """Say at once what begins, before anything is loaded that takes long, as argv[0] may do."""
     rank, size = launched()
-    if rank:
+    asked = _asked(argv[1:])
+    if rank or asked is None or asked.help:
         return
-    what = _subject(args)
     on = f" on {counted(size, 'rank')}" if size > 1 else ""
-    text = printable(f"hpcgnn {__version__}: {args.verb} {what}{on}".rstrip())
-    if args.show == "json":
+    text = printable(f"hpcgnn {__version__}: {' '.join([argv[0], *_subject(argv[1:])])}{on}")
+    if asked.show == "json":
         _print_json({"note": text})
-    elif args.show != "nothing":
+    elif asked.show != "nothing":
         print(f"{clock()} {text}" if not _on_terminal() else text, flush=True)
 
 
-def _subject(args: argparse.Namespace) -> str:
-    """The file that it is about, or the first of several."""
-    for name in ("sources", "graph", "partition", "out", "run_dir"):
-        value = getattr(args, name, None)
-        if value:
-            return str(value[0] if isinstance(value, list) else value)
-    return ""
+def _asked(options: Sequence[str]) -> argparse.Namespace | None:
+    """How the work shall be shown, and whether help is asked for; None: in no way there is."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", "--help-all", action="store_true", dest="help")
+    add_options(parser)
+    try:
+        return parser.parse_known_args(list(options))[0]
+    except argparse.ArgumentError:
+        return None
+
+
+def _subject(options: Sequence[str]) -> list[str]:
+    """What stands before the first option; else that option."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), options))
+    return words or list(options[:2])
 
 
 def display_of(args: argparse.Namespace, rank: int = 0) -> AbstractContextManager[Display]:

@@ -152,7 +152,8 @@ def _text(content: dict[str, Any]) -> list[str]:
         lines += ["", "report", *_report(report)]
     for name, value in attributes.items():
         if isinstance(value, dict) and value and value is not report:
-            lines += ["", name, *_pairs(value)]
+            said = {k: v for k, v in value.items() if v is not None and v is not False and v != []}
+            lines += ["", name, *_pairs(said)]
     return [*lines, "", "datasets", *_table(_grouped(content["datasets"]))]
 
 

@@ -21,7 +21,6 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
-from hpcgnn.comm.workers import Workers
 from hpcgnn.errors import HpcgnnError, InputError, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
@@ -124,6 +123,8 @@ class Command:
                 print_completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
                 raise SystemExit(0)
             if command.verb is not None:
+                if command.verb in displays.VERBS:
+                    displays.begin(argv)
                 command.module = _module(command.verb)
             modules = {command.verb: command.module} if command.verb and command.module else {}
             command.args = _parser(modules, argv).parse_args(argv)
@@ -156,11 +157,6 @@ class Command:
             return False
         kind: bool | None = self.module.PARALLEL
         return kind
-
-    def announce(self) -> None:
-        """Say what begins, where that may take long."""
-        if self.args is not None and self.verb in displays.VERBS:
-            displays.begin(self.args)
 
     def listening(self) -> AbstractContextManager[Any]:
         """What hears signals from the first moment on, where the verb has its own way to."""
@@ -195,6 +191,8 @@ class Command:
 
     def _run_on_first(self, comm: Communicator, module: ModuleType) -> int:
         """Run a serial verb on rank 0 while the others wait, for as long as it takes."""
+        from hpcgnn.comm.workers import Workers
+
         comm.timeout = limit.MOST_SECONDS
         status, error = 0, None
         workers = Workers(comm)
@@ -225,7 +223,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with terminable():
             command = Command.read(argv)
-            command.announce()
             with command.listening():
                 return world.run(
                     command.run,

@@ -99,7 +99,7 @@ def _partition(
         display.say(*report["notes"], *table(report).splitlines(), verdict(report))
         display.say(
             f"{report['file']}: {counted(report['parts'], 'part')} in {report['seconds']:.1f} s, "
-            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB over "
-            f"{counted(comm.size, 'rank')}"
+            f"peak memory {report['memory_bytes'] / 2**20:,.0f} MiB"
+            + (f" on {comm.size} ranks together" if comm.size > 1 else "")
         )
     return 0

@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        metavar="FOLDER",
-        help="where the page and its figures go (default: RUN_DIR/report, which is made anew; "
-        "./report for several runs)",
+        metavar="OUT",
+        help="a folder for the page and its figures, or the page's own name, ending in .html "
+        "(default: RUN_DIR/report, which is made anew; ./report for several runs)",
     )
-    parser.add_argument("--force", action="store_true", help="replace a page in FOLDER")
+    parser.add_argument("--force", action="store_true", help="replace a page")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
 
 
@@ -60,4 +60,5 @@ def _write_page(args: argparse.Namespace, runs: list[RunFiles]) -> None:
     if args.open:
         import webbrowser
 
-        webbrowser.open(page.resolve().as_uri())
+        if not webbrowser.open(page.resolve().as_uri()):
+            warn("hpcgnn: note: no browser was found here to show it")

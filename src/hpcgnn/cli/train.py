@@ -138,6 +138,7 @@ def _train(
     display: Display,
 ) -> int:
     from hpcgnn.models.demands import content_of, note
+    from hpcgnn.nn.linear import is_sharded
     from hpcgnn.system import resident_files
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
@@ -173,7 +174,8 @@ def _train(
     if comm.rank == 0:
         number = sum(parameter.numel() for parameter in trainer.parameters)
         layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
-        where = " on rank 0" if comm.size > 1 else ""
+        divided = comm.size > 1 and any(map(is_sharded, trainer.parameters))
+        where = " on rank 0" if divided else ""
         display.note(
             f"{config.model.kind}: {layers}{number:,} parameters{where}; "
             f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "

@@ -117,7 +117,7 @@ def _curves(
         return None
     if log:
         axes.set_yscale("log")
-    axes.set_xlabel("epoch")
+    _epochs(axes)
     axes.set_ylabel(title.lower())
     if len(runs) > 1:
         axes.legend(frameon=False, fontsize=9)
@@ -155,7 +155,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
             fontsize=8,
             color="#666666",
         )
-    axes.set_xlabel("epoch")
+    _epochs(axes)
     axes.set_ylabel(metric.lower())
     axes.legend(frameon=False, fontsize=9)
     return Drawing("scores", title, figure)
@@ -178,7 +178,7 @@ def _time(run: RunFiles, suffix: str) -> Drawing:
         for (part, values), colour in zip(stacks.items(), colours, strict=True):
             axes.bar(epochs, values, bottom=low, label=PARTS[part], color=colour, width=0.4)
             low += values[0]
-    axes.set_xlabel("epoch")
+    _epochs(axes)
     axes.set_ylabel("seconds, mean over ranks")
     axes.legend(fontsize=8, ncols=4, loc="upper right", framealpha=1, edgecolor="none")
     top = sorted(sum(each.values()) for each in split)
@@ -230,6 +230,7 @@ def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
     title = f"Bytes sent from rank to rank in an epoch{_of(run, suffix)}"
     figure, axes = _figure(title)
     axes.grid(visible=False)
+    figure.set_layout_engine("compressed")  # beside its colours, in the middle
     numbers = [[value / 1e6 for value in row] for row in sent]
     image = axes.imshow(numbers, cmap="Blues", vmin=0)
     figure.colorbar(image, ax=axes, label="MB")
@@ -253,6 +254,13 @@ def _of(run: RunFiles, suffix: str) -> str:
 def _wide(bars: int) -> float:
     """Few bars are no walls."""
     return min(0.8, 0.2 * bars)
+
+
+def _epochs(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
 
 
 def _whole_numbers(axes: Axes, count: int) -> None:

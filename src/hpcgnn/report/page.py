@@ -24,13 +24,17 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
        max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(28rem, 1fr)); gap: 1rem; }
-figure { margin: 0; border: 1px solid #e4e4e4; border-radius: 6px; padding: .4rem; }
+figure { margin: 0; border: 1px solid #e4e4e4; border-radius: 6px; padding: .4rem;
+         overflow-x: auto; }
 figure svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ececec;
          vertical-align: top; overflow-wrap: break-word; }
 th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
-@media (max-width: 32rem) { .figures { grid-template-columns: 1fr; } }
+@media (max-width: 32rem) {
+  .figures { grid-template-columns: minmax(0, 1fr); }
+  figure svg { min-width: 27rem; } /* their words stay large enough to be read */
+}
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #1a1a1a; } .faint { color: #a0a0a0; }
   th, td, figure { border-color: #3a3a3a; }
@@ -91,7 +95,7 @@ def _sections(run: RunFiles, title: str) -> Iterable[str]:
     quality = read_quality(run.starts)
     if quality:
         yield f"<h2>Partition{title}</h2>"
-        yield _rows([(name.replace("_", " "), _joined(value)) for name, value in quality.items()])
+        yield _quality(quality)
     if run.starts:
         yield f"<h2>Starts{title}</h2>"
         columns = ["time", "from_epoch", "ranks", "hosts", "device", "releases", "graph"]
@@ -100,6 +104,18 @@ def _sections(run: RunFiles, title: str) -> Iterable[str]:
     yield f"<h2>Settings{title}</h2>"
     yield _rows(sorted(run.settings().items()))
     yield f'<p class="faint">From {_text(str(run.folder))}.</p>'
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    """What is known of a partition, beside a random one where that was compared."""
+    random = quality.get("random")
+    random = random if isinstance(random, dict) else {}
+    rows = [
+        [name.replace("_", " "), quality[name], *([random.get(name, "")] if random else [])]
+        for name in quality
+        if name != "random"
+    ]
+    return _table(["", "this partition", *(["a random one"] if random else [])], rows)
 
 
 def _joined(value: Any) -> str:
@@ -115,7 +131,8 @@ def _joined(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return escape(printable(str(value)).replace(" %", "\u00a0%"))
+    text = escape(printable(str(value)).replace(" %", "\u00a0%"))
+    return text.replace("/", "/<wbr>")  # where a path may go on in the next line
 
 
 def _rows(rows: Iterable[tuple[Any, Any]]) -> str:
@@ -132,10 +149,11 @@ def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path:
-    """Write `index.html` and a PNG per figure into `folder`; returns the page's path.
+def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
+    """Write `index.html` and a PNG per figure into the folder `out`; returns the page's path.
 
     Args:
+        out: a name that ends in .html is that of the page, which then stands alone.
         force: replace a page of ours, and the figures beside it.
 
     Raises:
@@ -143,15 +161,18 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
             matplotlib is missing.
         OutputError: a file can't be written.
     """
-    target = folder / PAGE
+    alone = out.suffix.lower() in (".html", ".htm") and not out.is_dir()
+    folder, target = (out.parent, out) if alone else (out, out / PAGE)
+    if not alone and folder.is_symlink():
+        raise InputError("is a link: choose another place with -o", file=folder)
     replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
-    if not replaces:
+    if not replaces and not alone:
         for drawing in drawings:
             _check_figure(folder / f"{drawing.name}.png", force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for drawing in drawings:
+        for drawing in [] if alone else drawings:
             _write(folder / f"{drawing.name}.png", drawing.png())
         _write(target, page(runs, drawings).encode())
     except OSError as error:
@@ -161,9 +182,7 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
 
 def _check(target: Path, force: bool) -> bool:
     """Whether a page of ours is there, to be replaced with the figures beside it."""
-    if target.parent.is_symlink() or not check_regular(target):
-        if target.parent.is_symlink():
-            raise InputError("is a link: choose another folder with -o", file=target.parent)
+    if not check_regular(target):
         return False
     _check_ours(target, SIGN, "page", force)
     return True
@@ -179,15 +198,15 @@ def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
         ours = sign.encode() in file.read(_START)
     if not ours:
         raise InputError(
-            f"exists and is no {what} of hpcgnn report: choose another folder with -o", file=path
+            f"exists and is no {what} of hpcgnn report: choose another place with -o", file=path
         )
     if not force:
-        raise InputError("exists already: choose another folder, or say --force", file=path)
+        raise InputError("exists already: choose another place, or say --force", file=path)
 
 
 def _write(path: Path, content: bytes) -> None:
     if check_regular(path) and path.is_symlink():
-        raise InputError("is a link: choose another folder with -o", file=path)
+        raise InputError("is a link: choose another place with -o", file=path)
     with atomic.claim(path) as temporary:
         temporary.write_bytes(content)
         atomic.publish(temporary, path)

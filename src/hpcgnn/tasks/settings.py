@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from hpcgnn.errors import InputError
 from hpcgnn.settings import Section, defining, told
 
-_SHARES = re.compile(
-    r"(valid )?(.*_)?(accuracy|f1|auc|average_precision|mrr|hits(@\d+)?)", re.IGNORECASE
-)
+_SHARES = re.compile(r"(valid )?(.*_)?(accuracy|f1|hits(@\d+)?)", re.IGNORECASE)
+_RANKINGS = re.compile(r"(valid )?(.*_)?(auc|average_precision|mrr)", re.IGNORECASE)
 KINDS = (
     "auto",
     "classes",
@@ -42,14 +41,17 @@ def shown(metric: str, value: float | None) -> str:
     """A value of a metric for people: shares in percent."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if _SHARES.fullmatch(metric) else f"{value:.4g}"
+    if _SHARES.fullmatch(metric):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if _RANKINGS.fullmatch(metric) else f"{value:.4g}"
 
 
 def larger_is_better(metric: str) -> bool | None:
     """Whether larger values of a metric of the built-in tasks are better; None of another one."""
     if metric in ("mae", "rmse", "mse"):
         return False
-    return True if metric == "r2" or _SHARES.fullmatch(metric) else None
+    larger = metric == "r2" or _SHARES.fullmatch(metric) or _RANKINGS.fullmatch(metric)
+    return True if larger else None
 
 
 @dataclass(frozen=True)

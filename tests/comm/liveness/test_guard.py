@@ -33,3 +33,10 @@ def test_all_ranks_come_to_the_end(python):
     outcome = python(3, "-c", SCRIPT.format(fault="import time; time.sleep(0.5)"))
     assert (outcome.status, outcome.err) == (0, "")
     assert sorted(outcome.out) == sorted("fine\n" * 3)  # the launcher may mix what ranks say
+
+
+def test_one_rank_raises_before_there_is_a_communicator_of_ours(python):
+    lines = "import hpcgnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
+    outcome = python(2, "-c", lines + "if comm.rank == 1:\n    {}['mine']\ncomm.Barrier()")
+    assert outcome.status == 1 and outcome.seconds < 30
+    assert "KeyError: 'mine'" in outcome.err

@@ -57,7 +57,7 @@ def test_columns_by_number_and_by_name(convert, refused, tmp_path):
     for graph in (by_name, by_number):
         assert graph.weights == {(0, 1): 0.5, (1, 2): 2000}
     assert convert(path, "--columns", "from,to,w", "--no-weights").slab.weight is None
-    assert "has columns when, to, from, w, not this one (found 'nowhere')" in refused(
+    assert "has columns when, to, from, w, none of this name (found 'nowhere')" in refused(
         path, "--columns", "from,nowhere"
     )
     assert "line 2: has columns 1 to 4" in refused(path, "--columns", "1,5", "--skip-lines", "1")

@@ -106,6 +106,16 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
     assert "line 2: has 2 columns, where the first line has 3" in refused(path, "--columns", "1,2")
 
 
+def test_weights_and_times_of_konect(convert, tmp_path, capfd):
+    rows = "1 2 2.5 1700000000\n2 3 0.5 1700000001\n"
+    path = text(tmp_path / "out.a", "% asym posweighted\n% 2 3 3\n" + rows)
+    np.testing.assert_array_equal(convert(path).slab.weight, [2.5, 0.5])
+    assert "column 3 is the weight, the time is left out" in capfd.readouterr().err
+    assert convert(path, "--no-weights").slab.weight is None
+    path = text(tmp_path / "out.b", "% asym unweighted\n" + rows.replace("2.5", "1"))
+    assert convert(path).slab.weight is None
+
+
 def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
     for ends in (b"\r", b"\r\n", b"\n"):
         path = text(tmp_path / "g.csv", ends.join([b'n,"a",b', b'"x, y","0",1', b"z,1,2"]))
@@ -113,7 +123,7 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
     assert "this one twice (found 'a')" in refused(text(path, "a,a,b\n0,1,2\n"), "--columns", "a,b")
     assert "names a column twice" in refused(text(path, "0,1\n"), "--columns", "1,1")
     path = text(path, '"0,1\n1,2\n"3,4\n')
-    assert "line 1: has 1 columns" in refused(path)
+    assert "line 1: has 1 column:" in refused(path)
     rows = "1 2\n2 3\n"
     konect = ("--format", "edges")
     graph = convert(text(tmp_path / "out.a", "% bip unweighted\n% 2 2 3\n" + rows), *konect)

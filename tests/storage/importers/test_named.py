@@ -51,6 +51,48 @@ def test_files_of_their_own_may_hold_them(convert, tmp_path):
     assert by_ends(graph, graph.slab.edge_labels) == dict(zip(ends, wide.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("header", ["", "source,target\n"], ids=["text", "table"])
+def test_they_may_lie_beside_text_and_tables(convert, refused, tmp_path, header):
+    rows = "".join(f"{a},{b}\n" for a, b in EDGES.T.tolist())
+    (tmp_path / "e.csv").write_text(header + rows)
+    for name, values in (("l", LABELS), ("s", SPLIT), ("few", LABELS[:4]), ("many", np.arange(7))):
+        np.save(tmp_path / f"{name}.npy", values)
+    options = [f"--edge-labels={tmp_path / 'l.npy'}", f"--edge-split={tmp_path / 's.npy'}"]
+    graph = convert(tmp_path / "e.csv", *options)
+    ends = list(map(tuple, EDGES.T.tolist()))
+    assert by_ends(graph, graph.slab.edge_labels) == dict(zip(ends, LABELS.tolist(), strict=True))
+    assert by_ends(graph, graph.slab.edge_split) == dict(zip(ends, SPLIT.tolist(), strict=True))
+    for name, message in (("few", "fewer rows"), ("many", "more rows")):
+        option = f"--edge-labels={tmp_path / name}.npy"
+        assert f"has {message} than there are edges" in refused(tmp_path / "e.csv", option)
+
+
+def test_a_split_by_shares_is_made_of_any_labels(convert, refused, tmp_path, capfd):
+    labels = np.repeat([0, 1, -1], [20, 30, 10])
+    mask = np.arange(60) < 5
+    edges = np.stack([np.arange(60), np.roll(np.arange(60), 1)])
+    np.savez(tmp_path / "g.npz", edge_index=edges, y=labels, train_mask=mask)
+    graph = convert(tmp_path / "g.npz", "--split-ratio", "6,2,2", "--seed", "3")
+    assert "left out for --split-ratio" in capfd.readouterr().err
+    found = graph.nodes.split[:, 0]
+    shares = [np.bincount(found[labels == kind], minlength=4).tolist() for kind in (0, 1, -1)]
+    assert shares == [[0, 12, 4, 4], [0, 18, 6, 6], [10, 0, 0, 0]]
+    rows = "".join(f"{a} {b}\n" for a, b in edges.T.tolist())
+    (tmp_path / "e.txt").write_text(rows)
+    np.save(tmp_path / "y.npy", np.where(labels < 0, np.nan, labels + 0.5))
+    values = [f"--labels={tmp_path}/y.npy", "--labels-as", "values"]
+    graph = convert(tmp_path / "e.txt", *values, "--split-ratio", "6,2,2")
+    assert np.bincount(graph.nodes.split[:, 0]).tolist() == [10, 30, 10, 10]
+    assert "has no labels" in refused(tmp_path / "e.txt", "--split-ratio", "6,2,2")
+
+
+@pytest.mark.parametrize("option", [("--label", "y"), ("--missing", "zero"), ("--header",)])
+def test_what_speaks_of_columns_is_refused_where_there_are_none(refused, tmp_path, option):
+    np.savez(tmp_path / "g.npz", edge_index=EDGES, y=np.arange(N))
+    wanted = "--delimiter" if option == ("--header",) else option[0]
+    assert f"{wanted} speaks of tables" in refused(tmp_path / "g.npz", *option)
+
+
 def test_a_reverse_is_in_the_split_of_its_edge(convert, tmp_path):
     np.savez(tmp_path / "g.npz", edge_index=EDGES, edge_label=LABELS, edge_split=SPLIT)
     graph = convert(tmp_path / "g.npz", "--symmetrise", "--num-nodes", "6")

@@ -95,7 +95,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         "--split-ratio",
         "2,1,1",
     )
-    assert "e.csv: in n.csv, ignored: note" in capfd.readouterr().err
+    assert "e.csv: ignored of n.csv: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
         encoding = graph.read_encoding()
@@ -247,7 +247,12 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
-        ("a,b\np,q\n", None, ("--features", "z*"), "has columns id, x, not this one (found 'z*')"),
+        (
+            "a,b\np,q\n",
+            None,
+            ("--features", "z*"),
+            "has columns id, x, none of this name (found 'z*')",
+        ),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
@@ -342,6 +347,15 @@ def test_masks_as_pandas_writes_them(made, tmp_path):
     konect = write(tmp_path / "out.toy", "% asym unweighted\n1 2\n2 3\n")
     with GraphFile(made(konect)) as graph:
         assert graph.num_edges == 2
+
+
+def test_each_table_has_its_delimiter(made, refused, tmp_path):
+    edges = write(tmp_path / "e.csv", "a^b\np^q\n")
+    nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
+    options = (*ENDS, "--nodes", 1, "--id", "id", "--features", "x")
+    assert names(made(edges, nodes, *options, "--delimiter", "^")) == ["p", "q"]
+    assert "is its delimiter another one" in refused(edges, *ENDS)
+    assert "a^b alone (--delimiter C" in refused(edges, "--format", "table")
 
 
 def test_ids_that_look_like_numbers(made, tmp_path):

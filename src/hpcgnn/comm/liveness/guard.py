@@ -9,6 +9,7 @@ import sys
 import time
 from types import TracebackType
 
+from hpcgnn.comm.liveness import early
 from hpcgnn.comm.liveness.failure import Failure, Ranks, abort, end_job
 from hpcgnn.comm.liveness.location import Report
 from hpcgnn.comm.mpi_library import MPI
@@ -36,14 +37,16 @@ class Guard:
 
     def __init__(self) -> None:
         self._comm: Ranks | None = None
-        self._former = sys.excepthook
+        self._former = sys.__excepthook__
 
     def watch(self, comm: Ranks) -> None:
         """From now on; only the newest communicator is asked where the others are."""
         if comm.size != MPI.COMM_WORLD.Get_size():
             return
         if self._comm is None:
-            self._former, sys.excepthook = sys.excepthook, self.failed
+            if sys.excepthook is not early.failed:
+                self._former = sys.excepthook
+            sys.excepthook = self.failed
             atexit.register(self.leave)
         self._comm = comm
 

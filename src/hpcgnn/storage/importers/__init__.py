@@ -18,6 +18,7 @@ from hpcgnn.storage.importers import (
     typed,
 )
 from hpcgnn.storage.importers.opening import reading, require
+from hpcgnn.storage.importers.pairs import beside
 from hpcgnn.storage.importers.source import ImportOptions, Source
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.text import is_number
@@ -27,13 +28,14 @@ FORMATS = (
     *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf", "types"),
 )
 _PAGES = 64 << 20  # of Parquet, with their dictionaries
+_COLUMNS = ("dgl", "graphml", "gexf")  # have columns with names, too
 _SEVERAL = ("edges", "parquet", "table", "triples")
 _TAKES = {  # options that only some formats have a use for
     "--columns": ("columns", ("edges", "parquet", "table", "triples")),
     "--skip-lines": ("skip_lines", ("edges", "table", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
-    "--edge-labels": ("edge_labels", ("edges",)),
-    "--edge-split": ("edge_split", ("edges",)),
+    "--edge-labels": ("edge_labels", ("edges", "parquet", "table")),
+    "--edge-split": ("edge_split", ("edges", "parquet", "table")),
     "--split-scheme": ("split_scheme", ("ogb",)),
     "--leave-out": ("leave_out", ("npz", "triples", "pyg")),
 }
@@ -110,7 +112,7 @@ def is_table(path: Path, format: str, options: ImportOptions) -> bool:
         return True
     if format not in ("edges", "triples") or path.suffix in (".npy", ".npz"):
         return False
-    if options.tables is not None:
+    if options.tables is not None and options.tables.given():
         return True
     if options.columns and all(name.isdecimal() for name in options.columns):
         return False
@@ -143,8 +145,14 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
     if is_table(path, format, options):
         from hpcgnn.storage.importers import tables
 
-        return tables.read_tables(paths, _table_options(format, options), options)
-    return {
+        if options.edge_weights is not None:
+            raise InputError("--edge-weights goes with .npy edges: say --weight COLUMN", file=path)
+        source = tables.read_tables(paths, _table_options(format, options), options)
+        if (options.edge_labels or options.edge_split) is not None:
+            source.edges = beside(source.edges, options.edge_labels, options.edge_split)
+        return source
+    _refuse_columns(path, format, options)
+    source = {
         "npz": lambda: npz.read_npz(path, options),
         "edges": lambda: delimited.read_edge_list(paths, options),
         "pyg": lambda: pyg.read_pyg(path, options),
@@ -160,6 +168,18 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         "triples": lambda: delimited.read_triples(paths, options),
         "types": lambda: typed.read_type_folders(path, options),
     }[format]()
+    if options.tables is not None and format not in _COLUMNS:
+        source.nodes.split_ratio = options.tables.split_ratio
+        source.nodes.split_seed = options.tables.seed
+    return source
+
+
+def _refuse_columns(path: Path, format: str, options: ImportOptions) -> None:
+    """What says something of columns says nothing of a file that has none."""
+    given = [] if options.tables is None or format in _COLUMNS else options.tables.given()
+    if given:
+        message = f"{given[0]} speaks of tables, and this is read as {format}"
+        raise InputError(f"{message}: leave it out", file=path)
 
 
 def _read_dgl(path: Path, options: ImportOptions) -> Source:

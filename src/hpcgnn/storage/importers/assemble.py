@@ -149,7 +149,8 @@ def assemble(
             source=source.file,
         ) as writer:
             with display.stage("write the nodes"):
-                write_nodes(writer, source.nodes, num_nodes, normalise=treatment.row_normalise)
+                normalise = treatment.row_normalise
+                write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
             first = 0
             with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
                 for chunk in row_chunks(edges, scratch, num_nodes, rules):

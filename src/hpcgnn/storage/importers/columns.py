@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.importers.made_split import Known
 from hpcgnn.storage.importers.source import (
     Column,
     Nodes,
@@ -17,6 +18,7 @@ from hpcgnn.storage.importers.source import (
     SparseColumn,
     as_integers,
 )
+from hpcgnn.storage.importers.spool import Scratch
 from hpcgnn.storage.schema import as_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -54,12 +56,15 @@ _ROWS = 1 << 18
 _CODES = {"train": 1, "valid": 2, "test": 3}
 
 
-def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise: bool) -> None:
+def write_nodes(
+    writer: GraphWriter, nodes: Nodes, num_nodes: int, scratch: Scratch, *, normalise: bool
+) -> None:
     """All columns but the original ids; `normalise` divides each row of features by its sum.
 
     Raises:
         InputError: a column of another length than `num_nodes`, or a value that has no meaning.
     """
+    known = None if nodes.split_ratio is None else Known(scratch)
     if isinstance(nodes.features, SparseColumn):
         for chunk in _sparse_features(nodes.features, num_nodes, normalise):
             width = nodes.features.width
@@ -70,6 +75,14 @@ def write_nodes(writer: GraphWriter, nodes: Nodes, num_nodes: int, *, normalise:
     if nodes.labels is not None:
         for rows in label_chunks(nodes.labels, num_nodes, nodes.labels_as, nodes.notes):
             writer.append_labels(rows)
+            if known is not None:
+                known.add(rows)
+        if known is not None and nodes.split_ratio is not None:
+            if not known.count:
+                raise nodes.labels.error("no node has a label of which a split can be made")
+            made = known.split(nodes.split_ratio, nodes.split_seed)
+            file = nodes.labels.file
+            nodes.split = NodeSplit(file, column=Column(file, "split", made))
     for name, column in nodes.arrays.items():
         for rows in counted(column, num_nodes):
             writer.append_array(name, rows)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.npz import read_npz
 from hpcgnn.storage.importers.opening import open_binary
-from hpcgnn.storage.importers.pairs import array_pair, edges_from, pair_column
+from hpcgnn.storage.importers.pairs import array_pair, beside, edges_from, pair_column
 from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
 from hpcgnn.storage.importers.text import (
     Table,
@@ -82,8 +82,8 @@ def _table(
             numbers = ",".join(str(k + 1) for k in range(needed))
             raise block.error(
                 number,
-                f"has {len(found)} columns: choose with --columns, as in {numbers}, or pass over"
-                " lines that hold no edge with --skip-lines",
+                f"has {counted(len(found), 'column')}: choose with --columns, as in {numbers}, or "
+                "pass over lines that hold no edge with --skip-lines",
                 line,
             )
         return Table(fields[:needed], delimiter=delimiter)
@@ -156,8 +156,10 @@ _DIGITS = 10  # of a column's number, and more
 _SNAP = re.compile(rb"(?m)^#[^\n]*\bEdges:[ \t]*(\d+)")
 _KONECT_SIZES = re.compile(rb"%[ \t]*a?sym\b[^\n]*\n%[ \t]*(\d+)[ \t]+\d+[ \t]+\d+\b")
 _KONECT = re.compile(
-    rb"%[ \t]*(sym|asym|bip)[ \t]+\w+[ \t]*(?:\n%[ \t]*\d+[ \t]+(\d+)[ \t]+(\d+)\b)?"
+    rb"%[ \t]*(sym|asym|bip)[ \t]+(\w+)[ \t]*(?:\n%[ \t]*\d+[ \t]+(\d+)[ \t]+(\d+)\b)?"
 )
+_UNWEIGHTED = (b"unweighted", b"positive")  # a third column is 1, or how often the edge occurs
+_WEIGHTED = (b"weighted", b"posweighted", b"signed", b"multisigned", b"multiweighted")
 
 
 def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
@@ -169,10 +171,11 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
     arrays = [path for path in paths if path.suffix == ".npy"]
     if options.edge_weights is not None and not arrays:
         raise InputError("--edge-weights goes with .npy edges: name a column here", file=paths[0])
-    if not arrays and (options.edge_labels or options.edge_split) is not None:
-        raise InputError("--edge-labels and --edge-split go with .npy edges", file=paths[0])
     if not arrays:
-        return _text(paths, options)
+        source = _text(paths, options)
+        if (options.edge_labels or options.edge_split) is not None:
+            source.edges = beside(source.edges, options.edge_labels, options.edge_split)
+        return source
     if len(arrays) != len(paths) or len(paths) > 2:
         raise InputError("give one .npy file, a pair of them, or text files", file=paths[-1])
     if options.columns or options.skip_lines is not None:
@@ -209,9 +212,15 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
     with open_binary(paths[0]) as file:
         head = file.read(_HEAD).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     konect = _KONECT.match(head)
+    notes: list[str] = []
+    if konect is not None:
+        options = _konect_columns(options, konect[2], head, notes)
     if konect is not None and konect[1] == b"bip":
-        return _two_sides(paths, options, konect)
+        source = _two_sides(paths, options, konect)
+        source.notes += notes
+        return source
     source = Source(paths[0], _edges(paths, options, None), rows_as_given=True)
+    source.notes += notes
     announced = _SNAP.search(head) or _KONECT_SIZES.match(head)
     if announced is not None and len(paths) == 1:
         source.edges = _counted(source, source.edges, int(announced[1][:18]))
@@ -229,6 +238,21 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
     return source
 
 
+def _konect_columns(
+    options: ImportOptions, weights: bytes, head: bytes, notes: list[str]
+) -> ImportOptions:
+    """The columns of KONECT's format: from, to, weight, time."""
+    rows = [line for line in head.split(b"\n") if line.strip() and line[:1] != b"%"]
+    columns = len(rows[0].split()) if rows else 2
+    if options.columns or columns < 3 or weights not in (*_UNWEIGHTED, *_WEIGHTED):
+        return options
+    taken = 3 if weights in _WEIGHTED and options.weights else 2
+    what = "column 3 is the weight" if taken == 3 else "columns 1 and 2 are read"
+    left = ", the time is left out" if taken == 3 and columns > 3 else ""
+    notes.append(f"its header says `{weights.decode()}`: {what}{left} (--columns chooses)")
+    return replace(options, columns=("1", "2", "3")[:taken])
+
+
 def _counted(source: Source, edges: Iterator[EdgeChunk], announced: int) -> Iterator[EdgeChunk]:
     """The same edges; a note where there are more or fewer than the header says."""
     found = 0
@@ -240,13 +264,13 @@ def _counted(source: Source, edges: Iterator[EdgeChunk], announced: int) -> Iter
 
 
 def _two_sides(paths: list[Path], options: ImportOptions, konect: re.Match[bytes]) -> Source:
-    if len(paths) > 1 or konect[2] is None:
+    if len(paths) > 1 or konect[3] is None:
         raise InputError(
             "its header says `bip`: both sides are numbered from 1, and only one file with a line"
             " `% edges left right` tells them apart",
             file=paths[0],
         )
-    sides = _Sides(int(konect[2][:18]), int(konect[3][:18]))
+    sides = _Sides(int(konect[3][:18]), int(konect[4][:18]))
     source = Source(paths[0], _edges(paths, options, sides), num_nodes=sides.left + sides.right)
     source.notes.append(
         f"its header says `bip`: left ids 1 .. {sides.left} become nodes 0 .. {sides.left - 1},"

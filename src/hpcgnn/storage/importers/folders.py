@@ -94,7 +94,15 @@ def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptio
             raise InputError(f"{whose} speak of {number} nodes, not {wanted}", file=source.file)
     if source.num_nodes is None and nodes.ids is None:
         source.num_nodes = wanted
+    made = source.nodes.split_ratio is not None
+    if made and source.nodes.split is not None:
+        source.notes.append("the split that it comes with is left out for --split-ratio")
+        source.nodes.split = None
     source.nodes.update(nodes)
+    if made and source.nodes.split is not None:
+        raise InputError("give --split or --split-ratio", file=source.nodes.split.file)
+    if made and source.nodes.labels is None:
+        raise InputError("has no labels of which a split can be made: --labels", file=source.file)
 
 
 def is_graphsaint(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,52 @@ def edges_from(
     except ValueError:
         names = ", ".join(column.name for column in (ends, *extras))
         raise InputError(f"must have the same number of edges: {names}", file=ends.file) from None
+
+
+def beside(
+    edges: Iterator[EdgeChunk], labels: Column | None, split: Column | None
+) -> Iterator[EdgeChunk]:
+    """The same edges with labels and a split from columns of their own, in the order of the file.
+
+    Raises:
+        InputError: a column of another length.
+    """
+    columns = [None if column is None else _Rows(column) for column in (labels, split)]
+    first = 0
+    for chunk in edges:
+        count = len(chunk.source)
+        taken = [None if rows is None else rows.take(first, count) for rows in columns]
+        codes = None if taken[1] is None or split is None else as_integers(taken[1], split)
+        yield replace(chunk, labels=taken[0], split=codes)
+        first += count
+    for rows in columns:
+        if rows is not None:
+            rows.check_end(first)
+
+
+class _Rows:
+    """A column that is read by given numbers of rows."""
+
+    def __init__(self, column: Column) -> None:
+        self._column = column
+        self._held: list[np.ndarray] = []
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """The next `count` rows, of which `first` came before."""
+        have = sum(map(len, self._held))
+        while have < count or not self._held:
+            chunk = next(self._column.chunks, None)
+            if chunk is None:
+                raise self._column.error("has fewer rows than there are edges", first + have)
+            self._held.append(chunk)
+            have += len(chunk)
+        rows = np.concatenate(self._held)
+        self._held = [rows[count:]]
+        return rows[:count]
+
+    def check_end(self, count: int) -> None:
+        if any(map(len, self._held)) or any(map(len, self._column.chunks)):
+            raise self._column.error("has more rows than there are edges", count)
 
 
 def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.ndarray | None:

@@ -88,6 +88,8 @@ class Nodes:
     Attributes:
         labels_as: what the labels are: "classes" (no matrix is admitted), "one-hot", "several" or
             "values" (numbers to be predicted); None: ask where it may be one or the other.
+        split_ratio, split_seed: shares of train, valid and test by which a split of the labelled
+            nodes is made, in each class.
         arrays: named arrays of whatever the user keeps of the nodes.
         names: texts that the user knows the nodes by, in place of `ids`.
         notes: things the user should know, one line each.
@@ -98,6 +100,8 @@ class Nodes:
     typed_features: dict[int, Column] = field(default_factory=dict)
     labels: Column | None = None
     split: NodeSplit | None = None
+    split_ratio: tuple[float, float, float] | None = None
+    split_seed: int = 0
     types: Column | None = None
     ids: Column | None = None
     labels_as: str | None = None

@@ -47,9 +47,11 @@ def require_columns(table: Any, names: list[str]) -> None:
                 value=name,
             )
         if table.names.count(name) != 1:
-            which = "this one twice" if name in table.names else "not this one"
+            which = "this one twice" if name in table.names else "none of this name"
             if all(known.isdecimal() for known in table.names) and not name.isdecimal():
                 which += " (--header: its first line names them)"
+            elif len(table.names) == 1:
+                which += ": is its delimiter another one (--delimiter)?"
             shown = ", ".join(table.names[:40]) + (", ..." if len(table.names) > 40 else "")
             raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
 

@@ -217,7 +217,8 @@ class TextTable:
         self.path = path
         self._form = form
         block, number, line = self._first_line()
-        self._delimiter = form.delimiter or guess_delimiter(line)
+        given = form.delimiter if form.delimiter and form.delimiter.encode() in line else None
+        self._delimiter = given or guess_delimiter(line)  # of several tables each its own
         if self._delimiter == " " and b"\t" in line:
             self._delimiter = "\t"
         # As in `a, b`: then spaces at the beginning of texts belong to none of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hpcgnn.storage.encoding import Encoding
@@ -66,6 +66,14 @@ class TableOptions:
     columns: bool = False
     form: TextForm = field(default_factory=TextForm)
     like: Encoding | None = None
+
+    def given(self) -> list[str]:
+        """The options that speak of columns of tables, by their names."""
+        usual = TableOptions()
+        names = [f.name for f in fields(self) if f.name not in ("split_ratio", "seed", "columns")]
+        given = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        shown = {"text_ids": "string_ids", "label_values": "label", "form": "delimiter"}
+        return ["--" + shown.get(name, name).replace("_", "-") for name in given]
 
     def choice(self, name: str) -> str | None:
         """The column chosen for it, here or in `like`."""

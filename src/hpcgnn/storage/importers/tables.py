@@ -14,6 +14,7 @@ import pyarrow as pa
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
 from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
     Column,
@@ -55,7 +56,6 @@ from hpcgnn.storage.importers.table_values import (
     known,
     null,
     numbers,
-    split_chunks,
     split_codes,
 )
 
@@ -158,6 +158,8 @@ class _Reading:
             fitting = [pair for pair in _ENDS if set(pair) <= set(first.names)]
             if len(fitting) != 1:
                 known = ", ".join(first.names[:40])
+                if len(first.names) == 1:
+                    known += " alone (--delimiter C, if they are parted by another character)"
                 raise InputError(
                     f"has columns {known}: choose source and destination with --columns A,B, or"
                     " --source A --target B",
@@ -214,7 +216,7 @@ class _Reading:
             self.label_names = []
 
     def _refuse_node_options(self) -> None:
-        for name in ("id", "label", "features", "split_column", "split_time", "split_ratio"):
+        for name in ("id", "label", "features", "split_column", "split_time"):
             if getattr(self.options, name):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} speaks of tables of nodes: name them with --nodes")
@@ -275,8 +277,8 @@ class _Reading:
                 folders = [f"{key} (in the names of folders)" for key in keys]
                 unused += sorted(name for name in folders if name not in unused)
             if unused:
-                where = "" if tables is self.edge_tables else f"in {tables[0].path.name}, "
-                self.notes.append(f"{where}ignored: {', '.join(unused)}")
+                of = "" if tables is self.edge_tables else f" of {tables[0].path.name}"
+                self.notes.append(f"ignored{of}: {', '.join(unused)}")
 
     def begin(self, scratch: Scratch) -> None:
         """Look at all rows once, where categories, classes or means must be known."""
@@ -376,6 +378,7 @@ class _Reading:
     def _node_columns(self) -> Nodes:
         nodes = Nodes()
         if not self.node_tables:
+            nodes.split_ratio, nodes.split_seed = self.options.split_ratio, self.options.seed
             if self.store is not None:
                 nodes.ids = Column(self.file, "ids", self.store.ids())
             return nodes

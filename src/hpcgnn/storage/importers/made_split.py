@@ -1,0 +1,127 @@
+"""A split of the labelled nodes that is made: by shares of each class, or by time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+from hpcgnn.storage.schema import TEST, TRAIN, VALID
+
+_ENTRY = np.dtype([("key", np.int64), ("row", np.int64)])
+_CODE = np.dtype([("row", np.int64), ("code", np.int8)])
+_GOLDEN = 0x9E3779B97F4A7C15
+_CHANCE = np.uint64(42)  # bits of a key below those of the class
+
+
+class Known:
+    """The class of each node, kept while labels pass by, until a split is made of them."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._records: Records = scratch.records(np.dtype([("class", np.int64)]))
+
+    def add(self, labels: np.ndarray) -> None:
+        """Labels as they are stored: classes [n], labels [n, T] or values [n] or [n, T]."""
+        out = np.empty(labels.shape[0], self._records.dtype)
+        out["class"] = labels if labels.dtype == np.int64 else _any_known(labels)
+        self._records.append(out)
+
+    @property
+    def count(self) -> int:
+        """Nodes whose labels were seen."""
+        return self._records.count
+
+    def split(self, ratio: tuple[float, float, float], seed: int) -> Iterator[np.ndarray]:
+        """As `split_chunks`."""
+        labels = (chunk["class"] for chunk in self._records.chunks())
+        yield from split_chunks(labels, None, ratio, seed, self._scratch)
+
+
+def _any_known(labels: np.ndarray) -> np.ndarray:
+    """int64 [n]: 0 where a row has any label, else -1."""
+    rows = labels.reshape(labels.shape[0], -1)
+    known = ~np.isnan(rows) if rows.dtype.kind == "f" else rows >= 0
+    return np.where(known.any(axis=1), 0, -1)
+
+
+def split_chunks(
+    labels: Iterator[np.ndarray],
+    times: Iterator[np.ndarray] | None,
+    ratio: tuple[float, float, float],
+    seed: int,
+    scratch: Scratch,
+) -> Iterator[np.ndarray]:
+    """int8 chunks: 0 none, 1 train, 2 valid, 3 test; unlabelled nodes get 0.
+
+    Args:
+        labels: int64 chunks [n], -1 unknown.
+        times: int64 chunks as long: the earliest train, the latest test, whatever their class.
+        ratio: shares of train, valid and test, which add up to 1.
+        seed: of the order in each class where there are no times.
+    """
+    entries = scratch.records(_ENTRY)
+    counts: dict[int, int] = {}
+    row = 0
+    sizes = []
+    for chunk in labels:
+        known = np.flatnonzero(chunk >= 0)
+        out = np.empty(known.shape[0], _ENTRY)
+        out["row"] = row + known
+        groups = np.zeros(known.shape[0], np.int64)
+        if times is None:
+            groups = chunk[known]
+            key = out["row"].astype(np.uint64) + np.uint64(seed * _GOLDEN & (1 << 64) - 1)
+            mix64(key)
+            out["key"] = groups << _CHANCE.astype(np.int64)
+            out["key"] += (key >> (np.uint64(64) - _CHANCE)).astype(np.int64)
+        else:
+            out["key"] = next(times)[known]
+        for name, count in zip(*np.unique(groups, return_counts=True), strict=True):
+            counts[int(name)] = counts.get(int(name), 0) + int(count)
+        entries.append(out)
+        sizes.append(chunk.shape[0])
+        row += chunk.shape[0]
+    codes = scratch.records(_CODE)
+    seen = dict.fromkeys(counts, 0)
+    for slab in sorted_slabs(entries, scratch, ("key",), whole=False):
+        out = np.empty(slab.shape[0], _CODE)
+        out["row"] = slab["row"]
+        groups = np.zeros_like(slab["key"])
+        if times is None:
+            groups = slab["key"] >> _CHANCE.astype(np.int64)
+        for name in np.unique(groups).tolist():
+            here = slice(*np.searchsorted(groups, (name, name + 1)))
+            place = seen[name] + np.arange(here.stop - here.start)
+            seen[name] += here.stop - here.start
+            out["code"][here] = _codes(place, counts[name], ratio)
+        codes.append(out)
+    yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)
+
+
+def _codes(place: np.ndarray, count: int, ratio: tuple[float, float, float]) -> np.ndarray:
+    """int8: the set of the nodes at these places of `count`."""
+    train = int(np.ceil(count * ratio[0] - 1e-9))
+    valid = min(count, train + round(count * ratio[1]))
+    return np.where(place < train, TRAIN, np.where(place < valid, VALID, TEST))
+
+
+def _by_row(slabs: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray]:
+    held = np.empty(0, _CODE)
+    low = 0
+    for size in sizes:
+        out = np.zeros(size, np.int8)
+        while True:
+            here = held[: np.searchsorted(held["row"], low + size)]
+            out[here["row"] - low] = here["code"]
+            held = held[here.shape[0] :]
+            if held.shape[0]:
+                break
+            following = next(slabs, None)
+            if following is None:
+                break
+            held = following
+        yield out
+        low += size
