@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
                     parallel=command.parallel,
                     timeout=getattr(command.args, "timeout", None),
                 )
-    except (KeyboardInterrupt, Terminated) as error:
+    except (KeyboardInterrupt, Terminated, BrokenPipeError) as error:
         return Failure.of(error).status
 
 

@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        metavar="FOLDER",
-        help="where the page and its figures go (default: RUN_DIR/report, which is made anew; "
-        "./report for several runs)",
+        metavar="FOLDER|PAGE.html",
+        help="where the page and its figures go, or the page alone (default: RUN_DIR/report, which "
+        "is made anew; ./report for several runs)",
     )
-    parser.add_argument("--force", action="store_true", help="replace a page in FOLDER")
+    parser.add_argument("--force", action="store_true", help="replace a former page")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
 
 

@@ -132,10 +132,11 @@ def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path:
-    """Write `index.html` and a PNG per figure into `folder`; returns the page's path.
+def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
+    """Write `index.html` and a PNG per figure into a folder; returns the page's path.
 
     Args:
+        out: the folder, or NAME.html for the page alone, which holds the figures too.
         force: replace a page of ours, and the figures beside it.
 
     Raises:
@@ -143,15 +144,18 @@ def write_report(runs: Sequence[RunFiles], folder: Path, *, force: bool) -> Path
             matplotlib is missing.
         OutputError: a file can't be written.
     """
-    target = folder / PAGE
+    alone = out.suffix.lower() in (".html", ".htm") and not out.is_dir()
+    target = out if alone else out / PAGE
+    folder = target.parent
     replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
+    beside = [] if alone else drawings
     if not replaces:
-        for drawing in drawings:
+        for drawing in beside:
             _check_figure(folder / f"{drawing.name}.png", force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for drawing in drawings:
+        for drawing in beside:
             _write(folder / f"{drawing.name}.png", drawing.png())
         _write(target, page(runs, drawings).encode())
     except OSError as error:
