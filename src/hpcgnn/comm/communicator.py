@@ -30,6 +30,7 @@ from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
 # Names the place in an MPI communicator where `Communicator.of` puts ours; MPI frees both together.
 _KEPT = MPI.Comm.Create_keyval()
+guard()  # from now on an error on one rank keeps no other waiting
 
 
 class Communicator:

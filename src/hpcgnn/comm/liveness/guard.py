@@ -18,6 +18,7 @@ END = "the end of the program"
 _POLL_SECONDS = 1e-3
 _PATIENCE_SECONDS = 2.0  # so long a rank has waited that is taken to wait for this one
 _LOOKS = 2  # in a row
+_FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through the launcher
 
 
 @functools.cache
@@ -27,23 +28,26 @@ def guard() -> Guard:
 
 
 class Guard:
-    """Watches how the process ends once it has a communicator of several ranks.
+    """Watches how the process ends, from the moment that it has MPI and others are in the job.
 
     An uncaught exception ends the job as inside `world.run`; at the end of the program this rank
     waits for the others, and ends the job when they wait for it. Interactive sessions go on after
-    an exception.
+    an exception. Before there is a communicator, only an uncaught exception is noticed.
     """
 
     def __init__(self) -> None:
         self._comm: Ranks | None = None
         self._former = sys.excepthook
+        if MPI.COMM_WORLD.Get_size() > 1:
+            sys.excepthook = self.failed
 
     def watch(self, comm: Ranks) -> None:
         """From now on; only the newest communicator is asked where the others are."""
         if comm.size != MPI.COMM_WORLD.Get_size():
             return
         if self._comm is None:
-            self._former, sys.excepthook = sys.excepthook, self.failed
+            if sys.excepthook != self.failed:
+                self._former, sys.excepthook = sys.excepthook, self.failed
             atexit.register(self.leave)
         self._comm = comm
 
@@ -51,9 +55,19 @@ class Guard:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         """`sys.excepthook`."""
-        if self._comm is None or MPI.Is_finalized() or _interactive():
+        if MPI.Is_finalized() or _interactive():
             self._former(kind, error, trace)
             return
+        if self._comm is None:
+            rank = MPI.COMM_WORLD.Get_rank()
+            time.sleep(0.05 * min(rank, 40))  # the lowest rank that fails reports and ends the job
+            failure = Failure.of(error)
+            if self._former is sys.__excepthook__:
+                failure.print(f"rank {rank}")
+            else:  # somebody else's way to tell of errors
+                self._former(kind, error, trace)
+            time.sleep(_FORWARD_SECONDS)
+            abort(None, failure.status)
         if self._former is not sys.__excepthook__:  # somebody else's way to tell of errors
             self._former(kind, error, trace)
             abort(self._comm, Failure.of(error).status)
