@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from tests.comm.transport.test_transport import TRANSPORTS, Sluggish
@@ -11,6 +12,7 @@ from tests.graphs import distribute, local, random_graph
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.liveness import wait, watchdog
 from hpcgnn.comm.ring import Exchange, Ring
 from hpcgnn.errors import CommunicationError
 from hpcgnn.nn import MessagePassing
@@ -198,6 +200,63 @@ def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
             operation()
     with pytest.raises(CommunicationError, match="roll call"):
         Exchange(Ring(made), [], [], 1, torch.float32)
+
+
+@pytest.fixture
+def impatient(comm, monkeypatch):
+    """A communicator whose ranks look soon whether they wait in vain, long before its limit."""
+    if comm.size == 1:
+        pytest.skip("no others")
+    monkeypatch.setattr(wait, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "MOST_PATIENCE", 0.5)
+    return Communicator(timeout=300)
+
+
+def test_a_rank_that_refuses_tells_those_that_wait_for_it(impatient, monkeypatch):
+    def broken(*_args):
+        raise ValueError("a fault")
+
+    if impatient.rank == 0:
+        with monkeypatch.context() as patched:
+            patched.setattr(impatient._waiter, "any", broken)
+            assert isinstance(attempt(lambda: impatient.barrier("roll call")), ValueError)
+    for _ in range(2):  # the first may have come to its end
+        error = attempt(lambda: impatient.barrier("roll call"))
+    assert "'roll call' was left by ValueError" in str(error)
+    assert impatient.rank == 0 or "rank 0 doesn't go on" in str(error)
+
+
+def test_ranks_that_wait_for_each_other_at_different_places_are_told(impatient):
+    def there() -> None:
+        impatient.wait_any([impatient.irecv(np.empty(1), 0, 5)], "there")
+
+    start = time.monotonic()
+    error = attempt(there if impatient.rank else lambda: impatient.barrier("here"))
+    assert "'here'" in str(error) and "waiting in 'there'" in str(error)
+    assert time.monotonic() - start < 60
+
+
+def test_a_message_that_is_too_long_for_its_place_is_an_error_of_ours(comm):
+    made = Communicator(timeout=60)
+    sent = made.isend(np.zeros(8, np.uint8), made.rank, 7)
+    with pytest.raises(CommunicationError, match=r"'short': MPI says .*different places"):
+        made.wait_any([made.irecv(np.empty(4, np.uint8), made.rank, 7)], "short")
+    sent.Free()
+
+
+def test_a_rank_that_begins_an_epoch_again_is_refused(comm, graph, whole):
+    """What it sends is as long as what the others wait for, and of another layer."""
+    if comm.size == 1:
+        pytest.skip("no others")
+    x = local(graph, whole.features)
+    graph.set_epoch(1)
+    neighbour_sum(graph, x, weighted=False)
+    if comm.rank == 0:
+        graph.set_epoch(1)
+    first = attempt(lambda: neighbour_sum(graph, 2 * x, weighted=False))
+    assert "out of step" in str(first or attempt(comm.barrier))
+    graph.set_epoch(2)
+    check(graph, whole, Failing(0))
 
 
 @pytest.mark.parametrize("kind", ["host", "ipc"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from mpi4py import MPI
 
 from hpcgnn.comm import launcher, world
 from hpcgnn.errors import CommunicationError, InputError, NumericalError
@@ -38,6 +39,13 @@ def test_parallel_verbs(python, ranks):
     outcome = python(ranks, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "9"})
     size = max(ranks, 1)
     assert (outcome.status, outcome.out, outcome.err) == (5, f"{size} 9.0\n" * size, "")
+
+
+def test_a_run_gives_its_communicators_back():
+    """MPI has some two thousand of them, and a program may call verbs one after another."""
+    made = []
+    assert world.run(lambda comm: made.append(comm) or 0) == 0
+    assert made[0].mpi == MPI.COMM_NULL
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

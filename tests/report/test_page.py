@@ -92,6 +92,13 @@ def test_page_stands_alone_and_shows_every_figure(tmp_path, capsys):
     assert outside.found == [] and outside.figures == len(names)
     assert sorted(path.stem for path in out.glob("*.png")) == names
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in out.glob("*.png"))
+    alone = tmp_path / "alone.html"
+    assert main.main(["report", str(folder), "-o", str(alone)]) == 0
+    outside = Outside()
+    outside.feed(alone.read_text())
+    assert outside.found == [] and outside.figures == len(names)
+    assert not list(tmp_path.glob("*.png"))
+    assert main.main(["report", str(folder), "-o", str(alone)]) == 2, "only by --force"
 
 
 @pytest.mark.slow

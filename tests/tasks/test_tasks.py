@@ -274,5 +274,8 @@ def test_what_does_not_fit_is_refused(comm):
             find_task(graph, metric, TaskSettings(**settings))
     with pytest.raises(InputError, match="takes none, balanced, or numbers of at least 0"):
         TaskSettings(class_weights="1,-2")
+    far = answers(comm, WHOLE.labels, y=np.full(len(WHOLE.labels), 1 << 25))
+    with pytest.raises(InputError, match=r"at most 16,777,216 classes .found 33554433"):
+        find_task(far, "auto", TaskSettings(target="y"))
     values = find_task(graph, "auto", TaskSettings(kind="values"))  # classes as numbers
     assert isinstance(values, Regression) and values.targets(graph, "train").numel() >= 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -69,6 +71,23 @@ def _without_launcher(monkeypatch):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_two_presses_amid_one_call_of_a_library_count_as_two(monkeypatch):
+    """Python's own handler is called once for both, when the call is over."""
+    for name in {name for names in launcher._LAUNCHERS for name in names}:
+        monkeypatch.delenv(name, raising=False)
+    twice = f"sleep 0.1; kill -INT {os.getpid()}; sleep 0.1; kill -INT {os.getpid()}"
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest(), pytest.raises(KeyboardInterrupt):
+            pressing = subprocess.Popen(["sh", "-c", twice])
+            pressing_ends = time.monotonic() + 20
+            while pressing.poll() is None and time.monotonic() < pressing_ends:
+                sum(range(20_000_000))  # asks for no signals
+    finally:
+        pressing.wait()
+        signal.signal(signal.SIGINT, former)
 
 
 def _press_twice(clock):

@@ -14,6 +14,7 @@ import torch
 from hpcgnn.bench import job
 from hpcgnn.bench.job import Layout, Limits
 from hpcgnn.errors import HpcgnnError, InputError, warn
+from hpcgnn.storage.generate.sizes import check_sizes
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import TRAIN, VALID
 from hpcgnn.train.weights import export
@@ -31,6 +32,9 @@ class Generated:
     classes: int
     seed: int
     split: str = "100/0/0"  # of training, validation and test nodes
+
+    def __post_init__(self) -> None:
+        check_sizes(self.nodes, self.degree, self.features, self.classes, self.seed)
 
     def named(self) -> str:
         size = f"sbm-{self.nodes}-{self.degree:g}-{self.features}-{self.classes}-{self.seed}"

@@ -119,21 +119,14 @@ def _write(
 
 def _check(args: argparse.Namespace) -> tuple[float, float, float]:
     """The shares of the split, after all options were found sane."""
-    from hpcgnn.storage.schema import MAX_WIDTH
+    from hpcgnn.storage.generate.sizes import check_sizes
 
     sbm = args.kind == "sbm"
     for name in ("homophily", "exponent"):
         if getattr(args, name) is not None and not sbm:
             raise InputError(f"--{name} is an option of sbm, not of rmat")
+    check_sizes(args.nodes, args.degree, args.features, args.classes, args.seed)
     wrong = {
-        "--nodes must lie in 1 .. 2^48": not 1 <= args.nodes <= 1 << 48,
-        "--degree must lie in 0 .. N": not 0 <= args.degree <= args.nodes,
-        "--degree must be at most 2^20, and 2^48 edges are the most": not _possible(args),
-        "--features must lie in 0 .. 2^20": not 0 <= args.features <= 1 << 20,
-        "--classes must lie in 0 .. N, at most 2^31": not (
-            0 <= args.classes <= min(args.nodes, MAX_WIDTH)
-        ),
-        "--seed must lie in 0 .. 2^63 - 1": not 0 <= args.seed < 1 << 63,
         "--noise must lie in 0 .. 10^6": not 0 <= args.noise <= 1e6,
         "--homophily must lie in 0 .. 1": sbm and not 0 <= (args.homophily or 0) <= 1,
         "--exponent must be above 2, at most 1000": sbm and not 2 < (args.exponent or 3) <= 1000,
@@ -142,10 +135,6 @@ def _check(args: argparse.Namespace) -> tuple[float, float, float]:
         if is_wrong:
             raise InputError(message, value=getattr(args, message.split()[0][2:]))
     return _shares(args.split)
-
-
-def _possible(args: argparse.Namespace) -> bool:
-    return args.degree <= 1 << 20 and args.degree * args.nodes <= 1 << 48
 
 
 def _shares(text: str) -> tuple[float, float, float]:

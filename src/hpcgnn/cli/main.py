@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -21,7 +22,7 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
-from hpcgnn.errors import HpcgnnError, InputError, warn
+from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
 
@@ -46,6 +47,8 @@ VERBS = {
 
 SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
+_LEAST_ROOM = 640 << 20  # bytes of addresses
+_WITH_TORCH = dict.fromkeys(("train", "predict", "bench"), 1 << 30)
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
@@ -129,6 +132,8 @@ class Command:
             modules = {command.verb: command.module} if command.verb and command.module else {}
             command.args = _parser(modules, argv).parse_args(argv)
             _refuse_pipes(command.args)
+            if not command.serial:
+                _check_room(_WITH_TORCH.get(command.verb or "", _LEAST_ROOM))
         except (Exception, SystemExit) as error:  # the other ranks may have none
             command.problem = error
         return command
@@ -229,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
                     parallel=command.parallel,
                     timeout=getattr(command.args, "timeout", None),
                 )
-    except (KeyboardInterrupt, Terminated) as error:
+    except (KeyboardInterrupt, Terminated, BrokenPipeError) as error:
         return Failure.of(error).status
 
 
@@ -240,6 +245,16 @@ def _check_folder() -> None:
         raise InputError(
             f"the working folder can't be used ({error.strerror}): change to one that exists"
         ) from None
+
+
+def _check_room(least: int) -> None:
+    """Under less SciPy's library asks for ever for memory, and PyTorch's ends the process."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < least:
+        raise OutOfMemoryError(
+            f"`ulimit -v {limit >> 10}` leaves too little for the libraries: give at least "
+            f"{least >> 10}"
+        )
 
 
 def _refuse_pipes(args: argparse.Namespace) -> None:

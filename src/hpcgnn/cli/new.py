@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.errors import InputError, OutputError, printable, say
 
 PARALLEL = False
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     path: Path = args.file
     if path.suffix != ".py":
         raise InputError("must end in .py", value=str(path))
-    text = MODEL.format(name=path.name)
+    text = MODEL.format(name=printable(path.name).replace('"', "'"))
     try:
         if os.path.lexists(path) and args.force:
             _replace(path, text)

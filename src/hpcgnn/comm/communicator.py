@@ -63,12 +63,14 @@ class Communicator:
             limit = from_environment() if timeout is None else timeout
         except InputError as error:  # told to the others, who would wait for this rank
             problem = error
-        self._waiter = Waiter(limit, self.location, self._overdue)
+        self._heartbeat: Heartbeat | None = None
+        self._spans_job = self.size == MPI.COMM_WORLD.Get_size() > 1
+        self._waiter = Waiter(limit, self.location, self._overdue, self._look)
         self.mpi, request = parent.Idup()
         self._waiter.any([request], "start")
         apart, request = self.mpi.Idup()
         self._waiter.any([request], "start")
-        self.unfinished = Unfinished(apart, self._wait)
+        self.unfinished = Unfinished(apart, self._wait, self._tell)
         self.agree(problem, "start")
         self._heartbeat = self._start_heartbeat()
         self._watchdog = Watchdog(self._heartbeat, self.location)
@@ -173,11 +175,11 @@ class Communicator:
 
     def ask(self, seconds: float) -> dict[int, Report]:
         """Where the other ranks are, of those that answer within `seconds`."""
-        return self._heartbeat.ask(range(self.size), seconds)
+        return {} if self._heartbeat is None else self._heartbeat.ask(range(self.size), seconds)
 
     def end_others(self, status: int, seconds: float) -> bool:
         """Make the processes of all other ranks exit; whether none answers after that."""
-        return self._heartbeat.end_others(status, seconds)
+        return self._heartbeat is not None and self._heartbeat.end_others(status, seconds)
 
     @contextmanager
     def blocking_call(self, where: str, *, locked: bool = False) -> Iterator[None]:
@@ -201,6 +203,23 @@ class Communicator:
                 f"rank {self.rank} waited {waited:.0f} s for the other ranks to start"
             )
         self._watchdog.examine(range(self.size), where, waited, self.timeout)
+
+    def _look(self, where: str, waited: float) -> None:
+        """Raise where waiting is in vain."""
+        if self._heartbeat is None or self._watchdog is None:
+            return
+        if self._heartbeat.told:
+            error = CommunicationError(self._heartbeat.told)
+            self.unfinished.refuse(error)
+            raise error
+        # One rank asks, or there would be a question for each pair of them; where it doesn't wait,
+        # not all do.
+        if self._spans_job and self.rank == 0:
+            self._watchdog.examine_standstill(where, waited, self.timeout)
+
+    def _tell(self, why: str) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.tell(why)
 
     def _enter(self, operation: str, where: str, value: Any = None) -> str:
         """Begin a collective operation; returns the name under which this rank waits."""
@@ -358,7 +377,8 @@ class Communicator:
     def close(self) -> None:
         """Called by all: free this communicator's resources; it can't be used afterwards."""
         self.barrier("close")
-        self._heartbeat.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         self.unfinished.close()
         if self._background is not None:
             self._background.mpi.Free()

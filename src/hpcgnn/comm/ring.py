@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
 from hpcgnn.comm.collectives import LARGEST_MESSAGE
+from hpcgnn.comm.liveness.wait import out_of_step
 from hpcgnn.comm.slots import Needs, Slots
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import CommunicationError, InputError
@@ -79,7 +80,8 @@ class Exchange:
         self.outgoing, self.incoming = outgoing, incoming
         self.width, self.reply_width, self.dtype = width, reply_width, dtype
         self.on_reply, self.at_once = on_reply, at_once
-        self.place = crc32(f"{where} {width} {reply_width} {dtype}".encode())
+        ring.begun += 1
+        self.place = crc32(f"{ring.begun} {where} {width} {reply_width} {dtype}".encode())
         self._given_up = self._posting = False
         self._hold_sends, self._hold_replies = hold_sends, hold_replies
         self._status = ring.comm.status()
@@ -327,7 +329,7 @@ class Exchange:
                     return False
             except Exception as error:  # MPI's, whose class is not known before MPI is loaded
                 self.ring.comm.unfinished.break_off(self.where, error, self)
-                raise CommunicationError(f"{self.where}: {' '.join(str(error).split())}") from error
+                raise out_of_step(self.where, error) from error
             message.num_bytes = self._status.Get_count()
         return True
 
@@ -394,6 +396,10 @@ class Ring:
         halo_buffer: bytes all message slots together may take.
         prefetch: messages posted ahead in each direction.
         transport: how messages leave and reach this rank.
+
+    Attributes:
+        begun: exchanges since the beginning of an epoch, by which a rank that began it again is
+            known from those that went on.
     """
 
     def __init__(
@@ -414,7 +420,7 @@ class Ring:
         self.transport: Transport = transport or HostTransport()
         self.sent_to_P = np.zeros(comm.size, np.int64)  # bytes
         self.wait_seconds = self.pack_seconds = 0.0
-        self.peak_bytes = 0
+        self.peak_bytes = self.begun = 0
         self._slots = Slots(halo_buffer)
 
     @property

@@ -53,10 +53,16 @@ class Unfinished:
 
     Args:
         mpi: a communicator that nobody else uses: ranks out of step mix nothing up there.
+        tell: says to the other ranks why this one refuses to go on.
     """
 
-    def __init__(self, mpi: MPI.Comm, wait: Callable[[MPI.Request, str], None]) -> None:
-        self._mpi, self._wait = mpi, wait
+    def __init__(
+        self,
+        mpi: MPI.Comm,
+        wait: Callable[[MPI.Request, str], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._mpi, self._wait, self._tell = mpi, wait, tell
         self._open: Abandonable | None = None
         self._verdict: _Verdict | None = None
         self._refusal: CommunicationError | None = None
@@ -92,6 +98,12 @@ class Unfinished:
                 f"{where!r} was left by {type(error).__name__} amid messages, so the ranks are out "
                 "of step: end the job"
             )
+        if isinstance(error, Exception):  # of a signal the other ranks hear themselves
+            self._tell(str(self._refusal))
+
+    def refuse(self, error: CommunicationError) -> None:
+        """Another rank doesn't go on: whatever follows is refused here too."""
+        self._refusal = self._refusal or error
 
     def close(self) -> None:
         """Collective: free what it holds."""

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hpcgnn.comm.launcher import launched
@@ -42,10 +43,15 @@ def run(
                 sys.stdout.flush()
             if comm is not None:
                 finish(comm)
+                comm.close()  # MPI has only some two thousand to give
             return status
         except BaseException as error:
             if comm is not None:
-                return end_job(comm, error)
+                status = end_job(comm, error)
+                if comm.size == 1:
+                    with suppress(Exception):
+                        comm.close()
+                return status
             return _end_early(error, rank, parallel is not False)
 
 

@@ -65,6 +65,7 @@ class Execution:
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise InputError("an epoch must be an integer of at least 0", value=epoch)
         self._epoch, self._warns = epoch, False
+        self.ring.begun = 0
 
     def mask_key(self, layer: int) -> tuple[int, int, int]:
         """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""

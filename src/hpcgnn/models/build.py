@@ -73,7 +73,9 @@ def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory
         return nn.GENConv(a, b, norm=norm, edge_dim=edge_dim, **aggr)
 
     def principal(a: int, b: int, layer: int) -> torch.nn.Module:
-        return nn.PNAConv(a, b, *_PNA, nn.PNAConv.get_degree_histogram(graph), edge_dim=edge_dim)
+        with torch.device(graph.node_ids.device):  # also where the model is made on `meta`
+            degrees = nn.PNAConv.get_degree_histogram(graph)
+        return nn.PNAConv(a, b, *_PNA, degrees, edge_dim=edge_dim)
 
     makers: dict[str, ConvFactory] = {
         "gcn": lambda a, b, layer: nn.GCNConv(a, b),

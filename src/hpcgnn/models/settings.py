@@ -9,7 +9,7 @@ from hpcgnn.settings import Section, defining
 
 _IGNORABLE = ("weights", "edge-features", "relations", "types", "features")
 OWN = "own"  # a model that a Python program has made
-_KINDS = (
+KINDS = (
     "gcn",
     "sage",
     "gat",
@@ -43,7 +43,7 @@ class ModelSettings(Section):
     kind: str = defining(
         "sage",
         "layer type, or FILE.py:NAME, a class or function of your own, called as NAME(graph)",
-        _KINDS,
+        KINDS,
         option="model",
         others=rf"{OWN}|.+\.py:[A-Za-z_]\w*",
         shown_others="FILE.py:NAME",
@@ -97,7 +97,7 @@ class ModelSettings(Section):
     @property
     def own(self) -> bool:
         """Whether the model is the user's."""
-        return self.kind not in _KINDS
+        return self.kind not in KINDS
 
     @property
     def blocks(self) -> str:

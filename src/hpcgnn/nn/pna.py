@@ -187,7 +187,7 @@ class DegreeScales(torch.nn.Module):
         if not isinstance(deg, Tensor) or deg.dim() != 1 or not float(deg.sum()) > 0:
             raise InputError("PNAConv: deg must say how many nodes have 0, 1, 2 ... in-edges")
         share = deg.detach().double().cpu() / deg.sum().item()
-        degrees = torch.arange(len(share), dtype=torch.float64)
+        degrees = torch.arange(len(share), dtype=torch.float64, device=share.device)
         self.initial = float((share * degrees).sum()), float((share * (degrees + 1).log()).sum())
         for name, value in zip(("avg_deg_lin", "avg_deg_log"), self.initial, strict=True):
             average = torch.full((1,), value)

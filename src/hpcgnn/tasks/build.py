@@ -126,6 +126,8 @@ def _labelled(
         kind = "labels" if found.dim() == 2 else "classes"
         kind = "values" if found.is_floating_point() else kind
     count, target = count_of(graph, found), settings.target
+    if kind == "classes" and count > _MOST_OUTPUTS:
+        raise InputError(f"there must be at most {_MOST_OUTPUTS:,} classes", value=count)
     task: Labelled
     if kind == "values":
         count = found.shape[1] if found.dim() == 2 else 1

@@ -89,7 +89,7 @@ class SchedulerRate:
         }
 
     def restore(self, stored: dict[str, Any]) -> None:
-        if not stored:
+        if not stored and self.scheduler is None:
             return
         groups, state = decode(stored["groups"]), decode(stored["scheduler"])
         own = self.optimizer.param_groups

@@ -36,6 +36,7 @@ class StopRequest:
         self.reason = ""
         self._pressed: float | None = None
         self._former: dict[int, Any] = {}
+        self._came: tuple[int, int] | None = None  # a pipe with a byte per signal
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
@@ -44,9 +45,30 @@ class StopRequest:
             # A job in the background of a script has Ctrl-C ignored from its start.
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._former[number] = signal.signal(number, self._note)
+        self._count()
         return self
 
+    def _count(self) -> None:
+        """Let Python write down each signal: of those that come amid one call of a library, as
+        that which loads PyTorch, `_note` hears once.
+        """
+        read, write = os.pipe()
+        for number in (read, write):
+            os.set_blocking(number, False)
+        former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        if former == -1:
+            self._came = read, write
+            return
+        signal.set_wakeup_fd(former)  # of an event loop
+        os.close(read)
+        os.close(write)
+
     def __exit__(self, *error: object) -> None:
+        if self._came is not None:
+            signal.set_wakeup_fd(-1)
+            for number in self._came:
+                os.close(number)
+            self._came = None
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -54,7 +76,8 @@ class StopRequest:
         if number == signal.SIGINT:
             now = time.monotonic()
             same = _ONE_PRESS if has_launcher() else 0.0
-            if self._pressed is not None and now - self._pressed >= same:
+            again = self._pressed is not None and now - self._pressed >= same
+            if self._presses() > (2 if has_launcher() else 1) or again:
                 signal.signal(number, self._former[number])
                 os.kill(os.getpid(), number)
                 return
@@ -62,6 +85,15 @@ class StopRequest:
                 _answer_at_once()
             self._pressed = self._pressed or now
         self.reason = self.reason or _WORDS.get(number, signal.Signals(number).name)
+
+    def _presses(self) -> int:
+        """How often Ctrl-C has come since this was asked."""
+        if self._came is None:
+            return 1
+        try:
+            return os.read(self._came[0], 1 << 16).count(signal.SIGINT)
+        except BlockingIOError:
+            return 0
 
 
 def _answer_at_once() -> None:

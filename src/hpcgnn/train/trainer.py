@@ -28,7 +28,7 @@ from hpcgnn.train import run as ending
 from hpcgnn.train.callbacks import Callbacks
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
-from hpcgnn.train.checkpoint.resume import check_task
+from hpcgnn.train.checkpoint.resume import check_task, usable
 from hpcgnn.train.checkpoint.state import (
     capture,
     restore_model,
@@ -155,6 +155,7 @@ class Trainer:
         self.progress = Progress(larger=self.monitor.larger)
         self.scores: Scores = {}
         self.epoch = self.start = 0
+        self.resumed: Path | None = None  # the checkpoint whose state hasn't been used yet
         if found is not None:
             self._restore(*found)
         elif self.learned.take_from_first(self.comm) and self.comm.rank == 0:
@@ -300,7 +301,8 @@ class Trainer:
                 self._sum_gradients(epoch)
             if self.config.optimiser.clip_norm:
                 clip_gradients(self.parameters, self.config.optimiser.clip_norm, self.comm)
-        self.warmup.step(epoch)
+        with usable(self.resumed):
+            self.warmup.step(epoch)
         if epoch == self.start + 1:
             with agreed(self.comm, "the optimizer's state"):
                 check_rows(self.optimizer)
@@ -406,7 +408,9 @@ class Trainer:
         if self._evaluates(record["epoch"]):
             value = self.monitor.choose(record, self.scores)
             best = self.progress.note(record["epoch"], value, self.monitor.at_test(self.scores))
-        self.rate.end(value)
+        with usable(self.resumed):
+            self.rate.end(value)
+        self.resumed = None
         record |= {"metric": self.task.metric, "best_epoch": self.progress.best_epoch}
         self.callbacks.epoch(self, record)
         if self.journal is not None and self.rank_journal is not None:
@@ -473,14 +477,11 @@ class Trainer:
             restore_model(self.learned, checkpoint, sharded, path)
             if self.average is not None:
                 self.average.values = restored_average(self.learned, checkpoint, sharded, path)
-            try:
+            with usable(path):
                 restore_optimizer(self.learned, self.optimizer, checkpoint, sharded, path)
                 self.rate.restore(checkpoint.state.get("rate", {}))
                 self.callbacks.restore(checkpoint.state.get("callbacks", {}))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise InputError(
-                    f"its state of optimizer, rates or callbacks can't be used: {error}", file=path
-                ) from None
+        self.resumed = path
         self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")

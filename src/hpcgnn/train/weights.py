@@ -85,8 +85,8 @@ def start_from(
     order of graph.h5, of which each rank takes its own rows.
 
     Raises:
-        InputError: no such file, one that isn't safe to read or not finite, another on some rank,
-            or one of which nothing fits.
+        InputError: no such file, one that isn't safe to read, not finite or of other types,
+            another on some rank, or one of which nothing fits.
     """
     given: dict[str, Tensor] = {}
     facts = {"bytes": 0, "checksum": 0}
@@ -119,6 +119,10 @@ def _fill(
         if value.shape != target.shape:
             reshaped.append(found)
             continue
+        if value.is_floating_point() != target.is_floating_point():
+            kind = str(target.dtype).removeprefix("torch.")
+            shown = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"must be of type {kind}", file=path, dataset=found, value=shown)
         value = value.to(target.dtype)
         if not torch.isfinite(value).all():
             raise InputError("is not finite", file=path, dataset=found)
@@ -251,7 +255,10 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
         for name, array in checkpoint.arrays.items():
             if name.startswith(group):
                 state[name.removeprefix(group)] = torch.from_numpy(array)
-    state |= _learned_rows(path)
+    rows = _learned_rows(path)
+    for name in rows.keys() & state.keys():
+        raise InputError("has two parameters of one name", file=path, dataset=name)
+    state |= rows
     state = {name: value for name, value in state.items() if not name.startswith(_OF_TASK)}
     if not state:
         raise InputError("has no parameters", file=path)

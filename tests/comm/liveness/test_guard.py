@@ -20,6 +20,18 @@ def test_one_rank_raises(python):
     assert "[rank 1] Traceback" in outcome.err and outcome.out == ""
 
 
+def test_one_rank_raises_before_there_is_a_communicator(python):
+    early = SCRIPT.partition("comm = ")[0] + (
+        "from mpi4py import MPI\n"
+        "if MPI.COMM_WORLD.rank == 1:\n"
+        "    raise KeyError('early')\n"
+        "Communicator()\n"
+    )
+    outcome = python(3, "-c", early)
+    assert outcome.status == 1 and outcome.seconds < 30
+    assert outcome.errors == ["hpcgnn: error: rank 1: unexpected KeyError: 'early'"]
+
+
 def test_one_rank_leaves(python):
     outcome = python(3, "-c", SCRIPT.format(fault="sys.exit()"))
     assert outcome.status == 3 and outcome.seconds < 30

@@ -21,7 +21,7 @@ def make(path: Path, comm, sharded: bool) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "model/stack.convs.0.lin_l.weight": rng.normal(size=(8, 5)).astype(np.float32),
-        "model/stack.norms.0.count": np.ones(1, np.int64),
+        "model/task:count": np.ones(1, np.int64),
         "optimizer/stack.convs.0.lin_l.weight/exp_avg": np.ones((8, 5), np.float32),
         "optimizer/stack.convs.0.lin_l.weight/step": np.full(1, 3, np.float32),
     }
@@ -34,6 +34,7 @@ def make(path: Path, comm, sharded: bool) -> None:
         dict(PROGRESS),
         arrays,
         rows if sharded else {},
+        task={"kind": "own", "metric": "accuracy"},
     )
     if sharded:
         write_sharded(path, checkpoint, comm)

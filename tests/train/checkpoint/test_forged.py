@@ -8,13 +8,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
+import hpcgnn
 from hpcgnn.errors import InputError
+from hpcgnn.models.settings import KINDS
+from hpcgnn.nn import GCNConv
+from hpcgnn.tasks.build import find_task
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor
+from hpcgnn.train.weights import export
 from tests.graphs import distribute, random_graph
 
 WEIGHT = "stack.convs.0.lin_l.weight"
@@ -68,23 +74,22 @@ READ = {
     "later": (progress_with(best_epoch=10**6), "best_epoch must be an epoch"),
     "bool": (progress_with(best_epoch=True), "best_epoch must be an epoch"),
     "more": (progress_with(more={"a": {}}), "more must be a number or text"),
-    "loose": (lambda found: found.arrays.update({"sharded/w": np.ones(3)}), "w: is no dataset"),
-    "junk": (lambda found: found.arrays.update(junk=np.ones(3)), "junk: is no dataset"),
-}
-RESTORE = {
-    "bool": (array(f"model/{WEIGHT}", lambda a: a > 0), "must be of type float32"),
+    "truth": (array(f"model/{WEIGHT}", lambda a: a > 0), "must be of type float32"),
     "uint8": (array(f"model/{WEIGHT}", lambda a: a.astype("u1")), "must be of type float32"),
     "double": (array(f"model/{WEIGHT}", lambda a: a.astype("f8")), "must be of type float32"),
-    "wide": (array(f"model/{WEIGHT}", lambda a: a[:, :-1].copy()), "has shape"),
-    "nan": (array(f"model/{WEIGHT}", lambda a: a * np.nan), "is not finite"),
+    "wide": (array(f"model/{WEIGHT}", lambda a: a[:, :-1].copy()), "must be as its parameter"),
+    "no number": (array(f"model/{WEIGHT}", lambda a: a * np.nan), "is not finite"),
+    "infinite": (array(f"{STATE}exp_avg", lambda a: a + np.inf), "is not finite"),
+    "shape": (array(f"{STATE}exp_avg", lambda a: a[:2].copy()), "must be as its parameter"),
+    "type": (array(f"{STATE}exp_avg", lambda a: a.astype("i8")), "must be as its parameter"),
+    "gone": (lambda found: found.arrays.pop(f"model/{WEIGHT}"), "a parameter that isn't there"),
+    "loose": (lambda found: found.arrays.update({"sharded/w": np.ones(3)}), "w: is no dataset"),
+    "junk": (lambda found: found.arrays.update(junk=np.ones(3)), "junk: is no dataset"),
 }
 RESUME = {
     "step": (array(f"{STATE}step", lambda a: -a), "no number of steps"),
     "half": (array(f"{STATE}step", lambda a: a + 0.5), "no number of steps"),
     "two": (array(f"{STATE}step", lambda a: np.ones(2, np.float32)), "has shape"),
-    "shape": (array(f"{STATE}exp_avg", lambda a: a[:2].copy()), "has shape"),
-    "infinite": (array(f"{STATE}exp_avg", lambda a: a + np.inf), "is not finite"),
-    "type": (array(f"{STATE}exp_avg", lambda a: a.astype("i8")), "must be of type float32"),
     "square": (array(f"{STATE}exp_avg_sq", lambda a: -a - 1), "squares below 0"),
     "lack": (lambda found: found.arrays.pop(f"{STATE}exp_avg"), "only the optimizer has"),
     "extra": (
@@ -100,7 +105,8 @@ RESUME = {
 
 @pytest.fixture
 def graph(comm):
-    graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
+    whole = random_graph(40, 160, seed=1, num_relations=2, edge_width=2)
+    graph = distribute(whole, comm, halo_buffer=65536)
     return dataclasses.replace(graph, graph_fingerprint="f" * 16)
 
 
@@ -111,9 +117,9 @@ def run_dir(graph, tmp_path):
 
 
 def test_contradictions_are_refused(graph, run_dir):
-    path = run_dir / "checkpoints" / "epoch-000002.h5"
+    path, out = run_dir / "checkpoints" / "epoch-000002.h5", run_dir / "out.pt"
     whole = path.read_bytes()
-    for group in (READ, RESTORE, RESUME):
+    for group in (READ, RESUME):
         for name, (change, words) in group.items():
             path.write_bytes(whole)
             found = files.read(path)
@@ -123,15 +129,94 @@ def test_contradictions_are_refused(graph, run_dir):
             if group is READ:
                 with pytest.raises(InputError, match=words):
                     files.read(path)
+                with pytest.raises(InputError, match=words):
+                    export(path, out)
+                assert not out.exists()
                 continue
-            found = files.read(path)
             config = Config.of(layers=2, hidden=8, epochs=4)
             with pytest.raises(InputError, match=words):
                 configured_trainer(graph, config, run_dir, resume=True)
-            if group is RESTORE:
-                with pytest.raises(InputError, match=words):
-                    Predictor(graph, found, path)
             assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 2, name
+
+
+def test_an_array_that_is_not_as_it_was_written_is_refused(graph, run_dir):
+    """Of a model that only a program knows, and an optimizer without moments."""
+    path = run_dir / "checkpoints" / "epoch-000002.h5"
+    found = files.read(path)
+    found.config = found.config.changed(model="own", optimizer="sgd")
+    moments = [name for name in found.arrays if name.startswith("optimizer/")]
+    found.arrays = {name: array for name, array in found.arrays.items() if name not in moments}
+    written = found.datasets()["plain"]
+    for change in (lambda a: a.astype("f8"), lambda a: a[:-1].copy(), None):
+        arrays = dict(found.arrays)
+        if change is None:
+            del arrays[f"model/{WEIGHT}"]
+        else:
+            arrays[f"model/{WEIGHT}"] = change(arrays[f"model/{WEIGHT}"])
+        forged = dataclasses.replace(found, arrays=arrays)
+        forged.datasets = lambda arrays=arrays: arrays | {"plain": written}
+        path.unlink()
+        files.write(path, forged)
+        with pytest.raises(InputError, match="than it was written with"):
+            export(path, run_dir / "out.pt")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_every_model_are_read_back(graph, tmp_path, kind):
+    config = Config.of(model=kind, layers=2, hidden=8, heads=2, epochs=1, optimizer="sgd")
+    trainer = configured_trainer(graph, config, tmp_path)
+    trainer.run()
+    trainer.learned.train(False)
+    path = tmp_path / "checkpoints" / "last.h5"
+    predictor = Predictor(graph, files.read(path), path)
+    assert torch.equal(predictor.call.output(), trainer.call.output())
+
+
+class Scaled(torch.nn.Module):
+    """Has a parameter without axes, whose state is kept among the plain values."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.conv = GCNConv(graph.features.shape[1], graph.num_classes)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, graph, x):
+        return self.scale * self.conv(graph, x)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("optimizer", "scale", "momentum_buffer"), 1.5),
+        (("optimizer", "scale", "momentum_buffer"), {"__kind__": "tensor", "of": [1, 2]}),
+        (("rate", "groups"), [{}]),
+        (("rate", "scheduler", "total_steps"), "x"),
+        (("rate", "scheduler", "last_epoch"), 10**9),
+        (("rate", "scheduler"), None),
+        (("rate",), {}),
+    ],
+)
+def test_state_that_no_optimizer_can_use_is_refused(graph, tmp_path, place, value):
+    def train(epochs: int) -> None:
+        torch.manual_seed(0)
+        model = Scaled(graph)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
+        made: dict = {"optimizer": optimizer, "scheduler": scheduler, "run_dir": tmp_path}
+        hpcgnn.Trainer(graph, model, find_task(graph), epochs=epochs, resume=True, **made).run()
+
+    train(2)
+    path = tmp_path / "checkpoints" / "epoch-000002.h5"
+    found = files.read(path)
+    inner = found.state
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    for other in path.parent.iterdir():
+        other.unlink()
+    files.write(path, found)
+    with pytest.raises(InputError, match="can't be used"):
+        train(4)
 
 
 def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):

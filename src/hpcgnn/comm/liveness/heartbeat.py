@@ -26,10 +26,12 @@ from hpcgnn.system import ProcessState, namespace
 
 _HASH = 16
 _HEAD = struct.Struct("!cIi")
-_ASK, _ANSWER, _END = b"?", b"!", b"X"
+_ASK, _ANSWER, _END, _BROKEN = b"?", b"!", b"X", b"B"
 _LARGEST = 1400
 _ASK_AGAIN = 0.25
 _POLL = 0.01
+_MOST_TOLD = 500  # bytes
+_TIMES_TOLD = 2  # datagrams may be lost
 _BACKLOG = 4096  # connections nobody accepts while the process is blocked
 
 
@@ -112,11 +114,15 @@ class Heartbeat:
 
     `report` is called in the answering thread. `meet(peers, token)` must be called once before
     anything is asked; until then questions go unanswered.
+
+    Attributes:
+        told: what another rank said of why it refuses to go on; empty until then.
     """
 
     def __init__(self, rank: int, address: str, report: Callable[[], Report]) -> None:
         self.rank = rank
         self.peers: list[Peer] = []
+        self.told = ""
         self._key = b""
         self._report = report
         self._sequence = 0
@@ -197,6 +203,14 @@ class Heartbeat:
             living = self.ask(living, 2 * _POLL)
         return not living
 
+    def tell(self, text: str) -> None:
+        """Say to all other ranks that this one refuses whatever comes next, and why."""
+        datagram = self._seal(_BROKEN, 0, text.encode()[:_MOST_TOLD])
+        for _ in range(_TIMES_TOLD):
+            for peer in self.peers:
+                if peer.rank != self.rank:
+                    self._send(datagram, peer.address)
+
     def _seal(self, kind: bytes, number: int, body: bytes) -> bytes:
         message = _HEAD.pack(kind, number, self.rank) + body
         return hmac.digest(self._key, message, "sha256")[:_HASH] + message
@@ -234,6 +248,9 @@ class Heartbeat:
             return
         if kind == _END and rank != self.rank:
             os._exit(number)
+        elif kind == _BROKEN and rank != self.rank:
+            text = message[_HEAD.size :].decode("utf-8", "replace")
+            self.told = self.told or f"rank {self.peers[rank].number} doesn't go on: {text}"
         elif kind == _ASK:
             self._send(self._seal(_ANSWER, number, self._own_report()), self.peers[rank].address)
         elif kind == _ANSWER:

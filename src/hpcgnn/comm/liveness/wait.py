@@ -8,26 +8,42 @@ from collections.abc import Callable, Sequence
 
 from hpcgnn.comm.liveness.location import Location
 from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.errors import CommunicationError
 
 SPINS = 300
 SHORTEST_SLEEP = 1e-5
 LONGEST_SLEEP = 1e-3
+LOOK_SECONDS = 2.0
+
+
+def out_of_step(where: str, error: Exception) -> CommunicationError:
+    """What an error of MPI's in a wait means, in one line."""
+    first = str(error).strip().split("\n")[0][:120]
+    return CommunicationError(
+        f"{where!r}: MPI says {first!r}: the ranks are at different places of the program, or a "
+        "connection failed"
+    )
 
 
 class Waiter:
     """Polls requests: tests in quick succession first, then sleeps that grow to a millisecond.
 
     `limit` is in seconds. When a wait exceeds it, `overdue(where, waited)` is called; it raises,
-    or returns to grant the same time again. Time during which this process itself was stopped
-    (a suspended job) doesn't count.
+    or returns to grant the same time again. `look(where, waited)`, called every two seconds before
+    that, raises where waiting is in vain. Time during which this process itself was stopped (a
+    suspended job) doesn't count.
     """
 
     def __init__(
-        self, limit: float, location: Location, overdue: Callable[[str, float], None]
+        self,
+        limit: float,
+        location: Location,
+        overdue: Callable[[str, float], None],
+        look: Callable[[str, float], None],
     ) -> None:
         self.limit = limit
         self._location = location
-        self._overdue = overdue
+        self._overdue, self._look = overdue, look
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
         """Index of one finished request, which is now null, or -1. Drives MPI's progress."""
@@ -38,13 +54,16 @@ class Waiter:
         self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
     ) -> int:
         """Wait for one of the requests: its index, or -1 when none is active."""
-        for spin in range(SPINS):
-            index, flag = MPI.Request.Testany(requests, status)
-            if flag:
-                return max(index, -1)
-            if spin % 16 == 15:
-                os.sched_yield()
-        return self._sleep_for_any(requests, where, status)
+        try:
+            for spin in range(SPINS):
+                index, flag = MPI.Request.Testany(requests, status)
+                if flag:
+                    return max(index, -1)
+                if spin % 16 == 15:
+                    os.sched_yield()
+            return self._sleep_for_any(requests, where, status)
+        except MPI.Exception as error:
+            raise out_of_step(where, error) from error
 
     def all(self, requests: Sequence[MPI.Request], where: str) -> None:
         """Wait until every request has finished."""
@@ -57,6 +76,7 @@ class Waiter:
         last = time.monotonic()
         self._location.set_waiting(where)
         waited, granted, nap = 0.0, self.limit, SHORTEST_SLEEP
+        look = LOOK_SECONDS
         try:
             while True:
                 index, flag = MPI.Request.Testany(requests, status)
@@ -66,6 +86,9 @@ class Waiter:
                     self._overdue(where, waited)
                     granted += self.limit
                     last = time.monotonic()
+                if waited > look:
+                    self._look(where, waited)
+                    look = waited + LOOK_SECONDS
                 time.sleep(nap)
                 nap = min(1.3 * nap, LONGEST_SLEEP)
                 now = time.monotonic()

@@ -23,6 +23,8 @@ ASK_SECONDS = 2.0
 WORKING_SECONDS = 1.0
 WORKING_CPU = 0.01
 MOST_LIMITS = 10
+GLANCE_SECONDS = 0.3
+MOST_PATIENCE = 20.0  # a long message on a slow network may keep all waiting for so long
 _STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
 
 
@@ -43,6 +45,7 @@ class Watchdog:
     def __init__(self, heartbeat: Heartbeat, location: Location) -> None:
         self._heartbeat = heartbeat
         self._location = location
+        self._stuck: dict[int, str] = {}  # where the others were at the last glance, if all waited
 
     @property
     def _own(self) -> Peer:
@@ -66,6 +69,25 @@ class Watchdog:
         else:
             elsewhere = away or [p for p in others if reports[p.rank].waiting != where]
             self._blame(elsewhere, reports, here)
+
+    def examine_standstill(self, where: str, waited: float, limit: float) -> None:
+        """Called every few seconds on a rank that waits in `where`.
+
+        Raises LostRank once all ranks have waited for long, and not in the same place: nobody can
+        come to the others then.
+        """
+        patience = min(limit / 4, MOST_PATIENCE)
+        others = [peer for peer in self._heartbeat.peers if peer.rank != self._own.rank]
+        if waited < patience:
+            self._stuck = {}
+            return
+        reports = self._heartbeat.ask(range(len(self._heartbeat.peers)), GLANCE_SECONDS)
+        waiting = {r: a.waiting for r, a in reports.items() if a.waiting and a.waited >= patience}
+        before, self._stuck = self._stuck, waiting if len(waiting) == len(others) else {}
+        if self._stuck and before == self._stuck:
+            elsewhere = [peer for peer in others if waiting[peer.rank] != where]
+            if elsewhere:
+                self._blame(elsewhere, reports, self._here(where, waited))
 
     def examine_silent(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
         """Raises LostRank when a rank gives no answer; all the others may take their time.

@@ -3,7 +3,8 @@
     model/<parameter>                  parameters and buffers
     optimizer/<index>/<key>            optimizer state of each parameter
     average/<parameter>                moving average of the parameters
-    plain                              JSON: state of learning rates, callbacks, optimizer
+    plain                              JSON: state of learning rates, callbacks, optimizer; type and
+                                       shape of each of the arrays above
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
 Attributes: epoch, config, progress, task, fingerprints of graph and content.
@@ -28,12 +29,14 @@ from hpcgnn.storage.checks import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, VERSION
 from hpcgnn.storage.write import atomic
+from hpcgnn.train.checkpoint.arrays import check_arrays, check_finite, form_of
 from hpcgnn.train.config import Config, from_mapping
 
 MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
 _GROUPS = ("model/", "optimizer/", "average/", "sharded/")
 _PLAIN = "plain"
+_FORMS = "arrays"  # among the plain values
 _MOST_PLAIN = 64 << 20
 
 
@@ -68,9 +71,8 @@ class Checkpoint:
 
     def datasets(self) -> dict[str, np.ndarray]:
         """`arrays`, and the plain values as one of them."""
-        if not self.state:
-            return self.arrays
-        text = json.dumps(self.state, sort_keys=True, allow_nan=False).encode()
+        state = {**self.state, _FORMS: {name: form_of(a) for name, a in self.arrays.items()}}
+        text = json.dumps(state, sort_keys=True, allow_nan=False).encode()
         return {**self.arrays, _PLAIN: np.frombuffer(text, np.uint8)}
 
 
@@ -146,7 +148,7 @@ def read(path: str | Path) -> Checkpoint:
         if to_hex(content) != reader.text("fingerprint"):
             raise InputError("the content doesn't match its checksum: damaged", file=path)
         state = _plain(arrays.pop(_PLAIN, None), path)
-        return Checkpoint(
+        checkpoint = Checkpoint(
             epoch=epoch,
             config=config,
             graph_fingerprint=reader.text("graph_fingerprint"),
@@ -157,6 +159,8 @@ def read(path: str | Path) -> Checkpoint:
             model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
             state=state,
         )
+    check_arrays(arrays, config, checkpoint.task, state.pop(_FORMS, None), path)
+    return checkpoint
 
 
 def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
@@ -230,7 +234,7 @@ def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray
     """The sharded rows of these nodes, whichever ranks wrote them.
 
     Raises:
-        InputError: a node has no row or two, or parts hold different arrays.
+        InputError: a node has no row or two, a row isn't finite, or parts hold different arrays.
     """
     order = np.argsort(node_ids)
     found: dict[str, np.ndarray] = {}
@@ -263,7 +267,9 @@ def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray
                 held = found.setdefault(
                     name, np.zeros((len(node_ids), column.shape[1]), column.dtype)
                 )
-                held[target] = column.read()[inside]
+                rows = column.read()
+                check_finite(rows, path, f"{group}/{name}")
+                held[target] = rows[inside]
     if not seen.all():
         missing = int(node_ids[~seen][0])
         raise InputError("has no learned embedding for a node", file=path, value=missing)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import InputError, is_out_of_memory, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.settings import DEFINING, TOLD, flag
 from hpcgnn.train.checkpoint.file import Checkpoint
@@ -15,6 +16,15 @@ from hpcgnn.train.config import Config, options
 from hpcgnn.train.optimisation import learning_rate
 
 _STEPS = ("step_size", "gamma")  # only of the step schedule
+_UNUSABLE = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
 
 
 def newest_of_run(
@@ -65,16 +75,38 @@ def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> No
     """Refuse a checkpoint of another task than `now`, as `Task.stored` has it; older ones say none.
 
     Raises:
-        InputError: kind or metric differs.
+        InputError: kind, metric or anything else that both say differs.
     """
-    for name in ("kind", "metric"):
-        known = checkpoint.task.get(name)
-        if known is not None and known != now.get(name):
+    for name in sorted(now.keys() & checkpoint.task.keys()):
+        known = checkpoint.task[name]
+        if known != now[name]:
             raise InputError(
-                f"was trained on another task ({name} {known}, not {now.get(name)}); choose "
+                f"was trained on another task ({name} {known!r}, not {now[name]!r}); choose "
                 "another --run-dir",
                 file=path,
             )
+
+
+@contextmanager
+def usable(path: Path | None) -> Iterator[None]:
+    """Around the first use of restored state, of which an optimizer or a scheduler knows the rules.
+
+    Args:
+        path: the checkpoint; None: nothing was restored.
+
+    Raises:
+        InputError: in place of what the state makes it raise.
+    """
+    try:
+        yield
+    except _UNUSABLE as error:
+        if path is None or is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"its state of optimizer, rates or callbacks can't be used: {type(error).__name__}: "
+            f"{str(error)[:200]}",
+            file=path,
+        ) from error
 
 
 def _told(former: Config, now: Config, epoch: int) -> str:

@@ -1,0 +1,102 @@
+"""What a checkpoint's arrays tell of one another, whatever model they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.tasks.task import OWN
+from hpcgnn.train.config import Config
+from hpcgnn.train.learned import OF_TASK
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam, each as the parameter
+_ADAM = ("adam", "adamw")
+
+
+def form_of(array: np.ndarray) -> list[str | int]:
+    """Type and shape, as checkpoints store them."""
+    return [array.dtype.name, *array.shape]
+
+
+def check_arrays(
+    arrays: dict[str, np.ndarray],
+    config: Config,
+    task: dict[str, Any],
+    forms: dict[str, Any] | None,
+    path: str | Path,
+) -> None:
+    """Refuse arrays that no training writes, before anybody uses one.
+
+    Numbers are finite; a built-in model has float32 alone; averages and moments are of a parameter
+    that is there, and as it is.
+
+    Args:
+        task: `Task.stored`.
+        forms: `form_of` each array when it was written; None in files of earlier releases.
+
+    Raises:
+        InputError: naming the first such array.
+    """
+    if forms is not None:
+        _check_forms(arrays, forms, path)
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        check_finite(array, path, name)
+        if group == "model":
+            _check_type(config, task, array, rest, path)
+        elif group == "average":
+            _check_like(array, arrays.get(f"model/{rest}"), path, name)
+        elif config.optimiser.kind in _ADAM:
+            parameter, _, key = rest.rpartition("/")
+            if key in _MOMENTS:
+                _check_like(array, arrays.get(f"model/{parameter}"), path, name)
+
+
+def check_finite(array: np.ndarray, path: str | Path, name: str) -> None:
+    """Raise InputError where a number is infinite or none."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError("is not finite", file=path, dataset=name)
+
+
+def _check_forms(arrays: dict[str, np.ndarray], forms: dict[str, Any], path: str | Path) -> None:
+    for name in sorted(forms.keys() | arrays.keys()):
+        found = form_of(arrays[name]) if name in arrays else "nothing"
+        if name not in forms:
+            raise InputError("was not written by this run", file=path, dataset=name)
+        if found != forms[name]:
+            raise InputError(
+                "has another type or shape than it was written with",
+                file=path,
+                dataset=name,
+                value=found,
+            )
+
+
+def _check_type(
+    config: Config, task: dict[str, Any], array: np.ndarray, name: str, path: str | Path
+) -> None:
+    of_program = config.model.own
+    if name.startswith(OF_TASK):
+        of_program = OWN in (task.get("kind"), task.get("decoder"))
+    if not of_program and array.dtype != np.float32:
+        raise InputError(
+            "must be of type float32", file=path, dataset=f"model/{name}", value=array.dtype.name
+        )
+
+
+def _check_like(
+    array: np.ndarray, parameter: np.ndarray | None, path: str | Path, name: str
+) -> None:
+    if parameter is None:
+        raise InputError("is of a parameter that isn't there", file=path, dataset=name)
+    if (array.dtype, array.shape) != (parameter.dtype, parameter.shape):
+        shown = f"{parameter.dtype.name} {parameter.shape}"
+        raise InputError(
+            f"must be as its parameter, {shown}",
+            file=path,
+            dataset=name,
+            value=f"{array.dtype.name} {array.shape}",
+        )
