@@ -274,7 +274,7 @@ def sorted_slabs(
             yield slab
         return
     records.flush()
-    low, high = _extremes(records, keys[0])
+    low, high = _lowest_and_highest(records, keys[0])
     if low == high:
         if whole:
             raise InputError(
@@ -291,7 +291,7 @@ def sorted_slabs(
 def _sorted(records: Records, keys: tuple[str, ...]) -> np.ndarray:
     """All records in ascending order of `keys`, dropped; equal ones keep their order."""
     if records.count and set(records.dtype.names or ()) == set(keys):
-        ends = [_extremes(records, key) for key in keys]
+        ends = [_lowest_and_highest(records, key) for key in keys]
         bits = [(high - low).bit_length() for low, high in ends]
         if sum(bits) < 64:
             return _unpacked(records, keys, [low for low, _ in ends], bits)
@@ -381,9 +381,9 @@ def _order_of(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _extremes(records: Records, key: str) -> tuple[int, int]:
-    extremes = [(int(p[key].min()), int(p[key].max())) for p in records.chunks()]
-    return min(low for low, _ in extremes), max(high for _, high in extremes)
+def _lowest_and_highest(records: Records, key: str) -> tuple[int, int]:
+    ends = [(int(p[key].min()), int(p[key].max())) for p in records.chunks()]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) -> list[Records]:
