@@ -207,6 +207,18 @@ def test_runs_are_resumed_to_the_bit(train):
     assert losses(resumed) == losses(whole)
 
 
+def test_losses_are_those_of_staged_messages_to_the_bit(machine, train, tmp_path):
+    """By CUDA IPC, with halo buffers so small that a slot takes many messages."""
+    options = MODELS[2], "--halo-buffer 16KiB --epochs 2"
+    for ranks in [ranks for ranks in machine.ranks if ranks > 1]:
+        folders = [f"ipc{ranks}", f"staged{ranks}"]
+        runs = [(*options, f"--transport {way}") for way in ("ipc", "staged")]
+        ipc, staged = map(losses, train(ranks, *runs, folders=folders))
+        starts = [json.loads((tmp_path / name / "starts.jsonl").read_text()) for name in folders]
+        assert [start["transport"] == "CUDA IPC" for start in starts] == [True, False]
+        assert ipc == staged
+
+
 def test_predictions(machine, train, mpirun, parts, tmp_path):
     train(0, (MODELS[2],), folders=["run"])
     found, best = {}, tmp_path / "run" / "checkpoints" / "best.h5"
