@@ -73,7 +73,7 @@ class StandingJob:
         try:
             self._job.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._job.kill()
+            self._job.terminate()  # and with it the ranks
             self._job.wait()
 
 
