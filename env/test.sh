@@ -28,9 +28,8 @@ on_ranks() {
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn,tasks}
         tests/train/test_{loop,any_settings,golden_losses}.py)
-    [ "$ranks" -le 3 ] || folders=(tests/{graph,sar} tests/comm/test_ring.py)
-    [ "$ranks" -le 4 ] || folders=(tests/{partition,comm/transport}
-        tests/comm/test_{agreement,communicator,ring}.py)
+    [ "$ranks" -le 3 ] || folders=(tests/sar tests/comm/test_ring.py)
+    [ "$ranks" -le 4 ] || folders=(tests/partition tests/comm/test_{agreement,communicator,ring}.py)
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
     mpiexec -n "$ranks" sh -c \
@@ -57,10 +56,10 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 cores=$(($(nproc) < 4 ? $(nproc) : 4))
 by_file=(--dist loadfile --no-loadscope-reorder)
-check style ruff check .
-NO_MKDOCS_2_WARNING=1 check docs mkdocs build -q
 beside "$logs/types" mypy
 types=$!
+check style ruff check .
+NO_MKDOCS_2_WARNING=1 check docs mkdocs build -q
 
 quick() {
     check "quick tests, 1 rank" \
@@ -78,10 +77,10 @@ full() {
         echo "== env/debian.sh slurm"
         env/debian.sh slurm >/dev/null || echo "== apt-get found no Slurm"
     fi
-    check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
     # They wait more than they work.
     beside "$logs/slurm" python -m pytest tests/slurm -q
     local slurm=$!
+    check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
     # One worker more than cores: some tests wait for time to pass.
     check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 \
         -n "$((cores < 4 ? cores + 1 : 4))" "${by_file[@]}"

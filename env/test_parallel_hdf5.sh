@@ -38,7 +38,7 @@ echo '#include <Python.h>' |
         - >/dev/null 2>&1 || skip "$MPICC finds no Python.h: run \`sudo env/debian.sh tools\`"
 
 base=$VENV
-CFLAGS=${CFLAGS:--O1 -g0} VENV=$PARALLEL BASE=$base MPI=system HDF5=parallel env/install.sh
+CFLAGS=${CFLAGS:--O0 -g0} VENV=$PARALLEL BASE=$base MPI=system HDF5=parallel env/install.sh
 PATH=$(cd "$PARALLEL/bin" && pwd):$(dirname "$MPICC"):$PATH
 export PATH PYTHONPATH=$PWD/src OMP_NUM_THREADS=1
 python - <<'PYTHON'

@@ -43,7 +43,7 @@ gpu_tests() {
 
 kernels() { gpu_tests tests/kernels/test_cuda_device.py; }
 
-runs() { gpu_tests tests/train/test_gpu.py tests/train/test_ipc.py tests/comm/transport/test_ipc.py; }
+runs() { gpu_tests tests/train/test_gpu.py tests/comm/transport/test_ipc.py; }
 
 sanitizer() {
     local tool

@@ -6,6 +6,7 @@ A test marked `mpi` runs on whatever number of ranks pytest was started with
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
@@ -16,11 +17,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from tests.standing_job import StandingJob
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Modules and tests stay: looking for garbage among them takes a sixth of the start.
+gc.disable()
 
 # They start processes, compile or read real graphs: `--quick` leaves out what asks for them.
 SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "shell", "slurm"}
@@ -66,6 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not _is_slow(item)]
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def _place(name: str) -> int:
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
@@ -99,6 +110,13 @@ def shared_path(comm, tmp_path_factory) -> Path:
     return comm.broadcast(path)
 
 
+@pytest.fixture(scope="session")
+def pyg() -> ModuleType:
+    """PyTorch Geometric's layers; imported late, as that takes as long as many tests."""
+    module: ModuleType = pytest.importorskip("torch_geometric.nn")
+    return module
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
@@ -117,12 +135,19 @@ def pytest_runtest_makereport(item, call):
     return outcome
 
 
-def _mpiexec() -> str:
+def launcher(ranks: int) -> list[str]:
+    """What stands before a program that is to run on so many ranks."""
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     if found is None:
         pytest.skip("no mpiexec found")
-    return found
+    return [found, "-n", str(ranks)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a job of its own, with one thread on each rank."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
 
 
 @pytest.fixture
@@ -149,32 +174,55 @@ def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, status, *texts)
 
 
+@pytest.fixture(scope="session")
+def standing_jobs(tmp_path_factory) -> Iterator[Callable[[int], StandingJob]]:
+    """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
+    started: dict[int, StandingJob] = {}
+    root = Path(__file__).parents[1]
+
+    def job(ranks: int) -> StandingJob:
+        def start(*place: str) -> subprocess.Popen[bytes]:
+            command = [*launcher(ranks), sys.executable, "-m", "tests.standing_job", *place]
+            return subprocess.Popen(command, env=environment(), cwd=root)
+
+        if ranks not in started:
+            started[ranks] = StandingJob(ranks, tmp_path_factory.mktemp("job"), start)
+        return started[ranks]
+
+    yield job
+    for one in started.values():
+        one.stop()
+
+
 @pytest.fixture
-def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
+def mpirun(standing_jobs) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks.
 
-    0 ranks: in this process; in one of its own, without mpiexec, where `env` or `module` is given.
+    They are those of a standing job; with `alone`, `env` or `module` of a job of its own. 0 ranks:
+    in this process, or in one of its own, without mpiexec.
     """
 
     def run(
         ranks: int,
         *args: object,
         timeout: float = 240,
+        alone: bool = False,
         env: dict[str, str] | None = None,
         module: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        if not ranks and env is None and module is None:
-            return _in_this_process(*map(str, args))
+        if not alone and env is None and module is None:
+            if not ranks:
+                return _in_this_process(*map(str, args))
+            return standing_jobs(ranks).run(*args, timeout=timeout)
         command = [sys.executable, "-m", module or "hpcgnn.cli.main", *map(str, args)]
         if ranks:
-            command = [_mpiexec(), "-n", str(ranks), *command]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
+            command = [*launcher(ranks), *command]
         return subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            env=environment(**(env or {})),
         )
 
     return run

@@ -50,7 +50,7 @@ def test_an_example_learns_the_same_on_any_number_of_ranks(
     comm, shared_path, tmp_path, name, sizes
 ):
     pytest.importorskip("scipy")
-    found = trained(name, comm, shared_path, epochs=40, **sizes)
+    found = trained(name, comm, shared_path, epochs=25, **sizes)
     (tmp_path / "alone").mkdir()
     expected = trained(name, Communicator(MPI.COMM_SELF), tmp_path / "alone", epochs=8, **sizes)
     losses = [record["loss"] for record in found]

@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,20 @@ def shell(tmp_path):
     return run
 
 
-def test_commands_for_one_machine_run(shell, tmp_path):
+def commands(script: str) -> Iterator[tuple[int, list[str]]]:
+    """`(ranks, words)` of each line of a script of hpcgnn's commands; 0 ranks without mpiexec."""
+    for line in script.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        ranks = 0
+        if words[:2] == ["mpiexec", "-n"]:
+            ranks, words = int(words[2]), words[3:]
+        if words:
+            assert words[0] == "hpcgnn", line
+            yield ranks, words[1:]
+
+
+def test_commands_for_one_machine_run(mpirun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     edges = rng.integers(0, 300, (3000, 2))
@@ -93,7 +107,11 @@ def test_commands_for_one_machine_run(shell, tmp_path):
         scripts = [
             code.replace("partition web.h5", "partition web.h5 --method random") for code in scripts
         ]
-    out = "".join(map(shell, scripts))
+    out = ""
+    for ranks, command in commands("".join(scripts)):
+        done = mpirun(ranks, *command)
+        assert done.returncode == 0, done.stderr
+        out += done.stdout
     assert "resuming after epoch 20" in out
     assert "30 of 30" in out and "predictions of 300 nodes" in out
     lines = (tmp_path / "runs" / "web" / "metrics.jsonl").read_text().splitlines()
@@ -152,6 +170,7 @@ def test_commands_that_are_not_run_parse_and_exist(document):
             assert all(command in ci for command in re.findall(r"^make \w+", code, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_on_layers_run(comm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ((_, code),) = blocks("sh", "docs/layers.md")

@@ -90,6 +90,7 @@ def graph(bench):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sage", "gcn", "gat", "gatv2"])
 def test_peers_start_from_our_weights_and_reach_our_losses(bench, graph, kind):
     pytest.importorskip("torch_geometric")
@@ -104,6 +105,7 @@ def test_peers_start_from_our_weights_and_reach_our_losses(bench, graph, kind):
         assert found["losses"][-1] == pytest.approx(ours, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho a line\nexit 3\n")
@@ -142,6 +144,7 @@ def test_files_of_somebody_else_are_left(tmp_path, name):
         assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_without_peers_ours_are_shown(bench, graph):
     settings = EpochSettings([Layout(1, 1)], 1, 1)
     report = compare_epochs(bench, graph, ModelShape("sage", 1, 8, 1), settings, None)

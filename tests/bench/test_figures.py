@@ -16,6 +16,7 @@ from hpcgnn.bench.training import Training
 PROGRAM = Path(__file__).parents[2] / "jobs" / "figures.py"
 
 
+@pytest.mark.slow
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
     layouts = [Layout(1, 1), Layout(2, 1)]

@@ -94,6 +94,7 @@ def test_the_ring_starts_its_ranks(mpirun, tmp_path):
     assert content["ranks"] == 2 and content["lanes"][0]["ring"] > 0
 
 
+@pytest.mark.slow
 def test_a_peer_that_runs_out_of_memory_is_left_behind():
     worker = Worker("torch.sparse", Case(300, 2000, 8, 2, 4))
     operation = worker.operations[0]

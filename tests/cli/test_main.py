@@ -100,6 +100,7 @@ sys.exit(main([*sys.argv[2:], *([] if first else sys.argv[1].split())]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "line"),
     [

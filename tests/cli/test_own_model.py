@@ -171,7 +171,7 @@ def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, wa
     call(comm, partition, "graph.h5", "--parts", 2, "--method", "block", "-o", "two.h5")
     if way == "command":
         options = ("--model", "failing.py:Failing", "--epochs", 3, "--run-dir", "trained")
-        done = mpirun(2, "train", "two.h5", *options, timeout=120)
+        done = mpirun(2, "train", "two.h5", *options, timeout=120, alone=True)
     else:
         done = mpirun(2, module="failing", env={"PYTHONPATH": str(folder)}, timeout=120)
     assert done.returncode == 1

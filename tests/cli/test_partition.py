@@ -203,6 +203,7 @@ def open_mpi() -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["32", "64"])
 def test_scotch_under_open_mpi(open_mpi, grid, tmp_path, width):
     launcher = shutil.which("mpiexec.openmpi")

@@ -35,6 +35,7 @@ def test_a_full_result_is_an_error_once(full):
     assert stream.write(b"again, as Python does at its end") == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "redirection", "status"),
     [

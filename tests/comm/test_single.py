@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 from hpcgnn.cli.main import main
 for line in '''generate sbm g.h5 --nodes 300 --degree 8
@@ -30,6 +32,7 @@ def hidden(**more: str) -> dict[str, str]:
     return kept | {"MPI4PY_LIBMPI": "/no/libmpi.so", "OMP_NUM_THREADS": "1"} | more
 
 
+@pytest.mark.slow
 def test_all_verbs_work_in_one_process(tmp_path):
     (tmp_path / "edges.txt").write_text("".join(f"{i} {(i * 7 + 1) % 50}\n" for i in range(50)))
     done = subprocess.run(

@@ -74,6 +74,7 @@ def attempt(step) -> BaseException | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "later"), [("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, later, backward):

@@ -1,6 +1,7 @@
-"""`python -m tests.fake_device.layers`: every layer on a GPU beside the CPU, output and gradients.
+"""Every layer on a GPU beside the CPU, output and gradients.
 
-On the fake GPU where HPCGNN_FAKE_DEVICE names its library, else on a real one.
+On the fake GPU where HPCGNN_FAKE_DEVICE names its library, else on a real one:
+`python -m tests.fake_device.layers`.
 """
 
 from __future__ import annotations
@@ -8,31 +9,25 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from contextlib import nullcontext
 
 import numpy as np
+import torch
 
+from hpcgnn import nn
+from hpcgnn.comm import world
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.device import pick_device
+from hpcgnn.comm.transport.choice import choose_transport
+from hpcgnn.comm.transport.host import Transport
+from hpcgnn.sar.messages import edge_features
 from tests.fake_device import device_guard
+from tests.graphs import Whole, distribute, local, random_graph
+from tests.nn import test_edge_message_passing as states
+from tests.nn import test_message_layers as message_layers
+from tests.nn import test_message_passing as messages
+from tests.nn.test_against_pyg import EDGES, LAYERS, MODES
 
 FAKE = device_guard.VARIABLE in os.environ
-if FAKE:
-    from tests.fake_device import main as fake_device
-
-import torch  # noqa: E402
-import torch_geometric.nn  # noqa: E402, F401 - the tests' layers are named with it
-
-from hpcgnn import nn  # noqa: E402
-from hpcgnn.comm import world  # noqa: E402
-from hpcgnn.comm.communicator import Communicator  # noqa: E402
-from hpcgnn.comm.device import pick_device  # noqa: E402
-from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
-from hpcgnn.comm.transport.host import Transport  # noqa: E402
-from hpcgnn.sar.messages import edge_features  # noqa: E402
-from tests.graphs import Whole, distribute, local, random_graph  # noqa: E402
-from tests.nn import test_edge_message_passing as states  # noqa: E402
-from tests.nn import test_message_layers as message_layers  # noqa: E402
-from tests.nn import test_message_passing as messages  # noqa: E402
-from tests.nn.test_against_pyg import EDGES, LAYERS, MODES  # noqa: E402
 
 
 class OnStates(torch.nn.Module):
@@ -105,8 +100,9 @@ def compare(comm: Communicator) -> int:
     return wrong
 
 
+def run() -> int:
+    return world.run(compare)
+
+
 if __name__ == "__main__":
-    if FAKE:
-        fake_device.start()
-    with fake_device.FakeDevice() if FAKE else nullcontext():
-        sys.exit(world.run(compare))
+    sys.exit(run())

@@ -1,8 +1,12 @@
-"""`python -m tests.fake_device.main VERB ... + VERB ...`: hpcgnn's commands on the fake device."""
+"""`python -m tests.fake_device.main [FOLDER PID]`: a standing job on the fake device.
+
+Its commands are those of hpcgnn, and modules of tests by their names, whose `run` is called.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +28,7 @@ from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # no
 from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
+from tests.standing_job import serve  # noqa: E402
 from tests.train import several_commands  # noqa: E402
 
 USED = 1 << 20  # bytes the device says are in use
@@ -121,7 +126,15 @@ def start() -> None:
     emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
 
 
+def run(command: list[str]) -> int:
+    """Commands of hpcgnn, or a module of tests."""
+    if command[0].startswith("tests."):
+        status: int = importlib.import_module(command[0]).run()
+        return status
+    return several_commands.run(command)
+
+
 if __name__ == "__main__":
     start()
     with FakeDevice():
-        sys.exit(several_commands.run(sys.argv[1:]))
+        sys.exit(serve(run, *sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`python -m tests.fake_device.synchronisations`: how often an epoch makes the host wait.
+"""How often an epoch makes the host wait.
 
 It waits where it asks for a number that the GPU computes, and for copies from and to memory that is
 not pinned. At most twice an epoch, for the loss and for the gradients, whatever the layers, the
@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fake_device import device_guard
+import torch
 
-device_guard.load()
-
-import torch  # noqa: E402
-
-import hpcgnn  # noqa: E402
-from hpcgnn import nn  # noqa: E402
-from hpcgnn.comm import world  # noqa: E402
-from hpcgnn.comm.communicator import Communicator  # noqa: E402
-from hpcgnn.comm.device import pick_device  # noqa: E402
-from hpcgnn.comm.ring import _DATA_TAG, Ring  # noqa: E402
-from hpcgnn.comm.transport.choice import choose_transport  # noqa: E402
-from hpcgnn.comm.transport.host import Transport  # noqa: E402
-from hpcgnn.graph.partitioned import PartitionedGraph  # noqa: E402
-from hpcgnn.sar import hubs  # noqa: E402
-from tests.fake_device import main as fake_device  # noqa: E402
-from tests.fake_device.tensors import FakeDevice  # noqa: E402
-from tests.graphs import distribute, random_graph  # noqa: E402
+import hpcgnn
+from hpcgnn import nn
+from hpcgnn.comm import world
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.device import pick_device
+from hpcgnn.comm.ring import _DATA_TAG, Ring
+from hpcgnn.comm.transport.choice import choose_transport
+from hpcgnn.comm.transport.host import Transport
+from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.sar import hubs
+from tests.fake_device.tensors import FakeDevice
+from tests.graphs import distribute, random_graph
 
 MOST = 2
 LAYERS = {
@@ -151,7 +147,22 @@ def count(comm: Communicator) -> int:
         if any(number > limit for number, limit in zip(found, most, strict=True)):
             wrong = 1
             print(f"rank {comm.rank}: {kind} launches {found} kernels a message", file=sys.stderr)
-    hubs.MANY = hubs.SETTLED = 1  # everything is a hub
+    with everything_a_hub():
+        return max(wrong, count_waits(comm))
+
+
+@contextmanager
+def everything_a_hub() -> Iterator[None]:
+    kept = hubs.MANY, hubs.SETTLED
+    hubs.MANY = hubs.SETTLED = 1
+    try:
+        yield
+    finally:
+        hubs.MANY, hubs.SETTLED = kept
+
+
+def count_waits(comm: Communicator) -> int:
+    wrong = 0
     for group in groups(comm):
         modes = MODES if group.comm.size == comm.size else MODES[:1]
         for kind, mode in ((kind, mode) for kind in LAYERS for mode in modes):
@@ -163,7 +174,5 @@ def count(comm: Communicator) -> int:
     return wrong
 
 
-if __name__ == "__main__":
-    fake_device.start()
-    with FakeDevice():
-        sys.exit(world.run(count))
+def run() -> int:
+    return world.run(count)

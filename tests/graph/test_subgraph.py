@@ -30,6 +30,7 @@ def few_targets(num_edges=500, **options):
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn", *DEEP])
 def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):

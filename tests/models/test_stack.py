@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from hpcgnn.models.stack import DeepStack
 from tests.graphs import distribute, random_graph
 from tests.nn.test_against_pyg import compare
 
-pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
 
 
@@ -27,7 +27,7 @@ class Unchanged(torch.nn.Module):
 class Theirs(torch.nn.Module):
     """As DeeperGCN's example: the first convolution bare, a norm before all else and at the end."""
 
-    def __init__(self, block: str, head: str) -> None:
+    def __init__(self, pyg: ModuleType, block: str, head: str) -> None:
         super().__init__()
 
         def layer(conv: torch.nn.Module, kind: str) -> torch.nn.Module:
@@ -53,12 +53,14 @@ class Theirs(torch.nn.Module):
 
 @pytest.mark.parametrize("head", ["linear", "conv"])
 @pytest.mark.parametrize("block", ["res+", "res"])
-def test_stack_beside_pytorch_geometric(comm, block, head):
+def test_stack_beside_pytorch_geometric(comm, pyg, block, head):
     torch.manual_seed(0)
     ours = DeepStack(
         5, 6, 4, 3, lambda a, b, layer: nn.SAGEConv(a, b), block=block, norm="layer", head=head
     )
-    compare(Theirs(block, head), ours, random_graph(40, 160), comm, ["sar", "sa"], limit64=1e-9)
+    compare(
+        Theirs(pyg, block, head), ours, random_graph(40, 160), comm, ["sar", "sa"], limit64=1e-9
+    )
 
 
 @pytest.mark.parametrize(("block", "quiet"), [("res+", ["0", "1", "2"]), ("res", ["0", "1", "2"])])

@@ -16,7 +16,6 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from tests.graphs import Whole, collect, distribute, local, random_graph, random_owner
 
-pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
 
 Make = Callable[[object], torch.nn.Module]
@@ -128,12 +127,12 @@ def compare(
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_in_every_mode(comm, name):
+def test_layer_in_every_mode(comm, pyg, name):
     compare(LAYERS[name](pyg), LAYERS[name](nn), random_graph(9, 24), comm, MODES)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_in_many_messages(comm, name):
+def test_layer_in_many_messages(comm, pyg, name):
     """Enough nodes that 4 KiB of buffers cut every block into several messages."""
     modes = MODES if name in FEW else ["sar"]
     compare(LAYERS[name](pyg), LAYERS[name](nn), random_graph(500, 2000), comm, modes)
@@ -141,14 +140,14 @@ def test_layer_in_many_messages(comm, name):
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 14), (8, 30), (9, 4)])
 @pytest.mark.parametrize("name", FEW)
-def test_small_graphs(comm, name, num_nodes, num_edges):
+def test_small_graphs(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
     compare(LAYERS[name](pyg), LAYERS[name](nn), whole, comm, ["sar"])
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 4), (40, 150), (500, 2000)])
 @pytest.mark.parametrize("name", EDGES)
-def test_edge_features(comm, name, num_nodes, num_edges):
+def test_edge_features(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, edge_width=3, symmetric=num_nodes == 40)
     features = torch.from_numpy(whole.edge_features).double()
     limit = 1e-6 if EDGES[name](nn).add_self_loops else 1e-11  # loops have float32 mean features
@@ -180,7 +179,7 @@ def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
 @pytest.mark.parametrize("width", [3, 8])
 @pytest.mark.parametrize("aggr", ["mean", "sum"])
 @pytest.mark.parametrize("num_bases", [None, 2])
-def test_rgcn(comm, num_bases, aggr, width, num_nodes, num_edges):
+def test_rgcn(comm, pyg, num_bases, aggr, width, num_nodes, num_edges):
     whole = relational(num_nodes, num_edges, random_owner(num_nodes, comm.size))
     theirs = pyg.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
     ours = nn.RGCNConv(5, width, 7, num_bases=num_bases, aggr=aggr)
@@ -189,14 +188,14 @@ def test_rgcn(comm, num_bases, aggr, width, num_nodes, num_edges):
     compare(theirs, ours, whole, comm, MODES, relation, limit64=limit)
 
 
-def test_rgcn_on_a_symmetric_graph(comm):
+def test_rgcn_on_a_symmetric_graph(comm, pyg):
     whole = random_graph(40, 150, num_relations=4, symmetric=True)
     relation = torch.from_numpy(whole.relation).long()
     compare(pyg.RGCNConv(5, 3, 4), nn.RGCNConv(5, 3, 4), whole, comm, MODES, relation, limit64=1e-6)
 
 
 @pytest.mark.parametrize("improved", [False, True])
-def test_weighted_gcn(comm, improved):
+def test_weighted_gcn(comm, pyg, improved):
     whole = random_graph(40, 150, weighted=True)
     theirs, ours = pyg.GCNConv(5, 3, improved=improved), nn.GCNConv(5, 3, improved=improved)
     compare(theirs, ours, whole, comm, ["sar"], torch.from_numpy(whole.weight).double())

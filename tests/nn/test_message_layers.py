@@ -14,7 +14,6 @@ from hpcgnn.errors import InputError
 from tests.graphs import Whole, collect, distribute, local, random_graph
 from tests.nn.test_against_pyg import MODES, compare
 
-pyg = pytest.importorskip("torch_geometric.nn")
 pytestmark = pytest.mark.mpi
 
 DEG = torch.tensor([3, 7, 9, 4, 2])
@@ -135,8 +134,9 @@ def graph_for(needs: str, nodes: int, edges: int, **options) -> tuple[Whole, lis
     return whole, [torch.from_numpy(given[need]).to(kinds[need]) for need in needs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_in_every_mode(comm, name):
+def test_layer_in_every_mode(comm, pyg, name):
     """Many messages too: 4 KiB of buffers cut every block."""
     needs, make = LAYERS[name]
     torch.manual_seed(1)
@@ -152,7 +152,7 @@ def test_layer_in_every_mode(comm, name):
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
-def test_a_graph_of_few_edges(comm, name):
+def test_a_graph_of_few_edges(comm, pyg, name):
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     whole, given = graph_for(needs, 9, 3)

@@ -88,6 +88,7 @@ def far_ones(found, exact, limit):
     return {k: v for k, v in apart.items() if v > (4 * limit if "bias" in k else limit)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", [*LAYERS, *MESSAGES])
 def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
@@ -102,6 +103,7 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
     assert sent_short < 0.65 * sent or comm.size == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 # The gradients of "gat edges" are too noisy on so small a graph.
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "gat edges"])

@@ -11,7 +11,7 @@ from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.pipeline import assign
 from tests.partition.slabs import everywhere, make_problem
 
-NODES, CLASSES, MOST = 1200, 8, 1500
+NODES, CLASSES, MOST = 1200, 8, 3000
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
+from tests.conftest import environment, launcher
 from tests.fake_device import device_guard
 from tests.graphs import distribute, random_graph
+from tests.standing_job import StandingJob
 from tests.train import several_commands
 
 COMMON = ["--layers", 3, "--dropout", 0.3, "--seed", 1]
@@ -54,25 +57,45 @@ def machines(name: str, fake: list[object], only_real: list[object]) -> pytest.M
     return pytest.mark.parametrize(("machine", name), values, indirect=["machine"])
 
 
-@pytest.fixture(params=["fake", REAL])
-def machine(request, mpirun, pytestconfig) -> Machine:
-    if request.param == "real":
-        request.getfixturevalue("gpu")
-
-        def start(ranks: int, *arguments: object, module: str = several_commands.__name__):
-            return mpirun(ranks, *arguments, module=module)
-
-        return Machine(start, nodes=3000, hidden=32, epochs=6, ranks=(1, 2, 4))
+@pytest.fixture(scope="module")
+def fake_jobs(tmp_path_factory, pytestconfig) -> Iterator[Callable[[int], StandingJob]]:
+    """`fake_jobs(2)`: the job of 2 ranks on the fake device that runs all commands of this file."""
     if shutil.which("g++") is None or torch.version.cuda is not None:
         pytest.skip("the fake device needs g++ and a torch without CUDA")
     library = device_guard.built(pytestconfig.cache.mkdir("emulator"))
-    folder = Path(__file__).parents[2]
+    started: dict[int, StandingJob] = {}
 
-    def run(
-        ranks: int, *arguments: object, module: str = "tests.fake_device.main"
-    ) -> subprocess.CompletedProcess[str]:
-        env = {device_guard.VARIABLE: str(library), "PYTHONPATH": str(folder)}
-        return mpirun(ranks, *arguments, env=env, module=module, timeout=600)  # compiles
+    def job(ranks: int) -> StandingJob:
+        def start(*place: str) -> subprocess.Popen[bytes]:
+            command = [*launcher(ranks), sys.executable, "-m", "tests.fake_device.main", *place]
+            more = {device_guard.VARIABLE: str(library)}
+            root = Path(__file__).parents[2]
+            return subprocess.Popen(command, env=environment(**more), cwd=root)
+
+        if ranks not in started:
+            started[ranks] = StandingJob(ranks, tmp_path_factory.mktemp("job"), start)
+        return started[ranks]
+
+    yield job
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture(params=["fake", REAL])
+def machine(request, mpirun) -> Machine:
+    if request.param == "real":
+        request.getfixturevalue("gpu")
+
+        def start(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+            if str(arguments[0]).startswith("tests."):
+                return mpirun(ranks, module=arguments[0])
+            return mpirun(ranks, *arguments, module=several_commands.__name__)
+
+        return Machine(start, nodes=3000, hidden=32, epochs=6, ranks=(1, 2, 4))
+    job = request.getfixturevalue("fake_jobs")
+
+    def run(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return job(ranks).run(*arguments)
 
     return Machine(run, nodes=150, hidden=16, epochs=3, ranks=(2,))
 
@@ -184,6 +207,18 @@ def test_runs_are_resumed_to_the_bit(train):
     assert losses(resumed) == losses(whole)
 
 
+def test_losses_are_those_of_staged_messages_to_the_bit(machine, train, tmp_path):
+    """By CUDA IPC, with halo buffers so small that a slot takes many messages."""
+    options = MODELS[2], "--halo-buffer 16KiB --epochs 2"
+    for ranks in [ranks for ranks in machine.ranks if ranks > 1]:
+        folders = [f"ipc{ranks}", f"staged{ranks}"]
+        runs = [(*options, f"--transport {way}") for way in ("ipc", "staged")]
+        ipc, staged = map(losses, train(ranks, *runs, folders=folders))
+        starts = [json.loads((tmp_path / name / "starts.jsonl").read_text()) for name in folders]
+        assert [start["transport"] == "CUDA IPC" for start in starts] == [True, False]
+        assert ipc == staged
+
+
 def test_predictions(machine, train, mpirun, parts, tmp_path):
     train(0, (MODELS[2],), folders=["run"])
     found, best = {}, tmp_path / "run" / "checkpoints" / "best.h5"
@@ -280,7 +315,7 @@ def test_the_table_of_speeds(machine):
     sizes = ["--nodes", machine.nodes, "--edges", 8 * machine.nodes, "--width", machine.hidden]
     sizes += ["--heads", 2, "--channels", machine.hidden // 2, "--repeat", 1]
     sizes += [] if torch.cuda.is_available() else ["--no-peers"]
-    done = machine.run(0, "bench", "kernels", "--device", "cuda", *sizes, "--json", "-")
+    done = machine.run(1, "bench", "kernels", "--device", "cuda", *sizes, "--json", "-")
     assert done.returncode == 0, done.stderr
     ours = [row for row in json.loads(done.stdout)["rows"] if row["implementation"] == "hpcgnn"]
     layers = [row for row in ours if not row["operation"].startswith("kernel ")]
@@ -291,12 +326,12 @@ def test_the_table_of_speeds(machine):
 @machines("ranks", fake=[3], only_real=[1, 2, 4])
 def test_every_layer(machine, ranks):
     """Output and gradients, on a real GPU in every mode, beside the CPU's."""
-    done = machine.run(ranks, module="tests.fake_device.layers")
+    done = machine.run(ranks, "tests.fake_device.layers")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("machine", ["fake"], indirect=True)
 def test_an_epoch_makes_the_host_wait_twice_at_most(machine):
     """On 1, 2 and 3 ranks, on 3 in every mode; and a message of attention takes few launches."""
-    done = machine.run(3, module="tests.fake_device.synchronisations")
+    done = machine.run(3, "tests.fake_device.synchronisations")
     assert done.returncode == 0, done.stderr[-2000:]

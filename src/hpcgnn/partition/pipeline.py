@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,58 +76,29 @@ def partition_graph(
     options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
-    with agreed(comm, "open the graph"):
-        graph = GraphFile(path)
-        if num_parts > graph.num_nodes:
-            raise InputError(
-                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: "
-                f"ask for at most {graph.num_nodes}",
-                file=path,
-            )
-    with graph:
+    with _opened(comm, path, num_parts) as graph:
         facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
         require_same(comm, facts, "graphs", file=path)
-        with agreed(comm, "read the edges"), display.stage("read the edges"):
-            low, high = slab_bounds(graph, comm.rank, comm.size)
-            indptr = graph.read_indptr(low, high)
-            indptr -= indptr[0]
-            share = graph.fingerprint_of(low, high)
-            train = _train_mask(graph, low, high)
-        graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
-        cost = options.node_cost + options.edge_cost * np.diff(indptr)
-        edges = SlabEdges(low, high, indptr, graph.read_sources)
-        problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
-        with comm.at(f"method {method}"), display.stage(f"method {method}"):
-            if method == "auto":
-                method, reason = choose(comm, problem)
-                problem.notes.append(reason)
-            owner = assign(comm, method, problem)
-        if options.refine == "volume":
-            with comm.at("refine"), display.stage("refine"):
-                owner = refine_volume(comm, problem, owner)
-        compared = "random partition to compare with"
-        with comm.at(compared), display.stage(compared):
-            random = random_numbers(comm, problem)
-        notes = problem.notes
-        del problem, edges, cost, indptr
+        low, high = slab_bounds(graph, comm.rank, comm.size)
+        cut = _cut(comm, graph, (low, high), num_parts, method, options, display)
         reading = "read the edges and nodes"
         with agreed(comm, reading), display.stage(reading):
             slab = graph.read_rows(low, high)
             nodes = graph.read_nodes(low, high)
     with comm.at("lay out the parts"), display.stage("lay out the parts"):
-        made, numbers = assembly.build(comm, slab, nodes, owner, num_parts, graph.num_nodes)
+        made, numbers = assembly.build(comm, slab, nodes, cut.owner, num_parts, graph.num_nodes)
     del slab, nodes
     report = {
-        "method": method,
+        "method": cut.method,
         "parts": num_parts,
-        "notes": comm.broadcast(notes),
+        "notes": comm.broadcast(cut.notes),
         **numbers.summary(),
-        "random": random.summary(),
+        "random": cut.random,
     }
     header = {
         **graph.counts.attributes(),
         "symmetric": int(bool(numbers.symmetric)),
-        "method": method,
+        "method": cut.method,
         "graph_fingerprint": graph.fingerprint,
         "report": report,
         "config": {"command": command, "graph": str(path), "parts": num_parts, **vars(options)},
@@ -141,6 +113,66 @@ def partition_graph(
         "seconds": time.monotonic() - began,
         "memory_bytes": comm.allreduce(peak),
     }
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The part of each row of this rank's slab, and how it was found.
+
+    `random`: the numbers of a random partition, to compare with.
+    """
+
+    method: str
+    owner: Array
+    random: dict[str, Any]
+    notes: list[str]
+
+
+def _opened(comm: Communicator, path: Path, num_parts: int) -> GraphFile:
+    """Open on all ranks, with nodes for so many parts."""
+    with agreed(comm, "open the graph"):
+        graph = GraphFile(path)
+        if num_parts > graph.num_nodes:
+            raise InputError(
+                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: "
+                f"ask for at most {graph.num_nodes}",
+                file=path,
+            )
+    return graph
+
+
+def _cut(
+    comm: Communicator,
+    graph: GraphFile,
+    rows: tuple[int, int],
+    num_parts: int,
+    method: str,
+    options: PartitionOptions,
+    display: Display,
+) -> _Cut:
+    """Reads the edges of this rank's rows, and finds the parts."""
+    low, high = rows
+    with agreed(comm, "read the edges"), display.stage("read the edges"):
+        indptr = graph.read_indptr(low, high)
+        indptr -= indptr[0]
+        share = graph.fingerprint_of(low, high)
+        train = _train_mask(graph, low, high)
+    graph.compare(sum(comm.allgather(share, where="fingerprint of the graph")))
+    cost = options.node_cost + options.edge_cost * np.diff(indptr)
+    edges = SlabEdges(low, high, indptr, graph.read_sources)
+    problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
+    with comm.at(f"method {method}"), display.stage(f"method {method}"):
+        if method == "auto":
+            method, reason = choose(comm, problem)
+            problem.notes.append(reason)
+        owner = assign(comm, method, problem)
+    if options.refine == "volume":
+        with comm.at("refine"), display.stage("refine"):
+            owner = refine_volume(comm, problem, owner)
+    compared = "random partition to compare with"
+    with comm.at(compared), display.stage(compared):
+        random = random_numbers(comm, problem)
+    return _Cut(method, owner, random.summary(), problem.notes)
 
 
 def default_file(graph: str | Path, num_parts: int) -> Path:

@@ -110,6 +110,7 @@ def test_rmat(nodes, slab_edges):
         assert graph.num_slabs > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slab_edges"), [(6, 1), (8, 1000)])
 def test_rmat_probabilities(nodes, slab_edges):
     """Edges appear as often as the Kronecker power of the quadrants says."""

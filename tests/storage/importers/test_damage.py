@@ -113,6 +113,7 @@ def attempt(source: Path, folder: Path, capfd) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_files(name, tmp_path, capfd):
     (tmp_path / "out").mkdir()

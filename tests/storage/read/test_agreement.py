@@ -98,6 +98,7 @@ def test_sound_parts_agree(comm, tmp_path, num_parts, symmetric):
         check_whole(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("change", "words"), FORGED)
 def test_parts_that_contradict_each_other(comm, tmp_path, change, words, symmetric):

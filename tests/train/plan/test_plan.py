@@ -175,7 +175,8 @@ def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys
     above = planned["peak_bytes_per_rank"] - planned["memory_bytes"]["imports"]
 
     run = tmp_path / "run"
-    done = mpirun(ranks, "train", part, *options, "--epochs", 2, "--run-dir", run)
+    options = [*options, "--epochs", 2, "--run-dir", run]
+    done = mpirun(ranks, "train", part, *options, alone=True)
     assert done.returncode == 0, done.stderr
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     amount, unit = re.search(r"above imports: (?:.* to )?([\d.]+) (\wB)", done.stdout).groups()

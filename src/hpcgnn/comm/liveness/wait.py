@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+from hpcgnn.comm.liveness import shared_memory
 from hpcgnn.comm.liveness.location import Location
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.errors import CommunicationError
 
-SPINS = 300
+_SPINS = 300
+_SPINS_WITHOUT_CORE = 5
 SHORTEST_SLEEP = 1e-5
 LONGEST_SLEEP = 1e-3
 LOOK_SECONDS = 2.0
@@ -44,6 +46,9 @@ class Waiter:
         self.limit = limit
         self._location = location
         self._overdue, self._look = overdue, look
+        # Where ranks share cores, one that spins keeps the one it waits for from its work.
+        alone = shared_memory.local_place()[1] <= (os.cpu_count() or 1)
+        self._spins = _SPINS if alone else _SPINS_WITHOUT_CORE
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
         """Index of one finished request, which is now null, or -1. Drives MPI's progress."""
@@ -55,7 +60,7 @@ class Waiter:
     ) -> int:
         """Wait for one of the requests: its index, or -1 when none is active."""
         try:
-            for spin in range(SPINS):
+            for spin in range(self._spins):
                 index, flag = MPI.Request.Testany(requests, status)
                 if flag:
                     return max(index, -1)

@@ -284,7 +284,7 @@ def sorted_slabs(
         yield slab[sorting_order(slab, keys)]
         return
     records.flush()
-    ((low, high),) = _extremes(records, keys[:1])
+    ((low, high),) = _lowest_and_highest(records, keys[:1])
     if low == high:
         if whole:
             raise _too_many(low, records.count, records.dtype, scratch.limit)
@@ -318,7 +318,7 @@ def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | 
     """
     if set(records.dtype.names or ()) != set(keys) or 8 * records.count > _PACKED * limit:
         return None
-    ends = _extremes(records, keys)
+    ends = _lowest_and_highest(records, keys)
     bits = [(high - low).bit_length() for low, high in ends]
     return _Packing(keys, [low for low, _ in ends], bits) if sum(bits) < 64 else None
 
@@ -414,7 +414,7 @@ def _order_of(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _extremes(records: Records, keys: tuple[str, ...]) -> list[tuple[int, int]]:
+def _lowest_and_highest(records: Records, keys: tuple[str, ...]) -> list[tuple[int, int]]:
     """The least and the largest value of each key."""
     ends = [
         [(int(chunk[key].min()), int(chunk[key].max())) for key in keys]

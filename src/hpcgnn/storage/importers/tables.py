@@ -219,7 +219,7 @@ class _Reading:
         for name in ("id", "label", "features", "split_column", "split_time"):
             if getattr(self.options, name):
                 option = name.replace("_", "-")
-                raise InputError(f"--{option} speaks of tables of nodes: name them with --nodes")
+                raise InputError(f"--{option} is about tables of nodes: name them with --nodes")
 
     def _ids_are_text(self) -> bool:
         if self.options.like is not None:

@@ -1,0 +1,74 @@
+"""What a module names stays as it was made: no function changes it, and none says `global`."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.test_imports import MODULES
+
+CHANGING = {"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault"}
+CHANGING |= {"update", "popitem", "sort", "appendleft"}
+
+
+def changes(source: str) -> list[str]:
+    """Lines in which a function changes what the module named."""
+    tree = ast.parse(source)
+    named = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    found = [f"{node.lineno}: global" for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            own = own_names(function)
+            for node in ast.walk(function):
+                if (name := changed_by(node)) in named and name not in own:
+                    found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def own_names(function: ast.FunctionDef) -> set[str]:
+    arguments = function.args
+    names = {one.arg for one in (*arguments.args, *arguments.kwonlyargs, *arguments.posonlyargs)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def changed_by(node: ast.AST) -> str | None:
+    """The name at the start of what is assigned into, or told to change."""
+    target: ast.AST | None = None
+    if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        target = node.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        target = node.func.value if node.func.attr in CHANGING else None
+    while isinstance(target, ast.Subscript | ast.Attribute):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_changes_what_its_module_names(module):
+    assert not changes(MODULES[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("KEPT[1] = 2", 1),
+        ("KEPT.x.y = 2", 1),
+        ("KEPT.setdefault(1, 2)", 1),
+        ("del KEPT[1]", 1),
+        ("global KEPT; KEPT = 3", 1),
+        ("KEPT = {}; KEPT[1] = 2", 0),
+        ("return KEPT[1]", 0),
+    ],
+)
+def test_changes_are_found(line, count):
+    assert len(changes(f"KEPT = {{}}\ndef f():\n    {line}\n")) == count
