@@ -46,6 +46,29 @@ def test_named_pipes_are_not_waited_for(arguments, tmp_path, capsys):
     assert f"error: {path}: is a named pipe" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("verb", "least"), [("partition", 640), ("train", 1024)])
+def test_too_few_addresses_for_the_libraries_are_said(verb, least, monkeypatch, capsys):
+    given = (least << 20) - 1
+    monkeypatch.setattr("resource.getrlimit", lambda what: (given, given))
+    assert main([verb, "g.h5"]) == 5
+    assert f"give at least {least << 10}" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_at_once_ends_a_verb_quietly():
+    command = (
+        f"{sys.executable} -P -m hpcgnn generate sbm /nowhere/g.h5 | true; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_new_model_may_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"b\xff.py")
+    assert main(["new", name]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_long_names_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edges.txt").write_text("0 1\n")
