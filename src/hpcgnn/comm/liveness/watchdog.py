@@ -24,7 +24,7 @@ WORKING_SECONDS = 1.0
 WORKING_CPU = 0.01
 MOST_LIMITS = 10
 GLANCE_SECONDS = 0.3
-MOST_PATIENCE = 20.0  # a long message on a slow network may keep all waiting for so long
+MOST_PATIENCE = 120.0  # a network may stand still for so long, and all ranks with it
 _STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
 
 
