@@ -217,8 +217,16 @@ def stream(
 
 def first_sent(edges: EdgeBlocks) -> int:
     """Local rows before this one are sent to nobody."""
-    sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
-    return min(sent, default=edges.blocks[edges.rank].num_columns)
+    return edges.derived(_FirstSent())
+
+
+@dataclass(frozen=True)
+class _FirstSent:
+    """Asked for once: a GPU is waited for."""
+
+    def build(self, edges: EdgeBlocks) -> int:
+        sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
+        return min(sent, default=edges.blocks[edges.rank].num_columns)
 
 
 def stream_and_return(

@@ -168,8 +168,9 @@ def estimate(shape: Shape, config: Config) -> Memory:
         features = min(features, 2 * SLAB_BYTES)
     activations = _activations(shape, config, halo)
     block_edges = shape.edges if shape.block_edges is None else shape.block_edges
+    first_sum = 4 * n * width if first_cached(shape, config) else 0
     scratch = EDGE_SCRATCH.get(model.kind, 0) * block_edges
-    backward = max(_backward(shape, config), scratch - activations)
+    backward = max(_backward(shape, config), scratch - activations - first_sum)
     backward = max(backward, _evaluation(shape, config) - activations)
     if model.kind in MESSAGES:
         backward += min(PIECES, 48 * shape.edges * model.hidden)
@@ -178,7 +179,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
     learned += 4 * n * model.embedding * copies
     return Memory(
         features=features,
-        first_sum=4 * n * width if first_cached(shape, config) else 0,
+        first_sum=first_sum,
         edges=_edges(shape, config, halo),
         activations=activations,
         backward=backward,
