@@ -2,7 +2,7 @@
 
 IMPORTS = 310_000_000  # resident once Python, torch and MPI are loaded, on CPUs
 SPARSE = 15_000_000  # more where features are sparse: what making their transpose leaves behind
-BASE, PEER, MOST_PEERS = 4_000_000, 2_000_000, 60_000_000  # MPI takes some for each other rank
+BASE, PEER, MOST_PEERS = 4_000_000, 500_000, 60_000_000  # MPI takes some for each other rank
 KEPT = {
     "sage": 1,
     "gcn": 1,
@@ -44,9 +44,10 @@ FORWARD = {
     "gatv2": 4,
     "transformer": 6,
 }  # arrays of a layer's forward pass; others 3
-EDGE_SCRATCH = {"gcn": 15, "appnp": 15, "sgc": 15, "dagnn": 15, "rgcn": 90}  # bytes per edge
+EDGE_SCRATCH = {"gcn": 15, "appnp": 15, "sgc": 15, "dagnn": 15, "rgcn": 75}  # bytes per edge
 MESSAGES = ("transformer", "gine", "pna", "rgat", "deeper")  # in plain torch, a few edges at a time
 PIECES = 60_000_000  # scratch of their messages
 SUMS = ("sage", "gcn", "gin", "sgc", "appnp", "dagnn")  # which send nothing back with messages
+SUMS_IN_SAR = ("gat", "rgcn")  # nor do these in mode `sar`
 LONGEST_LIST = 1.25  # halo rows from the rank that most come from, over the mean
 PAIR_BYTES, PAIRED_EDGE_BYTES = 200, 14  # for R-GCN, both ways: a pair of a relation and a row

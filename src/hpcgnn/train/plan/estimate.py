@@ -56,6 +56,7 @@ from hpcgnn.train.plan.coefficients import (
     SELF_LOOPS,
     SPARSE,
     SUMS,
+    SUMS_IN_SAR,
 )
 from hpcgnn.train.plan.halo import thinned, untouched
 from hpcgnn.train.plan.pruning import Share, shares
@@ -169,9 +170,11 @@ def estimate(shape: Shape, config: Config) -> Memory:
     activations = _activations(shape, config, halo)
     block_edges = shape.edges if shape.block_edges is None else shape.block_edges
     first_sum = 4 * n * width if first_cached(shape, config) else 0
+    buffers = _buffers(shape, config)
+    backward = max(_backward(shape, config), _evaluation(shape, config) - activations)
+    # What edges are arranged with is gone before the others are there.
     scratch = EDGE_SCRATCH.get(model.kind, 0) * block_edges
-    backward = max(_backward(shape, config), scratch - activations - first_sum)
-    backward = max(backward, _evaluation(shape, config) - activations)
+    backward = max(backward, scratch - activations - first_sum - buffers)
     if model.kind in MESSAGES:
         backward += min(PIECES, 48 * shape.edges * model.hidden)
     copies = 2 + (2 if config.optimiser.kind != "sgd" else 0)
@@ -184,7 +187,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
         activations=activations,
         backward=backward,
         parameters=learned,
-        halo_buffers=_buffers(shape, config),
+        halo_buffers=buffers,
         base=_base(shape, on_gpu=on_gpu),
     )
 
@@ -476,7 +479,8 @@ def _buffers(shape: Shape, config: Config) -> int:
         return 2 * 4 * rows * widest
     # A slot holds what one of the other ranks sends, if it fits, and what goes back.
     longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
-    whole = round(4 * (1 if model.kind in SUMS else 2) * longest * widest)
+    one_way = model.kind in SUMS or (config.streaming.mode == "sar" and model.kind in SUMS_IN_SAR)
+    whole = round(4 * (1 if one_way else 2) * longest * widest)
     halo_buffer, prefetch = parse_size(config.streaming.halo_buffer), config.streaming.prefetch
     longest_message = max(1, min(MESSAGE_BYTES, halo_buffer // (2 * prefetch)))
     messages = (shape.ranks - 1) * -(-whole // longest_message)
