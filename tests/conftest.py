@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -174,24 +174,40 @@ def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, status, *texts)
 
 
-@pytest.fixture(scope="session")
-def standing_jobs(tmp_path_factory) -> Iterator[Callable[[int], StandingJob]]:
-    """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
+@contextmanager
+def jobs_of(
+    module: str, folder: Callable[[str], Path], **more: str
+) -> Iterator[Callable[[int], StandingJob]]:
+    """A function from a number of ranks to the job of `module` on so many, and to no other.
+
+    Args:
+        folder: makes one for a job.
+        more: of their environment.
+    """
     started: dict[int, StandingJob] = {}
     root = Path(__file__).parents[1]
 
     def job(ranks: int) -> StandingJob:
         def start(*place: str) -> subprocess.Popen[bytes]:
-            command = [*launcher(ranks), sys.executable, "-m", "tests.standing_job", *place]
-            return subprocess.Popen(command, env=environment(), cwd=root)
+            command = [*launcher(ranks), sys.executable, "-m", module, *place]
+            return subprocess.Popen(command, env=environment(**more), cwd=root)
 
         if ranks not in started:
-            started[ranks] = StandingJob(ranks, tmp_path_factory.mktemp("job"), start)
+            started[ranks] = StandingJob(ranks, folder("job"), start)
         return started[ranks]
 
-    yield job
-    for one in started.values():
-        one.stop()
+    try:
+        yield job
+    finally:
+        for one in started.values():
+            one.stop()
+
+
+@pytest.fixture(scope="session")
+def standing_jobs(tmp_path_factory) -> Iterator[Callable[[int], StandingJob]]:
+    """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
+    with jobs_of("tests.standing_job", tmp_path_factory.mktemp) as job:
+        yield job
 
 
 @pytest.fixture

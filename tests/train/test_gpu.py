@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
-from tests.conftest import environment, launcher
+from tests.conftest import jobs_of
 from tests.fake_device import device_guard
 from tests.graphs import distribute, random_graph
 from tests.standing_job import StandingJob
@@ -63,22 +62,9 @@ def fake_jobs(tmp_path_factory, pytestconfig) -> Iterator[Callable[[int], Standi
     if shutil.which("g++") is None or torch.version.cuda is not None:
         pytest.skip("the fake device needs g++ and a torch without CUDA")
     library = device_guard.built(pytestconfig.cache.mkdir("emulator"))
-    started: dict[int, StandingJob] = {}
-
-    def job(ranks: int) -> StandingJob:
-        def start(*place: str) -> subprocess.Popen[bytes]:
-            command = [*launcher(ranks), sys.executable, "-m", "tests.fake_device.main", *place]
-            more = {device_guard.VARIABLE: str(library)}
-            root = Path(__file__).parents[2]
-            return subprocess.Popen(command, env=environment(**more), cwd=root)
-
-        if ranks not in started:
-            started[ranks] = StandingJob(ranks, tmp_path_factory.mktemp("job"), start)
-        return started[ranks]
-
-    yield job
-    for one in started.values():
-        one.stop()
+    more = {device_guard.VARIABLE: str(library)}
+    with jobs_of("tests.fake_device.main", tmp_path_factory.mktemp, **more) as job:
+        yield job
 
 
 @pytest.fixture(params=["fake", REAL])
