@@ -110,4 +110,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-early.watch()
+early.watch()  # a script that fails before it has a graph would leave the other ranks waiting
