@@ -23,10 +23,12 @@ def three_layers(a: int, b: int, layer: int) -> nn.GATConv:
     return nn.GATConv(a, b // 2, 2, dropout=0.3, layer=layer)
 
 
-def test_only_the_newest_layer_finds_its_product(comm, monkeypatch):
+@pytest.mark.parametrize("outputs", [6, 4])
+def test_the_newest_layer_and_a_wide_one_before_it_find_their_products(comm, monkeypatch, outputs):
     graph = distribute(random_graph(40, 160, width=6), comm)
     torch.manual_seed(0)
-    model = Stack(6, 8, 4, 3, three_layers)
+    model = Stack(6, 8, outputs, 3, three_layers)
+    wide = outputs == 4  # the second layer, of 8 columns, which are twice as many
     made, again = [], []
 
     def scored_product(x, weight, dtype, arrays, *vectors):
@@ -43,18 +45,19 @@ def test_only_the_newest_layer_finds_its_product(comm, monkeypatch):
         again.clear()
         loss = model(graph, graph.features).square().sum()
         first, second, third = (ref() for ref in made)
-        assert first is None and second is None and third is graph.execution.newest is not None
+        assert first is None and third is graph.execution.newest is not None
+        assert second is graph.execution.wide and (second is not None) == wide
         if not keeps:
-            third = graph.execution.newest = None
-        del third
+            second = third = graph.execution.newest = graph.execution.wide = None
+        del second, third
         loss.backward()
-        assert graph.execution.newest is None
+        assert graph.execution.newest is graph.execution.wide is None
         assert all(ref() is None for ref in made)
         return len(again), [parameter.grad.clone() for parameter in model.parameters()]
 
     with_it, expected = gradients(keeps=True)
     without, found = gradients(keeps=False)
-    assert (with_it, without) == (2, 3)
+    assert (with_it, without) == (1 if wide else 2, 3)
     assert all(map(torch.equal, found, expected))
 
 

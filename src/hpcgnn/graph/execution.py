@@ -32,6 +32,7 @@ class Execution:
             exchange drops it, whichever layer's it is, and so does what takes memory between
             layers: a layer whose backward comes at once finds its array, no other one pays for it.
             Whoever starts an exchange sets it to None.
+        wide: likewise of the layer before the newest, see `make_way`.
         together: so many hidden layers of a built-in model are computed again together in
             backward; 0: none is, see `sar.recompute`.
         forgets: whether what is saved for backward now is forgotten and computed again, so that
@@ -48,6 +49,7 @@ class Execution:
     cache_first: bool = True
     together: int = 0
     newest: Tensor | None = field(default=None, init=False, repr=False)
+    wide: Tensor | None = field(default=None, init=False, repr=False)
     forgets: bool = field(default=False, init=False, repr=False)
     kept: Kept | None = field(default=None, init=False, repr=False)
     arrays: Arrays = field(default_factory=Arrays, init=False, repr=False)
@@ -79,6 +81,17 @@ class Execution:
         self._drawn.add(layer)
         return self.seed, self._epoch, layer
 
+    def make_way(self, columns: int) -> None:
+        """Let the newest array go before a layer makes one of so many columns.
+
+        One that is at least twice as wide stays beside it: the narrow layer's backward takes less
+        than that of the wide one, which then has the array that it would take again anyway. What
+        stayed before goes.
+        """
+        newest, self.newest, self.wide = self.newest, None, None
+        if newest is not None and is_wide(newest.shape[1], columns) and self.kept is None:
+            self.wide = newest
+
     def keep_exact(self, *tensors: Tensor | None) -> None:
         """Say that these are saved for backward, which needs every bit of them."""
         if self.kept is not None:
@@ -103,3 +116,8 @@ class Execution:
                 yield
         finally:
             self._epoch, self._again, self.kept = before
+
+
+def is_wide(columns: int, after: int) -> bool:
+    """Whether a layer's product stays for its backward beside the next layer's, see `make_way`."""
+    return columns >= 2 * after

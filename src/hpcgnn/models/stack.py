@@ -162,7 +162,8 @@ class Stack(torch.nn.Module):
         dropout, step = self.dropouts[i], flow[i] if flow else None
         if isinstance(dropout, Dropout) and self._rectifies(i):
             y_NF = self._convolve(graph, x_NF, i, flow, dropout)
-            graph.execution.newest = None
+            if self.jumping != "none":
+                graph.execution.newest = None
             return y_NF
         y_NF = self._convolve(graph, x_NF, i, flow)
         graph.execution.newest = None  # what follows takes memory before backward comes here

@@ -91,6 +91,11 @@ def is_own(grads: tuple[Tensor, ...]) -> bool:
     return own and grads[0].is_contiguous()
 
 
+def let_go(grad: Tensor) -> None:
+    """Free a gradient that `is_own`, which autograd would hold until the backward has ended."""
+    grad.set_(grad.new_empty(0))  # type: ignore[call-overload]
+
+
 def is_spare(x: Tensor) -> bool:
     """Whether a backward may overwrite what a layer before it returned and it alone had saved.
 

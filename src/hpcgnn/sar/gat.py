@@ -6,7 +6,8 @@ with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward stre
 boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
 log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
 compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
-In mode `sar` z is computed again in backward, but of the newest layer: `Execution.newest`.
+In mode `sar` z is computed again in backward, but of the newest layer, and of one before it that is
+twice as wide: `Execution.newest`, `make_way`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hpcgnn.sar.attention import (
     AttentionSettings,
     normalised,
 )
-from hpcgnn.sar.autograd import first_order, is_own, last_saved
+from hpcgnn.sar.autograd import first_order, is_own, last_saved, let_go
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
@@ -98,7 +99,7 @@ class _Attention(torch.autograd.Function):
         ctx.product_dtype = product_type(graph.node_ids.device)
         if settings.dropout:
             graph.execution.mask_key(settings.layer)
-        graph.execution.newest = None  # before this layer's product takes its place
+        graph.execution.make_way(len(weight_KF))
         with torch.autocast(graph.node_ids.device.type, enabled=False):
             arrays = graph.execution.arrays
             product = ScoredProduct(x, weight_KF, ctx.product_dtype, arrays, source_HC, target_HC)
@@ -163,6 +164,8 @@ class _Attention(torch.autograd.Function):
         x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
         if z_NK is None:
             z_NK, z_is_ours = ctx.newest(), True
+            if z_NK is ctx.graph.execution.wide:
+                ctx.graph.execution.wide = None
         found = Gradients(
             x,
             weight_KF,
@@ -215,6 +218,8 @@ class _Attention(torch.autograd.Function):
                 run.at_sources(None if again is None else partial(again.write, 0))
             del again
             del g_NK
+            if in_place and heads.stop == s_NH.shape[1]:
+                let_go(grad_NK)
             found.add(heads, run, ctx.product_dtype, overwrites_z=z_is_ours)
             del run
         return (

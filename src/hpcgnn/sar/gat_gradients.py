@@ -117,18 +117,25 @@ class Gradients:
         x, weight_KF = self.inputs, self.weight_KF[columns]
         slabs, sums = row_slabs(grad_z_NK), grad_z_NK.dtype
         vectors, weights = ProductSum(sums), ProductSum(dtype or sums)
-        first = self.x is None
-        if len(slabs) > 1 and self.with_x and first and isinstance(x, Tensor):
-            self.x = self._like_x(x, z_NK if overwrites_z else None)
-        several = len(slabs) > 1
+        first, several = self.x is None, len(slabs) > 1
         wide = SlabScratch(grad_z_NK.dtype, reused=several)
         short, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
         into_x = RowProduct(weight_KF if dtype is None else weight_KF.to(dtype))
+        z: Tensor | None = z_NK
+        if several and self.with_x and first and isinstance(x, Tensor):
+            if not (overwrites_z and _fits(x, z_NK)):  # z goes before as much is taken
+                for rows in slabs:
+                    vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
+                z = None
+                del z_NK
+            self.x = self._like_x(x, z)
         for rows in slabs:
             grad_SK = grad_z_NK[rows]
-            vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
+            if z is not None:
+                vectors.add(grad_scores_NH[rows], wide.rounded(z[rows]))
             if not several:
-                del z_NK  # frees it before as much is taken
+                z = None
+                del z_NK  # likewise
             scores.add(grad_scores_NH[rows], grad_SK)
             if isinstance(x, Tensor):
                 grad_SK = short.rounded(grad_SK)
@@ -160,13 +167,18 @@ class Gradients:
             weights.add(grad_SK, x_SF)
 
     def _like_x(self, x_NF: Tensor, z_NK: Tensor | None) -> Tensor:
-        """For a gradient that is written as z is read for the last time: over z, where it fits."""
-        fits = z_NK is not None and z_NK.dtype == x_NF.dtype and z_NK.is_contiguous()
-        if z_NK is None or not fits or not z_NK.shape[1] < 2 * x_NF.shape[1] <= 2 * z_NK.shape[1]:
+        """For a gradient that is written as z is read for the last time: over z, if given."""
+        if z_NK is None:
             return self.arrays.like(x_NF)
         # No view, which would hold z, and look as if somebody else had it.
         here = z_NK.storage_offset(), x_NF.shape, (x_NF.shape[1], 1)
         return z_NK.new_empty(0).set_(z_NK.untyped_storage(), *here)
+
+
+def _fits(x_NF: Tensor, z_NK: Tensor) -> bool:
+    """Whether a gradient of x has room in z, and leaves little of it."""
+    same = z_NK.dtype == x_NF.dtype and z_NK.is_contiguous()
+    return same and z_NK.shape[1] < 2 * x_NF.shape[1] <= 2 * z_NK.shape[1]
 
 
 def _products_before(

@@ -34,6 +34,7 @@ APART = 2.75  # of gat, where the gradients of one head come after those of the 
 APART_LAST = (2.5, 2.0)  # LAST there
 OUTPUTS = {"gcn": 0, "rgcn": 1}  # times C, beside it; others 2
 LAST = {"gat": (1.4, 3.0), "gatv2": (0.8, 5.7)}  # times H and all heads' outputs, in the last one's
+WIDE = 2.1  # times H there, of gat where the layer before keeps its product, and all outputs
 LAST_SUM = {"sage": (0.0, 4.0), "gcn": (1.0, 2.5)}  # times H and C, in that of the last layer
 SELF_LOOPS = ("gat", "gatv2")  # which keep lists of edges of their own, both ways
 ALONE = 3  # times the outputs, where heads are computed one after the other

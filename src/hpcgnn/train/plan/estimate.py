@@ -26,8 +26,6 @@ from itertools import pairwise
 from hpcgnn.comm.ring import MESSAGE_BYTES
 from hpcgnn.graph.features import SLAB_BYTES
 from hpcgnn.models.segments import segments
-from hpcgnn.sar.gat import heads_apart
-from hpcgnn.sar.gat_heads import one_at_a_time
 from hpcgnn.settings import parse_size
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.coefficients import (
@@ -57,8 +55,10 @@ from hpcgnn.train.plan.coefficients import (
     SPARSE,
     SUMS,
     SUMS_IN_SAR,
+    WIDE,
 )
 from hpcgnn.train.plan.halo import thinned, untouched
+from hpcgnn.train.plan.heads import come_alone, come_apart, keep_wide
 from hpcgnn.train.plan.pruning import Share, shares
 
 
@@ -302,7 +302,8 @@ def _backward(shape: Shape, config: Config) -> int:
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
     found = shares(config, shape.degree, shape.labelled)
     read, written = found[-1].read, found[-1].written * shape.outputs
-    apart = _heads_apart(shape, config)
+    nodes = shape.nodes if shape.whole_nodes is None else shape.whole_nodes / shape.ranks
+    apart = come_apart(nodes, config)
     times = APART if apart else BACKWARD.get(model.kind, 2.5)
     over = model.kind == "sage" and _in_place(config) and not any(s.pruned for s in found)
     times = NOT_IN_PLACE if model.kind == "sage" and not over else times
@@ -321,8 +322,10 @@ def _backward(shape: Shape, config: Config) -> int:
         inputs = layers(shape, config)[model.layers - 1].inputs
         kept, wide = APART_LAST if apart else LAST.get(model.kind, (0.0, 0.0))
         last = kept * hidden + wide * heads * shape.outputs
-        if model.kind == "gat" and _alone(config, heads, heads * shape.outputs, inputs):
+        if model.kind == "gat" and come_alone(config, heads, heads * shape.outputs, inputs):
             last = ALONE * shape.outputs + inputs
+        if keep_wide(config, heads * shape.outputs):
+            last = max(last, WIDE * hidden + heads * shape.outputs)
         numbers = max(numbers, read * last)
     if model.kind == "dagnn":
         numbers = max(numbers, (model.power + 4) * shape.outputs)
@@ -369,22 +372,6 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
     return int(4 * shape.volume * numbers)
 
 
-def _heads_apart(shape: Shape, config: Config) -> bool:
-    """Whether hidden layers of gat compute the gradients of one head after the other."""
-    model = config.model
-    nodes = shape.nodes if shape.whole_nodes is None else shape.whole_nodes / shape.ranks
-    fits = model.kind == "gat" and config.streaming.mode == "sar" and config.device.kind != "cuda"
-    fits = fits and config.device.keep_in == "bf16" and not config.streaming.recompute
-    return fits and heads_apart(nodes, model.heads, model.hidden // model.heads)
-
-
-def _alone(config: Config, heads: int, wide: int, inputs: int) -> bool:
-    """Whether a last layer computes one head after the other; `wide`: outputs of all heads."""
-    last = config.model.head == "conv" and wide % heads == 0
-    mode = config.streaming.mode
-    return last and one_at_a_time(mode, heads=heads, channels=wide // heads, inputs=inputs)
-
-
 def input_width(shape: Shape, config: Config) -> int:
     """Columns that the first layer reads."""
     model = config.model
@@ -426,7 +413,7 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
             heads = model.output_heads or heads
             wide = b * heads
         if model.kind == "gat":
-            again = wide + heads if last and _alone(config, heads, wide, a) else 0
+            again = wide + heads if last and come_alone(config, heads, wide, a) else 0
             return wide + heads, wide + 4 * heads + again
         if model.kind == "transformer":  # keys and values
             return 2 * wide, 4 * wide

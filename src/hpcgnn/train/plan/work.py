@@ -19,6 +19,7 @@ from hpcgnn.train.plan.estimate import (
     relation_pairs,
 )
 from hpcgnn.train.plan.halo import thinned
+from hpcgnn.train.plan.heads import keep_wide
 from hpcgnn.train.plan.pruning import Share, shares
 
 # Numbers read or written beside products and gathers, per node and number of a layer's width,
@@ -150,7 +151,10 @@ def _convolve(
                 config.streaming.mode, heads=heads, channels=layer.outputs, inputs=layer.inputs
             )
         )
-        _attend(work, products, kind, heads, edges + n, last=last, alone=alone, backward=backward)
+        outputs = shape.outputs * (model.output_heads or model.heads)
+        keeps = last or (index == model.layers - 2 and keep_wide(config, outputs))
+        how = {"last": last, "alone": alone, "keeps": keeps, "backward": backward}
+        _attend(work, products, kind, heads, edges + n, **how)
         return
     if kind in ("rgcn", "rgat"):
         _relate(work, products, shape, edges, backward=backward)
@@ -198,6 +202,7 @@ def _attend(
     *,
     last: bool,
     alone: bool,
+    keeps: bool,
     backward: bool,
 ) -> None:
     wide = products.b * heads
@@ -216,7 +221,7 @@ def _attend(
         work.steps += heads - 1 + heads * backward
     else:
         work.gather(f"{kernel}_{direction}", wide, edges)
-        if backward and kind == "gat" and not last:
+        if backward and kind == "gat" and not keeps:
             products.linear(1, wide, backward=False)
     if last and heads > 1:
         work.rows += (6.0 if backward else 4.0) * products.n * (wide - products.b)
