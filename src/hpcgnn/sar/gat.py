@@ -199,7 +199,8 @@ class _Saved:
             z_NK, z_is_ours = ctx.newest(), True
             if z_NK is ctx.graph.execution.wide:
                 ctx.graph.execution.wide = None
-        return cls(x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
+        fields: Any = (x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
+        return cls(*fields)
 
 
 def _over_edges(
