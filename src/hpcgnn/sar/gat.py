@@ -12,7 +12,7 @@ In mode `sar` z is computed again in backward, but of the newest layer: `Executi
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +22,12 @@ from torch import Tensor
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar import products
-from hpcgnn.sar.attention import (
-    AttentionSettings,
-    normalised,
-)
+from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order, is_own, last_saved
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
-from hpcgnn.sar.products import (
-    ScoredProduct,
-    product_type,
-    refill,
-    shell,
-    summed,
-)
+from hpcgnn.sar.products import ScoredProduct, product_type, refill, shell, summed
 from hpcgnn.sar.rectifier import ReluDropout
 from hpcgnn.sar.stream import first_sent
 
@@ -142,94 +133,100 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            (
-                dense,
-                weight_KF,
-                source_HC,
-                target_HC,
-                edge_HD,
-                bias_K,
-                s_NH,
-                t_NH,
-                out_NK,
-                lse_NH,
-                z_NK,
-                *kept,
-            ),
-            z_is_ours,
-        ) = last_saved(ctx)
-        held, kept = kept[: ctx.num_held], kept[ctx.num_held :]
-        x: NodeFeatures = dense if ctx.x is None else refill(ctx.x, held)
-        if z_NK is None:
-            z_NK, z_is_ours = ctx.newest(), True
+        saved = _Saved.of(ctx)
         found = Gradients(
-            x,
-            weight_KF,
-            source_HC,
-            target_HC,
-            edge_HD,
-            bias_K,
+            saved.x,
+            saved.weight_KF,
+            saved.source_HC,
+            saved.target_HC,
+            saved.edge_HD,
+            saved.bias_K,
             ctx.graph.execution.arrays,
             with_x=ctx.needs_input_grad[0],
         )
-        groups = [range(s_NH.shape[1])]
-        if ctx.spares and z_NK is None and not ctx.keeps:
-            groups = head_groups(ctx.graph, *source_HC.shape)
+        groups = [range(len(saved.source_HC))]
+        if ctx.spares and saved.z_NK is None and not ctx.keeps:
+            groups = head_groups(ctx.graph, *saved.source_HC.shape)
         in_place = is_own(grads)
         grad_NK = grads[0].contiguous()
         for heads in groups:
-            part, columns = slice(heads.start, heads.stop), found.columns(heads)
+            columns = found.columns(heads)
             g_NK, d_NH = found.before_edges(
                 heads,
                 grad_NK[:, columns],
-                out_NK[:, columns],
+                saved.out_NK[:, columns],
                 ctx.then,
                 ctx.product_dtype,
                 in_place=in_place,
             )
-            if heads.stop == s_NH.shape[1]:
-                out_NK = None  # frees it, before as much is taken for z
-            again = None
-            if z_NK is None:
-                again = ScoredProduct(x, weight_KF[columns], ctx.product_dtype, found.arrays)
-                z_NK = again.z_NK
-            first = ctx.settings.first_head + heads.start
-            run = BackwardPass(
-                ctx.graph,
-                replace(ctx.settings, heads=len(heads), first_head=first),
-                ctx.product_dtype,
-                ctx.epoch,
-                g_NK,
-                d_NH,
-                z_NK,
-                s_NH[:, part],
-                t_NH[:, part],
-                lse_NH[:, part],
-                None if edge_HD is None else edge_HD[part],
-            )
-            z_NK = None
-            if ctx.keeps:
-                run.at_destinations(kept)
-            else:
-                run.at_sources(None if again is None else partial(again.write, 0))
-            del again
+            if heads.stop == len(saved.source_HC):
+                del saved.out_NK  # frees it, before as much is taken for z
+            run = _over_edges(ctx, saved, heads, columns, g_NK, d_NH)
             del g_NK
-            found.add(heads, run, ctx.product_dtype, overwrites_z=z_is_ours)
+            found.add(heads, run, ctx.product_dtype, overwrites_z=saved.z_is_ours)
             del run
-        return (
-            found.x,
-            found.weight,
-            found.source,
-            found.target,
-            found.edge,
-            found.bias,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        parameters = found.weight, found.source, found.target, found.edge, found.bias
+        return (found.x, *parameters, *[None] * 5)
+
+
+@dataclass
+class _Saved:
+    """What forward left to backward: each array is freed with its name here."""
+
+    x: NodeFeatures
+    weight_KF: Tensor
+    source_HC: Tensor
+    target_HC: Tensor
+    edge_HD: Tensor | None
+    bias_K: Tensor | None
+    s_NH: Tensor
+    t_NH: Tensor
+    out_NK: Tensor
+    lse_NH: Tensor
+    z_NK: Tensor | None  # None: to be computed again
+    z_is_ours: bool  # nobody else reads z
+    messages: list[Tensor]  # where they are kept
+
+    @classmethod
+    def of(cls, ctx: Any) -> _Saved:
+        (dense, *arrays), z_is_ours = last_saved(ctx)
+        layer, z_NK, rest = arrays[:9], arrays[9], arrays[10:]
+        x = dense if ctx.x is None else refill(ctx.x, rest[: ctx.num_held])
+        if z_NK is None:
+            z_NK, z_is_ours = ctx.newest(), True
+        return cls(x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
+
+
+def _over_edges(
+    ctx: Any, saved: _Saved, heads: range, columns: slice, g_NK: Tensor, d_NH: Tensor
+) -> BackwardPass:
+    """A pass over all edges for these heads, whose z is computed where nobody has it."""
+    part, z_NK, again = slice(heads.start, heads.stop), saved.z_NK, None
+    saved.z_NK = None
+    if z_NK is None:
+        arrays = ctx.graph.execution.arrays
+        again = ScoredProduct(saved.x, saved.weight_KF[columns], ctx.product_dtype, arrays)
+        z_NK = again.z_NK
+    first = ctx.settings.first_head + heads.start
+    run = BackwardPass(
+        ctx.graph,
+        replace(ctx.settings, heads=len(heads), first_head=first),
+        ctx.product_dtype,
+        ctx.epoch,
+        g_NK,
+        d_NH,
+        z_NK,
+        saved.s_NH[:, part],
+        saved.t_NH[:, part],
+        saved.lse_NH[:, part],
+        None if saved.edge_HD is None else saved.edge_HD[part],
+    )
+    del z_NK
+    if ctx.keeps:
+        run.at_destinations(saved.messages)
+    else:
+        run.at_sources(None if again is None else partial(again.write, 0))
+    return run
 
 
 def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[range]:

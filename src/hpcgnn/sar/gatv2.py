@@ -10,6 +10,7 @@ backward fetches zl of boundary sources again (mode `sar`) and sends its gradien
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,79 +119,128 @@ class _GATv2(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         left_NK, right_NK, att_HC, edge_DK, bias_K, out_NK, lse_NH, *kept = ctx.saved_tensors
-        graph: PartitionedGraph = ctx.graph
-        settings, edges = ctx.settings, graph.in_edges
         g_NK = grads[0].contiguous()
         d_NH = head_products(g_NK, out_NK, att_HC.shape[0], bias_K)
-        dtype = sum_type(left_NK.dtype)
-        grad_left = torch.zeros_like(left_NK, dtype=dtype)
-        grad_right = torch.zeros_like(right_NK, dtype=dtype)
+        run = _BackwardPass(
+            ctx.graph,
+            ctx.settings,
+            ctx.epoch,
+            ctx.wire,
+            kernels.Projections(left_NK, right_NK, att_HC),
+            kernels.ResultGradient(g_NK, lse_NH, d_NH),
+            edge_DK,
+        )
+        if ctx.keeps:
+            run.with_kept(kept)
+        else:
+            run.with_fetched()
+        grads_NK = (grad_NK.to(ctx.dtype) for grad_NK in (run.grad_left_NK, run.grad_right_NK))
+        grad_edge = None
+        if run.grad_edge_DK is not None and edge_DK is not None:
+            grad_edge = run.grad_edge_DK.to(edge_DK.dtype)
+        grad_bias = bias_gradient(g_NK, bias_K)
+        return *grads_NK, run.grad_att_HC.to(att_HC.dtype), grad_edge, grad_bias, None, None
+
+
+class _BackwardPass:
+    """Gradients of both projections, the attention vectors and the edge matrix, in types of sums.
+
+    Args:
+        wire: in which rows travel.
+        inputs: of local nodes, as forward read them.
+        outputs: the gradient of the result, with what the softmax left.
+    """
+
+    def __init__(
+        self,
+        graph: PartitionedGraph,
+        settings: AttentionSettings,
+        epoch: int,
+        wire: torch.dtype,
+        inputs: kernels.Projections,
+        outputs: kernels.ResultGradient,
+        edge_DK: Tensor | None,
+    ) -> None:
+        self.graph, self.edges, self.settings, self.epoch = graph, graph.in_edges, settings, epoch
+        self.wire, self.inputs, self.outputs, self.edge_DK = wire, inputs, outputs, edge_DK
+        self.dtype = sum_type(inputs.zl.dtype)
+        self.grad_left_NK = torch.zeros_like(inputs.zl, dtype=self.dtype)
+        self.grad_right_NK = torch.zeros_like(inputs.zr, dtype=self.dtype)
         # Sums over all edges, a part from each message: however many there are.
-        grad_att = torch.zeros_like(att_HC, dtype=torch.float64)
-        grad_edge = None if edge_DK is None else torch.zeros_like(edge_DK, dtype=torch.float64)
+        self.grad_att_HC = torch.zeros_like(inputs.att, dtype=torch.float64)
+        self.grad_edge_DK: Tensor | None = None
+        if edge_DK is not None:
+            self.grad_edge_DK = torch.zeros_like(edge_DK, dtype=torch.float64)
 
-        def differentiate(
-            block: Block, left_MK: Tensor, grad_MK: Tensor, progress: Progress | None = None
-        ) -> None:
-            def pieces(part: Block) -> Iterator[tuple[int, int]]:
-                for rows in work(part, edges.num_parts):
-                    yield rows
-                    if progress is not None:
-                        progress()
-
-            dropout = edge_dropout(graph, edges, block, settings, ctx.epoch)
-            kernels.gatv2_backward(
-                block,
-                kernels.Projections(left_MK, right_NK, att_HC),
-                kernels.ResultGradient(g_NK, lse_NH, d_NH),
-                kernels.GATv2Gradients(grad_MK, grad_right, grad_att, grad_edge),
-                kernels.Scoring(settings.slope, dropout, edge_DK),
-                pieces=pieces,
-            )
-
-        returned = Returned(edges, grad_left)
+    def with_kept(self, kept: list[Tensor]) -> None:
+        """Remote rows are here still: compute their gradients from them and send these back."""
+        returned = Returned(self.edges, self.grad_left_NK)
 
         def produce(index: int, block: Block, out_MK: Tensor) -> None:
-            grad_MK = out_MK if out_MK.dtype == dtype else torch.zeros_like(out_MK, dtype=dtype)
-            differentiate(block, readable(kept[index]), grad_MK)
+            grad_MK = out_MK
+            if out_MK.dtype != self.dtype:
+                grad_MK = torch.zeros_like(out_MK, dtype=self.dtype)
+            self._differentiate(block, readable(kept[index]), grad_MK)
             out_MK.copy_(grad_MK)
 
-        local = local_blocks(graph, edges, settings.self_loops)
-
         def differentiate_here(progress: Progress) -> None:
-            for block in local:
-                differentiate(block, left_NK, grad_left)
+            for block in self._local():
+                self._differentiate(block, self.inputs.zl, self.grad_left_NK)
                 progress()
 
-        if ctx.keeps:
-            return_gradients(
-                graph,
-                edges,
-                left_NK.shape[1],
-                ctx.wire,
-                produce,
-                returned.accept,
-                where="attention backward",
-                first=differentiate_here,
-                sums=RowSums(grad_right),
-            )
-        else:
-            # Gradients that come back are added to those of the local edges: in this order.
-            for block, (left_MK,), grad_MK, progress in stream_and_return(
-                graph,
-                edges,
-                Payload((left_NK,), ctx.wire),
-                grad_left,
-                returned.accept,
-                where="attention backward",
-                local=local,
-                in_order=True,
-                sums=RowSums(grad_right),
-            ):
-                differentiate(block, left_MK, grad_MK, progress)
+        return_gradients(
+            self.graph,
+            self.edges,
+            self.grad_left_NK.shape[1],
+            self.wire,
+            produce,
+            returned.accept,
+            where="attention backward",
+            first=differentiate_here,
+            sums=RowSums(self.grad_right_NK),
+        )
         returned.end()
-        grad_left, grad_right = grad_left.to(ctx.dtype), grad_right.to(ctx.dtype)
-        grad_bias, grad_att = bias_gradient(g_NK, bias_K), grad_att.to(att_HC.dtype)
-        if grad_edge is not None and edge_DK is not None:
-            grad_edge = grad_edge.to(edge_DK.dtype)
-        return grad_left, grad_right, grad_att, grad_edge, grad_bias, None, None
+
+    def with_fetched(self) -> None:
+        """Fetch remote rows again, a message at a time, and send their gradients back."""
+        returned = Returned(self.edges, self.grad_left_NK)
+        # Gradients that come back are added to those of the local edges: in this order.
+        for block, (left_MK,), grad_MK, progress in stream_and_return(
+            self.graph,
+            self.edges,
+            Payload((self.inputs.zl,), self.wire),
+            self.grad_left_NK,
+            returned.accept,
+            where="attention backward",
+            local=self._local(),
+            in_order=True,
+            sums=RowSums(self.grad_right_NK),
+        ):
+            self._differentiate(block, left_MK, grad_MK, progress)
+        returned.end()
+
+    def _local(self) -> list[Block]:
+        return local_blocks(self.graph, self.edges, self.settings.self_loops)
+
+    def _differentiate(
+        self, block: Block, left_MK: Tensor, grad_MK: Tensor, progress: Progress | None = None
+    ) -> None:
+        """Add what the edges of `block` contribute; to the rows it reads in `grad_MK`."""
+
+        def pieces(part: Block) -> Iterator[tuple[int, int]]:
+            for rows in work(part, self.edges.num_parts):
+                yield rows
+                if progress is not None:
+                    progress()
+
+        dropout = edge_dropout(self.graph, self.edges, block, self.settings, self.epoch)
+        kernels.gatv2_backward(
+            block,
+            replace(self.inputs, zl=left_MK),
+            self.outputs,
+            kernels.GATv2Gradients(
+                grad_MK, self.grad_right_NK, self.grad_att_HC, self.grad_edge_DK
+            ),
+            kernels.Scoring(self.settings.slope, dropout, self.edge_DK),
+            pieces=pieces,
+        )
