@@ -194,7 +194,8 @@ class _Saved:
         x = dense if ctx.x is None else refill(ctx.x, rest[: ctx.num_held])
         if z_NK is None:
             z_NK, z_is_ours = ctx.newest(), True
-        return cls(x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
+        fields: Any = (x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
+        return cls(*fields)
 
 
 def _over_edges(
