@@ -21,6 +21,7 @@ class Seconds:
         products: dense ones.
         gathers: sums and attention over edges.
         rows: everything else that passes over rows: norms, dropout, the loss, the optimiser.
+        steps: what passes of layers take however small the graph is: Python, starting messages.
         messages: sending and receiving halo rows.
         all_reduce: of gradients and metrics.
         waiting: for the rank with most nodes, edges and halo rows.
@@ -29,6 +30,7 @@ class Seconds:
     products: float
     gathers: float
     rows: float
+    steps: float
     messages: float
     all_reduce: float
     waiting: float
@@ -47,7 +49,7 @@ def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
 
 
 def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
-    total = dict.fromkeys(("products", "gathers", "rows", "messages"), 0.0)
+    total = dict.fromkeys(("products", "gathers", "rows", "steps", "messages"), 0.0)
     passes = ((1.0, training_pass), (1 / config.training.eval_every, evaluation_pass))
     for times, made in passes:
         for name, value in _seconds(made(shape, config), shape, config, machine).items():
@@ -63,8 +65,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         edges * width / machine.gathers[kernel].rate(width, shape.nodes)
         for kernel, width, edges in work.gathers
     )
-    rows = 4 * work.rows / machine.rows + work.steps * machine.step_seconds
-    rows += work.streamed / machine.host
+    rows = 4 * work.rows / machine.rows + work.streamed / machine.host
     messages = 0.0
     if ranks > 1 and work.exchanges and shape.halo:
         links = machine.links(ranks)
@@ -76,6 +77,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
         "gathers": gathers * machine.slowdown("gathers", ranks) * (0.6 if half else 1),
         "rows": rows * machine.slowdown("rows", ranks),
+        "steps": work.steps * machine.step_seconds * machine.slowdown("steps", ranks),
         "messages": messages,
     }
 
