@@ -138,3 +138,18 @@ def test_what_layers_take_on_their_own_does_not_shrink_with_the_graph(tmp_path):
         assert steps[0] == steps[1] == steps[3] == pytest.approx(steps[2] / 3)
         assert steps[0] > 14 * quick.step_seconds
     assert seconds(largest_of(tiny, 8), Config.of(model="gcn"), slow).epoch < 2 * steps[2]
+
+
+def test_parts_with_most_nodes_and_with_most_edges_are_waited_for(tmp_path):
+    machine = read_machine("perlmutter-cpu")
+    even = replace(WHOLE, nodes=800_000, edges=8_000_000)
+    part = replace(largest_of(even, 2), nodes=400_000, edges=4_000_000, volume=None)
+    wide, dense = replace(part, nodes=500_000), replace(part, edges=5_000_000)
+    for kind in ("gcn", "sage"):
+        config = Config.of(model=kind)
+        none, one, other, both = (
+            seconds(replace(part, busiest=busiest), config, machine).waiting
+            for busiest in ((part,), (wide,), (dense,), (wide, dense))
+        )
+        assert 0 == none < min(one, other)
+        assert both == pytest.approx(max(one, other) if kind == "sage" else one + other)

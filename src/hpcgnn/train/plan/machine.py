@@ -108,7 +108,11 @@ class Machine:
         here = min(ranks, self.ranks_per_node)
         at_once, most = min(here, self.full_speed), min(self.ranks_per_node, self.full_speed)
         share = 1.0 if most == 1 else (at_once - 1) / (most - 1)
-        return (1 + (self.crowd[what] - 1) * share) * max(1.0, here / self.full_speed)
+        return (1 + (self.crowd[what] - 1) * share) * self.turns(ranks)
+
+    def turns(self, ranks: int) -> float:
+        """How many of `ranks` ranks share a core, at least 1."""
+        return max(1.0, min(ranks, self.ranks_per_node) / self.full_speed)
 
     def links(self, ranks: int) -> Links:
         """Those that most messages of a job of so many ranks take."""

@@ -11,6 +11,7 @@ from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
 
 _SMALL_REDUCTIONS = 8  # an epoch's of a few numbers: loss, metrics, whether to stop
 _SMALL = 64  # bytes
+_SUMS_FIRST = ("sage", "gin", "gine", "pna")  # whose rows are sent as they come into a layer
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Seconds:
         steps: what passes of layers take however small the graph is: Python, starting messages.
         messages: sending and receiving halo rows.
         all_reduce: of gradients and metrics.
-        waiting: for the rank with most nodes, edges and halo rows.
+        waiting: for the ranks with most nodes, edges and halo rows.
     """
 
     products: float
@@ -41,11 +42,25 @@ class Seconds:
 
 
 def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
-    """Of one epoch; `shape` is that of the largest part, and holds that of the busiest."""
+    """Of one epoch; `shape` is that of the largest part, and holds those of the busiest."""
     mean = _rank(shape.mean(), config, machine)
-    heaviest = _rank(shape.busiest or shape, config, machine)
-    waiting = max(0.0, sum(heaviest.values()) - sum(mean.values()))
+    heaviest = [_rank(part, config, machine) for part in shape.busiest or (shape,)]
+    waiting = _waiting(mean, heaviest, sums_first=config.model.kind in _SUMS_FIRST)
+    waiting /= machine.turns(shape.ranks)  # who waits leaves its core to others
     return Seconds(**mean, all_reduce=_all_reduce(shape, config, machine), waiting=waiting)
+
+
+def _waiting(
+    mean: dict[str, float], heaviest: list[dict[str, float]], *, sums_first: bool
+) -> float:
+    """For the heaviest rank.
+
+    Rows that are multiplied before they are sent come late from the rank that has most of them, and
+    most edges may lie on another: measured epochs are near the sum of both.
+    """
+    if sums_first:
+        return max(0.0, max(sum(part.values()) for part in heaviest) - sum(mean.values()))
+    return sum(max(0.0, max(part[name] for part in heaviest) - mean[name]) for name in mean)
 
 
 def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
