@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.bench.peers import Case, power_law_edges
+from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.kernels.block import Block
@@ -50,14 +51,16 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
     clock = _Clock(comm)
     rates: dict[Hashable, Rate] = {}
     links: list[list[float]] = []
+    steps: list[Rate] = []
     for _ in range(_SWEEPS):
         for key, rate in _sweep(clock, device).items():
             before = rates.get(key, rate)
             rates[key] = max(rate[0], before[0]), max(rate[1], before[1])
         links.append([second for place in _messages(comm, hosts) for second in place])
+        steps.append(_steps(comm, device))
     seconds = [min(found) for found in zip(*links, strict=True)]
     inside, between = seconds[: len(_MESSAGES)], seconds[len(_MESSAGES) :]
-    rows = rates["rows"]
+    rows, step = rates["rows"], (max(s[0] for s in steps), max(s[1] for s in steps))
     host = rates["host"][1] if "host" in rates else rows[0]
     full_speed = per_node if device.type == "cuda" else max(1, _cores() // torch.get_num_threads())
     waits = max(1.0, per_node / full_speed)
@@ -67,6 +70,7 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         "products": _ratio((rates["product", w] for w in _WIDTHS), waits),
         "gathers": _ratio((rates[k, "many", w] for k in KERNELS for w in _WIDTHS), waits),
         "rows": _ratio([rows], waits),
+        "steps": _ratio([step], waits),
     }
     lines = [
         f'name = "{name}"',
@@ -77,7 +81,7 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         f"full_speed = {full_speed}  # ranks of a node with cores of their own",
         f"rows = {rows[0]:.4g}  # bytes per second of passes over rows",
         f"host = {host:.4g}  # bytes per second from the host's memory",
-        f"step_seconds = {1 / rates['step'][0]:.3g}  # of a layer's pass over next to nothing",
+        f"step_seconds = {1 / step[0]:.3g}  # of a layer's pass over next to nothing",
         "",
         "[products]  # FLOP/s by the width of square weights",
         f"widths = {list(_WIDTHS)}",
@@ -108,7 +112,6 @@ def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:
         for kernel, rate in _gathers(clock, block, width, device).items():
             found[kernel, size, width] = rate
     found["rows"] = _rows(clock, device)
-    found["step"] = _step(clock, device)
     if device.type == "cuda":
         found["host"] = _host(clock, device)
     return found
@@ -188,17 +191,18 @@ def _host(clock: _Clock, device: torch.device) -> Rate:
     return clock.rates(float(len(near)), lambda: far.copy_(near, non_blocking=True))
 
 
-def _step(clock: _Clock, device: torch.device) -> Rate:
-    """Times a second that a layer's work beside its kernels is done: a dozen small operations."""
-    x = torch.randn(4, 4, device=device, requires_grad=True)
-
-    def run() -> None:
-        y = x
-        for _ in range(6):
-            y = torch.relu(y @ x)
-        y.sum().backward()
-
-    return clock.rates(1.0, run)
+def _steps(comm: Communicator, device: torch.device) -> Rate:
+    """Passes of a layer over next to nothing: of rank 0 alone, and of all with their messages."""
+    alone = 0.0
+    part = comm if comm.size == 1 else comm.sub([0])
+    if part is not None:
+        alone = seconds_of_step(part, device)
+        if part is not comm:
+            part.close()
+    if comm.size == 1:
+        return 1 / alone, 1 / alone
+    alone = comm.allreduce(alone, "max", where="bench machine")
+    return 1 / alone, 1 / seconds_of_step(comm, device)
 
 
 def _block(size: str, width: int, device: torch.device) -> Block:

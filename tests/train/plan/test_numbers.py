@@ -16,7 +16,7 @@ from hpcgnn.train.plan.coefficients import KEPT
 from hpcgnn.train.plan.estimate import Shape, bytes_per_epoch, estimate
 from hpcgnn.train.plan.halo import KEPT as HALO_KEPT
 from hpcgnn.train.plan.halo import modelled, untouched
-from hpcgnn.train.plan.machine import Curve, known, read_machine
+from hpcgnn.train.plan.machine import Curve, folder, known, read_machine
 from hpcgnn.train.plan.pruning import shares
 from hpcgnn.train.plan.seconds import seconds
 from hpcgnn.train.plan.shapes import largest_of
@@ -121,3 +121,35 @@ def test_machine_files_are_checked(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         read_machine(str(tmp_path / "none.toml"))
     assert Curve((1, 100), (1, 10)).at(10) == pytest.approx(10**0.5)
+
+
+def test_what_layers_take_on_their_own_does_not_shrink_with_the_graph(tmp_path):
+    text = (folder() / "perlmutter-cpu.toml").read_text()
+    file = tmp_path / "here.toml"
+    file.write_text(text.replace("rows = 1.0\n", "rows = 1.0\nsteps = 3.0\n"))
+    slow, quick = read_machine(str(file)), read_machine("perlmutter-cpu")
+    assert quick.crowd["steps"] == 1 and slow.crowd["steps"] == 3
+    tiny = replace(WHOLE, nodes=800, edges=8000)
+    for kind in ("gcn", "gat"):
+        steps = [
+            seconds(largest_of(tiny, ranks), Config.of(model=kind), machine).steps
+            for ranks, machine in ((1, quick), (8, quick), (8, slow), (1, slow))
+        ]
+        assert steps[0] == steps[1] == steps[3] == pytest.approx(steps[2] / 3)
+        assert steps[0] > 14 * quick.step_seconds
+    assert seconds(largest_of(tiny, 8), Config.of(model="gcn"), slow).epoch < 2 * steps[2]
+
+
+def test_parts_with_most_nodes_and_with_most_edges_are_waited_for(tmp_path):
+    machine = read_machine("perlmutter-cpu")
+    even = replace(WHOLE, nodes=800_000, edges=8_000_000)
+    part = replace(largest_of(even, 2), nodes=400_000, edges=4_000_000, volume=None)
+    wide, dense = replace(part, nodes=500_000), replace(part, edges=5_000_000)
+    for kind in ("gcn", "sage"):
+        config = Config.of(model=kind)
+        none, one, other, both = (
+            seconds(replace(part, busiest=busiest), config, machine).waiting
+            for busiest in ((part,), (wide,), (dense,), (wide, dense))
+        )
+        assert 0 == none < min(one, other)
+        assert both == pytest.approx(max(one, other) if kind == "sage" else one + other)

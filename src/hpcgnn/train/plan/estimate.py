@@ -70,7 +70,8 @@ class Shape:
     `edge_bytes`: bytes of one stored edge. `whole_nodes`, `whole_edges`: of all parts; None: as if
     all were as large. `labelled`: share of nodes that are trained on, None where that is unknown.
     `block_edges`: of the part's edges, those from the part that most come from; None: all.
-    `busiest`: the part that has most to do, which may be another than what takes most memory.
+    `busiest`: the parts with most nodes, with most edges and with most halo rows, for which others
+    wait; empty: this one.
     `pairs_per_edge`: of a relation and a node that has such edges; None: relations are random.
     """
 
@@ -90,7 +91,7 @@ class Shape:
     labelled: float | None = None
     pairs_per_edge: float | None = None
     block_edges: int | None = None
-    busiest: Shape | None = None
+    busiest: tuple[Shape, ...] = ()
 
     @property
     def degree(self) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.models.demands import Content, Facts, check_host_features
-from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.reader import Reader
@@ -181,7 +180,7 @@ def content_of_file(path: Path) -> Content:
 
 
 def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
-    """The part that takes most memory; the one that has most to do beside it."""
+    """The part that takes most memory; beside it those that others wait for."""
     sizes = reader.column("exchange/sizes", ("int64",), (parts, 2)).read()
     sends = reader.column("exchange/in", ("int32",), (parts, parts)).read().astype(np.int64)
     halo = np.maximum(sends.sum(axis=0), sends.sum(axis=1))
@@ -204,9 +203,8 @@ def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
 
     first = {int(k) for order in (nodes, edges, halo) for k in np.argsort(-order)[:_CANDIDATES]}
     largest = max(map(part, sorted(first)), key=lambda shape: estimate(shape, config).peak)
-    costs = PartitionOptions()
-    busiest = part(int(np.argmax(costs.node_cost * nodes + costs.edge_cost * edges)))
-    return replace(largest, busiest=busiest)
+    most = {int(np.argmax(counts)) for counts in (nodes, edges, halo)}
+    return replace(largest, busiest=tuple(map(part, sorted(most))))
 
 
 def _block_edges(reader: Reader, part: int, parts: int) -> int:

@@ -16,7 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.settings import parse_size, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
-CROWDED = ("products", "gathers", "rows")
+CROWDED = ("products", "gathers", "rows", "steps")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Machine:
         rows: bytes per second of passes over rows.
         host: bytes per second from the host's memory to the device; on a CPU as `rows`.
         crowd: seconds of each of `full_speed` ranks at work at once over those of one alone, of
-            `products`, `gathers` and `rows`.
+            `products`, `gathers`, `rows` and `steps` (1 where a file of before lacks these).
         inside, between: messages inside a node and between nodes.
-        step_seconds: what a layer's pass takes however small the graph is.
+        step_seconds: what a pass of a GCN layer takes however small the graph is.
     """
 
     name: str
@@ -108,7 +108,11 @@ class Machine:
         here = min(ranks, self.ranks_per_node)
         at_once, most = min(here, self.full_speed), min(self.ranks_per_node, self.full_speed)
         share = 1.0 if most == 1 else (at_once - 1) / (most - 1)
-        return (1 + (self.crowd[what] - 1) * share) * max(1.0, here / self.full_speed)
+        return (1 + (self.crowd[what] - 1) * share) * self.turns(ranks)
+
+    def turns(self, ranks: int) -> float:
+        """How many of `ranks` ranks share a core, at least 1."""
+        return max(1.0, min(ranks, self.ranks_per_node) / self.full_speed)
 
     def links(self, ranks: int) -> Links:
         """Those that most messages of a job of so many ranks take."""
@@ -182,7 +186,7 @@ def _machine(content: dict[str, Any]) -> Machine:
         inside=Links(messages.table("inside").curve("bytes", "seconds")),
         between=Links(messages.table("between").curve("bytes", "seconds")),
         step_seconds=table.number("step_seconds"),
-        crowd={name: crowd.number(name) for name in CROWDED},
+        crowd={name: crowd.number(name, 1.0 if name == "steps" else None) for name in CROWDED},
     )
 
 
@@ -205,7 +209,9 @@ class _Table:
     def text(self, name: str) -> str:
         return str(self._get(name, str, "text"))
 
-    def number(self, name: str) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
+        if default is not None and name not in self.content:
+            return default
         value = float(self._get(name, (int, float), "a number"))
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{self.path}{name} must be a number above 0", value=value)

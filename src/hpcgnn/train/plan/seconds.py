@@ -11,6 +11,7 @@ from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
 
 _SMALL_REDUCTIONS = 8  # an epoch's of a few numbers: loss, metrics, whether to stop
 _SMALL = 64  # bytes
+_SUMS_FIRST = ("sage", "gin", "gine", "pna")  # whose rows are sent as they come into a layer
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,16 @@ class Seconds:
         products: dense ones.
         gathers: sums and attention over edges.
         rows: everything else that passes over rows: norms, dropout, the loss, the optimiser.
+        steps: what passes of layers take however small the graph is: Python, starting messages.
         messages: sending and receiving halo rows.
         all_reduce: of gradients and metrics.
-        waiting: for the rank with most nodes, edges and halo rows.
+        waiting: for the ranks with most nodes, edges and halo rows.
     """
 
     products: float
     gathers: float
     rows: float
+    steps: float
     messages: float
     all_reduce: float
     waiting: float
@@ -39,15 +42,29 @@ class Seconds:
 
 
 def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
-    """Of one epoch; `shape` is that of the largest part, and holds that of the busiest."""
+    """Of one epoch; `shape` is that of the largest part, and holds those of the busiest."""
     mean = _rank(shape.mean(), config, machine)
-    heaviest = _rank(shape.busiest or shape, config, machine)
-    waiting = max(0.0, sum(heaviest.values()) - sum(mean.values()))
+    heaviest = [_rank(part, config, machine) for part in shape.busiest or (shape,)]
+    waiting = _waiting(mean, heaviest, sums_first=config.model.kind in _SUMS_FIRST)
+    waiting /= machine.turns(shape.ranks)  # who waits leaves its core to others
     return Seconds(**mean, all_reduce=_all_reduce(shape, config, machine), waiting=waiting)
 
 
+def _waiting(
+    mean: dict[str, float], heaviest: list[dict[str, float]], *, sums_first: bool
+) -> float:
+    """For the heaviest rank.
+
+    Rows that are multiplied before they are sent come late from the rank that has most of them, and
+    most edges may lie on another: measured epochs are near the sum of both.
+    """
+    if sums_first:
+        return max(0.0, max(sum(part.values()) for part in heaviest) - sum(mean.values()))
+    return sum(max(0.0, max(part[name] for part in heaviest) - mean[name]) for name in mean)
+
+
 def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
-    total = dict.fromkeys(("products", "gathers", "rows", "messages"), 0.0)
+    total = dict.fromkeys(("products", "gathers", "rows", "steps", "messages"), 0.0)
     passes = ((1.0, training_pass), (1 / config.training.eval_every, evaluation_pass))
     for times, made in passes:
         for name, value in _seconds(made(shape, config), shape, config, machine).items():
@@ -63,8 +80,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         edges * width / machine.gathers[kernel].rate(width, shape.nodes)
         for kernel, width, edges in work.gathers
     )
-    rows = 4 * work.rows / machine.rows + work.steps * machine.step_seconds
-    rows += work.streamed / machine.host
+    rows = 4 * work.rows / machine.rows + work.streamed / machine.host
     messages = 0.0
     if ranks > 1 and work.exchanges and shape.halo:
         links = machine.links(ranks)
@@ -76,6 +92,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
         "gathers": gathers * machine.slowdown("gathers", ranks) * (0.6 if half else 1),
         "rows": rows * machine.slowdown("rows", ranks),
+        "steps": work.steps * machine.step_seconds * machine.slowdown("steps", ranks),
         "messages": messages,
     }
 

@@ -2,18 +2,26 @@
 // x[column]).
 #include "schedule.h"
 
-// A product that is rounded before it is added, so that sums are those of rows scaled beforehand.
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_assoc_barrier)
-#define ROUNDED(product) __builtin_assoc_barrier(product)
-#endif
-#endif
-#ifndef ROUNDED
-#define ROUNDED(product) (product)
-#endif
-
 namespace HPCGNN_ISA {
 namespace {
+
+// A product that is rounded before it is added: no compiler fuses the two. (GCC takes a vector behind
+// __builtin_assoc_barrier apart, lane by lane.)
+template <typename T, int N>
+HPCGNN_INLINE Vec<T, N> rounded(Vec<T, N> product) {
+    static_assert(N * sizeof(T) <= HPCGNN_VECTOR_BYTES, "one register");
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(product));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(product));
+#else
+    volatile Vec<T, N> kept = product;
+    product = kept;
+#endif
+    return product;
+}
 
 enum Kind { PLAIN, WEIGHTED, SCALED };  // SCALED: with weights or without
 
@@ -41,7 +49,7 @@ void add_rows(const Edges& edges, Matrix x, const T* scale, Matrix out, bool add
                 const T weight = KIND != PLAIN && edges.weight ? static_cast<T>(edges.weight[e]) : T(1);
                 for (int u = 0; u < U; u++) {
                     Vec<T, N> value = load_as<T, N, S>(row + tile.at(u));
-                    if (KIND == SCALED) value = ROUNDED(factor * value);
+                    if (KIND == SCALED) value = rounded<T, N>(factor * value);
                     sum[u] += KIND == PLAIN ? value : weight * value;
                 }
             }
