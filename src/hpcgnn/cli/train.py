@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hpcgnn.comm.communicator import Communicator
     from hpcgnn.graph.partitioned import PartitionedGraph
+    from hpcgnn.train.trainer import Trainer
 
 PARALLEL = True
 
@@ -137,20 +138,18 @@ def _train(
     imported: int,
     display: Display,
 ) -> int:
-    from hpcgnn.models.demands import content_of, note
-    from hpcgnn.nn.linear import is_sharded
     from hpcgnn.system import resident_files
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.run import note_start
     from hpcgnn.train.run_directory import write_config
-    from hpcgnn.train.telemetry import Profile, human, peak_memory
+    from hpcgnn.train.telemetry import Profile, peak_memory
 
     callbacks = _callbacks(args, comm, run_dir)
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config, display)
-    ring, device = graph.ring, graph.node_ids.device
+    device = graph.node_ids.device
     stop, show = getattr(args, "stop", None), getattr(args, "show", "lines")
     with explained(graph, config, device):
         trainer = configured_trainer(
@@ -168,20 +167,7 @@ def _train(
     if trainer.begins:
         write_config(run_dir, comm, config)
     note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
-    unused = [] if config.model.own else content_of(graph).unused(config.model)
-    if unused and comm.rank == 0:
-        display.note(note(unused, config.model))
-    if comm.rank == 0:
-        number = sum(parameter.numel() for parameter in trainer.parameters)
-        layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
-        divided = comm.size > 1 and any(map(is_sharded, trainer.parameters))
-        where = " on rank 0" if divided else ""
-        display.note(
-            f"{config.model.kind}: {layers}{number:,} parameters{where}; "
-            f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
-            f"on {counted(comm.size, 'rank')}; "
-            f"transport {ring.transport.name}; run directory {run_dir}"
-        )
+    _say_what_trains(trainer, graph, config, run_dir, display)
     with (
         explained(graph, config, device),
         Profile(run_dir / "profile", comm.rank, args.profile) as profile,
@@ -189,15 +175,51 @@ def _train(
         trainer.run(profile)
     # Of files no more than lies in memory now, which only grows: pages of libraries come late.
     peak = peak_memory(device) - (imported + resident_files() if device.type == "cpu" else 0)
+    _say_memory(peak, graph, config, display)
+    return 0
+
+
+def _say_what_trains(
+    trainer: Trainer, graph: PartitionedGraph, config: Config, run_dir: Path, display: Display
+) -> None:
+    """Collective; rank 0 says it."""
+    from hpcgnn.models.demands import content_of, note
+    from hpcgnn.nn.linear import is_sharded
+
+    unused = [] if config.model.own else content_of(graph).unused(config.model)
+    if graph.comm.rank != 0:
+        return
+    if unused:
+        display.note(note(unused, config.model))
+    number = sum(parameter.numel() for parameter in trainer.parameters)
+    layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
+    divided = graph.comm.size > 1 and any(map(is_sharded, trainer.parameters))
+    where = " on rank 0" if divided else ""
+    display.note(
+        f"{config.model.kind}: {layers}{number:,} parameters{where}; "
+        f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges "
+        f"on {counted(graph.comm.size, 'rank')}; "
+        f"transport {graph.ring.transport.name}; run directory {run_dir}"
+    )
+
+
+def _say_memory(peak: int, graph: PartitionedGraph, config: Config, display: Display) -> None:
+    """Rank 0 says what the ranks took; collective.
+
+    Args:
+        peak: bytes that this rank took above its imports.
+    """
+    from hpcgnn.train.telemetry import human
+
+    comm = graph.comm
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
         shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
         display.say(
             f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
-            f"halo buffers {human(ring.peak_bytes)} of {config.streaming.halo_buffer}"
+            f"halo buffers {human(graph.ring.peak_bytes)} of {config.streaming.halo_buffer}"
         )
-    return 0
 
 
 def _callbacks(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> list[Any]:

@@ -53,22 +53,7 @@ def results(device: torch.device) -> dict[str, list[Tensor]]:
     def zeros(rows: int, width: int) -> Tensor:
         return torch.zeros(rows, width, device=device)
 
-    counts = torch.randint(0, 9, (_ROWS,), generator=draw)
-    counts[3] = _HUB
-    end = counts.cumsum(0)
-    row = torch.repeat_interleave(torch.arange(_ROWS), counts)
-    column = torch.randint(_ROWS, (int(end[-1]),), generator=draw)
-    order = torch.argsort(row * _ROWS + column)
-    block = Block(
-        peer=0,
-        num_columns=_ROWS,
-        rows=None,
-        begin=end - counts,
-        end=end,
-        columns=column[order].int(),
-        weight=torch.rand(len(column), generator=draw),
-        features=torch.randn(len(column), 2, generator=draw),
-    ).to(device)
+    block = _block(draw).to(device)
     reverse = transpose(block, _ROWS)
     x, g = random(_ROWS, _WIDTH), random(_ROWS, _WIDTH)
     found: dict[str, list[Tensor]] = {}
@@ -110,6 +95,26 @@ def results(device: torch.device) -> dict[str, list[Tensor]]:
             found[f"gat{name}{more}"] = _gat(block, reverse, sources, t, g, gat)
             found[f"gatv2{name}{more}"] = _gatv2(block, projections, g, gatv2)
     return found
+
+
+def _block(draw: torch.Generator) -> Block:
+    """Few edges into each row but one, with weights and features."""
+    counts = torch.randint(0, 9, (_ROWS,), generator=draw)
+    counts[3] = _HUB
+    end = counts.cumsum(0)
+    row = torch.repeat_interleave(torch.arange(_ROWS), counts)
+    column = torch.randint(_ROWS, (int(end[-1]),), generator=draw)
+    order = torch.argsort(row * _ROWS + column)
+    return Block(
+        peer=0,
+        num_columns=_ROWS,
+        rows=None,
+        begin=end - counts,
+        end=end,
+        columns=column[order].int(),
+        weight=torch.rand(len(column), generator=draw),
+        features=torch.randn(len(column), 2, generator=draw),
+    )
 
 
 def _lse(softmax: RunningSoftmax) -> Tensor:

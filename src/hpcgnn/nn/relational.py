@@ -144,15 +144,10 @@ class RGATConv(torch.nn.Module):
         **keywords: object,
     ) -> None:
         super().__init__()
-        keywords |= {
-            "num_blocks": num_blocks,
-            "mod": mod,
-            "attention_mechanism": attention_mechanism,
-            "attention_mode": attention_mode,
-        }
+        ways = {"attention_mechanism": attention_mechanism, "attention_mode": attention_mode}
         check_keywords(
             self,
-            keywords,
+            keywords | ways | {"num_blocks": num_blocks, "mod": mod},
             num_blocks=(None,),
             mod=_MODS,
             attention_mechanism=_MECHANISMS,

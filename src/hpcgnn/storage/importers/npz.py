@@ -226,6 +226,26 @@ def _edges(
     members: _Members, options: ImportOptions
 ) -> tuple[Iterator[EdgeChunk], int | None, bool]:
     """The edges; from a matrix, the number of nodes; whether they are pairs of node numbers."""
+    ends, weight, number = _ends(members, options)
+    if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
+        if weight is not None:
+            raise InputError(
+                "has both data and weight: store the weights once", file=members.archive.path
+            )
+        weight = given
+    edges = edges_from(
+        ends,
+        weight=weight,
+        relation=_edge_column(members, "relation", (1,), options),
+        features=_edge_column(members, "edge_features", (2,), options),
+        labels=_edge_column(members, "edge_label", (1, 2), options),
+        split=_edge_column(members, "edge_split", (1,), options),
+    )
+    return edges, number, number is None
+
+
+def _ends(members: _Members, options: ImportOptions) -> tuple[Column, Column | None, int | None]:
+    """Both ends of the edges, in whichever form; of a matrix also weights and number of nodes."""
     path = members.archive.path
     forms = [
         name
@@ -275,19 +295,7 @@ def _edges(
         if "adj_data" in members.archive:
             members.used |= {"adj_data", "adj_shape"}
             weight = weights_of(members.archive["adj_data"], options)
-    if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
-        if weight is not None:
-            raise InputError("has both data and weight: store the weights once", file=path)
-        weight = given
-    edges = edges_from(
-        ends,
-        weight=weight,
-        relation=_edge_column(members, "relation", (1,), options),
-        features=_edge_column(members, "edge_features", (2,), options),
-        labels=_edge_column(members, "edge_label", (1, 2), options),
-        split=_edge_column(members, "edge_split", (1,), options),
-    )
-    return edges, number, number is None
+    return ends, weight, number
 
 
 def _edge_column(
