@@ -24,6 +24,7 @@ from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.chunks import (
     column_range,
     columns_between,
+    picked,
     rows_between,
     transpose,
     transposed,
@@ -92,6 +93,7 @@ __all__ = [
     "pack_parts",
     "pack_rows",
     "pack_weights",
+    "picked",
     "product",
     "rows_between",
     "spmm",

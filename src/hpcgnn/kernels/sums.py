@@ -72,7 +72,7 @@ def _check_after(block: Block, x_MF: Tensor, after: RowScale | None, adds: bool)
     for name, vector_N in (("after.scale", after.scale_N), ("after.loop", after.loop_N)):
         wide, least = checks.sum_type(x_MF.dtype), checks.num_local_rows(block)
         checks.vector(name, vector_N, wide, x_MF.device, least)
-    square = block.rows is None and block.num_columns >= block.num_rows
+    square = block.num_columns >= checks.num_local_rows(block)
     if after.loop_N is not None and (adds or not square):
         raise InputError("kernels: after.loop needs adds=False and local rows as columns")
 

@@ -212,7 +212,8 @@ def multiply(
     if meanwhile is not None:
         meanwhile(exchange.progress)
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
-    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
+    sums = RowSums(out_NF)
+    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, sums, by_row=True):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are here
         for rows in work(block, edges.num_parts):
@@ -256,7 +257,9 @@ class _Extremum(torch.autograd.Function):
         ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
         edges = graph.in_edges
         payload = Payload((x_NF,), wire)
-        for block, (x_MF,), progress in stream(graph, edges, payload, where="max forward"):
+        for block, (x_MF,), progress in stream(
+            graph, edges, payload, where="max forward", by_row=True
+        ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max(block, x_MF, best_NF, ties_NF, sign=sign, rows=rows)
                 progress()
@@ -276,7 +279,7 @@ class _Extremum(torch.autograd.Function):
         grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
         payload = Payload((best_NF, share_NF), ctx.wire)
         for block, (best_MF, share_MF), progress in stream(
-            graph, edges, payload, where="max backward", sums=RowSums(grad_NF)
+            graph, edges, payload, where="max backward", sums=RowSums(grad_NF), by_row=True
         ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max_backward(block, best_MF, share_MF, x_NF, grad_NF, rows=rows)
