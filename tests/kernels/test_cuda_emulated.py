@@ -460,3 +460,26 @@ def test_self_loops_come_with_the_first_edges(short_rows, heads, channels, p):
         kernels.gat_backward(part, destinations, sources, other, scoring)
     for name in "zst":
         torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(4, 8), (3, 5), (2, 150)])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_the_end_of_attention_is_one_pass(heads, channels, p):
+    """Softmax's division, bias, ReLU and dropout; backward with <g, o>: as one after the other."""
+    count, width = 9, heads * channels
+    out, grad = (matrix(count, width, torch.float32, seed, pad=0) for seed in (1, 2))
+    row_sum, bias = matrix(count, heads, torch.float32, 3).abs() + 1, torch.randn(width)
+    ids = torch.arange(count) * 10**12
+    given = {"p": p, "seed": 1, "epoch": 2, "layer": 3, "relu": True}
+    plain = out.view(count, heads, channels) / row_sum[:, :, None] + bias.view(heads, channels)
+    expected = torch.empty_like(out)
+    kernels.dropout_nodes(plain.view(count, width), expected, ids, **given)
+    kernels.dropout_nodes(out, out, ids, **given, sums=kernels.Sums(row_sum, bias))
+    assert torch.equal(out, expected) and bool((out == 0).any())
+
+    del given["relu"]
+    g, dots, both = torch.empty_like(out), torch.empty(count, heads), torch.empty(count, heads)
+    kernels.dropout_nodes_backward(grad, g, ids, **given, y_NF=out)
+    kernels.head_dots(g, out, dots, minus_K=bias)
+    kernels.head_dots(grad, out, both, minus_K=bias, grad_NK=grad, p=p)
+    assert torch.equal(grad, g) and torch.equal(both, dots)

@@ -44,7 +44,7 @@ from hpcgnn.kernels.gat import (
     gatv2_forward,
     takes_whole_blocks,
 )
-from hpcgnn.kernels.masks import EdgeDropout
+from hpcgnn.kernels.masks import EdgeDropout, Sums
 from hpcgnn.kernels.sums import (
     ThreadSums,
     add_rows,
@@ -76,6 +76,7 @@ __all__ = [
     "RunningSoftmax",
     "Scoring",
     "Sources",
+    "Sums",
     "ThreadSums",
     "add_outer_products",
     "add_rows",

@@ -149,12 +149,19 @@ def softmax_arguments(softmax: RunningSoftmax) -> tuple[np.generic, ...]:
     return matrices(softmax.row_max, softmax.row_sum, softmax.out)
 
 
-def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
+def head_dots(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    minus: Tensor | None,
+    grad: Tensor | None = None,
+    p: float = 0.0,
+) -> None:
     rows, heads = out.shape
     if rows == 0 or a.shape[1] == 0:
         out.zero_()
         return
-    kernel = Kernel.of(heads, (a, b))
+    kernel = Kernel.of(heads, (a, b) if grad is None else (a, b, grad))
     shape = kernel.shape
     launch(
         "head_dots",
@@ -163,6 +170,8 @@ def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
         (
             *matrices(a, b),
             pointer(minus),
+            *matrix(grad),
+            real(a.dtype)(1 / (1 - p)),
             np.int64(rows),
             *matrix(out),
             *map(np.int32, (heads, kernel.channels)),
