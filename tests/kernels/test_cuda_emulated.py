@@ -22,6 +22,7 @@ from hpcgnn.kernels.cuda import shapes
 from hpcgnn.sar.products import RowLayout
 from hpcgnn.sar.stream import Payload
 from tests.fake_device.tensors import is_launch
+from tests.kernels import passes
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
@@ -420,66 +421,10 @@ def test_a_message_takes_few_launches_in_backward(emulated):
 
 @pytest.mark.parametrize(("heads", "channels", "p"), [(4, 8, 0.0), (3, 5, 0.4), (1, 150, 0.0)])
 def test_self_loops_come_with_the_first_edges(short_rows, heads, channels, p):
-    """As a block of their own, also of rows cut out of a block: what was there is not read."""
-    count, width = 40, heads * channels
-    block = random_edges(count, count, 300).block
-    block.end[7] = block.begin[7]
-    assert int((block.end - block.begin).max()) > 5
-    z, g = (matrix(count, width, torch.float32, seed, pad=0) for seed in (1, 5))
-    s, t, d = (matrix(count, heads, torch.float32, seed) for seed in (2, 3, 4))
-    ids = torch.arange(count) * 7
-    scoring = kernels.Scoring(0.2, kernels.EdgeDropout(p, 1, 2, 3, ids, ids))
-    sources = kernels.Sources(z, s)
-    pointer = torch.arange(count + 1)
-    loops = Block(0, count, None, pointer[:-1], pointer[1:], pointer[:-1].to(torch.int32))
-    parts = [kernels.picked(block, rows) for rows in torch.randperm(count).split(15)]
-    parts = [kernels.picked(block, part.rows.long().sort().values) for part in parts]
-
-    apart = kernels.RunningSoftmax.zeros(count, heads, width, dtype=z.dtype, device=z.device)
-    for part in (loops, block):
-        kernels.gat_forward(part, sources, t, apart, scoring)
-    unset = [torch.full((count, n), torch.nan) for n in (heads, heads, width)]
-    together = kernels.RunningSoftmax(*unset, loops=True)
-    for part in parts:
-        kernels.gat_forward(part, sources, t, together, scoring)
-    for name in ("row_max", "row_sum", "out"):
-        torch.testing.assert_close(getattr(together, name), getattr(apart, name))
-
-    lse = apart.row_max + apart.row_sum.log()
-    destinations = kernels.Destinations(g, t, lse, d)
-
-    def zeros(**settings):
-        scalars = torch.zeros(count, heads), torch.zeros(count, heads, dtype=torch.float64)
-        filled = torch.nan if settings else 0.0
-        return kernels.GATGradients(torch.full((count, width), filled), *scalars, **settings)
-
-    one, other = zeros(), zeros(loops=True, adds=False)
-    for part in (loops, block):
-        kernels.gat_backward(part, destinations, sources, one, scoring)
-    for part in parts:
-        kernels.gat_backward(part, destinations, sources, other, scoring)
-    for name in "zst":
-        torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-5, atol=1e-5)
+    passes.loops_come_with_the_first_edges(heads, channels, p, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("heads", "channels"), [(4, 8), (3, 5), (2, 150)])
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_the_end_of_attention_is_one_pass(heads, channels, p):
-    """Softmax's division, bias, ReLU and dropout; backward with <g, o>: as one after the other."""
-    count, width = 9, heads * channels
-    out, grad = (matrix(count, width, torch.float32, seed, pad=0) for seed in (1, 2))
-    row_sum, bias = matrix(count, heads, torch.float32, 3).abs() + 1, torch.randn(width)
-    ids = torch.arange(count) * 10**12
-    given = {"p": p, "seed": 1, "epoch": 2, "layer": 3, "relu": True}
-    plain = out.view(count, heads, channels) / row_sum[:, :, None] + bias.view(heads, channels)
-    expected = torch.empty_like(out)
-    kernels.dropout_nodes(plain.view(count, width), expected, ids, **given)
-    kernels.dropout_nodes(out, out, ids, **given, sums=kernels.Sums(row_sum, bias))
-    assert torch.equal(out, expected) and bool((out == 0).any())
-
-    del given["relu"]
-    g, dots, both = torch.empty_like(out), torch.empty(count, heads), torch.empty(count, heads)
-    kernels.dropout_nodes_backward(grad, g, ids, **given, y_NF=out)
-    kernels.head_dots(g, out, dots, minus_K=bias)
-    kernels.head_dots(grad, out, both, minus_K=bias, grad_NK=grad, p=p)
-    assert torch.equal(grad, g) and torch.equal(both, dots)
+    passes.ends_in_one_pass(heads, channels, p, torch.device("cpu"))
