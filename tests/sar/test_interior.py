@@ -48,7 +48,7 @@ class Busy(StagedTransport):
 def between(monkeypatch) -> list[int]:
     """A GPU that slices all work; grows by a number for each slice: of the messages after it."""
     taken: list[int] = []
-    arrivals = stream.Between.arrivals
+    arrivals = stream.PiecesAhead.arrivals
 
     def counted(self):
         taken.append(0)
@@ -56,7 +56,7 @@ def between(monkeypatch) -> list[int]:
             taken[-1] += 1
             yield arrival
 
-    monkeypatch.setattr(stream.Between, "arrivals", counted)
+    monkeypatch.setattr(stream.PiecesAhead, "arrivals", counted)
     monkeypatch.setattr(ring, "Arrival", Counted)
     monkeypatch.setattr(interior, "SLICE", 1)
     return taken

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.comm.arrivals import Arrival, Between
+from hpcgnn.comm.arrivals import Arrival, PiecesAhead
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.ring import Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -193,7 +193,7 @@ def drive(
         if sums is not None:
             sums.added()
 
-    between = Between(exchange)
+    between = PiecesAhead(exchange, exchange.ring.transport.mark)
     for block in slices:
         yield block, payload.local, None
         for arrival in between.arrivals():
