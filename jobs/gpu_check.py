@@ -13,12 +13,19 @@ from pathlib import Path
 
 
 def lines(folder: Path, parts: list[str]) -> Iterator[str]:
-    """Kernels by width, with the share of a copy's speed; epochs by model."""
+    """Kernels by width, with the share of a copy's speed; epochs by model.
+
+    A file that a part was ended in is named.
+    """
     files = [(path, [int(n) for n in re.findall("[0-9]+", path.name)]) for path in folder.iterdir()]
     for path, _ in sorted(files, key=lambda file: (file[0].name.split("-")[0], file[1], file[0])):
         if path.suffix != ".json" or path.name.split("-")[0] not in parts:
             continue
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            yield f"{path.name} is not whole"
+            continue
         for row in found["rows"]:
             if found["what"] == "kernels":
                 share = "" if row["share"] is None else f"{row['share']:6.0%} of a copy"

@@ -2,16 +2,20 @@
 # What to run first on a node with a GPU: whether everything works there, and how fast it is.
 #     jobs/gpu_check.sh [PART...]
 # PARTs, all of them in this order unless some are named, each ended after so many seconds:
-#     doctor       60   `hpcgnn doctor` on 1 rank and on 2: one kernel of each kind beside the CPU's
+#     doctor       60   which tools are there, and `hpcgnn doctor` on 1 rank and on 2: one kernel of
+#                       each kind beside the CPU's
 #     kernels     150   the tests of all kernels beside the CPU's
 #     runs        270   whole runs and every layer on ranks that share the GPU, messages by CUDA IPC
-#     sanitizer   150   one kernel of each kind under compute-sanitizer, where there is one
+#     epoch        90   `hpcgnn bench epoch` of three models
 #     speed       150   `hpcgnn bench kernels` in float32 and bfloat16
-#     epoch       120   `hpcgnn bench epoch` of three models
+#     sanitizer   120   one kernel of each kind under compute-sanitizer, where there is one
+#     counters     60   memory and issue activity of kernels by Nsight Compute, where it is there
 # So a quarter of an hour is enough. Installs nothing: kernels and runs need the test environment.
-# Ends with a table and status 1 where a part failed; OUT (runs/gpu_check) holds what each wrote.
-# LIMIT is the seconds of every part in place of these. PYTHON, WORKERS (tests at a time, 8), WIDTHS
-# (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES, DEVICE (cuda) as you like.
+# Ends with a table and status 1 where a part failed; a part goes on where another failed. OUT
+# (runs/gpu_check) holds what each wrote so far, table.txt among it. BUDGET is the seconds of all
+# parts together, LIMIT those of every part in place of these. PYTHON, WORKERS (tests at a time, 8),
+# WIDTHS (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES, DEVICE (cuda) as you
+# like.
 # shellcheck disable=SC2329 # parts are called by their names
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,6 +30,12 @@ mkdir -p "$out"
 device=(--device "${DEVICE:-cuda}")
 
 doctor() {
+    local tool
+    for tool in nvidia-smi nvcc compute-sanitizer ncu nsys; do
+        printf '%-18s %s\n' "$tool" "$(type -P "$tool" || echo missing)"
+    done
+    ! command -v nvidia-smi >/dev/null ||
+        nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv
     "$python" -m hpcgnn doctor
     mpiexec -n 2 "$python" -m hpcgnn doctor
 }
@@ -77,36 +87,60 @@ epoch() {
     done
 }
 
+counters() {
+    if ! type -P ncu >/dev/null; then
+        echo "skipped: no ncu, which comes with the CUDA toolkit"
+        return
+    fi
+    local metrics=dram__throughput.avg.pct_of_peak_sustained_elapsed
+    metrics+=,sm__inst_issued.avg.pct_of_peak_sustained_active,gpu__time_duration.sum
+    ncu --metrics "$metrics" --kernel-name 'regex:^(spmm|gat|maximum|head_dots)' \
+        --launch-count 40 --csv --log-file "$out/ncu.csv" \
+        "$python" -m hpcgnn bench kernels "${device[@]}" --no-peers --repeat 1 \
+        --nodes "${NODES:-1000000}" --edges "${EDGES:-30000000}" --width 128 --heads 4 --channels 32
+    cat "$out/ncu.csv"
+}
+
 declare -A limits=(
-    [doctor]=60 [kernels]=150 [runs]=270 [sanitizer]=150 [speed]=150 [epoch]=120
+    [doctor]=60 [kernels]=150 [runs]=270 [epoch]=90 [speed]=150 [sanitizer]=120 [counters]=60
 )
+all="doctor kernels runs epoch speed sanitizer counters"
 parts=("$@")
-[ $# -gt 0 ] || parts=(doctor kernels runs sanitizer speed epoch)
+[ $# -gt 0 ] || read -ra parts <<<"$all"
 for part in "${parts[@]}"; do
     if [ -z "${limits[$part]:-}" ]; then
-        echo "gpu_check.sh: $part: no such part; there are doctor kernels runs sanitizer speed epoch" >&2
+        echo "gpu_check.sh: $part: no such part; there are $all" >&2
         exit 2
     fi
 done
 
-table=() failed=0
-export -f doctor gpu_tests kernels runs sanitizer speed epoch
+failed=0
+: >"$out/table.txt"
+export -f doctor gpu_tests kernels runs sanitizer speed epoch counters
 export python out
 for part in "${parts[@]}"; do
     limit=${LIMIT:-${limits[$part]}} began=$SECONDS status=0
+    left=$((${BUDGET:-100000} - SECONDS))
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 1 ]; then
+        printf '%-10s %-12s\n' "$part" "no time left" >>"$out/table.txt"
+        failed=1
+        continue
+    fi
     echo "== $part (at most $limit s)"
     # Its limit ends a part with all that it has started.
     timeout --kill-after=10 "$limit" bash -euo pipefail -c \
         "device=(${device[*]}); $part" 2>&1 | tee "$out/$part.log" || status=$?
     said=ok
+    ! grep -q '^skipped: ' "$out/$part.log" || said=skipped
     [ "$status" -eq 0 ] || said="FAILED ($status)" failed=1
     [ "$status" -ne 124 ] || said="out of time"
-    ! grep -q '^skipped: ' "$out/$part.log" || said=skipped
-    table+=("$(printf '%-10s %-12s %4d s  %s' "$part" "$said" $((SECONDS - began)) \
-        "$(grep -E '^[=0-9].*(passed|failed|error)' "$out/$part.log" | tail -n 1 || true)")")
+    printf '%-10s %-12s %4d s  %s\n' "$part" "$said" $((SECONDS - began)) \
+        "$(grep -E '^[=0-9].*(passed|failed|error)' "$out/$part.log" | tail -n 1 || true)" \
+        >>"$out/table.txt"
 done
 
 echo
-"$python" jobs/gpu_check.py "$out" "${parts[@]}"
-printf '%s\n' "${table[@]}"
+"$python" jobs/gpu_check.py "$out" "${parts[@]}" || failed=1
+cat "$out/table.txt"
 exit "$failed"

@@ -37,5 +37,9 @@ def test_a_part_ends_in_time_and_unknown_ones_are_refused(tmp_path):
     done = check(tmp_path, "speed", LIMIT="1")
     assert done.returncode == 1
     assert "speed      out of time" in done.stdout.splitlines()[-1]
+    (tmp_path / "speed-8.json").write_text('{"rows": [')
+    done = check(tmp_path, "speed", "counters", BUDGET="1", LIMIT="1", PATH="/usr/bin:/bin")
+    assert done.returncode == 1 and "speed-8.json is not whole" in done.stdout
+    assert "counters   no time left" in (tmp_path / "table.txt").read_text()
     done = check(tmp_path, "sped")
     assert done.returncode == 2 and "sped: no such part" in done.stderr

@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from hpcgnn.bench import timing  # noqa: E402
 from hpcgnn.comm.transport import shared  # noqa: E402
 from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
+from hpcgnn.sar import interior  # noqa: E402
 from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
@@ -123,6 +124,7 @@ def emulate(emulator: Emulator) -> None:
 def start() -> None:
     """The device is there from now on; `FakeDevice` is to be entered for it."""
     replace_torch_cuda()
+    interior.SLICE, interior.MOST = 1, 2  # however little a graph of a test has to do
     emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
 
 

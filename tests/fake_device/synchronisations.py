@@ -2,16 +2,20 @@
 
 It waits where it asks for a number that the GPU computes, and for copies from and to memory that is
 not pinned. At most twice an epoch, for the loss and for the gradients, whatever the layers, the
-mode and the number of ranks, hubs or none; the fake device counts. And how many launches a message
-of attention takes.
+mode and the number of ranks, hubs or none; the fake device counts. So do built-in models in the
+hands of their trainer, pruned or with labels as input. And how many launches a message of attention
+takes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +30,9 @@ from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.host import Transport
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar import hubs
+from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
+from hpcgnn.train.open import place
 from tests.fake_device.tensors import FakeDevice
 from tests.graphs import distribute, random_graph
 
@@ -38,6 +45,15 @@ LAYERS = {
     "gin": lambda width: nn.GINConv(torch.nn.Linear(width, width)),
     "appnp": lambda width: nn.APPNP(2, 0.1),
     "rgcn": lambda width: nn.RGCNConv(width, width, 3),
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "sage": {"model": "sage"},
+    "gcn": {"model": "gcn", "norm": "layer"},
+    "gat": {"model": "gat", "heads": 2, "attention_dropout": 0.3},
+    "gatv2": {"model": "gatv2", "heads": 2, "residual": True},
+    "rgcn": {"model": "rgcn", "bases": 2},
+    "whole": {"model": "sage", "prune": False},
+    "labels as input": {"model": "gat", "heads": 2, "labels_as_input": 0.5},
 }
 MODES = ("sar", "sa", "oneshot")
 NARROW, WIDE = 5, 64
@@ -124,6 +140,33 @@ def waits(group: Group, kind: str, mode: str) -> list[str]:
     return list(FakeDevice.waits)
 
 
+class WaitsOfEpochs:
+    """What the host waited for in each epoch of a trainer, to the end of its record."""
+
+    def __init__(self) -> None:
+        self.found: list[list[str]] = []
+
+    def on_epoch(self, trainer: Any, record: Any) -> None:
+        self.found.append(list(FakeDevice.waits))
+        FakeDevice.waits.clear()
+
+
+def waits_of_model(group: Group, kind: str) -> list[str]:
+    """As `waits`, of an epoch that is not evaluated."""
+    graph = distribute(GRAPH, group.comm, halo_buffer=SMALL)
+    graph.ring.transport = group.transport
+    config = Config.of(
+        hidden=8, layers=2, dropout=0.3, epochs=4, eval_every=100, device="cuda", **MODELS[kind]
+    )
+    counted = WaitsOfEpochs()
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(group.comm.allgather(folder)[0]) / "run"
+        graph = place(graph, group.device, config)
+        configured_trainer(graph, config, run_dir, show="none", callbacks=[counted]).run()
+        group.comm.barrier()
+    return counted.found[2]
+
+
 def launches(group: Group, kind: str) -> list[float]:
     """Of a message, forward and backward: what more messages take more."""
     many, few = (Epochs(group, kind, WIDE, "sar", size) for size in (SMALL, LARGE))
@@ -164,12 +207,17 @@ def everything_a_hub() -> Iterator[None]:
 def count_waits(comm: Communicator) -> int:
     wrong = 0
     for group in groups(comm):
-        modes = MODES if group.comm.size == comm.size else MODES[:1]
-        for kind, mode in ((kind, mode) for kind in LAYERS for mode in modes):
-            found = waits(group, kind, mode)
+        counts: dict[str, Callable[[], list[str]]]
+        if group.comm.size == comm.size:
+            pairs = [(kind, mode) for kind in LAYERS for mode in MODES]
+            counts = {f"{k}, mode {m}": partial(waits, group, k, m) for k, m in pairs}
+        else:
+            counts = {f"model {kind}": partial(waits_of_model, group, kind) for kind in MODELS}
+        for what, counted in counts.items():
+            found = counted()
             if not 1 <= len(found) <= MOST:
                 wrong = 1
-                where = f"rank {group.comm.rank} of {group.comm.size}: {kind}, mode {mode}"
+                where = f"rank {group.comm.rank} of {group.comm.size}: {what}"
                 print(f"{where}, waits {len(found)} times: {found}", file=sys.stderr)
     return wrong
 

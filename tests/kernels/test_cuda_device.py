@@ -8,6 +8,7 @@ import torch
 import hpcgnn.kernels.cuda.backend
 from hpcgnn import kernels
 from hpcgnn.kernels import selftest
+from tests.kernels import passes
 from tests.kernels import test_attention as attention
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import Edges, matrix, random_edges
@@ -112,6 +113,12 @@ def test_attention_of_both_kinds(kind, heads, channels, depth, dtype, gpu):
         assert torch.equal(value, repeated)
         limit = 5e-4 if dtype == torch.float32 else 1e-10
         assert (value.cpu() - expected).abs().max() < limit * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize(("heads", "channels", "p"), [(4, 8, 0.0), (3, 5, 0.4), (1, 150, 0.0)])
+def test_self_loops_and_ends_of_attention_take_no_passes_of_their_own(heads, channels, p, gpu):
+    passes.loops_come_with_the_first_edges(heads, channels, p, gpu)
+    passes.ends_in_one_pass(heads, channels, p, gpu)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

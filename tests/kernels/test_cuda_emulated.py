@@ -22,6 +22,7 @@ from hpcgnn.kernels.cuda import shapes
 from hpcgnn.sar.products import RowLayout
 from hpcgnn.sar.stream import Payload
 from tests.fake_device.tensors import is_launch
+from tests.kernels import passes
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
 from tests.kernels import test_spmm as sums
@@ -416,3 +417,14 @@ def test_a_message_takes_few_launches_in_backward(emulated):
         emulated.launched,
         operations.names,
     )
+
+
+@pytest.mark.parametrize(("heads", "channels", "p"), [(4, 8, 0.0), (3, 5, 0.4), (1, 150, 0.0)])
+def test_self_loops_come_with_the_first_edges(short_rows, heads, channels, p):
+    passes.loops_come_with_the_first_edges(heads, channels, p, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(4, 8), (3, 5), (2, 150)])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_the_end_of_attention_is_one_pass(heads, channels, p):
+    passes.ends_in_one_pass(heads, channels, p, torch.device("cpu"))

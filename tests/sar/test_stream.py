@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.comm.ring import Arrival, Exchange
+from hpcgnn.comm.arrivals import Arrival
+from hpcgnn.comm.ring import Exchange
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar.aggregation import neighbour_sum

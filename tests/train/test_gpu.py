@@ -155,6 +155,7 @@ def losses(records: Records) -> list[float]:
 # Options, those of the GPU alone, and how close losses come.
 CASES = [
     (MODELS[1], "", 2e-3),
+    ("--model gcn", "", 2e-3),
     (MODELS[2], "", 2e-3),
     (MODELS[5], "", 2e-3),
     (MODELS[3], "--transport staged --halo-buffer 16KiB", 2e-3),

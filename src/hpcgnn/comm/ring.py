@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.arrivals import NAP, Arrival
 from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
 from hpcgnn.comm.collectives import LARGEST_MESSAGE
 from hpcgnn.comm.liveness.wait import out_of_step
@@ -37,20 +38,6 @@ _DATA_TAG, _REPLY_TAG = 11, 12
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 _MOST_MESSAGES = 16  # that are posted ahead where they are short
 MESSAGE_BYTES = 1 << 24  # of a message at most: longer ones are no faster
-_NAP = 2e-5  # seconds between two looks at copies that no request stands for
-
-
-class Arrival:
-    """A received message; `rows_MF` is valid until the next one is asked for."""
-
-    def __init__(self, exchange: Exchange, index: int, rows_MF: Tensor) -> None:
-        self.index = index
-        self.rows_MF = rows_MF
-        self._exchange = exchange
-
-    def reply(self, rows_MF: Tensor) -> None:
-        """Send one row per received row back to the sender."""
-        self._exchange.reply(self.index, rows_MF)
 
 
 class Exchange:
@@ -76,18 +63,19 @@ class Exchange:
         hold_sends: bool = False,
         hold_replies: bool = False,
     ) -> None:
-        self.ring, self.where = ring, where
-        self.outgoing, self.incoming = outgoing, incoming
+        self.ring, self.where, self.outgoing, self.incoming = ring, where, outgoing, incoming
         self.width, self.reply_width, self.dtype = width, reply_width, dtype
         self.on_reply, self.at_once = on_reply, at_once
         ring.begun += 1
         self.place = crc32(f"{ring.begun} {where} {width} {reply_width} {dtype}".encode())
-        self._given_up = self._posting = False
+        self._given_up, self._posting = False, False
         self._hold_sends, self._hold_replies = hold_sends, hold_replies
         self._status = ring.comm.status()
         self._receives, self._sends = Channel([]), Channel([])
         self._replies_out, self._replies_in = Channel([]), Channel([])
-        self._next_receive = self._next_send = self._next_answer = self._next_reply = 0
+        self._next_receive = self._next_arrival = self._next_send = 0
+        self._next_answer = self._next_reply = 0
+        self._read: Slot | None = None  # where the last arrival lies
         ring.comm.unfinished.begin(self)
         self._take_slots()
         # Held messages are packed from what the work before them makes, so they wait for all of it.
@@ -140,17 +128,41 @@ class Exchange:
                 self._accept_replies()
 
     def __iter__(self) -> Iterator[Arrival]:
-        for index, message in enumerate(self.incoming):
-            slot = self._wait_for_receive()
-            num_bytes = message.num_rows * self.width * self.dtype.itemsize
-            self.ring.transport.after_receive(slot, num_bytes)
-            yield Arrival(self, index, slot.view(message.num_rows, self.width, self.dtype))
-            self._check_open()
-            self.ring.transport.release(slot)
-            self._receives.free.append(slot)
-            self._advance()
+        """All that `if_come` has not handed out."""
+        while self.awaits:
+            self._let_go()
+            yield self._arrive()
+        self._let_go()
         self._finish()
         self.ring.comm.unfinished.end()
+
+    def if_come(self) -> Arrival | None:
+        """The next message, if it is here; the one before is not valid any more."""
+        self._let_go()
+        self.progress()
+        flight = self._receives.flight
+        return self._arrive() if flight and self._has_come(flight[0]) else None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether messages have not been handed out yet."""
+        return self._next_arrival < len(self.incoming)
+
+    def _arrive(self) -> Arrival:
+        slot = self._read = self._wait_for_receive()
+        index, num_rows = self._next_arrival, self.incoming[self._next_arrival].num_rows
+        self._next_arrival += 1
+        self.ring.transport.after_receive(slot, num_rows * self.width * self.dtype.itemsize)
+        return Arrival(self, index, slot.view(num_rows, self.width, self.dtype))
+
+    def _let_go(self) -> None:
+        """Kernels that read the last arrival are queued: its slot may take another message."""
+        self._check_open()
+        if self._read is not None:
+            self.ring.transport.release(self._read)
+            self._receives.free.append(self._read)
+            self._read = None
+            self._advance()
 
     def reply(self, index: int, rows_MF: Tensor) -> None:
         self._check_open()
@@ -201,10 +213,6 @@ class Exchange:
     @property
     def _num_received(self) -> int:
         return self._next_receive - len(self._receives.flight)
-
-    @property
-    def _num_replied(self) -> int:
-        return self._next_reply - len(self._replies_in.flight)
 
     @contextmanager
     def _amid(self) -> Iterator[None]:
@@ -350,12 +358,12 @@ class Exchange:
 
     def _wait_any(self, *also: InFlight) -> None:
         """Sleep until something in flight moves, then do what that allows."""
-        heads = [*also, *self._sends.flight, *self._replies_out.flight]
-        heads += list(self._replies_in.flight)[:1]
+        replies = list(self._replies_in.flight)[:1]
+        heads = [*also, *self._sends.flight, *self._replies_out.flight, *replies]
         start = time.perf_counter()
         with span(f"ring wait: {self.where}"):
             if self._copies_pending():
-                time.sleep(_NAP)
+                time.sleep(NAP)
             else:
                 requests = [message.request for message in heads]
                 with self.ring.comm.unfinished.waiting(self.where, self):
@@ -383,7 +391,8 @@ class Exchange:
             or self._sends.flight
             or self._next_send < len(self.outgoing)
             or self._replies_out.flight
-            or (self.reply_width and self._num_replied < len(self.outgoing))
+            or (self.reply_width and self._next_reply < len(self.outgoing))
+            or self._replies_in.flight
         ):
             self._wait_any()
 
@@ -481,8 +490,7 @@ class Ring:
     def send(
         self, slot: Slot, num_rows: int, width: int, dtype: torch.dtype, peer: int, tag: int
     ) -> Any:
-        num_bytes = num_rows * width * dtype.itemsize
-        self.sent_to_P[peer] += num_bytes
+        self.sent_to_P[peer] += (num_bytes := num_rows * width * dtype.itemsize)
         return self.transport.send(self.comm, slot, num_bytes, peer, tag)
 
     def receive(

@@ -24,6 +24,7 @@ from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.chunks import (
     column_range,
     columns_between,
+    picked,
     rows_between,
     transpose,
     transposed,
@@ -43,7 +44,7 @@ from hpcgnn.kernels.gat import (
     gatv2_forward,
     takes_whole_blocks,
 )
-from hpcgnn.kernels.masks import EdgeDropout
+from hpcgnn.kernels.masks import EdgeDropout, Sums
 from hpcgnn.kernels.sums import (
     ThreadSums,
     add_rows,
@@ -75,6 +76,7 @@ __all__ = [
     "RunningSoftmax",
     "Scoring",
     "Sources",
+    "Sums",
     "ThreadSums",
     "add_outer_products",
     "add_rows",
@@ -92,6 +94,7 @@ __all__ = [
     "pack_parts",
     "pack_rows",
     "pack_weights",
+    "picked",
     "product",
     "rows_between",
     "spmm",

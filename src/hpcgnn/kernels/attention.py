@@ -28,12 +28,16 @@ class RunningSoftmax:
         out: `[N, K]`, in the type of sums; starts at 0.
         start: `[N, K]` like z, of which rows count in place of those of `out`, which need no value
             then: for the first block alone, which must have all rows. On a CPU.
+        loops: the block has an edge from each row to itself besides, without edge features, and
+            nothing in these matrices counts: for blocks that together have all rows and come
+            first. On a GPU.
     """
 
     row_max: Tensor
     row_sum: Tensor
     out: Tensor
     start: Tensor | None = None
+    loops: bool = False
 
     @staticmethod
     def zeros(
@@ -103,8 +107,9 @@ class GATGradients:
             `ThreadSums`, which save it for several calls; None where not asked for.
         edge_weight: `[H, D]`; None where not asked for.
         loops: the block has an edge from each row to itself besides, without edge features: its
-            columns are local rows too. On a CPU.
-        adds: whether `z` counts; else it is overwritten, by a block that has all rows. On a CPU.
+            columns are local rows too.
+        adds: whether `z` counts; else it is overwritten, by a block that has all rows, on a GPU by
+            one with `loops`.
     """
 
     z: Tensor

@@ -22,7 +22,7 @@ from hpcgnn.kernels.attention import (
     Sources,
 )
 from hpcgnn.kernels.block import Block, RowScale
-from hpcgnn.kernels.masks import Stream
+from hpcgnn.kernels.masks import Stream, Sums
 from hpcgnn.timeline import profiled, span
 
 Rows = tuple[int, int]  # first row and the one after the last
@@ -115,7 +115,15 @@ class Backend(Protocol):
 
     def add_rows(self, x: Tensor, rows: Tensor, out: Tensor) -> None: ...
 
-    def head_dots(self, a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None: ...
+    def head_dots(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        minus: Tensor | None,
+        grad: Tensor | None = None,
+        p: float = 0.0,
+    ) -> None: ...
 
     def dropout_nodes(
         self,
@@ -126,6 +134,7 @@ class Backend(Protocol):
         stream: Stream,
         relu: bool,
         passed: Tensor | None,
+        sums: Sums | None = None,
     ) -> None: ...
 
     def new_passed(self, x: Tensor, out: Tensor) -> Tensor: ...

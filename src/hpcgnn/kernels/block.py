@@ -59,6 +59,7 @@ class Block(Derived):
     weight: Tensor | None = None  # float32 [E]
     relation: Tensor | None = None  # int32 [E]
     features: Tensor | None = None  # float32 [E, D]
+    mean_degree: float | None = None  # of the rows that these are some of, for `picked`
 
     @property
     def num_rows(self) -> int:

@@ -110,6 +110,20 @@ def rows_between(block: Block, low: int, high: int) -> Block:
     return block.derived(what) if block.device.type == "cuda" else what.build(block)
 
 
+def picked(block: Block, rows: Tensor | slice) -> Block:
+    """These rows of the block (int64, ascending), whose sums are the same to the bit."""
+    local = block.rows
+    if local is None:
+        local = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
+    return replace(
+        block,
+        rows=local[rows],
+        begin=block.begin[rows],
+        end=block.end[rows],
+        mean_degree=split_of(block).mean_degree,
+    )
+
+
 def transpose(block: Block, num_rows: int) -> Block:
     """The block compressed by column: its rows are the block's columns, and the other way round.
 
@@ -192,19 +206,16 @@ class Split:
 
     Attributes:
         num_edges: of all rows.
+        mean_degree: by which kernels choose how many lanes share a row.
         positions: rows of the block with more than LONGEST edges, ascending.
     """
 
     num_edges: int
-    num_rows: int
+    mean_degree: float
     positions: list[int]
     chunk_begin: list[int]
     chunks: Block | None
     join: Block | None
-
-    @property
-    def mean_degree(self) -> float:
-        return self.num_edges / max(self.num_rows, 1)
 
     def hubs(self, rows: Rows) -> Hubs | None:
         """The long rows among rows `rows[0] .. rows[1] - 1` of the block; None without any."""
@@ -233,8 +244,11 @@ def _split(block: Block) -> Split:
     counts = block.end - block.begin
     long = torch.nonzero(counts > LONGEST).flatten()
     num_edges = int(counts.sum())
+    mean_degree = block.mean_degree
+    if mean_degree is None:
+        mean_degree = num_edges / max(block.num_rows, 1)
     if len(long) == 0:
-        return Split(num_edges, block.num_rows, [], [0], None, None)
+        return Split(num_edges, mean_degree, [], [0], None, None)
     pieces = (counts[long] + LONGEST - 1) // LONGEST
     ends = pieces.cumsum(0)
     owner = torch.repeat_interleave(torch.arange(len(long), device=long.device), pieces)
@@ -255,4 +269,4 @@ def _split(block: Block) -> Split:
         end=ends,
         columns=torch.arange(len(owner), dtype=torch.int32, device=long.device),
     )
-    return Split(num_edges, block.num_rows, long.tolist(), [0, *ends.tolist()], chunks, join)
+    return Split(num_edges, mean_degree, long.tolist(), [0, *ends.tolist()], chunks, join)

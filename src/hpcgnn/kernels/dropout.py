@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.backend import backend
-from hpcgnn.kernels.masks import Stream
+from hpcgnn.kernels.masks import Stream, Sums
 
 
 def dropout_nodes(
@@ -22,6 +22,7 @@ def dropout_nodes(
     layer: int,
     relu: bool = False,
     passed: Tensor | None = None,
+    sums: Sums | None = None,
 ) -> None:
     """out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
 
@@ -32,13 +33,16 @@ def dropout_nodes(
         ids_N: int64 `[n]`, original node ids.
         passed: from `new_passed`, overwritten with what `dropout_nodes_backward` needs to know
             where entries passed the ReLU and stayed: about a bit of each.
+        sums: what is done to x before all else. On a GPU alone.
     """
     checks.real("x", x_NF)
     checks.probability(p)
     _same_shape("out", out_NF, x_NF)
     checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
+    if sums is not None:
+        _check_sums(sums, x_NF)
     stream = Stream.of(seed, epoch, layer)
-    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu, passed)
+    backend(x_NF.device).dropout_nodes(x_NF, out_NF, ids_N, p, stream, relu, passed, sums)
 
 
 def new_passed(x_NF: Tensor, out_NF: Tensor) -> Tensor:
@@ -81,6 +85,16 @@ def dropout_nodes_backward(
     _same_shape("grad", grad_NF, g_NF)
     _same_shape("y", y_NF, g_NF)
     backend(g_NF.device).relu_dropout_backward(y_NF, g_NF, grad_NF, p)
+
+
+def _check_sums(sums: Sums, x_NF: Tensor) -> None:
+    (rows, width), wide = x_NF.shape, checks.sum_type(x_NF.dtype)
+    checks.vector("bias", sums.bias_K, wide, x_NF.device, width)
+    if sums.divisor_NH is not None:
+        parts = sums.divisor_NH.shape[1]
+        checks.matrix("divisor", sums.divisor_NH, like=x_NF, rows=rows, width=parts, dtype=wide)
+        if parts == 0 or width % parts:
+            raise InputError(f"kernels: the divisor's columns must divide {width}", value=parts)
 
 
 def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:

@@ -53,6 +53,10 @@ def gat_forward(
     if softmax.start is not None:
         checks.matrix("start", softmax.start, like=z, rows=local, width=z.shape[1])
         _check_whole(block, z)
+    if softmax.loops:
+        if takes_whole_blocks(z.device):
+            raise InputError("kernels: loops of a softmax are for a GPU")
+        _check_loops(block, scoring)
     backend(z.device).gat_forward(
         block, sources, t_NH, softmax, scoring, checks.row_range(block, rows)
     )
@@ -98,24 +102,36 @@ def gat_backward(
         checks.matrix(name, scalars, like=z, rows=local, width=heads, dtype=dtype)
     if grads.edge_weight is not None:
         _check_edge_weight(block, z, heads, grads.edge_weight)
-    if grads.loops or not grads.adds:
+    if grads.loops:
+        _check_loops(block, scoring)
+    if not grads.adds and not (grads.loops and not takes_whole_blocks(z.device)):
         _check_whole(block, z)
-    if grads.loops and (columns != local or scoring.edge_weight is not None):
-        raise InputError("kernels: loops need as many columns as rows, and no edge features")
     backend(z.device).gat_backward(
         block, destinations, sources, grads, scoring, checks.row_range(block, rows)
     )
 
 
 def takes_whole_blocks(device: torch.device) -> bool:
-    """Whether `start`, `loops` and `adds=False` are understood, as CPUs' kernels do."""
+    """Whether `start` and `adds=False` without `loops` are understood, as CPUs' kernels do."""
     return backend(device).WHOLE_BLOCKS
 
 
 def _check_whole(block: Block, z: Tensor) -> None:
     """That the block has all rows, of which some may have no edges, on a CPU."""
     if block.rows is not None or not takes_whole_blocks(z.device):
-        raise InputError("kernels: start, loops and adds=False are for whole blocks on a CPU")
+        raise InputError(
+            "kernels: start, and adds=False without loops, are for a CPU's whole blocks"
+        )
+
+
+def _check_loops(block: Block, scoring: Scoring) -> None:
+    whole = block.rows is None or not takes_whole_blocks(block.device)
+    if (
+        block.num_columns < checks.num_local_rows(block)
+        or not whole
+        or scoring.edge_weight is not None
+    ):
+        raise InputError("kernels: loops need local rows as columns, and no edge features")
 
 
 def _check(block: Block, z: Tensor, heads: int, scoring: Scoring) -> None:

@@ -48,3 +48,16 @@ class EdgeDropout:
     @property
     def stream(self) -> Stream:
         return Stream.of(self.seed, self.epoch, self.layer)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What makes rows of sums and what comes before dropout the same pass: `x / divisor + bias`.
+
+    Attributes:
+        divisor_NH: `[n, H]`, in the type of sums, each for as many columns side by side; None: 1.
+        bias_K: in the type of sums; None: 0.
+    """
+
+    divisor_NH: Tensor | None = None
+    bias_K: Tensor | None = None

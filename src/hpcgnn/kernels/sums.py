@@ -72,7 +72,7 @@ def _check_after(block: Block, x_MF: Tensor, after: RowScale | None, adds: bool)
     for name, vector_N in (("after.scale", after.scale_N), ("after.loop", after.loop_N)):
         wide, least = checks.sum_type(x_MF.dtype), checks.num_local_rows(block)
         checks.vector(name, vector_N, wide, x_MF.device, least)
-    square = block.rows is None and block.num_columns >= block.num_rows
+    square = block.num_columns >= checks.num_local_rows(block)
     if after.loop_N is not None and (adds or not square):
         raise InputError("kernels: after.loop needs adds=False and local rows as columns")
 
@@ -170,15 +170,27 @@ def _check_rows(name: str, message_MF: Tensor, rows_M: Tensor, nodes_NF: Tensor)
     checks.matrix(name, message_MF, like=nodes_NF, rows=count, width=width, dtype=message_MF.dtype)
 
 
-def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | None = None) -> None:
+def head_dots(
+    a_NK: Tensor,
+    b_NK: Tensor,
+    out_NH: Tensor,
+    *,
+    minus_K: Tensor | None = None,
+    grad_NK: Tensor | None = None,
+    p: float = 0.0,
+) -> None:
     """out[n, h] = the inner product of head h's channels in a[n] and b[n] - minus.
 
     Args:
         a_NK, b_NK: `[n, heads * channels]`, a head's channels side by side.
         out_NH: `[n, heads]`, overwritten.
         minus_K: `[heads * channels]` in the type of sums; 0 without.
+        grad_NK: like `a`, or `a` itself: overwritten with a / (1 - p) where b is above 0, else 0,
+            the gradient of `dropout_nodes` with relu=True, which then counts in place of a. On a
+            GPU alone.
     """
     checks.real("a", a_NK)
+    checks.probability(p)
     heads = out_NH.shape[-1]
     if heads == 0 or a_NK.shape[-1] % heads:
         raise InputError("kernels: the width of a must be a multiple of the heads", value=heads)
@@ -189,4 +201,6 @@ def head_dots(a_NK: Tensor, b_NK: Tensor, out_NH: Tensor, *, minus_K: Tensor | N
     checks.matrix("out", out_NH, like=a_NK, rows=num_rows, width=heads, dtype=dtype)
     if minus_K is not None:
         checks.matrix("minus", minus_K[None], like=a_NK, rows=1, width=width, dtype=dtype)
-    backend(a_NK.device).head_dots(a_NK, b_NK, out_NH, minus_K)
+    if grad_NK is not None:
+        checks.matrix("grad", grad_NK, like=a_NK, rows=num_rows, width=width)
+    backend(a_NK.device).head_dots(a_NK, b_NK, out_NH, minus_K, grad_NK, p)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,6 +11,7 @@ from torch.nn import functional
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.nn.gradients import copied_to
 from hpcgnn.nn.linear import Embedding, Linear, NodeFeatures
 from hpcgnn.sar.products import dense_rows
 
@@ -88,23 +91,38 @@ class LabelInput(torch.nn.Module):
 
     def shown(self, graph: PartitionedGraph) -> Tensor:
         """Which local nodes show their label now: bool `[n]`."""
-        if graph.labels is None or graph.train_mask is None or graph.labels.dim() != 1:
-            raise InputError("--labels-as-input needs one class per node and a split")
-        candidates = graph.train_mask & (graph.labels >= 0)
+        candidates = _candidates(graph)
         if not self.training:
             return candidates
-        ones_N1 = torch.ones(graph.num_local_nodes, 1, device=candidates.device)
+        return candidates & self._drawn(graph, graph.node_ids)
+
+    def hidden(self, graph: PartitionedGraph, rows: Tensor) -> Tensor:
+        """Those of local rows (int64) that do not show their label now.
+
+        Found on the host, which draws the same numbers, so that it need not wait for a GPU.
+        """
+        if rows.device.type == "cpu":
+            return rows[~self.shown(graph)[rows]]
+        known = graph.derived(_HostLabels())
+        own = known.rows(rows)
+        shown = known.candidates[own]
+        if self.training:
+            shown &= self._drawn(graph, known.node_ids[own])
+        return copied_to(own[~shown], rows.device)
+
+    def _drawn(self, graph: PartitionedGraph, node_ids: Tensor) -> Tensor:
+        ones_N1 = torch.ones(len(node_ids), 1, device=node_ids.device)
         drawn_N1 = torch.empty_like(ones_N1)
         kernels.dropout_nodes(
             ones_N1,
             drawn_N1,
-            graph.node_ids,
+            node_ids,
             p=1 - self.share,
             seed=graph.seed,
             epoch=graph.epoch,
             layer=_LABEL_STREAM,
         )
-        return candidates & (drawn_N1[:, 0] > 0)
+        return drawn_N1[:, 0] > 0
 
     def forward(self, graph: PartitionedGraph) -> Tensor:
         x_NF = self.inner(graph)
@@ -114,3 +132,31 @@ class LabelInput(torch.nn.Module):
         labels = torch.where(shown, graph.labels, 0)  # type: ignore[arg-type]
         rows_NC = functional.one_hot(labels, self.num_classes).to(x_NF.dtype) * shown[:, None]
         return torch.cat([x_NF, rows_NC], dim=1)
+
+
+def _candidates(graph: PartitionedGraph) -> Tensor:
+    """Nodes whose label may be shown: bool `[n]`."""
+    if graph.labels is None or graph.train_mask is None or graph.labels.dim() != 1:
+        raise InputError("--labels-as-input needs one class per node and a split")
+    return graph.train_mask & (graph.labels >= 0)
+
+
+class _OnHost:
+    """What `LabelInput.hidden` reads, on the host."""
+
+    def __init__(self, graph: PartitionedGraph) -> None:
+        self.candidates, self.node_ids = _candidates(graph).cpu(), graph.node_ids.cpu()
+        self._given: Tensor | None = None
+        self._rows = torch.empty(0, dtype=torch.int64)
+
+    def rows(self, given: Tensor) -> Tensor:
+        """The same rows each epoch: copied once."""
+        if self._given is not given:
+            self._given, self._rows = given, given.cpu()
+        return self._rows
+
+
+@dataclass(frozen=True)
+class _HostLabels:
+    def build(self, graph: PartitionedGraph) -> _OnHost:
+        return _OnHost(graph)

@@ -17,6 +17,7 @@ from hpcgnn.models.segments import in_segments
 from hpcgnn.nn.attention import GATConv
 from hpcgnn.nn.deep_gcn import DeepGCNLayer
 from hpcgnn.nn.dropout import Dropout, constant_dropout
+from hpcgnn.nn.gcn import GCNConv
 from hpcgnn.nn.layer import hops_of
 from hpcgnn.nn.linear import Linear, NodeFeatures, linear
 from hpcgnn.nn.norm import NORMS, BatchNorm, GraphNorm
@@ -160,7 +161,7 @@ class Stack(torch.nn.Module):
     ) -> Tensor:
         """A convolution and what follows it."""
         dropout, step = self.dropouts[i], flow[i] if flow else None
-        if isinstance(dropout, Dropout) and self._rectifies(i):
+        if isinstance(dropout, Dropout) and self._rectifies(i, on_gpu=graph.node_ids.is_cuda):
             y_NF = self._convolve(graph, x_NF, i, flow, dropout)
             if self.jumping != "none":
                 graph.execution.newest = None
@@ -175,11 +176,13 @@ class Stack(torch.nn.Module):
         result: Tensor = dropout(here, y_NF)
         return result
 
-    def _rectifies(self, layer: int) -> bool:
+    def _rectifies(self, layer: int, *, on_gpu: bool) -> bool:
         """Whether a convolution does the ReLU and dropout itself, with nothing between."""
         if self.activation != "relu" or len(self.norms) or self.residual:
             return False
         conv = self.convs[layer]
+        if isinstance(conv, GCNConv):
+            return on_gpu
         if isinstance(conv, SAGEConv):
             return not conv.normalize
         return isinstance(conv, GATConv) and conv.concat and conv.res is None

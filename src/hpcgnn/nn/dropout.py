@@ -12,6 +12,7 @@ from hpcgnn import kernels
 from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.kernels.checks import sum_type
 from hpcgnn.nn.layer import layer_number
 from hpcgnn.sar.autograd import first_order, is_own
 from hpcgnn.sar.rectifier import ReluDropout
@@ -76,9 +77,15 @@ def _masked(x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Te
     return out_NF
 
 
-def rectified(x_NF: Tensor, then: ReluDropout, *, in_place: bool = False) -> Tensor:
-    """What `then` makes of `x`: in its place where nothing before has kept it."""
-    result: Tensor = _ReluDropout.apply(x_NF, then, in_place)
+def rectified(
+    x_NF: Tensor, then: ReluDropout, *, in_place: bool = False, bias_F: Tensor | None = None
+) -> Tensor:
+    """What `then` makes of `x`: in its place where nothing before has kept it.
+
+    Args:
+        bias_F: is added to `x` first, in the same pass, on a GPU.
+    """
+    result: Tensor = _ReluDropout.apply(x_NF, bias_F, then, in_place)
     return result
 
 
@@ -86,22 +93,29 @@ class _ReluDropout(torch.autograd.Function):
     """Keeps a bit per entry, so that the next layer's backward can free the output."""
 
     @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, rectifier: ReluDropout, in_place: bool) -> Tensor:
-        y_NF = x_NF if in_place else torch.empty_like(x_NF)
-        passed = kernels.new_passed(x_NF, y_NF) if ctx.needs_input_grad[0] else None
-        rectifier.apply(x_NF, y_NF, passed)
+    def forward(
+        ctx: Any, x_NF: Tensor, bias_F: Tensor | None, rectifier: ReluDropout, in_place: bool
+    ) -> Tensor:
+        y_NF, sums = x_NF if in_place else torch.empty_like(x_NF), None
+        passed = kernels.new_passed(x_NF, y_NF) if any(ctx.needs_input_grad) else None
+        if bias_F is not None:
+            sums = kernels.Sums(bias_K=bias_F.detach().to(sum_type(x_NF.dtype)))
+        rectifier.apply(x_NF, y_NF, passed, sums)
         if in_place:
             ctx.mark_dirty(x_NF)
-        ctx.rectifier = rectifier
+        ctx.rectifier, ctx.bias_dtype = rectifier, None if bias_F is None else bias_F.dtype
         ctx.save_for_backward(passed)
         return y_NF
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (passed,) = ctx.saved_tensors
         out_NF = grads[0] if is_own(grads) else None
-        return ctx.rectifier.gradient_of_passed(passed, grads[0], out_NF), None, None
+        grad_NF, grad_bias = ctx.rectifier.gradient_of_passed(passed, grads[0], out_NF), None
+        if ctx.bias_dtype is not None:
+            grad_bias = grad_NF.sum(dim=0, dtype=ctx.bias_dtype)
+        return grad_NF, grad_bias, None, None
 
 
 def constant_dropout(

@@ -13,6 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
+from hpcgnn.nn.dropout import rectified
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, zero
 from hpcgnn.sar.aggregation import (
@@ -24,6 +25,7 @@ from hpcgnn.sar.aggregation import (
     weight_sums,
 )
 from hpcgnn.sar.checks import check_rows
+from hpcgnn.sar.rectifier import ReluDropout
 
 _CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
 
@@ -73,7 +75,15 @@ class GCNConv(torch.nn.Module):
         self.lin.reset_parameters()
         zero(self.bias)
 
-    def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
+    def forward(
+        self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
+    ) -> Tensor:
+        """`[n, F]` to `[n, G]`.
+
+        Args:
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
+                save a GPU a pass over memory.
+        """
         check_rows(
             graph, x, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
         )
@@ -85,7 +95,11 @@ class GCNConv(torch.nn.Module):
             y_NF = self.lin(self._propagate(graph, x))
         else:
             y_NF = self._propagate(graph, self.lin(x))
-        return y_NF if self.bias is None else y_NF.add_(self.bias)
+        if then is not None and y_NF.is_cuda:
+            return rectified(y_NF, then, in_place=True, bias_F=self.bias)
+        if self.bias is not None:
+            y_NF = y_NF.add_(self.bias)
+        return y_NF if then is None else rectified(y_NF, then, in_place=True)
 
     def _first_sum(self, graph: PartitionedGraph) -> Tensor:
         kind = _FirstGCN(self.improved, self.add_self_loops, self.normalize)

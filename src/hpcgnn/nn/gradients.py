@@ -91,7 +91,7 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
     flat = own if comm.size == 1 else comm.allreduce(own.cpu(), where="gradients")
     if not bool(torch.isfinite(flat).all()):
         return False
-    flat = _sent(flat, own.device)
+    flat = copied_to(flat, own.device)
     offset = 0
     for parameter in shared:
         size = parameter.numel()
@@ -100,7 +100,7 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
     return True
 
 
-def _sent(flat: Tensor, device: torch.device) -> Tensor:
+def copied_to(flat: Tensor, device: torch.device) -> Tensor:
     """A copy on `device`, for which the host does not wait."""
     if flat.device == device:
         return flat

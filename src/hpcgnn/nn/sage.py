@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.kernels.checks import SHORT
+from hpcgnn.kernels.checks import SHORT, sum_type
 from hpcgnn.nn.dropout import rectified
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, projected
@@ -95,14 +95,14 @@ class SAGEConv(torch.nn.Module):
             y_NF = self._fused(graph, x, then)
             return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
         sources_NF = x if self.lin is None else torch.relu(self.lin(x))
-        y_NF = self._neighbours(graph, sources_NF)
+        y_NF, bias_G = self._neighbours(graph, sources_NF, then)
         if self.lin_r is not None:
             if isinstance(x, Tensor) and product_type(x.device) is None:
                 y_NF.addmm_(x, self.lin_r.weight.t())
             else:
                 y_NF = y_NF.add_(projected(x, self.lin_r.weight))
         if then is not None:
-            return rectified(y_NF, then, in_place=True)
+            return rectified(y_NF, then, in_place=True, bias_F=bias_G)
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
     def _is_fused(self, graph: PartitionedGraph, x_NF: Tensor) -> bool:
@@ -128,26 +128,31 @@ class SAGEConv(torch.nn.Module):
         kind = _FirstSAGE(self.aggr)
         return first_sum(graph, kind, lambda x_NF: self._aggregate(graph, x_NF))
 
-    def _neighbours(self, graph: PartitionedGraph, x_NF: NodeFeatures) -> Tensor:
+    def _neighbours(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, then: ReluDropout | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The neighbours' part of the output, and a bias that `then` is to add."""
         lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
         if linear_aggr and is_constant(graph, x_NF):
-            return lin(self._first_sum(graph))
+            return lin(self._first_sum(graph)), None
         if not isinstance(x_NF, Tensor):
             if not linear_aggr:
                 raise InputError(
                     f"aggr={self.aggr} needs dense features in the memory of the device"
                 )
         elif not (linear_aggr and narrows_first(graph, self.in_channels, self.out_channels)):
-            return lin(self._aggregate(graph, x_NF))
+            return lin(self._aggregate(graph, x_NF)), None
         y_NF = projected(x_NF, lin.weight)
         if lin.bias is None:
-            return self._aggregate(graph, y_NF)
-        if self.aggr == "mean":
+            return self._aggregate(graph, y_NF), None
+        if y_NF.is_cuda and then is not None:
+            return self._aggregate(graph, y_NF), lin.bias
+        if self.aggr == "mean" and not y_NF.is_cuda:
             y_NF = neighbour_sum(graph, y_NF, weighted=False)
             shifted: Tensor = _Mean.apply(y_NF, _divisors(graph, y_NF), lin.bias.to(y_NF.dtype))
-            return shifted
+            return shifted, None
         sum_NF = self._aggregate(graph, y_NF)
-        return sum_NF.add_(lin.bias.to(sum_NF.dtype))
+        return sum_NF.add_(lin.bias.to(sum_NF.dtype)), None
 
     @property
     def output_bias(self) -> Tensor | None:
@@ -165,6 +170,9 @@ def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:
     """`sum`, `mean`, `max` or `min` of the rows of each node's in-neighbours: `[n, F]`."""
     if aggr in ("max", "min"):
         return neighbour_max(graph, x, smallest=aggr == "min")
+    if aggr == "mean" and x.is_cuda:
+        share_N = graph.derived(_Shares()).to(sum_type(x.dtype))
+        return neighbour_sum(graph, x, weighted=False, scale_N=share_N)
     sum_NF = neighbour_sum(graph, x, weighted=False)
     if aggr == "sum":
         return sum_NF
@@ -173,6 +181,14 @@ def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:
 
 def _divisors(graph: PartitionedGraph, sum_NF: Tensor) -> Tensor:
     return in_degrees(graph).clamp(min=1)[:, None].to(sum_NF.dtype)
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What an edge counts in the mean of each node: float64 `[n]`."""
+
+    def build(self, graph: PartitionedGraph) -> Tensor:
+        return in_degrees(graph).clamp(min=1).double().reciprocal()
 
 
 class _Mean(torch.autograd.Function):

@@ -29,17 +29,30 @@ from hpcgnn.sar.vertex_cover import sum_plan
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
 
 
-def neighbour_sum(graph: PartitionedGraph, x: Tensor, *, weighted: bool = True) -> Tensor:
+def neighbour_sum(
+    graph: PartitionedGraph,
+    x: Tensor,
+    *,
+    weighted: bool = True,
+    scale_N: Tensor | None = None,
+) -> Tensor:
     """`y[i] = sum over edges j -> i of weight * x[j]`; `[n, F]` to `[n, F]`, float32 or float64.
 
     Without `weighted`, or where the graph has no weights, every edge counts 1.
+
+    Args:
+        scale_N: `[n]`, in the type of sums, what each sum counts. On a GPU alone.
     """
     check_rows(graph, x, who="a sum over neighbours")
+    after = None if scale_N is None else kernels.RowScale(scale_N)
 
     def times(edges: EdgeBlocks, rows_NF: Tensor, where: str, wire: torch.dtype) -> Tensor:
-        return multiply(graph, edges, rows_NF, weighted, where, wire)
+        return multiply(graph, edges, rows_NF, weighted, where, wire, after=after)
 
-    return linear_sum(graph, x, times)
+    def back(edges: EdgeBlocks, rows_NF: Tensor, where: str, wire: torch.dtype) -> Tensor:
+        return multiply(graph, edges, rows_NF, weighted, where, wire, scale_N)
+
+    return linear_sum(graph, x, times, back)
 
 
 def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
@@ -154,24 +167,32 @@ def by_columns(x: HostRows, device: torch.device, aggregate: Callable[[Tensor], 
 Times = Callable[[EdgeBlocks, Tensor, str, torch.dtype], Tensor]
 
 
-def linear_sum(graph: PartitionedGraph, x_NF: Tensor, times: Times) -> Tensor:
-    """`times` of the in-edges and x, whose gradient is `times` of the out-edges; collective."""
-    result: Tensor = _LinearSum.apply(x_NF, graph, times)
+def linear_sum(
+    graph: PartitionedGraph, x_NF: Tensor, times: Times, back: Times | None = None
+) -> Tensor:
+    """`times` of the in-edges and x, whose gradient is `back` of the out-edges; collective.
+
+    Args:
+        back: by default as `times`.
+    """
+    result: Tensor = _LinearSum.apply(x_NF, graph, times, back or times)
     return result
 
 
 class _LinearSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, times: Times) -> Tensor:
-        ctx.graph, ctx.times, ctx.dtype = graph, times, x_NF.dtype
+    def forward(
+        ctx: Any, x_NF: Tensor, graph: PartitionedGraph, times: Times, back: Times
+    ) -> Tensor:
+        ctx.graph, ctx.back, ctx.dtype = graph, back, x_NF.dtype
         ctx.wire = wire_type(x_NF)
         return summed(times(graph.in_edges, x_NF, "sum forward", ctx.wire), x_NF.dtype)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad_NF = ctx.times(ctx.graph.out_edges, grads[0], "sum backward", ctx.wire)
-        return grad_NF.to(ctx.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad_NF = ctx.back(ctx.graph.out_edges, grads[0], "sum backward", ctx.wire)
+        return grad_NF.to(ctx.dtype), None, None, None
 
 
 def multiply(
@@ -212,7 +233,8 @@ def multiply(
     if meanwhile is not None:
         meanwhile(exchange.progress)
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
-    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, RowSums(out_NF)):
+    sums = RowSums(out_NF)
+    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, sums, by_row=True):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are here
         for rows in work(block, edges.num_parts):
@@ -256,7 +278,9 @@ class _Extremum(torch.autograd.Function):
         ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
         edges = graph.in_edges
         payload = Payload((x_NF,), wire)
-        for block, (x_MF,), progress in stream(graph, edges, payload, where="max forward"):
+        for block, (x_MF,), progress in stream(
+            graph, edges, payload, where="max forward", by_row=True
+        ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max(block, x_MF, best_NF, ties_NF, sign=sign, rows=rows)
                 progress()
@@ -276,7 +300,7 @@ class _Extremum(torch.autograd.Function):
         grad_NF = torch.zeros_like(x_NF, dtype=sum_type(x_NF.dtype))
         payload = Payload((best_NF, share_NF), ctx.wire)
         for block, (best_MF, share_MF), progress in stream(
-            graph, edges, payload, where="max backward", sums=RowSums(grad_NF)
+            graph, edges, payload, where="max backward", sums=RowSums(grad_NF), by_row=True
         ):
             for rows in work(block, edges.num_parts):
                 kernels.spmm_max_backward(block, best_MF, share_MF, x_NF, grad_NF, rows=rows)

@@ -198,6 +198,10 @@ def normalised(
     row_sum_NH = softmax.row_sum.masked_fill(none, 1.0)
     out_NHC = out_NK.view(*row_sum_NH.shape, out_NK.shape[1] // row_sum_NH.shape[1])
     bias_HC = None if bias_K is None else bias_K.to(out_NK.dtype).view(out_NHC.shape[1:])
+    if then is not None and not kernels.takes_whole_blocks(out_NK.device):
+        bias_K = None if bias_HC is None else bias_HC.detach().flatten()
+        then.apply(out_NK, out_NK, sums=kernels.Sums(row_sum_NH, bias_K))
+        return out_NK, softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
     for rows in row_slabs(out_NK):
         out_SHC, sum_SH1 = out_NHC[rows], row_sum_NH[rows, :, None]
         if bias_HC is None:

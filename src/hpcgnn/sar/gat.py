@@ -99,7 +99,10 @@ class _Attention(torch.autograd.Function):
             product.write(first_sent(graph.in_edges))
             run.go(graph.epoch, partial(product.write, 0))
             del product
-            at_once = not products.kernels_read_16_bit(z_NK.device)  # a GPU rounds before `then`
+            # A GPU rounds to 16 bits before `then`.
+            at_once = (
+                not products.kernels_read_16_bit(z_NK.device) or z_NK.dtype == run.out_NK.dtype
+            )
             out_NK, lse_NH = normalised(run.softmax, bias_K, then if at_once else None)
             out_NK = summed(out_NK, z_NK.dtype)
         if then is not None and not at_once:

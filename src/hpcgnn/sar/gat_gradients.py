@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpcgnn import kernels
 from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.sar.gat_passes import BackwardPass
@@ -83,9 +84,11 @@ class Gradients:
             g_SK, y_SK = g_NK[rows], y_NK[rows]
             if then is None:
                 parts.append(head_products(g_SK, y_SK, len(heads), bias_K))
-            else:
+            elif kernels.takes_whole_blocks(g_NK.device):
                 then.of(rows).gradient(y_SK, grad_NK[rows], g_SK)
                 parts.append(_products_before(then, g_SK, y_SK, len(heads), bias_K))
+            else:  # a GPU does both at once
+                parts.append(_products_before(then, grad_NK[rows], y_SK, len(heads), bias_K, g_SK))
             if bias_K is not None:
                 sums_K += g_SK.sum(dim=0, dtype=bias_K.dtype)
             if found_NK is not g_NK:
@@ -182,11 +185,21 @@ def _fits(x_NF: Tensor, z_NK: Tensor) -> bool:
 
 
 def _products_before(
-    then: ReluDropout, g_NK: Tensor, y_NK: Tensor, heads: int, bias_K: Tensor | None
+    then: ReluDropout,
+    g_NK: Tensor,
+    y_NK: Tensor,
+    heads: int,
+    bias_K: Tensor | None,
+    out_NK: Tensor | None = None,
 ) -> Tensor:
-    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y."""
+    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y.
+
+    Args:
+        out_NK: becomes g, and g is what comes before `then`.
+    """
     kept = 1 - then.p
-    return head_products(g_NK, y_NK, heads, None if bias_K is None else bias_K / kept).mul_(kept)
+    bias_K = None if bias_K is None else bias_K.detach() / kept
+    return head_products(g_NK, y_NK, heads, bias_K, out_NK, then.p).mul_(kept)
 
 
 def _diagonal_blocks(sums: ProductSum, like_HC: Tensor) -> tuple[Tensor, Tensor]:

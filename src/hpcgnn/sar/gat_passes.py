@@ -43,19 +43,25 @@ class ForwardPass:
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
         self.start_NK: Tensor | None = None
+        self._loops = False  # local blocks bring the self-loops, on a GPU
         self.row_max_NH, self.row_sum_NH = torch.empty_like(t_NH), torch.empty_like(t_NH)
         self.out_NK = graph.execution.arrays.like(z_NK, t_NH.dtype)
 
     def _begin(self) -> Iterator[Block]:
         """Sets where the softmax starts; the blocks without messages that are still to be added.
 
-        Self-loops that count as they are need no pass over them: it starts there.
+        Self-loops that count as they are need no pass over them: it starts there. A GPU's kernels
+        take them with the local edges.
         """
         settings, z_NK = self.settings, self.z_NK
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
+        whole = kernels.takes_whole_blocks(z_NK.device)
+        self._loops = not whole and settings.self_loops and self.edge_HD is None
+        if self._loops:
+            yield from local[1:]
+            return
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
-        # A GPU would wait to know whether all are finite.
-        if plain and kernels.takes_whole_blocks(z_NK.device):
+        if plain and whole:
             self.row_max_NH.copy_(functional.leaky_relu(self.s_NH + self.t_NH, settings.slope))
             if bool(self.row_max_NH.isfinite().all()):
                 self.row_sum_NH.fill_(1)
@@ -87,6 +93,7 @@ class ForwardPass:
             kept=self.kept,
             sums=SoftmaxSums(self.softmax),
             meanwhile=meanwhile,
+            by_row=True,
         ):
             for rows in work(block, edges.num_parts):
                 self._add(block, z_MK, s_MH, rows, epoch)
@@ -96,12 +103,14 @@ class ForwardPass:
     def _add(
         self, block: Block, z_MK: Tensor, s_MH: Tensor, rows: tuple[int, int], epoch: int
     ) -> None:
-        dropout = edge_dropout(self.graph, self.graph.in_edges, block, self.settings, epoch)
+        edges = self.graph.in_edges
+        dropout = edge_dropout(self.graph, edges, block, self.settings, epoch)
+        loops = self._loops and block.peer == edges.rank
         kernels.gat_forward(
             block,
             kernels.Sources(z_MK, s_MH),
             self.t_NH,
-            self.softmax,
+            replace(self.softmax, loops=loops),
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
@@ -152,14 +161,14 @@ class BackwardPass:
         return self.grad_z_NK, self.grad_scores_NH, z_NK
 
     def _local(self) -> list[Block]:
-        """The blocks without messages; on a CPU the first one brings self-loops and sets grad z."""
+        """The blocks without messages; the first one brings self-loops and sets grad z, or its
+        slices do. On a GPU it does where it can do both."""
         local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
         whole = kernels.takes_whole_blocks(self.grad_z_NK.device)
-        self._at_once = whole and local[-1].rows is None
+        self._loops = self.settings.self_loops and self.edge_HD is None and local[-1].rows is None
+        self._at_once = (whole and local[-1].rows is None) or self._loops
         if not self._at_once:
             self.grad_z_NK.zero_()
-        plain = self._at_once and self.edge_HD is None
-        self._loops = plain and self.settings.self_loops
         return local[1:] if self._loops else local
 
     def at_sources(self, meanwhile: Callable[[Progress], None] | None = None) -> None:
@@ -182,6 +191,7 @@ class BackwardPass:
             local=self._local(),
             sums=RowSums(self.grad_z_NK, self.grad_s_NH),
             meanwhile=meanwhile,
+            by_row=True,
         ):
             destinations = here
             if block.peer != edges.rank:
@@ -206,7 +216,8 @@ class BackwardPass:
             self.graph, self.graph.out_edges, block, self.settings, self.epoch, reverse=True
         )
         grads = self._gradients(self.grad_z_NK, self.grad_s_NH, grad_t)
-        if self._first:
+        local = block.peer == self.graph.comm.rank
+        if local and (self._first or self._loops):  # with loops, there is one block or its slices
             grads = replace(grads, loops=self._loops, adds=not self._at_once)
         kernels.gat_backward(
             block,

@@ -98,6 +98,7 @@ class _GATv2(torch.autograd.Function):
             local=local,
             kept=kept,
             sums=SoftmaxSums(softmax),
+            by_row=True,
         ):
             inputs = kernels.Projections(left_MK, right_NK, att_HC)
             dropout = edge_dropout(graph, edges, block, settings, graph.epoch)

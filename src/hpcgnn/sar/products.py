@@ -358,10 +358,17 @@ def head_matrix(*vectors_HC: Tensor) -> Tensor:
     return torch.cat(blocks).t().contiguous()
 
 
-def head_products(a_NK: Tensor, b_NK: Tensor, heads: int, minus_K: Tensor | None = None) -> Tensor:
-    """`<a, b - minus>` per node and head in the type of sums: `[n, H]`."""
+def head_products(
+    a_NK: Tensor,
+    b_NK: Tensor,
+    heads: int,
+    minus_K: Tensor | None = None,
+    grad_NK: Tensor | None = None,
+    p: float = 0.0,
+) -> Tensor:
+    """`<a, b - minus>` per node and head in the type of sums: `[n, H]`; see `kernels.head_dots`."""
     out_NH = a_NK.new_empty(a_NK.shape[0], heads, dtype=sum_type(a_NK.dtype))
-    kernels.head_dots(a_NK, b_NK, out_NH, minus_K=minus_K)
+    kernels.head_dots(a_NK, b_NK, out_NH, minus_K=minus_K, grad_NK=grad_NK, p=p)
     return out_NH
 
 

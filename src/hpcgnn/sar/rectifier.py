@@ -30,8 +30,18 @@ class ReluDropout:
         """The same for some of the rows."""
         return replace(self, ids=self.ids[rows])
 
-    def apply(self, x_NF: Tensor, out_NF: Tensor, passed: Tensor | None = None) -> None:
-        """`out`, which may be `x` itself, becomes y; `passed`: of `kernels.new_passed`."""
+    def apply(
+        self,
+        x_NF: Tensor,
+        out_NF: Tensor,
+        passed: Tensor | None = None,
+        sums: kernels.Sums | None = None,
+    ) -> None:
+        """`out`, which may be `x` itself, becomes y; `passed`: of `kernels.new_passed`.
+
+        Args:
+            sums: what is done to `x` first, on a GPU.
+        """
         seed, epoch, layer = self.key
         kernels.dropout_nodes(
             x_NF,
@@ -43,6 +53,7 @@ class ReluDropout:
             layer=layer,
             relu=True,
             passed=passed,
+            sums=sums,
         )
 
     def gradient(self, y_NF: Tensor, g_NF: Tensor, out_NF: Tensor | None = None) -> Tensor:

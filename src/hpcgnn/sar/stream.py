@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
+from hpcgnn.comm.arrivals import Arrival, PiecesAhead
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Arrival, Exchange
+from hpcgnn.comm.ring import Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.hubs import CutBlocks, RowSums
+from hpcgnn.sar.interior import in_slices
 from hpcgnn.sar.products import RowLayout, gathered, readable
 
 Rows = tuple[Tensor, ...]
@@ -132,6 +134,11 @@ class Payload:
         return [part.shape[1] for part in self.scalars]
 
     @property
+    def row_bytes(self) -> int:
+        """Of a local node's row."""
+        return sum(part.shape[1] * part.element_size() for part in self.local)
+
+    @property
     def local(self) -> Rows:
         """The rows of local nodes."""
         return (*self.features, *self.scalars)
@@ -162,22 +169,37 @@ def drive(
     payload: Payload,
     arrivals: Chunks,
     sums: RowSums | None = None,
+    *,
+    by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Arrival | None]]:
     """Local blocks, then the block that each arrival completes, with the rows that they read.
 
     Args:
         sums: what the blocks are added to, if hubs should stay right under very many messages.
+        by_row: only the order of the edges of each row counts, so that a GPU may take messages
+            before the local edges of rows that none of them adds to.
     """
     if sums is not None:
         sums.begin_messages(arrivals.given, arrivals.most)
+    slices: list[Block] = []
+    if by_row and exchange.awaits:
+        local, slices = in_slices(arrivals.given, local, payload.row_bytes)
     for block in local:
         yield block, payload.local, None
     exchange.release()
-    for arrival in exchange:
-        block = arrivals[arrival.index]
-        yield block, payload.unpack(arrival.rows_MF), arrival
+
+    def arrived(arrival: Arrival) -> Iterator[tuple[Block, Rows, Arrival]]:
+        yield arrivals[arrival.index], payload.unpack(arrival.rows_MF), arrival
         if sums is not None:
             sums.added()
+
+    between = PiecesAhead(exchange, exchange.ring.transport.mark)
+    for block in slices:
+        yield block, payload.local, None
+        for arrival in between.arrivals():
+            yield from arrived(arrival)
+    for arrival in exchange:
+        yield from arrived(arrival)
     if sums is not None:
         sums.end()
 
@@ -193,6 +215,7 @@ def stream(
     cut_for: int = 0,
     sums: RowSums | None = None,
     meanwhile: Callable[[Progress], None] | None = None,
+    by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Progress]]:
     """Blocks of `edges` with the rows they read, and what moves messages on; collective.
 
@@ -204,12 +227,13 @@ def stream(
         sums: what each block is added to, see `hubs`.
         meanwhile: is done once messages are on their way, before the first block: it may make rows
             that nobody is sent, and is given what moves messages on.
+        by_row: as for `drive`.
     """
     exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for)
     if meanwhile is not None:
         meanwhile(exchange.progress)
     local = [edges.blocks[edges.rank]] if local is None else local
-    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
+    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums, by_row=by_row):
         if arrival is not None and kept is not None:
             kept.append(arrival.rows_MF.clone())
         yield block, rows, exchange.progress
@@ -241,6 +265,7 @@ def stream_and_return(
     in_order: bool = False,
     sums: RowSums | None = None,
     meanwhile: Callable[[Progress], None] | None = None,
+    by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Tensor, Progress]]:
     """As `stream`, with the gradients of the rows, which go back to their owners; collective.
 
@@ -250,7 +275,7 @@ def stream_and_return(
     Args:
         accept: takes gradients that have come back, in the order in which the rows were sent.
         in_order: nothing is accepted before the local blocks are done.
-        meanwhile: as for `stream`.
+        meanwhile, by_row: as for `stream`.
     """
     exchange, arrivals = _start(
         graph,
@@ -264,7 +289,7 @@ def stream_and_return(
     if meanwhile is not None:
         meanwhile(exchange.progress)
     local = [edges.blocks[edges.rank]] if local is None else local
-    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums):
+    for block, rows, arrival in drive(exchange, local, payload, arrivals, sums, by_row=by_row):
         if arrival is None:
             yield block, rows, grad_NG, exchange.progress
             continue

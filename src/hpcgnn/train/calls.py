@@ -141,7 +141,7 @@ class BuiltInCall(ModelCall):
         inputs = self.model.inputs
         if not isinstance(inputs, LabelInput):
             return rows
-        return rows[~inputs.shown(self.graph)[rows]]
+        return inputs.hidden(self.graph, rows)
 
     def place(self, rows: Tensor) -> Tensor:
         return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)

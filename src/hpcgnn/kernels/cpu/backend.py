@@ -18,7 +18,7 @@ from hpcgnn.kernels.cpu.gat import gatv2_forward as gatv2_forward
 from hpcgnn.kernels.cpu.library import StreamKey, edges, function, is_double, kind, matrix, pointer
 from hpcgnn.kernels.cpu.library import instruction_set as instruction_set
 from hpcgnn.kernels.cpu.library import transpose as transpose
-from hpcgnn.kernels.masks import Stream
+from hpcgnn.kernels.masks import Stream, Sums
 
 _PASSED_LANES = 16  # LANES of dropout.cpp
 
@@ -133,7 +133,16 @@ def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
     out.index_add_(0, rows, x.to(out.dtype))
 
 
-def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
+def head_dots(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    minus: Tensor | None,
+    grad: Tensor | None = None,
+    p: float = 0.0,
+) -> None:
+    if grad is not None:
+        raise InputError("kernels: head_dots makes a gradient on a GPU alone")
     function("head_dots")(
         is_double(a),
         matrix(a),
@@ -155,7 +164,10 @@ def dropout_nodes(
     stream: Stream,
     relu: bool,
     passed: Tensor | None,
+    sums: Sums | None = None,
 ) -> None:
+    if sums is not None:
+        raise InputError("kernels: sums are finished with dropout on a GPU alone")
     function("dropout")(
         is_double(x),
         matrix(x),

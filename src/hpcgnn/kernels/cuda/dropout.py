@@ -9,7 +9,7 @@ from torch import Tensor
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer, real
 from hpcgnn.kernels.cuda.shapes import NAMES, power_of_two, vector_width
-from hpcgnn.kernels.masks import WORD, EdgeDropout, Stream
+from hpcgnn.kernels.masks import WORD, EdgeDropout, Stream, Sums
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -66,9 +66,12 @@ def dropout_nodes(
     stream: Stream,
     relu: bool,
     passed: Tensor | None,
+    sums: Sums | None = None,
 ) -> None:
     if x.numel() == 0:
         return
+    divisor, bias = (None, None) if sums is None else (sums.divisor_NH, sums.bias_K)
+    parts = 1 if divisor is None else divisor.shape[1]
     vector, lanes_log, blocks = _patches((x, out))
     launch(
         "dropout",
@@ -80,6 +83,9 @@ def dropout_nodes(
             pointer(ids),
             np.int64(x.shape[0]),
             np.int32(x.shape[1]),
+            *matrix(divisor),
+            np.int32(x.shape[1] // parts),
+            pointer(bias),
             np.uint64(stream_key(stream)),
             threshold(p),
             real(sum_type(x.dtype))(1 / (1 - p)),

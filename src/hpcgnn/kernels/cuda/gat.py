@@ -66,6 +66,7 @@ def gat_forward(
             (
                 *matrices(sources.z, sources.s, t),
                 *softmax_arguments(softmax),
+                np.int32(softmax.loops),
                 *edge_term(block, scoring),
                 *edge_dropout(scoring.dropout, sources.z, reverse=False),
             ),
@@ -148,12 +149,19 @@ def softmax_arguments(softmax: RunningSoftmax) -> tuple[np.generic, ...]:
     return matrices(softmax.row_max, softmax.row_sum, softmax.out)
 
 
-def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
+def head_dots(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    minus: Tensor | None,
+    grad: Tensor | None = None,
+    p: float = 0.0,
+) -> None:
     rows, heads = out.shape
     if rows == 0 or a.shape[1] == 0:
         out.zero_()
         return
-    kernel = Kernel.of(heads, (a, b))
+    kernel = Kernel.of(heads, (a, b) if grad is None else (a, b, grad))
     shape = kernel.shape
     launch(
         "head_dots",
@@ -162,6 +170,8 @@ def head_dots(a: Tensor, b: Tensor, out: Tensor, minus: Tensor | None) -> None:
         (
             *matrices(a, b),
             pointer(minus),
+            *matrix(grad),
+            real(a.dtype)(1 / (1 - p)),
             np.int64(rows),
             *matrix(out),
             *map(np.int32, (heads, kernel.channels)),
@@ -179,7 +189,7 @@ def run_softmax(
 ) -> None:
     """`run(block, softmax, rows, partial)`, again for the chunks of long rows, and these joined."""
     split = split_of(block)
-    if rows[0] == rows[1] or split.num_edges == 0:
+    if rows[0] == rows[1] or (split.num_edges == 0 and not softmax.loops):
         return
     run(block, softmax, rows, False)
     hubs = split.hubs(rows)
@@ -215,7 +225,7 @@ def gat_backward(
     rows: Rows,
 ) -> None:
     split, heads = split_of(block), sources.s.shape[1]
-    if rows[0] == rows[1] or split.num_edges == 0:
+    if rows[0] == rows[1] or (split.num_edges == 0 and not grads.loops):
         return
     if grads.edge_weight is not None and scoring.edge_weight is None:
         scoring = replace(scoring, edge_weight=torch.zeros_like(grads.edge_weight))
@@ -235,6 +245,7 @@ def gat_backward(
             (
                 *matrices(destinations.g, *scalars),
                 *matrices(sources.z, sources.s, grad_z, grad_s),
+                *map(np.int32, (grads.loops and not partial, grads.adds or partial)),
                 pointer(None if units is None else units.sums),
                 *bounds,
                 scores,

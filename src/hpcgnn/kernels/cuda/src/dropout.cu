@@ -14,10 +14,13 @@ DEVICE Patch patch_of(int lanes_log) {
     return Patch{row, lane * V, V << lanes_log};
 }
 
+// Before all else x is divided by what `divisor` has for the row and `channels` columns, and `bias`
+// is added; either may be null.
 template <class X, int V>
 KERNEL(8)
 dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
-        u64 key, u32 threshold, Sum<X> scale, int relu, unsigned char* passed, int lanes_log) {
+        const Sum<X>* divisor, i64 divisor_stride, int channels, const Sum<X>* bias, u64 key,
+        u32 threshold, Sum<X> scale, int relu, unsigned char* passed, int lanes_log) {
     typedef Sum<X> A;
     const Patch patch = patch_of<V>(lanes_log);
     if (patch.row >= rows) return;
@@ -27,7 +30,9 @@ dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 ro
         unsigned bits = 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
-            const A from = widen(value.at[v]);
+            A from = widen(value.at[v]);
+            if (divisor) from /= __ldg(divisor + patch.row * divisor_stride + (column + v) / channels);
+            if (bias) from += __ldg(bias + column + v);
             const bool kept = threshold == 0 || hpcgnn_random_bits(state, column + v) >= threshold;
             const bool passes = kept && !(relu && from <= 0);
             narrow(passes ? from * scale : A(0), value.at[v]);

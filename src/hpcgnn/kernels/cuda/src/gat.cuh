@@ -144,14 +144,16 @@ struct Batch {
     }
 };
 
-// Columns of this lane's own edges in the batch at `base`.
+// Columns of this lane's own edges in the batch at `base`. The last of the row's edges, where there
+// are `loops`, goes from the row to itself and is none of the block's.
 template <int LANES>
 DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES>& place, int base,
-                       int (&ahead)[HeadPlace<LANES>::OWN]) {
+                       int (&ahead)[HeadPlace<LANES>::OWN], int loops = 0) {
 #pragma unroll
     for (int i = 0; i < HeadPlace<LANES>::OWN; i++) {
-        const int edge = base + place.group + place.own(i) * place.groups;
-        ahead[i] = column_of(edges, row.begin + min(edge, row.count - 1));
+        const int edge = min(base + place.group + place.own(i) * place.groups, row.count - 1);
+        ahead[i] = edge < row.count - loops ? column_of(edges, row.begin + edge)
+                                            : static_cast<int>(row.local);
     }
 }
 
@@ -337,11 +339,12 @@ struct Sums {
         row_max, row_sum, out, row_max_stride, row_sum_stride, out_stride \
     }
 
+// Without `adds` it starts over no edges.
 template <class A, int V, int LANES>
 DEVICE Running<A, V> begin_row(const Sums<A>& sums, i64 row, const HeadPlace<LANES>& place,
-                               int channels) {
+                               int channels, int adds = 1) {
     Running<A, V> run;
-    if (place.group > 0) return run;
+    if (place.group > 0 || !adds) return run;
     run.row_max = sums.row_max[row * sums.row_max_stride + place.head];
     if (place.own(0) == 0) run.row_sum = sums.row_sum[row * sums.row_sum_stride + place.head];
     const Pack<A, V> pack =

@@ -48,10 +48,10 @@ KERNEL(8)
 gat_settle(u64* sums, UNIT, O* grad, i64 grad_stride, i64 rows, int heads) {
     const i64 row = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
     if (row >= rows) return;
-    const Sum<X> step = 1 / GIVEN_UNIT;
+    const O step = O(1) / GIVEN_UNIT;
     for (int head = 0; head < heads; head++) {
         const i64 sum = static_cast<i64>(sums[row * heads + head]);
-        grad[row * grad_stride + head] += static_cast<Sum<X>>(sum) * step;
+        grad[row * grad_stride + head] += static_cast<O>(sum) * step;
         sums[row * heads + head] = 0;
     }
 }

@@ -1,12 +1,13 @@
 // Inner products of rows, head by head.
 #include "gat.cuh"
 
-// out[row, h] = <a[row], b[row] - minus> over the channels of head h; minus may be null. A warp works
-// on a row, or on as many rows as it has groups of lanes.
+// out[row, h] = <a[row], b[row] - minus> over the channels of head h; minus may be null. With `grad`,
+// which may be a, that becomes scale * a where b is above 0, else 0, and counts in place of a. A warp
+// works on a row, or on as many rows as it has groups of lanes.
 template <class X, int V, int LANES>
 KERNEL(8)
-head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minus, i64 rows,
-          Sum<X>* out, i64 out_stride, int heads, int channels, int lanes_log, int side_log) {
+head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minus, X* grad,
+          i64 grad_stride, Sum<X> scale, i64 rows, Sum<X>* out, i64 out_stride, int heads, int channels, int lanes_log, int side_log) {
     typedef Sum<X> A;
     const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, 0, V);
     const i64 warp = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
@@ -15,8 +16,14 @@ head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minu
     const int head = place.head * channels;
     A dot = 0;
     for (int c = place.channel; place.inside && c < channels; c += WARP * V) {
-        const Pack<X, V> left = gather<X, V>(a + own * a_stride + head + c);
+        Pack<X, V> left = load<X, V>(a + own * a_stride + head + c);
         const Pack<X, V> right = gather<X, V>(b + own * b_stride + head + c);
+        if (grad) {
+#pragma unroll
+            for (int v = 0; v < V; v++)
+                narrow(widen(right.at[v]) <= 0 ? A(0) : widen(left.at[v]) * scale, left.at[v]);
+            if (row < rows) store<X, V>(grad + row * grad_stride + head + c, left);
+        }
 #pragma unroll
         for (int v = 0; v < V; v++)
             dot += widen(left.at[v]) *
