@@ -17,6 +17,7 @@ from hpcgnn.nn import GCNConv
 from hpcgnn.tasks.build import find_task
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.rows import read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor
@@ -240,7 +241,60 @@ def test_sharded_rows_that_contradict_each_other_are_refused(comm, tmp_path):
         one = Checkpoint(1, Config.of(layers=1), "f" * 16, 1, progress, arrays, sharded)
         files.write_sharded(path, one, comm)
         if not words:
-            assert np.array_equal(files.read_sharded(path, ids)["model.e"], rows)
+            assert np.array_equal(read_sharded(path, ids)["model.e"], rows)
             continue
         with pytest.raises(InputError, match=words):
-            files.read_sharded(path, ids)
+            read_sharded(path, ids)
+
+
+EMBEDDING = "inputs.embedding.weight"
+ROWS = {
+    "foreign": (lambda rows: rows | {"model.foreign": rows["ids"][:, None] * 1.0}, "foreign"),
+    "more": (lambda rows: rows | {"more": rows[f"model.{EMBEDDING}"]}, "more: is of a parameter"),
+    "ids alone": (lambda rows: {"ids": rows["ids"]}, "as many rows|fit its"),
+    "short": (lambda rows: rows | {"ids": rows["ids"][1:]}, "as many rows|fit its"),
+    "narrow": (lambda rows: {k: v[:, :1] if v.ndim > 1 else v for k, v in rows.items()}, "embed"),
+    "double": (
+        lambda rows: {k: v.astype("f8") if v.ndim > 1 else v for k, v in rows.items()},
+        "32",
+    ),
+    "moment": (lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))}, "must be"),
+    "outside": (lambda rows: rows | {"ids": rows["ids"] + 1}, "isn't there|no learned"),
+    "negative": (lambda rows: rows | {"ids": rows["ids"] - 1}, "isn't there"),
+    "nowhere": (lambda rows: {}, "only the model has|doesn't fit"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path, name):
+    change, words = ROWS[name]
+    config = Config.of(layers=2, hidden=8, embedding=4, epochs=1)
+    configured_trainer(graph, config, tmp_path).run()
+    path = tmp_path / "checkpoints" / "epoch-000001.h5"
+    found = files.read(path)
+    found.sharded = change(read_sharded(path, np.arange(40)) | {"ids": np.arange(40)})
+    for other in path.parent.iterdir():
+        other.unlink()
+    files.write_sharded(path, found, comm)
+    with pytest.raises(InputError, match=words):
+        Predictor(graph, files.read(path), path)
+    with pytest.raises(InputError, match=words):
+        configured_trainer(graph, config.changed(epochs=2), tmp_path, resume=True)
+    if name not in ("foreign", "nowhere", "narrow"):  # which only the model can tell
+        with pytest.raises(InputError, match=words):
+            export(path, tmp_path / "out.pt")
+        assert not (tmp_path / "out.pt").exists()
+
+
+def test_rows_for_a_model_without_any_are_refused(graph, comm, run_dir):
+    path = run_dir / "checkpoints" / "epoch-000002.h5"
+    found = files.read(path)
+    rows = np.ones((40, 4), np.float32)
+    found.sharded = {"ids": np.arange(40), f"model.{EMBEDDING}": rows}
+    path.unlink()
+    files.write_sharded(path, found, comm)
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+        Predictor(graph, files.read(path), path)
+    config = Config.of(layers=2, hidden=8, epochs=4)
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+        configured_trainer(graph, config, run_dir, resume=True)

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.rows import check_rows, read_sharded
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 from hpcgnn.train.plain import decode, encode
@@ -86,6 +88,25 @@ def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> 
     _check_names(own, given, "the model", path)
     for name, target in own.items():
         _check_fits(given[name], target, f"parameter {name}", path)
+
+
+def restored_rows(
+    learned: Learned, checkpoint: Checkpoint, graph: PartitionedGraph, path: Path
+) -> dict[str, np.ndarray]:
+    """This rank's rows of parameters of which each rank has its own; empty without such.
+
+    Raises:
+        InputError: the checkpoint has rows that the model lacks, or of another type or width, lacks
+            those of a node, or has two, or of a node that isn't there.
+    """
+    names, values = learned.sharded_names(), learned.state_dict()
+    forms = {name: (_kind(values[name]), tuple(values[name].shape[1:])) for name in names}
+    check_rows(checkpoint.rows, forms, path)
+    if not names:
+        return {}
+    same = checkpoint.graph_fingerprint == graph.graph_fingerprint
+    node_ids = graph.node_ids.cpu().numpy()
+    return read_sharded(path, node_ids, graph.num_nodes if same else None)
 
 
 def restore_model(
@@ -229,11 +250,15 @@ def _check_fits(array: np.ndarray, target: Tensor, what: str, path: Path) -> Non
             f"is of another model: {what} has shape {tuple(array.shape)}, the model needs {shape}",
             file=path,
         )
-    kind = str(target.dtype).removeprefix("torch.")
+    kind = _kind(target)
     if array.dtype.name != kind:
         raise InputError(f"{what} must be of type {kind}", file=path, value=array.dtype.name)
     if not np.isfinite(array).all():
         raise InputError(f"{what} is not finite", file=path)
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _array(value: Tensor) -> np.ndarray:
