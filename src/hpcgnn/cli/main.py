@@ -22,7 +22,7 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
-from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, warn
+from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, shortened, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
 
@@ -53,6 +53,7 @@ _ROOM = {  # bytes of addresses
     **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
 }
 _ROOM_WITH_MPI = 640 << 20
+_LONGEST = 600  # characters of a complaint about an option
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
@@ -62,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # What no parser of a verb knows is found out by the one above it.
         parser = self if self.verb is None else self.verb
-        text = explain(parser, message)
+        text = shortened(explain(parser, message), _LONGEST)
         raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
