@@ -20,6 +20,7 @@ from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.rows import read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
+from hpcgnn.train.plain import encode
 from hpcgnn.train.predict import Predictor
 from hpcgnn.train.weights import export
 from tests.graphs import distribute, random_graph
@@ -218,6 +219,45 @@ def test_state_that_no_optimizer_can_use_is_refused(graph, tmp_path, place, valu
     files.write(path, found)
     with pytest.raises(InputError, match="can't be used"):
         train(4)
+
+
+def train_scaled(graph, folder, epochs: int) -> list[float]:
+    torch.manual_seed(0)
+    model = Scaled(graph)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    trainer = hpcgnn.Trainer(
+        graph,
+        model,
+        find_task(graph),
+        epochs=epochs,
+        resume=True,
+        optimizer=optimizer,
+        run_dir=folder,
+    )
+    trainer.run()
+    return [*model.scale.detach().reshape(1).tolist(), *model.conv.bias.tolist()]
+
+
+def test_moments_of_a_parameter_without_axes_come_back(graph, tmp_path):
+    """And are checked as those of the others."""
+    whole = train_scaled(graph, tmp_path / "whole", 4)
+    train_scaled(graph, tmp_path / "parts", 2)
+    path = tmp_path / "parts" / "checkpoints" / "epoch-000002.h5"
+    good = files.read(path)
+    assert train_scaled(graph, tmp_path / "parts", 4) == whole
+    for number, value in enumerate((float("nan"), -1.0)):
+        folder = tmp_path / str(number) / "checkpoints"
+        folder.mkdir(parents=True)
+        found = replace_number(good, "exp_avg_sq", value)
+        files.write(folder / path.name, found)
+        with pytest.raises(InputError, match=r"is not finite|squares below 0"):
+            train_scaled(graph, folder.parent, 4)
+
+
+def replace_number(checkpoint: Checkpoint, key: str, value: float) -> Checkpoint:
+    state = json.loads(json.dumps(checkpoint.state))
+    state["optimizer"]["scale"][key] = encode(torch.tensor(value), key)
+    return dataclasses.replace(checkpoint, state=state)
 
 
 def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):

@@ -167,9 +167,11 @@ def restore_optimizer(
     for name, rows in _named(sharded, "optimizer.").items():
         of, _, key = name.rpartition(".")
         given[f"{of}/{key}"] = rows
-    plain = checkpoint.state.get("optimizer", {})
-    names = _expected(optimizer, parameters) if checkpoint.epoch else []
     known = type(optimizer) in _STATE
+    plain = checkpoint.state.get("optimizer", {})
+    if known:
+        plain = _take_moments(plain, given)
+    names = _expected(optimizer, parameters) if checkpoint.epoch else []
     if names is None:
         names = [name for name in given if name.rpartition("/")[0] in parameters]
     _check_names(names, given, "the optimizer", path)
@@ -196,6 +198,19 @@ def restore_optimizer(
     for name, state in states.items():
         if state:
             optimizer.state[parameters[name]] = state
+
+
+def _take_moments(plain: dict[str, Any], given: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Puts moments of parameters without axes, kept as plain values, into `given`; the others."""
+    others: dict[str, Any] = {}
+    for name, values in plain.items():
+        for key, value in values.items():
+            found = decode(value)
+            if key in _ADAM and isinstance(found, Tensor) and not found.dim():
+                given[f"{name}/{key}"] = found.numpy().reshape(1)
+            else:
+                others.setdefault(name, {})[key] = value
+    return others
 
 
 def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -> list[str] | None:
