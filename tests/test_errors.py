@@ -31,6 +31,11 @@ def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
     assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
 
 
+def test_values_of_any_length_leave_a_line_that_can_be_read():
+    text = str(InputError("must be a number", value="9" * 5000))
+    assert len(text) < 250 and text.startswith("must be a number (found '999")
+
+
 def test_too_many_open_files_are_one_line_that_says_what_to_do():
     failure = Failure.of(OSError(errno.EMFILE, "Too many open files"))
     assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line

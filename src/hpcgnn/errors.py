@@ -24,6 +24,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """`text` without its middle where it is longer than anybody reads."""
+    return text if len(text) <= most else f"{text[: most - 40]} ... {text[-35:]}"
+
+
 def counted(number: int, what: str) -> str:
     """`1 rank`, `2,000 ranks`, `3 classes`."""
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
@@ -82,7 +87,7 @@ class HpcgnnError(Exception):
             where.append(f"rank {rank}")
         text = ": ".join([*where, " ".join(str(message).split())])
         if value is not None:
-            text += f" (found {value!r})"
+            text += f" (found {shortened(repr(value))})"
         super().__init__(printable(text))
 
 

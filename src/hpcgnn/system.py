@@ -9,6 +9,7 @@ import resource
 import shutil
 import socket
 import stat
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +46,10 @@ def choose_sorts() -> None:
     """Leaves NumPy's AVX-512 sorts out on AMD's Zen 4; to be called before NumPy is loaded.
 
     They store through masks, which that processor does in microcode: five times as slow as the
-    AVX2 ones. A NPY_DISABLE_CPU_FEATURES in the environment stays.
+    AVX2 ones. A NPY_DISABLE_CPU_FEATURES in the environment stays. Releases of NumPy know
+    other features, and warn of those that they lack.
     """
+    warnings.filterwarnings("ignore", f".*{_NUMPY_LACKS}", ImportWarning)
     if processor() == ("AuthenticAMD", 25):
         os.environ.setdefault(_NUMPY_LACKS, "X86_V4 AVX512_SKX AVX512_ICL AVX512_SPR")
 

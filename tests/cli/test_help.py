@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import shutil
 import subprocess
@@ -120,3 +121,16 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert main(["jobs", str(tmp_path), "--force"]) == 2
     assert (tmp_path / "jobs" / "train.sbatch").read_text() == "#!/bin/sh\n"
     assert "is no folder of job scripts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["new", "jobs"])
+def test_a_full_disk_leaves_nothing_behind(verb, tmp_path, capsys):
+    place = tmp_path / ("m.py" if verb == "new" else "jobs")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        status = main([verb, str(place if verb == "new" else tmp_path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and not place.exists()
+    assert capsys.readouterr().err == f"hpcgnn: error: {place}: can't be written: File too large\n"

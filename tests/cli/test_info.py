@@ -11,6 +11,9 @@ import pytest
 from hpcgnn.cli import main
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.write import atomic
+from hpcgnn.train.checkpoint import file as checkpoint_file
+from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.config import Config
 from tests.storage.files import graph_content
 from tests.storage.partitions import write_small
 from tests.storage.write.test_graph_writer import write
@@ -20,12 +23,17 @@ from tests.storage.write.test_graph_writer import write
 def files(comm, tmp_path):
     write(tmp_path / "graph.h5", graph_content(), [0, 9], num_classes=4)
     write_small(tmp_path / "partition.h5", comm, 3)
-    for kind in ("checkpoint", "predictions"):
-        with atomic.create(tmp_path / f"{kind}.h5") as output:
-            output.dataset("model/weight", np.dtype("f4"), (4, 2))[...] = 1
-            output.set_attributes(
-                {"format": f"hpcgnn-{kind}", "version": 1, "epoch": 7, "config": {"lr": 0.01}}
-            )
+    weights = {"model/weight": np.ones((4, 2), np.float32)}
+    progress = {"best": None, "best_epoch": 0, "test_at_best": None}
+    config = Config.of(layers=1, lr=0.01)
+    checkpoint_file.write(
+        tmp_path / "checkpoint.h5", Checkpoint(7, config, "f" * 16, 1, progress, weights)
+    )
+    with atomic.create(tmp_path / "predictions.h5") as output:
+        output.dataset("model/weight", np.dtype("f4"), (4, 2))[...] = 1
+        output.set_attributes(
+            {"format": "hpcgnn-predictions", "version": 1, "epoch": 7, "config": {"lr": 0.01}}
+        )
     return tmp_path
 
 
@@ -51,7 +59,7 @@ def test_json_says_what_the_file_holds(files, capsys, kind):
         assert sum(part["nodes"] for part in content["parts"]) == 30
         assert content["attributes"]["report"]["edge_cut"] == 12
     else:
-        assert content["attributes"]["config"] == {"lr": 0.01}
+        assert content["attributes"]["config"]["lr"] == 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,6 +99,18 @@ def test_check_reads_every_value(files, capsys, kind):
     error = capsys.readouterr().err
     assert error.startswith(f"hpcgnn: error: {path}: {name}: can't be read: its data fail their")
     assert error.count("\n") == 1
+
+
+def test_check_refuses_a_checkpoint_that_nobody_can_use(files, capsys):
+    path = files / "checkpoint.h5"
+    found = checkpoint_file.read(path)
+    found.arrays["model/weight"] *= np.nan
+    path.unlink()
+    checkpoint_file.write(path, found)
+    assert main.main(["info", str(path)]) == 0
+    capsys.readouterr()
+    assert main.main(["info", str(path), "--check"]) == 2
+    assert capsys.readouterr().err == f"hpcgnn: error: {path}: model/weight: is not finite\n"
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "folder", "other", "unknown", "truncated"])

@@ -46,7 +46,9 @@ def test_named_pipes_are_not_waited_for(arguments, tmp_path, capsys):
     assert f"error: {path}: is a named pipe" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("verb", "least"), [("partition", 640), ("train", 1024)])
+@pytest.mark.parametrize(
+    ("verb", "least"), [("convert", 256), ("partition", 640), ("plan", 1024), ("train", 1024)]
+)
 def test_too_few_addresses_for_the_libraries_are_said(verb, least, monkeypatch, capsys):
     given = (least << 20) - 1
     monkeypatch.setattr("resource.getrlimit", lambda what: (given, given))

@@ -140,6 +140,9 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     (tmp_path / "link").symlink_to(target)
     assert main.main(["report", str(folder), "-o", str(tmp_path / "link")]) == 2
     assert not list(target.iterdir())
+    (tmp_path / "file").write_text("mine")
+    assert main.main(["report", str(folder), "-o", str(tmp_path / "file"), "--force"]) == 2
+    assert "is no folder: name one, or a page" in capsys.readouterr().err
 
 
 def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, monkeypatch):

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.unfinished import in_step
+from hpcgnn.errors import CommunicationError
 from hpcgnn.graph.places import FindPlaces
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from tests.graphs import collect, distribute, local, random_graph
@@ -107,3 +110,38 @@ def test_a_node_of_very_many_pairs(comm):
     if comm.rank == 0:
         wanted = torch.tensor(0.1).double() * count * comm.size
         torch.testing.assert_close(x_NK.grad[0, 0].double(), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("step", ["pairs", "loss of a task"])
+def test_nothing_follows_an_error_that_one_rank_alone_has_seen(comm, step):
+    """What comes next would mix its messages with those that the others still wait for."""
+    if comm.size == 1:
+        pytest.skip("no others")
+    made = Communicator(timeout=60)
+    graph, rank = distribute(WHOLE, made), comm.rank
+    x_NK = local(graph, WHOLE.features)
+    pairs, _ = shared(graph, np.random.default_rng(3).integers(0, 31, (2, 50)))
+
+    class Task:
+        @in_step
+        def loss(self, graph):
+            if rank == 0:
+                raise ValueError("a fault of the caller's")
+            return graph.comm.allreduce(1.0, where="loss")
+
+    def product(x_src, x_dst):
+        if rank == 0:
+            raise ValueError("a fault of the caller's")
+        return (x_src * x_dst).sum(dim=1)
+
+    def run() -> None:
+        if step == "pairs":
+            pair_values(graph, x_NK, pairs, product, piece=7)
+        else:
+            Task().loss(graph)
+
+    with pytest.raises(ValueError if rank == 0 else CommunicationError):
+        run()
+        made.allreduce(np.ones(3), where="later")
+    with pytest.raises(CommunicationError, match="was left by ValueError"):
+        made.barrier(where="later")

@@ -20,9 +20,10 @@ from mpi4py import MPI
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.demands import EDGE_READERS, RELATION_READERS
-from hpcgnn.models.settings import AGGREGATIONS
+from hpcgnn.models.settings import AGGREGATIONS, KINDS
+from hpcgnn.settings import FREE
 from hpcgnn.storage.read.load import sparse_rows
-from hpcgnn.train.config import Config
+from hpcgnn.train.config import Config, options
 from hpcgnn.train.configured import configured_trainer
 from tests.graphs import Whole, collect, distribute, random_graph
 
@@ -228,3 +229,13 @@ def test_same_losses_and_scores(comm, worlds, shared_path):
                     equal_nan=True,
                     msg=lambda text, s=seed, k=key, n=name: f"seed {s}: {k} on {n}: {text}",
                 )
+
+
+def test_every_model_and_every_saving_is_drawn():
+    free = {
+        name
+        for name, place in options().items()
+        if place.setting.resume == FREE and isinstance(place.setting.default, bool)
+    }
+    assert set(MODELS) == set(KINDS)
+    assert set(PLAIN) == (free - {"fail_on_checkpoint"}) | {"mode"}

@@ -97,6 +97,11 @@ def check(path: Path, content: dict[str, Any]) -> None:
     elif content["format"] == PARTITION:
         with PartitionFile(path) as partition:
             check_whole(partition)
+    elif content["format"] == CHECKPOINT:
+        from hpcgnn.train.checkpoint import file, rows  # PyTorch takes seconds to load
+
+        file.read(path)
+        rows.read_every(path)
     else:
         with Reader(path, content["format"]) as reader:
             for dataset in content["datasets"]:

@@ -36,15 +36,26 @@ def run(args: argparse.Namespace, comm: None) -> int:
             )
         if target.samefile(source):
             raise InputError("is where they come from: choose another folder", file=target)
-    ignored = shutil.ignore_patterns("__pycache__")
+    fresh = not target.exists()
     try:
-        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-    except (OSError, shutil.Error) as error:
-        text = getattr(error, "strerror", None) or error
-        raise OutputError(f"can't be written: {text}", file=target) from None
+        _copy(source, target)
+    except OSError as error:
+        if fresh:
+            shutil.rmtree(target, ignore_errors=True)
+        raise OutputError(f"can't be written: {error.strerror or error}", file=target) from None
     count = sum(path.is_file() for path in target.rglob("*"))
     say(f"{target}: {count} files; in {args.folder}: sbatch --nodes=2 jobs/train.sbatch GRAPH.h5")
     return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir() and path.name != "__pycache__":
+            place.mkdir(exist_ok=True)
+        elif path.is_file() and path.parent.name != "__pycache__":
+            shutil.copy2(path, place)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
-from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, warn
+from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, shortened, warn
 from hpcgnn.system import is_named_pipe
 from hpcgnn.version import __version__
 
@@ -47,8 +47,13 @@ VERBS = {
 
 SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")
 SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
-_LEAST_ROOM = 640 << 20  # bytes of addresses
-_WITH_TORCH = dict.fromkeys(("train", "predict", "bench"), 1 << 30)
+_ROOM = {  # bytes of addresses
+    **dict.fromkeys(SERIAL, 256 << 20),
+    "report": 640 << 20,
+    **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
+}
+_ROOM_WITH_MPI = 640 << 20
+_LONGEST = 600  # characters of a complaint about an option
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
@@ -58,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # What no parser of a verb knows is found out by the one above it.
         parser = self if self.verb is None else self.verb
-        text = explain(parser, message)
+        text = shortened(explain(parser, message), _LONGEST)
         raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -126,14 +131,13 @@ class Command:
                 print_completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
                 raise SystemExit(0)
             if command.verb is not None:
+                _check_room(_ROOM.get(command.verb, _ROOM_WITH_MPI))
                 if command.verb in displays.VERBS:
                     displays.begin(argv)
                 command.module = _module(command.verb)
             modules = {command.verb: command.module} if command.verb and command.module else {}
             command.args = _parser(modules, argv).parse_args(argv)
             _refuse_pipes(command.args)
-            if not command.serial:
-                _check_room(_WITH_TORCH.get(command.verb or "", _LEAST_ROOM))
         except (Exception, SystemExit) as error:  # the other ranks may have none
             command.problem = error
         return command
@@ -248,7 +252,7 @@ def _check_folder() -> None:
 
 
 def _check_room(least: int) -> None:
-    """Under less SciPy's library asks for ever for memory, and PyTorch's ends the process."""
+    """Under less SciPy's library asks for ever for memory, and others end the process."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < least:
         raise OutOfMemoryError(

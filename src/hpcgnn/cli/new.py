@@ -59,13 +59,17 @@ def run(args: argparse.Namespace, comm: None) -> int:
     if path.suffix != ".py":
         raise InputError("must end in .py", value=str(path))
     text = MODEL.format(name=printable(path.name).replace('"', "'"))
+    begun = False
     try:
         if os.path.lexists(path) and args.force:
             _replace(path, text)
         else:
             with path.open("x", encoding="utf-8") as file:
+                begun = True
                 file.write(text)
     except OSError as error:
+        if begun:
+            path.unlink(missing_ok=True)
         if error.errno == errno.EEXIST:
             text = "exists already: choose another name, or say --force"
             raise InputError(text, file=path) from None

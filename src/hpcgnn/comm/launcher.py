@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 _LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
@@ -13,6 +14,11 @@ _LAUNCHERS = (
     ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+_FORMS = {  # of what MPICH reads
+    **dict.fromkeys(("PMI_RANK", "PMI_ID", "PMI_SIZE"), r"-?[0-9]{1,9}"),
+    "PMI_FD": r"[3-9]|[1-9][0-9]{1,6}",
+    "PMI_PORT": r".+:[0-9]{1,5}",
+}
 
 
 def launched() -> tuple[int, int]:
@@ -34,6 +40,20 @@ def _place() -> tuple[int, int] | None:
         if rank is not None and size is not None and rank < size:
             return rank, size
     return None
+
+
+def forget_nonsense() -> None:
+    """Take out of the environment what would end MPI at its start: no launcher sets it so."""
+    for name, form in _FORMS.items():
+        if name in os.environ and re.fullmatch(form, os.environ[name]) is None:
+            del os.environ[name]
+    if "PMI_FD" in os.environ:
+        try:
+            os.fstat(int(os.environ["PMI_FD"]))
+        except OSError:
+            del os.environ["PMI_FD"]
+    if "PMIX_NAMESPACE" not in os.environ:
+        os.environ.pop("PMIX_RANK", None)
 
 
 def launcher(size: int) -> str:

@@ -10,7 +10,8 @@ import ctypes
 import os
 import warnings
 
-from hpcgnn.comm.launcher import launched
+from hpcgnn.comm.launcher import forget_nonsense, launched
+from hpcgnn.comm.liveness import ulimits
 from hpcgnn.comm.liveness.limit import bounded_start
 from hpcgnn.errors import InputError, is_out_of_memory
 
@@ -60,4 +61,6 @@ def _initialise() -> None:
 
 
 if not MPI.Is_initialized():
+    ulimits.check()
+    forget_nonsense()
     _initialise()

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.errors import CommunicationError
+from hpcgnn.errors import CommunicationError, HpcgnnError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -67,10 +67,12 @@ class Unfinished:
         self._verdict: _Verdict | None = None
         self._refusal: CommunicationError | None = None
         self._left: list[Any] = []  # MPI may still write there
+        self._begun = 0  # operations so far
         self.amid = False  # others count on the end of an operation that this rank has begun
 
     def settle(self, where: str) -> None:
         """Before a collective operation: end what was left, and raise unless all are in step."""
+        self._begun += 1
         try:
             self._end_open(where)
             self._judge()
@@ -79,6 +81,7 @@ class Unfinished:
 
     def begin(self, exchange: Abandonable) -> None:
         """An exchange starts; one that was left is ended first."""
+        self._begun += 1
         self._end_open(exchange.where)
         self._open = exchange
 
@@ -117,6 +120,24 @@ class Unfinished:
             yield
         except BaseException as error:
             self.break_off(where, error, keep)
+            raise
+
+    @contextmanager
+    def within(self, where: str) -> Iterator[None]:
+        """Around what takes several operations, and others count on: it isn't left between them.
+
+        An error that no other rank has seen is followed by no further operation. What is wrong with
+        the arguments is seen before the first, on all ranks alike.
+        """
+        begun = self._begun
+        try:
+            yield
+        except BaseException as error:
+            seen = isinstance(error, CommunicationError)
+            if isinstance(error, HpcgnnError):
+                seen = seen or error.agreed is not None or self._begun == begun
+            if self._mpi.Get_size() > 1 and not seen:
+                self.break_off(where, error, None)
             raise
 
     def _end_open(self, where: str) -> None:
@@ -183,5 +204,17 @@ def whole(operation: Callable[_P, _R]) -> Callable[_P, _R]:
             raise
         finally:
             unfinished.amid = False
+
+    return run
+
+
+def in_step(operation: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates a method that takes a graph first: its steps are within one operation."""
+
+    @wraps(operation)
+    def run(*args: _P.args, **options: _P.kwargs) -> _R:
+        graph: Any = args[1] if len(args) > 1 else options["graph"]
+        with graph.comm.unfinished.within(operation.__qualname__):
+            return operation(*args, **options)
 
     return run

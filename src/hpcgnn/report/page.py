@@ -165,6 +165,8 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
     folder, target = (out.parent, out) if alone else (out, out / PAGE)
     if not alone and folder.is_symlink():
         raise InputError("is a link: choose another place with -o", file=folder)
+    if not alone and folder.exists() and not folder.is_dir():
+        raise InputError("is no folder: name one, or a page that ends in .html", file=folder)
     replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
     if not replaces and not alone:

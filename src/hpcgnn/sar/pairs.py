@@ -68,8 +68,9 @@ def pair_values(
         piece: pairs done at a time.
     """
     check_rows(graph, x_NK, who="pairs")
-    run = _Run(graph, pairs, function, piece)
-    run.forward(x_NK.detach())
+    with graph.comm.unfinished.within("pairs"):
+        run = _Run(graph, pairs, function, piece)
+        run.forward(x_NK.detach())
     result: Tensor = _PairValues.apply(run, x_NK, *run.finder.found.values())
     return result
 
@@ -87,7 +88,8 @@ class _PairValues(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NK, *used = ctx.saved_tensors
-        return None, *ctx.run.backward(x_NK.detach(), used, grads[0])
+        with ctx.run.graph.comm.unfinished.within("backward of pairs"):
+            return None, *ctx.run.backward(x_NK.detach(), used, grads[0])
 
 
 class _Taken(torch.autograd.Function):

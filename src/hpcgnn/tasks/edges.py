@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.unfinished import in_step
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
@@ -45,10 +46,12 @@ class EdgeTask(TaskDefaults):
         """Every local node: any edge may end at it, here or on another rank."""
         return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
 
+    @in_step
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
         edges, answers = self._supervised(graph, "train")
         return self.answer.share(graph.comm, self._values(graph, output, edges), answers)
 
+    @in_step
     @torch.no_grad()
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
@@ -63,6 +66,7 @@ class EdgeTask(TaskDefaults):
             return False
         return self.answer.decided(graph.comm, self._supervised(graph, split)[1])
 
+    @in_step
     @torch.no_grad()
     def pairs(
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None

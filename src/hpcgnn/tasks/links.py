@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.unfinished import in_step
 from hpcgnn.errors import InputError
 from hpcgnn.graph.draws import below, key_of, unit
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -176,6 +177,7 @@ class LinkPrediction(TaskDefaults):
         count = len(self._supervision.pairs[split])
         return graph.comm.allreduce(count, where="pairs to be scored") > 0
 
+    @in_step
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
         known = self._known(graph)
         true = known.pairs["train"]
@@ -187,6 +189,7 @@ class LinkPrediction(TaskDefaults):
         total = functional.binary_cross_entropy_with_logits(scores, truth, reduction="sum")
         return total / max(graph.comm.allreduce(len(scores), where="pairs"), 1)
 
+    @in_step
     @torch.no_grad()
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
@@ -204,6 +207,7 @@ class LinkPrediction(TaskDefaults):
         )
         return dict(zip(names, found, strict=True))
 
+    @in_step
     @torch.no_grad()
     def pairs(
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None

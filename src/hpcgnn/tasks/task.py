@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.unfinished import in_step
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.pairs import NodePairs
@@ -221,6 +222,7 @@ class Labelled(TaskDefaults):
             return torch.zeros(0, dtype=torch.int64, device=graph.node_ids.device)
         return torch.nonzero(mask & self.known(answers)).flatten()
 
+    @in_step
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
         answers = self.answers(graph)
         if answers is None:
@@ -231,6 +233,7 @@ class Labelled(TaskDefaults):
         """Weights of these nodes in the loss; None where all weigh the same."""
         return None
 
+    @in_step
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
     ) -> dict[str, float]:

@@ -29,7 +29,12 @@ from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.state import check_stored, restore_model, restored_average
+from hpcgnn.train.checkpoint.state import (
+    check_stored,
+    restore_model,
+    restored_average,
+    restored_rows,
+)
 from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK, Learned
@@ -105,10 +110,8 @@ class Predictor:
             model = self._built_in(config, path)
         self.model = model.to(self.device)
         learned = Learned(self.model, self.task.module)
-        sharded: dict[str, np.ndarray] = {}
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
-            if learned.sharded_names():
-                sharded = files.read_sharded(path, graph.node_ids.cpu().numpy())
+            sharded = restored_rows(learned, checkpoint, graph, path)
             restore_model(learned, _of(learned, checkpoint), sharded, path)
             averages = restored_average(learned, checkpoint, sharded, path)
             for name, parameter in learned.named_parameters():

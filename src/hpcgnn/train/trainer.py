@@ -27,13 +27,14 @@ from hpcgnn.tasks.task import SPLITS, Task, as_task
 from hpcgnn.train import run as ending
 from hpcgnn.train.callbacks import Callbacks
 from hpcgnn.train.calls import BuiltInCall, ModelCall
-from hpcgnn.train.checkpoint.file import Checkpoint, read_sharded
+from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.resume import check_task, usable
 from hpcgnn.train.checkpoint.state import (
     capture,
     restore_model,
     restore_optimizer,
     restored_average,
+    restored_rows,
 )
 from hpcgnn.train.diagnosis import first_gradient, first_layer
 from hpcgnn.train.learned import Learned
@@ -473,7 +474,7 @@ class Trainer:
         self.progress = Progress.of(checkpoint.progress, checkpoint.epoch, path, larger=larger)
         with agreed(self.comm, "restore the checkpoint"):
             check_task(checkpoint, self.task.stored(), path)
-            sharded = self._sharded(path)
+            sharded = restored_rows(self.learned, checkpoint, self.graph, path)
             restore_model(self.learned, checkpoint, sharded, path)
             if self.average is not None:
                 self.average.values = restored_average(self.learned, checkpoint, sharded, path)
@@ -485,11 +486,6 @@ class Trainer:
         self.epoch = self.start = checkpoint.epoch
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")
-
-    def _sharded(self, path: Path) -> dict[str, np.ndarray]:
-        if not self.learned.sharded_names():
-            return {}
-        return read_sharded(path, self.graph.node_ids.cpu().numpy())
 
     def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
         """All ranks raise; `place` says where it began."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,11 +19,11 @@ from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.nn.linear import is_sharded
-from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import CHECKPOINT, WEIGHTS
+from hpcgnn.storage.schema import WEIGHTS
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import check_output
 from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.rows import read_every
 from hpcgnn.train.checkpoint.store import best_or_last
 
 _STACK = "stack."
@@ -267,12 +266,7 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 def _learned_rows(path: Path) -> dict[str, Tensor]:
     """Embeddings of all nodes in the order of graph.h5, whichever ranks wrote them."""
-    ids = [np.empty(0, np.int64)]
-    with Reader(path, CHECKPOINT) as reader:
-        for part in reader.names("sharded"):
-            ids.append(reader.column(f"sharded/{part}/ids", ("int64",), (None,)).read())
-    count = sum(map(len, ids))
-    found = files.read_sharded(path, np.arange(count)) if count else {}
+    found = read_every(path)
     return {
         name.removeprefix(group): torch.from_numpy(rows)
         for group in ("model.", "average.")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcgnn.train.checkpoint.file import Checkpoint, read, read_sharded, write, write_sharded
+from hpcgnn.train.checkpoint.file import Checkpoint, read, write, write_sharded
+from hpcgnn.train.checkpoint.rows import read_sharded
 from hpcgnn.train.config import Config
 from tests.storage.read.test_corruption import CASES, sweep
 

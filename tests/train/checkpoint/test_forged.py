@@ -17,8 +17,10 @@ from hpcgnn.nn import GCNConv
 from hpcgnn.tasks.build import find_task
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.rows import read_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
+from hpcgnn.train.plain import encode
 from hpcgnn.train.predict import Predictor
 from hpcgnn.train.weights import export
 from tests.graphs import distribute, random_graph
@@ -219,6 +221,45 @@ def test_state_that_no_optimizer_can_use_is_refused(graph, tmp_path, place, valu
         train(4)
 
 
+def train_scaled(graph, folder, epochs: int) -> list[float]:
+    torch.manual_seed(0)
+    model = Scaled(graph)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    trainer = hpcgnn.Trainer(
+        graph,
+        model,
+        find_task(graph),
+        epochs=epochs,
+        resume=True,
+        optimizer=optimizer,
+        run_dir=folder,
+    )
+    trainer.run()
+    return [*model.scale.detach().reshape(1).tolist(), *model.conv.bias.tolist()]
+
+
+def test_moments_of_a_parameter_without_axes_come_back(graph, tmp_path):
+    """And are checked as those of the others."""
+    whole = train_scaled(graph, tmp_path / "whole", 4)
+    train_scaled(graph, tmp_path / "parts", 2)
+    path = tmp_path / "parts" / "checkpoints" / "epoch-000002.h5"
+    good = files.read(path)
+    assert train_scaled(graph, tmp_path / "parts", 4) == whole
+    for number, value in enumerate((float("nan"), -1.0)):
+        folder = tmp_path / str(number) / "checkpoints"
+        folder.mkdir(parents=True)
+        found = replace_number(good, "exp_avg_sq", value)
+        files.write(folder / path.name, found)
+        with pytest.raises(InputError, match=r"is not finite|squares below 0"):
+            train_scaled(graph, folder.parent, 4)
+
+
+def replace_number(checkpoint: Checkpoint, key: str, value: float) -> Checkpoint:
+    state = json.loads(json.dumps(checkpoint.state))
+    state["optimizer"]["scale"][key] = encode(torch.tensor(value), key)
+    return dataclasses.replace(checkpoint, state=state)
+
+
 def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):
     path = run_dir / "checkpoints" / "best.h5"
     found = files.read(path)
@@ -240,7 +281,60 @@ def test_sharded_rows_that_contradict_each_other_are_refused(comm, tmp_path):
         one = Checkpoint(1, Config.of(layers=1), "f" * 16, 1, progress, arrays, sharded)
         files.write_sharded(path, one, comm)
         if not words:
-            assert np.array_equal(files.read_sharded(path, ids)["model.e"], rows)
+            assert np.array_equal(read_sharded(path, ids)["model.e"], rows)
             continue
         with pytest.raises(InputError, match=words):
-            files.read_sharded(path, ids)
+            read_sharded(path, ids)
+
+
+EMBEDDING = "inputs.embedding.weight"
+ROWS = {
+    "foreign": (lambda rows: rows | {"model.foreign": rows["ids"][:, None] * 1.0}, "foreign"),
+    "more": (lambda rows: rows | {"more": rows[f"model.{EMBEDDING}"]}, "more: is of a parameter"),
+    "ids alone": (lambda rows: {"ids": rows["ids"]}, "as many rows|fit its"),
+    "short": (lambda rows: rows | {"ids": rows["ids"][1:]}, "as many rows|fit its"),
+    "narrow": (lambda rows: {k: v[:, :1] if v.ndim > 1 else v for k, v in rows.items()}, "embed"),
+    "double": (
+        lambda rows: {k: v.astype("f8") if v.ndim > 1 else v for k, v in rows.items()},
+        "32",
+    ),
+    "moment": (lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))}, "must be"),
+    "outside": (lambda rows: rows | {"ids": rows["ids"] + 1}, "isn't there|no learned"),
+    "negative": (lambda rows: rows | {"ids": rows["ids"] - 1}, "isn't there"),
+    "nowhere": (lambda rows: {}, "only the model has|doesn't fit"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path, name):
+    change, words = ROWS[name]
+    config = Config.of(layers=2, hidden=8, embedding=4, epochs=1)
+    configured_trainer(graph, config, tmp_path).run()
+    path = tmp_path / "checkpoints" / "epoch-000001.h5"
+    found = files.read(path)
+    found.sharded = change(read_sharded(path, np.arange(40)) | {"ids": np.arange(40)})
+    for other in path.parent.iterdir():
+        other.unlink()
+    files.write_sharded(path, found, comm)
+    with pytest.raises(InputError, match=words):
+        Predictor(graph, files.read(path), path)
+    with pytest.raises(InputError, match=words):
+        configured_trainer(graph, config.changed(epochs=2), tmp_path, resume=True)
+    if name not in ("foreign", "nowhere", "narrow"):  # which only the model can tell
+        with pytest.raises(InputError, match=words):
+            export(path, tmp_path / "out.pt")
+        assert not (tmp_path / "out.pt").exists()
+
+
+def test_rows_for_a_model_without_any_are_refused(graph, comm, run_dir):
+    path = run_dir / "checkpoints" / "epoch-000002.h5"
+    found = files.read(path)
+    rows = np.ones((40, 4), np.float32)
+    found.sharded = {"ids": np.arange(40), f"model.{EMBEDDING}": rows}
+    path.unlink()
+    files.write_sharded(path, found, comm)
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+        Predictor(graph, files.read(path), path)
+    config = Config.of(layers=2, hidden=8, epochs=4)
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+        configured_trainer(graph, config, run_dir, resume=True)

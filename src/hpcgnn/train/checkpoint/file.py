@@ -4,7 +4,7 @@
     optimizer/<index>/<key>            optimizer state of each parameter
     average/<parameter>                moving average of the parameters
     plain                              JSON: state of learning rates, callbacks, optimizer; type and
-                                       shape of each of the arrays above
+                                       shape of each array, and of one row of those below
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
 Attributes: epoch, config, progress, task, fingerprints of graph and content.
@@ -29,20 +29,24 @@ from hpcgnn.storage.checks import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import CHECKPOINT, VERSION
 from hpcgnn.storage.write import atomic
-from hpcgnn.train.checkpoint.arrays import check_arrays, check_finite, form_of
+from hpcgnn.train.checkpoint.arrays import check_arrays, form_of
+from hpcgnn.train.checkpoint.rows import GROUP, Forms, check_forms, forms_of_rows, stored_forms
 from hpcgnn.train.config import Config, from_mapping
 
 MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
-_GROUPS = ("model/", "optimizer/", "average/", "sharded/")
+_GROUPS = ("model/", "optimizer/", "average/", GROUP)
 _PLAIN = "plain"
-_FORMS = "arrays"  # among the plain values
+_FORMS, _ROWS = "arrays", "rows"  # among the plain values
 _MOST_PLAIN = 64 << 20
 
 
 @dataclass
 class Checkpoint:
-    """A moment of training, on any rank; `arrays` by dataset name, `sharded` of this rank only."""
+    """A moment of training, on any rank; `arrays` by dataset name, `sharded` of this rank only.
+
+    One that was read has the forms of all sharded `rows`, see `stored_forms`, and not the rows.
+    """
 
     epoch: int
     config: Config
@@ -51,6 +55,7 @@ class Checkpoint:
     progress: dict[str, Any]
     arrays: dict[str, np.ndarray]
     sharded: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: Forms = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
     model_file: dict[str, Any] = field(default_factory=dict)  # `ModelFile.stored`, of the user's
     state: dict[str, Any] = field(default_factory=dict)  # plain values
@@ -71,7 +76,8 @@ class Checkpoint:
 
     def datasets(self) -> dict[str, np.ndarray]:
         """`arrays`, and the plain values as one of them."""
-        state = {**self.state, _FORMS: {name: form_of(a) for name, a in self.arrays.items()}}
+        forms = {name: form_of(array) for name, array in self.arrays.items()}
+        state = {**self.state, _FORMS: forms, _ROWS: forms_of_rows(self.sharded)}
         text = json.dumps(state, sort_keys=True, allow_nan=False).encode()
         return {**self.arrays, _PLAIN: np.frombuffer(text, np.uint8)}
 
@@ -138,12 +144,13 @@ def read(path: str | Path) -> Checkpoint:
             raise InputError("its attributes are nested too deeply", file=path) from None
         datasets = reader.walk()
         _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
+        rows = stored_forms(datasets, path)
         arrays, content = {}, 0
         for dataset in datasets:
             name = dataset["name"]
             column = reader.column(name, _TYPES, tuple(dataset["shape"]))
             content += column.fingerprint(0, len(column))
-            if not name.startswith("sharded/"):
+            if not name.startswith(GROUP):
                 arrays[name] = column.read()
         if to_hex(content) != reader.text("fingerprint"):
             raise InputError("the content doesn't match its checksum: damaged", file=path)
@@ -155,11 +162,20 @@ def read(path: str | Path) -> Checkpoint:
             num_parts=reader.integer("num_parts", 1, 1 << 31),
             progress=progress,
             arrays=arrays,
+            rows=rows,
             task=reader.json("task") if "task" in reader.attributes else {},
             model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
             state=state,
         )
+    written = state.pop(_ROWS, rows)
+    if written != rows:
+        raise InputError(
+            "has other rows of nodes than it was written with",
+            file=path,
+            dataset=", ".join(sorted(written.keys() ^ rows.keys())) or next(iter(rows)),
+        )
     check_arrays(arrays, config, checkpoint.task, state.pop(_FORMS, None), path)
+    check_forms(rows, path, built_in=not config.model.own)
     return checkpoint
 
 
@@ -180,7 +196,7 @@ def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
 def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
     """Refuse settings for which a model would be built that is far larger than these arrays."""
     for name in shapes:
-        loose = name.startswith("sharded/") and name.count("/") != 2  # of no part
+        loose = name.startswith(GROUP) and name.count("/") != 2  # of no part
         if loose or (not name.startswith(_GROUPS) and name != _PLAIN):
             raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
     if config.model.own:  # which is built by nobody but its owner
@@ -228,52 +244,6 @@ def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> N
     for name, value in progress.items():
         if not isinstance(value, str | int | float | None):
             raise InputError(f"{name} must be a number or text", file=path, dataset="progress")
-
-
-def read_sharded(path: str | Path, node_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The sharded rows of these nodes, whichever ranks wrote them.
-
-    Raises:
-        InputError: a node has no row or two, a row isn't finite, or parts hold different arrays.
-    """
-    order = np.argsort(node_ids)
-    found: dict[str, np.ndarray] = {}
-    seen = np.zeros(len(node_ids), bool)
-    with Reader(path, CHECKPOINT) as reader:
-        for part in reader.names("sharded"):
-            group = f"sharded/{part}"
-            ids = reader.column(f"{group}/ids", ("int64",), (None,)).read()
-            place = np.searchsorted(node_ids[order], ids)
-            inside = place < len(node_ids)
-            inside[inside] = node_ids[order][place[inside]] == ids[inside]
-            target = order[place[inside]]
-            places, counts = np.unique(target, return_counts=True)
-            twice = places[(counts > 1) | seen[places]]
-            if len(twice):
-                raise InputError(
-                    "has two learned embeddings for a node",
-                    file=path,
-                    dataset=group,
-                    value=int(node_ids[twice[0]]),
-                )
-            seen[target] = True
-            names = [name for name in reader.names(group) if name != "ids"]
-            if found and names != list(found):
-                raise InputError("other arrays than in the parts before", file=path, dataset=group)
-            for name in names:
-                width = found[name].shape[1] if name in found else None
-                dtypes = (found[name].dtype.name,) if name in found else _TYPES
-                column = reader.column(f"{group}/{name}", dtypes, (len(ids), width))
-                held = found.setdefault(
-                    name, np.zeros((len(node_ids), column.shape[1]), column.dtype)
-                )
-                rows = column.read()
-                check_finite(rows, path, f"{group}/{name}")
-                held[target] = rows[inside]
-    if not seen.all():
-        missing = int(node_ids[~seen][0])
-        raise InputError("has no learned embedding for a node", file=path, value=missing)
-    return found
 
 
 def _put(output: atomic.OutputFile, arrays: Mapping[str, np.ndarray]) -> None:

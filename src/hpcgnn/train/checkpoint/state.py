@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.train.checkpoint.file import Checkpoint
+from hpcgnn.train.checkpoint.rows import check_rows, read_sharded
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 from hpcgnn.train.plain import decode, encode
@@ -88,6 +90,25 @@ def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> 
         _check_fits(given[name], target, f"parameter {name}", path)
 
 
+def restored_rows(
+    learned: Learned, checkpoint: Checkpoint, graph: PartitionedGraph, path: Path
+) -> dict[str, np.ndarray]:
+    """This rank's rows of parameters of which each rank has its own; empty without such.
+
+    Raises:
+        InputError: the checkpoint has rows that the model lacks, or of another type or width, lacks
+            those of a node, or has two, or of a node that isn't there.
+    """
+    names, values = learned.sharded_names(), learned.state_dict()
+    forms = {name: (_kind(values[name]), tuple(values[name].shape[1:])) for name in names}
+    check_rows(checkpoint.rows, forms, path)
+    if not names:
+        return {}
+    same = checkpoint.graph_fingerprint == graph.graph_fingerprint
+    node_ids = graph.node_ids.cpu().numpy()
+    return read_sharded(path, node_ids, graph.num_nodes if same else None)
+
+
 def restore_model(
     learned: Learned, checkpoint: Checkpoint, sharded: dict[str, np.ndarray], path: Path
 ) -> None:
@@ -146,9 +167,11 @@ def restore_optimizer(
     for name, rows in _named(sharded, "optimizer.").items():
         of, _, key = name.rpartition(".")
         given[f"{of}/{key}"] = rows
-    plain = checkpoint.state.get("optimizer", {})
-    names = _expected(optimizer, parameters) if checkpoint.epoch else []
     known = type(optimizer) in _STATE
+    plain = checkpoint.state.get("optimizer", {})
+    if known:
+        plain = _take_moments(plain, given)
+    names = _expected(optimizer, parameters) if checkpoint.epoch else []
     if names is None:
         names = [name for name in given if name.rpartition("/")[0] in parameters]
     _check_names(names, given, "the optimizer", path)
@@ -175,6 +198,19 @@ def restore_optimizer(
     for name, state in states.items():
         if state:
             optimizer.state[parameters[name]] = state
+
+
+def _take_moments(plain: dict[str, Any], given: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Puts moments of parameters without axes, kept as plain values, into `given`; the others."""
+    others: dict[str, Any] = {}
+    for name, values in plain.items():
+        for key, value in values.items():
+            found = decode(value)
+            if key in _ADAM and isinstance(found, Tensor) and not found.dim():
+                given[f"{name}/{key}"] = found.numpy().reshape(1)
+            else:
+                others.setdefault(name, {})[key] = value
+    return others
 
 
 def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -> list[str] | None:
@@ -229,11 +265,15 @@ def _check_fits(array: np.ndarray, target: Tensor, what: str, path: Path) -> Non
             f"is of another model: {what} has shape {tuple(array.shape)}, the model needs {shape}",
             file=path,
         )
-    kind = str(target.dtype).removeprefix("torch.")
+    kind = _kind(target)
     if array.dtype.name != kind:
         raise InputError(f"{what} must be of type {kind}", file=path, value=array.dtype.name)
     if not np.isfinite(array).all():
         raise InputError(f"{what} is not finite", file=path)
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""A process that may open too few files, or write too short ones, is told before MPI ends it."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from hpcgnn.comm.liveness import ulimits
+from hpcgnn.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "words"),
+    [
+        (resource.RLIMIT_NOFILE, 12, "ulimit -n 12"),
+        (resource.RLIMIT_FSIZE, 4096, "ulimit -f 4`"),
+    ],
+)
+def test_a_limit_too_low_for_mpi_is_one_line(kind, low, words):
+    soft, hard = resource.getrlimit(kind)
+    ulimits.check()
+    resource.setrlimit(kind, (low, hard))
+    try:
+        with pytest.raises(InputError, match=words):
+            ulimits.check()
+    finally:
+        resource.setrlimit(kind, (soft, hard))

@@ -1,0 +1,34 @@
+"""What launchers set in the environment, and what others left there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hpcgnn.comm.launcher import forget_nonsense
+
+NAMES = ("PMI_RANK", "PMI_ID", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMIX_RANK", "PMIX_NAMESPACE")
+
+
+@pytest.mark.parametrize("value", ["x", "", "nan", "-1", "9" * 30, "1.5"])
+def test_what_would_end_mpi_at_its_start_is_forgotten(monkeypatch, value):
+    for name in NAMES:
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PMIX_NAMESPACE")
+    forget_nonsense()
+    left = {name for name in NAMES if name in os.environ}
+    assert left == ({"PMI_RANK", "PMI_ID", "PMI_SIZE"} if value == "-1" else set())
+
+
+def test_what_launchers_set_stays(monkeypatch):
+    read, write = os.pipe()
+    values = dict(zip(NAMES, ("1", "1", "2", str(read), "node:4000", "1", "job"), strict=True))
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    forget_nonsense()
+    assert {name: os.environ.get(name) for name in NAMES} == values
+    os.close(read)
+    os.close(write)
+    forget_nonsense()
+    assert "PMI_FD" not in os.environ
