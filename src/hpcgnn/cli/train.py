@@ -192,7 +192,8 @@ def _train(
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
-        shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
+        ends = [human(least), human(most)]
+        shares = f"{' to '.join(dict.fromkeys(ends))} per rank, {human(total)} in all"
         display.say(
             f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
             f"halo buffers {human(ring.peak_bytes)} of {config.streaming.halo_buffer}"
