@@ -4,7 +4,7 @@
 #     launch VERB ARGS...     all ranks: srun inside a job, mpiexec (HPCGNN_RANKS, 2) outside
 #     requeue_if_stopped DIR  after training: back into the queue if it stopped before its last epoch
 # Variables: HPCGNN_HOME (folder of jobs/; the one sbatch was called in), HPCGNN_PROFILE (a file in
-# jobs/profiles; plain), HPCGNN_VENV (the Python environment; the profile's).
+# jobs/profiles; plain), HPCGNN_VENV (the Python environment; the one active at sbatch, or the profile's).
 set -euo pipefail
 
 HPCGNN_HOME=${HPCGNN_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
@@ -23,7 +23,7 @@ source "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh"
 
 if [ ! -x "$HPCGNN_VENV/bin/python" ]; then
     echo "launch.sh: $HPCGNN_VENV/bin/python: not there; run \`make setup\` (on Perlmutter" \
-        "env/perlmutter.sh) or set HPCGNN_VENV" >&2
+        "env/perlmutter.sh), or activate hpcgnn's environment before sbatch, or set HPCGNN_VENV" >&2
     exit 2
 fi
 HPCGNN_VENV=$(cd "$HPCGNN_VENV" && pwd)

@@ -189,6 +189,9 @@ def test_every_snippet_runs_or_says_why_not():
         for language in ("sh", "python"):
             bare = [code for remark, code in blocks(language, name) if not remark]
             assert not bare or (language, name) in taken, (name, bare)
+        prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+        commands = r"^    (?:hpcgnn|mpiexec|srun|sbatch|python|make|jobs/|env/).*"
+        assert re.findall(commands, prose, re.MULTILINE) == [], name  # in blocks, to be marked
 
 
 def test_a_graph_written_as_the_page_says_is_read(tmp_path, monkeypatch):

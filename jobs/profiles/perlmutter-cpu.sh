@@ -7,7 +7,7 @@ HPCGNN_HOME=${HPCGNN_HOME:-$PWD}
 export HPCGNN_HOME HPCGNN_PROFILE=perlmutter-cpu
 export SBATCH_CONSTRAINT=cpu SBATCH_QOS=${SBATCH_QOS:-regular}
 HPCGNN_RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-8}
-HPCGNN_VENV=${HPCGNN_VENV:-$HPCGNN_HOME/.venv-perlmutter-cpu}
+HPCGNN_VENV=${HPCGNN_VENV:-${VIRTUAL_ENV:-$HPCGNN_HOME/.venv-perlmutter-cpu}}
 
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     # shellcheck source=env/perlmutter_modules.sh

@@ -6,7 +6,7 @@ HPCGNN_HOME=${HPCGNN_HOME:-$PWD}
 export HPCGNN_HOME HPCGNN_PROFILE=perlmutter-gpu
 export SBATCH_CONSTRAINT=gpu SBATCH_QOS=${SBATCH_QOS:-regular} SBATCH_GPUS_PER_NODE=4
 HPCGNN_RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-4}
-HPCGNN_VENV=${HPCGNN_VENV:-$HPCGNN_HOME/.venv-perlmutter-gpu}
+HPCGNN_VENV=${HPCGNN_VENV:-${VIRTUAL_ENV:-$HPCGNN_HOME/.venv-perlmutter-gpu}}
 
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     # shellcheck source=env/perlmutter_modules.sh

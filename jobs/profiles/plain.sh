@@ -5,7 +5,7 @@
 # HPCGNN_SRUN_MPI: pmi2 for MPICH (the default of `make setup`), pmix for Open MPI.
 export HPCGNN_PROFILE=plain
 HPCGNN_RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-1}
-HPCGNN_VENV=${HPCGNN_VENV:-$HPCGNN_HOME/.venv}
+HPCGNN_VENV=${HPCGNN_VENV:-${VIRTUAL_ENV:-$HPCGNN_HOME/.venv}}
 SRUN_OPTIONS=(--mpi="${HPCGNN_SRUN_MPI:-pmi2}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # Kernels compiled for GPUs, where there are some: not in home if the site has a faster place.

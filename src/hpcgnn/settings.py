@@ -178,5 +178,8 @@ def read_text(path: Path) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`: did you mean ...?` with at most two words, or nothing where no known word is near."""
-    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.75)
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.75)
+    # Of a short word two letters in the wrong order are a third.
+    found = found or [other for other in known if sorted(other) == sorted(word)][:2]
     return f": did you mean {' or '.join(found)}?" if found else ""

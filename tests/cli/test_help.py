@@ -59,6 +59,8 @@ def test_everyday_options_exist():
         (["train", "g.h5", "--modle", "gat"], "--model?; `hpcgnn train --help`"),
         (["train", "g.h5", "--norm", "bacth"], "did you mean batch?; `hpcgnn train --help`"),
         (["partition", "g.h5", "--methd=block"], "did you mean --method?; `hpcgnn partition"),
+        (["generate", "smb", "g.h5"], "did you mean sbm?; `hpcgnn generate --help`"),
+        (["predict", "g.h5", "run", "--otput", "p.csv"], "--otput: did you mean --output?"),
         (["info", "--zzz", "g.h5"], "unrecognized arguments: --zzz; `hpcgnn info --help`"),
     ],
 )

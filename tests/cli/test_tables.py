@@ -53,7 +53,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     monkeypatch.chdir(shared_path)
     truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
     comm.barrier()
-    ((_, script),) = blocks("sh", "docs/tables.md")
+    (script,) = (code for remark, code in blocks("sh", "docs/tables.md") if not remark)
     commands = [shlex.split(line) for line in script.replace("\\\n", " ").splitlines()]
     assert len(commands) <= 6 and all(command[0] == "hpcgnn" for command in commands)
     assert all(len(command.splitlines()) <= 2 for command in re.split(r"(?<!\\)\n", script))
@@ -118,6 +118,49 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)
     assert re.search(r"^  ids +user_.*\(560 in all\)$", said, re.MULTILINE)
     assert named == [row["class"] for row in table] == [row["class"] for row in rows]
+
+
+@pytest.mark.mpi
+def test_classes_of_edges_come_back_by_name(comm, shared_path, monkeypatch):
+    monkeypatch.chdir(shared_path)
+    if comm.rank == 0:
+        rng = np.random.default_rng(0)
+        pairs = rng.permutation(30 * 30)[:300]
+        ends = [(f"acct{k // 30}", f"acct{k % 30}") for k in pairs]
+        kinds = rng.choice(["fine", "fraud", ""], 300)
+        rows = (f"{a},{b},{kind}\n" for (a, b), kind in zip(ends, kinds, strict=True))
+        Path("payments.csv").write_text("payer,payee,verdict\n" + "".join(rows))
+        people = "".join(f"acct{k},{rng.normal():.3f},1\n" for k in range(30))
+        Path("accounts.csv").write_text("id,x1,x2\n" + people)
+        (script,) = (code for remark, code in blocks("sh", "docs/tables.md") if remark)
+        command = shlex.split(script.replace("\\\n", " ").splitlines()[0])
+        assert command[:2] == ["hpcgnn", "convert"] and "--edge-label" in command
+        call_alone(import_module("hpcgnn.cli.convert"), *command[2:])
+        Path("asked.csv").write_text("acct1,acct2\nacct29,acct0\n")
+    comm.barrier()
+    call(
+        comm,
+        import_module("hpcgnn.cli.partition"),
+        "graph.h5",
+        "--method",
+        "random",
+        "-o",
+        "g.p.h5",
+    )
+    train, predict = (import_module(f"hpcgnn.cli.{verb}") for verb in ("train", "predict"))
+    options = ("--task", "edge-classes", "--epochs", 3, "--hidden", 4, "--run-dir", "run")
+    call(comm, train, "g.p.h5", *options)
+    call(comm, predict, "g.p.h5", "run", "-o", "all.csv")
+    call(comm, predict, "g.p.h5", "run", "-o", "few.csv", "--pairs", "asked.csv")
+    if comm.rank:
+        return
+    for name, wanted in (("all", set(ends)), ("few", {("acct1", "acct2"), ("acct29", "acct0")})):
+        with Path(f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["source_id"], row["target_id"]) for row in rows} == wanted
+        for row in rows:
+            shares = {kind: float(row[f"probability_{kind}"]) for kind in ("fine", "fraud")}
+            assert row["class"] == max(shares, key=lambda kind: shares[kind])
 
 
 def call_alone(verb, *arguments: str) -> None:

@@ -60,13 +60,15 @@ def test_one_that_is_not_finite_is_named_on_all_ranks(comm, model, name):
 
 
 @pytest.mark.parametrize("seeded", [True, False])
-def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded):
+def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded, capfd):
     torch.manual_seed(0 if seeded else comm.rank)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     if seeded or comm.size == 1:
         hpcgnn.sum_gradients(model, comm)
         model[1].weight.data += comm.rank  # no longer its business
         hpcgnn.sum_gradients(model, comm)
+        said = "0 (BatchNorm1d) normalises with the nodes of one rank alone"
+        assert capfd.readouterr().err.count(said) == (comm.rank == 0 and comm.size > 1)
         return
     for _ in range(2):
         with pytest.raises(InputError, match=r"weights: 1\.weight on rank 1 .*torch\.manual_seed"):

@@ -29,7 +29,8 @@ _PARTS = {
 _UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _SIZE = r"([\d.]+) (B|kB|MB|GB|TB)"
 _PEAKS = re.compile(  # of one rank: what it took; of several: least, most and all
-    rf"^peak memory above imports: (?:{_SIZE} to {_SIZE} per rank, )?{_SIZE}(?: in all)?;", re.M
+    rf"^peak memory above imports: (?:(?:{_SIZE} to )?{_SIZE} per rank, )?{_SIZE}(?: in all)?;",
+    re.M,
 )
 
 

@@ -39,6 +39,9 @@ _TREATMENT = (
     "inverse_relations",
     "row_normalise",
     "labels_as",
+    "edge_labels_as",
+    "decimal_comma",
+    "na",
 )
 _LEAST = 24 << 20
 _SHARE = 8  # so many arrays of `limit` bytes at most: being sorted, and waiting for the disk
@@ -106,6 +109,8 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         ("target", "where an edge ends"),
         ("weight", "weight of an edge"),
         ("relation", "relation of an edge, text or a number"),
+        ("edge-label", "class of an edge, empty where it is unknown; A,B,C: several labels"),
+        ("edge-split-column", "train, valid, test or empty, of edges; A,B,C: three masks"),
         ("id", "what the edges call a node"),
         ("label", "class of a node, empty where it is unknown; A,B,C: several labels at once"),
         ("split-column", "train, valid, test or empty; A,B,C: masks of the three"),
@@ -113,6 +118,11 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(f"--{name}", metavar="COLUMN", help=what)
     group.add_argument("--edge-features", metavar="A,B,c*", help="features of the edges")
+    group.add_argument(
+        "--edge-labels-as",
+        choices=("classes", "values"),
+        help="what --edge-label holds (classes); values: numbers to be predicted",
+    )
     group.add_argument(
         "--split-ratio",
         metavar="A,B,C",
@@ -134,6 +144,12 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="the first line names the columns (guessed)",
     )
+    group.add_argument(
+        "--decimal-comma",
+        action=argparse.BooleanOptionalAction,
+        help="0,5 is a half; --no-decimal-comma: 1,2 are two numbers (asked for where it matters)",
+    )
+    group.add_argument("--na", metavar="A,B", help="texts that mean a missing value, such as NA,?")
     group.add_argument("--comment", metavar="MARK", help="lines that begin with it are no rows")
     group.add_argument(
         "--like",
@@ -185,7 +201,9 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="add missing reverses, remove duplicates",
     )
-    group.add_argument("--self-loops", choices=("add", "remove", "keep"))
+    group.add_argument(
+        "--self-loops", choices=("add", "remove", "keep"), help="one where a node has none, or none"
+    )
     group.add_argument("--deduplicate", action="store_true", help="one edge per pair and relation")
     group.add_argument("--duplicate-weights", choices=("max", "sum"), default="max")
     group.add_argument("--reverse", action="store_true", help="turn every edge round")
@@ -269,7 +287,8 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
 
     With `--like`, what is left open of the treatment of edges becomes that of the other graph.
     """
-    names = ("source", "target", "weight", "relation", "id", "label", "split_column", "split_time")
+    names = ["source", "target", "weight", "relation", "edge_label", "edge_split_column"]
+    names += ["id", "label", "split_column", "split_time"]
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names}
     chosen["edge_features"] = _listed(args.edge_features)
     chosen["categorical"] = _listed(args.categorical)
@@ -277,12 +296,6 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
     chosen["nodes"] = tuple(args.nodes)
     chosen["missing"], chosen["text_ids"] = args.missing, args.string_ids
     chosen["split_ratio"] = _ratio(args.split_ratio)
-    form = TextForm(args.delimiter, args.header, args.comment)
-    if args.delimiter is not None and (len(args.delimiter) != 1 or not args.delimiter.isascii()):
-        tab = args.delimiter in ("\\t", "tab")
-        if not tab:
-            raise InputError("--delimiter takes one ASCII character", value=args.delimiter)
-        form = replace(form, delimiter="\t")
     if args.like is not None:
         with GraphFile(args.like) as graph:
             like, config, fingerprint = graph.read_encoding(), graph.config, graph.fingerprint
@@ -293,10 +306,26 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
             if getattr(args, name) in (None, False, "max") and name in config:
                 setattr(args, name, config[name])
     labelled = args.label is not None or args.like is not None
+    form = _form(args)
+    if args.edge_labels_as is not None and args.edge_label is None and args.like is None:
+        raise InputError("--edge-labels-as says what --edge-label COLUMN holds: name it")
+    of_edges = args.edge_label is not None or args.like is not None
+    chosen["edge_label_values"] = of_edges and args.edge_labels_as == "values"
     chosen["label_values"] = labelled and args.labels_as == "values"
     if not any(chosen.values()) and form == TextForm():
         return None
     return TableOptions(form=form, seed=args.seed, **chosen)
+
+
+def _form(args: argparse.Namespace) -> TextForm:
+    delimiter = args.delimiter
+    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii()):
+        if delimiter not in ("\\t", "tab"):
+            raise InputError("--delimiter takes one ASCII character", value=delimiter)
+        delimiter = "\t"
+    decimal = None if args.decimal_comma is None else "," if args.decimal_comma else "."
+    missing = _listed(args.na)
+    return TextForm(delimiter, args.header, args.comment, decimal=decimal, missing=missing)
 
 
 def _features_file(args: argparse.Namespace) -> Path | None:

@@ -32,9 +32,9 @@ EXAMPLES = {
         "srun -n 64 hpcgnn train graph.p64.h5 --config recipe.toml --run-dir runs/big --resume",
     ),
     "predict": (
-        "mpiexec -n 4 hpcgnn predict graph.p4.h5 runs/gat -o predictions.csv",
-        "hpcgnn predict new.p1.h5 runs/gat -o new.h5 --any-graph",
-        "hpcgnn predict graph.p1.h5 --label-propagation -o labels.csv",
+        "hpcgnn predict graph.h5 runs/graph -o predictions.csv",
+        "mpiexec -n 4 hpcgnn predict graph.p4.h5 runs/gat -o predictions.parquet",
+        "hpcgnn predict new.h5 runs/graph -o new.csv --any-graph",
     ),
     "export": (
         "hpcgnn export runs/gat weights.safetensors",
@@ -79,6 +79,14 @@ EXAMPLES = {
     ),
 }
 
+FIRST_STEPS = """the first steps, each on its own or under mpiexec and srun:
+
+  hpcgnn generate sbm graph.h5        or: hpcgnn convert edges.csv graph.h5
+  hpcgnn train graph.h5 --epochs 20   results go to runs/graph
+  hpcgnn predict graph.h5 runs/graph -o predictions.csv
+
+`hpcgnn VERB --help` shows examples and options of each verb"""
+
 _ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
@@ -86,6 +94,7 @@ EVERYDAY = {
         *("sources", "out", "format", "force", "memory", "features", "labels", "split"),
         *("nodes", "source", "target", "weight", "relation", "edge_features", "id", "label"),
         *("split_column", "split_time", "split_ratio", "missing", "like", "symmetrise"),
+        *("edge_label", "link_split"),
     },
     "train": {
         *("graph", "run_dir", "resume", "init_from", "config", "changes", "task"),
@@ -134,9 +143,13 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
         parser.epilog = f"{hidden} more options: hpcgnn {verb} --help-all"
 
 
-def explain(parser: argparse.ArgumentParser, message: str) -> str:
-    """argparse's complaint, with the word that was probably meant."""
+def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] = ()) -> str:
+    """argparse's complaint about `argv`, with the word that was probably meant."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
+    if message.startswith("the following arguments are required: "):
+        words = [word.partition("=")[0] for word in argv if word.startswith("--")]
+        unknown = [word for word in words if not any(flag.startswith(word) for flag in flags)]
+        return message + "".join(f"; {word}{nearest(word, flags)}" for word in unknown[:1])
     if message.startswith("unrecognized arguments: "):
         given = message.removeprefix("unrecognized arguments: ").split()[0]
         return message + nearest(given.partition("=")[0], flags)

@@ -80,6 +80,7 @@ def _texts(file: GraphFile | PartitionFile) -> dict[str, Any]:
             "features": features,
             "edge features": edge_features,
             "relations": encoding.relations,
+            "edge classes": encoding.edge_classes,
             "columns": {name: value for name, value in encoding.options.items() if value},
         }
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
 from hpcgnn.cli import displays, streams
-from hpcgnn.cli.help import explain, print_completion, shape
+from hpcgnn.cli.help import FIRST_STEPS, explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.launcher import launched
@@ -59,11 +59,18 @@ _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 class _Parser(argparse.ArgumentParser):
     verb: argparse.ArgumentParser | None = None
+    given: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = args or ()
+        if isinstance(self.verb, _Parser):
+            self.verb.given = self.given
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         # What no parser of a verb knows is found out by the one above it.
         parser = self if self.verb is None else self.verb
-        text = shortened(explain(parser, message), _LONGEST)
+        text = shortened(explain(parser, message, self.given), _LONGEST)
         raise InputError(f"{text}; `{parser.prog} --help` lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -82,7 +89,12 @@ def _seconds(text: str) -> float:
 
 def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
     """Knows all verbs, and the options of those whose modules are given."""
-    parser = _Parser(prog="hpcgnn", description="Full-batch graph neural networks over MPI.")
+    parser = _Parser(
+        prog="hpcgnn",
+        description="Full-batch graph neural networks over MPI.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
     parser.add_argument(
         "--print-completion", metavar="SHELL", help="a script for bash, zsh, tcsh or fish to source"

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "memory), random, block (in the order of the file)",
     )
     parser.add_argument("-o", "--out", help="default: partitions/NAME.pP.h5")
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed, help="of what the method draws")
     parser.add_argument(
         "--imbalance",
         type=float,

@@ -67,12 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
     )
     parser.add_argument(
-        "--halo-buffer", metavar="SIZE", default="256MiB", help="memory for remote rows"
+        "--halo-buffer", metavar="SIZE", default="256MiB", help="memory for remote rows (256MiB)"
     )
     parser.add_argument(
         "--split",
         type=int,
-        help="split to report the metric on, whose training labels are used where any are "
+        help="which of several splits the metric is of, and what reads training labels "
         "(default: that of the checkpoint; 0 without one)",
     )
     parser.add_argument(
@@ -81,9 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model of your own: the file that it was trained with",
     )
     parser.add_argument(
-        "--model-args", help="for a model that a Python program made: `hidden=64,layers=4`"
+        "--model-args",
+        metavar="TEXT",
+        help="for a model that a Python program made: `hidden=64,layers=4`",
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)"
+    )
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
@@ -126,7 +130,7 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
             if comm.rank == 0:
                 only = None if args.only is None else Path(args.only)
                 trained_on = None if checkpoint is None else checkpoint.graph_fingerprint
-                texts = node_texts(graph, only, of_labels=found.of_labels, trained_on=trained_on)
+                texts = node_texts(graph, only, named_by=found.named_by, trained_on=trained_on)
         write_predictions(
             Path(args.output), graph, found.rows, attributes, texts, found.numbers, display
         )

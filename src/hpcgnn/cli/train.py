@@ -215,7 +215,8 @@ def _say_memory(peak: int, graph: PartitionedGraph, config: Config, display: Dis
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")
     if comm.rank == 0:
-        shares = f"{human(least)} to {human(most)} per rank, {human(total)} in all"
+        ends = [human(least), human(most)]
+        shares = f"{' to '.join(dict.fromkeys(ends))} per rank, {human(total)} in all"
         display.say(
             f"peak memory above imports: {shares if comm.size > 1 else human(total)}; "
             f"halo buffers {human(graph.ring.peak_bytes)} of {config.streaming.halo_buffer}"

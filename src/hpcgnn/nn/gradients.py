@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.errors import InputError, NumericalError, warn
 from hpcgnn.nn.linear import is_sharded
+from hpcgnn.nn.norm import unsynchronised
 
 
 def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
@@ -22,7 +23,8 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
     does not use is 0, on ranks that have no share in it and where no rank has.
 
     The first call for a model compares its weights over the ranks, which a forgotten seed makes
-    different: gradients would be added up that do not belong together.
+    different: gradients would be added up that do not belong together. It warns of torch's batch
+    normalisation, whose statistics are of one rank's nodes.
 
     Args:
         model: the same on all ranks.
@@ -36,6 +38,12 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
     if comm.size > 1 and model not in comm.compared:
         require_same_weights(model, comm)
         comm.compared.add(model)
+        alone = unsynchronised(model)
+        if alone and comm.rank == 0:
+            warn(
+                f"hpcgnn: warning: the model's {', '.join(alone)} normalises with the nodes of one "
+                "rank alone: hpcgnn.convert_norms(model, graph) makes it go over all ranks"
+            )
     if add_up(list(model.parameters()), comm):
         return
     found = first_not_finite(model.named_parameters(), comm)

@@ -61,6 +61,7 @@ class Encoding:
         classes: names of the classes 0, 1, ...; empty without labels, or where they are numbers
             that stand for themselves.
         relations: names of the relations 0, 1, ...
+        edge_classes: names of the classes of edges, as `classes`.
         missing: "refuse", "zero" or "mean".
         like: fingerprint of the graph that was followed; empty where there was none.
     """
@@ -71,6 +72,7 @@ class Encoding:
     edge_features: list[EncodedColumn] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     relations: list[str] = field(default_factory=list)
+    edge_classes: list[str] = field(default_factory=list)
     missing: str = "refuse"
     like: str = ""
 
@@ -87,7 +89,7 @@ class Encoding:
             InputError: it is none.
         """
         try:
-            found = json.loads(data.tobytes())
+            found = {"edge_classes": []} | json.loads(data.tobytes())  # unknown to earlier files
             found = {name.name: found[name.name] for name in fields(cls)}
             for name in ("features", "edge_features"):
                 found[name] = [EncodedColumn(**column) for column in found[name]]
@@ -108,7 +110,8 @@ class Encoding:
                 wanted = len(column.values) if column.kind == CATEGORY else column.width
                 _require(column.width == wanted, "width")
         _require(self.ids in ("text", "integer"), "ids")
-        _require(_are_texts(self.classes) and _are_texts(self.relations), "names")
+        named = (self.classes, self.relations, self.edge_classes)
+        _require(all(_are_texts(names) for names in named), "names")
         _require(isinstance(self.options, dict), "options")
         for value in self.options.values():
             _require(value is None or isinstance(value, str) or _are_texts(value), "options")

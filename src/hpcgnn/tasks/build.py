@@ -23,6 +23,8 @@ from hpcgnn.tasks.values import VALUE_METRICS, Regression
 _MOST_OUTPUTS = 1 << 24
 _NOTHING = "nothing can be learned from it (convert: --label COLUMN, --split-ratio 8,1,1)"
 
+_OF_EDGES = "; of its edges: --task links, or edge-classes where they have labels"
+
 BuiltInTask = Labelled | EdgeTask | LinkPrediction
 
 
@@ -50,7 +52,10 @@ def find_task(
         names = ", ".join(graph.nodes) or "none"
         raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
     if found is None or graph.train_mask is None:
-        raise InputError(f"the graph has no {'labels' if found is None else 'split'}: {_NOTHING}")
+        text = f"the graph has no {'labels' if found is None else 'split'}: {_NOTHING}"
+        if graph.edge_split is not None:
+            text += _OF_EDGES
+        raise InputError(text)
     task = _labelled(graph, metric, settings, found, settings.kind)
     rows = task.targets(graph, "train")
     if graph.comm.allreduce(len(rows), where="training nodes") == 0:
@@ -109,7 +114,7 @@ def _edges(graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: i
     if labels is None or splits is None:
         raise InputError(
             f"--task {settings.kind} needs labels and a split of the edges: "
-            "convert --edge-labels, and --link-split or --edge-split"
+            "convert --edge-label COLUMN (or --edge-labels L.npy), and --link-split 0.8,0.1,0.1"
         )
     answer = _labelled(graph, metric, settings, labels, settings.kind.removeprefix("edge-"))
     chosen = (splits == 1) & answer.known(labels)

@@ -96,7 +96,7 @@ class EdgeTask(TaskDefaults):
         if labels is None or splits is None or not self.answer.fits(labels):
             raise InputError(
                 "the graph has no labels of edges that fit, or no split of the edges: "
-                "convert --edge-labels, and --link-split or --edge-split, give them"
+                "convert --edge-label COLUMN or --edge-labels, and --link-split, give them"
             )
         chosen = (splits == SPLITS.index(split) + 1) & self.answer.known(labels)
         rows = torch.nonzero(chosen).flatten()

@@ -295,7 +295,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
     for option, place in options().items():
         setting, group = place.setting, groups[place.section]
-        shown = f"{setting.help} (default: {setting.default})"
+        shown = (
+            f"{setting.help} (default: {setting.default})"
+            if setting.default != ""
+            else setting.help
+        )
         common: dict[str, Any] = {"dest": option, "default": argparse.SUPPRESS, "help": shown}
         if isinstance(setting.default, bool):
             group.add_argument(flag(option), action=argparse.BooleanOptionalAction, **common)

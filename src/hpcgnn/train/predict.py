@@ -23,6 +23,7 @@ from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task, stored_task
 from hpcgnn.tasks.classes import MultiClass
+from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.pairs import ids_of_pairs
 from hpcgnn.tasks.task import LABELS, OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
@@ -249,7 +250,7 @@ def predict(
             texts = None
             if comm.rank == 0:
                 trained_on = found.graph_fingerprint
-                texts = node_texts(graph, None, of_labels=result.of_labels, trained_on=trained_on)
+                texts = node_texts(graph, None, named_by=result.named_by, trained_on=trained_on)
         write_predictions(Path(out), graph, result.rows, attributes, texts, result.numbers)
     return result
 
@@ -334,7 +335,7 @@ class Prediction:
         numbers: int64, where each of this rank's rows is in what is written.
         count: rows of all ranks.
         what: `nodes` or `pairs`.
-        of_labels: what is predicted are labels of the nodes, by whose names classes go.
+        named_by: `nodes` or `edges`, by the names of whose labels classes go; empty: by none.
     """
 
     rows: dict[str, np.ndarray]
@@ -343,7 +344,7 @@ class Prediction:
     numbers: np.ndarray
     count: int
     what: str = "nodes"
-    of_labels: bool = True
+    named_by: str = "nodes"
     not_finite: int = 0
     first_not_finite: int = -1
 
@@ -399,8 +400,10 @@ def _prediction(
         raise NumericalError(
             f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
         )
-    of_labels = what == "nodes" and getattr(task, "target", None) == LABELS
-    return Prediction(rows, task.metric, scores, numbers, total, what, of_labels, count, first)
+    named_by = "edges" if isinstance(task, EdgeTask) else ""
+    if what == "nodes" and getattr(task, "target", None) == LABELS:
+        named_by = what
+    return Prediction(rows, task.metric, scores, numbers, total, what, named_by, count, first)
 
 
 def _not_finite(

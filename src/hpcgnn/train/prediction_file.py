@@ -281,8 +281,8 @@ def _columns(rows: Rows, class_names: Sequence[str]) -> list[tuple[str, np.ndarr
         if array is not None and array.ndim == 1:
             found.append((title, array))
         elif array is not None:
-            named = name in _PER_CLASS and len(class_names) == array.shape[1]
-            endings = class_names if named else range(array.shape[1])
+            named = name in _PER_CLASS and len(class_names) >= array.shape[1]
+            endings = class_names[: array.shape[1]] if named else range(array.shape[1])
             found += [(f"{title}_{end}", array[:, k]) for k, end in enumerate(endings)]
     return found
 

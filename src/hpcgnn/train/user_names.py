@@ -106,14 +106,15 @@ class NodeTexts:
 
 
 def node_texts(
-    graph: PartitionedGraph, only: Path | None, *, of_labels: bool, trained_on: str | None = None
+    graph: PartitionedGraph, only: Path | None, *, named_by: str, trained_on: str | None = None
 ) -> NodeTexts:
     """The texts that go with the predictions; one rank.
 
     Args:
         only: a table whose nodes alone are wanted: by the column that named the nodes of the graph,
             or the first.
-        of_labels: classes are those of the nodes' labels, whose names the graph's file keeps.
+        named_by: `nodes` or `edges`: classes are those of their labels, whose names the graph's
+            file keeps; empty: of something else.
         trained_on: fingerprint of the graph whose classes are predicted; None: this one.
 
     Raises:
@@ -125,7 +126,7 @@ def node_texts(
             encoding = read_encoding(open_encoding(reader)) or encoding
             named = reader.is_group(NAMES)
     wanted = None if only is None else _listed(only, encoding, named)
-    classes = encoding.classes if of_labels else []
+    classes = {"nodes": encoding.classes, "edges": encoding.edge_classes}.get(named_by, [])
     if classes and trained_on not in (None, graph.graph_fingerprint, encoding.like):
         warn(
             "hpcgnn: note: classes go by number: the model was trained on those of another "

@@ -225,6 +225,7 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
 
 
 MASKS = ("--split-column", "s,t,u")
+TIMES = ("--label", "y", "--split-time", "t")
 LONG = "a,b\n7,8\n7," + "1" * 200_000
 
 
@@ -256,6 +257,13 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
+        ("a,b\np,q,\n", None, (), "has 2: remove the delimiter at the end"),
+        ("a,b\np,q\n# no\n", None, (), "--comment '#' passes over lines that begin so"),
+        ("a,b\n7,-8\n", "id\n7\n", (), "line 2, b: ids are numbers from 0: --string-ids"),
+        ("a;b;w\np;q;0,5\n", None, ("--weight", "w"), "is not a number (--decimal-comma: 0,5"),
+        ("a,b\np,q\n", "id;x\np;0,5\nq;2\n", ("--features", "x"), "x: holds numbers with a comma"),
+        ("a,b\np,q\n", 'id,x\np,"1,000"\n', ("--features", "x"), "or --categorical x (names)"),
+        ("a,b\np,q\n", "id,y,t\np,u,1.2.2020\nq,,\n", TIMES, "line 2: t: is not a time such as"),
         ("a,b\n7,8\n0x9,8\n", "id\n7\n8\n9\n", (), "line 3: an edge ends at a node that is not"),
         ("a,b\n7,8\n", "id\n7\n9\n", (), "not listed here (found 8)"),
         pytest.param(LONG, "id\n7\n8\n", (), "line 3: is no row of a table", id="long field"),
@@ -349,6 +357,47 @@ def test_masks_as_pandas_writes_them(made, tmp_path):
         assert graph.num_edges == 2
 
 
+def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd):
+    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
+    nodes = write(tmp_path / "n.csv", "id;x;c;y\np;0,5;u;NA\nq;1,5;?;r\n")
+    options = (*ENDS, "--nodes", 1, "--label", "y", "--features")
+    found = {}
+    for columns, *others in (("x", "--decimal-comma"), ("x", "--no-decimal-comma"), ("c",)):
+        path = made(edges, nodes, *options, columns, *others)
+        with GraphFile(path) as graph:
+            found[*others,] = graph.read_nodes(0, 2).features.tolist()
+            assert graph.read_encoding().classes == ["NA", "r"]
+    assert found["--decimal-comma",] == [[0.5], [1.5]]
+    assert found["--no-decimal-comma",] == [[0, 5], [1, 5]]
+    said = capfd.readouterr().err
+    assert "y has the value NA: if it is missing there, say --na NA" in said
+    assert "c has the value ?: if" in said
+    first = made(edges, nodes, *options, "c", "--na", "NA,?", "--missing", "zero")
+    nodes = write(tmp_path / "m.csv", "id,c,y\np,?,NA\nq,u,r\n")
+    later = made(edges, nodes, "--nodes", 1, "--like", str(first), out="h.h5")
+    table = pa.table({"id": ["p", "q"], "c": ["?", "u"], "y": ["NA", "r"]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    again = made(edges, tmp_path / "m.parquet", "--nodes", 1, "--like", str(first), out="i.h5")
+    for path, features in ((first, [[1], [0]]), (later, [[0], [1]]), (again, [[0], [1]])):
+        with GraphFile(path) as graph:
+            rows = graph.read_nodes(0, 2)
+            assert rows.features.tolist() == features and rows.labels.tolist() == [-1, 0]
+
+
+def test_times_with_and_without_zones(made, tmp_path):
+    times = ["2020-01-01T00:30:00+02:00", "2019-12-31T23:00:00Z", "2019-12-31 22:45", "2021-01-01"]
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
+    rows = "".join(f"{k},x,{time}\n" for k, time in enumerate(times))
+    write(tmp_path / "n.csv", "id,y,t\n" + rows)
+    table = pa.table({"id": range(4), "y": ["x"] * 4, "t": times})
+    pq.write_table(table, tmp_path / "n.parquet")
+    shares = ("--split-ratio", "2,1,1")
+    for name in ("n.csv", "n.parquet"):
+        path = made(edges, tmp_path / name, *ENDS, "--nodes", 1, *TIMES, *shares)
+        with GraphFile(path) as graph:
+            assert graph.read_nodes(0, 4).split.ravel().tolist() == [1, 2, 1, 3]
+
+
 def test_each_table_has_its_delimiter(made, refused, tmp_path):
     edges = write(tmp_path / "e.csv", "a^b\np^q\n")
     nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
@@ -371,6 +420,12 @@ def test_ids_that_look_like_numbers(made, tmp_path):
     assert names(made(edges, *ENDS, "--string-ids")) == ["17.0", "7.0"]
     spaced = write(tmp_path / "e.csv", "a, b, w\nann, bob, 1\nbob, eve x, 2\n")
     assert names(made(spaced, *ENDS, "--weight", "w")) == ["ann", "bob", "eve x"]
+    spaced = write(tmp_path / "e.csv", " a , b \n ann , bob \n bob,eve x \n")
+    assert names(made(spaced, *ENDS)) == ["ann", "bob", "eve x"]
+    table = pa.table({"a": pa.array([1, 2]).cast(pa.decimal128(20, 0)), "b": [2, 3]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    with GraphFile(made(tmp_path / "d.parquet", *ENDS)) as graph:
+        assert graph.names is None and graph.read_nodes(0, 3).original_ids.tolist() == [1, 2, 3]
     bare = write(tmp_path / "f.csv", "# two people\nann,bob\nbob,eve\n")
     columns = ("--no-header", "--source", 1, "--target", 2)
     assert names(made(bare, *columns)) == ["ann", "bob", "eve"]

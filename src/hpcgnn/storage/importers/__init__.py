@@ -27,6 +27,16 @@ FORMATS = (
     *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
     *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf", "types"),
 )
+_TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
+_REMEDIES = {
+    ".bz2": "unpack it, or pack it with gzip or zstd",
+    ".xz": "unpack it, or pack it with gzip or zstd",
+    ".zip": "unpack it",
+    ".xlsx": "save the sheet as CSV",
+    ".xls": "save the sheet as CSV",
+} | dict.fromkeys(
+    (".arrow", ".feather", ".orc", ".json", ".jsonl", ".avro", ".pkl"), "store Parquet or CSV"
+)
 _PAGES = 64 << 20  # of Parquet, with their dictionaries
 _COLUMNS = ("dgl", "graphml", "gexf")  # have columns with names, too
 _SEVERAL = ("edges", "parquet", "table", "triples")
@@ -67,7 +77,16 @@ def _guess(path: Path) -> str:
             return "dgl"
         if typed.is_type_folders(path):
             return "types"
-        return "parquet" if any(path.glob("**/*.parquet")) else "ogb"
+        if any(path.glob("**/*.parquet")):
+            return "parquet"
+        tables = [file for ending in _TEXTS for file in sorted(path.glob(f"*{ending}"))]
+        if tables and not (path / "raw").exists():
+            raise InputError(
+                f"is a folder of tables: name those of edges, and those of nodes with --nodes, as "
+                f"in {tables[0].name}",
+                file=path,
+            )
+        return "ogb"
     if name.startswith("ogbn-") and not path.exists():
         return "ogb"
     if name.startswith("out."):  # KONECT
@@ -92,6 +111,8 @@ def _guess(path: Path) -> str:
         ".graphml": "graphml",
         ".gexf": "gexf",
     }
+    if suffix in _REMEDIES:
+        raise InputError(f"{suffix[1:]} is not read: {_REMEDIES[suffix]}", file=path)
     if suffix not in known:
         raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
     return known[suffix]
@@ -148,6 +169,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         if options.edge_weights is not None:
             raise InputError("--edge-weights goes with .npy edges: say --weight COLUMN", file=path)
         source = tables.read_tables(paths, _table_options(format, options), options)
+        _check_one_way(options)
         if (options.edge_labels or options.edge_split) is not None:
             source.edges = beside(source.edges, options.edge_labels, options.edge_split)
         return source
@@ -172,6 +194,17 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         source.nodes.split_ratio = options.tables.split_ratio
         source.nodes.split_seed = options.tables.seed
     return source
+
+
+def _check_one_way(options: ImportOptions) -> None:
+    """Labels and the split of the edges come from files of their own, or from columns."""
+    tables = options.tables or TableOptions()
+    for file, column, words in (
+        (options.edge_labels, tables.edge_label, "--edge-labels and --edge-label"),
+        (options.edge_split, tables.edge_split_column, "--edge-split and --edge-split-column"),
+    ):
+        if file is not None and column is not None:
+            raise InputError(f"{words} say the same: leave one out", file=file.file)
 
 
 def _refuse_columns(path: Path, format: str, options: ImportOptions) -> None:

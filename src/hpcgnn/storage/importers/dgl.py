@@ -27,7 +27,7 @@ def read_dgl(folder: Path, options: ImportOptions) -> Source:
         InputError: no such file or column, several types or graphs.
     """
     edge_files, node_files, separator = _meta(folder / _META)
-    form = TextForm(delimiter=separator, header=True)
+    form = TextForm(delimiter=separator, header=True, decimal=".")
     edges = [TextTable(folder / name, form) for name in edge_files]
     nodes = [TextTable(folder / name, form) for name in node_files]
     chosen = options.tables or TableOptions()

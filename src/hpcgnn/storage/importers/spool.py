@@ -101,17 +101,22 @@ def _without_duplicates(records: np.ndarray, keys: tuple[str, ...], combine: str
                 out[name] = reduce.reduceat(records[name], starts, axis=0)
             if not np.isfinite(out[name]).all():
                 raise InputError(f"the sum of the {name} of some duplicate edges is not finite")
-    for name in ("labels", "split"):
-        if name in (records.dtype.names or ()):
-            _check_duplicates_agree(records[name], new, name)
+    if "labels" in (records.dtype.names or ()):
+        out["labels"] = np.fmax.reduceat(records["labels"], starts, axis=0)  # known over unknown
+        _check_duplicates_agree(records["labels"], out["labels"], new, "labels")
+    if "split" in (records.dtype.names or ()):
+        _check_duplicates_agree(records["split"], out["split"], new, "split")
     return out
 
 
-def _check_duplicates_agree(values: np.ndarray, new: np.ndarray, name: str) -> None:
-    """What each record, unless it is `new`, has in common with the one before."""
-    same = (values[1:] == values[:-1]) | ((values[1:] != values[1:]) & (values[:-1] != values[:-1]))
-    same = same.reshape(len(same), -1).all(axis=1)
-    if not (same | new[1:]).all():
+def _check_duplicates_agree(
+    values: np.ndarray, kept: np.ndarray, new: np.ndarray, name: str
+) -> None:
+    """All of each edge have the value that is `kept` of them, but for labels that are unknown."""
+    same = values == kept[np.cumsum(new) - 1]
+    if name == "labels":
+        same |= (values < 0) if values.dtype.kind == "i" else np.isnan(values)
+    if not same.all():
         raise InputError(
             f"an edge and its duplicate, or its reverse, have different {name}: leave them as they "
             "are with --no-symmetrise and without --deduplicate"

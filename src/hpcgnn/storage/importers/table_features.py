@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -86,6 +86,8 @@ def plan(
     out = []
     for name in names:
         kind = merged_kind(tables, name)
+        if name not in categorical:
+            refuse_commas(tables, name)
         if kind == table_files.TIME:
             raise InputError(
                 f"holds times, which are no {what}: leave it out, or store numbers",
@@ -99,6 +101,18 @@ def plan(
         else:
             out.append(EncodedColumn(name))
     return out
+
+
+def refuse_commas(tables: list[TableFile], name: str) -> None:
+    """Raises InputError where the column may hold numbers with a comma."""
+    for table in tables:
+        if name in getattr(table, "with_commas", ()):
+            raise InputError(
+                "holds numbers with a comma: say --decimal-comma (0,5 is a half), "
+                f"--no-decimal-comma (lists of numbers) or --categorical {name} (names)",
+                file=table.path,
+                dataset=name,
+            )
 
 
 def read_kind(column: EncodedColumn) -> str:
@@ -261,10 +275,20 @@ def category_codes(array: pa.Array, values: list[str]) -> np.ndarray:
 class Names:
     """The different values of a column of classes or relations, in order."""
 
+    numbers = "--labels-as values"  # the option by which they are no names
+
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
         self._values: set[str] = set()
+
+    @staticmethod
+    def of(name: str, tables: list[TableFile], categorical: Collection[str]) -> Names:
+        """Those of a column: texts where its numbers are names."""
+        if name in categorical:
+            return Names(name, table_files.TEXT)
+        refuse_commas(tables, name)
+        return Names(name, merged_kind(tables, name))
 
     def texts(self, batch: Batch) -> pa.Array:
         """The column as texts, nulls where unknown; whole numbers without a point."""
@@ -280,7 +304,7 @@ class Names:
                 raise batch.error(
                     self.name,
                     row,
-                    "is no whole number: --labels-as values predicts numbers",
+                    f"is no whole number: {self.numbers} predicts numbers",
                     float(odd[0]),
                 )
             whole = np.where(np.isnan(values), 0, values).astype(np.int64)
@@ -303,21 +327,16 @@ class Names:
         return self.kind if self.kind in numbers else table_files.TEXT
 
 
-def label_chunks(
-    batches: Iterator[Batch], column: Names, classes: list[str]
-) -> Iterator[np.ndarray]:
-    """int64 [n]: the class of each row, -1 where it is unknown.
+def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -> np.ndarray:
+    """int64 [n]: the place of each row's value among `classes`, -1 where it is missing.
 
     Raises:
-        InputError: a label that no class has.
+        InputError: a value that is none of them, in the words of `refusal`.
     """
-    for batch in batches:
-        texts = column.texts(batch)
-        codes = category_codes(texts, classes)
-        wrong = np.flatnonzero((codes < 0) & table_files.to_numpy(texts.is_valid()))
-        if wrong.shape[0]:
-            row = int(wrong[0])
-            raise batch.error(
-                column.name, row, "is none of the classes that are known", texts[row].as_py()
-            )
-        yield codes
+    texts = column.texts(batch)
+    codes = category_codes(texts, classes)
+    wrong = np.flatnonzero((codes < 0) & table_files.to_numpy(texts.is_valid()))
+    if wrong.shape[0]:
+        row = int(wrong[0])
+        raise batch.error(column.name, row, refusal, texts[row].as_py())
+    return codes

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.opening import check_inflation, open_file
 from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_options import TextForm
@@ -29,12 +29,8 @@ from hpcgnn.storage.importers.text import TextBlock, beside, blocks, is_number
 
 INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
-_TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: pa.timestamp("ns")}
-_TYPES[LIST] = pa.string()
-_DELIMITERS = ",\t;|"
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
-_GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
-_LOOKED_AT = 100
+_TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: cells.NANOSECONDS}
+_READ_AS = _TYPES | {LIST: pa.string(), TIME: pa.string()}  # in text
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
 _ROW_BYTES = 16  # a Parquet file may unpack to, per row: more is checked for inflation
@@ -92,9 +88,9 @@ def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
             found = sorted(path.glob("**/*.parquet"))
             if not found:
                 raise InputError("no *.parquet files in this folder", file=path)
-            tables += [ParquetTable(file, path) for file in found]
+            tables += [ParquetTable(file, path, form.missing) for file in found]
         elif path.suffix == ".parquet":
-            tables.append(ParquetTable(path))
+            tables.append(ParquetTable(path, missing=form.missing))
         else:
             tables.append(TextTable(path, form))
     return tables
@@ -107,9 +103,11 @@ def is_parquet(path: Path) -> bool:
 class ParquetTable:
     """A Parquet file, whose pages are compared with the checksums they have."""
 
-    def __init__(self, path: Path, folder: Path | None = None) -> None:
-        self.path = path
-        self.folder = folder
+    def __init__(
+        self, path: Path, folder: Path | None = None, missing: tuple[str, ...] = ()
+    ) -> None:
+        self.path, self.folder = path, folder
+        self._missing = missing
         self.folder_keys = [] if folder is None else _folder_keys(path.relative_to(folder))
         with self._open() as table:
             schema = table.schema_arrow
@@ -159,8 +157,15 @@ class ParquetTable:
         if isinstance(array, pa.DictionaryArray):
             array = array.dictionary_decode()
         found = kind_of(array.type)
+        if kind == INTEGER and pa.types.is_decimal(array.type):
+            found, array = INTEGER, self._whole(array, name)
         if kind == INTEGER and found in (INTEGER, NUMBER):
             return array  # whoever takes integers checks them
+        if pa.types.is_nested(array.type) and found != LIST:
+            wanted = "numbers, texts or lists of numbers: store its parts as columns of their own"
+            raise self._unfit(array, name, wanted)
+        if found == LIST and kind_of(array.type.value_type) not in (INTEGER, NUMBER, BOOLEAN):
+            raise self._unfit(array, name, "lists of numbers")
         if (kind == LIST and found != LIST) or (found == LIST and kind != LIST):
             raise self._unfit(array, name, "lists of numbers" if kind == LIST else kind)
         if kind in (NUMBER, INTEGER) and found in (TEXT, TIME):
@@ -171,11 +176,20 @@ class ParquetTable:
             kind = NUMBER
         target = pa.large_list(pa.float64()) if kind == LIST else _TYPES[kind]
         try:
-            return array.cast(target, safe=kind != NUMBER)
+            if kind == TIME and found == TEXT:
+                return cells.times(array)
+            array = array.cast(target, safe=kind != NUMBER)
+            return cells.known(array, self._missing) if kind == TEXT and self._missing else array
         except pa.ArrowException as error:
             raise InputError(
                 f"can't be read as {kind}: {first_line(error)}", file=self.path, dataset=name
             ) from None
+
+    def _whole(self, array: pa.Array, name: str) -> pa.Array:
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowException:
+            raise self._unfit(array, name, "whole numbers below 2^63") from None
 
     def _unfit(self, array: pa.Array, name: str, wanted: str) -> InputError:
         return InputError(
@@ -218,13 +232,13 @@ class TextTable:
         self._form = form
         block, number, line = self._first_line()
         given = form.delimiter if form.delimiter and form.delimiter.encode() in line else None
-        self._delimiter = given or guess_delimiter(line)  # of several tables each its own
+        self._delimiter = given or cells.delimiter_of(line)  # of several tables each its own
         if self._delimiter == " " and b"\t" in line:
             self._delimiter = "\t"
-        # As in `a, b`: then spaces at the beginning of texts belong to none of them.
+        # As in `a, b`: then spaces around texts belong to none of them.
         mark = self._delimiter.encode()
-        self._spaced = mark.strip() != b"" and mark + b" " in line
-        fields = self._split(block, number, line)
+        self._spaced = mark.strip() != b"" and (mark + b" " in line or b" " + mark in line)
+        fields = [field.strip(" ") for field in self._split(block, number, line)]
         header = form.header
         if header is None:
             header = not any(is_number(field) for field in fields)
@@ -232,6 +246,7 @@ class TextTable:
         self.names = fields if header else [str(k + 1) for k in range(len(fields))]
         if len(fields) > _WIDEST:
             raise block.error(number, f"has more than {_WIDEST} columns")
+        self.with_commas: set[str] = set()  # columns that may hold numbers such as 0,5 or 1,000
         self.kinds = dict.fromkeys(self.names, TEXT) | self._look()
 
     def _blocks(self) -> Iterator[TextBlock]:
@@ -263,7 +278,7 @@ class TextTable:
         try:
             text = line.decode()
         except UnicodeDecodeError:
-            raise block.error(number, "is no UTF-8", line) from None
+            raise block.error(number, f"is no UTF-8: {_remedy(line)}", line[:40]) from None
         try:
             return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
         except csv.Error as error:
@@ -283,8 +298,11 @@ class TextTable:
             kinds = {}
             for name, array in found.items():
                 kinds[name] = NUMBER if pa.types.is_null(array.type) else kind_of(array.type)
-                if pa.types.is_string(array.type) and _are_lists(array):
-                    kinds[name] = LIST
+                if pa.types.is_string(array.type):
+                    if self._form.decimal is None and cells.have_commas(array):
+                        self.with_commas.add(name)
+                    elif cells.are_lists(array):
+                        kinds[name] = LIST
                 if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                     kinds[name] = TEXT
             return kinds
@@ -337,12 +355,12 @@ class TextTable:
 
     def _parse(self, text: bytes, kinds: dict[str, str | None]) -> dict[str, pa.Array]:
         places = {name: str(self.names.index(name)) for name in kinds}
-        types = {places[name]: _TYPES[kind] for name, kind in kinds.items() if kind is not None}
+        types = {places[name]: _READ_AS[kind] for name, kind in kinds.items() if kind is not None}
         for name, kind in kinds.items():
             if kind == INTEGER and self.kinds[name] == NUMBER:  # as 1.0: whoever takes them checks
-                types[places[name]] = _TYPES[NUMBER]
+                types[places[name]] = _READ_AS[NUMBER]
         if self._delimiter == " ":
-            text = _with_single_spaces(text)
+            text = cells.with_single_spaces(text)
         table = pa.csv.read_csv(
             pa.BufferReader(text),
             read_options=pa.csv.ReadOptions(
@@ -356,7 +374,8 @@ class TextTable:
             convert_options=pa.csv.ConvertOptions(
                 column_types=types,
                 include_columns=list(places.values()),
-                null_values=MISSING,
+                null_values=[*cells.MISSING, *self._form.missing],
+                decimal_point=self._form.decimal or ".",
                 true_values=[],
                 false_values=[],
                 strings_can_be_null=False,
@@ -370,11 +389,12 @@ class TextTable:
             if isinstance(array, pa.ChunkedArray):
                 array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
             if pa.types.is_string(array.type):
-                if self._spaced:
-                    array = _without_spaces(array)
-                array = pc.if_else(pc.equal(pc.binary_length(array), 0), None, array)
+                array = cells.trimmed(array) if self._spaced else array
+                array = cells.known(array, self._form.missing)
             if kinds[name] == LIST:
-                array = _lists(array)
+                array = cells.lists(array)
+            if kinds[name] == TIME and pa.types.is_string(array.type):
+                array = cells.times(array)
             if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                 raise pa.ArrowInvalid("a number is hexadecimal")
             out[name] = array
@@ -405,35 +425,52 @@ class TextTable:
                 line = re.sub(rb"[ \t]+", b" ", line).strip()
             fields = self._split(block, number, line)
             if len(fields) != len(self.names):
-                raise block.error(
-                    number,
-                    f"has {len(fields)} columns, where the first line has {len(self.names)}",
-                    line,
-                )
+                text = f"has {len(fields)} columns, where the first line has {len(self.names)}"
+                if line[:1] in (b"#", b"%"):
+                    text += f": --comment {line[:1].decode()!r} passes over lines that begin so"
+                elif fields[-1] == "" and len(fields) == len(self.names) + 1:
+                    text += ": remove the delimiter at the end"
+                raise block.error(number, text, line)
             for name, kind in kinds.items():
                 value = fields[self.names.index(name)].strip()
-                _check_field(block, number, name, kind, value)
+                if value not in self._form.missing:
+                    _check_field(block, number, name, kind, value, self._form.decimal)
 
 
-def _check_field(block: TextBlock, number: int, name: str, kind: str, value: str) -> None:
-    if value in MISSING or kind == TEXT:
+def _check_field(
+    block: TextBlock, number: int, name: str, kind: str, value: str, decimal: str | None
+) -> None:
+    if value in cells.MISSING or kind == TEXT:
         return
     if kind == LIST:
-        if not all(is_number(part) for part in re.split(_GAPS, value.strip("[]() "))):
+        if not cells.is_list(value):
             raise block.error(number, f"{name}: is no list of numbers", value.encode())
         return
     if kind == TIME:
         try:
-            pa.array([value]).cast(_TYPES[TIME])
+            cells.times(pa.array([value]))
         except pa.ArrowException:
-            raise block.error(number, f"{name}: is not a time", value.encode()) from None
-    elif not is_number(value):
-        raise block.error(number, f"{name}: is not a number", value.encode())
-    elif kind == INTEGER:
+            text = "is not a time such as 2021-05-31, 2021-05-31 10:00:00 or ...T10:00:00+02:00"
+            raise block.error(number, f"{name}: {text}", value.encode()) from None
+        return
+    if not is_number(value if decimal is None else value.replace(decimal, ".")):
+        text = "is not a number"
+        if cells.has_comma(value):
+            text += " (--decimal-comma: 0,5 is a half)"
+        raise block.error(number, f"{name}: {text}", value.encode())
+    if kind == INTEGER:
         if not re.fullmatch(r"[+-]?[0-9]+", value):
             raise block.error(number, f"{name}: is not an integer", value.encode())
         if not -(1 << 63) <= int(value[:30]) < 1 << 63:
             raise block.error(number, f"{name}: {TOO_LARGE}", value.encode())
+
+
+def _remedy(line: bytes) -> str:
+    if line[:4] == b"PAR1":
+        return "it is a Parquet file, whose name must end in .parquet"
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "iconv -f UTF-16 -t UTF-8 makes it so"
+    return "iconv -f LATIN1 -t UTF-8, or from whatever it is, makes it so"
 
 
 def _check_rows(text: bytes, number: int) -> None:
@@ -443,52 +480,10 @@ def _check_rows(text: bytes, number: int) -> None:
         raise pa.ArrowInvalid("a value goes on in the next line")
 
 
-def _without_spaces(array: pa.Array) -> pa.Array:
-    out = pc.ascii_ltrim_whitespace(array)
-    if pc.any(pc.starts_with(out, '"')).as_py():
-        raise pa.ArrowInvalid("a quote stands after a space: write none after the delimiter")
-    return out
-
-
 def _line_of(block: TextBlock, row: int) -> int:
     """The number of the line that holds the block's row `row`."""
     filled = (offset for offset, line in enumerate(block.text.split(b"\n")) if line.strip(b"\r"))
     return block.first + next((offset for k, offset in enumerate(filled) if k == row), 0)
-
-
-def _with_single_spaces(text: bytes) -> bytes:
-    """One space between the words of a line, and none around them."""
-    wide = any(gap in text for gap in (b"\t", b"  ", b" \n", b"\n "))
-    if not wide and text[:1] != b" " and text[-1:] != b" ":
-        return text  # what follows takes longer than all else that becomes of the text
-    return re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
-
-
-def guess_delimiter(line: bytes) -> str:
-    """The character that parts the line most often, quotes apart; a space where none does."""
-    bare = re.sub(rb'"[^"]*"', b"", line)
-    counts = {mark: bare.count(mark.encode()) for mark in _DELIMITERS}
-    best = max(counts, key=lambda mark: counts[mark])
-    return best if counts[best] else (" " if b" " in bare.strip() else ",")
-
-
-def _are_lists(array: pa.Array) -> bool:
-    """Whether the first texts are numbers with commas between them, or in brackets."""
-    texts = [text.strip() for text in array.slice(0, _LOOKED_AT).drop_null().to_pylist()]
-    for text in texts:
-        bare = text.strip("[]()")
-        if bare == text and "," not in text and ";" not in text:
-            return False
-        parts = re.split(_GAPS, bare.strip())
-        if len(parts) < 2 or not all(is_number(part) for part in parts):
-            return False
-    return bool(texts)
-
-
-def _lists(array: pa.Array) -> pa.Array:
-    """Texts such as `0.5, 1` and `[0.5 1]` as lists of numbers."""
-    bare = pc.replace_substring_regex(array, pattern=r"^[\[(\s]+|[\])\s]+$", replacement="")
-    return pc.split_pattern_regex(bare, pattern=_GAPS).cast(pa.large_list(pa.float64()))
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:

@@ -18,12 +18,16 @@ class TextForm:
         comment: lines that begin with it are passed over; above the first line of the table those
             that begin with # or % are in any case.
         skip_lines: lines passed over before anything else.
+        decimal: "," or "." in numbers; None: a point, and numbers with a comma are asked about.
+        missing: texts that mean a missing value in every column, as the empty text does.
     """
 
     delimiter: str | None = None
     header: bool | None = None
     comment: str | None = None
     skip_lines: int = 0
+    decimal: str | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class TableOptions:
 
     Attributes:
         nodes: the tables of the nodes.
-        source, target, weight, edge_features, relation: columns of the edges.
+        source, target, weight, edge_features, relation, edge_label, edge_split_column: columns of
+            the edges; several labels at once are parted by commas, as are three masks.
+        edge_label_values: labels of edges are numbers to be predicted.
         id, label, features, split_column, split_time: columns of the nodes; several labels at once
             are parted by commas.
         label_values: labels are numbers to be predicted.
@@ -52,6 +58,9 @@ class TableOptions:
     weight: str | None = None
     edge_features: tuple[str, ...] = ()
     relation: str | None = None
+    edge_label: str | None = None
+    edge_label_values: bool = False
+    edge_split_column: str | None = None
     id: str | None = None
     label: str | None = None
     label_values: bool = False
@@ -73,6 +82,7 @@ class TableOptions:
         names = [f.name for f in fields(self) if f.name not in ("split_ratio", "seed", "columns")]
         given = [name for name in names if getattr(self, name) != getattr(usual, name)]
         shown = {"text_ids": "string_ids", "label_values": "label", "form": "delimiter"}
+        shown["edge_label_values"] = "edge_labels_as"
         return ["--" + shown.get(name, name).replace("_", "-") for name in given]
 
     def choice(self, name: str) -> str | None:
@@ -87,3 +97,8 @@ class TableOptions:
         if not value and self.like is not None:
             value = self.like.options.get(name)
         return list(value) if isinstance(value, list | tuple) else []
+
+
+def listed(text: str | None) -> list[str]:
+    """The names in `A,B,C`."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,31 +87,41 @@ def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterato
     Raises:
         InputError: another value, or a node in two sets.
     """
-    if len(columns) == 1:
-        for batch in batches(tables, {columns[0]: TEXT}, id=id):
-            texts = batch.columns.get(columns[0], pa.nulls(batch.num_rows, pa.string())).to_pylist()
-            found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
-            if -1 in found:
-                row = found.index(-1)
-                raise batch.error(
-                    columns[0], row, "must be train, valid, test or empty", texts[row]
-                )
-            yield np.array(found, np.int8)
-        return
-    if len(columns) != len(_SETS):
+    read = set_codes if len(columns) == 1 else mask_codes
+    for batch in batches(tables, dict.fromkeys(columns, TEXT), id=id):
+        yield read(batch, columns)
+
+
+def set_codes(batch: Batch, columns: list[str]) -> np.ndarray:
+    """int8 [n] from a column of names of sets."""
+    (name,) = columns
+    texts = batch.columns.get(name, pa.nulls(batch.num_rows, pa.string())).to_pylist()
+    found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
+    if -1 in found:
+        row = found.index(-1)
+        raise batch.error(name, row, "must be train, valid, test or empty", texts[row])
+    return np.array(found, np.int8)
+
+
+def mask_codes(batch: Batch, columns: list[str]) -> np.ndarray:
+    """int8 [n] from three masks."""
+    nothing = pa.nulls(batch.num_rows, pa.string())
+    texts = [batch.columns.get(name, nothing).to_pylist() for name in columns]
+    codes = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
+    masks = np.array(codes).reshape(len(columns), -1).T
+    wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        text = "masks are 0 and 1, or false and true, and one of them"
+        raise batch.error(columns[0], row, text, [one[row] for one in texts])
+    return (masks @ np.arange(1, 4)).astype(np.int8)
+
+
+def check_split_columns(columns: list[str], file: Path, option: str) -> None:
+    """Raises InputError unless it is one column, or three masks."""
+    if len(columns) not in (0, 1, len(_SETS)):
         raise InputError(
-            "--split-column takes one column, or three masks: train, valid, test",
-            file=tables[0].path,
+            f"{option} takes one column, or three masks: train, valid, test",
+            file=file,
             value=",".join(columns),
         )
-    for batch in batches(tables, dict.fromkeys(columns, TEXT), id=id):
-        nothing = pa.nulls(batch.num_rows, pa.string())
-        texts = [batch.columns.get(name, nothing).to_pylist() for name in columns]
-        codes = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
-        masks = np.array(codes).T
-        wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            text = "masks are 0 and 1, or false and true, and one of them"
-            raise batch.error(columns[0], row, text, [one[row] for one in texts])
-        yield (masks @ np.arange(1, 4)).astype(np.int8)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
@@ -25,13 +25,13 @@ from hpcgnn.storage.importers.source import (
     Source,
 )
 from hpcgnn.storage.importers.spool import Scratch
+from hpcgnn.storage.importers.table_edges import edge_columns
 from hpcgnn.storage.importers.table_features import (
     FeatureFit,
     Names,
-    category_codes,
+    class_codes,
     expand,
     features_of,
-    label_chunks,
     merged_kind,
     plan,
     read_kind,
@@ -48,23 +48,16 @@ from hpcgnn.storage.importers.table_files import (
     TextTable,
     open_tables,
 )
-from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.table_options import TableOptions, listed
 from hpcgnn.storage.importers.table_values import (
     batches,
     check_length,
+    check_split_columns,
     integers,
     known,
     null,
     numbers,
     split_codes,
-)
-
-_ENDS = (
-    ("source", "destination"),
-    ("source", "target"),
-    ("src", "dst"),
-    ("from", "to"),
-    ("head", "tail"),
 )
 
 
@@ -122,23 +115,24 @@ class _Reading:
         like = tables.like
         self.missing = tables.missing or (like.missing if like else "refuse")
         self.notes: list[str] = []
-        self._choose_edge_columns(options)
+        self.ends = edge_columns(edges, tables, options.weights)
+        check_split_columns(self.ends.split, file, "--edge-split-column")
         self._choose_node_columns()
         self.text = self._ids_are_text()
         self.store = NameStore(self.file, options.limit) if self.text else None
-        self.edge_plan = self._plan(self.edge_names, self.edge_tables, "edge features")
+        self.edge_plan = self._plan(self.ends.features, edges, "edge features")
         self.node_plan = self._plan(self.feature_names, self.node_tables, "features")
         plain = len(self.label_names) == 1 and not self.options.label_values
-        self.labels = self._names(self.label if plain else None, self.node_tables)
-        self.relations = self._names(self.relation, self.edge_tables)
+        self.labels = Names.of(str(self.label), nodes, tables.categorical) if plain else None
         self.encoding = Encoding(
             ids=TEXT if self.text else INTEGER,
             options={
-                "source": self.source,
-                "target": self.target,
-                "weight": self.weight,
-                "edge_features": self.edge_names,
-                "relation": self.relation,
+                "source": self.ends.source,
+                "target": self.ends.target,
+                "weight": self.ends.weight,
+                "edge_features": self.ends.features,
+                "relation": self.ends.relation,
+                "edge_label": ",".join(self.ends.labels) or None,
                 "id": self.id,
                 "label": self.label,
                 "features": self.feature_names,
@@ -149,43 +143,14 @@ class _Reading:
         self.nodes = self._node_columns()
         self._name_ignored()
 
-    def _choose_edge_columns(self, options: ImportOptions) -> None:
-        first = self.edge_tables[0]
-        self.source, self.target = self.options.choice("source"), self.options.choice("target")
-        if self.source is None or self.target is None:
-            if self.source or self.target:
-                raise InputError("give both --source and --target", file=first.path)
-            fitting = [pair for pair in _ENDS if set(pair) <= set(first.names)]
-            if len(fitting) != 1:
-                known = ", ".join(first.names[:40])
-                if len(first.names) == 1:
-                    known += " alone (--delimiter C, if they are parted by another character)"
-                raise InputError(
-                    f"has columns {known}: choose source and destination with --columns A,B, or"
-                    " --source A --target B",
-                    file=first.path,
-                )
-            self.source, self.target = fitting[0]
-        self.weight = self.options.choice("weight") if options.weights else None
-        given = self.options.columns or self.options.like is not None
-        if self.weight is None and options.weights and not given and "weight" in first.names:
-            self.weight = "weight"
-        self.relation = self.options.choice("relation")
-        chosen = [n for n in (self.source, self.target, self.weight, self.relation) if n]
-        if len(set(chosen)) != len(chosen):
-            raise InputError("--columns names a column twice", file=first.path, value=chosen)
-        features = self.options.choices("edge_features")
-        self.edge_names = expand(features, first, set(chosen)) if features else []
-        for table in self.edge_tables:
-            require_columns(table, [*chosen, *self.edge_names])
-
     def _choose_node_columns(self) -> None:
         self.id = self.options.choice("id")
         self.label = self.options.choice("label")
         self.split_time = self.options.split_time
-        self.split_columns = _listed(self.options.split_column)
+        self.split_columns = listed(self.options.split_column)
+        check_split_columns(self.split_columns, self.file, "--split-column")
         self.feature_names: list[str] = []
-        self.label_names = _listed(self.label)
+        self.label_names = listed(self.label)
         if not self.node_tables:
             self._refuse_node_options()
             self.label_names = []
@@ -224,8 +189,8 @@ class _Reading:
     def _ids_are_text(self) -> bool:
         if self.options.like is not None:
             return self.options.like.ids == TEXT
-        columns = [(t, name) for t in self.edge_tables for name in (self.source, self.target)]
-        columns += [(table, self.id) for table in self.node_tables]
+        columns = [(t, n) for t in self.edge_tables for n in (self.ends.source, self.ends.target)]
+        columns += [(table, str(self.id)) for table in self.node_tables]
         kinds = [table.kinds[str(name)] for table, name in columns]
         for (table, name), kind in zip(columns, kinds, strict=True):
             if kind in (BOOLEAN, TIME, table_files.LIST) and not isinstance(table, TextTable):
@@ -255,14 +220,8 @@ class _Reading:
             )
         return plan(names, tables, list(self.options.categorical), what)
 
-    def _names(self, name: str | None, tables: list[TableFile]) -> Names | None:
-        if name is None:
-            return None
-        kind = TEXT if name in self.options.categorical else merged_kind(tables, name)
-        return Names(name, kind)
-
     def _name_ignored(self) -> None:
-        edge = {self.source, self.target, self.weight, self.relation, *self.edge_names}
+        edge = self.ends.used()
         node = {self.id, self.split_time, *self.label_names, *self.split_columns}
         node |= set(self.feature_names)
         for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
@@ -283,8 +242,23 @@ class _Reading:
     def begin(self, scratch: Scratch) -> None:
         """Look at all rows once, where categories, classes or means must be known."""
         self._learn(scratch)
+        self._name_unknown()
         if self.labels is not None:
             self.nodes.num_classes = len(self.encoding.classes)
+
+    def _name_unknown(self) -> None:
+        """Name what may be meant for a missing value, and was read as text."""
+        encoding = self.encoding
+        named = [(str(self.label), encoding.classes)] if self.labels else []
+        if self.ends.classes is not None:
+            named.append((self.ends.classes.name, encoding.edge_classes))
+        both = (*encoding.features, *encoding.edge_features)
+        named += [(column.name, column.values) for column in both]
+        for name, values in named:
+            found = [value for value in values if value in cells.MISSING or value == "?"]
+            if found:
+                text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
+                self.nodes.notes.append(f"{text} {','.join(found)}")
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -295,39 +269,43 @@ class _Reading:
         if like is not None:
             encoding.features, encoding.edge_features = like.features, like.edge_features
             encoding.classes, encoding.relations = like.classes, like.relations
+            encoding.edge_classes = like.edge_classes
             return
         encoding.features, encoding.classes = self._fit(
             self.node_tables, self.node_plan, self.labels
         )
         if len(self.label_names) > 1:
             encoding.classes = self.label_names
-        texts = self.relations if self.relations and self.relations.kind == TEXT else None
-        encoding.edge_features, encoding.relations = self._fit(
-            self.edge_tables, self.edge_plan, texts
+        relations = self.ends.relations
+        texts = relations if relations and relations.kind == TEXT else None
+        encoding.edge_features, encoding.relations, encoding.edge_classes = self._fit(
+            self.edge_tables, self.edge_plan, texts, self.ends.classes
         )
+        if len(self.ends.labels) > 1 and not self.options.edge_label_values:
+            encoding.edge_classes = self.ends.labels
 
     def _fit(
-        self, tables: list[TableFile], columns: list[EncodedColumn], names: Names | None
-    ) -> tuple[list[EncodedColumn], list[str]]:
+        self, tables: list[TableFile], columns: list[EncodedColumn], *names: Names | None
+    ) -> tuple[Any, ...]:
+        """The columns as they are then known, and the values of each of `names`."""
         fit = FeatureFit(columns, self.missing)
         needed = fit.needed()
-        if names is not None:
-            needed[names.name] = names.read_kind()
+        named = [column for column in names if column is not None]
+        needed |= {column.name: column.read_kind() for column in named}
         if needed:
             for batch in self._batches(tables, needed):
                 fit.add(batch)
-                if names is not None:
-                    names.add(batch)
-        return fit.finish(), names.finish() if names is not None else []
+                for column in named:
+                    column.add(batch)
+        return fit.finish(), *(n.finish() if n is not None else [] for n in names)
 
     def edges(self) -> Iterator[EdgeChunk]:
-        source, target = str(self.source), str(self.target)
+        ends, encoding = self.ends, self.encoding
         kind = TEXT if self.text else INTEGER
-        wanted = {source: kind, target: kind}
-        if self.weight is not None:
-            wanted[self.weight] = NUMBER
-        if self.relations is not None:
-            wanted[self.relations.name] = self.relations.read_kind()
+        wanted = {ends.source: kind, ends.target: kind}
+        if ends.weight is not None:
+            wanted[ends.weight] = NUMBER
+        wanted |= ends.wanted()
         wanted |= {column.name: read_kind(column) for column in self.edge_plan}
         several = len(self.edge_tables) > 1
         for batch in self._batches(self.edge_tables, wanted):
@@ -335,14 +313,16 @@ class _Reading:
             if several:
                 place = lambda k, batch=batch: f"{batch.file.name}, {batch.place(k)}"  # type: ignore[misc]  # noqa: E731
             yield EdgeChunk(
-                self._ids(batch, source),
-                self._ids(batch, target),
+                self._ids(batch, ends.source),
+                self._ids(batch, ends.target),
                 place,
-                weight=None if self.weight is None else known(batch, self.weight),
-                relation=self._relations_of(batch),
-                features=features_of(batch, self.encoding.edge_features, self.missing)
-                if self.edge_names
+                weight=None if ends.weight is None else known(batch, ends.weight),
+                relation=ends.relations_of(batch, encoding.relations),
+                features=features_of(batch, encoding.edge_features, self.missing)
+                if ends.features
                 else None,
+                labels=ends.labels_of(batch, encoding.edge_classes),
+                split=ends.split_of(batch),
             )
 
     def _batches(
@@ -355,25 +335,15 @@ class _Reading:
         if array.null_count:
             raise null(batch, name)
         if self.store is None:
-            return integers(batch, name)
+            found = integers(batch, name)
+            if found.min(initial=0) < 0:
+                row = int(np.argmin(found))
+                text = "ids are numbers from 0: --string-ids takes them as text"
+                raise batch.error(name, row, text, int(found[row]))
+            return found
         check_length(batch, name)
         # Where tables list the nodes, those alone are kept.
         return self.store.codes(array) if self.node_tables else self.store.add(array)
-
-    def _relations_of(self, batch: Batch) -> np.ndarray | None:
-        if self.relations is None:
-            return None
-        name = self.relations.name
-        if batch.columns[name].null_count:
-            raise null(batch, name)
-        if not self.encoding.relations:
-            return integers(batch, name)
-        texts = self.relations.texts(batch)
-        codes = category_codes(texts, self.encoding.relations)
-        if (codes < 0).any():
-            row = int(np.argmax(codes < 0))
-            raise batch.error(name, row, "is none of the known relations", texts[row].as_py())
-        return codes
 
     def _node_columns(self) -> Nodes:
         nodes = Nodes()
@@ -421,7 +391,9 @@ class _Reading:
         if self.labels is not None:
             wanted = {self.labels.name: self.labels.read_kind()}
             found = self._batches(self.node_tables, wanted, id=str(self.id))
-            yield from label_chunks(found, self.labels, self.encoding.classes)
+            refusal = "is none of the classes that are known"
+            for batch in found:
+                yield class_codes(batch, self.labels, self.encoding.classes, refusal)
             return
         wanted = dict.fromkeys(self.label_names, NUMBER)
         for batch in self._batches(self.node_tables, wanted, id=str(self.id)):
@@ -444,7 +416,7 @@ class _Reading:
     def _times(self) -> Iterator[np.ndarray]:
         """int64 chunks in the order of the times."""
         name = str(self.split_time)
-        kind = TIME if merged_kind(self.node_tables, name) == TIME else NUMBER
+        kind = TIME if merged_kind(self.node_tables, name) in (TIME, TEXT) else NUMBER
         labels = self._labelled()
         for batch in self._batches(self.node_tables, {name: kind}, id=str(self.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
@@ -463,7 +435,7 @@ class _Reading:
     def describe(self, value: int, edges: bool) -> tuple[str, Any]:
         """Where an id stands, in an edge or in the tables of nodes, and as what."""
         tables = self.edge_tables if edges else self.node_tables
-        names = [str(self.source), str(self.target)] if edges else [str(self.id)]
+        names = [self.ends.source, self.ends.target] if edges else [str(self.id)]
         kind = TEXT if self.text else INTEGER
         place, shown, seen = "", value, 0
         for batch in self._batches(tables, dict.fromkeys(names, kind)):
@@ -489,7 +461,3 @@ class _Ids(Column):
             return super().error(message, value)
         place, shown = self.reading.describe(int(value), "edge" in message)
         return InputError(f"{place}: {message}", file=self.file, dataset=self.name, value=shown)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

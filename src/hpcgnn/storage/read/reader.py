@@ -19,9 +19,11 @@ from hpcgnn.storage.checks import Place, fingerprint
 from hpcgnn.storage.read.chunks import StoredChunks
 from hpcgnn.storage.schema import (
     CHUNK_BYTES,
+    GRAPH,
     MAX_CHUNK_BYTES,
     MAX_WIDTH,
     NEWEST_VERSION,
+    PARTITION,
     attribute_checksum,
     chunk_rows,
 )
@@ -29,6 +31,11 @@ from hpcgnn.storage.schema import (
 _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
 _MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
+_INSTEAD = {  # what is wanted, and what was given
+    (PARTITION, GRAPH): ": cut the graph into a part for each rank first (hpcgnn partition, "
+    "hpcgnn.partition_graph)",
+    (GRAPH, PARTITION): ": give the graph that the parts were made of",
+}
 _MEANINGS = {
     "filter returned failure": "its data fail their checksum",
     "metadata checksum": "its description fails its checksum",
@@ -199,7 +206,8 @@ class Reader:
         if not isinstance(actual, str) or not actual.startswith("hpcgnn-"):
             raise self._bad("is HDF5 but no file of hpcgnn: attribute format is missing", actual)
         if format is not None and actual != format:
-            raise self._bad(f"must be a file of format {format}", actual)
+            hint = _INSTEAD.get((str(format), actual), "")
+            raise self._bad(f"must be a file of format {format}{hint}", actual)
         version = self.attributes.get("version")
         if not isinstance(version, int) or not 1 <= version <= NEWEST_VERSION:
             raise self._bad(f"this release reads format versions 1 to {NEWEST_VERSION}", version)

@@ -1,0 +1,103 @@
+"""Cells of a table in text: what parts them, and from their texts to times and lists."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpcgnn.storage.importers.text import is_number
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
+NANOSECONDS = pa.timestamp("ns")
+_GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
+_ZONE = r":\d\d(\.\d+)?\s?(Z|[+-]\d\d(:?\d\d)?)$"
+_COMMAS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d*,\d+)")
+_LOOKED_AT = 100
+_DELIMITERS = ",\t;|"
+
+
+def times(array: pa.Array) -> pa.Array:
+    """Texts such as 2021-05-31, 2021-05-31 10:00 and 2021-05-31T10:00:00+02:00, as UTC.
+
+    Raises:
+        ArrowInvalid: a text is no such time.
+    """
+    array = pc.if_else(pc.is_in(array, value_set=pa.array(MISSING)), None, array)
+    zoned = pc.match_substring_regex(array, _ZONE)
+    with_zone = pc.if_else(zoned, array, None).cast(pa.timestamp("ns", "UTC"))
+    without = pc.if_else(zoned, None, array).cast(NANOSECONDS)
+    return pc.coalesce(with_zone.cast(pa.int64()).cast(NANOSECONDS), without)
+
+
+def are_lists(array: pa.Array) -> bool:
+    """Whether the first texts are numbers with commas between them, or in brackets."""
+    texts = [text.strip() for text in array.slice(0, _LOOKED_AT).drop_null().to_pylist()]
+    for text in texts:
+        bare = text.strip("[]()")
+        if bare == text and "," not in text and ";" not in text:
+            return False
+        parts = re.split(_GAPS, bare.strip())
+        if len(parts) < 2 or not all(is_number(part) for part in parts):
+            return False
+    return bool(texts)
+
+
+def lists(array: pa.Array) -> pa.Array:
+    """Texts such as `0.5, 1` and `[0.5 1]` as lists of numbers."""
+    bare = pc.replace_substring_regex(array, pattern=r"^[\[(\s]+|[\])\s]+$", replacement="")
+    return pc.split_pattern_regex(bare, pattern=_GAPS).cast(pa.large_list(pa.float64()))
+
+
+def is_list(text: str) -> bool:
+    return all(is_number(part) for part in re.split(_GAPS, text.strip("[]() ")))
+
+
+def has_comma(text: str) -> bool:
+    """Whether it may be a number such as 0,5 or 1,000."""
+    return _COMMAS.fullmatch(text.strip()) is not None
+
+
+def have_commas(array: pa.Array) -> bool:
+    """Whether the first texts all are numbers, and some of them have a comma."""
+    texts = array.slice(0, _LOOKED_AT).drop_null().to_pylist()
+    found = [has_comma(text) for text in texts if text not in MISSING]
+    plain = (is_number(text.strip()) for text in texts if text not in MISSING)
+    return any(found) and all(a or b for a, b in zip(found, plain, strict=True))
+
+
+def trimmed(array: pa.Array) -> pa.Array:
+    """Texts without the spaces around them.
+
+    Raises:
+        ArrowInvalid: a quote stands after a space, which parts of the text may then lie outside of.
+    """
+    out = pc.ascii_trim_whitespace(array)
+    if pc.any(pc.starts_with(out, '"')).as_py():
+        raise pa.ArrowInvalid("a quote stands after a space: write none after the delimiter")
+    return out
+
+
+def known(array: pa.Array, missing: tuple[str, ...]) -> pa.Array:
+    """Texts without empty ones, and without those that mean a missing value."""
+    absent = pc.equal(pc.binary_length(array), 0)
+    if missing:
+        absent = pc.or_(absent, pc.is_in(array, value_set=pa.array(missing, array.type)))
+    return pc.if_else(absent, None, array)
+
+
+def delimiter_of(line: bytes) -> str:
+    """The character that parts the line most often, quotes apart; a space where none does."""
+    bare = re.sub(rb'"[^"]*"', b"", line)
+    counts = {mark: bare.count(mark.encode()) for mark in _DELIMITERS}
+    best = max(counts, key=lambda mark: counts[mark])
+    return best if counts[best] else (" " if b" " in bare.strip() else ",")
+
+
+def with_single_spaces(text: bytes) -> bytes:
+    """One space between the words of a line, and none around them."""
+    wide = any(gap in text for gap in (b"\t", b"  ", b" \n", b"\n "))
+    if not wide and text[:1] != b" " and text[-1:] != b" ":
+        return text  # what follows takes longer than all else that becomes of the text
+    return re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))

@@ -1,0 +1,183 @@
+"""Columns of the tables of edges: weights, relations, features, labels, a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.table_features import (
+    Names,
+    class_codes,
+    expand,
+    merged_kind,
+    require_columns,
+)
+from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
+from hpcgnn.storage.importers.table_options import TableOptions, listed
+from hpcgnn.storage.importers.table_values import (
+    integers,
+    mask_codes,
+    null,
+    numbers,
+    set_codes,
+)
+
+_ENDS = (
+    ("source", "destination"),
+    ("source", "target"),
+    ("src", "dst"),
+    ("from", "to"),
+    ("head", "tail"),
+)
+
+
+@dataclass
+class EdgeColumns:
+    """The columns of the tables of edges by what they are for; None or empty: there is none.
+
+    Attributes:
+        relations: the different values of `relation`.
+        classes: the different values of the one column in `labels`, where these are classes.
+        split: a column of names, or three masks.
+    """
+
+    source: str
+    target: str
+    weight: str | None = None
+    relation: str | None = None
+    features: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    relations: Names | None = None
+    classes: Names | None = None
+
+    def used(self) -> set[str]:
+        chosen = {self.source, self.target, self.weight, self.relation}
+        chosen |= {*self.features, *self.labels, *self.split}
+        return {name for name in chosen if name}
+
+    def wanted(self) -> dict[str, str]:
+        """What is read of labels, relations and the split, and as what."""
+        kinds = dict.fromkeys(self.labels, NUMBER) | dict.fromkeys(self.split, TEXT)
+        for names in (self.relations, self.classes):
+            if names is not None:
+                kinds[names.name] = names.read_kind()
+        return kinds
+
+    def relations_of(self, batch: Batch, known: list[str]) -> np.ndarray | None:
+        """int64 [n] numbers of relations.
+
+        Raises:
+            InputError: one that is missing, or none of those known.
+        """
+        if self.relations is None:
+            return None
+        name = self.relations.name
+        if batch.columns[name].null_count:
+            raise null(batch, name)
+        if not known:
+            return integers(batch, name)
+        return class_codes(batch, self.relations, known, "is none of the known relations")
+
+    def labels_of(self, batch: Batch, known: list[str]) -> np.ndarray | None:
+        """int64 [n] classes, -1 unknown; int8 [n, T] of several labels; or float64 of numbers.
+
+        Raises:
+            InputError: a label that no class has, or of several labels one that is not 0 or 1.
+        """
+        if not self.labels:
+            return None
+        if self.classes is not None:
+            return class_codes(batch, self.classes, known, "is none of the classes that are known")
+        found = numbers(batch, self.labels)
+        if not known:
+            return found
+        wrong = np.argwhere((found != 0) & (found != 1) & (found == found))
+        if wrong.shape[0]:
+            row, column = wrong[0].tolist()
+            text = "several labels are 0, 1 or empty each"
+            raise batch.error(self.labels[column], row, text, float(found[row, column]))
+        return np.where(np.isnan(found), -1, found).astype(np.int8)
+
+    def split_of(self, batch: Batch) -> np.ndarray | None:
+        """int8 [n]: 0 none, 1 train, 2 valid, 3 test."""
+        if not self.split:
+            return None
+        return (set_codes if len(self.split) == 1 else mask_codes)(batch, self.split)
+
+
+def edge_columns(tables: list[TableFile], options: TableOptions, weights: bool) -> EdgeColumns:
+    """The columns that the options choose, or that are called as they mostly are.
+
+    Args:
+        weights: False leaves a column of weights out.
+
+    Raises:
+        InputError: no such column, or one chosen twice.
+    """
+    first, like = tables[0], options.like
+    source, target = _ends(first, options)
+    weight = options.choice("weight") if weights else None
+    if weight is None and weights and not (options.columns or like) and "weight" in first.names:
+        weight = "weight"
+    out = EdgeColumns(source, target, weight, options.choice("relation"))
+    out.labels = listed(options.choice("edge_label"))
+    out.split = listed(options.edge_split_column)
+    chosen = [n for n in (source, target, out.weight, out.relation, *out.labels, *out.split) if n]
+    if len(set(chosen)) != len(chosen):
+        raise InputError("a column is chosen for two things", file=first.path, value=chosen)
+    patterns = options.choices("edge_features")
+    out.features = expand(patterns, first, set(chosen)) if patterns else []
+    both = [name for name in out.features if name in chosen]
+    if both:
+        raise InputError("is both a feature and something else", file=first.path, value=both[0])
+    required = [n for n in (source, target, out.weight, out.relation, *out.features) if n]
+    for table in tables:
+        require_columns(table, required)
+    _check_labels(tables, out, options)
+    if out.relation is not None:
+        out.relations = Names.of(out.relation, tables, options.categorical)
+    if len(out.labels) == 1 and not options.edge_label_values:
+        out.classes = Names.of(out.labels[0], tables, options.categorical)
+        out.classes.numbers = "--edge-labels-as values"
+    return out
+
+
+def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
+    source, target = options.choice("source"), options.choice("target")
+    if source and target:
+        return source, target
+    if source or target:
+        raise InputError("give both --source and --target", file=table.path)
+    fitting = [pair for pair in _ENDS if set(pair) <= set(table.names)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(table.names[:40])
+    if len(table.names) == 1:
+        known += " alone (--delimiter C, if they are parted by another character)"
+    raise InputError(
+        f"has columns {known}: choose source and destination with --columns A,B, or"
+        " --source A --target B",
+        file=table.path,
+    )
+
+
+def _check_labels(tables: list[TableFile], columns: EdgeColumns, options: TableOptions) -> None:
+    """Some tables may lack labels and the split; those of a graph that is followed all may."""
+    for name in (*columns.labels, *columns.split):
+        having = [table for table in tables if name in table.names]
+        if not having and not (name in columns.labels and options.like is not None):
+            require_columns(tables[0], [name])
+        for table in having:
+            require_columns(table, [name])
+    if not any(name in table.names for table in tables for name in columns.labels):
+        columns.labels = []
+    for name in columns.labels if options.edge_label_values or len(columns.labels) > 1 else []:
+        if merged_kind(tables, name) not in ("integer", "number", "boolean"):
+            raise InputError(
+                "must hold numbers where labels are values or several",
+                file=tables[0].path,
+                dataset=name,
+            )
