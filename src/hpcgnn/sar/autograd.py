@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 Backward = Callable[..., Any]
+_LEAVES = {bool, int, float, str, type(None), type(Ellipsis), torch.dtype, torch.device}
 
 
 def first_order(backward: Backward) -> Backward:
@@ -153,6 +154,18 @@ def _holders_of_saved(x: Tensor) -> Holders:
     return _holders((x,))
 
 
+def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`tree_map_only(Tensor, function, value)`, many times as fast for what torch is given."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return function(value)
+    if kind is tuple or kind is list:
+        return kind([on_tensors(function, part) for part in value])
+    if kind is dict:
+        return {name: on_tensors(function, part) for name, part in value.items()}
+    return value if kind in _LEAVES else tree_map_only(Tensor, function, value)
+
+
 class Finder(TorchFunctionMode):
     """While entered, without autograd, collects tensors that need gradients and aren't `known`."""
 
@@ -164,12 +177,13 @@ class Finder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        tree_map_only(Tensor, self._see, (args, kwargs or {}))
+        on_tensors(self._see, (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor) -> Tensor:
         if tensor.requires_grad and id(tensor) not in self._known:
             self.found[id(tensor)] = tensor
+        return tensor
 
 
 class Replacer(TorchFunctionMode):
@@ -184,7 +198,7 @@ class Replacer(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if self._leaf:
-            args, kwargs = tree_map_only(Tensor, self._swap, (args, kwargs or {}))
+            args, kwargs = on_tensors(self._swap, (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _swap(self, tensor: Tensor) -> Tensor:
