@@ -22,14 +22,18 @@ check() {
 # on_ranks RANKS [PATH OR OPTION...]: one rank's report is enough; the traceback of a failing rank
 # comes on its stderr. Many ranks share few cores, so each number runs what it alone can show: on 3
 # a rank sends to one and receives from another; of 4, two exchange rows with each other in the
-# second step; 7 share few graphs evenly, and some of them hold nothing.
+# second step; 7 share few graphs evenly, some of them hold nothing, and what a late rank holds for
+# each of the others shows.
 on_ranks() {
     local ranks=$1 folders=(tests)
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn,tasks}
-        tests/train/test_{loop,any_settings,golden_losses}.py)
+        --ignore=tests/storage/importers tests/train/test_{any_settings,golden_losses}.py
+        tests/train/test_loop.py::test_resumed_run_is_bit_identical)
     [ "$ranks" -le 3 ] || folders=(tests/sar tests/comm/test_ring.py)
-    [ "$ranks" -le 4 ] || folders=(tests/partition tests/comm/test_{agreement,communicator,ring}.py)
+    [ "$ranks" -le 4 ] || folders=(tests/partition --ignore=tests/partition/test_simple.py
+        tests/comm/test_{agreement,communicator,ring}.py
+        tests/comm/test_unfinished.py::test_short_messages_for_a_late_rank_wait_at_their_senders)
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
     mpiexec -n "$ranks" sh -c \
