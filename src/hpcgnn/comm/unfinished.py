@@ -69,17 +69,17 @@ class Unfinished:
         self._left: list[Any] = []  # MPI may still write there
         self.amid = False  # others count on the end of an operation that this rank has begun
 
-    def settle(self, where: str) -> None:
+    def settle(self) -> None:
         """Before a collective operation: end what was left, and raise unless all are in step."""
         try:
-            self._end_open(where)
+            self._end_open()
             self._judge()
         finally:
             self.amid = False
 
     def begin(self, exchange: Abandonable) -> None:
         """An exchange starts; one that was left is ended first."""
-        self._end_open(exchange.where)
+        self._end_open()
         self._open = exchange
 
     def end(self) -> None:
@@ -119,7 +119,7 @@ class Unfinished:
             self.break_off(where, error, keep)
             raise
 
-    def _end_open(self, where: str) -> None:
+    def _end_open(self) -> None:
         if self._refusal is not None:
             raise self._refusal
         left = self._open
