@@ -46,6 +46,11 @@ def warn(*lines: object) -> None:
         sys.stderr.flush()
 
 
+def warning(text: str) -> None:
+    """One line on stderr that says it is a warning of hpcgnn's."""
+    warn(f"hpcgnn: warning: {text}")
+
+
 @dataclass(frozen=True)
 class Agreed:
     """What a rank knows of an error that all ranks raise together.

@@ -10,16 +10,16 @@ def amounts(
 ) -> str:
     """`43 % of 1.2 M edges, 0.1 M edges/s, 12 s left`; a `short` one doesn't say of what."""
     rate = value / seconds
-    text = counted(value, unit) if total is None else f"{100 * value / max(total, 1):.0f} %"
+    text = amount(value, unit) if total is None else f"{100 * value / max(total, 1):.0f} %"
     if total is not None and not short:
-        text += f" of {counted(total, unit)}"
-    text += f", {counted(rate, unit)}/s"
+        text += f" of {amount(total, unit)}"
+    text += f", {amount(rate, unit)}/s"
     if total is not None and 0 < value < total and rate > 0:
         text += f", {duration((total - value) / rate)} left"
     return text
 
 
-def counted(number: float, unit: str) -> str:
+def amount(number: float, unit: str) -> str:
     """`1.23 M edges`, `1.23 MB`."""
     text = brief(number)
     return f"{text}{unit}" if unit == "B" and text[-1].isalpha() else f"{text} {unit}"

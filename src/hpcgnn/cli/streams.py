@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-from hpcgnn.errors import OutputError, warn
+from hpcgnn.errors import OutputError, warning
 
 
 def set_up(*, log: bool) -> None:
@@ -81,7 +81,7 @@ class _Stream(io.RawIOBase):
             if not self._warned:
                 self._warned = True
                 text = f"standard output can't be written: {error.strerror}; its lines are lost"
-                warn(f"hpcgnn: warning: {text}")
+                warning(text)
             return
         self._broken = True  # Python flushes again at its end
         if isinstance(error, BrokenPipeError):

@@ -224,7 +224,7 @@ class Communicator:
     def _enter(self, operation: str, where: str, value: Any = None) -> str:
         """Begin a collective operation; returns the name under which this rank waits."""
         place = where or operation.partition(" of ")[0]
-        self.unfinished.settle(place)
+        self.unfinished.settle()
         self.check_strictly(operation, where, value)
         return place
 

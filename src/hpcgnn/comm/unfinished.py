@@ -70,11 +70,11 @@ class Unfinished:
         self._begun = 0  # operations so far
         self.amid = False  # others count on the end of an operation that this rank has begun
 
-    def settle(self, where: str) -> None:
+    def settle(self) -> None:
         """Before a collective operation: end what was left, and raise unless all are in step."""
         self._begun += 1
         try:
-            self._end_open(where)
+            self._end_open()
             self._judge()
         finally:
             self.amid = False
@@ -82,7 +82,7 @@ class Unfinished:
     def begin(self, exchange: Abandonable) -> None:
         """An exchange starts; one that was left is ended first."""
         self._begun += 1
-        self._end_open(exchange.where)
+        self._end_open()
         self._open = exchange
 
     def end(self) -> None:
@@ -140,7 +140,7 @@ class Unfinished:
                 self.break_off(where, error, None)
             raise
 
-    def _end_open(self, where: str) -> None:
+    def _end_open(self) -> None:
         if self._refusal is not None:
             raise self._refusal
         left = self._open

@@ -121,6 +121,6 @@ def finish(comm: Communicator) -> None:
     from hpcgnn.comm.mpi_library import MPI
 
     with comm.at("the end of the job"):
-        comm.unfinished.settle("the end of the job")
+        comm.unfinished.settle()
         comm.check_strictly("the end of the job")
         comm.wait_all([MPI.COMM_WORLD.Ibarrier()], "the end of the job")

@@ -60,8 +60,8 @@ class Arrays:
         self._lent += num_bytes
         self._most = max(self._most, self._lent)
         while self._free and self._lent + sum(map(len, self._free)) > self._most:
-            victim = min(self._free, key=len)  # large ones cost most to get again
-            self._free = [memory for memory in self._free if memory is not victim]
+            smallest = min(self._free, key=len)  # large ones cost most to get again
+            self._free = [memory for memory in self._free if memory is not smallest]
         return torch.empty(num_bytes, dtype=torch.uint8)
 
     def _collect(self) -> None:

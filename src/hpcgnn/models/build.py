@@ -29,35 +29,9 @@ def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory
     Raises:
         InputError: the graph lacks what the layer needs.
     """
-    kind = settings.kind
-    edge_dim: int | None = None
-    if kind in EDGE_READERS:  # a rank without edges learns the width from others
-        width = graph.comm.allreduce(edge_width(graph), "max", where="edge features")
-        edge_dim = width or None
-    if kind == "gine" and edge_dim is None:
-        raise InputError("--model gine needs edge features; gin does without")
-    if kind in RELATION_READERS and not graph.num_relations:
-        raise InputError(f"--model {kind} needs relations; convert the graph from triples")
+    kind, edge_dim = settings.kind, _edge_width(settings.kind, graph)
     aggr: dict[str, Any] = {} if settings.aggr == "auto" else {"aggr": settings.aggr}
     bases = settings.bases or None
-
-    def attention(make: Callable[..., torch.nn.Module]) -> ConvFactory:
-        """`make(in, channels, heads, ...)`."""
-
-        def made(a: int, b: int, layer: int) -> torch.nn.Module:
-            last = settings.head == "conv" and layer == settings.layers
-            heads = (settings.output_heads or settings.heads) if last else settings.heads
-            return make(
-                a,
-                b if last else b // heads,
-                heads=heads,
-                concat=not last,
-                dropout=settings.attention_dropout,
-                edge_dim=edge_dim,
-                layer=layer,
-            )
-
-        return made
 
     def isomorphism(a: int, b: int, layer: int) -> torch.nn.Module:
         mlp = torch.nn.Sequential(nn.Linear(a, b), torch.nn.ReLU(), nn.Linear(b, b))
@@ -80,20 +54,58 @@ def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory
     makers: dict[str, ConvFactory] = {
         "gcn": lambda a, b, layer: nn.GCNConv(a, b),
         "sage": lambda a, b, layer: nn.SAGEConv(a, b, **aggr),
-        "gat": attention(nn.GATConv),
-        "gatv2": attention(nn.GATv2Conv),
-        "transformer": attention(nn.TransformerConv),
+        "gat": _attention(settings, edge_dim, nn.GATConv),
+        "gatv2": _attention(settings, edge_dim, nn.GATv2Conv),
+        "transformer": _attention(settings, edge_dim, nn.TransformerConv),
         "gin": isomorphism,
         "gine": isomorphism,
         "pna": principal,
         "rgcn": lambda a, b, layer: nn.RGCNConv(a, b, graph.num_relations, bases, **aggr),
-        "rgat": attention(relational_attention),
+        "rgat": _attention(settings, edge_dim, relational_attention),
         "deeper": general,
         "sgc": lambda a, b, layer: nn.SGConv(a, b, settings.power),
         "appnp": lambda a, b, layer: nn.Pointwise(a, b),
         "dagnn": lambda a, b, layer: nn.Pointwise(a, b),
     }
     return makers[kind]
+
+
+def _edge_width(kind: str, graph: PartitionedGraph) -> int | None:
+    """Width of edge features where the layer reads them; collective.
+
+    Raises:
+        InputError: the graph lacks what the layer needs.
+    """
+    edge_dim: int | None = None
+    if kind in EDGE_READERS:  # a rank without edges learns the width from others
+        width = graph.comm.allreduce(edge_width(graph), "max", where="edge features")
+        edge_dim = width or None
+    if kind == "gine" and edge_dim is None:
+        raise InputError("--model gine needs edge features; gin does without")
+    if kind in RELATION_READERS and not graph.num_relations:
+        raise InputError(f"--model {kind} needs relations; convert the graph from triples")
+    return edge_dim
+
+
+def _attention(
+    settings: ModelSettings, edge_dim: int | None, make: Callable[..., torch.nn.Module]
+) -> ConvFactory:
+    """`make(in, channels, heads, ...)`, whose heads are averaged where the output is read off."""
+
+    def made(a: int, b: int, layer: int) -> torch.nn.Module:
+        last = settings.head == "conv" and layer == settings.layers
+        heads = (settings.output_heads or settings.heads) if last else settings.heads
+        return make(
+            a,
+            b if last else b // heads,
+            heads=heads,
+            concat=not last,
+            dropout=settings.attention_dropout,
+            edge_dim=edge_dim,
+            layer=layer,
+        )
+
+    return made
 
 
 class Model(torch.nn.Module):

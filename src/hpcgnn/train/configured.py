@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.display import SILENT, Display
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import InputError, warning
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import facts_of
@@ -70,6 +70,6 @@ def configured_trainer(
     if run.found is not None and graph.comm.rank == 0:
         path, checkpoint = run.found
         if changed := own.differs(checkpoint.model_file):
-            warn(f"hpcgnn: warning: {path}: {changed}")
+            warning(f"{path}: {changed}")
     users = own.build(graph, config.model.model_args, seed)
     return Trainer(graph, users, task, opened=run, **how)

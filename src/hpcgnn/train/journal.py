@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpcgnn.errors import InputError, OutputError, warn
+from hpcgnn.errors import InputError, OutputError, warning
 from hpcgnn.storage.write import atomic
 
 MAX_EPOCH = 1 << 40
@@ -189,7 +189,7 @@ class Journal:
         try:
             self._append("".join(self._waiting.values()).encode())
         except OSError as error:
-            _warn(f"{self.path}: epoch {record['epoch']} not recorded: {error.strerror}")
+            warning(f"{self.path}: epoch {record['epoch']} not recorded: {error.strerror}")
         else:
             self._waiting.clear()
 
@@ -211,7 +211,7 @@ class Journal:
         except OSError as error:
             last = max(self._waiting)
             others = [epoch for epoch in range(1, last + 1) if epoch not in self._waiting]
-            _warn(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
+            warning(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
 
     def _append(self, data: bytes) -> None:
         """All of `data`, or nothing and OSError."""
@@ -285,9 +285,9 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
             file=path,
         )
     if found.bad:
-        _warn(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
+        warning(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
     if found.kept and (missing := gaps(sorted(found.kept), epoch)):
-        _warn(f"{path}: no record of epoch {missing}")
+        warning(f"{path}: no record of epoch {missing}")
 
 
 def _check_lost(path: Path, found: _Found) -> None:
@@ -301,9 +301,6 @@ def _check_lost(path: Path, found: _Found) -> None:
             "choose another --run-dir, or move this file away to start again at epoch 1",
             file=path,
         )
-    _warn(f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1")
-
-
-def _warn(text: str) -> None:
-    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
-        warn(f"hpcgnn: warning: {text}")
+    warning(
+        f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1"
+    )

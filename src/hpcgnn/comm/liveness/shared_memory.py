@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import InputError, warning
 
 FOLDER = Path("/dev/shm")
 # Measured with MPICH 5: without the first the start fails, without the second the first messages.
@@ -74,4 +74,4 @@ def check() -> None:
     if space is not None and problem and space.hopeless(ranks):
         raise InputError(problem)
     if problem and rank == 0:
-        warn(f"hpcgnn: warning: {problem}")
+        warning(str(problem))

@@ -79,7 +79,7 @@ def _plain(data: Any, form: Form, labels_as: str | None) -> Source:
     file = Path("Data")
     count = int(data.num_nodes or 0)
     index, edges = _edges(data, file)
-    arrays, notes = _node_arrays(data, count, index.shape[-1])
+    arrays, notes = _node_arrays(data, count)
     nodes = nodes_of(file, arrays, count, form, labels_as=labels_as)
     nodes.notes += notes
     relations = data.num_relations if "num_relations" in data else None
@@ -102,7 +102,7 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
     for name in data.node_types:
         store = data[name]
         count = int(store.num_nodes or 0)
-        arrays, some = _node_arrays(store, count, None)
+        arrays, some = _node_arrays(store, count)
         found = nodes_of(file, arrays, count, form, prefix=f"{name}/", labels_as=labels_as)
         meaning = found.labels_as if found.labels is not None else meaning
         notes += [f"{name}: {note}" for note in found.notes + some]
@@ -140,7 +140,7 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.stack([matrix.col, matrix.row]).astype(np.int64), arrays
 
 
-def _node_arrays(store: Any, count: int, num_edges: int | None) -> tuple[dict[str, Any], list[str]]:
+def _node_arrays(store: Any, count: int) -> tuple[dict[str, Any], list[str]]:
     """What has a row for each node; a note names the rest, but for what belongs to the edges."""
     arrays, others = {}, []
     for name in store.keys() if callable(store.keys) else store.keys:

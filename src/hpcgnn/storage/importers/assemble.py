@@ -162,7 +162,7 @@ def assemble(
                 for lengths, data in texts.names():
                     writer.append_original_names(lengths, data)
             else:
-                for ids in _original_ids(source, table, num_nodes, scratch):
+                for ids in _original_ids(source, table, scratch):
                     writer.append_original_ids(ids)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
@@ -384,9 +384,7 @@ def _arrange(edges: Records, scratch: Scratch, rules: RowRules, relations: int) 
     return out
 
 
-def _original_ids(
-    source: Source, table: IdTable | None, num_nodes: int, scratch: Scratch
-) -> Iterator[np.ndarray]:
+def _original_ids(source: Source, table: IdTable | None, scratch: Scratch) -> Iterator[np.ndarray]:
     if table is not None:
         yield from ids_by_row(table, scratch)
     elif source.nodes.ids is not None and source.num_nodes is not None:

@@ -210,7 +210,7 @@ def read_ogb(path: Path, options: ImportOptions) -> Source:
         raise InputError("has no folder raw/: name the folder of an OGB node data set", file=path)
     if (raw / LIST).exists():
         return read_ogb_types(path, options)
-    source = _binary(raw, options) if (raw / "data.npz").exists() else _text(raw, options)
+    source = _binary(raw, options) if (raw / "data.npz").exists() else _text(raw)
     source.nodes.split = _split(path / "split", options)
     if source.nodes.split is None:
         source.notes.append("has no folder split/ with a split: the graph gets none")
@@ -236,7 +236,7 @@ def _by_package(name: str, options: ImportOptions) -> tuple[Path, bool]:
     return Path(found.root), str(found.meta_info.get("add_inverse_edge")) == "True"
 
 
-def _text(raw: Path, options: ImportOptions) -> Source:
+def _text(raw: Path) -> Source:
     number = single_count(raw / "num-node-list.csv.gz")
     edges = raw / "edge.csv.gz"
     features = if_there(raw / "edge-feat.csv.gz")

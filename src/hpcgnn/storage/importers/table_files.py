@@ -96,10 +96,6 @@ def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
     return tables
 
 
-def is_parquet(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".parquet"
-
-
 class ParquetTable:
     """A Parquet file, whose pages are compared with the checksums they have."""
 

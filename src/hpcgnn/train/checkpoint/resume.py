@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError, is_out_of_memory, warn
+from hpcgnn.errors import InputError, is_out_of_memory, warning
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.settings import DEFINING, TOLD, flag
 from hpcgnn.train.checkpoint.file import Checkpoint
@@ -47,7 +47,7 @@ def newest_of_run(
         )
     changes = check_resumed(checkpoint.config, config, path, checkpoint.epoch)
     if changes and graph.ring.comm.rank == 0:
-        warn(f"hpcgnn: warning: {path}: {changes}")
+        warning(f"{path}: {changes}")
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, OutputError, warn
+from hpcgnn.errors import InputError, OutputError, warning
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
@@ -236,7 +236,7 @@ class CheckpointStore:
                 refused.append(error)
                 continue
             for damage in refused:
-                _warn(f"{damage}; trying the checkpoint before it")
+                warning(f"{damage}; trying the checkpoint before it")
             return path, checkpoint
         if refused:
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -287,7 +287,7 @@ class CheckpointStore:
         if self.comm.rank == 0:
             good = [path.name for path in self.paths() if _epoch_of(path) <= self._newest]
             last = good[0] if good else "none"
-            _warn(f"CHECKPOINT NOT WRITTEN: {text}; newest good checkpoint: {last}")
+            warning(f"CHECKPOINT NOT WRITTEN: {text}; newest good checkpoint: {last}")
 
     def _prune(self) -> None:
         """Those after the newest were passed over as damaged, and don't count."""
@@ -301,8 +301,3 @@ class CheckpointStore:
 def _epoch_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     return int(match.group(1)) if match else -1
-
-
-def _warn(text: str) -> None:
-    with suppress(OSError, ValueError):  # a log that is full or closed doesn't end training
-        warn(f"hpcgnn: warning: {text}")
