@@ -213,6 +213,21 @@ def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
     assert time.figure.axes[0].get_ylim()[1] == pytest.approx(1.35 * whole)
 
 
+def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = write_run(tmp_path / "run")
+    found = {each.name: each for each in draw([read_run(folder)], "macro_f1")}
+    loss, scores = (found[name].figure.axes[0] for name in ("loss", "scores"))
+    assert loss.get_yscale() == "linear" and scores.get_ylabel() == "macro F1"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n")
+    axes = draw([read_run(folder)], "auc")[0].figure.axes[0]
+    assert axes.lines[0].get_marker() == "o" and axes.get_xticks().tolist() == [1]
+    small = json.loads(lines[2]) | {"loss": 0.001}
+    (folder / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(small)}\n")
+    assert draw([read_run(folder)], "auc")[0].figure.axes[0].get_yscale() == "log"
+
+
 @pytest.mark.slow
 def test_figures_have_room_in_a_browser(tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")

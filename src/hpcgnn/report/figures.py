@@ -24,6 +24,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SET_COLOURS = dict(zip(SETS, _COLOURS, strict=False))
 _MOST_EPOCHS = 2000  # points of a curve; more than that many pixels show nothing
 _MOST_BARS = 128
+_ABBREVIATIONS = ("auc", "f1", "mae", "mrr", "r2", "rmse")
 SIGN = "hpcgnn report"  # of a PNG, by which it is known and may be replaced
 
 
@@ -111,12 +112,13 @@ def _curves(
         if points:
             x, y = zip(*points, strict=True)
             log = log and min(y) > 0
-            axes.plot(x, y, color=_COLOURS[number % 7], label=run.folder.name, linewidth=1.6)
+            colour, label = _COLOURS[number % 7], run.folder.name
+            axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker=_mark(x))
             drawn += 1
     if not drawn:
         return None
     if log:
-        axes.set_yscale("log")
+        _log(axes)
     _epochs(axes)
     axes.set_ylabel(title.lower())
     if len(runs) > 1:
@@ -124,11 +126,34 @@ def _curves(
     return Drawing(name, title, figure)
 
 
+def _mark(x: Sequence[int]) -> str | None:
+    """A line through one point shows nothing."""
+    return "o" if len(x) == 1 else None
+
+
+def _log(axes: Axes) -> None:
+    """Powers of ten where there are several, and numbers as one writes them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.dataLim.intervaly
+    if high < 10 * low:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _named(metric: str) -> str:
+    """As people write it: macro F1, MRR, hits@10."""
+    words = metric.split("_")
+    return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in words)
+
+
 def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
-    metric = metric[:1].upper() + metric[1:]
-    title = (
-        f"{metric}, training, validation and test" if len(runs) == 1 else f"{metric}, validation"
-    )
+    metric = _named(metric)
+    title = f"{metric[:1].upper()}{metric[1:]}, "
+    title += "training, validation and test" if len(runs) == 1 else "validation"
     figure, axes = _figure(title)
     drawn = 0
     for number, run in enumerate(runs):
@@ -139,7 +164,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
             x, y = zip(*points, strict=True)
             colour = _SET_COLOURS[kind] if len(runs) == 1 else _COLOURS[number % 7]
             label = kind if len(runs) == 1 else run.folder.name
-            axes.plot(x, y, color=colour, label=label, linewidth=1.6)
+            axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker=_mark(x))
             drawn += 1
     if not drawn:
         return None
@@ -156,7 +181,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
             color="#666666",
         )
     _epochs(axes)
-    axes.set_ylabel(metric.lower())
+    axes.set_ylabel(metric)
     axes.legend(frameon=False, fontsize=9)
     return Drawing("scores", title, figure)
 
@@ -261,6 +286,11 @@ def _epochs(axes: Axes) -> None:
 
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    low, high = axes.get_xlim()
+    if high - low < 1:  # one epoch: room for its number alone
+        middle = round((low + high) / 2)
+        axes.set_xlim(middle - 0.5, middle + 0.5)
+        axes.set_xticks([middle])
 
 
 def _whole_numbers(axes: Axes, count: int) -> None:

@@ -113,7 +113,7 @@ def _quality(quality: dict[str, Any]) -> str:
     rows = [
         [name.replace("_", " "), quality[name], *([random.get(name, "")] if random else [])]
         for name in quality
-        if name != "random"
+        if name != "random" and quality[name] not in ("", [], None)
     ]
     return _table(["", "this partition", *(["a random one"] if random else [])], rows)
 
