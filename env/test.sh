@@ -22,8 +22,7 @@ check() {
 # on_ranks RANKS [PATH OR OPTION...]: one rank's report is enough; the traceback of a failing rank
 # comes on its stderr. Many ranks share few cores, so each number runs what it alone can show: on 3
 # a rank sends to one and receives from another; of 4, two exchange rows with each other in the
-# second step; 7 share few graphs evenly, some of them hold nothing, and what a late rank holds for
-# each of the others shows.
+# second step; 7 share few graphs evenly, and some of them hold nothing.
 on_ranks() {
     local ranks=$1 folders=(tests)
     shift
