@@ -122,11 +122,13 @@ def _is_other(setting: Setting, value: Any) -> bool:
 def check_range(
     name: str, value: float, least: float | None = None, most: float | None = None
 ) -> None:
-    """Refuse a number outside `least .. most`.
+    """Refuse a number outside `least .. most`, and what is none.
 
     Raises:
         InputError: `name` with the limit and the value.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number", value=value)
     if least is not None and value < least:
         raise InputError(f"{name} must be at least {int(least):,}", value=_shown(value))
     if most is not None and value > most:

@@ -94,7 +94,7 @@ def test_a_setting(name):
             assert math.isfinite(found) and found == float(value)
 
 
-@pytest.mark.parametrize("what", ["kernels", "ring", "epoch"])
+@pytest.mark.parametrize("what", ["kernels", "ring", "epoch", "scale", "accuracy"])
 def test_an_option_of_bench(what, capsys):
     parser = argparse.ArgumentParser()
     bench.WHATS[what][1](parser)

@@ -316,6 +316,7 @@ def _accuracy(args: argparse.Namespace, comm: Communicator) -> None:
 
 
 def _settings(args: argparse.Namespace, epochs: int, turns: int) -> EpochSettings:
+    check_range("--lr", args.lr, 0)
     from hpcgnn.bench.epoch import EpochSettings
     from hpcgnn.bench.problem import layouts
 
@@ -344,7 +345,9 @@ def _bench(args: argparse.Namespace, comm: Communicator) -> Iterator[Bench]:
 
 def _generated(args: argparse.Namespace, nodes: int, split: str = "100/0/0") -> Generated:
     from hpcgnn.bench.problem import Generated
+    from hpcgnn.storage.generate.sizes import check_sizes
 
+    check_sizes(nodes, args.degree, args.features, args.classes, args.seed)
     return Generated(nodes, args.degree, args.features, args.classes, args.seed, split)
 
 
