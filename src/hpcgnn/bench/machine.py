@@ -23,6 +23,7 @@ from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar.products import ProductSum, RowProduct
 from hpcgnn.system import available_memory, now
 from hpcgnn.train.plan.machine import KERNELS
 
@@ -163,13 +164,16 @@ def _seconds(run: Run) -> float:
 
 def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
     """FLOP/s of the three products of a layer: forward, of its input, and of its weights."""
-    x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
+    x, g, out = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(3))
     weight = torch.randn(width, width, device=device)
+    forward, backward = RowProduct(weight.t()), RowProduct(weight)
 
     def run() -> None:
-        x @ weight.t()
-        g @ weight
-        g.t() @ x
+        forward.write(x, out)
+        backward.write(g, out)
+        gradient = ProductSum(g.dtype)
+        gradient.add(g, x)
+        gradient.result(g.dtype)
 
     return clock.rates(3 * 2.0 * _PRODUCT_ROWS * width * width, run)
 
