@@ -23,7 +23,6 @@ from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.kernels.block import Block
-from hpcgnn.sar.products import ProductSum, RowProduct
 from hpcgnn.system import available_memory, now
 from hpcgnn.train.plan.machine import KERNELS
 
@@ -164,16 +163,13 @@ def _seconds(run: Run) -> float:
 
 def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
     """FLOP/s of the three products of a layer: forward, of its input, and of its weights."""
-    x, g, out = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(3))
+    x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
     weight = torch.randn(width, width, device=device)
-    forward, backward = RowProduct(weight.t()), RowProduct(weight)
 
     def run() -> None:
-        forward.write(x, out)
-        backward.write(g, out)
-        gradient = ProductSum(g.dtype)
-        gradient.add(g, x)
-        gradient.result(g.dtype)
+        x @ weight.t()
+        g @ weight
+        g.t() @ x
 
     return clock.rates(3 * 2.0 * _PRODUCT_ROWS * width * width, run)
 
