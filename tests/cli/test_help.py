@@ -62,6 +62,10 @@ def test_everyday_options_exist():
         (["generate", "smb", "g.h5"], "did you mean sbm?; `hpcgnn generate --help`"),
         (["predict", "g.h5", "run", "--otput", "p.csv"], "--otput: did you mean --output?"),
         (["info", "--zzz", "g.h5"], "unrecognized arguments: --zzz; `hpcgnn info --help`"),
+        (
+            ["convert", "a.npy", "-o", "g.h5"],
+            "-o: the output is named without an option, as OUT.h5",
+        ),
     ],
 )
 def test_near_words_are_offered(argv, said, capsys):

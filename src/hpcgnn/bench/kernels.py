@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hpcgnn.bench import card
+from hpcgnn.bench.graphs import of_edges
 from hpcgnn.bench.peers import (
     PEERS,
     Case,
@@ -21,8 +22,6 @@ from hpcgnn.bench.peers import (
 )
 from hpcgnn.bench.timing import TURNS, Row, compare, copy_bandwidth, kernel_rows, local
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Ring
-from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn import GATConv
@@ -137,19 +136,8 @@ def one_part(edges: Edges, comm: Communicator) -> PartitionedGraph:
         end=edges.pointer[1:],
         columns=edges.source.to(torch.int32),
     )
-    device = edges.pointer.device
-    blocks = EdgeBlocks(0, [block], [torch.empty(0, dtype=torch.int32, device=device)])
-    ids = torch.arange(nodes, device=device)
-    return PartitionedGraph(
-        num_nodes=nodes,
-        num_edges=len(edges.source),
-        num_classes=0,
-        node_ids=ids,
-        original_ids=ids,
-        in_edges=blocks,
-        out_edges=blocks,
-        execution=Execution(Ring(comm)),
-    )
+    nothing = torch.empty(0, dtype=torch.int32, device=edges.pointer.device)
+    return of_edges(comm, EdgeBlocks(0, [block], [nothing]))
 
 
 def _sums(case: Case, graph: PartitionedGraph) -> Operations:

@@ -6,10 +6,9 @@ import time
 
 import torch
 
+from hpcgnn.bench.graphs import of_edges
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Ring
-from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.nn import Dropout, GCNConv
@@ -57,15 +56,4 @@ def _everyone_reads_everyone(comm: Communicator, device: torch.device) -> Partit
     ]
     nothing = torch.empty(0, dtype=torch.int32, device=device)
     sent = [nothing if peer == comm.rank else blocks[peer].columns for peer in range(comm.size)]
-    edges = EdgeBlocks(comm.rank, blocks, sent)
-    ids = rows + _NODES * comm.rank
-    return PartitionedGraph(
-        num_nodes=_NODES * comm.size,
-        num_edges=_NODES * comm.size**2,
-        num_classes=0,
-        node_ids=ids,
-        original_ids=ids,
-        in_edges=edges,
-        out_edges=edges,
-        execution=Execution(Ring(comm)),
-    )
+    return of_edges(comm, EdgeBlocks(comm.rank, blocks, sent))

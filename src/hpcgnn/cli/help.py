@@ -151,8 +151,11 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
         unknown = [word for word in words if not any(flag.startswith(word) for flag in flags)]
         return message + "".join(f"; {word}{nearest(word, flags)}" for word in unknown[:1])
     if message.startswith("unrecognized arguments: "):
-        given = message.removeprefix("unrecognized arguments: ").split()[0]
-        return message + nearest(given.partition("=")[0], flags)
+        given = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+        outputs = [action for action in parser._actions if action.dest == "out"]
+        if given in ("-o", "--out", "--output") and outputs and not outputs[0].option_strings:
+            return f"{message}: the output is named without an option, as {_name(outputs[0])}"
+        return message + nearest(given, flags)
     if "invalid choice: " in message:
         given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
         choices = [
