@@ -1,4 +1,5 @@
-"""Builds the C++ kernels, and what orders the nodes of a part, into libraries beside the modules.
+"""Builds the C++ kernels, what orders the nodes of a part, and fingerprints, into libraries beside
+the modules that call them.
 
 Each kernel is compiled once per instruction set; the choice is made when the library is loaded.
 """
@@ -17,7 +18,8 @@ from setuptools.command.build_py import build_py
 
 KERNELS = Path("src/hpcgnn/kernels/cpu/src")
 LAYOUT = Path("src/hpcgnn/partition/layout/src")
-ONCE = (KERNELS / "isa.cpp", *LAYOUT.glob("*.cpp"))  # for the baseline only
+STORAGE = Path("src/hpcgnn/storage/src")
+ONCE = (KERNELS / "isa.cpp", *LAYOUT.glob("*.cpp"), *STORAGE.glob("*.cpp"))  # for the baseline only
 INSTRUCTION_SETS = {"baseline": (16, [])}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = (32, ["-mavx2", "-mfma"])
@@ -94,12 +96,18 @@ setup(
             extra_compile_args=[*FLAGS, "-fopenmp"],
             extra_link_args=[*LINK_FLAGS, "-fopenmp"],
         ),
-        Extension(
-            "hpcgnn.partition.layout.libhpcgnn_layout",
-            sources=sorted(str(path) for path in LAYOUT.glob("*.cpp")),
-            language="c++",
-            extra_compile_args=FLAGS,
-            extra_link_args=LINK_FLAGS,
+        *(
+            Extension(
+                name,
+                sources=sorted(str(path) for path in folder.glob("*.cpp")),
+                language="c++",
+                extra_compile_args=FLAGS,
+                extra_link_args=LINK_FLAGS,
+            )
+            for name, folder in (
+                ("hpcgnn.partition.layout.libhpcgnn_layout", LAYOUT),
+                ("hpcgnn.storage.libhpcgnn_storage", STORAGE),
+            )
         ),
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},

@@ -164,13 +164,14 @@ esac
 kind=$(cat "$VENV/.hpcgnn-kind" 2>/dev/null || echo "MPI=mpich HDF5=serial")
 [ "$kind" = "MPI=$MPI HDF5=$HDF5" ] ||
     fail "$VENV was made with $kind: remove it, or name another folder with VENV"
-for library in kernels/cpu/libhpcgnn_cpu partition/layout/libhpcgnn_layout; do
+for library in kernels/cpu/libhpcgnn_cpu partition/layout/libhpcgnn_layout \
+    storage/libhpcgnn_storage; do
     [ -e "src/hpcgnn/$library.so" ] || rm -f "$VENV/.hpcgnn-kernels"
 done
 if [ -z "$BASE" ]; then
     step build-tools env/requirements.lock -- pip install -c env/requirements.lock setuptools wheel
     # Compiles on all cores for a minute or two, beside downloads, which wait, and ParMETIS.
-    step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/{kernels/cpu,partition/layout}/src/* -- \
+    step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/{kernels/cpu,partition/layout,storage}/src/* -- \
         install_hpcgnn &
     kernels=$!
     step packages env/requirements.lock -- pip install -r env/requirements.lock

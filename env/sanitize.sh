@@ -14,7 +14,7 @@ folder=$(realpath -m "${SANITIZED:-build/sanitized}")
 mkdir -p "$folder"
 rm -rf "$folder/hpcgnn"
 cp -r src/hpcgnn "$folder/hpcgnn"
-rm -f "$folder"/hpcgnn/{kernels/cpu/libhpcgnn_cpu,partition/layout/libhpcgnn_layout}.so
+rm -f "$folder"/hpcgnn/{kernels/cpu/libhpcgnn_cpu,partition/layout/libhpcgnn_layout,storage/libhpcgnn_storage}.so
 export HPCGNN_SANITIZE=1
 python setup.py -q build_ext --build-lib "$folder" --build-temp "$folder/objects"
 
@@ -34,7 +34,8 @@ test_isa() {
     local report status=0
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
         tests/kernels/test_{sanitizer,spmm,attention,dense,dropout,long_rows}.py \
-        tests/partition/layout/test_clusters.py -k "(sanitizer or clusters or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
+        tests/partition/layout/test_clusters.py tests/storage/test_fingerprint.py \
+        -k "(sanitizer or clusters or fingerprint or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
     printf '== %s\n%s\n' "$1" "$report"
     return "$status"
 }

@@ -27,7 +27,7 @@ ROOMS = [
     {"graph"},
     {"comm"},
     {"kernels"},
-    {"settings"},
+    {"settings", "native"},
     {"display", "errors", "sorting", "system", "timeline", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

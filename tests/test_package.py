@@ -50,6 +50,7 @@ sys.exit(not hpcgnn.__file__.startswith(sys.argv[1]) or main(["jobs", "."]))
     assert (kernels / "cpu/libhpcgnn_cpu.so").is_file()
     assert (kernels / "cuda/src/gat_forward.cu").is_file()
     assert (tmp_path / "lib/hpcgnn/partition/layout/libhpcgnn_layout.so").is_file()
+    assert (tmp_path / "lib/hpcgnn/storage/libhpcgnn_storage.so").is_file()
 
 
 def test_import_loads_neither_torch_nor_mpi_and_changes_nothing():

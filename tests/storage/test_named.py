@@ -16,7 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.sar.messages import edge_features
 from hpcgnn.storage import schema
-from hpcgnn.storage.checks import fingerprint, to_hex
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.load import load_partition
 from hpcgnn.storage.read.partition_file import PartitionFile, check_whole

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.routing import Array, Int64, distinct, group_by, pointers, sort_columns
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 
 WINDOW = 1 << 21  # edges
 

@@ -18,7 +18,7 @@ from hpcgnn.partition.edges import Window
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.quality import Readers, bits
 from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, pointers, tally
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 
 PASSES = 16
 _SHARES = 4  # a row may move in one pass of so many, so that neighbours seldom move at once

@@ -11,7 +11,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import Window
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, tally
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 
 _ROUNDS = 4
 _PIECE = 1 << 18  # rows

@@ -12,7 +12,7 @@ import pytest
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.storage.checks import fingerprint, to_hex
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.read.partition_file import Part, PartitionFile, write_parts
 from hpcgnn.storage.write import atomic
 from tests.storage.partitions import small_parts, write_small

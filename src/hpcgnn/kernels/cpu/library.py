@@ -17,6 +17,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.masks import EdgeDropout
+from hpcgnn.native import open_library
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -61,14 +62,8 @@ class _Dropout(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    if not LIBRARY.exists():
-        raise InputError(
-            "the C++ kernels are not built; run `pip install .` or "
-            "`python setup.py build_ext --inplace`",
-            file=LIBRARY,
-        )
     _share_openmp()
-    return ctypes.CDLL(str(LIBRARY))
+    return open_library(LIBRARY)
 
 
 def _share_openmp() -> None:

@@ -12,7 +12,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition.layout.clusters import order_by_cluster
 from hpcgnn.partition.layout.columns import Columns
 from hpcgnn.partition.routing import Array, Int64, between_parts, group_by, pointers, sort_columns
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.read.partition_file import EdgeLists
 
 INT32_LIMIT = np.iinfo(np.int32).max

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 
 CLASS, DEGREE, SPLIT, FEATURES, MEANS, COUNTS, EDGES = range(7)
 _MASK = (1 << 64) - 1

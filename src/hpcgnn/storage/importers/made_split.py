@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.checks import mix64
+from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
 
 LONGEST = 1 << 12  # bytes of an id

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.storage import checks, schema
-from hpcgnn.storage.checks import to_hex
 from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.fingerprint import to_hex
 from hpcgnn.storage.read.nodes import (
     NodeColumns,
     NodeData,

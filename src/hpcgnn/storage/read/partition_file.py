@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcgnn.storage import schema
-from hpcgnn.storage.checks import MASK, Place, fingerprint, to_hex
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.nodes import SLAB, NodeColumns, open_encoding, open_names, read_encoding
 from hpcgnn.storage.read.parts import (

@@ -12,7 +12,8 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
 from hpcgnn.storage import checks, schema
-from hpcgnn.storage.checks import MASK, Place, mix64, to_hex
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import MASK, mix64, to_hex
 from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.schema import COUNT_NAMES
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from hpcgnn.comm.liveness.termination import held
 from hpcgnn.errors import HpcgnnError, InputError
-from hpcgnn.storage.checks import Place, fingerprint
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import fingerprint
 from hpcgnn.storage.read.chunks import StoredChunks
 from hpcgnn.storage.schema import (
     CHUNK_BYTES,

@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 
 from hpcgnn.storage import checks, schema
-from hpcgnn.storage.checks import MASK, Place, fingerprint, to_hex
+from hpcgnn.storage.checks import Place
 from hpcgnn.storage.encoding import Encoding
+from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.schema import COUNT_LIMITS, DATASET, GRAPH, NAMES, Counts, chunk_rows, exceeded
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import OutputFile

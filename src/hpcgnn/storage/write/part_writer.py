@@ -12,7 +12,8 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError
-from hpcgnn.storage.checks import Place, fingerprint, to_hex
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.nodes import CsrRows
 from hpcgnn.storage.read.parts import Part, check_edges, check_ids, part_name
