@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from hpcgnn.storage.importers import assemble, spool
+from hpcgnn.storage.importers import assemble, row_lists, spool
 
 
 @pytest.fixture(params=["whole", "in chunks"])
 def chunks(request, monkeypatch):
     """Once as usual, once with everything cut as small as it goes."""
     if request.param == "in chunks":
-        monkeypatch.setattr(spool, "_ROWS", 3)
+        monkeypatch.setattr(row_lists, "_ROWS", 3)
         monkeypatch.setattr(assemble, "Scratch", lambda out, _: spool.Scratch(out, 4096))
 
 
@@ -130,3 +130,16 @@ def test_row_normalised_features(convert, tmp_path, dtype):
         half = dtype == np.float16 and name == "f.npy"
         assert found.dtype == (np.float16 if half else np.float32)
         np.testing.assert_allclose(found, truth, rtol=2e-3 if half else 1e-6)
+
+
+def test_ids_that_outgrow_four_bytes_on_the_way(convert, tmp_path):
+    """The last edge has ends that the records of all before have no room for."""
+    rng = np.random.default_rng(6)
+    ends = rng.integers(0, 40, (2, 200_000))
+    ends[:, -1] = 1 << 31, (1 << 40) + 3
+    np.save(tmp_path / "edges.npy", ends)
+    graph = convert(tmp_path / "edges.npy")
+    ids = np.append(np.arange(40), ends[:, -1])
+    assert graph.nodes.original_ids.tolist() == ids.tolist()
+    found = np.stack([ids[graph.slab.indices], ids[graph.destinations]])
+    assert (found == ends[:, np.lexsort(ends)]).all()

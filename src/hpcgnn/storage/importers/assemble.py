@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,19 @@ from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.errors import InputError
 from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.columns import write_nodes
-from hpcgnn.storage.importers.ids import IdTable, distinct, given, ids_by_row, rows_of_edges
+from hpcgnn.storage.importers.ids import (
+    IdTable,
+    distinct,
+    given,
+    ids_by_row,
+    rows_of_edges,
+    with_ends,
+)
+from hpcgnn.storage.importers.row_lists import RowChunk, RowRules, row_chunks
 from hpcgnn.storage.importers.source import Column, EdgeChunk, Source
-from hpcgnn.storage.importers.spool import Records, RowChunk, RowRules, Scratch, row_chunks
+from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import TEST, TRAIN, VALID, as_labels, check_labels
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -128,12 +138,13 @@ def assemble(
         if source.begin is not None:
             source.begin(scratch)
         with display.stage("read the edges", source.num_edges, "edges") as stage:
-            edges, relations = _spool(source, scratch, treatment, stage)
+            spooled = _spool(source, scratch, treatment, stage)
+        edges, relations = spooled.records, spooled.relations
         if treatment.link_split is not None and "split" in (edges.dtype.names or ()):
             raise InputError("has a split of the edges: leave out --link-split", file=source.file)
         with display.stage("number the nodes"):
             trusted = treatment.trust_num_nodes
-            num_nodes, table, edges = _number(source, edges, scratch, trusted=trusted)
+            num_nodes, table, edges = _number(source, spooled, scratch, trusted=trusted)
         _check_number(num_nodes, edges.count, source, treatment)
         _check_space(num_nodes, edges.count, source, out)
         rules = _rules(source, treatment, relations)
@@ -152,8 +163,12 @@ def assemble(
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
             first = 0
-            with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
-                for chunk in row_chunks(edges, scratch, num_nodes, rules):
+            lists = ahead(row_chunks(edges, scratch, num_nodes, rules))
+            with (
+                closing(lists),
+                display.stage("sort and write the edges", num_nodes, "nodes") as stage,
+            ):
+                for chunk in lists:
                     _write_rows(writer, chunk, treatment.link_split, first)
                     first += len(chunk.counts)
                     stage.advance(len(chunk.counts))
@@ -188,65 +203,100 @@ def _write_rows(
 _HELD = 2  # times the limit: nothing is sorted while edges are read
 
 
-def _spool(
-    source: Source, scratch: Scratch, treatment: Treatment, stage: Stage
-) -> tuple[Records, int]:
-    """All edges, checked, and the number of relations."""
-    records: Records | None = None
-    relations = source.num_relations or 0
-    lowest = np.iinfo(np.int64).max
-    for edges in source.edges:
-        if edges.labels is not None:
-            place = Place(source.file, edges.place(0))
-            edges.labels = as_labels(edges.labels, place)
-            check_labels(edges.labels, place)
-        dtype = _dtype(edges, source)
-        if records is None:
-            records = scratch.records(dtype, _HELD * scratch.limit)
-        elif records.dtype != dtype:
-            raise InputError("all edges must have the same columns", file=source.file)
-        out = np.zeros(edges.source.shape[0], dtype)
-        _copy_ends(out, edges, source, treatment.reverse)
-        if out.shape[0]:
-            lowest = min(lowest, int(out["source"].min()), int(out["destination"].min()))
-        if edges.weight is not None:
-            out["weight"] = _finite(edges.weight, edges, source, "weight")
-        if edges.features is not None:
-            out["features"] = _finite(edges.features, edges, source, "edge features")
-        if edges.labels is not None:
-            out["labels"] = edges.labels
-        if edges.split is not None:
-            _check_range(edges.split, 4, edges, source, "the split of the edges")
-            out["split"] = edges.split
-        if edges.relation is not None:
-            top = 1 << 30 if source.num_relations is None else source.num_relations
-            _check_range(edges.relation, top, edges, source, "relation")
-            out["relation"] = edges.relation
-            if source.num_relations is None:
-                relations = max(relations, 1 + int(edges.relation.max(initial=-1)))
-        records.append(out)
-        stage.advance(len(out))
-    if records is None:
-        records = scratch.records(_dtype(None, source))
-    if "relation" not in (records.dtype.names or ()):
-        relations = 0
-    if relations > max(_MAX_RELATIONS, records.count):
+@dataclass
+class _Spooled:
+    """All edges, checked.
+
+    Attributes:
+        relations: their number.
+        largest: id at an end of an edge; -1 without edges.
+    """
+
+    records: Records
+    relations: int = 0
+    largest: int = -1
+
+
+def _spool(source: Source, scratch: Scratch, treatment: Treatment, stage: Stage) -> _Spooled:
+    wide = source.num_nodes is not None and source.num_nodes > _NARROW
+    edges = _Spooled(scratch.records(_dtype(None, wide=wide)), source.num_relations or 0)
+    lowest, seen = np.iinfo(np.int64).max, False
+    for chunk in source.edges:
+        _check_edge_labels(chunk, source)
+        ends = [_range_of_ends(chunk, source, name) for name in ("source", "destination")]
+        least, largest = min(low for low, _ in ends), max(high for _, high in ends)
+        wide = wide or largest > np.iinfo(np.int32).max
+        dtype = _dtype(chunk, wide=wide)
+        if not seen:
+            edges.records = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
+        elif edges.records.dtype != dtype:
+            edges.records = _widened(edges.records, dtype, source, scratch)
+        seen = True
+        edges.records.append(_checked(chunk, dtype, source, treatment.reverse))
+        edges.largest, lowest = max(edges.largest, largest), min(lowest, least)
+        if chunk.relation is not None and source.num_relations is None:
+            edges.relations = max(edges.relations, 1 + int(chunk.relation.max(initial=-1)))
+        stage.advance(len(chunk.source))
+    if "relation" not in (edges.records.dtype.names or ()):
+        edges.relations = 0
+    if edges.relations > max(_MAX_RELATIONS, edges.records.count):
         raise InputError(
-            f"relations are numbered from 0, and there are only {records.count} edges",
+            f"relations are numbered from 0, and there are only {edges.records.count} edges",
             file=source.file,
-            value=relations - 1,
+            value=edges.relations - 1,
         )
-    if source.rows_as_given and source.num_nodes is not None and records.count and lowest > 0:
+    if source.rows_as_given and source.num_nodes is not None and edges.largest >= 0 < lowest:
         source.notes.append(
             f"ids count from 0, and no edge touches a node below {lowest}: is that meant?"
         )
-    return records, relations
+    return edges
 
 
-def _dtype(edges: EdgeChunk | None, source: Source) -> np.dtype:
-    """Of the records of such edges: their ends take 4 bytes each where that is known to do."""
-    narrow = source.num_nodes is not None and source.num_nodes <= 1 << 31
-    end = np.int32 if narrow else np.int64
+def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -> np.ndarray:
+    """The records of some edges, whose ends have been looked at."""
+    out = np.empty(chunk.source.shape[0], dtype)
+    ends = (chunk.destination, chunk.source) if reverse else (chunk.source, chunk.destination)
+    out["source"], out["destination"] = ends
+    if chunk.weight is not None:
+        out["weight"] = _finite(chunk.weight, chunk, source, "weight")
+    if chunk.features is not None:
+        out["features"] = _finite(chunk.features, chunk, source, "edge features")
+    if chunk.labels is not None:
+        out["labels"] = chunk.labels
+    if chunk.split is not None:
+        _check_range(chunk.split, 4, chunk, source, "the split of the edges")
+        out["split"] = chunk.split
+    if chunk.relation is not None:
+        top = 1 << 30 if source.num_relations is None else source.num_relations
+        _check_range(chunk.relation, top, chunk, source, "relation")
+        out["relation"] = chunk.relation
+    return out
+
+
+def _widened(records: Records, dtype: np.dtype, source: Source, scratch: Scratch) -> Records:
+    """The same edges with ends of 8 bytes, as now is needed."""
+    if with_ends(records.dtype, np.int64) != dtype:
+        raise InputError("all edges must have the same columns", file=source.file)
+    out = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
+    for chunk in records.chunks():
+        out.append(chunk.astype(dtype))
+    records.drop()
+    return out
+
+
+def _check_edge_labels(chunk: EdgeChunk, source: Source) -> None:
+    if chunk.labels is not None:
+        place = Place(source.file, chunk.place(0))
+        chunk.labels = as_labels(chunk.labels, place)
+        check_labels(chunk.labels, place)
+
+
+_NARROW = 1 << 31  # nodes whose numbers take 4 bytes
+
+
+def _dtype(edges: EdgeChunk | None, *, wide: bool) -> np.dtype:
+    """Of the records of such edges."""
+    end = np.int64 if wide else np.int32
     fields: list[tuple] = [("source", end), ("destination", end)]
     if edges is not None and edges.weight is not None:
         fields.append(("weight", np.float32))
@@ -261,18 +311,20 @@ def _dtype(edges: EdgeChunk | None, source: Source) -> np.dtype:
     return np.dtype(fields)
 
 
-def _copy_ends(out: np.ndarray, edges: EdgeChunk, source: Source, reverse: bool) -> None:
+def _range_of_ends(edges: EdgeChunk, source: Source, name: str) -> tuple[int, int]:
     top = np.iinfo(np.int64).max if source.num_nodes is None else source.num_nodes
-    for name in ("source", "destination"):
-        values = getattr(edges, name)
-        _check_range(values, top, edges, source, name)
-        turned = {"source": "destination", "destination": "source"}[name]
-        out[turned if reverse else name] = values
+    return _check_range(getattr(edges, name), top, edges, source, name)
 
 
-def _check_range(values: np.ndarray, top: int, edges: EdgeChunk, source: Source, what: str) -> None:
-    if values.size == 0 or (values.min() >= 0 and values.max() < top):
-        return
+def _check_range(
+    values: np.ndarray, top: int, edges: EdgeChunk, source: Source, what: str
+) -> tuple[int, int]:
+    """The least and the largest, which lie in 0 .. top - 1."""
+    if values.size == 0:
+        return top, -1
+    low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < top:
+        return low, high
     k = int(np.argmax((values < 0) | (values >= top)))
     message = f"{what} must not be negative" if values[k] < 0 else f"{what} must be below {top}"
     raise InputError(message, file=source.file, dataset=edges.place(k), value=int(values[k]))
@@ -294,15 +346,16 @@ def _finite(values: np.ndarray, edges: EdgeChunk, source: Source, what: str) -> 
 
 
 def _number(
-    source: Source, edges: Records, scratch: Scratch, *, trusted: bool
+    source: Source, spooled: _Spooled, scratch: Scratch, *, trusted: bool
 ) -> tuple[int, IdTable | None, Records]:
     """Number of nodes, the table of their ids where they are not rows, the edges between rows."""
+    edges = spooled.records
     if edges.count == 0 and not (source.counted or trusted):
         raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
     if source.num_nodes is not None:
         return source.num_nodes, None, edges
     named = source.nodes.ids
-    table = distinct(edges, scratch) if named is None else given(named, scratch)
+    table = distinct(edges, spooled.largest, scratch) if named is None else given(named, scratch)
     if named is not None or not table.consecutive:
         column = named or Column(source.file, "ids", iter(()))
         edges = rows_of_edges(edges, table, scratch, column)

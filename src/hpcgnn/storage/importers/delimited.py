@@ -190,7 +190,7 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
         labels=options.edge_labels,
         split=options.edge_split,
     )
-    return Source(paths[0], edges, rows_as_given=True)
+    return Source(paths[0], edges, num_edges=ends.length, rows_as_given=True)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.sorting import sorted_unique
+from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
-from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+from hpcgnn.storage.importers.spool import Records, Scratch
 
 _HASHED = 64  # bytes per id that a table of hashes takes
+_ENDS = ("source", "destination")
 _ID = np.dtype([("id", np.int64)])
 _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
 
@@ -37,9 +39,8 @@ class IdTable:
         return self.entries.count
 
 
-def distinct(edges: Records, scratch: Scratch) -> IdTable:
-    """Number the ids at the ends of the edges in ascending order."""
-    largest = max((_largest(chunk) for chunk in edges.chunks()), default=-1)
+def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
+    """Number the ids at the ends of the edges, of which one is `largest`, in ascending order."""
     if 16 * (largest + 1) <= scratch.limit:
         return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)
@@ -57,15 +58,17 @@ def distinct(edges: Records, scratch: Scratch) -> IdTable:
     return IdTable(entries, largest == entries.count - 1, _finder(entries, scratch, largest))
 
 
-def _largest(chunk: np.ndarray) -> int:
-    return max(int(chunk["source"].max(initial=-1)), int(chunk["destination"].max(initial=-1)))
-
-
 def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
     there = np.zeros(largest + 1, bool)
+    looked_at, wait = 0, largest + 1
     for chunk in edges.chunks():
         there[chunk["source"]] = True
         there[chunk["destination"]] = True
+        looked_at += chunk.shape[0]
+        if looked_at >= wait:
+            if there.all():
+                break
+            wait = 2 * looked_at
     found = np.flatnonzero(there)
     entries = scratch.records(_ENTRY)
     entries.append(_entries(found, np.arange(found.shape[0])))
@@ -131,24 +134,41 @@ def _in_set(known: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
     """The edges with rows in the place of ids; `edges` are dropped."""
+    dtype = _with_ends_for(edges.dtype, table.count)
     if table.find is not None:
-        return _found(edges, table.find, scratch, column)
-    for field in ("source", "destination"):
-        translated = scratch.records(edges.dtype)
+        return _found(edges, table.find, scratch.records(dtype), column, scratch.limit // 4)
+    for field, kind in (("source", with_ends(edges.dtype, np.int64)), ("destination", dtype)):
+        translated = scratch.records(kind)
         for slab in _translate(edges, field, table, scratch, column):
-            translated.append(slab)
+            translated.append(slab.astype(kind))
         edges = translated
     return edges
 
 
+def with_ends(dtype: np.dtype, kind: type[np.signedinteger]) -> np.dtype:
+    """The type of records of edges with ends of another type."""
+    names = dtype.names or ()
+    return np.dtype([(name, kind if name in _ENDS else dtype[name]) for name in names])
+
+
+def _with_ends_for(dtype: np.dtype, num_rows: int) -> np.dtype:
+    return with_ends(dtype, np.int32 if num_rows <= 1 << 31 else np.int64)
+
+
 def _found(
-    edges: Records, find: Callable[[np.ndarray], np.ndarray], scratch: Scratch, column: Column
+    edges: Records,
+    find: Callable[[np.ndarray], np.ndarray],
+    out: Records,
+    column: Column,
+    limit: int,
 ) -> Records:
-    """The edges in their order; all ids of a large chunk are looked for at once."""
-    out = scratch.records(edges.dtype)
-    for chunk in edges.chunks(max(PIECE_BYTES, scratch.limit // 4)):
-        rows = chunk.copy()
-        for field in ("source", "destination"):
+    """`out`, with the edges in their order; all ids of a large chunk are looked for at once."""
+    for chunk in edges.chunks(max(PIECE_BYTES, limit)):
+        rows = np.empty(chunk.shape[0], out.dtype)
+        for field in out.dtype.names or ():
+            if field not in _ENDS:
+                rows[field] = chunk[field]
+                continue
             ids = np.ascontiguousarray(chunk[field])
             found = find(ids)
             if found.min(initial=0) < 0:
@@ -179,7 +199,7 @@ def _translate(
     chunk = next(chunks, np.empty(0, _ENTRY))
     for slab in sorted_slabs(edges, scratch, (field,), whole=False):
         ids = np.ascontiguousarray(slab[field])
-        out = slab.copy()
+        out = slab.astype(with_ends(slab.dtype, np.int64))
         first = 0
         while first < ids.shape[0]:
             last = first

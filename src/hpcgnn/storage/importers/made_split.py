@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from hpcgnn.storage.fingerprint import mix64
-from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+from hpcgnn.storage.importers.slabs import sorted_slabs
+from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 
 _ENTRY = np.dtype([("key", np.int64), ("row", np.int64)])

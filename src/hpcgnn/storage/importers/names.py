@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import mix64
-from hpcgnn.storage.importers.spool import Records, Scratch, sorted_slabs
+from hpcgnn.storage.importers.slabs import sorted_slabs
+from hpcgnn.storage.importers.spool import Records, Scratch
 
 LONGEST = 1 << 12  # bytes of an id
 _WORD = 8

@@ -174,7 +174,7 @@ def read_archive(archive: Archive, options: ImportOptions) -> Source:
     announced = members.integer("num_nodes")
     if announced is not None:
         known = {"num_nodes": announced, **known}
-    edges, from_edges, rows_as_given = _edges(members, options)
+    edges, num_edges, from_edges, rows_as_given = _edges(members, options)
     if from_edges is not None:
         known = {"indptr": from_edges, **known}
     if len(set(known.values())) > 1:
@@ -187,6 +187,7 @@ def read_archive(archive: Archive, options: ImportOptions) -> Source:
         edges,
         num_nodes=next(iter(known.values()), None),
         num_relations=relations,
+        num_edges=num_edges,
         rows_as_given=rows_as_given,
         nodes=nodes,
         notes=members.archive.left_out(members.used),
@@ -224,8 +225,10 @@ def read_split(path: Path, options: ImportOptions) -> tuple[NodeSplit, list[str]
 
 def _edges(
     members: _Members, options: ImportOptions
-) -> tuple[Iterator[EdgeChunk], int | None, bool]:
-    """The edges; from a matrix, the number of nodes; whether they are pairs of node numbers."""
+) -> tuple[Iterator[EdgeChunk], int | None, int | None, bool]:
+    """The edges, their number where it is known; from a matrix, the number of nodes; whether they
+    are pairs of node numbers.
+    """
     ends, weight, number = _ends(members, options)
     if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
         if weight is not None:
@@ -241,7 +244,7 @@ def _edges(
         labels=_edge_column(members, "edge_label", (1, 2), options),
         split=_edge_column(members, "edge_split", (1,), options),
     )
-    return edges, number, number is None
+    return edges, ends.length, number, number is None
 
 
 def _ends(members: _Members, options: ImportOptions) -> tuple[Column, Column | None, int | None]:

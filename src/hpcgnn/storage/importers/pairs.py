@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
 from hpcgnn.storage.importers.source import Column, EdgeChunk, as_ids, as_integers
 
@@ -129,21 +130,26 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
             )
     by_row = array.shape[0] != 2
     name = array.member or "array"
+    number = array.shape[0] if by_row else array.shape[1]
     if by_row != array.fortran:  # source and destination of an edge stand side by side
         flat = array.flat(nbytes=_IN_CACHE)
         chunks = (part.reshape(-1, 2) for part in rechunk(flat, _IN_CACHE // 8))
-        return Column(array.path, name, chunks)
-    number = array.shape[0] if by_row else array.shape[1]
-    columns = [array.flat(first, number, _IN_CACHE) for first in (0, number)]
-    return two_columns(array.path, name, *columns)
+        return Column(array.path, name, ahead(chunks), length=number)
+    sources, destinations = (array.flat(k, number, _IN_CACHE // 2) for k in (0, number))
+    return two_columns(array.path, name, sources, destinations, length=number)
 
 
 def two_columns(
-    file: Path, name: str, sources: Iterator[np.ndarray], destinations: Iterator[np.ndarray]
+    file: Path,
+    name: str,
+    sources: Iterator[np.ndarray],
+    destinations: Iterator[np.ndarray],
+    *,
+    length: int | None = None,
 ) -> Column:
     """[k, 2] chunks of two columns."""
-    chunks = (np.stack(pair, axis=1) for pair in together(sources, destinations))
-    return Column(file, name, chunks)
+    chunks = (np.stack(pair).T for pair in together(sources, destinations))
+    return Column(file, name, ahead(chunks), length=length)
 
 
 def array_pair(source: Path, destination: Path) -> Column:
@@ -152,8 +158,9 @@ def array_pair(source: Path, destination: Path) -> Column:
     for array in arrays:
         if array.ndim != 1 or array.shape != arrays[0].shape:
             raise array.error(f"must have one dimension, as long as {source.name}", array.shape)
-    columns = [array.flat(nbytes=_IN_CACHE) for array in arrays]
-    return two_columns(source, f"with {destination.name}", *columns)
+    first, second = (array.flat(nbytes=_IN_CACHE // 2) for array in arrays)
+    name, length = f"with {destination.name}", arrays[0].shape[0]
+    return two_columns(source, name, first, second, length=length)
 
 
 _BUCKETS = 1 << 12

@@ -33,11 +33,15 @@ class EdgeChunk:
 
 @dataclass
 class Column:
-    """One value or row of values per node; `file` and `name` are what errors speak of."""
+    """One value or row of values per node; `file` and `name` are what errors speak of.
+
+    `length`: the number of rows, where that is known.
+    """
 
     file: Path
     name: str
     chunks: Iterator[np.ndarray]
+    length: int | None = field(default=None, kw_only=True)
 
     def error(self, message: str, value: object = None) -> InputError:
         if isinstance(value, np.generic):

@@ -9,7 +9,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import pyarrow.parquet
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import cells
+from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.opening import check_inflation, open_file
 from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_options import TextForm
@@ -60,11 +61,13 @@ class TableFile(Protocol):
         names: of the columns.
         kinds: of the columns: INTEGER, NUMBER, BOOLEAN, TEXT, TIME or LIST (of numbers), as far as
             its start tells.
+        num_rows: None where only reading tells.
     """
 
     path: Path
     names: list[str]
     kinds: dict[str, str]
+    num_rows: int | None
 
     def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         """The columns that are keys of `kinds`, as arrays of that kind; may be called again.
@@ -107,6 +110,7 @@ class ParquetTable:
         self.folder_keys = [] if folder is None else _folder_keys(path.relative_to(folder))
         with self._open() as table:
             schema = table.schema_arrow
+            self.num_rows: int | None = table.metadata.num_rows
         self.names = list(schema.names)
         self.kinds = {field.name: kind_of(field.type) for field in schema}
 
@@ -130,8 +134,10 @@ class ParquetTable:
         size = max(64, min(_BATCH_ROWS, _BATCH_BYTES // (8 * max(1, len(kinds)))))
         if LIST in kinds.values():
             size = 1 << 10
-        with self._open() as table:
-            read = table.iter_batches(batch_size=size, columns=list(kinds), use_threads=False)
+        with ExitStack() as stack:
+            table = stack.enter_context(self._open())
+            made = table.iter_batches(batch_size=size, columns=list(kinds), use_threads=False)
+            read = stack.enter_context(closing(ahead(made)))
             while True:
                 try:
                     batch = next(read, None)
@@ -244,6 +250,7 @@ class TextTable:
             raise block.error(number, f"has more than {_WIDEST} columns")
         self.with_commas: set[str] = set()  # columns that may hold numbers such as 0,5 or 1,000
         self.kinds = dict.fromkeys(self.names, TEXT) | self._look()
+        self.num_rows: int | None = None
 
     def _blocks(self) -> Iterator[TextBlock]:
         comment = self._form.comment

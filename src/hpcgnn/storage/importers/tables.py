@@ -89,6 +89,7 @@ def source_of(
     source = Source(
         file,
         reading.edges(),
+        num_edges=reading.num_edges,
         nodes=reading.nodes,
         names=reading.store,
         encoding=reading.encoding,
@@ -298,6 +299,12 @@ class _Reading:
                 for column in named:
                     column.add(batch)
         return fit.finish(), *(n.finish() if n is not None else [] for n in names)
+
+    @property
+    def num_edges(self) -> int | None:
+        numbers = [table.num_rows for table in self.edge_tables]
+        known = [number for number in numbers if number is not None]
+        return sum(known) if len(known) == len(numbers) else None
 
     def edges(self) -> Iterator[EdgeChunk]:
         ends, encoding = self.ends, self.encoding

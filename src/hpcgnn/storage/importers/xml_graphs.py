@@ -103,6 +103,7 @@ class MemoryTable:
         self.path = path
         self.names = list(columns)
         self.kinds = {name: kind_of(array.type) for name, array in columns.items()}
+        self.num_rows: int | None = len(next(iter(columns.values()), ()))
         self._columns = columns
 
     def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:

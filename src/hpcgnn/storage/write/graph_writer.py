@@ -127,7 +127,9 @@ class GraphWriter:
         if self._columns["edges/indptr"].num_rows > 1 and present != given:
             raise self._place("edges").error("columns must be given for all edges or none", given)
         self._write("edges/indptr", before + np.cumsum(counts))
-        self._write("edges/indices", indices.astype(self._columns["edges/indices"].dtype))
+        self._write(
+            "edges/indices", indices.astype(self._columns["edges/indices"].dtype, copy=False)
+        )
         if weight is not None:
             self._append_floats("edges/weight", weight, 1, len(indices))
         if edge_features is not None:
@@ -259,7 +261,7 @@ class GraphWriter:
         if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
             raise self._place(name).error("must fit into 64 bits with sign", int(array.max()))
         self._check_length(name, array, length)
-        return array.astype(np.int64, copy=False)
+        return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
 
     def _append_floats(
         self,

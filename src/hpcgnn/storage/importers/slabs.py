@@ -1,0 +1,255 @@
+"""Records in the order of their keys, slab by slab, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.spool import Records, Scratch
+
+PAIR = np.dtype([("source", np.int32), ("destination", np.int32)])
+_MAX_BUCKETS = 256
+_MANY = 1 << 20  # records, among which 30 MB are little
+_DENSE = 4  # values per record up to which a list of all values is no more than the records
+_PACKED = 3  # times the limit that numbers in place of records may take
+_IN_CACHE = 1 << 19  # bytes; arrays as small are taken from what was freed before
+
+
+def sorted_slabs(
+    records: Records, scratch: Scratch, keys: tuple[str, ...], *, whole: bool
+) -> Iterator[np.ndarray]:
+    """The records in ascending order of `keys`, in arrays of at most `scratch.limit` bytes.
+
+    All records with the same first key come in one array where `whole`; equal records keep their
+    order. The records are dropped on the way.
+
+    Raises:
+        InputError: more records share one first key than fit, and `whole` was asked for.
+    """
+    if records.count == 0:
+        return
+    packing = _packing(records, keys, scratch.limit)
+    if packing is not None:
+        numbers = packing.take(records)
+        numbers.sort()
+        yield from _unpacked(numbers, packing, scratch.limit, whole=whole)
+        return
+    if records.nbytes <= scratch.limit:
+        slab = records.take()
+        yield slab[sorting_order(slab, keys)]
+        return
+    records.flush()
+    ((low, high),) = _lowest_and_highest(records, keys[:1])
+    if low == high:
+        if whole:
+            raise _too_many(low, records.count, records.dtype, scratch.limit)
+        yield from records.chunks()
+        records.drop()
+        return
+    for bucket in _split(records, scratch, keys[0], low, high):
+        yield from sorted_slabs(bucket, scratch, keys, whole=whole)
+
+
+def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
+    return InputError(
+        f"node {node} alone has {count} edges, which take {count * dtype.itemsize} bytes"
+        f" where {limit} fit: raise --memory"
+    )
+
+
+class _Packing(Protocol):
+    """How records become int64 numbers in the order of the keys, and records again."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def take(self, records: Records) -> np.ndarray:
+        """The numbers of all records, which are dropped."""
+
+    def records(self, numbers: np.ndarray) -> np.ndarray:
+        """Of numbers that are lost."""
+
+    def first_key(self, number: int) -> tuple[int, int, int]:
+        """Of a number; the least number with that key, and with the key that follows."""
+
+
+class _Pairs:
+    """Two ends of 4 bytes lie in memory as such a number does, and stay where they are."""
+
+    dtype = PAIR
+
+    def take(self, records: Records) -> np.ndarray:
+        return records.take().view(np.int64)
+
+    def records(self, numbers: np.ndarray) -> np.ndarray:
+        return numbers.view(PAIR)
+
+    def first_key(self, number: int) -> tuple[int, int, int]:
+        node = number >> 32
+        return node, node << 32, (node + 1) << 32
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Of each key, in turn, its least value and its bits."""
+
+    dtype: np.dtype
+    keys: tuple[str, ...]
+    lows: list[int]
+    bits: list[int]
+
+    def take(self, records: Records) -> np.ndarray:
+        numbers = np.empty(records.count, np.int64)
+        first = 0
+        for chunk in records.chunks(_IN_CACHE):
+            here = numbers[first : first + chunk.shape[0]]
+            here[:] = 0
+            for key, low, width in zip(self.keys, self.lows, self.bits, strict=True):
+                here <<= width
+                here |= chunk[key] - np.int64(low)
+            first += chunk.shape[0]
+        records.drop()
+        return numbers
+
+    def records(self, numbers: np.ndarray) -> np.ndarray:
+        out = np.empty(numbers.shape[0], self.dtype)
+        fields = zip(reversed(self.keys), reversed(self.lows), reversed(self.bits), strict=True)
+        for key, low, width in fields:
+            out[key] = (numbers & ((1 << width) - 1)) + low
+            numbers >>= width
+        return out
+
+    def first_key(self, number: int) -> tuple[int, int, int]:
+        rest = sum(self.bits[1:])
+        key = number >> rest
+        return key + self.lows[0], key << rest, (key + 1) << rest
+
+
+def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | None:
+    """For records that are nothing but keys, where there is room for their numbers.
+
+    Sorting them in their place takes two arrays more.
+    """
+    if set(records.dtype.names or ()) != set(keys) or 8 * records.count > _PACKED * limit:
+        return None
+    if records.dtype == PAIR and keys == ("destination", "source") and sys.byteorder == "little":
+        return _Pairs()
+    ends = _lowest_and_highest(records, keys)
+    bits = [(high - low).bit_length() for low, high in ends]
+    return _Packed(records.dtype, keys, [low for low, _ in ends], bits) if sum(bits) < 64 else None
+
+
+def _unpacked(
+    numbers: np.ndarray, packing: _Packing, limit: int, *, whole: bool
+) -> Iterator[np.ndarray]:
+    """Records of ascending numbers; with the same first key in one array where `whole`."""
+    first, size = 0, packing.dtype.itemsize
+    while first < numbers.shape[0]:
+        last = min(first + _IN_CACHE // size, numbers.shape[0])
+        if whole:
+            node, least, following = packing.first_key(int(numbers[last - 1]))
+            last += int(np.searchsorted(numbers[last:], following))
+            before = int(np.searchsorted(numbers[first:last], least))
+            if (last - first - before) * size > max(limit, _IN_CACHE):
+                raise _too_many(node, last - first - before, packing.dtype, limit)
+            if before and (last - first) * size > limit:
+                last = first + before
+        yield packing.records(numbers[first:last])
+        first = last
+
+
+def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
+    """int64 [n] stable order by `keys`, the first one leading."""
+    lows = [int(records[key].min()) for key in keys]
+    spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
+    most = min(_DENSE * records.shape[0], 1 << 31)
+    if len(keys) == 2 and records.shape[0] >= _MANY and max(spans) <= most:
+        return _order_of_pairs(
+            *(records[key] - np.int64(low) for key, low in zip(keys, lows, strict=True))
+        )
+    if prod(spans) * records.shape[0] < 1 << 62:
+        packed = records[keys[0]] - np.int64(lows[0])
+        for key, low, span in zip(keys[1:], lows[1:], spans[1:], strict=True):
+            packed *= span
+            packed += records[key]
+            packed -= low
+        return _order_of(packed)
+    order = np.arange(records.shape[0])
+    for key, low, span in zip(reversed(keys), reversed(lows), reversed(spans), strict=True):
+        values = records[key][order]
+        if span * records.shape[0] < 1 << 62:
+            following = _order_of(values - np.int64(low))
+        else:
+            following = np.argsort(values, kind="stable")
+        order = order[following]
+    return order
+
+
+def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int32 or int64 [n] stable order by `first`, then `second`, numbers from 0.
+
+    A sparse matrix whose entries are places is sorted by rows, then by columns, in two passes over
+    the entries: a third of the time of sorting numbers.
+    """
+    kind = np.int32 if first.shape[0] < 1 << 31 else np.int64
+    from scipy import sparse  # takes 30 MB
+
+    places = np.arange(first.shape[0], dtype=kind)
+    shape = (int(second.max()) + 1, int(first.max()) + 1)
+    ends = (second.astype(np.int32), first.astype(np.int32))
+    matrix = sparse.coo_array((places, ends), shape=shape)
+    matrix.has_canonical_format = True  # no two entries are to be added up
+    return matrix.tocsr().tocsc().data
+
+
+def _order_of(values: np.ndarray) -> np.ndarray:
+    """int64 [n] stable order of numbers from 0 that leave room for their places, and are lost.
+
+    Values are sorted together with their places: many times as fast as a stable argsort.
+    """
+    bits = np.int64(max(1, values.shape[0] - 1).bit_length())
+    values <<= bits
+    values |= np.arange(values.shape[0])
+    values.sort()
+    values &= (np.int64(1) << bits) - np.int64(1)
+    return values
+
+
+def _lowest_and_highest(records: Records, keys: tuple[str, ...]) -> list[tuple[int, int]]:
+    """The least and the largest value of each key."""
+    ends = [
+        [(int(chunk[key].min()), int(chunk[key].max())) for key in keys]
+        for chunk in records.chunks(_IN_CACHE)
+    ]
+    lows_and_highs = np.array(ends)
+    lows, highs = lows_and_highs[..., 0].min(axis=0), lows_and_highs[..., 1].max(axis=0)
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
+
+
+def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) -> list[Records]:
+    """Buckets of ascending ranges of `key`, each smaller than `records`, which are dropped."""
+    number = min(_MAX_BUCKETS, 2 + 2 * records.nbytes // scratch.limit)
+    sample = np.sort(records.sample()[key])
+    bounds = np.unique(sample[np.arange(1, number) * sample.shape[0] // number])
+    bounds = bounds[(bounds > low) & (bounds <= high)]
+    if bounds.shape[0] == 0:
+        bounds = np.array([low + (high - low + 1) // 2], dtype=np.int64)
+    buffer = scratch.limit // (2 * (bounds.shape[0] + 1))
+    buckets = [scratch.records(records.dtype, buffer) for _ in range(bounds.shape[0] + 1)]
+    for chunk in records.chunks():
+        where = np.searchsorted(bounds, chunk[key], side="right").astype(np.uint16)
+        ordered = chunk[np.argsort(where, kind="stable")]
+        ends = np.cumsum(np.bincount(where, minlength=len(buckets)))
+        for bucket, first, last in zip(buckets, [0, *ends[:-1]], ends, strict=True):
+            if last > first:
+                bucket.append(ordered[first:last])
+    records.drop()
+    for bucket in buckets:
+        bucket.flush()
+    return buckets

@@ -1,0 +1,48 @@
+"""Work ahead of its use: the same items, the same errors, nothing left running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from hpcgnn.storage.importers.ahead import ahead
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
+def test_the_same_items(number):
+    assert list(ahead(iter(range(number)))) == list(range(number))
+
+
+def test_the_next_item_is_made_while_one_is_used():
+    made = threading.Semaphore(0)
+
+    def items() -> Iterator[int]:
+        for k in range(3):
+            made.release()
+            yield k
+
+    for k in ahead(items()):
+        for _ in range(1 if k else 2):  # of the first, the second is on its way
+            assert k == 2 or made.acquire(timeout=10)
+
+
+def test_an_error_comes_in_its_turn():
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("at two")
+
+    got = ahead(items())
+    assert next(got) == 1
+    with pytest.raises(ValueError, match="at two"):
+        next(got)
+
+
+def test_nothing_runs_after_it_is_closed():
+    before = threading.active_count()
+    with closing(ahead(iter(range(100)))) as got:
+        assert next(got) == 0
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
