@@ -31,3 +31,12 @@ def test_slow_sorts_are_left_out_where_they_are(monkeypatch, vendor, family, giv
 def test_sorts_are_chosen_before_numpy_is_loaded():
     program = "import sys, hpcgnn.cli; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_processes_are_found_with_their_parents_and_memory():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found = system.processes()
+        child.kill()
+    assert found[child.pid].parent == os.getpid() and found[os.getpid()].parent == os.getppid()
+    assert system.resident_memory_of(child.pid) is None
+    assert 10 << 20 < system.resident_memory() <= system.most_resident_memory()

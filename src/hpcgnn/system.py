@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import resource
 import shutil
@@ -60,6 +61,12 @@ def processor() -> tuple[str, int]:
     vendor = re.search(r"^vendor_id\s*: (\w+)", first, re.M)
     family = re.search(r"^cpu family\s*: (\d+)", first, re.M)
     return (vendor[1], int(family[1])) if vendor and family else ("", 0)
+
+
+def processor_name() -> str:
+    """As the system shows it."""
+    found = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.M)
+    return found[1].strip() if found else platform.processor()
 
 
 def without() -> dict[str, str]:
@@ -129,10 +136,22 @@ def loaded_files() -> list[Path]:
 
 def resident_memory() -> int:
     """Bytes this process has in memory now; its peak where the system doesn't tell."""
-    pages = _read("/proc/self/statm").split()
-    if len(pages) > 1:
-        return int(pages[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    found = resident_memory_of("self")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if found is None else found
+
+
+def resident_memory_of(pid: int | str) -> int | None:
+    """Bytes a process has in memory now; None where it is gone, or the system doesn't tell."""
+    pages = _read(f"/proc/{pid}/statm").split()
+    return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else None
+
+
+def most_resident_memory() -> int:
+    """Bytes this process had in memory at most; 0 where the system doesn't tell.
+
+    `getrusage` counts those of the process that it was started by, too.
+    """
+    return _of_status("VmHWM")
 
 
 def resident_files() -> int:
@@ -141,7 +160,11 @@ def resident_files() -> int:
     How much the system maps around what is touched depends on how it cached the file. It is taken
     back where memory is short.
     """
-    found = re.search(r"^RssFile:\s*(\d+)", _read("/proc/self/status"), re.M)
+    return _of_status("RssFile")
+
+
+def _of_status(name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+)", _read("/proc/self/status"), re.M)
     return int(found[1]) << 10 if found else 0
 
 
@@ -171,7 +194,16 @@ def namespace(kind: str) -> str:
         name = str(Path(f"/proc/self/ns/{kind}").readlink())
     except OSError:
         name = socket.gethostname()
-    return _read("/proc/sys/kernel/random/boot_id") + name
+    return _boot() + name
+
+
+def machine() -> str:
+    """A name for this machine, the same in all its containers."""
+    return _boot() or platform.node()
+
+
+def _boot() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -179,6 +211,7 @@ class ProcessState:
     """What the system says of a process: a letter, its processor seconds, when it was born."""
 
     letter: str
+    parent: int
     cpu: float
     birth: str
 
@@ -189,4 +222,11 @@ class ProcessState:
         if len(fields) < 20:
             return None
         seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return cls(fields[0], seconds, fields[19])
+        return cls(fields[0], int(fields[1]), seconds, fields[19])
+
+
+def processes() -> dict[int, ProcessState]:
+    """All that this process sees, by number."""
+    numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    states = {number: ProcessState.of(number) for number in numbers}
+    return {number: state for number, state in states.items() if state is not None}

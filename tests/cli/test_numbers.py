@@ -29,6 +29,8 @@ BASE = {
     "predict": ("g.h5", "--label-propagation", "-o", "o.csv", "--force"),
 }
 
+pytestmark = pytest.mark.slow
+
 
 def numeric_options(verb: str) -> list[str]:
     parser = _parser({verb: _module(verb)}, ["--help-all"]).verb

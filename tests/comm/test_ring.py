@@ -10,7 +10,8 @@ import torch
 from tests.comm.transport.test_transport import TRANSPORTS, Sluggish
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 
 pytestmark = pytest.mark.mpi

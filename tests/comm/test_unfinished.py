@@ -12,8 +12,9 @@ from tests.graphs import distribute, local, random_graph
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.exchange import Exchange
 from hpcgnn.comm.liveness import wait, watchdog
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import CommunicationError
 from hpcgnn.nn import MessagePassing
 from hpcgnn.sar.aggregation import neighbour_sum

@@ -25,7 +25,8 @@ from hpcgnn import nn
 from hpcgnn.comm import world
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
-from hpcgnn.comm.ring import _DATA_TAG, Ring
+from hpcgnn.comm.exchange import _DATA_TAG
+from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.host import Transport
 from hpcgnn.graph.partitioned import PartitionedGraph

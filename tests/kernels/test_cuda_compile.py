@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,27 +35,39 @@ def resources(log: str) -> dict[tuple[str, str], int]:
 
 
 @pytest.fixture(scope="module")
-def compilations(tmp_path_factory) -> Iterator[dict[str, Future[str]]]:
+def compilations(pytestconfig) -> Iterator[dict[str, Future[str]]]:
     """What nvcc says of each source, on all cores, the longest first."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    folder = tmp_path_factory.mktemp("cuda")
+    folder = pytestconfig.cache.mkdir("nvcc")
     longest = sorted(instances(), key=lambda name: -len(instances()[name]))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {name: pool.submit(compile_source, folder, name) for name in longest}
 
 
 def compile_source(folder: Path, name: str) -> str:
-    """No source asks for the architecture, so the code before registers is one for both."""
+    """No source asks for the architecture, so the code before registers is one for both.
+
+    What the same compiler has said of the same code is kept: most changes leave the sources alone.
+    """
     taken = ",\n".join(f"(void*)&{expression}" for expression in instances()[name])
-    code = folder / f"{name}.cu"
-    code.write_text(f"{source(name)}\n__device__ void* every_instance[] = {{{taken}}};\n")
+    text = f"{source(name)}\n__device__ void* every_instance[] = {{{taken}}};\n"
     command = ["nvcc", *OPTIONS, "-fatbin", "-Werror=all-warnings", "-Xptxas=-v"]
     command += [f"-gencode=arch=compute_80,code={architecture}" for architecture in ARCHITECTURES]
-    command += ["-o", str(code.with_suffix(".fatbin")), str(code)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stderr
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    key = hashlib.sha256("\n".join([text, *command, version]).encode()).hexdigest()[:24]
+    said = folder / f"{name}-{key}.txt"
+    if not said.exists():
+        with tempfile.TemporaryDirectory() as place:
+            code = Path(place, f"{name}.cu")
+            code.write_text(text)
+            command += ["-o", str(code.with_suffix(".fatbin")), str(code)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-3000:]
+        made = said.with_suffix(f".{os.getpid()}")
+        made.write_text(result.stderr)
+        made.replace(said)
+    return said.read_text()
 
 
 @pytest.mark.slow

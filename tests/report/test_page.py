@@ -81,11 +81,17 @@ class Outside(HTMLParser):
         ]
 
 
-def test_page_stands_alone_and_shows_every_figure(tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory) -> Path:
+    """A run with its report, whose figures take seconds to draw."""
+    folder = write_run(tmp_path_factory.mktemp("page") / "run")
     assert main.main(["report", str(folder)]) == 0
-    out = folder / "report"
-    assert f"page: {out / 'index.html'}" in capsys.readouterr().out
+    return folder
+
+
+@pytest.mark.slow
+def test_page_stands_alone_and_shows_every_figure(reported, tmp_path, capsys):
+    folder, out = reported, reported / "report"
     outside = Outside()
     outside.feed((out / "index.html").read_text())
     names = ["bytes", "learning-rate", "loss", "rank-memory", "rank-seconds", "scores", "time"]
@@ -94,6 +100,7 @@ def test_page_stands_alone_and_shows_every_figure(tmp_path, capsys):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in out.glob("*.png"))
     alone = tmp_path / "alone.html"
     assert main.main(["report", str(folder), "-o", str(alone)]) == 0
+    assert f"page: {alone}" in capsys.readouterr().out
     outside = Outside()
     outside.feed(alone.read_text())
     assert outside.found == [] and outside.figures == len(names)
@@ -229,19 +236,17 @@ def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_have_room_in_a_browser(tmp_path):
+def test_figures_have_room_in_a_browser(reported, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium in PATH")
-    folder = write_run(tmp_path / "run")
-    assert main.main(["report", str(folder), "-o", str(tmp_path / "out")]) == 0
     page = tmp_path / "measured.html"
     script = """<script>addEventListener("load", () => {
         const figures = [...document.querySelectorAll("figure svg")];
         const boxes = figures.map(figure => figure.getBoundingClientRect());
         document.title = JSON.stringify({wide: document.documentElement.scrollWidth,
             room: innerWidth, sizes: boxes.map(b => [b.width, b.height])}) })</script>"""
-    text = (tmp_path / "out" / "index.html").read_text()
+    text = (reported / "report" / "index.html").read_text()
     page.write_text(text.replace("</body>", script + "</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     options += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -43,6 +43,7 @@ def report(folder, capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_records(run_dir, capsys):
     content = report(run_dir, capsys)
     assert content["status"] == "finished"
@@ -66,6 +67,7 @@ def test_status_tells_how_the_run_ended(run_dir, capsys):
     assert report(run_dir, capsys)["status"].startswith("stopped early")
 
 
+@pytest.mark.slow
 def test_gaps_and_repetitions_are_told_and_the_last_record_counts(run_dir, capsys):
     records = [record(epoch, 0.5, 1.0) for epoch in (1, 2, 2, 5, 9)]
     records[1]["loss"], records[3]["valid"] = 7.0, float("nan")

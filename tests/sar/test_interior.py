@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.comm import ring
+from hpcgnn.comm import exchange
 from hpcgnn.comm.arrivals import Arrival
 from hpcgnn.comm.transport.staged import StagedTransport
 from hpcgnn.sar import interior, stream
@@ -57,7 +57,7 @@ def between(monkeypatch) -> list[int]:
             yield arrival
 
     monkeypatch.setattr(stream.PiecesAhead, "arrivals", counted)
-    monkeypatch.setattr(ring, "Arrival", Counted)
+    monkeypatch.setattr(exchange, "Arrival", Counted)
     monkeypatch.setattr(interior, "SLICE", 1)
     return taken
 

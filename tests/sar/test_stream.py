@@ -8,7 +8,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.comm.arrivals import Arrival
-from hpcgnn.comm.ring import Exchange
+from hpcgnn.comm.exchange import Exchange
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar.aggregation import neighbour_sum

@@ -173,28 +173,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _descendants(root: int) -> dict[int, str]:
     """The processes of a job, its root included, each with its birth: ids are used again."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, IndexError, ValueError):
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    everyone = system.processes()
     found, waiting = {}, [root]
     while waiting:
         pid = waiting.pop()
-        state = system.ProcessState.of(pid)
-        if state is not None:
-            found[pid] = state.birth
-            waiting += children.get(pid, [])
+        if pid in everyone:
+            found[pid] = everyone[pid].birth
+            waiting += [child for child, state in everyone.items() if state.parent == pid]
     return found
 
 
 def _resident(pid: int) -> int:
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text().split()
-    except OSError:
-        return 0
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
+    return system.resident_memory_of(pid) or 0
 
 
 def _last_words(status: int, text: str) -> str:

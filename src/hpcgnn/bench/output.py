@@ -164,7 +164,7 @@ def machine() -> dict[str, Any]:
         load = None
     return {
         "time": now(),
-        "processor": _processor(),
+        "processor": system.processor_name(),
         "cores": os.cpu_count(),
         "load": load,
         "free_bytes": system.available_memory(),
@@ -173,12 +173,3 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "hpcgnn": __version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

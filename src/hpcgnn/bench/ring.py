@@ -13,7 +13,8 @@ import torch
 from hpcgnn.bench.table import in_columns, seconds, size
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 
 _WIDTH = 128  # of a row, float32

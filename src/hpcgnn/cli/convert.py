@@ -118,6 +118,11 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(f"--{name}", metavar="COLUMN", help=what)
     group.add_argument("--edge-features", metavar="A,B,c*", help="features of the edges")
+    _add_meaning(group)
+
+
+def _add_meaning(group: argparse._ArgumentGroup) -> None:
+    """How the cells of tables are read, and what is made of them."""
     group.add_argument(
         "--edge-labels-as",
         choices=("classes", "values"),

@@ -315,7 +315,8 @@ def _ring(comm: Communicator) -> Finding:
     import torch
 
     from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-    from hpcgnn.comm.ring import Exchange, Ring
+    from hpcgnn.comm.exchange import Exchange
+    from hpcgnn.comm.ring import Ring
 
     ring = Ring(comm)
     rows, width = _RING_BYTES // 256, 64

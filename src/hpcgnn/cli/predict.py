@@ -22,6 +22,12 @@ PARALLEL = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_files(parser)
+    _add_kind(parser)
+    _add_computation(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "partition", help="partition file with one part per rank; on one rank graph.h5 will do"
     )
@@ -44,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the nodes alone that this table (CSV, Parquet) lists by their ids",
     )
     parser.add_argument("--force", action="store_true", help="replace former predictions")
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    """What is predicted, and by what."""
     parser.add_argument(
         "--embeddings", action="store_true", help="also write what the last layer reads"
     )
@@ -66,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
     )
+
+
+def _add_computation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--halo-buffer", metavar="SIZE", default="256MiB", help="memory for remote rows (256MiB)"
     )

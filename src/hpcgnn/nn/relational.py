@@ -144,10 +144,15 @@ class RGATConv(torch.nn.Module):
         **keywords: object,
     ) -> None:
         super().__init__()
-        ways = {"attention_mechanism": attention_mechanism, "attention_mode": attention_mode}
         check_keywords(
             self,
-            keywords | ways | {"num_blocks": num_blocks, "mod": mod},
+            {
+                **keywords,
+                "attention_mechanism": attention_mechanism,
+                "attention_mode": attention_mode,
+                "num_blocks": num_blocks,
+                "mod": mod,
+            },
             num_blocks=(None,),
             mod=_MODS,
             attention_mechanism=_MECHANISMS,
@@ -169,23 +174,28 @@ class RGATConv(torch.nn.Module):
         self.within = attention_mechanism == _MECHANISMS[1]
         self.heads, self.dim, self.concat = heads, dim, concat
         self.negative_slope, self.dropout, self.edge_dim = negative_slope, dropout, edge_dim
-        width = heads * out_channels
-        self.q = _empty(width, heads * dim)
-        self.k = _empty(width, heads * dim)
-        out = (heads if concat else 1) * dim * out_channels
-        self.bias = _empty(out) if bias else None
-        self.lin_edge = None if edge_dim is None else glorot_linear(edge_dim, width)
-        self.e = None if edge_dim is None else _empty(width, heads * dim)
-        if num_bases is None:
-            self.weight = _empty(num_relations, in_channels, width)
-        else:
-            self.att = _empty(num_relations, num_bases)
-            self.basis = _empty(num_bases, in_channels, width)
-        self.w = _empty(out_channels)
-        self.l1, self.b1 = _empty(1, out_channels), _empty(1, out_channels)
-        self.l2, self.b2 = _empty(out_channels, out_channels), _empty(1, out_channels)
+        self._make_parameters(bias)
         self.layer = layer_number(layer)
         self.reset_parameters()
+
+    def _make_parameters(self, bias: bool) -> None:
+        width = self.heads * self.out_channels
+        self.q = _empty(width, self.heads * self.dim)
+        self.k = _empty(width, self.heads * self.dim)
+        out = (self.heads if self.concat else 1) * self.dim * self.out_channels
+        self.bias = _empty(out) if bias else None
+        edge_dim = self.edge_dim
+        self.lin_edge = None if edge_dim is None else glorot_linear(edge_dim, width)
+        self.e = None if edge_dim is None else _empty(width, self.heads * self.dim)
+        if self.num_bases is None:
+            self.weight = _empty(self.num_relations, self.in_channels, width)
+        else:
+            self.att = _empty(self.num_relations, self.num_bases)
+            self.basis = _empty(self.num_bases, self.in_channels, width)
+        self.w = _empty(self.out_channels)
+        self.l1, self.b1 = _empty(1, self.out_channels), _empty(1, self.out_channels)
+        self.l2 = _empty(self.out_channels, self.out_channels)
+        self.b2 = _empty(1, self.out_channels)
 
     def reset_parameters(self) -> None:
         drawn = [self.weight] if self.num_bases is None else [self.basis, self.att]

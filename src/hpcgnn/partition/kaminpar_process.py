@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcgnn.system import most_resident_memory
+
 REQUEST, GRAPH, RESULT, OUTPUT = "request.json", "graph.parhip", "parts.npy", "output.txt"
 PEAK = "peak.txt"  # bytes that the process held at most
 
@@ -28,15 +30,7 @@ def main(folder: Path) -> None:
     solver = kaminpar.KaMinPar(request["threads"], kaminpar.context_by_name(request["context"]))
     part = solver.compute_partition(graph, request["parts"], request["imbalance"])
     np.save(folder / RESULT, np.fromiter(part, np.int32, len(part)))
-    (folder / PEAK).write_text(str(peak()))
-
-
-def peak() -> int:
-    """Bytes this process held at most; `getrusage` counts those of the parent, too."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return 0
+    (folder / PEAK).write_text(str(most_resident_memory()))
 
 
 if __name__ == "__main__":

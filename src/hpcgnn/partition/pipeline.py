@@ -25,7 +25,7 @@ from hpcgnn.partition.refine import refine_volume
 from hpcgnn.partition.routing import Array
 from hpcgnn.partition.simple import block_parts, random_parts, streaming_parts
 from hpcgnn.storage.read.graph_file import GraphFile
-from hpcgnn.storage.read.partition_file import MAX_PARTS, write_parts
+from hpcgnn.storage.read.partition_file import MAX_PARTS, Part, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN
 from hpcgnn.storage.write.atomic import check_output_together
 
@@ -76,6 +76,30 @@ def partition_graph(
     options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
+    made, header = _assembled(comm, path, num_parts, method, options, display)
+    header["config"] = {"command": command, "graph": str(path), "parts": num_parts, **vars(options)}
+    with agreed(comm, "make the folder"):
+        _make_folder(comm, out)
+    with comm.at("write the partition file"), display.stage(f"write {out.name}"):
+        write_parts(out, comm, made, header, compress=compress, graph=path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report: dict[str, Any] = header["report"]
+    return report | {
+        "file": str(out),
+        "seconds": time.monotonic() - began,
+        "memory_bytes": comm.allreduce(peak),
+    }
+
+
+def _assembled(
+    comm: Communicator,
+    path: Path,
+    num_parts: int,
+    method: str,
+    options: PartitionOptions,
+    display: Display,
+) -> tuple[list[Part], dict[str, Any]]:
+    """This rank's parts of a graph file, and what the partition file says of all of them."""
     with _opened(comm, path, num_parts) as graph:
         facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
         require_same(comm, facts, "graphs", file=path)
@@ -87,7 +111,6 @@ def partition_graph(
             nodes = graph.read_nodes(low, high)
     with comm.at("lay out the parts"), display.stage("lay out the parts"):
         made, numbers = assembly.build(comm, slab, nodes, cut.owner, num_parts, graph.num_nodes)
-    del slab, nodes
     report = {
         "method": cut.method,
         "parts": num_parts,
@@ -101,18 +124,8 @@ def partition_graph(
         "method": cut.method,
         "graph_fingerprint": graph.fingerprint,
         "report": report,
-        "config": {"command": command, "graph": str(path), "parts": num_parts, **vars(options)},
     }
-    with agreed(comm, "make the folder"):
-        _make_folder(comm, out)
-    with comm.at("write the partition file"), display.stage(f"write {out.name}"):
-        write_parts(out, comm, made, header, compress=compress, graph=path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return report | {
-        "file": str(out),
-        "seconds": time.monotonic() - began,
-        "memory_bytes": comm.allreduce(peak),
-    }
+    return made, header
 
 
 @dataclass(frozen=True)

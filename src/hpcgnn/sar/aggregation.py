@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.comm.channel import Outgoing
-from hpcgnn.comm.ring import Exchange
+from hpcgnn.comm.exchange import Exchange
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph

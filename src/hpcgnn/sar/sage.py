@@ -148,10 +148,8 @@ class _SAGE(torch.autograd.Function):
                 scale_N=scale_N,
                 meanwhile=weights,
             )
-            grad_x = None
             if ctx.needs_input_grad[0]:
-                fits = into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype
-                if fits:
+                if into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype:
                     grad_x = into_NG
                 else:
                     grad_x = x_NF if is_spare(x_NF) else arrays.like(x_NF)

@@ -24,7 +24,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.comm.arrivals import Arrival, PiecesAhead
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Exchange
+from hpcgnn.comm.exchange import Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.sar.hubs import CutBlocks, RowSums

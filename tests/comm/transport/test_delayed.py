@@ -9,7 +9,8 @@ import torch
 from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.comm.transport.delayed import DelayedTransport, Link
 from hpcgnn.comm.transport.host import HostTransport

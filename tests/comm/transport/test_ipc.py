@@ -10,7 +10,8 @@ from tests.comm.transport.test_transport import Sluggish
 from tests.fake_device.ipc import FakeRuntime, HostMemory
 
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport import choice, neighbours
 from hpcgnn.comm.transport.ipc import IpcTransport
 from hpcgnn.comm.transport.shared import CudaMemory, Exports

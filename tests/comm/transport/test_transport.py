@@ -19,7 +19,8 @@ from tests.graphs import collect, distribute, local, random_graph
 
 from hpcgnn.comm import device
 from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport import choice, staged
 from hpcgnn.comm.transport.choice import CudaAwareTransport
 from hpcgnn.comm.transport.host import HostTransport

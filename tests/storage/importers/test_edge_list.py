@@ -127,6 +127,7 @@ def test_bad_weights(refused, tmp_path, weight):
     assert "g.txt: line 2: " in refused(path, "--columns", "1,2,3")
 
 
+@pytest.mark.slow
 def test_ids_out_of_range_name_the_line_far_down(refused, tmp_path):
     lines = [f"{k % 100} {k % 7}\n" for k in range(1_000_000)]
     lines[876_543] = "5 100\n"

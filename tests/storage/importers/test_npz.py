@@ -107,6 +107,7 @@ def test_columns_without_content(convert, tmp_path):
     assert (graph.nodes.labels == labels).all() and graph.counts.num_classes == 4
 
 
+@pytest.mark.slow
 def test_streams_agree_with_loading(convert, tmp_path):
     """More edges and entries than one chunk holds, with a row that fills several chunks."""
     rng = np.random.default_rng(1)

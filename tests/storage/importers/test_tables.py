@@ -124,6 +124,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         )
 
 
+@pytest.mark.slow
 def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
     rng = np.random.default_rng(0)
     ids = np.array([f"id{k}" for k in rng.permutation(5000)])

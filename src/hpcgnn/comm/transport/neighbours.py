@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,26 +9,18 @@ from torch import Tensor
 
 from hpcgnn.comm.channel import ring_order
 from hpcgnn.comm.transport.shared import CudaMemory, Region
+from hpcgnn.system import machine
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SIZES = (4 << 10, 8 << 20)  # bytes that are read in the proof
 _WHERE = "choose transport"
 
 
-def node() -> str:
-    """Names the machine, the same in all its containers."""
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return platform.node()
-
-
 def of_all(comm: Communicator) -> list[frozenset[int]]:
     """Of each rank, the ranks of its node with itself; collective."""
-    nodes = comm.allgather(node(), where=_WHERE)
+    nodes = comm.allgather(machine(), where=_WHERE)
     return [frozenset(r for r, other in enumerate(nodes) if other == own) for own in nodes]
 
 

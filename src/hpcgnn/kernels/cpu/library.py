@@ -18,6 +18,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.masks import EdgeDropout
 from hpcgnn.native import open_library
+from hpcgnn.system import loaded_files
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_cpu.so")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -71,13 +72,9 @@ def _share_openmp() -> None:
 
     Two runtimes in one process have two thread pools that spin against each other.
     """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return
-    for line in maps.read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    for path in loaded_files():
+        if path.name.startswith(("libgomp", "libiomp", "libomp")):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
             return
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,68 +69,91 @@ def gatv2_backward(
     scoring: Scoring,
     pieces: Pieces,
 ) -> None:
-    split, heads = split_of(block), inputs.att.shape[0]
+    split = split_of(block)
     if split.num_edges == 0:
         return
-    wide = (*_read_wide(inputs, scoring), result.g)
     with_features = scoring.edge_weight is not None
-    known = (
-        *matrices(inputs.zl, inputs.zr),
-        pointer(wide[2]),
-        *matrices(result.g, result.lse, result.d),
-    )
-    grad_edge_weight = grads.edge_weight if with_features else None
+    backward = _Backward(block, inputs, result, grads, scoring)
+    for rows in pieces(block):
+        if rows[0] < rows[1]:
+            backward.by_destination(block, (grads.zr,), rows, False)
+            add_hubs(split.hubs(rows), backward.by_destination, (grads.zr,))
+    turned = transposed(block, inputs.zr.shape[0], with_features=with_features)
+    for rows in pieces(turned):
+        if rows[0] < rows[1]:
+            backward.by_source(turned, (grads.zl,), rows, False)
+            add_hubs(split_of(turned).hubs(rows), backward.by_source, (grads.zl,))
 
-    def by_destination(part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
+
+@dataclass(frozen=True)
+class _Backward:
+    """Both passes over a block's edges: each adds to one side's gradient, `to[0]`."""
+
+    block: Block
+    inputs: Projections
+    result: ResultGradient
+    grads: GATv2Gradients
+    scoring: Scoring
+
+    @cached_property
+    def _wide(self) -> tuple[Tensor, ...]:
+        return (*_read_wide(self.inputs, self.scoring), self.result.g)
+
+    @property
+    def _known(self) -> tuple[np.generic, ...]:
+        """Arguments of both kernels: what forward read, and the gradient of its result."""
+        return (
+            *matrices(self.inputs.zl, self.inputs.zr),
+            pointer(self._wide[2]),
+            *matrices(self.result.g, self.result.lse, self.result.d),
+        )
+
+    def _kernel(self, to: Tensor) -> Kernel:
+        return Kernel.of(self.inputs.att.shape[0], (*self._wide, to))
+
+    def by_destination(self, part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
+        """Gradients of `zr`, and of the weights, which all rows share."""
+        kernel = self._kernel(to[0])
+        weight = None if self.scoring.edge_weight is None else self.grads.edge_weight
         blocks = min(-(-(piece[1] - piece[0]) * WARP // THREADS), _MOST_BLOCKS)
-        kernel = Kernel.of(heads, (*wide, to[0]))
-        sums = _WarpSums.of(kernel, blocks, grads.att, grad_edge_weight)
+        sums = _WarpSums.of(kernel, blocks, self.grads.att, weight)
         kernel.launch(
             "gatv2_backward_right",
             part,
             piece,
             (
-                *known,
+                *self._known,
                 *matrix(to[0]),
                 pointer(sums.att),
                 pointer(sums.matrix),
-                *edge_term(block, scoring),
-                *edge_dropout(scoring.dropout, inputs.zl, reverse=False),
+                *edge_term(self.block, self.scoring),
+                *edge_dropout(self.scoring.dropout, self.inputs.zl, reverse=False),
             ),
-            scoring,
+            self.scoring,
             partial=partial,
             keeps=False,
             source="gatv2_backward",
             blocks=(blocks, kernel.shape.tiles),
         )
-        sums.add_to(grads.att, grad_edge_weight)
+        sums.add_to(self.grads.att, weight)
 
-    def by_source(part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
-        Kernel.of(heads, (*wide, to[0])).launch(
+    def by_source(self, part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
+        """Gradients of `zl`."""
+        self._kernel(to[0]).launch(
             "gatv2_backward_left",
             part,
             piece,
             (
-                *known,
+                *self._known,
                 *matrix(to[0]),
-                *edge_term(part, scoring),
-                *edge_dropout(scoring.dropout, inputs.zl, reverse=True),
+                *edge_term(part, self.scoring),
+                *edge_dropout(self.scoring.dropout, self.inputs.zl, reverse=True),
             ),
-            scoring,
+            self.scoring,
             partial=partial,
             keeps=False,
             source="gatv2_backward",
         )
-
-    for rows in pieces(block):
-        if rows[0] < rows[1]:
-            by_destination(block, (grads.zr,), rows, False)
-            add_hubs(split.hubs(rows), by_destination, (grads.zr,))
-    turned = transposed(block, inputs.zr.shape[0], with_features=with_features)
-    for rows in pieces(turned):
-        if rows[0] < rows[1]:
-            by_source(turned, (grads.zl,), rows, False)
-            add_hubs(split_of(turned).hubs(rows), by_source, (grads.zl,))
 
 
 def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:

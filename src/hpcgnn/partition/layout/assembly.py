@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.layout.blocks import (
@@ -103,7 +104,8 @@ def build(
     )
     carried = {name: column for name, column in edges.items() if name in _EDGE_COLUMNS}
     columns = node_columns(comm, nodes)
-    comm.agree(_find_fault(slab, edges, columns, owner, num_parts, num_nodes), where="layout")
+    with agreed(comm, "layout"):
+        _check(slab, edges, columns, owner, num_parts, num_nodes)
     owner = np.asarray(owner, np.int32)
     symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, carried)
 
@@ -116,46 +118,48 @@ def build(
     if not symmetric:
         out_edges = _out_edges(comm, num_parts, drafts, in_edges, halo_indices)
     columns = distribute(comm, route, columns)
-    parts = []
-    for draft, inward, outward in zip(drafts, in_edges, out_edges, strict=True):
-        data = take(columns, draft.arrived[draft.order])
-        parts.append(
-            Part(
-                index=draft.index,
-                num_parts=num_parts,
-                ids=draft.ids[draft.order],
-                original_ids=data.original_ids,
-                nodes=data,
-                in_edges=inward,
-                out_edges=outward,
-            )
-        )
+    parts = [
+        _finished(draft, columns, num_parts, inward, outward)
+        for draft, inward, outward in zip(drafts, in_edges, out_edges, strict=True)
+    ]
     return parts, _numbers(comm, num_parts, parts, symmetric)
 
 
-def _find_fault(
+def _finished(
+    draft: _Draft, columns: Columns, num_parts: int, inward: EdgeLists, outward: EdgeLists | None
+) -> Part:
+    """With the node data, in the final order of the nodes."""
+    data = take(columns, draft.arrived[draft.order])
+    return Part(
+        index=draft.index,
+        num_parts=num_parts,
+        ids=draft.ids[draft.order],
+        original_ids=data.original_ids,
+        nodes=data,
+        in_edges=inward,
+        out_edges=outward,
+    )
+
+
+def _check(
     slab: GraphSlab, edges: Columns, columns: Columns, owner: Array, num_parts: int, num_nodes: int
-) -> InputError | None:
+) -> None:
     rows = slab.hi - slab.lo
-    try:
-        if num_parts < 1:
-            raise InputError("a partition needs at least one part", value=num_parts)
-        if len(slab.indptr) != rows + 1 or int(slab.indptr[-1]) != len(slab.indices):
-            raise InputError(f"indptr does not fit {rows} rows and {len(slab.indices)} edges")
-        if len(slab.indices) and not 0 <= slab.indices.min() <= slab.indices.max() < num_nodes:
-            raise InputError(f"an edge leaves the graph of {num_nodes} nodes")
-        for name, column in edges.items():
-            if len(column) != len(slab.indices):
-                raise InputError(f"{name}: {len(column)} values, {len(slab.indices)} edges")
-        if len(owner) != rows:
-            raise InputError(f"{len(owner)} owners for {rows} rows")
-        if rows and not 0 <= owner.min() <= owner.max() < num_parts:
-            wrong = owner[(owner < 0) | (owner >= num_parts)][0]
-            raise InputError(f"owner outside 0 .. {num_parts - 1}", value=int(wrong))
-        check_lengths(columns, rows)
-    except InputError as error:
-        return error
-    return None
+    if num_parts < 1:
+        raise InputError("a partition needs at least one part", value=num_parts)
+    if len(slab.indptr) != rows + 1 or int(slab.indptr[-1]) != len(slab.indices):
+        raise InputError(f"indptr does not fit {rows} rows and {len(slab.indices)} edges")
+    if len(slab.indices) and not 0 <= slab.indices.min() <= slab.indices.max() < num_nodes:
+        raise InputError(f"an edge leaves the graph of {num_nodes} nodes")
+    for name, column in edges.items():
+        if len(column) != len(slab.indices):
+            raise InputError(f"{name}: {len(column)} values, {len(slab.indices)} edges")
+    if len(owner) != rows:
+        raise InputError(f"{len(owner)} owners for {rows} rows")
+    if rows and not 0 <= owner.min() <= owner.max() < num_parts:
+        wrong = owner[(owner < 0) | (owner >= num_parts)][0]
+        raise InputError(f"owner outside 0 .. {num_parts - 1}", value=int(wrong))
+    check_lengths(columns, rows)
 
 
 def _collect(

@@ -118,17 +118,7 @@ def write_generated(
         return made
 
     with ExitStack() as stack:
-        writer: GraphWriter | None = None
-        with agreed(comm, "generate"):
-            if comm.rank == 0:
-                writer = GraphWriter(
-                    path,
-                    num_nodes=graph.num_nodes,
-                    num_classes=graph.num_classes,
-                    compress=compress,
-                    config=config,
-                )
-                stack.enter_context(writer)
+        writer = _writer(stack, comm, path, graph, compress, config)
 
         def write_edges(made: list[np.ndarray]) -> None:
             if writer is not None:
@@ -150,6 +140,29 @@ def write_generated(
             _in_order(comm, columns.num_slabs, nodes, write_nodes)
         with agreed(comm, "generate"):
             stack.close()
+
+
+def _writer(
+    stack: ExitStack,
+    comm: Communicator,
+    path: Path,
+    graph: Generator,
+    compress: bool,
+    config: dict[str, Any],
+) -> GraphWriter | None:
+    """That of rank 0, which `stack` closes; the other ranks have none."""
+    writer: GraphWriter | None = None
+    with agreed(comm, "generate"):
+        if comm.rank == 0:
+            writer = GraphWriter(
+                path,
+                num_nodes=graph.num_nodes,
+                num_classes=graph.num_classes,
+                compress=compress,
+                config=config,
+            )
+            stack.enter_context(writer)
+    return writer
 
 
 def _in_order(

@@ -144,19 +144,8 @@ def _convolve(
     if model.residual:
         products.linear(1, backward=backward)
     if kind in ("gat", "gatv2", "transformer"):
-        last = model.head == "conv" and index == model.layers - 1
-        heads = (model.output_heads or model.heads) if last else 1
-        alone = (
-            kind == "gat"
-            and last
-            and one_at_a_time(
-                config.streaming.mode, heads=heads, channels=layer.outputs, inputs=layer.inputs
-            )
-        )
-        outputs = shape.outputs * (model.output_heads or model.heads)
-        keeps = last or (index == model.layers - 2 and keep_wide(config, outputs))
-        how = {"last": last, "alone": alone, "keeps": keeps, "backward": backward}
-        _attend(work, products, kind, heads, edges + n, **how)
+        heads, how = _attention(shape, config, layer, index)
+        _attend(work, products, kind, heads, edges + n, **how, backward=backward)
         return
     if kind in ("rgcn", "rgat"):
         _relate(work, products, shape, edges, backward=backward)
@@ -172,6 +161,25 @@ def _convolve(
     products.linear(2 if kind in ("sage", "gin", "gine") else 1, backward=backward)
     if kind == "pna":
         products.linear(12, backward=backward)
+
+
+def _attention(
+    shape: Shape, config: Config, layer: Layer, index: int
+) -> tuple[int, dict[str, bool]]:
+    """Heads of the output where it is the last layer, and how it is computed: see `_attend`."""
+    model = config.model
+    last = model.head == "conv" and index == model.layers - 1
+    heads = (model.output_heads or model.heads) if last else 1
+    alone = (
+        model.kind == "gat"
+        and last
+        and one_at_a_time(
+            config.streaming.mode, heads=heads, channels=layer.outputs, inputs=layer.inputs
+        )
+    )
+    outputs = shape.outputs * (model.output_heads or model.heads)
+    keeps = last or (index == model.layers - 2 and keep_wide(config, outputs))
+    return heads, {"last": last, "alone": alone, "keeps": keeps}
 
 
 @dataclass

@@ -1,0 +1,405 @@
+"""One exchange of rows in ring order, under way.
+
+At step k rank r sends to (r + k) mod P and receives from (r - k) mod P. Every message waits for a
+free slot of the ring; sends are synchronous, or MPI would take any number of short messages for a
+rank that is late. Because all ranks order their messages by (step, piece), the earliest unfinished
+message can always proceed: no deadlock. Replies travel the same way back.
+
+An exchange that its caller leaves by an exception is brought to its end before the rank's next
+operation: what is missing then goes out empty, which tells the peers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from hpcgnn.comm.arrivals import NAP, Arrival
+from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
+from hpcgnn.comm.liveness.wait import out_of_step
+from hpcgnn.comm.ring import Ring
+from hpcgnn.comm.transport.host import Slot
+from hpcgnn.errors import CommunicationError
+from hpcgnn.timeline import span
+
+_DATA_TAG, _REPLY_TAG = 11, 12
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+class Exchange:
+    """One ring exchange under way. Iterate to receive; call `progress` between pieces of work.
+
+    Args:
+        hold_sends: pack nothing before `release`.
+        hold_replies: take no reply before `release`.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        outgoing: Sequence[Outgoing],
+        incoming: Sequence[Incoming],
+        width: int,
+        dtype: torch.dtype,
+        *,
+        where: str = "ring",
+        reply_width: int = 0,
+        on_reply: Callable[[int, Tensor], None] | None = None,
+        at_once: bool = False,
+        hold_sends: bool = False,
+        hold_replies: bool = False,
+    ) -> None:
+        self.ring = ring
+        self.where = where
+        self.outgoing, self.incoming = outgoing, incoming
+        self.width, self.reply_width = width, reply_width
+        self.dtype = dtype
+        self.on_reply = on_reply
+        self.at_once = at_once
+        ring.begun += 1
+        self.place = crc32(f"{ring.begun} {where} {width} {reply_width} {dtype}".encode())
+        self._given_up = False
+        self._posting = False
+        self._hold_sends = hold_sends
+        self._hold_replies = hold_replies
+        self._status = ring.comm.status()
+        self._receives = Channel([])
+        self._sends = Channel([])
+        self._replies_out = Channel([])
+        self._replies_in = Channel([])
+        # Indices of the first message not yet posted, and of the first not yet handed out.
+        self._next_receive = 0
+        self._next_send = 0
+        self._next_answer = 0
+        self._next_reply = 0
+        self._next_arrival = 0
+        self._read: Slot | None = None  # where the last arrival lies
+        ring.comm.unfinished.begin(self)
+        self._take_slots()
+        # Held messages are packed from what the work before them makes, so they wait for all of it.
+        self._ready = None if hold_sends else ring.transport.mark()
+        self._advance()
+
+    def _take_slots(self) -> None:
+        ring, incoming, outgoing = self.ring, self.incoming, self.outgoing
+        rows_in = max((m.num_rows for m in incoming), default=0)
+        rows_out = max((m.num_rows for m in outgoing), default=0)
+        size = self.width * self.dtype.itemsize
+        reply_size = self.reply_width * self.dtype.itemsize
+        depth = ring.depth(max(rows_in, rows_out) * (size + reply_size))
+        depth_in = len(incoming) if self.at_once else min(len(incoming), depth)
+        depth_out = len(outgoing) if self.at_once else min(len(outgoing), depth)
+        replies = depth if self.reply_width else 0
+        slots = ring.slots(
+            {
+                "receive": (depth_in, rows_in * size),
+                "send": (depth_out, rows_out * size),
+                "reply-send": (min(depth_in, replies), rows_in * reply_size),
+                "reply-receive": (min(depth_out, replies), rows_out * reply_size),
+            }
+        )
+        self._receives = Channel(slots["receive"])
+        self._sends = Channel(slots["send"])
+        self._replies_out = Channel(slots["reply-send"])
+        self._replies_in = Channel(slots["reply-receive"])
+
+    def progress(self) -> None:
+        """Post what fits into free slots and let MPI move what is in flight."""
+        self._check_open()
+        self._advance()
+
+    def release(self) -> None:
+        """Pack messages and take replies from now on: the work that comes before them is done."""
+        self._check_open()
+        self._hold_sends = self._hold_replies = False
+        self._advance()
+
+    def _advance(self) -> None:
+        self._acknowledge()
+        self._post_receives()
+        self._sends.retire_sent()
+        self._post_sends()
+        if self.reply_width:
+            self._replies_out.retire_sent()
+            self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
+            self._answer_nothing()
+            self._post_reply_receives()
+            if not self._hold_replies:
+                self._accept_replies()
+
+    def __iter__(self) -> Iterator[Arrival]:
+        """All that `if_come` has not handed out."""
+        while self.awaits:
+            self._let_go()
+            yield self._arrive()
+        self._let_go()
+        self._finish()
+        self.ring.comm.unfinished.end()
+
+    def if_come(self) -> Arrival | None:
+        """The next message, if it is here; the one before is not valid any more."""
+        self._let_go()
+        self.progress()
+        flight = self._receives.flight
+        return self._arrive() if flight and self._has_come(flight[0]) else None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether messages have not been handed out yet."""
+        return self._next_arrival < len(self.incoming)
+
+    def _arrive(self) -> Arrival:
+        slot = self._wait_for_receive()
+        self._read = slot
+        index = self._next_arrival
+        num_rows = self.incoming[index].num_rows
+        self._next_arrival += 1
+        self.ring.transport.after_receive(slot, num_rows * self.width * self.dtype.itemsize)
+        return Arrival(self, index, slot.view(num_rows, self.width, self.dtype))
+
+    def _let_go(self) -> None:
+        """Kernels that read the last arrival are queued: its slot may take another message."""
+        self._check_open()
+        if self._read is not None:
+            self.ring.transport.release(self._read)
+            self._receives.free.append(self._read)
+            self._read = None
+            self._advance()
+
+    def reply(self, index: int, rows_MF: Tensor) -> None:
+        self._check_open()
+        message = self.incoming[index]
+        while not self._replies_out.free:
+            self._wait_any()
+        slot = self._replies_out.take()
+        slot.view(message.num_rows, self.reply_width, self.dtype).copy_(rows_MF)
+        num_bytes = message.num_rows * self.reply_width * self.dtype.itemsize
+        self._pack(self._replies_out, slot, index, num_bytes, message.peer)
+        self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
+
+    def abandon(self) -> None:
+        """Bring the messages of an exchange that was left by an error to their end.
+
+        What has not gone out goes out empty, and what comes is dropped.
+
+        Raises:
+            CommunicationError: it was left at a moment when nobody knows what was posted.
+        """
+        if self._posting:
+            raise CommunicationError(
+                f"{self.where!r} was left while a message was being posted, so the ranks are out "
+                "of step: end the job"
+            )
+        self._given_up = True
+        self._hold_sends = self._hold_replies = False
+        if not self._receives.slots and not self._sends.slots:
+            self._take_slots()
+        for channel in (self._receives, self._sends, self._replies_out, self._replies_in):
+            channel.reclaim()
+        for slot in (*self._receives.free, *self._replies_in.free):
+            self.ring.transport.drop(slot)
+        self._next_send -= self._sends.drop_packed()
+        self._next_answer -= self._replies_out.drop_packed()
+        self._advance()
+        while self._num_received < len(self.incoming):
+            self._receives.free.append(self._wait_for_receive())
+            self._advance()
+        self._finish()
+
+    def _check_open(self) -> None:
+        if self._given_up:
+            raise CommunicationError(
+                f"{self.where!r} was given up, since another operation began before its end"
+            )
+
+    @property
+    def _num_received(self) -> int:
+        return self._next_receive - len(self._receives.flight)
+
+    @contextmanager
+    def _amid(self) -> Iterator[None]:
+        """Around what an error must not tear apart, such as MPI's knowledge and ours."""
+        self._posting = True
+        yield
+        self._posting = False
+
+    def _acknowledge(self) -> None:
+        while self.ring.transport.may_acknowledge():
+            with self._amid():
+                self.ring.transport.acknowledge(self.ring.comm)
+
+    def _pack(self, channel: Channel, slot: Slot, index: int, num_bytes: int, peer: int) -> None:
+        self.ring.transport.before_send(slot, num_bytes, peer)
+        with self._amid():
+            channel.packed.append((slot, index))
+            if channel is self._sends:
+                self._next_send += 1
+            else:
+                self._next_answer += 1
+
+    def _send_packed(
+        self, channel: Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
+    ) -> None:
+        while channel.packed and self.ring.transport.may_send(channel.packed[0][0]):
+            with self._amid():
+                slot, index = channel.packed.popleft()
+                message = messages[index]
+                request = self.ring.send(
+                    slot, message.num_rows, width, self.dtype, message.peer, tag
+                )
+                channel.post(request, slot, index)
+
+    def _can_receive(self, channel: Channel) -> bool:
+        return bool(channel.free) and self.ring.transport.may_receive(channel.free[0])
+
+    def _post_receives(self) -> None:
+        while self._next_receive < len(self.incoming) and self._can_receive(self._receives):
+            message = self.incoming[self._next_receive]
+            with self._amid():
+                slot = self._receives.take()
+                request = self.ring.receive(
+                    slot, message.num_rows, self.width, self.dtype, message.peer, _DATA_TAG
+                )
+                self._receives.post(request, slot, self._next_receive)
+                self._next_receive += 1
+
+    def _post_sends(self) -> None:
+        while self._sends.free and self._next_send < len(self.outgoing) and not self._hold_sends:
+            message = self.outgoing[self._next_send]
+            if self._given_up:
+                self._send_nothing(self._sends, self._next_send, message.peer, _DATA_TAG)
+                self._next_send += 1
+                continue
+            slot = self._sends.take()
+            start = time.perf_counter()
+            with span(f"ring pack: {self.where}"), self._packing():
+                message.pack(slot.view(message.num_rows, self.width, self.dtype))
+                num_bytes = message.num_rows * self.width * self.dtype.itemsize
+                self._pack(self._sends, slot, self._next_send, num_bytes, message.peer)
+            self.ring.pack_seconds += time.perf_counter() - start
+        self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
+
+    def _packing(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._ready is None else self.ring.transport.packing(self._ready)
+
+    def _answer_nothing(self) -> None:
+        """After an error, in place of the replies that are due."""
+        due = self._num_received if self._given_up else 0
+        while self._replies_out.free and self._next_answer < due:
+            peer = self.incoming[self._next_answer].peer
+            self._send_nothing(self._replies_out, self._next_answer, peer, _REPLY_TAG)
+            self._next_answer += 1
+
+    def _send_nothing(self, channel: Channel, index: int, peer: int, tag: int) -> None:
+        request = self.ring.comm.issend(_NOTHING, peer, tag)
+        channel.post(request, channel.take(), index)
+
+    def _post_reply_receives(self) -> None:
+        while self._next_reply < len(self.outgoing) and self._can_receive(self._replies_in):
+            message = self.outgoing[self._next_reply]
+            with self._amid():
+                slot = self._replies_in.take()
+                request = self.ring.receive(
+                    slot, message.num_rows, self.reply_width, self.dtype, message.peer, _REPLY_TAG
+                )
+                self._replies_in.post(request, slot, self._next_reply)
+                self._next_reply += 1
+
+    def _accept_replies(self) -> None:
+        """Hand replies over in the order of the messages they answer: sums are then repeatable."""
+        flight = self._replies_in.flight
+        while flight and self._has_come(flight[0]):
+            reply = flight.popleft()
+            message = self.outgoing[reply.index]
+            num_bytes = message.num_rows * self.reply_width * self.dtype.itemsize
+            self._check_size(reply, message.peer, num_bytes)
+            if not self._given_up:
+                self.ring.transport.after_receive(reply.slot, num_bytes)
+                if self.on_reply is not None:
+                    rows_MF = reply.slot.view(message.num_rows, self.reply_width, self.dtype)
+                    self.on_reply(reply.index, rows_MF)
+                self.ring.transport.release(reply.slot)
+            self._replies_in.free.append(reply.slot)
+            self._post_reply_receives()
+
+    def _wait_for_receive(self) -> Slot:
+        flight = self._receives.flight
+        while not (flight and self._has_come(flight[0])):
+            self._wait_any(*list(flight)[:1])
+        arrived = flight.popleft()
+        message = self.incoming[arrived.index]
+        num_bytes = message.num_rows * self.width * self.dtype.itemsize
+        self._check_size(arrived, message.peer, num_bytes)
+        return arrived.slot
+
+    def _has_come(self, message: InFlight) -> bool:
+        if message.num_bytes < 0:
+            try:
+                if not message.request.Test(self._status):
+                    return False
+            except Exception as error:  # MPI's, whose class is not known before MPI is loaded
+                self.ring.comm.unfinished.break_off(self.where, error, self)
+                raise out_of_step(self.where, error) from error
+            message.num_bytes = self._status.Get_count()
+        return True
+
+    def _check_size(self, message: InFlight, peer: int, num_bytes: int) -> None:
+        came = self.ring.transport.arrived(message.slot, message.num_bytes)
+        if self._given_up:
+            self.ring.transport.drop(message.slot)
+            return
+        if came == num_bytes:
+            return
+        what = f"gave up {self.where!r} after an error of its own"
+        if came:
+            what = (
+                f"sent {came} bytes in {self.where!r}, not {num_bytes}: it is at "
+                "another place of the program"
+            )
+        raise CommunicationError(f"rank {peer} {what}")
+
+    def _wait_any(self, *also: InFlight) -> None:
+        """Sleep until something in flight moves, then do what that allows."""
+        replies = list(self._replies_in.flight)[:1]
+        heads = [*also, *self._sends.flight, *self._replies_out.flight, *replies]
+        start = time.perf_counter()
+        with span(f"ring wait: {self.where}"):
+            if self._copies_pending():
+                time.sleep(NAP)
+            else:
+                requests = [message.request for message in heads]
+                with self.ring.comm.unfinished.waiting(self.where, self):
+                    index = self.ring.comm.wait_any(requests, self.where, self._status)
+                if index >= 0:
+                    heads[index].num_bytes = self._status.Get_count()
+        self.ring.wait_seconds += time.perf_counter() - start
+        self._advance()
+
+    def _copies_pending(self) -> bool:
+        """Whether something waits for the transport, which no request of MPI's stands for."""
+        return bool(
+            self.ring.transport.owes
+            or self._sends.packed
+            or self._replies_out.packed
+            or (self._receives.free and self._next_receive < len(self.incoming))
+            or (self._replies_in.free and self._next_reply < len(self.outgoing))
+        )
+
+    def _finish(self) -> None:
+        while (
+            self.ring.transport.owes
+            or self._sends.packed
+            or self._replies_out.packed
+            or self._sends.flight
+            or self._next_send < len(self.outgoing)
+            or self._replies_out.flight
+            or (self.reply_width and self._next_reply < len(self.outgoing))
+            or self._replies_in.flight
+        ):
+            self._wait_any()
