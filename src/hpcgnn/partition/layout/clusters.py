@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import c_int32, c_int64
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.routing import Array, Int64
 
-LIBRARY = Path(__file__).with_name("libhpcgnn_layout.so")  # without OpenMP: torch brings its own
 _LIMIT = 4096  # nodes of a cluster: 2 MiB of rows of 128 float32
 _ROUNDS = 8
 
@@ -32,7 +29,7 @@ def order_by_cluster(adjacency: Any, visit: Array, limit: int = _LIMIT) -> Int64
     neighbour = np.ascontiguousarray(adjacency.indices, np.int32)
     visit = np.ascontiguousarray(visit, np.int32)
     order = np.empty(num_nodes, np.int32)
-    _library().hpcgnn_order_by_cluster(
+    library().hpcgnn_order_by_cluster(
         c_int64(num_nodes),
         begin.ctypes,
         neighbour.ctypes,
@@ -42,12 +39,3 @@ def order_by_cluster(adjacency: Any, visit: Array, limit: int = _LIMIT) -> Int64
         order.ctypes,
     )
     return order.astype(np.int64)
-
-
-def _library() -> ctypes.CDLL:
-    if not LIBRARY.exists():
-        raise InputError(
-            "is not built; run `pip install .` or `python setup.py build_ext --inplace`",
-            file=LIBRARY,
-        )
-    return ctypes.CDLL(str(LIBRARY))
