@@ -117,7 +117,9 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
-        return x.to(dtype) @ weight_GF.to(dtype).t()
+        if kernels.factor_type(dtype, x.device) == dtype:
+            return x.to(dtype) @ weight_GF.to(dtype).t()
+        return product_in_slabs(x, weight_GF, dtype, dtype)
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
     weight_FG = weight_GF.t().contiguous()
@@ -131,7 +133,9 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     if isinstance(x, Tensor):
         if dtype is None:
             return product_of_rows(grad_NG, x).to(grad_NG.dtype)
-        return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
+        if kernels.factor_type(dtype, x.device) == dtype:
+            return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
+        return gradient_in_slabs(x, grad_NG, dtype, grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
     grad_NG = grad_NG.contiguous()
@@ -143,13 +147,17 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
 class RowProduct:
     """`x W` of slabs of rows, one after the other: W is prepared once.
 
+    Rows are those of `SlabScratch.rounded`.
+
     Args:
         weight_FG: in the type of products, to which rows are rounded; of any strides.
         most: rows of the largest slab, by default of the first.
     """
 
     def __init__(self, weight_FG: Tensor, most: int = 0) -> None:
-        self._weight_FG, self._dtype, self._most = weight_FG, weight_FG.dtype, most
+        self._dtype, self._most = weight_FG.dtype, most
+        self._factor = kernels.factor_type(weight_FG.dtype, weight_FG.device)
+        self._weight_FG = weight_FG.to(self._factor)
         self._packed: kernels.PackedWeights | None = None
         self._found: Tensor | None = None  # of a slab, before its type is changed
 
@@ -157,14 +165,17 @@ class RowProduct:
         """`out = start + x W`, rounded to the type of `out`."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
-        elif out_SG.dtype != self._dtype:
-            out_SG.copy_(self._product(x_SF))
-            if start_G is not None:
+        elif out_SG.dtype != self._factor:
+            found_SG = self._product(x_SF)
+            if start_G is not None and out_SG.dtype in SHORT:
+                found_SG.add_(start_G)
+            out_SG.copy_(found_SG)
+            if start_G is not None and out_SG.dtype not in SHORT:
                 out_SG.add_(start_G)
         elif start_G is None:
-            torch.mm(x_SF.to(self._dtype), self._weight_FG, out=out_SG)
+            torch.mm(x_SF.to(self._factor), self._weight_FG, out=out_SG)
         else:
-            torch.addmm(start_G, x_SF.to(self._dtype), self._weight_FG, out=out_SG)
+            torch.addmm(start_G, x_SF.to(self._factor), self._weight_FG, out=out_SG)
         return out_SG
 
     def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
@@ -172,17 +183,17 @@ class RowProduct:
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, adds=True)
             return out_SG
-        if out_SG.dtype != self._dtype:
+        if out_SG.dtype != self._factor:
             return out_SG.add_(self._product(x_SF))
-        return out_SG.addmm_(x_SF.to(self._dtype), self._weight_FG)
+        return out_SG.addmm_(x_SF.to(self._factor), self._weight_FG)
 
     def _product(self, x_SF: Tensor) -> Tensor:
-        """In the type of products, in memory that the next slab takes again."""
+        """In the type of factors, in memory that the next slab takes again."""
         if self._found is None or len(self._found) < len(x_SF):
             shape = len(x_SF), self._weight_FG.shape[1]
-            self._found = x_SF.new_empty(shape, dtype=self._dtype)
+            self._found = x_SF.new_empty(shape, dtype=self._factor)
         found_SG = self._found[: len(x_SF)]
-        return torch.mm(x_SF.to(self._dtype), self._weight_FG, out=found_SG)
+        return torch.mm(x_SF.to(self._factor), self._weight_FG, out=found_SG)
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
         """Where our own product is faster; what comes after the first slab is done in its way."""
@@ -231,7 +242,7 @@ class ProductSum:
     """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
     Args:
-        dtype: of products, to which rows are rounded.
+        dtype: of products, to which rows are rounded: they are those of `SlabScratch.rounded`.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -247,7 +258,8 @@ class ProductSum:
         if self._own is None:
             self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
         own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
-        if self._rows + count > _LONG or (self._dtype in SHORT and not own):
+        factor = kernels.factor_type(self._dtype, a_SG.device)
+        if self._rows + count > _LONG or (factor in SHORT and not own):
             self._settle()
         self._rows += count
         if own:
@@ -256,7 +268,7 @@ class ProductSum:
                 self._part = a_SG.new_zeros(shape, dtype=sum_type(self._dtype))
             kernels.add_outer_products(a_SG, b_SF, self._part, dtype=self._dtype)
             return
-        a_SG, b_SF = a_SG.to(self._dtype), b_SF.to(self._dtype)
+        a_SG, b_SF = a_SG.to(factor), b_SF.to(factor)
         if self._part is not None and not narrow:
             self._part.addmm_(a_SG.t(), b_SF)
             return
@@ -280,28 +292,59 @@ class ProductSum:
 
 
 class SlabScratch:
-    """Slabs of rows in the type of products, one after the other in the same memory.
+    """Slabs of rows as products take them, one after the other in the same memory.
 
     Args:
-        dtype: None: that which they have.
+        dtype: of products, to which rows are rounded; None: that which they have.
         reused: False: each in memory of its own, where there is but one slab.
     """
 
     def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
         self._dtype, self._reused = dtype, reused
-        self._rows: Tensor | None = None
+        self._rows: dict[torch.dtype, Tensor] = {}
 
     def rounded(self, x_SF: Tensor) -> Tensor:
         """`x` itself where it has the type, or where products are quick to change it."""
-        if self._dtype is None or x_SF.dtype == self._dtype:
+        if self._dtype is None:
             return x_SF
         if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
             return x_SF
+        return self._to(kernels.factor_type(self._dtype, x_SF.device), self._to(self._dtype, x_SF))
+
+    def _to(self, dtype: torch.dtype, x_SF: Tensor) -> Tensor:
+        if x_SF.dtype == dtype:
+            return x_SF
         if not self._reused:
-            return x_SF.to(self._dtype)
-        if self._rows is None or len(self._rows) < len(x_SF):
-            self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
-        return self._rows[: len(x_SF)].copy_(x_SF)
+            return x_SF.to(dtype)
+        rows = self._rows.get(dtype)
+        if rows is None or len(rows) < len(x_SF):
+            rows = self._rows[dtype] = x_SF.new_empty(x_SF.shape, dtype=dtype)
+        return rows[: len(x_SF)].copy_(x_SF)
+
+
+def product_in_slabs(
+    x_NF: Tensor,
+    weight_GF: Tensor,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    bias_G: Tensor | None = None,
+) -> Tensor:
+    """`x W^T + b` of operands rounded to `dtype`, rounded to `out_dtype` once: a new `[n, G]`."""
+    out_NG = weight_GF.new_empty(len(x_NF), len(weight_GF), dtype=out_dtype)
+    weights, of_x = RowProduct(weight_GF.to(dtype).t()), SlabScratch(dtype)
+    for rows in row_slabs(out_NG):
+        weights.write(of_x.rounded(x_NF[rows]), out_NG[rows], start_G=bias_G)
+    return out_NG
+
+
+def gradient_in_slabs(
+    x_NF: Tensor, grad_NG: Tensor, dtype: torch.dtype, out_dtype: torch.dtype
+) -> Tensor:
+    """`grad^T x` of operands rounded to `dtype`: `[G, F]` in `out_dtype`."""
+    total, of_grad, of_x = ProductSum(dtype), SlabScratch(dtype), SlabScratch(dtype)
+    for rows in row_slabs(grad_NG):
+        total.add(of_grad.rounded(grad_NG[rows]), of_x.rounded(x_NF[rows]))
+    return total.result(out_dtype)
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:

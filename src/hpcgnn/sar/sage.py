@@ -15,7 +15,14 @@ from hpcgnn import kernels
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.aggregation import multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
-from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
+from hpcgnn.sar.products import (
+    ProductSum,
+    RowProduct,
+    SlabScratch,
+    product,
+    row_slabs,
+    wire_type,
+)
 from hpcgnn.sar.rectifier import ReluDropout
 from hpcgnn.sar.stream import Progress, first_sent
 
@@ -66,13 +73,13 @@ class _SAGE(torch.autograd.Function):
             if sum_NF is None:
                 z_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
 
-                def product(slabs: list[slice], progress: Progress = lambda: None) -> None:
+                def project(slabs: list[slice], progress: Progress = lambda: None) -> None:
                     for rows in slabs:
                         left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
                         progress()
 
                 first = first_sent(graph.in_edges)
-                product([rows for rows in row_slabs(z_NG) if rows.stop > first])
+                project([rows for rows in row_slabs(z_NG) if rows.stop > first])
                 kept = [rows for rows in row_slabs(z_NG) if rows.stop <= first]
                 y_NG = multiply(
                     graph,
@@ -80,7 +87,7 @@ class _SAGE(torch.autograd.Function):
                     z_NG,
                     weighted=False,
                     where="sum forward",
-                    meanwhile=partial(product, kept),
+                    meanwhile=partial(project, kept),
                 )
                 del z_NG
             else:
@@ -158,7 +165,7 @@ class _SAGE(torch.autograd.Function):
             through = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
             _through_edges(x_NF, g_NG, into_NG, *through, left, grad_x, wire)
         elif ctx.needs_input_grad[0]:
-            grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
+            grad_x = product(g_NG, right_GF.t(), wire).to(weight)
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
         found = (grad_x, left.result(weight), right.result(weight), grad_bias)
         return *found, None, None, None, None
