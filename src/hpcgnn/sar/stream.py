@@ -13,6 +13,7 @@ The exchange begins before the first block is handed out.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,28 @@ from hpcgnn.sar.products import RowLayout, gathered, readable
 Rows = tuple[Tensor, ...]
 Progress = Callable[[], None]
 Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, what came for them)
+
+
+def nothing() -> None:
+    """In place of a `Progress` where no messages are on their way."""
+
+
+class InTurn:
+    """Slabs of rows, to each of which something is done once, in turn."""
+
+    def __init__(self, slabs: Iterable[slice], do: Callable[[slice], None]) -> None:
+        self._slabs, self._do = deque(slabs), do
+
+    def before(self, row: int) -> None:
+        """All slabs that begin before this row."""
+        while self._slabs and self._slabs[0].start < row:
+            self._do(self._slabs.popleft())
+
+    def rest(self, progress: Progress) -> None:
+        """All that are left; `progress` is called after each."""
+        while self._slabs:
+            self._do(self._slabs.popleft())
+            progress()
 
 
 class Chunks(Sequence[Block]):
