@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from hpcgnn import kernels
 from hpcgnn.comm.channel import Outgoing
-from hpcgnn.comm.ring import Exchange, Ring
+from hpcgnn.comm.ring import Exchange
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -25,7 +24,8 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import RowSums
 from hpcgnn.sar.products import gathered, readable, summed, wire_type
-from hpcgnn.sar.stream import Payload, Progress, drive, stream, work
+from hpcgnn.sar.stream import Payload, drive, stream, work
+from hpcgnn.sar.turns import Progress, made_before
 from hpcgnn.sar.vertex_cover import SumPlan, sum_plan
 
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
@@ -254,7 +254,7 @@ def multiply(
     if width == 0:
         return out_NF
     senders, arrivals = plan.cut(graph.ring.rows_per_message(width, wire, at_once=at_once))
-    before = beside.before and partial(_made, graph.ring, beside.before)
+    before = beside.before and partial(made_before, graph.ring, beside.before)
     outgoing = [_outgoing(block, x_NF, scale_N, before) for block in senders]
     graph.execution.newest = None
     exchange = Exchange(
@@ -273,13 +273,6 @@ def multiply(
         if here and beside.after is not None and exchange.awaits:
             beside.after(out_NF, plan.derived(_FirstReached()), exchange.progress)
     return out_NF
-
-
-def _made(ring: Ring, make: Callable[[int], None], row: int) -> None:
-    """Makes rows as they are packed, which doesn't count as packing."""
-    start = time.perf_counter()
-    make(row)
-    ring.pack_seconds -= time.perf_counter() - start
 
 
 def _outgoing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hpcgnn import kernels
 from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.kernels.checks import SHORT, sum_type
+from hpcgnn.sar.turns import InTurn, Progress
 
 _WORD = 16  # bytes
 _SLAB = 1 << 18  # rows converted at a time
@@ -445,7 +446,7 @@ class ScoredProduct:
         *vectors_HC: Tensor,
     ) -> None:
         self.scores: tuple[Tensor, ...] = ()
-        self._unwritten: list[slice] = []
+        self._slabs: list[slice] = []
         gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
         if not isinstance(x, Tensor) or not gathers:
             self.z_NK = gathered(product(x, weight_KF, dtype), dtype)
@@ -455,8 +456,8 @@ class ScoredProduct:
         dtype = dtype or x.dtype
         self._x_NF = x
         self.z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
-        self._unwritten = row_slabs(self.z_NK)
-        most = self._unwritten[0].stop
+        self._slabs = row_slabs(self.z_NK)
+        most = self._slabs[0].stop
         self._weights = RowProduct(weight_KF.to(dtype).t(), most)
         matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
         self._out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
@@ -465,16 +466,19 @@ class ScoredProduct:
         if vectors_HC:
             self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
 
-    def write(self, begin: int = 0, progress: Callable[[], None] = lambda: None) -> None:
-        """Rows from `begin` on, and those in slabs with them, that aren't written yet.
+    def turns(self, first: int = 0) -> tuple[InTurn, InTurn]:
+        """What writes the slabs with rows from `first` on, and what writes the others."""
+        return (
+            InTurn([rows for rows in self._slabs if rows.stop > first], self._write),
+            InTurn([rows for rows in self._slabs if rows.stop <= first], self._write),
+        )
 
-        Args:
-            progress: called after each slab.
-        """
-        chosen = [rows for rows in self._unwritten if rows.stop > begin or begin == 0]
-        self._unwritten = [rows for rows in self._unwritten if rows not in chosen]
-        for rows in chosen:
-            self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
-            if self.scores:
-                self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])
-            progress()
+    def write(self, progress: Progress) -> None:
+        """All rows; `progress` is called after each slab."""
+        for turn in self.turns():
+            turn.rest(progress)
+
+    def _write(self, rows: slice) -> None:
+        self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
+        if self.scores:
+            self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])

@@ -25,7 +25,8 @@ from hpcgnn.sar.products import (
     wire_type,
 )
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.stream import InTurn, Progress, first_sent, nothing
+from hpcgnn.sar.stream import first_sent
+from hpcgnn.sar.turns import InTurn, Progress, nothing
 
 
 def sage(
