@@ -36,10 +36,10 @@ def multiplies(dtype: torch.dtype, *matrices: Tensor) -> bool:
 
 
 def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type of matrices whose product, of numbers rounded to `dtype`, is the fastest.
+    """The type that matrices are multiplied in where products are asked for in `dtype`.
 
-    float32 for bfloat16 on a CPU without instructions for it, where libraries take several times
-    as long; what is added up is the same.
+    float32 for bfloat16 on a CPU without instructions for it: libraries take several times as long
+    there, and rounding alone a quarter of the time of a product.
     """
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu.has_short_products():
         return torch.float32

@@ -21,9 +21,7 @@ from hpcgnn.sar.checks import check_features
 from hpcgnn.sar.products import (
     exceeds_chunk,
     gathered,
-    gradient_in_slabs,
     product,
-    product_in_slabs,
     product_of_rows,
     product_type,
     readable,
@@ -100,7 +98,7 @@ def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) 
     if not isinstance(x_NF, Tensor):
         y_NG: Tensor = _ConstantLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
-    return readable(_dense(x_NF, weight_GF, bias_G, wide=True))
+    return readable(_dense(x_NF, weight_GF, bias_G))
 
 
 def projected(x_NF: NodeFeatures, weight_GF: Tensor) -> Tensor:
@@ -117,23 +115,15 @@ def times(x_NF: Tensor, weight_FG: Tensor) -> Tensor:
     return x_NF @ weight_FG
 
 
-def _dense(
-    x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None, *, wide: bool = False
-) -> Tensor:
-    """`functional.linear`, whose gradients stay exact over very many rows.
-
-    Args:
-        wide: the result need not be rounded under autocast.
-    """
+def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
+    """`functional.linear`, whose gradients stay exact over very many rows."""
     if has_torch_function((x_NF, weight_GF)):  # also where a message's weights are looked for
         found: Tensor = handle_torch_function(_dense, (x_NF, weight_GF), x_NF, weight_GF, bias_G)
         return found
     dtype = product_type(x_NF.device)
-    if dtype is not None and x_NF.dim() == 2 and kernels.factor_type(dtype, x_NF.device) != dtype:
-        rounded: Tensor = _RoundedLinear.apply(
-            x_NF, weight_GF, bias_G, dtype, x_NF.dtype if wide else dtype
-        )
-        return rounded
+    if dtype is not None and kernels.factor_type(dtype, x_NF.device) != dtype:
+        with torch.autocast(x_NF.device.type, enabled=False):
+            return _dense(x_NF.to(weight_GF.dtype), weight_GF, bias_G)
     plain = x_NF.dim() != 2 or dtype is not None
     if plain or not weight_GF.requires_grad or not exceeds_chunk(x_NF, weight_GF):
         return functional.linear(x_NF, weight_GF, bias_G)
@@ -158,37 +148,6 @@ class _DenseLinear(torch.autograd.Function):
         elif of_weight:
             grad_weight = product_of_rows(grad_NG, x_NF).to(weight_GF.dtype)
         return grad_x, grad_weight, grad_NG.sum(0) if of_bias else None
-
-
-class _RoundedLinear(torch.autograd.Function):
-    """Of operands rounded to `dtype`, where the processor multiplies them in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_NF: Tensor,
-        weight_GF: Tensor,
-        bias_G: Tensor | None,
-        dtype: torch.dtype,
-        out_dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(x_NF, weight_GF)
-        ctx.dtype = dtype
-        with torch.autocast(x_NF.device.type, enabled=False):
-            return product_in_slabs(x_NF, weight_GF, dtype, out_dtype, bias_G)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NF, weight_GF = ctx.saved_tensors
-        grad_NG, (of_x, of_weight, of_bias, *_) = grads[0], ctx.needs_input_grad
-        grad_x = grad_weight = None
-        if of_x:
-            grad_x = product_in_slabs(grad_NG, weight_GF.t(), ctx.dtype, x_NF.dtype)
-        if of_weight:
-            grad_weight = gradient_in_slabs(x_NF, grad_NG, ctx.dtype, weight_GF.dtype)
-        grad_bias = grad_NG.sum(0, dtype=weight_GF.dtype) if of_bias else None
-        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _ConstantLinear(torch.autograd.Function):

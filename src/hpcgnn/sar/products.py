@@ -114,13 +114,12 @@ class RowLayout:
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands in `dtype`, if given, and so the result."""
+    """`x W^T`: `[n, G]`; of dense operands, and a result, in `kernels.factor_type`."""
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
-        if kernels.factor_type(dtype, x.device) == dtype:
-            return x.to(dtype) @ weight_GF.to(dtype).t()
-        return product_in_slabs(x, weight_GF, dtype, dtype)
+        dtype = kernels.factor_type(dtype, x.device)
+        return x.to(dtype) @ weight_GF.to(dtype).t()
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
     weight_FG = weight_GF.t().contiguous()
@@ -132,11 +131,10 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
 def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
-        if dtype is None:
-            return product_of_rows(grad_NG, x).to(grad_NG.dtype)
-        if kernels.factor_type(dtype, x.device) == dtype:
-            return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
-        return gradient_in_slabs(x, grad_NG, dtype, grad_NG.dtype)
+        factor = x.dtype if dtype is None else kernels.factor_type(dtype, x.device)
+        if factor not in SHORT:
+            return product_of_rows(grad_NG.to(factor), x.to(factor)).to(grad_NG.dtype)
+        return (grad_NG.to(factor).t() @ x.to(factor)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
     grad_NG = grad_NG.contiguous()
@@ -151,7 +149,7 @@ class RowProduct:
     Rows are those of `SlabScratch.rounded`.
 
     Args:
-        weight_FG: in the type of products, to which rows are rounded; of any strides.
+        weight_FG: in the type of products; of any strides.
         most: rows of the largest slab, by default of the first.
     """
 
@@ -167,11 +165,8 @@ class RowProduct:
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
         elif out_SG.dtype != self._factor:
-            found_SG = self._product(x_SF)
-            if start_G is not None and out_SG.dtype in SHORT:
-                found_SG.add_(start_G)
-            out_SG.copy_(found_SG)
-            if start_G is not None and out_SG.dtype not in SHORT:
+            out_SG.copy_(self._product(x_SF))
+            if start_G is not None:
                 out_SG.add_(start_G)
         elif start_G is None:
             torch.mm(x_SF.to(self._factor), self._weight_FG, out=out_SG)
@@ -243,7 +238,7 @@ class ProductSum:
     """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
     Args:
-        dtype: of products, to which rows are rounded: they are those of `SlabScratch.rounded`.
+        dtype: of products; rows are those of `SlabScratch.rounded`.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -296,56 +291,28 @@ class SlabScratch:
     """Slabs of rows as products take them, one after the other in the same memory.
 
     Args:
-        dtype: of products, to which rows are rounded; None: that which they have.
+        dtype: of products: rows get `kernels.factor_type` of it; None: that which they have.
         reused: False: each in memory of its own, where there is but one slab.
     """
 
     def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
         self._dtype, self._reused = dtype, reused
-        self._rows: dict[torch.dtype, Tensor] = {}
+        self._rows: Tensor | None = None
 
     def rounded(self, x_SF: Tensor) -> Tensor:
         """`x` itself where it has the type, or where products are quick to change it."""
         if self._dtype is None:
             return x_SF
+        factor = kernels.factor_type(self._dtype, x_SF.device)
+        if x_SF.dtype == factor:
+            return x_SF
         if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
             return x_SF
-        return self._to(kernels.factor_type(self._dtype, x_SF.device), self._to(self._dtype, x_SF))
-
-    def _to(self, dtype: torch.dtype, x_SF: Tensor) -> Tensor:
-        if x_SF.dtype == dtype:
-            return x_SF
         if not self._reused:
-            return x_SF.to(dtype)
-        rows = self._rows.get(dtype)
-        if rows is None or len(rows) < len(x_SF):
-            rows = self._rows[dtype] = x_SF.new_empty(x_SF.shape, dtype=dtype)
-        return rows[: len(x_SF)].copy_(x_SF)
-
-
-def product_in_slabs(
-    x_NF: Tensor,
-    weight_GF: Tensor,
-    dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    bias_G: Tensor | None = None,
-) -> Tensor:
-    """`x W^T + b` of operands rounded to `dtype`, rounded to `out_dtype` once: a new `[n, G]`."""
-    out_NG = weight_GF.new_empty(len(x_NF), len(weight_GF), dtype=out_dtype)
-    weights, of_x = RowProduct(weight_GF.to(dtype).t()), SlabScratch(dtype)
-    for rows in row_slabs(out_NG):
-        weights.write(of_x.rounded(x_NF[rows]), out_NG[rows], start_G=bias_G)
-    return out_NG
-
-
-def gradient_in_slabs(
-    x_NF: Tensor, grad_NG: Tensor, dtype: torch.dtype, out_dtype: torch.dtype
-) -> Tensor:
-    """`grad^T x` of operands rounded to `dtype`: `[G, F]` in `out_dtype`."""
-    total, of_grad, of_x = ProductSum(dtype), SlabScratch(dtype), SlabScratch(dtype)
-    for rows in row_slabs(grad_NG):
-        total.add(of_grad.rounded(grad_NG[rows]), of_x.rounded(x_NF[rows]))
-    return total.result(out_dtype)
+            return x_SF.to(factor)
+        if self._rows is None or len(self._rows) < len(x_SF):
+            self._rows = x_SF.new_empty(x_SF.shape, dtype=factor)
+        return self._rows[: len(x_SF)].copy_(x_SF)
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:
