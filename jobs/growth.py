@@ -2,10 +2,13 @@
 
     OMP_WAIT_POLICY=passive mpiexec -n P python jobs/growth.py [NODES]
 
-Each line is one cost, CPU seconds of all ranks together (the least of three), as one thing grows,
-and the exponent of the power law through its ends: 1 for nodes (whose edges grow with them), near 0
-for all others, since they share out the same work, until parts of it are so small that starting
-them counts. Random graph, no locality, 8 edges into each node.
+Each line is one cost, CPU seconds of all ranks together (the least of three), as one thing grows.
+In brackets are the numbers that are touched, (edges + local rows + halo rows) x columns of all
+ranks, in millions. Then come the exponents of the power laws through the ends: of what grows, and
+of the numbers, where these grow. The second is 1 where time is linear in edges and rows x width.
+The first is near 0 for what shares out the same work, until parts of it are so small that starting
+them counts.
+Random graph, no locality, 8 edges into each node.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,6 +34,14 @@ from hpcgnn.sar.aggregation import neighbour_sum
 
 DEGREE, WIDTH = 8, 32
 Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds of all ranks, and numbers that are touched."""
+
+    seconds: float
+    numbers: int
 
 
 def block(own: np.ndarray, other: np.ndarray, nodes: int, peer: int, here: bool) -> Block:
@@ -81,8 +93,12 @@ class Largest(nn.MessagePassing):
         return x_src, x_dst
 
 
-def cpu_seconds(comm: Communicator, step: Step) -> float:
-    """Of all ranks together, the least of three; the first call, which prepares, does not count."""
+def cost_of(graph: PartitionedGraph, width: int, step: Step) -> Cost:
+    """The least of three; the first call, which prepares, does not count."""
+    comm, blocks = graph.ring.comm, graph.in_edges.blocks
+    rows = sum(block.num_columns for block in blocks)  # local, and those that come in messages
+    edges = sum(block.num_edges for block in blocks)
+    numbers = comm.allreduce((edges + rows) * width, where="numbers")
     step()
     taken = []
     for _ in range(3):
@@ -90,34 +106,49 @@ def cpu_seconds(comm: Communicator, step: Step) -> float:
         began = time.process_time()
         step()
         taken.append(comm.allreduce(time.process_time() - began, where="CPU seconds"))
-    return min(taken)
+    return Cost(min(taken), int(numbers))
 
 
 def there_and_back(
-    comm: Communicator, layer: torch.nn.Module, nodes: int, buffer: int = 1 << 28, mode: str = "sar"
-) -> float:
-    """CPU seconds of forward and backward of a layer."""
+    comm: Communicator,
+    layer: torch.nn.Module,
+    nodes: int,
+    buffer: int = 1 << 28,
+    mode: str = "sar",
+    width: int = WIDTH,
+) -> Cost:
+    """Forward and backward of a layer that reads and makes `width` columns."""
     graph = random_part(comm, nodes, buffer, mode)
-    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
-    return cpu_seconds(comm, lambda: layer(graph, x).sum().backward())
+    x = torch.randn(graph.num_local_nodes, width, requires_grad=True)
+    return cost_of(graph, width, lambda: layer(graph, x).sum().backward())
 
 
-def sum_forward(comm: Communicator, nodes: int, buffer: int = 1 << 28) -> float:
+def sum_forward(comm: Communicator, nodes: int, buffer: int = 1 << 28, width: int = WIDTH) -> Cost:
     graph = random_part(comm, nodes, buffer, "sar")
-    x = torch.randn(graph.num_local_nodes, WIDTH)
-    return cpu_seconds(comm, lambda: neighbour_sum(graph, x))
+    x = torch.randn(graph.num_local_nodes, width)
+    return cost_of(graph, width, lambda: neighbour_sum(graph, x))
 
 
-def show(comm: Communicator, name: str, sizes: Sequence[int], cost: Callable[[int], float]) -> None:
-    seconds = [cost(size) for size in sizes]
-    exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
-    if comm.rank == 0:
-        pairs = ", ".join(f"{n:,}: {s:.3f}" for n, s in zip(sizes, seconds, strict=True))
-        print(f"{name:38} exponent {exponent:5.2f}   ({pairs})", flush=True)
+def exponent(values: Sequence[float], sizes: Sequence[float]) -> float:
+    return math.log(values[-1] / values[0]) / math.log(sizes[-1] / sizes[0])
 
 
-def threads_of(cost: Callable[[], float]) -> Callable[[int], float]:
-    def measured(threads: int) -> float:
+def show(comm: Communicator, name: str, sizes: Sequence[int], cost: Callable[[int], Cost]) -> None:
+    costs = [cost(size) for size in sizes]
+    if comm.rank != 0:
+        return
+    seconds, numbers = [c.seconds for c in costs], [c.numbers for c in costs]
+    shown = ", ".join(
+        f"{n:,}: {c.seconds:.3f} [{c.numbers / 1e6:.0f}]" for n, c in zip(sizes, costs, strict=True)
+    )
+    found = f"{exponent(seconds, sizes):5.2f}"
+    if numbers[-1] > numbers[0]:
+        found += f", of numbers {exponent(seconds, numbers):5.2f}"
+    print(f"{name:38} exponent {found}   ({shown})", flush=True)
+
+
+def threads_of(cost: Callable[[], Cost]) -> Callable[[int], Cost]:
+    def measured(threads: int) -> Cost:
         torch.set_num_threads(threads)
         try:
             return cost()
@@ -129,20 +160,20 @@ def threads_of(cost: Callable[[], float]) -> Callable[[int], float]:
 
 def over_ranks(comm: Communicator, nodes: int, sizes: Iterable[int]) -> None:
     """The same graph on the first 1, 2, 4, ... ranks."""
-    seconds = {}
+    costs = {}
     for size in sizes:
         some = comm.sub(range(size))
         if some is not None:
-            seconds[size] = there_and_back(some, gat(8), nodes)
+            costs[size] = there_and_back(some, gat(8), nodes)
             some.close()
         comm.barrier()
     if comm.rank == 0:
-        show(comm, "GAT, ranks", list(seconds), seconds.__getitem__)
+        show(comm, "GAT, ranks", list(costs), costs.__getitem__)
 
 
-def gat(heads: int) -> torch.nn.Module:
+def gat(heads: int, width: int = WIDTH) -> torch.nn.Module:
     torch.manual_seed(0)
-    return nn.GATConv(WIDTH, WIDTH // heads, heads=heads)
+    return nn.GATConv(width, width // heads, heads=heads)
 
 
 def main(comm: Communicator) -> None:
@@ -155,6 +186,10 @@ def main(comm: Communicator) -> None:
     grown = [nodes, 2 * nodes, 4 * nodes]
     show(comm, "sum, nodes", grown, lambda n: sum_forward(comm, n))
     show(comm, "GAT, nodes", grown, lambda n: there_and_back(comm, gat(8), n))
+    widths = [32, 64, 128, 256]
+    show(comm, "sum, columns", widths, lambda w: sum_forward(comm, nodes, width=w))
+    wide = partial(there_and_back, comm, nodes=nodes)
+    show(comm, "GAT, columns of 4 heads", widths, lambda w: wide(gat(4, w), width=w))
     heads = [1, 4, 16]
     show(comm, "GAT, heads of 32 columns", heads, lambda h: there_and_back(comm, gat(h), nodes))
     threads = threads_of(lambda: there_and_back(comm, gat(8), nodes))

@@ -97,9 +97,10 @@ def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, 
     later = []
 
     class Recorded(products.ScoredProduct):
-        def write(self, begin=0, progress=lambda: None):
-            super().write(begin, progress)
-            later.append(len(self._unwritten))
+        def turns(self, first=0):
+            sent, others = super().turns(first)
+            later.append(len(others))
+            return sent, others
 
     monkeypatch.setattr(gat, "ScoredProduct", Recorded)
     torch.manual_seed(0)

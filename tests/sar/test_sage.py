@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.sar import products
+from hpcgnn.sar import products, sage
+from hpcgnn.sar.aggregation import Beside
 from hpcgnn.sar.stream import first_sent
 from tests.graphs import Whole, collect, distribute, local
 
@@ -52,3 +53,39 @@ def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
     for lin, weight in ((layer.lin_l, left), (layer.lin_r, right)):
         total = torch.from_numpy(comm.allreduce(lin.weight.grad.double().numpy()))
         torch.testing.assert_close(total, weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_no_message_adds_to_are_done_while_others_travel(comm, monkeypatch):
+    """To the bit as if they were done with all others."""
+    monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
+    whole, found, early = ring_of_nodes(), [], []
+    owners = (np.arange(NODES) * comm.size // NODES).astype(int)
+
+    def without(before, meanwhile, after):
+        return Beside(before, meanwhile)
+
+    def noted(before, meanwhile, after):
+        def told(sums, row, progress):
+            after(sums, row, progress)
+            early.append(after.done)
+
+        return Beside(before, meanwhile, told)
+
+    for beside in (without, noted):
+        monkeypatch.setattr(
+            sage,
+            "Beside",
+            lambda before=None, meanwhile=None, after=None, beside=beside: beside(
+                before, meanwhile, after
+            ),
+        )
+        graph = distribute(whole, comm, owners, halo_buffer=1 << 13)
+        torch.manual_seed(0)
+        layer = nn.SAGEConv(WIDTH, 4)
+        x = graph.features.clone().requires_grad_()
+        y = layer(graph, x)
+        y.sin().sum().backward()
+        found.append([y.detach(), x.grad, layer.lin_l.weight.grad, layer.lin_r.weight.grad])
+    assert all(map(torch.equal, *found))
+    assert len(early) == (2 if comm.size > 1 else 0)
+    assert all(rows >= 1024 for rows in early)

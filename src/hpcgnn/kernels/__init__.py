@@ -32,6 +32,7 @@ from hpcgnn.kernels.chunks import (
 from hpcgnn.kernels.dense import (
     PackedWeights,
     add_outer_products,
+    factor_type,
     multiplies,
     pack_weights,
     product,
@@ -84,6 +85,7 @@ __all__ = [
     "columns_between",
     "dropout_nodes",
     "dropout_nodes_backward",
+    "factor_type",
     "gat_backward",
     "gat_forward",
     "gatv2_backward",

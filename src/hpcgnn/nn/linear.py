@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
+from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -119,7 +120,11 @@ def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Ten
     if has_torch_function((x_NF, weight_GF)):  # also where a message's weights are looked for
         found: Tensor = handle_torch_function(_dense, (x_NF, weight_GF), x_NF, weight_GF, bias_G)
         return found
-    plain = x_NF.dim() != 2 or product_type(x_NF.device) is not None
+    dtype = product_type(x_NF.device)
+    if dtype is not None and kernels.factor_type(dtype, x_NF.device) != dtype:
+        with torch.autocast(x_NF.device.type, enabled=False):
+            return _dense(x_NF.to(weight_GF.dtype), weight_GF, bias_G)
+    plain = x_NF.dim() != 2 or dtype is not None
     if plain or not weight_GF.requires_grad or not exceeds_chunk(x_NF, weight_GF):
         return functional.linear(x_NF, weight_GF, bias_G)
     y_NG: Tensor = _DenseLinear.apply(x_NF, weight_GF, bias_G)

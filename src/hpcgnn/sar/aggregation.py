@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import RowSums
 from hpcgnn.sar.products import gathered, readable, summed, wire_type
-from hpcgnn.sar.stream import Payload, Progress, drive, stream, work
-from hpcgnn.sar.vertex_cover import sum_plan
+from hpcgnn.sar.stream import Payload, drive, stream, work
+from hpcgnn.sar.turns import Progress, made_before
+from hpcgnn.sar.vertex_cover import SumPlan, sum_plan
 
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
 
@@ -195,6 +197,33 @@ class _LinearSum(torch.autograd.Function):
         return grad_NF.to(ctx.dtype), None, None, None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What is done while messages travel, on a CPU; each is given what moves them on.
+
+    Attributes:
+        before: is told a row before a message is packed of rows up to there: it may make them.
+        meanwhile: is done once messages are on their way, before the sums over local edges: it may
+            make rows that nobody is sent.
+        after: is told of the sums, once local edges are in them, and a row before which no message
+            adds to any. Where none comes it isn't.
+    """
+
+    before: Callable[[int], None] | None = None
+    meanwhile: Callable[[Progress], None] | None = None
+    after: Callable[[Tensor, int, Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class _FirstReached:
+    """The first row that a message adds to."""
+
+    def build(self, plan: SumPlan) -> int:
+        blocks = [b for b in plan.receivers if b.peer != plan.rank and b.num_rows]
+        found = [0 if block.rows is None else int(block.rows.min()) for block in blocks]
+        return min(found, default=plan.receivers[plan.rank].num_rows)
+
+
 def multiply(
     graph: PartitionedGraph,
     edges: EdgeBlocks,
@@ -204,7 +233,7 @@ def multiply(
     wire: torch.dtype | None = None,
     scale_N: Tensor | None = None,
     after: kernels.RowScale | None = None,
-    meanwhile: Callable[[Progress], None] | None = None,
+    beside: Beside | None = None,
 ) -> Tensor:
     """Adjacency (or its transpose, by `edges`) times features; collective.
 
@@ -212,9 +241,9 @@ def multiply(
         wire: the type in which rows travel; that of `x_NF` by default.
         scale_N: `[n]`, in the type of sums, by which each row counts.
         after: what is done to the sums, on a GPU alone.
-        meanwhile: is given what moves messages on, and done once they are on their way and before
-            the sums over local edges: it may make rows of `x` that nobody is sent.
+        beside: what is done while messages travel.
     """
+    beside = beside or Beside()
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
     width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
     x_NF = gathered(x_NF, wire)
@@ -225,13 +254,14 @@ def multiply(
     if width == 0:
         return out_NF
     senders, arrivals = plan.cut(graph.ring.rows_per_message(width, wire, at_once=at_once))
-    outgoing = [_outgoing(block, x_NF, scale_N) for block in senders]
+    before = beside.before and partial(made_before, graph.ring, beside.before)
+    outgoing = [_outgoing(block, x_NF, scale_N, before) for block in senders]
     graph.execution.newest = None
     exchange = Exchange(
         graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
     )
-    if meanwhile is not None:
-        meanwhile(exchange.progress)
+    if beside.meanwhile is not None:
+        beside.meanwhile(exchange.progress)
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
     sums = RowSums(out_NF)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, sums, by_row=True):
@@ -240,11 +270,18 @@ def multiply(
         for rows in work(block, edges.num_parts):
             kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M, after=own)
             exchange.progress()
+        if here and beside.after is not None and exchange.awaits:
+            beside.after(out_NF, plan.derived(_FirstReached()), exchange.progress)
     return out_NF
 
 
-def _outgoing(block: Block, x_NF: Tensor, scale_N: Tensor | None) -> Outgoing:
+def _outgoing(
+    block: Block, x_NF: Tensor, scale_N: Tensor | None, before: Callable[[int], None] | None
+) -> Outgoing:
     def pack(out_MF: Tensor) -> None:
+        if before is not None and block.num_rows:
+            read = block.columns[block.begin[0] : block.end[-1]]
+            before(1 + int(read.max()) if len(read) else 0)
         sums = sum_type(x_NF.dtype)
         if out_MF.dtype == sums or products.kernels_read_16_bit(x_NF.device):
             kernels.spmm(block, x_NF, out_MF, adds=False, scale_M=scale_N)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,9 +95,9 @@ class _Attention(torch.autograd.Function):
             product = ScoredProduct(x, weight_KF, ctx.product_dtype, arrays, source_HC, target_HC)
             z_NK, (s_NH, t_NH) = product.z_NK, product.scores
             run = ForwardPass(graph, settings, ctx.product_dtype, z_NK, s_NH, t_NH, edge_HD)
-            product.write(first_sent(graph.in_edges))
-            run.go(graph.epoch, partial(product.write, 0))
-            del product
+            sent, others = product.turns(first_sent(graph.in_edges))
+            run.go(graph.epoch, sent, others)
+            del product, sent, others
             # A GPU rounds to 16 bits before `then`.
             at_once = (
                 not products.kernels_read_16_bit(z_NK.device) or z_NK.dtype == run.out_NK.dtype
@@ -234,7 +233,7 @@ def _over_edges(
     if ctx.keeps:
         run.at_destinations(saved.messages)
     else:
-        run.at_sources(None if again is None else partial(again.write, 0))
+        run.at_sources(None if again is None else again.write)
     return run
 
 

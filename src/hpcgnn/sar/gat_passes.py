@@ -20,7 +20,8 @@ from hpcgnn.sar.attention import (
 )
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import RowLayout, gathered
-from hpcgnn.sar.stream import Payload, Progress, return_gradients, stream, stream_and_return, work
+from hpcgnn.sar.stream import Payload, return_gradients, stream, stream_and_return, work
+from hpcgnn.sar.turns import InTurn, Progress
 
 _LINE = 64  # bytes of a processor's cache that come together
 
@@ -78,9 +79,15 @@ class ForwardPass:
         """Of all blocks so far."""
         return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK, self.start_NK)
 
-    def go(self, epoch: int, meanwhile: Callable[[Progress], None] | None = None) -> None:
-        """The pass; `meanwhile` makes the rows of z, s and t that nobody is sent."""
+    def go(self, epoch: int, sent: InTurn | None = None, others: InTurn | None = None) -> None:
+        """The pass; `sent` and `others` make the rows of z, s and t that aren't there yet."""
         graph, edges = self.graph, self.graph.in_edges
+
+        def meanwhile(progress: Progress) -> None:
+            for turn in (sent, others):
+                if turn is not None:
+                    turn.rest(progress)
+
         exchange_halo_ids(graph, edges, self.settings)
         for block, (z_MK, s_MH), progress in stream(
             graph,
@@ -92,6 +99,7 @@ class ForwardPass:
             local=self._begin(),
             kept=self.kept,
             sums=SoftmaxSums(self.softmax),
+            before=sent.before if sent else None,
             meanwhile=meanwhile,
             by_row=True,
         ):

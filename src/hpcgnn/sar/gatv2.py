@@ -34,12 +34,12 @@ from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums
 from hpcgnn.sar.products import head_products, readable, wire_type
 from hpcgnn.sar.stream import (
     Payload,
-    Progress,
     return_gradients,
     stream,
     stream_and_return,
     work,
 )
+from hpcgnn.sar.turns import Progress
 
 
 def gatv2(

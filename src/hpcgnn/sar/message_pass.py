@@ -25,11 +25,11 @@ from hpcgnn.sar.hubs import MANY, HubRows, Returned, RowSums, Totals, often
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.stream import (
     Payload,
-    Progress,
     return_gradients,
     stream,
     stream_and_return,
 )
+from hpcgnn.sar.turns import Progress
 
 _SOURCE, _TARGET = 0x9E3779B97F4A7C15 - (1 << 64), 0xC2B2AE3D27D4EB4F - (1 << 64)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hpcgnn import kernels
 from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.kernels.checks import SHORT, sum_type
+from hpcgnn.sar.turns import InTurn, Progress
 
 _WORD = 16  # bytes
 _SLAB = 1 << 18  # rows converted at a time
@@ -113,10 +114,11 @@ class RowLayout:
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands in `dtype`, if given, and so the result."""
+    """`x W^T`: `[n, G]`; of dense operands, and a result, in `kernels.factor_type`."""
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
+        dtype = kernels.factor_type(dtype, x.device)
         return x.to(dtype) @ weight_GF.to(dtype).t()
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
@@ -129,9 +131,10 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
 def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
-        if dtype is None:
-            return product_of_rows(grad_NG, x).to(grad_NG.dtype)
-        return (grad_NG.to(dtype).t() @ x.to(dtype)).to(grad_NG.dtype)
+        factor = x.dtype if dtype is None else kernels.factor_type(dtype, x.device)
+        if factor not in SHORT:
+            return product_of_rows(grad_NG.to(factor), x.to(factor)).to(grad_NG.dtype)
+        return (grad_NG.to(factor).t() @ x.to(factor)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
     grad_NG = grad_NG.contiguous()
@@ -143,13 +146,17 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
 class RowProduct:
     """`x W` of slabs of rows, one after the other: W is prepared once.
 
+    Rows are those of `SlabScratch.rounded`.
+
     Args:
-        weight_FG: in the type of products, to which rows are rounded; of any strides.
+        weight_FG: in the type of products; of any strides.
         most: rows of the largest slab, by default of the first.
     """
 
     def __init__(self, weight_FG: Tensor, most: int = 0) -> None:
-        self._weight_FG, self._dtype, self._most = weight_FG, weight_FG.dtype, most
+        self._dtype, self._most = weight_FG.dtype, most
+        self._factor = kernels.factor_type(weight_FG.dtype, weight_FG.device)
+        self._weight_FG = weight_FG.to(self._factor)
         self._packed: kernels.PackedWeights | None = None
         self._found: Tensor | None = None  # of a slab, before its type is changed
 
@@ -157,14 +164,14 @@ class RowProduct:
         """`out = start + x W`, rounded to the type of `out`."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
-        elif out_SG.dtype != self._dtype:
+        elif out_SG.dtype != self._factor:
             out_SG.copy_(self._product(x_SF))
             if start_G is not None:
                 out_SG.add_(start_G)
         elif start_G is None:
-            torch.mm(x_SF.to(self._dtype), self._weight_FG, out=out_SG)
+            torch.mm(x_SF.to(self._factor), self._weight_FG, out=out_SG)
         else:
-            torch.addmm(start_G, x_SF.to(self._dtype), self._weight_FG, out=out_SG)
+            torch.addmm(start_G, x_SF.to(self._factor), self._weight_FG, out=out_SG)
         return out_SG
 
     def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
@@ -172,17 +179,17 @@ class RowProduct:
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, adds=True)
             return out_SG
-        if out_SG.dtype != self._dtype:
+        if out_SG.dtype != self._factor:
             return out_SG.add_(self._product(x_SF))
-        return out_SG.addmm_(x_SF.to(self._dtype), self._weight_FG)
+        return out_SG.addmm_(x_SF.to(self._factor), self._weight_FG)
 
     def _product(self, x_SF: Tensor) -> Tensor:
-        """In the type of products, in memory that the next slab takes again."""
+        """In the type of factors, in memory that the next slab takes again."""
         if self._found is None or len(self._found) < len(x_SF):
             shape = len(x_SF), self._weight_FG.shape[1]
-            self._found = x_SF.new_empty(shape, dtype=self._dtype)
+            self._found = x_SF.new_empty(shape, dtype=self._factor)
         found_SG = self._found[: len(x_SF)]
-        return torch.mm(x_SF.to(self._dtype), self._weight_FG, out=found_SG)
+        return torch.mm(x_SF.to(self._factor), self._weight_FG, out=found_SG)
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
         """Where our own product is faster; what comes after the first slab is done in its way."""
@@ -231,7 +238,7 @@ class ProductSum:
     """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
 
     Args:
-        dtype: of products, to which rows are rounded.
+        dtype: of products; rows are those of `SlabScratch.rounded`.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -247,7 +254,8 @@ class ProductSum:
         if self._own is None:
             self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
         own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
-        if self._rows + count > _LONG or (self._dtype in SHORT and not own):
+        factor = kernels.factor_type(self._dtype, a_SG.device)
+        if self._rows + count > _LONG or (factor in SHORT and not own):
             self._settle()
         self._rows += count
         if own:
@@ -256,7 +264,7 @@ class ProductSum:
                 self._part = a_SG.new_zeros(shape, dtype=sum_type(self._dtype))
             kernels.add_outer_products(a_SG, b_SF, self._part, dtype=self._dtype)
             return
-        a_SG, b_SF = a_SG.to(self._dtype), b_SF.to(self._dtype)
+        a_SG, b_SF = a_SG.to(factor), b_SF.to(factor)
         if self._part is not None and not narrow:
             self._part.addmm_(a_SG.t(), b_SF)
             return
@@ -280,10 +288,10 @@ class ProductSum:
 
 
 class SlabScratch:
-    """Slabs of rows in the type of products, one after the other in the same memory.
+    """Slabs of rows as products take them, one after the other in the same memory.
 
     Args:
-        dtype: None: that which they have.
+        dtype: of products: rows get `kernels.factor_type` of it; None: that which they have.
         reused: False: each in memory of its own, where there is but one slab.
     """
 
@@ -293,14 +301,17 @@ class SlabScratch:
 
     def rounded(self, x_SF: Tensor) -> Tensor:
         """`x` itself where it has the type, or where products are quick to change it."""
-        if self._dtype is None or x_SF.dtype == self._dtype:
+        if self._dtype is None:
+            return x_SF
+        factor = kernels.factor_type(self._dtype, x_SF.device)
+        if x_SF.dtype == factor:
             return x_SF
         if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
             return x_SF
         if not self._reused:
-            return x_SF.to(self._dtype)
+            return x_SF.to(factor)
         if self._rows is None or len(self._rows) < len(x_SF):
-            self._rows = x_SF.new_empty(x_SF.shape, dtype=self._dtype)
+            self._rows = x_SF.new_empty(x_SF.shape, dtype=factor)
         return self._rows[: len(x_SF)].copy_(x_SF)
 
 
@@ -402,7 +413,7 @@ class ScoredProduct:
         *vectors_HC: Tensor,
     ) -> None:
         self.scores: tuple[Tensor, ...] = ()
-        self._unwritten: list[slice] = []
+        self._slabs: list[slice] = []
         gathers = not kernels_read_16_bit(weight_KF.device) and dtype in (None, torch.bfloat16)
         if not isinstance(x, Tensor) or not gathers:
             self.z_NK = gathered(product(x, weight_KF, dtype), dtype)
@@ -412,8 +423,8 @@ class ScoredProduct:
         dtype = dtype or x.dtype
         self._x_NF = x
         self.z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
-        self._unwritten = row_slabs(self.z_NK)
-        most = self._unwritten[0].stop
+        self._slabs = row_slabs(self.z_NK)
+        most = self._slabs[0].stop
         self._weights = RowProduct(weight_KF.to(dtype).t(), most)
         matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
         self._out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
@@ -422,16 +433,19 @@ class ScoredProduct:
         if vectors_HC:
             self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
 
-    def write(self, begin: int = 0, progress: Callable[[], None] = lambda: None) -> None:
-        """Rows from `begin` on, and those in slabs with them, that aren't written yet.
+    def turns(self, first: int = 0) -> tuple[InTurn, InTurn]:
+        """What writes the slabs with rows from `first` on, and what writes the others."""
+        return (
+            InTurn([rows for rows in self._slabs if rows.stop > first], self._write),
+            InTurn([rows for rows in self._slabs if rows.stop <= first], self._write),
+        )
 
-        Args:
-            progress: called after each slab.
-        """
-        chosen = [rows for rows in self._unwritten if rows.stop > begin or begin == 0]
-        self._unwritten = [rows for rows in self._unwritten if rows not in chosen]
-        for rows in chosen:
-            self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
-            if self.scores:
-                self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])
-            progress()
+    def write(self, progress: Progress) -> None:
+        """All rows; `progress` is called after each slab."""
+        for turn in self.turns():
+            turn.rest(progress)
+
+    def _write(self, rows: slice) -> None:
+        self._weights.write(self._short.rounded(self._x_NF[rows]), self.z_NK[rows])
+        if self.scores:
+            self._scores.write(self._wide.rounded(self.z_NK[rows]), self._out_NH[rows])

@@ -5,19 +5,28 @@ y_i = then(1 / d_i sum_j x_j W_l^T + b + x_i W_r^T)
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcgnn import kernels
+from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.sar.aggregation import multiply
+from hpcgnn.sar.aggregation import Beside, multiply
 from hpcgnn.sar.autograd import first_order, is_own, is_spare, last_saved
-from hpcgnn.sar.products import ProductSum, RowProduct, SlabScratch, row_slabs, wire_type
+from hpcgnn.sar.products import (
+    ProductSum,
+    RowProduct,
+    SlabScratch,
+    product,
+    row_slabs,
+    wire_type,
+)
 from hpcgnn.sar.rectifier import ReluDropout
-from hpcgnn.sar.stream import Progress, first_sent
+from hpcgnn.sar.stream import first_sent
+from hpcgnn.sar.turns import InTurn, Progress, nothing
 
 
 def sage(
@@ -59,44 +68,38 @@ class _SAGE(torch.autograd.Function):
     ) -> Tensor:
         wire = wire_type(x_NF)
         ctx.graph, ctx.wire, ctx.then, ctx.has_bias = graph, wire, then, bias_G is not None
-        of_x = SlabScratch(wire)
-        passed, arrays, shape = None, graph.execution.arrays, (len(x_NF), len(left_GF))
+        of_x, arrays, shape = SlabScratch(wire), graph.execution.arrays, (len(x_NF), len(left_GF))
+        keeps = any(ctx.needs_input_grad)
         with torch.autocast("cpu", enabled=False):
             left, right = (RowProduct(w_GF.to(wire).t()) for w_GF in (left_GF, right_GF))
+            finish = _Finish(x_NF, left, right, of_x, sum_NF, divisor_N1, bias_G, then, keeps)
             if sum_NF is None:
                 z_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
 
-                def product(slabs: list[slice], progress: Progress = lambda: None) -> None:
-                    for rows in slabs:
-                        left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
-                        progress()
+                def project(rows: slice) -> None:
+                    left.write(of_x.rounded(x_NF[rows]), z_NG[rows])
 
-                first = first_sent(graph.in_edges)
-                product([rows for rows in row_slabs(z_NG) if rows.stop > first])
-                kept = [rows for rows in row_slabs(z_NG) if rows.stop <= first]
+                slabs, first = row_slabs(z_NG), first_sent(graph.in_edges)
+                sent = InTurn([rows for rows in slabs if rows.stop > first], project)
+                kept = InTurn([rows for rows in slabs if rows.stop <= first], project)
+
+                def others(progress: Progress) -> None:
+                    sent.rest(progress)  # also what no message was packed of yet
+                    kept.rest(progress)
+
                 y_NG = multiply(
                     graph,
                     graph.in_edges,
                     z_NG,
                     weighted=False,
                     where="sum forward",
-                    meanwhile=partial(product, kept),
+                    beside=Beside(sent.before, others, finish),
                 )
                 del z_NG
             else:
                 y_NG = arrays.empty(*shape, dtype=x_NF.dtype, device=x_NF.device)
-            if then is not None and any(ctx.needs_input_grad):
-                passed = kernels.new_passed(y_NG, y_NG)
-            for rows in row_slabs(y_NG):
-                y_SG = y_NG[rows]
-                if sum_NF is None:
-                    _divide(y_SG, None if divisor_N1 is None else divisor_N1[rows], bias_G)
-                else:
-                    left.write(of_x.rounded(sum_NF[rows]), y_SG, start_G=bias_G)
-                right.add(of_x.rounded(x_NF[rows]), y_SG)
-                if then is not None:
-                    then.of(rows).apply(y_SG, y_SG, None if passed is None else passed[rows])
-        ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1, sum_NF, passed)
+            finish(y_NG, len(y_NG))
+        ctx.save_for_backward(x_NF, left_GF, right_GF, divisor_N1, sum_NF, finish.passed)
         return y_NG
 
     @staticmethod
@@ -138,6 +141,10 @@ class _SAGE(torch.autograd.Function):
 
         grad_x = None
         if sum_NF is None:
+            spare = is_spare(x_NF)
+            factors = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
+            with_x = ctx.needs_input_grad[0]
+            through = _Through(x_NF, g_NG, *factors, left, wire, with_x, spare, arrays)
             into_NG = multiply(
                 graph,
                 graph.out_edges,
@@ -146,49 +153,102 @@ class _SAGE(torch.autograd.Function):
                 where="sum backward",
                 wire=wire,
                 scale_N=scale_N,
-                meanwhile=weights,
+                beside=Beside(meanwhile=weights, after=through),
             )
-            if ctx.needs_input_grad[0]:
-                if into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype:
-                    grad_x = into_NG
-                else:
-                    grad_x = x_NF if is_spare(x_NF) else arrays.like(x_NF)
-            through = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
-            _through_edges(x_NF, g_NG, into_NG, *through, left, grad_x, wire)
+            through(into_NG, len(into_NG))
+            grad_x = through.grad_NF
         elif ctx.needs_input_grad[0]:
-            grad_x = (g_NG.to(wire) @ right_GF.to(wire)).to(weight)
+            grad_x = product(g_NG, right_GF.t(), wire).to(weight)
         grad_bias = bias_G.to(weight) if ctx.has_bias else None
         found = (grad_x, left.result(weight), right.result(weight), grad_bias)
         return *found, None, None, None, None
 
 
-def _through_edges(
-    x_NF: Tensor,
-    g_NG: Tensor,
-    into_NG: Tensor,
-    right_GF: RowProduct,
-    left_GF: RowProduct,
-    left: ProductSum,
-    grad_NF: Tensor | None,
-    wire: torch.dtype,
-) -> None:
-    """The gradient of x, if asked for; adds to `left`.
+@dataclass
+class _Finish:
+    """What follows the sums forward, of each slab of rows once, in turn."""
 
-    Args:
-        into_NG: what came back along the edges.
-        grad_NF: overwritten; may be `into` or x.
-        wire: the type of products.
+    x_NF: Tensor
+    left: RowProduct
+    right: RowProduct
+    of_x: SlabScratch
+    sum_NF: Tensor | None  # divided sums of x, where they are constant
+    divisor_N1: Tensor | None
+    bias_G: Tensor | None
+    then: ReluDropout | None
+    keeps: bool  # what passed `then`
+    passed: Tensor | None = None
+    done: int = 0  # rows
+
+    def __call__(self, y_NG: Tensor, end: int, progress: Progress = nothing) -> None:
+        """Slabs before row `end`."""
+        if self.passed is None and self.then is not None and self.keeps:
+            self.passed = kernels.new_passed(y_NG, y_NG)
+        for rows in row_slabs(y_NG):
+            if rows.start < self.done or rows.stop > end:
+                continue
+            y_SG, divisor_N1 = y_NG[rows], self.divisor_N1
+            if self.sum_NF is None:
+                _divide(y_SG, None if divisor_N1 is None else divisor_N1[rows], self.bias_G)
+            else:
+                self.left.write(self.of_x.rounded(self.sum_NF[rows]), y_SG, start_G=self.bias_G)
+            self.right.add(self.of_x.rounded(self.x_NF[rows]), y_SG)
+            if self.then is not None:
+                passed = None if self.passed is None else self.passed[rows]
+                self.then.of(rows).apply(y_SG, y_SG, passed)
+            self.done = rows.stop
+            progress()
+
+
+@dataclass
+class _Through:
+    """What follows the sums backward, of each slab of rows once, in turn.
+
+    The gradient of x, if asked for, and what `left` adds up.
     """
-    slabs = row_slabs(into_NG)
-    of_into, of_g, of_x = (SlabScratch(wire) for _ in range(3))
-    part_SF = x_NF.new_empty(slabs[0].stop, x_NF.shape[1])
-    for rows in slabs:
-        into_SG = of_into.rounded(into_NG[rows])
-        left.add(into_SG, of_x.rounded(x_NF[rows]))
-        if grad_NF is not None:
-            g_SG, to_SF = of_g.rounded(g_NG[rows]), part_SF[: len(into_SG)]
-            right_GF.write(g_SG, to_SF)
-            grad_NF[rows] = left_GF.add(into_SG, to_SF)
+
+    x_NF: Tensor
+    g_NG: Tensor
+    right_GF: RowProduct
+    left_GF: RowProduct
+    left: ProductSum
+    wire: torch.dtype  # of products
+    with_x: bool
+    spare: bool  # the gradient may take the place of x
+    arrays: Arrays
+    grad_NF: Tensor | None = None
+    done: int = 0  # rows
+
+    def __post_init__(self) -> None:
+        self.of_into, self.of_g, self.of_x = (SlabScratch(self.wire) for _ in range(3))
+        self.part_SF: Tensor | None = None
+
+    def __call__(self, into_NG: Tensor, end: int, progress: Progress = nothing) -> None:
+        """Slabs before row `end` of what came back along the edges."""
+        slabs = row_slabs(into_NG)
+        if self.part_SF is None:
+            self._begin(into_NG, slabs[0].stop)
+        for rows in slabs:
+            if rows.start < self.done or rows.stop > end:
+                continue
+            into_SG = self.of_into.rounded(into_NG[rows])
+            self.left.add(into_SG, self.of_x.rounded(self.x_NF[rows]))
+            if self.grad_NF is not None and self.part_SF is not None:
+                to_SF = self.part_SF[: len(into_SG)]
+                self.right_GF.write(self.of_g.rounded(self.g_NG[rows]), to_SF)
+                self.grad_NF[rows] = self.left_GF.add(into_SG, to_SF)
+            self.done = rows.stop
+            progress()
+
+    def _begin(self, into_NG: Tensor, most: int) -> None:
+        x_NF = self.x_NF
+        self.part_SF = x_NF.new_empty(most, x_NF.shape[1])
+        if not self.with_x:
+            return
+        if into_NG.shape == x_NF.shape and into_NG.dtype == x_NF.dtype:
+            self.grad_NF = into_NG
+        else:
+            self.grad_NF = x_NF if self.spare else self.arrays.like(x_NF)
 
 
 def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) -> None:

@@ -30,9 +30,9 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.sar.hubs import CutBlocks, RowSums
 from hpcgnn.sar.interior import in_slices
 from hpcgnn.sar.products import RowLayout, gathered, readable
+from hpcgnn.sar.turns import Progress, made_before
 
 Rows = tuple[Tensor, ...]
-Progress = Callable[[], None]
 Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, what came for them)
 
 
@@ -214,6 +214,7 @@ def stream(
     kept: list[Tensor] | None = None,
     cut_for: int = 0,
     sums: RowSums | None = None,
+    before: Callable[[int], None] | None = None,
     meanwhile: Callable[[Progress], None] | None = None,
     by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Progress]]:
@@ -225,11 +226,12 @@ def stream(
         cut_for: cut messages as `stream_and_return` does for gradients of this width, so that its
             blocks are the same ones.
         sums: what each block is added to, see `hubs`.
+        before: is told a row before a message is packed of rows up to there: it may make them.
         meanwhile: is done once messages are on their way, before the first block: it may make rows
             that nobody is sent, and is given what moves messages on.
         by_row: as for `drive`.
     """
-    exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for)
+    exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for, before=before)
     if meanwhile is not None:
         meanwhile(exchange.progress)
     local = [edges.blocks[edges.rank]] if local is None else local
@@ -308,6 +310,7 @@ def _start(
     cut_for: int = 0,
     accept: Accept | None = None,
     hold_replies: bool = False,
+    before: Callable[[int], None] | None = None,
 ) -> tuple[Exchange, Chunks]:
     """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
     width, at_once = payload.layout.columns, graph.mode == "oneshot"
@@ -321,9 +324,14 @@ def _start(
         if accept is not None:
             accept(plan.departures[index][1], reply_MG)
 
+    def pack(rows: Tensor, out_MW: Tensor) -> None:
+        if before is not None and len(rows):
+            made_before(graph.ring, before, 1 + int(rows.max()))
+        payload.pack(rows, out_MW)
+
     exchange = Exchange(
         graph.ring,
-        [Outgoing(peer, len(rows), partial(payload.pack, rows)) for peer, rows in plan.departures],
+        [Outgoing(peer, len(rows), partial(pack, rows)) for peer, rows in plan.departures],
         plan.arrivals.incoming(),
         width,
         payload.dtype,

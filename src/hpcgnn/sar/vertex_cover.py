@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from hpcgnn import kernels
 from hpcgnn.comm.channel import ring_order
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block, Derived
+from hpcgnn.partition.layout.cover import vertex_cover
 from hpcgnn.sar.stream import Chunks, chunks
-from hpcgnn.sorting import sorted_unique
 
 WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
 
@@ -123,7 +121,7 @@ def _split(block: Block) -> _Split | None:
     columns = block.columns.cpu().numpy()[begin[0] : end[-1]]
     counts = end - begin
     row_of_edge = np.repeat(np.arange(len(counts)), counts)
-    pulled, pushed = _vertex_cover(row_of_edge, columns, len(counts), block.num_columns)
+    pushed, pulled = vertex_cover(_starts(counts), columns, block.num_columns)
     if pulled.sum() + pushed.sum() > WORTHWHILE * block.num_columns:
         return None
     weight = None if block.weight is None else block.weight.cpu().numpy()[begin[0] : end[-1]]
@@ -161,28 +159,6 @@ def _split(block: Block) -> _Split | None:
     if weight is not None:
         values[num_pulled:] = weight[goes]
     return _Split(receiver, request.astype(np.int64), values)
-
-
-def _vertex_cover(
-    rows: np.ndarray, columns: np.ndarray, num_rows: int, num_columns: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A minimum vertex cover: masks of columns (sources pulled) and rows (destinations pushed)."""
-    ones = np.ones(len(rows), np.int8)
-    matrix = sparse.csr_matrix((ones, (rows, columns)), shape=(num_rows, num_columns))
-    match = maximum_bipartite_matching(matrix, perm_type="column")  # column of each row, or -1
-    row_of_column = np.full(num_columns, -1)
-    matched = match >= 0
-    row_of_column[match[matched]] = np.flatnonzero(matched)
-    reached_row, reached_column = ~matched, np.zeros(num_columns, bool)
-    frontier = np.flatnonzero(reached_row)
-    while len(frontier):
-        touched = sorted_unique(matrix[frontier].indices)
-        touched = touched[~reached_column[touched]]
-        reached_column[touched] = True
-        frontier = row_of_column[touched]
-        frontier = frontier[~reached_row[frontier]]
-        reached_row[frontier] = True
-    return reached_column, ~reached_row
 
 
 def _compress(sorted_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from hpcgnn.errors import InputError
-from hpcgnn.partition.layout import clusters
+from hpcgnn.partition.layout import library
 from hpcgnn.partition.layout.blocks import local_order
 from hpcgnn.partition.layout.clusters import order_by_cluster
 
@@ -59,6 +59,6 @@ def test_clusters_of_nodes_that_nobody_reads_come_first(symmetric):
 
 
 def test_a_library_that_was_not_built(monkeypatch, tmp_path):
-    monkeypatch.setattr(clusters, "LIBRARY", tmp_path / "libhpcgnn_layout.so")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libhpcgnn_layout.so")
     with pytest.raises(InputError, match=r"pip install \."):
         order_by_cluster(csr_array((1, 1), dtype=bool), np.zeros(1))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from ctypes import c_int32, c_int64
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcgnn.native import open_library
+from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.routing import Array, Int64
 
-LIBRARY = Path(__file__).with_name("libhpcgnn_layout.so")  # without OpenMP: torch brings its own
 _LIMIT = 4096  # nodes of a cluster: 2 MiB of rows of 128 float32
 _ROUNDS = 8
 
@@ -31,7 +29,7 @@ def order_by_cluster(adjacency: Any, visit: Array, limit: int = _LIMIT) -> Int64
     neighbour = np.ascontiguousarray(adjacency.indices, np.int32)
     visit = np.ascontiguousarray(visit, np.int32)
     order = np.empty(num_nodes, np.int32)
-    open_library(LIBRARY).hpcgnn_order_by_cluster(
+    library().hpcgnn_order_by_cluster(
         c_int64(num_nodes),
         begin.ctypes,
         neighbour.ctypes,

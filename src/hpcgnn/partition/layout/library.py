@@ -1,0 +1,19 @@
+"""The library of what lays out parts, in C++."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from hpcgnn.native import open_library
+
+LIBRARY = Path(__file__).with_name("libhpcgnn_layout.so")  # without OpenMP: torch brings its own
+
+
+def library() -> ctypes.CDLL:
+    """The library, loaded.
+
+    Raises:
+        InputError: it is not built.
+    """
+    return open_library(LIBRARY)
