@@ -60,7 +60,9 @@ def nested(depth: int) -> list:
 
 
 READ = {
-    "deep": (progress_with(best=nested(800)), "nested too deeply|best must be null"),
+    "deep": (progress_with(best=nested(800)), "progress is nested too deeply"),
+    "deep task": (lambda found: found.task.update(kind=nested(900)), "task is nested too deeply"),
+    "deep state": (lambda found: found.state.update(rate={"a": nested(900)}), "nested too deeply"),
     "layers": (config_with(layers=10**9), "--layers must be at most"),
     "many layers": (config_with(layers=10**3), "doesn't fit its [0-9]+ parameters: --layers"),
     "hidden": (config_with(hidden=1 << 16), "doesn't fit its .* parameters: --hidden"),

@@ -25,9 +25,9 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
-from hpcgnn.storage.checks import MASK, fingerprint, to_hex
+from hpcgnn.storage.checks import MASK, fingerprint, nesting, to_hex
 from hpcgnn.storage.read.partition_file import MAX_PARTS
-from hpcgnn.storage.read.reader import Reader
+from hpcgnn.storage.read.reader import DEEPEST, Reader
 from hpcgnn.storage.schema import CHECKPOINT, NEWEST_VERSION, VERSION
 from hpcgnn.storage.write import atomic
 from hpcgnn.tasks.settings import limits
@@ -153,11 +153,8 @@ def read(path: str | Path) -> Checkpoint:
         progress = reader.json("progress")
         task = reader.json("task") if complete or "task" in reader.attributes else {}
         older = {} if complete else {"evaluated": epoch, "waited": 0}
-        try:
-            config = from_mapping(reader.json("config"), path)
-            _check_progress(older | progress, epoch, _bounds(config, task), path)
-        except RecursionError:  # in showing what is wrong
-            raise InputError("its attributes are nested too deeply", file=path) from None
+        config = from_mapping(reader.json("config"), path)
+        _check_progress(older | progress, epoch, _bounds(config, task), path)
         if epoch > config.training.epochs:
             text = f"is after epoch {epoch}, though it was trained with --epochs"
             raise InputError(text, file=path, value=config.training.epochs)
@@ -215,6 +212,8 @@ def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict) or not all(isinstance(e, dict) for e in state.values()):
         raise InputError("must be a JSON object of objects", file=path, dataset=_PLAIN)
+    if nesting(state, DEEPEST) > DEEPEST:
+        raise InputError("is nested too deeply", file=path, dataset=_PLAIN)
     return state
 
 
