@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,9 +144,10 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield low, values[low : low + rows]
 
 
-def nesting(value: object, most: int) -> int:
+def nesting(value: Any, most: int) -> int:
     """How many lists or dictionaries lie in each other; above `most` it doesn't matter how many."""
-    layer, depth = [value], 0
+    layer: list[Any] = [value]
+    depth = 0
     while depth <= most:
         layer = [v for v in layer if isinstance(v, dict | list)]
         if not layer:

@@ -18,10 +18,10 @@ _LATER = 0.3  # seconds: the lowest rank that fails speaks, and its launcher end
 @contextmanager
 def told() -> Iterator[None]:
     """Around the start of MPI: says that it failed, and which variables it reads that are set."""
-    ended = [True]
+    ended, process = [True], os.getpid()
 
     def tell(_: object) -> None:
-        if ended[0]:
+        if ended[0] and os.getpid() == process:  # and no child that the library has made
             rank = launched()[0]
             time.sleep(_LATER * min(rank, 1))
             os.write(2, f"{_line(rank)}\n".encode())
