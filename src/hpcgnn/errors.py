@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+_LONGEST = 2000  # characters of a message
+
 
 def printable(text: object) -> str:
     """`text` as one line that a terminal shows and does not obey.
@@ -93,7 +95,7 @@ class HpcgnnError(Exception):
         text = ": ".join([*where, " ".join(str(message).split())])
         if value is not None:
             text += f" (found {shortened(repr(value))})"
-        super().__init__(printable(text))
+        super().__init__(shortened(printable(text), _LONGEST))
 
 
 class InputError(HpcgnnError):

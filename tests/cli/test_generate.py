@@ -81,6 +81,12 @@ def test_nodes_without_features_or_classes(mpirun, tmp_path):
         (("--noise", "inf"), "--noise must lie in 0 .. 10^6"),
         (("--homophily", 1.5), "--homophily must lie in 0 .. 1"),
         (("--exponent", 2), "--exponent must be above 2"),
+        (("--nodes", 1 << 47, "--degree", 1), "of memory, and "),
+        (("--nodes", 1 << 47, "--degree", 0), "GB are free: lower --nodes, --degree"),
+        (
+            ("--nodes", 1 << 47, "--degree", 0, "--compress"),
+            " GB are free: lower --nodes, --degree",
+        ),
         (("--split", "60/40"), "--split must be three numbers"),
         (("--split", "0/0/0"), "--split must be three shares"),
         (("--nodes", "many"), "argument --nodes: invalid int value"),

@@ -116,6 +116,34 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
     assert comm.rank or "net.py has the checksum" in capsys.readouterr().err
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("which", ["net.py", "aside.py"])
+def test_files_that_differ_between_ranks_are_refused(comm, folder, monkeypatch, which):
+    """That of the model, before it is run, and what it imports beside it."""
+    own = folder / str(min(comm.rank, 1))
+    if comm.rank < 2:
+        own.mkdir()
+        (own / "helper.py").write_text("HIDDEN = 4\n")
+        (own / "aside.py").write_text("WIDTH = 4\n")
+        (own / "net.py").write_text(f"import aside\n{NET}")
+        with (own / which).open("a") as file:
+            file.write(f"# of {min(comm.rank, 1)}\n")
+    comm.barrier()
+    monkeypatch.chdir(own)
+    what = "files of the model" if which == "net.py" else "files beside that of the model: aside is"
+    for name in ("helper", "aside"):
+        sys.modules.pop(name, None)
+    options = ("--run-dir", folder / "r", "--model", "net.py:make", "--epochs", 1)
+    if comm.size == 1:
+        call(comm, train, folder / "part.h5", *options)
+    else:
+        with pytest.raises(InputError, match=f"the ranks have different {what}"):
+            call(comm, train, folder / "part.h5", *options)
+        assert ("aside" in sys.modules) == (which == "aside.py")
+    for name in ("helper", "aside"):
+        sys.modules.pop(name, None)
+
+
 def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
     part = folder / "part.h5"
     for model, words, status in (

@@ -166,6 +166,8 @@ def test_pairs_that_are_asked_for(comm, parts):
         Path("pairs.tsv").write_text("\n".join(["from\tto\twhy", *lines, ""]))
         Path("bad.csv").write_text("1,2\n3,four\n")
         Path("unknown.csv").write_text("1,2\n3,4000\n")
+        for rank in range(2):
+            Path(f"bad-{rank}.csv").write_text(f"1,2\n3,{rank}\n")
     comm.barrier()
     found = []
     for name in ("pairs.npy", "pairs.tsv"):
@@ -179,7 +181,9 @@ def test_pairs_that_are_asked_for(comm, parts):
         ("bad.csv", r"bad.csv: row 2 must begin with two ids of nodes \(found '?3,four"),
         ("unknown.csv", r"unknown.csv: no node has this id \(found 4000\)"),
         ("known/x.npy", r"must be integers \[M, 2\]"),
-        ("no.csv", "no.csv: can't be read"),
+        ("no.csv", "no.csv: no such file"),
+        ("known", "known: is no regular file"),
+        *([(f"bad-{min(comm.rank, 1)}.csv", "ranks have different pairs")] * (comm.size > 1)),
     ):
         with pytest.raises(InputError, match=words):
             call(comm, predict, "known.p.h5", "run", "--pairs", name, "-o", "no.h5")

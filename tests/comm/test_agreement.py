@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.agreement import require_same, require_same_file
 from hpcgnn.errors import InputError
 
 pytestmark = pytest.mark.mpi
@@ -24,3 +24,21 @@ def test_the_first_difference_is_named_on_all_ranks(comm):
         require_same(comm, facts, "options", file="g.h5")
     assert str(caught.value).startswith("g.h5: ")
     assert len(set(comm.allgather(str(caught.value)))) == 1
+
+
+def test_a_file_that_each_rank_reads_is_the_same(comm, shared_path):
+    same, own = shared_path / "same", shared_path / f"{min(comm.rank, 1)}"
+    if comm.rank == 0:
+        same.write_text("a" * 3_000_000)
+        for name in "01":
+            (shared_path / name).write_text(f"{name}\n")
+    comm.barrier()
+    require_same_file(comm, same, "pairs")
+    if comm.size > 1:
+        with pytest.raises(InputError, match="the ranks have different pairs: checksum is"):
+            require_same_file(comm, own, "pairs")
+    with pytest.raises(InputError, match="is no regular file"):
+        require_same_file(comm, shared_path, "pairs")
+    absent = shared_path / ("absent" if comm.rank == comm.size - 1 else "same")
+    with pytest.raises(InputError, match="no such file"):
+        require_same_file(comm, absent, "pairs")

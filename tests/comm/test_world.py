@@ -77,6 +77,17 @@ def test_a_rank_that_ends_before_mpi_starts(python):
         assert line.startswith("hpcgnn: error: rank 0 waited 2 s in the start of MPI")
 
 
+def test_a_start_that_the_library_ends_is_told(python):
+    """MPICH leaves by C's `exit`; other libraries don't know the variable."""
+    outcome = python(0, "-c", PARALLEL, env={"MPICH_NOLOCAL": "x"})
+    if "MPICH" in MPI.Get_library_version():
+        last = outcome.errors[-1]
+        assert outcome.status not in (0, 5) and last.startswith("hpcgnn: error: MPI could not be")
+        assert last.endswith("set are MPICH_NOLOCAL")
+    else:
+        assert outcome.status == 5
+
+
 @pytest.mark.parametrize(
     ("rank", "size"), [("", ""), ("x", "2"), ("0", "²"), ("-1", "2"), ("2", "2"), ("0", "9" * 40)]
 )

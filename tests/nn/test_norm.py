@@ -121,3 +121,17 @@ def test_a_bias_that_the_norm_takes_off_has_no_gradient(graph, norm, conv):
         assert not own.grad[1:].any() and not shift.grad[1:].any()
         if graph.num_local_nodes:
             assert shift.grad[0] != 0
+
+
+def test_columns_without_variance_are_those_of_torch(comm, graph):
+    """Rounding is multiplied by 316, and no other error is added."""
+    x = torch.full((COUNT, WIDTH), 0.7)
+    x[::3, 1] = torch.nextafter(x[0, 1], torch.tensor(1.0))
+    x[1::3, 2] -= 1e-6
+    x[:, 3] = 0
+    ours, theirs = nn.BatchNorm(WIDTH), torch.nn.BatchNorm1d(WIDTH).double()
+    found = collect(graph, ours(graph, local(graph, x)).detach())
+    wanted = theirs(x.double()).detach()
+    rounding = 0.7 * 2**-23 / ours.eps**0.5
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=rounding)
+    assert (found[:, 3] == 0).all() and found[:, 2].abs().max() > 8 * rounding

@@ -133,6 +133,10 @@ def test_a_run_may_start_from_a_file(mpirun, partition, tmp_path, ending):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     refused(mpirun(0, "export", run, out), "exists already")
     assert mpirun(0, "export", run, out, "--force").returncode == 0
+    archive = tmp_path / "mine.pt"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("mine", "of no model")
+    refused(mpirun(0, "export", run, archive, "--force"), "is no weights file of hpcgnn")
     refused(mpirun(0, "export", run, tmp_path / "w.bin"), "must end in .safetensors or .pt")
 
 

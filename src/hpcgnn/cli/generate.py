@@ -57,8 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    from hpcgnn.comm.agreement import agreed
     from hpcgnn.storage.generate.rmat import RMat
     from hpcgnn.storage.generate.sbm import PlantedPartition
+    from hpcgnn.storage.generate.sizes import check_room
     from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.schema import GRAPH
     from hpcgnn.storage.write.atomic import check_output_together
@@ -66,6 +68,10 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     began = time.monotonic()
     shares = _check(args)
     check_output_together(comm, args.out, GRAPH, force=args.force)
+    with agreed(comm, "check the sizes"):
+        if comm.rank == 0:
+            sizes = args.nodes, args.degree, args.features, args.classes
+            check_room(args.out, *sizes, compress=args.compress)
     graph: Generator
     if args.kind == "sbm":
         graph = PlantedPartition(

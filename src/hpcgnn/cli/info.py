@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError, printable, say
+from hpcgnn.storage.checks import nesting
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.partition_file import PartitionFile, check_whole
 from hpcgnn.storage.read.reader import Reader
@@ -119,20 +120,8 @@ def _decoded(value: int | str) -> Any:
             found = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return found if _depth(found) <= _DEEPEST else value
+        return found if nesting(found, _DEEPEST) <= _DEEPEST else value
     return value
-
-
-def _depth(value: Any) -> int:
-    """How many lists or dictionaries lie in each other; above `_DEEPEST` it doesn't matter how."""
-    layer, depth = [value], 0
-    while depth <= _DEEPEST:
-        layer = [v for v in layer if isinstance(v, dict | list)]
-        if not layer:
-            break
-        layer = [v for one in layer for v in (one.values() if isinstance(one, dict) else one)]
-        depth += 1
-    return depth
 
 
 def _text(content: dict[str, Any]) -> list[str]:

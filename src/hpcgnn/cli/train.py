@@ -174,7 +174,8 @@ def _train(
     ):
         trainer.run(profile)
     # Of files no more than lies in memory now, which only grows: pages of libraries come late.
-    peak = peak_memory(device) - (imported + resident_files() if device.type == "cpu" else 0)
+    held = imported + resident_files() if device.type == "cpu" else 0
+    peak = max(0, peak_memory(device) - held)
     _say_memory(peak, graph, config, display)
     return 0
 

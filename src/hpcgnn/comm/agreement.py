@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.errors import InputError
@@ -26,6 +28,7 @@ def agreed(comm: Communicator, where: str) -> Iterator[None]:
 
 
 _SHOWN = 80
+_PIECE = 1 << 20
 
 
 def require_same(
@@ -60,3 +63,28 @@ def require_same(
                 ),
                 where=f"compare {what}",
             )
+
+
+def require_same_file(comm: Communicator, path: Path, what: str) -> None:
+    """Collective. Go on where each rank, which reads it by itself, finds the same content.
+
+    Args:
+        what: what the file holds, as in "pairs": begins the message.
+
+    Raises:
+        InputError: on all ranks: it differs, or a rank can't read it.
+    """
+    facts = {"bytes": 0, "checksum": 0}
+    with agreed(comm, f"read the {what}"):
+        try:
+            if not path.is_file():
+                raise InputError(
+                    "is no regular file" if path.exists() else "no such file", file=path
+                )
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    facts["bytes"] += len(piece)
+                    facts["checksum"] = zlib.crc32(piece, facts["checksum"])
+        except OSError as error:
+            raise InputError(f"can't be read: {error.strerror}", file=path) from None
+    require_same(comm, facts, what, file=path)

@@ -52,8 +52,10 @@ def forget_nonsense() -> None:
             os.fstat(int(os.environ["PMI_FD"]))
         except OSError:
             del os.environ["PMI_FD"]
-    if "PMIX_NAMESPACE" not in os.environ:
-        os.environ.pop("PMIX_RANK", None)
+    served = any(name.startswith("PMIX_SERVER_URI") for name in os.environ)
+    if not served or "PMIX_NAMESPACE" not in os.environ:
+        for name in ("PMIX_RANK", "PMIX_NAMESPACE"):
+            os.environ.pop(name, None)
 
 
 def launcher(size: int) -> str:

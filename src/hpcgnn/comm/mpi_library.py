@@ -11,7 +11,7 @@ import os
 import warnings
 
 from hpcgnn.comm.launcher import forget_nonsense, launched
-from hpcgnn.comm.liveness import ulimits
+from hpcgnn.comm.liveness import ended_start, ulimits
 from hpcgnn.comm.liveness.limit import bounded_start
 from hpcgnn.errors import InputError, is_out_of_memory
 
@@ -52,7 +52,7 @@ def _initialise() -> None:
         return
     provided = ctypes.c_int()
     rank = os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", ""))
-    with bounded_start(f"rank {rank}" if rank else "this rank"):
+    with ended_start.told(), bounded_start(f"rank {rank}" if rank else "this rank"):
         failed = start(None, None, int(MPI.THREAD_SERIALIZED), ctypes.byref(provided))
     if failed:
         raise InputError(f"MPI can't be started: MPI_Init_thread returns {failed}")

@@ -227,9 +227,9 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
         count = sum(entry[2] for entry in found)
         graph.ring.comm.agree(
             InputError(
-                f"the weights into {count} nodes, self-loop included, sum to 0 or less (node "
-                f"{node} is the first), so they can't be normalised; use weights above 0, or a "
-                "model without this normalisation",
+                f"the weights into {count} nodes, self-loop included, sum to no finite number "
+                f"above 0 (node {node} is the first), so they can't be normalised; use weights "
+                "above 0, or a model without this normalisation",
                 value=degree,
             ),
             "degrees",

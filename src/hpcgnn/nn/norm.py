@@ -77,7 +77,10 @@ class _LayerNorm(torch.autograd.Function):
 class BatchNorm(torch.nn.Module):
     """Batch normalisation over all nodes of the graph (Ioffe & Szegedy 2015).
 
-    Arguments and buffers as `torch.nn.BatchNorm1d`; the batch is the whole graph.
+    Arguments and buffers as `torch.nn.BatchNorm1d`; the batch is the whole graph. As with torch's,
+    rounding in a column whose values are (nearly) the same for all nodes, as `GENConv` gives for
+    rows that are alike, is multiplied by `1 / sqrt(eps)`, 316, and differs as much between numbers
+    of ranks.
     """
 
     running_mean: Tensor

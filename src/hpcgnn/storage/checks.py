@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +88,16 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     rows = max(1, _BLOCK // max(1, int(np.prod(values.shape[1:], dtype=np.int64))))
     for low in range(0, values.shape[0], rows):
         yield low, values[low : low + rows]
+
+
+def nesting(value: Any, most: int) -> int:
+    """How many lists or dictionaries lie in each other; above `most` it doesn't matter how many."""
+    layer: list[Any] = [value]
+    depth = 0
+    while depth <= most:
+        layer = [v for v in layer if isinstance(v, dict | list)]
+        if not layer:
+            break
+        layer = [v for one in layer for v in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth

@@ -262,11 +262,19 @@ def _stored(
             raise ValueError
     if not all(isinstance(text, str) for text in (kind, metric, target, decoder, loss)):
         raise ValueError
+    if decoder not in ("dot", "mlp") or (kind.startswith("edge-") and decoder != "mlp"):
+        raise ValueError
     if kind == "links":
         name, _, k = metric.partition("@")
+        hits_at = int(k or 10)
+        if not 1 <= hits_at <= 1 << 30:
+            raise ValueError
         module = PairMLP(width, 1, product=True) if decoder == "mlp" else None
-        metric = checked(name, LINK_METRICS, "links")
-        return LinkPrediction(width, module, metric=metric, hits_at=int(k or 10))
+        checked(name, LINK_METRICS, "links")
+        links = LinkPrediction(width, module, metric=name, hits_at=hits_at)
+        if links.metric != metric:
+            raise ValueError
+        return links
     answer: MultiClass | MultiLabel | Regression
     what = kind.removeprefix("edge-")
     if what == "classes":

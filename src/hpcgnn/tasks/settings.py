@@ -11,6 +11,7 @@ from hpcgnn.settings import Section, defining, told
 
 _SHARES = re.compile(r"(valid )?(.*_)?(accuracy|f1|hits(@\d+)?)", re.IGNORECASE)
 _RANKINGS = re.compile(r"(valid )?(.*_)?(auc|average_precision|mrr)", re.IGNORECASE)
+_ERRORS = ("mae", "rmse", "mse", "loss", "valid_loss")
 KINDS = (
     "auto",
     "classes",
@@ -48,10 +49,19 @@ def shown(metric: str, value: float | None) -> str:
 
 def larger_is_better(metric: str) -> bool | None:
     """Whether larger values of a metric of the built-in tasks are better; None of another one."""
-    if metric in ("mae", "rmse", "mse"):
+    if metric in _ERRORS:
         return False
     larger = metric == "r2" or _SHARES.fullmatch(metric) or _RANKINGS.fullmatch(metric)
     return True if larger else None
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """The least and the most that a metric or loss of the built-in tasks can be."""
+    if metric == "r2":
+        return -math.inf, 1.0
+    if _SHARES.fullmatch(metric) or _RANKINGS.fullmatch(metric):
+        return 0.0, 1.0
+    return (0.0 if metric in _ERRORS else -math.inf), math.inf
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hpcgnn.comm.agreement import agreed, require_same
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, printable
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN, ModelSettings
@@ -81,6 +82,7 @@ class ModelFile:
                 no module; on all ranks. What the file itself raises ends the job with its
                 traceback.
         """
+        require_same(graph.comm, {"sha256": self.sha256}, "files of the model", file=self.path)
         with agreed(graph.comm, "the file of the model"):
             keywords = parse_arguments(arguments)
             module = self._imported()
@@ -95,8 +97,19 @@ class ModelFile:
                     file=self.path,
                     value=type(model).__name__,
                 )
-        require_same(graph.comm, {"sha256": self.sha256}, "files of the model", file=self.path)
+        self._check_neighbours(graph.comm)
         return model
+
+    def _check_neighbours(self, comm: Communicator) -> None:
+        """Files of its folder that all ranks have imported must be the same; collective."""
+        folder, found = self.path.resolve().parent, {}
+        for name, module in list(sys.modules.items()):
+            path = Path(getattr(module, "__file__", None) or "/")
+            if folder in path.parents and path.is_file():
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        names = set(found).intersection(*comm.allgather(set(found), where="files of the model"))
+        facts = {name: found[name] for name in sorted(names)}
+        require_same(comm, facts, "files beside that of the model", file=self.path)
 
     def _imported(self) -> ModuleType:
         name = f"hpcgnn_model_{self.sha256[:12]}"

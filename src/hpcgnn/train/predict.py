@@ -21,7 +21,7 @@ from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
-from hpcgnn.tasks.build import find_task, stored_task
+from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.pairs import ids_of_pairs
@@ -29,6 +29,7 @@ from hpcgnn.tasks.task import LABELS, OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
+from hpcgnn.train.checkpoint.arrays import built_in_task
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.state import (
     check_stored,
@@ -279,10 +280,9 @@ def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
         return _Unknown(str(known.get("metric"))[:80])
     # Older checkpoints don't say what they learned; their own graph does.
     if known:
-        stored = checkpoint.arrays.items()
-        lengths = {n for name, array in stored if name.startswith("model/") for n in array.shape}
-        return stored_task(known, path, lengths)
-    return find_task(graph, checkpoint.config.training.metric)
+        return built_in_task(known, checkpoint.arrays, path)
+    config = checkpoint.config
+    return find_task(graph, config.training.metric, config.task, config.training.seed)
 
 
 def _own_model(

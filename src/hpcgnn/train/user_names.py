@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.comm.agreement import agreed
+from hpcgnn.comm.agreement import agreed, require_same_file
 from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, UserIds, look_up, unknown
@@ -164,10 +164,12 @@ def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:
     holds none is passed over. Each rank keeps its share; the number of a pair is that of its row.
 
     Raises:
-        InputError: it can't be read, holds something else, or ids that no node has.
+        InputError: it can't be read, holds something else, or ids that no node has; or another
+            rank's is another.
     """
     comm, ids = graph.comm, graph.derived(FindNodeIds())
     known = UserIds.of(comm, ids, graph.derived(FindPlaces()).first)
+    require_same_file(comm, path, "pairs")
     file = _PairFile(path, ids.dtype)
     headed = False
     with agreed(comm, "read the pairs"):
@@ -247,8 +249,6 @@ class _PairFile:
     @contextmanager
     def _lines(self) -> Iterator[tuple[Iterator[list[str]], str]]:
         """The fields of each line that isn't empty, and what is between them."""
-        if self.path.exists() and not self.path.is_file():
-            raise InputError("is no regular file", file=self.path)
         try:
             with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 first = file.readline(_LONGEST_LINE)

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.agreement import agreed, require_same
+from hpcgnn.comm.agreement import agreed, require_same_file
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.nn.linear import is_sharded
@@ -29,9 +28,9 @@ from hpcgnn.train.checkpoint.store import best_or_last
 _STACK = "stack."
 _GIN = re.compile(r"(convs\.\d+\.nn\.)(\d+)(\.\w+)")
 _NORM = re.compile(r"(norms\.\d+\.)(\w+)")
-_PIECE = 1 << 20
 _MOST_NAMES = 1 << 20
 _SHOWN = 8
+_NO_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError)
 _UNUSED = "num_batches_tracked"  # of PyTorch's batch norm, which nothing here reads
 ENDINGS = (".safetensors", ".pt")
 _OF_TASK = "task:"  # what a task learns beside the model, such as a decoder of pairs
@@ -88,11 +87,9 @@ def start_from(
             another on some rank, or one of which nothing fits.
     """
     given: dict[str, Tensor] = {}
-    facts = {"bytes": 0, "checksum": 0}
+    require_same_file(comm, path, "weights to start from")
     with agreed(comm, "read the first weights"):
-        facts = {"bytes": path.stat().st_size if path.is_file() else 0, "checksum": _checksum(path)}
         given = read_weights(path)
-    require_same(comm, facts, "weights to start from", file=path)
     with agreed(comm, "fit the first weights"), torch.no_grad():
         return _fill(model, node_ids, given, path)
 
@@ -192,15 +189,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError("needs safetensors: pip install safetensors", file=path) from None
     found: dict[str, Tensor] = load_file(str(path), device="cpu")
     return found
-
-
-def _checksum(path: Path) -> int:
-    total = 0
-    if path.is_file():
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                total = zlib.crc32(piece, total)
-    return total
 
 
 def _listed(names: list[str]) -> str:
@@ -303,9 +291,11 @@ def format_of_weights(path: Path) -> str | None:
     """`schema.WEIGHTS` where the file looks like one of tensors by name."""
     try:
         if path.suffix == ".pt":
-            return WEIGHTS if zipfile.is_zipfile(path) else None
+            with zipfile.ZipFile(path) as archive:
+                ours = any(name.endswith("/data.pkl") for name in archive.namelist())
+            return WEIGHTS if ours else None
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             return WEIGHTS if 2 <= length < _LONGEST_HEADER and file.read(1) == b"{" else None
-    except OSError:
+    except (OSError, *_NO_ARCHIVE):
         return None

@@ -14,7 +14,7 @@ from hpcgnn.train.config import Config
 from tests.storage.read.test_corruption import CASES, sweep
 
 NODES = np.array([7, 2, 9, 4])
-PROGRESS = {"best": 0.5, "best_epoch": 2, "test_at_best": None}
+PROGRESS = {"best": 0.5, "best_epoch": 2, "test_at_best": None, "waited": 0, "evaluated": 3}
 
 
 def make(path: Path, comm, sharded: bool) -> None:

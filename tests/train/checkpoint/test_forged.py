@@ -22,6 +22,7 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.plain import encode
 from hpcgnn.train.predict import Predictor
+from hpcgnn.train.run import note_start
 from hpcgnn.train.weights import export
 from tests.graphs import distribute, random_graph
 
@@ -59,7 +60,9 @@ def nested(depth: int) -> list:
 
 
 READ = {
-    "deep": (progress_with(best=nested(800)), "nested too deeply|best must be null"),
+    "deep": (progress_with(best=nested(800)), "progress is nested too deeply"),
+    "deep task": (lambda found: found.task.update(kind=nested(900)), "task is nested too deeply"),
+    "deep state": (lambda found: found.state.update(rate={"a": nested(900)}), "nested too deeply"),
     "layers": (config_with(layers=10**9), "--layers must be at most"),
     "many layers": (config_with(layers=10**3), "doesn't fit its [0-9]+ parameters: --layers"),
     "hidden": (config_with(hidden=1 << 16), "doesn't fit its .* parameters: --hidden"),
@@ -75,7 +78,23 @@ READ = {
     "epoch": (progress_with(best_epoch="1"), "best_epoch must be an epoch"),
     "later": (progress_with(best_epoch=10**6), "best_epoch must be an epoch"),
     "bool": (progress_with(best_epoch=True), "best_epoch must be an epoch"),
+    "best": (progress_with(best=1.5), "best must be a score in 0 .. 1"),
+    "worst": (progress_with(best=-0.5), "best must be a score in 0 .. 1"),
+    "best test": (progress_with(test_at_best=2), "test_at_best must be a score in 0 .. 1"),
+    "digits": (progress_with(best=10**400), "best must be null or a score"),
+    "no best": (progress_with(best=None), "best_epoch must be an epoch in 0 .. 0"),
+    "evaluated": (progress_with(evaluated=0), "evaluated must be an epoch in"),
+    "after": (progress_with(evaluated=3), "evaluated must be an epoch in"),
+    "waited": (
+        progress_with(best_epoch=1, waited=2),
+        "waited must be a number of epochs in 0 .. 1",
+    ),
+    "waited half": (progress_with(waited=0.5), "waited must be a number of epochs"),
     "more": (progress_with(more={"a": {}}), "more must be a number or text"),
+    "ranks": (
+        lambda found: setattr(found, "num_parts", 1 << 21),
+        "num_parts must be an integer in",
+    ),
     "truth": (array(f"model/{WEIGHT}", lambda a: a > 0), "must be of type float32"),
     "uint8": (array(f"model/{WEIGHT}", lambda a: a.astype("u1")), "must be of type float32"),
     "double": (array(f"model/{WEIGHT}", lambda a: a.astype("f8")), "must be of type float32"),
@@ -90,9 +109,22 @@ READ = {
 }
 RESUME = {
     "step": (array(f"{STATE}step", lambda a: -a), "no number of steps"),
+    "many": (array(f"{STATE}step", lambda a: a + 7), "no number of steps"),
     "half": (array(f"{STATE}step", lambda a: a + 0.5), "no number of steps"),
     "two": (array(f"{STATE}step", lambda a: np.ones(2, np.float32)), "has shape"),
     "square": (array(f"{STATE}exp_avg_sq", lambda a: -a - 1), "squares below 0"),
+    "parts": (lambda found: setattr(found, "num_parts", 7), "no start of this run had so many"),
+    **{
+        f"task without {name}": (
+            lambda found, name=name: found.task.pop(name),
+            f"another task .{name} nothing, not",
+        )
+        for name in ("num_outputs", "target")
+    },
+    "task with more": (
+        lambda found: found.task.update(more=1),
+        "another task .more 1, not nothing",
+    ),
     "lack": (lambda found: found.arrays.pop(f"{STATE}exp_avg"), "only the optimizer has"),
     "extra": (
         lambda found: found.arrays.update({f"{STATE}more": np.ones(3)}),
@@ -114,7 +146,9 @@ def graph(comm):
 
 @pytest.fixture
 def run_dir(graph, tmp_path):
-    configured_trainer(graph, Config.of(layers=2, hidden=8, epochs=2), tmp_path).run()
+    trainer = configured_trainer(graph, Config.of(layers=2, hidden=8, epochs=2), tmp_path)
+    note_start(tmp_path, graph, from_epoch=0)
+    trainer.run()
     return tmp_path
 
 
@@ -293,6 +327,7 @@ ROWS = {
     "more": (lambda rows: rows | {"more": rows[f"model.{EMBEDDING}"]}, "more: is of a parameter"),
     "ids alone": (lambda rows: {"ids": rows["ids"]}, "as many rows|fit its"),
     "short": (lambda rows: rows | {"ids": rows["ids"][1:]}, "as many rows|fit its"),
+    "parts": (None, "must hold the rows of parts 0 .. 2"),
     "narrow": (lambda rows: {k: v[:, :1] if v.ndim > 1 else v for k, v in rows.items()}, "embed"),
     "double": (
         lambda rows: {k: v.astype("f8") if v.ndim > 1 else v for k, v in rows.items()},
@@ -312,7 +347,11 @@ def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path,
     configured_trainer(graph, config, tmp_path).run()
     path = tmp_path / "checkpoints" / "epoch-000001.h5"
     found = files.read(path)
-    found.sharded = change(read_sharded(path, np.arange(40)) | {"ids": np.arange(40)})
+    found.sharded = read_sharded(path, np.arange(40)) | {"ids": np.arange(40)}
+    if change is None:
+        found.num_parts = 3
+    else:
+        found.sharded = change(found.sharded)
     for other in path.parent.iterdir():
         other.unlink()
     files.write_sharded(path, found, comm)

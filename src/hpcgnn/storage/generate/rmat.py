@@ -12,10 +12,10 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage.generate import streams
+from hpcgnn.storage.generate.sizes import SLAB_EDGES
 from hpcgnn.storage.generate.streams import neighbour_lists
 
 A, B, D = 0.57, 0.19, 0.05
-_SLAB_EDGES = 1 << 22
 _FREE = 2
 # Probability of a pair of bits; _FREE stands for either bit
 _PAIRS = np.array([[A, B, A + B], [B, D, B + D], [A + B, B + D, 1]])
@@ -43,7 +43,7 @@ class RMat:
         num_classes: int,
         seed: int,
         *,
-        slab_edges: int = _SLAB_EDGES,
+        slab_edges: int = SLAB_EDGES,
     ) -> None:
         self.num_nodes = num_nodes
         self.num_classes = num_classes

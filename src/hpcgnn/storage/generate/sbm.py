@@ -16,9 +16,9 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.storage.generate import streams
+from hpcgnn.storage.generate.sizes import SLAB_EDGES
 from hpcgnn.storage.generate.streams import first_distinct, neighbour_lists, share_out
 
-_SLAB_EDGES = 1 << 22
 _CACHE_BYTES = 256 << 20
 
 
@@ -68,7 +68,7 @@ class PlantedPartition:
         *,
         homophily: float = 0.55,
         exponent: float = 2.5,
-        slab_edges: int = _SLAB_EDGES,
+        slab_edges: int = SLAB_EDGES,
     ) -> None:
         self.num_nodes = num_nodes
         self.num_classes = num_classes

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import numpy as np
+
 from hpcgnn.errors import InputError
 from hpcgnn.storage.schema import MAX_WIDTH
+from hpcgnn.system import available_memory
+
+SLAB_EDGES = 1 << 22  # drawn at once
+_TABLES = 5  # of numbers for each pair of slabs, while they are counted
+_MOST_SHRUNK = 1000  # times, by gzip
 
 
 def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: int) -> None:
@@ -28,3 +38,34 @@ def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: in
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise InputError(message, value=values[message.split()[0][2:]])
+
+
+def check_room(
+    out: Path, nodes: int, degree: float, features: int, classes: int, *, compress: bool
+) -> None:
+    """Raise InputError where the disk can't take such a file, or memory not what it is made by."""
+    index = 4 if nodes <= np.iinfo(np.int32).max else 8
+    edges = round(nodes * degree)
+    needed = 8 * (nodes + 1) + index * edges + nodes * (1 + (8 if classes else 0) + 4 * features)
+    slabs = -(-edges // SLAB_EDGES)
+    tables = 8 * (_TABLES * slabs * slabs + 3 * slabs * classes)
+    given = f"{nodes:,} nodes of degree {degree:g} with {features} features"
+    if tables > (memory := available_memory()):
+        raise InputError(
+            f"{given} need {_gigabytes(tables)} of memory, and {_gigabytes(memory)} are free: "
+            "lower --nodes or --degree"
+        )
+    try:
+        free = shutil.disk_usage(out.absolute().parent).free
+    except OSError:  # which writing will tell of
+        return
+    if needed // (_MOST_SHRUNK if compress else 1) > free:
+        raise InputError(
+            f"{given} need {_gigabytes(needed)}, and {_gigabytes(free)} are free: lower --nodes, "
+            "--degree or --features, or choose another folder",
+            file=out.parent,
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"

@@ -15,7 +15,7 @@ import numpy as np
 
 from hpcgnn.comm.liveness.termination import held
 from hpcgnn.errors import HpcgnnError, InputError
-from hpcgnn.storage.checks import Place
+from hpcgnn.storage.checks import Place, nesting
 from hpcgnn.storage.fingerprint import fingerprint
 from hpcgnn.storage.read.chunks import StoredChunks
 from hpcgnn.storage.schema import (
@@ -29,6 +29,7 @@ from hpcgnn.storage.schema import (
     chunk_rows,
 )
 
+DEEPEST = 32  # nesting of JSON
 _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
 _MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
@@ -99,6 +100,8 @@ class Reader:
             raise self._bad(f"attribute {name} must be JSON", text[:80]) from None
         if not isinstance(value, dict):
             raise self._bad(f"attribute {name} must be a JSON object", text[:80])
+        if nesting(value, DEEPEST) > DEEPEST:
+            raise self._bad(f"attribute {name} is nested too deeply", text[:80])
         return value
 
     def has(self, name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.tasks.build import BuiltInTask, stored_task
 from hpcgnn.tasks.task import OWN
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK
@@ -53,6 +54,33 @@ def check_arrays(
             parameter, _, key = rest.rpartition("/")
             if key in _MOMENTS:
                 _check_like(array, arrays.get(f"model/{parameter}"), path, name)
+
+
+def built_in_task(
+    task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path
+) -> BuiltInTask:
+    """The task that a checkpoint stores, whose decoder fits the checkpoint's arrays.
+
+    Raises:
+        InputError: what is stored can't be.
+    """
+    stored = arrays.items()
+    lengths = {n for name, array in stored if name.startswith("model/") for n in array.shape}
+    return stored_task(task, Path(path), lengths)
+
+
+def check_stored_task(
+    task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path
+) -> None:
+    """Refuse a task that can't be, as far as it is known beside its program.
+
+    Raises:
+        InputError: naming it.
+    """
+    if OWN not in (task.get("kind"), task.get("decoder")):
+        built_in_task(task, arrays, path)
+    elif not isinstance(task.get("metric"), str):
+        raise InputError("its task can't be", file=path, value=task)
 
 
 def check_finite(array: np.ndarray, path: str | Path, name: str) -> None:

@@ -18,20 +18,32 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import nesting
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
-from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import CHECKPOINT, VERSION
+from hpcgnn.storage.read.partition_file import MAX_PARTS
+from hpcgnn.storage.read.reader import DEEPEST, Reader
+from hpcgnn.storage.schema import CHECKPOINT, NEWEST_VERSION, VERSION
 from hpcgnn.storage.write import atomic
-from hpcgnn.train.checkpoint.arrays import check_arrays, form_of
-from hpcgnn.train.checkpoint.rows import GROUP, Forms, check_forms, forms_of_rows, stored_forms
+from hpcgnn.tasks.settings import limits
+from hpcgnn.tasks.task import OWN
+from hpcgnn.train.checkpoint.arrays import check_arrays, check_stored_task, form_of
+from hpcgnn.train.checkpoint.rows import (
+    GROUP,
+    Forms,
+    check_forms,
+    check_parts,
+    forms_of_rows,
+    stored_forms,
+)
 from hpcgnn.train.config import Config, from_mapping
+from hpcgnn.train.journal import is_number
 
 MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
@@ -39,6 +51,8 @@ _GROUPS = ("model/", "optimizer/", "average/", GROUP)
 _PLAIN = "plain"
 _FORMS, _ROWS = "arrays", "rows"  # among the plain values
 _MOST_PLAIN = 64 << 20
+_ROUNDING = 1e-6  # of a metric
+_COMPLETE = 2  # from this version on a checkpoint tells its task and the forms of its arrays
 
 
 @dataclass
@@ -63,7 +77,7 @@ class Checkpoint:
     def attributes(self, content: int) -> dict[str, int | str | dict]:
         return {
             "format": CHECKPOINT,
-            "version": VERSION,
+            "version": _COMPLETE if self.task else VERSION,
             "epoch": self.epoch,
             "config": self.config.to_json(),
             "graph_fingerprint": self.graph_fingerprint,
@@ -136,15 +150,20 @@ def read(path: str | Path) -> Checkpoint:
     """
     with Reader(path, CHECKPOINT) as reader:
         epoch = reader.integer("epoch", 0, MAX_EPOCH)
+        complete = reader.integer("version", 1, NEWEST_VERSION) >= _COMPLETE
         progress = reader.json("progress")
-        try:
-            config = from_mapping(reader.json("config"), path)
-            _check_progress(progress, epoch, path)
-        except RecursionError:  # in showing what is wrong
-            raise InputError("its attributes are nested too deeply", file=path) from None
+        task = reader.json("task") if complete or "task" in reader.attributes else {}
+        older = {} if complete else {"evaluated": epoch, "waited": 0}
+        config = from_mapping(reader.json("config"), path)
+        _check_progress(older | progress, epoch, _bounds(config, task), path)
+        if epoch > config.training.epochs:
+            text = f"is after epoch {epoch}, though it was trained with --epochs"
+            raise InputError(text, file=path, value=config.training.epochs)
         datasets = reader.walk()
         _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
         rows = stored_forms(datasets, path)
+        num_parts = reader.integer("num_parts", 1, MAX_PARTS)
+        check_parts(datasets, num_parts, path)
         arrays, content = {}, 0
         for dataset in datasets:
             name = dataset["name"]
@@ -159,14 +178,18 @@ def read(path: str | Path) -> Checkpoint:
             epoch=epoch,
             config=config,
             graph_fingerprint=reader.text("graph_fingerprint"),
-            num_parts=reader.integer("num_parts", 1, 1 << 31),
+            num_parts=num_parts,
             progress=progress,
             arrays=arrays,
             rows=rows,
-            task=reader.json("task") if "task" in reader.attributes else {},
+            task=task,
             model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
             state=state,
         )
+    if complete and not {_ROWS, _FORMS} <= state.keys():
+        raise InputError("must say the form of each array", file=path, dataset=_PLAIN)
+    if complete or task:
+        check_stored_task(task, arrays, path)
     written = state.pop(_ROWS, rows)
     if written != rows:
         raise InputError(
@@ -190,6 +213,8 @@ def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
         state = None
     if not isinstance(state, dict) or not all(isinstance(e, dict) for e in state.values()):
         raise InputError("must be a JSON object of objects", file=path, dataset=_PLAIN)
+    if nesting(state, DEEPEST) > DEEPEST:
+        raise InputError("is nested too deeply", file=path, dataset=_PLAIN)
     return state
 
 
@@ -219,28 +244,48 @@ def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | 
             )
 
 
-def _check_progress(progress: dict[str, Any], epoch: int, path: str | Path) -> None:
-    """`best` and `test_at_best` are None or scores, `best_epoch` is an epoch until then."""
+def _bounds(config: Config, task: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the most that the score which chooses can be, where that is known."""
+    chosen = config.training.monitor
+    name = task.get("metric") if chosen == "auto" else chosen
+    if not isinstance(name, str) or task.get("kind", OWN) == OWN:
+        return -math.inf, math.inf
+    return limits(name)
+
+
+def _check_progress(
+    progress: dict[str, Any], epoch: int, bounds: tuple[float, float], path: str | Path
+) -> None:
+    """`best` and `test_at_best` are None or scores, the epochs follow each other until `epoch`.
+
+    Args:
+        bounds: the least and the most that a score can be.
+    """
+    least, most = bounds
+
+    def refuse(what: str, name: str) -> NoReturn:
+        value = progress.get(name, "nothing")
+        raise InputError(f"{name} must be {what}", file=path, dataset="progress", value=value)
+
     for name in ("best", "test_at_best"):
         score = progress.get(name, "nothing")
-        number = isinstance(score, int | float) and not isinstance(score, bool)
         undefined = name == "test_at_best" and score != score  # without test nodes
-        if not (score is None or undefined or (number and math.isfinite(score))):
-            raise InputError(
-                f"{name} must be null or a score",
-                file=path,
-                dataset="progress",
-                value=score,
-            )
-    best = progress.get("best_epoch")
-    least = 0 if progress["best"] is None else 1
-    if type(best) is not int or not least <= best <= epoch:
-        raise InputError(
-            f"best_epoch must be an epoch in {least} .. {epoch}",
-            file=path,
-            dataset="progress",
-            value=best,
-        )
+        if score is None or undefined:
+            continue
+        if not is_number(score):
+            refuse("null or a score", name)
+        if not least - _ROUNDING <= score <= most + _ROUNDING:
+            refuse(f"a score in {least:g} .. {most:g}", name)
+    first, last = (0, 0) if progress["best"] is None else (1, epoch)
+    for name in ("best_epoch", "evaluated"):
+        value = progress.get(name)
+        if type(value) is not int or not first <= value <= last:
+            refuse(f"an epoch in {first} .. {last}", name)
+        first, last = value, epoch
+    most_waited = first - progress["best_epoch"] if progress["best_epoch"] else 0
+    waited = progress.get("waited")
+    if type(waited) is not int or not 0 <= waited <= most_waited:
+        refuse(f"a number of epochs in 0 .. {most_waited}", "waited")
     for name, value in progress.items():
         if not isinstance(value, str | int | float | None):
             raise InputError(f"{name} must be a number or text", file=path, dataset="progress")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError, is_out_of_memory, warning
+from hpcgnn.comm.agreement import agreed
+from hpcgnn.errors import InputError, counted, is_out_of_memory, warning
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.settings import DEFINING, TOLD, flag
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config, options
+from hpcgnn.train.journal import json_lines
 from hpcgnn.train.optimisation import learning_rate
 
 _STEPS = ("step_size", "gamma")  # only of the step schedule
@@ -45,10 +48,30 @@ def newest_of_run(
             f"{graph.graph_fingerprint}); choose another --run-dir",
             file=path,
         )
+    with agreed(graph.comm, "starts.jsonl"):
+        if graph.comm.rank == 0:
+            _check_ranks(store.folder.parent / "starts.jsonl", checkpoint.num_parts, path)
     changes = check_resumed(checkpoint.config, config, path, checkpoint.epoch)
     if changes and graph.ring.comm.rank == 0:
         warning(f"{path}: {changes}")
     return found
+
+
+def _check_ranks(starts: Path, num_parts: int, path: Path) -> None:
+    """Refuse a checkpoint of a number of ranks that no start of the run had, if they are told."""
+    ranks: set[int] = set()
+    with suppress(FileNotFoundError):
+        ranks = {
+            line["ranks"] for line in json_lines(starts) if line and type(line.get("ranks")) is int
+        }
+    if ranks and num_parts not in ranks:
+        raise InputError(
+            f"was written by {counted(num_parts, 'rank')}, and no start of this run had so many "
+            f"({starts.name}): bring back the run's own, or choose another --run-dir",
+            file=path,
+            dataset="num_parts",
+            value=num_parts,
+        )
 
 
 def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
@@ -75,13 +98,18 @@ def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> No
     """Refuse a checkpoint of another task than `now`, as `Task.stored` has it; older ones say none.
 
     Raises:
-        InputError: kind, metric or anything else that both say differs.
+        InputError: kind, metric or anything else differs, or one of both doesn't say it.
     """
-    for name in sorted(now.keys() & checkpoint.task.keys()):
-        known = checkpoint.task[name]
-        if known != now[name]:
+    known, own = (
+        {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+        for facts in (checkpoint.task, now)
+    )
+    complete = "kind" in known
+    for name in sorted(own.keys() | known.keys() if complete else own.keys() & known.keys()):
+        then, later = (facts.get(name, "nothing")[:80] for facts in (known, own))
+        if then != later:
             raise InputError(
-                f"was trained on another task ({name} {known!r}, not {now[name]!r}); choose "
+                f"was trained on another task ({name} {then}, not {later}); choose "
                 "another --run-dir",
                 file=path,
             )

@@ -53,6 +53,23 @@ def stored_forms(datasets: Sequence[Mapping[str, Any]], path: str | Path) -> For
     return first or {}
 
 
+def check_parts(datasets: Sequence[Mapping[str, Any]], num_parts: int, path: str | Path) -> None:
+    """Refuse rows of other parts than 0 .. num_parts - 1, each of which wrote its own.
+
+    Raises:
+        InputError: naming the number of parts that there are.
+    """
+    names = {found["name"] for found in datasets if found["name"].startswith(GROUP)}
+    parts = sorted({name.split("/")[1] for name in names})
+    if parts and parts != [f"{part:05d}" for part in range(num_parts)]:
+        raise InputError(
+            f"must hold the rows of parts 0 .. {num_parts - 1}, as num_parts says",
+            file=path,
+            dataset=GROUP.rstrip("/"),
+            value=len(parts),
+        )
+
+
 def check_forms(rows: Forms, path: str | Path, *, built_in: bool) -> None:
     """Refuse rows that no training writes, whatever model they are of.
 

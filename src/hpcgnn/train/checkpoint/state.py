@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def restore_optimizer(
         if known and key not in ("step", "max_exp_avg_sq"):
             states[name][key] = _moment(given[entry], parameters[name], what, path)
         elif key == "step" and (known or given[entry].size == 1):
-            states[name][key] = _steps(given[entry], what, path)
+            most = checkpoint.epoch if known else math.inf  # the trainer's step once an epoch
+            states[name][key] = _steps(given[entry], most, what, path)
         elif given[entry].size > max(parameters[name].numel(), 1):
             raise InputError(f"{what} has more numbers than the parameter", file=path)
         else:
@@ -222,9 +224,9 @@ def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -
     return [f"{name}/{key}" for name, p in parameters.items() if p.requires_grad for key in keys]
 
 
-def _steps(array: np.ndarray, what: str, path: Path) -> Tensor:
+def _steps(array: np.ndarray, most: float, what: str, path: Path) -> Tensor:
     value = _fitting(array, torch.zeros(()), what, path)
-    if not (value >= 1 and value == value.round()):
+    if not (1 <= value <= most and value == value.round()):
         raise InputError(f"{what} is no number of steps", file=path, value=float(value))
     return value
 
