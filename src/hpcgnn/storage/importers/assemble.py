@@ -151,12 +151,15 @@ def assemble(
             with display.stage("write the nodes"):
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
-            first = 0
+            first, written, arranged = 0, 0, edges.count
             with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
                 for chunk in row_chunks(edges, scratch, num_nodes, rules):
                     _write_rows(writer, chunk, treatment.link_split, first)
                     first += len(chunk.counts)
+                    written += len(chunk.indices)
                     stage.advance(len(chunk.counts))
+            if rules.deduplicate and written < arranged and rules.self_loops != "add":
+                source.notes.append(_merged(rules))
             texts = source.names or source.nodes.names
             if texts is not None:
                 for lengths, data in texts.names():
@@ -166,6 +169,14 @@ def assemble(
                     writer.append_original_ids(ids)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
+
+
+def _merged(rules: RowRules) -> str:
+    both = ", or both ways," if rules.symmetrise else ""
+    return (
+        f"edges that are listed more than once{both} are one each, with the {rules.combine} of "
+        "their weights where they have some (--duplicate-weights)"
+    )
 
 
 def _write_rows(
