@@ -47,4 +47,4 @@ scaled="--nodes 50000 --degree 50 --classes 10 --hidden 256 --lr 0.003"
     measure ring ring
 }
 shopt -s nullglob
-python "$HPCGNN_HOME/jobs/figures.py" "$out/figures" "$out"/{a,b,c}-*.json "$out"/scale{d,}.json
+python "$HPCGNN_HOME/jobs/figures.py" "$out/figures" "$out"/{a,b,c}-*.json "$out"/scale*.json

@@ -80,10 +80,23 @@ def test_a_shell_can_complete(capsys, tmp_path):
     script.write_text(shown(capsys, "--print-completion", "bash"))
     bash = shutil.which("bash")
     assert bash is not None
-    ask = f"source {script}; complete -p hpcgnn"
-    done = subprocess.run([bash, "-c", ask], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0 and done.stdout.startswith("complete ")
-    assert "--teleport" in script.read_text()
+    (tmp_path / "graph.h5").touch()
+    (tmp_path / "mine.toml").touch()
+    for words, found in (
+        ("tra", "train"),
+        ("train --tele", "--teleport"),
+        ("train --norm gr", "graph"),
+        ("train gra", "graph.h5"),
+        ("train graph.h5 --config mi", "mine.toml"),
+        ("generate s", "sbm"),
+    ):
+        line = ["hpcgnn", *words.split()]
+        ask = f'eval "$(cat {script})"; COMP_WORDS=({" ".join(line)}) COMP_CWORD={len(line) - 1}; '
+        ask += "$(complete -p hpcgnn | sed 's/.*-F \\([^ ]*\\).*/\\1/'); echo ${COMPREPLY[@]}"
+        done = subprocess.run(
+            [bash, "-c", ask], capture_output=True, text=True, timeout=30, cwd=tmp_path
+        )
+        assert done.returncode == 0 and done.stdout.strip() == found, done
     assert main(["--print-completion", "cmd"]) == 2
     assert "knows bash" in capsys.readouterr().err
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
@@ -181,7 +183,24 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
     if shell not in shtab.SUPPORTED_SHELLS:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
         raise InputError(f"--print-completion knows {shells}", value=shell)
+    _complete_files(parser, shtab.FILE)
     print(shtab.complete(parser, shell))
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: object) -> None:
+    """Let what takes a path be completed by the files there are."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                _complete_files(verb, files)
+        elif action.type is Path or (
+            action.choices is None and (not action.option_strings or _names_file(action))
+        ):
+            action.complete = files  # type: ignore[attr-defined]
+
+
+def _names_file(action: argparse.Action) -> bool:
+    return re.search(r"FILE|RUN|TABLE|OUT|\.", str(action.metavar)) is not None
 
 
 def _name(action: argparse.Action) -> str:

@@ -105,6 +105,7 @@ def test_pair_of_arrays_with_weights(convert, refused, tmp_path):
     [
         ("0 1\n1 x\n", "line 2: is not an integer (found 'x')"),
         ("0 1\n# c\n\n1 2.5\n", "line 4: is not an integer (found '2.5')"),
+        ("0 10\n7 007\n", "line 2: begins with 0: --string-ids --source 1 --target 2 keeps 007"),
         ("0 1\n0 -3\n", "line 2: destination must not be negative (found -3)"),
         ("0 1\n99999999999999999999 3\n", "line 2: does not fit a signed 64-bit integer"),
         ("0 1\n0\n", "line 2: has 1 columns, not 2"),

@@ -41,6 +41,9 @@ def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
     np.savez(path, x=X, y=Y, edge_index=PAIRS, **MASKS, pos=X)
     check(convert(path))
     assert "ignored: pos" in capfd.readouterr().err
+    chosen = {name.replace("mask", "idx"): np.flatnonzero(mask) for name, mask in MASKS.items()}
+    np.savez(path, x=X, y=Y, edge_index=PAIRS, **chosen)
+    check(convert(path))
     np.savez(path, my_feat=X, y=Y, edge_index=PAIRS)
     assert "my_feat: looks like features of the nodes: call it features" in refused(path)
     np.savez(path, x=X, node_class=Y, edge_index=PAIRS)
@@ -164,6 +167,10 @@ def test_csv_folder_of_dgl(convert, refused, tmp_path):
             mask = mask.replace("True", "1").replace("False", "0")
             file.write(f'{k},{Y[k]},{mask},"{X[k, 0]}, {X[k, 1]}"\n')
     check(convert(folder))
+    whole = (folder / "edges_0.csv").read_text()
+    (folder / "edges_0.csv").write_text("graph_id,src_id,dst_id\n0,0,1\n1,0,1\n")
+    assert "has graph_id, as data sets of many graphs" in refused(folder)
+    (folder / "edges_0.csv").write_text(whole)
     (folder / "meta.yaml").write_text(meta + "- file_name: ../nodes_0.csv\n")
     assert "names a file outside its folder" in refused(folder)
     (folder / "meta.yaml").write_text(meta + "- file_name: a.csv\n- file_name: b.csv\n")
@@ -195,10 +202,13 @@ def test_shchur_and_reddit(convert, refused, tmp_path):
     a, x = matrix(), sp.csr_matrix(X)
     parts = {f"adj_{name}": getattr(a, name) for name in ("data", "indices", "indptr", "shape")}
     parts |= {f"attr_{name}": getattr(x, name) for name in ("data", "indices", "indptr", "shape")}
-    np.savez(tmp_path / "g.npz", **parts, labels=Y)
-    graph = convert(tmp_path / "g.npz")
-    assert graph.edges == sorted(map(tuple, PAIRS.T.tolist())) and graph.slab.weight is None
-    np.testing.assert_array_equal(graph.dense_features, X)
+    for dotted in (False, True):
+        if dotted:
+            parts = {name.replace("_", "_matrix."): array for name, array in parts.items()}
+        np.savez(tmp_path / "g.npz", **parts, labels=Y)
+        graph = convert(tmp_path / "g.npz")
+        assert graph.edges == sorted(map(tuple, PAIRS.T.tolist())) and graph.slab.weight is None
+        np.testing.assert_array_equal(graph.dense_features, X)
     folder = tmp_path / "reddit"
     folder.mkdir()
     sp.save_npz(folder / "reddit_graph.npz", a.tocoo())

@@ -226,7 +226,9 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
 
 
 MASKS = ("--split-column", "s,t,u")
+CLASS = ("--label", "y")
 TIMES = ("--label", "y", "--split-time", "t")
+LATE = "a,b\n" + "7,8\n" * 1001 + "7,08\n"
 LONG = "a,b\n7,8\n7," + "1" * 200_000
 
 
@@ -242,7 +244,10 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,x\np,1\nq,2\np,3\n", (), "line 4: is listed twice (found 'p')"),
         ("a,b\np,q\n", "id,x\np,1\nq,\n", ("--features", "x"), "line 3, x: is missing: --missing"),
         ("a,b\np,q\n", "id,x\np,1\nq,inf\n", ("--features", "x"), "line 3, x: is not a finite"),
-        ('a,b\np,"q\nq"\n', None, (), "line 2: has a quote that is not closed"),
+        ('a,b\np,"q\nq\n', None, (), "line 2: has a quote that is not closed"),
+        (LATE, "id\n7\n8\n", (), "line 1003: b: begins with 0: --string-ids"),
+        ("a,b\np,q\n", "id,y\np,1\nq,2\n" + "q,2\n" * 999 + "q,02\n", CLASS, "begins with 0"),
+        ("a,b\np,e\u0301\n", "id\np\n\u00e9\n", (), "in this Unicode form (not NFC)"),
         ('a, b\np, "q"\n', None, (), "a quote stands after a space"),
         ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is no whole number"),
         (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
@@ -318,6 +323,35 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
     assert "when: holds times, which are no features" in said
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
     assert "row 2, new: is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("times", "labels", "option", "note"),
+    [
+        ("1122", "aabb", "--split-time", None),
+        ("1112", "aabb", "--split-time", "parts nodes of one time"),
+        ("1111", "aaaa", "--split-ratio", None),
+        ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
+    ],
+)
+def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, labels, option, note):
+    rows = "".join(f"{k},{t},{y}\n" for k, (t, y) in enumerate(zip(times, labels, strict=True)))
+    nodes = write(tmp_path / "n.csv", "id,t,y\n" + rows)
+    time = ("--split-time", "t") if option == "--split-time" else ()
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
+    made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y", *time, "--split-ratio", "1,1,0")
+    said = capfd.readouterr().err
+    assert (note or "") in said and (note is not None or "classes have" not in said)
+    assert note is not None or "one time" not in said
+
+
+def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
+    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
+    nodes = write(tmp_path / "n.csv", "id,x,z\np,5%,k\nq,$3,5%\n")
+    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x,z")
+    said = capfd.readouterr().err
+    assert "x has texts such as $3, each of which becomes a feature" in said
+    assert "z has texts" not in said
 
 
 @pytest.mark.parametrize("options", [(), ("--missing", "mean"), ("--categorical", "x")])

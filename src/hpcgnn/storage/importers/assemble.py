@@ -162,7 +162,7 @@ def assemble(
             with display.stage("write the nodes"):
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
-            first = 0
+            first, written, arranged = 0, 0, edges.count
             lists = ahead(row_chunks(edges, scratch, num_nodes, rules))
             with (
                 closing(lists),
@@ -171,7 +171,10 @@ def assemble(
                 for chunk in lists:
                     _write_rows(writer, chunk, treatment.link_split, first)
                     first += len(chunk.counts)
+                    written += len(chunk.indices)
                     stage.advance(len(chunk.counts))
+            if rules.deduplicate and written < arranged and rules.self_loops != "add":
+                source.notes.append(_merged(rules))
             texts = source.names or source.nodes.names
             if texts is not None:
                 for lengths, data in texts.names():
@@ -181,6 +184,14 @@ def assemble(
                     writer.append_original_ids(ids)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
+
+
+def _merged(rules: RowRules) -> str:
+    both = ", or both ways," if rules.symmetrise else ""
+    return (
+        f"edges that are listed more than once{both} are one each, with the {rules.combine} of "
+        "their weights where they have some (--duplicate-weights)"
+    )
 
 
 def _write_rows(

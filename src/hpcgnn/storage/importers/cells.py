@@ -7,14 +7,18 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpcgnn.storage.importers.text import is_number
+from hpcgnn.storage.importers.text import PADDED, TextBlock, is_number
 
+INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
+BOOLEAN = "boolean"
+TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids takes it as text"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
 NANOSECONDS = pa.timestamp("ns")
 _GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
 _ZONE = r":\d\d(\.\d+)?\s?(Z|[+-]\d\d(:?\d\d)?)$"
 _COMMAS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d*,\d+)")
 _LOOKED_AT = 100
+_QUANTITY = re.compile(r"[$€£]?\s?[+-]?\d[\d.,]*\s?[%$€£]?")
 _DELIMITERS = ",\t;|"
 
 
@@ -29,6 +33,11 @@ def times(array: pa.Array) -> pa.Array:
     with_zone = pc.if_else(zoned, array, None).cast(pa.timestamp("ns", "UTC"))
     without = pc.if_else(zoned, None, array).cast(NANOSECONDS)
     return pc.coalesce(with_zone.cast(pa.int64()).cast(NANOSECONDS), without)
+
+
+def is_quantity(text: str) -> bool:
+    """Whether it is a number with a sign of money or of a share, as 5%."""
+    return bool(_QUANTITY.fullmatch(text)) and not is_number(text)
 
 
 def are_lists(array: pa.Array) -> bool:
@@ -101,3 +110,35 @@ def with_single_spaces(text: bytes) -> bytes:
     if not wide and text[:1] != b" " and text[-1:] != b" ":
         return text  # what follows takes longer than all else that becomes of the text
     return re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
+
+
+def check_field(
+    block: TextBlock, number: int, name: str, kind: str, value: str, decimal: str | None
+) -> None:
+    """Raise InputError naming the line unless the field is of this kind, or missing."""
+    if value in MISSING or kind == TEXT:
+        return
+    if kind == LIST:
+        if not is_list(value):
+            raise block.error(number, f"{name}: is no list of numbers", value.encode())
+        return
+    if kind == TIME:
+        try:
+            times(pa.array([value]))
+        except pa.ArrowException:
+            text = "is not a time such as 2021-05-31, 2021-05-31 10:00:00 or ...T10:00:00+02:00"
+            raise block.error(number, f"{name}: {text}", value.encode()) from None
+        return
+    if not is_number(value if decimal is None else value.replace(decimal, ".")):
+        text = "is not a number"
+        if has_comma(value):
+            text += " (--decimal-comma: 0,5 is a half)"
+        raise block.error(number, f"{name}: {text}", value.encode())
+    if kind == INTEGER:
+        if not re.fullmatch(r"[+-]?[0-9]+", value):
+            raise block.error(number, f"{name}: is not an integer", value.encode())
+        if not -(1 << 63) <= int(value[:30]) < 1 << 63:
+            raise block.error(number, f"{name}: {TOO_LARGE}", value.encode())
+        if PADDED.match(value.encode()):
+            text = f"begins with 0: --string-ids (ids) or --categorical {name} (classes) keeps 007"
+            raise block.error(number, f"{name}: {text} apart from 7", value.encode())

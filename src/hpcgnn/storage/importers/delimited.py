@@ -86,7 +86,7 @@ def _table(
                 "pass over lines that hold no edge with --skip-lines",
                 line,
             )
-        return Table(fields[:needed], delimiter=delimiter)
+        return Table(fields[:needed], delimiter=delimiter, padded=False)
     if not needed <= len(chosen) <= len(fields):
         names = ", ".join(name for name, _ in fields)
         raise block.error(number, f"--columns takes {needed} to {len(fields)}: {names}", chosen)
@@ -97,7 +97,13 @@ def _table(
         raise block.error(number, f"has columns 1 to {len(found)}", chosen)
     if len(set(places)) != len(places):
         raise block.error(number, "--columns names a column twice", chosen)
-    return Table(fields[: len(chosen)], columns=places, width=len(found), delimiter=delimiter)
+    return Table(
+        fields[: len(chosen)],
+        columns=places,
+        width=len(found),
+        delimiter=delimiter,
+        padded=False,
+    )
 
 
 def first_fields(path: Path, options: ImportOptions) -> list[str]:

@@ -32,6 +32,10 @@ def read_dgl(folder: Path, options: ImportOptions) -> Source:
     nodes = [TextTable(folder / name, form) for name in node_files]
     chosen = options.tables or TableOptions()
     chosen = replace(chosen, source=chosen.source or "src_id", target=chosen.target or "dst_id")
+    for table in [*edges, *nodes]:
+        if "graph_id" in table.names:
+            text = "has graph_id, as data sets of many graphs: store one, without this column"
+            raise InputError(text, file=table.path)
     if nodes:
         names = nodes[0].names
         chosen = replace(

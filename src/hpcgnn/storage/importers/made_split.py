@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hpcgnn.errors import counted
 from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.spool import Records, Scratch
@@ -54,6 +55,7 @@ def split_chunks(
     ratio: tuple[float, float, float],
     seed: int,
     scratch: Scratch,
+    notes: list[str] | None = None,
 ) -> Iterator[np.ndarray]:
     """int8 chunks: 0 none, 1 train, 2 valid, 3 test; unlabelled nodes get 0.
 
@@ -62,7 +64,9 @@ def split_chunks(
         times: int64 chunks as long: the earliest train, the latest test, whatever their class.
         ratio: shares of train, valid and test, which add up to 1.
         seed: of the order in each class where there are no times.
+        notes: is told of classes that are too small, and of times on both sides of a border.
     """
+    notes = [] if notes is None else notes
     entries = scratch.records(_ENTRY)
     counts: dict[int, int] = {}
     row = 0
@@ -85,6 +89,9 @@ def split_chunks(
         entries.append(out)
         sizes.append(chunk.shape[0])
         row += chunk.shape[0]
+    if times is None:
+        notes += _too_small(counts, ratio)
+    border = _Border()
     codes = scratch.records(_CODE)
     seen = dict.fromkeys(counts, 0)
     for slab in sorted_slabs(entries, scratch, ("key",), whole=False):
@@ -99,7 +106,37 @@ def split_chunks(
             seen[name] += here.stop - here.start
             out["code"][here] = _codes(place, counts[name], ratio)
         codes.append(out)
+        if times is not None:
+            border.add(slab["key"], out["code"])
+    if border.shared:
+        notes.append(
+            "the split by time parts nodes of one time: among these the order of the rows decides"
+        )
     yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)
+
+
+def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> list[str]:
+    """A note where classes are not in every set that has a share."""
+    wanted = sum(share > 0 for share in ratio)
+    least = [c for c in counts.values() if c < 1000]  # more are in all sets, or a share is tiny
+    small = [c for c in least if np.unique(_codes(np.arange(c), c, ratio)).shape[0] < wanted]
+    if not small:
+        return []
+    text = f"{len(small)} of {counted(len(counts), 'class')} have too few labelled nodes"
+    return [f"{text} (at most {max(small)}) to be in every set of the split"]
+
+
+class _Border:
+    """Whether nodes of one time lie in two sets, of keys that rise and their codes."""
+
+    def __init__(self) -> None:
+        self.shared = False
+        self._key, self._code = np.empty(0, np.int64), np.empty(0, np.int8)
+
+    def add(self, key: np.ndarray, code: np.ndarray) -> None:
+        key, code = np.concatenate([self._key, key]), np.concatenate([self._code, code])
+        self.shared |= bool(((key[1:] == key[:-1]) & (code[1:] != code[:-1])).any())
+        self._key, self._code = key[-1:], code[-1:]
 
 
 def _codes(place: np.ndarray, count: int, ratio: tuple[float, float, float]) -> np.ndarray:

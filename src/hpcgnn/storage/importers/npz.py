@@ -12,7 +12,8 @@ Arrays (all plain numbers; none is unpickled):
     type [N], typed_features_<t> [N_t, F_t], original_ids [N]
     array_<name> [N] or [N, W]: kept as graph.nodes["<name>"]
 Other programs' names are known too: x, y, edge_weight, edge_attr, train_mask and val_mask of
-PyTorch Geometric, adj_indptr, adj_indices, adj_data and attr_indptr ... of Shchur's graphs.
+PyTorch Geometric, train_idx and val_idx, adj_indptr, adj_indices, adj_data and attr_indptr ... or
+adj_matrix.indptr ... of Shchur's graphs.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from hpcgnn.storage.importers.source import (
 )
 
 _NAMES = {
-    "indptr": ("adj_indptr",),
-    "indices": ("adj_indices",),
+    "indptr": ("adj_indptr", "adj_matrix.indptr"),
+    "indices": ("adj_indices", "adj_matrix.indices"),
     "edge_index": ("edges",),
     "head": ("subject",),
     "tail": ("object",),
@@ -51,15 +52,15 @@ _NAMES = {
     "features": ("x", "node_features", "feat", "feature", "node_feat", "attr_matrix"),
     "labels": ("y", "node_labels", "label", "node_label"),
     "type": ("node_type",),
-    "feature_indptr": ("attr_indptr",),
-    "feature_indices": ("attr_indices",),
-    "feature_data": ("attr_data",),
-    "feature_shape": ("attr_shape",),
+    "feature_indptr": ("attr_indptr", "attr_matrix.indptr"),
+    "feature_indices": ("attr_indices", "attr_matrix.indices"),
+    "feature_data": ("attr_data", "attr_matrix.data"),
+    "feature_shape": ("attr_shape", "attr_matrix.shape"),
     "edge_features": ("edge_attr",),
     "edge_label": ("edge_labels",),
-    "train": ("train_mask", "train_masks"),
-    "valid": ("val", "valid_mask", "val_mask", "val_masks"),
-    "test": ("test_mask", "test_masks"),
+    "train": ("train_mask", "train_masks", "train_idx"),
+    "valid": ("val", "valid_mask", "val_mask", "val_masks", "val_idx", "valid_idx"),
+    "test": ("test_mask", "test_masks", "test_idx"),
 }
 _TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
 _NAMED = "array_"
@@ -295,9 +296,10 @@ def _ends(members: _Members, options: ImportOptions) -> tuple[Column, Column | N
             )
         indptr, indices = members.need("indptr"), members.need("indices")
         ends, number = compressed_pairs(indptr, indices), indptr.shape[0] - 1
-        if "adj_data" in members.archive:
-            members.used |= {"adj_data", "adj_shape"}
-            weight = weights_of(members.archive["adj_data"], options)
+        for name in ("adj_data", "adj_matrix.data"):
+            if name in members.archive:
+                members.used |= {name, name.replace("data", "shape")}
+                weight = weights_of(members.archive[name], options)
     return ends, weight, number
 
 

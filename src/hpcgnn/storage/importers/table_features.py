@@ -288,7 +288,10 @@ class Names:
         if name in categorical:
             return Names(name, table_files.TEXT)
         refuse_commas(tables, name)
-        return Names(name, merged_kind(tables, name))
+        kind = merged_kind(tables, name)
+        text = [table for table in tables if isinstance(table, table_files.TextTable)]
+        padded = any(name in t.names and not t.is_canonical(name) for t in text)
+        return Names(name, table_files.TEXT if kind == table_files.INTEGER and padded else kind)
 
     def texts(self, batch: Batch) -> pa.Array:
         """The column as texts, nulls where unknown; whole numbers without a point."""

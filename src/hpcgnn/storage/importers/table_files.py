@@ -12,31 +12,39 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.ahead import ahead
+from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.opening import check_inflation, open_file
+from hpcgnn.storage.importers.quoted import lines_of, masked, rows_of, whole_values
 from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_options import TextForm
-from hpcgnn.storage.importers.text import TextBlock, beside, blocks, is_number
+from hpcgnn.storage.importers.text import (
+    TextBlock,
+    beside,
+    blocks,
+    is_number,
+    may_be_padded,
+)
 
-INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
-BOOLEAN = "boolean"
 _TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: cells.NANOSECONDS}
 _READ_AS = _TYPES | {LIST: pa.string(), TIME: pa.string()}  # in text
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
 _ROW_BYTES = 16  # a Parquet file may unpack to, per row: more is checked for inflation
 _WIDEST = 1 << 16  # columns
-TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids takes it as text"
+_NAME_LINES = 64  # that names of columns may take
 
 
 @dataclass
@@ -210,7 +218,7 @@ def kind_of(type: pa.DataType) -> str:
         return NUMBER
     if kinds.is_boolean(type):
         return BOOLEAN
-    if kinds.is_timestamp(type) or kinds.is_date(type):
+    if kinds.is_temporal(type):
         return TIME
     if kinds.is_list(type) or kinds.is_large_list(type) or kinds.is_fixed_size_list(type):
         return LIST
@@ -240,11 +248,11 @@ class TextTable:
         # As in `a, b`: then spaces around texts belong to none of them.
         mark = self._delimiter.encode()
         self._spaced = mark.strip() != b"" and (mark + b" " in line or b" " + mark in line)
-        fields = [field.strip(" ") for field in self._split(block, number, line)]
+        fields = [f.replace("\n", " ").strip(" ") for f in self._split(block, number, line)]
         header = form.header
         if header is None:
             header = not any(is_number(field) for field in fields)
-        self._first = number + 1 if header else number
+        self._first = number + 1 + line.count(b"\n") if header else number
         self.names = fields if header else [str(k + 1) for k in range(len(fields))]
         if len(fields) > _WIDEST:
             raise block.error(number, f"has more than {_WIDEST} columns")
@@ -253,6 +261,9 @@ class TextTable:
         self.num_rows: int | None = None
 
     def _blocks(self) -> Iterator[TextBlock]:
+        yield from whole_values(self._without_comments())
+
+    def _without_comments(self) -> Iterator[TextBlock]:
         comment = self._form.comment
         for block in blocks(self.path):
             if comment is not None and comment.encode() in block.text:
@@ -269,7 +280,7 @@ class TextTable:
                 if number <= self._form.skip_lines or not line.strip():
                     continue
                 if line[:1] not in (b"#", b"%"):
-                    return block, number, line
+                    return block, number, _whole_line(block.text, offset, line)
                 following = block.text.split(b"\n", offset + 1)[-1]
                 if self._form.header and not following.strip():
                     break
@@ -290,8 +301,8 @@ class TextTable:
     def _look(self) -> dict[str, str]:
         """The kinds of the columns, by the first block of rows."""
         for block in self._rows():
-            text = block.text[: 1 << 20]
-            text = text[: text.rfind(b"\n") + 1] or text
+            text = block.text
+            text = text[: masked(text, self._delimiter).rfind(b"\n", 0, 1 << 20) + 1] or text
             try:
                 found = self._parse(
                     text, {name: None for name in self.names if name in self._unique()}
@@ -315,8 +326,7 @@ class TextTable:
         """Whether the integers at the start of the column are written as one writes numbers."""
         place = self.names.index(name)
         for block in self._rows():
-            lines = block.text.split(b"\n", 1000)[:1000]
-            for line in lines:
+            for _, line in islice(lines_of(block.text, self._delimiter), 1000):
                 fields = line.split(self._delimiter.encode())
                 if len(fields) > place:
                     text = fields[place].strip(b' "\r')
@@ -345,7 +355,7 @@ class TextTable:
             rows = len(next(iter(columns.values()))) if columns else 0
 
             def place(k: int, block: TextBlock = block) -> str:
-                return f"line {_line_of(block, k)}"
+                return f"line {self._line_of(block, k)}"
 
             yield Batch(self.path, columns, rows, place)
 
@@ -372,7 +382,7 @@ class TextTable:
                 column_names=[str(k) for k in range(len(self.names))],
             ),
             parse_options=pa.csv.ParseOptions(
-                delimiter=self._delimiter, newlines_in_values=False, ignore_empty_lines=True
+                delimiter=self._delimiter, newlines_in_values=True, ignore_empty_lines=True
             ),
             convert_options=pa.csv.ConvertOptions(
                 column_types=types,
@@ -385,7 +395,7 @@ class TextTable:
             ),
         )
         if b'"' in text:
-            _check_rows(text, table.num_rows)
+            self._check_rows(text, table.num_rows)
         out = {}
         for name, place in places.items():
             array = table.column(place).combine_chunks()
@@ -401,29 +411,49 @@ class TextTable:
             if kinds[name] == INTEGER and self._is_hexadecimal(name, text):
                 raise pa.ArrowInvalid("a number is hexadecimal")
             out[name] = array
+        self._refuse_padded(text, [name for name, kind in kinds.items() if kind == INTEGER])
         return out
+
+    def _refuse_padded(self, text: bytes, names: list[str]) -> None:
+        """007 would be 7, which may be another."""
+        if names and may_be_padded(text):
+            for array in self._parse(text, dict.fromkeys(names, TEXT)).values():
+                if pc.any(pc.match_substring_regex(array, r"^\s*\+?0\d")).as_py():
+                    raise pa.ArrowInvalid("a number begins with 0")
+
+    def _check_rows(self, text: bytes, number: int) -> None:
+        """pyarrow lets a quote that nothing ends swallow what follows."""
+        lines = text.count(b"\n") + (text[-1:] != b"\n")
+        if lines != number and rows_of(text, self._delimiter) != number:
+            raise pa.ArrowInvalid("a quote is not closed")
+
+    def _line_of(self, block: TextBlock, row: int) -> int:
+        """The number of the line in which the block's row `row` begins."""
+        rows = lines_of(block.text, self._delimiter)
+        filled = (offset for offset, line in rows if line.strip(b"\r"))
+        return block.first + next(islice(filled, row, None), 0)
 
     def _is_hexadecimal(self, name: str, text: bytes) -> bool:
         """pyarrow takes 0x10 for an integer; nobody else who reads the file does."""
         if b"0x" not in text and b"0X" not in text:
             return False
         place = self.names.index(name)
-        rows = (line.split(self._delimiter.encode()) for line in text.split(b"\n"))
+        mark = self._delimiter.encode()
+        rows = (line.split(mark) for _, line in lines_of(text, self._delimiter))
         return any(len(row) > place and b"x" in row[place].lower() for row in rows)
 
     def _diagnose(self, block: TextBlock, kinds: dict[str, str]) -> None:
         """Name the line that is wrong."""
-        for offset, line in enumerate(block.text.split(b"\n")):
+        for offset, line in lines_of(block.text, self._delimiter):
             number = block.first + offset
             if not line.strip(b"\r "):
                 continue
             if line.count(b'"') % 2:
-                raise block.error(
-                    number,
-                    "has a quote that is not closed in it: no value may go on in the next line, "
-                    "but in Parquet",
-                    line,
+                text = (
+                    "has a quote that is not closed: a value that goes on in the next line ends "
+                    "with a quote, before a delimiter or the end of a line"
                 )
+                raise block.error(number, text, line)
             if self._delimiter == " ":
                 line = re.sub(rb"[ \t]+", b" ", line).strip()
             fields = self._split(block, number, line)
@@ -437,35 +467,7 @@ class TextTable:
             for name, kind in kinds.items():
                 value = fields[self.names.index(name)].strip()
                 if value not in self._form.missing:
-                    _check_field(block, number, name, kind, value, self._form.decimal)
-
-
-def _check_field(
-    block: TextBlock, number: int, name: str, kind: str, value: str, decimal: str | None
-) -> None:
-    if value in cells.MISSING or kind == TEXT:
-        return
-    if kind == LIST:
-        if not cells.is_list(value):
-            raise block.error(number, f"{name}: is no list of numbers", value.encode())
-        return
-    if kind == TIME:
-        try:
-            cells.times(pa.array([value]))
-        except pa.ArrowException:
-            text = "is not a time such as 2021-05-31, 2021-05-31 10:00:00 or ...T10:00:00+02:00"
-            raise block.error(number, f"{name}: {text}", value.encode()) from None
-        return
-    if not is_number(value if decimal is None else value.replace(decimal, ".")):
-        text = "is not a number"
-        if cells.has_comma(value):
-            text += " (--decimal-comma: 0,5 is a half)"
-        raise block.error(number, f"{name}: {text}", value.encode())
-    if kind == INTEGER:
-        if not re.fullmatch(r"[+-]?[0-9]+", value):
-            raise block.error(number, f"{name}: is not an integer", value.encode())
-        if not -(1 << 63) <= int(value[:30]) < 1 << 63:
-            raise block.error(number, f"{name}: {TOO_LARGE}", value.encode())
+                    cells.check_field(block, number, name, kind, value, self._form.decimal)
 
 
 def _remedy(line: bytes) -> str:
@@ -476,17 +478,13 @@ def _remedy(line: bytes) -> str:
     return "iconv -f LATIN1 -t UTF-8, or from whatever it is, makes it so"
 
 
-def _check_rows(text: bytes, number: int) -> None:
-    """pyarrow reads quoted newlines, which blocks of whole lines can't promise to hold together."""
-    lines = text.count(b"\n") + (text[-1:] != b"\n")
-    if lines != number and sum(1 for _ in re.finditer(rb"[^\n]+", text)) != number:
-        raise pa.ArrowInvalid("a value goes on in the next line")
-
-
-def _line_of(block: TextBlock, row: int) -> int:
-    """The number of the line that holds the block's row `row`."""
-    filled = (offset for offset, line in enumerate(block.text.split(b"\n")) if line.strip(b"\r"))
-    return block.first + next((offset for k, offset in enumerate(filled) if k == row), 0)
+def _whole_line(text: bytes, offset: int, line: bytes) -> bytes:
+    """The row of names that begins in this line of the text, for any delimiter."""
+    for _ in range(_NAME_LINES):
+        if line.count(b'"') % 2 == 0:
+            return line
+        line = b"\n".join(text.split(b"\n")[offset : offset + line.count(b"\n") + 2])
+    return line
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.table_files import TEXT, Batch, TableFile
@@ -64,7 +64,7 @@ def integers(batch: Batch, name: str) -> np.ndarray:
             raise batch.error(name, int(odd[0]), text, float(values[odd[0]]))
     elif values.dtype.kind == "u" and values.max(initial=0) >= 1 << 63:
         row = int(np.argmax(values >= 1 << 63))
-        raise batch.error(name, row, table_files.TOO_LARGE, int(values[row]))
+        raise batch.error(name, row, cells.TOO_LARGE, int(values[row]))
     return as_ids(values, Column(batch.file, name, iter(())))
 
 

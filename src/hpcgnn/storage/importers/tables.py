@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,10 @@ class _Reading:
             if found:
                 text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
                 self.nodes.notes.append(f"{text} {','.join(found)}")
+        for name, values in named[len(named) - len(both) :]:
+            if values and all(cells.is_quantity(value) for value in values):
+                text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
+                self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -418,7 +423,8 @@ class _Reading:
     def _made_split(self) -> Iterator[np.ndarray]:
         ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
         times = None if self.split_time is None else self._times()
-        yield from split_chunks(self._labelled(), times, ratio, self.options.seed, self._scratch)
+        seed, notes = self.options.seed, self.nodes.notes
+        yield from split_chunks(self._labelled(), times, ratio, seed, self._scratch, notes)
 
     def _times(self) -> Iterator[np.ndarray]:
         """int64 chunks in the order of the times."""
@@ -467,4 +473,6 @@ class _Ids(Column):
         if not isinstance(value, int | np.integer):
             return super().error(message, value)
         place, shown = self.reading.describe(int(value), "edge" in message)
+        if isinstance(shown, str) and not unicodedata.is_normalized("NFC", shown):
+            message += ", in this Unicode form (not NFC): ids are compared by their bytes"
         return InputError(f"{place}: {message}", file=self.file, dataset=self.name, value=shown)

@@ -22,6 +22,8 @@ from hpcgnn.storage.importers.source import PIECE_BYTES, Over
 LONGEST_LINE = 16 << 20
 _BARREN = 4 << 20  # bytes without a number, after which a file is no data
 _INTEGER = re.compile(rb"[+-]?\d+")
+PADDED = re.compile(rb"\+?0\d")
+_BEFORE = b' \t\n,;|"+'  # a number
 _COMMENTS = (b"#", b"%")
 _INT64 = np.iinfo(np.int64)
 _SPACES = bytes(32 if chr(code).isspace() and code != 10 else code for code in range(256))
@@ -160,6 +162,19 @@ def beside(
         yield ahead.popleft(), made
 
 
+def may_be_padded(text: bytes) -> bool:
+    """Whether a number may stand there that begins with 0 and goes on, as 007."""
+    found = np.frombuffer(text, np.uint8)
+    zeros = np.flatnonzero(found[:-1] == ord("0"))
+    after = found[zeros + 1]
+    zeros = zeros[(after >= ord("0")) & (after <= ord("9"))]
+    if not zeros.shape[0]:
+        return False
+    before = found[zeros - 1]
+    begins = np.isin(before, np.frombuffer(_BEFORE, np.uint8)) | (zeros == 0)
+    return bool(begins.any())
+
+
 class Table:
     """Text whose lines all have the same columns.
 
@@ -168,6 +183,7 @@ class Table:
         columns: their places from 0; None: they are all there is, in this order.
         width: the number of columns of each line where `columns` are chosen.
         delimiter: None for white space.
+        padded: integers may begin with 0; else 007 is refused, which may be meant to differ from 7.
     """
 
     def __init__(
@@ -178,7 +194,9 @@ class Table:
         width: int | None = None,
         delimiter: str | None = None,
         comments: tuple[bytes, ...] = _COMMENTS,
+        padded: bool = True,
     ) -> None:
+        self.padded = padded
         self.fields = fields
         self.dtype = np.dtype(fields)
         self.columns = columns
@@ -224,7 +242,20 @@ class Table:
             raise block.error(block.first, f"can't be read: {reason}") from None
         if b'"' in text and records.shape[0] != sum(1 for _ in data_lines(block, self.comments)):
             raise block.error(block.first, "quotes in this or a later line are not closed")
+        if not self.padded and may_be_padded(text):
+            self._refuse_padded(block)
         return records
+
+    def _refuse_padded(self, block: TextBlock) -> None:
+        places = self.columns or tuple(range(self.width))
+        ids = [p for p, (_, k) in zip(places, self.fields, strict=True) if k is np.int64]
+        for number, line in data_lines(block, self.comments):
+            found = fields_of(line, self.delimiter)
+            for place in ids:
+                if PADDED.match(found[place]):
+                    columns = " --target ".join(str(k + 1) for k in (ids[0], ids[-1]))
+                    text = f"begins with 0: --string-ids --source {columns} keeps 007 apart from 7"
+                    raise block.error(number, text, found[place])
 
     def _converted(self, text: bytes) -> np.ndarray:
         """What pyarrow makes of the text.
