@@ -145,3 +145,14 @@ def test_ranks_that_were_told_different_things(more, line, tmp_path):
     assert done.returncode == 2 and list(tmp_path.iterdir()) == []
     errors = [text for text in done.stderr.splitlines() if text.startswith("hpcgnn: error: ")]
     assert len(errors) == 1 and errors[0].startswith(f"hpcgnn: error: {line}"), done.stderr
+
+
+@pytest.mark.parametrize("verb", ["convert", "info", "jobs", "new", "report"])
+def test_verbs_of_one_process_start_no_mpi(verb):
+    """It may refuse to start, as on a login node."""
+    more = ", hpcgnn.report.page, hpcgnn.report.summary" if verb == "report" else ""
+    code = (
+        f"import sys, hpcgnn.cli.main, hpcgnn.cli.{verb}{more}; print('mpi4py.MPI' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

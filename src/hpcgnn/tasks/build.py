@@ -79,7 +79,7 @@ def check_task(
     if settings.on_pairs or settings.target != LABELS:
         return
     if not labels:
-        raise InputError(f"the graph has no labels or no split: {_NOTHING}")
+        raise InputError(f"the graph has no labels or no split: {_NOTHING}{_OF_EDGES}")
     if settings.kind == "auto" and multilabel:
         checked(metric, LABEL_METRICS, "several labels")
     elif settings.kind == "auto" and num_outputs:

@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.config import Config
 from hpcgnn.train.journal import check_regular
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 ENDED = "ENDED"  # one line that says how a run ended
 REQUEUE = "REQUEUE"  # left by a run that stopped early, and is to be resumed
