@@ -99,7 +99,8 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
     short_, sent_short = run(model, graph, whole, "bf16")
     assert all(value.dtype == torch.float32 for value in short_.values())
     assert not far_ones(short_, exact, 0.1)
-    assert not torch.equal(short_["y"], exact["y"])
+    # Products may stay in float32; GATv2 and maxima then round what is sent alone.
+    assert comm.size == 1 or not torch.equal(short_["y"], exact["y"])
     assert sent_short < 0.65 * sent or comm.size == 1
 
 

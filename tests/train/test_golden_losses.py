@@ -21,5 +21,5 @@ def test_losses_are_as_they_were(comm, name):
     if machine() == table["machine"]:
         assert found == expected
     else:
-        # Products round differently elsewhere, those of bfloat16 much more so.
-        assert found == pytest.approx(expected, rel=1e-2 if name.endswith("bf16") else 1e-6)
+        # Products round differently elsewhere, those of bfloat16 much more so; gatv2 3e-6 seen.
+        assert found == pytest.approx(expected, rel=1e-2 if name.endswith("bf16") else 1e-5)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
-from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -20,6 +19,7 @@ from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_features
 from hpcgnn.sar.products import (
     exceeds_chunk,
+    factor_type,
     gathered,
     product,
     product_of_rows,
@@ -121,7 +121,7 @@ def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Ten
         found: Tensor = handle_torch_function(_dense, (x_NF, weight_GF), x_NF, weight_GF, bias_G)
         return found
     dtype = product_type(x_NF.device)
-    if dtype is not None and kernels.factor_type(dtype, x_NF.device) != dtype:
+    if dtype is not None and factor_type(dtype, x_NF.device) != dtype:
         with torch.autocast(x_NF.device.type, enabled=False):
             return _dense(x_NF.to(weight_GF.dtype), weight_GF, bias_G)
     plain = x_NF.dim() != 2 or dtype is not None

@@ -123,7 +123,7 @@ class Gradients:
         first, several = self.x is None, len(slabs) > 1
         wide = SlabScratch(grad_z_NK.dtype, reused=several)
         short, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
-        into_x = RowProduct(weight_KF if dtype is None else weight_KF.to(dtype))
+        into_x = RowProduct(weight_KF, dtype)
         z: Tensor | None = z_NK
         if several and self.with_x and first and isinstance(x, Tensor):
             if not (overwrites_z and _fits(x, z_NK)):  # z goes before as much is taken

@@ -43,6 +43,11 @@ def kernels_read_16_bit(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that matrices are multiplied in, see `kernels.factor_type`."""
+    return dtype if kernels_read_16_bit(device) else kernels.factor_type(dtype, device)
+
+
 def readable(x: Tensor) -> Tensor:
     """`x` as kernels take it: float32 on a CPU if it is 16-bit."""
     return x.float() if x.dtype in SHORT and not kernels_read_16_bit(x.device) else x
@@ -114,11 +119,11 @@ class RowLayout:
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands, and a result, in `kernels.factor_type`."""
+    """`x W^T`: `[n, G]`; of dense operands, and a result, in `factor_type`."""
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
-        dtype = kernels.factor_type(dtype, x.device)
+        dtype = factor_type(dtype, x.device)
         return x.to(dtype) @ weight_GF.to(dtype).t()
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
@@ -131,7 +136,7 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
 def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
-        factor = x.dtype if dtype is None else kernels.factor_type(dtype, x.device)
+        factor = x.dtype if dtype is None else factor_type(dtype, x.device)
         if factor not in SHORT:
             return product_of_rows(grad_NG.to(factor), x.to(factor)).to(grad_NG.dtype)
         return (grad_NG.to(factor).t() @ x.to(factor)).to(grad_NG.dtype)
@@ -149,13 +154,16 @@ class RowProduct:
     Rows are those of `SlabScratch.rounded`.
 
     Args:
-        weight_FG: in the type of products; of any strides.
+        weight_FG: of any strides.
+        dtype: of products; that of the weights by default.
         most: rows of the largest slab, by default of the first.
     """
 
-    def __init__(self, weight_FG: Tensor, most: int = 0) -> None:
-        self._dtype, self._most = weight_FG.dtype, most
-        self._factor = kernels.factor_type(weight_FG.dtype, weight_FG.device)
+    def __init__(
+        self, weight_FG: Tensor, dtype: torch.dtype | None = None, *, most: int = 0
+    ) -> None:
+        self._dtype, self._most = dtype or weight_FG.dtype, most
+        self._factor = factor_type(self._dtype, weight_FG.device)
         self._weight_FG = weight_FG.to(self._factor)
         self._packed: kernels.PackedWeights | None = None
         self._found: Tensor | None = None  # of a slab, before its type is changed
@@ -254,7 +262,7 @@ class ProductSum:
         if self._own is None:
             self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
         own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
-        factor = kernels.factor_type(self._dtype, a_SG.device)
+        factor = factor_type(self._dtype, a_SG.device)
         if self._rows + count > _LONG or (factor in SHORT and not own):
             self._settle()
         self._rows += count
@@ -291,7 +299,7 @@ class SlabScratch:
     """Slabs of rows as products take them, one after the other in the same memory.
 
     Args:
-        dtype: of products: rows get `kernels.factor_type` of it; None: that which they have.
+        dtype: of products: rows get `factor_type` of it; None: that which they have.
         reused: False: each in memory of its own, where there is but one slab.
     """
 
@@ -303,7 +311,7 @@ class SlabScratch:
         """`x` itself where it has the type, or where products are quick to change it."""
         if self._dtype is None:
             return x_SF
-        factor = kernels.factor_type(self._dtype, x_SF.device)
+        factor = factor_type(self._dtype, x_SF.device)
         if x_SF.dtype == factor:
             return x_SF
         if len(x_SF) >= _SHORT and kernels.multiplies(self._dtype, x_SF):
@@ -425,11 +433,11 @@ class ScoredProduct:
         self.z_NK = arrays.empty(len(x), len(weight_KF), dtype=dtype, device=x.device)
         self._slabs = row_slabs(self.z_NK)
         most = self._slabs[0].stop
-        self._weights = RowProduct(weight_KF.to(dtype).t(), most)
+        self._weights = RowProduct(weight_KF.t(), dtype, most=most)
         matrix_KH = head_matrix(*vectors_HC) if vectors_HC else weight_KF.new_empty(0, 0)
         self._out_NH = matrix_KH.new_empty(len(x), matrix_KH.shape[1])
         self._short, self._wide = SlabScratch(dtype), SlabScratch(matrix_KH.dtype)
-        self._scores = RowProduct(matrix_KH, most)
+        self._scores = RowProduct(matrix_KH, most=most)
         if vectors_HC:
             self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
 

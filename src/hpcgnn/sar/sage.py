@@ -71,7 +71,7 @@ class _SAGE(torch.autograd.Function):
         of_x, arrays, shape = SlabScratch(wire), graph.execution.arrays, (len(x_NF), len(left_GF))
         keeps = any(ctx.needs_input_grad)
         with torch.autocast("cpu", enabled=False):
-            left, right = (RowProduct(w_GF.to(wire).t()) for w_GF in (left_GF, right_GF))
+            left, right = (RowProduct(w_GF.t(), wire) for w_GF in (left_GF, right_GF))
             finish = _Finish(x_NF, left, right, of_x, sum_NF, divisor_N1, bias_G, then, keeps)
             if sum_NF is None:
                 z_NG = arrays.empty(*shape, dtype=wire, device=x_NF.device)
@@ -142,7 +142,7 @@ class _SAGE(torch.autograd.Function):
         grad_x = None
         if sum_NF is None:
             spare = is_spare(x_NF)
-            factors = RowProduct(right_GF.to(wire)), RowProduct(left_GF.to(wire))
+            factors = RowProduct(right_GF, wire), RowProduct(left_GF, wire)
             with_x = ctx.needs_input_grad[0]
             through = _Through(x_NF, g_NG, *factors, left, wire, with_x, spare, arrays)
             into_NG = multiply(
