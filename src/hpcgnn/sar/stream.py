@@ -310,7 +310,7 @@ def _start(
     hold_replies: bool = False,
 ) -> tuple[Exchange, Chunks]:
     """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
-    width, at_once = payload.layout.columns, graph.mode == "oneshot"
+    width, at_once = payload.layout.columns, graph.execution.at_once
     most = graph.ring.rows_per_message(
         width, payload.dtype, max(return_width, cut_for), at_once=at_once
     )
@@ -357,7 +357,7 @@ def return_gradients(
         accept: takes what came for local rows.
         first: local work, given what moves messages on; done before anything is produced.
     """
-    at_once = graph.mode == "oneshot"
+    at_once = graph.execution.at_once
     most = graph.ring.rows_per_message(width, dtype, at_once=at_once)
     plan = schedule(edges, most, keep=True)
 
