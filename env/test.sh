@@ -5,6 +5,8 @@
 # rooms whose code sends messages, with the golden losses.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset OMP_NUM_THREADS  # nproc would answer with it
+cores=$(($(nproc) < 4 ? $(nproc) : 4))
 export OMP_NUM_THREADS=1
 # Hundreds of processes import what the first of them has compiled, whatever the shell was told.
 unset PYTHONDONTWRITEBYTECODE
@@ -56,7 +58,6 @@ beside() {
 
 logs=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
-cores=$(($(nproc) < 4 ? $(nproc) : 4))
 beside "$logs/types" mypy
 types=$!
 check style ruff check .

@@ -31,7 +31,7 @@ PLACES = {
     "write": ("os", "", "pwrite", ""),
     "sync": ("os", "", "fsync", ""),
     "publish": ("hpcgnn.storage.write.atomic", "", "publish", ""),
-    "journal": ("hpcgnn.train.telemetry", "Journal", "write", ""),
+    "journal": ("hpcgnn.train.journal", "Journal", "write", ""),
 }
 
 

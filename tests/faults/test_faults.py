@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from tests.faults.faults import Outcome, Workplace
 from tests.faults.judge import STOPS, Fault
+from tests.faults.target import PLACES
 
 FAULTS = [
     Fault("convert", "SIGTERM", 0, "write", 5),
@@ -43,3 +46,10 @@ def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
     assert not outcome.problems
     assert outcome.requeue == (fault.verb == "train" and fault.signal in STOPS)
     assert not resumed
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_place_exists(place: str) -> None:
+    module, owner, function, _ = PLACES[place]
+    holder = importlib.import_module(module)
+    assert callable(getattr(getattr(holder, owner) if owner else holder, function))

@@ -9,6 +9,9 @@ import pytest
 from tests.train.golden_losses import RANKS, RUNS, TABLE, losses, machine
 
 pytestmark = pytest.mark.mpi
+# Products round differently elsewhere: those of bfloat16 much more so, and Adam's first steps take
+# a gradient near 0 for as much as any other (GATv2: 2.6e-6 on an Intel Xeon).
+ELSEWHERE = {"sage bf16": 1e-2, "gatv2": 1e-5}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -21,5 +24,4 @@ def test_losses_are_as_they_were(comm, name):
     if machine() == table["machine"]:
         assert found == expected
     else:
-        # Products round differently elsewhere, those of bfloat16 much more so; gatv2 3e-6 seen.
-        assert found == pytest.approx(expected, rel=1e-2 if name.endswith("bf16") else 1e-5)
+        assert found == pytest.approx(expected, rel=ELSEWHERE.get(name, 1e-6))

@@ -41,14 +41,23 @@ class BackgroundSums:
 
 
 class _Sum:
-    """Every rank adds up a share of the elements, or where they are few all of them."""
+    """Every rank adds up a share of the elements, or where they are few all of them.
+
+    Attributes:
+        size: elements of the array.
+        request: what is to be waited for; None where nothing is.
+        total_N: the sum, after `fold` and that wait; where it is made of shares, the last one may
+            reach beyond `size`.
+    """
 
     def __init__(self, mpi: Any, values_N: np.ndarray) -> None:
-        self._mpi, ranks, self.size = mpi, mpi.Get_size(), values_N.size
-        self._whole = values_N.nbytes <= SMALL_ARRAY or values_N.nbytes * ranks <= SMALL_TOTAL
-        share = values_N.size if self._whole else -(-values_N.size // ranks)
+        self._mpi = mpi
+        self.size = values_N.size
+        ranks = mpi.Get_size()
+        self._few = values_N.nbytes <= SMALL_ARRAY or values_N.nbytes * ranks <= SMALL_TOTAL
+        share = self.size if self._few else -(-self.size // ranks)
         self._rows_PS = np.empty((ranks, share), values_N.dtype)
-        if self._whole:
+        if self._few:
             self.total_N = values_N
             self.request = mpi.Iallgather(values_N.view(np.uint8), self._rows_PS.view(np.uint8))
             return
@@ -59,9 +68,9 @@ class _Sum:
     def fold(self) -> None:
         """Add up what has come, and start handing it round."""
         share_S = fold_rows(self._rows_PS, "sum")
-        if self._whole:
+        if self._few:
             self.total_N, self.request = share_S, None
         else:
-            self._rows_PS = share_S
+            self._rows_PS = share_S  # MPI reads it until the request has ended
             own, all_P = share_S.view(np.uint8), self.total_N.view(np.uint8)
             self.request = self._mpi.Iallgather(own, all_P)

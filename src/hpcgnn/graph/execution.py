@@ -62,6 +62,11 @@ class Execution:
     def epoch(self) -> int:
         return self._epoch
 
+    @property
+    def at_once(self) -> bool:
+        """Whether messages are as long as MPI takes, and all of them posted before any is read."""
+        return self.mode == "oneshot"
+
     def set_epoch(self, epoch: int) -> None:
         """See `PartitionedGraph.set_epoch`."""
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:

@@ -208,6 +208,8 @@ class Split:
         num_edges: of all rows.
         mean_degree: by which kernels choose how many lanes share a row.
         positions: rows of the block with more than LONGEST edges, ascending.
+        chunk_begin: of each of them its first chunk, and at the end how many chunks there are.
+        chunks, join: all of them, as in `Hubs`; None without long rows.
     """
 
     num_edges: int
@@ -234,39 +236,33 @@ def split_of(block: Block) -> Split:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Rows of more than LONGEST edges, cut into chunks."""
+    """Rows of more than LONGEST edges, cut into chunks of at most so many."""
 
     def build(self, given: Block, /) -> Split:
-        return _split(given)
-
-
-def _split(block: Block) -> Split:
-    counts = block.end - block.begin
-    long = torch.nonzero(counts > LONGEST).flatten()
-    num_edges = int(counts.sum())
-    mean_degree = block.mean_degree
-    if mean_degree is None:
-        mean_degree = num_edges / max(block.num_rows, 1)
-    if len(long) == 0:
-        return Split(num_edges, mean_degree, [], [0], None, None)
-    pieces = (counts[long] + LONGEST - 1) // LONGEST
-    ends = pieces.cumsum(0)
-    owner = torch.repeat_interleave(torch.arange(len(long), device=long.device), pieces)
-    number = torch.arange(len(owner), device=long.device) - (ends - pieces)[owner]
-    begin = block.begin[long][owner] + number * LONGEST
-    local = long.to(torch.int32) if block.rows is None else block.rows[long]
-    chunks = replace(
-        block,
-        rows=local[owner],
-        begin=begin,
-        end=torch.minimum(begin + LONGEST, block.end[long][owner]),
-    )
-    join = Block(
-        peer=block.peer,
-        num_columns=len(owner),
-        rows=local,
-        begin=ends - pieces,
-        end=ends,
-        columns=torch.arange(len(owner), dtype=torch.int32, device=long.device),
-    )
-    return Split(num_edges, mean_degree, long.tolist(), [0, *ends.tolist()], chunks, join)
+        counts = given.end - given.begin
+        num_edges = int(counts.sum())
+        mean_degree = given.mean_degree
+        if mean_degree is None:
+            mean_degree = num_edges / max(given.num_rows, 1)
+        long = torch.nonzero(counts > LONGEST).flatten()
+        if len(long) == 0:
+            return Split(num_edges, mean_degree, [], [0], None, None)
+        local = long.to(torch.int32) if given.rows is None else given.rows[long]
+        num_chunks = (counts[long] + LONGEST - 1) // LONGEST  # of each long row
+        last = num_chunks.cumsum(0)
+        first = last - num_chunks
+        # Of each chunk: which of the long rows it is a piece of, and where its edges begin.
+        row = torch.repeat_interleave(torch.arange(len(long), device=long.device), num_chunks)
+        number = torch.arange(len(row), device=long.device) - first[row]
+        begin = given.begin[long][row] + number * LONGEST
+        end = torch.minimum(begin + LONGEST, given.end[long][row])
+        chunks = replace(given, rows=local[row], begin=begin, end=end)
+        join = Block(
+            peer=given.peer,
+            num_columns=len(row),
+            rows=local,
+            begin=first,
+            end=last,
+            columns=torch.arange(len(row), dtype=torch.int32, device=long.device),
+        )
+        return Split(num_edges, mean_degree, long.tolist(), [0, *last.tolist()], chunks, join)

@@ -119,9 +119,9 @@ class BatchNorm(torch.nn.Module):
         )
         return result.to(dtype)
 
-    def gradient_of_shift(self, grad_F: Tensor) -> Tensor:
+    def gradient_of_shift(self, grad: Tensor) -> Tensor:
         """Of what is added to all rows alike: 0, where rounding leaves noise, while training."""
-        return grad_F * 0 if self.training else grad_F
+        return grad * 0 if self.training else grad
 
 
 def _statistics(
@@ -197,9 +197,9 @@ class GraphNorm(torch.nn.Module):
         )
         return result.to(dtype)
 
-    def gradient_of_shift(self, grad_F: Tensor) -> Tensor:
+    def gradient_of_shift(self, grad: Tensor) -> Tensor:
         """Of what is added to all rows alike: 0 where all of the mean is taken off."""
-        return grad_F * (self.mean_scale.detach() != 1)
+        return grad * (self.mean_scale.detach() != 1)
 
 
 class _GraphNorm(torch.autograd.Function):

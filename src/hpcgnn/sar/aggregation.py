@@ -245,7 +245,7 @@ def multiply(
     """
     beside = beside or Beside()
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
-    width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.mode == "oneshot"
+    width, wire, at_once = x_NF.shape[1], wire or x_NF.dtype, graph.execution.at_once
     x_NF = gathered(x_NF, wire)
     out_NF = graph.execution.arrays.empty(
         graph.num_local_nodes, width, dtype=sum_type(x_NF.dtype), device=x_NF.device

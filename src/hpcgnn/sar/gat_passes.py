@@ -149,6 +149,8 @@ class BackwardPass:
         self.sources = kernels.Sources(z_NK, s_NH)
         self.grad_z_NK = graph.execution.arrays.like(z_NK, s_NH.dtype)
         self._first = True  # whether no block was added to grad z
+        self._loops = False  # the local block brings the self-loops
+        self._sets = False  # the local block sets grad z, which was not zeroed
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
         self.grad_s_NH, self.grad_t_NH = self.grad_scores_NH.split(heads, dim=1)
@@ -174,8 +176,8 @@ class BackwardPass:
         local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
         whole = kernels.takes_whole_blocks(self.grad_z_NK.device)
         self._loops = self.settings.self_loops and self.edge_HD is None and local[-1].rows is None
-        self._at_once = (whole and local[-1].rows is None) or self._loops
-        if not self._at_once:
+        self._sets = (whole and local[-1].rows is None) or self._loops
+        if not self._sets:
             self.grad_z_NK.zero_()
         return local[1:] if self._loops else local
 
@@ -226,7 +228,7 @@ class BackwardPass:
         grads = self._gradients(self.grad_z_NK, self.grad_s_NH, grad_t)
         local = block.peer == self.graph.comm.rank
         if local and (self._first or self._loops):  # with loops, there is one block or its slices
-            grads = replace(grads, loops=self._loops, adds=not self._at_once)
+            grads = replace(grads, loops=self._loops, adds=not self._sets)
         kernels.gat_backward(
             block,
             destinations,

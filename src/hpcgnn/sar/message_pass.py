@@ -259,7 +259,7 @@ class MessagePass:
         graph, width, reply = self.graph, self.x_NF.shape[1], 0
         if self.mode == "sar":
             reply = width
-        most = graph.ring.rows_per_message(width, self.wire, reply, at_once=graph.mode == "oneshot")
+        most = graph.ring.rows_per_message(width, self.wire, reply, at_once=graph.execution.at_once)
         sums = RowSums(self.grad_y_NG)
         hubs = HubRows(len(self.grad_y_NG), most, local=True, piece=self.settings.piece)
         sums.begin(graph.in_edges.derived(hubs))

@@ -129,7 +129,7 @@ def _slab_sums(
     """Sums of rows that slabs of pairs add to, of which a message has as many as its edges need."""
     ring = graph.ring
     most = ring.rows_per_message(
-        payload.layout.columns, payload.dtype, at_once=graph.mode == "oneshot"
+        payload.layout.columns, payload.dtype, at_once=graph.execution.at_once
     )
     sums = RowSums(out_NG)
     hubs = HubRows(len(out_NG), most, local=True, slab=slab_size(out_NG.device))

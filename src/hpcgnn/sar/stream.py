@@ -313,7 +313,7 @@ def _start(
     before: Callable[[int], None] | None = None,
 ) -> tuple[Exchange, Chunks]:
     """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
-    width, at_once = payload.layout.columns, graph.mode == "oneshot"
+    width, at_once = payload.layout.columns, graph.execution.at_once
     most = graph.ring.rows_per_message(
         width, payload.dtype, max(return_width, cut_for), at_once=at_once
     )
@@ -365,7 +365,7 @@ def return_gradients(
         accept: takes what came for local rows.
         first: local work, given what moves messages on; done before anything is produced.
     """
-    at_once = graph.mode == "oneshot"
+    at_once = graph.execution.at_once
     most = graph.ring.rows_per_message(width, dtype, at_once=at_once)
     plan = schedule(edges, most, keep=True)
 

@@ -141,7 +141,7 @@ def test_it_is_taken_where_neighbours_read_each_other(comm, machine, wanted, cap
 
 
 def test_between_nodes_messages_are_staged(comm, machine, monkeypatch):
-    monkeypatch.setattr(neighbours, "node", lambda: f"node {comm.rank % 2}")
+    monkeypatch.setattr(neighbours, "machine", lambda: f"node {comm.rank % 2}")
     if comm.size == 2:
         assert choice.choose_transport(comm, GPU).name == "staged through pinned host memory"
         with pytest.raises(InputError, match="--transport ipc can't be had: no two ranks share"):
