@@ -227,7 +227,8 @@ def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, mon
         sharded = {"ids": np.array([comm.rank]), "model.e": np.ones((1, 2), np.float32)}
         arrays = {"model/w": np.ones(3, np.float32)} if comm.rank == 0 else {}
         progress = {"best": None, "best_epoch": 0, "test_at_best": None}
-        return Checkpoint(epoch, Config.of(layers=1), "f" * 16, 1, progress, arrays, sharded)
+        found = Config.of(layers=1), "f" * 16, comm.size, progress, arrays, sharded
+        return Checkpoint(epoch, *found)
 
     def refuse(temporary, path):
         raise OutputError("no space", file=path)

@@ -129,7 +129,8 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
         # As in training, on what is there now; nothing is kept for a backward.
         where = checkpoint.config.changed(transport="auto", mode="sar")
     fingerprint, alike = _graph_of(args, comm)
-    args.any_graph |= checkpoint is not None and checkpoint.graph_fingerprint == alike
+    of_graph = "" if checkpoint is None else checkpoint.graph_fingerprint
+    args.any_graph |= of_graph != "" and of_graph == alike
     split = _split(args, comm, checkpoint, fingerprint)
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):

@@ -29,7 +29,7 @@ def make(path: Path, comm, sharded: bool) -> None:
     rows = {"ids": NODES, "model.inputs.weight": rng.normal(size=(4, 3)).astype(np.float32)}
     checkpoint = Checkpoint(
         3,
-        Config.of(layers=1),
+        Config.of(model="own"),
         "f" * 16,
         1,
         dict(PROGRESS),

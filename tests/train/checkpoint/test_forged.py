@@ -91,6 +91,21 @@ READ = {
     ),
     "waited half": (progress_with(waited=0.5), "waited must be a number of epochs"),
     "more": (progress_with(more={"a": {}}), "more must be a number or text"),
+    "beyond": (lambda found: setattr(found, "epoch", 101), "though it was trained with --epochs"),
+    "no wait": (lambda found: found.progress.pop("waited"), "waited must be a number of epochs"),
+    "task": (lambda found: found.task.update(kind="luck"), "its task can't be"),
+    "own": (lambda found: found.task.update(kind="own"), "its task can't be"),
+    "decoder": (lambda found: found.task.update(decoder="none"), "its task can't be"),
+    "truth as number": (lambda found: found.task.update(num_outputs=True), "its task can't be"),
+    **{
+        f"task without {name}": (
+            lambda found, name=name: found.task.pop(name),
+            "its task can't be",
+        )
+        for name in ("kind", "num_outputs", "metric", "target")
+    },
+    "more of a task": (lambda found: found.task.update(more=1), "its task can't be"),
+    "graph": (lambda found: setattr(found, "graph_fingerprint", "g" * 16), "hexadecimal digits"),
     "ranks": (
         lambda found: setattr(found, "num_parts", 1 << 21),
         "num_parts must be an integer in",
@@ -114,17 +129,6 @@ RESUME = {
     "two": (array(f"{STATE}step", lambda a: np.ones(2, np.float32)), "has shape"),
     "square": (array(f"{STATE}exp_avg_sq", lambda a: -a - 1), "squares below 0"),
     "parts": (lambda found: setattr(found, "num_parts", 7), "no start of this run had so many"),
-    **{
-        f"task without {name}": (
-            lambda found, name=name: found.task.pop(name),
-            f"another task .{name} nothing, not",
-        )
-        for name in ("num_outputs", "target")
-    },
-    "task with more": (
-        lambda found: found.task.update(more=1),
-        "another task .more 1, not nothing",
-    ),
     "lack": (lambda found: found.arrays.pop(f"{STATE}exp_avg"), "only the optimizer has"),
     "extra": (
         lambda found: found.arrays.update({f"{STATE}more": np.ones(3)}),

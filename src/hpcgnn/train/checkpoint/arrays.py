@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.tasks.build import BuiltInTask, stored_task
+from hpcgnn.tasks.settings import KINDS
 from hpcgnn.tasks.task import OWN
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK
@@ -70,16 +71,22 @@ def built_in_task(
 
 
 def check_stored_task(
-    task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path
+    task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path, *, of_program: bool
 ) -> None:
-    """Refuse a task that can't be, as far as it is known beside its program.
+    """Refuse a task of this package that can't be, or isn't told whole.
+
+    Args:
+        of_program: it may be one that only a program knows, which tells of it what it likes.
 
     Raises:
         InputError: naming it.
     """
-    if OWN not in (task.get("kind"), task.get("decoder")):
-        built_in_task(task, arrays, path)
-    elif not isinstance(task.get("metric"), str):
+    known = task.get("kind") in KINDS
+    if of_program and (not known or task.get("decoder") == OWN):
+        return
+    told = built_in_task(task, arrays, path).stored()
+    same = all(task.get(name) == value for name, value in told.items())
+    if not same or (not of_program and len(told) != len(task)):
         raise InputError("its task can't be", file=path, value=task)
 
 

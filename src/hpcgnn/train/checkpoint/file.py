@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,8 +32,7 @@ from hpcgnn.storage.read.partition_file import MAX_PARTS
 from hpcgnn.storage.read.reader import DEEPEST, Reader
 from hpcgnn.storage.schema import CHECKPOINT, NEWEST_VERSION, VERSION
 from hpcgnn.storage.write import atomic
-from hpcgnn.tasks.settings import limits
-from hpcgnn.tasks.task import OWN
+from hpcgnn.tasks.settings import KINDS, limits
 from hpcgnn.train.checkpoint.arrays import check_arrays, check_stored_task, form_of
 from hpcgnn.train.checkpoint.rows import (
     GROUP,
@@ -177,7 +177,7 @@ def read(path: str | Path) -> Checkpoint:
         checkpoint = Checkpoint(
             epoch=epoch,
             config=config,
-            graph_fingerprint=reader.text("graph_fingerprint"),
+            graph_fingerprint=_graph_fingerprint(reader),
             num_parts=num_parts,
             progress=progress,
             arrays=arrays,
@@ -188,8 +188,8 @@ def read(path: str | Path) -> Checkpoint:
         )
     if complete and not {_ROWS, _FORMS} <= state.keys():
         raise InputError("must say the form of each array", file=path, dataset=_PLAIN)
-    if complete or task:
-        check_stored_task(task, arrays, path)
+    if complete:
+        check_stored_task(task, arrays, path, of_program=config.model.own)
     written = state.pop(_ROWS, rows)
     if written != rows:
         raise InputError(
@@ -200,6 +200,18 @@ def read(path: str | Path) -> Checkpoint:
     check_arrays(arrays, config, checkpoint.task, state.pop(_FORMS, None), path)
     check_forms(rows, path, built_in=not config.model.own)
     return checkpoint
+
+
+def _graph_fingerprint(reader: Reader) -> str:
+    """Empty where the graph was made in memory."""
+    text = reader.text("graph_fingerprint")
+    if re.fullmatch("([0-9a-f]{16})?", text) is None:
+        raise InputError(
+            "attribute graph_fingerprint must be 16 hexadecimal digits",
+            file=reader.path,
+            value=text,
+        )
+    return text
 
 
 def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
@@ -248,7 +260,7 @@ def _bounds(config: Config, task: Mapping[str, Any]) -> tuple[float, float]:
     """The least and the most that the score which chooses can be, where that is known."""
     chosen = config.training.monitor
     name = task.get("metric") if chosen == "auto" else chosen
-    if not isinstance(name, str) or task.get("kind", OWN) == OWN:
+    if not isinstance(name, str) or task.get("kind") not in KINDS:
         return -math.inf, math.inf
     return limits(name)
 
