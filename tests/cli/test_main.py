@@ -147,12 +147,26 @@ def test_ranks_that_were_told_different_things(more, line, tmp_path):
     assert len(errors) == 1 and errors[0].startswith(f"hpcgnn: error: {line}"), done.stderr
 
 
-@pytest.mark.parametrize("verb", ["convert", "info", "jobs", "new", "report"])
-def test_verbs_of_one_process_start_no_mpi(verb):
-    """It may refuse to start, as on a login node."""
-    more = ", hpcgnn.report.page, hpcgnn.report.summary" if verb == "report" else ""
+PLANNED = ("--nodes", "9000", "--edges", "1e5", "--features", "8", "--classes", "3", "--ranks", "2")
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "status"),
+    [
+        ("plan", PLANNED, 0),
+        ("export", ("missing.h5", "weights.pt"), 2),
+        ("report", ("missing",), 2),
+        ("info", ("missing.h5",), 2),
+        ("convert", ("missing.txt", "graph.h5"), 2),
+    ],
+)
+def test_verbs_of_one_process_start_no_mpi(verb, arguments, status, tmp_path):
+    """It may refuse to start, as on a login node; what fails there is told all the same."""
     code = (
-        f"import sys, hpcgnn.cli.main, hpcgnn.cli.{verb}{more}; print('mpi4py.MPI' in sys.modules)"
+        "import os, sys; from hpcgnn.cli.main import main; status = main(sys.argv[1:]); "
+        "print(status, 'mpi4py.MPI' in sys.modules, 'HPCGNN_MPI' in os.environ)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    command = [sys.executable, "-c", code, verb, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{status} False False", done.stderr
+    assert bool(status) == ("hpcgnn: error: " in done.stderr)

@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from hpcgnn.comm.launcher import forget_nonsense
+from hpcgnn.comm.launcher import (
+    _LAUNCHERS,
+    FORGONE,
+    forget_nonsense,
+    forgone,
+    is_forgone,
+)
+from hpcgnn.errors import InputError
 
 NAMES = ("PMI_RANK", "PMI_ID", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMIX_RANK", "PMIX_NAMESPACE")
 
@@ -32,3 +39,24 @@ def test_what_launchers_set_stays(monkeypatch):
     os.close(write)
     forget_nonsense()
     assert "PMI_FD" not in os.environ
+
+
+def test_one_process_does_without_mpi_where_that_is_said(monkeypatch):
+    for names in _LAUNCHERS:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    assert not is_forgone()
+    with forgone():
+        assert is_forgone()
+    assert not is_forgone()
+    monkeypatch.setenv(FORGONE, "mpich")
+    with pytest.raises(InputError, match=r"HPCGNN_MPI is none, or not set .*'mpich'"):
+        is_forgone()
+    with forgone():
+        assert is_forgone()
+    assert os.environ[FORGONE] == "mpich"
+    monkeypatch.setenv(FORGONE, "none")
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(InputError, match=r"HPCGNN_MPI=none is for one process"):
+        is_forgone()

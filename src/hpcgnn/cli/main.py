@@ -18,7 +18,7 @@ from hpcgnn.cli import displays, streams
 from hpcgnn.cli.help import FIRST_STEPS, explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.comm.launcher import launched
+from hpcgnn.comm.launcher import forgone, launched
 from hpcgnn.comm.liveness import limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     system.set_up()
     streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
     try:
-        with terminable():
+        with terminable(), _without_mpi(argv):
             command = Command.read(argv)
             with command.listening():
                 return world.run(
@@ -252,6 +252,12 @@ def main(argv: list[str] | None = None) -> int:
                 )
     except (KeyboardInterrupt, Terminated, BrokenPipeError) as error:
         return Failure.of(error).status
+
+
+def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
+    """For a verb that one process does alone: MPI may refuse to start, as on a login node."""
+    alone = bool(argv) and argv[0] in SERIAL and launched()[1] == 1
+    return forgone() if alone else nullcontext()
 
 
 def _check_folder() -> None:

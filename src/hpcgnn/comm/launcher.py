@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from hpcgnn.errors import InputError
+
+FORGONE = "HPCGNN_MPI"
 _LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -27,6 +32,35 @@ def launched() -> tuple[int, int]:
     Variables that make no sense, as other programs can leave them, count as not set.
     """
     return _place() or (0, 1)
+
+
+def is_forgone() -> bool:
+    """Whether the environment says that one process is to do without MPI.
+
+    Raises:
+        InputError: it says something else there, or there are several processes.
+    """
+    said = os.environ.get(FORGONE)
+    if said is None:
+        return False
+    if said != "none":
+        raise InputError(f"{FORGONE} is none, or not set", value=said)
+    if launched()[1] > 1:
+        raise InputError(f"{FORGONE}=none is for one process: unset it", value=launched()[1])
+    return True
+
+
+@contextmanager
+def forgone() -> Iterator[None]:
+    """Within, MPI is not started, and what is loaded does without; for one process."""
+    before = os.environ.get(FORGONE)
+    os.environ[FORGONE] = "none"
+    try:
+        yield
+    finally:
+        os.environ.pop(FORGONE)
+        if before is not None:
+            os.environ[FORGONE] = before
 
 
 def has_launcher() -> bool:

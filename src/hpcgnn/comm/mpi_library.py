@@ -1,7 +1,8 @@
 """The MPI library, loaded and initialised with the settings this package needs.
 
-Without one a single process does without; importing this module raises InputError where a launcher
-has started several.
+Without one a single process does without, and so it does where HPCGNN_MPI=none says that MPI can't
+be started, as on a login node; importing this module raises InputError where a launcher has started
+several.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import os
 import warnings
 
-from hpcgnn.comm.launcher import forget_nonsense, launched
+from hpcgnn.comm.launcher import FORGONE, forget_nonsense, is_forgone, launched
 from hpcgnn.comm.liveness import ended_start, ulimits
 from hpcgnn.comm.liveness.limit import bounded_start
 from hpcgnn.errors import InputError, is_out_of_memory
@@ -25,6 +26,8 @@ def _shortened(text: str) -> str:
 
 
 try:
+    if is_forgone():
+        raise ImportError(f"{FORGONE}=none")
     import mpi4py
 
     # Autograd may run the backward pass, and with it MPI, in a thread of its own.

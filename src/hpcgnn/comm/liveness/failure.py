@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from hpcgnn.comm.launcher import FORGONE
 from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import Terminated
 from hpcgnn.errors import (
@@ -227,13 +228,14 @@ def meet(seconds: float) -> bool:
 
 def _mpi() -> Any:
     """MPI as `mpi_library` has loaded it, which may fail for what is being told here."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):
-        from hpcgnn.comm import single
+    with suppress(ImportError, RuntimeError):
+        if os.environ.get(FORGONE) != "none":
+            from mpi4py import MPI
 
-        return single
-    return MPI
+            return MPI
+    from hpcgnn.comm import single
+
+    return single
 
 
 def abort(comm: Ranks | None, status: int) -> NoReturn:
