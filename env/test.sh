@@ -58,25 +58,18 @@ beside() {
 
 logs=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
+by_file=(--dist loadfile --no-loadscope-reorder)
 beside "$logs/types" mypy
 types=$!
 check style ruff check .
 NO_MKDOCS_2_WARNING=1 check docs mkdocs build -q
 
-# alone OPTION...: starts the tests on one rank beside those on several: ranks that wait for each other
-# leave cores idle. Their report comes at the end.
-alone() {
-    beside "$logs/alone" python -m pytest tests -q -n "$cores" --dist loadfile \
-        --no-loadscope-reorder "$@"
-}
-
 quick() {
-    alone -m "not mpi" --quick
-    local one=$!
+    check "quick tests, 1 rank" \
+        python -m pytest tests -m "not mpi" --quick -q -n "$cores" "${by_file[@]}"
+    check types show "$types" "$logs/types"
     check "quick tests, 2 ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
         tests/train/test_golden_losses.py --quick
-    check types show "$types" "$logs/types"
-    check "quick tests, 1 rank" show "$one" "$logs/alone"
 }
 
 # full RANKS...
@@ -90,17 +83,17 @@ full() {
     # They wait more than they work.
     beside "$logs/slurm" python -m pytest tests/slurm -q
     local slurm=$!
-    alone --ignore=tests/slurm --durations=12
-    local one=$!
     check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
+    # One worker more than cores: some tests wait for time to pass.
+    check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 \
+        -n "$((cores < 4 ? cores + 1 : 4))" "${by_file[@]}"
+    check types show "$types" "$logs/types"
+    check "tests, Slurm" show "$slurm" "$logs/slurm"
     for ranks in "$@"; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done
     # What a late rank holds for each of the others shows where they are many.
     check "a late rank of 8" on_ranks 8 tests/comm/test_unfinished.py -k late_rank
-    check types show "$types" "$logs/types"
-    check "tests, Slurm" show "$slurm" "$logs/slurm"
-    check "tests, 1 rank" show "$one" "$logs/alone"
 }
 
 if [ "${1:-}" = --quick ]; then quick; else full "$@"; fi
