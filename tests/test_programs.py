@@ -89,8 +89,10 @@ def test_growth_is_measured(comm, monkeypatch, capfd):
     runpy.run_path(str(ROOT / "jobs/growth.py"))["main"](comm)
     torch.set_num_threads(threads)
     lines = capfd.readouterr().out.splitlines()[1:]
-    assert len(lines) == (0 if comm.rank else 5 + 4 * (comm.size > 1))
-    assert all(re.search(r" exponent +-?\d+\.\d\d   \(\d", line) for line in lines)
+    assert len(lines) == (0 if comm.rank else 7 + 4 * (comm.size > 1))
+    number = r" +-?\d+\.\d\d"
+    shown = rf" exponent{number}(, of numbers{number})?   \(\d"
+    assert all(re.search(shown, line) for line in lines)
 
 
 def test_overlap_is_measured(monkeypatch, capsys):
