@@ -193,7 +193,9 @@ def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
     trainer.run()
     comm.barrier()
     found = [record["loss"] for record in records(shared_path / "run")]
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    # Adam makes more of rounding from step to step; how much, differs between processors.
+    np.testing.assert_allclose(found[:12], expected[:12], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
     assert expected[-1] < 0.9 * expected[0]
 
 

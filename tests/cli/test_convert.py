@@ -79,7 +79,7 @@ def test_memory_stays_below_the_limit(tmp_path):
     """Ids that have to be renamed and edges to be reversed: every pass goes over the disk."""
     rng = np.random.default_rng(0)
     number = 100_000
-    names = np.sort(rng.choice(10**17, number, replace=False))
+    names = np.sort(10**16 + rng.choice(9 * 10**16, number, replace=False))  # of 17 digits
     ends = rng.permutation(np.arange(2 * number) % number).reshape(-1, 2)  # each node at least once
     more = (number * rng.random((2_500_000, 2)) ** [1, 3]).astype(int)
     ends = np.concatenate([ends, more])
