@@ -10,12 +10,12 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.sorting import sorted_unique
+from hpcgnn.storage.importers.edge_records import ENDS, with_ends
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
 from hpcgnn.storage.importers.spool import Records, Scratch
 
 _HASHED = 64  # bytes per id that a table of hashes takes
-_ENDS = ("source", "destination")
 _ID = np.dtype([("id", np.int64)])
 _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
 
@@ -145,12 +145,6 @@ def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Colu
     return edges
 
 
-def with_ends(dtype: np.dtype, kind: type[np.signedinteger]) -> np.dtype:
-    """The type of records of edges with ends of another type."""
-    names = dtype.names or ()
-    return np.dtype([(name, kind if name in _ENDS else dtype[name]) for name in names])
-
-
 def _with_ends_for(dtype: np.dtype, num_rows: int) -> np.dtype:
     return with_ends(dtype, np.int32 if num_rows <= 1 << 31 else np.int64)
 
@@ -166,7 +160,7 @@ def _found(
     for chunk in edges.chunks(max(PIECE_BYTES, limit)):
         rows = np.empty(chunk.shape[0], out.dtype)
         for field in out.dtype.names or ():
-            if field not in _ENDS:
+            if field not in ENDS:
                 rows[field] = chunk[field]
                 continue
             ids = np.ascontiguousarray(chunk[field])

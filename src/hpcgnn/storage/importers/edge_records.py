@@ -1,0 +1,169 @@
+"""Edges as records in a spool: checked, with ends of 4 bytes where these do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcgnn.display import Stage
+from hpcgnn.errors import InputError
+from hpcgnn.storage.checks import Place
+from hpcgnn.storage.importers.source import EdgeChunk, Source
+from hpcgnn.storage.importers.spool import Records, Scratch
+from hpcgnn.storage.schema import as_labels, check_labels
+
+ENDS = ("source", "destination")
+_HELD = 2  # times the limit: nothing is sorted while edges are read
+_NARROW = 1 << 31  # nodes whose numbers take 4 bytes
+_MAX_RELATIONS = 1 << 16  # or as many as there are edges
+
+
+@dataclass
+class Spooled:
+    """All edges, checked.
+
+    Attributes:
+        relations: their number.
+        largest: id at an end of an edge; -1 without edges.
+    """
+
+    records: Records
+    relations: int = 0
+    largest: int = -1
+
+
+def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage) -> Spooled:
+    """Read all edges, turned round where `reverse`.
+
+    Raises:
+        InputError: a number that can't be, naming its place.
+    """
+    wide = source.num_nodes is not None and source.num_nodes > _NARROW
+    edges = Spooled(scratch.records(_dtype(None, wide=wide)), source.num_relations or 0)
+    lowest, seen = np.iinfo(np.int64).max, False
+    for chunk in source.edges:
+        _check_edge_labels(chunk, source)
+        ends = [_range_of_ends(chunk, source, name) for name in ENDS]
+        least, largest = min(low for low, _ in ends), max(high for _, high in ends)
+        wide = wide or largest > np.iinfo(np.int32).max
+        dtype = _dtype(chunk, wide=wide)
+        if not seen:
+            edges.records = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
+        elif edges.records.dtype != dtype:
+            edges.records = _widened(edges.records, dtype, source, scratch)
+        seen = True
+        edges.records.append(_checked(chunk, dtype, source, reverse))
+        edges.largest, lowest = max(edges.largest, largest), min(lowest, least)
+        if chunk.relation is not None and source.num_relations is None:
+            edges.relations = max(edges.relations, 1 + int(chunk.relation.max(initial=-1)))
+        stage.advance(len(chunk.source))
+    if "relation" not in (edges.records.dtype.names or ()):
+        edges.relations = 0
+    if edges.relations > max(_MAX_RELATIONS, edges.records.count):
+        raise InputError(
+            f"relations are numbered from 0, and there are only {edges.records.count} edges",
+            file=source.file,
+            value=edges.relations - 1,
+        )
+    if source.rows_as_given and source.num_nodes is not None and edges.largest >= 0 < lowest:
+        source.notes.append(
+            f"ids count from 0, and no edge touches a node below {lowest}: is that meant?"
+        )
+    return edges
+
+
+def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -> np.ndarray:
+    """The records of some edges, whose ends have been looked at."""
+    out = np.empty(chunk.source.shape[0], dtype)
+    ends = (chunk.destination, chunk.source) if reverse else (chunk.source, chunk.destination)
+    out["source"], out["destination"] = ends
+    if chunk.weight is not None:
+        out["weight"] = _finite(chunk.weight, chunk, source, "weight")
+    if chunk.features is not None:
+        out["features"] = _finite(chunk.features, chunk, source, "edge features")
+    if chunk.labels is not None:
+        out["labels"] = chunk.labels
+    if chunk.split is not None:
+        _check_range(chunk.split, 4, chunk, source, "the split of the edges")
+        out["split"] = chunk.split
+    if chunk.relation is not None:
+        top = 1 << 30 if source.num_relations is None else source.num_relations
+        _check_range(chunk.relation, top, chunk, source, "relation")
+        out["relation"] = chunk.relation
+    return out
+
+
+def _widened(records: Records, dtype: np.dtype, source: Source, scratch: Scratch) -> Records:
+    """The same edges with ends of 8 bytes, as now is needed."""
+    if with_ends(records.dtype, np.int64) != dtype:
+        raise InputError("all edges must have the same columns", file=source.file)
+    out = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
+    for chunk in records.chunks():
+        out.append(chunk.astype(dtype))
+    records.drop()
+    return out
+
+
+def with_ends(dtype: np.dtype, kind: type[np.signedinteger]) -> np.dtype:
+    """The type of records of edges with ends of another type."""
+    names = dtype.names or ()
+    return np.dtype([(name, kind if name in ENDS else dtype[name]) for name in names])
+
+
+def _check_edge_labels(chunk: EdgeChunk, source: Source) -> None:
+    if chunk.labels is not None:
+        place = Place(source.file, chunk.place(0))
+        chunk.labels = as_labels(chunk.labels, place)
+        check_labels(chunk.labels, place)
+
+
+def _dtype(edges: EdgeChunk | None, *, wide: bool) -> np.dtype:
+    """Of the records of such edges."""
+    end = np.int64 if wide else np.int32
+    fields: list[tuple] = [("source", end), ("destination", end)]
+    if edges is not None and edges.weight is not None:
+        fields.append(("weight", np.float32))
+    if edges is not None and edges.relation is not None:
+        fields.append(("relation", np.int32))
+    if edges is not None and edges.features is not None:
+        fields.append(("features", np.float32, (edges.features.shape[1],)))
+    if edges is not None and edges.labels is not None:
+        fields.append(("labels", edges.labels.dtype, edges.labels.shape[1:]))
+    if edges is not None and edges.split is not None:
+        fields.append(("split", np.int8))
+    return np.dtype(fields)
+
+
+def _range_of_ends(edges: EdgeChunk, source: Source, name: str) -> tuple[int, int]:
+    top = np.iinfo(np.int64).max if source.num_nodes is None else source.num_nodes
+    return _check_range(getattr(edges, name), top, edges, source, name)
+
+
+def _check_range(
+    values: np.ndarray, top: int, edges: EdgeChunk, source: Source, what: str
+) -> tuple[int, int]:
+    """The least and the largest, which lie in 0 .. top - 1."""
+    if values.size == 0:
+        return top, -1
+    low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < top:
+        return low, high
+    k = int(np.argmax((values < 0) | (values >= top)))
+    message = f"{what} must not be negative" if values[k] < 0 else f"{what} must be below {top}"
+    raise InputError(message, file=source.file, dataset=edges.place(k), value=int(values[k]))
+
+
+def _finite(values: np.ndarray, edges: EdgeChunk, source: Source, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out = values.astype(np.float32)
+    bad = ~np.isfinite(out)
+    if bad.any():
+        at = np.argwhere(bad)[0]
+        raise InputError(
+            f"{what} must be a finite float32",
+            file=source.file,
+            dataset=edges.place(int(at[0])),
+            value=float(values[tuple(at)]),
+        )
+    return out
