@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import h5py
 import numpy as np
 import pytest
 
@@ -196,3 +197,15 @@ def test_labels_that_are_all_unknown_are_none(tmp_path, monkeypatch, chunk_bytes
     with GraphFile(tmp_path / "g.h5") as graph:
         graph.verify()
         assert graph.num_classes == 0 and graph.read_nodes(0, 4).labels is None
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint8"])
+def test_integers_are_stored_alike_whatever_their_width(tmp_path, kind):
+    with GraphWriter(tmp_path / "g.h5", num_nodes=3) as writer:
+        writer.append_rows(np.array([1, 0, 1], kind), np.array([2, 0], kind))
+        writer.append_original_ids(np.array([7, 8, 9], kind))
+    with h5py.File(tmp_path / "g.h5") as file:
+        found = {name: file[name].dtype.name for name in ("edges/indptr", "edges/indices")}
+        assert found == {"edges/indptr": "int64", "edges/indices": "int32"}
+        assert file["nodes/original_ids"].dtype == np.int64
+        assert file["edges/indices"][:].tolist() == [2, 0]

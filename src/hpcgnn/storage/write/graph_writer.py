@@ -107,7 +107,7 @@ class GraphWriter:
         takes them) and `edge_split` [e] (0 .. 3) are given in every call or in none.
         """
         counts = self._integers("edges/indptr", counts)
-        indices = self._integers("edges/indices", indices)
+        indices = self._integers("edges/indices", indices, narrow=True)
         checks.in_range(counts, 0, 1 << 62, self._place("edges/indptr"))
         if int(counts.sum()) != len(indices):
             raise self._place("edges/indices").error(
@@ -251,8 +251,15 @@ class GraphWriter:
         return self._columns[name].num_rows if name in self._columns else 0
 
     def _integers(
-        self, name: str, values: np.ndarray, length: int | None = None, ndim: tuple[int, ...] = (1,)
+        self,
+        name: str,
+        values: np.ndarray,
+        length: int | None = None,
+        ndim: tuple[int, ...] = (1,),
+        *,
+        narrow: bool = False,
     ) -> np.ndarray:
+        """As int64, or int32 as they are where `narrow`."""
         array = np.asarray(values)
         if array.size == 0 and array.ndim in ndim:
             array = array.astype(np.int64)
@@ -261,7 +268,7 @@ class GraphWriter:
         if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
             raise self._place(name).error("must fit into 64 bits with sign", int(array.max()))
         self._check_length(name, array, length)
-        return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
+        return array if narrow and array.dtype == np.int32 else array.astype(np.int64, copy=False)
 
     def _append_floats(
         self,
