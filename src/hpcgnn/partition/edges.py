@@ -132,7 +132,7 @@ def neighbours(
         target += np.arange(len(target))
         found[target] = column[order]
         cursor[ids] += degree
-    return _deduplicate(indptr, found, int(bounds[-1]))
+    return _deduplicate(indptr, found)
 
 
 def _arrivals(
@@ -152,7 +152,7 @@ def _arrivals(
         yield row - low, column
 
 
-def _deduplicate(indptr: Int64, columns: Array, num_columns: int) -> tuple[Int64, Array]:
+def _deduplicate(indptr: Int64, columns: Array) -> tuple[Int64, Array]:
     """Sorted columns without repetitions, in place; a window of rows at a time."""
     kept = np.zeros(len(indptr), np.int64)
     end, low, rows = 0, 0, len(indptr) - 1
@@ -160,7 +160,7 @@ def _deduplicate(indptr: Int64, columns: Array, num_columns: int) -> tuple[Int64
         high = int(np.searchsorted(indptr, indptr[low] + WINDOW, side="right")) - 1
         high = min(max(high, low + 1), rows)
         starts = indptr[low : high + 1] - indptr[low]
-        chunk, _ = sort_columns(starts, columns[indptr[low] : indptr[high]], num_columns)
+        chunk, _ = sort_columns(starts, columns[indptr[low] : indptr[high]])
         row = np.repeat(np.arange(high - low), np.diff(starts))
         new = np.ones(len(chunk), bool)
         new[1:] = (chunk[1:] != chunk[:-1]) | (row[1:] != row[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import c_int64
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.partition.layout.library import library
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
@@ -23,9 +25,14 @@ def pointers(counts: Array) -> Int64:
     return result
 
 
+def positions_type(count: int) -> type[np.signedinteger]:
+    """Of the positions 0 .. count - 1: 32 bits where they suffice."""
+    return np.int32 if count < 2**31 else np.int64
+
+
 def positions(count: int) -> Array:
     """0 .. count - 1, in 32 bits where they suffice."""
-    return np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+    return np.arange(count, dtype=positions_type(count))
 
 
 def edge_positions(indptr: Int64, rows: Array) -> Array:
@@ -37,27 +44,32 @@ def edge_positions(indptr: Int64, rows: Array) -> Array:
     return result
 
 
-def group_by(keys: Array, num_keys: int) -> tuple[Array, Array]:
+def group_by(keys: Array, num_keys: int) -> tuple[Int64, Array]:
     """Stable counting sort: (first position of each key [num_keys + 1], order [len(keys)])."""
-    from scipy.sparse import csr_array
+    order = np.empty(len(keys), positions_type(len(keys)))
+    starts = np.empty(num_keys + 1, np.int64)
+    keys = np.ascontiguousarray(keys, order.dtype)
+    library().hpcgnn_group_by(
+        keys.ctypes,
+        c_int64(keys.itemsize == 8),
+        c_int64(len(keys)),
+        c_int64(num_keys),
+        starts.ctypes,
+        order.ctypes,
+    )
+    return starts, order
 
-    places = positions(len(keys))
-    ends = np.array([0, len(keys)], places.dtype)
-    grouped = csr_array(
-        (places, keys.astype(places.dtype, copy=False), ends), shape=(1, num_keys)
-    ).tocsc()
-    return grouped.indptr, grouped.data
 
-
-def sort_columns(indptr: Array, columns: Array, num_columns: int) -> tuple[Array, Array]:
-    """Columns ascending in each row, and where each came from."""
-    from scipy.sparse import csr_array
-
-    places = positions(len(columns))
-    rows = csr_array((places, columns.copy(), indptr), shape=(len(indptr) - 1, max(num_columns, 1)))
-    rows.has_sorted_indices = False
-    rows.sort_indices()
-    return rows.indices, rows.data
+def sort_columns(indptr: Array, columns: Array) -> tuple[Array, Array]:
+    """Columns ascending in each row, equal ones in their order, and where each came from."""
+    indptr = np.ascontiguousarray(indptr, np.int64)
+    wide = columns.itemsize == 8 or len(columns) >= 2**31
+    columns = np.array(columns, np.int64 if wide else np.int32)
+    places = np.empty_like(columns)
+    library().hpcgnn_sort_columns(
+        indptr.ctypes, c_int64(len(indptr) - 1), columns.ctypes, places.ctypes, c_int64(wide)
+    )
+    return columns, places
 
 
 def distinct(values: Array, bound: int) -> tuple[Int64, Array]:

@@ -11,6 +11,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.layout.clusters import order_by_cluster
 from hpcgnn.partition.layout.columns import Columns
+from hpcgnn.partition.layout.nearness import Adjacency, reverse_cuthill_mckee
 from hpcgnn.partition.routing import Array, Int64, between_parts, group_by, pointers, sort_columns
 from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.read.partition_file import EdgeLists
@@ -33,15 +34,11 @@ def local_order(
         symmetric: the reverse of every edge is there; the order is the same, and need not be made
             from a second graph with the reverses.
     """
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
-
     near = np.arange(num_nodes)
     if len(rows):
-        ones = np.ones(len(rows), bool)
-        adjacency = csr_array((ones, (rows, columns)), shape=(num_nodes, num_nodes))
-        near = reverse_cuthill_mckee(adjacency, symmetric_mode=symmetric)
-        near = order_by_cluster(adjacency, near)
+        adjacency = Adjacency.of(num_nodes, rows, columns)
+        whole = adjacency if symmetric else Adjacency.both_ways(num_nodes, rows, columns)
+        near = order_by_cluster(adjacency, reverse_cuthill_mckee(whole))
     return near[np.argsort(sent[near], kind="stable")]
 
 
@@ -50,7 +47,7 @@ def _edge_order(
 ) -> Array:
     """Edges by peer, row, source; equal ones by relation, weight, features: `[E]`."""
     indptr, by_row = group_by(row, num_rows)
-    sorted_source, place = sort_columns(indptr, source[by_row], len(peer))
+    sorted_source, place = sort_columns(indptr, source[by_row])
     order = by_row[place]
     del by_row, place
     if columns:

@@ -1,0 +1,63 @@
+"""An order of nodes in which neighbours lie near each other."""
+
+from __future__ import annotations
+
+from ctypes import c_int64
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcgnn.partition.layout.library import library
+from hpcgnn.partition.routing import Array, Int64, group_by, pointers, sort_columns
+
+
+@dataclass(frozen=True)
+class Adjacency:
+    """Neighbours of each node, ascending, each once.
+
+    Attributes:
+        begin: int64 `[n + 1]`.
+        neighbour: int32 `[m]`.
+    """
+
+    begin: Int64
+    neighbour: Array
+
+    @classmethod
+    def of(cls, num_nodes: int, rows: Array, columns: Array) -> Adjacency:
+        """Of edges in any order, with repetitions."""
+        begin, order = group_by(rows, num_nodes)
+        neighbour, _ = sort_columns(begin, columns[order].astype(np.int32, copy=False))
+        new = np.ones(len(neighbour), bool)
+        new[1:] = neighbour[1:] != neighbour[:-1]
+        new[begin[:-1][begin[:-1] < begin[1:]]] = True
+        return cls(pointers(new)[begin], neighbour[new])
+
+    @classmethod
+    def both_ways(cls, num_nodes: int, rows: Array, columns: Array) -> Adjacency:
+        """Of edges and their reverses."""
+        return cls.of(num_nodes, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
+
+
+def reverse_cuthill_mckee(adjacency: Adjacency) -> Array:
+    """The nodes of a symmetric graph, int32 `[n]`, so that edges are short (Cuthill, McKee 1969).
+
+    Breadth first from the node of the least degree, neighbours by their degree, reversed (George
+    1971); time is that of sorting each node's neighbours once.
+    """
+    num_nodes = len(adjacency.begin) - 1
+    row = np.repeat(np.arange(num_nodes, dtype=np.int32), np.diff(adjacency.begin))
+    # A self-loop counts twice.
+    degree = np.diff(adjacency.begin).astype(np.int32)
+    degree[row[row == adjacency.neighbour]] += 1
+    seeds = np.argsort(degree).astype(np.int32)
+    order = np.empty(num_nodes, np.int32)
+    library().hpcgnn_reverse_cuthill_mckee(
+        c_int64(num_nodes),
+        adjacency.begin.ctypes,
+        adjacency.neighbour.ctypes,
+        degree.ctypes,
+        seeds.ctypes,
+        order.ctypes,
+    )
+    return order
