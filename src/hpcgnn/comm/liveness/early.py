@@ -39,11 +39,7 @@ class Hook:
         from hpcgnn.comm.liveness.failure import Failure, abort
 
         rank = launched()[0]
-        # The lowest rank that fails reports and ends the job.
-        if started:
-            time.sleep(0.05 * min(rank, 40))
-        else:
-            let_lower_end(rank)
+        let_lower_end(rank)
         failure = Failure.of(error)
         failure.print(f"rank {rank}")
         if started:
@@ -60,7 +56,7 @@ def _alone(module: ModuleType | None) -> bool:
 
 
 def let_lower_end(rank: int) -> None:
-    """Wait so long that ranks below, where they fail without MPI too, end the job first."""
+    """Wait so long that ranks below, where they fail too, have reported and ended the job."""
     if rank > 0:
         time.sleep(_FIRST_SECONDS + _NEXT_SECONDS * min(rank, 10))
 
