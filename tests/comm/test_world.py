@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 from mpi4py import MPI
 
 from hpcgnn.comm import launcher, world
+from hpcgnn.comm.liveness import bounded_start
 from hpcgnn.errors import CommunicationError, InputError, NumericalError
 
 SERIAL = """
@@ -53,28 +55,68 @@ def test_mpiexec_of_another_mpi(python, rank):
     env = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "4"}
     outcome = python(0, "-c", PARALLEL, env=env)
     assert outcome.status == 2 and outcome.out == ""
-    assert [line.partition("mpi4py uses")[0] for line in outcome.err.splitlines()] == (
-        ["hpcgnn: error: mpiexec or srun started 4 processes, but MPI sees one: "]
-        if rank == "0"
-        else []
-    )
+    (line,) = outcome.errors  # rank 1 speaks where rank 0 hasn't ended the job by then
+    told = "mpiexec or srun started 4 processes, but MPI sees one: mpi4py uses"
+    assert told in line and line.startswith("hpcgnn: error: rank 1 (") == (rank == "1")
 
 
 ENDS = """
 import os, sys
 from hpcgnn.comm import world
-if os.environ["PMI_RANK"] == "1":
-    sys.exit(1)
+if int(os.environ["PMI_RANK"]) in (1, 2):
+    {}
 sys.exit(world.run(lambda comm: 0))
 """
+OF_MPICH = pytest.mark.skipif(
+    "MPICH" not in MPI.Get_library_version(), reason="other launchers have ways of their own"
+)
 
 
-def test_a_rank_that_ends_before_mpi_starts(python):
-    outcome = python(2, "-c", ENDS, env={"HPCGNN_TIMEOUT": "2"})
-    assert outcome.status in (1, 3) and outcome.seconds < 30
-    if outcome.status == 3:  # some launchers end the other ranks by themselves
-        (line,) = outcome.errors
-        assert line.startswith("hpcgnn: error: rank 0 waited 2 s in the start of MPI")
+@OF_MPICH
+@pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(1)", "os._exit(0)"])
+def test_a_rank_that_ends_before_mpi_starts_is_missed(python, end):
+    outcome = python(4, "-c", ENDS.format(end))
+    assert outcome.status == 3 and outcome.seconds < 30
+    assert outcome.err == (
+        "hpcgnn: error: rank 0 waits in the start of MPI for ranks 1, 2, which ended before\n"
+    )
+
+
+@OF_MPICH
+@pytest.mark.parametrize(
+    ("failure", "status", "line"),
+    [
+        ("open('/none/here')", 2, "rank 1: /none/here: No such file or directory"),
+        ("import nothing_of_that_name", 1, "rank 1: unexpected ModuleNotFoundError: No module"),
+        ("os.environ['MPI4PY_LIBMPI'] = '/none.so'", 2, "rank 1 ("),
+    ],
+)
+def test_a_rank_that_fails_before_mpi_starts_ends_the_others(python, failure, status, line):
+    outcome = python(4, "-c", ENDS.format(failure))
+    assert outcome.status == status and outcome.seconds < 20
+    (said,) = outcome.errors
+    assert said.startswith(f"hpcgnn: error: {line}")
+
+
+@OF_MPICH
+def test_a_script_that_stands_between_does_not_hide_it(python, tmp_path):
+    script = tmp_path / "each.sh"
+    script.write_text('[ "$PMI_RANK" = 1 ] || "$1" -c "$2"; exit\n')
+    start = f"import os; os.execlp('sh', 'sh', {str(script)!r}, {sys.executable!r}, {PARALLEL!r})"
+    outcome = python(2, "-c", start)
+    assert outcome.status == 3 and outcome.seconds < 30
+    assert outcome.err == (
+        "hpcgnn: error: rank 0 waits in the start of MPI for rank 1, which ended before\n"
+    )
+
+
+def test_a_long_start_is_told_of(monkeypatch, capsys):
+    watch = bounded_start._Watch("rank 0", 600.0)
+    monkeypatch.setattr(watch, "_said", 10.0)
+    for seconds in (1.0, 9.0, 11.0, 40.0):
+        watch._tell(seconds)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hpcgnn: note: rank 0 waits in the start of MPI for the other ranks")
 
 
 def test_a_start_that_the_library_ends_is_told(python):

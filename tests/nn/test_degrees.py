@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpcgnn.errors import InputError
-from hpcgnn.nn.gcn import normalisation
+from hpcgnn.nn.gcn import normalisation, normalised_sum
 from tests.graphs import collect, distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -48,3 +48,19 @@ def test_nodes_without_weight_and_without_loops_have_scale_0(comm):
     scale, missing = normalisation(graph, None)
     assert collect(graph, scale).flatten().tolist() == [0, 0, 0.5, 0]
     assert missing is None
+
+
+def test_weights_whose_sums_would_overflow_are_refused_by_node(comm):
+    """1 and 2 are heavy, but only the neighbours of 0 are not."""
+    edges = [(0, 1, 3e38), (1, 2, 3e38), (2, 1, 3e38), (3, 4, 2.0)]
+    graph = distribute(weighted(edges, 9), comm)
+    with pytest.raises(InputError, match=r"into 1 nodes \(node 1 is the first\).*overflow float32"):
+        normalisation(graph, 1.0)
+
+
+def test_heavy_weights_on_one_scale_are_as_light_ones(comm):
+    edges = [(i, (i + step) % 9) for i in range(9) for step in (0, 1, 3)]
+    graphs = [distribute(weighted([(*e, w) for e in edges], 9), comm) for w in (1.0, 3e38)]
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    light, heavy = (collect(g, normalised_sum(g, x[g.node_ids.cpu()])) for g in graphs)
+    torch.testing.assert_close(heavy, light)

@@ -19,7 +19,7 @@ from hpcgnn.cli.help import FIRST_STEPS, explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.launcher import forgone, launched
-from hpcgnn.comm.liveness import limit
+from hpcgnn.comm.liveness import early, limit
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
 from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, shortened, warn
@@ -251,7 +251,9 @@ def main(argv: list[str] | None = None) -> int:
                     timeout=getattr(command.args, "timeout", None),
                 )
     except (KeyboardInterrupt, Terminated, BrokenPipeError) as error:
-        return Failure.of(error).status
+        status = Failure.of(error).status
+        early.end_without_mpi(status)
+        return status
 
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:

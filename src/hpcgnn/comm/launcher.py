@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from hpcgnn.errors import InputError
 
@@ -31,7 +33,7 @@ def launched() -> tuple[int, int]:
 
     Variables that make no sense, as other programs can leave them, count as not set.
     """
-    return _place() or (0, 1)
+    return place(os.environ) or (0, 1)
 
 
 def is_forgone() -> bool:
@@ -65,12 +67,13 @@ def forgone() -> Iterator[None]:
 
 def has_launcher() -> bool:
     """Whether mpiexec or srun started this process, be it the only one."""
-    return _place() is not None
+    return place(os.environ) is not None
 
 
-def _place() -> tuple[int, int] | None:
+def place(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Rank and number of processes that stand in a process's environment; None: neither."""
     for names in _LAUNCHERS:
-        rank, size = map(_number, names)
+        rank, size = (_number(environment.get(name, "")) for name in names)
         if rank is not None and size is not None and rank < size:
             return rank, size
     return None
@@ -99,6 +102,26 @@ def launcher(size: int) -> str:
     return f"srun -n {size} " if "SLURM_JOB_ID" in os.environ else f"mpiexec -n {size} "
 
 
-def _number(name: str) -> int | None:
-    text = os.environ.get(name, "")
+def one_ends_all() -> bool:
+    """Whether the launcher ends all processes for one that fails and has no MPI yet.
+
+    Hydra (MPICH) does where `end_job` asks it, Open MPI by itself, srun not without its option.
+    """
+    return not os.environ.keys().isdisjoint(("HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"))
+
+
+def end_job(status: int) -> None:
+    """Have Hydra end all processes with `status`; other launchers are left to do as they do."""
+    if "HYDI_CONTROL_FD" not in os.environ:
+        return
+    with suppress(OSError, ValueError):
+        number = int(os.environ.get("PMI_FD", ""))
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            return
+        with socket.socket(fileno=os.dup(number)) as wire:
+            if wire.family == socket.AF_UNIX and not wire.getsockname():
+                wire.sendall(f"cmd=abort exitcode={status}\n".encode())
+
+
+def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

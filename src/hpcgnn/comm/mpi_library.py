@@ -13,7 +13,7 @@ import warnings
 
 from hpcgnn.comm.launcher import FORGONE, forget_nonsense, is_forgone, launched
 from hpcgnn.comm.liveness import ended_start, ulimits
-from hpcgnn.comm.liveness.limit import bounded_start
+from hpcgnn.comm.liveness.bounded_start import bounded_start
 from hpcgnn.errors import InputError, is_out_of_memory
 
 __all__ = ["MPI"]

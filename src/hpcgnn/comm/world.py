@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.comm.launcher import launched
-from hpcgnn.comm.liveness import shared_memory
+from hpcgnn.comm.launcher import launched, one_ends_all
+from hpcgnn.comm.liveness import early, shared_memory
 from hpcgnn.comm.liveness.failure import Failure, abort, end_job, shared_segments
 from hpcgnn.comm.liveness.limit import TIMEOUT
 from hpcgnn.comm.liveness.termination import terminable
@@ -32,7 +32,7 @@ def run(
     same, but only where MPI can't be started.
     `timeout`: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
     """
-    rank, _ = launched()
+    rank = launched()[0]
     comm = None
     with terminable():
         try:
@@ -58,7 +58,7 @@ def run(
 def _end_early(error: BaseException, rank: int, starting: bool) -> int:
     """End a rank that has no communicator (yet).
 
-    What failed, failed on all ranks of this node alike, but maybe on no other node.
+    What failed, failed on all ranks, on those of this node or on this one alone.
     """
     failure = Failure.of(error)
     if starting and isinstance(error, CommunicationError):
@@ -66,8 +66,13 @@ def _end_early(error: BaseException, rank: int, starting: bool) -> int:
         failure.print()
         abort(None, failure.status)
     local, ranks = shared_memory.local_place()
-    if rank == 0 or (starting and local == 0 and ranks > 1):
+    speaks = rank == 0 or (starting and local == 0 and ranks > 1)
+    if not speaks and one_ends_all():
+        early.let_lower_end(rank)
+        speaks = True
+    if speaks:
         failure.print("" if rank == 0 else f"rank {rank} ({socket.gethostname()})")
+    early.end_without_mpi(failure.status)
     return failure.status
 
 

@@ -28,6 +28,7 @@ from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.rectifier import ReluDropout
 
 _CACHED = 1 << 18  # bytes of rows that stay in a processor's cache from one pass to the next
+_MOST = 1e-6 * torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ class _Normalisation:
         degree_N = degree_N.to(graph.node_ids.device) + weight_sums(graph, blocks)
         _check_degrees(graph, degree_N, blocks)
         scale_N = torch.where(degree_N > 0, degree_N.rsqrt(), 0.0).float()
+        _check_sums(graph, degree_N, scale_N)
         return scale_N[:, None], None if missing_N is None else missing_N.float()[:, None]
 
 
@@ -217,6 +219,36 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
     if bool(cancelled_N.any()):
         sizes = [b if b.weight is None else replace(b, weight=b.weight.abs()) for b in blocks]
         wrong_N |= cancelled_N & (weight_sums(graph, sizes) > 0)
+    _refuse(
+        graph,
+        wrong_N,
+        degree_N,
+        "the weights into {count} nodes, self-loop included, sum to no finite number above 0 (node "
+        "{node} is the first), so they can't be normalised; use weights above 0, or a model "
+        "without this normalisation",
+    )
+
+
+def _check_sums(graph: PartitionedGraph, degree_N: Tensor, scale_N: Tensor) -> None:
+    """Refuse weights so far apart that sums overflow for features up to a million."""
+    most = [float(part.max()) if len(part) else 0.0 for part in (degree_N, scale_N)]
+    comm = graph.ring.comm
+    degree, scale = (comm.allreduce(number, "max", where="degrees") for number in most)
+    if degree * scale < _MOST:
+        return
+    ones_N1 = torch.ones_like(scale_N)[:, None]
+    sums_N1 = multiply(graph, graph.in_edges, ones_N1, True, "degrees", scale_N=scale_N)
+    _refuse(
+        graph,
+        ~(sums_N1[:, 0] < _MOST),
+        degree_N,
+        "the weights into {count} nodes (node {node} is the first) are so much larger than those "
+        "of their neighbours that sums over them overflow float32; use weights on one scale",
+    )
+
+
+def _refuse(graph: PartitionedGraph, wrong_N: Tensor, degree_N: Tensor, problem: str) -> None:
+    """Raise on all ranks where a node is wrong: `problem` with their count and the first."""
     rows = torch.nonzero(wrong_N).flatten()
     ids = graph.original_ids[rows.cpu()]
     first = int(ids.argmin()) if len(ids) else 0
@@ -225,12 +257,5 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
     if found:
         node, degree, _ = min(found)
         count = sum(entry[2] for entry in found)
-        graph.ring.comm.agree(
-            InputError(
-                f"the weights into {count} nodes, self-loop included, sum to no finite number "
-                f"above 0 (node {node} is the first), so they can't be normalised; use weights "
-                "above 0, or a model without this normalisation",
-                value=degree,
-            ),
-            "degrees",
-        )
+        error = InputError(problem.format(count=count, node=node), value=degree)
+        graph.ring.comm.agree(error, "degrees")

@@ -44,9 +44,19 @@ def test_hopeless_is_an_error_of_all(node, rank):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "place"), [("2(x3),1", (1, 2)), ("4", (1, 4)), ("", (0, 1)), ("many", (0, 1))]
+    ("tasks", "node", "place"),
+    [
+        ("2(x3),1", "0", (1, 2)),
+        ("2(x3),1", "2", (1, 2)),
+        ("2(x3),3", "3", (1, 3)),
+        ("2(x3),1", "9", (1, 2)),
+        ("4", "", (1, 4)),
+        ("", "0", (0, 1)),
+        ("many", "0", (0, 1)),
+    ],
 )
-def test_ranks_of_a_node_under_slurm(tasks, place, monkeypatch):
+def test_ranks_of_a_node_under_slurm(tasks, node, place, monkeypatch):
+    monkeypatch.setenv("SLURM_NODEID", node)
     for name in ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_LOCALID", "1")

@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from types import TracebackType
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
 
-from hpcgnn.comm.launcher import launched
+from hpcgnn.comm.launcher import end_job, launched
 
 _FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through the launcher
+_FIRST_SECONDS = 1.0
+_NEXT_SECONDS = 0.4
 
 
 def watch() -> None:
     """From now on, in a process that mpiexec or srun started with others; loads nothing."""
     if launched()[1] > 1 and sys.excepthook is sys.__excepthook__:
-        sys.excepthook = failed
+        sys.excepthook = Hook(os.getpid())
 
 
-def failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook`: MPI's own end would wait for the others, who may wait for this rank."""
-    module = sys.modules.get("mpi4py.MPI")
-    alone = module is None or not module.Is_initialized() or module.Is_finalized()
-    if module is None or alone or hasattr(sys, "ps1") or module.COMM_WORLD.Get_size() == 1:
-        sys.__excepthook__(kind, error, trace)
-        return
-    from hpcgnn.comm.liveness.failure import Failure, abort
+@dataclass(frozen=True)
+class Hook:
+    """`sys.excepthook` of that process, for whose end the others may wait."""
 
-    rank = module.COMM_WORLD.Get_rank()
-    time.sleep(0.05 * min(rank, 40))  # the lowest rank that fails reports and ends the job
-    failure = Failure.of(error)
-    failure.print(f"rank {rank}")
-    time.sleep(_FORWARD_SECONDS)
-    abort(None, failure.status)
+    process: int
+
+    def __call__(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """MPI's own end would wait for the others, and without MPI nobody would hear of it."""
+        module = sys.modules.get("mpi4py.MPI")
+        started = module is not None and module.Is_initialized()
+        if hasattr(sys, "ps1") or os.getpid() != self.process or _alone(module):
+            sys.__excepthook__(kind, error, trace)
+            return
+        from hpcgnn.comm.liveness.failure import Failure, abort
+
+        rank = launched()[0]
+        let_lower_end(rank)
+        failure = Failure.of(error)
+        failure.print(f"rank {rank}")
+        if started:
+            time.sleep(_FORWARD_SECONDS)
+            abort(None, failure.status)
+        end_without_mpi(failure.status)
+
+
+def _alone(module: ModuleType | None) -> bool:
+    """Whether MPI, as far as it has been started, tells of no other rank."""
+    if module is None or not module.Is_initialized():
+        return False
+    return bool(module.Is_finalized() or module.COMM_WORLD.Get_size() == 1)
+
+
+def let_lower_end(rank: int) -> None:
+    """Wait so long that ranks below, where they fail too, have reported and ended the job."""
+    if rank > 0:
+        time.sleep(_FIRST_SECONDS + _NEXT_SECONDS * min(rank, 10))
+
+
+def end_without_mpi(status: int) -> None:
+    """End the other ranks, as far as the launcher does that for a rank that has no MPI yet."""
+    if status:
+        time.sleep(_FORWARD_SECONDS)
+        end_job(status)

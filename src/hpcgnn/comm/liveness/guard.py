@@ -44,7 +44,7 @@ class Guard:
         if comm.size != MPI.COMM_WORLD.Get_size():
             return
         if self._comm is None:
-            if sys.excepthook is not early.failed:
+            if not isinstance(sys.excepthook, early.Hook):
                 self._former = sys.excepthook
             sys.excepthook = self.failed
             atexit.register(self.leave)

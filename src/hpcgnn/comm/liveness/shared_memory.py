@@ -55,11 +55,26 @@ class Space:
 def local_place() -> tuple[int, int]:
     """This rank's number among those of its node, and how many they are; (0, 1) if unknown."""
     for rank, size in _LOCAL:
-        # Of several nodes, as in "2(x3),1", the first has the most.
-        numbers = [re.match(r"[0-9]{1,9}", os.environ.get(name, "")) for name in (rank, size)]
-        if numbers[0] and numbers[1]:
-            return int(numbers[0][0]), max(1, int(numbers[1][0]))
+        number = re.fullmatch(r"[0-9]{1,9}", os.environ.get(rank, ""))
+        here = _here(os.environ.get(size, ""))
+        if number and here:
+            return int(number[0]), here
     return 0, 1
+
+
+def _here(text: str) -> int:
+    """How many ranks this node has; `2(x3),1` is Slurm's way to tell of four. 0: unknown."""
+    counts = [
+        (int(count), int(times or 1))
+        for count, times in re.findall(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?(?:,|$)", text)
+    ]
+    node = os.environ.get("SLURM_NODEID", "")
+    left = int(node) if node.isascii() and node.isdigit() and len(node) < 10 else 0
+    for count, times in counts:
+        if left < times:
+            return count
+        left -= times
+    return counts[0][0] if counts else 0
 
 
 def check() -> None:

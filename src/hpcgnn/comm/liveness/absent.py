@@ -1,0 +1,80 @@
+"""Ranks of this node that ended before MPI started: those that wait for them are not told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcgnn.comm.launcher import place
+from hpcgnn.comm.liveness.shared_memory import local_place
+from hpcgnn.system import ProcessState, processes
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """`alive`: the ranks of this node whose processes are there; `expected`: how many there were.
+
+    `size`: how many ranks the job has.
+    """
+
+    alive: frozenset[int]
+    expected: int
+    size: int
+
+    @classmethod
+    def look(cls) -> Neighbours | None:
+        """None where the launcher's processes can't be seen, as from inside a container."""
+        states, own = processes(), _place(os.getpid())
+        if own is None or os.getpid() not in states:
+            return None
+        launcher = _launcher(states, own)
+        if launcher is None:
+            return None
+        started = [
+            number
+            for number, state in states.items()
+            if state.parent == launcher and state.letter not in "ZX"
+        ]
+        if any(_environment(number) is None for number in started):
+            return None  # of another user: it may be a rank
+        places = [found for found in map(_place, started) if found is not None]
+        alive = frozenset(rank for rank, size in places if size == own[1])
+        return cls(alive, local_place()[1], own[1])
+
+    @property
+    def missing(self) -> str:
+        """Who has ended, as part of a sentence; empty where nobody has."""
+        ended = self.expected - len(self.alive)
+        if ended <= 0:
+            return ""
+        if self.expected < self.size:
+            return f"{ended} of the {self.expected} ranks on {socket.gethostname()}"
+        ranks = sorted(set(range(self.size)) - self.alive)
+        named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+        return f"rank{'s' if len(ranks) > 1 else ''} {named}"
+
+
+def _launcher(states: dict[int, ProcessState], own: tuple[int, int]) -> int | None:
+    """The process that started the ranks of this node, maybe through scripts of the user's."""
+    number = os.getpid()
+    while number in states and _place(number) == own:
+        number = states[number].parent
+    return number if number in states and number > 1 else None
+
+
+def _place(number: int) -> tuple[int, int] | None:
+    return place(_environment(number) or {})
+
+
+def _environment(number: int) -> dict[str, str] | None:
+    """As the process was started with it; empty where it is gone, None where it is hidden."""
+    try:
+        text = Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace")
+    except PermissionError:
+        return None
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    return {name: value for name, _, value in pairs}
