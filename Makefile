@@ -4,6 +4,7 @@
 # make setup   install only
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
 #              built on parallel HDF5; skipped, with the reason, where that can't be had
+# make test-cuda   every CUDA kernel compiled for A100 and H100, where there is nvcc
 # make test-gpu    the tests that need a GPU, in an environment made with CUDA=12 or 13
 # make test-sanitized    the C++ kernels' tests under AddressSanitizer and UBSan
 # Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
@@ -18,7 +19,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: demo setup test test-quick test-gpu test-parallel-hdf5 test-sanitized
+.PHONY: demo setup test test-quick test-cuda test-gpu test-parallel-hdf5 test-sanitized
 
 demo: setup
 	@jobs/demo.sh
@@ -33,6 +34,10 @@ test:
 test-quick:
 	@env/install.sh --test
 	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" env/test.sh --quick
+
+test-cuda:
+	@env/install.sh --test
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" python -m pytest tests/kernels/test_cuda_compile.py -q -rs
 
 test-gpu:
 	@env/install.sh --test

@@ -36,7 +36,6 @@ SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "s
 LONGEST = (
     "test_faults",
     "test_gpu",
-    "test_cuda_compile",
     "test_readme",
     "test_cuda_emulated",
     "test_plan",

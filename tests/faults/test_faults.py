@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,7 +34,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         place = Workplace(tmp_path_factory.mktemp("faults") / "work")
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    outcomes = [place.inject(fault) for fault in FAULTS]
+    # Ranks that wait for a stopped one leave the cores to the other jobs.
+    with ThreadPoolExecutor(1) as beside:
+        stopped = beside.map(place.inject, [f for f in FAULTS if f.signal == "SIGSTOP"])
+        outcomes = [place.inject(fault) for fault in FAULTS if fault.signal != "SIGSTOP"]
+        outcomes += stopped
     resumed = place.resume(outcomes)
     return {o.fault: (o, resumed.get(o, [])) for o in outcomes}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.storage.read.load import sparse_rows
 from tests.graphs import collect, distribute, random_graph
+from tests.nn import test_message_layers as message_layers
 
 mpi = pytest.mark.mpi
 WIDTH = 6
@@ -116,11 +118,17 @@ def test_wrong_widths_end_in_one_line(graph):
         nn.GATConv(WIDTH, 4, edge_dim=3)(graph, graph.features)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("appnp", "messages")])
+WITH_PARAMETERS = {name: make for name, make in LAYERS.items() if name not in ("appnp", "messages")}
+WITH_PARAMETERS |= {
+    f"message layer {name}": partial(make, nn) for name, (_, make) in message_layers.LAYERS.items()
+}
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
 def test_reset_parameters_draws_what_the_constructor_draws(name):
     torch.manual_seed(3)
-    first = LAYERS[name]()
-    again = LAYERS[name]()
+    first = WITH_PARAMETERS[name]()
+    again = WITH_PARAMETERS[name]()
     for parameter in again.parameters():
         parameter.data.fill_(9)
     again.reset_parameters()

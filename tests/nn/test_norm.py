@@ -9,7 +9,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.models.stack import Stack
-from hpcgnn.nn.norm import NORMS
+from hpcgnn.nn.norm import NORMS, convert_norms
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -84,6 +84,24 @@ def test_running_statistics_are_the_same_on_all_ranks(comm, graph):
     norm(graph, local(graph, torch.randn(COUNT, WIDTH, generator=torch.manual_seed(0))))
     for buffer in norm.buffers():
         assert all((rows == buffer.numpy()).all() for rows in comm.allgather(buffer.numpy()))
+
+
+def test_a_copy_of_a_norm_over_all_ranks_is_one_too(comm, graph):
+    """As a moving average of a model makes it: its own numbers, and the same communicator."""
+    norm = randomised(convert_norms(torch.nn.BatchNorm1d(WIDTH), graph))
+    x = torch.randn(COUNT, WIDTH, generator=torch.Generator().manual_seed(0))
+    norm(local(graph, x))
+    copied = copy.deepcopy(norm)
+    assert copied.comm is comm
+    torch.testing.assert_close(copied.state_dict(), norm.state_dict(), rtol=0, atol=0)
+    before = norm.running_mean.clone()
+    assert torch.equal(copied(local(graph, 2 * x)), norm(local(graph, 2 * x)))
+    with torch.no_grad():
+        copied.weight.add_(1)
+    copied(local(graph, x + 5))
+    assert not torch.equal(before, norm.running_mean)
+    assert not torch.equal(copied.running_mean, norm.running_mean)
+    assert not torch.equal(copied.weight, norm.weight)
 
 
 def test_one_node_and_constant_columns_stay_finite(comm):

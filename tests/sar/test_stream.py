@@ -9,6 +9,7 @@ import torch
 from hpcgnn import nn
 from hpcgnn.comm.arrivals import Arrival
 from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar.aggregation import neighbour_sum
@@ -171,10 +172,12 @@ STREAMED = {
     "relations": lambda: nn.RGCNConv(12, 8, 3),
     "messages": Difference,
 }
+KEPT = ("gat", "gatv2", "messages")  # whose backward returns gradients of rows that were kept
 
 
+@pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize("name", STREAMED)
-def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name):
+def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name, mode):
     """The exchange begins before local work; local and remote work both make progress."""
     events = []
 
@@ -189,14 +192,35 @@ def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name):
 
     record(Exchange, "__init__", "begin")
     record(Exchange, "progress", "progress")
+    record(Exchange, "_pack", "packed")
+    record(Ring, "send", "sent")
     record(Arrival, "__init__", "arrival")
     whole = random_graph(300, 6000, width=12, num_relations=3, symmetric=True)
-    graph = distribute(whole, comm, halo_buffer=8192)
+    graph = distribute(whole, comm, halo_buffer=8192, mode=mode)
     x = graph.features.clone().requires_grad_()
     STREAMED[name]()(graph, x).sum().backward()
     assert events.count("begin") == 2 and events[0] == "begin"
     peers = sum(len(rows) > 0 for rows in graph.in_edges.send_rows)
     assert events.count("arrival") >= 2 * peers
-    following = zip(events, [*events[1:], "end"], strict=True)
-    moved_on = [after == "progress" for event, after in following if event != "progress"]
+    # What rows were kept for makes gradients as they are packed: each is sent before the next.
+    assert all(follow(events, "packed", "sent"))
+    returns = mode != "sar" and name in KEPT
+    backward = len(events) - events[::-1].index("begin") - 1
+    worked_on = [event for event in events if event not in ("packed", "sent")]
+    if returns:  # and what arrives is but added
+        worked_on = [
+            event
+            for place, event in enumerate(events)
+            if event not in ("packed", "sent") and not (place > backward and event == "arrival")
+        ]
+    moved_on = [*follow(worked_on, "begin", "progress"), *follow(worked_on, "arrival", "progress")]
     assert all(moved_on) or not graph.num_local_nodes
+
+
+def follow(events: list[str], event: str, wanted: str) -> list[bool]:
+    """Of each `event`, whether `wanted` comes next."""
+    return [
+        after == wanted
+        for one, after in zip(events, [*events[1:], ""], strict=True)
+        if one == event
+    ]

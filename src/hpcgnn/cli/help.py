@@ -92,23 +92,26 @@ FIRST_STEPS = """the first steps, each on its own or under mpiexec and srun:
 _ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows of verbs that have many; all others are behind --help-all.
 EVERYDAY = {
-    "convert": {
-        *("sources", "out", "format", "force", "memory", "features", "labels", "split"),
-        *("nodes", "source", "target", "weight", "relation", "edge_features", "id", "label"),
-        *("split_column", "split_time", "split_ratio", "missing", "like", "symmetrise"),
-        *("edge_label", "link_split"),
-    },
-    "train": {
-        *("graph", "run_dir", "resume", "init_from", "config", "changes", "task"),
-        *("model", "model_args", "layers", "hidden", "heads", "dropout", "norm", "embedding"),
-        *("optimizer", "lr", "weight_decay", "schedule", "epochs", "patience", "metric", "seed"),
-        *("split", "method", "mode", "halo_buffer", "checkpoint_every", "device", "precision"),
-    },
-    "plan": {
-        *("graph", "ranks", "memory_per_rank", "json", "config", "nodes", "edges", "features"),
-        *("classes", "labelled", "machine"),
-        *("model", "layers", "hidden", "heads", "mode", "halo_buffer", "device", "precision"),
-    },
+    verb: set(names.split())
+    for verb, names in {
+        "convert": """
+            sources out format force memory features labels split
+            nodes source target weight relation edge_features id label
+            split_column split_time split_ratio missing like symmetrise
+            edge_label link_split
+        """,
+        "train": """
+            graph run_dir resume init_from config changes task
+            model model_args layers hidden heads dropout norm embedding
+            optimizer lr weight_decay schedule epochs patience metric seed
+            split method mode halo_buffer checkpoint_every device precision
+        """,
+        "plan": """
+            graph ranks memory_per_rank json config nodes edges features
+            classes labelled machine
+            model layers hidden heads mode halo_buffer device precision
+        """,
+    }.items()
 }
 
 

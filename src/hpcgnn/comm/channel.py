@@ -47,7 +47,8 @@ class InFlight:
 class Channel:
     """A fixed number of slots and the messages in flight on them, oldest first.
 
-    `packed` are slots that were filled but that MPI may not read yet.
+    `packed` are slots that were filled but that MPI may not read yet; `next` is the index of the
+    first message that was neither packed nor posted.
     """
 
     def __init__(self, slots: list[Slot]) -> None:
@@ -55,6 +56,7 @@ class Channel:
         self.free = deque(slots)
         self.packed: deque[tuple[Slot, int]] = deque()
         self.flight: deque[InFlight] = deque()
+        self.next = 0
 
     def take(self) -> Slot:
         return self.free.popleft()

@@ -73,12 +73,7 @@ class Exchange:
         self._sends = Channel([])
         self._replies_out = Channel([])
         self._replies_in = Channel([])
-        # Indices of the first message not yet posted, and of the first not yet handed out.
-        self._next_receive = 0
-        self._next_send = 0
-        self._next_answer = 0
-        self._next_reply = 0
-        self._next_arrival = 0
+        self._next_arrival = 0  # the first message not yet handed out
         self._read: Slot | None = None  # where the last arrival lies
         ring.comm.unfinished.begin(self)
         self._take_slots()
@@ -122,14 +117,14 @@ class Exchange:
 
     def _advance(self) -> None:
         self._acknowledge()
-        self._post_receives()
+        self._post_receives(self._receives, self.incoming, self.width, _DATA_TAG)
         self._sends.retire_sent()
         self._post_sends()
         if self.reply_width:
             self._replies_out.retire_sent()
             self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
             self._answer_nothing()
-            self._post_reply_receives()
+            self._post_receives(self._replies_in, self.outgoing, self.reply_width, _REPLY_TAG)
             if not self._hold_replies:
                 self._accept_replies()
 
@@ -204,8 +199,8 @@ class Exchange:
             channel.reclaim()
         for slot in (*self._receives.free, *self._replies_in.free):
             self.ring.transport.drop(slot)
-        self._next_send -= self._sends.drop_packed()
-        self._next_answer -= self._replies_out.drop_packed()
+        self._sends.next -= self._sends.drop_packed()
+        self._replies_out.next -= self._replies_out.drop_packed()
         self._advance()
         while self._num_received < len(self.incoming):
             self._receives.free.append(self._wait_for_receive())
@@ -220,7 +215,7 @@ class Exchange:
 
     @property
     def _num_received(self) -> int:
-        return self._next_receive - len(self._receives.flight)
+        return self._receives.next - len(self._receives.flight)
 
     @contextmanager
     def _amid(self) -> Iterator[None]:
@@ -238,10 +233,7 @@ class Exchange:
         self.ring.transport.before_send(slot, num_bytes, peer)
         with self._amid():
             channel.packed.append((slot, index))
-            if channel is self._sends:
-                self._next_send += 1
-            else:
-                self._next_answer += 1
+            channel.next += 1
 
     def _send_packed(
         self, channel: Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
@@ -258,31 +250,35 @@ class Exchange:
     def _can_receive(self, channel: Channel) -> bool:
         return bool(channel.free) and self.ring.transport.may_receive(channel.free[0])
 
-    def _post_receives(self) -> None:
-        while self._next_receive < len(self.incoming) and self._can_receive(self._receives):
-            message = self.incoming[self._next_receive]
+    def _post_receives(
+        self, channel: Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
+    ) -> None:
+        """Of messages, or of the replies to them."""
+        while channel.next < len(messages) and self._can_receive(channel):
+            message = messages[channel.next]
             with self._amid():
-                slot = self._receives.take()
+                slot = channel.take()
                 request = self.ring.receive(
-                    slot, message.num_rows, self.width, self.dtype, message.peer, _DATA_TAG
+                    slot, message.num_rows, width, self.dtype, message.peer, tag
                 )
-                self._receives.post(request, slot, self._next_receive)
-                self._next_receive += 1
+                channel.post(request, slot, channel.next)
+                channel.next += 1
 
     def _post_sends(self) -> None:
-        while self._sends.free and self._next_send < len(self.outgoing) and not self._hold_sends:
-            message = self.outgoing[self._next_send]
+        while self._sends.free and self._sends.next < len(self.outgoing) and not self._hold_sends:
+            message = self.outgoing[self._sends.next]
             if self._given_up:
-                self._send_nothing(self._sends, self._next_send, message.peer, _DATA_TAG)
-                self._next_send += 1
+                self._send_nothing(self._sends, message.peer, _DATA_TAG)
                 continue
             slot = self._sends.take()
             start = time.perf_counter()
             with span(f"ring pack: {self.where}"), self._packing():
                 message.pack(slot.view(message.num_rows, self.width, self.dtype))
                 num_bytes = message.num_rows * self.width * self.dtype.itemsize
-                self._pack(self._sends, slot, self._next_send, num_bytes, message.peer)
+                self._pack(self._sends, slot, self._sends.next, num_bytes, message.peer)
             self.ring.pack_seconds += time.perf_counter() - start
+            # Before the next is packed, which may be much work.
+            self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
 
     def _packing(self) -> AbstractContextManager[Any]:
@@ -291,25 +287,14 @@ class Exchange:
     def _answer_nothing(self) -> None:
         """After an error, in place of the replies that are due."""
         due = self._num_received if self._given_up else 0
-        while self._replies_out.free and self._next_answer < due:
-            peer = self.incoming[self._next_answer].peer
-            self._send_nothing(self._replies_out, self._next_answer, peer, _REPLY_TAG)
-            self._next_answer += 1
+        while self._replies_out.free and self._replies_out.next < due:
+            peer = self.incoming[self._replies_out.next].peer
+            self._send_nothing(self._replies_out, peer, _REPLY_TAG)
 
-    def _send_nothing(self, channel: Channel, index: int, peer: int, tag: int) -> None:
+    def _send_nothing(self, channel: Channel, peer: int, tag: int) -> None:
         request = self.ring.comm.issend(_NOTHING, peer, tag)
-        channel.post(request, channel.take(), index)
-
-    def _post_reply_receives(self) -> None:
-        while self._next_reply < len(self.outgoing) and self._can_receive(self._replies_in):
-            message = self.outgoing[self._next_reply]
-            with self._amid():
-                slot = self._replies_in.take()
-                request = self.ring.receive(
-                    slot, message.num_rows, self.reply_width, self.dtype, message.peer, _REPLY_TAG
-                )
-                self._replies_in.post(request, slot, self._next_reply)
-                self._next_reply += 1
+        channel.post(request, channel.take(), channel.next)
+        channel.next += 1
 
     def _accept_replies(self) -> None:
         """Hand replies over in the order of the messages they answer: sums are then repeatable."""
@@ -326,7 +311,7 @@ class Exchange:
                     self.on_reply(reply.index, rows_MF)
                 self.ring.transport.release(reply.slot)
             self._replies_in.free.append(reply.slot)
-            self._post_reply_receives()
+            self._post_receives(self._replies_in, self.outgoing, self.reply_width, _REPLY_TAG)
 
     def _wait_for_receive(self) -> Slot:
         flight = self._receives.flight
@@ -387,8 +372,8 @@ class Exchange:
             self.ring.transport.owes
             or self._sends.packed
             or self._replies_out.packed
-            or (self._receives.free and self._next_receive < len(self.incoming))
-            or (self._replies_in.free and self._next_reply < len(self.outgoing))
+            or (self._receives.free and self._receives.next < len(self.incoming))
+            or (self._replies_in.free and self._replies_in.next < len(self.outgoing))
         )
 
     def _finish(self) -> None:
@@ -397,9 +382,9 @@ class Exchange:
             or self._sends.packed
             or self._replies_out.packed
             or self._sends.flight
-            or self._next_send < len(self.outgoing)
+            or self._sends.next < len(self.outgoing)
             or self._replies_out.flight
-            or (self.reply_width and self._next_reply < len(self.outgoing))
+            or (self.reply_width and self._replies_in.next < len(self.outgoing))
             or self._replies_in.flight
         ):
             self._wait_any()

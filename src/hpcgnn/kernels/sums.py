@@ -22,7 +22,7 @@ class ThreadSums:
     """
 
     def __init__(self, total: Tensor) -> None:
-        self._total = total
+        self.total = total
         count = torch.get_num_threads() if total.device.type == "cpu" else 1
         self.parts = total[None] if count == 1 else total.new_zeros(count, *total.shape)
 
@@ -30,7 +30,7 @@ class ThreadSums:
         if len(self.parts) > 1:
             for part in self.parts[1:]:
                 self.parts[0] += part
-            self._total += self.parts[0]
+            self.total += self.parts[0]
 
 
 def spmm(

@@ -1,4 +1,4 @@
-"""After-treatment of predictions: label propagation and Correct & Smooth (Huang et al. 2021)."""
+"""Post-processing of predictions: label propagation and Correct & Smooth (Huang et al. 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stack of convolutions with what stands between them; residual blocks as deep as one likes."""
+"""Convolutions with norms, activations and dropout between them; residual blocks of any depth."""
 
 from __future__ import annotations
 

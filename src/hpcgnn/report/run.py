@@ -1,4 +1,4 @@
-"""What a run directory holds: the files that training leaves there, read with mistrust."""
+"""What a run directory holds: the files that training leaves there, each line checked."""
 
 from __future__ import annotations
 

@@ -270,10 +270,14 @@ class BackwardPass:
             returned.accept(rows, layout.features(grad_MW), layout.scalars(grad_MW))
 
         def differentiate_here(progress: Progress) -> None:
+            local = kernels.ThreadSums(torch.zeros_like(there_NH))
             for block in self._local():
-                self._source_side(block, here, self.grad_t_NH, (0, block.num_rows))
+                for rows in work(block, edges.num_parts):
+                    self._source_side(block, here, local.parts, rows)
+                    progress()
                 self._first = False
-                progress()
+            local.add_up()
+            self.grad_t_NH += local.total
 
         return_gradients(
             graph,

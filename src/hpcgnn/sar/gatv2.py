@@ -186,8 +186,7 @@ class _BackwardPass:
 
         def differentiate_here(progress: Progress) -> None:
             for block in self._local():
-                self._differentiate(block, self.inputs.zl, self.grad_left_NK)
-                progress()
+                self._differentiate(block, self.inputs.zl, self.grad_left_NK, progress)
 
         return_gradients(
             self.graph,

@@ -14,123 +14,16 @@ from typing import Any, get_type_hints
 from hpcgnn.errors import InputError, printable
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
-from hpcgnn.settings import (
-    HIGHEST,
-    Section,
-    Setting,
-    Value,
-    declared,
-    defining,
-    flag,
-    free,
-    nearest,
-    read_text,
-    told,
+from hpcgnn.settings import Section, Setting, Value, declared, flag, nearest, read_text
+from hpcgnn.tasks.settings import TaskSettings
+from hpcgnn.train.settings import (
+    CheckpointSettings,
+    DeviceSettings,
+    OptimiserSettings,
+    TrainingSettings,
 )
-from hpcgnn.tasks.settings import METRICS, TaskSettings
 
 _MOST_RATE = 1e30  # of learning
-
-
-@dataclass(frozen=True)
-class OptimiserSettings(Section):
-    """How parameters are changed."""
-
-    kind: str = defining(
-        "adam", "optimizer", ("adam", "adamw", "sgd"), option="optimizer", others=OWN
-    )
-    lr: float = told(1e-2, "learning rate", least=0, most=1e6)
-    weight_decay: float = told(0.0, "weight decay", least=0, most=1e6)
-    schedule: str = told(
-        "constant", "learning rate schedule", ("constant", "cosine", "step"), others=OWN
-    )
-    step_size: int = told(100, "epochs per step of the step schedule", least=1, most=10**9)
-    gamma: float = told(0.5, "factor of the step schedule", least=0, most=1000)
-    warmup: int = told(
-        0, "epochs in which the learning rate rises to what the schedule says", least=0, most=10**9
-    )
-    clip_norm: float = told(
-        0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e12
-    )
-    ema: float = told(
-        0.0, "decay of a moving average of the weights, used for scores; 0: none", share=True
-    )
-    param_groups: str = told(
-        "", "other values for some parameters: `*.bias:weight_decay=0;inputs.*:lr=0.001`"
-    )
-
-
-@dataclass(frozen=True)
-class TrainingSettings(Section):
-    """On what, how long, and towards what."""
-
-    epochs: int = free(100, "epochs", least=0, most=10**9)
-    patience: int = free(
-        0, "stop after so many epochs without better validation; 0: never", least=0, most=10**9
-    )
-    eval_every: int = free(1, "epochs between evaluations", least=1, most=10**9)
-    monitor: str = defining(
-        "auto",
-        "what chooses the best epoch and ends by patience: a metric of the validation nodes, "
-        "`valid_loss`, or `loss` of training; auto: the reported metric",
-    )
-    better: str = defining(
-        "auto", "which values of --monitor are better", ("auto", "larger", "smaller")
-    )
-    metric: str = defining("auto", "reported metric", METRICS)
-    split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
-    seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
-    method: str = free(
-        "auto",
-        "how a graph file is partitioned",
-        ("auto", "parmetis", "kaminpar", "streaming", "random", "block"),
-    )
-    adversarial_steps: int = defining(
-        0, "FLAG: ascent steps on the input features, 0 for none", least=0, most=1000
-    )
-    adversarial_size: float = defining(1e-3, "FLAG: step size", least=0, most=1e6)
-    time_margin: float = free(
-        60.0, "seconds before the time limit to stop, beside two epochs", least=0, most=1e9
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointSettings(Section):
-    """How often checkpoints are written, and how many stay."""
-
-    every: int = free(
-        10,
-        "epochs between checkpoints; 0: only at the end",
-        option="checkpoint_every",
-        least=0,
-        most=10**9,
-    )
-    keep: int = free(2, "checkpoints kept beside the best", least=1, most=10**9)
-    must_succeed: bool = free(
-        False, "end the run when a checkpoint can't be written", option="fail_on_checkpoint"
-    )
-
-
-@dataclass(frozen=True)
-class DeviceSettings(Section):
-    """Where and how precisely is computed."""
-
-    kind: str = free("auto", "where to compute", ("auto", "cpu", "cuda"), option="device")
-    precision: str = told(
-        "fp32",
-        "dense products in float32, TF32 or bfloat16; the last rounds messages too",
-        ("fp32", "tf32", "bf16"),
-    )
-    keep_in: str = told(
-        "fp32",
-        "rows of float32 that are kept for backward stay so, or lie in bfloat16",
-        ("fp32", "bf16"),
-    )
-    features_on: str = free(
-        "device",
-        "where dense features lie; on the host they stream through the GPU",
-        ("device", "host"),
-    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What lies in a run directory as text, metrics.jsonl above all, read with mistrust."""
+"""What lies in a run directory as text, metrics.jsonl above all, read with every line checked."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.settings import larger_is_better, shown
 from hpcgnn.tasks.task import SPLITS, Task
-from hpcgnn.train.config import TrainingSettings
+from hpcgnn.train.settings import TrainingSettings
 
 Scores = dict[str, dict[str, float | None]]  # by split, by metric; None where undefined
 LOSSES = ("loss", "valid_loss")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,31 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
     assert "when: holds times, which are no features" in said
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
     assert "row 2, new: is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ([[{"a": 1}, {"a": 2}]], "lists of numbers: store its parts as columns of their own"),
+        ([[["a"], ["b"]]], "x: must hold lists of numbers"),
+        ([[[1.0], [2.0]], [3.0]], "x: must hold lists of numbers (found 'double')"),
+        ([[1.0, 2.0], [[3.0]]], "x: must hold lists of numbers (found 'double')"),
+    ],
+)
+def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
+    """Structs, lists of texts, lists in one file and numbers in another, ids out of range."""
+    parts, first = tmp_path / "n", 0
+    parts.mkdir()
+    for number, values in enumerate(columns):
+        rows = {"id": list(range(first, first + len(values))), "x": values}
+        pq.write_table(pa.table(rows), parts / f"{number}.parquet")
+        first += len(values)
+    nodes = [str(path) for path in sorted(parts.iterdir())]
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
+    assert words in refused(edges, *ENDS, "--nodes", *nodes, "--features", "x")
+    pq.write_table(pa.table({"id": [Decimal(2) ** 64], "x": [1.0]}), tmp_path / "i.parquet")
+    said = refused(edges, *ENDS, "--nodes", str(tmp_path / "i.parquet"), "--features", "x")
+    assert "id: must hold whole numbers below 2^63" in said
 
 
 @pytest.mark.parametrize(

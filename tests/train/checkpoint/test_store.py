@@ -20,7 +20,7 @@ import torch
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.checkpoint.store import LAST, CheckpointStore, name_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.stop import StopRequest
@@ -111,6 +111,21 @@ class SlowDisk:
             self.written.append((path.name, checkpoint.epoch))
 
         monkeypatch.setattr(files, "write", write)
+
+
+def test_the_last_is_a_copy_where_no_links_can_be_made(tmp_path, monkeypatch):
+    """As on some file systems; nothing else is left beside it."""
+
+    def refuse(*paths: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    newest, last = tmp_path / "epoch-000002.h5", tmp_path / LAST
+    newest.write_bytes(b"new")
+    for _ in range(2):
+        name_last(newest)
+        assert last.read_bytes() == b"new" and not last.samefile(newest)
+    assert sorted(tmp_path.iterdir()) == [newest, last]
 
 
 def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""One line where the MPI library ends the process amid its start, by C's `exit`."""
+"""One line where the MPI library calls C's `exit` while it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This process's own limits (`ulimit`), below which MPI ends the process with words of its own."""
+"""This process's own limits (`ulimit`), below which MPI ends the process with its own message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs in memory, told in arrays under PyTorch Geometric's names, on their way to graph.h5.
+"""Graphs in memory, given as arrays under PyTorch Geometric's names, on their way to graph.h5.
 
 Nodes: x, y, train_mask, val_mask, test_mask, node_type, original_ids (numbers or texts).
 Edges: edge_weight, edge_attr, edge_type, edge_label, edge_split. Other arrays of the nodes keep

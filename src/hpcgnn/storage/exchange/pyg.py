@@ -305,15 +305,9 @@ class _Whole:
 
     def edge_rows(self) -> dict[str, np.ndarray]:
         slab = self.slab
-        columns = (
-            *(slab.weight, slab.edge_features, slab.relation),
-            *(slab.edge_labels, slab.edge_split),
-        )
-        return {
-            name: values
-            for name, values in zip(EDGE_NAMES, columns, strict=True)
-            if values is not None
-        }
+        given = slab.weight, slab.edge_features, slab.relation, slab.edge_labels, slab.edge_split
+        rows = dict(zip(EDGE_NAMES, given, strict=True))
+        return {name: values for name, values in rows.items() if values is not None}
 
     def came(self, name: str) -> bool:
         """Whether the configuration says that there was an array of this name."""

@@ -24,8 +24,22 @@ from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.text import is_number
 
 FORMATS = (
-    *("npz", "edges", "planetoid", "ogb", "metis", "mtx", "parquet", "table", "triples"),
-    *("pyg", "graphsaint", "reddit", "dgl", "graphml", "gexf", "types"),
+    "npz",
+    "edges",
+    "planetoid",
+    "ogb",
+    "metis",
+    "mtx",
+    "parquet",
+    "table",
+    "triples",
+    "pyg",
+    "graphsaint",
+    "reddit",
+    "dgl",
+    "graphml",
+    "gexf",
+    "types",
 )
 _TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
 _REMEDIES = {

@@ -1,4 +1,4 @@
-"""Cells of a table in text: what parts them, and from their texts to times and lists."""
+"""Cells of a table in text: what separates them, and from their texts to times and lists."""
 
 from __future__ import annotations
 

@@ -176,11 +176,9 @@ class GraphFile(FormatFile):
         return total
 
     def _columns(self) -> list[StoredColumn]:
-        optional = (
-            *(self._weight, self._relation, self._edge_features),
-            *(self._edge_labels, self._edge_split),
-        )
-        edges = [column for column in optional if column is not None]
+        given = [self._weight, self._relation, self._edge_features]
+        answers = [self._edge_labels, self._edge_split]
+        edges = [column for column in given + answers if column is not None]
         nodes = self._nodes.columns()
         return [self._indptr, self._indices, *edges, *nodes, *self.text_columns()]
 
