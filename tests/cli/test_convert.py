@@ -163,7 +163,7 @@ def run(capfd):
         (["--memory", "lots"], "not a size"),
         (["--num-nodes", "0"], "--num-nodes must be at least 1"),
         (["--skip-lines", "-1"], "--skip-lines must be at least 0"),
-        (["--format", "xml"], "invalid choice"),
+        (["--format", "xml"], "no such --format"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )

@@ -89,7 +89,7 @@ def test_nodes_without_features_or_classes(mpirun, tmp_path):
         ),
         (("--split", "60/40"), "--split must be three numbers"),
         (("--split", "0/0/0"), "--split must be three shares"),
-        (("--nodes", "many"), "argument --nodes: invalid int value"),
+        (("--nodes", "many"), "argument --nodes: must be a whole number"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, options, words):

@@ -55,9 +55,19 @@ def test_everyday_options_exist():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["trian"], "did you mean train?; `hpcgnn --help`"),
+        (["trian"], "error: no such verb, 'trian': did you mean train?; `hpcgnn --help`"),
+        (["frob"], "no such verb, 'frob': it is one of generate, convert, "),
+        ([], "are required: VERB (generate, convert, "),
+        (["generate"], "are required: kind (sbm, rmat), OUT.h5; `hpcgnn generate --help`"),
+        (["bench", "epohc"], "no such WHAT, 'epohc': did you mean epoch?; `hpcgnn bench --help`"),
+        (["convert", "a", "g.h5", "--node", "n"], "--node: did you mean --nodes or --node-array?;"),
+        (["train", "g.h5", "--hidden", "abc"], "argument --hidden: must be a whole number: 'abc'"),
+        (["train", "g.h5", "--lr", "1,5"], "argument --lr: must be a number: '1,5'"),
         (["train", "g.h5", "--modle", "gat"], "--model?; `hpcgnn train --help`"),
-        (["train", "g.h5", "--norm", "bacth"], "did you mean batch?; `hpcgnn train --help`"),
+        (
+            ["train", "g.h5", "--norm", "bacth"],
+            "no such --norm, 'bacth': did you mean batch?; `hpcgnn train --help`",
+        ),
         (["partition", "g.h5", "--methd=block"], "did you mean --method?; `hpcgnn partition"),
         (["generate", "smb", "g.h5"], "did you mean sbm?; `hpcgnn generate --help`"),
         (["predict", "g.h5", "run", "--otput", "p.csv"], "--otput: did you mean --output?"),

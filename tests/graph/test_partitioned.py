@@ -76,3 +76,12 @@ def test_a_configuration_leaves_the_graph_as_it_was(graph):
     assert (found.mode, found.seed, found.execution.fewest_rows) == ("sa", 5, False)
     assert (graph.mode, graph.seed) == ("sar", 0) and graph.execution.fewest_rows
     assert isinstance(found.execution, Execution) and found.ring is graph.ring
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("x", "it is graph.features"), ("val_mask", "it is graph.valid_mask")]
+)
+def test_a_name_of_another_library_is_answered_by_the_right_one(graph, name, said):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': {said}"):
+        getattr(graph, name)
+    assert not hasattr(graph, "zzz")

@@ -104,6 +104,9 @@ def test_rows_that_do_not_fit_are_refused_alike(graph, name):
             layer(graph, x)
     with pytest.raises(InputError, match=r"called as layer\(graph, x\)"):
         layer(graph.features, graph)
+    if name not in ("appnp", "messages", "gin", "dagnn"):
+        with pytest.raises(InputError, match=r"weights in float16, .* call model.float\(\)"):
+            layer.half()(graph, torch.randn(n, WIDTH).half())
 
 
 def test_wrong_widths_end_in_one_line(graph):

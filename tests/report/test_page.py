@@ -12,6 +12,7 @@ import pytest
 
 from hpcgnn.cli import main
 from hpcgnn.report.figures import Drawing, draw
+from hpcgnn.report.page import page
 from hpcgnn.report.run import read_run
 from hpcgnn.report.summary import per_epoch, per_rank
 
@@ -233,6 +234,19 @@ def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
     small = json.loads(lines[2]) | {"loss": 0.001}
     (folder / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(small)}\n")
     assert draw([read_run(folder)], "auc")[0].figure.axes[0].get_yscale() == "log"
+    least = json.loads(lines[2]) | {"loss": 1e-7}
+    (folder / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(least)}\n")
+    axes = draw([read_run(folder)], "auc")[0].figure.axes[0]
+    (low, high), ticks = axes.get_ylim(), axes.get_yticks()
+    assert 4 <= sum(low <= tick <= high for tick in ticks) <= 10  # more would touch each other
+
+
+def test_wide_tables_name_their_cells(tmp_path):
+    folder = write_run(tmp_path / "run")
+    text = page([read_run(folder)], [])
+    starts = text[text.index("<h2>Starts") :]
+    starts = starts[: starts.index("</table>")]
+    assert 'class="scroll wide"' in starts and '<td data-head="releases">' in starts
 
 
 @pytest.mark.slow

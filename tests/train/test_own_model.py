@@ -328,12 +328,16 @@ def test_several_losses_add_up(comm, shared_path):
 
 
 def test_what_can_t_be_trained_is_named(comm, shared_path):
+    pyg = pytest.importorskip("torch_geometric.nn")
     frozen = Alone().requires_grad_(False)
     lazy = torch.nn.Sequential(torch.nn.LazyLinear(3))
     loose, listed = Alone(), Alone()
     loose.scale = torch.ones(3, requires_grad=True)
     listed.layers = [torch.nn.Linear(3, 3)]
     half = Alone().bfloat16()
+    compiled = torch.nn.Sequential(torch.nn.Sequential(hpcgnn.nn.SAGEConv(5, 3)))
+    compiled[0].compile()
+    foreign = torch.nn.Sequential(pyg.SAGEConv(5, 3))
     other = torch.optim.Adam(Alone().parameters())
     cases = [
         ({"model": frozen}, "has no parameter to be trained"),
@@ -341,6 +345,8 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
         ({"model": loose}, "the model's scale asks for a gradient but is no parameter"),
         ({"model": listed}, "the model's layers asks for .* a torch.nn.ModuleList"),
         ({"model": half}, r"conv.* can't be kept in a checkpoint: of type torch.bfloat16"),
+        ({"model": compiled}, "0 is compiled by torch.compile, which can't"),
+        ({"model": foreign}, "the model's 0 is PyTorch .* import SAGEConv from hpcgnn.nn.pyg"),
         ({"optimizer": other}, "the optimizer has parameters that are not of the"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
         (
@@ -355,6 +361,8 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
     if comm.size > 1:
         norm = torch.nn.Sequential(torch.nn.BatchNorm1d(5))
         cases.append(({"model": norm}, r"0 \(BatchNorm1d\) normalises .* hpcgnn.convert_norms"))
+        graph_norm = torch.nn.Sequential(hpcgnn.nn.SAGEConv(5, 3), pyg.GraphNorm(3))
+        cases.append(({"model": graph_norm}, r"1 \(GraphNorm\) normalises .* hpcgnn.nn.GraphNorm"))
     for given, words in cases:
         with pytest.raises(InputError, match=words):
             torch.manual_seed(0)
@@ -365,6 +373,12 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
                 run_dir=shared_path,
                 **given,
             )
+
+
+def test_training_without_gradients_is_refused(comm, shared_path):
+    trainer = make(comm, shared_path)
+    with torch.no_grad(), pytest.raises(InputError, match="gradients are switched off around"):
+        trainer.run()
 
 
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):

@@ -154,7 +154,9 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
     if message.startswith("the following arguments are required: "):
         words = [word.partition("=")[0] for word in argv if word.startswith("--")]
         unknown = [word for word in words if not any(flag.startswith(word) for flag in flags)]
-        return message + "".join(f"; {word}{nearest(word, flags)}" for word in unknown[:1])
+        return _with_choices(parser, message) + "".join(
+            f"; {word}{nearest(word, flags)}" for word in unknown[:1]
+        )
     if message.startswith("unrecognized arguments: "):
         given = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
         outputs = [action for action in parser._actions if action.dest == "out"]
@@ -162,15 +164,36 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
             return f"{message}: the output is named without an option, as {_name(outputs[0])}"
         return message + nearest(given, flags)
     if "invalid choice: " in message:
-        given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
-        choices = [
-            str(choice)
-            for action in parser._actions
-            for choice in action.choices or ()
-            if message.startswith(f"argument {_name(action)}")
-        ]
-        return message + nearest(given, choices)
+        return _choice(parser, message)
+    if message.startswith("ambiguous option: "):
+        given, _, found = message.removeprefix("ambiguous option: ").partition(" could match ")
+        return f"{given}: did you mean {found.replace(', ', ' or ')}?"
+    for kind, wanted in (("int", "a whole number"), ("float", "a number")):
+        message = message.replace(f": invalid {kind} value: ", f": must be {wanted}: ")
     return message
+
+
+def _choice(parser: argparse.ArgumentParser, message: str) -> str:
+    """A word that is none of an argument's choices: the near one, or else all of them."""
+    given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
+    for action in parser._actions:
+        if action.choices and message.startswith(f"argument {_name(action)}:"):
+            choices = [str(choice) for choice in action.choices]
+            meant = nearest(given, choices) or f": it is one of {', '.join(choices)}"
+            name = "verb" if _name(action) == "VERB" else _name(action)
+            return f"no such {name}, {given!r}{meant}"
+    return message
+
+
+def _with_choices(parser: argparse.ArgumentParser, message: str) -> str:
+    """The names of what is required, with what each may be."""
+    start, _, names = message.partition(": ")
+    choices = {_name(a): list(map(str, a.choices)) for a in parser._actions if a.choices}
+    shown = [
+        f"{name} ({', '.join(choices[name])})" if name in choices else name
+        for name in names.split(", ")
+    ]
+    return f"{start}: {', '.join(shown)}"
 
 
 def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:

@@ -71,7 +71,8 @@ class _Parser(argparse.ArgumentParser):
         # What no parser of a verb knows is found out by the one above it.
         parser = self if self.verb is None else self.verb
         text = shortened(explain(parser, message, self.given), _LONGEST)
-        raise InputError(f"{text}; `{parser.prog} --help` lists the options")
+        listed = "verbs" if parser.prog == "hpcgnn" else "options"
+        raise InputError(f"{text}; `{parser.prog} --help` lists the {listed}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if launched()[0] == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,6 +43,19 @@ class EdgeBlocks(Derived):
             [block.to(device) for block in self.blocks],
             [rows.to(device) for rows in self.send_rows],
         )
+
+
+_ELSEWHERE = {  # what PyTorch Geometric's `Data` calls otherwise, or has and this has not
+    "x": "graph.features",
+    "y": "graph.labels",
+    "val_mask": "graph.valid_mask",
+    "edge_index": "the graph itself: layers are called as layer(graph, x)",
+    "edge_weight": "the graph's own: layers take it from the graph",
+    "edge_attr": "hpcgnn.sar.messages.edge_features(graph)",
+    "edge_type": "the graph's own: layers take it from the graph",
+    "num_features": "graph.features.shape[1]",
+    "num_node_features": "graph.features.shape[1]",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +108,13 @@ class PartitionedGraph(Derived):
     file: Path | None = None
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
+
+    if not TYPE_CHECKING:  # mypy would take any name then
+
+        def __getattr__(self, name: str) -> NoReturn:
+            where = _ELSEWHERE.get(name)
+            said = f": it is {where}" if where else ""
+            raise AttributeError(f"a PartitionedGraph has no attribute {name!r}{said}")
 
     def __repr__(self) -> str:
         """One line: the graph, this rank's part of it, what its nodes have."""

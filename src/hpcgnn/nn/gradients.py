@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, warn
 from hpcgnn.nn.linear import is_sharded
-from hpcgnn.nn.norm import unsynchronised
+from hpcgnn.nn.norm import SYNCHRONISED, unsynchronised
 
 
 def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
@@ -42,7 +42,7 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
         if alone and comm.rank == 0:
             warn(
                 f"hpcgnn: warning: the model's {', '.join(alone)} normalises with the nodes of one "
-                "rank alone: hpcgnn.convert_norms(model, graph) makes it go over all ranks"
+                f"rank alone: {SYNCHRONISED}"
             )
     if add_up(list(model.parameters()), comm):
         return

@@ -16,6 +16,12 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
 
+# PyTorch Geometric's, whose statistics run over nodes; its BatchNorm has torch's within.
+_OVER_NODES = ("DiffGroupNorm", "GraphNorm", "InstanceNorm", "MeanSubtractionNorm", "PairNorm")
+SYNCHRONISED = (
+    "hpcgnn.convert_norms(model, graph) makes batch normalisation go over all ranks, and so does "
+    "hpcgnn.nn.GraphNorm"
+)
 _SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows that are there in float64 at a time
 _FEW = 1 << 8  # rows that may be added up in float32 one after the other
 
@@ -258,7 +264,11 @@ def unsynchronised(model: torch.nn.Module) -> list[str]:
     return [
         f"{name or 'module'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if isinstance(module, TorchBatchNorm) and not isinstance(module, BatchNorm1d)
+        if (isinstance(module, TorchBatchNorm) and not isinstance(module, BatchNorm1d))
+        or (
+            type(module).__module__.startswith("torch_geometric.nn.norm")
+            and type(module).__name__ in _OVER_NODES
+        )
     ]
 
 

@@ -214,7 +214,8 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
         else:
             return "parmetis", f"auto takes parmetis: it is there and fits ({library})"
     except InputError as error:
-        missing = f"ParMETIS can't be used ({error})"
+        reason = str(error).removesuffix(f", {binding.OTHERWISE}")
+        missing = f"ParMETIS can't be used ({reason})"
     lacks = kaminpar_lacks(comm, problem)
     if not lacks:
         return "kaminpar", f"auto takes kaminpar: {missing}"

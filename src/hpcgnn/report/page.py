@@ -35,13 +35,20 @@ th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
   .figures { grid-template-columns: minmax(0, 1fr); }
   figure svg { min-width: 27rem; } /* their words stay large enough to be read */
 }
+@media (max-width: 48rem) { /* a row of many columns as a list of its own */
+  .wide tr:first-child { display: none; }
+  .wide tr { display: block; padding: .5rem 0; border-bottom: 1px solid #ececec; }
+  .wide td { display: block; border: 0; padding: .1rem 0; overflow-wrap: anywhere; }
+  .wide td::before { content: attr(data-head) ": "; font-weight: 600; }
+}
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #1a1a1a; } .faint { color: #a0a0a0; }
-  th, td, figure { border-color: #3a3a3a; }
+  th, td, figure, .wide tr { border-color: #3a3a3a; }
   figure svg { filter: invert(0.9) hue-rotate(180deg); } /* light and dark change, hues stay */
 }
 """
 PAGE = "index.html"
+_MOST_COLUMNS = 4  # that stand beside each other on a telephone
 _START = 400  # bytes of a page or a figure within which its sign stands
 
 
@@ -141,12 +148,19 @@ def _rows(rows: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    names = [str(cell) for cell in head]
+    top = "".join(f"<th>{_text(name)}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{_text(_joined(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f'<td data-head="{escape(printable(name))}">{_text(_joined(cell))}</td>'
+            for name, cell in zip(names, row, strict=False)
+        )
+        + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    wide = " wide" if len(names) > _MOST_COLUMNS else ""
+    return f'<div class="scroll{wide}"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:

@@ -13,7 +13,7 @@ from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, say
 from hpcgnn.nn.linear import is_sharded
-from hpcgnn.nn.norm import unsynchronised
+from hpcgnn.nn.norm import SYNCHRONISED, unsynchronised
 
 OF_TASK = "task:"
 _MOST_NAMED = 5
@@ -79,12 +79,13 @@ class Learned:
         Raises:
             InputError: in one line, which names the parameter or the module.
         """
+        self._check_kinds()
         for prefix, module in self.modules.items():
             norms = [prefix + name for name in unsynchronised(module)] if comm.size > 1 else []
             if norms:
                 raise InputError(
                     f"the model's {some(norms)} normalises with the nodes of one rank alone: "
-                    "hpcgnn.convert_norms(model, graph) makes it go over all ranks"
+                    f"{SYNCHRONISED}"
                 )
         for name, parameter in self.named_parameters():
             if isinstance(parameter, UninitializedParameter):
@@ -114,6 +115,25 @@ class Learned:
         }
         require_same(comm, shapes, "parameters")
         self._note_frozen(comm)
+
+    def _check_kinds(self) -> None:
+        """Refuse what can't send messages: layers of another library, and compiled ones."""
+        for name, module in self.modules[""].named_modules():
+            compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
+            if compiled and any(_is_ours(inner) for inner in module.modules()):
+                raise InputError(
+                    f"{name or 'the model'} is compiled by torch.compile, which can't "
+                    "follow layers that send messages: leave it out, or compile only parts of the "
+                    "model without layers of hpcgnn"
+                )
+        modules = list(self.modules[""].named_modules())
+        foreign = [(name, module) for name, module in modules if _is_of_pyg(module)]
+        if foreign and not any(_is_ours(module) for _, module in modules):
+            name, kind = foreign[0][0] or "module", type(foreign[0][1]).__name__
+            raise InputError(
+                f"the model's {name} is PyTorch Geometric's {kind}, which reads no other rank's "
+                f"nodes: import {kind} from hpcgnn.nn.pyg"
+            )
 
     def _loose(self) -> list[str]:
         """Attributes whose gradients are asked for, but that `parameters` leaves out."""
@@ -160,6 +180,15 @@ class Learned:
         unused = sorted(set.intersection(*unused_P))
         if unused and comm.rank == 0:
             say(f"note: the loss doesn't depend on {some(unused)}: not trained")
+
+
+def _is_ours(module: torch.nn.Module) -> bool:
+    return any(kind.__module__.startswith("hpcgnn.nn.") for kind in type(module).__mro__)
+
+
+def _is_of_pyg(module: torch.nn.Module) -> bool:
+    place = "torch_geometric.nn.conv.message_passing"
+    return any(kind.__module__ == place for kind in type(module).__mro__)
 
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))  # what every module has

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
@@ -42,6 +44,15 @@ NO_VALIDATION = "no validation node has a label that can be scored"
 _SECTIONS = ("optimiser", "training", "checkpoints")
 _OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
+
+
+def require_gradients() -> None:
+    """Raise InputError under `torch.no_grad` and `torch.inference_mode`."""
+    if not torch.is_grad_enabled():
+        raise InputError(
+            "gradients are switched off around the training, by torch.no_grad or "
+            "torch.inference_mode: leave it out there"
+        )
 
 
 def note_start(

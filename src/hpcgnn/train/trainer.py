@@ -210,8 +210,10 @@ class Trainer:
             profile: so many epochs are written as a timeline to `run_dir`/profile.
 
         Raises:
+            InputError: gradients are switched off where it is called.
             OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
+        ending.require_gradients()
         if self.of_program and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:

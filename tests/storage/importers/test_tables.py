@@ -8,6 +8,7 @@ import random
 from decimal import Decimal
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -378,6 +379,38 @@ def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
     said = capfd.readouterr().err
     assert "x has texts such as $3, each of which becomes a feature" in said
     assert "z has texts" not in said
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        (["1 000", "2 500", "3 000"], "x has texts such as 1 000, each of which"),
+        (["31/05/2021", "01/06/2021", "02/06/2021"], "x has texts such as 01/06/2021, each of"),
+        (["(3)", "4-", "5%"], "x has texts such as (3), each of which"),
+        (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
+        (
+            ["1", "2", "many"],
+            "x holds numbers and many, each of which becomes a feature: --na many",
+        ),
+        (["a1", "b2", "3"], None),
+    ],
+)
+def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note):
+    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
+    rows = "".join(f"{name},{value}\n" for name, value in zip("pqr", values, strict=True))
+    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
+    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x")
+    said = capfd.readouterr().err
+    assert note in said if note else "becomes a feature" not in said
+
+
+def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
+    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
+    nodes = write(tmp_path / "n.csv", "Unnamed: 0,id,x,\n0,p,1.5,\n1,q,2.5,\n")
+    path = made(edges, nodes, *ENDS, "--nodes", 1, "--features", "*")
+    with h5py.File(path) as file:
+        assert file["nodes/features"][:].tolist() == [[1.5], [2.5]]
+    assert "Unnamed: 0, column 4, which has no name" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("options", [(), ("--missing", "mean"), ("--categorical", "x")])

@@ -13,12 +13,14 @@ INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
 TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids takes it as text"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
+_SPREADSHEET = ("#N/A", "#DIV/0!", "#REF!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!")
 NANOSECONDS = pa.timestamp("ns")
 _GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
 _ZONE = r":\d\d(\.\d+)?\s?(Z|[+-]\d\d(:?\d\d)?)$"
-_COMMAS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d*,\d+)")
+_COMMAS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3})+,\d+|\d*,\d+)")
 _LOOKED_AT = 100
-_QUANTITY = re.compile(r"[$€£]?\s?[+-]?\d[\d.,]*\s?[%$€£]?")
+_QUANTITY = re.compile(r"\(?[$€£]?\s?[+-]?\d[\d.,'\u2019\s]*[%$€£]?\)?-?")
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d\d.*)?")
 _DELIMITERS = ",\t;|"
 
 
@@ -36,8 +38,20 @@ def times(array: pa.Array) -> pa.Array:
 
 
 def is_quantity(text: str) -> bool:
-    """Whether it is a number with a sign of money or of a share, as 5%."""
-    return bool(_QUANTITY.fullmatch(text)) and not is_number(text)
+    """Whether it is a number as people write it, as 5%, 1 000 and (3), or a date as 31/05/2021."""
+    written = _QUANTITY.fullmatch(text) or _DATE.fullmatch(text)
+    return bool(written) and not is_number(text)
+
+
+def means_missing(text: str) -> bool:
+    """Whether a program writes it where a value is missing, or an error of a spreadsheet."""
+    return text in MISSING or text == "?" or text in _SPREADSHEET
+
+
+def strangers(texts: list[str]) -> list[str]:
+    """What is no number among values most of which are."""
+    found = [text for text in texts if not is_number(text) and not means_missing(text)]
+    return found if 2 * len(found) < len(texts) else []
 
 
 def are_lists(array: pa.Array) -> bool:

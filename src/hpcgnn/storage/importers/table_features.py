@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from re import fullmatch
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpcgnn.storage.importers import table_files
 from hpcgnn.storage.importers.table_files import Batch, TableFile
 
 MAX_CATEGORIES = 1 << 12
+_ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
 MAX_NAMES = 1 << 16  # of classes and relations
 
 
@@ -48,7 +50,14 @@ def require_columns(table: Any, names: list[str]) -> None:
             )
         if table.names.count(name) != 1:
             which = "this one twice" if name in table.names else "none of this name"
-            if all(known.isdecimal() for known in table.names) and not name.isdecimal():
+            alike = [known for known in table.names if known.lower() == name.lower()] or None
+            if alike and name not in table.names:
+                which += f" (did you mean {alike[0]}?)"
+            elif table.names[0].startswith("sep="):
+                which += ": remove its first line, which is a spreadsheet's"
+            elif any("\0" in known for known in table.names):
+                which += ": is it UTF-16? iconv -f UTF-16LE -t UTF-8 makes it UTF-8"
+            elif all(known.isdecimal() for known in table.names) and not name.isdecimal():
                 which += " (--header: its first line names them)"
             elif len(table.names) == 1:
                 which += ": is its delimiter another one (--delimiter)?"
@@ -58,6 +67,8 @@ def require_columns(table: Any, names: list[str]) -> None:
 
 def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]:
     """The columns that these names and patterns, such as f*, stand for; never `others`.
+
+    Nor do patterns stand for numbers of rows, that pandas writes, and columns without a name.
 
     Raises:
         InputError: a pattern that no column fits.
@@ -69,6 +80,7 @@ def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]
             found = [pattern]
         else:
             found = [n for n in table.names if fnmatchcase(n, pattern) and n not in others]
+            found = [n for n in found if not fullmatch(_ROW_NUMBERS, n)]
             if not found:
                 require_columns(table, [pattern])
         out += [name for name in found if name not in out]
@@ -108,7 +120,7 @@ def refuse_commas(tables: list[TableFile], name: str) -> None:
     for table in tables:
         if name in getattr(table, "with_commas", ()):
             raise InputError(
-                "holds numbers with a comma: say --decimal-comma (0,5 is a half), "
+                "holds numbers with a comma: say --decimal-comma (0,5 is a half, 1,000 is 1), "
                 f"--no-decimal-comma (lists of numbers) or --categorical {name} (names)",
                 file=table.path,
                 dataset=name,

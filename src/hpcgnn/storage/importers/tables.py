@@ -257,7 +257,7 @@ class _Reading:
         both = (*encoding.features, *encoding.edge_features)
         named += [(column.name, column.values) for column in both]
         for name, values in named:
-            found = [value for value in values if value in cells.MISSING or value == "?"]
+            found = [value for value in values if cells.means_missing(value)]
             if found:
                 text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
                 self.nodes.notes.append(f"{text} {','.join(found)}")
@@ -265,6 +265,9 @@ class _Reading:
             if values and all(cells.is_quantity(value) for value in values):
                 text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
                 self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
+            elif name not in self.options.categorical and (odd := cells.strangers(values)):
+                text = f"{name} holds numbers and {odd[0]}, each of which becomes a feature"
+                self.nodes.notes.append(f"{text}: --na {odd[0]} if it is missing there")
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -303,7 +306,15 @@ class _Reading:
                 fit.add(batch)
                 for column in named:
                     column.add(batch)
-        return fit.finish(), *(n.finish() if n is not None else [] for n in names)
+        fitted = fit.finish()
+        empty = [c.name for c in columns if c.name not in {column.name for column in fitted}]
+        if empty and not fitted:
+            raise InputError(
+                "has no value in any row: leave it out", file=tables[0].path, dataset=empty[0]
+            )
+        if empty:
+            self.nodes.notes.append(f"no value in any row of {', '.join(empty)}: no feature")
+        return fitted, *(n.finish() if n is not None else [] for n in names)
 
     @property
     def num_edges(self) -> int | None:
