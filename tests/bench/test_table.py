@@ -8,6 +8,7 @@ from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
 def test_spread():
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0, 4)
     assert str(Spread.of([0.5])) == "0.5 s (0.5-0.5)"
+    assert str(Spread.of([0.05, 0.02, 0.11])) == "50 ms (20-110)"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_MILLISECONDS_BELOW = 0.1  # seconds
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -22,7 +24,8 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def __str__(self) -> str:
-        return f"{seconds(self.median)} ({short(self.least)}-{short(self.most)})"
+        scale = 1.0 if self.median >= _MILLISECONDS_BELOW else 1e3
+        return f"{seconds(self.median)} ({short(scale * self.least)}-{short(scale * self.most)})"
 
 
 def short(value: float) -> str:
@@ -33,7 +36,9 @@ def short(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    return f"{short(value)} s" if value >= 0.1 else f"{short(1e3 * value)} ms"
+    if value >= _MILLISECONDS_BELOW:
+        return f"{short(value)} s"
+    return f"{short(1e3 * value)} ms"
 
 
 def size(num_bytes: float) -> str:
