@@ -70,10 +70,10 @@ def check_features(
         if like is not None and {x.dtype, like.dtype} == {torch.float32, torch.float64}:
             names = f"{x.dtype}, the weights are {like.dtype}".replace("torch.", "")
             raise InputError(f"{who}: is {names}; call x.to(weight.dtype)")
-    if like is not None and like.dtype == torch.float16:
+    if like is not None and like.dtype == torch.float16 and like.device.type == "cpu":
         raise InputError(
-            f"{who}: has weights in float16, in which no layer computes; call model.float(), and "
-            "torch.autocast with bfloat16, or --precision bf16, for less memory"
+            f"{who}: has weights in float16, in which no layer computes on a CPU; call "
+            "model.float(), and torch.autocast with bfloat16, or --precision bf16, for less memory"
         )
     if len(shape) != 2 or width not in (-1, shape[1]):
         wanted = "any number of" if width == -1 else str(width)
