@@ -76,6 +76,19 @@ def test_everyday_options_exist():
             ["convert", "a.npy", "-o", "g.h5"],
             "-o: the output is named without an option, as OUT.h5",
         ),
+        (
+            ["train", "g.h5", "--resume", "runs/gat"],
+            "--resume takes no value: write `--run-dir runs/gat --resume`, or without a graph "
+            "`hpcgnn train runs/gat --resume`;",
+        ),
+        (["train", "g.h5", "--resume=runs/gat"], "--resume takes no value: write `--run-dir"),
+        (["train", "g.h5", "--prune=off"], "--prune takes no value, 'off': write --prune alone;"),
+        (["convert", "e.csv", "g.h5", "--force", "yes"], "--force takes no value, 'yes'"),
+        (["train", "g.h5", "--epochs"], "argument --epochs: a value must follow it;"),
+        (["plan", "g.h5", "--ranks", "2", "4"], "'4' is one too many: --ranks takes one value;"),
+        (["partition", "g.h5", "4"], "'4' is one too many: hpcgnn partition takes GRAPH.h5;"),
+        (["bench", "ring", "g.h5"], "'g.h5' is one too many: hpcgnn bench ring takes only options"),
+        (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
 )
 def test_near_words_are_offered(argv, said, capsys):
