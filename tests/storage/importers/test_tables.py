@@ -97,7 +97,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         "--split-ratio",
         "2,1,1",
     )
-    assert "e.csv: ignored of n.csv: note" in capfd.readouterr().err
+    assert "n.csv: ignored: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
         encoding = graph.read_encoding()
