@@ -352,58 +352,6 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
     assert "id: must hold whole numbers below 2^63" in said
 
 
-@pytest.mark.parametrize(
-    ("times", "labels", "option", "note"),
-    [
-        ("1122", "aabb", "--split-time", None),
-        ("1112", "aabb", "--split-time", "parts nodes of one time"),
-        ("1111", "aaaa", "--split-ratio", None),
-        ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
-    ],
-)
-def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, labels, option, note):
-    rows = "".join(f"{k},{t},{y}\n" for k, (t, y) in enumerate(zip(times, labels, strict=True)))
-    nodes = write(tmp_path / "n.csv", "id,t,y\n" + rows)
-    time = ("--split-time", "t") if option == "--split-time" else ()
-    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
-    made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y", *time, "--split-ratio", "1,1,0")
-    said = capfd.readouterr().err
-    assert (note or "") in said and (note is not None or "classes have" not in said)
-    assert note is not None or "one time" not in said
-
-
-def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
-    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
-    nodes = write(tmp_path / "n.csv", "id,x,z\np,5%,k\nq,$3,5%\n")
-    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x,z")
-    said = capfd.readouterr().err
-    assert "x has texts such as $3, each of which becomes a feature" in said
-    assert "z has texts" not in said
-
-
-@pytest.mark.parametrize(
-    ("values", "note"),
-    [
-        (["1 000", "2 500", "3 000"], "x has texts such as 1 000, each of which"),
-        (["31/05/2021", "01/06/2021", "02/06/2021"], "x has texts such as 01/06/2021, each of"),
-        (["(3)", "4-", "5%"], "x has texts such as (3), each of which"),
-        (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
-        (
-            ["1", "2", "many"],
-            "x holds numbers and many, each of which becomes a feature: --na many",
-        ),
-        (["a1", "b2", "3"], None),
-    ],
-)
-def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note):
-    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
-    rows = "".join(f"{name},{value}\n" for name, value in zip("pqr", values, strict=True))
-    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
-    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x")
-    said = capfd.readouterr().err
-    assert note in said if note else "becomes a feature" not in said
-
-
 def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "Unnamed: 0,id,x,\n0,p,1.5,\n1,q,2.5,\n")

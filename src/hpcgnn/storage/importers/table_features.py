@@ -380,7 +380,7 @@ def odd_values(
     for names, values in named:
         if names.mostly_different(len(values)):
             notes.append(
-                f"{names.name} has {len(values)} different values in {names.known_rows} rows, "
+                f"{names.name} has {len(values):,} different values in {names.known_rows:,} rows, "
                 "each of which becomes a class: is it an id, or a number to be predicted?"
             )
     of_features = [(column.name, column.values) for column in features]
@@ -389,6 +389,9 @@ def odd_values(
         if found:
             text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
             notes.append(f"{text} {','.join(found)}")
+        if alike := cells.variants(values):
+            one, other = (repr(value) for value in alike)
+            notes.append(f"{name} has the values {one} and {other}, which count as two")
     for name, values in of_features:
         if values and all(cells.is_quantity(value) for value in values):
             text = f"{name} has texts such as {values[0]}, each of which becomes a feature"

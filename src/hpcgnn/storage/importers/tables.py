@@ -293,13 +293,17 @@ class _Reading:
         needed = fit.needed()
         named = [column for column in names if column is not None]
         needed |= {column.name: column.read_kind() for column in named}
+        rows = 0
         if needed:
             for batch in self._batches(tables, needed):
+                rows += batch.num_rows
                 fit.add(batch)
                 for column in named:
                     column.add(batch)
         fitted = fit.finish()
         empty = [c.name for c in columns if c.name not in {column.name for column in fitted}]
+        if empty and not rows:
+            raise InputError("holds no rows", file=tables[0].path)
         if empty and not fitted:
             raise InputError(
                 "has no value in any row: leave it out", file=tables[0].path, dataset=empty[0]
