@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.storage.importers.test_tables import ENDS, made, write  # noqa: F401 - a fixture
+from tests.storage.importers.test_tables import ENDS, write
 
 
 @pytest.mark.parametrize(
