@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpcgnn.cli.main import main
 from hpcgnn.storage.importers.names import NameStore, hashes
 from hpcgnn.storage.importers.spool import Scratch
 from hpcgnn.storage.read.graph_file import GraphFile
