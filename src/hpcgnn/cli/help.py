@@ -41,7 +41,8 @@ EXAMPLES = {
     "export": (
         "hpcgnn export runs/gat weights.safetensors",
         "hpcgnn export runs/gat/checkpoints/last.h5 weights.pt",
-        "hpcgnn train graph.h5 --init-from weights.safetensors",
+        "hpcgnn train graph.h5 --model gat --hidden 128 --init-from weights.safetensors "
+        "--run-dir runs/again",
     ),
     "info": (
         "hpcgnn info graph.h5",
