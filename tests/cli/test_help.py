@@ -144,6 +144,7 @@ def test_new_writes_a_model_once(tmp_path, capsys):
 
 def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert main(["jobs", str(tmp_path)]) == 0
+    assert "train.sbatch GRAPH.h5 --run-dir runs/" in "".join(capsys.readouterr())
     names = {path.name for path in (tmp_path / "jobs").iterdir()}
     assert {"train.sbatch", "launch.sh", "pipeline.sh", "profiles"} <= names
     assert (tmp_path / "jobs" / "pipeline.sh").stat().st_mode & 0o100
