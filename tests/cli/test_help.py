@@ -88,6 +88,10 @@ def test_everyday_options_exist():
         (["plan", "g.h5", "--ranks", "2", "4"], "'4' is one too many: --ranks takes one value;"),
         (["partition", "g.h5", "4"], "'4' is one too many: hpcgnn partition takes GRAPH.h5;"),
         (["bench", "ring", "g.h5"], "'g.h5' is one too many: hpcgnn bench ring takes only options"),
+        (
+            ["train", "g.h5", "--force"],
+            "--force is no option, since hpcgnn train replaces nothing: go on with --resume, or",
+        ),
         (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
 )
