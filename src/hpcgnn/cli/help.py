@@ -168,7 +168,7 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
         outputs = [action for action in parser._actions if action.dest == "out"]
         if given in ("-o", "--out", "--output") and outputs and not outputs[0].option_strings:
             return f"{message}: the output is named without an option, as {_name(outputs[0])}"
-        if given == "--force":
+        if given == "--force" and parser._subparsers is None:
             instead = ": go on with --resume, or choose another --run-dir" * ("--resume" in flags)
             return f"--force is no option, since {parser.prog} replaces nothing{instead}"
         return message + nearest(given, flags)
