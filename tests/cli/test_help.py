@@ -76,6 +76,23 @@ def test_everyday_options_exist():
             ["convert", "a.npy", "-o", "g.h5"],
             "-o: the output is named without an option, as OUT.h5",
         ),
+        (
+            ["train", "g.h5", "--resume", "runs/gat"],
+            "--resume takes no value: write `--run-dir runs/gat --resume`, or without a graph "
+            "`hpcgnn train runs/gat --resume`;",
+        ),
+        (["train", "g.h5", "--resume=runs/gat"], "--resume takes no value: write `--run-dir"),
+        (["train", "g.h5", "--prune=off"], "--prune takes no value, 'off': write --prune alone;"),
+        (["convert", "e.csv", "g.h5", "--force", "yes"], "--force takes no value, 'yes'"),
+        (["train", "g.h5", "--epochs"], "argument --epochs: a value must follow it;"),
+        (["plan", "g.h5", "--ranks", "2", "4"], "'4' is one too many: --ranks takes one value;"),
+        (["partition", "g.h5", "4"], "'4' is one too many: hpcgnn partition takes GRAPH.h5;"),
+        (["bench", "ring", "g.h5"], "'g.h5' is one too many: hpcgnn bench ring takes only options"),
+        (
+            ["train", "g.h5", "--force"],
+            "--force is no option, since hpcgnn train replaces nothing: go on with --resume, or",
+        ),
+        (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
 )
 def test_near_words_are_offered(argv, said, capsys):
@@ -131,6 +148,7 @@ def test_new_writes_a_model_once(tmp_path, capsys):
 
 def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert main(["jobs", str(tmp_path)]) == 0
+    assert "train.sbatch GRAPH.h5 --run-dir runs/" in "".join(capsys.readouterr())
     names = {path.name for path in (tmp_path / "jobs").iterdir()}
     assert {"train.sbatch", "launch.sh", "pipeline.sh", "profiles"} <= names
     assert (tmp_path / "jobs" / "pipeline.sh").stat().st_mode & 0o100

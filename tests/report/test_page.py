@@ -53,6 +53,7 @@ def write_run(folder: Path, lr: float = 0.01, name: str = "sage") -> Path:
     ranks = {"epoch": 3, **seconds, "epoch_seconds": [1.0] * RANKS, "sent_to": rows}
     (folder / "ranks.jsonl").write_text(json.dumps(ranks | {"peak_memory_bytes": [1e8] * 3}) + "\n")
     start = {"time": "2026-01-01T00:00:00Z", "ranks": RANKS, "partition": {"method": name}}
+    start["hosts"] = {"n1": 2, "n2": 1}
     (folder / "starts.jsonl").write_text(json.dumps(start) + "\nno json\n")
     (folder / "config.json").write_text(json.dumps({"model": {"kind": name}, "lr": lr}))
     return folder
@@ -247,6 +248,7 @@ def test_wide_tables_name_their_cells(tmp_path):
     starts = text[text.index("<h2>Starts") :]
     starts = starts[: starts.index("</table>")]
     assert 'class="scroll wide"' in starts and '<td data-head="releases">' in starts
+    assert ">2026-01-01 00:00:00 UTC</td>" in starts and ">n1 (2), n2 (1)</td>" in starts
 
 
 @pytest.mark.slow

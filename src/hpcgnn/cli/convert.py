@@ -19,7 +19,7 @@ from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import LinkSplit, Treatment, assemble
 from hpcgnn.storage.importers.folders import attach, read_node_files
 from hpcgnn.storage.importers.opening import store_pipe
-from hpcgnn.storage.importers.source import ImportOptions, Nodes, Over, Source
+from hpcgnn.storage.importers.source import ImportOptions, Nodes, NoteOn, Over, Source
 from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
@@ -269,7 +269,8 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
 def _print_notes(source: Source, first: int) -> int:
     """Print the notes from number `first` on; returns how many there are."""
     for note in source.notes[first:]:
-        warn(f"hpcgnn: note: {source.file}: {note}")
+        file = note.file if isinstance(note, NoteOn) else source.file
+        warn(f"hpcgnn: note: {file}: {note}")
     return len(source.notes)
 
 

@@ -12,7 +12,10 @@ PARALLEL = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, or a run directory: its best, else its last"
+        "checkpoint",
+        metavar="RUN",
+        type=Path,
+        help="a checkpoint, or a run directory: its best, else its last",
     )
     parser.add_argument("out", type=Path, metavar="OUT.safetensors|OUT.pt")
     parser.add_argument("--force", action="store_true", help="replace a former file of that name")

@@ -41,7 +41,8 @@ EXAMPLES = {
     "export": (
         "hpcgnn export runs/gat weights.safetensors",
         "hpcgnn export runs/gat/checkpoints/last.h5 weights.pt",
-        "hpcgnn train graph.h5 --init-from weights.safetensors",
+        "hpcgnn train graph.h5 --model gat --hidden 128 --init-from weights.safetensors "
+        "--run-dir runs/again",
     ),
     "info": (
         "hpcgnn info graph.h5",
@@ -155,22 +156,58 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
         words = [word.partition("=")[0] for word in argv if word.startswith("--")]
         unknown = [word for word in words if not any(flag.startswith(word) for flag in flags)]
         return _with_choices(parser, message) + "".join(
-            f"; {word}{nearest(word, flags)}" for word in unknown[:1]
+            f"; no such option, {word}{nearest(word, flags)}" for word in unknown[:1]
         )
+    if ": ignored explicit argument " in message:
+        name = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
+        return _no_value(name, message.rpartition(" argument ")[2].strip("'"))
     if message.startswith("unrecognized arguments: "):
         given = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+        if not given.startswith("-"):
+            return _too_many(parser, given, list(argv))
         outputs = [action for action in parser._actions if action.dest == "out"]
         if given in ("-o", "--out", "--output") and outputs and not outputs[0].option_strings:
             return f"{message}: the output is named without an option, as {_name(outputs[0])}"
+        if given == "--force" and parser._subparsers is None:
+            instead = ": go on with --resume, or choose another --run-dir" * ("--resume" in flags)
+            return f"--force is no option, since {parser.prog} replaces nothing{instead}"
         return message + nearest(given, flags)
     if "invalid choice: " in message:
         return _choice(parser, message)
     if message.startswith("ambiguous option: "):
         given, _, found = message.removeprefix("ambiguous option: ").partition(" could match ")
         return f"{given}: did you mean {found.replace(', ', ' or ')}?"
+    message = message.replace(": expected one argument", ": a value must follow it")
+    message = message.replace(": expected at least one argument", ": a value must follow it")
     for kind, wanted in (("int", "a whole number"), ("float", "a number")):
         message = message.replace(f": invalid {kind} value: ", f": must be {wanted}: ")
     return message
+
+
+def _no_value(flag: str, given: str) -> str:
+    """What to write in place of a value behind an option that takes none."""
+    if flag == "--resume":
+        return (
+            f"--resume takes no value: write `--run-dir {given} --resume`, or without a graph "
+            f"`hpcgnn train {given} --resume`"
+        )
+    return f"{flag} takes no value, {given!r}: write {flag} alone"
+
+
+def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) -> str:
+    """Complains about a word that no argument takes, by what stands before it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parser = next((action.choices[word] for word in argv if word in action.choices), parser)
+    before = argv[argv.index(given) - 1] if given in argv else ""
+    behind = argv[argv.index(given) - 2] if given in argv[2:] else ""
+    for action in parser._actions:
+        if before in action.option_strings and action.nargs == 0:
+            return _no_value(before, given)
+        if behind in action.option_strings and action.nargs is None:
+            return f"{given!r} is one too many: {behind} takes one value"
+    taken = [_name(action) for action in parser._actions if not action.option_strings]
+    return f"{given!r} is one too many: {parser.prog} takes {', '.join(taken) or 'only options'}"
 
 
 def _choice(parser: argparse.ArgumentParser, message: str) -> str:

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace, comm: None) -> int:
             shutil.rmtree(target, ignore_errors=True)
         raise OutputError(f"can't be written: {error.strerror or error}", file=target) from None
     count = sum(path.is_file() for path in target.rglob("*"))
-    say(f"{target}: {count} files; in {args.folder}: sbatch --nodes=2 jobs/train.sbatch GRAPH.h5")
+    command = "sbatch --nodes=2 jobs/train.sbatch GRAPH.h5 --run-dir runs/NAME"
+    say(f"{target}: {count} files; in {args.folder}: {command}")
     return 0
 
 

@@ -29,10 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "partition", help="partition file with one part per rank; on one rank graph.h5 will do"
+        "partition",
+        metavar="GRAPH.h5",
+        help="partition file with one part per rank; on one rank graph.h5 will do",
     )
     parser.add_argument(
         "checkpoint",
+        metavar="RUN",
         nargs="?",
         help="checkpoint file of a training run, or its run directory: best.h5 there, or last.h5 "
         "where no validation gave a score",

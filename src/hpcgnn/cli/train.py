@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph",
         nargs="?",
+        metavar="GRAPH.h5",
         help="graph.h5, or a partition file with one part per rank; with --resume a run directory "
         "will do, whose graph is meant",
     )
@@ -99,6 +100,8 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
         args.graph, args.run_dir = None, args.graph  # `--resume RUN`
     if args.graph is not None:
         source = Path(args.graph)
+        if args.resume and not source.exists():
+            raise InputError("no such graph, partition or run directory", file=source)
         with agreed(comm, "open graph"):
             if comm.rank == 0:
                 with Reader(source, None):

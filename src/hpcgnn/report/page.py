@@ -107,10 +107,20 @@ def _sections(run: RunFiles, title: str) -> Iterable[str]:
         yield f"<h2>Starts{title}</h2>"
         columns = ["time", "from_epoch", "ranks", "hosts", "device", "releases", "graph"]
         head = [name.replace("_", " ") for name in columns]
-        yield _table(head, [[_joined(s.get(name)) for name in columns] for s in run.starts])
+        head[columns.index("hosts")] = "hosts (ranks)"
+        yield _table(head, [[_of_start(s, name) for name in columns] for s in run.starts])
     yield f"<h2>Settings{title}</h2>"
     yield _rows(sorted(run.settings().items()))
     yield f'<p class="faint">From {_text(str(run.folder))}.</p>'
+
+
+def _of_start(start: dict[str, Any], name: str) -> str:
+    value = start.get(name)
+    if name == "time" and isinstance(value, str):
+        return value.replace("T", " ").replace("Z", " UTC")
+    if name == "hosts" and isinstance(value, dict):
+        return ", ".join(f"{host} ({_joined(number)})" for host, number in value.items())
+    return _joined(value)
 
 
 def _quality(quality: dict[str, Any]) -> str:

@@ -108,3 +108,24 @@ def refused(tmp_path_factory, capfd) -> Callable[..., str]:
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def made(tmp_path, capfd) -> Callable[..., Path]:
+    """`made(source, ..., "--option", ...)`: the file that was made."""
+
+    def run(*args: object, out: str = "g.h5") -> Path:
+        sources = [str(arg) for arg in args if isinstance(arg, Path)]
+        options = [str(arg) for arg in args if not isinstance(arg, Path)]
+        where = options.index("--nodes") if "--nodes" in options else len(options)
+        count = options[where + 1] if where < len(options) else "0"
+        nodes = sources[len(sources) - int(count) :]
+        sources = sources[: len(sources) - int(count)]
+        options = options[:where] + (["--nodes", *nodes] if nodes else []) + options[where + 2 :]
+        status = main(["convert", *sources, str(tmp_path / out), "--force", *options])
+        assert status == 0, capfd.readouterr().err
+        with GraphFile(tmp_path / out) as graph:
+            graph.verify()
+        return tmp_path / out
+
+    return run

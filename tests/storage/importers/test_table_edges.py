@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hpcgnn.storage.read.graph_file import GraphFile
-from tests.storage.importers.test_tables import ENDS, made, write  # noqa: F401 - a fixture
+from tests.storage.importers.test_tables import ENDS, write
 
 
 def edges_of(path):
@@ -23,7 +23,7 @@ def edges_of(path):
     return dict(zip(pairs, zip(labels, split, strict=True), strict=True)), classes
 
 
-def test_classes_of_edges_by_name(made, tmp_path):  # noqa: F811
+def test_classes_of_edges_by_name(made, tmp_path):
     """Missing ones are unknown, later tables follow the first, and may lack the column."""
     text = "a,b,kind,when\n0,1,late,train\n1,2,,TEST\n2,0,early,\n"
     edges = write(tmp_path / "e.csv", text)
@@ -44,7 +44,7 @@ def test_classes_of_edges_by_name(made, tmp_path):  # noqa: F811
     assert edges_of(path) == (found, ["true"])
 
 
-def test_numbers_and_several_labels_of_edges(made, tmp_path):  # noqa: F811
+def test_numbers_and_several_labels_of_edges(made, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b,p,q,r,s,t\n0,1,1,0,True,False,False\n1,0,,1,,,1\n")
     values = ("--edge-label", "p", "--edge-labels-as", "values")
     found, classes = edges_of(made(edges, *ENDS, *values))
@@ -54,7 +54,7 @@ def test_numbers_and_several_labels_of_edges(made, tmp_path):  # noqa: F811
     assert found == {(0, 1): ([1, 0], 1), (1, 0): ([-1, 1], 3)} and classes == ["p", "q"]
 
 
-def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):  # noqa: F811
+def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
     edges = write(tmp_path / "e.csv", "a,b,k\n0,1,x\n1,0,\n1,2,\n2,1,\n2,0,y\n")
     options = (*ENDS, "--edge-label", "k", "--symmetrise")
     found, _ = edges_of(made(edges, *options))

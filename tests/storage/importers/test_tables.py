@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpcgnn.cli.main import main
 from hpcgnn.storage.importers.names import NameStore, hashes
 from hpcgnn.storage.importers.spool import Scratch
 from hpcgnn.storage.read.graph_file import GraphFile
@@ -30,27 +29,6 @@ def write(path: Path, text: str) -> Path:
 def names(path: Path) -> list[str]:
     with GraphFile(path) as graph:
         return graph.names.texts(0, graph.num_nodes)
-
-
-@pytest.fixture
-def made(tmp_path, capfd):
-    """`made(source, ..., "--option", ...)`: the file that was made."""
-
-    def run(*args: object, out: str = "g.h5") -> Path:
-        sources = [str(arg) for arg in args if isinstance(arg, Path)]
-        options = [str(arg) for arg in args if not isinstance(arg, Path)]
-        where = options.index("--nodes") if "--nodes" in options else len(options)
-        count = options[where + 1] if where < len(options) else "0"
-        nodes = sources[len(sources) - int(count) :]
-        sources = sources[: len(sources) - int(count)]
-        options = options[:where] + (["--nodes", *nodes] if nodes else []) + options[where + 2 :]
-        status = main(["convert", *sources, str(tmp_path / out), "--force", *options])
-        assert status == 0, capfd.readouterr().err
-        with GraphFile(tmp_path / out) as graph:
-            graph.verify()
-        return tmp_path / out
-
-    return run
 
 
 def test_joined_by_name(made, tmp_path, capfd):
@@ -97,7 +75,7 @@ def test_joined_by_name(made, tmp_path, capfd):
         "--split-ratio",
         "2,1,1",
     )
-    assert "e.csv: ignored of n.csv: note" in capfd.readouterr().err
+    assert "n.csv: ignored: note" in capfd.readouterr().err
     with GraphFile(path) as graph:
         slab, nodes = graph.read_rows(0, 200), graph.read_nodes(0, 200)
         encoding = graph.read_encoding()
@@ -350,58 +328,6 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
     pq.write_table(pa.table({"id": [Decimal(2) ** 64], "x": [1.0]}), tmp_path / "i.parquet")
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "i.parquet"), "--features", "x")
     assert "id: must hold whole numbers below 2^63" in said
-
-
-@pytest.mark.parametrize(
-    ("times", "labels", "option", "note"),
-    [
-        ("1122", "aabb", "--split-time", None),
-        ("1112", "aabb", "--split-time", "parts nodes of one time"),
-        ("1111", "aaaa", "--split-ratio", None),
-        ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
-    ],
-)
-def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, labels, option, note):
-    rows = "".join(f"{k},{t},{y}\n" for k, (t, y) in enumerate(zip(times, labels, strict=True)))
-    nodes = write(tmp_path / "n.csv", "id,t,y\n" + rows)
-    time = ("--split-time", "t") if option == "--split-time" else ()
-    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
-    made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y", *time, "--split-ratio", "1,1,0")
-    said = capfd.readouterr().err
-    assert (note or "") in said and (note is not None or "classes have" not in said)
-    assert note is not None or "one time" not in said
-
-
-def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
-    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
-    nodes = write(tmp_path / "n.csv", "id,x,z\np,5%,k\nq,$3,5%\n")
-    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x,z")
-    said = capfd.readouterr().err
-    assert "x has texts such as $3, each of which becomes a feature" in said
-    assert "z has texts" not in said
-
-
-@pytest.mark.parametrize(
-    ("values", "note"),
-    [
-        (["1 000", "2 500", "3 000"], "x has texts such as 1 000, each of which"),
-        (["31/05/2021", "01/06/2021", "02/06/2021"], "x has texts such as 01/06/2021, each of"),
-        (["(3)", "4-", "5%"], "x has texts such as (3), each of which"),
-        (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
-        (
-            ["1", "2", "many"],
-            "x holds numbers and many, each of which becomes a feature: --na many",
-        ),
-        (["a1", "b2", "3"], None),
-    ],
-)
-def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note):
-    edges = write(tmp_path / "e.csv", "a,b\np,q\n")
-    rows = "".join(f"{name},{value}\n" for name, value in zip("pqr", values, strict=True))
-    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
-    made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x")
-    said = capfd.readouterr().err
-    assert note in said if note else "becomes a feature" not in said
 
 
 def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):

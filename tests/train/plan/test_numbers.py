@@ -58,7 +58,7 @@ def test_options_of_numbers(capsys):
         (["--edges", "many"], "--edges must be an integer"),
         (["--ranks", "2,x"], "numbers with commas"),
         (["--ranks", "2,²"], "numbers with commas"),
-        (["--ranks", "--2"], "expected one argument"),
+        (["--ranks", "--2"], "a value must follow it"),
         (["--ranks=4,--2"], "numbers with commas"),
         (["--labelled", "1.5"], "--labelled must be in"),
         (["--halo-fraction", "-1"], "--halo-fraction must be"),

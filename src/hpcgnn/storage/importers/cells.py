@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,6 +47,20 @@ def is_quantity(text: str) -> bool:
 def means_missing(text: str) -> bool:
     """Whether a program writes it where a value is missing, or an error of a spreadsheet."""
     return text in MISSING or text == "?" or text in _SPREADSHEET
+
+
+def variants(texts: list[str]) -> list[str]:
+    """Two texts that differ in spaces, case or Unicode form alone; none where all differ in more.
+
+    Texts of one character are codes, in which case may count.
+    """
+    seen: dict[str, str] = {}
+    for text in texts:
+        key = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+        if key in seen and len(key) > 1:
+            return [seen[key], text]
+        seen[key] = text
+    return []
 
 
 def strangers(texts: list[str]) -> list[str]:
@@ -146,7 +161,7 @@ def check_field(
     if not is_number(value if decimal is None else value.replace(decimal, ".")):
         text = "is not a number"
         if has_comma(value):
-            text += " (--decimal-comma: 0,5 is a half)"
+            text += " (--decimal-comma: 0,5 is a half, 1,000 is 1)"
         raise block.error(number, f"{name}: {text}", value.encode())
     if kind == INTEGER:
         if not re.fullmatch(r"[+-]?[0-9]+", value):

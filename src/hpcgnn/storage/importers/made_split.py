@@ -122,7 +122,7 @@ def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> lis
     small = [c for c in least if np.unique(_codes(np.arange(c), c, ratio)).shape[0] < wanted]
     if not small:
         return []
-    text = f"{len(small)} of {counted(len(counts), 'class')} have too few labelled nodes"
+    text = f"{len(small):,} of {counted(len(counts), 'class')} have too few labelled nodes"
     return [f"{text} (at most {max(small)}) to be in every set of the split"]
 
 

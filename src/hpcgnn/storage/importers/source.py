@@ -85,6 +85,17 @@ class NodeSplit:
     column: Column | None = None  # the same codes [N], in chunks
 
 
+class NoteOn(str):
+    """A note on another file than the one that errors of the `Source` speak of."""
+
+    file: Path
+
+    def __new__(cls, file: Path, text: str) -> NoteOn:
+        note = super().__new__(cls, text)
+        note.file = file
+        return note
+
+
 @dataclass
 class Nodes:
     """Everything known about the nodes beside their number; None where nothing is.

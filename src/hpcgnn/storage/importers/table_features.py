@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.table_files import Batch, TableFile
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
 MAX_NAMES = 1 << 16  # of classes and relations
+_MANY_NAMES = 30  # above which nearly as many as rows are likely to be ids
 
 
 def merged_kind(tables: list[TableFile], name: str) -> str:
@@ -292,6 +293,7 @@ class Names:
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
+        self.known_rows = 0
         self._values: set[str] = set()
 
     @staticmethod
@@ -327,7 +329,9 @@ class Names:
         return array.cast(pa.string())
 
     def add(self, batch: Batch) -> None:
-        found = self.texts(batch).unique().to_pylist()
+        texts = self.texts(batch)
+        self.known_rows += len(texts) - texts.null_count
+        found = texts.unique().to_pylist()
         self._values.update(value for value in found if value is not None)
         if len(self._values) > MAX_NAMES:
             raise InputError(
@@ -336,6 +340,10 @@ class Names:
 
     def finish(self) -> list[str]:
         return sorted(self._values, key=None if self.read_kind() == table_files.TEXT else int)
+
+    def mostly_different(self, number: int) -> bool:
+        """Whether so many different values are more than classes of these rows can be."""
+        return number > _MANY_NAMES and 0 < self.known_rows < 2 * number
 
     def read_kind(self) -> str:
         numbers = (table_files.INTEGER, table_files.NUMBER)
@@ -355,3 +363,40 @@ def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -
         row = int(wrong[0])
         raise batch.error(column.name, row, refusal, texts[row].as_py())
     return codes
+
+
+def odd_values(
+    features: list[EncodedColumn],
+    classes: list[tuple[Names | None, list[str]]],
+    categorical: Collection[str],
+) -> list[str]:
+    """Notes on what may be meant for a missing value, a number or an id, and was read as text.
+
+    Args:
+        classes: columns of classes or relations with all their values.
+    """
+    notes = []
+    named = [(names, values) for names, values in classes if names is not None]
+    for names, values in named:
+        if names.mostly_different(len(values)):
+            notes.append(
+                f"{names.name} has {len(values):,} different values in {names.known_rows:,} rows, "
+                "each of which becomes a class: is it an id, or a number to be predicted?"
+            )
+    of_features = [(column.name, column.values) for column in features]
+    for name, values in [*((names.name, values) for names, values in named), *of_features]:
+        found = [value for value in values if cells.means_missing(value)]
+        if found:
+            text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
+            notes.append(f"{text} {','.join(found)}")
+        if alike := cells.variants(values):
+            one, other = (repr(value) for value in alike)
+            notes.append(f"{name} has the values {one} and {other}, which count as two")
+    for name, values in of_features:
+        if values and all(cells.is_quantity(value) for value in values):
+            text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
+            notes.append(f"{text}: store numbers where numbers are meant")
+        elif name not in categorical and (odd := cells.strangers(values)):
+            text = f"{name} holds numbers and {odd[0]}, each of which becomes a feature"
+            notes.append(f"{text}: --na {odd[0]} if it is missing there")
+    return notes

@@ -475,7 +475,7 @@ def _remedy(line: bytes) -> str:
         return "it is a Parquet file, whose name must end in .parquet"
     if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "iconv -f UTF-16 -t UTF-8 makes it so"
-    return "iconv -f LATIN1 -t UTF-8, or from whatever it is, makes it so"
+    return "iconv -f CP1252 -t UTF-8, or from whatever it is, makes it so"
 
 
 def _whole_line(text: bytes, offset: int, line: bytes) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers import cells, table_files
+from hpcgnn.storage.importers import table_files
 from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
@@ -23,6 +23,7 @@ from hpcgnn.storage.importers.source import (
     ImportOptions,
     Nodes,
     NodeSplit,
+    NoteOn,
     Source,
 )
 from hpcgnn.storage.importers.spool import Scratch
@@ -34,6 +35,7 @@ from hpcgnn.storage.importers.table_features import (
     expand,
     features_of,
     merged_kind,
+    odd_values,
     plan,
     read_kind,
     require_columns,
@@ -238,8 +240,7 @@ class _Reading:
                 folders = [f"{key} (in the names of folders)" for key in keys]
                 unused += sorted(name for name in folders if name not in unused)
             if unused:
-                of = "" if tables is self.edge_tables else f" of {tables[0].path.name}"
-                self.notes.append(f"ignored{of}: {', '.join(unused)}")
+                self.notes.append(NoteOn(tables[0].path, f"ignored: {', '.join(unused)}"))
 
     def begin(self, scratch: Scratch) -> None:
         """Look at all rows once, where categories, classes or means must be known."""
@@ -249,25 +250,16 @@ class _Reading:
             self.nodes.num_classes = len(self.encoding.classes)
 
     def _name_unknown(self) -> None:
-        """Name what may be meant for a missing value, and was read as text."""
-        encoding = self.encoding
-        named = [(str(self.label), encoding.classes)] if self.labels else []
-        if self.ends.classes is not None:
-            named.append((self.ends.classes.name, encoding.edge_classes))
-        both = (*encoding.features, *encoding.edge_features)
-        named += [(column.name, column.values) for column in both]
-        for name, values in named:
-            found = [value for value in values if cells.means_missing(value)]
-            if found:
-                text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
-                self.nodes.notes.append(f"{text} {','.join(found)}")
-        for name, values in named[len(named) - len(both) :]:
-            if values and all(cells.is_quantity(value) for value in values):
-                text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
-                self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
-            elif name not in self.options.categorical and (odd := cells.strangers(values)):
-                text = f"{name} holds numbers and {odd[0]}, each of which becomes a feature"
-                self.nodes.notes.append(f"{text}: --na {odd[0]} if it is missing there")
+        """Name what may be meant for a missing value or for no class, and was read as text."""
+        encoding, ends = self.encoding, self.ends
+        of_nodes = [(self.labels, encoding.classes)]
+        of_edges = [(ends.classes, encoding.edge_classes), (ends.relations, encoding.relations)]
+        for tables, features, names in (
+            (self.node_tables, encoding.features, of_nodes),
+            (self.edge_tables, encoding.edge_features, of_edges),
+        ):
+            notes = odd_values(features, names, self.options.categorical)
+            self.nodes.notes += [NoteOn(tables[0].path, note) for note in notes]
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -301,19 +293,24 @@ class _Reading:
         needed = fit.needed()
         named = [column for column in names if column is not None]
         needed |= {column.name: column.read_kind() for column in named}
+        rows = 0
         if needed:
             for batch in self._batches(tables, needed):
+                rows += batch.num_rows
                 fit.add(batch)
                 for column in named:
                     column.add(batch)
         fitted = fit.finish()
         empty = [c.name for c in columns if c.name not in {column.name for column in fitted}]
+        if empty and not rows:
+            raise InputError("holds no rows", file=tables[0].path)
         if empty and not fitted:
             raise InputError(
                 "has no value in any row: leave it out", file=tables[0].path, dataset=empty[0]
             )
         if empty:
-            self.nodes.notes.append(f"no value in any row of {', '.join(empty)}: no feature")
+            text = f"no value in any row of {', '.join(empty)}: no feature"
+            self.nodes.notes.append(NoteOn(tables[0].path, text))
         return fitted, *(n.finish() if n is not None else [] for n in names)
 
     @property

@@ -37,7 +37,11 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
     chosen = options.tables or TableOptions()
     chosen = replace(chosen, source="source", target="target", id="id", text_ids=True)
     source = source_of(
-        path, [MemoryTable(path, edges)], [MemoryTable(path, nodes)], chosen, options
+        path,
+        [MemoryTable(path, edges, ends)],
+        [MemoryTable(path, nodes, ("id",))],
+        chosen,
+        options,
     )
     source.symmetrise = not graph.is_directed()
     return source
@@ -97,10 +101,11 @@ def _columns(path: Path, rows: list[dict[str, Any]], first: tuple[str, ...]) -> 
 
 
 class MemoryTable:
-    """A table whose columns are in memory."""
+    """A table whose columns are in memory; errors name a row by its values in `named_by`."""
 
-    def __init__(self, path: Path, columns: dict[str, pa.Array]) -> None:
+    def __init__(self, path: Path, columns: dict[str, pa.Array], named_by: tuple[str, ...]) -> None:
         self.path = path
+        self._named_by = named_by
         self.names = list(columns)
         self.kinds = {name: kind_of(array.type) for name, array in columns.items()}
         self.num_rows: int | None = len(next(iter(columns.values()), ()))
@@ -111,7 +116,8 @@ class MemoryTable:
         for low in range(0, number, _ROWS):
 
             def place(k: int, low: int = low) -> str:
-                return f"row {low + k}"
+                ends = [str(self._columns[name][low + k]) for name in self._named_by]
+                return f"{'node' if len(ends) == 1 else 'edge'} {' - '.join(ends)}"
 
             part = {name: self._columns[name].slice(low, _ROWS) for name in kinds}
             size = min(_ROWS, number - low)
