@@ -390,7 +390,7 @@ def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
         (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
         (
             ["1", "2", "many"],
-            "x holds numbers and many, each of which becomes a feature: --na many",
+            "x holds numbers and many (n.csv, line 4), each of which becomes a feature: --na many",
         ),
         (["a1", "b2", "3"], None),
     ],
@@ -402,6 +402,25 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
     made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x")
     said = capfd.readouterr().err
     assert note in said if note else "becomes a feature" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(150, "as nearly all are: --na 'one half' if it is missing"), (5_000, "as most are: --na")],
+)
+def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, number, words):
+    """Not even where the numbers are more than categories may be."""
+    edges = write(tmp_path / "e.csv", "a,b\n1,2\n")
+    values = [f"{row / 8}" for row in range(number)]
+    values[number // 2] = "one half"
+    rows = "".join(f"{row},{value}\n" for row, value in enumerate(values))
+    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
+    given = [*ENDS, "--nodes", 1, "--features", "x"]
+    columns = [*ENDS, "--nodes", str(nodes), "--features", "x"]
+    assert main(["convert", str(edges), str(tmp_path / "g.h5"), *columns]) == 2
+    said = capfd.readouterr().err
+    assert f"n.csv: line {number // 2 + 2}, x: is no number, {words}" in said
+    made(edges, nodes, *given, "--na", "one half", "--missing", "zero")
 
 
 def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):

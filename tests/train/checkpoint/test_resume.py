@@ -80,7 +80,7 @@ def test_a_schedule_with_another_horizon_is_told_with_both_rates():
 def test_what_changes_the_loss_that_chooses_the_best_defines_the_run():
     for monitor in ("loss", "valid_loss"):
         former = Config.of(monitor=monitor)
-        with pytest.raises(InputError, match="with --label-smoothing 0.0, not --label-smoothing"):
+        with pytest.raises(InputError, match=r"with --label-smoothing 0\.0, not --label-smoothing"):
             check_resumed(former, former.changed(label_smoothing=0.1), PATH, 10)
         assert "--lr 0.5 in place of" in check_resumed(former, former.changed(lr=0.5), PATH, 10)
     told = check_resumed(Config(), Config.of(label_smoothing=0.1), PATH, 10)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.table_files import Batch, TableFile
 
 MAX_CATEGORIES = 1 << 12
@@ -164,6 +164,10 @@ class FeatureFit:
                 texts = array.cast(pa.string())  # where it gives the classes as well
                 values.update(v for v in texts.unique().to_pylist() if v is not None)
                 if len(values) > MAX_CATEGORIES:
+                    for odd in cells.strangers(sorted(values))[:1]:
+                        if (row := pc.index(texts, odd).as_py()) >= 0:
+                            text = "is no number, as most are: --na if it is missing there"
+                            raise batch.error(column.name, row, text, odd)
                     raise InputError(
                         f"holds more than {MAX_CATEGORIES} different texts, which make no features:"
                         " leave it out",

@@ -59,6 +59,7 @@ from hpcgnn.storage.importers.table_values import (
     null,
     numbers,
     split_codes,
+    strange,
 )
 
 
@@ -266,8 +267,8 @@ class _Reading:
                 text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
                 self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
             elif name not in self.options.categorical and (odd := cells.strangers(values)):
-                text = f"{name} holds numbers and {odd[0]}, each of which becomes a feature"
-                self.nodes.notes.append(f"{text}: --na {odd[0]} if it is missing there")
+                tables = [*self.node_tables, *self.edge_tables]
+                self.nodes.notes.append(strange(tables, name, odd, len(values)))
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
