@@ -263,12 +263,15 @@ class _Reading:
                 text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
                 self.nodes.notes.append(f"{text} {','.join(found)}")
         for name, values in named[len(named) - len(both) :]:
-            if values and all(cells.is_quantity(value) for value in values):
-                text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
-                self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
-            elif name not in self.options.categorical and (odd := cells.strangers(values)):
+            if name in self.options.categorical:
+                continue
+            texts = [value for value in values if not cells.is_number(value)]
+            if odd := cells.strangers(values):
                 tables = [*self.node_tables, *self.edge_tables]
                 self.nodes.notes.append(strange(tables, name, odd, len(values)))
+            elif texts and all(cells.is_quantity(text) or cells.is_list(text) for text in texts):
+                text = f"{name} has texts such as {texts[0]}, each of which becomes a feature"
+                self.nodes.notes.append(f"{text}: store numbers where numbers are meant")
 
     def _learn(self, scratch: Scratch) -> None:
         self._scratch = scratch
