@@ -10,10 +10,12 @@ import pytest
 
 from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.report.summary import summarise
+from hpcgnn.tasks import EdgeTask, LinkPrediction, MultiClass
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
-from hpcgnn.train.scores import Progress
+from hpcgnn.train.scores import Monitor, Progress
+from hpcgnn.train.settings import TrainingSettings
 from tests.graphs import distribute, random_graph
 
 STILL = {"model": "gcn", "layers": 2, "hidden": 4, "dropout": 0.0, "lr": 0.0, "epochs": 12}
@@ -110,6 +112,25 @@ def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
         names = sorted(path.name for path in (shared_path / "checkpoints").iterdir())
         assert names == ["epoch-000003.h5", "last.h5"]
         assert status(shared_path) == "finished"
+
+
+@pytest.mark.mpi
+def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_path):
+    given = {"monitor": "valid_loss", "epochs": 3}
+    trainer = train(comm, shared_path / "none", valid=False, **given)
+    assert (trainer.progress.best, trainer.progress.best_epoch) == (None, 0)
+    if comm.rank == 0:
+        assert [record["valid_loss"] for record in records(shared_path / "none")] == [None] * 3
+        assert not (shared_path / "none" / "checkpoints" / "best.h5").exists()
+    with pytest.raises(InputError, match="nodes whose valid_loss is defined"):
+        train(comm, shared_path / "x", valid=False, patience=2, **given)
+    # One class alone has no ROC AUC, and a loss.
+    classes = {"changes": [("num_classes", 2)], "metric": "auc", "labels": 1}
+    trainer = train(comm, shared_path / "auc", **classes, **given | {"patience": 1, "epochs": 9})
+    assert (trainer.epoch, trainer.progress.best_epoch) == (2, 1)
+    for task in (LinkPrediction(4), EdgeTask(MultiClass(3, "accuracy"), 4)):
+        with pytest.raises(InputError, match="valid_loss is for tasks on nodes: of edges and"):
+            Monitor.of(TrainingSettings(monitor="valid_loss"), task)
 
 
 @pytest.mark.mpi

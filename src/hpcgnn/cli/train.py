@@ -149,6 +149,7 @@ def _train(
     from hpcgnn.train.run_directory import write_config
     from hpcgnn.train.telemetry import Profile, peak_memory
 
+    _check_first_weights(args.init_from, comm)
     callbacks = _callbacks(args, comm, run_dir)
     with comm.at("read the partition"):
         graph = open_part(partition, comm, config, display)
@@ -165,8 +166,11 @@ def _train(
             display=display,
             callbacks=callbacks,
         )
-    if args.init_from is not None and trainer.start == 0:
-        _init_from(args.init_from, trainer.model, graph, comm, display)
+    if args.init_from is not None:
+        if trainer.start == 0:
+            _init_from(args.init_from, trainer.model, graph, comm, display)
+        elif comm.rank == 0:
+            display.note(f"goes on from epoch {trainer.start}, not from {args.init_from}")
     if trainer.begins:
         write_config(run_dir, comm, config)
     note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)
@@ -234,6 +238,16 @@ def _callbacks(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> l
     goes_on = args.resume and comm.broadcast((run_dir / FOLDER).is_dir(), where="--log")
     with agreed(comm, "--log"):
         return [TensorBoard()] if args.log or goes_on else []
+
+
+def _check_first_weights(path: Path | None, comm: Communicator) -> None:
+    """Refuse what can't be read of --init-from, also where a run goes on; collective."""
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.train.weights import read_weights
+
+    with agreed(comm, "read the first weights"):
+        if path is not None and comm.rank == 0:
+            read_weights(path)
 
 
 def _init_from(

@@ -25,6 +25,13 @@ _NOTHING = "nothing can be learned from it (convert: --label COLUMN, --split-rat
 
 _OF_EDGES = "; of its edges: --task links, or edge-classes where they have labels"
 
+_METRICS = {
+    "classes": (CLASS_METRICS, "classes"),
+    "labels": (LABEL_METRICS, "several labels"),
+    "values": (VALUE_METRICS, "numbers"),
+    "links": (LINK_METRICS, "links"),
+}
+
 BuiltInTask = Labelled | EdgeTask | LinkPrediction
 
 
@@ -43,6 +50,8 @@ def find_task(
         InputError: nothing to learn from, or settings that don't fit it.
     """
     settings = settings or TaskSettings()
+    if settings.on_pairs:
+        settings.check_read(settings.kind)
     if settings.kind == "links":
         return _links(graph, metric, settings, seed)
     if settings.kind.startswith("edge-"):
@@ -57,6 +66,7 @@ def find_task(
             text += _OF_EDGES
         raise InputError(text)
     task = _labelled(graph, metric, settings, found, settings.kind)
+    settings.check_read(task.kind)
     rows = task.targets(graph, "train")
     if graph.comm.allreduce(len(rows), where="training nodes") == 0:
         raise InputError("no training node has a label; choose another --split")
@@ -76,13 +86,17 @@ def check_task(
     Raises:
         InputError: the graph lacks it.
     """
+    kind = settings.kind
+    if kind == "auto" and settings.target == LABELS and labels:
+        kind = "labels" if multilabel else "classes" if num_outputs else "values"
+    if kind != "auto":
+        settings.check_read(kind)
+        checked(metric, *_METRICS[kind.removeprefix("edge-")])
     if settings.on_pairs or settings.target != LABELS:
         return
     if not labels:
         raise InputError(f"the graph has no labels or no split: {_NOTHING}{_OF_EDGES}")
-    if settings.kind == "auto" and multilabel:
-        checked(metric, LABEL_METRICS, "several labels")
-    elif settings.kind == "auto" and num_outputs:
+    if kind == "classes" and num_outputs:
         MultiClass(num_outputs, checked(metric, CLASS_METRICS, "classes"))
 
 
@@ -179,18 +193,14 @@ def _weighted(
     Args:
         answers: those of training.
     """
-    asked = {"class_weights": settings.class_weights, "positive_weights": settings.positive_weights}
-    for name, kind in (("class_weights", MultiClass), ("positive_weights", MultiLabel)):
-        if asked[name] != NONE and not isinstance(task, kind):
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} doesn't fit the task", value=asked[name])
-    if isinstance(task, MultiClass) and asked["class_weights"] != NONE:
+    of_classes, of_ones = settings.class_weights, settings.positive_weights
+    if isinstance(task, MultiClass) and of_classes != NONE:
         task.class_weights = _numbers(
-            asked["class_weights"], "--class-weights", lambda: _class_shares(graph, task, answers)
+            of_classes, "--class-weights", lambda: _class_shares(graph, task, answers)
         )
-    if isinstance(task, MultiLabel) and asked["positive_weights"] != NONE:
+    if isinstance(task, MultiLabel) and of_ones != NONE:
         task.positive_weights = _numbers(
-            asked["positive_weights"], "--positive-weights", lambda: _zeros_per_one(graph, answers)
+            of_ones, "--positive-weights", lambda: _zeros_per_one(graph, answers)
         )
     task.check()
     return task

@@ -34,6 +34,7 @@ class EdgeTask(TaskDefaults):
     module: torch.nn.Module | None = None
     seed: int = 0
     num_outputs: int = field(init=False)
+    has_valid_loss = False  # `loss` is that of the pairs of training
 
     def __post_init__(self) -> None:
         if self.module is None:

@@ -126,6 +126,7 @@ class LinkPrediction(TaskDefaults):
 
     larger_is_better = True
     num_outputs: int
+    has_valid_loss = False  # `loss` is that of the pairs of training
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from hpcgnn.errors import InputError
-from hpcgnn.settings import Section, defining, told
+from hpcgnn.settings import Section, declared, defining, flag, told
 
 _SHARES = re.compile(r"(valid )?(.*_)?(accuracy|f1|hits(@\d+)?)", re.IGNORECASE)
 _RANKINGS = re.compile(r"(valid )?(.*_)?(auc|average_precision|mrr)", re.IGNORECASE)
@@ -36,6 +36,30 @@ METRICS = (
     "hits",
 )
 NONE, BALANCED = "none", "balanced"
+_OF_EDGES = ("edge-classes", "edge-labels", "edge-values")
+_READ_BY = {  # the tasks that a setting is of, where it isn't of all
+    "target": ("classes", "labels", "values"),
+    "class_weights": ("classes", "edge-classes"),
+    "label_smoothing": ("classes", "edge-classes"),
+    "positive_weights": ("labels", "edge-labels"),
+    "loss": ("values", "edge-values"),
+    "huber_delta": ("values", "edge-values"),
+    "node_weights": ("values",),
+    "decoder": ("links", *_OF_EDGES),
+    "pair_width": ("links", *_OF_EDGES),
+    "negatives": ("links",),
+    "ranked_against": ("links",),
+    "hits_at": ("links",),
+}
+IN_LOSS = (
+    "class_weights",
+    "label_smoothing",
+    "positive_weights",
+    "loss",
+    "huber_delta",
+    "node_weights",
+    "negatives",
+)
 
 
 def shown(metric: str, value: float | None) -> str:
@@ -89,10 +113,10 @@ class TaskSettings(Section):
         64, "width of a node's row that edges and links are read off", least=1, most=1 << 16
     )
     negatives: int = told(1, "links: false pairs drawn for a true one", least=1, most=10_000)
-    ranked_against: int = told(
+    ranked_against: int = defining(
         100, "links: false pairs that a true one is ranked among", least=1, most=1 << 20
     )
-    hits_at: int = told(10, "links: k of the metric hits", least=1, most=1 << 30)
+    hits_at: int = defining(10, "links: k of the metric hits", least=1, most=1 << 30)
 
     @property
     def on_pairs(self) -> bool:
@@ -104,6 +128,21 @@ class TaskSettings(Section):
             text = getattr(self, name)
             if text not in (NONE, BALANCED):
                 weights(text, "--" + name.replace("_", "-"))
+
+    def check_read(self, kind: str) -> None:
+        """Refuse settings that a task of this kind, one of `KINDS` but `auto`, doesn't read.
+
+        Raises:
+            InputError: one is given.
+        """
+        for name, kinds in _READ_BY.items():
+            value = getattr(self, name)
+            if kind not in kinds and value != declared(TaskSettings)[name].default:
+                raise InputError(
+                    f"{flag(name)} is for --task {' or '.join(kinds)}, and this is {kind}: "
+                    "leave it out",
+                    value=value,
+                )
 
 
 def weights(text: str, option: str) -> tuple[float, ...]:

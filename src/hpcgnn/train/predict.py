@@ -106,8 +106,9 @@ class Predictor:
         self.device = graph.node_ids.device
         if model is None and config.model.own:
             model = _own_model(graph, checkpoint, path, model_file, model_args)
-        elif model_file:
-            raise InputError("--model is for a checkpoint of a model of your own", file=path)
+        elif model_file or model_args is not None:
+            option = "--model" if model_file else "--model-args"
+            raise InputError(f"{option} is for a checkpoint of a model of your own", file=path)
         if model is None:
             model = self._built_in(config, path)
         self.model = model.to(self.device)

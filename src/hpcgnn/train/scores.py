@@ -38,9 +38,14 @@ class Monitor:
         """As the settings say, or the task.
 
         Raises:
-            InputError: which values are better isn't known.
+            InputError: which values are better isn't known, or the task has no such loss.
         """
         name = task.metric if training.monitor == "auto" else training.monitor
+        if name == "valid_loss" and not getattr(task, "has_valid_loss", True):
+            raise InputError(
+                "--monitor valid_loss is for tasks on nodes: of edges and links those of training "
+                "alone have a loss; choose loss, or a metric"
+            )
         if training.better != "auto":
             return Monitor(name, training.better == "larger")
         if name in LOSSES:
@@ -58,6 +63,15 @@ class Monitor:
     @property
     def shown(self) -> str:
         return self.name if self.name in LOSSES else f"valid {self.name}"
+
+    def is_defined(self, graph: PartitionedGraph, task: Task) -> bool:
+        """Whether epochs get a value to be compared by; collective."""
+        if self.name == "loss":
+            return True
+        if self.name == "valid_loss":
+            count = len(task.targets(graph, "valid"))
+            return graph.comm.allreduce(count, where="nodes to be scored") > 0
+        return task.is_scored(graph, "valid")
 
     def choose(self, record: dict[str, Any], scores: Scores) -> float | None:
         """The value of an evaluated epoch.

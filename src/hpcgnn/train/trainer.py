@@ -177,7 +177,7 @@ class Trainer:
     def _is_validated(self) -> bool:
         """Whether validation gives a score; without, patience is refused."""
         patience = self.config.training.patience
-        if self.monitor.name == "loss" or self.task.is_scored(self.graph, "valid"):
+        if self.monitor.is_defined(self.graph, self.task):
             return True
         if patience:
             raise InputError(
@@ -390,7 +390,7 @@ class Trainer:
                 averaged.enter_context(self.average.applied())
             output, loss = self.call.output(), None
             scores = score(self.graph, self.task, output, self.rows)
-            if self.monitor.name == "valid_loss":
+            if self.monitor.name == "valid_loss" and self.validated:
                 rows = self.rows["valid"]
                 share = float(self.task.loss(self.graph, output[rows], rows))
                 loss = self.comm.allreduce(share, where="validation loss")

@@ -95,6 +95,11 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
     assert convert(path, "--labels-as", "one-hot").nodes.labels.tolist() == [3, 1, 0, 1, 2]
     assert convert(path, "--labels-as", "several").counts.multilabel == 1
     assert "not what --labels-as classes means" in refused(path, "--labels-as", "classes")
+    made = ("--split-ratio", "1,1,1")  # of whole numbers of several columns too
+    whole = save(tmp_path / "w.npz", edge_index=PAIRS, labels=one_hot.astype(np.int64))
+    assert "no row holds more than a single 1" in refused(whole, *made)
+    split = convert(whole, "--labels-as", "several", *made).nodes.split
+    assert np.bincount(split[:, 0]).tolist() in ([0, 1, 2, 2], [0, 2, 1, 2], [0, 2, 2, 1])
     for sizes, columns in (("4 3", ()), ("4 4 3", ("--columns", "1,2"))):
         last = " 1" if columns else ""
         rows = "".join(f"{k} {k + 1}{last}\n" for k in range(3))

@@ -54,6 +54,14 @@ def test_order_of_test_nodes_and_missing_ones(convert, folder, name):
     assert graph.nodes.split[:, 0].tolist() == [1, 1, 2, 2, 3, 0, 3]
 
 
+def test_nodes_without_a_row_are_named_and_widths_must_agree(convert, refused, folder, capfd):
+    convert(folder)
+    assert "no file has a row of 1 node up to the last test node, 6" in capfd.readouterr().err
+    wide = sp.csr_matrix(np.ones((2, 4)))
+    (folder / "ind.tiny.tx").write_bytes(pickle.dumps(wide))
+    assert "tx: must have as many columns as allx, 3 (found 4)" in refused(folder)
+
+
 def test_the_format_can_be_overruled(convert, folder):
     graph = convert(folder, "--no-symmetrise", "--self-loops", "keep", "--row-normalise")
     assert graph.edges == sorted((a, b) for a, row in GRAPH.items() for b in row)
@@ -155,7 +163,7 @@ def csr(change: dict[str, object]) -> sp.csr_matrix:
         ({"allx": csr({"_shape": (4, -3)})}, "is no shape"),
         ({"allx": csr({"data": "abc"})}, "data: is no CSR matrix"),
         ({"tx": sp.csr_matrix(TX[:1])}, "has 1 rows where 2 nodes"),
-        ({"tx": sp.csr_matrix(TX[:, :2])}, "test nodes must come after"),
+        ({"tx": sp.csr_matrix(TX[:, :2])}, "as many columns as allx, 3 (found 2)"),
         ({"ally": np.ones((4, 2), int)}, "a single 1 in a row"),
         ({"ally": np.zeros(4, int)}, "one row per node"),
         ({"graph": {0: [1], 1: ["a"]}}, "must name nodes by integers"),

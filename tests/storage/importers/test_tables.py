@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hpcgnn.cli.main import main
 from hpcgnn.storage.importers.names import NameStore, hashes
 from hpcgnn.storage.importers.spool import Scratch
 from hpcgnn.storage.read.graph_file import GraphFile
@@ -328,6 +329,25 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
     pq.write_table(pa.table({"id": [Decimal(2) ** 64], "x": [1.0]}), tmp_path / "i.parquet")
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "i.parquet"), "--features", "x")
     assert "id: must hold whole numbers below 2^63" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(150, "as nearly all are: --na 'one half' if it is missing"), (5_000, "as most are: --na")],
+)
+def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, number, words):
+    """Not even where the numbers are more than categories may be."""
+    edges = write(tmp_path / "e.csv", "a,b\n1,2\n")
+    values = [f"{row / 8}" for row in range(number)]
+    values[number // 2] = "one half"
+    rows = "".join(f"{row},{value}\n" for row, value in enumerate(values))
+    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
+    given = [*ENDS, "--nodes", 1, "--features", "x"]
+    columns = [*ENDS, "--nodes", str(nodes), "--features", "x"]
+    assert main(["convert", str(edges), str(tmp_path / "g.h5"), *columns]) == 2
+    said = capfd.readouterr().err
+    assert f"n.csv: line {number // 2 + 2}, x: is no number, {words}" in said
+    made(edges, nodes, *given, "--na", "one half", "--missing", "zero")
 
 
 def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):

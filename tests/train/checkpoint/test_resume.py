@@ -52,6 +52,7 @@ def test_what_decides_over_the_model_and_its_data_defines_a_run():
     defining = {name for name, place in SETTINGS.items() if place.setting.resume == DEFINING}
     assert defining >= {"model", "hidden", "activation", "power", "teleport", "dropout"}
     assert defining >= {"split", "seed", "optimizer", "labels_as_input", "metric"}
+    assert defining >= {"ranked_against", "hits_at"}  # by which epochs are compared
 
 
 def test_both_values_of_all_that_differ_are_named():
@@ -74,3 +75,13 @@ def test_a_schedule_with_another_horizon_is_told_with_both_rates():
     # Steps are counted from the first epoch: their number changes no rate.
     steps = tuple(Config.of(schedule="step", epochs=n) for n in (10, 20))
     assert check_resumed(*steps, PATH, 10) == ""
+
+
+def test_what_changes_the_loss_that_chooses_the_best_defines_the_run():
+    for monitor in ("loss", "valid_loss"):
+        former = Config.of(monitor=monitor)
+        with pytest.raises(InputError, match=r"with --label-smoothing 0\.0, not --label-smoothing"):
+            check_resumed(former, former.changed(label_smoothing=0.1), PATH, 10)
+        assert "--lr 0.5 in place of" in check_resumed(former, former.changed(lr=0.5), PATH, 10)
+    told = check_resumed(Config(), Config.of(label_smoothing=0.1), PATH, 10)
+    assert "--label-smoothing 0.1 in place of --label-smoothing 0.0" in told

@@ -64,9 +64,12 @@ def variants(texts: list[str]) -> list[str]:
 
 
 def strangers(texts: list[str]) -> list[str]:
-    """What is no number among values most of which are."""
-    found = [text for text in texts if not is_number(text) and not means_missing(text)]
-    return found if 2 * len(found) < len(texts) else []
+    """What is no number among values most of which are, or no list among lists of numbers."""
+    for is_usual in (is_number, is_list):
+        found = [text for text in texts if not is_usual(text) and not means_missing(text)]
+        if 2 * len(found) < len(texts):
+            return found
+    return []
 
 
 def are_lists(array: pa.Array) -> bool:

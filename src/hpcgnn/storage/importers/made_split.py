@@ -28,7 +28,8 @@ class Known:
     def add(self, labels: np.ndarray) -> None:
         """Labels as they are stored: classes [n], labels [n, T] or values [n] or [n, T]."""
         out = np.empty(labels.shape[0], self._records.dtype)
-        out["class"] = labels if labels.dtype == np.int64 else _any_known(labels)
+        classes = labels.ndim == 1 and labels.dtype == np.int64
+        out["class"] = labels if classes else _any_known(labels)
         self._records.append(out)
 
     @property

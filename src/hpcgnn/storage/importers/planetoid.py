@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.storage.importers.opening import open_binary, require
 from hpcgnn.storage.importers.source import (
     Column,
@@ -189,7 +189,10 @@ def read_planetoid(path: Path, options: ImportOptions) -> Source:
                 f"has {matrix.rows} rows where {number} nodes and {labels.shape[0]} labels are",
                 file=matrix.path,
             )
-    if test.min() < allx.rows or tx.width != allx.width:
+    if tx.width != allx.width:
+        text = f"must have as many columns as allx, {allx.width}"
+        raise InputError(text, file=files["tx"], value=tx.width)
+    if test.min() < allx.rows:
         raise InputError("test nodes must come after the rows of allx", file=files["tx"])
     num_nodes = int(test.max()) + 1
     labels = np.full(num_nodes, -1, np.int64)
@@ -203,6 +206,10 @@ def read_planetoid(path: Path, options: ImportOptions) -> Source:
     )
     graph = stem.with_name(f"{stem.name}.graph")
     edges = _edges(load_pickle(graph, options.limit), graph)
+    notes = ["edges are stored both ways and without self-loops, as is usual for these files"]
+    if absent := num_nodes - allx.rows - test.shape[0]:
+        text = f"{counted(absent, 'node')} up to the last test node, {num_nodes - 1:,}"
+        notes.append(f"no file has a row of {text}: no features, no label")
     return Source(
         graph,
         edges,
@@ -210,7 +217,7 @@ def read_planetoid(path: Path, options: ImportOptions) -> Source:
         nodes=nodes,
         symmetrise=True,
         self_loops="remove",
-        notes=["edges are stored both ways and without self-loops, as is usual for these files"],
+        notes=notes,
     )
 
 

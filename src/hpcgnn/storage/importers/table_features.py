@@ -17,6 +17,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
 from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.table_files import Batch, TableFile
+from hpcgnn.storage.importers.table_values import strange
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
@@ -165,6 +166,10 @@ class FeatureFit:
                 texts = array.cast(pa.string())  # where it gives the classes as well
                 values.update(v for v in texts.unique().to_pylist() if v is not None)
                 if len(values) > MAX_CATEGORIES:
+                    for odd in cells.strangers(sorted(values))[:1]:
+                        if (row := pc.index(texts, odd).as_py()) >= 0:
+                            text = "is no number, as most are: --na if it is missing there"
+                            raise batch.error(column.name, row, text, odd)
                     raise InputError(
                         f"holds more than {MAX_CATEGORIES} different texts, which make no features:"
                         " leave it out",
@@ -366,6 +371,7 @@ def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -
 
 
 def odd_values(
+    tables: list[TableFile],
     features: list[EncodedColumn],
     classes: list[tuple[Names | None, list[str]]],
     categorical: Collection[str],
@@ -373,7 +379,11 @@ def odd_values(
     """Notes on what may be meant for a missing value, a number or an id, and was read as text.
 
     Args:
+        tables: that the columns are of.
         classes: columns of classes or relations with all their values.
+
+    Raises:
+        InputError: so much of a column is numbers that its one text can't be meant.
     """
     notes = []
     named = [(names, values) for names, values in classes if names is not None]
@@ -393,10 +403,12 @@ def odd_values(
             one, other = (repr(value) for value in alike)
             notes.append(f"{name} has the values {one} and {other}, which count as two")
     for name, values in of_features:
-        if values and all(cells.is_quantity(value) for value in values):
-            text = f"{name} has texts such as {values[0]}, each of which becomes a feature"
+        if name in categorical:
+            continue
+        texts = [value for value in values if not cells.is_number(value)]
+        if odd := cells.strangers(values):
+            notes.append(strange(tables, name, odd, len(values)))
+        elif texts and all(cells.is_quantity(text) or cells.is_list(text) for text in texts):
+            text = f"{name} has texts such as {texts[0]}, each of which becomes a feature"
             notes.append(f"{text}: store numbers where numbers are meant")
-        elif name not in categorical and (odd := cells.strangers(values)):
-            text = f"{name} holds numbers and {odd[0]}, each of which becomes a feature"
-            notes.append(f"{text}: --na {odd[0]} if it is missing there")
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.table_files import TEXT, Batch, TableFile
 
+_MANY = 50  # different numbers to a text, and more: no categories
 _SETS = ("train", "valid", "test")
 _CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
 _MASKS = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -41,6 +43,26 @@ def numbers(batch: Batch, names: list[str]) -> np.ndarray:
     columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
     found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
     return found[0] if len(found) == 1 else np.stack(found, axis=1)
+
+
+def strange(tables: list[TableFile], name: str, odd: list[str], count: int) -> str:
+    """What to tell of texts among a column's `count` different values, which else are numbers.
+
+    Raises:
+        InputError: so many are numbers that no categories are meant.
+    """
+    remedy = "mend it" if "," in odd[0] else f"--na {shlex.quote(odd[0])} if it is missing there"
+    few = count >= _MANY and len(odd) * _MANY <= count
+    for batch in batches(tables, {name: TEXT}):
+        array = batch.columns.get(name)
+        row = -1 if array is None else pc.index(array.cast(pa.string()), odd[0]).as_py()
+        if row >= 0 and few:
+            text = f"is no number, as nearly all are: {remedy}, or --categorical {name}"
+            raise batch.error(name, row, f"{text} makes each value a feature", odd[0])
+        if row >= 0:
+            of = f"{odd[0]} ({batch.file.name}, {batch.place(row)})"
+            return f"{name} holds numbers and {of}, each of which becomes a feature: {remedy}"
+    return f"{name} holds numbers and {odd[0]}, each of which becomes a feature: {remedy}"
 
 
 def known(batch: Batch, name: str) -> np.ndarray:

@@ -258,7 +258,7 @@ class _Reading:
             (self.node_tables, encoding.features, of_nodes),
             (self.edge_tables, encoding.edge_features, of_edges),
         ):
-            notes = odd_values(features, names, self.options.categorical)
+            notes = odd_values(tables, features, names, self.options.categorical)
             self.nodes.notes += [NoteOn(tables[0].path, note) for note in notes]
 
     def _learn(self, scratch: Scratch) -> None:

@@ -12,6 +12,7 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError, counted, is_out_of_memory, warning
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.settings import DEFINING, TOLD, flag
+from hpcgnn.tasks.settings import IN_LOSS
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config, options
@@ -85,6 +86,8 @@ def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
         InputError: a setting that defines the run differs.
     """
     changed = _changed(former, now, DEFINING)
+    if former.training.monitor in ("loss", "valid_loss"):  # best by another loss is no best
+        changed += [name for name in _changed(former, now, TOLD) if name in IN_LOSS]
     if changed:
         raise InputError(
             f"was trained with {_options(former, changed)}, not {_options(now, changed)}: say the "
