@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -98,3 +99,26 @@ def _press_twice(clock):
         clock[0] += 2
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_closed_terminal_asks_to_stop_and_under_nohup_does_not():
+    former = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, reason in ((signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, "")):
+            signal.signal(signal.SIGHUP, handler)
+            with StopRequest() as asked:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert asked.reason == reason
+            assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_signals_are_heard_where_no_more_files_can_be_opened(monkeypatch):
+    def full() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(stop.os, "pipe", full)
+    with StopRequest() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.reason == "SIGTERM"

@@ -16,7 +16,8 @@ from typing import Any
 from hpcgnn.comm.launcher import has_launcher, launched
 from hpcgnn.system import find_program
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in the background of a script, under nohup
 _ONE_PRESS = 1.0  # seconds: a launcher hands on what the terminal has sent already
 
 
@@ -42,8 +43,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in STOP_SIGNALS:
-            # A job in the background of a script has Ctrl-C ignored from its start.
-            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            if number not in _OFTEN_IGNORED or signal.getsignal(number) is not signal.SIG_IGN:
                 self._former[number] = signal.signal(number, self._note)
         self._count()
         return self
@@ -52,7 +52,10 @@ class StopRequest:
         """Let Python write down each signal: of those that come amid one call of a library, as
         that which loads PyTorch, `_note` hears once.
         """
-        read, write = os.pipe()
+        try:
+            read, write = os.pipe()
+        except OSError:  # too many open files, which whoever opens the next one says
+            return
         for number in (read, write):
             os.set_blocking(number, False)
         former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

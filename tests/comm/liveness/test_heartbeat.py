@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import selectors
 import socket
 import time
 from dataclasses import replace
@@ -149,3 +151,14 @@ def test_places_nest():
     assert about.place[0] == "epoch 2"
     about.at("clean up")
     assert about.place[0] == "clean up"
+
+
+def test_what_the_thread_needs_is_there_before_it_starts(monkeypatch):
+    """Or its error would be a traceback that no rank hears of."""
+
+    def full() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(selectors, "DefaultSelector", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        Heartbeat(0, "127.0.0.1", Location().report)

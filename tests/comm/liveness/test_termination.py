@@ -16,7 +16,11 @@ from hpcgnn.comm.liveness.termination import (
     uninterruptible,
 )
 
-SIGNALS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+SIGNALS = [
+    (signal.SIGTERM, Terminated),
+    (signal.SIGINT, KeyboardInterrupt),
+    (signal.SIGHUP, Terminated),
+]
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
@@ -71,3 +75,13 @@ def test_handlers_of_others_stay():
     finally:
         signal.signal(signal.SIGTERM, former)
     assert heard == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_under_nohup_nothing_is_heard_of_a_closed_terminal():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)

@@ -12,6 +12,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from hpcgnn.storage.importers import xml_graphs
+
 PAIRS = np.array([[0, 1, 2, 3], [1, 2, 0, 4]])
 X = np.arange(10, dtype=np.float32).reshape(5, 2)
 Y = np.array([0, 1, 1, 0, 2])
@@ -216,3 +218,15 @@ def test_shchur_and_reddit(convert, refused, tmp_path):
     check(convert(folder))
     np.savez(folder / "reddit_data.npz", feature=X[:4], label=Y, node_types=[1, 2, 1, 3, 3])
     assert "feature: must have a row for each of the 5 nodes" in refused(folder)
+
+
+def test_a_long_text_in_xml_is_gone_over_a_few_times(tmp_path):
+    """The parser asks for 64 KiB, and begins an open text again with each piece."""
+    path = tmp_path / "g.graphml"
+    path.write_bytes(b"x" * (4 << 20))
+    pieces = []
+    with path.open("rb") as file:
+        bounded = xml_graphs._Bounded(file, path, 5 << 20)
+        while piece := bounded.read(1 << 16):
+            pieces.append(len(piece))
+    assert sum(pieces) == 4 << 20 and len(pieces) < 10

@@ -257,6 +257,16 @@ def test_damaged_archives(refused, tmp_path):
     assert "truncated or damaged" in refused(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_unpacks_without_a_bound_is_not_unpacked(refused, tmp_path, monkeypatch, method):
+    path = tmp_path / "g.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("edge_index.npy", b"\0" * (1 << 20))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", None)
+    message = refused(path)
+    assert "edge_index.npy: is packed in another way" in message and f"method {method}" in message
+
+
 def test_a_small_archive_of_a_huge_array(mpirun, tmp_path):
     path = save(tmp_path / "g.npz", True, **BASE, train=np.zeros((N, 30 << 20), bool))
     assert path.stat().st_size < 1 << 20

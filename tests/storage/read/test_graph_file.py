@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -307,3 +308,26 @@ def test_features_of_a_type_end_with_its_nodes(tmp_path):
         for low in (0, 4, 8):
             with pytest.raises(InputError, match="a row for each node of type 1"):
                 graph.read_nodes(low, 9)
+
+
+def test_the_number_of_types_that_a_file_claims_costs_no_memory(tmp_path):
+    content = graph_content()
+    content.attributes["num_types"] = 1 << 31
+    path = content.write(tmp_path / "g.h5")
+    with GraphFile(path) as graph:
+        tracemalloc.start()
+        types = graph.read_nodes(3, 9, ["typed_features"]).typed_features
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    for kind, first in ((0, 1), (1, 2)):
+        stored = content.arrays[f"nodes/typed_features/{kind}"]
+        np.testing.assert_array_equal(types[kind], stored[first:])
+
+
+@pytest.mark.parametrize("name", ["00", "-1", "\u0661", "1" * 5000, "2"])  # \u0661: an Arabic 1
+def test_a_type_has_one_name(tmp_path, name):
+    content = graph_content()
+    rows = content.arrays.pop("nodes/typed_features/0")
+    content.arrays[f"nodes/typed_features/{name}"] = rows
+    refused(content.write(tmp_path / "g.h5"), "names must be types 0 .. 1")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse
@@ -15,6 +17,8 @@ from torch_geometric.data import Data
 
 import hpcgnn
 from hpcgnn.cli import main
+from hpcgnn.storage.fingerprint import fingerprint, to_hex
+from hpcgnn.storage.write import atomic
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.coefficients import IMPORTS, KEPT
 from hpcgnn.train.plan.estimate import (
@@ -24,6 +28,7 @@ from hpcgnn.train.plan.estimate import (
 )
 from hpcgnn.train.plan.file_shapes import shapes_of_file
 from hpcgnn.train.plan.ranks import smallest_ranks
+from tests.storage.files import graph_content
 
 SAGE = Config.of(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
 LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)
@@ -113,6 +118,56 @@ def test_what_train_refuses_is_refused(tmp_path, capsys, options, words):
     assert main.main(["generate", "sbm", bare, *size[:4], "--features", "0", "--classes", "0"]) == 0
     assert main.main(["plan", bare]) == 2
     assert "no labels" in capsys.readouterr().err
+
+
+def _rewritten(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
+    """Give a dataset other values, under right checksums; None takes its group away."""
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        array = change(file[name][...])
+        del file[name if array is not None else name.partition("/nodes/")[0]]
+        if array is not None:
+            atomic.OutputFile(file, path).dataset(name, array.dtype, array.shape)[...] = array
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "change", "words"),
+    [
+        (1, "edges/indptr", lambda a: np.where(np.arange(10) == 5, 0, a), "must not fall"),
+        (1, "edges/indptr", lambda a: a[:-1], "must have shape 10"),
+        (1, "nodes/split", lambda a: a[:, :1], "must have shape anyx2"),
+        (2, "parts/00001/in/counts", lambda a: -a, "must lie in 0"),
+        (2, "parts/00001/in/edge_ptr", lambda a: a[::-1].copy(), "must not fall"),
+        (2, "parts/00001/nodes/ids", lambda a: None, "must hold the parts 0 .. 1"),
+        (2, "exchange/sizes", lambda a: -a, "must lie in 0"),
+        (2, "exchange/sizes", lambda a: a + 1, "must add up to"),
+        (2, "exchange/in", lambda a: -1 - a, "must lie in 0"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, capsys, parts, name, change, words):
+    path = graph_content().write(tmp_path / "g.h5")
+    if parts > 1:
+        graph = graph_content()
+        total = sum(fingerprint(name, array) for name, array in graph.arrays.items())
+        graph.attributes["fingerprint"] = to_hex(total)
+        graph.write(path)
+        cut = ["--parts", "2", "--method", "block", "-o", str(tmp_path / "p.h5")]
+        assert main.main(["partition", str(path), *cut]) == 0
+        path = tmp_path / "p.h5"
+    options = ["--model", "rgcn", "--split", "1"]
+    assert main.main(["plan", str(path), *options]) == 0
+    _rewritten(path, name, change)
+    capsys.readouterr()
+    assert main.main(["plan", str(path), *options]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_a_header_that_was_changed_is_refused(tmp_path, capsys):
+    path = graph_content().write(tmp_path / "g.h5")
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        file.attrs["num_edges"] = 19
+    assert main.main(["plan", str(path)]) == 2
+    assert "attributes and their checksum differ" in capsys.readouterr().err
 
 
 def test_peak_is_the_sum_and_grows_with_what_is_asked():

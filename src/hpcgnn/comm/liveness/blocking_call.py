@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from hpcgnn.comm.liveness.failure import Ranks, end_job
-from hpcgnn.comm.liveness.termination import Handler
+from hpcgnn.comm.liveness.termination import ENDING, Handler
 from hpcgnn.comm.liveness.watchdog import LostRank
 
 _STDERR = 2
@@ -29,12 +29,12 @@ class WatchedRanks(Ranks, Protocol):
 
 @contextmanager
 def default_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM end the process at once, as Python can't handle them in a library.
+    """SIGINT, SIGTERM and SIGHUP end the process at once, as Python can't handle them in a library.
 
     A handler that somebody else installed stays.
     """
     mine = threading.current_thread() is threading.main_thread()
-    former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if mine}
+    former = {s: signal.getsignal(s) for s in ENDING if mine}
     changed = {
         number: handler
         for number, handler in former.items()

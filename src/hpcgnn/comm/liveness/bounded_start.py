@@ -16,6 +16,7 @@ from hpcgnn.comm.launcher import end_job, launched
 from hpcgnn.comm.liveness.absent import Neighbours
 from hpcgnn.comm.liveness.limit import DEFAULT_SECONDS, from_environment
 from hpcgnn.comm.liveness.shared_memory import local_place
+from hpcgnn.comm.liveness.termination import ENDING
 from hpcgnn.errors import CommunicationError, InputError, warn
 
 _FORWARD_SECONDS = 0.3
@@ -24,16 +25,15 @@ _LOOK_AGAIN_SECONDS = 5.0
 _LOWER_SECONDS = 2.0  # so long the lowest rank of a node has to end the job
 _SAID_SECONDS = 10.0
 _SAID_ELSEWHERE_SECONDS = 30.0  # by nodes without rank 0, which may be the one that is missing
-_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
 def bounded_start(who: str) -> Iterator[None]:
     """Around a call without Python's lock that waits for all ranks and can't be left.
 
-    After the limit, at SIGTERM or SIGINT, and where a rank of this node has ended, this process
-    ends: the main thread is in the call, so another one hears the signals. `who` is this rank in
-    the message.
+    After the limit, at SIGTERM, SIGINT or SIGHUP, and where a rank of this node has ended, this
+    process ends: the main thread is in the call, so another one hears the signals. `who` is this
+    rank in the message.
     """
     try:
         limit = from_environment()
@@ -82,7 +82,7 @@ class _Watch:
                     if not heard:
                         return
                     for number in heard:
-                        if number in _ENDING:
+                        if number in ENDING:
                             os._exit(128 + number)
 
     def _tell(self, waited: float) -> None:

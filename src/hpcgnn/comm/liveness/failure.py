@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 from hpcgnn.comm.launcher import FORGONE
 from hpcgnn.comm.liveness.location import Location, Report
-from hpcgnn.comm.liveness.termination import Terminated
+from hpcgnn.comm.liveness.termination import ENDING, Terminated
 from hpcgnn.errors import (
     Agreed,
     HpcgnnError,
@@ -193,8 +193,9 @@ def _agreement(comm: Ranks, error: BaseException) -> Agreed | None:
 
 def _handle_signals(handler: signal.Handlers) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-        signal.signal(signal.SIGINT, handler)
+        for number in ENDING:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 def _settle(comm: Ranks) -> tuple[bool, bool]:

@@ -129,6 +129,7 @@ class Heartbeat:
         self._answers: dict[int, dict[int, Report]] = {}
         self._lock = threading.Lock()
         self._open = True
+        self._ready = selectors.DefaultSelector()  # not in the thread, where nobody hears of errors
         self._door, self._socket = _sockets(address)
         self.address: tuple[str, int] = self._socket.getsockname()
 
@@ -222,7 +223,7 @@ class Heartbeat:
             return  # no answer comes, as when the network loses it
 
     def _serve(self) -> None:
-        with self._socket, self._door, selectors.DefaultSelector() as ready:
+        with self._socket, self._door, self._ready as ready:
             ready.register(self._socket, selectors.EVENT_READ, self._answer)
             ready.register(self._door, selectors.EVENT_READ, self._close_probe)
             while self._open:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as exceptions, never raised where a C library would drop them.
+"""SIGTERM, SIGINT and SIGHUP as exceptions, never raised where a C library would drop them.
 
 A signal that comes inside `held` is raised where the block ends. Elsewhere it is raised at once,
 and once more where Python says that it had to drop the exception.
@@ -19,11 +19,11 @@ from typing import Any, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; raised so that with-blocks can remove what they half wrote."""
+    """SIGTERM or SIGHUP arrived; raised so that with-blocks can remove what they half wrote."""
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -41,7 +41,7 @@ _UNINTERRUPTIBLE = uninterruptible(lambda: None).__code__
 
 
 class Handler:
-    """The handler of both signals; `waiting` is one that came where nothing may be raised."""
+    """The handler of these signals; `waiting` is one that came where nothing may be raised."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -97,13 +97,14 @@ class Handler:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack instead of ending the process on the spot.
+    """Signals that end the process on the spot unwind the stack instead.
 
-    Handlers that somebody else installed stay.
+    Handlers that somebody else installed stay, and what is ignored, as SIGHUP under nohup.
     """
     usual: dict[signal.Signals, Any] = {
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
     }
     mine = threading.current_thread() is threading.main_thread()
     taken = [s for s, former in usual.items() if mine and signal.getsignal(s) is former]
@@ -149,5 +150,5 @@ def raise_waiting() -> None:
 def _installed() -> Handler | None:
     if threading.current_thread() is not threading.main_thread():
         return None
-    found: Any = next((h for h in map(signal.getsignal, _SIGNALS) if isinstance(h, Handler)), None)
+    found: Any = next((h for h in map(signal.getsignal, ENDING) if isinstance(h, Handler)), None)
     return found

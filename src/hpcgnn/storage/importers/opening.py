@@ -134,9 +134,22 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     with open_file(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    _check_method(member, path)
                 yield archive
         except _ZIP_SURPRISES as error:
             raise InputError(f"can't be unpacked: {error}", file=path) from None
+
+
+def _check_method(member: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse what zipfile unpacks without a bound: 900 bytes of bzip2 become a GiB at once."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(
+            "is packed in another way than NumPy packs arrays: unpack it, and pack it with deflate",
+            file=path,
+            dataset=member.filename,
+            value=f"method {member.compress_type}",
+        )
 
 
 def require(path: Path) -> Path:

@@ -52,7 +52,10 @@ def _too_large(path: Path) -> InputError:
 
 
 class _Bounded:
-    """Reads a file of which, unpacked, not more than `most` bytes may come."""
+    """Reads a file of which, unpacked, not more than `most` bytes may come.
+
+    In pieces as long as all before, since the parser goes over an open text again with each.
+    """
 
     def __init__(self, file: BinaryIO, path: Path, most: int) -> None:
         self._file, self._path, self._most, self._left = file, path, most, most
@@ -63,7 +66,7 @@ class _Bounded:
         self._left = self._most
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self._left + 1 if size < 0 else size)
+        data = self._file.read(self._left + 1 if size < 0 else max(size, self._most - self._left))
         self._left -= len(data)
         if self._left < 0:
             raise _too_large(self._path)

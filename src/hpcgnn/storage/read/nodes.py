@@ -225,14 +225,15 @@ class NodeColumns:
 
     def _open_typed(self, reader: Reader, group: str) -> None:
         for name in reader.names(group):
-            if not name.isdecimal() or int(name) >= self._counts.num_types:
+            kind = int(name) if name.isdecimal() and len(name) <= len(str(MAX_WIDTH)) else -1
+            if str(kind) != name or not 0 <= kind < self._counts.num_types:
                 raise reader.place(group).error(
                     f"names must be types 0 .. {self._counts.num_types - 1}", name
                 )
             column = reader.column(f"{group}/{name}", ("float32",), (None, None))
             if column.shape[1] >= MAX_WIDTH:
                 raise column.place().error("is too wide", column.shape[1])
-            self._typed[int(name)] = column
+            self._typed[kind] = column
 
     def _read_integers(
         self, kind: str, low: int, high: int, least: int, top: int
@@ -274,26 +275,36 @@ class NodeColumns:
     def _read_typed(self, low: int, types: np.ndarray) -> dict[int, np.ndarray]:
         if not self._typed:
             return {}
-        before = self._count_types(0, low)
-        here = np.bincount(types, minlength=self._counts.num_types)
+        kinds = np.array(sorted(self._typed))
+        before, here = self._count_types(kinds, 0, low), _count(types, kinds)
         ends = low + len(types) == self.num_rows
         found = {}
-        for kind, column in self._typed.items():
-            first = int(before[kind])
-            last = first + int(here[kind])
+        for place, kind in enumerate(kinds.tolist()):
+            column = self._typed[kind]
+            first = int(before[place])
+            last = first + int(here[place])
             if last > len(column) or (ends and last != len(column)):
                 raise column.place().error(f"must have a row for each node of type {kind}", last)
             found[kind] = column.read(first, last)
             checks.finite(found[kind], column.place(first))
         return found
 
-    def _count_types(self, low: int, high: int) -> np.ndarray:
-        total = np.zeros(self._counts.num_types, np.int64)
+    def _count_types(self, kinds: np.ndarray, low: int, high: int) -> np.ndarray:
+        total = np.zeros(len(kinds), np.int64)
         for start in range(low, high, 1 << 20):
             stop = min(high, start + (1 << 20))
             types = self._read_integers("type", start, stop, 0, self._counts.num_types)
-            total += np.bincount(types, minlength=self._counts.num_types)  # type: ignore[arg-type]
+            if types is not None:
+                total += _count(types, kinds)
         return total
+
+
+def _count(types: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """How many nodes are of each of the ascending `kinds`, in memory for these alone."""
+    places = np.searchsorted(kinds, types)
+    known = places < len(kinds)
+    known[known] = kinds[places[known]] == types[known]
+    return np.bincount(places[known], minlength=len(kinds))
 
 
 def read_pointers(column: StoredColumn, low: int, high: int, total: int) -> np.ndarray:

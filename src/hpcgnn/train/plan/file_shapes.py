@@ -12,9 +12,12 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.models.demands import Content, Facts, check_host_features
 from hpcgnn.sorting import sorted_unique
+from hpcgnn.storage import checks
 from hpcgnn.storage.read.graph_file import read_counts
-from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import GRAPH, PARTITION, TRAIN, Counts
+from hpcgnn.storage.read.nodes import read_pointers
+from hpcgnn.storage.read.parts import part_name
+from hpcgnn.storage.read.reader import Reader, format_of
+from hpcgnn.storage.schema import GRAPH, MAX_COUNT, MAX_WIDTH, PARTITION, TRAIN, Counts
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
 from hpcgnn.train.plan.estimate import Shape, estimate
@@ -41,18 +44,14 @@ def shapes_of_file(
         InputError: no graph and no partition, a damaged header, or a graph that can't be trained
             on with these settings.
     """
-    with Reader(path, None) as reader:
+    with _opened(path) as reader:
         kind = reader.text("format")
-        if kind not in (GRAPH, PARTITION):
-            raise InputError("is neither a graph nor a partition", file=path, value=kind)
         counts = read_counts(reader)
         symmetric = True
         stored = None
         if kind == PARTITION:
             symmetric = bool(reader.integer("symmetric", 0, 1))
-            prefixes = [f"parts/{part}/" for part in reader.names("parts")]
-        else:
-            prefixes = [""]
+        prefixes = _prefixes(reader)
         _check(config, counts, reader, prefixes[0])
         if any(reader.is_group(f"{prefix}nodes/features") for prefix in prefixes):
             sizes = {entry["name"]: entry["shape"][0] for entry in reader.walk() if entry["shape"]}
@@ -86,6 +85,27 @@ def shapes_of_file(
     return shape_at, parts, counts
 
 
+def _opened(path: Path) -> Reader:
+    """A graph or partition file, whose header is as it was written."""
+    kind = format_of(path)
+    reader = Reader(path, kind if kind in (GRAPH, PARTITION) else None)
+    if kind not in (GRAPH, PARTITION):
+        reader.close()
+        raise InputError("is neither a graph nor a partition", file=path, value=kind)
+    return reader
+
+
+def _prefixes(reader: Reader) -> list[str]:
+    """What the names of the datasets of each part begin with; a graph is one part."""
+    if reader.text("format") == GRAPH:
+        return [""]
+    parts = reader.integer("num_parts", 1, MOST_RANKS)
+    names = [part_name(index) for index in range(parts)]
+    if [f"parts/{name}" for name in reader.names("parts")] != names:
+        raise reader.place("parts").error(f"must hold the parts 0 .. {parts - 1}")
+    return [f"{name}/" for name in names]
+
+
 def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
     """Classes, labels at once, or numbers to be predicted for each node."""
     if counts.num_classes or not reader.has(f"{prefix}nodes/labels"):
@@ -96,15 +116,14 @@ def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
 def _labelled(reader: Reader, counts: Counts, prefixes: list[str], config: Config) -> float | None:
     """Share of the nodes that are trained on, where the task is about nodes and the file says."""
     names = [f"{prefix}nodes/split" for prefix in prefixes]
-    if config.task.on_pairs or not all(map(reader.has, names)):
+    if config.task.on_pairs or not counts.num_splits or not all(map(reader.has, names)):
         return None
     found = 0
     for name in names:
-        column = reader.rows(name, ("int8",), None)
+        column = reader.column(name, ("int8",), (None, counts.num_splits))
         for low in range(0, len(column), _SLAB):
             rows = column.read(low, min(low + _SLAB, len(column)))
-            rows = rows if rows.ndim == 1 else rows[:, config.training.split]
-            found += int((rows == TRAIN).sum())
+            found += int((rows[:, config.training.split] == TRAIN).sum())
     return found / max(counts.num_nodes, 1) or None
 
 
@@ -117,13 +136,15 @@ def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> floa
         if prefix:
             column = reader.column(f"{prefix}in/counts", ("int32",), (None,))
             sizes = column.read(0, min(len(column), _SLAB))
+            checks.in_range(sizes, 0, MAX_WIDTH, column.place())
         else:
-            column = reader.column("edges/indptr", ("int64",), (None,))
-            sizes = np.diff(column.read(0, min(len(column), _SLAB)))
+            column = reader.column("edges/indptr", ("int64",), (counts.num_nodes + 1,))
+            some = min(counts.num_nodes, _SLAB)
+            sizes = np.diff(read_pointers(column, 0, some, counts.num_edges))
         column = reader.column(
             f"{prefix}{'in' if prefix else 'edges'}/relation", ("int32",), (None,)
         )
-        ends = np.cumsum(np.maximum(sizes, 0), dtype=np.int64)
+        ends = np.cumsum(sizes, dtype=np.int64)
         rows = int(np.searchsorted(ends, min(len(column), _SLAB), side="right"))
         relation = column.read(0, int(ends[rows - 1]) if rows else 0)
         row = np.repeat(np.arange(rows), sizes[:rows])
@@ -164,11 +185,10 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
 
 def content_of_file(path: Path) -> Content:
     """What the file holds, by its header and names."""
-    with Reader(path, None) as reader:
+    with _opened(path) as reader:
         counts = read_counts(reader)
-        partition = reader.text("format") == PARTITION
-        parts = [f"parts/{part}/" for part in reader.names("parts")] if partition else [""]
-        edges = "in" if partition else "edges"
+        parts = _prefixes(reader)
+        edges = "in" if parts[0] else "edges"
         return Content(
             weights=any(reader.has(f"{part}{edges}/weight") for part in parts),
             edge_width=counts.edge_width,
@@ -181,8 +201,15 @@ def content_of_file(path: Path) -> Content:
 
 def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
     """The part that takes most memory; beside it those that others wait for."""
-    sizes = reader.column("exchange/sizes", ("int64",), (parts, 2)).read()
-    sends = reader.column("exchange/in", ("int32",), (parts, parts)).read().astype(np.int64)
+    column = reader.column("exchange/sizes", ("int64",), (parts, 2))
+    sizes = column.read()
+    checks.in_range(sizes, 0, MAX_COUNT, column.place())
+    totals = sizes.sum(axis=0).tolist()
+    if totals != [even.whole_nodes, even.whole_edges]:
+        raise column.place().error("must add up to num_nodes and num_edges", totals)
+    column = reader.column("exchange/in", ("int32",), (parts, parts))
+    sends = column.read().astype(np.int64)
+    checks.in_range(sends, 0, MAX_WIDTH, column.place())
     halo = np.maximum(sends.sum(axis=0), sends.sum(axis=1))
     nodes, edges = sizes[:, 0], sizes[:, 1]
 
@@ -196,7 +223,7 @@ def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
             nodes=int(nodes[number]),
             edges=int(edges[number]),
             halo=int(halo[number]),
-            block_edges=_block_edges(reader, number, parts),
+            block_edges=_block_edges(reader, number, parts, int(edges[number])),
             volume=int(sends.sum()),
             stored=stored,
         )
@@ -207,11 +234,10 @@ def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
     return replace(largest, busiest=tuple(map(part, sorted(most))))
 
 
-def _block_edges(reader: Reader, part: int, parts: int) -> int:
+def _block_edges(reader: Reader, part: int, parts: int, edges: int) -> int:
     """Edges of the part's largest block."""
-    prefixes = reader.names("parts")
-    pointer = reader.column(f"parts/{prefixes[part]}/in/edge_ptr", ("int64",), (parts + 1,)).read()
-    return max(0, int(np.diff(pointer).max()))
+    column = reader.column(f"{part_name(part)}/in/edge_ptr", ("int64",), (parts + 1,))
+    return int(np.diff(read_pointers(column, 0, parts, edges)).max())
 
 
 def _edge_bytes(counts: Counts, weighted: bool) -> int:
