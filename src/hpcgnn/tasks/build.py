@@ -203,6 +203,12 @@ def _weighted(
             of_ones, "--positive-weights", lambda: _zeros_per_one(graph, answers)
         )
     task.check()
+    if isinstance(task, MultiClass) and task.class_weights is not None:
+        own = float(torch.tensor(task.class_weights).double()[answers.long().cpu()].sum())
+        if graph.comm.allreduce(own, where="class weights") == 0:
+            raise InputError(
+                "--class-weights are 0 for all classes of training", value=settings.class_weights
+            )
     return task
 
 

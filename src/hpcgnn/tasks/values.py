@@ -64,7 +64,14 @@ class Regression(Labelled):
             raise InputError(
                 f"--node-weights names no array of one number per node: {self.node_weights}"
             )
-        return found[rows]
+        weights = found[rows]
+        wrong = int((~(torch.isfinite(weights) & (weights >= 0))).sum())
+        if graph.comm.allreduce(wrong, where="node weights"):
+            raise InputError(
+                f"--node-weights {self.node_weights}: must be finite and at least 0 at the nodes "
+                "that are learned from"
+            )
+        return weights
 
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
@@ -83,6 +90,8 @@ class Regression(Labelled):
         if weights is not None:
             shares = shares * weights.to(output.dtype)[:, None]
         whole = comm.allreduce(float(shares.double().sum()), where="targets")
+        if weights is not None and whole == 0:
+            raise InputError(f"--node-weights {self.node_weights}: all of the targets are 0")
         return (terms * shares).sum() / (whole if whole > 0 else 1)
 
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
