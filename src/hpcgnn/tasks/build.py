@@ -70,6 +70,8 @@ def find_task(
     rows = task.targets(graph, "train")
     if graph.comm.allreduce(len(rows), where="training nodes") == 0:
         raise InputError("no training node has a label; choose another --split")
+    if isinstance(task, Regression):
+        task.check_weights(graph, rows)
     return _weighted(graph, task, settings, found[rows])
 
 

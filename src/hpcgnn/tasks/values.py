@@ -64,14 +64,25 @@ class Regression(Labelled):
             raise InputError(
                 f"--node-weights names no array of one number per node: {self.node_weights}"
             )
-        weights = found[rows]
+        return found[rows]
+
+    def check_weights(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse weights of these nodes, the targets, that are none or all 0; collective.
+
+        Raises:
+            InputError: the graph has no such array, or such weights.
+        """
+        weights = self.weights_of(graph, rows)
+        if weights is None:
+            return
         wrong = int((~(torch.isfinite(weights) & (weights >= 0))).sum())
-        if graph.comm.allreduce(wrong, where="node weights"):
+        counts = np.array([wrong, int((weights > 0).sum())], np.int64)
+        wrong, above = graph.comm.allreduce(counts, where="node weights").tolist()
+        if wrong or not above:
             raise InputError(
-                f"--node-weights {self.node_weights}: must be finite and at least 0 at the nodes "
-                "that are learned from"
+                f"--node-weights {self.node_weights}: must be finite and at least 0 at all nodes "
+                "of training, and above 0 at one"
             )
-        return weights
 
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
@@ -90,8 +101,6 @@ class Regression(Labelled):
         if weights is not None:
             shares = shares * weights.to(output.dtype)[:, None]
         whole = comm.allreduce(float(shares.double().sum()), where="targets")
-        if weights is not None and whole == 0:
-            raise InputError(f"--node-weights {self.node_weights}: all of the targets are 0")
         return (terms * shares).sum() / (whole if whole > 0 else 1)
 
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
