@@ -23,7 +23,8 @@ from hpcgnn.storage.read.load import load_partition
 from tests.cli.verbs import call
 
 pytestmark = pytest.mark.mpi
-SETTINGS = ("--layers", 2, "--hidden", 8, "--device", "cpu", "--pair-width", 4)
+SETTINGS = ("--layers", 2, "--hidden", 8, "--device", "cpu")
+OF_PAIRS = (*SETTINGS, "--pair-width", 4)
 N, MANY = 50, 83
 
 
@@ -88,8 +89,11 @@ def losses(run_dir: str) -> list[tuple]:
 CASES = {
     "classes": ("--metric", "macro_f1", "--class-weights", "balanced", "--label-smoothing", 0.1),
     "values": ("--target", "speed", "--loss", "huber", "--metric", "rmse"),
-    "edge-classes": ("--metric", "macro_f1"),
-    "links": ("--decoder", "mlp", "--metric", "hits", "--hits-at", 5, "--ranked-against", 8),
+    "edge-classes": ("--metric", "macro_f1", "--pair-width", 4),
+    "links": (
+        *("--decoder", "mlp", "--pair-width", 4),
+        *("--metric", "hits", "--hits-at", 5, "--ranked-against", 8),
+    ),
 }
 FOUND = {
     "classes": ["original_id", "class", "probability_0", "probability_1"],
@@ -143,7 +147,7 @@ def test_learned_and_predicted(comm, parts, task):
 
 
 def test_links_that_are_written_are_held_out(comm, parts):
-    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
     with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
         targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
@@ -158,7 +162,7 @@ def test_links_that_are_written_are_held_out(comm, parts):
 
 
 def test_pairs_that_are_asked_for(comm, parts):
-    call(comm, train, "known.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     ends = np.random.default_rng(3).integers(0, N, (17, 2))
     if comm.rank == 0:
         np.save("pairs.npy", ends)
@@ -230,7 +234,7 @@ def read_ids(path: Path) -> list[tuple[str, ...]]:
 )
 def test_names_come_back(comm, named, task, endings):
     """Of edges, and of pairs that are asked for by them, also where a rank has none."""
-    call(comm, train, "named.p.h5", "--task", task, *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    call(comm, train, "named.p.h5", "--task", task, *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     with h5py.File("named.h5") as graph:
         targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
         told = np.stack([graph["edges/indices"][()], targets], axis=1)
@@ -256,7 +260,7 @@ def test_names_come_back(comm, named, task, endings):
 
 
 def test_names_that_no_node_has(comm, named):
-    call(comm, train, "named.p.h5", "--task", "links", *SETTINGS, "--epochs", 1, "--run-dir", "run")
+    call(comm, train, "named.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     for ends, words in (
         ((named[0], "nobody"), r"no node has this id \(found 'nobody'\)"),
         ((named[0], "long" * 99), r"no node has this id \(found 'longlong"),

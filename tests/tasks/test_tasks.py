@@ -253,6 +253,16 @@ def test_edges(comm, kind):
     np.testing.assert_allclose(everything, dense.numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1, 0])
+def test_weights_of_nodes_that_are_none(comm, bad):
+    """A single one that is no weight, on whichever rank; or nothing but zeros."""
+    weight = np.zeros(45, np.float32) if bad == 0 else np.ones(45, np.float32)
+    weight[np.flatnonzero(TRAIN)[-1]] = bad
+    graph = answers(comm, np.ones(45, np.float32), "speed", weight=weight)
+    with pytest.raises(InputError, match="--node-weights weight: must be finite and at least 0"):
+        find_task(graph, "mae", TaskSettings(target="speed", node_weights="weight"))
+
+
 def test_what_the_page_shows_is_there():
     (code,) = (code for _, code in blocks("python", "docs/tasks.md"))
     exec(code, {})
@@ -264,6 +274,7 @@ def test_what_does_not_fit_is_refused(comm):
         ("auc", {}, "--metric auc needs two classes"),
         ("mae", {}, "--metric mae doesn't fit classes: choose accuracy, f1"),
         ("auto", {"class_weights": "1,2"}, "class weights must be 3 numbers, one per class"),
+        ("auto", {"class_weights": "0,0,0"}, "--class-weights are 0 for all classes of training"),
         ("auto", {"positive_weights": "2"}, "--positive-weights is for --task labels or edge-l"),
         ("auto", {"loss": "mae"}, "--loss is for --task values or edge-values, and this is cla"),
         ("auto", {"node_weights": "w"}, "--node-weights is for --task values, and this is clas"),
@@ -278,8 +289,9 @@ def test_what_does_not_fit_is_refused(comm):
     ):
         with pytest.raises(InputError, match=words):
             find_task(graph, metric, TaskSettings(**settings))
-    with pytest.raises(InputError, match="takes none, balanced, or numbers of at least 0"):
-        TaskSettings(class_weights="1,-2")
+    for wrong in ("1,-2", "1,1e38", "1,nan"):
+        with pytest.raises(InputError, match="takes none, balanced, or numbers of at least 0"):
+            TaskSettings(class_weights=wrong)
     far = answers(comm, WHOLE.labels, y=np.full(len(WHOLE.labels), 1 << 25))
     with pytest.raises(InputError, match=r"at most 16,777,216 classes .found 33554433"):
         find_task(far, "auto", TaskSettings(target="y"))

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError, NumericalError
@@ -36,6 +37,8 @@ def train(
     whole = random_graph(40, 160, seed=1)
     if not valid:
         whole.split[whole.split == 2] = 0
+    if "num_classes" in dict(changes):
+        whole.labels[:] = np.minimum(whole.labels, dict(changes)["num_classes"] - 1)
     if labels is not None:
         whole.labels[whole.split == 2] = labels
     if features is not None:

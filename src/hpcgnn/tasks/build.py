@@ -70,6 +70,8 @@ def find_task(
     rows = task.targets(graph, "train")
     if graph.comm.allreduce(len(rows), where="training nodes") == 0:
         raise InputError("no training node has a label; choose another --split")
+    if isinstance(task, Regression):
+        task.check_weights(graph, rows)
     return _weighted(graph, task, settings, found[rows])
 
 
@@ -203,6 +205,12 @@ def _weighted(
             of_ones, "--positive-weights", lambda: _zeros_per_one(graph, answers)
         )
     task.check()
+    if isinstance(task, MultiClass) and task.class_weights is not None:
+        own = float(torch.tensor(task.class_weights).double()[answers.long().cpu()].sum())
+        if graph.comm.allreduce(own, where="class weights") == 0:
+            raise InputError(
+                "--class-weights are 0 for all classes of training", value=settings.class_weights
+            )
     return task
 
 

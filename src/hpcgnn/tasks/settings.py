@@ -51,6 +51,7 @@ _READ_BY = {  # the tasks that a setting is of, where it isn't of all
     "ranked_against": ("links",),
     "hits_at": ("links",),
 }
+MOST_WEIGHT = 1e12  # of a class; a mean of losses in float32 holds no more
 IN_LOSS = (
     "class_weights",
     "label_smoothing",
@@ -155,9 +156,10 @@ def weights(text: str, option: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = (math.nan,)
-    if not all(math.isfinite(value) and value >= 0 for value in found):
+    if not all(0 <= value <= MOST_WEIGHT for value in found):
         raise InputError(
-            f"{option} takes none, balanced, or numbers of at least 0 with commas between",
+            f"{option} takes none, balanced, or numbers of at least 0 with commas between, at most "
+            f"{MOST_WEIGHT:.0e}",
             value=text,
         )
     return found

@@ -66,6 +66,24 @@ class Regression(Labelled):
             )
         return found[rows]
 
+    def check_weights(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse weights of these nodes, the targets, that are none or all 0; collective.
+
+        Raises:
+            InputError: the graph has no such array, or such weights.
+        """
+        weights = self.weights_of(graph, rows)
+        if weights is None:
+            return
+        wrong = int((~(torch.isfinite(weights) & (weights >= 0))).sum())
+        counts = np.array([wrong, int((weights > 0).sum())], np.int64)
+        wrong, above = graph.comm.allreduce(counts, where="node weights").tolist()
+        if wrong or not above:
+            raise InputError(
+                f"--node-weights {self.node_weights}: must be finite and at least 0 at all nodes "
+                "of training, and above 0 at one"
+            )
+
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
     ) -> Tensor:
