@@ -23,6 +23,18 @@ SIGNALS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _handled_as_usual():
+    """Whatever the tests were started under: nohup, for instance, has SIGHUP ignored."""
+    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
+    former = [
+        signal.signal(number, handler) for (number, _), handler in zip(SIGNALS, usual, strict=True)
+    ]
+    yield
+    for (number, _), handler in zip(SIGNALS, former, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
 def test_outside_at_once(number, error):
     with terminable(), pytest.raises(error):
