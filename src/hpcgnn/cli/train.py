@@ -100,10 +100,10 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
         args.graph, args.run_dir = None, args.graph  # `--resume RUN`
     if args.graph is not None:
         source = Path(args.graph)
-        if args.resume and not source.exists():
-            raise InputError("no such graph, partition or run directory", file=source)
         with agreed(comm, "open graph"):
             if comm.rank == 0:
+                if args.resume and not source.exists():
+                    raise InputError("no such graph, partition or run directory", file=source)
                 with Reader(source, None):
                     pass
         return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
