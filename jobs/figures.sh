@@ -4,7 +4,7 @@
 # Results go to FOLDER (runs/bench), figures to FOLDER/figures; what is there already is kept. NAMEs
 # (a-sage, scale, ...) leave out the other measurements, so that it can be done in parts.
 # PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY what a
-# job may take.
+# job may take, SMALLER=10 divides the nodes of all graphs by 10: minutes, to see that all of it works.
 set -e
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 # shellcheck source=jobs/launch.sh
@@ -30,8 +30,11 @@ epoch() {
         --most-memory "${MEMORY:-12GiB}" "$@"
 }
 
-a="--nodes 20000 --degree 31" b="--nodes 170000 --degree 15" c="--nodes 200000 --degree 100"
-scaled="--nodes 50000 --degree 50 --classes 10 --hidden 256 --lr 0.003"
+# graph NODES OPTIONS...
+graph() { echo "--nodes $(($1 / ${SMALLER:-1})) ${*:2}"; }
+
+a=$(graph 20000 --degree 31) b=$(graph 170000 --degree 15) c=$(graph 200000 --degree 100)
+scaled="$(graph 50000 --degree 50) --classes 10 --hidden 256 --lr 0.003"
 # shellcheck disable=SC2086
 {
     epoch a-sage $a --model sage --hidden 256

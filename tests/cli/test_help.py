@@ -6,6 +6,7 @@ import resource
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_rare_options_are_shown_by_help_all_only(verb, capsys):
         assert f"--{name.replace('_', '-')}" not in short
     for name in rare if verb == "convert" else options():
         assert f"--{name.replace('_', '-')}" in long
+
+
+def test_help_loads_nothing_that_takes_seconds():
+    script = """
+import sys
+from hpcgnn.cli.main import VERBS, main
+for argv in (["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)):
+    assert main(argv) == 0
+    for name in ("torch", "scipy", "matplotlib", "pyarrow", "rich", "mpi4py.MPI"):
+        if name in sys.modules:
+            sys.exit(f"{argv} loads {name}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_everyday_options_exist():

@@ -273,3 +273,30 @@ def test_figures_have_room_in_a_browser(reported, tmp_path):
     assert measured["wide"] <= measured["room"]
     assert len(measured["sizes"]) == 7
     assert all(width > 300 and height > 100 for width, height in measured["sizes"])
+
+
+def test_curves_show_where_a_run_was_resumed(tmp_path):
+    run = write_run(tmp_path / "run")
+    starts = [(0, 3), (2, 3), (1, 3), (2, 4), (3, 8)]  # one fell back, one trained nothing yet
+    lines = [json.dumps({"from_epoch": epoch, "ranks": ranks}) for epoch, ranks in starts]
+    (run / "starts.jsonl").write_text("\n".join(lines))
+    drawings = {drawing.name: drawing for drawing in draw([read_run(run)], "accuracy")}
+    for name in ("loss", "scores", "learning-rate"):
+        axes = drawings[name].figure.axes[0]
+        words = {text.get_text(): text.xy[0] for text in axes.texts if text.get_text() != "best"}
+        assert words == {"resumed": 1.5, "resumed on 4 ranks": 2.5}
+    two = draw([read_run(run), read_run(write_run(tmp_path / "other"))], "accuracy")
+    names = [text.get_text() for text in two[0].figure.axes[0].get_legend().get_texts()]
+    assert names == ["run", "run resumed", "other"]
+
+
+def test_many_resumptions_are_one_word(tmp_path):
+    run = write_run(tmp_path / "run")
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    records = [json.dumps(record | {"epoch": epoch}) for epoch in range(1, 31)]
+    (run / "metrics.jsonl").write_text("\n".join(records))
+    lines = [json.dumps({"from_epoch": epoch, "ranks": 3}) for epoch in range(30)]
+    (run / "starts.jsonl").write_text("\n".join(lines))
+    axes = draw([read_run(run)], "accuracy")[0].figure.axes[0]
+    assert not axes.texts and len(axes.lines) == 30
+    assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == ["resumed"]

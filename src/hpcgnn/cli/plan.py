@@ -7,19 +7,16 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcgnn.errors import HpcgnnError, InputError, counted, say
-from hpcgnn.models.demands import note
 from hpcgnn.settings import check_range, parse_size
 from hpcgnn.train.config import Config, add_options, resolve
-from hpcgnn.train.plan.answer import Answer, RankPlan, answer
-from hpcgnn.train.plan.file_shapes import ShapeAt, content_of_file, shapes_of_file
-from hpcgnn.train.plan.halo import KEPT
 from hpcgnn.train.plan.machine import Machine, known, read_machine
-from hpcgnn.train.plan.numbers import GraphNumbers
-from hpcgnn.train.plan.ranks import MOST_RANKS
-from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
+
+if TYPE_CHECKING:
+    from hpcgnn.train.plan.answer import Answer, RankPlan
+    from hpcgnn.train.plan.file_shapes import ShapeAt
 
 PARALLEL = False
 
@@ -88,6 +85,8 @@ class _Subject:
 
 def run(args: argparse.Namespace, comm: None) -> int:
     config = resolve(args, args.config)
+    from hpcgnn.train.plan.answer import answer  # only now: PyTorch takes seconds
+
     machine = None if args.machine is None else read_machine(args.machine)
     if machine is not None and config.device.kind == "auto":
         config = config.changed(device=machine.device)
@@ -114,6 +113,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
 
 
 def _of_numbers(args: argparse.Namespace, config: Config) -> _Subject:
+    from hpcgnn.train.plan.numbers import GraphNumbers
+    from hpcgnn.train.plan.shapes import largest_of
+
     given = {name: _count(name, getattr(args, name)) for name in _COUNTS}
     given = {name: value for name, value in given.items() if value is not None}
     if not {"nodes", "edges"} <= given.keys():
@@ -130,6 +132,8 @@ def _of_numbers(args: argparse.Namespace, config: Config) -> _Subject:
 
 
 def _of_file(args: argparse.Namespace, config: Config) -> _Subject:
+    from hpcgnn.train.plan.file_shapes import content_of_file, shapes_of_file
+
     given = [name for name in (*_COUNTS, "labelled") if getattr(args, name) is not None]
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} is read from the file", file=args.graph)
@@ -152,6 +156,8 @@ def _count(name: str, text: str | None) -> int | None:
 
 
 def _ranks(text: str | None, subject: _Subject) -> list[int]:
+    from hpcgnn.train.plan.ranks import MOST_RANKS
+
     if text is None:
         return [subject.parts or 1]
     pieces = text.split(",")
@@ -196,6 +202,10 @@ def _text(
     machine: Machine | None,
     args: argparse.Namespace,
 ) -> list[str]:
+    from hpcgnn.models.demands import note
+    from hpcgnn.train.plan.halo import KEPT
+    from hpcgnn.train.plan.shapes import IMBALANCE
+
     model = config.model
     what = model.kind if model.own else f"{model.kind}, {model.layers} layers of {model.hidden}"
     lines = [f"{what}, on {subject.name}"]

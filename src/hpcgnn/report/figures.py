@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 _SET_COLOURS = dict(zip(SETS, _COLOURS, strict=False))
 _MOST_EPOCHS = 2000  # points of a curve; more than that many pixels show nothing
-_MOST_BARS = 128
+_MOST_WORDS = 6  # beside lines where runs were resumed
 _ABBREVIATIONS = ("auc", "f1", "mae", "mrr", "r2", "rmse")
 SIGN = "hpcgnn report"  # of a PNG, by which it is known and may be replaced
 
@@ -119,11 +119,37 @@ def _curves(
         return None
     if log:
         _log(axes)
+    _mark_resumptions(axes, runs)
     _epochs(axes)
     axes.set_ylabel(title.lower())
-    if len(runs) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=9)
     return Drawing(name, title, figure)
+
+
+def _mark_resumptions(axes: Axes, runs: Sequence[RunFiles]) -> None:
+    """Dotted lines where a run went on; beside each what it is, or one word for many of them."""
+    one = len(runs) == 1
+    for number, run in enumerate(runs):
+        found = run.resumptions
+        worded = one and len(found) <= _MOST_WORDS
+        label = None if worded or not found else "resumed" if one else f"{run.folder.name} resumed"
+        for resumption in found:
+            x, colour = resumption.epoch + 0.5, "#666666" if one else _COLOURS[number % 7]
+            axes.axvline(x, color=colour, linewidth=0.9, linestyle=":", label=label)
+            label = None
+            if worded:
+                axes.annotate(
+                    str(resumption),
+                    (x, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(2, -2),
+                    textcoords="offset points",
+                    va="top",
+                    rotation=90,
+                    fontsize=8,
+                    color=colour,
+                )
 
 
 def _mark(x: Sequence[int]) -> str | None:
@@ -181,6 +207,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
             fontsize=8,
             color="#666666",
         )
+    _mark_resumptions(axes, runs)
     _epochs(axes)
     axes.set_ylabel(metric)
     axes.legend(frameon=False, fontsize=9)
@@ -204,6 +231,8 @@ def _time(run: RunFiles, suffix: str) -> Drawing:
         for (part, values), colour in zip(stacks.items(), colours, strict=True):
             axes.bar(epochs, values, bottom=low, label=PARTS[part], color=colour, width=0.4)
             low += values[0]
+    for resumption in run.resumptions:
+        axes.axvline(resumption.epoch + 0.5, color="black", linewidth=0.9, linestyle=":")
     _epochs(axes)
     axes.set_ylabel("seconds, mean over ranks")
     axes.legend(fontsize=8, ncols=4, loc="upper right", framealpha=1, edgecolor="none")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.train.journal import MAX_EPOCH, Line, config_of, is_number, json_lines, lines
 
 SETS = ("train", "valid", "test")
@@ -26,6 +27,17 @@ class RankNumbers:
     epoch: int
     numbers: dict[str, list[float]]
     sent_to: list[list[int]] | None
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run went on: after `epoch`; `ranks` where they are others than before it."""
+
+    epoch: int
+    ranks: int | None
+
+    def __str__(self) -> str:
+        return "resumed" if self.ranks is None else f"resumed on {counted(self.ranks, 'rank')}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,22 @@ class RunFiles:
             return found[0]
         scored = [record for record in self.records if record.get("valid") is not None]
         return max(scored, key=lambda record: record["valid"], default=self.records[-1])
+
+    @property
+    def resumptions(self) -> list[Resumption]:
+        """Those whose epochs are in the records, rising; an epoch trained again counts once."""
+        found: list[tuple[int, int]] = []
+        for start in self.starts:
+            epoch, ranks = start.get("from_epoch"), start.get("ranks")
+            if type(epoch) is int and type(ranks) is int:
+                found = [(before, count) for before, count in found if before < epoch]
+                found.append((epoch, ranks))
+        first, last = self.records[0]["epoch"], self.records[-1]["epoch"]
+        return [
+            Resumption(epoch, ranks if ranks != former else None)
+            for (_, former), (epoch, ranks) in pairwise(found)
+            if first <= epoch < last
+        ]
 
     def settings(self) -> dict[str, Any]:
         """Settings by their name without a section."""
