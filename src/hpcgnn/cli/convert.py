@@ -270,7 +270,7 @@ def _print_notes(source: Source, first: int) -> int:
     """Print the notes from number `first` on; returns how many there are."""
     for note in source.notes[first:]:
         file = note.file if isinstance(note, NoteOn) else source.file
-        warn(f"hpcgnn: note: {file}: {note}")
+        warn(f"hpcgnn: note: {note}" if file is None else f"hpcgnn: note: {file}: {note}")
     return len(source.notes)
 
 

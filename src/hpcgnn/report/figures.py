@@ -127,8 +127,12 @@ def _curves(
     return Drawing(name, title, figure)
 
 
-def _mark_resumptions(axes: Axes, runs: Sequence[RunFiles]) -> None:
-    """Dotted lines where a run went on; beside each what it is, or one word for many of them."""
+def _mark_resumptions(axes: Axes, runs: Sequence[RunFiles], *, low: bool = False) -> None:
+    """Dotted lines where a run went on; beside each what it is, or one word for many of them.
+
+    Args:
+        low: the words stand at the bottom, where scores are not.
+    """
     one = len(runs) == 1
     for number, run in enumerate(runs):
         found = run.resumptions
@@ -141,11 +145,11 @@ def _mark_resumptions(axes: Axes, runs: Sequence[RunFiles]) -> None:
             if worded:
                 axes.annotate(
                     str(resumption),
-                    (x, 1),
+                    (x, 0 if low else 1),
                     xycoords=("data", "axes fraction"),
-                    xytext=(2, -2),
+                    xytext=(2, 4 if low else -2),
                     textcoords="offset points",
-                    va="top",
+                    va="bottom" if low else "top",
                     rotation=90,
                     fontsize=8,
                     color=colour,
@@ -207,7 +211,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
             fontsize=8,
             color="#666666",
         )
-    _mark_resumptions(axes, runs)
+    _mark_resumptions(axes, runs, low=True)
     _epochs(axes)
     axes.set_ylabel(metric)
     axes.legend(frameon=False, fontsize=9)

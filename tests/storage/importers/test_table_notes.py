@@ -25,6 +25,11 @@ def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, lab
     said = capfd.readouterr().err
     assert (note or "") in said and (note is not None or "classes have" not in said)
     assert note is not None or "one time" not in said
+    assert note is None or any(
+        line.startswith("hpcgnn: note: ") and "e.csv" not in line
+        for line in said.splitlines()
+        if note in line
+    )
 
 
 def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
@@ -70,6 +75,10 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
         ([f"k{k % 3}" for k in range(40)], None),
         (["rot", "Rot ", "b", "B"], "y has the values 'Rot ' and 'rot', which count as two"),
         (["None", "k"], "y has the value None: if it is missing there, say --na None"),
+        (["2021-05-31", "2021-06-01T12:00"], "y holds dates such as 2021-05-31, each of which"),
+        (["31/05/2021", "1/6/2021"], "y holds dates such as 1/6/2021, each of which becomes a c"),
+        (["2021-05-31", "x"], None),
+        (["1.2.3", "1.2.4"], None),
     ],
 )
 def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd, labels, note):
@@ -98,3 +107,9 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
     path = tmp_path / "g.graphml"
     write(path, f'<graphml>{keys}<graph edgedefault="directed">{nodes}{edges}</graph></graphml>')
     assert "node bob, x: is missing" in refused(path, "--features", "x")
+
+
+@pytest.mark.parametrize(("edges", "said"), [("p,p\nq,q\n", True), ("p,p\nq,p\n", False)])
+def test_edges_that_join_no_nodes_are_named(made, tmp_path, capfd, edges, said):
+    made(write(tmp_path / "e.csv", "a,b\n" + edges), *ENDS)
+    assert ("each edge leads from a node to itself" in capfd.readouterr().err) == said

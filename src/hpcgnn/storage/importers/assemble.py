@@ -30,6 +30,7 @@ from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
+_ALL_LOOPS = "each edge leads from a node to itself: no node is told anything of another one"
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
 _TRUSTED = 100  # times as many where the user has named the number
@@ -160,7 +161,7 @@ def assemble(
             with display.stage("write the nodes"):
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
-            first, written, arranged = 0, 0, edges.count
+            first, written, arranged, joins = 0, 0, edges.count, False
             lists = ahead(row_chunks(edges, scratch, num_nodes, rules))
             with (
                 closing(lists),
@@ -168,11 +169,14 @@ def assemble(
             ):
                 for chunk in lists:
                     _write_rows(writer, chunk, treatment.link_split, first)
+                    joins = joins or not _only_loops(chunk, first)
                     first += len(chunk.counts)
                     written += len(chunk.indices)
                     stage.advance(len(chunk.counts))
             if rules.deduplicate and written < arranged and rules.self_loops != "add":
                 source.notes.append(_merged(rules))
+            if written and not joins:
+                source.notes.append(_ALL_LOOPS)
             texts = source.names or source.nodes.names
             if texts is not None:
                 for lengths, data in texts.names():
@@ -190,6 +194,11 @@ def _merged(rules: RowRules) -> str:
         f"edges that are listed more than once{both} are one each, with the {rules.combine} of "
         "their weights where they have some (--duplicate-weights)"
     )
+
+
+def _only_loops(chunk: RowChunk, first: int) -> bool:
+    rows = np.arange(first, first + len(chunk.counts))
+    return bool((chunk.indices == np.repeat(rows, chunk.counts)).all())
 
 
 def _write_rows(

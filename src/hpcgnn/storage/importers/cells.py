@@ -22,6 +22,7 @@ _COMMAS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3})+,\d+|\d*,
 _LOOKED_AT = 100
 _QUANTITY = re.compile(r"\(?[$€£]?\s?[+-]?\d[\d.,'\u2019\s]*[%$€£]?\)?-?")
 _DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d\d.*)?")
+_DAY = re.compile(r"(\d{4}([./-])\d\d?\2\d\d?|\d\d?([./-])\d\d?\3\d{4})([ T].*)?")
 _DELIMITERS = ",\t;|"
 
 
@@ -42,6 +43,11 @@ def is_quantity(text: str) -> bool:
     """Whether it is a number as people write it, as 5%, 1 000 and (3), or a date as 31/05/2021."""
     written = _QUANTITY.fullmatch(text) or _DATE.fullmatch(text)
     return bool(written) and not is_number(text)
+
+
+def is_date(text: str) -> bool:
+    """Whether it is a day, or a moment of one, as 2021-05-31, 2021-05-31T12:00 and 31/05/2021."""
+    return bool(_DAY.fullmatch(text))
 
 
 def means_missing(text: str) -> bool:

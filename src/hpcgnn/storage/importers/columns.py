@@ -14,6 +14,7 @@ from hpcgnn.storage.importers.source import (
     Column,
     Nodes,
     NodeSplit,
+    NoteOn,
     SparseChunk,
     SparseColumn,
     as_integers,
@@ -93,10 +94,11 @@ def write_nodes(
             writer.append_split(rows)
         if not population[1:].all():
             none, train, valid, test = population
-            nodes.notes.append(
+            text = (
                 f"the split has {train} nodes for training, {valid} for validation, {test} for"
                 f" testing, and leaves out {none}"
             )
+            nodes.notes.append(NoteOn(None, text))
     _write_types(writer, nodes, num_nodes, normalise)
 
 

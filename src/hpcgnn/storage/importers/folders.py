@@ -19,6 +19,7 @@ from hpcgnn.storage.importers.source import (
     ImportOptions,
     Nodes,
     NodeSplit,
+    NoteOn,
     Source,
 )
 
@@ -62,7 +63,7 @@ def read_node_files(
         nodes.arrays[name] = array.column(options.limit)
     if split is not None and split.suffix == ".npz":
         nodes.split, notes = read_split(split, options)
-        nodes.notes += [f"{split}: {note}" for note in notes]
+        nodes.notes += [NoteOn(split, note) for note in notes]
     elif split is not None:
         array = _array(split)
         known[split] = array.shape[0]

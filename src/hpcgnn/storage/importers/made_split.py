@@ -9,6 +9,7 @@ import numpy as np
 from hpcgnn.errors import counted
 from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.slabs import sorted_slabs
+from hpcgnn.storage.importers.source import NoteOn
 from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 
@@ -110,13 +111,14 @@ def split_chunks(
         if times is not None:
             border.add(slab["key"], out["code"])
     if border.shared:
-        notes.append(
+        text = (
             "the split by time parts nodes of one time: among these the order of the rows decides"
         )
+        notes.append(NoteOn(None, text))
     yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)
 
 
-def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> list[str]:
+def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> list[NoteOn]:
     """A note where classes are not in every set that has a share."""
     wanted = sum(share > 0 for share in ratio)
     least = [c for c in counts.values() if c < 1000]  # more are in all sets, or a share is tiny
@@ -124,7 +126,7 @@ def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> lis
     if not small:
         return []
     text = f"{len(small):,} of {counted(len(counts), 'class')} have too few labelled nodes"
-    return [f"{text} (at most {max(small)}) to be in every set of the split"]
+    return [NoteOn(None, f"{text} (at most {max(small)}) to be in every set of the split")]
 
 
 class _Border:

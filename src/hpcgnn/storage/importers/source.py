@@ -86,11 +86,11 @@ class NodeSplit:
 
 
 class NoteOn(str):
-    """A note on another file than the one that errors of the `Source` speak of."""
+    """A note on another file than the one that errors of the `Source` speak of, or on none."""
 
-    file: Path
+    file: Path | None
 
-    def __new__(cls, file: Path, text: str) -> NoteOn:
+    def __new__(cls, file: Path | None, text: str) -> NoteOn:
         note = super().__new__(cls, text)
         note.file = file
         return note

@@ -388,7 +388,12 @@ def odd_values(
     notes = []
     named = [(names, values) for names, values in classes if names is not None]
     for names, values in named:
-        if names.mostly_different(len(values)):
+        if values and all(map(cells.is_date, values)):
+            notes.append(
+                f"{names.name} holds dates such as {values[0]}, each of which becomes a class: a "
+                "split by time is made by --split-time"
+            )
+        elif names.mostly_different(len(values)):
             notes.append(
                 f"{names.name} has {len(values):,} different values in {names.known_rows:,} rows, "
                 "each of which becomes a class: is it an id, or a number to be predicted?"
