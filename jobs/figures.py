@@ -68,7 +68,9 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
     axes.set_xlabel("ranks P")
     axes.set_ylabel("peak memory above imports, GB")
     axes.set_title(named(scale["model"], graph), loc="left", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    axes.legend(
+        frameon=False, fontsize=8, loc="upper right", ncols=2, columnspacing=1, handlelength=1.4
+    )
 
 
 def peers_on(graph: Content, model: str, epochs: list[Content]) -> list[Content]:
