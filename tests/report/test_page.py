@@ -287,7 +287,7 @@ def test_curves_show_where_a_run_was_resumed(tmp_path):
         assert words == {"resumed": 1.5, "resumed on 4 ranks": 2.5}
     two = draw([read_run(run), read_run(write_run(tmp_path / "other"))], "accuracy")
     names = [text.get_text() for text in two[0].figure.axes[0].get_legend().get_texts()]
-    assert names == ["run", "run resumed", "other"]
+    assert names == ["run", "other", "run resumed"]
 
 
 def test_many_resumptions_are_one_word(tmp_path):
