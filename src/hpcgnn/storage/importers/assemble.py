@@ -30,7 +30,7 @@ from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import TEST, TRAIN, VALID
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
-_ALL_LOOPS = "each edge leads from a node to itself: no node is told anything of another one"
+_ALL_LOOPS = "every edge is a self-loop: no node receives a message from another"
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
 _TRUSTED = 100  # times as many where the user has named the number
