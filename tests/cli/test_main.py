@@ -168,6 +168,7 @@ for command in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_verbs_of_one_process_start_no_mpi(tmp_path):
     """It may refuse to start, as on a login node; what fails there is told all the same."""
     statuses = {
