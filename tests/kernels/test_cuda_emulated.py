@@ -263,15 +263,8 @@ def test_rows_are_packed_and_added_and_dropped(width, dtype):
     assert torch.equal(out, (x.float() * mask).to(dtype))
 
 
-# Of float16 one shape in wide words and one in single numbers: beside its conversion, which sums
-# show too, an instance of it is that of bfloat16.
-@pytest.mark.parametrize(
-    ("heads", "channels", "kind"),
-    [
-        *((*shape, torch.bfloat16) for shape in [(2, 64), (3, 10), (1, 47), (4, 8), (1, 300)]),
-        *((*shape, torch.float16) for shape in [(2, 64), (1, 47)]),
-    ],
-)
+@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize(("heads", "channels"), [(2, 64), (3, 10), (1, 47), (4, 8), (1, 300)])
 def test_attention_of_short_numbers(heads, channels, kind):
     """The same as float32 attention of the rounded numbers, to float32 rounding."""
     edges = random_edges(11, 8, 60)
