@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 POLL_SECONDS = 0.02
 OUTPUTS = ("out", "err")
@@ -23,7 +24,8 @@ class StandingJob:
     """`ranks` ranks that `serve` below `folder`, from the first command on.
 
     `start(place, pid)` starts them: `mpiexec` with a program that calls `serve(run, place, pid)`.
-    One that has died is started again by the next command.
+    One that has died is started again by the next command. Each rank reads its orders from a named
+    pipe: one that looked for files again and again would take as long as the tests beside it.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class StandingJob:
         self._folder, self._start = folder, start
         self._job: subprocess.Popen[bytes] | None = None
         self._lives = self._number = 0
+        self._orders: list[TextIO] = []
 
     def run(self, *command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """One command on all ranks, in this process's folder.
@@ -42,10 +45,11 @@ class StandingJob:
         if self._job is None or self._job.poll() is not None:
             self._lives, self._number = self._lives + 1, 0
             self._place.mkdir()
+            self._close()
+            self._orders = [_pipe(_orders(self._place, rank)) for rank in range(self.ranks)]
             self._job = self._start(str(self._place), str(os.getpid()))
         self._number += 1
-        order = {"folder": str(Path.cwd()), "command": list(map(str, command))}
-        _write(self._place / f"{self._number}.order", order)
+        self._send({"folder": str(Path.cwd()), "command": list(map(str, command))})
         statuses = self._paths("status")
         end = time.monotonic() + timeout
         while not (over := all(map(Path.exists, statuses))) and self._job.poll() is None:
@@ -69,46 +73,67 @@ class StandingJob:
     def stop(self) -> None:
         if self._job is None:
             return
-        _write(self._place / f"{self._number + 1}.order", None)
+        self._send(None)
         try:
             self._job.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._job.terminate()  # and with it the ranks
             self._job.wait()
+        self._close()
+
+    def _send(self, order: object) -> None:
+        for orders in self._orders:
+            print(json.dumps(order), file=orders, flush=True)
+
+    def _close(self) -> None:
+        for orders in self._orders:
+            orders.close()
+        self._orders = []
 
 
 def serve(run: Callable[[list[str]], int], folder: str, pid: str) -> int:
-    """`run(command)` for each order in `folder`, until one says to end or process `pid` is gone.
+    """`run(command)` for each order from process `pid`, until one says to end or it is gone.
 
     `python -m tests.standing_job FOLDER PID`: with commands of hpcgnn.
     """
     from hpcgnn.comm.launcher import launched
 
-    number, (rank, _) = 0, launched()
-    while Path(f"/proc/{pid}").exists():
-        path = Path(folder, f"{number + 1}.order")
-        if not path.exists():
-            time.sleep(POLL_SECONDS)
-            continue
-        number += 1
-        order = json.loads(path.read_text())
-        if order is None:
-            return 0
-        os.chdir(order["folder"])
-        status = 1
-        out, err = (Path(folder, f"{number}.{rank}.{name}") for name in OUTPUTS)
-        with (
-            out.open("w", buffering=1) as stdout,
-            err.open("w", buffering=1) as stderr,
-            redirect_stdout(stdout),
-            redirect_stderr(stderr),
-        ):
-            try:
-                status = run(order["command"])
-            except Exception:
-                traceback.print_exc()
-        _write(Path(folder, f"{number}.{rank}.status"), status)
+    rank, _ = launched()
+    if not Path(f"/proc/{pid}").exists():  # nobody to open the other end
+        return 1
+    with _orders(Path(folder), rank).open() as orders:
+        for number, line in enumerate(orders, start=1):
+            order = json.loads(line)
+            if order is None:
+                return 0
+            os.chdir(order["folder"])
+            out, err, done = (Path(folder, f"{number}.{rank}.{n}") for n in (*OUTPUTS, "status"))
+            _write(done, _status(run, order["command"], out, err))
     return 1
+
+
+def _status(run: Callable[[list[str]], int], command: list[str], out: Path, err: Path) -> int:
+    with (
+        out.open("w", buffering=1) as stdout,
+        err.open("w", buffering=1) as stderr,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        try:
+            return run(command)
+        except Exception:
+            traceback.print_exc()
+            return 1
+
+
+def _orders(place: Path, rank: int) -> Path:
+    return place / f"{rank}.orders"
+
+
+def _pipe(path: Path) -> TextIO:
+    """A new named pipe, to be written; open for reading too, as nobody reads yet."""
+    os.mkfifo(path)
+    return os.fdopen(os.open(path, os.O_RDWR), "w")
 
 
 def _write(path: Path, value: object) -> None:

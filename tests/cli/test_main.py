@@ -150,6 +150,7 @@ def test_ranks_that_were_told_different_things(more, line, tmp_path):
 PLANNED = ("--nodes", "9000", "--edges", "1e5", "--features", "8", "--classes", "3", "--ranks", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "arguments", "status"),
     [

@@ -34,6 +34,7 @@ from hpcgnn.sar import hubs
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.open import place
+from hpcgnn.train.optimizers import PlainSGD
 from tests.fake_device.tensors import FakeDevice
 from tests.graphs import distribute, random_graph
 
@@ -96,7 +97,7 @@ class Epochs:
         layers = [torch.nn.Linear(5, width), *(LAYERS[kind](width) for _ in range(2))]
         self.model = torch.nn.ModuleList(layers).to(group.device)
         self.dropout = nn.Dropout(0.3)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.optimizer = PlainSGD(self.model.parameters(), lr=0.01)
         self.number = self.messages = 0
         self.graph.ring.send = self._counted  # type: ignore[method-assign]
 

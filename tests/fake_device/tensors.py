@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -96,25 +95,39 @@ class FakeDevice(TorchDispatchMode):
 
 
 def inner(value: Any) -> Any:
-    return value.inner if isinstance(value, FakeTensor) else value
+    """A value as torch's own operations take it, and what tuples, lists and dictionaries hold."""
+    kind = type(value)
+    if isinstance(value, FakeTensor):
+        return value.inner
+    if kind is tuple or kind is list:
+        return kind([inner(item) for item in value])
+    if kind is dict:
+        return {name: inner(item) for name, item in value.items()}
+    return value
 
 
 def outer(value: Any) -> Any:
-    return FakeTensor(value) if isinstance(value, Tensor) else value
-
-
-def _each(function: Callable[[Any], Any], value: Any) -> Any:
-    """What `function` makes of the leaves of tuples, lists and dictionaries."""
+    """A result as it lies on the fake device."""
+    if isinstance(value, Tensor):
+        return FakeTensor(value)
     if isinstance(value, tuple | list):
-        return type(value)([_each(function, item) for item in value])
-    if isinstance(value, dict):
-        return {name: _each(function, item) for name, item in value.items()}
-    return function(value)
+        return type(value)([outer(item) for item in value])
+    return value
+
+
+def _tensors(values: Any, found: list[Tensor]) -> None:
+    """Adds those among arguments, and in their tuples and lists, to `found`."""
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            _tensors(value, found)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors: list[Tensor] = []
-    _each(lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None, (args, kwargs))
+    _tensors(args, tensors)
+    _tensors(kwargs.values(), tensors)
     fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
     if fake:
         _refuse_mixture(func, args, tensors)
@@ -134,10 +147,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         plain["device"] = torch.device("cpu")
     if plain.get("pin_memory"):
         plain["pin_memory"] = False
-    result = func(*_each(inner, args), **_each(inner, plain))
+    result = func(*inner(args), **inner(plain))
     if not on_device:
         return result
-    result = _each(outer, result)
+    result = outer(result)
     return return_and_correct_aliasing(func, args, kwargs, result) if fake else result
 
 

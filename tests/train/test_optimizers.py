@@ -40,6 +40,7 @@ def test_they_are_those_of_torch(ours, theirs, settings):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_no_compiler_is_loaded(tmp_path):
     graph, run = tmp_path / "g.h5", tmp_path / "run"
     size = ["--nodes", "60", "--degree", "4", "--features", "3", "--classes", "2"]

@@ -32,6 +32,7 @@ except OutputError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 5_000, 3_000_000])
 @pytest.mark.parametrize("compress", [0, 1])
 def test_a_file_size_limit(tmp_path, limit, compress):

@@ -156,6 +156,7 @@ def run_dir(graph, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_contradictions_are_refused(graph, run_dir):
     path, out = run_dir / "checkpoints" / "epoch-000002.h5", run_dir / "out.pt"
     whole = path.read_bytes()
@@ -344,6 +345,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path, name):
     change, words = ROWS[name]

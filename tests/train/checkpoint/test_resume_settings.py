@@ -75,6 +75,7 @@ def run(comm, shared_path) -> tuple[Path, Path]:
     return graph, folder
 
 
+@pytest.mark.slow
 def test_each_setting_is_refused_by_name_or_accepted_as_declared(comm, run, monkeypatch, capfd):
     graph, first = run
     monkeypatch.chdir(graph.parent)

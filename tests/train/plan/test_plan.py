@@ -92,6 +92,7 @@ def test_pairs_and_parts_are_those_of_the_file(tmp_path):
     assert 0 < shape.block_edges < shape.edges and shape.pairs_per_edge >= pairs / 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -129,6 +130,7 @@ def _rewritten(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray 
             atomic.OutputFile(file, path).dataset(name, array.dtype, array.shape)[...] = array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "name", "change", "words"),
     [
