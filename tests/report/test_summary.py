@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -165,3 +167,12 @@ def test_a_run_that_finished_has_all_its_records(run_dir, capsys, epochs):
     (run_dir / "config.json").write_text(json.dumps({"epochs": epochs}))
     (run_dir / "ENDED").write_text("finished\n")
     assert main.main(["report", str(run_dir)]) == (2 if epochs else 0)
+
+
+def test_a_matplotlib_that_does_not_load_costs_the_page_alone(run_dir):
+    pytest.importorskip("matplotlib")
+    environment = os.environ | {"MPLBACKEND": "nothing"}
+    command = [sys.executable, "-m", "hpcgnn", "report", str(run_dir)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and "finished" in ended.stdout
+    assert "no page: matplotlib can't be loaded" in ended.stderr and ended.stderr.count("\n") == 1

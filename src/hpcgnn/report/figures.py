@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, shortened
 from hpcgnn.report.run import SETS, RunFiles
 from hpcgnn.report.summary import PARTS, per_epoch, per_rank
 
@@ -58,6 +58,8 @@ def _matplotlib() -> Any:
         raise InputError(
             "the page of a report needs matplotlib: pip install matplotlib, or --text"
         ) from None
+    except ValueError as error:  # such as a MPLBACKEND that it doesn't know
+        raise InputError(f"matplotlib can't be loaded: {shortened(str(error))}") from None
     return matplotlib
 
 
