@@ -273,3 +273,13 @@ def test_figures_have_room_in_a_browser(reported, tmp_path):
     assert measured["wide"] <= measured["room"]
     assert len(measured["sizes"]) == 7
     assert all(width > 300 and height > 100 for width, height in measured["sizes"])
+
+
+def test_names_of_any_letters_are_drawn_as_they_are(tmp_path, recwarn):
+    pytest.importorskip("matplotlib")
+    folders = [write_run(tmp_path / name) for name in ("a$\\x$\x1b[31m", "\u540d\u524d")]
+    drawings = draw([read_run(folder) for folder in folders], "$\\frac$\x1b")
+    for drawing in drawings:
+        assert drawing.svg() and "\x1b" not in drawing.words
+    assert "a$\\x$" in {each.name: each.words for each in drawings}["time-1"]
+    assert [str(each.message) for each in recwarn] == []
