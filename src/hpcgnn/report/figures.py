@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hpcgnn.errors import InputError, printable, shortened
 from hpcgnn.report.run import SETS, RunFiles
@@ -56,7 +56,7 @@ class Drawing:
         self._save(buffer, format="png", dpi=144, metadata={"Software": SIGN})
         return buffer.getvalue()
 
-    def _save(self, buffer: io.IOBase, **how: Any) -> None:
+    def _save(self, buffer: IO[Any], **how: Any) -> None:
         with warnings.catch_warnings():  # its font lacks letters that names of runs may have
             warnings.filterwarnings("ignore", "Glyph ")
             self.figure.savefig(buffer, **how)
