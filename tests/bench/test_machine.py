@@ -6,7 +6,7 @@ import pytest
 
 from hpcgnn.bench import machine
 from hpcgnn.cli import bench, bench_machine
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train.plan.machine import KERNELS, read_machine
 from tests.cli.verbs import call
 
@@ -43,3 +43,6 @@ def test_its_file_is_read(comm, shared_path, monkeypatch):
     assert out.read_text() == "title = 'mine'\n"
     with pytest.raises(InputError, match=r"must end in \.toml"):
         call(comm, bench, "machine", "-o", shared_path / "here.txt")
+    monkeypatch.setattr(machine, "measure", None)  # minutes that would be lost
+    with pytest.raises(OutputError, match="no such folder"):
+        call(comm, bench, "machine", "-o", shared_path / "nowhere" / "here.toml")

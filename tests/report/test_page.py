@@ -300,3 +300,13 @@ def test_many_resumptions_are_one_word(tmp_path):
     axes = draw([read_run(run)], "accuracy")[0].figure.axes[0]
     assert not axes.texts and len(axes.lines) == 30
     assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == ["resumed"]
+
+
+def test_names_of_any_letters_are_drawn_as_they_are(tmp_path, recwarn):
+    pytest.importorskip("matplotlib")
+    folders = [write_run(tmp_path / name) for name in ("a$\\x$\x1b[31m", "\u540d\u524d")]
+    drawings = draw([read_run(folder) for folder in folders], "$\\frac$\x1b")
+    for drawing in drawings:
+        assert drawing.svg() and "\x1b" not in drawing.words
+    assert "a$\\x$" in {each.name: each.words for each in drawings}["time-1"]
+    assert [str(each.message) for each in recwarn] == []

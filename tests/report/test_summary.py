@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +108,9 @@ BROKEN = {
     "bool": json.dumps(record(1, 0.5, 1.0) | {"epoch": True}),
     "infinite": json.dumps(record(1, 0.5, 1.0) | {"epoch_seconds": float("inf")}),
     "huge": json.dumps(record(1, 0.5, 1.0) | {"epoch_seconds": 10**400}),
+    "rate": json.dumps(record(1, 0.5, 1.0) | {"lr": [0.1, 0.2]}),
+    "undefined": json.dumps(record(1, 0.5, 1.0) | {"reduce_seconds": float("nan")}),
+    "packing": json.dumps(record(1, 0.5, 1.0) | {"pack_seconds": {"mean": float("inf")}}),
     "nested": "[" * 100_000,
     "long": json.dumps(record(1, 0.5, 1.0) | {"more": "x" * (1 << 20)}),
 }
@@ -141,3 +146,33 @@ def test_a_pipe_is_not_waited_for(run_dir, capsys):
         os.mkfifo(run_dir / name)
         assert main.main(["report", str(run_dir)]) == 2
         assert f"{name}: is not a regular file" in capsys.readouterr().err
+
+
+def test_a_run_before_its_first_epoch_is_shown(run_dir, capsys):
+    (run_dir / "metrics.jsonl").write_text("")
+    (run_dir / "config.json").write_text(json.dumps({"epochs": 20}))
+    assert report(run_dir, capsys)["epochs"] == 0
+    assert main.main(["report", str(run_dir)]) == 0
+    captured = capsys.readouterr()
+    assert "0 of 20" in captured.out and "no page: no epoch has ended yet" in captured.err
+    assert main.main(["report", str(run_dir), str(run_dir), "--text"]) == 0
+    capsys.readouterr()
+    assert main.main(["report", str(run_dir), "-o", str(run_dir / "page.html")]) == 2
+    assert "no page" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("epochs", [0, 20])
+def test_a_run_that_finished_has_all_its_records(run_dir, capsys, epochs):
+    (run_dir / "metrics.jsonl").write_text("")
+    (run_dir / "config.json").write_text(json.dumps({"epochs": epochs}))
+    (run_dir / "ENDED").write_text("finished\n")
+    assert main.main(["report", str(run_dir)]) == (2 if epochs else 0)
+
+
+def test_a_matplotlib_that_does_not_load_costs_the_page_alone(run_dir):
+    pytest.importorskip("matplotlib")
+    environment = os.environ | {"MPLBACKEND": "nothing"}
+    command = [sys.executable, "-m", "hpcgnn", "report", str(run_dir)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and "finished" in ended.stdout
+    assert "no page: matplotlib can't be loaded" in ended.stderr and ended.stderr.count("\n") == 1

@@ -72,6 +72,22 @@ def test_damage_is_dropped_and_told(path, capfd):
     assert "6 lines are torn or no records" in err and "no record of epoch 3, 5-6" in err
 
 
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_journal_that_has_gone_is_told(path, capfd, content):
+    if content is not None:
+        path.write_text(content)
+    Journal(path, 6).write(record(7))
+    assert epochs(path) == [7] and "no record of epoch 1-6" in capfd.readouterr().err
+
+
+def test_a_journal_without_a_record_is_not_emptied_beside_a_checkpoint(path):
+    path.write_bytes(text(*map(record, range(1, 7))).replace("\n", "\r").encode())
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="holds no record of an epoch"):
+        Journal(path, 6)
+    assert path.read_bytes() == before
+
+
 def test_later_epochs_are_dropped_where_they_are_trained_again(path):
     path.write_text(text(*map(record, range(1, 7))))
     with pytest.raises(InputError, match=r"of 6 epochs, of which those after 2 would be lost"):

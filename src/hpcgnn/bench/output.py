@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from hpcgnn import system
-from hpcgnn.errors import InputError, OutputError, say
+from hpcgnn.errors import InputError, OutputError, say, shortened
 from hpcgnn.storage.write import atomic
 from hpcgnn.system import now
 from hpcgnn.train.journal import check_regular
@@ -147,12 +147,14 @@ def import_matplotlib() -> Any:
     """matplotlib.
 
     Raises:
-        InputError: it isn't installed.
+        InputError: it isn't installed, or can't be loaded.
     """
     try:
         import matplotlib
     except ImportError:
         raise InputError("a drawing needs matplotlib: pip install matplotlib") from None
+    except ValueError as error:  # such as a MPLBACKEND that it doesn't know
+        raise InputError(f"matplotlib can't be loaded: {shortened(str(error))}") from None
     return matplotlib
 
 

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> None:
     with agreed(comm, "check the output"):
         if comm.rank == 0:
             _check(args.out, force=args.force)
+            with atomic.claim(args.out):  # measuring takes minutes: can it be written at all?
+                pass
     torch.set_num_threads(args.threads)
     device = pick_device(comm, args.device)
     name = args.name or platform.node() or "this machine"

@@ -47,10 +47,17 @@ def run(args: argparse.Namespace, comm: None) -> int:
 def _write_page(args: argparse.Namespace, runs: list[RunFiles]) -> None:
     from hpcgnn.report.page import write_report
 
+    begun = [run for run in runs if run.records]
+    if not begun:
+        where = runs[0].folder / "metrics.jsonl"
+        if args.out is not None or args.open:
+            raise InputError("holds no epoch yet, so there is no page of it", file=where)
+        warn("hpcgnn: note: no page: no epoch has ended yet")
+        return
     own = args.out is None and len(runs) == 1
     folder = args.out or (runs[0].folder / "report" if own else Path("report"))
     try:
-        page = write_report(runs, folder, force=args.force or own)
+        page = write_report(begun, folder, force=args.force or own)
     except InputError as error:
         if args.out is not None or args.open or "matplotlib" not in str(error):
             raise

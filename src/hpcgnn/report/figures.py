@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, printable, shortened
 from hpcgnn.report.run import SETS, RunFiles
 from hpcgnn.report.summary import PARTS, per_epoch, per_rank
 
@@ -36,19 +37,29 @@ class Drawing:
     title: str
     figure: Figure
 
+    @property
+    def words(self) -> str:
+        """The title as text."""
+        return self.title.replace(r"\$", "$")
+
     def svg(self) -> str:
         """The figure as an `<svg>` element, the same bytes for the same run."""
         buffer = io.StringIO()
         matplotlib = _matplotlib()
         with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            self._save(buffer, format="svg", metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
         return text[text.index("<svg") :]
 
     def png(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=144, metadata={"Software": SIGN})
+        self._save(buffer, format="png", dpi=144, metadata={"Software": SIGN})
         return buffer.getvalue()
+
+    def _save(self, buffer: IO[Any], **how: Any) -> None:
+        with warnings.catch_warnings():  # its font lacks letters that names of runs may have
+            warnings.filterwarnings("ignore", "Glyph ")
+            self.figure.savefig(buffer, **how)
 
 
 def _matplotlib() -> Any:
@@ -58,6 +69,8 @@ def _matplotlib() -> Any:
         raise InputError(
             "the page of a report needs matplotlib: pip install matplotlib, or --text"
         ) from None
+    except ValueError as error:  # such as a MPLBACKEND that it doesn't know
+        raise InputError(f"matplotlib can't be loaded: {shortened(str(error))}") from None
     return matplotlib
 
 
@@ -112,7 +125,7 @@ def _curves(
         if points:
             x, y = zip(*points, strict=True)
             log = log and min(y) > 0
-            colour, label = _COLOURS[number % 7], run.folder.name
+            colour, label = _COLOURS[number % 7], _plain(run.folder.name)
             axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker=_mark(x))
             drawn += 1
     if not drawn:
@@ -181,8 +194,13 @@ def _named(metric: str) -> str:
     return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in words)
 
 
+def _plain(text: str) -> str:
+    """As Matplotlib shows what people have named: in one line, and `$` is no mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
 def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
-    metric = _named(metric)
+    metric = _plain(_named(metric))
     title = f"{metric[:1].upper()}{metric[1:]}, "
     title += "training, validation and test" if len(runs) == 1 else "validation"
     figure, axes = _figure(title)
@@ -194,7 +212,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
                 continue
             x, y = zip(*points, strict=True)
             colour = _SET_COLOURS[kind] if len(runs) == 1 else _COLOURS[number % 7]
-            label = kind if len(runs) == 1 else run.folder.name
+            label = kind if len(runs) == 1 else _plain(run.folder.name)
             axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker=_mark(x))
             drawn += 1
     if not drawn:
@@ -307,7 +325,7 @@ def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
 
 
 def _of(run: RunFiles, suffix: str) -> str:
-    return f": {run.folder.name}" if suffix else ""
+    return f": {_plain(run.folder.name)}" if suffix else ""
 
 
 def _wide(bars: int) -> float:

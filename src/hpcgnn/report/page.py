@@ -61,7 +61,7 @@ def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
     else:
         parts.append(_facts(runs[0]))
     shown = "".join(
-        f'<figure id="{escape(d.name)}" role="img" aria-label="{escape(printable(d.title))}">'
+        f'<figure id="{escape(d.name)}" role="img" aria-label="{escape(printable(d.words))}">'
         f"{d.svg()}</figure>"
         for d in drawings
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcgnn.errors import InputError, counted
 from hpcgnn.train.journal import MAX_EPOCH, Line, config_of, is_number, json_lines, lines
+from hpcgnn.train.run_directory import how_it_ended
 
 SETS = ("train", "valid", "test")
 SECONDS = ("epoch_seconds", "forward_seconds", "backward_seconds")
@@ -45,7 +46,7 @@ class RunFiles:
     """A run, read once.
 
     Attributes:
-        records: the last record of each epoch, rising.
+        records: the last record of each epoch, rising; none where no epoch has ended yet.
         repeated: records there are besides.
         config: settings by name, in sections or flat as they were written.
         starts: what each start of the run said of itself: time, hosts, ranks, graph, releases.
@@ -102,10 +103,16 @@ def read_run(folder: Path) -> RunFiles:
     """Everything that `folder` tells of a run.
 
     Raises:
-        InputError: no such folder, no epochs, or a line that is no record.
+        InputError: no such folder, no run, a line that is no record, or epochs without any.
     """
     records, repeated = _records(folder)
-    return RunFiles(folder, records, repeated, _config(folder), _starts(folder), _ranks(folder))
+    run = RunFiles(folder, records, repeated, _config(folder), _starts(folder), _ranks(folder))
+    asked = run.settings().get("epochs")
+    if not records and (
+        type(asked) is not int or (asked > 0 and how_it_ended(folder).startswith("finished"))
+    ):
+        raise InputError("holds no record of an epoch", file=folder / "metrics.jsonl")
+    return run
 
 
 def _records(folder: Path) -> tuple[list[dict[str, Any]], int]:
@@ -121,25 +128,12 @@ def _records(folder: Path) -> tuple[list[dict[str, Any]], int]:
             found[record["epoch"]] = record
     except FileNotFoundError:
         raise InputError("has no metrics.jsonl: not a run directory", file=folder) from None
-    if not found:
-        raise InputError("holds no epoch yet", file=path)
     return [found[epoch] for epoch in sorted(found)], number - len(found)
 
 
 def _checked(line: Line, path: Path) -> dict[str, Any]:
     record = line.record
-    if record is not None:  # an undefined score, which is no JSON, is none
-        record |= {n: None for n in SETS if record.get(n) != record.get(n)}
-    try:
-        good = record is not None and all(is_number(record[name]) for name in ("loss", *SECONDS))
-        if record is not None:
-            good = good and all(
-                is_number(record[name][end]) for name in SPREAD for end in ("min", "mean", "max")
-            )
-            good = good and all(record.get(n) is None or is_number(record[n]) for n in SETS)
-    except (KeyError, TypeError):
-        good = False
-    if record is None or not good:
+    if record is None:
         try:
             line.text.decode()
         except UnicodeDecodeError:
@@ -149,7 +143,25 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
             "it",
             file=path,
         )
+    record |= {n: None for n in SETS if record.get(n) != record.get(n)}  # undefined: no JSON
+    for name in {"loss", *SECONDS, *SPREAD, *filter(_is_numeric, record)}:
+        optional = name not in ("loss", *SECONDS, *SPREAD)
+        value = record.get(name)
+        if (optional and value is None) or (is_number(value) and name not in SPREAD):
+            continue
+        ends = value if isinstance(value, dict) else {}
+        if not all(is_number(ends.get(end)) for end in ("min", "mean", "max")):
+            raise InputError(
+                f"line {line.number} is no record of an epoch: must be a number",
+                file=path,
+                dataset=name,
+                value=value,
+            )
     return record
+
+
+def _is_numeric(name: str) -> bool:
+    return name in ("lr", *SETS) or name.endswith("_seconds")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def summarise(run: RunFiles | Path) -> dict[str, Any]:
         InputError: as `read_run`.
     """
     run = read_run(run) if isinstance(run, Path) else run
+    if not run.records:
+        return _not_begun(run)
     records, best = run.records, run.best
     seconds = [float(record["epoch_seconds"]) for record in records]
     total = sum(seconds)
@@ -138,9 +140,28 @@ def summarise(run: RunFiles | Path) -> dict[str, Any]:
     }
 
 
+def _not_begun(run: RunFiles) -> dict[str, Any]:
+    """What `summarise` finds before the end of the first epoch."""
+    names = ("epoch", "loss", *SETS)
+    return {
+        "run_dir": str(run.folder),
+        "status": _status(run),
+        "epochs": 0,
+        "epochs_missing": "",
+        "records_repeated": run.repeated,
+        "epochs_asked": run.settings().get("epochs"),
+        "metric": metric_of(run),
+        **dict.fromkeys(f"best_{name}" for name in names),
+        **dict.fromkeys(("last_loss", "epoch_seconds_mean", "epoch_seconds_median")),
+        **dict.fromkeys(("forward_share", "backward_share", "wait_share")),
+        **dict.fromkeys(("bytes_per_epoch_and_rank", "peak_memory_bytes_max")),
+        "checkpoints": run.checkpoints,
+    }
+
+
 def metric_of(run: RunFiles) -> str:
     """The name of what was scored."""
-    name = run.records[-1].get("metric") or run.settings().get("metric")
+    name = (run.records[-1] if run.records else {}).get("metric") or run.settings().get("metric")
     return name if isinstance(name, str) and name != "auto" else "accuracy"
 
 
@@ -155,7 +176,7 @@ def _status(run: RunFiles) -> str:
     ended = how_it_ended(run.folder)
     if ended:
         return ended
-    settings, last = run.settings(), run.records[-1]["epoch"]
+    settings, last = run.settings(), run.records[-1]["epoch"] if run.records else 0
     asked, patience = settings.get("epochs"), settings.get("patience")
     if type(asked) is int and last >= asked:
         return "finished"
@@ -166,16 +187,30 @@ def _status(run: RunFiles) -> str:
 
 def as_text(content: dict[str, Any]) -> list[str]:
     """The lines that show what `summarise` found."""
+    asked = content["epochs_asked"]
+    rows = {
+        "status": content["status"],
+        "epochs": f"{content['epochs']}" + ("" if asked is None else f" of {asked}"),
+        **(_measured(content) if content["epochs"] else {}),
+        "checkpoints": ", ".join(content["checkpoints"]) or "none",
+    }
+    if content["epochs_missing"]:
+        rows["no record of"] = f"epoch {content['epochs_missing']}"
+    if content["records_repeated"]:
+        rows["repeated"] = f"{content['records_repeated']} records, of which the last counts"
+    width = max(map(len, rows))
+    return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]
+
+
+def _measured(content: dict[str, Any]) -> dict[str, str]:
+    """Rows of `as_text` about the epochs."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f} %"
 
     metric = content["metric"]
     scores = ", ".join(f"{name} {shown(metric, content['best_' + name])}" for name in SETS)
-    asked = content["epochs_asked"]
-    rows = {
-        "status": content["status"],
-        "epochs": f"{content['epochs']}" + ("" if asked is None else f" of {asked}"),
+    return {
         "best epoch": f"{content['best_epoch']}, loss {content['best_loss']:.4f}, {scores}",
         "last loss": f"{content['last_loss']:.4f}",
         "seconds per epoch": f"mean {content['epoch_seconds_mean']:.3f}, "
@@ -186,14 +221,7 @@ def as_text(content: dict[str, Any]) -> list[str]:
         "sent per epoch": f"{content['bytes_per_epoch_and_rank'] / 1e6:,.1f} MB per rank",
         "peak memory": f"{content['peak_memory_bytes_max'] / 1e6:,.1f} MB on the largest rank, "
         "imports included",
-        "checkpoints": ", ".join(content["checkpoints"]) or "none",
     }
-    if content["epochs_missing"]:
-        rows["no record of"] = f"epoch {content['epochs_missing']}"
-    if content["records_repeated"]:
-        rows["repeated"] = f"{content['records_repeated']} records, of which the last counts"
-    width = max(map(len, rows))
-    return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]
 
 
 def differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:

@@ -284,9 +284,11 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
             f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
             file=path,
         )
+    if epoch and found.bad and not found.kept:
+        raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
     if found.bad:
         warning(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
-    if found.kept and (missing := gaps(sorted(found.kept), epoch)):
+    if missing := gaps(sorted(found.kept), epoch):
         warning(f"{path}: no record of epoch {missing}")
 
 

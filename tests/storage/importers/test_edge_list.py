@@ -218,3 +218,10 @@ def test_truncated_array(refused, tmp_path):
     for length in (0, 5, 40, 200, len(whole) - 1):
         (tmp_path / "e.npy").write_bytes(whole[:length])
         assert "e.npy" in refused(tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_wrong_line_is_shown_as_it_was_written(refused, tmp_path, encoding):
+    path = tmp_path / "g.txt"
+    path.write_bytes("1 2\n3 Genève\n".encode(encoding))
+    assert "line 2" in (line := refused(path)) and "Genève" in line

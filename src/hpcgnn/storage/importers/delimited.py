@@ -23,6 +23,7 @@ from hpcgnn.storage.importers.text import (
     data_lines,
     fields_of,
     guess_delimiter,
+    readable,
     skip_lines,
 )
 
@@ -110,7 +111,7 @@ def first_fields(path: Path, options: ImportOptions) -> list[str]:
     """The fields of the first line that holds anything; none where there is no such line."""
     _, (_, line) = _first_data(skip_lines(blocks(path), options.skip_lines or 0))
     found = fields_of(line, guess_delimiter(line)) if line else []
-    return [field.decode("latin1") for field in found]
+    return [readable(field) for field in found]
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
-from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of
+from hpcgnn.storage.importers.text import Table, TextBlock, blocks_of, readable
 
 _BANNER = b"%%matrixmarket "
 _MAX_LINE = 1 << 16
@@ -84,7 +84,7 @@ def _line(file: BinaryIO, path: Path, number: int) -> str:
     line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     if b"\r" in line.rstrip(b"\r\n"):
         raise InputError("ends in CR alone: convert the ends of lines to LF", file=path)
-    return line.decode("latin1")
+    return readable(line)
 
 
 def _entries(path: Path, options: ImportOptions) -> Iterator[EdgeChunk]:

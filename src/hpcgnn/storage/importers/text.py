@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections import deque
@@ -25,6 +26,7 @@ _INTEGER = re.compile(rb"[+-]?\d+")
 PADDED = re.compile(rb"\+?0\d")
 _BEFORE = b' \t\n,;|"+'  # a number
 _COMMENTS = (b"#", b"%")
+_SHOWN = 1 << 16  # bytes of a line that may be shown
 _INT64 = np.iinfo(np.int64)
 _SPACES = bytes(32 if chr(code).isspace() and code != 10 else code for code in range(256))
 
@@ -39,13 +41,22 @@ class TextBlock:
 
     def error(self, line: int, message: str, value: object = None) -> InputError:
         if isinstance(value, bytes):
-            value = value[:60].decode("latin1")
+            value = readable(value)[:60]
         return InputError(message, file=self.file, dataset=f"line {line}", value=value)
 
     def check_barren(self, nbytes: int) -> None:
         """Refuse after `nbytes` without data, this block included: it may never end."""
         if nbytes > _BARREN:
             raise self.error(self.first, f"{nbytes >> 20} MiB hold no data: this is no such file")
+
+
+def readable(raw: bytes) -> str:
+    """The front of it as UTF-8 or else as Latin-1, for messages and names."""
+    front = raw[:_SHOWN]
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(front, final=front == raw)
+    except UnicodeDecodeError:
+        return front.decode("latin1")
 
 
 def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[TextBlock]:
