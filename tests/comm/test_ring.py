@@ -114,7 +114,7 @@ def swap(comm, ring, rows, width, reply_width=0, at_once=False, dtype=torch.floa
 
 BUFFERS = [(4096, 3), (4096, 900), (1 << 16, 900)]
 BOUNDS = [("host", prefetch, *buffer) for prefetch in (1, 2, 5) for buffer in BUFFERS]
-# Others post as many messages as they like: of `prefetch` they have the size of a message.
+# Other transports post short messages far ahead: `prefetch` decides how long a message may be.
 BOUNDS += [
     (kind, prefetch, *buffer)
     for kind in ("ipc", "ipc and staged")
