@@ -43,7 +43,7 @@ def _command(ranks: int, arguments: Sequence[str]) -> list[str]:
     return [mpiexec, "-n", str(ranks), sys.executable, *arguments]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def python() -> Callable[..., Outcome]:
     """`python(2, "-c", "print(1)")` on that many ranks; 0 means without mpiexec."""
 
@@ -68,7 +68,7 @@ def python() -> Callable[..., Outcome]:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def faulty(python: Callable[..., Outcome]) -> Callable[..., Outcome]:
     """`faulty("one_raises", ranks=3)`; every process it starts must be gone afterwards."""
 

@@ -4,40 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from tests.comm.conftest import Outcome
 
 SOON = 30.0  # seconds on a busy machine; each takes about one on a quiet one
-
-# Jobs that wait for time to pass, and how long for a rank that does not answer.
-WAITING = {
-    "one_stopped": 3,
-    "one_stopped_in_library": 3,
-    "one_stopped_at_start": 3,
-    "one_elsewhere": 2,
-    "one_sleeps": 2,
-    "one_returns": 2,
-    "one_works": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def waited(faulty) -> Callable[[str], Outcome]:
-    """`waited("one_sleeps")`: what became of one of `WAITING`; two wait beside each other."""
-    found: dict[str, Future[Outcome]] = {}
-
-    def outcome(fault: str) -> Outcome:
-        if not found:
-            with ThreadPoolExecutor(2) as pool:
-                for name, seconds in WAITING.items():
-                    env = {"HPCGNN_TIMEOUT": str(seconds)}
-                    found[name] = pool.submit(faulty, name, env=env)
-        return found[fault].result()
-
-    return outcome
 
 
 def test_one_rank_raises(faulty):
@@ -83,22 +53,22 @@ def test_one_rank_killed(faulty):
 
 
 @pytest.mark.parametrize("fault", ["one_stopped", "one_stopped_in_library"])
-def test_one_rank_stopped_is_named(waited, fault):
-    outcome = waited(fault)
+def test_one_rank_stopped_is_named(faulty, fault):
+    outcome = faulty(fault, env={"HPCGNN_TIMEOUT": "3"})
     assert outcome.status == 3 and 3 < outcome.seconds < 60
     (line,) = outcome.errors
     assert line.startswith("hpcgnn: error: rank 1 (host ")
     assert "[process is stopped] stopped answering; rank 0 waited 3 s in " in line
 
 
-def test_one_rank_stopped_before_the_start(waited):
-    outcome = waited("one_stopped_at_start")
+def test_one_rank_stopped_before_the_start(faulty):
+    outcome = faulty("one_stopped_at_start", env={"HPCGNN_TIMEOUT": "3"})
     assert outcome.status == 3 and 3 < outcome.seconds < 60
     assert outcome.errors == ["hpcgnn: error: rank 0 waited 3 s for the other ranks to start"]
 
 
-def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(waited):
-    outcome = waited("one_elsewhere")
+def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(faulty):
+    outcome = faulty("one_elsewhere", env={"HPCGNN_TIMEOUT": "2"})
     assert outcome.status == 3
     (line,) = outcome.errors
     assert "rank 0 waited 2 s in 'after the fault'" in line and "but rank 1 (" in line
@@ -106,22 +76,22 @@ def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(waited):
     assert "in one_elsewhere\n" in outcome.err
 
 
-def test_a_rank_that_sleeps_is_named_with_its_stack(waited):
-    outcome = waited("one_sleeps")
+def test_a_rank_that_sleeps_is_named_with_its_stack(faulty):
+    outcome = faulty("one_sleeps", env={"HPCGNN_TIMEOUT": "2"})
     assert outcome.status == 3
     (line,) = outcome.errors
     assert "but rank 1 (" in line and "in one_sleeps" in line
 
 
-def test_a_rank_that_left_the_program_is_named(waited):
-    outcome = waited("one_returns")
+def test_a_rank_that_left_the_program_is_named(faulty):
+    outcome = faulty("one_returns", env={"HPCGNN_TIMEOUT": "2"})
     assert outcome.status == 3
     (line,) = outcome.errors
     assert "rank 1 (" in line and "'the end of the job'" in line
 
 
-def test_a_rank_that_computes_is_given_time(waited):
-    outcome = waited("one_works")
+def test_a_rank_that_computes_is_given_time(faulty):
+    outcome = faulty("one_works", env={"HPCGNN_TIMEOUT": "2"})
     assert outcome.status == 0 and outcome.errors == []
     assert "hpcgnn: warning: rank 0 waited 2 s" in outcome.err and "in one_works" in outcome.err
 
