@@ -110,8 +110,8 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "gat edges"])
 def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypatch):  # noqa: F811
     """Kernels of a GPU on 16-bit rows, run by the emulator, with staged messages."""
-    if comm.size > 2:
-        pytest.skip("slow enough on two ranks")
+    if comm.size != 2:
+        pytest.skip("one rank sends no message, and it is slow enough on two")
     whole = random_graph(60, 300, **GRAPHS.get(name, {}))
     model = Around(LAYERS[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
