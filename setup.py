@@ -28,8 +28,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS: list[str] = []
-if sanitized := os.environ.get("HPCGNN_SANITIZE"):  # instruction sets: see env/sanitize.sh
-    INSTRUCTION_SETS = {isa: INSTRUCTION_SETS[isa] for isa in sanitized.split()}
+if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
     # Python's own -fwrapv would define what overflows, and nothing would be found.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
     # Checks of addresses as calls, and none of what AddressSanitizer finds anyway: written out in

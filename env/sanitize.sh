@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# The tests of the C++ code under AddressSanitizer and UBSan, for the shortest vectors and the longest
-# that this processor has: those between are AVX-512's of doubles. The library is built for it in a
-# folder of its own, beside a copy of the package; SANITIZED (default build/sanitized) keeps it, so
-# that only changed sources are compiled again.
+# The tests of the C++ code under AddressSanitizer and UBSan, for every instruction set that this
+# processor has. The library is built for it in a folder of its own, beside a copy of the package;
+# SANITIZED (default build/sanitized) keeps it, so that only changed sources are compiled again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,9 +15,7 @@ mkdir -p "$folder"
 rm -rf "$folder/hpcgnn"
 cp -r src/hpcgnn "$folder/hpcgnn"
 rm -f "$folder"/hpcgnn/{kernels/cpu/libhpcgnn_cpu,partition/layout/libhpcgnn_layout,storage/libhpcgnn_storage}.so
-HPCGNN_SANITIZE="baseline $(python -c \
-    'from hpcgnn.kernels.cpu.library import supported; print(*supported()[1:][-1:])')"
-export HPCGNN_SANITIZE
+export HPCGNN_SANITIZE=1
 python setup.py -q build_ext --build-lib "$folder" --build-temp "$folder/objects"
 
 # Python itself leaks; leaks of the kernels would show as growth elsewhere.
@@ -44,5 +41,6 @@ test_isa() {
 }
 export -f test_isa
 export asan cases
-# shellcheck disable=SC2086
-printf '%s\n' $HPCGNN_SANITIZE | xargs -P 2 -I ISA bash -c 'test_isa ISA'
+LD_PRELOAD=$asan python -c \
+    'from hpcgnn.kernels.cpu.library import supported; print(*supported(), sep="\n")' |
+    xargs -P 2 -I ISA bash -c 'test_isa ISA'
