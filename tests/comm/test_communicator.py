@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 from hpcgnn.comm import collectives
 from hpcgnn.comm.communicator import Communicator
@@ -193,6 +194,20 @@ def test_timeout_from_environment(comm, monkeypatch):
         monkeypatch.setenv("HPCGNN_TIMEOUT", wrong)
         with pytest.raises(InputError, match=f"HPCGNN_TIMEOUT.*{wrong}"):
             Communicator()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "3", True])
+def test_timeout_of_a_program(comm, wrong):
+    for give in (lambda: Communicator(timeout=wrong), lambda: setattr(comm, "timeout", wrong)):
+        with pytest.raises(InputError, match="timeout must be a number of seconds above 0"):
+            give()
+
+
+def test_what_is_no_communicator_is_refused():
+    for wrong in (3, "world", MPI.COMM_NULL):
+        for make in (Communicator, Communicator.of):
+            with pytest.raises(InputError, match=r"comm (must be|is MPI.COMM_NULL)"):
+                make(wrong)
 
 
 def test_strict_mode_passes_when_all_are_together(comm, monkeypatch):

@@ -51,6 +51,19 @@ def test_all_verbs_work_in_one_process(tmp_path):
     assert "start 2 ranks (`mpiexec -n 2 ...`), for which MPI is missing: pip install" in refusal
 
 
+def test_communicators_of_an_mpi_that_was_not_started_are_refused():
+    script = "from mpi4py import MPI; import hpcgnn; hpcgnn.load_partition('g.h5', MPI.COMM_SELF)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        env={**os.environ, "HPCGNN_MPI": "none"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    line = done.stderr.splitlines()[-1]
+    assert "comm must be a Communicator" in line and "HPCGNN_MPI=none" in line
+
+
 def test_several_processes_are_refused_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-m", "hpcgnn", "train", "g.h5"],

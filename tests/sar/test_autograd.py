@@ -225,6 +225,13 @@ def test_sums_of_features_are_made_again_when_these_change(comm, graph, name):
     if comm.rank == 0:
         graph.features.mul_(3)  # on this rank alone
     check()
+    if comm.rank == 0:  # ways that torch doesn't count
+        graph.features.data.mul_(2)
+    check()
+    graph.features.numpy()[:] += 1
+    check()
+    graph.features.data = graph.features.data * 2
+    check()
     graph.features.requires_grad_()
     layer(graph, graph.features).square().sum().backward()
     found, graph.features.grad, graph.execution.cache_first = graph.features.grad, None, False

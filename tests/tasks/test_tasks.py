@@ -13,7 +13,15 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from hpcgnn.errors import InputError
-from hpcgnn.tasks import EdgeTask, MultiClass, MultiLabel, PairMLP, Regression, find_task
+from hpcgnn.tasks import (
+    EdgeTask,
+    LinkPrediction,
+    MultiClass,
+    MultiLabel,
+    PairMLP,
+    Regression,
+    find_task,
+)
 from hpcgnn.tasks.settings import TaskSettings
 from tests.graphs import collect, distribute, local, random_graph
 from tests.test_readme import blocks
@@ -263,6 +271,57 @@ def test_weights_of_nodes_that_are_none(comm, bad):
         find_task(graph, "mae", TaskSettings(target="speed", node_weights="weight"))
 
 
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_weights_of_nodes_of_any_size(comm, loss):
+    """Volumes that float32 holds, and whose product with an error it does not: the same mean."""
+    values = np.random.default_rng(3).normal(size=(2, 45)).astype(np.float32)
+    shares = np.random.default_rng(4).uniform(0.5, 2, 45)
+    output, found = torch.from_numpy(values[0])[:, None], []
+    for size in (1.0, 1e-38, 1e38):
+        weight = (shares * size).astype(np.float32)
+        graph = answers(comm, values[1], "speed", weight=weight)
+        task = Regression(1, "mae", "speed", loss, node_weights="weight")
+        rows = task.targets(graph, "train")
+        task.check_targets(graph, rows)
+        own = task.loss(graph, local(graph, output)[rows], rows)
+        found.append(comm.allreduce(float(own)))
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_what_a_program_gives_is_checked_as_the_command_s(comm):
+    """Each at once, before a loss of nan, of 0 or of another kind is trained on."""
+    nan = math.nan
+    for make, words in (
+        (lambda: MultiClass(0), "num_outputs must be an integer of at least 1"),
+        (lambda: MultiClass(3, "rmse"), "--metric rmse doesn't fit classes"),
+        (lambda: MultiClass(3, class_weights=(1, nan, 1)), "each 0 or from 1e-12 to 1e.12"),
+        (lambda: MultiClass(3, class_weights="balanced"), "class_weights takes numbers"),
+        (lambda: MultiClass(3, class_weights=2), "class_weights takes numbers"),
+        (lambda: MultiClass(3, label_smoothing=nan), "label_smoothing must be from 0 to 1"),
+        (lambda: MultiLabel(2, positive_weights=(-1,)), "positive_weights takes numbers"),
+        (lambda: MultiLabel(2.0), "num_outputs must be an integer"),
+        (lambda: Regression(1, huber_delta=nan), "huber_delta must be above 0"),
+        (lambda: Regression(1, target=3), "target must be labels, or the name"),
+        (lambda: LinkPrediction(4, negatives=0), "negatives must be an integer of at least 1"),
+        (lambda: LinkPrediction(4, metric="best"), "--metric best doesn't fit links"),
+        (lambda: EdgeTask(MultiClass(3), 0), "width must be an integer of at least 1"),
+        (lambda: EdgeTask("classes", 4), "answer must be a MultiClass, MultiLabel or Reg"),
+        (lambda: PairMLP(0, 1), "width must be an integer of at least 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make()
+    task = MultiClass(3, class_weights=np.array([1, 2, 3]))
+    assert task.class_weights == (1.0, 2.0, 3.0)
+    graph = answers(comm, WHOLE.labels)
+    rows = task.targets(graph, "train")
+    with pytest.raises(InputError, match="have class 2, and the task 2 outputs"):
+        MultiClass(2).check_targets(graph, rows)
+    with pytest.raises(InputError, match="no training node has a label"):
+        task.check_targets(graph, rows[:0])
+    with pytest.raises(InputError, match="are 0 for all classes of training"):
+        MultiClass(3, class_weights=(0, 0, 0)).check_targets(graph, rows)
+
+
 def test_what_the_page_shows_is_there():
     (code,) = (code for _, code in blocks("python", "docs/tasks.md"))
     exec(code, {})
@@ -289,8 +348,8 @@ def test_what_does_not_fit_is_refused(comm):
     ):
         with pytest.raises(InputError, match=words):
             find_task(graph, metric, TaskSettings(**settings))
-    for wrong in ("1,-2", "1,1e38", "1,nan"):
-        with pytest.raises(InputError, match="takes none, balanced, or numbers of at least 0"):
+    for wrong in ("1,-2", "1,1e38", "1,nan", "1,1e-45", ""):
+        with pytest.raises(InputError, match="takes none, balanced, or numbers with commas"):
             TaskSettings(class_weights=wrong)
     far = answers(comm, WHOLE.labels, y=np.full(len(WHOLE.labels), 1 << 25))
     with pytest.raises(InputError, match=r"at most 16,777,216 classes .found 33554433"):

@@ -20,11 +20,12 @@ from hpcgnn.comm.liveness.blocking_call import BlockingCall, default_signals
 from hpcgnn.comm.liveness.failure import translated
 from hpcgnn.comm.liveness.guard import guard
 from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, local_address
-from hpcgnn.comm.liveness.limit import DEFAULT_SECONDS, from_environment
+from hpcgnn.comm.liveness.limit import DEFAULT_SECONDS, from_environment, given
 from hpcgnn.comm.liveness.location import Location, Report, Visit
 from hpcgnn.comm.liveness.wait import Waiter
 from hpcgnn.comm.liveness.watchdog import Watchdog
 from hpcgnn.comm.mpi_library import MPI
+from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
@@ -49,7 +50,7 @@ class Communicator:
         timeout: float | None = None,
         location: Location | None = None,
     ) -> None:
-        parent = MPI.COMM_WORLD if mpi is None else mpi
+        parent = _parent(mpi)
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
         self.location = location or Location()
@@ -60,7 +61,7 @@ class Communicator:
         self._left: list[BackgroundSums] = []
         limit, problem = DEFAULT_SECONDS, None
         try:
-            limit = from_environment() if timeout is None else timeout
+            limit = from_environment() if timeout is None else given(timeout)
         except InputError as error:  # told to the others, who would wait for this rank
             problem = error
         self._heartbeat: Heartbeat | None = None
@@ -85,7 +86,7 @@ class Communicator:
 
         Collective. MPI has only some two thousand communicators to give.
         """
-        parent = MPI.COMM_WORLD if mpi is None else mpi
+        parent = _parent(mpi)
         found = parent.Get_attr(_KEPT)
         if not isinstance(found, cls) or found.mpi == MPI.COMM_NULL:
             found = cls(parent)
@@ -109,7 +110,7 @@ class Communicator:
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._waiter.limit = seconds
+        self._waiter.limit = given(seconds)
 
     # Waiting and messages between two ranks
 
@@ -383,6 +384,30 @@ class Communicator:
         if self._background is not None:
             self._background.mpi.Free()
         self.mpi.Free()
+
+
+def _parent(mpi: MPI.Comm | None) -> MPI.Comm:
+    """The communicator that is meant; all ranks by default.
+
+    Raises:
+        InputError: it is none of the MPI library that this process has started.
+    """
+    if mpi is None:
+        return MPI.COMM_WORLD
+    if not isinstance(mpi, MPI.Comm):
+        kind = f"{type(mpi).__module__}.{type(mpi).__qualname__}"
+        alone = (
+            " (HPCGNN_MPI=none: this process has no MPI)"
+            if MPI.Get_library_version() == NO_LIBRARY
+            else ""
+        )
+        raise InputError(
+            f"comm must be a Communicator, an mpi4py communicator, or None for all ranks{alone}",
+            value=kind,
+        )
+    if mpi == MPI.COMM_NULL:
+        raise InputError("comm is MPI.COMM_NULL: this rank is not among its ranks")
+    return mpi
 
 
 def _portable(error: BaseException | None) -> tuple[type[HpcgnnError], str]:

@@ -5,6 +5,7 @@ Memory for remote rows never exceeds `halo_buffer`, whatever P.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,12 @@ class Ring:
         prefetch: int = 2,
         transport: Transport | None = None,
     ) -> None:
-        if prefetch < 1:
-            raise InputError("--prefetch must be at least 1", value=prefetch)
-        if halo_buffer < 4096:
-            raise InputError("--halo-buffer must be at least 4 KiB", value=halo_buffer)
+        if not _is_count(prefetch) or prefetch < 1:
+            raise InputError("--prefetch must be an integer of at least 1", value=prefetch)
+        if not _is_count(halo_buffer) or halo_buffer < 4096:
+            raise InputError(
+                "--halo-buffer must be bytes, at least 4 KiB, as an integer", value=halo_buffer
+            )
         self.comm = comm
         self.halo_buffer = halo_buffer
         self.prefetch = prefetch
@@ -126,3 +129,7 @@ class Ring:
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
         return self.transport.receive(self.comm, slot, num_bytes, peer, tag)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

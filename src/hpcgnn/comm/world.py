@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.comm.launcher import launched, one_ends_all
 from hpcgnn.comm.liveness import early, shared_memory
 from hpcgnn.comm.liveness.failure import Failure, abort, end_job, shared_segments
-from hpcgnn.comm.liveness.limit import TIMEOUT
+from hpcgnn.comm.liveness.limit import TIMEOUT, given
 from hpcgnn.comm.liveness.termination import terminable
 from hpcgnn.errors import CommunicationError, InputError
 
@@ -103,7 +103,8 @@ def start(timeout: float | None = None) -> Communicator:
     if size > 1:
         shared_memory.check()
     if timeout is not None:
-        os.environ[TIMEOUT] = str(timeout)  # also for the start of MPI, and whatever else waits
+        # Also for the start of MPI, and whatever else waits.
+        os.environ[TIMEOUT] = str(given(timeout))
     from hpcgnn.comm.mpi_library import MPI
 
     if size > 1 and MPI.COMM_WORLD.Get_size() == 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, warn
+from hpcgnn.graph.arguments import check_module
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.nn.norm import SYNCHRONISED, unsynchronised
 
@@ -34,6 +35,7 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
         InputError: the ranks have different weights, on all ranks alike; it names the parameter.
         NumericalError: a gradient is not finite, on all ranks alike; it names the parameter.
     """
+    check_module(model, "sum_gradients")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     if comm.size > 1 and model not in comm.compared:
         require_same_weights(model, comm)

@@ -12,6 +12,7 @@ from torch.overrides import has_torch_function
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
@@ -284,6 +285,8 @@ def convert_norms(model: torch.nn.Module, graph: PartitionedGraph) -> torch.nn.M
     Raises:
         InputError: it has batch normalisation of another kind than `BatchNorm1d`.
     """
+    check_module(model, "convert_norms")
+    check_graph(graph, "convert_norms")
     if isinstance(model, TorchBatchNorm) and not isinstance(model, BatchNorm1d):
         return BatchNorm1d.of(model, graph.comm)
     for name, module in model.named_children():

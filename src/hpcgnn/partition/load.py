@@ -10,6 +10,7 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
+from hpcgnn.graph.arguments import check_path
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.read import load
 from hpcgnn.storage.read.graph_file import GraphFile
@@ -39,6 +40,7 @@ def load_partition(
         InputError: the file is damaged, or has another number of parts; parts that contradict each
             other; a file that isn't the same on all ranks.
     """
+    check_path(path, "load_partition", "path")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     if comm.size == 1 and is_graph(path):
         return _whole(Path(path), comm, split=split, ring=ring, mode=mode)

@@ -14,6 +14,7 @@ from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.graph.arguments import check_path
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
@@ -70,6 +71,8 @@ def partition_graph(
         OutputError: the file can't be written.
     """
     began = time.monotonic()
+    comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
+    check_path(path, "partition_graph", "path")
     path = Path(path)
     num_parts = comm.size if parts is None else parts
     out = default_file(path, num_parts) if out is None else Path(out)

@@ -28,6 +28,7 @@ from hpcgnn.sar.stream import Payload, drive, stream, work
 from hpcgnn.sar.turns import Progress, made_before
 from hpcgnn.sar.vertex_cover import SumPlan, sum_plan
 
+_SAMPLE = 64  # rows of constant features that are compared before each use
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
 
 
@@ -103,12 +104,29 @@ class _Kept:
 
     features: weakref.ref[Tensor] | None = None
     version: int = 0
+    place: int = 0
+    some: Tensor | None = None
     result: Tensor | None = None
 
     def is_of(self, x_NF: Tensor) -> bool:
-        return self.features is not None and (
-            self.features() is x_NF and self.version == x_NF._version
-        )
+        if self.features is None or self.features() is not x_NF or self.some is None:
+            return False
+        if (self.version, self.place) != (x_NF._version, x_NF.data_ptr()):
+            return False
+        return torch.equal(self.some, _some_rows(x_NF))
+
+    def note(self, x_NF: Tensor) -> None:
+        self.version, self.features = x_NF._version, weakref.ref(x_NF)
+        self.place, self.some = x_NF.data_ptr(), _some_rows(x_NF).clone()
+
+
+def _some_rows(x_NF: Tensor) -> Tensor:
+    """What tells of most changes that torch doesn't count: through `.data`, or by NumPy.
+
+    None on a GPU, for which the host would wait.
+    """
+    most = _SAMPLE if x_NF.device.type == "cpu" else 0
+    return x_NF.detach()[:: max(1, -(-len(x_NF) // _SAMPLE))][:most]
 
 
 @dataclass(frozen=True)
@@ -151,7 +169,7 @@ def first_sum(
                 kept.result = by_columns(x, device, aggregate)
             else:
                 kept.result = aggregate(x_NF)
-            kept.version, kept.features = x_NF._version, weakref.ref(x_NF)
+            kept.note(x_NF)
     graph.execution.keep_exact(kept.result)
     return kept.result
 

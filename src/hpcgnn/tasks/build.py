@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.errors import InputError
+from hpcgnn.graph.arguments import check_graph
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.classes import CLASS_METRICS, LABEL_METRICS, MultiClass, MultiLabel
 from hpcgnn.tasks.edges import EdgeTask
@@ -49,6 +50,7 @@ def find_task(
     Raises:
         InputError: nothing to learn from, or settings that don't fit it.
     """
+    check_graph(graph, "find_task")
     settings = settings or TaskSettings()
     if settings.on_pairs:
         settings.check_read(settings.kind)
@@ -68,11 +70,10 @@ def find_task(
     task = _labelled(graph, metric, settings, found, settings.kind)
     settings.check_read(task.kind)
     rows = task.targets(graph, "train")
-    if graph.comm.allreduce(len(rows), where="training nodes") == 0:
-        raise InputError("no training node has a label; choose another --split")
-    if isinstance(task, Regression):
-        task.check_weights(graph, rows)
-    return _weighted(graph, task, settings, found[rows])
+    Labelled.check_targets(task, graph, rows)
+    task = _weighted(graph, task, settings, found[rows])
+    task.check_targets(graph, rows)
+    return task
 
 
 def check_task(
@@ -137,6 +138,7 @@ def _edges(graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: i
     if graph.comm.allreduce(int(chosen.sum()), where="training edges") == 0:
         raise InputError("no training edge has a label; choose another split of the edges")
     answer = _weighted(graph, answer, settings, labels[chosen])
+    answer.check_answers(graph.comm, labels[chosen])
     return EdgeTask(answer, settings.pair_width, seed=seed)
 
 
@@ -149,6 +151,8 @@ def _labelled(
     count, target = count_of(graph, found), settings.target
     if kind == "classes" and count > _MOST_OUTPUTS:
         raise InputError(f"there must be at most {_MOST_OUTPUTS:,} classes", value=count)
+    if kind != "values" and count < 1:
+        raise InputError("no node or edge of the graph has a label")
     task: Labelled
     if kind == "values":
         count = found.shape[1] if found.dim() == 2 else 1
@@ -205,12 +209,6 @@ def _weighted(
             of_ones, "--positive-weights", lambda: _zeros_per_one(graph, answers)
         )
     task.check()
-    if isinstance(task, MultiClass) and task.class_weights is not None:
-        own = float(torch.tensor(task.class_weights).double()[answers.long().cpu()].sum())
-        if graph.comm.allreduce(own, where="class weights") == 0:
-            raise InputError(
-                "--class-weights are 0 for all classes of training", value=settings.class_weights
-            )
     return task
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from torch.nn import functional
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.tasks import metrics
-from hpcgnn.tasks.task import Labelled
+from hpcgnn.tasks.settings import checked_weights
+from hpcgnn.tasks.task import Labelled, checked
 
 CLASS_METRICS = ("accuracy", "f1", "macro_f1", "auc", "average_precision")
+_CHECK = "classes of training"
 LABEL_METRICS = ("f1", "macro_f1", "auc", "average_precision")
 
 
@@ -42,13 +45,35 @@ class MultiClass(Labelled):
     larger_is_better = True
 
     def check(self) -> None:
+        self.metric = checked(self.metric, CLASS_METRICS, "classes")
         if self.metric in ("auc", "average_precision") and self.num_outputs != 2:
             raise InputError(f"--metric {self.metric} needs two classes", value=self.num_outputs)
-        weights = self.class_weights
-        if weights is not None and len(weights) != self.num_outputs:
+        share = self.label_smoothing
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+            raise InputError("label_smoothing must be from 0 to 1", value=share)
+        if self.class_weights is None:
+            return
+        self.class_weights = checked_weights(self.class_weights, "class_weights")
+        if len(self.class_weights) != self.num_outputs:
             raise InputError(
                 f"class weights must be {self.num_outputs} numbers, one per class",
-                value=len(weights),
+                value=len(self.class_weights),
+            )
+
+    def check_answers(self, comm: Communicator, answers: Tensor) -> None:
+        """Refuse classes that the output has no column for, and weights that are all 0."""
+        answers = answers.long().cpu()
+        most = comm.allreduce(int(answers.max()) if len(answers) else -1, "max", where=_CHECK)
+        if most >= self.num_outputs:
+            raise InputError(
+                f"the labels of training have class {most}, and the task {self.num_outputs} outputs"
+            )
+        if self.class_weights is None:
+            return
+        own = float(torch.tensor(self.class_weights).double()[answers].sum())
+        if comm.allreduce(own, where=_CHECK) == 0:
+            raise InputError(
+                "--class-weights are 0 for all classes of training", value=self.class_weights
             )
 
     def fits(self, answers: Tensor) -> bool:
@@ -124,10 +149,14 @@ class MultiLabel(Labelled):
     larger_is_better = True
 
     def check(self) -> None:
-        weights = self.positive_weights
-        if weights is not None and len(weights) not in (1, self.num_outputs):
+        self.metric = checked(self.metric, LABEL_METRICS, "several labels")
+        if self.positive_weights is None:
+            return
+        self.positive_weights = checked_weights(self.positive_weights, "positive_weights")
+        count = len(self.positive_weights)
+        if count not in (1, self.num_outputs):
             raise InputError(
-                f"positive weights must be 1 or {self.num_outputs} numbers", value=len(weights)
+                f"positive weights must be 1 or {self.num_outputs} numbers", value=count
             )
 
     def fits(self, answers: Tensor) -> bool:

@@ -15,7 +15,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from hpcgnn.tasks.pairs import PairMLP, PairRows, name_of, numbered
-from hpcgnn.tasks.task import SPLITS, Labelled, TaskDefaults
+from hpcgnn.tasks.task import SPLITS, Labelled, TaskDefaults, check_count
 
 
 @dataclass
@@ -37,6 +37,12 @@ class EdgeTask(TaskDefaults):
     has_valid_loss = False  # `loss` is that of the pairs of training
 
     def __post_init__(self) -> None:
+        check_count(self, "width", self.width)
+        if not isinstance(self.answer, Labelled):
+            raise InputError(
+                "EdgeTask: answer must be a MultiClass, MultiLabel or Regression",
+                value=type(self.answer).__name__,
+            )
         if self.module is None:
             self.module = PairMLP(self.width, self.answer.num_outputs, seed=self.seed)
         self.metric = self.answer.metric
@@ -46,6 +52,11 @@ class EdgeTask(TaskDefaults):
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
         """Every local node: any edge may end at it, here or on another rank."""
         return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
+
+    def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse answers of training's edges that the loss can't be of."""
+        if self._has_labels(graph):
+            self.answer.check_answers(graph.comm, self._supervised(graph, "train")[1])
 
     @in_step
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hpcgnn.sorting import sorted_unique
 from hpcgnn.tasks import metrics as curves
 from hpcgnn.tasks import metrics as ranking
 from hpcgnn.tasks.pairs import DotProduct, PairRows, name_of, numbered
-from hpcgnn.tasks.task import SPLITS, TaskDefaults
+from hpcgnn.tasks.task import SPLITS, TaskDefaults, check_count, checked
 
 _TRIES = 16  # a node that has nearly all others as neighbours may get a true one after so many
 LINK_METRICS = ("mrr", "hits", "auc")
@@ -139,6 +139,11 @@ class LinkPrediction(TaskDefaults):
         hits_at: int = 10,
         seed: int = 0,
     ) -> None:
+        given = {"width": width, "negatives": negatives, "ranked_against": ranked_against}
+        for name, value in (given | {"hits_at": hits_at}).items():
+            check_count(self, name, value)
+        check_count(self, "seed", seed, least=0)
+        checked(metric, LINK_METRICS, "links")
         self.num_outputs = width
         self.module: torch.nn.Module = DotProduct() if module is None else module
         self.metric = f"hits@{hits_at}" if metric == "hits" else metric

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, look_up
+from hpcgnn.nn.layer import check_width
 from hpcgnn.nn.linear import linear
 from hpcgnn.sar.pairs import NodePairs
 
@@ -39,6 +40,8 @@ class PairMLP(torch.nn.Module):
 
     def __init__(self, width: int, outputs: int, *, product: bool = False, seed: int = 0) -> None:
         super().__init__()
+        check_width(self, "width", width, least=1)
+        check_width(self, "outputs", outputs, least=1)
         self.product = product
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)

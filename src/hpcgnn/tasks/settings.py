@@ -51,7 +51,7 @@ _READ_BY = {  # the tasks that a setting is of, where it isn't of all
     "ranked_against": ("links",),
     "hits_at": ("links",),
 }
-MOST_WEIGHT = 1e12  # of a class; a mean of losses in float32 holds no more
+LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12  # of a class; a mean of losses in float32 holds no more
 IN_LOSS = (
     "class_weights",
     "label_smoothing",
@@ -152,14 +152,30 @@ def weights(text: str, option: str) -> tuple[float, ...]:
     Raises:
         InputError: it is something else, or a number is not finite or negative.
     """
+    return checked_weights(text.split(","), option, "none, balanced, or ", shown=text)
+
+
+def checked_weights(
+    given: object, name: str, also: str = "", *, shown: object = None
+) -> tuple[float, ...]:
+    """Numbers, each 0 or within what a loss can hold.
+
+    Args:
+        given: any sequence, array or tensor of numbers.
+        also: what the setting takes besides, for the message.
+        shown: what the message shows; `given` without it.
+
+    Raises:
+        InputError: it is something else, or a number is not finite, negative, too small or large.
+    """
     try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = (math.nan,)
-    if not all(0 <= value <= MOST_WEIGHT for value in found):
+        found = tuple(float(value) for value in given) if not isinstance(given, str) else ()  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(w == 0 or LEAST_WEIGHT <= w <= MOST_WEIGHT for w in found):
         raise InputError(
-            f"{option} takes none, balanced, or numbers of at least 0 with commas between, at most "
-            f"{MOST_WEIGHT:.0e}",
-            value=text,
+            f"{name} takes {also}numbers{' with commas between' if also else ''}, each 0 or from "
+            f"{LEAST_WEIGHT:.0e} to {MOST_WEIGHT:.0e}",
+            value=given if shown is None else shown,
         )
     return found

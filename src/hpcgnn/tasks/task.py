@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -88,6 +89,14 @@ class Task(Protocol):
         """Whether the metric of `split` is defined, which targets alone decide; collective."""
         ...
 
+    def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse targets of training that the loss can't be of, before the first epoch; collective.
+
+        Raises:
+            InputError: it can't.
+        """
+        ...
+
 
 class TaskDefaults:
     """What a task need not say itself."""
@@ -118,6 +127,9 @@ class TaskDefaults:
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
         count = len(self.targets(graph, split))
         return graph.comm.allreduce(count, where="nodes to be scored") > 0
+
+    def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Nothing is refused; see `Task`."""
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
         raise NotImplementedError
@@ -179,7 +191,21 @@ class Labelled(TaskDefaults):
     kind = ""
 
     def __post_init__(self) -> None:
+        check_count(self, "num_outputs", self.num_outputs)
+        if not isinstance(self.target, str):
+            raise InputError("target must be labels, or the name of an array", value=self.target)
         self.check()
+
+    def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse a split of training without answers."""
+        if graph.comm.allreduce(len(rows), where="training nodes") == 0:
+            raise InputError("no training node has a label; choose another --split")
+        answers = self.answers(graph)
+        if answers is not None:
+            self.check_answers(graph.comm, answers[rows])
+
+    def check_answers(self, comm: Communicator, answers: Tensor) -> None:
+        """Refuse answers of training that the loss can't be of; collective."""
 
     # What a kind of answer says of itself
 
@@ -253,6 +279,14 @@ class Labelled(TaskDefaults):
             "metric": self.metric,
             "target": self.target,
         }
+
+
+def check_count(task: object, name: str, value: object, least: int = 1) -> None:
+    """Raise InputError unless what a task was given is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(
+            f"{type(task).__name__}: {name} must be an integer of at least {least}", value=value
+        )
 
 
 def checked(metric: str, known: tuple[str, ...], kind: str) -> str:

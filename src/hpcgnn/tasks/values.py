@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks import metrics
-from hpcgnn.tasks.task import Labelled
+from hpcgnn.tasks.task import Labelled, checked
 
 VALUE_METRICS = ("mae", "rmse", "r2")
 LOSSES = ("mse", "mae", "huber")
+_MOST_DELTA = 1e12
 
 
 @dataclass
@@ -43,6 +46,10 @@ class Regression(Labelled):
     kind = "values"
 
     def check(self) -> None:
+        self.metric = checked(self.metric, VALUE_METRICS, "numbers")
+        delta = self.huber_delta
+        if isinstance(delta, bool) or not isinstance(delta, Real) or not 0 < delta <= _MOST_DELTA:
+            raise InputError(f"huber_delta must be above 0, at most {_MOST_DELTA:.0e}", value=delta)
         if self.loss_kind not in LOSSES:
             raise InputError(f"--loss must be one of {', '.join(LOSSES)}", value=self.loss_kind)
 
@@ -66,12 +73,9 @@ class Regression(Labelled):
             )
         return found[rows]
 
-    def check_weights(self, graph: PartitionedGraph, rows: Tensor) -> None:
-        """Refuse weights of these nodes, the targets, that are none or all 0; collective.
-
-        Raises:
-            InputError: the graph has no such array, or such weights.
-        """
+    def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
+        """Refuse weights of these nodes that are none or all 0, or are not in the graph."""
+        super().check_targets(graph, rows)
         weights = self.weights_of(graph, rows)
         if weights is None:
             return
@@ -99,7 +103,7 @@ class Regression(Labelled):
             terms = functional.huber_loss(off, zero, reduction="none", delta=self.huber_delta)
         shares = known.to(output.dtype)
         if weights is not None:
-            shares = shares * weights.to(output.dtype)[:, None]
+            shares = shares * _scaled(comm, weights).to(output.dtype)[:, None]
         whole = comm.allreduce(float(shares.double().sum()), where="targets")
         return (terms * shares).sum() / (whole if whole > 0 else 1)
 
@@ -131,3 +135,13 @@ class Regression(Labelled):
         if wide.is_floating_point() or self.target != "labels":
             return wide.double() if wide.dtype == torch.float64 else wide.float()
         return torch.where(wide < 0, torch.nan, wide.float())
+
+
+def _scaled(comm: Communicator, weights: Tensor) -> Tensor:
+    """By a power of two, so that the largest of all ranks is from 0.5 to 1: the mean is the same.
+
+    Volumes in cubic metres may be smaller than float32 holds after a product, or larger.
+    """
+    own = float(weights.max()) if len(weights) else 0.0
+    largest = comm.allreduce(own, "max", where="node weights")
+    return weights.double() * 2.0 ** -math.frexp(largest)[1]

@@ -28,6 +28,8 @@ class Callbacks:
     """
 
     def __init__(self, given: Sequence[Any]) -> None:
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise InputError("callbacks must be a list", value=type(given).__name__)
         self.given = list(given)
         for callback in self.given:
             if not callable(callback) and not any(hasattr(callback, name) for name in _METHODS):

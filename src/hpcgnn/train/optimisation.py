@@ -154,7 +154,9 @@ def made_optimizer(
         parts: list[Any] = parameter_groups(text, named) if text else learned.parameters()
         return build_optimizer(config, parts)
     load_compiler()
-    optimizer = given if isinstance(given, Optimizer) else given(learned.parameters())
+    optimizer: object = given
+    if callable(given) and not isinstance(given, Optimizer):
+        optimizer = given(learned.parameters())
     if not isinstance(optimizer, Optimizer):
         raise InputError(
             "optimizer must be one of torch.optim, or a function that makes one of the parameters",

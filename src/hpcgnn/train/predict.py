@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, printable
+from hpcgnn.graph.arguments import check_graph, check_module, check_path
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
@@ -228,8 +229,13 @@ def predict(
         InputError: the checkpoint is of another graph or model, or can't be read; `out` is there.
         OutputError: `out` can't be written.
     """
+    check_graph(graph, "predict")
+    check_path(checkpoint, "predict", "checkpoint")
+    if model is not None:
+        check_module(model, "predict")
     comm = graph.comm
     if out is not None:
+        check_path(out, "predict", "out")
         prediction_file.check_ending(Path(out))
         check_output_together(
             comm,

@@ -142,7 +142,8 @@ def made_rate(
     if by_settings and scheduler is None:
         return ScheduledRate(optimizer, config)
     if scheduler is not None and not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
-        scheduler = scheduler(optimizer)
+        if callable(scheduler):
+            scheduler = scheduler(optimizer)
         if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
             raise InputError(
                 "scheduler must be one of torch.optim.lr_scheduler, or a function that makes one "

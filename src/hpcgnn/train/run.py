@@ -6,7 +6,7 @@ import json
 import platform
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
 from hpcgnn.display import Display, Stage
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.graph.arguments import check_graph, check_module, check_path
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN
 from hpcgnn.storage.read.partition_file import PartitionFile
@@ -46,13 +48,51 @@ _OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
 
 
-def require_gradients() -> None:
-    """Raise InputError under `torch.no_grad` and `torch.inference_mode`."""
+def check_given(graph: object, model: object, run_dir: object, losses: object) -> None:
+    """What `Trainer` is given.
+
+    Raises:
+        InputError: one of them is something else.
+    """
+    check_graph(graph, "Trainer")
+    check_module(model, "Trainer")
+    check_path(run_dir, "Trainer", "run_dir")
+    if losses is not None and not callable(losses):
+        raise InputError(
+            "Trainer: losses must be a function of (trainer, epoch)", value=type(losses).__name__
+        )
+
+
+def check_start(trainer: InDirectory) -> None:
+    """Raise InputError under `torch.no_grad` and `torch.inference_mode`, and for a second run."""
+    if trainer.store.closed:
+        raise InputError(
+            "this Trainer has run: to go on make another of the same run_dir, with resume=True and "
+            "more epochs"
+        )
     if not torch.is_grad_enabled():
         raise InputError(
             "gradients are switched off around the training, by torch.no_grad or "
             "torch.inference_mode: leave it out there"
         )
+
+
+def shares_of(given: Any) -> Iterator[Any]:
+    """What `losses` yields, one after the other.
+
+    Raises:
+        InputError: it yields nothing, or returns something else.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, Tensor):
+        raise InputError(
+            "losses(trainer, epoch) must yield this rank's shares of one loss after the other",
+            value=type(given).__name__,
+        )
+    count = 0
+    for count, share in enumerate(given, 1):  # noqa: B007
+        yield share
+    if not count:
+        raise InputError("losses(trainer, epoch) yielded no loss")
 
 
 def note_start(

@@ -114,6 +114,21 @@ def score(graph: PartitionedGraph, task: Task, output: Tensor, rows: dict[str, T
     return found
 
 
+def rows_by_split(task: Task, graph: PartitionedGraph, *, own_losses: bool) -> dict[str, Tensor]:
+    """The targets of each split; collective.
+
+    Args:
+        own_losses: what is trained on isn't the task's loss.
+
+    Raises:
+        InputError: they are no row numbers, or the task's loss can't be of those of training.
+    """
+    rows = {split: checked_rows(task.targets(graph, split), split) for split in SPLITS}
+    if not own_losses:
+        task.check_targets(graph, rows["train"])
+    return rows
+
+
 def checked_rows(rows: Any, split: str, count: int | None = None) -> Tensor:
     """What a task's `targets` returned.
 

@@ -43,7 +43,7 @@ from hpcgnn.train.plan.refusal import explained
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
 from hpcgnn.train.run import Run, config_of_program
 from hpcgnn.train.run_directory import held, note_end, write_config
-from hpcgnn.train.scores import Monitor, Progress, Scores, check_output, checked_rows, score
+from hpcgnn.train.scores import Monitor, Progress, Scores, check_output, rows_by_split, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, over_ranks
 
@@ -104,6 +104,7 @@ class Trainer:
         opened: Run | None = None,
         **settings: Any,
     ) -> None:
+        ending.check_given(graph, model, run_dir, losses)
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
         self.display = display
         self._asked_to_stop = ""
@@ -134,9 +135,7 @@ class Trainer:
         found: tuple[Path, Checkpoint] | None,
     ) -> None:
         graph, config = self.graph, self.config
-        self.rows = {
-            split: checked_rows(self.task.targets(graph, split), split) for split in SPLITS
-        }
+        self.rows = rows_by_split(self.task, graph, own_losses=self.losses is not None)
         self.monitor = Monitor.of(config.training, self.task)
         self.validated = self._is_validated()
         self.model = model
@@ -210,10 +209,10 @@ class Trainer:
             profile: so many epochs are written as a timeline to `run_dir`/profile.
 
         Raises:
-            InputError: gradients are switched off where it is called.
+            InputError: gradients are switched off where it is called, or it has run before.
             OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
-        ending.require_gradients()
+        ending.check_start(self)
         if self.of_program and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
@@ -339,7 +338,7 @@ class Trainer:
         return self._backward(share, epoch, watch, x_NF, steps)
 
     def _several(self, losses: Losses, epoch: int, watch: Stopwatch) -> float:
-        total, shares = 0.0, iter(losses(self, epoch))
+        total, shares = 0.0, ending.shares_of(losses(self, epoch))
         while True:
             with watch.phase("forward"), self.comm.at("forward"):
                 share = next(shares, None)

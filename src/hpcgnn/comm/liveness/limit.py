@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from numbers import Real
 
 from hpcgnn.errors import InputError
 
@@ -18,6 +19,20 @@ def seconds(text: str) -> float:
     if not (math.isfinite(value) and 0 < value <= MOST_SECONDS):
         raise ValueError
     return value
+
+
+def given(value: object) -> float:
+    """A limit that a program gives.
+
+    Raises:
+        InputError: it is no number of seconds.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 < float(value) <= MOST_SECONDS:  # type: ignore[arg-type]
+        raise InputError(
+            f"timeout must be a number of seconds above 0, at most {MOST_SECONDS:.0e}", value=value
+        )
+    return float(value)  # type: ignore[arg-type]
 
 
 def from_environment() -> float:

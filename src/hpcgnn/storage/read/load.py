@@ -17,6 +17,7 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.single import Comm as WithoutMPI
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.errors import InputError, counted
+from hpcgnn.graph.arguments import check_path
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -51,6 +52,7 @@ def load_partition(
         InputError: no GPU on some rank; the file is damaged, or has another number of parts; parts
             that contradict each other; a file that isn't the same on all ranks.
     """
+    check_path(path, "load_partition", "path")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     part: Part | None = None
     header: dict[str, Any] = {}

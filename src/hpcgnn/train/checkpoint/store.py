@@ -151,6 +151,7 @@ class CheckpointStore:
         self._newest = 0  # epoch of the newest checkpoint that was written or read
         self._lost: dict[str, str] = {}  # by kind: why its newest one is not on disk
         self._again: Checkpoint | None = None  # the best one, where it couldn't be written
+        self.closed = False
         self._desk = WritingDesk(self._write) if comm.rank == 0 else None
         with agreed(comm, "run directory"):
             try:
@@ -191,6 +192,7 @@ class CheckpointStore:
         self.comm.barrier(where="checkpoint")
 
     def close(self) -> None:
+        self.closed = True
         if self._desk is not None:
             self._desk.close()
 

@@ -1,0 +1,31 @@
+"""What a Python program gives: refused in one line where it is something else."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from hpcgnn.errors import InputError
+from hpcgnn.graph.partitioned import PartitionedGraph
+
+
+def check_graph(graph: object, who: str) -> None:
+    """Raise InputError unless it is a rank's part of a graph."""
+    if not isinstance(graph, PartitionedGraph):
+        raise InputError(
+            f"{who}: graph must be what hpcgnn.load_partition returns", value=type(graph).__name__
+        )
+
+
+def check_module(model: object, who: str) -> None:
+    """Raise InputError unless it is a module, not its class."""
+    if not isinstance(model, torch.nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"{who}: model must be a torch.nn.Module", value=kind)
+
+
+def check_path(path: object, who: str, name: str) -> None:
+    """Raise InputError unless it names a file or folder."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{who}: {name} must be a path", value=type(path).__name__)
