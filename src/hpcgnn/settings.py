@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -185,3 +186,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     # Of a short word two letters in the wrong order are a third.
     found = found or [other for other in known if sorted(other) == sorted(word)][:2]
     return f": did you mean {' or '.join(found)}?" if found else ""
+
+
+def check_path(path: object, who: str, name: str) -> None:
+    """Raise InputError unless it names a file or folder."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{who}: {name} must be a path", value=type(path).__name__)

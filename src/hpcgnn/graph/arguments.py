@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from hpcgnn.errors import InputError
@@ -23,9 +21,3 @@ def check_module(model: object, who: str) -> None:
     if not isinstance(model, torch.nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(f"{who}: model must be a torch.nn.Module", value=kind)
-
-
-def check_path(path: object, who: str, name: str) -> None:
-    """Raise InputError unless it names a file or folder."""
-    if not isinstance(path, str | os.PathLike):
-        raise InputError(f"{who}: {name} must be a path", value=type(path).__name__)

@@ -10,8 +10,8 @@ import numpy as np
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
-from hpcgnn.graph.arguments import check_path
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.settings import check_path
 from hpcgnn.storage.read import load
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.reader import Reader

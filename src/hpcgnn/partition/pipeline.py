@@ -14,7 +14,6 @@ from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.graph.arguments import check_path
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
@@ -25,6 +24,7 @@ from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.refine import refine_volume
 from hpcgnn.partition.routing import Array
 from hpcgnn.partition.simple import block_parts, random_parts, streaming_parts
+from hpcgnn.settings import check_path
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.partition_file import MAX_PARTS, Part, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN

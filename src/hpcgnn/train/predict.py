@@ -14,12 +14,13 @@ from torch import Tensor
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, NumericalError, printable
-from hpcgnn.graph.arguments import check_graph, check_module, check_path
+from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
+from hpcgnn.settings import check_path
 from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task

@@ -21,9 +21,10 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
 from hpcgnn.display import Display, Stage
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.graph.arguments import check_graph, check_module, check_path
+from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN
+from hpcgnn.settings import check_path
 from hpcgnn.storage.read.partition_file import PartitionFile
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.schema import PARTITION

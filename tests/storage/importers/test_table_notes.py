@@ -112,4 +112,4 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
 @pytest.mark.parametrize(("edges", "said"), [("p,p\nq,q\n", True), ("p,p\nq,p\n", False)])
 def test_edges_that_join_no_nodes_are_named(made, tmp_path, capfd, edges, said):
     made(write(tmp_path / "e.csv", "a,b\n" + edges), *ENDS)
-    assert ("each edge leads from a node to itself" in capfd.readouterr().err) == said
+    assert ("every edge is a self-loop" in capfd.readouterr().err) == said

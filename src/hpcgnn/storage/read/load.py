@@ -17,11 +17,11 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.single import Comm as WithoutMPI
 from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.errors import InputError, counted
-from hpcgnn.graph.arguments import check_path
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.settings import check_path
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.read.partition_file import EdgeLists, Part, PartitionFile
 from hpcgnn.storage.read.parts import Claims, check_together, new_key, part_name
