@@ -14,7 +14,7 @@ class Stage:
 
 
 class Display:
-    """Shows the progress of work that may take long; this base class shows nothing.
+    """A display of the progress of long work; this base class shows nothing and costs nothing.
 
     Only the display of rank 0 shows anything.
     """

@@ -42,7 +42,7 @@ def say(*lines: object) -> None:
 
 
 def warn(*lines: object) -> None:
-    """Print lines on stderr like `say`, in one piece; do nothing if it is closed or full."""
+    """Print like `say` on stderr, in one piece. Errors are ignored: the exit status remains."""
     with suppress(Exception):
         sys.stderr.write("\n".join(map(printable, lines)) + "\n")
         sys.stderr.flush()

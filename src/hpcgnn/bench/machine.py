@@ -128,7 +128,7 @@ def _ratio(pairs: Iterable[tuple[float, float]], waits: float) -> float:
 
 
 class _Clock:
-    """Measures rates on rank 0 alone, and on all ranks at once."""
+    """A clock for rates of rank 0 alone, and of all ranks at once."""
 
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm

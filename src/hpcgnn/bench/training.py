@@ -70,7 +70,7 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """`hpcgnn train` on a partition.
+    """A training by `hpcgnn train` on a partition.
 
     Args:
         options: options of `train`, besides those of the model.

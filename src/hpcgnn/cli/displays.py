@@ -164,7 +164,7 @@ class Lines(Quiet):
 
 
 class Json(Lines):
-    """The same content as JSON objects."""
+    """The lines of `Lines` as JSON objects."""
 
     def say(self, *lines: object) -> None:
         for line in lines:

@@ -117,7 +117,7 @@ EVERYDAY = {
 
 
 class _HelpAll(argparse.Action):
-    """Shows the help of a parser whose options are not hidden."""
+    """The option --help-all, which shows the help of a parser without hidden options."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
         parser.print_help()

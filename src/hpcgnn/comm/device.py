@@ -18,8 +18,8 @@ CHOICES = ("auto", "cpu", "cuda")
 def pick_device(comm: Communicator, wanted: str = "auto") -> torch.device:
     """Return the device of this rank, of the same kind on all ranks. Collective.
 
-    The ranks of one machine take its visible GPUs in turn (CUDA_VISIBLE_DEVICES says which those
-    are, and may differ between ranks); several ranks may share one.
+    The ranks of one machine take its visible GPUs in turn (CUDA_VISIBLE_DEVICES selects them, and
+    may differ between ranks); several ranks may share one.
 
     Args:
         wanted: `auto`: GPUs if every rank sees one, else the CPU; `cpu`; `cuda`.

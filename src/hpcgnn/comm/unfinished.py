@@ -45,7 +45,7 @@ class _Verdict:
 
 
 class Unfinished:
-    """Prevents messages of an abandoned operation from being mixed up with later ones.
+    """The state that keeps messages of an abandoned operation from being mixed up with later ones.
 
     An exchange that its caller left by an exception is completed before the next operation. By the
     end of that operation every rank learns which ranks gave the exchange up: all (they are in step

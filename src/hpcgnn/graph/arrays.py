@@ -15,7 +15,7 @@ _SLACK = 8  # a block may exceed the requested size by 1 / 8
 
 
 class Arrays:
-    """Allocates arrays and reuses their memory once nothing refers to them any more.
+    """An allocator that reuses the memory of arrays once nothing refers to them any more.
 
     Unused memory never raises the total above the most that was in use at once: the peak is the
     same as if freed arrays were returned to the system at once.
@@ -72,7 +72,7 @@ class Arrays:
 
 
 class _Lease:
-    """Owns memory while an array uses it; numpy and torch keep a reference to this object."""
+    """The owner of memory while an array uses it; numpy and torch hold a reference to it."""
 
     def __init__(self, arrays: Arrays, memory: Tensor) -> None:
         self._back_to, self._memory = weakref.ref(arrays), memory

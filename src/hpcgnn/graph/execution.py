@@ -17,7 +17,7 @@ from hpcgnn.graph.kept import Kept
 
 @dataclass(eq=False)
 class Execution:
-    """How operations run on a graph and on graphs pruned from it: their field `execution`.
+    """How operations run on a graph and on graphs pruned from it; their field `execution`.
 
     Attributes:
         ring: buffers and counters of the exchanges.

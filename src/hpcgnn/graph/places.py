@@ -61,7 +61,7 @@ class Places:
 
 @dataclass(frozen=True)
 class FindPlaces:
-    """Computes the places of a graph's nodes."""
+    """The `Derivation` of the places of a graph's nodes."""
 
     def build(self, graph: PartitionedGraph) -> Places:
         comm, ids = graph.comm, graph.node_ids.cpu().numpy()
@@ -99,7 +99,7 @@ def look_up(
 
 @dataclass(frozen=True)
 class EdgeEnds:
-    """Computes the places of both ends of the edges into local nodes; collective.
+    """The `Derivation` of the places of both ends of the edges into local nodes; collective.
 
     Both int64 `[E]`, source and target, in the order of `sar.messages.edge_features`.
     """

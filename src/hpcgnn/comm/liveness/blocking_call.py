@@ -29,7 +29,7 @@ class WatchedRanks(Ranks, Protocol):
 
 @contextmanager
 def default_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP end the process at once: Python's handlers wait for a library.
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once: no Python handler runs in a library.
 
     Handlers that other code installed are kept.
     """

@@ -28,7 +28,7 @@ def guard() -> Guard:
 
 
 class Guard:
-    """Watches how the process ends once it has a communicator of several ranks.
+    """A watch over the end of the process, once it has a communicator of several ranks.
 
     An uncaught exception ends the job as inside `world.run`. At the end of the program this rank
     waits for the others, and ends the job if they are waiting for it. Interactive sessions continue
@@ -57,7 +57,7 @@ class Guard:
         if self._comm is None or MPI.Is_finalized() or _interactive():
             self._former(kind, error, trace)
             return
-        if self._former is not sys.__excepthook__:  # another library's hook
+        if self._former is not sys.__excepthook__:  # a hook that other code installed
             self._former(kind, error, trace)
             abort(self._comm, Failure.of(error).status)
         end_job(self._comm, error)

@@ -110,7 +110,7 @@ def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
 
 
 class Heartbeat:
-    """Asks other ranks for their reports and answers their questions.
+    """One rank's side of the questions and answers: asks other ranks for reports, and answers.
 
     `report` is called in the answering thread. `meet(peers, token)` must be called once before any
     question; until then this rank does not answer.

@@ -28,7 +28,7 @@ def out_of_step(where: str, error: Exception) -> CommunicationError:
 
 
 class Waiter:
-    """Polls requests: tests in quick succession first, then sleeps that grow to a millisecond.
+    """A poller of requests: tests in quick succession first, then sleeps up to a millisecond.
 
     `limit` is in seconds. When a wait exceeds it, `overdue(where, waited)` is called; it raises, or
     returns to grant the same time again. `look(where, waited)`, called every two seconds before

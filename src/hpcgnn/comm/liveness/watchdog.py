@@ -40,7 +40,7 @@ class LostRank(CommunicationError):
 
 
 class Watchdog:
-    """Asks all ranks for their locations when this rank has waited too long."""
+    """An examination of all ranks' locations, when this rank has waited too long."""
 
     def __init__(self, heartbeat: Heartbeat, location: Location) -> None:
         self._heartbeat = heartbeat

@@ -101,7 +101,7 @@ class Transport(Protocol):
         """Return whether a sender can be told now that its slot was read."""
 
     def acknowledge(self, comm: Communicator) -> None:
-        """Tell that sender."""
+        """Tell a sender that its slot was read."""
 
 
 class Wired:
