@@ -10,8 +10,8 @@
 
     hpcgnn.run(main)
 
-What is named here is imported at its first use: `import hpcgnn` loads neither torch nor MPI. From
-then on an exception that nobody catches ends a job of several ranks.
+These names are imported on first use: `import hpcgnn` loads neither torch nor MPI. After it, an
+uncaught exception ends a job of several ranks.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ _OBJECTS = {
 def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> None:
     """Start MPI and run `main(comm)` on every rank of mpiexec or srun; one rank without them.
 
-    A rank that fails ends the job on all ranks, in one line on stderr (after a traceback where it
-    is a surprise). Memory is taken from the system as `hpcgnn.system.set_up` says.
+    A rank that fails ends the job on all ranks, in one line on stderr (after a traceback if the
+    error is unexpected). Memory is allocated as `hpcgnn.system.set_up` describes.
 
     Args:
-        main: returns None or 0 where all is well, else the exit status of the job.
-        timeout: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
+        main: returns None or 0 on success, else the exit status of the job.
+        timeout: seconds to wait for another rank (default: HPCGNN_TIMEOUT, or 600).
 
     Raises:
-        SystemExit: with the job's status, where that is not 0.
+        SystemExit: with the job's status, if that is not 0.
     """
     from hpcgnn import system
     from hpcgnn.comm import world
@@ -110,4 +110,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-early.watch()  # a script that fails before it has a graph would leave the other ranks waiting
+early.watch()  # the other ranks would wait for a script that fails before it has a graph

@@ -1,4 +1,4 @@
-"""`python -m hpcgnn` is the command `hpcgnn`."""
+"""Runs the command `hpcgnn`, as `python -m hpcgnn`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What long work tells of how far it is; what shows it to a person is in `cli/displays.py`."""
+"""Progress reports of long work; `cli/displays.py` shows them to the user."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 
 class Stage:
-    """A piece of work under way; this one tells nobody."""
+    """A piece of work in progress; this base class reports nothing."""
 
     def advance(self, amount: float = 1.0) -> None:
-        """So much of the total more is done."""
+        """Report that another `amount` of the total is done."""
 
 
 class Display:
-    """Handed down to work that may take long. This one shows nothing, and costs nothing.
+    """A display of the progress of long work; this base class shows nothing and costs nothing.
 
-    Only the display of rank 0 shows something.
+    Only the display of rank 0 shows anything.
     """
 
     def stage(
@@ -28,21 +28,21 @@ class Display:
         done: Callable[[], float] | None = None,
         spoken: bool = False,
     ) -> AbstractContextManager[Stage]:
-        """For the block, which is a piece of work.
+        """Return a context for a piece of work.
 
         Args:
-            text: what is done, as in `write the edges`.
-            total: how much there is, in `unit`; None: nobody knows.
-            done: tells how much of it is done, where the work itself does not by `advance`.
-            spoken: every step has a line of its own anyway.
+            text: the work, as in `write the edges`.
+            total: its total, in `unit`; None if unknown.
+            done: returns the amount done so far, if the work itself doesn't call `advance`.
+            spoken: the work prints a line for each step itself.
         """
         return nullcontext(Stage())
 
     def say(self, *lines: object) -> None:
-        """Lines that say what came out, each made printable."""
+        """Print lines of results, each made printable."""
 
     def note(self, *lines: object) -> None:
-        """Lines that say what is going on, which a quiet command leaves out."""
+        """Print lines about the progress, which a quiet command leaves out."""
 
 
 SILENT = Display()

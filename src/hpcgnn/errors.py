@@ -1,4 +1,4 @@
-"""What can go wrong, each with the exit status a batch job sees.
+"""The errors of this package, each with the exit status that a batch job sees.
 
 Every message is one line: what, where, which value, what to do.
 """
@@ -15,10 +15,10 @@ _LONGEST = 2000  # characters of a message
 
 
 def printable(text: object) -> str:
-    """`text` as one line that a terminal shows and does not obey.
+    """Return `text` as one line that a terminal displays without interpreting it.
 
-    Line ends, control characters, marks that turn the direction of writing and bytes of a name
-    that are no text become escapes such as `\\x1b`. What has been escaped stays as it is.
+    Line ends, control characters, marks of writing direction and undecodable bytes of a name become
+    escapes such as `\\x1b`. Existing escapes stay as they are.
     """
     line = str(text)
     if line.isprintable():
@@ -27,29 +27,29 @@ def printable(text: object) -> str:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """`text` without its middle where it is longer than anybody reads."""
+    """Return `text` without its middle if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 40]} ... {text[-35:]}"
 
 
 def counted(number: int, what: str) -> str:
-    """`1 rank`, `2,000 ranks`, `3 classes`."""
+    """Return a text like `1 rank`, `2,000 ranks` or `3 classes`."""
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def say(*lines: object) -> None:
-    """Print each argument as one `printable` line; all that may hold names or values of files."""
+    """Print each argument as one `printable` line; use it for all names and values of files."""
     print("\n".join(map(printable, lines)), flush=True)
 
 
 def warn(*lines: object) -> None:
-    """The same on stderr, in one piece; where it is closed or full the exit status has to do."""
+    """Print like `say` on stderr, in one piece. Errors are ignored: the exit status remains."""
     with suppress(Exception):
         sys.stderr.write("\n".join(map(printable, lines)) + "\n")
         sys.stderr.flush()
 
 
 def warning(text: str) -> None:
-    """One line on stderr that says it is a warning of hpcgnn's."""
+    """Print one line on stderr, marked as a warning of hpcgnn."""
     warn(f"hpcgnn: warning: {text}")
 
 
@@ -59,7 +59,7 @@ class Agreed:
 
     Attributes:
         reports: this rank brought the error, and prints it.
-        alone: some ranks had none of their own, so the message names the rank.
+        alone: some ranks had no error of their own, so the message names the rank.
     """
 
     reports: bool
@@ -67,7 +67,7 @@ class Agreed:
 
 
 class HpcgnnError(Exception):
-    """Base of all errors this package raises on purpose. Exit status 1.
+    """Base of all errors that this package raises on purpose. Exit status 1.
 
     Attributes:
         agreed: set by `Communicator.agree` when all ranks raise the error together.
@@ -129,7 +129,7 @@ class OutOfMemoryError(HpcgnnError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the system, torch or the dynamic linker had no memory."""
+    """Return whether the system, torch or the dynamic linker ran out of memory."""
     text = str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True

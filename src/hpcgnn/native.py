@@ -1,4 +1,4 @@
-"""Libraries in C++ that lie beside the modules which call them."""
+"""C++ libraries, which are in the folders of the modules that call them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcgnn.errors import InputError
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """The library that setup.py built.
+    """Open the library that setup.py built.
 
     Raises:
         InputError: it was not built.

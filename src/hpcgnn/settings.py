@@ -1,6 +1,6 @@
-"""How a setting is declared: default, help, choices, limits, and what a resumed run may change.
+"""Declarations of settings: default, help, choices, limits, and whether resuming may change it.
 
-Each room that has settings declares a `Section` of them; `train/config.py` puts them together.
+Each package that has settings declares a `Section` of them; `train/config.py` combines them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from hpcgnn.errors import InputError
 
 MOST_BYTES = 1 << 60
-MOST_TEXT = 1 << 20  # bytes of a file of settings
-HIGHEST = (1 << 31) - 1  # of seeds, as METIS takes them
+MOST_TEXT = 1 << 20  # bytes of a settings file
+HIGHEST = (1 << 31) - 1  # seed, as METIS accepts it
 DEFINING, TOLD, FREE = "defining", "told", "free"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
@@ -29,17 +29,17 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Setting:
-    """What is declared of a setting beside its name in the section.
+    """The declaration of a setting, besides its name in the section.
 
     Attributes:
-        resume: `DEFINING` (with another value it is another run), `TOLD` (may change on resume,
-            which is said: the numbers go another way) or `FREE` (may change on resume).
-        option: its name on the command line and in files, where that is not its name.
-        least, most: limits of a number, both allowed; None: none.
-        share: a number that must lie in [0, 1).
-        metavar: what an option shows for the value, where that is not its type.
-        others: a regular expression of texts that are taken beside `choices`; options show
-            `shown_others`, where there is anything to show.
+        resume: `DEFINING` (another value makes it another run), `TOLD` (may change on resume, with
+            a message, since the results will differ) or `FREE` (may change on resume).
+        option: its name on the command line and in files, if that differs from its name.
+        least, most: limits of a number, both inclusive; None: no limit.
+        share: a number that must be in [0, 1).
+        metavar: what an option shows for the value, if not its type.
+        others: a regular expression of texts accepted besides `choices`; options show
+            `shown_others` for them, if it is not empty.
     """
 
     resume: str
@@ -67,10 +67,10 @@ free = partial(_declare, FREE)
 
 @dataclass(frozen=True)
 class Section:
-    """Settings of one room: a frozen dataclass whose fields are `defining`, `told` or `free`.
+    """The settings of one package: a frozen dataclass with `defining`, `told` or `free` fields.
 
     Raises:
-        InputError: a value is of another type, or out of its limits.
+        InputError: a value has the wrong type, or is out of its limits.
     """
 
     def __post_init__(self) -> None:
@@ -83,12 +83,12 @@ class Section:
 
 
 def declared(section: type[Section]) -> dict[str, Setting]:
-    """The settings of a section by their names in it."""
+    """Return the settings of a section by name."""
     return {entry.name: entry.metadata["setting"] for entry in dataclasses.fields(section)}
 
 
 def flag(name: str) -> str:
-    """The option of a setting: `--weight-decay`."""
+    """Return the option of a setting, as in `--weight-decay`."""
     return "--" + name.replace("_", "-")
 
 
@@ -123,7 +123,7 @@ def _is_other(setting: Setting, value: Any) -> bool:
 def check_range(
     name: str, value: float, least: float | None = None, most: float | None = None
 ) -> None:
-    """Refuse a number outside `least .. most`, and what is none.
+    """Refuse a number outside `least .. most`, and one that is not finite.
 
     Raises:
         InputError: `name` with the limit and the value.
@@ -137,12 +137,12 @@ def check_range(
 
 
 def _shown(value: float) -> float | None:
-    """The value as errors show it: Python prints no integer of thousands of digits."""
+    """Return the value as errors show it, None for an integer too long to print."""
     return None if isinstance(value, int) and value.bit_length() > 128 else value
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `64MiB`, `1.5GB`, `4096`; at most 1 EiB."""
+    """Return the bytes of `64MiB`, `1.5GB` or `4096`; at most 1 EiB."""
     powers = {"k": 1, "m": 2, "g": 3}
     units = {"": 1, "b": 1}
     for letter, power in powers.items():
@@ -161,14 +161,14 @@ def parse_size(text: str) -> int:
 
 
 def read_text(path: Path) -> str:
-    """What a file of settings holds.
+    """Return the content of a settings file.
 
     Raises:
-        InputError: it can't be read, is longer than any such file, or no UTF-8.
+        InputError: it can't be read, is too long, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_TEXT + 1)  # devices may never end
+            content = file.read(MOST_TEXT + 1)  # reading a device may never end
     except OSError as error:
         raise InputError(f"can't be read: {error.strerror}", file=path) from None
     if len(content) > MOST_TEXT:
@@ -180,10 +180,10 @@ def read_text(path: Path) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?` with at most two words, or nothing where no known word is near."""
+    """Return `: did you mean ...?` with at most two words, or "" if no known word is near."""
     known = list(known)
     found = difflib.get_close_matches(word, known, n=2, cutoff=0.75)
-    # Of a short word two letters in the wrong order are a third.
+    # In a short word, two swapped letters are below the cutoff.
     found = found or [other for other in known if sorted(other) == sorted(word)][:2]
     return f": did you mean {' or '.join(found)}?" if found else ""
 

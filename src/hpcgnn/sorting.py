@@ -1,4 +1,4 @@
-"""Large arrays of integers, sorted."""
+"""Sorting of large integer arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def sorted_unique(values: Array) -> Array:
-    """The different values, ascending; `np.unique` of integers hashes, which takes far longer."""
+    """Return the distinct values, ascending; far faster than `np.unique`, which hashes integers."""
     values = np.sort(values)
     new = np.ones(values.shape[0], bool)
     np.not_equal(values[1:], values[:-1], out=new[1:])

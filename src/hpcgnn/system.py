@@ -1,4 +1,4 @@
-"""The process's surroundings: memory allocator, programs of the machine, what /proc tells."""
+"""The environment of the process: memory allocator, installed programs, information from /proc."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _NUMPY_LACKS = "NPY_DISABLE_CPU_FEATURES"
 
 
 def set_up() -> None:
-    """Huge pages for torch's large tensors, and freed arrays go back to the system at once.
+    """Enable huge pages for large tensors, and return freed arrays to the system at once.
 
-    Faults of 4 KiB pages take longer than the kernels that meet them. glibc by itself keeps arrays
-    below 32 MiB, and the peak of a rank then no longer falls with the number of ranks. What the
-    environment says (THP_MEM_ALLOC_ENABLE, MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) stays;
-    HPCGNN_ALLOCATION=system leaves everything as the system has it.
+    Page faults of 4 KiB pages take longer than the kernels that cause them. By default glibc keeps
+    arrays below 32 MiB, and then the peak of a rank no longer falls with the number of ranks.
+    Settings of the environment (THP_MEM_ALLOC_ENABLE, MALLOC_MMAP_THRESHOLD_,
+    MALLOC_TRIM_THRESHOLD_) are kept; HPCGNN_ALLOCATION=system leaves all defaults of the system.
     """
     if os.environ.get(_SWITCH) == "system":
         return
     os.environ.setdefault(_HUGE, "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        return  # no glibc
+        return  # not glibc
     for name, number in (
         ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD),
         ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD),
@@ -44,11 +44,11 @@ def set_up() -> None:
 
 
 def choose_sorts() -> None:
-    """Leaves NumPy's AVX-512 sorts out on AMD's Zen 4; to be called before NumPy is loaded.
+    """Disable NumPy's AVX-512 sorts on AMD's Zen 4; call it before NumPy is loaded.
 
-    They store through masks, which that processor does in microcode: five times as slow as the
-    AVX2 ones. A NPY_DISABLE_CPU_FEATURES in the environment stays. Releases of NumPy know
-    other features, and warn of those that they lack.
+    They use masked stores, which that processor implements in microcode: five times as slow as the
+    AVX2 sorts. NPY_DISABLE_CPU_FEATURES of the environment is kept. The names of features differ
+    between releases of NumPy, which warn of names they don't know.
     """
     warnings.filterwarnings("ignore", f".*{_NUMPY_LACKS}", ImportWarning)
     if processor() == ("AuthenticAMD", 25):
@@ -56,7 +56,7 @@ def choose_sorts() -> None:
 
 
 def processor() -> tuple[str, int]:
-    """Its vendor and family, as x86 names them; `("", 0)` where the system doesn't tell."""
+    """Return its vendor and family, as x86 names them; `("", 0)` if unknown."""
     first = _read("/proc/cpuinfo").split("\n\n")[0]
     vendor = re.search(r"^vendor_id\s*: (\w+)", first, re.M)
     family = re.search(r"^cpu family\s*: (\d+)", first, re.M)
@@ -64,13 +64,13 @@ def processor() -> tuple[str, int]:
 
 
 def processor_name() -> str:
-    """As the system shows it."""
+    """Return its name as the system shows it."""
     found = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.M)
     return found[1].strip() if found else platform.processor()
 
 
 def without() -> dict[str, str]:
-    """The environment for a process that is to run as if hpcgnn weren't there."""
+    """Return the environment for a process that should run as if hpcgnn weren't there."""
     ours = (_HUGE, _NUMPY_LACKS)
     return {name: value for name, value in os.environ.items() if name not in ours} | {
         _SWITCH: "system"
@@ -78,13 +78,13 @@ def without() -> dict[str, str]:
 
 
 def find_program(name: str) -> str | None:
-    """Its absolute path, or None. Entries of PATH that are empty or relative don't count."""
+    """Return its absolute path, or None. Empty and relative entries of PATH are ignored."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return shutil.which(name, path=os.pathsep.join(f for f in folders if os.path.isabs(f)))  # noqa: PTH117
 
 
 def asked_threads() -> int | None:
-    """What OMP_NUM_THREADS says of the outermost level, as in `4` or `4,2`; None: nothing."""
+    """Return OMP_NUM_THREADS of the outermost level, as in `4` or `4,2`; None if it is not set."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     number = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
     return number or None
@@ -98,25 +98,25 @@ def _read(path: str) -> str:
 
 
 def now() -> str:
-    """The date and time in UTC, as ISO 8601 has them."""
+    """Return the date and time in UTC, in ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def clock() -> str:
-    """The time of day of this machine: `14:03:59`."""
+    """Return the local time of day, as in `14:03:59`."""
     return datetime.now().astimezone().strftime("%H:%M:%S")
 
 
 def bytes_read() -> int:
-    """What this process has read so far, cached or not; 0 where the system doesn't tell."""
+    """Return the bytes that this process has read so far, cached or not; 0 if unknown."""
     found = re.match(r"rchar: (\d+)", _read("/proc/self/io"))
     return int(found[1]) if found else 0
 
 
 def is_named_pipe(status: os.stat_result) -> bool:
-    """Whether it is a pipe in a folder, which holds a reader until somebody opens it to write.
+    """Return whether it is a named pipe, which blocks a reader until it is opened for writing.
 
-    Those of the shell, `<(command)` and `command |`, have a writer and lie in no folder.
+    Pipes of the shell, `<(command)` and `command |`, have a writer and no name in a folder.
     """
     if not stat.S_ISFIFO(status.st_mode):
         return False
@@ -128,37 +128,37 @@ def is_named_pipe(status: os.stat_result) -> bool:
 
 
 def loaded_files() -> list[Path]:
-    """Files that this process has mapped into its memory; none where the system doesn't tell."""
-    # A path may hold spaces; five columns stand before it.
+    """Return the files that this process has mapped into its memory; empty if unknown."""
+    # A path may contain spaces; five columns precede it.
     columns = (line.split(maxsplit=5) for line in _read("/proc/self/maps").splitlines())
     return list(dict.fromkeys(Path(c[5]) for c in columns if len(c) > 5 and c[5][0] == "/"))
 
 
 def resident_memory() -> int:
-    """Bytes this process has in memory now; its peak where the system doesn't tell."""
+    """Return the bytes that this process has in memory now; its peak if unknown."""
     found = resident_memory_of("self")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if found is None else found
 
 
 def resident_memory_of(pid: int | str) -> int | None:
-    """Bytes a process has in memory now; None where it is gone, or the system doesn't tell."""
+    """Return the bytes that a process has in memory now; None if it has ended, or if unknown."""
     pages = _read(f"/proc/{pid}/statm").split()
     return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else None
 
 
 def most_resident_memory() -> int:
-    """Bytes this process had in memory at most; 0 where the system doesn't tell.
+    """Return the peak bytes in memory of this process; 0 if unknown.
 
-    `getrusage` counts those of the process that it was started by, too.
+    `getrusage` would include those of the process that started it.
     """
     return _of_status("VmHWM")
 
 
 def resident_files() -> int:
-    """Bytes of files, libraries most of all, that lie in the memory of this process now.
+    """Return the bytes of mapped files, mostly libraries, in this process's memory now.
 
-    How much the system maps around what is touched depends on how it cached the file. It is taken
-    back where memory is short.
+    How much the system maps around the pages used depends on how it cached the file. It reclaims
+    these pages when memory is short.
     """
     return _of_status("RssFile")
 
@@ -169,9 +169,9 @@ def _of_status(name: str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that processes of this machine can still take, within the job's limits too.
+    """Return the bytes that processes of this machine can still use, within the job's limits.
 
-    A huge number where the system doesn't tell.
+    A huge number if unknown.
     """
     found = [1 << 62]
     for line in _read("/proc/meminfo").splitlines():
@@ -189,7 +189,7 @@ def available_memory() -> int:
 
 
 def namespace(kind: str) -> str:
-    """A name for the `pid` or `net` namespace of this process that no other machine has."""
+    """Return a name for this process's `pid` or `net` namespace, unique over all machines."""
     try:
         name = str(Path(f"/proc/self/ns/{kind}").readlink())
     except OSError:
@@ -198,7 +198,7 @@ def namespace(kind: str) -> str:
 
 
 def machine() -> str:
-    """A name for this machine, the same in all its containers."""
+    """Return a name for this machine, the same in all its containers."""
     return _boot() or platform.node()
 
 
@@ -208,7 +208,7 @@ def _boot() -> str:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What the system says of a process: a letter, its processor seconds, when it was born."""
+    """The state of a process: its letter in /proc, parent, processor seconds and start time."""
 
     letter: str
     parent: int
@@ -217,7 +217,7 @@ class ProcessState:
 
     @classmethod
     def of(cls, pid: int) -> ProcessState | None:
-        """None when there is no such process, or no /proc."""
+        """Return the state of a process; None if it doesn't exist, or without /proc."""
         fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         if len(fields) < 20:
             return None
@@ -226,7 +226,7 @@ class ProcessState:
 
 
 def processes() -> dict[int, ProcessState]:
-    """All that this process sees, by number."""
+    """Return the states of all processes that this process can see, by process number."""
     numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     states = {number: ProcessState.of(number) for number in numbers}
     return {number: state for number, state in states.items() if state is not None}

@@ -1,4 +1,4 @@
-"""Named spans of time in the profile of a run; next to nothing while none is taken."""
+"""Named time spans in the profile of a run; nearly free while no profile is taken."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _NOTHING = nullcontext()
 
 
 def profiled() -> bool:
-    """Whether torch's profiler runs."""
+    """Return whether torch's profiler is running."""
     return bool(torch.autograd._profiler_enabled())
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """`with span("ring wait")`: the block's time in the profile, if one is being taken."""
+    """Return a context, as in `with span("ring wait")`, that is timed if a profile is taken."""
     return torch.profiler.record_function(name) if profiled() else _NOTHING

@@ -1,3 +1,3 @@
-"""The release; `hpcgnn.__version__`."""
+"""The release, which is `hpcgnn.__version__`."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Measurements beside peers: ratios from one run, medians of alternating repetitions."""
+"""Measurements of hpcgnn beside its peers: ratios from one run, medians of alternating turns."""

@@ -14,18 +14,18 @@ from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.table import in_columns, seconds
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
 
-BATCH = 1024  # nodes whose loss a step of a sampling peer takes
-FANOUT = (15, 10, 5)  # neighbours that it samples, by hop; 5 from then on
+BATCH = 1024  # nodes in the loss of one step of a sampling peer
+FANOUT = (15, 10, 5)  # neighbours that it samples, by hop; 5 in further hops
 
 
 @dataclass(frozen=True)
 class Race:
-    """How one contender came to the accuracy.
+    """The training of one contender towards the accuracy.
 
     Attributes:
-        seconds: of training alone, evaluations left out, until it was reached; None: it wasn't.
-        epoch: in which it was reached.
-        best: highest accuracy of all its epochs.
+        seconds: training time, without evaluation, until it was reached; None if it wasn't.
+        epoch: the epoch in which it was reached.
+        best: highest accuracy of all epochs.
         curve: seconds of training and accuracy after each epoch that was scored.
     """
 
@@ -66,7 +66,7 @@ class Race:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What `bench accuracy` found."""
+    """The result of `bench accuracy`."""
 
     graph: GraphSize
     shape: ModelShape
@@ -105,10 +105,10 @@ def race(
     target: float,
     peers: Environment | None,
 ) -> AccuracyReport:
-    """Everybody trains for `settings.epochs`, peers at most until the accuracy is reached.
+    """Train all contenders for `settings.epochs`; peers stop once they reach the accuracy.
 
     Raises:
-        InputError: the graph isn't one that all can train on.
+        InputError: the peers can't train on this graph.
         HpcgnnError: it can't be partitioned.
     """
     graph_size = size_of(graph)
@@ -136,5 +136,5 @@ def race(
 
 
 def fanout(layers: int) -> Sequence[int]:
-    """Neighbours that a sampling peer takes in each layer."""
+    """Return the number of neighbours that a sampling peer samples in each layer."""
     return [*FANOUT, *[FANOUT[-1]] * layers][:layers]

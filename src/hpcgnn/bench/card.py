@@ -1,4 +1,4 @@
-"""The GPU that a measurement ran on, as its readers need to know it."""
+"""A description of the GPU that a measurement ran on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _ASKED = ("clocks.sm", "clocks.mem", "power.limit", "driver_version")
 
 
 def describe(device: torch.device, copied: float) -> str:
-    """Name, memory, clocks now, driver, and the speed of a copy in bytes/s, in one line."""
+    """Return name, memory, current clocks, driver and copy speed in bytes/s, in one line."""
     found = torch.cuda.get_device_properties(device)
     parts = [found.name, f"{found.total_memory / 2**30:.0f} GiB", *_clocks(device)]
     return ", ".join([*parts, f"copies {copied / 1e9:.0f} GB/s (read + written)"])
 
 
 def _clocks(device: torch.device) -> list[str]:
-    """What nvidia-smi says, nothing where there is none."""
+    """Return the clocks, power limit and driver that nvidia-smi reports; empty without it."""
     program = find_program("nvidia-smi")
     if program is None:
         return []

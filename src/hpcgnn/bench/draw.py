@@ -1,4 +1,4 @@
-"""Drawings of what `hpcgnn bench` found, from the content of its JSON files."""
+"""Plots of the results of `hpcgnn bench`, made from its JSON files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS, OTHERS = COLOURS[0], COLOURS[6]
 
 
 def new_figure(columns: int = 1, *, wide: float = 7.2, high: float = 3.2) -> tuple[Figure, Any]:
-    """A figure with axes side by side."""
+    """Return a figure with axes side by side."""
     import_matplotlib()
     from matplotlib.figure import Figure
 
@@ -35,7 +35,7 @@ def tidy(axes: Axes) -> None:
 
 
 def kernels(content: dict[str, Any]) -> Figure:
-    """Milliseconds of each operation by implementation."""
+    """Plot the milliseconds of each operation by implementation."""
     rows = [row for row in content["rows"] if row["seconds"] is not None]
     figure, axes = new_figure(high=1.2 + 0.28 * len(rows))
     names = [f"{row['operation']}: {row['implementation']}" for row in rows]
@@ -46,7 +46,7 @@ def kernels(content: dict[str, Any]) -> Figure:
 
 
 def epochs(content: dict[str, Any]) -> Figure:
-    """Seconds of an epoch and peak memory, a bar for each."""
+    """Plot seconds per epoch and peak memory of each contender, as bars."""
     rows = content["rows"]
     figure, (left, right) = new_figure(2, wide=9.0, high=1.3 + 0.38 * len(rows))
     names = [row["name"] for row in rows]
@@ -73,7 +73,7 @@ def epochs(content: dict[str, Any]) -> Figure:
 
 
 def ring(content: dict[str, Any]) -> Figure:
-    """Rates and overlap by the size of a message."""
+    """Plot rates and overlap by message size."""
     lanes = content["lanes"]
     figure, (left, right) = new_figure(2, wide=9.0)
     sizes = [lane["message_bytes"] / 1024 for lane in lanes]
@@ -94,7 +94,7 @@ def ring(content: dict[str, Any]) -> Figure:
 
 
 def scale(content: dict[str, Any]) -> Figure:
-    """Seconds and memory by the number of ranks, ideals dashed."""
+    """Plot seconds and memory by number of ranks, with dashed ideals."""
     steps = [step for step in content["steps"] if step["seconds"] is not None]
     figure, (left, right) = new_figure(2, wide=9.0)
     ranks = [step["layout"]["ranks"] for step in steps]
@@ -114,7 +114,7 @@ def scale(content: dict[str, Any]) -> Figure:
 
 
 def accuracy(content: dict[str, Any]) -> Figure:
-    """Validation accuracy over seconds of training."""
+    """Plot validation accuracy over seconds of training."""
     figure, axes = new_figure()
     axes.set_title(f"{content['model']} on {graph_of(content)}", loc="left", fontsize=10)
     for race, colour in zip(content["races"], COLOURS, strict=False):
@@ -141,7 +141,7 @@ def bars(
     colours: list[str],
     problems: list[str | None] | None = None,
 ) -> None:
-    """Bars from the top down, each with its value; where there is none, with why."""
+    """Draw bars from the top down, each with its value, or the reason why it has none."""
     places = list(range(len(names)))
     axes.barh(places, [value or 0.0 for value in values], color=colours, height=0.65)
     most = max((value for value in values if value is not None), default=1.0)

@@ -1,4 +1,4 @@
-"""`bench epoch`: an epoch of training by us and by every peer that is installed."""
+"""`bench epoch`: an epoch of training by hpcgnn and by every installed peer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
 from hpcgnn.errors import HpcgnnError, warn
 
-WARM_UP = 1  # epochs of a turn that aren't counted: they set things up
+WARM_UP = 1  # epochs of a turn that aren't counted, since caches and buffers are set up in them
 
 
 @dataclass(frozen=True)
 class EpochSettings:
-    """How a comparison goes: `epochs` counted in each of `turns`, which go to and fro."""
+    """Settings of a comparison: each of `turns`, in alternating order, counts `epochs`."""
 
     layouts: list[Layout]
     epochs: int
@@ -35,7 +35,7 @@ class EpochSettings:
 
     @property
     def threads(self) -> int:
-        """Of a peer: as many processors as the largest of ours has."""
+        """Threads of a peer: as many as the largest of our layouts uses in all."""
         return max(layout.processors for layout in self.layouts)
 
     def train_options(self) -> list[str]:
@@ -45,13 +45,13 @@ class EpochSettings:
 
 @dataclass(frozen=True)
 class Standing:
-    """How one contender did.
+    """The result of one contender.
 
     Attributes:
-        seconds: of an epoch, medians over all turns; None where `problem` says why.
-        ratio: times as long as the first of ours.
-        off: largest difference between its losses and those of the first of ours.
-        parts: of ours, where an epoch's seconds went.
+        seconds: seconds per epoch over all turns; None if there is a `problem`.
+        ratio: its median over that of the first that could train.
+        off: largest difference between its losses and those of the first that could train.
+        parts: for hpcgnn, the seconds of the parts of an epoch.
     """
 
     name: str
@@ -82,7 +82,7 @@ HEAD = ("", "an epoch", "least-most", "x first", "peak", "loss", "off by")
 
 
 def in_turns(contenders: Sequence[Contender], turns: int) -> dict[str, list[Training]]:
-    """All trainings by name, to and fro; who fails is not asked again."""
+    """Return all trainings by name, in alternating order; a contender that failed is skipped."""
     found: dict[str, list[Training]] = {contender.name: [] for contender in contenders}
     for turn in range(turns):
         for contender in contenders if turn % 2 == 0 else reversed(contenders):
@@ -94,7 +94,7 @@ def in_turns(contenders: Sequence[Contender], turns: int) -> dict[str, list[Trai
 
 
 def standings(found: dict[str, list[Training]]) -> list[Standing]:
-    """In the order given, compared with the first that did it."""
+    """Return the results in the given order, compared with the first contender that succeeded."""
     first: list[Training] | None = None
     rows = []
     for name, taken in found.items():
@@ -126,7 +126,7 @@ def _split(row: Standing) -> str:
 
 
 def _named(name: str, training: Training) -> str:
-    """`DGL 1.1.3`, `PyG 2.8.1 CSR`: the release after the peer's own name."""
+    """Return a name like `DGL 1.1.3` or `PyG 2.8.1 CSR`, with the peer's release."""
     own = name.split(" ")[0]
     return name.replace(own, training.release, 1) if own in training.release else name
 
@@ -137,7 +137,7 @@ def _off(losses: Sequence[float], others: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What `bench epoch` found."""
+    """The result of `bench epoch`."""
 
     graph: GraphSize
     shape: ModelShape
@@ -182,14 +182,14 @@ class EpochReport:
 def compare_epochs(
     bench: Bench, graph: Path, shape: ModelShape, settings: EpochSettings, peers: Environment | None
 ) -> EpochReport:
-    """Train in turns, each time in a process of its own.
+    """Train all contenders in turns, each time in a new process.
 
     Args:
-        peers: None: ours alone.
+        peers: None: only hpcgnn.
 
     Raises:
-        InputError: the graph isn't one that all can train on.
-        HpcgnnError: it can't be partitioned, or ours fail.
+        InputError: the peers can't train on this graph.
+        HpcgnnError: it can't be partitioned, or hpcgnn fails.
     """
     graph_size = size_of(graph)
     total = WARM_UP + settings.epochs

@@ -1,4 +1,4 @@
-"""The least an epoch can take: products at the speed of products, gathers at that of copies."""
+"""A lower bound of an epoch's time: products at full speed, gathers at the speed of copies."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Demand:
 
 
 def demand_of(size: GraphSize, shape: ModelShape) -> Demand:
-    """Of an epoch, forward and backward, where nothing is computed twice.
+    """Return the work of an epoch, forward and backward, if nothing is computed twice.
 
-    Every convolution multiplies rows by weights forward, and backward for the gradient of the
-    weights and, but in the first, of its input; SAGE has two weights. Every edge gathers a row
-    forward and one backward, as wide as the narrower side where the layer is linear; the sums of
-    SAGE and GCN over the input are the same in every epoch and count as none.
+    Every convolution multiplies rows by weights in forward, and in backward for the gradient of the
+    weights and, except in the first layer, of its input; SAGE has two weights. Every edge gathers
+    one row in forward and one in backward, as wide as the narrower side if the layer is linear; the
+    sums of SAGE and GCN over the input are the same in every epoch and count as zero.
     """
     attention = shape.with_heads
     ends = [shape.hidden] * (shape.layers - 1)
@@ -73,7 +73,7 @@ class Floor:
 
 
 def measure_floor(size: GraphSize, shape: ModelShape, threads: int, device: torch.device) -> Floor:
-    """On this device, on a CPU with so many threads of this process."""
+    """Measure the floor on this device; on a CPU with `threads` threads of this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

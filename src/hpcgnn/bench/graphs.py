@@ -1,4 +1,4 @@
-"""Graphs that are edges alone, made in memory to be measured on."""
+"""Graphs of edges alone, made in memory for measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 
 
 def of_edges(comm: Communicator, edges: EdgeBlocks) -> PartitionedGraph:
-    """A graph of parts alike, each with as many nodes and edges as this one; read both ways."""
+    """Return a graph whose parts all have these edges, which are used in both directions."""
     begin = edges.blocks[comm.rank].begin
     num_nodes = len(begin)
     num_edges = sum(block.columns.shape[0] for block in edges.blocks)

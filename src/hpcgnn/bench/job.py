@@ -1,4 +1,4 @@
-"""Programs started for a measurement: watched, ended when they take too much, never trusted."""
+"""Programs started for a measurement: watched, and ended when they exceed their limits."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import Any
 from hpcgnn import system
 from hpcgnn.errors import InputError
 
-_LOOK = 0.1  # seconds between two looks at a job's memory
-_GRACE = 2.0  # seconds that a launcher has to end its ranks
-_LONGEST = 160  # characters of a program's last words
-# What a launcher tells its ranks; a job that one of them starts must not take itself for a rank.
+_LOOK = 0.1  # seconds between two checks of a job's memory
+_GRACE = 2.0  # seconds for a launcher to end its ranks
+_LONGEST = 160  # characters of a program's error message
+# Variables of launchers; a job that a rank starts must not take itself for a rank.
 _OF_LAUNCHERS = ("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "PRTE_", "HYDI_", "HYDRA_")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take: seconds, and bytes of all its processes together."""
+    """Limits of a job: seconds, and bytes of all its processes together."""
 
     seconds: float
     num_bytes: int
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: `problem` in a few words, None where it did what it should."""
+    """The end of a job: its output, and `problem` in a few words, None if it succeeded."""
 
     output: str
     problem: str | None
@@ -43,17 +43,17 @@ class Ended:
 
 @dataclass(frozen=True)
 class Layout:
-    """So many ranks with so many threads each."""
+    """A number of ranks and the number of threads of each."""
 
     ranks: int
     threads: int
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """From `2x1`.
+        """Return the layout written like `2x1`.
 
         Raises:
-            InputError: it is something else.
+            InputError: the text has another form.
         """
         ranks, cross, threads = text.partition("x")
         numbers = [int(n) if n.isascii() and n.isdigit() else 0 for n in (ranks, threads or "1")]
@@ -70,15 +70,15 @@ class Layout:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 rank`, `2 ranks`."""
+    """Return a text like `1 rank` or `2 ranks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def launcher() -> list[str]:
-    """What starts ranks here, up to their number.
+    """Return the command that starts ranks, up to their number.
 
     Raises:
-        InputError: there is none.
+        InputError: mpiexec isn't found.
     """
     beside = Path(sys.executable).with_name("mpiexec")
     found = str(beside) if beside.exists() else system.find_program("mpiexec")
@@ -88,21 +88,21 @@ def launcher() -> list[str]:
 
 
 def ours(arguments: Sequence[object], ranks: Layout, limits: Limits) -> Ended:
-    """`hpcgnn` with these arguments on so many ranks."""
+    """Run `hpcgnn` with these arguments on this layout."""
     start = [*launcher(), str(ranks.ranks)] if ranks.ranks > 1 else []
     command = [*start, sys.executable, "-P", "-m", "hpcgnn", *map(str, arguments)]
     return run(command, environment(ranks.threads), limits)
 
 
 def environment(threads: int, base: dict[str, str] | None = None) -> dict[str, str]:
-    """Of a job that isn't a rank of ours, with so many threads for each process."""
+    """Return the environment of a job that isn't a rank of ours, with `threads` per process."""
     inherited = os.environ if base is None else base
     kept = {name: v for name, v in inherited.items() if not name.startswith(_OF_LAUNCHERS)}
     return kept | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def run(command: Sequence[str], env: dict[str, str], limits: Limits) -> Ended:
-    """Run a program to its end, or to its limits; whatever happens to it, this returns."""
+    """Run a program to its end or its limits; never raises for what happens to it."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
@@ -129,7 +129,7 @@ def run(command: Sequence[str], env: dict[str, str], limits: Limits) -> Ended:
 
 
 def answer(ended: Ended) -> dict[str, Any]:
-    """The JSON object on a program's last line, `{"problem": ...}` where there is none."""
+    """Return the JSON object on a program's last line, or `{"problem": ...}` if there is none."""
     if ended.problem is not None:
         return {"problem": ended.problem}
     value: Any = None
@@ -139,7 +139,7 @@ def answer(ended: Ended) -> dict[str, Any]:
 
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str | None:
-    """Wait for the end: None, or the limit that came first."""
+    """Wait for the end; return None, or a message about the limit that was exceeded."""
     end = time.monotonic() + limits.seconds
     while True:
         try:
@@ -154,7 +154,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of the job stays: its launcher is asked first, then all of it is killed."""
+    """End all processes of the job: terminate its launcher, then kill the rest."""
     if process.poll() is not None:
         return
     found = _descendants(process.pid)
@@ -172,7 +172,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _descendants(root: int) -> dict[int, str]:
-    """The processes of a job, its root included, each with its birth: ids are used again."""
+    """Return the processes of a job with its root, and the birth of each, as ids are reused."""
     everyone = system.processes()
     found, waiting = {}, [root]
     while waiting:
@@ -190,7 +190,7 @@ def _resident(pid: int) -> int:
 def _last_words(status: int, text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
-    if lines and not lines[0].strip("-="):  # Open MPI's notices stand between rules
+    if lines and not lines[0].strip("-="):  # Open MPI frames its messages by lines of dashes
         errors = lines[1:2]
     said = (errors or lines or [""])[-1].removeprefix("hpcgnn: error: ")[:_LONGEST]
     if status < 0:

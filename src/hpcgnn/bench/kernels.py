@@ -1,4 +1,4 @@
-"""Neighbour sums and fused attention beside torch, PyTorch Geometric and DGL where installed."""
+"""Neighbour sums and fused attention beside torch, PyTorch Geometric and DGL if installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OURS = "hpcgnn"
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What `bench kernels` found."""
+    """The result of `bench kernels`."""
 
     case: Case
     repeat: int
@@ -73,7 +73,7 @@ def _line(row: Row) -> str:
 
 
 def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True) -> KernelReport:
-    """All operations of all implementations; one rank. Every peer has a process of its own."""
+    """Time all operations of all implementations, on one rank; each peer has its own process."""
     device = torch.empty(0, device=case.device).device
     with ExitStack() as stack:
         names = PEERS if with_peers else ()
@@ -99,10 +99,10 @@ def run(case: Case, comm: Communicator, repeat: int, *, with_peers: bool = True)
 
 
 def moved_bytes(case: Case) -> dict[str, int]:
-    """Bytes that each layer of ours must move by operation, float32.
+    """Return the bytes that each of our layers must move, by operation, in float32.
 
-    Every gathered row is read once per edge, each array of `[n, ...]` once where it is needed: of
-    attention the input, z, the result, and backward the gradients of all three, z again, and the
+    Every gathered row is read once per edge, each array of `[n, ...]` once where it is needed: for
+    attention the input, z, the result, and in backward the gradients of all three, z again, and the
     input again for the gradient of the weights.
     """
     number, total, heads = 4, case.heads * case.channels, case.heads
@@ -118,7 +118,7 @@ def moved_bytes(case: Case) -> dict[str, int]:
 
 
 def with_share(row: Row, moved: dict[str, int], copied: float) -> Row:
-    """Ours with the speed at which it moved these bytes, over that of a copy."""
+    """Return our row with its rate over these bytes as a share of a copy's; others unchanged."""
     num_bytes = moved.get(row.operation)
     if row.implementation != OURS or row.seconds is None or num_bytes is None:
         return row
@@ -126,7 +126,7 @@ def with_share(row: Row, moved: dict[str, int], copied: float) -> Row:
 
 
 def one_part(edges: Edges, comm: Communicator) -> PartitionedGraph:
-    """The whole graph on this rank."""
+    """Return the whole graph as one part, on this rank."""
     nodes = len(edges.pointer) - 1
     block = Block(
         peer=0,

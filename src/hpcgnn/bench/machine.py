@@ -1,7 +1,8 @@
-"""What `hpcgnn plan --machine` needs to know of a machine, measured where this runs.
+"""Measurement of the machine for `hpcgnn plan --machine`, where this runs.
 
-Each rate is taken by rank 0 alone while the others wait, and then by all ranks at once. Everything
-is measured several times over, and the best counts: other processes only take away.
+Each rate is measured on rank 0 alone while the others wait, and then on all ranks at once.
+Everything is measured several times and the best value counts, since other processes only slow it
+down.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from hpcgnn.train.plan.machine import KERNELS
 
 _WIDTHS = (8, 32, 128, 256, 512)
 _HEADS = 4
-_ROWS_OF = {"few": 4_000, "many": 200_000}  # gathered from
+_ROWS_OF = {"few": 4_000, "many": 200_000}  # rows gathered from
 _DEGREE = {"few": 15, "many": 8}
 _MANY_WIDTH = (
-    128  # wider rows are gathered from fewer, which take as many bytes: no cache holds them
+    128  # rows wider than this are gathered from fewer, in as many bytes: no cache holds them
 )
 _PRODUCT_ROWS = 20_000
 _ROWS = (100_000, 256)  # that passes go over
 _MESSAGES = (64, 4096, 65_536, 1 << 20, 16 << 20)
-_LEAST_SECONDS = 0.02  # that a rate is measured for
+_LEAST_SECONDS = 0.02  # seconds over which a rate is measured
 _TURNS = 2
-_SWEEPS = 3  # over all rates: what disturbs one of them for a second or two is gone in the next
+_SWEEPS = 3  # over all rates: a disturbance of a second or two in one sweep is gone in the next
 
 Run = Callable[[], object]
-Rate = tuple[float, float]  # per second: of a rank alone, and of all at once
+Rate = tuple[float, float]  # per second: on one rank alone, and on all at once
 
 
 def measure(comm: Communicator, name: str, device: torch.device) -> str:
-    """The file's text, the same on every rank; collective."""
+    """Return the text of the machine file, the same on every rank. Collective."""
     hosts = comm.allgather(platform.node(), where="bench machine")
     per_node = max(hosts.count(host) for host in hosts)
     clock = _Clock(comm)
@@ -105,7 +106,7 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
 
 
 def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:
-    """Every rate once."""
+    """Measure every rate once."""
     found: dict[Hashable, Rate] = {("product", w): _product(clock, w, device) for w in _WIDTHS}
     for size, width in itertools.product(_ROWS_OF, _WIDTHS):
         block = _block(size, width, device)
@@ -122,18 +123,18 @@ def _list(values: Iterable[float]) -> str:
 
 
 def _ratio(pairs: Iterable[tuple[float, float]], waits: float) -> float:
-    """Median of a rate alone over that of all at once, but for their turns at too few cores."""
+    """Return the median slowdown of all ranks at once, over that from sharing too few cores."""
     return max(1.0, statistics.median(alone / crowd for alone, crowd in pairs) / waits)
 
 
 class _Clock:
-    """Takes rates of rank 0 alone, and of all ranks at once."""
+    """A clock for rates of rank 0 alone, and of all ranks at once."""
 
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
 
     def rates(self, amount: float, run: Run) -> Rate:
-        """`amount` per second, alone and at once; the same on every rank."""
+        """Return `amount` per second, alone and at once; the same on every rank."""
         self.comm.barrier("bench machine")
         alone = _seconds(run) if self.comm.rank == 0 else 0.0
         alone = self.comm.allreduce(alone, "max", where="bench machine")
@@ -144,7 +145,7 @@ class _Clock:
 
 
 def _seconds(run: Run) -> float:
-    """The least of a few turns of some repetitions each, after one that isn't counted."""
+    """Return the seconds of a run, the least of a few turns, after uncounted ones."""
     run()
     synchronise()
     start = time.perf_counter()
@@ -162,7 +163,7 @@ def _seconds(run: Run) -> float:
 
 
 def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
-    """FLOP/s of the three products of a layer: forward, of its input, and of its weights."""
+    """Return the FLOP/s of a layer's three products: forward, of its input, of its weights."""
     x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
     weight = torch.randn(width, width, device=device)
 
@@ -175,7 +176,7 @@ def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
 
 
 def _rows(clock: _Clock, device: torch.device) -> Rate:
-    """Bytes per second, read and written, of passes over rows with a fresh result and in place."""
+    """Return bytes per second, read and written, of passes over rows, in place or not."""
     x = torch.randn(*_ROWS, device=device)
 
     def run() -> None:
@@ -185,14 +186,14 @@ def _rows(clock: _Clock, device: torch.device) -> Rate:
 
 
 def _host(clock: _Clock, device: torch.device) -> Rate:
-    """Bytes per second from pinned memory to the device."""
+    """Return bytes per second from pinned memory to the device."""
     near = torch.empty(64 << 20, dtype=torch.uint8).pin_memory()
     far = torch.empty_like(near, device=device)
     return clock.rates(float(len(near)), lambda: far.copy_(near, non_blocking=True))
 
 
 def _steps(comm: Communicator, device: torch.device) -> Rate:
-    """Passes of a layer over next to nothing: of rank 0 alone, and of all with their messages."""
+    """Return layer passes per second on tiny graphs: rank 0 alone, all ranks with messages."""
     alone = 0.0
     part = comm if comm.size == 1 else comm.sub([0])
     if part is not None:
@@ -206,7 +207,7 @@ def _steps(comm: Communicator, device: torch.device) -> Rate:
 
 
 def _block(size: str, width: int, device: torch.device) -> Block:
-    """A power-law graph."""
+    """Return a block of a power-law graph."""
     nodes = _ROWS_OF[size]
     if size == "many":
         nodes = min(nodes, nodes * _MANY_WIDTH // width)
@@ -229,7 +230,7 @@ def _gathers(clock: _Clock, block: Block, width: int, device: torch.device) -> d
 
 
 def _runs(block: Block, width: int, channels: int, device: torch.device) -> dict[str, Run]:
-    """Every kernel on the block, see `plan.machine.KERNELS`."""
+    """Return a call of every kernel on the block, see `plan.machine.KERNELS`."""
     nodes = block.num_rows
 
     def rows(columns: int) -> Tensor:
@@ -256,10 +257,10 @@ def _runs(block: Block, width: int, channels: int, device: torch.device) -> dict
 
 
 def _messages(comm: Communicator, hosts: list[str]) -> tuple[list[float], list[float]]:
-    """Seconds of a message by its length, inside a node and between nodes.
+    """Return the seconds of messages by their length, inside a node and between nodes.
 
-    All ranks exchange with a neighbour at once, as in the ring. Where there is one rank, a copy
-    stands for a message; where there is one node, messages between nodes are taken to be as inside.
+    All ranks exchange with a neighbour at once, as in the ring. With a single rank, a copy is
+    measured in place of a message; with a single node, the values between nodes are those inside.
     """
     if comm.size == 1:
         seconds = [_copy_seconds(size) for size in _MESSAGES]

@@ -1,4 +1,4 @@
-"""What a measurement leaves: lines on the terminal, a JSON file, a drawing."""
+"""The outputs of a measurement: lines on the terminal, a JSON file, a plot."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _TERMINAL = Path("-")  # in place of the table
 _DRAWINGS = (".svg", ".png", ".pdf")
-_SIGN = "hpcgnn bench"  # of a drawing, by which it is known and may be replaced
+_SIGN = "hpcgnn bench"  # marks a plot as ours, so that it may be replaced
 _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None, "Creator": _SIGN},
     "png": {"Software": _SIGN},
     "pdf": {"CreationDate": None, "Creator": _SIGN},
 }
-_LARGEST = 64 << 20  # bytes of a file that was written here
+_LARGEST = 64 << 20  # bytes read of a file to recognise it
 
 
 class Measured(Protocol):
-    """What a measurement found."""
+    """The result of a measurement."""
 
     def lines(self) -> list[str]: ...
 
@@ -44,17 +44,17 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files asked for; `force` replaces former ones. JSON may go to the terminal, as `-`."""
+    """The requested files; `force` replaces existing ones. JSON may go to the terminal, as `-`."""
 
     json: Path | None
     plot: Path | None
     force: bool
 
     def check(self) -> None:
-        """Before anything is measured.
+        """Check the outputs, before anything is measured.
 
         Raises:
-            InputError: a file is there already, or can't be drawn.
+            InputError: a file exists already, or can't be plotted.
         """
         for path in (self.json, self.plot):
             if path is None or path == _TERMINAL:
@@ -77,10 +77,10 @@ class Outputs:
             import_matplotlib()
 
     def write(self, found: Measured, draw: Callable[[dict[str, Any]], Figure]) -> None:
-        """Show what was found, and write the files asked for.
+        """Print the result and write the requested files.
 
         Args:
-            draw: from the content of the JSON file.
+            draw: makes the figure from the content of the JSON file.
 
         Raises:
             OutputError: a file can't be written.
@@ -98,7 +98,7 @@ class Outputs:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As what its name ends in; the same bytes for the same figure.
+    """Save the figure in the format of the path's suffix, with reproducible bytes.
 
     Raises:
         OutputError: it can't be written.
@@ -114,7 +114,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _is_measured(path: Path) -> bool:
-    """Whether it is the JSON of a measurement."""
+    """Return whether the file is the JSON of a measurement."""
     try:
         content = json.loads(_content(path))
         return "hpcgnn" in content["machine"]
@@ -144,7 +144,7 @@ def _write(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def import_matplotlib() -> Any:
-    """matplotlib.
+    """Import matplotlib and return it.
 
     Raises:
         InputError: it isn't installed, or can't be loaded.
@@ -159,7 +159,7 @@ def import_matplotlib() -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """Where and when something was measured, and how busy it was there."""
+    """Return the machine, the time and the load of a measurement."""
     try:
         load = round(os.getloadavg()[0], 2)
     except OSError:

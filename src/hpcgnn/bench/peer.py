@@ -2,9 +2,10 @@
 
     PYTHON -P peer.py NAME FOLDER
 
-FOLDER holds the graph and the weights to start from, see `Bench.write_problem`. The last line is a
-JSON object: the peer's release, seconds and loss of every epoch, bytes held after the imports and
-at most; `{"problem": ...}` where that can't be had. Imports nothing of hpcgnn.
+FOLDER holds the graph and the initial weights, see `Bench.write_problem`. The last line of output
+is a JSON object: the peer's release, seconds and loss of every epoch, bytes in memory after the
+imports and at the peak; `{"problem": ...}` if the training fails. This file imports nothing of
+hpcgnn.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SAMPLERS = ("PyG NeighborLoader", "DGL NeighborSampler")
 
 
 class GivenProblem:
-    """What all train on: the graph by target, features, labels and settings, weights by name."""
+    """The problem that all train on: graph by target, features, labels, settings, weights."""
 
     def __init__(self, folder: Path) -> None:
         self.settings: dict[str, Any] = json.loads((folder / "problem.json").read_text())
@@ -45,7 +46,7 @@ class GivenProblem:
             self.weights = {name: torch.from_numpy(weights[name]) for name in weights.files}
 
     def with_loops(self) -> None:
-        """One loop at every node and no other, as attention and GCN have it."""
+        """Give every node exactly one self-loop, as attention and GCN need."""
         target = self.target()
         kept = self.source != target
         loops = torch.arange(self.num_nodes)
@@ -61,7 +62,7 @@ class GivenProblem:
 
     @property
     def shapes(self) -> list[tuple[int, int, bool]]:
-        """Inputs and channels of each convolution, and whether it is the last."""
+        """Input and output channels of each convolution, and whether it is the last."""
         s = self.settings
         ends = [s["hidden"]] * (s["layers"] - 1) + [s["classes"]]
         starts = [s["features"], *ends[:-1]]
@@ -70,7 +71,7 @@ class GivenProblem:
 
 
 def pyg(problem: GivenProblem, *, csr: bool) -> torch.nn.Module:
-    """PyTorch Geometric's layers; `csr`: with a sparse matrix in place of an edge list."""
+    """Return a model of PyTorch Geometric's layers; `csr`: on a sparse matrix, not an edge list."""
     layers: Any = importlib.import_module("torch_geometric.nn")
     kind, heads = problem.settings["model"], problem.settings["heads"]
 
@@ -88,7 +89,7 @@ def pyg(problem: GivenProblem, *, csr: bool) -> torch.nn.Module:
     n, edges = problem.num_nodes, len(problem.source)
     index: Tensor
     if csr:
-        # On a GPU half as long numbers, where the layer and its sums take them.
+        # On a GPU 32-bit indices, where the layer and its sums accept them.
         short = problem.features.is_cuda and kind == "sage"
         begin, source = (x.int() if short else x.long() for x in (problem.pointer, problem.source))
         index = torch.sparse_csr_tensor(begin, source, torch.ones(edges), (n, n))
@@ -98,7 +99,7 @@ def pyg(problem: GivenProblem, *, csr: bool) -> torch.nn.Module:
 
 
 def dgl(problem: GivenProblem) -> torch.nn.Module:
-    """DGL's layers, with weights by PyTorch Geometric's names."""
+    """Return a model of DGL's layers, with weights by PyTorch Geometric's names."""
     library: Any = importlib.import_module("dgl")
     layers: Any = importlib.import_module("dgl.nn")
     kind, heads = problem.settings["model"], problem.settings["heads"]
@@ -121,7 +122,7 @@ def dgl(problem: GivenProblem) -> torch.nn.Module:
 
 
 class DGLAttention(torch.nn.Module):
-    """DGL's GATConv with the bias after heads are joined, as in PyTorch Geometric."""
+    """DGL's GATConv with the bias added after the heads are joined, as in PyTorch Geometric."""
 
     def __init__(self, layers: Any, a: int, channels: int, heads: int, last: bool) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class DGLAttention(torch.nn.Module):
 
 
 class PeerStack(torch.nn.Module):
-    """Convolutions with ReLU between them, their weights taken from the problem."""
+    """Convolutions with ReLU between them, with the weights of the problem."""
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class PeerStack(torch.nn.Module):
 
 
 def take_weights(layer: Any, given: dict[str, Tensor]) -> None:
-    """PyTorch Geometric's weights into a layer of either library; every one has its place."""
+    """Copy all of PyTorch Geometric's weights into a layer of either library."""
     kind = type(layer).__name__
     if kind == "DGLAttention":
         layer.conv.fc.weight.copy_(given["lin.weight"])
@@ -197,17 +198,17 @@ def release(name: str) -> str:
     importlib.import_module(f"{module.__name__}.nn")
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
-    torch.optim.Adam([parameter]).step()  # which imports more of torch, and counts as that
+    torch.optim.Adam([parameter]).step()  # it imports more of torch, which counts as imports
     return f"{'DGL' if of_dgl else 'PyG'} {module.__version__}"
 
 
 def held() -> int:
-    """Bytes in memory now, without those of files."""
+    """Return the bytes in memory now, without those of mapped files."""
     return of_status("VmRSS") - of_status("RssFile")
 
 
 def of_status(name: str) -> int:
-    """Bytes that the system tells of this process: VmHWM, held at most; VmData, asked for."""
+    """Return bytes of this process from /proc: VmHWM is the peak, VmData the allocated data."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
@@ -215,7 +216,7 @@ def of_status(name: str) -> int:
 
 
 def epochs(problem: GivenProblem, model: torch.nn.Module) -> dict[str, list[float]]:
-    """Seconds and loss of each: forward, backward, Adam; the first sets things up."""
+    """Return seconds and loss of each epoch: forward, backward, Adam; the first is a warm-up."""
     settings = problem.settings
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
     labels = problem.labels[problem.train]
@@ -232,10 +233,10 @@ def epochs(problem: GivenProblem, model: torch.nn.Module) -> dict[str, list[floa
 
 
 def sampled_epochs(name: str, problem: GivenProblem) -> dict[str, list[float]]:
-    """Seconds, loss and validation accuracy of each epoch, in steps on samples of neighbours.
+    """Train on samples of neighbours; return seconds, loss and accuracy of each epoch.
 
-    Until the accuracy asked for is reached; it is measured on the whole graph, and its seconds
-    don't count.
+    Training stops once the target accuracy is reached. The validation accuracy is computed on the
+    whole graph, and its seconds don't count.
     """
     settings = problem.settings
     torch.manual_seed(settings["seed"])
@@ -269,7 +270,7 @@ Batches = Callable[[Any], Iterator[tuple[Tensor, Tensor]]]
 
 
 def pyg_batches(problem: GivenProblem) -> Batches:
-    """Outputs and labels of a few training nodes at a time, by PyTorch Geometric."""
+    """Return an iterator over outputs and labels of batches of training nodes, by PyG."""
     data: Any = importlib.import_module("torch_geometric.data")
     loaders: Any = importlib.import_module("torch_geometric.loader")
     whole = data.Data(
@@ -295,7 +296,7 @@ def pyg_batches(problem: GivenProblem) -> Batches:
 
 
 def dgl_batches(problem: GivenProblem) -> Batches:
-    """The same by DGL."""
+    """Return the same iterator by DGL."""
     library: Any = importlib.import_module("dgl")
     loading: Any = importlib.import_module("dgl.dataloading")
     ends = (problem.source.long(), problem.target())
@@ -338,10 +339,10 @@ def main(name: str, folder: str) -> int:
         problem_file = json.loads((Path(folder) / "problem.json").read_text())
         torch.set_num_threads(problem_file["threads"])
         found: dict[str, Any] = {"release": release(name), "imports": held()}
-        on_gpu = problem_file.get("device") == "cuda"  # whose driver maps more than there is
+        on_gpu = problem_file.get("device") == "cuda"  # its driver maps more memory than there is
         most = problem_file["memory"] + of_status("VmData")
         if not on_gpu:
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # an error, not a killing
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # an error, not a kill
         problem = GivenProblem(Path(folder))
         if name in SAMPLERS:
             found |= sampled_epochs(name, problem)
@@ -350,7 +351,7 @@ def main(name: str, folder: str) -> int:
         found["peak"] = of_status("VmHWM") - of_status("RssFile")
         if on_gpu:
             found |= {"peak": torch.cuda.max_memory_allocated(), "imports": 0}
-    except Exception as error:  # whatever a peer raises: told in one line
+    except Exception as error:  # any error of a peer is reported in one line
         found = {"problem": short(error)}
     print(json.dumps(found), file=answers, flush=True)
     return 0

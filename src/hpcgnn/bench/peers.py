@@ -1,4 +1,4 @@
-"""The same operations by others, each peer in a process of its own.
+"""The same operations by peer libraries, each in a process of its own.
 
 `python -m hpcgnn.bench.peers NAME CASE` (CASE: the fields as JSON) is such a process.
 """
@@ -27,7 +27,7 @@ Operations = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of the graph and of the features, and where it all lies."""
+    """Sizes of the graph and the features, the device, and the number of threads."""
 
     nodes: int
     edges: int
@@ -57,7 +57,7 @@ class Edges:
 
 
 def power_law_edges(case: Case) -> Edges:
-    """A symmetric graph whose degrees follow a power law (exponent about 2.4)."""
+    """Return a symmetric graph whose degrees follow a power law (exponent about 2.4)."""
     generator = torch.Generator().manual_seed(case.seed)
     weight = (torch.arange(case.nodes) + 10.0) ** -0.7
     chance = torch.cumsum(weight / weight.sum(), 0)
@@ -73,7 +73,7 @@ def power_law_edges(case: Case) -> Edges:
 
 
 def there_and_back(name: str, layer: Layer, case: Case, width: int) -> Operations:
-    """The layer's forward alone, and forward with backward, on random features `[n, width]`."""
+    """Return forward alone, and forward with backward, on random features `[n, width]`."""
     generator = torch.Generator().manual_seed(case.seed + 1)
     x_NF, grad_NF = (
         torch.randn(case.nodes, width, generator=generator).to(case.device) for _ in range(2)
@@ -126,18 +126,18 @@ PEERS: dict[str, Callable[[Case, Edges], Operations]] = {
 
 
 def operations(name: str, case: Case) -> Operations:
-    """What the named peer offers.
+    """Return the operations that the named peer offers.
 
     Raises:
-        ImportError or whatever else it raises where it doesn't import here.
+        ImportError: it isn't installed; a peer that fails to import may raise any other error.
     """
     return PEERS[name](case, power_law_edges(case))
 
 
 class Worker:
-    """A running peer. `operations` is empty, and says why, where it isn't installed.
+    """A running peer. `operations` is empty, with a warning, if it isn't installed.
 
-    A peer that dies, as by lack of memory, answers samples without seconds from then on.
+    If a peer dies, as from lack of memory, all further samples have no seconds.
     """
 
     def __init__(self, name: str, case: Case) -> None:
@@ -183,7 +183,7 @@ class Worker:
 
 
 def main(name: str, text: str) -> int:
-    # What a peer prints must not come between the answers.
+    # Output of a peer must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import torch
@@ -192,7 +192,7 @@ def main(name: str, text: str) -> int:
     torch.set_num_threads(case.threads)
     try:
         timers = {key: local(run) for key, run in operations(name, case).items()}
-    except Exception as error:  # whatever a peer raises where it doesn't work: told to the user
+    except Exception as error:  # any error of a peer that doesn't work is reported
         print(json.dumps(" ".join(str(error).split())[:200]), file=answers, flush=True)
         return 0
     print(json.dumps(list(timers)), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""What all contenders train on: a graph, its partitions, the weights to start from."""
+"""The problem that all contenders train on: a graph, its partitions, the initial weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ KINDS = ("sage", "gcn", "gat", "gatv2")  # models that peers have too
 
 @dataclass(frozen=True)
 class Generated:
-    """A graph by `hpcgnn generate sbm`."""
+    """A graph made by `hpcgnn generate sbm`."""
 
     nodes: int
     degree: float
     features: int
     classes: int
     seed: int
-    split: str = "100/0/0"  # of training, validation and test nodes
+    split: str = "100/0/0"  # percentages of training, validation and test nodes
 
     def __post_init__(self) -> None:
         check_sizes(self.nodes, self.degree, self.features, self.classes, self.seed)
@@ -46,7 +46,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The model: layer type, layers, width over all heads, heads."""
+    """The shape of a model: layer type, layers, width over all heads, heads."""
 
     kind: str
     layers: int
@@ -78,7 +78,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class GraphSize:
-    """Of a graph file."""
+    """The sizes of a graph file."""
 
     nodes: int
     edges: int
@@ -94,11 +94,11 @@ class GraphSize:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where files of a measurement lie, and what each of its jobs may take.
+    """The folders of a measurement and the limits of each of its jobs.
 
     Args:
-        folder: for what is thrown away afterwards.
-        kept: for graphs and partitions; those of an earlier measurement are used again.
+        folder: for temporary files.
+        kept: for graphs and partitions; those of an earlier measurement are reused.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class Bench:
     kept: Path
 
     def generated(self, graph: Generated) -> Path:
-        """The file of such a graph.
+        """Return the file of such a graph, making it if it doesn't exist.
 
         Raises:
             HpcgnnError: it can't be made.
@@ -117,7 +117,7 @@ class Bench:
         return path
 
     def partitioned(self, graph: Path, ranks: int) -> Path:
-        """A partition of the graph for so many ranks; errors as `generated`."""
+        """Return a partition of the graph for `ranks` ranks; raises as `generated`."""
         with GraphFile(graph) as file:
             path = self.kept / f"{graph.stem}-{file.fingerprint}.p{ranks}.h5"
         if not path.exists():
@@ -125,7 +125,7 @@ class Bench:
         return path
 
     def weights(self, graph: Path, shape: ModelShape, seed: int) -> dict[str, np.ndarray]:
-        """Those that every number of ranks starts from, by PyTorch Geometric's names."""
+        """Return the initial weights for any number of ranks, by PyTorch Geometric's names."""
         run, file = self.fresh("weights"), self.fresh("weights.pt")
         self._make(
             "train",
@@ -143,7 +143,7 @@ class Bench:
     def write_problem(
         self, graph: Path, shape: ModelShape, settings: dict[str, object], seed: int
     ) -> Path:
-        """A folder that peers can read without hpcgnn; see `peer.GivenProblem`."""
+        """Write a folder that peers can read without hpcgnn; see `peer.GivenProblem`."""
         folder = self.fresh("problem")
         folder.mkdir()
         with GraphFile(graph) as file:
@@ -161,7 +161,7 @@ class Bench:
         return folder
 
     def fresh(self, name: str) -> Path:
-        """A path in the folder under which nothing lies."""
+        """Return an unused path in the folder."""
         stem, dot, ending = name.partition(".")
         numbered = (self.folder / f"{stem}-{n}{dot}{ending}" for n in itertools.count())
         return next(path for path in numbered if not path.exists())
@@ -174,10 +174,10 @@ class Bench:
 
 
 def size_of(graph: Path) -> GraphSize:
-    """Of a graph that peers can train on.
+    """Return the sizes of a graph that peers can train on.
 
     Raises:
-        InputError: it isn't one, or they would be given something else than ours.
+        InputError: they can't, or it has data that peers would ignore and hpcgnn would not.
     """
     with GraphFile(graph) as file:
         lacks = {
@@ -213,9 +213,9 @@ def _write_arrays(file: GraphFile, folder: Path) -> None:
 
 
 def layouts(texts: Sequence[str]) -> list[Layout]:
-    """The numbers of ranks and threads asked for, each once.
+    """Return the requested layouts, each once.
 
     Raises:
-        InputError: one is none.
+        InputError: a text is not a layout.
     """
     return list(dict.fromkeys(Layout.parse(text) for text in texts))

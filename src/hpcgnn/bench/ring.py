@@ -1,4 +1,4 @@
-"""`bench ring`: how fast rows travel in the ring beside MPI's own messages, and beside work."""
+"""`bench ring`: the speed of the ring beside MPI's own messages, and while computing."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from hpcgnn.errors import InputError
 
 _WIDTH = 128  # of a row, float32
 _MESSAGES = 8  # to each other rank
-_PIECE = 256  # rows and columns of a product, the work beside the messages
+_PIECE = 256  # rows and columns of a matrix product, the work beside the messages
 _TAG = 77
 
 
 @dataclass(frozen=True)
 class Lane:
-    """Messages of one size; rates in bytes per second, medians of the slowest rank.
+    """Results for one message size; rates in bytes per second, medians of the slowest rank.
 
     Attributes:
         ping_pong: one way, by MPI's blocking calls between ranks 0 and 1.
         both_ways: into each rank, by MPI's Sendrecv around the ring.
         ring: into each rank, by the exchange that layers use, packing included.
-        apart, together: seconds of the exchange and of products after each other, and at once.
-        overlap: share of the shorter of the two that cost nothing.
+        work_seconds, exchange_seconds: of the products and of the exchange, one after the other.
+        together_seconds: of both at once.
+        overlap: share of the shorter of the two that is hidden by the other.
     """
 
     message_bytes: int
@@ -51,7 +52,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class RingReport:
-    """What `bench ring` found."""
+    """The result of `bench ring`."""
 
     ranks: int
     transport: str
@@ -83,13 +84,13 @@ class RingReport:
 
 
 def measure_ring(comm: Communicator, sizes: list[int], repeat: int) -> RingReport:
-    """On all ranks, the same everywhere; collective.
+    """Measure all message sizes; the result is the same on all ranks. Collective.
 
     Args:
         sizes: bytes of a message, rounded to whole rows.
 
     Raises:
-        InputError: there is one rank alone.
+        InputError: there is only one rank.
     """
     if comm.size < 2:
         raise InputError("bench ring needs 2 ranks or more")
@@ -120,7 +121,7 @@ def _lane(comm: Communicator, ring: Ring, num_bytes: int, repeat: int) -> Lane:
 
 
 def _slowest(comm: Communicator, run: Callable[[], None], repeat: int) -> float:
-    """Median over repetitions of the seconds that the slowest rank takes."""
+    """Return the median over repetitions of the seconds of the slowest rank."""
     taken = []
     for _ in range(repeat + 1):
         comm.barrier()
@@ -132,7 +133,7 @@ def _slowest(comm: Communicator, run: Callable[[], None], repeat: int) -> float:
 
 
 def _ping_pong(comm: Communicator, num_bytes: int) -> None:
-    """There and back between ranks 0 and 1."""
+    """Send a message from rank 0 to rank 1 and back."""
     if comm.rank > 1:
         return
     buffer = torch.ones(num_bytes, dtype=torch.uint8).numpy()
@@ -145,14 +146,14 @@ def _ping_pong(comm: Communicator, num_bytes: int) -> None:
 
 
 def _around(comm: Communicator, num_bytes: int) -> None:
-    """To the next rank and from the one before, at once."""
+    """Send to the next rank and receive from the previous one, at once."""
     out, into = (torch.ones(num_bytes, dtype=torch.uint8).numpy() for _ in range(2))
     after, before = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     comm.mpi.Sendrecv(out, after, _TAG, into, before, _TAG)
 
 
 def _exchange(comm: Communicator, ring: Ring, source_MF: torch.Tensor, products: int) -> None:
-    """Rows to all other ranks, with so many products of small matrices meanwhile."""
+    """Exchange rows with all other ranks, computing `products` small products meanwhile."""
     rows = len(source_MF)
 
     def pack(slot_MF: torch.Tensor) -> None:
@@ -185,6 +186,6 @@ def _work(products: int, exchange: Exchange | None) -> None:
 
 
 def _products_of(comm: Communicator, wanted: float) -> int:
-    """So many as take about as long as wanted, the same number on all ranks."""
+    """Return the number of products that take about `wanted` seconds, the same on all ranks."""
     once = _slowest(comm, lambda: _work(16, None), 3) / 16
     return max(1, round(wanted / once))

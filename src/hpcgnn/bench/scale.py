@@ -1,4 +1,4 @@
-"""`bench scale`: the same work on more ranks, or as much more work, with the ideal beside it."""
+"""`bench scale`: the same work on more ranks, or proportionally more work, beside the ideal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from hpcgnn.errors import HpcgnnError
 
 @dataclass(frozen=True)
 class ScaleStep:
-    """One number of ranks.
+    """The result for one number of ranks.
 
     Attributes:
-        seconds: of an epoch; None where `problem` says why.
-        ideal: seconds of the first step shared out to as many processors as are there.
-        sent_bytes: by all ranks in an epoch.
-        rank_bytes, ideal_bytes: peak of the largest rank above imports; of the first, shared out.
-        peak_bytes: of all ranks together.
+        seconds: seconds per epoch; None if there is a `problem`.
+        ideal: seconds of the first step, scaled to this step's work and its processors, at most the
+            cores of the machine.
+        sent_bytes: bytes sent by all ranks in an epoch.
+        rank_bytes: peak of the largest rank, above imports.
+        ideal_bytes: that peak of the first step, scaled to this step's work and ranks.
+        peak_bytes: peak of all ranks together.
     """
 
     layout: Layout
@@ -58,7 +60,7 @@ HEAD = ("", "an epoch", "ideal", "sent", "largest rank", "ideal", "all ranks", "
 
 @dataclass(frozen=True)
 class ScaleReport:
-    """What `bench scale` found; `kind` is strong or weak."""
+    """The result of `bench scale`; `kind` is strong or weak."""
 
     kind: str
     shape: ModelShape
@@ -92,10 +94,10 @@ def measure_scale(
     """Train on each number of ranks in turns.
 
     Args:
-        graphs: one for each layout; strong: the same.
+        graphs: one for each layout; the same one for strong scaling.
 
     Raises:
-        HpcgnnError: the first can't train.
+        HpcgnnError: the first layout can't train.
     """
     cores = os.cpu_count() or 1
     total = WARM_UP + settings.epochs
@@ -122,10 +124,10 @@ def steps(
     found: Sequence[list[Training]],
     cores: int,
 ) -> list[ScaleStep]:
-    """What was found, with the ideals that follow from the first step.
+    """Return the results, with the ideals that follow from the first step.
 
     Raises:
-        HpcgnnError: the first has none.
+        HpcgnnError: the first step has no result.
     """
     first = found[0][-1]
     if first.problem is not None or first.rank_bytes is None:

@@ -1,4 +1,4 @@
-"""What a layer's pass takes where there is next to nothing to compute."""
+"""The time of a layer's pass when there is almost nothing to compute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EPOCHS = 12
 
 
 def seconds_of_step(comm: Communicator, device: torch.device) -> float:
-    """Of a layer's forward or backward pass, the least of some, on the slowest rank; collective."""
+    """Return the seconds of a layer's pass, least of several, on the slowest rank. Collective."""
     graph = _everyone_reads_everyone(comm, device)
     layers = [GCNConv(_WIDTH, _WIDTH).to(device) for _ in range(_LAYERS)]
     dropout = Dropout(0.5)
@@ -41,7 +41,7 @@ def seconds_of_step(comm: Communicator, device: torch.device) -> float:
 
 
 def _everyone_reads_everyone(comm: Communicator, device: torch.device) -> PartitionedGraph:
-    """Each node has an edge from one node of every rank."""
+    """Return a graph in which each node has an in-neighbour on every rank."""
     rows = torch.arange(_NODES, device=device)
     blocks = [
         Block(

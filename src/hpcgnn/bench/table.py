@@ -1,4 +1,4 @@
-"""The arithmetic of tables: medians, spread, ratios, and numbers as people read them."""
+"""Tables of results: medians, spread, ratios, and readable numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MILLISECONDS_BELOW = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and most of some measurements."""
+    """Median, least and greatest value of some measurements."""
 
     median: float
     least: float
@@ -20,7 +20,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one."""
+        """Return the spread of at least one value."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Spread:
 
 
 def short(value: float) -> str:
-    """Three digits."""
+    """Return a number with three digits."""
     if value == 0:
         return "0"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -42,7 +42,7 @@ def seconds(value: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """`1.42 GB`."""
+    """Return a size like `1.42 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{short(num_bytes)} {unit}"
@@ -51,9 +51,9 @@ def size(num_bytes: float) -> str:
 
 
 def in_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the first column to the left and all others to the right.
+    """Return lines with the first column aligned left and all others right.
 
-    The last cell of a row that has fewer cells than the head goes to the left, and may be long.
+    The last cell of a row with fewer cells than the head is aligned left, and may be long.
     """
     whole = [row for row in [head, *rows] if len(row) == len(head)]
     widths = [max(len(row[i]) for row in whole) for i in range(len(head))]

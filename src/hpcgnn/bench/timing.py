@@ -17,15 +17,15 @@ from hpcgnn.kernels.block import Block
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of each repetition, none where memory was not enough, and device memory taken."""
+    """Seconds of each repetition, empty if memory was short, and peak device memory."""
 
     seconds: list[float]
     peak_bytes: int | None = None  # None on a CPU
 
 
-TURNS = 3  # of each implementation on a CPU
-WARM_UP = 5  # repetitions: on a virtual machine the first touches of a page take ten times as long
-Timer = Callable[[int], Sample]  # so many repetitions after up to a second's that aren't counted
+TURNS = 3  # per implementation, on a CPU
+WARM_UP = 5  # repetitions: on virtual machines, the first access to a page takes ten times as long
+Timer = Callable[[int], Sample]  # takes the repetitions to count, after up to a second of others
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Row:
     """One operation of one implementation.
 
     Attributes:
-        seconds: median; None where memory was not enough.
-        ratio: times as long as ours.
-        peak_bytes: most device memory beyond what lay there before; None on a CPU.
-        num_bytes, share: bytes counted, and their rate over that of a copy, for bare kernels.
+        seconds: median; None if memory was short.
+        ratio: `seconds` over ours.
+        peak_bytes: peak device memory above what was allocated before; None on a CPU.
+        num_bytes, share: for bare kernels, bytes moved, and their rate over that of a copy.
     """
 
     operation: str
@@ -51,9 +51,9 @@ class Row:
 def compare(
     operation: str, timers: dict[str, Timer], repeat: int, ours: str, *, in_turns: bool
 ) -> list[Row]:
-    """Medians, and ratios to `ours`: `repeat` repetitions in succession, thrice if in turns.
+    """Return medians and ratios to `ours`, of `repeat` repetitions, in three turns if `in_turns`.
 
-    Taking turns lets all of them see the same drift of the machine's speed; a GPU doesn't drift.
+    By taking turns, all see the same drift of the machine's speed; a GPU doesn't drift.
     """
     turns = TURNS if in_turns else 1
     samples: dict[str, list[Sample]] = {name: [] for name in timers}
@@ -81,7 +81,7 @@ def compare(
 
 
 def local(run: Callable[[], object]) -> Timer:
-    """A timer of something in this process."""
+    """Return a timer of a call in this process."""
 
     def time_it(repeat: int) -> Sample:
         try:
@@ -111,7 +111,7 @@ def _timed(run: Callable[[], object], repeat: int) -> Sample:
     peak = None
     if on_gpu:
         peak = torch.cuda.max_memory_allocated() - before
-        torch.cuda.empty_cache()  # others come next
+        torch.cuda.empty_cache()  # for the next implementation
     return Sample(seconds, peak)
 
 
@@ -124,7 +124,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, where one is in use."""
+    """Wait for the GPU, if one is in use."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -134,7 +134,7 @@ _INDEX = 4
 
 
 def copy_bandwidth(device: torch.device, repeat: int) -> float:
-    """Bytes per second of a large copy, what is read and what is written both counted."""
+    """Return bytes per second of a large copy, counting both bytes read and bytes written."""
     source = torch.ones(_COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = []
@@ -149,7 +149,7 @@ def copy_bandwidth(device: torch.device, repeat: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """A kernel to run and the bytes it moves where every gathered row is read from memory."""
+    """A kernel call and the bytes it moves if every gathered row is read from memory."""
 
     run: Callable[[], object]
     num_bytes: int
@@ -164,9 +164,9 @@ def kernel_rows(
     repeat: int,
     copied: float,
 ) -> list[Row]:
-    """Each kernel's time and its share of the bandwidth of a copy, `copied`; `block` has all rows.
+    """Return each kernel's time and its share of a copy's bandwidth, `copied`.
 
-    A share above 1 means that rows were found in a cache.
+    `block` has all rows. A share above 1 means that rows were found in a cache.
     """
     name = str(dtype).removeprefix("torch.")
     rows = []

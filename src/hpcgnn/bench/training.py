@@ -1,4 +1,4 @@
-"""Trainings by us and by peers: what each reached and took."""
+"""Trainings of hpcgnn and of peers, and their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTS = {
 }
 _UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _SIZE = r"([\d.]+) (B|kB|MB|GB|TB)"
-_PEAKS = re.compile(  # of one rank: what it took; of several: least, most and all
+_PEAKS = re.compile(  # of one rank: its peak; of several: least, most and total
     rf"^peak memory above imports: (?:(?:{_SIZE} to )?{_SIZE} per rank, )?{_SIZE}(?: in all)?;",
     re.M,
 )
@@ -36,15 +36,16 @@ _PEAKS = re.compile(  # of one rank: what it took; of several: least, most and a
 
 @dataclass(frozen=True)
 class Training:
-    """One run: seconds and loss by epoch. `problem` says in a few words why there are none.
+    """The result of one training. `problem` says in a few words why there is none.
 
     Attributes:
-        peak_bytes: above the imports, of all processes together; None where it isn't known.
-        rank_bytes: the same of the process that held most.
-        sent_bytes: by all ranks in an epoch.
-        scores: of the validation nodes, by epoch, where they were asked for.
-        parts: seconds of an epoch by what they went to, means over the ranks.
-        release: what ran.
+        seconds, losses: by epoch.
+        peak_bytes: above the imports, of all processes together; None if unknown.
+        rank_bytes: the same of the largest process.
+        sent_bytes: bytes sent by all ranks in an epoch.
+        scores: of the validation nodes, by epoch, if they were evaluated.
+        parts: seconds of the parts of an epoch, means over the ranks.
+        release: name and version of the library.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Training:
 
 
 class Contender(Protocol):
-    """Somebody who can train."""
+    """A library that can train, in one configuration."""
 
     @property
     def name(self) -> str: ...
@@ -69,10 +70,10 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """`hpcgnn train` on a partition.
+    """A training by `hpcgnn train` on a partition.
 
     Args:
-        options: of `train`, beside those of the model.
+        options: options of `train`, besides those of the model.
     """
 
     bench: Bench
@@ -81,7 +82,7 @@ class Ours:
     layout: Layout
     epochs: int
     options: Sequence[str] = ()
-    eval_every: int = 0  # 0: after the last epoch alone
+    eval_every: int = 0  # 0: only after the last epoch
 
     @property
     def name(self) -> str:
@@ -106,7 +107,7 @@ class Ours:
 
 
 def read_run(run: Path, output: str) -> Training:
-    """What metrics.jsonl and the lines that `train` printed say."""
+    """Return the training that metrics.jsonl and the printed lines of `train` describe."""
     records = [line.record for line in journal.lines(run / "metrics.jsonl") if line.record]
     peaks = _PEAKS.search(output)
     if not records or peaks is None:
@@ -125,7 +126,7 @@ def read_run(run: Path, output: str) -> Training:
 
 
 def _parts(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over all epochs but the first, which sets things up."""
+    """Return medians over all epochs but the first, which is a warm-up."""
     found = {}
     for name, key in _PARTS.items():
         values = [record.get(key) for record in records[1:] or records]
@@ -146,7 +147,7 @@ def _ranks(run: Path) -> int:
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python that has peers, and which of them are asked."""
+    """A Python environment that has peers, and the names of those to train."""
 
     python: Path
     names: tuple[str, ...]
@@ -157,11 +158,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class PeerTraining:
-    """One of `peer.PEERS` or `peer.SAMPLERS`, in an environment of its own.
+    """A training of one of `peer.PEERS` or `peer.SAMPLERS`, in its own environment.
 
     Args:
-        python: the environment's.
-        problem: as `Bench.write_problem` writes it.
+        python: the Python of that environment.
+        problem: the folder written by `Bench.write_problem`.
     """
 
     name: str
@@ -178,7 +179,7 @@ class PeerTraining:
 
 
 def read_answer(answer: dict[str, Any]) -> Training:
-    """A peer's answer, which may be anything."""
+    """Return the training of a peer's answer, which may have any content."""
     if isinstance(answer.get("problem"), str):
         return Training(problem=answer["problem"])
     try:

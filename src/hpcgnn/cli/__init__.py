@@ -2,4 +2,4 @@
 
 from hpcgnn.system import choose_sorts
 
-choose_sorts()  # of the command alone, and before one of its modules loads NumPy
+choose_sorts()  # for the command only, and before any of its modules loads NumPy

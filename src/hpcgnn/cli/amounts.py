@@ -1,4 +1,4 @@
-"""Amounts, rates and times in few characters, and the peak of memory."""
+"""Short texts of amounts, rates and durations, and the peak memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 def amounts(
     value: float, total: float | None, unit: str, seconds: float, *, short: bool = False
 ) -> str:
-    """`43 % of 1.2 M edges, 0.1 M edges/s, 12 s left`; a `short` one doesn't say of what."""
+    """Return e.g. `43 % of 1.2 M edges, 0.1 M edges/s, 12 s left`; `short` omits the total."""
     rate = value / seconds
     text = amount(value, unit) if total is None else f"{100 * value / max(total, 1):.0f} %"
     if total is not None and not short:
@@ -20,13 +20,13 @@ def amounts(
 
 
 def amount(number: float, unit: str) -> str:
-    """`1.23 M edges`, `1.23 MB`."""
+    """Return e.g. `1.23 M edges` or `1.23 MB`."""
     text = brief(number)
     return f"{text}{unit}" if unit == "B" and text[-1].isalpha() else f"{text} {unit}"
 
 
 def brief(number: float) -> str:
-    """Three digits and a letter: `1.23 M`."""
+    """Return three digits and a letter, as in `1.23 M`."""
     for letter in ("", " k", " M", " G"):
         if abs(number) < 1000:
             return f"{number:.3g}{letter}"
@@ -35,7 +35,7 @@ def brief(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`12 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Return e.g. `12 s`, `3 min 05 s` or `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_bytes() -> int:
-    """Most that this process has held in memory."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 

@@ -1,4 +1,4 @@
-"""Bars on a terminal, by rich: what is done, how fast, how long still, the peak of memory."""
+"""Progress bars on a terminal, by rich: progress, rate, remaining time and peak memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from hpcgnn.cli.amounts import amounts, duration, peak
 from hpcgnn.display import Display, Stage
 from hpcgnn.errors import printable, say
 
-_WORTH_A_LINE = 2.0  # seconds that a stage took
+_WORTH_A_LINE = 2.0  # seconds of a stage from which its end is reported
 
 
 class Bars(Display):
-    """A bar for each stage under way, on standard error; what is printed goes above them."""
+    """A bar for each running stage, on standard error; printed lines appear above the bars."""
 
     def __init__(self) -> None:
         self._progress = _Polling(
@@ -36,7 +36,7 @@ class Bars(Display):
             _Amounts(table_column=Column(no_wrap=True)),
             console=_Console(stderr=True, highlight=False),
             refresh_per_second=4,
-            # Only where both are one terminal: what goes to a file stays there.
+            # Only if both are one terminal: output to a file stays there.
             redirect_stdout=sys.stdout.isatty(),
             transient=True,
         )
@@ -86,7 +86,7 @@ class _Bar(Stage):
 
 
 class _Polling(Progress):
-    """Asks those stages how far they are that do not tell."""
+    """Progress that polls the stages that don't report their own."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
@@ -96,7 +96,7 @@ class _Polling(Progress):
 
 
 class _Amounts(ProgressColumn):
-    """How much, how fast, how long still, and the peak of memory."""
+    """A column of amount, rate, remaining time and peak memory."""
 
     def render(self, task: Task) -> Text:
         elapsed = task.elapsed or 0.0
@@ -108,7 +108,7 @@ class _Amounts(ProgressColumn):
 
 
 class _Console(Console):
-    """The cursor stays: a program that is killed couldn't bring it back."""
+    """A console that doesn't hide the cursor, since a killed program couldn't restore it."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False

@@ -261,7 +261,7 @@ def _ring(args: argparse.Namespace, comm: Communicator) -> None:
 
 
 def _start_ring(args: argparse.Namespace) -> None:
-    """The same on ranks of its own."""
+    """Measure the ring on ranks started here."""
     from hpcgnn.bench import job
     from hpcgnn.bench.job import Layout, Limits
 
@@ -327,7 +327,7 @@ def _settings(args: argparse.Namespace, epochs: int, turns: int) -> EpochSetting
 
 @contextmanager
 def _bench(args: argparse.Namespace, comm: Communicator) -> Iterator[Bench]:
-    """A folder for the files of a measurement, and what its jobs may take."""
+    """Yield the folder for the files of a measurement and the limits of its jobs."""
     from hpcgnn import system
     from hpcgnn.bench.job import Limits
     from hpcgnn.bench.problem import Bench

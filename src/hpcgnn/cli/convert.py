@@ -27,9 +27,9 @@ from hpcgnn.storage.write.atomic import check_output
 from hpcgnn.system import resident_files, resident_memory
 
 PARALLEL = False
-SHARED = True  # the other ranks turn text into numbers
+SHARED = True  # the other ranks parse text
 
-_RESERVE = 48 << 20  # libraries' own buffers, pieces of text being parsed
+_RESERVE = 48 << 20  # buffers of libraries, and text being parsed
 _TREATMENT = (
     "symmetrise",
     "self_loops",
@@ -44,7 +44,7 @@ _TREATMENT = (
     "na",
 )
 _LEAST = 24 << 20
-_SHARE = 8  # so many arrays of `limit` bytes at most: being sorted, and waiting for the disk
+_SHARE = 8  # arrays of `limit` bytes at most: being sorted, and waiting for the disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_meaning(group: argparse._ArgumentGroup) -> None:
-    """How the cells of tables are read, and what is made of them."""
+    """Add options on how the cells of tables are read and interpreted."""
     group.add_argument(
         "--edge-labels-as",
         choices=("classes", "values"),
@@ -228,7 +228,7 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, workers: Workers | None) -> int:
-    """Convert, in this process but for what `workers` take over."""
+    """Convert in this process, except for the work handed to `workers`."""
     out: Path = args.out
     began = time.monotonic()
     check_output(out, GRAPH, force=args.force, inputs=_inputs(args))
@@ -267,7 +267,7 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
 
 
 def _print_notes(source: Source, first: int) -> int:
-    """Print the notes from number `first` on; returns how many there are."""
+    """Print the notes from number `first` on; return the number of all notes."""
     for note in source.notes[first:]:
         file = note.file if isinstance(note, NoteOn) else source.file
         warn(f"hpcgnn: note: {note}" if file is None else f"hpcgnn: note: {file}: {note}")
@@ -275,7 +275,9 @@ def _print_notes(source: Source, first: int) -> int:
 
 
 def _limit(memory: str, library: int) -> int:
-    """Bytes that one array may take so that the process, without libraries, stays below `memory`.
+    """Return the bytes that one array may take so that the process stays below `memory`.
+
+    Mapped files, such as those of libraries, don't count towards `memory`.
 
     Args:
         library: bytes that the library of the format will take.
@@ -289,9 +291,9 @@ def _limit(memory: str, library: int) -> int:
 
 
 def _tables(args: argparse.Namespace) -> TableOptions | None:
-    """What the columns of tables are for; None where no option says anything of it.
+    """Return the use of the columns of tables; None if no option concerns tables.
 
-    With `--like`, what is left open of the treatment of edges becomes that of the other graph.
+    With `--like`, settings of the edges' treatment that are not given are taken from that graph.
     """
     names = ["source", "target", "weight", "relation", "edge_label", "edge_split_column"]
     names += ["id", "label", "split_column", "split_time"]
@@ -335,7 +337,7 @@ def _form(args: argparse.Namespace) -> TextForm:
 
 
 def _features_file(args: argparse.Namespace) -> Path | None:
-    """The file that `--features` names, unless it speaks of columns of tables."""
+    """Return the file that `--features` names; None if it names columns of tables."""
     if args.features is None or args.nodes:
         return None
     path = Path(args.features)
@@ -347,7 +349,7 @@ def _listed(text: str | None) -> tuple[str, ...]:
 
 
 def _ratio(text: str | None) -> tuple[float, float, float] | None:
-    """Three shares that add up to 1."""
+    """Return three shares that add up to 1."""
     if text is None:
         return None
     try:
@@ -388,7 +390,7 @@ def _options(
 
 
 def _inputs(args: argparse.Namespace) -> list[Path | None]:
-    """All files that the options name."""
+    """Return all files that the options name."""
     named = [args.labels, args.split, args.types, args.ids, args.edge_weights, args.like]
     named += [args.edge_labels, args.edge_split]
     named.append(_features_file(args))
@@ -397,7 +399,7 @@ def _inputs(args: argparse.Namespace) -> list[Path | None]:
 
 
 def _typed(args: argparse.Namespace) -> dict[int, Path]:
-    """The files of features by node type."""
+    """Return the feature files by node type."""
     typed: dict[int, Path] = {}
     for text in args.typed_features:
         kind, _, path = text.partition("=")
@@ -411,7 +413,7 @@ def _typed(args: argparse.Namespace) -> dict[int, Path]:
 
 
 def _arrays(args: argparse.Namespace) -> dict[str, Path]:
-    """The files of named arrays by name."""
+    """Return the files of named arrays by name."""
     arrays: dict[str, Path] = {}
     for text in args.node_array:
         name, _, path = text.partition("=")
@@ -436,14 +438,14 @@ def _node_files(args: argparse.Namespace, options: ImportOptions) -> tuple[Nodes
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold of an option."""
+    """Return an option's value as JSON can hold it."""
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def _size(inputs: list[Path | None]) -> int:
-    """Bytes of the files and folders that were read."""
+    """Return the bytes of the files and folders that were read."""
     total = 0
     for path in inputs:
         if path is None:

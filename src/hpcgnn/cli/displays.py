@@ -1,7 +1,7 @@
-"""How a command shows what it is doing: bars on a terminal, else lines with the time, or JSON.
+"""The display of a command's progress: bars on a terminal, else lines with the time, or JSON.
 
-Only rank 0 shows something. There are bars where its standard error is a terminal. Under `mpiexec`
-it is a pipe even in a terminal, and lines are written; `srun --pty` hands rank 0 the terminal.
+Only rank 0 shows anything. Bars are shown if its standard error is a terminal. Under `mpiexec` it
+is a pipe even in a terminal, so lines are written; `srun --pty` gives rank 0 the terminal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(argv: Sequence[str]) -> None:
-    """Say at once what begins, before anything is loaded that takes long, as argv[0] may do."""
+    """Print what begins, before slow imports such as those of the verb argv[0]."""
     rank, size = launched()
     asked = _asked(argv[1:])
     if rank or asked is None or asked.help:
@@ -53,7 +53,7 @@ def begin(argv: Sequence[str]) -> None:
 
 
 def _asked(options: Sequence[str]) -> argparse.Namespace | None:
-    """How the work shall be shown, and whether help is asked for; None: in no way there is."""
+    """Return how to show the work and whether help is requested; None for invalid options."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", "--help-all", action="store_true", dest="help")
     add_options(parser)
@@ -64,13 +64,13 @@ def _asked(options: Sequence[str]) -> argparse.Namespace | None:
 
 
 def _subject(options: Sequence[str]) -> list[str]:
-    """What stands before the first option; else that option."""
+    """Return the words before the first option; without any, that option and its value."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), options))
     return words or list(options[:2])
 
 
 def display_of(args: argparse.Namespace, rank: int = 0) -> AbstractContextManager[Display]:
-    """What shows the work of a verb with such options."""
+    """Return the display of a verb with these options."""
     show = getattr(args, "show", "lines")
     if rank:
         return nullcontext(SILENT)
@@ -90,14 +90,14 @@ def _print_json(values: dict[str, Any]) -> None:
 
 
 class Quiet(Display):
-    """Says what came out, and shows no work."""
+    """A display of results only, without progress."""
 
     def say(self, *lines: object) -> None:
         say(*lines)
 
 
 class _Timed(Stage):
-    """A stage that may speak every few seconds."""
+    """A stage that reports its progress every few seconds."""
 
     def __init__(
         self, tell: Callable[[_Timed, str], None], text: str, total: float | None, unit: str
@@ -119,10 +119,10 @@ class _Timed(Stage):
 
 
 class Lines(Quiet):
-    """Lines with the time of day: of a stage that takes long every ten seconds, and at its end.
+    """Lines with the time of day: every ten seconds during a long stage, and at its end.
 
     Args:
-        every_stage: of those that are over soon, too.
+        every_stage: report the end of short stages too.
     """
 
     def __init__(self, *, every_stage: bool = False) -> None:
@@ -145,7 +145,7 @@ class Lines(Quiet):
             yield Stage()
             return
         stage = _Timed(self._tell, text, total, unit)
-        if total is None or done is not None:  # nothing will be heard of it before its end
+        if total is None or done is not None:  # it reports nothing before its end
             self._tell(stage, "begun")
         yield stage
         if self._every_stage or stage.seconds > _EVERY:
@@ -164,7 +164,7 @@ class Lines(Quiet):
 
 
 class Json(Lines):
-    """The same as JSON objects."""
+    """The lines of `Lines` as JSON objects."""
 
     def say(self, *lines: object) -> None:
         for line in lines:

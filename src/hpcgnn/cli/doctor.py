@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from hpcgnn.comm.communicator import Communicator
 
-PARALLEL = None  # with MPI where it can be started: that it can't is one of the findings
+PARALLEL = None  # with MPI if it starts; if it doesn't, that is one of the findings
 
 _NEEDED = ("numpy", "scipy", "torch", "h5py", "mpi4py", "pyarrow")
-_OPTIONAL = {  # and what for
+_OPTIONAL = {  # and their uses
     "kaminpar": "partition",
     "matplotlib": "report's page",
     "cupy": "GPUs",
@@ -106,7 +106,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Findi
 
 
 def _print(findings: list[Finding], comm: Communicator | None) -> int:
-    """Rank 0's findings, then what is worse on other ranks; the exit status on all ranks."""
+    """Print rank 0's findings and worse ones of other ranks; return the status for all ranks."""
     everyone = [(0, socket.gethostname(), findings)]
     if comm is not None:
         everyone = comm.allgather((comm.rank, socket.gethostname(), findings), "doctor")
@@ -187,7 +187,7 @@ def _mpi() -> Iterator[Finding]:
 
 
 def _vendor_of(text: str) -> str | None:
-    """The MPI whose mpiexec says this about its version."""
+    """Return the MPI library that an mpiexec with this version text belongs to."""
     if "HYDRA" in text or "MPICH" in text:
         return "MPICH"
     return "Open MPI" if "Open MPI" in text or "prte" in text else None
@@ -198,7 +198,7 @@ def _hdf5() -> Iterator[Finding]:
 
     parallel = h5py.get_config().mpi
     kind = "parallel: ranks write one file together" if parallel else "serial: ranks take turns"
-    file = io.BytesIO()  # the disks are tried below, and HDF5 ends the process on a full one
+    file = io.BytesIO()  # disks are tested below, and HDF5 ends the process if one is full
     values = np.arange(10_000)
     with h5py.File(file, "w", libver="latest") as h5:
         h5.create_dataset("x", data=values, chunks=(1_000,), compression="gzip", fletcher32=True)
@@ -254,7 +254,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def gpu_kernels(device: torch.device) -> Iterator[Finding]:
-    """One kernel of each kind beside the processor's; the first time they are compiled."""
+    """Compare one GPU kernel of each kind with the CPU's; the first call compiles them."""
     from hpcgnn.kernels import selftest
 
     start = time.perf_counter()

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
-    from hpcgnn.train.weights import export  # only now: PyTorch takes seconds
+    from hpcgnn.train.weights import export  # imported here: PyTorch takes seconds to load
 
     made = export(args.checkpoint, args.out, force=args.force)
     say(f"{args.out}: {len(made.names)} arrays, {made.bytes:,} bytes, of epoch {made.epoch}")

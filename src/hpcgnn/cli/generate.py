@@ -124,7 +124,7 @@ def _write(
 
 
 def _check(args: argparse.Namespace) -> tuple[float, float, float]:
-    """The shares of the split, after all options were found sane."""
+    """Check all options; return the shares of the split."""
     from hpcgnn.storage.generate.sizes import check_sizes
 
     sbm = args.kind == "sbm"

@@ -1,4 +1,4 @@
-"""What `--help` of a verb shows: examples first, everyday options, the rest behind `--help-all`."""
+"""The `--help` of a verb: examples, everyday options, and all options with `--help-all`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ FIRST_STEPS = """the first steps, each on its own or under mpiexec and srun:
 `hpcgnn VERB --help` shows examples and options of each verb"""
 
 _ALWAYS = {"help", "help_all", "timeout", "show"}
-# Options that --help shows of verbs that have many; all others are behind --help-all.
+# Options that --help shows for verbs that have many; all others need --help-all.
 EVERYDAY = {
     verb: set(names.split())
     for verb, names in {
@@ -117,7 +117,7 @@ EVERYDAY = {
 
 
 class _HelpAll(argparse.Action):
-    """Marks the parser and shows its help; what is behind it was not hidden then."""
+    """The option --help-all, which shows the help of a parser without hidden options."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
         parser.print_help()
@@ -125,7 +125,7 @@ class _HelpAll(argparse.Action):
 
 
 def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> None:
-    """Give the parser of a verb its examples, and hide what only `--help-all` shows."""
+    """Give a verb's parser its examples, and hide the options that only `--help-all` shows."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     shown = "\n".join(f"  {line}" for line in EXAMPLES[verb])
     parser.description = f"{parser.description}\n\n{shown}"
@@ -150,7 +150,7 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
 
 
 def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] = ()) -> str:
-    """argparse's complaint about `argv`, with the word that was probably meant."""
+    """Return argparse's message about `argv`, with the word that was probably meant."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
     if message.startswith("the following arguments are required: "):
         words = [word.partition("=")[0] for word in argv if word.startswith("--")]
@@ -185,7 +185,7 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
 
 
 def _no_value(flag: str, given: str) -> str:
-    """What to write in place of a value behind an option that takes none."""
+    """Return a message about the value given to an option that takes none."""
     if flag == "--resume":
         return (
             f"--resume takes no value: write `--run-dir {given} --resume`, or without a graph "
@@ -195,7 +195,7 @@ def _no_value(flag: str, given: str) -> str:
 
 
 def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) -> str:
-    """Complains about a word that no argument takes, by what stands before it."""
+    """Return a message about an extra word, depending on the words before it."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             parser = next((action.choices[word] for word in argv if word in action.choices), parser)
@@ -211,7 +211,7 @@ def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) 
 
 
 def _choice(parser: argparse.ArgumentParser, message: str) -> str:
-    """A word that is none of an argument's choices: the near one, or else all of them."""
+    """Return a message about an invalid choice, with the nearest choice or else all of them."""
     given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
     for action in parser._actions:
         if action.choices and message.startswith(f"argument {_name(action)}:"):
@@ -223,7 +223,7 @@ def _choice(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 def _with_choices(parser: argparse.ArgumentParser, message: str) -> str:
-    """The names of what is required, with what each may be."""
+    """Return the message with the choices of each required argument."""
     start, _, names = message.partition(": ")
     choices = {_name(a): list(map(str, a.choices)) for a in parser._actions if a.choices}
     shown = [
@@ -234,10 +234,10 @@ def _with_choices(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
-    """The script that lets a shell complete verbs and options.
+    """Print the script that lets a shell complete verbs and options.
 
     Raises:
-        InputError: no such shell, or shtab is missing.
+        InputError: unknown shell, or shtab is not installed.
     """
     try:
         import shtab
@@ -251,7 +251,7 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
 
 
 def _complete_files(parser: argparse.ArgumentParser, files: object) -> None:
-    """Let what takes a path be completed by the files there are."""
+    """Let arguments that take a path be completed by existing files."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():

@@ -44,10 +44,10 @@ def run(args: argparse.Namespace, comm: None) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """`file`, `format`, `bytes`, `attributes`, `datasets`, and for partitions `parts`.
+    """Return `file`, `format`, `bytes`, `attributes`, `datasets`, and for partitions `parts`.
 
     Raises:
-        InputError: no file of this package, or a damaged header.
+        InputError: it isn't a file of this package, or its header is damaged.
     """
     with Reader(path, None) as reader:
         kind = reader.text("format")
@@ -68,7 +68,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _texts(file: GraphFile | PartitionFile) -> dict[str, Any]:
-    """`names`: the first ids of nodes that are texts; `tables`: how tables were encoded."""
+    """Return `names`: the first text ids of nodes; `tables`: how tables were encoded."""
     found: dict[str, Any] = {}
     if file.names is not None:
         found["names"] = file.names.texts(0, min(_SHOWN_NAMES, file.counts.num_nodes))
@@ -88,10 +88,10 @@ def _texts(file: GraphFile | PartitionFile) -> dict[str, Any]:
 
 
 def check(path: Path, content: dict[str, Any]) -> None:
-    """Read every value.
+    """Read and check every value.
 
     Raises:
-        InputError: the first thing wrong.
+        InputError: for the first error found.
     """
     if content["format"] == GRAPH:
         with GraphFile(path) as graph:
@@ -114,7 +114,7 @@ def check(path: Path, content: dict[str, Any]) -> None:
 
 
 def _decoded(value: int | str) -> Any:
-    """JSON text as what it stands for, unless it is nested so deep that nobody could read it."""
+    """Return the value of a JSON text, or the text itself if it is nested too deeply to read."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             found = json.loads(value)
@@ -153,7 +153,7 @@ def _text(content: dict[str, Any]) -> list[str]:
 
 
 def _some(values: Any, number: int | None = None) -> str:
-    """The first of the values, and how many there are."""
+    """Return a text of the first values and the number of all."""
     if isinstance(values, dict):
         return ", ".join(f"{key} {_some(value)}" for key, value in values.items())
     if isinstance(values, str):
@@ -164,7 +164,7 @@ def _some(values: Any, number: int | None = None) -> str:
 
 
 def _part_rows(parts: list[dict[str, int]], report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sizes of each part, and whatever else the report says part by part."""
+    """Return a row for each part: its sizes, and lists of the report with a value per part."""
     rows: list[dict[str, Any]] = [{"part": index} | part for index, part in enumerate(parts)]
     for name, values in report.items():
         if isinstance(values, list) and len(values) == len(parts):
@@ -177,7 +177,7 @@ def _part_rows(parts: list[dict[str, int]], report: dict[str, Any]) -> list[dict
 
 
 def _report(report: dict[str, Any]) -> list[str]:
-    """Its figures, beside those of a random partition where it has them."""
+    """Return lines of the report's figures, beside those of a random partition if it has them."""
     other = report.get("random")
     own = _figures({name: value for name, value in report.items() if name != "random"})
     if not isinstance(other, dict):
@@ -189,7 +189,7 @@ def _report(report: dict[str, Any]) -> list[str]:
 
 
 def _figures(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Single values by readable name; lists are left out."""
+    """Return single values by readable name; lists are left out."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         readable = prefix + name.replace("_", " ")
@@ -201,7 +201,7 @@ def _figures(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _grouped(datasets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for a dataset that is in every part."""
+    """Return one row per dataset, combining the datasets of all parts."""
     rows: dict[str, dict[str, Any]] = {}
     for dataset in datasets:
         name = re.sub(r"^parts/\d+/", "parts/*/", dataset["name"])

@@ -11,7 +11,7 @@ from hpcgnn.errors import InputError, OutputError, say
 
 PARALLEL = False
 
-_SIGN, _START = b"HPCGNN_HOME", 4096  # where it stands in jobs/launch.sh
+_SIGN, _START = b"HPCGNN_HOME", 4096  # bytes of jobs/launch.sh among which it stands
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +67,10 @@ def _is_ours(folder: Path) -> bool:
 
 
 def templates() -> Path:
-    """The job scripts: inside an installed package, beside the sources of a clone.
+    """Return the folder of job scripts, in the installed package or beside the sources.
 
     Raises:
-        InputError: they are in neither place.
+        InputError: it is in neither place.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "jobs", package.parents[1] / "jobs"):

@@ -1,4 +1,4 @@
-"""The command `hpcgnn`: finds the verb, reads its options, runs it."""
+"""The command `hpcgnn`: finds the verb, parses its options, runs it."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ VERBS = {
 }
 
 SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")
-SHOWING = ("info", "plan", "report", "doctor", "bench")  # what they print is their result
-_ROOM = {  # bytes of addresses
+SHOWING = ("info", "plan", "report", "doctor", "bench")  # their printed output is their result
+_ROOM = {  # bytes of address space
     **dict.fromkeys(SERIAL, 256 << 20),
     "report": 640 << 20,
     **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
 }
 _ROOM_WITH_MPI = 640 << 20
-_LONGEST = 600  # characters of a complaint about an option
-_OWN = ("stop", "timeout")  # may differ from rank to rank
+_LONGEST = 600  # characters of a message about an option
+_OWN = ("stop", "timeout")  # options that may differ between ranks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        # What no parser of a verb knows is found out by the one above it.
+        # An argument unknown to a verb's parser is reported by the parent's.
         parser = self if self.verb is None else self.verb
         text = shortened(explain(parser, message, self.given), _LONGEST)
         listed = "verbs" if parser.prog == "hpcgnn" else "options"
@@ -89,7 +89,7 @@ def _seconds(text: str) -> float:
 
 
 def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
-    """Knows all verbs, and the options of those whose modules are given."""
+    """Return a parser of all verbs, with the options of those whose modules are given."""
     parser = _Parser(
         prog="hpcgnn",
         description="Full-batch graph neural networks over MPI.",
@@ -127,7 +127,7 @@ def _module(verb: str) -> ModuleType:
 
 @dataclass
 class Command:
-    """What the command line asks for; `problem` where it can't be done."""
+    """The parsed command line; `problem` is the error if it is invalid."""
 
     verb: str | None
     module: ModuleType | None = None
@@ -151,27 +151,28 @@ class Command:
             modules = {command.verb: command.module} if command.verb and command.module else {}
             command.args = _parser(modules, argv).parse_args(argv)
             _refuse_pipes(command.args)
-        except (Exception, SystemExit) as error:  # the other ranks may have none
+        except (Exception, SystemExit) as error:  # other ranks may have no error
             command.problem = error
         return command
 
     @property
     def helped(self) -> bool:
-        """Whether the command line asked for --help or --version, which are printed already."""
+        """Whether --help or --version was requested; their texts have been printed already."""
         return isinstance(self.problem, SystemExit)
 
     @property
     def serial(self) -> bool:
-        """Whether one process does the work."""
+        """Whether a single process does the work."""
         if self.verb is None or self.helped:
             return True
         return self.verb in SERIAL if self.module is None else self.module.PARALLEL is False
 
     @property
     def parallel(self) -> bool | None:
-        """As `world.run` takes it: an error of one rank needs MPI to reach the others.
+        """The `parallel` of `world.run`: an error of one rank needs MPI to reach the others.
 
-        So does a serial verb among several processes, some of which may have been told another.
+        The same holds for a serial verb in several processes, which may have different command
+        lines.
         """
         if launched()[1] > 1:
             return None if self.serial else True if self.module is None else self.module.PARALLEL
@@ -181,14 +182,14 @@ class Command:
         return kind
 
     def listening(self) -> AbstractContextManager[Any]:
-        """What hears signals from the first moment on, where the verb has its own way to."""
+        """Return a context that handles signals from the start, if the verb provides one."""
         if self.module is None or self.problem is not None or not hasattr(self.module, "listen"):
             return nullcontext()
         listener: AbstractContextManager[Any] = self.module.listen(self.args)
         return listener
 
     def run(self, comm: Communicator | None) -> int:
-        """Run the verb, once all ranks have been told the same."""
+        """Run the verb, after checking that all ranks have the same options."""
         if comm is not None:
             comm.agree(None if self.helped else self.problem, where="read the options")
             verb = "--help or --version" if self.helped else self.verb
@@ -212,7 +213,7 @@ class Command:
         warn(f"hpcgnn: note: {self.verb} runs on one process: the other ranks do nothing")
 
     def _run_on_first(self, comm: Communicator, module: ModuleType) -> int:
-        """Run a serial verb on rank 0 while the others wait, for as long as it takes."""
+        """Run a serial verb on rank 0 while the others wait, however long it takes."""
         from hpcgnn.comm.workers import Workers
 
         comm.timeout = limit.MOST_SECONDS
@@ -232,13 +233,13 @@ class Command:
         else:
             workers.serve()
         failed = comm.broadcast(error is not None, where="serial verb")
-        # On all ranks, since it is nothing about rank 0.
+        # Raised on all ranks alike, since it does not concern rank 0 alone.
         comm.agree(error or (HpcgnnError("failed on rank 0") if failed else None), "serial verb")
         return status
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status (0, or the error's `exit_status`)."""
+    """Run one verb; return the exit status (0, or the error's `exit_status`)."""
     argv = sys.argv[1:] if argv is None else argv
     system.set_up()
     streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
-    """For a verb that one process does alone: MPI may refuse to start, as on a login node."""
+    """Return a context without MPI for a serial verb: MPI may not start, as on a login node."""
     alone = bool(argv) and argv[0] in SERIAL and launched()[1] == 1
     return forgone() if alone else nullcontext()
 
@@ -273,7 +274,7 @@ def _check_folder() -> None:
 
 
 def _check_room(least: int) -> None:
-    """Under less SciPy's library asks for ever for memory, and others end the process."""
+    """Check the limit on address space: SciPy's library hangs and others crash below `least`."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < least:
         raise OutOfMemoryError(
@@ -283,7 +284,7 @@ def _check_room(least: int) -> None:
 
 
 def _refuse_pipes(args: argparse.Namespace) -> None:
-    """A pipe that has a name in a folder holds whoever opens it until somebody else does too."""
+    """Refuse named pipes: opening one blocks until another process opens it too."""
     values = vars(args).values()
     lists = (value if isinstance(value, list) else [value] for value in values)
     for value in (value for values in lists for value in values):

@@ -11,7 +11,7 @@ from hpcgnn.errors import InputError, OutputError, printable, say
 
 PARALLEL = False
 
-SIGN = "hpcgnn train graph.h5 --model"  # by this a file of ours is known
+SIGN = "hpcgnn train graph.h5 --model"  # marks a file as ours
 _START = 4096
 
 MODEL = '''\
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Only a file that was begun here, and whole or not at all."""
+    """Replace a file that this verb wrote, completely or not at all."""
     if path.is_symlink() or not path.is_file():
         raise InputError("is no regular file: choose another name", file=path)
     with path.open("rb") as file:
@@ -90,7 +90,7 @@ def _replace(path: Path, text: str) -> None:
             "another name, or remove it",
             file=path,
         )
-    from hpcgnn.storage.write import atomic  # only now: HDF5 takes a moment
+    from hpcgnn.storage.write import atomic  # imported here: HDF5 takes a moment to load
 
     with atomic.claim(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

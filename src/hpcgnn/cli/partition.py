@@ -1,4 +1,4 @@
-"""`hpcgnn partition`: cut a graph into parts, one per rank of the job to come."""
+"""`hpcgnn partition`: cut a graph into parts, one per rank of the later job."""
 
 from __future__ import annotations
 

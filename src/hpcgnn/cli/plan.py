@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PARALLEL = False
 
 _COUNTS = ("nodes", "edges", "features", "classes", "relations", "edge_width")
-_MOST_COUNTS = 64  # of ranks
+_MOST_COUNTS = 64  # of numbers of ranks
 _INTEGER = re.compile(r"\s*-?[0-9]+\s*")
 
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is planned for. `parts`: of a partition file; `unused`: what the model won't read."""
+    """The planned graph. `parts`: those of a partition file; `unused`: data the model ignores."""
 
     name: str
     nodes: int
@@ -143,7 +143,7 @@ def _of_file(args: argparse.Namespace, config: Config) -> _Subject:
 
 
 def _count(name: str, text: str | None) -> int | None:
-    """`111059956`, `3.2e9`."""
+    """Return the integer of a text like `111059956` or `3.2e9`."""
     if text is None:
         return None
     try:
@@ -238,7 +238,7 @@ def _text(
 
 
 def _table(plans: list[RankPlan], args: argparse.Namespace) -> list[str]:
-    """A column for each number of ranks."""
+    """Return the lines of a table with a column for each number of ranks."""
 
     def row(name: str, values: list[str]) -> str:
         return f"  {name:<32}" + "".join(f"{value:>16}" for value in values)
@@ -268,7 +268,7 @@ def _table(plans: list[RankPlan], args: argparse.Namespace) -> list[str]:
 
 
 def _size(size: float, args: argparse.Namespace, digits: int) -> str:
-    """In MiB where that is how the limit was given, else in MB."""
+    """Return a size in MiB if the limit was given in such units, else in MB."""
     binary = "i" in (args.memory_per_rank or "").lower()
     return f"{size / (1 << 20 if binary else 1e6):,.{digits}f} {'MiB' if binary else 'MB'}"
 

@@ -56,7 +56,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
-    """What is predicted, and by what."""
+    """Add options on what is predicted, and from what."""
     parser.add_argument(
         "--embeddings", action="store_true", help="also write what the last layer reads"
     )
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 
 def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
-    # Only now, since PyTorch takes seconds: other ranks are answered meanwhile.
+    # Imported here, since PyTorch takes seconds: questions of other ranks are answered meanwhile.
     with comm.at("imports"), display.stage("load PyTorch"):
         from hpcgnn.comm.agreement import agreed
         from hpcgnn.tasks.settings import shown as in_words
@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
         with comm.at("read the checkpoint"):
             path, checkpoint = read_checkpoint(Path(args.checkpoint), comm)
         args.checkpoint = str(path)
-        # As in training, on what is there now; nothing is kept for a backward.
+        # As in training, with the transports available now; nothing is kept for backward.
         where = checkpoint.config.changed(transport="auto", mode="sar")
     fingerprint, alike = _graph_of(args, comm)
     of_graph = "" if checkpoint is None else checkpoint.graph_fingerprint
@@ -169,7 +169,7 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
 def _predict(
     args: argparse.Namespace, graph: PartitionedGraph, checkpoint: Checkpoint | None
 ) -> tuple[Prediction, dict[str, int | str | dict]]:
-    """The predictions, and the attributes that say where they come from."""
+    """Return the predictions, and the attributes that describe their origin."""
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.predict import Predictor, predict_from_labels
 
@@ -201,7 +201,7 @@ def _predict(
 
 
 def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
-    """Fingerprints of the file's graph, and of the one whose tables it was encoded like."""
+    """Return the fingerprints of the file's graph, and of the graph it was encoded like."""
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.partition.load import is_graph
     from hpcgnn.storage.read.graph_file import GraphFile
@@ -224,7 +224,7 @@ def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
 def _split(
     args: argparse.Namespace, comm: Communicator, checkpoint: Checkpoint | None, fingerprint: str
 ) -> int:
-    """The split asked for, or that of the checkpoint on its own graph, or the first; collective."""
+    """Return the requested split, else the checkpoint's on its own graph, else 0. Collective."""
     trained = None
     if checkpoint is not None and checkpoint.graph_fingerprint == fingerprint:
         trained = checkpoint.config.training.split
@@ -259,7 +259,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
-    """Refuse what can't be written, or must not be replaced, before the model runs."""
+    """Refuse an output that can't be written or must not be replaced, before the model runs."""
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.storage.schema import PREDICTIONS
     from hpcgnn.storage.write import atomic

@@ -1,4 +1,4 @@
-"""Standard output and error of a command: they may be closed, full, or unable to show a name."""
+"""Standard output and error of a command, which may be closed, full, or lack characters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hpcgnn.errors import OutputError, warning
 
 
 def set_up(*, log: bool) -> None:
-    """Let both streams take whatever is printed.
+    """Make both streams accept any output.
 
-    Descriptors that are closed become /dev/null, or a file opened next would get what is printed.
-    What can't be written to standard error is lost; to standard output it is an OutputError, or
-    lost with one warning where it is a `log`. Characters that the encoding lacks are escaped.
-    Streams that somebody put in the place of Python's own stay.
+    Closed descriptors become /dev/null, since the next opened file would get the output otherwise.
+    Output that can't be written is lost on standard error; on standard output it is an OutputError,
+    or lost with one warning if it is a `log`. Characters that the encoding lacks are escaped.
+    Streams that other code put in place of Python's own are kept.
     """
     for number in range(3):
         with suppress(OSError):
@@ -43,7 +43,7 @@ def _opened(former: TextIO | None, stream: _Stream) -> TextIO:
 
 
 class _Stream(io.RawIOBase):
-    """A descriptor to write to; `lossy`: what it doesn't take is dropped."""
+    """A writable descriptor; `lossy`: output that it doesn't accept is dropped."""
 
     def __init__(self, number: int, *, lossy: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Stream(io.RawIOBase):
                 text = f"standard output can't be written: {error.strerror}; its lines are lost"
                 warning(text)
             return
-        self._broken = True  # Python flushes again at its end
+        self._broken = True  # Python flushes again at exit
         if isinstance(error, BrokenPipeError):
             raise error
         raise OutputError(f"standard output can't be written: {error.strerror}") from error

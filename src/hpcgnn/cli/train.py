@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def listen(args: argparse.Namespace) -> StopRequest:
-    """From the first moment on, SIGUSR1, SIGTERM and SIGHUP ask for a checkpoint and a stop."""
+    """Make SIGUSR1, SIGTERM and SIGHUP request a checkpoint and a stop from now on."""
     args.stop = StopRequest()
     return args.stop
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
     with display_of(args, comm.rank) as display:
-        # Only now, since PyTorch takes seconds: other ranks and signals are heard meanwhile.
+        # Imported here, since PyTorch takes seconds: other ranks and signals are handled meanwhile.
         with comm.at("imports"), display.stage("load PyTorch"):
             import hpcgnn.train.configured  # noqa: F401 - counts among the imports
             from hpcgnn.system import resident_files, resident_memory
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 
 def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
-    """The graph or partition file, and the run directory; collective."""
+    """Return the graph or partition file, and the run directory. Collective."""
     from hpcgnn.comm.agreement import agreed
 
     if args.run_dir is None and args.resume and Path(args.graph or "").is_dir():
@@ -121,7 +121,7 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
 
 
 def resolve_together(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> Config:
-    """The settings, the same on all ranks though each reads its files; collective."""
+    """Return the settings, which each rank reads, once they are the same on all. Collective."""
     from hpcgnn.comm.agreement import agreed
 
     with agreed(comm, "read the settings"):
@@ -180,7 +180,7 @@ def _train(
         Profile(run_dir / "profile", comm.rank, args.profile) as profile,
     ):
         trainer.run(profile)
-    # Of files no more than lies in memory now, which only grows: pages of libraries come late.
+    # Subtract only as many bytes of files as are in memory now: pages of libraries load late.
     held = imported + resident_files() if device.type == "cpu" else 0
     peak = max(0, peak_memory(device) - held)
     _say_memory(peak, graph, config, display)
@@ -190,7 +190,7 @@ def _train(
 def _say_what_trains(
     trainer: Trainer, graph: PartitionedGraph, config: Config, run_dir: Path, display: Display
 ) -> None:
-    """Collective; rank 0 says it."""
+    """Print the model's size and where it runs, on rank 0. Collective."""
     from hpcgnn.models.demands import content_of, note
     from hpcgnn.nn.linear import is_sharded
 
@@ -212,10 +212,10 @@ def _say_what_trains(
 
 
 def _say_memory(peak: int, graph: PartitionedGraph, config: Config, display: Display) -> None:
-    """Rank 0 says what the ranks took; collective.
+    """Print the peak memory of the ranks, on rank 0. Collective.
 
     Args:
-        peak: bytes that this rank took above its imports.
+        peak: bytes that this rank used above its imports.
     """
     from hpcgnn.train.telemetry import human
 
@@ -241,7 +241,7 @@ def _callbacks(args: argparse.Namespace, comm: Communicator, run_dir: Path) -> l
 
 
 def _check_first_weights(path: Path | None, comm: Communicator) -> None:
-    """Refuse what can't be read of --init-from, also where a run goes on; collective."""
+    """Refuse an unreadable --init-from, even if the run is resumed. Collective."""
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.train.weights import read_weights
 

@@ -1,4 +1,4 @@
-"""Ranks that must be told the same, and errors that end all of them alike."""
+"""Checks that all ranks have the same facts, and errors that all ranks raise together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def agreed(comm: Communicator, where: str) -> Iterator[None]:
-    """All ranks leave the block alike: with the first rank's error, or without one."""
+    """Run the block; all ranks leave it alike, without an error or with the first rank's."""
     error: Exception | None = None
     with comm.at(where):
         try:
@@ -38,10 +38,10 @@ def require_same(
     *,
     file: object = None,
 ) -> None:
-    """Collective. Go on where `facts` are the same on all ranks, by their text.
+    """Check that `facts` are the same on all ranks, comparing their `repr`. Collective.
 
     Args:
-        what: what the facts are, as in "options": begins the message.
+        what: what the facts are, as in "options": the message begins with it.
         file: the file they were read from.
 
     Raises:
@@ -66,13 +66,13 @@ def require_same(
 
 
 def require_same_file(comm: Communicator, path: Path, what: str) -> None:
-    """Collective. Go on where each rank, which reads it by itself, finds the same content.
+    """Check that a file that each rank reads by itself has the same content on all. Collective.
 
     Args:
-        what: what the file holds, as in "pairs": begins the message.
+        what: what the file holds, as in "pairs": the message begins with it.
 
     Raises:
-        InputError: on all ranks: it differs, or a rank can't read it.
+        InputError: on all ranks: the contents differ, or a rank can't read the file.
     """
     facts = {"bytes": 0, "checksum": 0}
     with agreed(comm, f"read the {what}"):

@@ -1,4 +1,4 @@
-"""Received messages, also those that come while a GPU works through pieces of other work."""
+"""Received messages, including those that arrive while a GPU works on pieces of other work."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-AHEAD = 2  # pieces that a GPU has been asked for and not done
-NAP = 2e-5  # seconds between two looks at what no request of MPI stands for
+AHEAD = 2  # pieces that are queued on a GPU and unfinished, at most
+NAP = 2e-5  # seconds between two checks of what has no MPI request
 
 
 class Receiving(Protocol):
-    """What is asked of an exchange."""
+    """The interface of an exchange that receives messages."""
 
     @property
     def awaits(self) -> bool: ...
@@ -25,7 +25,7 @@ class Receiving(Protocol):
 
 
 class Arrival:
-    """A received message; `rows_MF` is valid until the next one is asked for."""
+    """A received message; `rows_MF` is valid until the next message is requested."""
 
     def __init__(self, exchange: Receiving, index: int, rows_MF: Tensor) -> None:
         self.index = index
@@ -38,21 +38,21 @@ class Arrival:
 
 
 class PiecesAhead:
-    """Arrivals between pieces of work that a GPU is asked for, as early as it has time for them.
+    """Arrivals between pieces of work, which are queued on a GPU a few at a time.
 
-    A GPU does what it is asked for in turn. So it is asked for few pieces ahead, and messages that
-    come meanwhile wait for these alone, and their slots are soon free for others.
+    A GPU works through its queue in order. Only few pieces are therefore queued ahead: a message
+    that arrives meanwhile waits for these alone, and its slot is soon free for another.
 
     Args:
-        mark: gives what stands for all that the GPU has been asked for so far.
+        mark: returns an event of all work queued on the GPU so far.
     """
 
     def __init__(self, exchange: Receiving, mark: Callable[[], Any]) -> None:
         self._exchange, self._mark = exchange, mark
-        self._asked: deque[Any] = deque()  # pieces, what stands for their ends
+        self._asked: deque[Any] = deque()  # events of the ends of queued pieces
 
     def arrivals(self) -> Iterator[Arrival]:
-        """A piece has been asked for: what comes before there is room for another."""
+        """Yield messages until another piece may be queued; called after each piece is queued."""
         self._asked.append(self._mark())
         while len(self._asked) >= AHEAD and self._exchange.awaits:
             if self._asked[0].query():

@@ -1,4 +1,4 @@
-"""Sums over the ranks that go on beside other work and other messages."""
+"""Sums over the ranks that run in the background of other work and other messages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hpcgnn.comm.liveness.wait import Waiter
 
 
 class BackgroundSums:
-    """Begins sums in one order, which is the same on all ranks, and finishes them together.
+    """Background sums, begun in the same order on all ranks and finished together.
 
-    On an MPI communicator of its own: what else the ranks say to each other meanwhile may come in
-    any order. Results are those of `Communicator.allreduce` to the bit.
+    They use an MPI communicator of their own, so that all other messages of the ranks may meanwhile
+    come in any order. Results are bitwise those of `Communicator.allreduce`.
 
     Args:
         mpi: that communicator.
-        waiter: of the communicator that it is a duplicate of.
+        waiter: the waiter of the communicator that `mpi` is a duplicate of.
     """
 
     def __init__(self, mpi: Any, waiter: Waiter) -> None:
@@ -26,11 +26,11 @@ class BackgroundSums:
         self._begun: list[_Sum] = []
 
     def begin(self, values_N: np.ndarray) -> None:
-        """Start adding up this contiguous array, which must not change until `finish`."""
+        """Start to sum this contiguous array over the ranks; it must not change until `finish`."""
         self._begun.append(_Sum(self.mpi, values_N))
 
     def finish(self, where: str) -> list[np.ndarray]:
-        """The sums of all arrays begun since the last time, in order; collective."""
+        """Return the sums of all arrays begun since the last call, in order. Collective."""
         begun = self._begun[:]
         self._begun.clear()
         for one in begun:
@@ -41,13 +41,13 @@ class BackgroundSums:
 
 
 class _Sum:
-    """Every rank adds up a share of the elements, or where they are few all of them.
+    """One sum: every rank sums a share of the elements, or all of them if they are few.
 
     Attributes:
-        size: elements of the array.
-        request: what is to be waited for; None where nothing is.
-        total_N: the sum, after `fold` and that wait; where it is made of shares, the last one may
-            reach beyond `size`.
+        size: number of elements of the array.
+        request: the request to wait for, or None.
+        total_N: the sum, valid after `fold` and the wait for `request`; if it is made of shares, it
+            may be longer than `size`.
     """
 
     def __init__(self, mpi: Any, values_N: np.ndarray) -> None:
@@ -66,11 +66,11 @@ class _Sum:
         self.request = mpi.Ialltoall(self.total_N.view(np.uint8), self._rows_PS.view(np.uint8))
 
     def fold(self) -> None:
-        """Add up what has come, and start handing it round."""
+        """Sum what was received, and start to gather the shares of all ranks."""
         share_S = fold_rows(self._rows_PS, "sum")
         if self._few:
             self.total_N, self.request = share_S, None
         else:
-            self._rows_PS = share_S  # MPI reads it until the request has ended
+            self._rows_PS = share_S  # MPI reads it until the request is complete
             own, all_P = share_S.view(np.uint8), self.total_N.view(np.uint8)
             self.request = self._mpi.Iallgather(own, all_P)

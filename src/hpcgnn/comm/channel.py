@@ -1,4 +1,4 @@
-"""Messages of an exchange: whom a rank exchanges them with, and the slots they travel in."""
+"""Messages of an exchange: the peers in ring order, and the slots that messages occupy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.comm.transport.host import Slot
 
 
 def ring_order(rank: int, size: int, direction: int) -> list[int]:
-    """Peers of `rank` in ring order: whom it sends to (+1) or receives from (-1)."""
+    """Return the peers of `rank` in ring order: those it sends to (+1) or receives from (-1)."""
     return [(rank + direction * k) % size for k in range(1, size)]
 
 
@@ -36,7 +36,7 @@ class Incoming:
 
 @dataclass
 class InFlight:
-    """A posted message; `num_bytes` is what has come, -1 before."""
+    """A posted message; `num_bytes` is the number of bytes received, -1 until it is known."""
 
     request: Any
     slot: Slot
@@ -47,8 +47,8 @@ class InFlight:
 class Channel:
     """A fixed number of slots and the messages in flight on them, oldest first.
 
-    `packed` are slots that were filled but that MPI may not read yet; `next` is the index of the
-    first message that was neither packed nor posted.
+    `packed` holds the slots that were filled but that MPI may not read yet; `next` is the index of
+    the first message that was neither packed nor posted.
     """
 
     def __init__(self, slots: list[Slot]) -> None:
@@ -74,12 +74,12 @@ class Channel:
         self.flight = waiting
 
     def reclaim(self) -> None:
-        """Free every slot that is not in flight, whoever took it and lost it to an error."""
+        """Free every slot that is not in flight, including those lost to an error after `take`."""
         taken = {id(message.slot) for message in self.flight}
         self.free = deque(slot for slot in self.slots if id(slot) not in taken)
 
     def drop_packed(self) -> int:
-        """Forget messages that were packed and not sent; their number."""
+        """Drop the messages that were packed and not sent; return how many these were."""
         dropped = len(self.packed)
         self.packed.clear()
         return dropped

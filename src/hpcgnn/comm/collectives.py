@@ -20,23 +20,23 @@ LARGEST_MESSAGE = 1 << 30  # bytes; MPI's counts are C ints
 
 
 def is_tensor(value: object) -> bool:
-    """True for a torch tensor; never imports torch."""
+    """Return whether `value` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_array(value: Any) -> np.ndarray:
-    """The numpy array that shares memory with `value` (array or tensor on the host)."""
+    """Return the numpy array that shares memory with `value` (array or tensor on the host)."""
     if is_tensor(value):
         return value.detach().numpy()
     return np.asarray(value)
 
 
 def as_bytes(buffer: Any) -> Any:
-    """`buffer` (contiguous, any dtype) as uint8 [nbytes] that shares its memory.
+    """Return `buffer` (contiguous, any dtype) as uint8 [nbytes] that shares its memory.
 
-    An array or host tensor gives an array; a tensor on a GPU stays one. Raises
-    CommunicationError when it is not contiguous or above `LARGEST_MESSAGE` bytes.
+    An array or a host tensor gives an array, a tensor on a GPU gives a tensor. Raises
+    CommunicationError if it is not contiguous or is above `LARGEST_MESSAGE` bytes.
     """
     tensor = is_tensor(buffer)
     if not (buffer.is_contiguous() if tensor else buffer.flags.c_contiguous):
@@ -58,14 +58,14 @@ _FOLDS: dict[str, np.ufunc] = {"sum": np.add, "min": np.minimum, "max": np.maxim
 
 
 def fold(op: str) -> np.ufunc:
-    """The numpy operation of `op`: "sum", "min" or "max"; CommunicationError for another."""
+    """Return the numpy operation of "sum", "min" or "max"; raise CommunicationError for another."""
     if op not in _FOLDS:
         raise CommunicationError(f"no reduction named {op!r}: use sum, min or max")
     return _FOLDS[op]
 
 
 def fold_rows(rows_PN: np.ndarray, op: str) -> np.ndarray:
-    """Rows reduced in their order; sums of floats in float64, rounded once."""
+    """Reduce the rows in their order; sums of floats are made in float64 and rounded once."""
     narrow = op == "sum" and rows_PN.dtype.kind == "f" and rows_PN.dtype.itemsize < 8
     total = rows_PN[0].astype(np.float64) if narrow else rows_PN[0].copy()
     for row in rows_PN[1:]:
@@ -76,7 +76,7 @@ def fold_rows(rows_PN: np.ndarray, op: str) -> np.ndarray:
 def allreduce_array(
     mpi: MPI.Comm, values_N: np.ndarray, op: str, wait: Callable[[MPI.Request], None]
 ) -> np.ndarray:
-    """Reduce a 1-D contiguous array over the ranks; returns a new array of the same dtype."""
+    """Reduce a 1-D contiguous array over the ranks; return a new array of the same dtype."""
     size = mpi.Get_size()
     fold(op)
     if size == 1 or values_N.size == 0:
@@ -113,7 +113,7 @@ IN_FLIGHT = 16
 
 
 class Messages(Protocol):
-    """What an exchange of many messages asks of a communicator; see Communicator."""
+    """What an exchange of many messages needs of a communicator; see Communicator."""
 
     rank: int
     size: int
@@ -157,7 +157,7 @@ def alltoallv(
 def _messages(
     comm: Messages, sent: list[np.ndarray], got: list[np.ndarray], piece_bytes: int
 ) -> Iterator[Callable[[], MPI.Request]]:
-    """The receives and sends of this rank, in the order in which to start them."""
+    """Yield calls that start this rank's receives and sends, in the order to start them."""
     for step in range(1, comm.size):
         to, source = (comm.rank + step) % comm.size, (comm.rank - step) % comm.size
         incoming, outgoing = _pieces(got[source], piece_bytes), _pieces(sent[to], piece_bytes)

@@ -29,7 +29,8 @@ from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
-# Names the place in an MPI communicator where `Communicator.of` puts ours; MPI frees both together.
+# Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours; MPI frees both
+# together.
 _KEPT = MPI.Comm.Create_keyval()
 
 
@@ -37,7 +38,7 @@ class Communicator:
     """A group of ranks. Every wait is polled: signals are handled, and no wait is endless.
 
     Attributes: `rank`, `size`, `mpi` (this object's own duplicate of the mpi4py communicator);
-    `compared`: objects that have been found to be the same on all ranks, for as long as they live.
+    `compared`: weak references to objects that were found to be the same on all ranks.
     `where` in every operation says in a few words what it is for; it appears in errors.
     Every operation can raise CommunicationError when a rank doesn't answer in `timeout` seconds
     (default: HPCGNN_TIMEOUT, or 600).
@@ -82,9 +83,9 @@ class Communicator:
 
     @classmethod
     def of(cls, mpi: MPI.Comm | None = None) -> Communicator:
-        """The one communicator kept for `mpi` (all ranks by default); made by the first call.
+        """Return the communicator kept for `mpi` (all ranks by default), made by the first call.
 
-        Collective. MPI has only some two thousand communicators to give.
+        Collective. MPI supports only about two thousand communicators.
         """
         parent = _parent(mpi)
         found = parent.Get_attr(_KEPT)
@@ -117,9 +118,9 @@ class Communicator:
     def wait_any(
         self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
     ) -> int:
-        """Wait for one request: its index (the request is then null), -1 when none is active.
+        """Wait for one request and return its index (it is then null), or -1 if none is active.
 
-        `status` takes what is known of a message that has come.
+        `status` receives MPI's information about a message that has arrived.
         """
         return self._waiter.any(requests, where, status)
 
@@ -128,11 +129,11 @@ class Communicator:
         self._waiter.all(requests, where)
 
     def status(self) -> MPI.Status:
-        """A new status for `wait_any`."""
+        """Return a new status object for `wait_any`."""
         return MPI.Status()
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
-        """Index of one finished request, which is then null, or -1; never waits."""
+        """Return the index of one finished request, which is then null, or -1; never waits."""
         return self._waiter.test(requests)
 
     def isend(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
@@ -140,7 +141,7 @@ class Communicator:
         return self.mpi.Isend([as_bytes(buffer), MPI.BYTE], peer, tag)
 
     def issend(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
-        """As `isend`, but unfinished until the peer has begun to receive."""
+        """Like `isend`, but unfinished until the peer has begun to receive."""
         return self.mpi.Issend([as_bytes(buffer), MPI.BYTE], peer, tag)
 
     def irecv(self, buffer: Any, peer: int, tag: int) -> MPI.Request:
@@ -152,7 +153,7 @@ class Communicator:
             self._waiter.any([request], where)
 
     def background(self) -> BackgroundSums:
-        """What adds up beside other messages; made by the first call, which is collective."""
+        """Return the background sums of these ranks; the first call makes them, collectively."""
         if self._background is None:
             mpi, request = self.mpi.Idup()
             self._waiter.any([request], "start of sums")
@@ -160,35 +161,35 @@ class Communicator:
         return self._background
 
     def leave_background(self) -> None:
-        """After an error that all ranks have seen: the next sums are begun anew, apart."""
+        """Start anew with background sums, after an error that all ranks have seen."""
         if self._background is not None:
             self._left.append(self._background)  # MPI may still write into its arrays
             self._background = None
 
-    # Who is where
+    # Locations and liveness of ranks
 
     def at(self, text: str) -> Visit:
-        """Say where this rank is: `with comm.at("epoch 12"):`, or a plain call; costs nothing.
+        """Set this rank's location: `with comm.at("epoch 12"):`, or a plain call; costs nothing.
 
-        Nested blocks are joined: "epoch 12, forward layer 1". Shown when a rank is missed.
+        Nested blocks are joined: "epoch 12, forward layer 1". Errors about a missing rank show it.
         """
         return self.location.at(text)
 
     def ask(self, seconds: float) -> dict[int, Report]:
-        """Where the other ranks are, of those that answer within `seconds`."""
+        """Return the locations of the other ranks that answer within `seconds`."""
         return {} if self._heartbeat is None else self._heartbeat.ask(range(self.size), seconds)
 
     def end_others(self, status: int, seconds: float) -> bool:
-        """Make the processes of all other ranks exit; whether none answers after that."""
+        """Make the processes of all other ranks exit; return whether none answers after that."""
         return self._heartbeat is not None and self._heartbeat.end_others(status, seconds)
 
     @contextmanager
     def blocking_call(self, where: str, *, locked: bool = False) -> Iterator[None]:
-        """Around a library's own blocking MPI calls (ParMETIS, parallel HDF5).
+        """Guard a library's own blocking MPI calls (ParMETIS, parallel HDF5).
 
-        A silent rank still ends the job at the limit, and SIGTERM and SIGINT end this process
-        at once, since Python can't handle them in there. `locked`: the library keeps Python's
-        lock; then the call itself must not take longer than the limit.
+        A rank that doesn't answer still ends the job at the limit, and SIGTERM and SIGINT end this
+        process at once, since Python can't handle them inside the library. `locked`: the library
+        holds the GIL; then the call itself must not take longer than the limit.
         """
         with self.at(where), BlockingCall(self, where, locked=locked), default_signals():
             yield
@@ -206,15 +207,15 @@ class Communicator:
         self._watchdog.examine(range(self.size), where, waited, self.timeout)
 
     def _look(self, where: str, waited: float) -> None:
-        """Raise where waiting is in vain."""
+        """Raise CommunicationError if the wait can't succeed."""
         if self._heartbeat is None or self._watchdog is None:
             return
         if self._heartbeat.told:
             error = CommunicationError(self._heartbeat.told)
             self.unfinished.refuse(error)
             raise error
-        # One rank asks, or there would be a question for each pair of them; where it doesn't wait,
-        # not all do.
+        # Only one rank asks, since otherwise each pair of ranks would exchange a question; if rank
+        # 0 doesn't wait, not all ranks do.
         if self._spans_job and self.rank == 0:
             self._watchdog.examine_standstill(where, waited, self.timeout)
 
@@ -223,7 +224,7 @@ class Communicator:
             self._heartbeat.tell(why)
 
     def _enter(self, operation: str, where: str, value: Any = None) -> str:
-        """Begin a collective operation; returns the name under which this rank waits."""
+        """Begin a collective operation; return the name under which its waits are reported."""
         place = where or operation.partition(" of ")[0]
         self.unfinished.settle()
         self.check_strictly(operation, where, value)
@@ -238,16 +239,16 @@ class Communicator:
     # Collective operations
 
     def barrier(self, where: str = "") -> None:
-        """Return when all ranks have come here."""
+        """Return once all ranks have called it."""
         place = self._enter("barrier", where)
         self._wait(self.mpi.Ibarrier(), place)
 
     @whole
     def allreduce(self, value: Any, op: str = "sum", where: str = "") -> Any:
-        """Sum, min or max over the ranks, the same bits on each and in every run.
+        """Reduce by sum, min or max; the result is bitwise the same on all ranks and in every run.
 
-        `value`: int or float (gives the same type), numpy array or torch tensor of any shape
-        (gives a new one; a tensor on a GPU passes through the host).
+        `value`: int or float (gives the same type), numpy array or torch tensor of any shape (gives
+        a new one; a tensor on a GPU is copied to the host and back).
         """
         if isinstance(value, int | float):
             array = np.array([value], np.float64 if isinstance(value, float) else np.int64)
@@ -272,7 +273,7 @@ class Communicator:
 
     @whole
     def broadcast(self, obj: Any, root: int = 0, where: str = "") -> Any:
-        """`obj` of rank `root`, on all ranks (what the others pass is ignored)."""
+        """Return `obj` of rank `root` on all ranks (what the others pass is ignored)."""
         place = self._enter(f"broadcast from {root}", where)
         payload = pickle.dumps(obj, pickle.HIGHEST_PROTOCOL) if self.rank == root else b""
         length = np.array([len(payload)], np.int64)
@@ -285,7 +286,7 @@ class Communicator:
         return obj if self.rank == root else pickle.loads(data.data)
 
     def gather(self, obj: Any, root: int = 0, where: str = "") -> list[Any] | None:
-        """A list with one small object per rank on `root`, None on the others."""
+        """Return a list with one small object per rank on `root`, None on the others."""
         own = np.frombuffer(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), np.uint8)
         nothing = own[:0]
         parts = [own if p == root else nothing for p in range(self.size)]
@@ -294,7 +295,7 @@ class Communicator:
 
     @whole
     def allgather(self, obj: Any, where: str = "") -> list[Any]:
-        """A list with one small object per rank, on all ranks."""
+        """Return a list with one small object per rank, on all ranks."""
         place = self._enter("allgather", where)
         own = np.frombuffer(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), np.uint8)
         lengths_P = np.empty(self.size, np.int64)
@@ -316,9 +317,9 @@ class Communicator:
         where: str = "",
         piece_bytes: int = collectives.PIECE_BYTES,
     ) -> list[np.ndarray]:
-        """arrays[p] goes to rank p; returns what came from each rank.
+        """Send arrays[p] to rank p; return a list of what each rank sent.
 
-        All arrays of all ranks have one dtype and trailing shape, and any first dimension.
+        All arrays of all ranks have the same dtype and trailing shape, and any first dimension.
         No message is larger than `piece_bytes`, and few are in flight at a time.
         """
         row = f" of {arrays[0].dtype} rows {arrays[0].shape[1:]}" if len(arrays) else ""
@@ -326,10 +327,10 @@ class Communicator:
         return collectives.alltoallv(self, arrays, place, piece_bytes)
 
     def agree(self, error: BaseException | None = None, where: str = "") -> None:
-        """Called by all: when any rank brings an error, all raise the lowest such rank's.
+        """Raise on all ranks if any rank passes an error: that of the lowest such rank. Collective.
 
-        Raises that rank's own error there; elsewhere one of the same class (an HpcgnnError
-        for a class that is not ours). The job then prints it once.
+        That rank raises its own error; the others raise one of the same class (HpcgnnError if the
+        class is not ours). The job then prints it once.
         """
         place = where or "agree"
         failing_P = self.allgather(error is not None, place)
@@ -348,7 +349,7 @@ class Communicator:
 
     @contextmanager
     def in_turn(self, where: str = "") -> Iterator[None]:
-        """The body runs on rank 0, then on rank 1, ...; all leave at the end, as from `agree`."""
+        """Run the body on rank 0, then rank 1, ...; at the end errors are raised as by `agree`."""
         place = where or "in turn"
         error: Exception | None = None
         for _ in range(self.rank):
@@ -362,7 +363,7 @@ class Communicator:
         self.agree(error, place)
 
     def sub(self, ranks: Sequence[int]) -> Communicator | None:
-        """Called by all: a communicator of `ranks` (in that order) on those, None elsewhere."""
+        """Return a communicator of `ranks` in that order, on those; None elsewhere. Collective."""
         self.barrier("sub")
         member = self.rank in ranks
         with self.blocking_call("sub"):
@@ -376,7 +377,7 @@ class Communicator:
         return made
 
     def close(self) -> None:
-        """Called by all: free this communicator's resources; it can't be used afterwards."""
+        """Free this communicator's resources; it can't be used afterwards. Collective."""
         self.barrier("close")
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -411,7 +412,7 @@ def _parent(mpi: MPI.Comm | None) -> MPI.Comm:
 
 
 def _portable(error: BaseException | None) -> tuple[type[HpcgnnError], str]:
-    """Class and text under which other ranks can raise this error."""
+    """Return the class and text with which other ranks can raise this error."""
     ours = None if error is None else translated(error)
     if ours is not None:
         return type(ours), str(ours)

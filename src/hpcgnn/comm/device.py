@@ -1,4 +1,4 @@
-"""Which GPU a rank computes on."""
+"""The choice of the GPU that a rank computes on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CHOICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(comm: Communicator, wanted: str = "auto") -> torch.device:
-    """The device of this rank; collective, and the same kind on all ranks.
+    """Return the device of this rank, of the same kind on all ranks. Collective.
 
-    The ranks of one machine take its visible GPUs in turn (CUDA_VISIBLE_DEVICES says which those
-    are, and may differ between ranks); several ranks may share one.
+    The ranks of one machine take its visible GPUs in turn (CUDA_VISIBLE_DEVICES selects them, and
+    may differ between ranks); several ranks may share one.
 
     Args:
         wanted: `auto`: GPUs if every rank sees one, else the CPU; `cpu`; `cuda`.
 
     Raises:
-        InputError: `cuda` was asked for and some rank sees no GPU.
+        InputError: `cuda` was requested and some rank sees no GPU.
     """
     if wanted not in CHOICES:
         raise InputError(f"the device must be one of {', '.join(CHOICES)}", value=wanted)
@@ -47,12 +47,12 @@ def pick_device(comm: Communicator, wanted: str = "auto") -> torch.device:
 
 
 def visible_gpus() -> int:
-    """How many GPUs this process may use."""
+    """Return the number of GPUs that this process may use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def describe(comm: Communicator, device: torch.device) -> str:
-    """What the job computes on, in a few words; collective."""
+    """Return a short description of the hardware that the job computes on. Collective."""
     if device.type != "cuda":
         return f"CPU, {counted(torch.get_num_threads(), 'thread')} per rank"
     properties = torch.cuda.get_device_properties(device)

@@ -1,12 +1,13 @@
-"""One exchange of rows in ring order, under way.
+"""One exchange of rows in ring order.
 
 At step k rank r sends to (r + k) mod P and receives from (r - k) mod P. Every message waits for a
-free slot of the ring; sends are synchronous, or MPI would take any number of short messages for a
-rank that is late. Because all ranks order their messages by (step, piece), the earliest unfinished
-message can always proceed: no deadlock. Replies travel the same way back.
+free slot of the ring. Sends are synchronous, since otherwise MPI would buffer any number of short
+messages for a rank that is late. Because all ranks order their messages by (step, piece), the
+earliest unfinished message can always proceed: no deadlock. Replies return in the opposite
+direction.
 
-An exchange that its caller leaves by an exception is brought to its end before the rank's next
-operation: what is missing then goes out empty, which tells the peers.
+An exchange that its caller leaves by an exception is completed before the rank's next operation:
+its remaining messages are sent empty, from which the peers learn of the error.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class Exchange:
-    """One ring exchange under way. Iterate to receive; call `progress` between pieces of work.
+    """A ring exchange in progress. Iterate to receive; call `progress` between pieces of work.
 
     Args:
-        hold_sends: pack nothing before `release`.
-        hold_replies: take no reply before `release`.
+        hold_sends: pack no message before `release`.
+        hold_replies: accept no reply before `release`.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Exchange:
         self._replies_out = Channel([])
         self._replies_in = Channel([])
         self._next_arrival = 0  # the first message not yet handed out
-        self._read: Slot | None = None  # where the last arrival lies
+        self._read: Slot | None = None  # the slot of the last arrival
         ring.comm.unfinished.begin(self)
         self._take_slots()
-        # Held messages are packed from what the work before them makes, so they wait for all of it.
+        # Held messages are packed from results of the work before them, so they wait for all of it.
         self._ready = None if hold_sends else ring.transport.mark()
         self._advance()
 
@@ -105,12 +106,12 @@ class Exchange:
         self._replies_in = Channel(slots["reply-receive"])
 
     def progress(self) -> None:
-        """Post what fits into free slots and let MPI move what is in flight."""
+        """Post what fits into free slots and let MPI progress the messages in flight."""
         self._check_open()
         self._advance()
 
     def release(self) -> None:
-        """Pack messages and take replies from now on: the work that comes before them is done."""
+        """Pack messages and accept replies from now on: the work that precedes them is done."""
         self._check_open()
         self._hold_sends = self._hold_replies = False
         self._advance()
@@ -129,7 +130,7 @@ class Exchange:
                 self._accept_replies()
 
     def __iter__(self) -> Iterator[Arrival]:
-        """All that `if_come` has not handed out."""
+        """Yield all messages that `if_come` has not returned, then finish the exchange."""
         while self.awaits:
             self._let_go()
             yield self._arrive()
@@ -138,7 +139,7 @@ class Exchange:
         self.ring.comm.unfinished.end()
 
     def if_come(self) -> Arrival | None:
-        """The next message, if it is here; the one before is not valid any more."""
+        """Return the next message if it has arrived; the previous one is no longer valid."""
         self._let_go()
         self.progress()
         flight = self._receives.flight
@@ -146,7 +147,7 @@ class Exchange:
 
     @property
     def awaits(self) -> bool:
-        """Whether messages have not been handed out yet."""
+        """Whether some messages have not been returned yet."""
         return self._next_arrival < len(self.incoming)
 
     def _arrive(self) -> Arrival:
@@ -159,7 +160,7 @@ class Exchange:
         return Arrival(self, index, slot.view(num_rows, self.width, self.dtype))
 
     def _let_go(self) -> None:
-        """Kernels that read the last arrival are queued: its slot may take another message."""
+        """Free the slot of the last arrival; the kernels that read it are queued."""
         self._check_open()
         if self._read is not None:
             self.ring.transport.release(self._read)
@@ -179,12 +180,13 @@ class Exchange:
         self._send_packed(self._replies_out, self.incoming, self.reply_width, _REPLY_TAG)
 
     def abandon(self) -> None:
-        """Bring the messages of an exchange that was left by an error to their end.
+        """Complete the messages of an exchange that was left by an error.
 
-        What has not gone out goes out empty, and what comes is dropped.
+        Messages not sent yet are sent empty, and received ones are dropped.
 
         Raises:
-            CommunicationError: it was left at a moment when nobody knows what was posted.
+            CommunicationError: it was left while a message was being posted, so that it is unknown
+                which messages were.
         """
         if self._posting:
             raise CommunicationError(
@@ -219,7 +221,7 @@ class Exchange:
 
     @contextmanager
     def _amid(self) -> Iterator[None]:
-        """Around what an error must not tear apart, such as MPI's knowledge and ours."""
+        """Mark a section that an error must not interrupt, such as posting a message."""
         self._posting = True
         yield
         self._posting = False
@@ -253,7 +255,7 @@ class Exchange:
     def _post_receives(
         self, channel: Channel, messages: Sequence[Outgoing | Incoming], width: int, tag: int
     ) -> None:
-        """Of messages, or of the replies to them."""
+        """Post receives of messages, or of replies to them, into free slots."""
         while channel.next < len(messages) and self._can_receive(channel):
             message = messages[channel.next]
             with self._amid():
@@ -277,7 +279,7 @@ class Exchange:
                 num_bytes = message.num_rows * self.width * self.dtype.itemsize
                 self._pack(self._sends, slot, self._sends.next, num_bytes, message.peer)
             self.ring.pack_seconds += time.perf_counter() - start
-            # Before the next is packed, which may be much work.
+            # Send before packing the next message, which may take long.
             self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
         self._send_packed(self._sends, self.outgoing, self.width, _DATA_TAG)
 
@@ -285,7 +287,7 @@ class Exchange:
         return nullcontext() if self._ready is None else self.ring.transport.packing(self._ready)
 
     def _answer_nothing(self) -> None:
-        """After an error, in place of the replies that are due."""
+        """Send empty replies in place of those that are due, after an error."""
         due = self._num_received if self._given_up else 0
         while self._replies_out.free and self._replies_out.next < due:
             peer = self.incoming[self._replies_out.next].peer
@@ -297,7 +299,7 @@ class Exchange:
         channel.next += 1
 
     def _accept_replies(self) -> None:
-        """Hand replies over in the order of the messages they answer: sums are then repeatable."""
+        """Accept replies in the order of the messages they answer, so that sums are repeatable."""
         flight = self._replies_in.flight
         while flight and self._has_come(flight[0]):
             reply = flight.popleft()
@@ -328,7 +330,7 @@ class Exchange:
             try:
                 if not message.request.Test(self._status):
                     return False
-            except Exception as error:  # MPI's, whose class is not known before MPI is loaded
+            except Exception as error:  # MPI's own class, unknown before MPI is loaded
                 self.ring.comm.unfinished.break_off(self.where, error, self)
                 raise out_of_step(self.where, error) from error
             message.num_bytes = self._status.Get_count()
@@ -350,7 +352,7 @@ class Exchange:
         raise CommunicationError(f"rank {peer} {what}")
 
     def _wait_any(self, *also: InFlight) -> None:
-        """Sleep until something in flight moves, then do what that allows."""
+        """Sleep until something in flight makes progress, then do what that allows."""
         replies = list(self._replies_in.flight)[:1]
         heads = [*also, *self._sends.flight, *self._replies_out.flight, *replies]
         start = time.perf_counter()
@@ -367,7 +369,7 @@ class Exchange:
         self._advance()
 
     def _copies_pending(self) -> bool:
-        """Whether something waits for the transport, which no request of MPI's stands for."""
+        """Whether something waits for the transport, for which MPI has no request."""
         return bool(
             self.ring.transport.owes
             or self._sends.packed

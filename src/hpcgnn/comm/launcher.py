@@ -1,4 +1,4 @@
-"""What mpiexec and srun tell a process of its place, before MPI is started."""
+"""What mpiexec and srun tell a process about its rank, read before MPI is started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAUNCHERS = (
     ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
-_FORMS = {  # of what MPICH reads
+_FORMS = {  # what MPICH accepts
     **dict.fromkeys(("PMI_RANK", "PMI_ID", "PMI_SIZE"), r"-?[0-9]{1,9}"),
     "PMI_FD": r"[3-9]|[1-9][0-9]{1,6}",
     "PMI_PORT": r".+:[0-9]{1,5}",
@@ -29,18 +29,18 @@ _FORMS = {  # of what MPICH reads
 
 
 def launched() -> tuple[int, int]:
-    """Rank and number of processes as mpiexec or srun set them in the environment, else (0, 1).
+    """Return rank and number of processes as mpiexec or srun set them, else (0, 1).
 
-    Variables that make no sense, as other programs can leave them, count as not set.
+    Variables with invalid values, which other programs may leave, count as unset.
     """
     return place(os.environ) or (0, 1)
 
 
 def is_forgone() -> bool:
-    """Whether the environment says that one process is to do without MPI.
+    """Return whether HPCGNN_MPI=none tells this one process to run without MPI.
 
     Raises:
-        InputError: it says something else there, or there are several processes.
+        InputError: HPCGNN_MPI has another value, or there are several processes.
     """
     said = os.environ.get(FORGONE)
     if said is None:
@@ -54,7 +54,7 @@ def is_forgone() -> bool:
 
 @contextmanager
 def forgone() -> Iterator[None]:
-    """Within, MPI is not started, and what is loaded does without; for one process."""
+    """Keep MPI from being started within the context, in a job of one process."""
     before = os.environ.get(FORGONE)
     os.environ[FORGONE] = "none"
     try:
@@ -66,12 +66,12 @@ def forgone() -> Iterator[None]:
 
 
 def has_launcher() -> bool:
-    """Whether mpiexec or srun started this process, be it the only one."""
+    """Return whether mpiexec or srun started this process, even as the only one."""
     return place(os.environ) is not None
 
 
 def place(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Rank and number of processes that stand in a process's environment; None: neither."""
+    """Return rank and number of processes from an environment; None if they are not set."""
     for names in _LAUNCHERS:
         rank, size = (_number(environment.get(name, "")) for name in names)
         if rank is not None and size is not None and rank < size:
@@ -80,7 +80,7 @@ def place(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def forget_nonsense() -> None:
-    """Take out of the environment what would end MPI at its start: no launcher sets it so."""
+    """Remove environment variables with invalid values that would make the start of MPI fail."""
     for name, form in _FORMS.items():
         if name in os.environ and re.fullmatch(form, os.environ[name]) is None:
             del os.environ[name]
@@ -96,22 +96,22 @@ def forget_nonsense() -> None:
 
 
 def launcher(size: int) -> str:
-    """What stands before a command that is to run on `size` ranks, as this job was started."""
+    """Return the launcher prefix of a command for `size` ranks, like the one of this job."""
     if size == 1:
         return ""
     return f"srun -n {size} " if "SLURM_JOB_ID" in os.environ else f"mpiexec -n {size} "
 
 
 def one_ends_all() -> bool:
-    """Whether the launcher ends all processes for one that fails and has no MPI yet.
+    """Return whether the launcher ends all processes if one fails that has no MPI yet.
 
-    Hydra (MPICH) does where `end_job` asks it, Open MPI by itself, srun not without its option.
+    Hydra (MPICH) does if `end_job` requests it, Open MPI always, srun only with its own option.
     """
     return not os.environ.keys().isdisjoint(("HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"))
 
 
 def end_job(status: int) -> None:
-    """Have Hydra end all processes with `status`; other launchers are left to do as they do."""
+    """Make Hydra end all processes with `status`; does nothing under other launchers."""
     if "HYDI_CONTROL_FD" not in os.environ:
         return
     with suppress(OSError, ValueError):

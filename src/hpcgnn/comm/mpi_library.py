@@ -1,8 +1,8 @@
 """The MPI library, loaded and initialised with the settings this package needs.
 
-Without one a single process does without, and so it does where HPCGNN_MPI=none says that MPI can't
-be started, as on a login node; importing this module raises InputError where a launcher has started
-several.
+A single process without an MPI library runs without MPI, and so does one where HPCGNN_MPI=none says
+that MPI can't be started, as on a login node. Importing this module raises InputError if a launcher
+has started several processes and there is no library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["MPI"]
 
 
 def _shortened(text: str) -> str:
-    """Without the places that mpi4py looked in and found nothing."""
+    """Return the text without the paths at which mpi4py found no library."""
     lines = text.splitlines()
     return "; ".join([*lines[:1], *(line for line in lines[1:] if "No such file" not in line)])
 
@@ -30,10 +30,10 @@ try:
         raise ImportError(f"{FORGONE}=none")
     import mpi4py
 
-    # Autograd may run the backward pass, and with it MPI, in a thread of its own.
+    # Autograd may run the backward pass, and MPI within it, in another thread.
     mpi4py.rc(thread_level="serialized", initialize=False, finalize=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
+        warnings.simplefilter("ignore")  # world.start reports this better
         from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
     if is_out_of_memory(error):
@@ -47,7 +47,7 @@ except (ImportError, RuntimeError) as error:
 
 
 def _initialise() -> None:
-    """Start MPI by a call that lets other threads run, which mpi4py's own does not."""
+    """Start MPI through ctypes, which releases the GIL; mpi4py's own call doesn't."""
     try:
         start = ctypes.CDLL(MPI.__file__).MPI_Init_thread
     except (AttributeError, OSError):

@@ -19,7 +19,7 @@ from hpcgnn.errors import InputError
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-_MOST_MESSAGES = 16  # that are posted ahead where they are short
+_MOST_MESSAGES = 16  # posted ahead at most, if they are short
 MESSAGE_BYTES = 1 << 24  # of a message at most: longer ones are no faster
 
 
@@ -28,13 +28,13 @@ class Ring:
 
     Args:
         comm: the ranks that hold the parts, one each.
-        halo_buffer: bytes all message slots together may take.
+        halo_buffer: bytes that all message slots together may take.
         prefetch: messages posted ahead in each direction.
-        transport: how messages leave and reach this rank.
+        transport: how messages are moved between this rank's memory and MPI.
 
     Attributes:
-        begun: exchanges since the beginning of an epoch, by which a rank that began it again is
-            known from those that went on.
+        begun: exchanges since the beginning of an epoch; it tells ranks that restarted the epoch
+            from those that went on.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Ring:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of all messages so far."""
+        """Bytes of all messages sent so far."""
         return int(self.sent_to_P.sum())
 
     def rows_per_message(
         self, width: int, dtype: torch.dtype, reply_width: int = 0, *, at_once: bool = False
     ) -> int:
-        """Most rows of one message such that all slots together stay within `halo_buffer`.
+        """Return the largest number of rows per message that keeps all slots within `halo_buffer`.
 
-        Rounded down to four binary digits, so that few different schedules exist. No message is
-        longer than 16 MiB, beyond which it is no faster, but of a row at least. `at_once`: as many
-        rows as MPI takes.
+        It is rounded down to four significant binary digits, so that few different schedules exist.
+        A message has at most 16 MiB, beyond which it is no faster, but at least one row. `at_once`:
+        as many rows as MPI can send in one message.
         """
         one = max((width + reply_width) * dtype.itemsize, 1)
         if at_once:
@@ -91,9 +91,10 @@ class Ring:
         return rows >> spare << spare
 
     def depth(self, num_bytes: int) -> int:
-        """How many messages of so many bytes each are posted ahead in a direction.
+        """Return how many messages of `num_bytes` bytes are posted ahead in each direction.
 
-        `prefetch`, and short ones until the transport has what it wants under way.
+        That is `prefetch`, or for short messages as many as reach the transport's `in_flight`
+        bytes.
         """
         if num_bytes == 0:
             return self.prefetch
@@ -101,10 +102,9 @@ class Ring:
         return max(self.prefetch, min(in_flight // num_bytes, _MOST_MESSAGES))
 
     def slots(self, needs: Needs) -> dict[str, list[Slot]]:
-        """For each name so many slots of at least so many bytes, reused from earlier exchanges.
+        """Return the slots of each name (number, least bytes) in `needs`, reused if possible.
 
-        Slots that earlier exchanges left are dropped first where keeping them would exceed
-        `halo_buffer`.
+        Slots of earlier exchanges are dropped first if keeping them would exceed `halo_buffer`.
         """
         slots = self._slots.take(needs, self.transport)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes())
@@ -114,7 +114,7 @@ class Ring:
         return self._slots.num_bytes()
 
     def release(self) -> None:
-        """Free all slots (between phases with very different widths)."""
+        """Free all slots, as between phases with very different widths."""
         self._slots.held.clear()
 
     def send(

@@ -1,6 +1,7 @@
-"""What this package uses of MPI, for one process that has no MPI library.
+"""A substitute for mpi4py's MPI in one process that has no MPI library.
 
-The names are mpi4py's. A group of one sends itself no messages: every collective is a copy.
+It has the names of mpi4py that this package uses. A group of one rank sends no messages: every
+collective is a copy.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ class Exception(RuntimeError):
 
 
 class Status:
-    """Of a message; there is none."""
+    """The status of a message; a single rank receives none."""
 
     def Get_count(self) -> int:
         return 0
 
 
 class Request:
-    """Of an operation that was over when it began; null once that is known."""
+    """The request of an operation that was complete when it began; null once it was tested."""
 
     def __init__(self) -> None:
         self.null = False
@@ -48,7 +49,7 @@ class Request:
 
 
 class Comm:
-    """A group of one."""
+    """A group of one rank."""
 
     _keys: int = 0
 
@@ -103,7 +104,7 @@ class Comm:
 
 
 def _copied(source: Any, target: Any) -> Request:
-    """Buffers are arrays, or lists that begin with one."""
+    """Copy `source` to `target`, each an array or a list that begins with one."""
     a, b = (np.asarray(x[0] if isinstance(x, list) else x) for x in (source, target))
     b.reshape(-1).view(np.uint8)[: a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
     return Request()

@@ -1,4 +1,4 @@
-"""The message slots of a ring, which later exchanges use again."""
+"""The message slots of a ring, which later exchanges reuse."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ OUTWARD = ("send", "reply-send")
 INWARD = ("receive", "reply-receive")
 _NOTHING = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
 
-Needs = dict[str, tuple[int, int]]  # of each name so many slots of so many bytes
+Needs = dict[str, tuple[int, int]]  # by name: number of slots, bytes of each
 
 
 class Slots:
-    """Slots by what they are for, together never above `most` bytes unless one exchange is."""
+    """Slots by purpose, at most `most` bytes together unless a single exchange needs more."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.held: dict[str, list[Slot]] = {}
 
     def take(self, needs: Needs, transport: Transport) -> dict[str, list[Slot]]:
-        """Those of one exchange, which has not begun.
+        """Return the slots of an exchange that is about to begin.
 
-        Slots that earlier exchanges left are dropped first where keeping them would exceed `most`.
+        Slots of earlier exchanges are dropped first if keeping them would exceed `most`.
         """
         transport.begin()
         outward = sum(sum(self._grown(name, *needs[name])) for name in OUTWARD)
@@ -49,15 +49,16 @@ class Slots:
         return [slot.near.numel() for slot in self.held.get(name, [])]
 
     def _grown(self, name: str, depth: int, size: int) -> list[int]:
-        """Bytes of the slots of a name where there are so many of so many bytes, too."""
+        """Return the bytes of each slot of a name once `depth` of them have at least `size`."""
         have = self._sizes(name)
         have += [0] * (depth - len(have))
         return [max(old, size if i < depth else 0) for i, old in enumerate(have)]
 
     def _cut_anew(self, needs: Needs, transport: Transport) -> None:
-        """Where a slot is missing or too small, make all, large enough for earlier exchanges too.
+        """Replace all slots if one is missing or too small, by ones that fit earlier exchanges too.
 
-        If those take above half of `most`, which no exchange needs in a direction: for this one.
+        If those take above half of `most`, more than any exchange needs in one direction, the new
+        slots fit this exchange only.
         """
         sizes = {name: self._grown(name, *need) for name, need in needs.items()}
         if all(sizes[name] == self._sizes(name) for name in needs):

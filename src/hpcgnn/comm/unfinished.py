@@ -1,4 +1,4 @@
-"""What errors leave behind amid messages, and whether the ranks are still in step."""
+"""Recovery from errors during communication, and checks that the ranks are still in step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _R = TypeVar("_R")
 
 
 class Abandonable(Protocol):
-    """An exchange that can bring its messages to their end when its caller has left it.
+    """An exchange that can complete its messages after its caller has left it.
 
     `place` is the same on all ranks that are in the same exchange.
     """
@@ -27,14 +27,15 @@ class Abandonable(Protocol):
     place: int
 
     def abandon(self) -> None:
-        """Collective with the peers' exchange; raises where that can't be done."""
+        """Complete the messages, collectively with the peers' exchange; raise if it can't."""
 
 
 @dataclass
 class _Verdict:
-    """Whether ranks gave up an exchange, and whether it was the same one: found beside other work.
+    """A background check of which ranks gave up an exchange, and that it was the same one.
 
-    `all_P4`: of each rank, (gave up, not gave up, place, -place); `own_4` is sent until then.
+    `all_P4`: for each rank (gave up, not gave up, place, -place); `own_4` is being sent until
+    `request` is complete.
     """
 
     where: str
@@ -44,16 +45,16 @@ class _Verdict:
 
 
 class Unfinished:
-    """Keeps a communicator from mixing messages of an operation that was left with later ones.
+    """The state that keeps messages of an abandoned operation from being mixed up with later ones.
 
-    An exchange that its caller left by an exception is brought to its end before the next
-    operation. Every rank learns, by the end of the next operation, who gave it up: all (then they
-    are in step again, and go on) or some (then all raise). An operation that was left amid waiting
-    can't be mended: everything after it is refused.
+    An exchange that its caller left by an exception is completed before the next operation. By the
+    end of that operation every rank learns which ranks gave the exchange up: all (they are in step
+    again and continue) or some (then all raise). An operation that was left during a wait can't be
+    repaired: everything after it is refused.
 
     Args:
-        mpi: a communicator that nobody else uses: ranks out of step mix nothing up there.
-        tell: says to the other ranks why this one refuses to go on.
+        mpi: a communicator used for nothing else: ranks out of step mix up no messages there.
+        tell: tells the other ranks why this one refuses to continue.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Unfinished:
         self._open: Abandonable | None = None
         self._verdict: _Verdict | None = None
         self._refusal: CommunicationError | None = None
-        self._left: list[Any] = []  # MPI may still write there
+        self._left: list[Any] = []  # buffers that MPI may still write to
         self._begun = 0  # operations so far
-        self.amid = False  # others count on the end of an operation that this rank has begun
+        self.amid = False  # this rank has begun an operation whose completion others wait for
 
     def settle(self) -> None:
-        """Before a collective operation: end what was left, and raise unless all are in step."""
+        """Complete an abandoned exchange; raise unless all are in step. Precedes a collective."""
         self._begun += 1
         try:
             self._end_open()
@@ -80,17 +81,17 @@ class Unfinished:
             self.amid = False
 
     def begin(self, exchange: Abandonable) -> None:
-        """An exchange starts; one that was left is ended first."""
+        """Register an exchange that starts, after completing an abandoned one."""
         self._begun += 1
         self._end_open()
         self._open = exchange
 
     def end(self) -> None:
-        """All messages of the exchange have come and gone."""
+        """Register that all messages of the exchange were sent and received."""
         self._close(gave_up=False)
 
     def break_off(self, where: str, error: BaseException, keep: object) -> None:
-        """A wait ended by `error`: nothing that follows can be trusted. `keep` stays in memory."""
+        """Refuse all later operations, after a wait ended by `error`; `keep` stays in memory."""
         self._left.append(keep)
         if self._refusal is not None:
             return
@@ -101,20 +102,20 @@ class Unfinished:
                 f"{where!r} was left by {type(error).__name__} amid messages, so the ranks are out "
                 "of step: end the job"
             )
-        if isinstance(error, Exception):  # of a signal the other ranks hear themselves
+        if isinstance(error, Exception):  # other ranks receive a signal themselves
             self._tell(str(self._refusal))
 
     def refuse(self, error: CommunicationError) -> None:
-        """Another rank doesn't go on: whatever follows is refused here too."""
+        """Refuse all later operations, as another rank does."""
         self._refusal = self._refusal or error
 
     def close(self) -> None:
-        """Collective: free what it holds."""
+        """Free the communicator. Collective."""
         self._mpi.Free()
 
     @contextmanager
     def waiting(self, where: str, keep: object) -> Iterator[None]:
-        """Around a wait; requests in `keep` stay in memory if it is left by an error."""
+        """Guard a wait: requests in `keep` stay in memory if an error ends it."""
         self.amid = True
         try:
             yield
@@ -124,10 +125,10 @@ class Unfinished:
 
     @contextmanager
     def within(self, where: str) -> Iterator[None]:
-        """Around what takes several operations, and others count on: it isn't left between them.
+        """Guard several operations on which other ranks rely: none may be left between two of them.
 
-        An error that no other rank has seen is followed by no further operation. What is wrong with
-        the arguments is seen before the first, on all ranks alike.
+        After an error that no other rank has seen, all later operations are refused. Errors in the
+        arguments are found before the first operation, on all ranks alike.
         """
         begun = self._begun
         try:
@@ -162,7 +163,7 @@ class Unfinished:
         failed = gave_up or bool(problem)
         own_4 = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
         all_P4 = np.zeros((size, 4), np.int64)
-        # Not Iallreduce: Open MPI 4.1 was seen to give other numbers than were sent.
+        # Not Iallreduce: Open MPI 4.1 was seen to return numbers other than those sent.
         request = self._mpi.Iallgather(own_4.view(np.uint8), all_P4.view(np.uint8))
         self._verdict = _Verdict(exchange.where, request, own_4, all_P4)
         if problem:
@@ -174,7 +175,7 @@ class Unfinished:
             raise CommunicationError(problem)
 
     def _problem(self) -> str:
-        """What the last exchange's verdict says against going on; waits for it."""
+        """Wait for the last exchange's verdict; return why the ranks can't continue, or ""."""
         verdict, self._verdict = self._verdict, None
         if verdict is None:
             return ""
@@ -191,7 +192,7 @@ class Unfinished:
 
 
 def whole(operation: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorates a method of several steps, which must not be left between two of them."""
+    """Decorate a method of several steps, which must not be left between two of them."""
 
     @wraps(operation)
     def run(*args: _P.args, **options: _P.kwargs) -> _R:
@@ -209,7 +210,7 @@ def whole(operation: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def in_step(operation: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorates a method that takes a graph first: its steps are within one operation."""
+    """Decorate a method whose first argument is a graph: its steps form one operation."""
 
     @wraps(operation)
     def run(*args: _P.args, **options: _P.kwargs) -> _R:

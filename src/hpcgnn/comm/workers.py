@@ -1,4 +1,4 @@
-"""Ranks that work for rank 0: it hands out pieces of work and gets the results in their order."""
+"""Ranks that work for rank 0, which sends them items and receives the results in order."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
 _TAG = 31_400
-_AHEAD = 2  # pieces that lie before each worker
+_AHEAD = 2  # items sent ahead to each worker
 _END = -1
 _WHERE = "work for rank 0"
 
 
 class Workers:
-    """The ranks above 0. Rank 0 calls `map` and at the end `close`, each of the others `serve`.
+    """The ranks above 0. Rank 0 calls `map` and finally `close`; the others call `serve`.
 
     Attributes:
-        used: whether anything was handed out.
+        used: whether any item was sent.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -36,13 +36,13 @@ class Workers:
         self._before: list[deque[tuple[int, list]]] = [deque() for _ in range(comm.size)]
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """As the builtin, on the other ranks; a few items are taken in advance.
+        """Apply `function` to `items` on the other ranks, in order; takes a few items in advance.
 
         Args:
-            function: of a module, or a method or `partial` of what can be pickled.
+            function: a function of a module, or a method or `partial` of picklable objects.
 
         Raises:
-            Exception: what `function` raised, when the turn of its item has come.
+            Exception: the error that `function` raised, when it is the turn of its item's result.
         """
         if self._comm.size == 1:
             yield from map(function, items)
@@ -56,7 +56,7 @@ class Workers:
             yield self._result(pieces.popleft())
 
     def serve(self) -> None:
-        """Do what rank 0 hands out until it closes."""
+        """Process the items that rank 0 sends, until it closes."""
         while (number := self._receive_length(0)) != _END:
             function, item = pickle.loads(self._receive(0, number))
             try:
@@ -70,7 +70,7 @@ class Workers:
             self._comm.wait_all(requests, _WHERE)
 
     def close(self) -> None:
-        """Let the others go; results that nobody took are dropped."""
+        """End `serve` on the other ranks; results not yet yielded are dropped."""
         end = np.array([_END])
         for peer in range(1, self._comm.size):
             while self._before[peer]:
@@ -93,13 +93,13 @@ class Workers:
         return value
 
     def _take(self, peer: int) -> None:
-        """The next result of a worker."""
+        """Receive the next result of a worker."""
         piece, (_, *requests) = self._before[peer].popleft()
         self._results[piece] = pickle.loads(self._receive(peer, self._receive_length(peer)))
         self._comm.wait_all(requests, _WHERE)
 
     def _send(self, what: Any, peer: int) -> list:
-        """The buffers, which must live until they are sent, and the requests."""
+        """Start sending; return the buffers, which must live until then, and the requests."""
         data = np.frombuffer(pickle.dumps(what, pickle.HIGHEST_PROTOCOL), np.uint8)
         buffers = [np.array([data.size]), data]
         return [buffers, *(self._comm.isend(buffer, peer, _TAG) for buffer in buffers)]

@@ -26,11 +26,11 @@ def run(
 ) -> int:
     """Run `main(comm)` on every rank and return the exit status of the job.
 
-    Every way to fail ends in one line `hpcgnn: error: ...` on stderr (a traceback before it when
-    the error is a surprise) and a status other than 0 on all ranks, within seconds.
-    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing. None: the
-    same, but only where MPI can't be started.
-    `timeout`: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600).
+    Every failure ends in one line `hpcgnn: error: ...` on stderr (preceded by a traceback if the
+    error is unexpected) and a status other than 0 on all ranks, within seconds.
+    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing. None: the same,
+    but only where MPI can't be started.
+    `timeout`: seconds to wait for another rank (default: HPCGNN_TIMEOUT, or 600).
     """
     rank = launched()[0]
     comm = None
@@ -43,7 +43,7 @@ def run(
                 sys.stdout.flush()
             if comm is not None:
                 finish(comm)
-                comm.close()  # MPI has only some two thousand to give
+                comm.close()  # MPI supports only about two thousand communicators
             return status
         except BaseException as error:
             if comm is not None:
@@ -58,7 +58,7 @@ def run(
 def _end_early(error: BaseException, rank: int, starting: bool) -> int:
     """End a rank that has no communicator (yet).
 
-    What failed, failed on all ranks, on those of this node or on this one alone.
+    The error may have occurred on all ranks, on those of this node, or on this one alone.
     """
     failure = Failure.of(error)
     if starting and isinstance(error, CommunicationError):
@@ -97,7 +97,7 @@ def _status(main: Callable[[Any], int], comm: Communicator | None) -> int:
 def start(timeout: float | None = None) -> Communicator:
     """Initialise MPI and return the communicator of all ranks.
 
-    Raises InputError when there is no MPI library, or it isn't the one of mpiexec.
+    Raises InputError if there is no MPI library, or if it isn't the one that mpiexec belongs to.
     """
     size = launched()[1]
     if size > 1:
@@ -116,14 +116,15 @@ def start(timeout: float | None = None) -> Communicator:
     from hpcgnn.comm.communicator import Communicator
 
     comm = Communicator(timeout=timeout)
-    # MPICH's neighbours all have them open by now: without names, no crash leaves them behind.
+    # All MPICH ranks of the node have opened them by now: once unlinked, no crash leaves them
+    # behind.
     for path in shared_segments(("mpich_shm_",)):
         path.unlink(missing_ok=True)
     return comm
 
 
 def finish(comm: Communicator) -> None:
-    """Wait for all ranks to come to the end."""
+    """Wait until all ranks reach the end of the job. Collective."""
     from hpcgnn.comm.mpi_library import MPI
 
     with comm.at("the end of the job"):

@@ -1,4 +1,4 @@
-"""Memory of large arrays that is used again, since fresh pages cost more than what they are for."""
+"""Reuse of the memory of large arrays, since new pages cost more than the work on them."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SMALLEST = 1 << 20  # bytes: smaller arrays lie in the heap, see `system.set_up`
-_SLACK = 8  # a block may be larger than asked for by 1 / 8
+_SMALLEST = 1 << 20  # bytes: smaller arrays are on the heap, see `system.set_up`
+_SLACK = 8  # a block may exceed the requested size by 1 / 8
 
 
 class Arrays:
-    """Hands out arrays whose memory comes back when nobody refers to them any more.
+    """An allocator that reuses the memory of arrays once nothing refers to them any more.
 
-    What lies unused never makes all of it more than was in use at once before: the peak is that of
-    arrays that the system takes back at once.
+    Unused memory never raises the total above the most that was in use at once: the peak is the
+    same as if freed arrays were returned to the system at once.
     """
 
     def __init__(self) -> None:
-        self._returned: deque[Tensor] = deque()  # by whichever thread drops an array
-        self._free: list[Tensor] = []  # the one that came back last is the last
+        self._returned: deque[Tensor] = deque()  # appended by any thread that drops an array
+        self._free: list[Tensor] = []  # most recently returned last
         self._lent = self._most = 0
 
     def empty(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """As `torch.empty`; of this memory where it is large and on a CPU."""
+        """Like `torch.empty`; large arrays on a CPU use this memory."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if device.type != "cpu" or num_bytes < _SMALLEST:
             return torch.empty(shape, dtype=dtype, device=device)
         lease = _Lease(self, self._take(num_bytes))
         storage = torch.from_numpy(np.asarray(lease)).untyped_storage()
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)  # no view of another
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)  # not a view
 
     def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """As `torch.empty_like`, contiguous."""
+        """Like `torch.empty_like`, but contiguous."""
         return self.empty(*x.shape, dtype=dtype or x.dtype, device=x.device)
 
     @property
@@ -60,7 +60,7 @@ class Arrays:
         self._lent += num_bytes
         self._most = max(self._most, self._lent)
         while self._free and self._lent + sum(map(len, self._free)) > self._most:
-            smallest = min(self._free, key=len)  # large ones cost most to get again
+            smallest = min(self._free, key=len)  # large ones cost most to allocate again
             self._free = [memory for memory in self._free if memory is not smallest]
         return torch.empty(num_bytes, dtype=torch.uint8)
 
@@ -72,7 +72,7 @@ class Arrays:
 
 
 class _Lease:
-    """Holds memory while an array is in it; numpy and torch hold this."""
+    """The owner of memory while an array uses it; numpy and torch hold a reference to it."""
 
     def __init__(self, arrays: Arrays, memory: Tensor) -> None:
         self._back_to, self._memory = weakref.ref(arrays), memory

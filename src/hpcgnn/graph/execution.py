@@ -1,4 +1,4 @@
-"""How operations on a graph run: over which ring, in which mode, with which random numbers."""
+"""How operations on a graph run: the ring, the mode, and the key of random numbers."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from hpcgnn.graph.kept import Kept
 
 @dataclass(eq=False)
 class Execution:
-    """Held by a graph, and by the graphs pruned from it, as their field `execution`.
+    """How operations run on a graph and on graphs pruned from it; their field `execution`.
 
     Attributes:
         ring: buffers and counters of the exchanges.
         mode: `sar` (remote data is freed and rebuilt), `sa` (kept for backward), or `oneshot` (one
             exchange with buffers as large as it needs).
-        seed, epoch: key of the dropout masks; `set_epoch` at the start of each epoch.
-        fewest_rows: sums between parts travel as whichever rows are fewest, see
-            `sar.vertex_cover`.
-        narrow_first: weights multiply before a sum where that makes its rows narrower.
-        cache_first: sums of the constant input features are computed once and kept.
-        newest: an array that the newest layer would compute again for its backward. The next
-            exchange drops it, whichever layer's it is, and so does what takes memory between
-            layers: a layer whose backward comes at once finds its array, no other one pays for it.
-            Whoever starts an exchange sets it to None.
-        wide: likewise of the layer before the newest, see `make_way`.
-        together: so many hidden layers of a built-in model are computed again together in
-            backward; 0: none is, see `sar.recompute`.
-        forgets: whether what is saved for backward now is forgotten and computed again, so that
-            sparing some of it would spare nothing.
-        kept: what may be kept in bfloat16, while a pass runs that does so.
-        arrays: memory of layers' large arrays, which goes from one to the next.
+        seed, epoch: key of the dropout masks; call `set_epoch` at the start of each epoch.
+        fewest_rows: send sums between parts as whichever rows are fewest, see `sar.vertex_cover`.
+        narrow_first: multiply by weights before a sum if that makes its rows narrower.
+        cache_first: compute sums of the constant input features once and keep them.
+        newest: an array that the newest layer would otherwise compute again in its backward. The
+            next exchange of any layer drops it, and so does any use of memory between layers: a
+            layer whose backward follows at once finds its array, and no other layer pays for it.
+            Code that starts an exchange sets it to None.
+        wide: the same for the layer before the newest, see `make_way`.
+        together: number of hidden layers of a built-in model that are recomputed together in
+            backward; 0: none, see `sar.recompute`.
+        forgets: whether tensors saved for backward now are discarded and computed again, so that
+            saving fewer of them would gain nothing.
+        kept: the context that keeps tensors in bfloat16, during a pass that does so.
+        arrays: memory of layers' large arrays, which one layer leaves to the next.
     """
 
     ring: Ring
@@ -64,7 +63,7 @@ class Execution:
 
     @property
     def at_once(self) -> bool:
-        """Whether messages are as long as MPI takes, and all of them posted before any is read."""
+        """Whether messages are as long as MPI allows, and all are posted before any is read."""
         return self.mode == "oneshot"
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,7 +74,7 @@ class Execution:
         self.ring.begun = 0
 
     def mask_key(self, layer: int) -> tuple[int, int, int]:
-        """Seed, epoch and layer of a dropout mask; warns once of masks that never change."""
+        """Return seed, epoch and layer of a dropout mask; warn once if masks never change."""
         if self._warns and layer in self._drawn and not self._again:
             self._warns = False
             warnings.warn(
@@ -87,24 +86,24 @@ class Execution:
         return self.seed, self._epoch, layer
 
     def make_way(self, columns: int) -> None:
-        """Let the newest array go before a layer makes one of so many columns.
+        """Drop the newest array before a layer makes one with `columns` columns.
 
-        One that is at least twice as wide stays beside it: the narrow layer's backward takes less
-        than that of the wide one, which then has the array that it would take again anyway. What
-        stayed before goes.
+        If it is at least twice as wide, it is kept beside the new one: the backward of the narrow
+        layer needs less memory than that of the wide layer, which then has the array that it would
+        otherwise compute again. An array that was kept before is dropped.
         """
         newest, self.newest, self.wide = self.newest, None, None
         if newest is not None and is_wide(newest.shape[1], columns) and self.kept is None:
             self.wide = newest
 
     def keep_exact(self, *tensors: Tensor | None) -> None:
-        """Say that these are saved for backward, which needs every bit of them."""
+        """Mark tensors that are saved for backward and must be kept to the last bit."""
         if self.kept is not None:
             self.kept.exact(tensors)
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
-        """Within, what is saved for backward is forgotten."""
+        """Set `forgets` within the context: tensors saved for backward are discarded."""
         before, self.forgets = self.forgets, True
         try:
             yield
@@ -113,7 +112,7 @@ class Execution:
 
     @contextmanager
     def as_in(self, epoch: int) -> Iterator[None]:
-        """Within, what an epoch computed is computed again: with its masks, in its words."""
+        """Recompute what an epoch computed, within the context: with its masks, without `kept`."""
         before = self._epoch, self._again, self.kept
         self._epoch, self._again, self.kept = epoch, True, None
         try:
@@ -124,5 +123,5 @@ class Execution:
 
 
 def is_wide(columns: int, after: int) -> bool:
-    """Whether a layer's product stays for its backward beside the next layer's, see `make_way`."""
+    """Return whether a layer's product is kept for its backward, see `make_way`."""
     return columns >= 2 * after

@@ -1,4 +1,4 @@
-"""Node features that are no plain array: sparse rows, and rows that stay on the host."""
+"""Node features other than plain arrays: sparse rows, and rows that stay on the host."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SLAB_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class HostRows:
-    """Constant dense features `[n, F]` for layers that multiply them before all else.
+    """Constant dense features `[n, F]` for layers whose first step multiplies them by weights.
 
     Attributes:
         rows_NF: float32 in (pinned) host memory.
-        copier: how slabs reach the device.
-        slab_bytes: of each of the two slabs on the device.
-        change: `change(rows, slab)` is applied to each slab in place once it is there (dropout).
+        copier: copies slabs to the device.
+        slab_bytes: size of each of the two slabs on the device.
+        change: `change(rows, slab)` is applied in place to each slab on the device (dropout).
     """
 
     rows_NF: Tensor
@@ -48,9 +48,9 @@ class HostRows:
         return self.rows_NF.shape[0], self.rows_NF.shape[1]
 
     def slabs(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their features on the device), valid until the next is asked for.
+        """Yield (rows, their features on the device); the features are valid until the next step.
 
-        The next slab is copied while kernels that were queued for this one run.
+        The next slab is copied while kernels queued for this one run.
         """
         count, width = self.shape
         row_bytes = max(width * self.rows_NF.element_size(), 1)
@@ -70,11 +70,11 @@ class HostRows:
             used[place] = self.copier.mark()
 
     def columns(self, chosen: slice, device: torch.device) -> Tensor:
-        """Some columns of all rows, on the device, as they are without `change`."""
+        """Return some columns of all rows on the device, without `change`."""
         return self.rows_NF[:, chosen].contiguous().to(device)
 
     def times(self, weight_GF: Tensor, precision: torch.dtype | None = None) -> Tensor:
-        """`x W^T`: `[n, G]`, with operands rounded to `precision` if given."""
+        """Return `x W^T`: `[n, G]`, with operands rounded to `precision` if given."""
         dtype = precision or weight_GF.dtype
         weight_FG = weight_GF.to(dtype).t()
         out_NG = weight_FG.new_zeros(self.shape[0], weight_FG.shape[1])
@@ -83,9 +83,9 @@ class HostRows:
         return out_NG
 
     def weight_gradient(self, grad_NG: Tensor, precision: torch.dtype | None = None) -> Tensor:
-        """Gradient of the weights: `[G, F]` from `[n, G]`."""
+        """Return the gradient of the weights: `[G, F]` from `[n, G]`."""
         dtype = precision or self.rows_NF.dtype
-        # Slabs may be very many: float32 would lose what each adds to the sum of those before.
+        # With many slabs, a float32 sum would lose what each slab adds.
         total_GF = torch.zeros(
             grad_NG.shape[1], self.shape[1], dtype=torch.float64, device=grad_NG.device
         )

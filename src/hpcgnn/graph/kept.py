@@ -1,4 +1,4 @@
-"""What backward needs of a pass, kept in half the bytes where its last bits don't matter."""
+"""Tensors saved for backward, kept in half the bytes where their last bits don't matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-_NARROW = 8  # columns: what is narrower are scalars of rows
+_NARROW = 8  # columns: narrower tensors hold scalars of rows
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class _Half:
 
 
 class Kept:
-    """While entered, rows of float32 that autograd saves are kept in bfloat16.
+    """A context in which float32 rows that autograd saves are kept in bfloat16.
 
-    That is matrices of at least 8 columns. Exactly kept are those in memory named by `exact`:
-    parameters, features and whatever else is there anyway, and what backward compares or
+    This concerns matrices of at least 8 columns. Tensors in memory named by `exact` are kept as
+    they are: parameters, features and others that exist anyway, and those that backward compares or
     exponentiates. An array that several functions save is kept once.
 
     Args:
@@ -37,7 +37,7 @@ class Kept:
         self._hooks = saved_tensors_hooks(self._pack, _unpacked)
 
     def exact(self, tensors: Iterable[Tensor | None]) -> None:
-        """Keep what lies in the memory of these as it is."""
+        """Keep all tensors that share memory with these as they are."""
         self._exact.update(t.untyped_storage()._cdata for t in tensors if t is not None)
 
     def __enter__(self) -> Kept:
@@ -58,7 +58,7 @@ class Kept:
         storage = tensor.untyped_storage()
         if not wide or storage._cdata in self._exact:
             return tensor
-        # The address is of no other storage while there is a reference to it, even a weak one.
+        # No other storage has this address while any reference to it exists, even a weak one.
         place = storage._cdata, tensor.storage_offset(), tensor._version
         key = *place, tensor.shape, tensor.stride()
         known = self._halves.get(key)

@@ -45,7 +45,7 @@ class EdgeBlocks(Derived):
         )
 
 
-_ELSEWHERE = {  # what PyTorch Geometric's `Data` calls otherwise, or has and this has not
+_ELSEWHERE = {  # by names of PyTorch Geometric's `Data` that this class lacks or calls otherwise
     "x": "graph.features",
     "y": "graph.labels",
     "val_mask": "graph.valid_mask",
@@ -62,26 +62,27 @@ _ELSEWHERE = {  # what PyTorch Geometric's `Data` calls otherwise, or has and th
 class PartitionedGraph(Derived):
     """One rank's part of the graph; local nodes are numbered 0 .. num_local_nodes - 1.
 
-    It does not change: `dataclasses.replace` makes another one. What follows from it is asked for
-    by `graph.derived(...)`, computed once and kept.
+    It is immutable: `dataclasses.replace` makes another one. Data derived from it is requested by
+    `graph.derived(...)`, computed once and kept.
 
     Attributes:
         features: float32 `[n, F]`, a `SparseRows`, a `HostRows`, or None.
-        labels: int64 `[n]` (-1 unknown), int8 `[n, T]` for T labels at once, or numbers to be
-            predicted, float32 `[n]` or `[n, W]` (NaN unknown); None without.
+        labels: int64 `[n]` (-1 unknown), int8 `[n, T]` for T labels at once, or values to predict,
+            float32 `[n]` or `[n, W]` (NaN unknown); None without labels.
         train_mask, valid_mask, test_mask: bool `[n]`.
         nodes: named arrays of the nodes, `[n]` or `[n, W]`: `graph.nodes["position"]`.
-        edge_labels: of the edges into local nodes, in the order of `sar.messages.edge_features`:
-            int64 `[E]` (-1 unknown), int8 `[E, T]`, float32 `[E]` or `[E, W]` (NaN unknown).
-        edge_split: int8 `[E]` in that order: 1 train, 2 valid, 3 test, 0 for messages alone.
-        original_ids: int64 `[n]`, the ids the user knows the nodes by.
-        node_ids: int64 `[n]`, rows of graph.h5 (the same on every partition).
-        in_edges: edges into local nodes; out_edges: the same of the reversed graph (the very same
-            object where the graph is symmetric).
-        execution: how to run on it.
-        file: what it was read from, which also keeps the texts that nodes may be named by.
-        whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes
-            here (int64); None for a graph from a file.
+        edge_labels: labels of the edges into local nodes, in the order of
+            `sar.messages.edge_features`: int64 `[E]` (-1 unknown), int8 `[E, T]`, float32 `[E]` or
+            `[E, W]` (NaN unknown).
+        edge_split: int8 `[E]` in that order: 1 train, 2 valid, 3 test, 0 for messages only.
+        original_ids: int64 `[n]`, the user's ids of the nodes.
+        node_ids: int64 `[n]`, rows of graph.h5 (the same in every partition).
+        in_edges: edges into local nodes.
+        out_edges: those of the reversed graph (the same object if the graph is symmetric).
+        execution: how operations on the graph run.
+        file: the file it was read from, which also holds the nodes' names if these are texts.
+        whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes here
+            (int64); None for a graph from a file.
     """
 
     num_nodes: int
@@ -109,7 +110,7 @@ class PartitionedGraph(Derived):
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
 
-    if not TYPE_CHECKING:  # mypy would take any name then
+    if not TYPE_CHECKING:  # otherwise mypy would accept any name
 
         def __getattr__(self, name: str) -> NoReturn:
             where = _ELSEWHERE.get(name)
@@ -117,7 +118,7 @@ class PartitionedGraph(Derived):
             raise AttributeError(f"a PartitionedGraph has no attribute {name!r}{said}")
 
     def __repr__(self) -> str:
-        """One line: the graph, this rank's part of it, what its nodes have."""
+        """Return one line on the graph, this rank's part of it and the data of its nodes."""
         comm, counts = self.comm, [(self.num_classes, "class"), (self.num_relations, "relation")]
         counts += [(self.num_types, "node type")]
         has = [] if self.features is None else [counted(self.features.shape[1], "feature")]
@@ -150,10 +151,10 @@ class PartitionedGraph(Derived):
         return self.execution.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, the same on all ranks: dropout masks are drawn anew.
+        """Set the epoch that begins, the same on all ranks, so that dropout masks are drawn anew.
 
         Raises:
-            InputError: `epoch` is no integer, or negative.
+            InputError: `epoch` is not an integer, or is negative.
         """
         self.execution.set_epoch(epoch)
 
@@ -166,7 +167,7 @@ class PartitionedGraph(Derived):
         return self.out_edges is self.in_edges
 
     def to(self, device: torch.device | str) -> PartitionedGraph:
-        """The same part on `device`; `original_ids` and `HostRows` stay where they are."""
+        """Return the same part on `device`; `original_ids` and `HostRows` stay where they are."""
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)

@@ -1,4 +1,4 @@
-"""Where the nodes of the whole graph lie, and by which ids the user knows them."""
+"""The places of the whole graph's nodes, numbered rank by rank, and the user's ids of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WORD = 8  # bytes
 
 @dataclass(frozen=True)
 class Places:
-    """Ask by `graph.derived(FindPlaces())`, on all ranks.
+    """The places of all nodes; collectively computed by `graph.derived(FindPlaces())`.
 
     Attributes:
-        first_P1: int64 `[P + 1]`, the place of each rank's first node, and the number of nodes.
-        slab_P1: int64 `[P + 1]`, which ids each rank knows the places of.
+        first_P1: int64 `[P + 1]`, the place of each rank's first node, then the number of nodes.
+        slab_P1: int64 `[P + 1]`, the bounds of the slab of ids whose places each rank knows.
         known: int64, the places of this rank's slab of ids.
     """
 
@@ -39,7 +39,7 @@ class Places:
         return int(self.first_P1[self.comm.rank])
 
     def owner(self, places: np.ndarray) -> np.ndarray:
-        """The rank of each place."""
+        """Return the rank of each place."""
         return np.searchsorted(self.first_P1, places, side="right") - 1
 
     def is_local(self, places: np.ndarray) -> np.ndarray:
@@ -48,20 +48,20 @@ class Places:
         return inside
 
     def look_up(self, places: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The rows at `places` of an array that has a row per local node on each rank; collective.
+        """Return rows at `places` of an array with a row per local node on each rank. Collective.
 
-        A row travels once to each rank that asks for it.
+        A row is sent at most once to each rank that requests it.
         """
         return look_up(self.comm, self.first_P1, places, values)
 
     def of_ids(self, ids: np.ndarray) -> np.ndarray:
-        """The places of nodes by their ids in the graph (`node_ids` of their ranks); collective."""
+        """Return places of nodes by their ids in the graph (`node_ids`). Collective."""
         return look_up(self.comm, self.slab_P1, ids, self.known)
 
 
 @dataclass(frozen=True)
 class FindPlaces:
-    """Derives the places of a graph's nodes."""
+    """The `Derivation` of the places of a graph's nodes."""
 
     def build(self, graph: PartitionedGraph) -> Places:
         comm, ids = graph.comm, graph.node_ids.cpu().numpy()
@@ -84,11 +84,11 @@ class FindPlaces:
 def look_up(
     comm: Communicator, first_P1: np.ndarray, numbers: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
-    """Rows of something that lies on the ranks one after the other; collective.
+    """Return requested rows of an array that is distributed over the ranks in order. Collective.
 
     Args:
-        first_P1: the number of each rank's first row, and of all rows.
-        numbers: int64, the rows that are asked for, as often as wished.
+        first_P1: the number of each rank's first row, then the number of all rows.
+        numbers: int64, the requested rows, repeated or not.
         values: this rank's rows.
     """
     once, back = np.unique(numbers, return_inverse=True)
@@ -99,7 +99,7 @@ def look_up(
 
 @dataclass(frozen=True)
 class EdgeEnds:
-    """Derives the places of the ends of the edges into local nodes; collective.
+    """The `Derivation` of the places of both ends of the edges into local nodes; collective.
 
     Both int64 `[E]`, source and target, in the order of `sar.messages.edge_features`.
     """
@@ -120,11 +120,11 @@ class EdgeEnds:
 
 @dataclass(frozen=True)
 class UserIds:
-    """Where the nodes of all ranks are; each rank knows its share of the ids.
+    """The user's ids of all nodes and their places; each rank knows a share of the ids.
 
     Attributes:
-        ids: int64, or bytes (UTF-8) of one width; ascending, those that this rank knows.
-        places: int64, of these.
+        ids: int64, or bytes (UTF-8) of one width; those that this rank knows, ascending.
+        places: int64, the places of these ids.
     """
 
     comm: Communicator
@@ -133,7 +133,7 @@ class UserIds:
 
     @classmethod
     def of(cls, comm: Communicator, ids: np.ndarray, first: int) -> Self:
-        """From the ids of each rank's nodes, of one type; collective.
+        """Return the table of the ids of each rank's nodes, all of one type. Collective.
 
         Args:
             first: the place of this rank's first node.
@@ -147,7 +147,7 @@ class UserIds:
         return cls(comm, mine[ascending], theirs[ascending])
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The places of nodes, int64, -1 where no node has the id; collective."""
+        """Return the places of nodes, int64, -1 if no node has the id. Collective."""
         order, cuts = _by_holder(self.comm, ids)
         answers = []
         for asked in self.comm.alltoallv(np.split(ids[order], cuts), where="look up ids"):
@@ -161,7 +161,7 @@ class UserIds:
         return places
 
     def places_of(self, ids: np.ndarray, file: str | Path | None = None) -> np.ndarray:
-        """The places of nodes, int64; collective.
+        """Return the places of nodes, int64. Collective.
 
         Raises:
             InputError: no node has one of the ids.
@@ -174,7 +174,7 @@ class UserIds:
 
 
 def unknown(value: object, file: str | Path | None) -> InputError:
-    """No node is called so."""
+    """Return the error for an id that no node has."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return InputError(
@@ -183,14 +183,14 @@ def unknown(value: object, file: str | Path | None) -> InputError:
 
 
 def _by_holder(comm: Communicator, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An order of the ids by the ranks that know them, and where each rank's end."""
+    """Return an order of the ids by the ranks that know them, and the bounds between ranks."""
     holder = (unit(0, _numbers(ids)) * comm.size).astype(np.int64)
     order = np.argsort(holder, kind="stable")
     return order, np.searchsorted(holder[order], np.arange(1, comm.size))
 
 
 def _numbers(ids: np.ndarray) -> np.ndarray:
-    """The ids, or numbers made of texts: the same for a text of any width."""
+    """Return integer ids as they are, or hashes of text ids that don't depend on their width."""
     if ids.dtype.kind != "S":
         return ids
     width = -(-ids.dtype.itemsize // _WORD)

@@ -1,4 +1,4 @@
-"""Graphs that lack something: nodes no target can see, edges that are to be predicted."""
+"""Graphs without nodes that no target depends on, or without edges that are to be predicted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 
-WORTHWHILE = 0.5  # a layer is pruned where at most this share of all edges is left
+WORTHWHILE = 0.5  # a layer is pruned if at most this share of all edges is left
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Step:
 
     Attributes:
         graph: the nodes the layer reads, in ascending local order.
-        enter: rows of the whole part that are read; None where the layer before was pruned too.
-        leave: rows of `graph` the layer is needed at: int64.
-        after: the nodes of `leave`, for what works node by node.
+        enter: rows of the whole part that are read; None if the layer before was pruned too.
+        leave: rows of `graph` at which the layer's output is needed: int64.
+        after: the nodes of `leave`, for operations on single nodes.
     """
 
     graph: PartitionedGraph
@@ -37,13 +37,13 @@ class Step:
 def message_flow(
     graph: PartitionedGraph, target_N: Tensor, hops: Sequence[int | None]
 ) -> list[Step | None]:
-    """A step per layer, None for whole layers, which come first; collective.
+    """Return a step per layer, None for whole layers, which come first. Collective.
 
-    The first layer is never pruned: sums of constant features are computed once anyway.
+    The first layer is never pruned: sums of constant features are computed only once anyway.
 
     Args:
-        target_N: bool `[n]`, where the last layer is needed.
-        hops: hops over edges of each layer, see `nn.hops`; a layer that doesn't say is whole.
+        target_N: bool `[n]`, the nodes at which the last layer's output is needed.
+        hops: hops over edges of each layer, see `nn.hops`; a layer with None is not pruned.
     """
     steps: list[Step | None] = [None] * len(hops)
     for layer in range(len(hops) - 1, 0, -1):
@@ -70,10 +70,10 @@ def message_flow(
 def _within(
     graph: PartitionedGraph, target_N: Tensor, hops: int | None
 ) -> tuple[Tensor, Tensor, list[Tensor]] | None:
-    """Nodes from which so many hops lead to a target, and those that one hop less does.
+    """Return masks of the nodes within `hops` hops of a target, and of those within one hop less.
 
-    Also, per peer, the halo rows that the edges into the latter read. None where that isn't worth
-    while, or where nobody knows the number of hops.
+    Also returns, per peer, the halo rows read by the edges into the latter. None if pruning isn't
+    worthwhile, or if `hops` is unknown.
     """
     if hops is None:
         return None
@@ -92,7 +92,7 @@ def _within(
 
 
 def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
-    """These rows of the part, without edges: enough for dropout and norms of single nodes."""
+    """Return these rows of the part without edges, for dropout and norms of single nodes."""
     return replace(
         graph,
         node_ids=graph.node_ids[rows],
@@ -113,7 +113,7 @@ def _nodes(graph: PartitionedGraph, rows: Tensor) -> PartitionedGraph:
 
 
 def rows_of(block: Block) -> Tensor:
-    """Local row of each row of the block: int64."""
+    """Return the local row of each row of the block: int64."""
     if block.rows is not None:
         return block.rows.long()
     return torch.arange(block.num_rows, device=block.begin.device)
@@ -127,12 +127,12 @@ def _edges_into(graph: PartitionedGraph, target_N: Tensor) -> int:
 
 
 def _kept_edges(block: Block, row_kept: Tensor) -> Tensor:
-    """bool per edge: whether its row is kept. Blocks of a part own all their edge arrays."""
+    """Return bool per edge: whether its row is kept; the rows must cover all edges of the block."""
     return torch.repeat_interleave(row_kept, block.end - block.begin)
 
 
 def _tell(graph: PartitionedGraph, masks: list[Tensor], where: str) -> list[Tensor]:
-    """masks[p] (bool) goes to rank p; what each rank told this one."""
+    """Send masks[p] (bool) to rank p; return the masks that each rank sent."""
     sent = [mask.to(torch.uint8).cpu().numpy() for mask in masks]
     device = graph.node_ids.device
     return [
@@ -141,7 +141,7 @@ def _tell(graph: PartitionedGraph, masks: list[Tensor], where: str) -> list[Tens
 
 
 def _reach(graph: PartitionedGraph, target_N: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Targets and the sources of edges into them; per peer, the halo rows still used."""
+    """Return targets and sources of edges into them; per peer, the halo rows still used."""
     edges, source_N = graph.in_edges, target_N.clone()
     used = []
     for block in edges.blocks:
@@ -161,7 +161,7 @@ def _reach(graph: PartitionedGraph, target_N: Tensor) -> tuple[Tensor, list[Tens
 def _restrict(
     graph: PartitionedGraph, source_N: Tensor, target_N: Tensor, used: list[Tensor]
 ) -> PartitionedGraph:
-    """The nodes of `source_N` with the edges into `target_N`, which are among them."""
+    """Return the nodes of `source_N` with the edges into `target_N`, a subset of them."""
     inward, outward, rank = graph.in_edges, graph.out_edges, graph.in_edges.rank
     place_N = source_N.cumsum(0) - 1
     hidden = [m[:0] if p == rank else m for p, m in enumerate(used)]
@@ -198,7 +198,7 @@ def _senders(edges: EdgeBlocks, masks: list[Tensor], place_N: Tensor) -> list[Te
 def filter_block(
     block: Block, kept: Tensor, place_N: Tensor, columns: Tensor, local: bool
 ) -> Block:
-    """The kept edges, with rows and columns renumbered; a local block keeps a row per node."""
+    """Return a block of the kept edges, renumbered; a local block keeps a row per node."""
     counts = block.end - block.begin
     ends = torch.cat([counts.new_zeros(1), kept.cumsum(0)])
     left = ends[block.end] - ends[block.begin]
@@ -229,13 +229,14 @@ def filter_block(
 
 
 def without_edges(graph: PartitionedGraph, hidden_E: Tensor) -> PartitionedGraph:
-    """The same nodes with the edges left that aren't hidden; collective.
+    """Return the same nodes without the hidden edges. Collective.
 
     Args:
         hidden_E: bool, in the order of `sar.messages.edge_features`.
 
     Raises:
-        InputError: of parallel edges some are hidden, or of an undirected graph's edge one way.
+        InputError: only some of several parallel edges are hidden, or only one direction of an
+            undirected graph's edge.
     """
     hidden = _split(hidden_E, graph.in_edges)
     with agreed(graph.comm, "hide edges"):
@@ -271,7 +272,7 @@ def _filtered(edges: EdgeBlocks, hidden: list[Tensor]) -> EdgeBlocks:
 
 
 def _keys(block: Block) -> Tensor:
-    """One number per (row, column) of each edge: int64."""
+    """Return one number per (row, column) of each edge: int64."""
     rows = torch.repeat_interleave(rows_of(block), block.end - block.begin)
     return rows * max(block.num_columns, 1) + block.columns.long()
 
@@ -283,12 +284,12 @@ def _check_parallel(block: Block, hidden: Tensor) -> None:
 
 
 def _reversed(graph: PartitionedGraph, hidden: list[Tensor]) -> list[Tensor]:
-    """The hidden edges as the owners of their sources know them, which learn it by a message."""
+    """Return masks of the hidden edges in `out_edges`, by messages to the sources' owners."""
     inward, outward, rank = graph.in_edges, graph.out_edges, graph.in_edges.rank
     sent = []
     for block, mask in zip(inward.blocks, hidden, strict=True):
         row = torch.repeat_interleave(rows_of(block), block.end - block.begin)[mask]
-        if block.peer != rank:  # where the row is in the list that the source's owner reads by
+        if block.peer != rank:  # sent as its position in the reversed graph's send list
             listed = outward.send_rows[block.peer].long()
             order = listed.argsort()
             row = order[torch.searchsorted(listed[order], row)]

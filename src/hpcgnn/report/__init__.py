@@ -1,1 +1,1 @@
-"""What a run directory shows."""
+"""Reports of run directories: text, figures and an HTML page."""

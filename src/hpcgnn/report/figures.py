@@ -1,6 +1,6 @@
-"""Drawings of runs, by matplotlib: each is a `Figure` that can be saved as SVG or PNG.
+"""Plots of runs, by matplotlib: each is a `Figure` that can be saved as SVG or PNG.
 
-Colours keep their meaning from figure to figure, and are told apart by the colour-blind.
+Colours keep their meaning in all figures, and can be told apart by the colour-blind.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SET_COLOURS = dict(zip(SETS, _COLOURS, strict=False))
 _MOST_EPOCHS = 2000  # points of a curve; more than that many pixels show nothing
 _MOST_WORDS = 6  # beside lines where runs were resumed
 _ABBREVIATIONS = ("auc", "f1", "mae", "mrr", "r2", "rmse")
-SIGN = "hpcgnn report"  # of a PNG, by which it is known and may be replaced
+SIGN = "hpcgnn report"  # marks a PNG as ours, so that it may be replaced
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with what it shows in words."""
+    """A figure and its title."""
 
     name: str
     title: str
@@ -43,7 +43,7 @@ class Drawing:
         return self.title.replace(r"\$", "$")
 
     def svg(self) -> str:
-        """The figure as an `<svg>` element, the same bytes for the same run."""
+        """Return the figure as an `<svg>` element, the same bytes for the same run."""
         buffer = io.StringIO()
         matplotlib = _matplotlib()
         with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
@@ -75,10 +75,10 @@ def _matplotlib() -> Any:
 
 
 def draw(runs: Sequence[RunFiles], metric: str) -> list[Drawing]:
-    """All figures that these runs have the numbers for.
+    """Return all figures for which these runs have data.
 
     Raises:
-        InputError: matplotlib is missing.
+        InputError: matplotlib is not installed.
     """
     _matplotlib()
     found = [_curves(runs, "loss", "Loss", lambda r: r["loss"], log=True)]
@@ -104,7 +104,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def _thinned(run: RunFiles) -> list[dict[str, Any]]:
-    """At most `_MOST_EPOCHS` of the records, first and last among them."""
+    """Return at most `_MOST_EPOCHS` of the records, and always the last one."""
     step = -(-len(run.records) // _MOST_EPOCHS)
     kept = run.records[::step]
     return kept if kept[-1] is run.records[-1] else [*kept, run.records[-1]]
@@ -170,26 +170,26 @@ def _mark_resumptions(axes: Axes, runs: Sequence[RunFiles], *, low: bool = False
 
 
 def _mark(x: Sequence[int]) -> str | None:
-    """A line through one point shows nothing."""
+    """Return a marker for a curve of one point, whose line would be invisible."""
     return "o" if len(x) == 1 else None
 
 
 def _log(axes: Axes) -> None:
-    """Powers of ten where there are several, and numbers as one writes them."""
+    """Use a logarithmic axis with plain numbers if the values span powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.dataLim.intervaly
     if high < 10 * low:
         return
     axes.set_yscale("log")
-    # Numbers between powers of ten would lie over each other where there are many.
+    # With many powers of ten, the labels of numbers between them would overlap.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _named(metric: str) -> str:
-    """As people write it: macro F1, MRR, hits@10."""
+    """Return the usual spelling of a metric: macro F1, MRR, hits@10."""
     words = metric.split("_")
     return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in words)
 
@@ -259,7 +259,7 @@ def _time(run: RunFiles, suffix: str) -> Drawing:
     axes.set_ylabel("seconds, mean over ranks")
     axes.legend(fontsize=8, ncols=4, loc="upper right", framealpha=1, edgecolor="none")
     top = sorted(sum(each.values()) for each in split)
-    # Of fifty epochs or more the slowest may reach out of the figure: it hides no other.
+    # The slowest 2 % of the epochs may exceed the axis; a few outliers would flatten the rest.
     axes.set_ylim(0, 1.35 * top[math.ceil(0.98 * len(top)) - 1] or None)
     return Drawing(f"time{suffix}", title, figure)
 
@@ -307,7 +307,7 @@ def _matrix(run: RunFiles, suffix: str) -> Drawing | None:
     title = f"Bytes sent from rank to rank in an epoch{_of(run, suffix)}"
     figure, axes = _figure(title)
     axes.grid(visible=False)
-    figure.set_layout_engine("compressed")  # beside its colours, in the middle
+    figure.set_layout_engine("compressed")  # keeps the matrix centred, and its colour bar beside it
     numbers = [[value / 1e6 for value in row] for row in sent]
     image = axes.imshow(numbers, cmap="Blues", vmin=0)
     figure.colorbar(image, ax=axes, label="MB")
@@ -329,7 +329,7 @@ def _of(run: RunFiles, suffix: str) -> str:
 
 
 def _wide(bars: int) -> float:
-    """Few bars are no walls."""
+    """Return the width of the bars, narrower if they are few."""
     return min(0.8, 0.2 * bars)
 
 
@@ -339,7 +339,7 @@ def _epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     low, high = axes.get_xlim()
-    if high - low < 1:  # one epoch: room for its number alone
+    if high - low < 1:  # one epoch: a single tick for its number
         middle = round((low + high) / 2)
         axes.set_xlim(middle - 0.5, middle + 0.5)
         axes.set_xticks([middle])

@@ -17,7 +17,7 @@ from hpcgnn.storage.write import atomic
 from hpcgnn.train.journal import check_regular
 from hpcgnn.version import __version__
 
-# By this a page of ours is known, and may be replaced.
+# Marks a page as ours, so that it may be replaced.
 SIGN = '<meta name="generator" content="hpcgnn report'
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
@@ -48,12 +48,12 @@ th { font-weight: 600; } .scroll { overflow-x: auto; } .faint { color: #666; }
 }
 """
 PAGE = "index.html"
-_MOST_COLUMNS = 4  # that stand beside each other on a telephone
-_START = 400  # bytes of a page or a figure within which its sign stands
+_MOST_COLUMNS = 4  # side by side on a phone
+_START = 400  # bytes at the start of a page or figure that contain its mark
 
 
 def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
-    """The text of the page; whatever comes from files is escaped."""
+    """Return the HTML text of the page; all content read from files is escaped."""
     names = ", ".join(run.folder.name for run in runs)
     parts = [f"<h1>{_text(names)}</h1>"]
     if len(runs) > 1:
@@ -124,7 +124,7 @@ def _of_start(start: dict[str, Any], name: str) -> str:
 
 
 def _quality(quality: dict[str, Any]) -> str:
-    """What is known of a partition, beside a random one where that was compared."""
+    """Return a table of a partition's quality, beside a random partition's if it was compared."""
     random = quality.get("random")
     random = random if isinstance(random, dict) else {}
     rows = [
@@ -136,7 +136,7 @@ def _quality(quality: dict[str, Any]) -> str:
 
 
 def _joined(value: Any) -> str:
-    """Plain text of a value from a file, long lists cut."""
+    """Return plain text of a value from a file, with long lists cut."""
     if isinstance(value, dict):
         return ", ".join(f"{n.replace('_', ' ')} {_joined(entry)}" for n, entry in value.items())
     if isinstance(value, list):
@@ -149,7 +149,7 @@ def _joined(value: Any) -> str:
 
 def _text(value: Any) -> str:
     text = escape(printable(str(value)).replace(" %", "\u00a0%"))
-    return text.replace("/", "/<wbr>")  # where a path may go on in the next line
+    return text.replace("/", "/<wbr>")  # a path may break into the next line there
 
 
 def _rows(rows: Iterable[tuple[Any, Any]]) -> str:
@@ -174,15 +174,15 @@ def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
-    """Write `index.html` and a PNG per figure into the folder `out`; returns the page's path.
+    """Write `index.html` and a PNG per figure into the folder `out`; return the page's path.
 
     Args:
-        out: a name that ends in .html is that of the page, which then stands alone.
+        out: if it ends in .html, it is the path of the page, which is written without PNG files.
         force: replace a page of ours, and the figures beside it.
 
     Raises:
-        InputError: something else has the page's name, a page is there already without `force`, or
-            matplotlib is missing.
+        InputError: another file has the page's name, a page exists already without `force`, or
+            matplotlib is not installed.
         OutputError: a file can't be written.
     """
     alone = out.suffix.lower() in (".html", ".htm") and not out.is_dir()
@@ -207,7 +207,7 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
 
 
 def _check(target: Path, force: bool) -> bool:
-    """Whether a page of ours is there, to be replaced with the figures beside it."""
+    """Return whether a page of ours exists, to be replaced with the figures beside it."""
     if not check_regular(target):
         return False
     _check_ours(target, SIGN, "page", force)

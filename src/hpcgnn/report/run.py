@@ -1,4 +1,4 @@
-"""What a run directory holds: the files that training leaves there, each line checked."""
+"""The content of a run directory: the files that training writes there, each line checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MOST_RANKS = 1 << 20
 
 @dataclass(frozen=True)
 class RankNumbers:
-    """Numbers of every rank in the last epoch that has them, each of length P.
+    """Numbers of every rank in the last epoch that has them, each list of length P.
 
-    `sent_to[r][p]` are the bytes that rank r sent to rank p in that epoch; None where a run has too
-    many ranks for it.
+    `sent_to[r][p]` are the bytes that rank r sent to rank p in that epoch; None if the run has too
+    many ranks to record it.
     """
 
     epoch: int
@@ -49,8 +49,8 @@ class RunFiles:
         records: the last record of each epoch, rising; none where no epoch has ended yet.
         repeated: records there are besides.
         config: settings by name, in sections or flat as they were written.
-        starts: what each start of the run said of itself: time, hosts, ranks, graph, releases.
-        ranks: None for runs that kept none.
+        starts: the record of each start of the run: time, hosts, ranks, graph, releases.
+        ranks: None for runs that recorded none.
     """
 
     folder: Path
@@ -66,8 +66,9 @@ class RunFiles:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the epoch that the run chose, or the last one where it chose none."""
-        # Records of earlier releases don't say which was the best: then larger values are better.
+        """The record of the best epoch of the run, or the last one if none was chosen."""
+        # Records of earlier releases don't name the best epoch: larger validation scores are
+        # better.
         said = self.records[-1].get("best_epoch")
         found = [record for record in self.records if record["epoch"] == said]
         if type(said) is int and found:
@@ -92,7 +93,7 @@ class RunFiles:
         ]
 
     def settings(self) -> dict[str, Any]:
-        """Settings by their name without a section."""
+        """Return the settings by name, without their sections."""
         flat: dict[str, Any] = {}
         for name, value in self.config.items():
             flat |= value if isinstance(value, dict) else {name: value}
@@ -100,7 +101,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything that `folder` tells of a run.
+    """Return the run that is recorded in `folder`.
 
     Raises:
         InputError: no such folder, no run, a line that is no record, or epochs without any.
@@ -179,7 +180,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _starts(folder: Path) -> list[dict[str, Any]]:
-    """Older runs kept none; a torn line is passed over."""
+    """Return the records of starts, without torn lines; empty for older runs."""
     try:
         return [start for start in json_lines(folder / "starts.jsonl") if start is not None]
     except FileNotFoundError:
@@ -222,7 +223,7 @@ def _matrix(value: object) -> list[list[int]] | None:
 
 
 def read_quality(starts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the last start said of the partition; empty where it said nothing."""
+    """Return the last recorded quality of the partition; empty if there is none."""
     for start in reversed(starts):
         partition = start.get("partition")
         if isinstance(partition, dict):

@@ -1,4 +1,4 @@
-"""The figures of a run in one table, where its seconds go, and several runs beside each other."""
+"""The numbers of a run in one table, the parts of its time, and comparisons of several runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcgnn.tasks.settings import shown
 from hpcgnn.train.journal import gaps
 from hpcgnn.train.run_directory import REQUEUE, how_it_ended
 
-# By the name of the part: what a legend says.
+# Labels of the parts, as legends show them.
 PARTS = {
     "compute": "compute",
     "pack": "packing",
@@ -35,11 +35,11 @@ COLUMNS = {
 
 
 def _split(seconds: dict[str, float]) -> dict[str, float]:
-    """Parts from measured seconds; packing and waiting are taken from the passes they lie in."""
+    """Split measured seconds into parts; packing and waiting are subtracted from the passes."""
     passes = seconds["forward"] + seconds["backward"]
     reduce, evaluate, checkpoint = (seconds[n] for n in ("reduce", "evaluate", "checkpoint"))
     pack, wait = seconds["pack"], seconds["wait"]
-    # Evaluation sends messages too: what is left over of them is its own.
+    # Evaluation sends messages too, so it gets its share of packing and waiting.
     inner = max(passes - reduce, 0.0)
     share = inner / (inner + evaluate) if inner + evaluate else 0.0
     pack, wait = min(share * pack, inner), min(share * wait, inner)
@@ -56,9 +56,9 @@ def _split(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def per_epoch(record: dict[str, Any]) -> dict[str, float]:
-    """Seconds by part, of one record of metrics.jsonl, as means over the ranks.
+    """Return seconds by part, from one record of metrics.jsonl, as means over the ranks.
 
-    What older records lack counts as nothing of its own.
+    Values that older records lack count as zero.
     """
 
     def value(name: str) -> float:
@@ -68,7 +68,7 @@ def per_epoch(record: dict[str, Any]) -> dict[str, float]:
     checkpoint = value("checkpoint_seconds")
     return _split(
         {
-            # A checkpoint is written after the epoch's own clock has stopped.
+            # A checkpoint is written after the epoch's own timer has stopped.
             "epoch": value("epoch_seconds") + checkpoint,
             "forward": value("forward_seconds"),
             "backward": value("backward_seconds"),
@@ -82,7 +82,7 @@ def per_epoch(record: dict[str, Any]) -> dict[str, float]:
 
 
 def per_rank(run: RunFiles) -> dict[str, list[float]]:
-    """Seconds by part, for each rank, of the last epoch that has them; empty without any."""
+    """Return seconds by part for each rank, in the last epoch recorded by rank; else empty."""
     if run.ranks is None or "forward_seconds" not in run.ranks.numbers:
         return {}
     numbers = run.ranks.numbers
@@ -103,10 +103,10 @@ def per_rank(run: RunFiles) -> dict[str, list[float]]:
 
 
 def summarise(run: RunFiles | Path) -> dict[str, Any]:
-    """The figures of a run.
+    """Return the numbers of a run.
 
-    The best epoch is the one that the run chose, or the last one where nothing was validated.
-    Shares are of the time of all epochs; waiting is part of forward and backward.
+    The best epoch is the one that the run chose, or the last one if none was validated. Shares are
+    of the time of all epochs; waiting is part of forward and backward.
 
     Raises:
         InputError: as `read_run`.
@@ -225,7 +225,7 @@ def _measured(content: dict[str, Any]) -> dict[str, str]:
 
 
 def differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs: a value per run, by name; None where absent."""
+    """Return settings that differ between runs: by name a value per run, None if absent."""
     settings = [run.settings() for run in runs]
     names = sorted({name for each in settings for name in each})
     values = {name: [each.get(name) for each in settings] for name in names}
@@ -233,7 +233,7 @@ def differing(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
 
 
 def reached(runs: Sequence[RunFiles]) -> list[list[str]]:
-    """A row of text per run, as `COLUMNS` name them, after the run's folder."""
+    """Return a row of texts per run: its folder, then the values of `COLUMNS`."""
     rows = []
     for run in runs:
         content = summarise(run)
@@ -253,7 +253,7 @@ def _cell(name: str, value: Any, metric: str) -> str:
 
 
 def comparison(runs: Sequence[RunFiles]) -> list[str]:
-    """Two tables: what the runs reached, and where their settings differ."""
+    """Return the lines of two tables: the results of the runs, and their differing settings."""
     lines = _table([["run", *COLUMNS.values()], *reached(runs)])
     rows = differing(runs)
     if not rows:

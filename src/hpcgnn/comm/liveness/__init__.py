@@ -1,1 +1,1 @@
-"""Who is alive, where each rank is, and how a job ends."""
+"""Liveness and location of each rank, and how a job ends."""

@@ -1,4 +1,4 @@
-"""Ranks of this node that ended before MPI started: those that wait for them are not told."""
+"""Detection of ranks of this node that ended before MPI started, which others would wait for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hpcgnn.system import ProcessState, processes
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`alive`: the ranks of this node whose processes are there; `expected`: how many there were.
+    """The ranks of this node.
 
-    `size`: how many ranks the job has.
+    `alive`: those whose processes exist; `expected`: how many were started; `size`: the number of
+    ranks of the job.
     """
 
     alive: frozenset[int]
@@ -25,7 +26,7 @@ class Neighbours:
 
     @classmethod
     def look(cls) -> Neighbours | None:
-        """None where the launcher's processes can't be seen, as from inside a container."""
+        """Return this node's ranks; None if the launcher can't be seen, as in a container."""
         states, own = processes(), _place(os.getpid())
         if own is None or os.getpid() not in states:
             return None
@@ -45,7 +46,7 @@ class Neighbours:
 
     @property
     def missing(self) -> str:
-        """Who has ended, as part of a sentence; empty where nobody has."""
+        """The ranks that have ended, as part of a sentence; empty if none has."""
         ended = self.expected - len(self.alive)
         if ended <= 0:
             return ""
@@ -57,7 +58,7 @@ class Neighbours:
 
 
 def _launcher(states: dict[int, ProcessState], own: tuple[int, int]) -> int | None:
-    """The process that started the ranks of this node, maybe through scripts of the user's."""
+    """Return the process that started the ranks of this node, possibly through a user's scripts."""
     number = os.getpid()
     while number in states and _place(number) == own:
         number = states[number].parent
@@ -69,7 +70,7 @@ def _place(number: int) -> tuple[int, int] | None:
 
 
 def _environment(number: int) -> dict[str, str] | None:
-    """As the process was started with it; empty where it is gone, None where it is hidden."""
+    """Return the environment a process started with; empty if it has ended, None if unreadable."""
     try:
         text = Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace")
     except PermissionError:

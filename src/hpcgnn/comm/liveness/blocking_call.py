@@ -1,4 +1,4 @@
-"""Watching over a library that makes blocking MPI calls of its own."""
+"""A watch over a library that makes blocking MPI calls of its own."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _STDERR = 2
 
 
 class WatchedRanks(Ranks, Protocol):
-    """The same, whose silent ranks can be found while a library is waited for."""
+    """`Ranks` whose liveness can be examined while a library's call is running."""
 
     @property
     def timeout(self) -> float:
-        """Seconds after which a silent rank is missed."""
+        """Seconds after which a rank that doesn't answer counts as lost."""
 
     def examine_silent(self, where: str, waited: float) -> None:
-        """Raise LostRank if a rank gives no sign of life."""
+        """Raise LostRank if a rank doesn't answer."""
 
 
 @contextmanager
 def default_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the process at once, as Python can't handle them in a library.
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once: no Python handler runs in a library.
 
-    A handler that somebody else installed stays.
+    Handlers that other code installed are kept.
     """
     mine = threading.current_thread() is threading.main_thread()
     former = {s: signal.getsignal(s) for s in ENDING if mine}
@@ -50,13 +50,13 @@ def default_signals() -> Iterator[None]:
 
 
 class BlockingCall:
-    """While entered, a thread asks every `comm.timeout` seconds whether all ranks still answer.
+    """A context in which a thread checks every `comm.timeout` seconds that all ranks still answer.
 
-    It ends the job when one doesn't. The call itself may take as long as it likes.
+    It ends the job when one doesn't. The call itself may take any time.
 
     Args:
-        locked: the library keeps Python's lock, so that no thread can ask. Then the call must be
-            short: after `comm.timeout` seconds the process ends with a traceback.
+        locked: the library holds the GIL, so that no thread can run. Then the call must be short:
+            after `comm.timeout` seconds the process ends with a traceback.
     """
 
     def __init__(self, comm: WatchedRanks, where: str, *, locked: bool = False) -> None:

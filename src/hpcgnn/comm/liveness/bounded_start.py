@@ -1,4 +1,4 @@
-"""What holds the limit where Python can't: while MPI starts."""
+"""A time limit on the start of MPI, which Python code in the main thread can't enforce."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from hpcgnn.errors import CommunicationError, InputError, warn
 _FORWARD_SECONDS = 0.3
 _LOOK_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 5.0
-_LOWER_SECONDS = 2.0  # so long the lowest rank of a node has to end the job
+_LOWER_SECONDS = 2.0  # time for the lowest rank of a node to end the job
 _SAID_SECONDS = 10.0
-_SAID_ELSEWHERE_SECONDS = 30.0  # by nodes without rank 0, which may be the one that is missing
+_SAID_ELSEWHERE_SECONDS = 30.0  # on nodes without rank 0, which may be the missing one
 
 
 @contextmanager
 def bounded_start(who: str) -> Iterator[None]:
-    """Around a call without Python's lock that waits for all ranks and can't be left.
+    """Bound a call that waits for all ranks, doesn't hold the GIL and can't be interrupted.
 
-    After the limit, at SIGTERM, SIGINT or SIGHUP, and where a rank of this node has ended, this
-    process ends: the main thread is in the call, so another one hears the signals. `who` is this
-    rank in the message.
+    This process ends after the limit, at SIGTERM, SIGINT or SIGHUP, and if a rank of this node has
+    ended. The main thread is inside the call, so another thread receives the signals. `who` names
+    this rank in the message.
     """
     try:
         limit = from_environment()
     except InputError:
-        limit = DEFAULT_SECONDS  # refused when all ranks can be told
+        limit = DEFAULT_SECONDS  # reported later, when all ranks can be told
     mine = threading.current_thread() is threading.main_thread()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -65,7 +65,7 @@ class _Watch:
         self._said = max(first, _SAID_SECONDS) if local_place()[0] == 0 and size > 1 else limit
 
     def listen(self, reader: socket.socket) -> None:
-        """Ends when the other side is closed."""
+        """Watch for signals and the limit until the other socket is closed."""
         with reader:
             while True:
                 waited = time.monotonic() - self._begin
@@ -86,7 +86,7 @@ class _Watch:
                             os._exit(128 + number)
 
     def _tell(self, waited: float) -> None:
-        """Say after a while what is waited for; end where that is in vain, seen twice."""
+        """Report after a while what is awaited; end if ranks have ended, as seen twice in a row."""
         if waited >= self._look:
             found = Neighbours.look()
             missing = found.missing if found is not None else ""

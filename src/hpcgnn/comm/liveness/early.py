@@ -1,4 +1,4 @@
-"""Ends the other ranks where one fails before it has a communicator that watches over them."""
+"""Ends the other ranks if one fails before it has a communicator that watches over them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _NEXT_SECONDS = 0.4
 
 
 def watch() -> None:
-    """From now on, in a process that mpiexec or srun started with others; loads nothing."""
+    """Install the hook if mpiexec or srun started this process with others; loads no module."""
     if launched()[1] > 1 and sys.excepthook is sys.__excepthook__:
         sys.excepthook = Hook(os.getpid())
 
 
 @dataclass(frozen=True)
 class Hook:
-    """`sys.excepthook` of that process, for whose end the others may wait."""
+    """A `sys.excepthook` that ends the other ranks, which may wait for this process."""
 
     process: int
 
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        """MPI's own end would wait for the others, and without MPI nobody would hear of it."""
+        """End the job: MPI's end would wait for the others; without MPI they would not know."""
         module = sys.modules.get("mpi4py.MPI")
         started = module is not None and module.Is_initialized()
         if hasattr(sys, "ps1") or os.getpid() != self.process or _alone(module):
@@ -49,20 +49,20 @@ class Hook:
 
 
 def _alone(module: ModuleType | None) -> bool:
-    """Whether MPI, as far as it has been started, tells of no other rank."""
+    """Return whether MPI has started and knows of no other rank, or has been finalized."""
     if module is None or not module.Is_initialized():
         return False
     return bool(module.Is_finalized() or module.COMM_WORLD.Get_size() == 1)
 
 
 def let_lower_end(rank: int) -> None:
-    """Wait so long that ranks below, where they fail too, have reported and ended the job."""
+    """Wait long enough for lower ranks that fail too to report and end the job."""
     if rank > 0:
         time.sleep(_FIRST_SECONDS + _NEXT_SECONDS * min(rank, 10))
 
 
 def end_without_mpi(status: int) -> None:
-    """End the other ranks, as far as the launcher does that for a rank that has no MPI yet."""
+    """End the other ranks, if the launcher does that for a rank that has no MPI yet."""
     if status:
         time.sleep(_FORWARD_SECONDS)
         end_job(status)

@@ -1,4 +1,4 @@
-"""One line where the MPI library calls C's `exit` while it starts."""
+"""A message for the case that the MPI library calls C's `exit` while it starts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hpcgnn.comm.launcher import launched
 
 _READ = ("MPICH_", "MPIR_CVAR_", "PMI_", "PMIX_", "HYDRA_", "OMPI_MCA_", "UCX_", "FI_")
 _MOST_NAMED = 8
-_LATER = 0.3  # seconds: the lowest rank that fails speaks, and its launcher ends the others
+_LATER = 0.3  # seconds: the lowest failing rank reports, and its launcher ends the others
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Around the start of MPI: says that it failed, and which variables it reads that are set."""
+    """Report if MPI ends the process while it starts, and which variables that it reads are set."""
     ended, process = [True], os.getpid()
 
     def tell(_: object) -> None:
-        if ended[0] and os.getpid() == process:  # and no child that the library has made
+        if ended[0] and os.getpid() == process:  # not in a child process of the library
             rank = launched()[0]
             time.sleep(_LATER * min(rank, 1))
             os.write(2, f"{_line(rank)}\n".encode())
@@ -31,14 +31,14 @@ def told() -> Iterator[None]:
     try:
         library.__cxa_atexit(callback, None, ctypes.byref(handle))
         finalize = library.__cxa_finalize
-    except AttributeError:  # of another C library
+    except AttributeError:  # another C library
         yield
         return
     try:
         yield
     finally:
         ended[0] = False
-        finalize(ctypes.byref(handle))  # forgets the callback, which Python's end would outlive
+        finalize(ctypes.byref(handle))  # unregisters the callback, which must not outlive Python
 
 
 def _line(rank: int) -> str:

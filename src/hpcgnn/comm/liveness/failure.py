@@ -1,4 +1,4 @@
-"""What an exception means for the job: what is printed, by whom, and the exit status."""
+"""What an exception means for the job: the message, the rank that prints it, the exit status."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ _SEGMENTS = ("mpich_shm_", "ucx_shm_", "vader_segment", "sm_segment")
 
 
 class Ranks(Protocol):
-    """What is asked of the communicator of a job that ends."""
+    """What the end of a job needs of a communicator."""
 
     rank: int
     size: int
     location: Location
 
     def ask(self, seconds: float) -> dict[int, Report]:
-        """Where the other ranks are, of those that answer within `seconds`."""
+        """Return the locations of the other ranks that answer within `seconds`."""
 
     def end_others(self, status: int, seconds: float) -> bool:
-        """Make the processes of all other ranks exit; whether none answers after that."""
+        """Make the processes of all other ranks exit; return whether none answers after that."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`line` is the message for the user ("" for a quiet end), `trace` lines that go before."""
+    """The end of a run: `line` is the message ("" for a quiet end), `trace` the lines before it."""
 
     status: int
     line: str
@@ -95,13 +95,13 @@ class Failure:
 
 
 def flush_output() -> None:
-    """Write what stdout holds; an error of that kind comes second here."""
+    """Write what stdout holds, ignoring errors: another error is being reported."""
     with suppress(Exception):
         sys.stdout.flush()
 
 
 def translated(error: BaseException) -> HpcgnnError | None:
-    """The error of ours that says the same in one line; None for a surprise."""
+    """Return the error as one of ours, with the same meaning in one line; None if unexpected."""
     if isinstance(error, HpcgnnError):
         return error
     if is_out_of_memory(error):
@@ -141,16 +141,16 @@ def _out_of_memory_line(error: BaseException) -> str:
 
 
 def end_job(comm: Ranks, error: BaseException) -> int:
-    """Called on each rank that fails; prints once per job and ends all ranks.
+    """Report an error once per job and end all ranks; called on each rank that fails.
 
-    Returns the exit status when every rank failed in agreement (`Communicator.agree`); otherwise
-    this process is ended by MPI's abort.
+    Returns the exit status if all ranks raised the same error by `Communicator.agree`; otherwise
+    MPI's abort ends this process.
     """
-    status = OutOfMemoryError.exit_status  # what else would make `of` fail
+    status = OutOfMemoryError.exit_status  # the likely reason if `of` fails
     try:
         failure = Failure.of(error)
         status = failure.status
-        # Arrays of the frames that failed: the memory is needed to end the job.
+        # Free the arrays of the frames that failed: ending the job needs memory.
         traceback.clear_frames(error.__traceback__)
         _end_together(comm, error, failure)
     except BaseException:
@@ -162,7 +162,7 @@ def end_job(comm: Ranks, error: BaseException) -> int:
 
 
 def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
-    """Return where all ranks end in agreement; else end them."""
+    """Return if all ranks end in agreement; otherwise end them."""
     if comm.size > 1:
         _handle_signals(signal.SIG_DFL)  # the stack is unwound already
     comm.location.failing = f"{failure.kind.__name__} {failure.line}"
@@ -178,13 +178,13 @@ def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
     if reports or not together:
         failure.print(f"rank {comm.rank}" if alone and comm.size > 1 else "")
     if not together and comm.size > 1:
-        _handle_signals(signal.SIG_IGN)  # or the launcher's would change the status
+        _handle_signals(signal.SIG_IGN)  # the launcher's signals would change the status
         time.sleep(_FORWARD_SECONDS)
         abort(comm, failure.status)
 
 
 def _agreement(comm: Ranks, error: BaseException) -> Agreed | None:
-    """What `Communicator.agree` found out about the error, if it comes from there."""
+    """Return what `Communicator.agree` found out about the error, if it raised it."""
     if isinstance(error, HpcgnnError):
         return error.agreed
     surprise = comm.location.surprise
@@ -199,9 +199,10 @@ def _handle_signals(handler: signal.Handlers) -> None:
 
 
 def _settle(comm: Ranks) -> tuple[bool, bool]:
-    """Whether this rank speaks for all failing ones, and whether its number matters.
+    """Return whether this rank reports for all failing ones, and whether to name its number.
 
-    The lowest failing rank reports; one that only misses another comes after those with a cause.
+    The lowest failing rank reports; a rank that only misses another one defers to those with a
+    cause.
     """
     if comm.size == 1:
         return True, False
@@ -216,7 +217,7 @@ def _settle(comm: Ranks) -> tuple[bool, bool]:
 
 
 def meet(seconds: float) -> bool:
-    """Wait that long for all ranks to end in agreement."""
+    """Wait up to `seconds` for all ranks to end in agreement; return whether they did."""
     MPI = _mpi()
     request = MPI.COMM_WORLD.Ibarrier()
     end = time.monotonic() + seconds
@@ -228,7 +229,7 @@ def meet(seconds: float) -> bool:
 
 
 def _mpi() -> Any:
-    """MPI as `mpi_library` has loaded it, which may fail for what is being told here."""
+    """Return MPI as `mpi_library` loads it; that module itself may be what failed."""
     with suppress(ImportError, RuntimeError):
         if os.environ.get(FORGONE) != "none":
             from mpi4py import MPI
@@ -240,9 +241,9 @@ def _mpi() -> Any:
 
 
 def abort(comm: Ranks | None, status: int) -> NoReturn:
-    """End all ranks now, with `status` as the status of the job."""
+    """End all ranks now, with `status` as the exit status of the job."""
     MPI = _mpi()
-    # Nothing on the way may keep this rank from ending the others: memory may have run out.
+    # No error here may keep this rank from ending the others: memory may have run out.
     with suppress(Exception):
         flush_output()
         sys.stderr.flush()
@@ -250,12 +251,12 @@ def abort(comm: Ranks | None, status: int) -> NoReturn:
         for path in shared_segments(_SEGMENTS):
             path.unlink(missing_ok=True)
     with suppress(Exception):
-        # srun returns the highest status, and its own way to end ranks gives them 137.
+        # srun returns the highest status, and ranks that it ends itself have status 137.
         whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
         if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
             os._exit(status)
     with suppress(Exception):
-        # MPI would add its own lines to the one that says what happened.
+        # MPI would add its own lines to our message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     MPI.COMM_WORLD.Abort(status)
     os._exit(status)
@@ -267,6 +268,6 @@ def _started_by_srun() -> bool:
 
 
 def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:
-    """Named files in /dev/shm through which the MPI library talks to its neighbours."""
+    """Return the files in /dev/shm through which the MPI library communicates within the node."""
     shared = [path for path in loaded_files() if "/dev/shm/" in str(path)]
     return [path for path in shared if path.name.startswith(prefixes) and path.exists()]

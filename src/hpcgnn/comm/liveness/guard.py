@@ -1,4 +1,4 @@
-"""Ends all ranks when one fails outside `world.run`, or leaves the program before the others."""
+"""Ends all ranks if one fails outside `world.run`, or ends its program before the others."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from hpcgnn.errors import CommunicationError
 
 END = "the end of the program"
 _POLL_SECONDS = 1e-3
-_PATIENCE_SECONDS = 2.0  # so long a rank has waited that is taken to wait for this one
+_PATIENCE_SECONDS = 2.0  # a rank that has waited this long is taken to wait for this one
 _LOOKS = 2  # in a row
 
 
 @functools.cache
 def guard() -> Guard:
-    """The one of this process: a process has one end."""
+    """Return the guard of this process."""
     return Guard()
 
 
 class Guard:
-    """Watches how the process ends once it has a communicator of several ranks.
+    """A watch over the end of the process, once it has a communicator of several ranks.
 
-    An uncaught exception ends the job as inside `world.run`; at the end of the program this rank
-    waits for the others, and ends the job when they wait for it. Interactive sessions go on after
-    an exception.
+    An uncaught exception ends the job as inside `world.run`. At the end of the program this rank
+    waits for the others, and ends the job if they are waiting for it. Interactive sessions continue
+    after an exception.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Guard:
         self._former = sys.__excepthook__
 
     def watch(self, comm: Ranks) -> None:
-        """From now on; only the newest communicator is asked where the others are."""
+        """Start to watch; only the newest communicator is used to ask where the others are."""
         if comm.size != MPI.COMM_WORLD.Get_size():
             return
         if self._comm is None:
@@ -53,17 +53,17 @@ class Guard:
     def failed(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        """`sys.excepthook`."""
+        """End the job after an uncaught exception; installed as `sys.excepthook`."""
         if self._comm is None or MPI.Is_finalized() or _interactive():
             self._former(kind, error, trace)
             return
-        if self._former is not sys.__excepthook__:  # somebody else's way to tell of errors
+        if self._former is not sys.__excepthook__:  # a hook that other code installed
             self._former(kind, error, trace)
             abort(self._comm, Failure.of(error).status)
         end_job(self._comm, error)
 
     def leave(self) -> None:
-        """Wait for the others before MPI does, which couldn't tell of a rank that never comes."""
+        """Wait for the others before MPI does, which couldn't report a rank that never comes."""
         comm = self._comm
         if comm is None or MPI.Is_finalized():
             return
@@ -87,7 +87,7 @@ def _interactive() -> bool:
 
 
 def _all_wait(reports: dict[int, Report], others: int) -> bool:
-    """Whether nobody computes: each of the others is at the end too, or waits in an operation."""
+    """Return whether no other rank computes: each is at its end too, or waits in an operation."""
     waiting = [r for r in reports.values() if r.waiting and r.waited >= _PATIENCE_SECONDS]
     ended = [r for r in reports.values() if not r.waiting and r.place == END]
     return bool(waiting) and len(waiting) + len(ended) == others

@@ -1,8 +1,8 @@
-"""Who is alive and where: each rank answers short questions over UDP, beside MPI.
+"""Liveness and location of the ranks: each answers short questions over UDP, beside MPI.
 
-A sleeping thread per rank answers; it takes no part in MPI and costs nothing until someone asks.
-Every datagram carries a keyed hash under a random token of this job, and what it says is used
-as bounded text only.
+A sleeping thread per rank answers; it makes no MPI calls and costs nothing until it is asked. Every
+datagram carries a keyed hash under a random token of this job, and its content is used as bounded
+text only.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _ASK_AGAIN = 0.25
 _POLL = 0.01
 _MOST_TOLD = 500  # bytes
 _TIMES_TOLD = 2  # datagrams may be lost
-_BACKLOG = 4096  # connections nobody accepts while the process is blocked
+_BACKLOG = 4096  # connections not accepted while the process is blocked
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One process of the job: who it is, and where it answers.
+    """One process of the job and the address at which it answers.
 
-    `rank` is its place in the communicator, `number` its rank in the whole job.
-    Processes of one `network` reach each other over loopback; those of one `space` see each
-    other's process numbers.
+    `rank` is its rank in the communicator, `number` its rank in the whole job.
+    Processes of one `network` reach each other over loopback; those of one `space` see each other's
+    process numbers.
     """
 
     rank: int
@@ -55,7 +55,7 @@ class Peer:
 
     @classmethod
     def here(cls, rank: int, number: int) -> Peer:
-        """The calling process."""
+        """Return the calling process as a peer."""
         pid = os.getpid()
         state = ProcessState.of(pid)
         birth = state.birth if state else ""
@@ -63,7 +63,7 @@ class Peer:
         return cls(rank, number, host, pid, birth, namespace("pid"), namespace("net"))
 
     def state(self) -> ProcessState | None:
-        """Of the very process that joined the job; None when it is gone or out of sight."""
+        """Return the state of this process; None if it has ended or can't be seen."""
         if self.space != namespace("pid"):
             return None
         state = ProcessState.of(self.pid)
@@ -74,7 +74,7 @@ class Peer:
 
 
 def local_address(own: Peer, peers: Sequence[Peer]) -> str:
-    """The address at which all peers reach this process."""
+    """Return the address at which all peers reach this process."""
     elsewhere = {peer.host for peer in peers if peer.network != own.network}
     if not elsewhere:
         return "127.0.0.1"
@@ -93,7 +93,7 @@ def local_address(own: Peer, peers: Sequence[Peer]) -> str:
 
 
 def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
-    """A listening TCP and a UDP socket of the same number."""
+    """Return a listening TCP socket and a UDP socket on the same port."""
     while True:
         door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         door.bind((address, 0))
@@ -102,7 +102,7 @@ def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             datagrams.bind(door.getsockname())
-        except OSError:  # somebody else's datagrams
+        except OSError:  # the UDP port is taken
             door.close()
             datagrams.close()
         else:
@@ -110,13 +110,13 @@ def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
 
 
 class Heartbeat:
-    """Answers other ranks' questions and asks them.
+    """One rank's side of the questions and answers: asks other ranks for reports, and answers.
 
-    `report` is called in the answering thread. `meet(peers, token)` must be called once before
-    anything is asked; until then questions go unanswered.
+    `report` is called in the answering thread. `meet(peers, token)` must be called once before any
+    question; until then this rank does not answer.
 
     Attributes:
-        told: what another rank said of why it refuses to go on; empty until then.
+        told: why another rank refuses to continue, as it said; empty until then.
     """
 
     def __init__(self, rank: int, address: str, report: Callable[[], Report]) -> None:
@@ -129,12 +129,12 @@ class Heartbeat:
         self._answers: dict[int, dict[int, Report]] = {}
         self._lock = threading.Lock()
         self._open = True
-        self._ready = selectors.DefaultSelector()  # not in the thread, where nobody hears of errors
+        self._ready = selectors.DefaultSelector()  # its error would go unnoticed in the thread
         self._door, self._socket = _sockets(address)
         self.address: tuple[str, int] = self._socket.getsockname()
 
     def meet(self, peers: Sequence[Peer], token: bytes) -> None:
-        """Learn where the others answer, and begin to answer."""
+        """Set the addresses and the token of the ranks, and begin to answer."""
         self.peers = list(peers)
         self._key = token
         self._thread = threading.Thread(target=self._serve, name="hpcgnn-heartbeat", daemon=True)
@@ -144,11 +144,11 @@ class Heartbeat:
         """End the thread and close the socket."""
         if self._open:
             self._open = False
-            with suppress(OSError):  # the thread may have seen it, and closed the socket
+            with suppress(OSError):  # the thread may have closed the socket already
                 self._socket.sendto(b"", self.address)
 
     def ask(self, ranks: Iterable[int], seconds: float) -> dict[int, Report]:
-        """What those ranks answer within `seconds`; the silent ones are missing."""
+        """Return the reports of `ranks` that answer within `seconds`, by rank."""
         missing = set(ranks) - {self.rank}
         with self._lock:
             self._sequence += 1
@@ -172,10 +172,10 @@ class Heartbeat:
         return answers
 
     def alive(self, ranks: Iterable[int], seconds: float) -> set[int]:
-        """Ranks whose process is there, though it may answer nothing.
+        """Return the ranks whose processes exist, even if they don't answer.
 
-        The system itself accepts connections for a process that holds Python's lock or waits for
-        a disk; it refuses them where the process has ended.
+        The operating system accepts connections for a process that holds the GIL or waits for a
+        disk, and refuses them once the process has ended.
         """
         end = time.monotonic() + seconds
         found: set[int] = set()
@@ -194,7 +194,7 @@ class Heartbeat:
         return found
 
     def end_others(self, status: int, seconds: float) -> bool:
-        """Make all other ranks exit with `status` now; False if one still answers after that."""
+        """Make all other ranks exit with `status` now; return whether none answers after that."""
         order = self._seal(_END, status, b"")
         end = time.monotonic() + seconds
         living: Iterable[int] = range(len(self.peers))
@@ -205,7 +205,7 @@ class Heartbeat:
         return not living
 
     def tell(self, text: str) -> None:
-        """Say to all other ranks that this one refuses whatever comes next, and why."""
+        """Tell all other ranks that this one refuses all further operations, and why."""
         datagram = self._seal(_BROKEN, 0, text.encode()[:_MOST_TOLD])
         for _ in range(_TIMES_TOLD):
             for peer in self.peers:
@@ -220,7 +220,7 @@ class Heartbeat:
         try:
             self._socket.sendto(datagram, address)
         except OSError:
-            return  # no answer comes, as when the network loses it
+            return  # no answer will come, as if the network had lost it
 
     def _serve(self) -> None:
         with self._socket, self._door, self._ready as ready:
@@ -230,7 +230,7 @@ class Heartbeat:
                 try:
                     for key, _ in ready.select():
                         key.data()
-                except Exception:  # whatever came, the next question must be answered
+                except Exception:  # the next question must be answered whatever came
                     time.sleep(_ASK_AGAIN)
 
     def _close_probe(self) -> None:
@@ -260,7 +260,7 @@ class Heartbeat:
             except (ValueError, KeyError, TypeError, RecursionError):
                 return
             with self._lock:
-                if number in self._answers:  # else it comes late, or twice
+                if number in self._answers:  # else it is late or a duplicate
                     self._answers[number][rank] = report
 
     def _own_report(self) -> bytes:

@@ -1,4 +1,4 @@
-"""The longest wait for another rank."""
+"""The time limit on waiting for another rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SECONDS = 1e8
 
 
 def seconds(text: str) -> float:
-    """A limit from its text; ValueError unless it is a number above 0 that a clock can hold."""
+    """Return a limit from its text; ValueError unless above 0 and at most `MOST_SECONDS`."""
     value = float(text)
     if not (math.isfinite(value) and 0 < value <= MOST_SECONDS):
         raise ValueError
@@ -36,10 +36,10 @@ def given(value: object) -> float:
 
 
 def from_environment() -> float:
-    """HPCGNN_TIMEOUT, or 600.
+    """Return HPCGNN_TIMEOUT in seconds, or 600.
 
     Raises:
-        InputError: it is no number of seconds.
+        InputError: it is not a valid number of seconds.
     """
     text = os.environ.get(TIMEOUT, "")
     try:

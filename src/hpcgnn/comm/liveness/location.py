@@ -1,4 +1,4 @@
-"""Where a rank is: what it says about itself when another rank asks."""
+"""The location of a rank in its program, which it reports when another rank asks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _FRAMES = 12
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank answers; every text is bounded.
+    """The answer of a rank to a question; every text is bounded.
 
-    `since` and `waited` are seconds; `cpu` is the processor time of the process so far.
+    `since` and `waited` are in seconds; `cpu` is the processor time of the process so far, in
+    seconds.
     """
 
     place: str
@@ -35,7 +36,7 @@ class Report:
 
     @classmethod
     def from_json(cls, fields: Any) -> Report:
-        """Read what another process sent; ValueError when it isn't a report."""
+        """Return the report that another process sent; ValueError if it isn't one."""
         if not isinstance(fields, dict):
             raise ValueError("not a report")
         return cls(
@@ -54,9 +55,9 @@ def _printable(text: object) -> str:
 
 
 class Visit:
-    """What `Location.at` returns: with `with`, the place before is restored at the end.
+    """The result of `Location.at`: as a context, it restores the previous place at its end.
 
-    After an error the place stays, to be told until another one is set.
+    After an error the place stays until another one is set, so that it can be reported.
     """
 
     __slots__ = ("_base", "_before", "_owner")
@@ -79,11 +80,11 @@ class Visit:
 
 
 class Location:
-    """The place of this rank's working thread, set as it goes.
+    """The location of this rank's working thread, updated as the program runs.
 
     Attributes:
-        surprise: the last error of another kind than ours that `Communicator.agree` raised here,
-            with what it found out; an error of ours carries that itself.
+        surprise: the last error that `Communicator.agree` raised here and that is not an
+            HpcgnnError, with what it found out; an HpcgnnError carries that itself.
     """
 
     def __init__(self) -> None:
@@ -95,18 +96,18 @@ class Location:
         self._thread = threading.get_ident()
 
     def at(self, text: str) -> Visit:
-        """Say where this rank is now; inside `with` blocks the texts are joined."""
+        """Set this rank's location; inside `with` blocks the texts are joined."""
         visit = Visit(self, self.base, self.place)
         self.place = (f"{self.base}, {text}" if self.base else text, time.monotonic())
         return visit
 
     def set_waiting(self, where: str) -> None:
-        """The calling thread waits for other ranks from now on."""
+        """Record that the calling thread waits for other ranks from now on."""
         self._thread = threading.get_ident()
         self.waiting = (where, time.monotonic())
 
     def report(self) -> Report:
-        """What to answer now; called from the thread that answers."""
+        """Return the current report; called from the answering thread."""
         now = time.monotonic()
         waiting = self.waiting or ("", now)
         return Report(
@@ -121,9 +122,9 @@ class Location:
 
 
 def stack_of(thread: int | None = None) -> list[str]:
-    """The innermost Python frames of a thread as "file:line in function", innermost first.
+    """Return the innermost Python frames of a thread as "file:line in function", innermost first.
 
-    The polling loops of hpcgnn.comm say nothing and are left out.
+    Frames of hpcgnn.comm, which are polling loops, are left out.
     """
     frame = _frames().get(threading.get_ident() if thread is None else thread)
     lines: list[str] = []

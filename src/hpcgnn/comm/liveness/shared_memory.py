@@ -1,4 +1,4 @@
-"""The space in /dev/shm, through which ranks of one node talk: without it MPI ends by a signal."""
+"""The space in /dev/shm, through which ranks of a node communicate; MPI crashes if it is short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from hpcgnn.errors import InputError, warning
 
 FOLDER = Path("/dev/shm")
-# Measured with MPICH 5: without the first the start fails, without the second the first messages.
+# Measured with MPICH 5: the start needs the first, the first messages need the second.
 _LEAST = 1.25 * 2**20  # bytes per rank of the node
 _ENOUGH = 10 * 2**20
 _LOCAL = (
@@ -23,14 +23,14 @@ _LOCAL = (
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes of the file system, and how many of them are free."""
+    """Total and free bytes of the file system."""
 
     total: int
     free: int
 
     @classmethod
     def here(cls) -> Space | None:
-        """None where there is no such folder."""
+        """Return the space of /dev/shm, or None if it doesn't exist."""
         try:
             found = os.statvfs(FOLDER)
         except OSError:
@@ -38,7 +38,7 @@ class Space:
         return cls(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def problem(self, ranks: int) -> str:
-        """What `ranks` ranks on this node lack, or an empty string."""
+        """Return what `ranks` ranks on this node lack, or an empty string."""
         if self.total and min(self.total, self.free) < ranks * _ENOUGH:
             return (
                 f"{FOLDER} has {self.free / 2**20:.0f} of {self.total / 2**20:.0f} MiB free for "
@@ -53,7 +53,7 @@ class Space:
 
 
 def local_place() -> tuple[int, int]:
-    """This rank's number among those of its node, and how many they are; (0, 1) if unknown."""
+    """Return this rank's number within its node and the node's number of ranks, else (0, 1)."""
     for rank, size in _LOCAL:
         number = re.fullmatch(r"[0-9]{1,9}", os.environ.get(rank, ""))
         here = _here(os.environ.get(size, ""))
@@ -63,7 +63,7 @@ def local_place() -> tuple[int, int]:
 
 
 def _here(text: str) -> int:
-    """How many ranks this node has; `2(x3),1` is Slurm's way to tell of four. 0: unknown."""
+    """Return the number of ranks on this node, or 0; Slurm writes 2, 2, 2 and 1 as `2(x3),1`."""
     counts = [
         (int(count), int(times or 1))
         for count, times in re.findall(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?(?:,|$)", text)
@@ -78,10 +78,10 @@ def _here(text: str) -> int:
 
 
 def check() -> None:
-    """Before MPI starts: warn once per node where the space may not do.
+    """Warn once per node, before MPI starts, if there may be too little space.
 
     Raises:
-        InputError: on all ranks of a node, where it can't do.
+        InputError: on all ranks of a node, if there is certainly too little.
     """
     rank, ranks = local_place()
     space = Space.here()

@@ -1,7 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP as exceptions, never raised where a C library would drop them.
 
-A signal that comes inside `held` is raised where the block ends. Elsewhere it is raised at once,
-and once more where Python says that it had to drop the exception.
+A signal that arrives inside `held` is raised at the end of the block. Elsewhere it is raised at
+once, and again if Python reports that it had to drop the exception.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; raised so that with-blocks can remove what they half wrote."""
+    """SIGTERM or SIGHUP arrived; raised so that with-blocks can remove partial output."""
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorates what a C library calls back and can't leave by an exception: signals wait."""
+    """Decorate a callback of a C library that may not raise: signals are delayed to after it."""
 
     @wraps(function)
     def called(*args: _P.args, **options: _P.kwargs) -> _R:
@@ -36,12 +36,12 @@ def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return called
 
 
-# All functions that are decorated run inside a frame of this one piece of code.
+# Every decorated function is called from a frame with this code object.
 _UNINTERRUPTIBLE = uninterruptible(lambda: None).__code__
 
 
 class Handler:
-    """The handler of these signals; `waiting` is one that came where nothing may be raised."""
+    """A signal handler; `waiting` is a signal that arrived where none may be raised."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -86,7 +86,7 @@ class Handler:
         self._timer.start()
 
     def swallowed(self, dropped: sys.UnraisableHookArgs) -> None:
-        """`sys.unraisablehook`: what was raised where Python drops exceptions is raised again."""
+        """Raise again what Python had to drop; installed as `sys.unraisablehook`."""
         if dropped.exc_type is Terminated:
             self.deliver_again(signal.SIGTERM)
         elif dropped.exc_type is KeyboardInterrupt:
@@ -97,9 +97,10 @@ class Handler:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Signals that end the process on the spot unwind the stack instead.
+    """Make signals that would end the process at once unwind the stack instead.
 
-    Handlers that somebody else installed stay, and what is ignored, as SIGHUP under nohup.
+    Handlers that other code installed are kept, and so are ignored signals, such as SIGHUP under
+    nohup.
     """
     usual: dict[signal.Signals, Any] = {
         signal.SIGTERM: signal.SIG_DFL,
@@ -125,9 +126,9 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Around calls of a library that drops exceptions: a signal is raised when they are over.
+    """Delay signals during calls of a library that drops exceptions; they are raised afterwards.
 
-    In other threads than the main one, which get no signals, it does nothing.
+    In threads other than the main one, which get no signals, it does nothing.
     """
     handler = _installed()
     if handler is None:
@@ -141,7 +142,7 @@ def held() -> Iterator[None]:
 
 
 def raise_waiting() -> None:
-    """Raise a signal now that came in an `uninterruptible` function and waits."""
+    """Raise a waiting signal that arrived in an `uninterruptible` function."""
     handler = _installed()
     if handler is not None:
         handler.raise_waiting()

@@ -1,4 +1,4 @@
-"""This process's own limits (`ulimit`), below which MPI ends the process with its own message."""
+"""This process's limits (`ulimit`), below which MPI ends the process with a message of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _FILE_BYTES = 16 << 20
 
 
 def check() -> None:
-    """Before MPI starts.
+    """Check the limits, before MPI starts.
 
     Raises:
-        InputError: too few open files are allowed, or too short ones, also in shared memory.
+        InputError: too few open files are allowed, or too small ones (shared memory included).
     """
     for option, kind, least, unit in (
         ("n", resource.RLIMIT_NOFILE, _FILES, 1),

@@ -19,7 +19,7 @@ LOOK_SECONDS = 2.0
 
 
 def out_of_step(where: str, error: Exception) -> CommunicationError:
-    """What an error of MPI's in a wait means, in one line."""
+    """Return what an MPI error during a wait means, in one line."""
     first = str(error).strip().split("\n")[0][:120]
     return CommunicationError(
         f"{where!r}: MPI says {first!r}: the ranks are at different places of the program, or a "
@@ -28,11 +28,11 @@ def out_of_step(where: str, error: Exception) -> CommunicationError:
 
 
 class Waiter:
-    """Polls requests: tests in quick succession first, then sleeps that grow to a millisecond.
+    """A poller of requests: tests in quick succession first, then sleeps up to a millisecond.
 
-    `limit` is in seconds. When a wait exceeds it, `overdue(where, waited)` is called; it raises,
-    or returns to grant the same time again. `look(where, waited)`, called every two seconds before
-    that, raises where waiting is in vain. Time during which this process itself was stopped (a
+    `limit` is in seconds. When a wait exceeds it, `overdue(where, waited)` is called; it raises, or
+    returns to grant the same time again. `look(where, waited)`, called every two seconds before
+    that, raises if the wait can't succeed. Time during which this process itself was stopped (a
     suspended job) doesn't count.
     """
 
@@ -46,19 +46,19 @@ class Waiter:
         self.limit = limit
         self._location = location
         self._overdue, self._look = overdue, look
-        # Where ranks share cores, one that spins keeps the one it waits for from its work.
+        # On shared cores, a rank that spins slows the ranks that it waits for.
         alone = shared_memory.local_place()[1] <= (os.cpu_count() or 1)
         self._spins = _SPINS if alone else _SPINS_WITHOUT_CORE
 
     def test(self, requests: Sequence[MPI.Request]) -> int:
-        """Index of one finished request, which is now null, or -1. Drives MPI's progress."""
+        """Return the index of a finished request, which is now null, or -1. Lets MPI progress."""
         index, flag = MPI.Request.Testany(requests)
         return index if flag and index >= 0 else -1
 
     def any(
         self, requests: Sequence[MPI.Request], where: str, status: MPI.Status | None = None
     ) -> int:
-        """Wait for one of the requests: its index, or -1 when none is active."""
+        """Wait for one of the requests; return its index, or -1 if none is active."""
         try:
             for spin in range(self._spins):
                 index, flag = MPI.Request.Testany(requests, status)

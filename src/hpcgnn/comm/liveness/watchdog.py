@@ -1,4 +1,4 @@
-"""Which rank is lost, or waits at another place than the others."""
+"""Finds the rank that is lost, or that waits at another place than the others."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WORKING_SECONDS = 1.0
 WORKING_CPU = 0.01
 MOST_LIMITS = 10
 GLANCE_SECONDS = 0.3
-MOST_PATIENCE = 120.0  # a network may stand still for so long, and all ranks with it
+MOST_PATIENCE = 120.0  # a network may stall this long, and all ranks with it
 _STATES = {"T": "is stopped", "t": "is held by a debugger", "Z": "has died"}
 
 
 class LostRank(CommunicationError):
-    """A rank that doesn't answer or is elsewhere.
+    """An error for a rank that doesn't answer or is at another place.
 
-    Attributes: `trace`: lines that say where the ranks are that didn't come.
+    Attributes: `trace`: lines that give the locations of the missing ranks.
     """
 
     def __init__(self, message: str, trace: Sequence[str] = ()) -> None:
@@ -40,21 +40,21 @@ class LostRank(CommunicationError):
 
 
 class Watchdog:
-    """Asks all ranks where they are when this rank has waited too long."""
+    """An examination of all ranks' locations, when this rank has waited too long."""
 
     def __init__(self, heartbeat: Heartbeat, location: Location) -> None:
         self._heartbeat = heartbeat
         self._location = location
-        self._stuck: dict[int, str] = {}  # where the others were at the last glance, if all waited
+        self._stuck: dict[int, str] = {}  # places of the others when last asked, if all waited
 
     @property
     def _own(self) -> Peer:
         return self._heartbeat.peers[self._heartbeat.rank]
 
     def examine(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
-        """Called when `where` has taken `waited` seconds, a multiple of `limit`.
+        """Examine the ranks; called when `where` has taken `waited` seconds, a multiple of `limit`.
 
-        Raises LostRank naming whoever stopped answering or waits somewhere else. Returns, for
+        Raises LostRank with the ranks that stopped answering or wait elsewhere. Returns, to grant
         more time, while the ranks that are not here compute or are blocked, up to ten limits.
         """
         others = [self._heartbeat.peers[r] for r in ranks if r != self._own.rank]
@@ -71,10 +71,10 @@ class Watchdog:
             self._blame(elsewhere, reports, here)
 
     def examine_standstill(self, where: str, waited: float, limit: float) -> None:
-        """Called every few seconds on a rank that waits in `where`.
+        """Check for a deadlock; called every few seconds on a rank that waits in `where`.
 
-        Raises LostRank once all ranks have waited for long, and not in the same place: nobody can
-        come to the others then.
+        Raises LostRank once all ranks have waited for long, and not in the same place: none of them
+        can reach the others then.
         """
         patience = min(limit / 4, MOST_PATIENCE)
         others = [peer for peer in self._heartbeat.peers if peer.rank != self._own.rank]
@@ -90,9 +90,9 @@ class Watchdog:
                 self._blame(elsewhere, reports, self._here(where, waited))
 
     def examine_silent(self, ranks: Sequence[int], where: str, waited: float, limit: float) -> None:
-        """Raises LostRank when a rank gives no answer; all the others may take their time.
+        """Raise LostRank if a rank doesn't answer; ranks that answer may take any time.
 
-        One that is blocked has ten limits.
+        A rank that is blocked has ten limits.
         """
         reports = self._heartbeat.ask(ranks, ASK_SECONDS)
         away = [self._heartbeat.peers[r] for r in ranks if r not in reports and r != self._own.rank]
@@ -116,9 +116,9 @@ class Watchdog:
     def _working(
         self, away: Sequence[Peer], first: dict[int, Report], *, blocked: bool
     ) -> set[int]:
-        """Ranks of `away` whose processes use the processor right now.
+        """Return the ranks of `away` whose processes are using the processor now.
 
-        With `blocked` also those that answer nothing though their process is there.
+        With `blocked`, the result includes those whose processes exist but don't answer.
         """
         before = {p.rank: self._cpu(p, first.get(p.rank)) for p in away}
         if not away:
@@ -132,7 +132,7 @@ class Watchdog:
         return working
 
     def _blocked(self, silent: Sequence[Peer]) -> set[int]:
-        """Silent ranks whose process is there: it holds Python's lock, or waits for a disk."""
+        """Return silent ranks whose processes exist: they hold the GIL or wait for a disk."""
         states = {peer.rank: peer.state() for peer in silent}
         known = [p for p in silent if p.space == self._own.space]
         fine = {p.rank for p in known if (s := states[p.rank]) and s.letter not in _STATES}
@@ -188,13 +188,13 @@ _TEXT = 4000
 
 
 def signature(operation: str, where: str, value: Any = None) -> str:
-    """What must be the same on all ranks: the operation, its place, dtype and shape."""
+    """Return a text that must be the same on all ranks: operation, place, dtype and shape."""
     kind = f" of {value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else ""
     return f"{operation}{kind} {where!r}"
 
 
 def check(mpi: MPI.Comm, text: str, wait: Callable[[MPI.Request], None]) -> None:
-    """Collective. Raises LostRank on all ranks, with stacks, unless `text` is the same on all."""
+    """Raise LostRank on all ranks, with stacks, unless `text` is the same on all. Collective."""
     size = mpi.Get_size()
     own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.int64)
     hashes_P = np.empty(size, np.int64)

@@ -1,1 +1,1 @@
-"""How messages leave and reach a rank's memory."""
+"""How messages are moved between a rank's memory and MPI."""

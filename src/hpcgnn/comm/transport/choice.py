@@ -1,4 +1,4 @@
-"""How messages leave a GPU, and whether MPI can be handed device memory: asked, then proved."""
+"""The choice of the transport of GPU messages, and tests of whether MPI can use device memory."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _MPI_LIBRARY = re.compile(r"\S*/lib(?:mpi|mpich|mpi_cray|mpi_gnu\w*|mpi_nvidia\w
 
 @dataclass
 class _Shared(Slot):
-    done: Any  # kernels are done with it
+    done: Any  # kernels have finished with it
 
 
 class CudaAwareTransport(OnDevice):
-    """MPI reads and writes device memory itself, once kernels are done with it."""
+    """A transport in which MPI reads and writes device memory, once kernels have finished."""
 
     name = "CUDA-aware MPI"
 
@@ -73,17 +73,17 @@ def _shared(slot: Slot) -> _Shared:
 
 
 def choose_transport(comm: Communicator, device: torch.device, wanted: str = "auto") -> Transport:
-    """How this job's messages travel, the same on all ranks; collective. Rank 0 prints it.
+    """Return the transport of this job, the same on all ranks; rank 0 prints it. Collective.
 
-    Where HPCGNN_LINK is set they are delayed, each rank's by its own.
+    If HPCGNN_LINK is set, messages are delayed, on each rank by its own value.
 
     Args:
-        wanted: `auto`: within nodes CUDA IPC where ranks prove that they can read each other's
-            memory, elsewhere CUDA-aware MPI where it says it is and proves it, else staged; `ipc`:
-            the same, but without CUDA IPC there is none; `staged`; `cuda-aware`.
+        wanted: `auto`: within nodes CUDA IPC if ranks prove that they can read each other's memory;
+            elsewhere CUDA-aware MPI if the library claims and proves it, else staged; `ipc`: the
+            same, but an error if CUDA IPC doesn't work; `staged`; `cuda-aware`.
 
     Raises:
-        InputError: `ipc` or `cuda-aware` was asked for and can't be had, or HPCGNN_LINK is no link.
+        InputError: `ipc` or `cuda-aware` was requested and doesn't work, or HPCGNN_LINK is invalid.
     """
     if wanted not in CHOICES:
         raise InputError(f"--transport must be one of {', '.join(CHOICES)}", value=wanted)
@@ -117,7 +117,7 @@ def _undelayed(comm: Communicator, device: torch.device, wanted: str) -> Transpo
 def _within_nodes(
     comm: Communicator, copier: CudaCopier, wanted: str
 ) -> tuple[Transport | None, str]:
-    """CUDA IPC, and what is between nodes; or None, and why that is."""
+    """Return CUDA IPC with a transport between nodes, or None, and the reason."""
     near = neighbours.of_all(comm)
     alone = len(set(near)) == comm.size
     if alone and (comm.size > 1 or wanted == "auto"):
@@ -145,7 +145,7 @@ def _memory(device: torch.device) -> CudaMemory | None:
 def _between_nodes(
     comm: Communicator, copier: CudaCopier, wanted: str
 ) -> tuple[StagedTransport | CudaAwareTransport, str]:
-    """Staged or CUDA-aware messages, and why."""
+    """Return the staged or the CUDA-aware transport, and the reason."""
     if wanted == "staged":
         return StagedTransport(copier), "as asked"
     problem = why_not(comm, copier.device)
@@ -157,7 +157,7 @@ def _between_nodes(
 
 
 def why_not(comm: Communicator, device: torch.device) -> str:
-    """Why device memory can't be given to MPI here, on any rank; empty if it can; collective."""
+    """Return why some rank can't give device memory to MPI; empty if all can. Collective."""
     own = "" if says_cuda_aware() else "MPI doesn't say that it is CUDA-aware"
     if expandable_segments():
         own = (
@@ -177,7 +177,7 @@ def why_not(comm: Communicator, device: torch.device) -> str:
 
 
 def expandable_segments() -> bool:
-    """Whether torch is told to take GPU memory in a way that CUDA IPC can't share."""
+    """Return whether torch allocates GPU memory in a way that CUDA IPC can't share."""
     said = ",".join(os.environ.get(name, "") for name in _ALLOCATOR)
     return re.search(r"expandable_segments\s*:\s*true", said, re.IGNORECASE) is not None
 
@@ -185,7 +185,7 @@ def expandable_segments() -> bool:
 def round_trip(
     comm: Communicator, sent: torch.Tensor, got: torch.Tensor, back: torch.Tensor
 ) -> str:
-    """Send `sent` to the next rank and have it sent back to `back`; what went wrong, or nothing."""
+    """Send `sent` to the next rank, which returns it into `back`; return what failed, or ""."""
     behind, ahead = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     try:
         for to, origin, out, into in ((ahead, behind, sent, got), (behind, ahead, got, back)):
@@ -200,10 +200,10 @@ def round_trip(
 
 
 def says_cuda_aware() -> bool:
-    """What the MPI library of this process says about itself.
+    """Return whether the MPI library of this process says that it is CUDA-aware.
 
     Cray MPICH: the variable MPICH_GPU_SUPPORT_ENABLED. MPICH and Open MPI:
-    `MPIX_Query_cuda_support`, or `ompi_info` where that is missing.
+    `MPIX_Query_cuda_support`, or `ompi_info` if that is missing.
     """
     version = MPI.Get_library_version().upper()
     if "CRAY MPICH" in version:
@@ -226,7 +226,7 @@ def _query_function() -> Callable[[], int] | None:
 
 
 def _mpi_libraries() -> list[str]:
-    """The MPI libraries that this process has loaded."""
+    """Return the MPI libraries that this process has loaded."""
     return [str(path) for path in loaded_files() if _MPI_LIBRARY.search(str(path))]
 
 

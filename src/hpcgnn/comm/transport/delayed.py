@@ -1,8 +1,8 @@
-"""A network of a set bandwidth and latency, for tests and studies of overlap on one machine.
+"""A simulated bandwidth and latency, for tests and studies of overlap on one machine.
 
-Each rank has one link out. A message begins on it when it is packed and those before it have left,
-takes its bytes / bandwidth, and is handed to MPI a latency later. What MPI itself takes comes on
-top, so that a link must be slower than MPI to show.
+Each rank has one outgoing link. A message starts on it once it is packed and the previous ones have
+left, occupies it for its bytes / bandwidth, and is handed to MPI one latency later. MPI's own time
+is added, so the link must be slower than MPI to have an effect.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 LINK = "HPCGNN_LINK"
 MOST_SECONDS = 10.0
-_UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}  # in a second
+_UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}  # per second
 _LATENCY = re.compile(r"([0-9.]+)(us|ms|s)")
 
 
 @dataclass(frozen=True)
 class Link:
-    """Bytes per second that a rank sends at most, and seconds until a message arrives."""
+    """A link: bytes per second that a rank can send, and seconds of latency per message."""
 
     bandwidth: int
     latency: float
 
     @staticmethod
     def parse(text: str) -> Link:
-        """`10GB/s,5us`; without a latency 0.
+        """Return the link of a text like `10GB/s,5us`; without a latency it is 0.
 
         Raises:
-            InputError: it is something else, or a latency above 10 s.
+            InputError: it is invalid, or the latency is above 10 s.
         """
         rate, comma, after = text.strip().partition(",")
         match = _LATENCY.fullmatch(after.strip())
@@ -62,7 +62,7 @@ class Link:
 
     @staticmethod
     def from_environment() -> Link | None:
-        """That of HPCGNN_LINK; None where it is not set."""
+        """Return the link of HPCGNN_LINK, or None if it is not set."""
         text = os.environ.get(LINK, "")
         return Link.parse(text) if text else None
 
@@ -77,7 +77,7 @@ class _Late(Slot):
 
 
 class DelayedTransport:
-    """Another transport whose messages leave as late as `link` lets them."""
+    """A wrapper of another transport that delays its messages as `link` requires."""
 
     def __init__(self, inner: Transport, link: Link) -> None:
         self._inner, self._link = inner, link

@@ -25,18 +25,19 @@ class Slot:
     wire: Tensor
 
     def view(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """The front of `near` as a `[num_rows, width]` tensor."""
+        """Return the front of `near` as a `[num_rows, width]` tensor."""
         size = num_rows * width * dtype.itemsize
         return self.near[:size].view(dtype).view(num_rows, width)
 
 
 class Transport(Protocol):
-    """What a ring asks for. None of it waits: what is not ready is asked for again.
+    """What a ring needs of a transport. No method waits: the ring asks again until it is ready.
 
     Attributes:
-        in_flight: bytes to be under way in a direction, where messages are so short that
-            `--prefetch` of them are less.
-        in_one_piece: slots to send from are cut from one piece of memory, all anew where one is.
+        in_flight: bytes to have in flight in each direction, if `--prefetch` messages are shorter
+            than that together.
+        in_one_piece: whether slots to send from are cut from one piece of memory, so that they are
+            all replaced together.
     """
 
     name: str
@@ -45,66 +46,66 @@ class Transport(Protocol):
 
     @property
     def reserved(self) -> int:
-        """Bytes of that piece."""
+        """Bytes of the piece of memory that slots to send from are cut from."""
 
     @property
     def owes(self) -> bool:
-        """Whether a sender waits to be told that its slot was read."""
+        """Whether a sender still waits to be told that its slot was read."""
 
     def begin(self) -> None:
-        """An exchange begins: all that this rank has sent was received."""
+        """Begin an exchange: all messages that this rank sent before were received."""
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Slots of these sizes will be asked for to send from; the earlier ones are void."""
+        """Reserve memory for slots of these sizes to send from; earlier ones become invalid."""
 
     def slot(self, num_bytes: int, *, sends: bool) -> Slot:
-        """A new buffer, to send from or to receive in."""
+        """Return a new buffer to send from or to receive into."""
 
     def mark(self) -> Any:
-        """What stands for all kernels asked for so far."""
+        """Return an event of all kernels queued so far."""
 
     def packing(self, after: Any) -> AbstractContextManager[Any]:
-        """Around kernels that fill a slot to be sent, and its `before_send`.
+        """Return a context for kernels that fill a slot to be sent, and its `before_send`.
 
-        They need nothing that was asked for later than `after`, a `mark`.
+        They depend on nothing that was queued later than the event `after`.
         """
 
     def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
-        """Kernels that fill `slot.near` are queued: begin to make `slot.wire` hold the same."""
+        """Start to copy `slot.near`, whose kernels are queued, to `slot.wire`."""
 
     def may_send(self, slot: Slot) -> bool:
-        """Whether `slot` may be sent now."""
+        """Return whether `slot` may be sent now."""
 
     def send(self, comm: Communicator, slot: Slot, num_bytes: int, peer: int, tag: int) -> Any:
-        """Start to send; MPI's request, which ends when the slot may be filled again."""
+        """Start to send; return MPI's request, which ends when the slot may be filled again."""
 
     def may_receive(self, slot: Slot) -> bool:
-        """Whether `slot` may take a new message now."""
+        """Return whether `slot` may take a new message now."""
 
     def receive(self, comm: Communicator, slot: Slot, num_bytes: int, peer: int, tag: int) -> Any:
-        """Start to receive; MPI's request."""
+        """Start to receive; return MPI's request."""
 
     def arrived(self, slot: Slot, count: int) -> int:
-        """Bytes of the message in `slot`, of which MPI has received `count`; once a message."""
+        """Return the bytes of the message in `slot`, once per message; MPI received `count`."""
 
     def after_receive(self, slot: Slot, num_bytes: int) -> None:
-        """A message has arrived: kernels queued from now on find it in `slot.near`."""
+        """Make a received message visible in `slot.near` to kernels queued from now on."""
 
     def release(self, slot: Slot) -> None:
-        """All kernels that read `slot.near` are queued."""
+        """Record that all kernels that read `slot.near` are queued."""
 
     def drop(self, slot: Slot) -> None:
-        """Nobody wants what has arrived in `slot`, if anything has."""
+        """Discard the message in `slot`, if one has arrived."""
 
     def may_acknowledge(self) -> bool:
-        """Whether a sender can be told now."""
+        """Return whether a sender can be told now that its slot was read."""
 
     def acknowledge(self, comm: Communicator) -> None:
-        """Tell it."""
+        """Tell a sender that its slot was read."""
 
 
 class Wired:
-    """What transports have in common whose messages are given to MPI as they are."""
+    """Base of transports whose messages are passed to MPI as they are."""
 
     in_one_piece = False
     reserved = 0
@@ -136,7 +137,7 @@ class Wired:
 
 
 class HostTransport(Wired):
-    """Messages lie in host memory, and MPI reads them there."""
+    """The transport of messages in host memory, where MPI reads them."""
 
     name = "host"
     in_flight = 0

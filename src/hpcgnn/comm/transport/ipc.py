@@ -1,8 +1,8 @@
-"""Messages within a node, which the receiver copies from its sender's GPU memory: CUDA IPC.
+"""Messages within a node, which the receiver copies from its sender's GPU memory by CUDA IPC.
 
-The sender packs into memory that its neighbours can open. Once that is done, MPI carries where the
-rows lie, in place of the rows. The receiver copies them into a slot of its own, and when they are
-there, an empty message tells the sender that its slot is free. Peers on other nodes are reached by
+The sender packs into memory that its neighbours can open. Once that is done, MPI sends the location
+of the rows in place of the rows. The receiver copies them into a slot of its own, and after the
+copy an empty message tells the sender that its slot is free. Peers on other nodes are reached by
 another transport, through the same slots.
 """
 
@@ -31,16 +31,16 @@ _EMPTY = np.empty(0, np.uint8)
 
 
 class Between(Transport, Protocol):
-    """A transport between nodes, for slots around memory that is there."""
+    """A transport between nodes, whose slots can use existing memory."""
 
     def over(self, near: Tensor) -> Slot: ...
 
 
 @dataclass
 class _Outgoing(Slot):
-    begin: int  # in the region
+    begin: int  # offset in the region
     far: Slot | None
-    place: np.ndarray  # as bytes, of the message under way
+    place: np.ndarray  # of the message in flight, as bytes
     goes_far: bool = False
     packed: Any = None
 
@@ -53,16 +53,16 @@ class _Incoming(Slot):
     used: Any
     peer: int = -1
     tag: int = -1
-    came: RowsPlace | None = None  # nothing was done with it yet
+    came: RowsPlace | None = None  # received and not yet copied
 
 
 class IpcTransport:
-    """Within a node receivers copy from their senders' memory; `between` nodes as there.
+    """CUDA IPC within a node, and the transport `between` nodes.
 
     Args:
-        copier: the same as of `between`.
+        copier: the copier that `between` uses.
         neighbours: ranks of this node.
-        between: None where all ranks are neighbours.
+        between: None if all ranks are neighbours.
     """
 
     in_flight = IN_FLIGHT
@@ -81,7 +81,7 @@ class IpcTransport:
         self._copier, self._memory = copier, memory
         self._neighbours, self._between = neighbours, between
         self._exports, self._imports = Exports(memory), Imports(memory)
-        self._owed: deque[tuple[Any, int, int]] = deque()  # copy, rank, tag: oldest first
+        self._owed: deque[tuple[Any, int, int]] = deque()  # copy, rank, tag; oldest first
         weakref.finalize(self, _close, self._imports, self._exports).atexit = False
 
     @property
@@ -105,7 +105,7 @@ class IpcTransport:
         place = np.empty(RowsPlace.SIZE, np.uint8)
         if sends:
             return _Outgoing(near, wire, begin, far, place)
-        now = self._copier.mark()  # the memory may be that of tensors which kernels still read
+        now = self._copier.mark()  # kernels may still read tensors that had this memory before
         return _Incoming(near, wire, far, place, now, now)
 
     def mark(self) -> Any:
@@ -138,7 +138,7 @@ class IpcTransport:
         place = self._exports.place(out.begin, num_bytes, peer)
         out.place[:] = np.frombuffer(place.packed(), np.uint8)
         received = comm.irecv(_EMPTY, peer, tag + _ANSWER)
-        comm.isend(out.place, peer, tag).Free()  # it has gone when `received` has come
+        comm.isend(out.place, peer, tag).Free()  # it was sent once `received` is complete
         return received
 
     def may_receive(self, slot: Slot) -> bool:

@@ -1,4 +1,4 @@
-"""Which ranks share a node, and whether they can read each other's GPU memory."""
+"""The ranks that share a node, and a test of whether they can read each other's GPU memory."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hpcgnn.system import machine
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-_SIZES = (4 << 10, 8 << 20)  # bytes that are read in the proof
+_SIZES = (4 << 10, 8 << 20)  # bytes that are read in the test
 _WHERE = "choose transport"
 
 
 def of_all(comm: Communicator) -> list[frozenset[int]]:
-    """Of each rank, the ranks of its node with itself; collective."""
+    """Return for each rank the ranks of its node, itself included. Collective."""
     nodes = comm.allgather(machine(), where=_WHERE)
     return [frozenset(r for r, other in enumerate(nodes) if other == own) for own in nodes]
 
 
 def why_not(comm: Communicator, memory: CudaMemory | None, near: frozenset[int]) -> str:
-    """Why some rank can't read a neighbour's GPU memory; empty if all can; collective.
+    """Return why some rank can't read a neighbour's GPU memory; empty if all can. Collective.
 
     Every rank reads 4 KiB and 8 MiB that each neighbour has written.
 
     Args:
-        memory: None where there is no CuPy.
+        memory: None if CuPy is not installed.
         near: the ranks of this node.
     """
     region, own = None, "CuPy is not installed"
@@ -63,7 +63,7 @@ def _written(memory: CudaMemory, rank: int) -> tuple[Region | None, str]:
 
 
 def _read(memory: CudaMemory, peer: int, handle: bytes) -> str:
-    """What went wrong with a neighbour's memory, or nothing."""
+    """Return what failed when reading a neighbour's memory, or an empty string."""
     try:
         address, problem = memory.open(handle), ""
         for size in _SIZES:

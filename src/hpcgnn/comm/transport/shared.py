@@ -11,18 +11,19 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-_PIECE = 2 << 20  # CUDA gives smaller memory out of pieces which others would then see, too
-_ALIGNMENT = 256  # bytes, of slots
-_DEFAULT = 4  # cudaMemcpyDefault: where the memory is tells the addresses
+_PIECE = 2 << 20  # CUDA cuts smaller memory from pieces that others would then see, too
+_ALIGNMENT = 256  # of slots, in bytes
+_DEFAULT = 4  # cudaMemcpyDefault: the addresses tell where the memory is
 _PLACE = struct.Struct("<4q64s")
 
 
 @dataclass(frozen=True)
 class RowsPlace:
-    """Where a message lies in the memory of its sender, which has closed what is older.
+    """The location of a message in its sender's memory.
 
     Attributes:
-        region, oldest: numbers of the sender's regions.
+        region: number of the sender's region.
+        oldest: number of the oldest region that the sender still uses.
         handle: with which CUDA opens the region.
     """
 
@@ -44,7 +45,7 @@ class RowsPlace:
 
 @dataclass
 class Region:
-    """Memory of this process that others can open.
+    """Memory of this process that other processes can open.
 
     Attributes:
         memory: uint8 tensor.
@@ -59,7 +60,7 @@ class Region:
 
 
 class Runtime(Protocol):
-    """What is asked of CUDA; `cupy.cuda.runtime` has it. Addresses are integers."""
+    """The functions needed of CUDA, as in `cupy.cuda.runtime`. Addresses are integers."""
 
     def setDevice(self, device: int) -> None: ...
 
@@ -77,25 +78,25 @@ class Runtime(Protocol):
 
 
 def cuda_runtime() -> Runtime:
-    """CuPy's; raises ImportError where it is missing."""
+    """Return CuPy's runtime; raise ImportError if CuPy is missing."""
     from cupy.cuda import runtime
 
     return cast(Runtime, runtime)
 
 
 class CudaMemory:
-    """Memory of one GPU, from CUDA itself: torch's can't be opened piece by piece."""
+    """Memory of one GPU allocated by CUDA itself: torch's can't be opened piece by piece."""
 
     def __init__(self, device: torch.device, runtime: Runtime | None = None) -> None:
         """Raise ImportError without CuPy."""
         self.device, self._runtime = device, runtime or cuda_runtime()
 
     def allocate(self, number: int, num_bytes: int) -> Region:
-        """New memory of at least so many bytes.
+        """Allocate at least `num_bytes` bytes.
 
         Raises:
-            torch.OutOfMemoryError: the GPU has not so much left.
-            RuntimeError: CUDA lets no other process open memory here.
+            torch.OutOfMemoryError: the GPU has too little memory left.
+            RuntimeError: CUDA doesn't let other processes open memory here.
         """
         size = -(-max(num_bytes, 1) // _PIECE) * _PIECE
         runtime = self._on_device()
@@ -123,19 +124,19 @@ class CudaMemory:
             ) from None
 
     def tensor(self, address: int, num_bytes: int) -> Tensor:
-        """A uint8 tensor over memory that the caller keeps."""
+        """Return a uint8 tensor over memory that the caller keeps alive."""
         return torch.as_tensor(_Array(address, num_bytes), device=self.device)
 
     def free(self, region: Region) -> None:
-        """Nobody has it open."""
+        """Free a region that no process has open."""
         self._on_device().free(region.address)
 
     def open(self, handle: bytes) -> int:
-        """The address at which this process sees another one's region."""
+        """Return the address at which this process sees another one's region."""
         runtime = self._on_device()
         try:
             return runtime.ipcOpenMemHandle(handle)
-        except RuntimeError:  # its address is that of memory which its owner has freed, perhaps
+        except RuntimeError:  # its address may be that of memory its owner has freed
             gc.collect()
             return runtime.ipcOpenMemHandle(handle)
 
@@ -143,12 +144,12 @@ class CudaMemory:
         self._on_device().ipcCloseMemHandle(address)
 
     def read(self, near: Tensor, address: int) -> None:
-        """Queue a copy of what lies there on torch's current stream."""
+        """Queue a copy from `address` into `near` on torch's current stream."""
         size, stream = near.numel(), self._stream()
         self._on_device().memcpyAsync(near.data_ptr(), address, size, _DEFAULT, stream)
 
     def wait(self) -> None:
-        """Until all copies have ended."""
+        """Wait until all copies have ended."""
         torch.cuda.synchronize(self.device)
 
     def _stream(self) -> int:
@@ -160,7 +161,7 @@ class CudaMemory:
 
 
 class _Array:
-    """What torch reads to make a tensor over memory of a GPU."""
+    """The interface by which torch makes a tensor over memory of a GPU."""
 
     def __init__(self, address: int, num_bytes: int) -> None:
         self.__cuda_array_interface__ = {
@@ -172,22 +173,22 @@ class _Array:
 
 
 class Exports:
-    """The memory from which this process sends: one region, and earlier ones until all closed it.
+    """The memory that this process sends from: one region, and earlier ones not yet closed by all.
 
-    A region is given back when those who may have opened it have received a later message: each
-    message tells which regions are void, and is received before its reader's copies end.
+    A region is freed once every rank that may have opened it has received a later message: each
+    message says which regions are invalid, and is received before its reader's copies end.
     """
 
     def __init__(self, memory: CudaMemory) -> None:
         self._memory = memory
         self._current: Region | None = None
         self._void: list[Region] = []
-        self._told: dict[int, int] = {}  # the region of the last message to each rank
+        self._told: dict[int, int] = {}  # region of the last message to each rank
         self._next = self._end = 0
         self.reserved = 0
 
     def begin(self) -> None:
-        """Everything that was sent has been received."""
+        """Free regions that are no longer in use; all messages sent so far have been received."""
         for region in self._void:
             region.readers = {p for p in region.readers if self._told[p] <= region.number}
             if not region.readers:
@@ -195,7 +196,7 @@ class Exports:
         self._void = [region for region in self._void if region.readers]
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Room for so many buffers; what was taken before is void."""
+        """Reserve memory for buffers of these sizes; buffers taken before become invalid."""
         total = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
         self._end, current = 0, self._current
         if current is not None and current.memory.numel() < total:
@@ -209,7 +210,7 @@ class Exports:
         self.reserved = max(self.reserved, sum(sizes))
 
     def take(self, num_bytes: int) -> tuple[int, Tensor]:
-        """A buffer of the room that was reserved, and where in its region it begins."""
+        """Return the offset in its region and the memory of a buffer in the reserved memory."""
         if self._current is None:
             raise RuntimeError("nothing was reserved")
         begin = self._end
@@ -219,7 +220,7 @@ class Exports:
         return begin, self._current.memory[begin : begin + num_bytes]
 
     def place(self, begin: int, num_bytes: int, reader: int) -> RowsPlace:
-        """What `reader` is told of a message."""
+        """Return the location of a message, which is sent to `reader`."""
         region = self._current
         if region is None:
             raise RuntimeError("nothing was reserved")
@@ -228,7 +229,7 @@ class Exports:
         return RowsPlace(region.number, begin, num_bytes, region.number, region.handle)
 
     def close(self) -> None:
-        """Give all back, though neighbours may still have it open: none reads it any more."""
+        """Free all regions, even if neighbours still have them open: none reads them any more."""
         regions = self._void if self._current is None else [*self._void, self._current]
         self._void, self._current = [], None
         for region in regions:
@@ -240,23 +241,23 @@ class Imports:
 
     def __init__(self, memory: CudaMemory) -> None:
         self._memory = memory
-        self._open: dict[int, dict[int, int]] = {}  # by rank and number, addresses
+        self._open: dict[int, dict[int, int]] = {}  # addresses by rank and region number
 
     def told(self, rank: int, place: RowsPlace) -> None:
-        """Close what `rank` says is void."""
+        """Close the regions that `rank` declares invalid."""
         regions = self._open.setdefault(rank, {})
         for number in [n for n in regions if n < place.oldest]:
             self._memory.close(regions.pop(number))
 
     def address(self, rank: int, place: RowsPlace) -> int:
-        """Where this process sees a message."""
+        """Return the address at which this process sees a message."""
         regions = self._open.setdefault(rank, {})
         if place.region not in regions:
             regions[place.region] = self._memory.open(place.handle)
         return regions[place.region] + place.begin
 
     def close(self) -> None:
-        """Give all up, amid copies or not."""
+        """Close all regions, after waiting for copies in progress."""
         self._memory.wait()
         for regions in self._open.values():
             while regions:

@@ -1,4 +1,4 @@
-"""Messages of a GPU through pinned host memory, of which as much is taken as was asked for."""
+"""GPU messages through pinned host memory, of which no more than requested is allocated."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hpcgnn.comm.transport.host import Slot, Wired
 from hpcgnn.errors import OutOfMemoryError
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU of the process
-IN_FLIGHT = 4 << 20  # bytes: what a copy and a network carry in the time a message takes to start
+IN_FLIGHT = 4 << 20  # bytes that a copy and a network move in the time a message takes to start
 
 
 def pinned(num_bytes: int) -> Tensor:
-    """New pinned memory: uint8 `[num_bytes]`, given back when the last view of it is gone.
+    """Return new pinned memory: uint8 `[num_bytes]`, freed when the last view of it is gone.
 
     Raises:
-        OutOfMemoryError: the system doesn't let so much be pinned.
+        OutOfMemoryError: the system doesn't let this many bytes be pinned.
     """
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
-    # Pages of its own: two registered ranges must not share one.
+    # Separate pages: two registered ranges must not share one.
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = np.frombuffer(pages, dtype=np.uint8)
     address = memory.ctypes.data
@@ -39,48 +39,48 @@ def pinned(num_bytes: int) -> Tensor:
             f"{num_bytes / 2**30:.2f} GiB of host memory can't be pinned (CUDA error {status}): "
             "see `ulimit -l` and `hpcgnn doctor`"
         )
-    # Runs before the array gives its pages up.
+    # Runs before the array frees its pages.
     weakref.finalize(memory, _unpin, address).atexit = False
     return torch.from_numpy(memory)
 
 
 def pinned_copy(x: Tensor) -> Tensor:
-    """`x`, contiguous, in pinned memory."""
+    """Return a contiguous copy of `x` in pinned memory."""
     copy = pinned(x.numel() * x.element_size()).view(x.dtype).view(x.shape)
     return copy.copy_(x)
 
 
 def _unpin(address: int) -> None:
-    torch.cuda.synchronize()  # copies from or to this memory may still be under way
+    torch.cuda.synchronize()  # copies from or to this memory may be in progress
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
 class Copier(Protocol):
-    """Copies between a device and the host that run beside kernels, and events to order them by.
+    """Copies between a device and the host that run beside kernels, and events that order them.
 
-    An event is anything with `query() -> bool`: whether the work before it is done.
+    An event is any object with `query() -> bool`: whether the work before it is done.
     """
 
     def near(self, num_bytes: int) -> Tensor:
-        """New memory where kernels work."""
+        """Return new memory that kernels use."""
 
     def wire(self, num_bytes: int) -> Tensor:
-        """New memory where MPI works, which copies can reach in the background."""
+        """Return new memory that MPI uses, and that copies can access in the background."""
 
     def mark(self) -> Any:
-        """The event of everything that kernels have been asked for so far."""
+        """Return an event of all kernels queued so far."""
 
     def packing(self, after: Any) -> AbstractContextManager[Any]:
-        """Kernels started in this context wait for `after` alone, and go before others."""
+        """Return a context whose kernels wait for `after` alone, and run before others."""
 
     def to_wire(self, wire: Tensor, near: Tensor, after: Any) -> Any:
-        """Begin to copy once `after` has happened; the event of its end."""
+        """Start to copy `near` to `wire` after the event `after`; return the event of its end."""
 
     def to_near(self, near: Tensor, wire: Tensor, after: Any) -> Any:
-        """The same the other way round; kernels queued from now on wait for it."""
+        """Copy `wire` to `near` in the same way; kernels queued from now on wait for it."""
 
     def fetch(self, copy: Callable[[], object], after: Any) -> Any:
-        """As `to_near`, of what `copy` queues on torch's current stream."""
+        """Like `to_near`, for a copy that `copy` queues on torch's current stream."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class _Staged(Slot):
 
 
 class OnDevice(Wired, ABC):
-    """Slots in device memory, packed beside what kernels do."""
+    """Base of transports with slots in device memory, which are packed beside other kernels."""
 
     in_flight = IN_FLIGHT
 
@@ -103,7 +103,7 @@ class OnDevice(Wired, ABC):
 
     @abstractmethod
     def over(self, near: Tensor) -> Slot:
-        """A slot around memory that is there."""
+        """Return a slot that uses existing memory."""
 
     def mark(self) -> Any:
         return self._copier.mark()
@@ -113,13 +113,13 @@ class OnDevice(Wired, ABC):
 
 
 class StagedTransport(OnDevice):
-    """Messages pass through pinned host memory, copied beside kernels and other messages."""
+    """A transport through pinned host memory, with copies beside kernels and other messages."""
 
     name = "staged through pinned host memory"
 
     def over(self, near: Tensor) -> Slot:
         wire = self._copier.wire(near.numel())
-        now = self._copier.mark()  # the memory may be that of tensors which kernels still read
+        now = self._copier.mark()  # kernels may still read tensors that had this memory before
         return _Staged(near, wire, now, now, now)
 
     def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
@@ -150,8 +150,8 @@ def _staged(slot: Slot) -> _Staged:
 class CudaCopier:
     """Two copy streams, one per direction, beside the stream that kernels run on.
 
-    Kernels are those of torch's current stream at each call; those that pack messages have a
-    stream of high priority, so that they don't wait for the whole of the local work.
+    Kernels are those of torch's current stream at each call; those that pack messages run on a
+    stream of high priority, so that they don't wait for all of the local work.
     """
 
     def __init__(self, device: torch.device) -> None:
