@@ -1,4 +1,4 @@
-"""Numbers: one or several per row; squared, absolute or Huber loss; MAE, RMSE, R2."""
+"""Regression of one or several numbers per row: squared, absolute or Huber loss; MAE, RMSE, R2."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LOSSES = ("mse", "mae", "huber")
 
 @dataclass
 class Regression(Labelled):
-    """`num_outputs` numbers per row (float `[n]` or `[n, W]`, NaN unknown).
+    """The task of predicting `num_outputs` numbers per row (float `[n]` or `[n, W]`, NaN unknown).
 
-    The loss is the mean over all known numbers, each with its row's weight; metrics are without
-    weights.
+    The loss is the mean over all known numbers, each with its row's weight; metrics are
+    unweighted.
 
     Attributes:
         loss_kind: `mse`, `mae` or `huber` (quadratic below `huber_delta`, linear above).
-        node_weights: name of an array of the nodes with their weights in the loss; None: 1.
+        node_weights: name of an array of the nodes with their weights in the loss; None: all are 1.
 
     Raises:
-        InputError: an unknown loss.
+        InputError: the loss is unknown.
     """
 
     metric: str = "mae"
@@ -67,10 +67,10 @@ class Regression(Labelled):
         return found[rows]
 
     def check_weights(self, graph: PartitionedGraph, rows: Tensor) -> None:
-        """Refuse weights of these nodes, the targets, that are none or all 0; collective.
+        """Refuse weights of these nodes, the targets, that are invalid or all 0; collective.
 
         Raises:
-            InputError: the graph has no such array, or such weights.
+            InputError: the graph has no such array, or its weights are such.
         """
         weights = self.weights_of(graph, rows)
         if weights is None:
@@ -126,7 +126,7 @@ class Regression(Labelled):
         return super().stored() | {"loss": self.loss_kind}
 
     def _values(self, answers: Tensor) -> Tensor:
-        """`[n, W]`, NaN unknown; classes and labels that are learned as numbers too."""
+        """Return `[n, W]`, NaN unknown; classes and labels may be learned as numbers too."""
         wide = answers[:, None] if answers.dim() == 1 else answers
         if wide.is_floating_point() or self.target != "labels":
             return wide.double() if wide.dtype == torch.float64 else wide.float()
