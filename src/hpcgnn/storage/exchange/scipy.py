@@ -44,7 +44,7 @@ def from_scipy(
             named arrays.
 
     Raises:
-        InputError: the matrix is not square, or graph.h5 can't hold the data.
+        InputError: `matrix` is not a square sparse matrix, or graph.h5 can't hold the data.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)

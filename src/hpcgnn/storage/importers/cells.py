@@ -39,7 +39,7 @@ def times(array: pa.Array) -> pa.Array:
 
 
 def is_quantity(text: str) -> bool:
-    """Return whether a text is a formatted number, as 5%, 1 000 or (3), or a date as 31/05/2021."""
+    """Return whether a text is a formatted number (5%, 1 000 or (3)) or a date (31/05/2021)."""
     written = _QUANTITY.fullmatch(text) or _DATE.fullmatch(text)
     return bool(written) and not is_number(text)
 

@@ -159,7 +159,7 @@ _FIELDS: list[tuple[str, type]] = [
     ("weight", np.float64),
 ]
 _HEAD = 4096
-_DIGITS = 10  # more than the number of a column has
+_DIGITS = 10  # the number of a column has fewer digits
 _SNAP = re.compile(rb"(?m)^#[^\n]*\bEdges:[ \t]*(\d+)")
 _KONECT_SIZES = re.compile(rb"%[ \t]*a?sym\b[^\n]*\n%[ \t]*(\d+)[ \t]+\d+[ \t]+\d+\b")
 _KONECT = re.compile(

@@ -85,7 +85,7 @@ def _array(path: Path) -> ArraySource:
 
 
 def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptions) -> None:
-    """Set these columns as the source's node columns, and settle the number of nodes.
+    """Add these node columns to the source, in place of its own, and settle the number of nodes.
 
     Raises:
         InputError: the columns, the source and `options.num_nodes` disagree.

@@ -41,7 +41,7 @@ class IdTable:
 
 
 def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
-    """Number the ids at the ends of the edges, at most `largest`, in ascending order."""
+    """Number the ids at the ends of the edges, of which the largest is `largest`, in order."""
     if 16 * (largest + 1) <= scratch.limit:
         return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)

@@ -143,7 +143,7 @@ class _Border:
 
 
 def _codes(place: np.ndarray, count: int, ratio: tuple[float, float, float]) -> np.ndarray:
-    """Return int8: the set of the nodes at these places among `count`."""
+    """Return the sets, TRAIN, VALID or TEST, of the nodes at these places among `count`."""
     train = int(np.ceil(count * ratio[0] - 1e-9))
     valid = min(count, train + round(count * ratio[1]))
     return np.where(place < train, TRAIN, np.where(place < valid, VALID, TEST))

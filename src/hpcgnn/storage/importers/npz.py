@@ -230,7 +230,8 @@ def _edges(
 ) -> tuple[Iterator[EdgeChunk], int | None, int | None, bool]:
     """Return the edges, their number and the number of nodes if known, and whether they are pairs.
 
-    The number of nodes is known from a matrix only; pairs are of node numbers.
+    The number of nodes is known from a matrix or row pointers; other edges are pairs of node
+    numbers.
     """
     ends, weight, number = _ends(members, options)
     if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:

@@ -132,9 +132,9 @@ class _Packed:
 
 
 def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | None:
-    """Return how to pack records that consist of the keys only; None if their numbers don't fit.
+    """Return how to pack records that consist of the keys only, or None if the numbers don't fit.
 
-    Sorting the records themselves would take two more arrays.
+    Sorting the records themselves would take two more arrays, so the numbers may exceed `limit`.
     """
     if set(records.dtype.names or ()) != set(keys) or 8 * records.count > _PACKED * limit:
         return None
@@ -211,9 +211,8 @@ def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _order_of(values: np.ndarray) -> np.ndarray:
     """Return int64 [n]: the stable order of numbers from 0, which are overwritten.
 
-    The numbers must be small enough to be shifted by the bits of a position.
-
-    Values are sorted together with their positions: many times faster than a stable argsort.
+    Values are sorted together with their positions in the low bits, for which they must leave room:
+    many times faster than a stable argsort.
     """
     bits = np.int64(max(1, values.shape[0] - 1).bit_length())
     values <<= bits

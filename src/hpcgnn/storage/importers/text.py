@@ -187,7 +187,7 @@ class Table:
         width: the number of columns of each line, if `columns` are chosen.
         delimiter: None for white space.
         comments: marks that begin a comment.
-        padded: integers may begin with 0; otherwise 007 is refused, as it may differ from 7.
+        padded: integers may begin with 0; otherwise 007 is refused, as 7 may be another id.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _LIBRARIES = ("torch_geometric.", "torch_sparse.")
-_USUAL = (  # the classes in most files; each other one is found by another load
+_USUAL = (  # the classes in most files; any other costs one more attempt to load
     "collections.defaultdict",
     "torch_geometric.data.data.Data",
     "torch_geometric.data.data.DataEdgeAttr",
@@ -92,7 +92,7 @@ def _load(path: Path, names: set[str]) -> Any:
     try:
         stand_ins = [_stand_in(name) for name in names]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sparse tensors being in beta
+            warnings.simplefilter("ignore")  # that sparse tensors may change in a later release
             return torch.load(path, map_location="cpu", weights_only=True)
     finally:
         torch.serialization.add_safe_globals(others)

@@ -52,9 +52,10 @@ def _too_large(path: Path) -> InputError:
 
 
 class _Bounded:
-    """A reader of at most `most` bytes of a file, after decompression.
+    """A reader that refuses files of more than `most` bytes after decompression.
 
-    Each piece is as long as all before it, since the parser goes over open text again with each.
+    It reads pieces as long as all before them, since the parser rescans an unfinished text with
+    each piece.
     """
 
     def __init__(self, file: BinaryIO, path: Path, most: int) -> None:

@@ -88,7 +88,7 @@ class StoredChunks:
         return not mask >> self._filters.index(h5z.FILTER_DEFLATE) & 1
 
     def _size_unpacked(self, row: int) -> int:
-        """Return the unpacked bytes, at most one more than allowed; -1 for damaged data."""
+        """Return the number of bytes unpacked, at most one too many; -1 for damaged data."""
         _, data = self._dataset.id.read_direct_chunk((row, *(0 for _ in self._dataset.shape[1:])))
         data, stream, size = data[:-_CHECKSUM_BYTES], zlib.decompressobj(), 0
         try:

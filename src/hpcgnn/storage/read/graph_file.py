@@ -203,7 +203,7 @@ class GraphFile(FormatFile):
         return int(pointers.read(lo, lo + 1)[0]), int(pointers.read(hi, hi + 1)[0])
 
     def _slab_end(self, lo: int) -> int:
-        """Return the end of a slab: at most 2^18 nodes and, if several, `_SLAB_EDGES` edges."""
+        """Return the end of a slab: at most 2^18 nodes and `_SLAB_EDGES` edges, at least a node."""
         hi = min(self.num_nodes, lo + (1 << 18))
         indptr = self.read_indptr(lo, hi)
         fits = int(np.searchsorted(indptr, indptr[0] + _SLAB_EDGES, side="right")) - 1

@@ -308,7 +308,7 @@ def _count(types: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def read_pointers(column: StoredColumn, low: int, high: int, total: int) -> np.ndarray:
-    """Return row pointers `low .. high`, checked to rise and to lie in 0 .. `total`."""
+    """Return row pointers `low .. high`, checked to run from 0 to `total` without falling."""
     values = column.read(low, high + 1)
     if values.size == 0:
         raise column.place().error("asked for another range than it has", (low, high))

@@ -199,9 +199,9 @@ def _shortened(name: str) -> str:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files and folders that no running process has locked; only those of `name`.
+    """Remove temporary files and folders that no running process has locked.
 
-    On a file system without locks, nothing is removed.
+    With `name`, only those of the file `name`. On a file system without locks, nothing is removed.
     """
     target = "?*" if name is None else escape(_shortened(name))
     for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
