@@ -25,7 +25,7 @@ from hpcgnn.tasks import metrics as ranking
 from hpcgnn.tasks.pairs import DotProduct, PairRows, name_of, numbered
 from hpcgnn.tasks.task import SPLITS, TaskDefaults
 
-_TRIES = 16  # draws of a false pair; if all fail, as for nodes with edges to nearly all, it is true
+_TRIES = 16  # draws per false pair; a node with edges to nearly all others may get a true one
 LINK_METRICS = ("mrr", "hits", "auc")
 _AT_A_TIME = 1 << 18  # number of false pairs ranked at a time
 

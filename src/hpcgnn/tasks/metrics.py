@@ -121,7 +121,7 @@ def _mean_of_present(hits_C: np.ndarray, guessed_C: np.ndarray, true_C: np.ndarr
 
 
 def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
-    """Return the area under the ROC curve: the share of ordered pairs of a positive and a negative.
+    """Return the area under the ROC curve: the share of (positive, negative) pairs in order.
 
     Ties count half.
     """

@@ -54,7 +54,7 @@ class Task(Protocol):
         ...
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
-        """Return the output rows (local) that loss and metrics of `split` read: int64 `[m]`."""
+        """Return local rows of the output that loss and metrics of `split` read: int64 `[m]`."""
         ...
 
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class Labelled(TaskDefaults):
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return this rank's share of the loss: all ranks' sum to the mean over known rows."""
+        """Return this rank's share; the ranks' shares sum to the mean loss over all known rows."""
         raise NotImplementedError
 
     def scores(self, comm: Communicator, output: Tensor, answers: Tensor) -> dict[str, float]:
