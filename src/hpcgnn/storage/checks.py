@@ -1,4 +1,4 @@
-"""Checks of arrays, in blocks, so that they cost no memory."""
+"""Checks of arrays, done in blocks so that they need little memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array comes from: file, dataset, and the index of its first row there."""
+    """The origin of an array: file, dataset, and the index of its first row there."""
 
     file: Path | str
     dataset: str
     first: int = 0
 
     def below(self, name: str) -> Place:
-        """A dataset in the group that this place names."""
+        """Return the place of a dataset in the group that this place names."""
         return Place(self.file, f"{self.dataset}/{name}")
 
     def error(self, message: str, value: object = None) -> InputError:
@@ -33,7 +33,7 @@ class Place:
 
 
 def in_range(values: np.ndarray, low: int, high: int, place: Place) -> None:
-    """All integers in `low .. high - 1`."""
+    """Check that all integers lie in `low .. high - 1`."""
     if values.size == 0 or (int(values.min()) >= low and int(values.max()) < high):
         return
     bad = (values < low) | (values >= high)
@@ -42,7 +42,7 @@ def in_range(values: np.ndarray, low: int, high: int, place: Place) -> None:
 
 
 def finite(values: np.ndarray, place: Place, *, or_nan: bool = False) -> None:
-    """No infinity, and no NaN unless `or_nan`."""
+    """Check that there is no infinity, and no NaN unless `or_nan`."""
     for low, block in _blocks(values):
         good = ~np.isinf(block) if or_nan else np.isfinite(block)
         if not good.all():
@@ -53,7 +53,7 @@ def finite(values: np.ndarray, place: Place, *, or_nan: bool = False) -> None:
 
 
 def pointers(values: np.ndarray, total: int, place: Place) -> None:
-    """Row pointers that start at 0, never fall, and end at `total`."""
+    """Check row pointers: they start at 0, never decrease, and end at `total`."""
     if values.size == 0 or values[0] != 0:
         raise place.error("must start at 0", values[0] if values.size else None)
     monotone(values, place)
@@ -62,7 +62,7 @@ def pointers(values: np.ndarray, total: int, place: Place) -> None:
 
 
 def monotone(values: np.ndarray, place: Place, *, strictly: bool = False) -> None:
-    """Each value at least (strictly: above) the one before."""
+    """Check that no value is less than the one before it (`strictly`: that each is greater)."""
     for low in range(0, values.size - 1, _BLOCK):
         block = values[low : low + _BLOCK + 1]
         falls = block[1:] <= block[:-1] if strictly else block[1:] < block[:-1]
@@ -73,7 +73,7 @@ def monotone(values: np.ndarray, place: Place, *, strictly: bool = False) -> Non
 
 
 def ascending_in_rows(values: np.ndarray, starts: np.ndarray, place: Place) -> None:
-    """Never falls except at the given ascending `starts` of rows."""
+    """Check that values never decrease, except at the given ascending `starts` of rows."""
     for low in range(0, values.size - 1, _BLOCK):
         block = values[low : low + _BLOCK + 1]
         falls = np.flatnonzero(block[1:] < block[:-1]) + 1 + low
@@ -91,7 +91,7 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def nesting(value: Any, most: int) -> int:
-    """How many lists or dictionaries lie in each other; above `most` it doesn't matter how many."""
+    """Return how deeply lists and dictionaries are nested; beyond `most`, counting stops."""
     layer: list[Any] = [value]
     depth = 0
     while depth <= most:

@@ -1,8 +1,8 @@
-"""What the columns of a user's tables became: kept in graph.h5 and in partition files as JSON.
+"""How the columns of a user's tables were encoded: kept in graph.h5 and partition files as JSON.
 
-A graph converted from tables holds numbers; this says which values of which columns they stand for,
-so that later tables are encoded alike (`hpcgnn convert --like`) and predictions bear the names of
-the classes.
+A graph converted from tables holds numbers. The encoding records which values of which columns they
+stand for, so that later tables can be encoded in the same way (`hpcgnn convert --like`) and
+predictions can name the classes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _KINDS = (NUMBER, CATEGORY, VECTOR)
 
 @dataclass
 class EncodedColumn:
-    """A column of features.
+    """A column of a table that was encoded as one or more features.
 
     Attributes:
-        name: in the table.
+        name: the column's name in the table.
         kind: "number" (one feature), "category" (a feature for each of `values`: 1 where the row
             has it) or "vector" (a list of `width` numbers in each row).
-        values: of a category, in order.
-        fill: what stands for a missing number; None: none may be missing. Missing categories are
-            zeros throughout wherever any value is filled.
-        width: number of features.
+        values: the values of a category, in the order of its features.
+        fill: the number that replaces a missing one; None if none may be missing. A missing
+            category becomes all zeros, unless missing values are refused.
+        width: the number of features.
     """
 
     name: str
@@ -41,7 +41,7 @@ class EncodedColumn:
     width: int = 1
 
     def names(self) -> list[str]:
-        """A name for each feature."""
+        """Return a name for each feature."""
         if self.kind == CATEGORY:
             return [f"{self.name}={value}" for value in self.values]
         return (
@@ -51,19 +51,19 @@ class EncodedColumn:
 
 @dataclass
 class Encoding:
-    """How tables were read.
+    """How tables were encoded as the numbers of a graph.
 
     Attributes:
         ids: "text" or "integer".
-        options: the columns by what they were chosen for (`source`, `target`, ...), as in
-            `TableOptions`; lists of names or a name.
-        features, edge_features: in the order of the graph's features.
-        classes: names of the classes 0, 1, ...; empty without labels, or where they are numbers
-            that stand for themselves.
+        options: the chosen columns by purpose (`source`, `target`, ...), as in `TableOptions`; each
+            a name or a list of names.
+        features, edge_features: the encoded columns, in the order of the graph's features.
+        classes: names of the classes 0, 1, ...; empty without labels, or if the labels are numbers
+            that were kept as they are.
         relations: names of the relations 0, 1, ...
-        edge_classes: names of the classes of edges, as `classes`.
+        edge_classes: names of the classes of edges, as in `classes`.
         missing: "refuse", "zero" or "mean".
-        like: fingerprint of the graph that was followed; empty where there was none.
+        like: fingerprint of the graph whose encoding was followed; empty if none was.
     """
 
     ids: str = "integer"
@@ -77,19 +77,19 @@ class Encoding:
     like: str = ""
 
     def to_array(self) -> np.ndarray:
-        """uint8 [n]: JSON."""
+        """Return the encoding as JSON: uint8 [n]."""
         text = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
 
     @classmethod
     def from_array(cls, data: np.ndarray, place: Place) -> Self:
-        """The encoding that `to_array` wrote.
+        """Return the encoding that `to_array` wrote.
 
         Raises:
-            InputError: it is none.
+            InputError: the data are not a valid encoding.
         """
         try:
-            found = {"edge_classes": []} | json.loads(data.tobytes())  # unknown to earlier files
+            found = {"edge_classes": []} | json.loads(data.tobytes())  # absent in earlier files
             found = {name.name: found[name.name] for name in fields(cls)}
             for name in ("features", "edge_features"):
                 found[name] = [EncodedColumn(**column) for column in found[name]]

@@ -1,4 +1,4 @@
-"""A fingerprint of datasets that sums over chunks, parts and ranks."""
+"""A fingerprint of datasets that can be summed over chunks, parts and ranks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MASK = (1 << 64) - 1
 
 
 def fingerprint(name: str, array: np.ndarray, first: int = 0) -> int:
-    """Contribution of the rows `first ..` of dataset `name`, modulo 2^64.
+    """Return the contribution of the rows `first ..` of dataset `name`, modulo 2^64.
 
-    The sum over entries k of mix(mix(seed of the name + k) ^ bits of entry k).
+    It is the sum over entries k of mix(mix(seed of the name + k) ^ bits of entry k).
 
     Args:
-        name: dataset; the same values under another name have another fingerprint.
+        name: the dataset; the same values under another name have another fingerprint.
         array: `[n, ...]`, integers or floats; integers of any width with equal values agree.
         first: index of the array's first row in the dataset.
     """
@@ -41,7 +41,7 @@ def fingerprint(name: str, array: np.ndarray, first: int = 0) -> int:
 
 
 def mix64(x: np.ndarray) -> None:
-    """The finaliser of splitmix64, in place on uint64 `[n]`: a bijection that spreads every bit."""
+    """Apply splitmix64's finaliser to uint64 `[n]` in place: a bijection that mixes all bits."""
     if x.dtype != np.uint64 or not x.flags.c_contiguous:
         raise TypeError(f"mix64 takes contiguous uint64, not {x.dtype}")
     _library().hpcgnn_mix(x.ctypes, c_int64(x.size))

@@ -1,4 +1,4 @@
-"""Names, types and counts of the files of this package; what a graph may hold beside the usual."""
+"""Names, types, counts and limits of our HDF5 files, and checks of labels and named arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRAPH = "hpcgnn-graph"
 PARTITION = "hpcgnn-partition"
 CHECKPOINT = "hpcgnn-checkpoint"
 PREDICTIONS = "hpcgnn-predictions"
-WEIGHTS = "weights"  # tensors by name, in formats of others
+WEIGHTS = "weights"  # tensors by name, in other libraries' formats
 WHAT = {
     GRAPH: "graph",
     PARTITION: "partition",
@@ -36,14 +36,14 @@ TRAIN, VALID, TEST = 1, 2, 3
 NAMES = "nodes/original_names"
 DATASET = "encoding/json"
 FLOATS = ("float16", "float32", "float64")
-TYPES = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "bool")  # of named arrays
+TYPES = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "bool")  # dtypes of named arrays
 LABEL_TYPES = ("float32", "int64", "int8")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a graph holds; all zero where it holds none of a kind."""
+    """The counts of a graph's contents; 0 for every kind of content that it lacks."""
 
     num_nodes: int
     num_edges: int
@@ -69,7 +69,7 @@ COUNT_LIMITS = dict.fromkeys(COUNT_NAMES, MAX_WIDTH) | {
 
 
 def exceeded(counts: Mapping[str, int]) -> str | None:
-    """The name of the first count that no reader takes; None where all are within limits."""
+    """Return the name of the first count outside its limits, or None if all are within them."""
     for name, limit in COUNT_LIMITS.items():
         if not 0 <= counts[name] <= limit:
             return name
@@ -77,22 +77,22 @@ def exceeded(counts: Mapping[str, int]) -> str | None:
 
 
 def chunk_rows(tail: tuple[int, ...], dtype: np.dtype) -> int:
-    """Rows in a chunk of about `CHUNK_BYTES`, at least one."""
+    """Return the number of rows in a chunk of about `CHUNK_BYTES`, at least one."""
     row_bytes = int(np.prod(tail, dtype=np.int64)) * dtype.itemsize
     return max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
 def attribute_checksum(attributes: Mapping[str, int | str]) -> str:
-    """Eight hex digits over all attributes but `checksum` itself."""
+    """Return eight hex digits computed from all attributes except `checksum` itself."""
     kept = {name: value for name, value in attributes.items() if name != "checksum"}
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
 
 
 def check_name(name: str, place: Place) -> None:
-    """A letter, then letters, digits, `_`, `.` and `-`, at most 64.
+    """Check that a name is a letter or `_`, then letters, digits, `_`, `.` or `-`, at most 64.
 
     Raises:
-        InputError: another name.
+        InputError: the name has another form.
     """
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise place.error(
@@ -101,10 +101,10 @@ def check_name(name: str, place: Place) -> None:
 
 
 def check_array(values: np.ndarray, place: Place) -> None:
-    """A named array of one of `TYPES`: no infinity; NaN stands for an unknown value.
+    """Check a named array of one of `TYPES`: no infinity; NaN stands for an unknown value.
 
     Raises:
-        InputError: a value out of place.
+        InputError: the array holds a value that is not allowed.
     """
     if values.dtype.kind == "f":
         checks.finite(values, place, or_nan=True)
@@ -113,10 +113,10 @@ def check_array(values: np.ndarray, place: Place) -> None:
 
 
 def check_labels(values: np.ndarray, place: Place, num_classes: int = 1 << 31) -> None:
-    """float32 numbers (NaN unknown), int64 [n] classes (-1) or int8 [n, T] of 0, 1 and -1.
+    """Check labels: float32 (NaN unknown), int64 [n] classes (-1 unknown), int8 [n, T] (0, 1, -1).
 
     Raises:
-        InputError: a value that is none.
+        InputError: a value is not a valid label.
     """
     if values.dtype.kind == "f":
         checks.finite(values, place, or_nan=True)
@@ -125,10 +125,10 @@ def check_labels(values: np.ndarray, place: Place, num_classes: int = 1 << 31) -
 
 
 def as_labels(values: np.ndarray, place: Place) -> np.ndarray:
-    """Labels in the type that files keep them in, unchecked.
+    """Return labels in the dtype in which files store them, without checking their values.
 
     Raises:
-        InputError: neither numbers nor one or several for each row.
+        InputError: the labels are not numbers, or not of shape [rows] or [rows, width].
     """
     kind = values.dtype.kind
     if values.ndim not in (1, 2) or kind not in "fiub" or 0 in values.shape[1:]:
@@ -143,7 +143,7 @@ def as_labels(values: np.ndarray, place: Place) -> np.ndarray:
 
 
 def version_of(columns: Mapping[str, np.dtype]) -> int:
-    """The oldest version of the format whose readers know all these datasets, given by name."""
+    """Return the oldest format version whose readers know all these datasets, given by name."""
     for name, dtype in columns.items():
         group, _, last = name.rpartition("/")
         of_nodes = group.endswith("nodes")

@@ -1,6 +1,6 @@
-"""What is learned: targets, loss, metrics.
+"""What is learned: the targets, loss and metrics of tasks.
 
-Names are imported at their first use: settings of tasks are read before torch is loaded.
+Names are imported at first use, since settings of tasks are read before torch is loaded.
 """
 
 from __future__ import annotations

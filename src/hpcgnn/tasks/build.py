@@ -1,4 +1,4 @@
-"""From settings and a graph, or from a checkpoint, to a task."""
+"""Construction of tasks from settings and a graph, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def find_task(
     settings: TaskSettings | None = None,
     seed: int = 0,
 ) -> BuiltInTask:
-    """The task that settings ask for, or that the graph's labels pose; collective.
+    """Return the task that the settings ask for, or that the graph's labels imply; collective.
 
     Args:
-        seed: of a decoder's first weights, and of draws.
+        seed: the seed of a decoder's initial weights, and of random draws.
 
     Raises:
-        InputError: nothing to learn from, or settings that don't fit it.
+        InputError: there is nothing to learn from, or the settings don't fit it.
     """
     check_graph(graph, "find_task")
     settings = settings or TaskSettings()
@@ -79,15 +79,15 @@ def find_task(
 def check_task(
     settings: TaskSettings, metric: str, labels: bool, multilabel: bool, num_outputs: int
 ) -> None:
-    """What a graph's header tells of whether the task can be learned.
+    """Check, from a graph's header only, whether the task can be learned.
 
     Args:
         labels: whether the nodes have labels and a split.
-        multilabel, num_outputs: several labels at once, and how many, or how many classes; no
-            class where labels are numbers.
+        multilabel, num_outputs: whether a node has several labels, and the number of labels or
+            classes; 0 if labels are numbers.
 
     Raises:
-        InputError: the graph lacks it.
+        InputError: the graph lacks what the task needs.
     """
     kind = settings.kind
     if kind == "auto" and settings.target == LABELS and labels:
@@ -180,7 +180,7 @@ def _labelled(
 
 
 def count_of(graph: PartitionedGraph, answers: Tensor) -> int:
-    """Classes, labels at once, or numbers per row; collective."""
+    """Return the number of classes, of labels, or of numbers per row; collective."""
     if answers.dim() == 2:
         return int(answers.shape[1])
     if answers.is_floating_point():
@@ -194,10 +194,10 @@ def count_of(graph: PartitionedGraph, answers: Tensor) -> int:
 def _weighted(
     graph: PartitionedGraph, task: Labelled, settings: TaskSettings, answers: Tensor
 ) -> Labelled:
-    """The task with the weights that were asked for; collective.
+    """Return the task with the weights that the settings ask for; collective.
 
     Args:
-        answers: those of training.
+        answers: the answers of the training rows.
     """
     of_classes, of_ones = settings.class_weights, settings.positive_weights
     if isinstance(task, MultiClass) and of_classes != NONE:
@@ -217,7 +217,7 @@ def _numbers(text: str, option: str, balanced: Any) -> tuple[float, ...]:
 
 
 def _class_shares(graph: PartitionedGraph, task: MultiClass, answers: Tensor) -> list[float]:
-    """As scikit-learn's `balanced`: rows / (classes there are * rows of the class)."""
+    """Return scikit-learn's `balanced` weights: rows / (present classes * rows of the class)."""
     own_C = torch.bincount(answers.long(), minlength=task.num_outputs).cpu().numpy()
     count_C = graph.comm.allreduce(own_C, where="class weights")
     there = count_C > 0
@@ -226,7 +226,7 @@ def _class_shares(graph: PartitionedGraph, task: MultiClass, answers: Tensor) ->
 
 
 def _zeros_per_one(graph: PartitionedGraph, answers: Tensor) -> list[float]:
-    """Of each label, zeros divided by ones; 1 where there is no one."""
+    """Return for each label its zeros divided by its ones, or 1 if it has no ones."""
     counts = torch.stack([(answers == value).sum(dim=0) for value in (0, 1)]).cpu().numpy()
     zeros_T, ones_T = graph.comm.allreduce(counts, where="positive weights")
     return np.where(ones_T > 0, zeros_T / np.maximum(ones_T, 1), 1.0).tolist()
@@ -235,16 +235,17 @@ def _zeros_per_one(graph: PartitionedGraph, answers: Tensor) -> list[float]:
 def stored_task(
     values: dict[str, Any], path: Path, lengths: Collection[int] | None = None
 ) -> BuiltInTask:
-    """The task that a checkpoint stores, with a decoder's weights still to be read.
+    """Return the task that a checkpoint stores; a decoder's weights are still to be read.
 
     Args:
-        lengths: of the checkpoint's arrays: no decoder of others is made. None: any.
+        lengths: the lengths of the checkpoint's arrays; a decoder of other sizes is refused. None
+            allows any size.
 
     Raises:
-        InputError: what is stored can't be.
+        InputError: the stored values describe no task.
     """
     known: dict[str, Any] = dict(values)
-    if "kind" not in known:  # of an earlier release
+    if "kind" not in known:  # a checkpoint of an earlier release
         former = known.get("multilabel")
         known["kind"] = "classes" if former == 0 else "labels" if former == 1 else ""
     if known.get("decoder") == "own":

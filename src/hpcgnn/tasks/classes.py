@@ -1,4 +1,4 @@
-"""One class per row, or several labels at once."""
+"""Tasks with one class per row, or with several labels per row."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ LABEL_METRICS = ("f1", "macro_f1", "auc", "average_precision")
 
 @dataclass
 class MultiClass(Labelled):
-    """One of `num_outputs` classes (int64 `[n]`, -1 unknown).
+    """The task of finding one of `num_outputs` classes (int64 `[n]`, -1 unknown).
 
-    Micro F1 (`f1`) is then the accuracy. `auc` and `average_precision` are those of
+    Micro F1 (`f1`) is then equal to the accuracy. `auc` and `average_precision` are computed for
     class 1 against class 0.
 
     Attributes:
         class_weights: weight of each class in the loss, as in torch's cross entropy.
-        label_smoothing: share of each target that is spread over all classes.
+        label_smoothing: the share of each target that is spread over all classes.
 
     Raises:
-        InputError: a metric or weights that don't fit the number of classes.
+        InputError: the metric or the weights don't fit the number of classes.
     """
 
     metric: str = "accuracy"
@@ -133,13 +133,13 @@ class MultiClass(Labelled):
 
 @dataclass
 class MultiLabel(Labelled):
-    """Each of `num_outputs` labels is there or not (int8 `[n, T]`: 0, 1, -1 unknown).
+    """The task of finding which of `num_outputs` labels apply (int8 `[n, T]`: 0, 1, -1 unknown).
 
     Attributes:
-        positive_weights: weight of a 1 of each label in the loss, or one for all.
+        positive_weights: weight of the ones of each label in the loss, or one weight for all.
 
     Raises:
-        InputError: weights that don't fit the number of labels.
+        InputError: the weights don't fit the number of labels.
     """
 
     metric: str = "f1"
@@ -191,7 +191,7 @@ class MultiLabel(Labelled):
             "f1": metrics.micro_f1(comm, output, answers),
             "macro_f1": metrics.macro_f1(comm, output, answers),
         }
-        if self.metric in ("auc", "average_precision"):  # a sort over the ranks for each label
+        if self.metric in ("auc", "average_precision"):  # one sort over the ranks per label
             area = metrics.roc_auc if self.metric == "auc" else metrics.average_precision
             found[self.metric] = metrics.mean_over_labels(area, comm, output, answers)
         return found

@@ -1,4 +1,4 @@
-"""Classes, labels or numbers of edges, read off the rows of their two nodes."""
+"""Tasks that learn classes, labels or numbers of edges from the rows of their two nodes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from hpcgnn.tasks.task import SPLITS, Labelled, TaskDefaults, check_count
 
 @dataclass
 class EdgeTask(TaskDefaults):
-    """Learns `graph.edge_labels` of the edges that `graph.edge_split` names.
+    """The task of learning `graph.edge_labels` for the edges chosen by `graph.edge_split`.
 
     Attributes:
-        answer: what is learned of an edge: `MultiClass`, `MultiLabel` or `Regression`.
-        width: of the rows that the model gives for each node.
-        module: decodes a pair of rows; None: a `PairMLP`.
-        seed: of its first weights.
+        answer: what is learned about an edge: `MultiClass`, `MultiLabel` or `Regression`.
+        width: the width of the model's output row of each node.
+        module: the decoder of a pair of rows; None: a `PairMLP`.
+        seed: the seed of its initial weights.
     """
 
     answer: Labelled
@@ -34,7 +34,7 @@ class EdgeTask(TaskDefaults):
     module: torch.nn.Module | None = None
     seed: int = 0
     num_outputs: int = field(init=False)
-    has_valid_loss = False  # `loss` is that of the pairs of training
+    has_valid_loss = False  # `loss` always uses the training pairs
 
     def __post_init__(self) -> None:
         check_count(self, "width", self.width)
@@ -50,7 +50,7 @@ class EdgeTask(TaskDefaults):
         self.num_outputs = self.width
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
-        """Every local node: any edge may end at it, here or on another rank."""
+        """Return all local nodes, as any may be an end of an edge, here or on another rank."""
         return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
 
     def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
@@ -83,8 +83,8 @@ class EdgeTask(TaskDefaults):
     def pairs(
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows:
-        """What is said of every edge of the graph, or of the pairs asked for."""
-        # A rank may have none of those that are chosen, and an empty list is false.
+        """Return the predictions for every edge of the graph, or for the chosen pairs."""
+        # Compare with None: a rank's chosen pairs may be empty, and an empty list is false.
         edges = numbered(graph, *graph.derived(EdgeEnds())) if chosen is None else chosen
         return PairRows(edges, self.answer.predictions(self._values(graph, output, edges)))
 
@@ -103,7 +103,7 @@ class EdgeTask(TaskDefaults):
         )
 
     def _supervised(self, graph: PartitionedGraph, split: str) -> tuple[NodePairs, Tensor]:
-        """The edges of a split of which something is known, and what is."""
+        """Return the edges of a split that have a known answer, and these answers."""
         labels, splits = graph.edge_labels, graph.edge_split
         if labels is None or splits is None or not self.answer.fits(labels):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Link prediction: true pairs of nodes must score above pairs that are drawn at random."""
+"""Link prediction: true pairs of nodes must score higher than randomly drawn pairs."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from hpcgnn.tasks import metrics as ranking
 from hpcgnn.tasks.pairs import DotProduct, PairRows, name_of, numbered
 from hpcgnn.tasks.task import SPLITS, TaskDefaults, check_count, checked
 
-_TRIES = 16  # a node that has nearly all others as neighbours may get a true one after so many
+_TRIES = 16  # draws per false pair; a node with edges to nearly all others may get a true one
 LINK_METRICS = ("mrr", "hits", "auc")
-_AT_A_TIME = 1 << 18  # false pairs that are ranked at a time
+_AT_A_TIME = 1 << 18  # number of false pairs ranked at a time
 
 
 @dataclass(frozen=True)
 class KnownEdges:
-    """All edges of a graph, each known by its target's rank: `source place, target place`."""
+    """All edges of a graph, `source place, target place`, each kept by the target's rank."""
 
     places: Places
-    keys: np.ndarray  # of the edges into local nodes, ascending
+    keys: np.ndarray  # keys of the edges into local nodes, ascending
 
     @staticmethod
     def of(graph: PartitionedGraph) -> KnownEdges:
-        """Every edge, also those that no message goes along; collective."""
+        """Return all edges, including those without messages; collective."""
         places = graph.derived(FindPlaces())
         source, target = graph.derived(EdgeEnds())
         keys = (target - places.first) * graph.num_nodes + source
         return KnownEdges(places, sorted_unique(keys))
 
     def contain(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Whether there is an edge between these places: bool; collective."""
+        """Return bool: whether there is an edge between each pair of places; collective."""
         comm, places = self.places.comm, self.places
         owner = places.owner(target)
         order = np.argsort(owner, kind="stable")
@@ -65,9 +65,9 @@ class KnownEdges:
 def false_targets(
     edges: KnownEdges, pairs: NodePairs, count: int, *, seed: int, epoch: int
 ) -> np.ndarray:
-    """Places of `count` nodes for each pair, int64 `[m, count]`; collective.
+    """Return the places of `count` nodes for each pair, int64 `[m, count]`; collective.
 
-    None of them is the source, or has an edge from it, unless after many draws.
+    None of them is the source or has an edge from it, except where many draws found no other.
     """
     comm, places = edges.places.comm, edges.places
     num_nodes = int(places.first_P1[-1])
@@ -87,7 +87,7 @@ def false_targets(
 
 
 def share_of(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Bool: a sample of things by their numbers, the same on any number of ranks."""
+    """Return a bool mask that samples items by their numbers, the same on any number of ranks."""
     return unit(key_of(seed, 0, _TRIES), numbers) < share
 
 
@@ -97,36 +97,37 @@ def _any(comm: Communicator, count: int) -> bool:
 
 @dataclass(frozen=True)
 class Supervision:
-    """The true pairs of each split, and all edges there are."""
+    """The true pairs of each split, and all edges of the graph."""
 
     pairs: dict[str, NodePairs]
     edges: KnownEdges
 
 
 class LinkPrediction(TaskDefaults):
-    """Learns which pairs of nodes have an edge.
+    """The task of learning which pairs of nodes have an edge.
 
-    `graph.edge_split` says which edges are true pairs of train, valid and test. `prepare` takes
-    those of valid and test out of the graph, so that no message tells the model of them; the
-    trainer calls it, and a loop of one's own must.
+    `graph.edge_split` says which edges are true pairs of train, valid and test. `prepare` removes
+    those of valid and test from the graph, so that no message reveals them to the model; the
+    trainer calls it, and a user's own training loop must do so too.
 
-    The loss is the mean binary cross entropy of the true pairs of train and of false ones that are
-    drawn anew each epoch. Metrics rank each true pair among false ones that are always the same:
-    MRR among its own, hits@k and ROC AUC among all. Those of `train` are of a sample of its pairs.
+    The loss is the mean binary cross entropy of the true pairs of train and of false pairs that
+    are drawn anew each epoch. Metrics rank each true pair among false pairs that are always the
+    same: MRR among its own, hits@k and ROC AUC among all. Metrics of `train` use a sample of its
+    pairs.
 
     Args:
-        width: of the rows that the model gives for each node.
-        module: from two rows to a score; None: their dot product.
+        width: the width of the model's output row of each node.
+        module: computes a score from two rows; None: their dot product.
         metric: `mrr`, `hits` or `auc`.
-        negatives: false pairs for each true one, each epoch.
-        ranked_against: false pairs that each true one is ranked among.
+        negatives: the number of false pairs per true pair and epoch.
+        ranked_against: the number of false pairs among which each true pair is ranked.
         hits_at: k of hits@k.
-        seed: of all draws.
+        seed: the seed of all draws.
     """
 
     larger_is_better = True
     num_outputs: int
-    has_valid_loss = False  # `loss` is that of the pairs of training
+    has_valid_loss = False  # `loss` always uses the training pairs
 
     def __init__(
         self,
@@ -153,15 +154,15 @@ class LinkPrediction(TaskDefaults):
         self._nodes: Tensor | None = None
 
     def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
-        """The graph without the edges of valid and test, which this task remembers; collective.
+        """Return the graph without the edges of valid and test, which are kept here; collective.
 
         Raises:
-            InputError: one direction of an undirected edge, or one of parallel edges, is of
-                another split.
+            InputError: the two directions of an undirected edge, or parallel edges, are in
+                different splits.
         """
         splits, known = graph.edge_split, graph.node_ids is self._nodes
         self._nodes = graph.node_ids
-        if splits is None:  # maybe because it was prepared before
+        if splits is None:  # possibly because it was prepared before
             self._supervision = self._supervision if known else None
             return graph
         source, target = graph.derived(EdgeEnds())
@@ -174,7 +175,7 @@ class LinkPrediction(TaskDefaults):
         return replace(without_edges(graph, splits > 1), edge_labels=None, edge_split=None)
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
-        """Every local node: it may be an end of any pair, here or on another rank."""
+        """Return all local nodes, as any may be an end of a pair, here or on another rank."""
         return torch.arange(graph.num_local_nodes, device=graph.node_ids.device)
 
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
@@ -218,8 +219,10 @@ class LinkPrediction(TaskDefaults):
     def pairs(
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows:
-        """The probability of pairs to be true: of those asked for, else of the true pairs of valid
-        and test, else, in a graph without a split, of all edges."""
+        """Return the probability that pairs are true: of `chosen`, if given.
+
+        The default is the true pairs of valid and test, or all edges of a graph without a split.
+        """
         pairs = self._held_out(graph) if chosen is None else chosen
         scores = torch.sigmoid(self._scores(graph, output, pairs))
         return PairRows(pairs, {"probabilities": scores.cpu().numpy()})
@@ -253,7 +256,7 @@ class LinkPrediction(TaskDefaults):
         return pair_values(graph, output, pairs, self.module)[:, 0]
 
     def _sample(self, graph: PartitionedGraph, split: str) -> NodePairs:
-        """The true pairs; of train about as many as of valid and test together."""
+        """Return the true pairs; of train about as many as of valid and test together."""
         pairs = self._known(graph).pairs
         if split != "train":
             return pairs[split]
@@ -267,14 +270,14 @@ class LinkPrediction(TaskDefaults):
     def _ranked(
         self, graph: PartitionedGraph, output: Tensor, true: NodePairs
     ) -> tuple[Tensor, Tensor]:
-        """Scores of true pairs and of the false ones of each, some pairs at a time."""
+        """Return scores of true pairs and of the false pairs of each, some pairs at a time."""
         known, step = self._known(graph), max(1, _AT_A_TIME // self.ranked_against)
         rounds = graph.comm.allreduce(-(-len(true) // step), "max", where="pieces of pairs")
         true_N = output.new_zeros(len(true))
         false_NM = output.new_zeros(len(true), self.ranked_against)
         for low in range(0, rounds * step, step):
             some = true.take(np.arange(low, max(low, min(low + step, len(true)))))
-            # Epoch 0 draws for no epoch of training.
+            # Training never draws for epoch 0.
             false = false_targets(known.edges, some, self.ranked_against, seed=self.seed, epoch=0)
             scores = self._scores(graph, output, _both(some, false))
             true_N[low : low + len(some)] = scores[: len(some)]
@@ -284,7 +287,7 @@ class LinkPrediction(TaskDefaults):
 
 
 def _both(true: NodePairs, false_mK: np.ndarray) -> NodePairs:
-    """The true pairs, then for each of them its false ones."""
+    """Return the true pairs, followed by the false pairs of each."""
     count = false_mK.shape[1]
     return NodePairs(
         np.concatenate([true.source, np.repeat(true.source, count)]),

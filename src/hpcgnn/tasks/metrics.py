@@ -12,17 +12,17 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 
-_SAMPLE = 64  # values of a rank that the cuts are chosen from
+_SAMPLE = 64  # values per rank from which the cuts are chosen
 Area = Callable[[Communicator, Tensor, Tensor], float]
 
 
 def tally(
     comm: Communicator, values_N: np.ndarray, counts_NK: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each value once, with its counts added up over all ranks; collective.
+    """Return each distinct value with its counts summed over all ranks; collective.
 
-    A rank sends a value once however often it has it, and the cuts between ranks are sampled, so
-    that no rank holds much more than its share, ties or not.
+    A rank sends each of its distinct values once, and the cuts between ranks are chosen from
+    samples, so that no rank holds much more than its share, even with ties.
 
     Args:
         values_N: float64 `[n]`, no NaN.
@@ -51,13 +51,13 @@ def _once(values_N: np.ndarray, counts_NK: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def from_lower_ranks(comm: Communicator, own_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of `own_K` (int64) over the ranks below this one, and over all; collective."""
+    """Return the sum of `own_K` (int64) over the ranks below this one, and over all; collective."""
     all_PK = np.stack(comm.allgather(own_K, where="counts of scores"))
     return all_PK[: comm.rank].sum(axis=0), all_PK.sum(axis=0)
 
 
 def accuracy(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
-    """Share of rows whose largest logit is their label."""
+    """Return the share of rows whose largest logit is that of their label."""
     right = int((logits_NC.argmax(dim=-1) == labels_N).sum())
     local = np.array([right, len(labels_N), int(logits_NC.isnan().sum())])
     hits, count, undefined = comm.allreduce(local, where="accuracy")
@@ -65,7 +65,7 @@ def accuracy(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
 
 
 def class_f1(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
-    """Macro F1: the mean F1 of the classes that are the label or the guess of a row."""
+    """Return the macro F1: the mean F1 of the classes that are some row's label or prediction."""
     guess_N = logits_NC.argmax(dim=-1)
     most = int(labels_N.max()) + 1 if len(labels_N) else 0
     most = comm.allreduce(max(most, logits_NC.shape[1]), "max", where="classes")
@@ -78,7 +78,7 @@ def class_f1(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
 
 
 def micro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
-    """2 TP / (2 TP + FP + FN) over all (row, label) pairs with a known label; 0 without any 1."""
+    """Return 2 TP / (2 TP + FP + FN) over all known (row, label) pairs; 0 without any 1."""
     counts = _label_counts(comm, logits_NT, labels_NT)
     if counts is None:
         return math.nan
@@ -87,7 +87,7 @@ def micro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
 
 
 def macro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
-    """The mean over labels of their F1, which is 0 where a label has neither a 1 nor a guess."""
+    """Return the mean F1 of the labels; it is 0 for a label without true or predicted ones."""
     counts = _label_counts(comm, logits_NT, labels_NT)
     if counts is None:
         return math.nan
@@ -98,7 +98,7 @@ def macro_f1(comm: Communicator, logits_NT: Tensor, labels_NT: Tensor) -> float:
 def _label_counts(
     comm: Communicator, logits_NT: Tensor, labels_NT: Tensor
 ) -> list[np.ndarray] | None:
-    """For each label how often it was found, guessed and true, where it is known."""
+    """Return the true positives, predicted ones and true ones of each label, over known entries."""
     known, truth, guess = labels_NT >= 0, labels_NT == 1, logits_NT > 0
     undefined = (logits_NT.isnan() & known).any()
     seen = [guess & truth, guess & known, truth, known]
@@ -107,7 +107,7 @@ def _label_counts(
 
 
 def _summed(comm: Communicator, counts: list[Tensor], undefined: Tensor) -> list[np.ndarray] | None:
-    """The counts over all ranks; None where all are 0, or anything is undefined anywhere."""
+    """Return the counts over all ranks, or None if all are 0 or any value is undefined anywhere."""
     local = torch.cat([*counts, undefined.long().reshape(1)]).cpu().numpy()
     total = comm.allreduce(local, where="F1")
     if total[-1] or not total[:-1].any():
@@ -121,7 +121,10 @@ def _mean_of_present(hits_C: np.ndarray, guessed_C: np.ndarray, true_C: np.ndarr
 
 
 def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in order, ties half."""
+    """Return the area under the ROC curve: the share of (positive, negative) pairs in order.
+
+    Ties count half.
+    """
     counts = _counts(comm, scores_N, positive_N)
     if counts is None:
         return math.nan
@@ -135,7 +138,7 @@ def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
 
 
 def average_precision(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:
-    """The sum over thresholds of precision times the recall gained there."""
+    """Return the sum over thresholds of precision times the recall gained there."""
     counts = _counts(comm, scores_N, positive_N)
     if counts is None:
         return math.nan
@@ -150,7 +153,7 @@ def average_precision(comm: Communicator, scores_N: Tensor, positive_N: Tensor) 
 
 
 def _counts(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> np.ndarray | None:
-    """Positive and negative rows at each score of this rank's share: `[u, 2]`, ascending."""
+    """Return positive and negative rows at each score of this rank's share: `[u, 2]`, ascending."""
     if _any_nan(comm, scores_N):
         return None
     positive = positive_N.detach().cpu().numpy().astype(bool)
@@ -164,7 +167,7 @@ def _any_nan(comm: Communicator, scores: Tensor) -> bool:
 
 
 def mean_over_labels(area: Area, comm: Communicator, scores_NT: Tensor, labels_NT: Tensor) -> float:
-    """Mean of an area over the labels that have both a 1 and a 0 known, as OGB's evaluator."""
+    """Return the mean of an area over labels with both a 1 and a 0 known, as in OGB's evaluator."""
     if _any_nan(comm, scores_NT[labels_NT >= 0]):
         return math.nan
     ups, downs = ((labels_NT == value).sum(dim=0).cpu().numpy() for value in (1, 0))
@@ -177,11 +180,11 @@ def mean_over_labels(area: Area, comm: Communicator, scores_NT: Tensor, labels_N
 
 
 def mean_reciprocal_rank(comm: Communicator, true_N: Tensor, false_NM: Tensor) -> float:
-    """The mean of 1 / rank of each true pair among its own false ones; ties count half.
+    """Return the mean of 1 / rank of each true pair among its own false pairs; ties count half.
 
     Args:
-        true_N: scores of this rank's true pairs.
-        false_NM: scores of the M false pairs of each.
+        true_N: the scores of this rank's true pairs.
+        false_NM: the scores of the M false pairs of each.
     """
     rank_N = _ranks(true_N, false_NM)
     undefined = bool(true_N.isnan().any()) or bool(false_NM.isnan().any())
@@ -199,9 +202,9 @@ def _ranks(true_N: Tensor, false_NM: Tensor) -> np.ndarray:
 def hits_at(
     comm: Communicator, true_N: Tensor, false_M: Tensor, most: Sequence[int]
 ) -> list[float]:
-    """For each k of `most`, the share of true pairs above the k-th highest of all false ones.
+    """Return for each k of `most` the share of true pairs above the k-th highest false pair.
 
-    It is 1 where there are fewer than k false pairs.
+    It is 1 if there are fewer than k false pairs.
     """
     scores_M = false_M.detach().cpu().double().numpy()
     undefined = bool(true_N.isnan().any()) or bool(np.isnan(scores_M).any())
@@ -224,21 +227,22 @@ def hits_at(
 
 
 def mean_absolute_error(comm: Communicator, found_NT: Tensor, true_NT: Tensor) -> float:
-    """The mean of |found - true|."""
+    """Return the mean of |found - true| per column, averaged over columns."""
     values = _Values.of(comm, found_NT, true_NT)
     return values.averaged(values.mean(np.abs(values.found - values.true)))
 
 
 def root_mean_squared_error(comm: Communicator, found_NT: Tensor, true_NT: Tensor) -> float:
-    """The square root of the mean of (found - true)^2, of each value by itself."""
+    """Return the square root of the mean of (found - true)^2 per column, averaged over columns."""
     values = _Values.of(comm, found_NT, true_NT)
     return values.averaged(np.sqrt(values.mean((values.found - values.true) ** 2)))
 
 
 def r2(comm: Communicator, found_NT: Tensor, true_NT: Tensor) -> float:
-    """1 - (squared errors) / (squared distances from the mean); nan below two known values.
+    """Return 1 - (squared errors) / (squared distances from the mean), averaged over columns.
 
-    Where the true values are all the same: 1 if they were found, else 0.
+    A column with a single known value gives nan. One whose true values are all the same gives 1 if
+    they were found, else 0.
     """
     values = _Values.of(comm, found_NT, true_NT)
     missed_T = values.mean((values.found - values.true) ** 2)
@@ -252,7 +256,7 @@ def r2(comm: Communicator, found_NT: Tensor, true_NT: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Values:
-    """This rank's values, float64 `[n, T]`; how many of each column are known on all ranks."""
+    """This rank's values, float64 `[n, T]`, and the number known in each column over all ranks."""
 
     comm: Communicator
     found: np.ndarray
@@ -271,14 +275,14 @@ class _Values:
         return _Values(comm, found, true, known, count_T)
 
     def mean(self, values_NT: np.ndarray) -> np.ndarray:
-        """Of each column, over the known values of all ranks; nan where it is not finite."""
+        """Return each column's mean over the known values of all ranks; nan if not finite."""
         sums_T = np.where(self.known, values_NT, 0).sum(axis=0)
         total_T = self.comm.allreduce(sums_T, where="deviations")
         mean_T: np.ndarray = total_T / np.maximum(self.count_T, 1)
         return np.where(np.isfinite(mean_T), mean_T, math.nan)
 
     def averaged(self, values_T: np.ndarray) -> float:
-        """Over the columns of which anything is known."""
+        """Return the mean over the columns that have known values."""
         there = self.count_T > 0
         return float(values_T[there].mean()) if there.any() else math.nan
 

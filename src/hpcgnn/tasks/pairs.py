@@ -1,4 +1,4 @@
-"""What is said of pairs of nodes, from the rows of the two; each pair has its number."""
+"""Decoders of pairs of nodes, and pairs with numbers that identify them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ class DotProduct(torch.nn.Module):
 
 
 def name_of(decoder: torch.nn.Module | None) -> str:
-    """`dot`, `mlp`, or `own`, as checkpoints call it."""
+    """Return the decoder's name in checkpoints: `dot`, `mlp`, or `own`."""
     return {DotProduct: "dot", PairMLP: "mlp"}.get(type(decoder), "own")
 
 
 class PairMLP(torch.nn.Module):
-    """A network of one hidden layer over a pair.
+    """A network with one hidden layer that decodes a pair of nodes.
 
     Args:
-        width: of a node's row.
-        outputs: numbers per pair.
-        product: read `x_src * x_dst`, the same both ways round; else both rows, one after the
-            other.
-        seed: of the first weights, the same on all ranks.
+        width: the width of a node's row.
+        outputs: the number of outputs per pair.
+        product: read `x_src * x_dst`, which is symmetric; else both rows, concatenated.
+        seed: the seed of the initial weights, the same on all ranks.
     """
 
     def __init__(self, width: int, outputs: int, *, product: bool = False, seed: int = 0) -> None:
@@ -56,23 +55,23 @@ class PairMLP(torch.nn.Module):
 
 @dataclass(frozen=True)
 class PairRows:
-    """This rank's pairs, and arrays with a row for each."""
+    """This rank's pairs, and arrays with a row for each of them."""
 
     pairs: NodePairs
     rows: dict[str, np.ndarray]
 
 
 def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) -> NodePairs:
-    """Pairs whose targets are local nodes, in the order of target's id, then source's; collective.
+    """Number pairs whose targets are local nodes by target's id, then source's id; collective.
 
-    The numbers of all ranks' pairs are 0 .. count - 1. Parallel pairs keep the order they have
-    here.
+    The numbers of all ranks' pairs are 0 .. count - 1. Parallel pairs are numbered in the order
+    given.
     """
     comm, places = graph.comm, graph.derived(FindPlaces())
     ids = graph.node_ids.cpu().numpy()
     source_id, row = places.look_up(source, ids), target - places.first
     order = np.lexsort((source_id, ids[row]))
-    # How many pairs end at the nodes before each: counted where the ids of a slab are known.
+    # The number of pairs that end at lower ids, counted on the rank that knows the slab of ids.
     holder = np.searchsorted(places.slab_P1, ids, side="right") - 1
     by_holder = np.argsort(holder, kind="stable")
     cuts = np.searchsorted(holder[by_holder], np.arange(1, comm.size))
@@ -97,7 +96,7 @@ def numbered(graph: PartitionedGraph, source: np.ndarray, target: np.ndarray) ->
 def ids_of_pairs(
     graph: PartitionedGraph, pairs: NodePairs, ids: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the user calls both nodes of each pair, from `ids` of local nodes; collective."""
+    """Return the user's ids of both nodes of each pair, from `ids` of local nodes; collective."""
     places = graph.derived(FindPlaces())
     return {
         "source_ids": places.look_up(pairs.source, ids),

@@ -1,4 +1,4 @@
-"""Settings of what is learned, and what the name of a metric says."""
+"""Settings of what is learned, and properties of metrics by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METRICS = (
 )
 NONE, BALANCED = "none", "balanced"
 _OF_EDGES = ("edge-classes", "edge-labels", "edge-values")
-_READ_BY = {  # the tasks that a setting is of, where it isn't of all
+_READ_BY = {  # the kinds of task that use a setting, unless all do
     "target": ("classes", "labels", "values"),
     "class_weights": ("classes", "edge-classes"),
     "label_smoothing": ("classes", "edge-classes"),
@@ -64,7 +64,7 @@ IN_LOSS = (
 
 
 def shown(metric: str, value: float | None) -> str:
-    """A value of a metric for people: shares in percent."""
+    """Return a value of a metric as text for display, shares in percent."""
     if value is None:
         return "-"
     if _SHARES.fullmatch(metric):
@@ -73,7 +73,7 @@ def shown(metric: str, value: float | None) -> str:
 
 
 def larger_is_better(metric: str) -> bool | None:
-    """Whether larger values of a metric of the built-in tasks are better; None of another one."""
+    """Return whether larger values of a built-in metric are better; None for other metrics."""
     if metric in _ERRORS:
         return False
     larger = metric == "r2" or _SHARES.fullmatch(metric) or _RANKINGS.fullmatch(metric)
@@ -81,7 +81,7 @@ def larger_is_better(metric: str) -> bool | None:
 
 
 def limits(metric: str) -> tuple[float, float]:
-    """The least and the most that a metric or loss of the built-in tasks can be."""
+    """Return the least and the largest possible value of a built-in metric or loss."""
     if metric == "r2":
         return -math.inf, 1.0
     if _SHARES.fullmatch(metric) or _RANKINGS.fullmatch(metric):
@@ -91,7 +91,7 @@ def limits(metric: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class TaskSettings(Section):
-    """What is learned, of nodes, edges or pairs of nodes."""
+    """Settings of what is learned about nodes, edges or pairs of nodes."""
 
     kind: str = defining("auto", "what is learned; auto: the labels of nodes", KINDS, option="task")
     target: str = defining(
@@ -121,7 +121,7 @@ class TaskSettings(Section):
 
     @property
     def on_pairs(self) -> bool:
-        """Whether edges or links are learned, which are read off rows of `pair_width`."""
+        """Whether edges or links are learned, which are decoded from rows of `pair_width`."""
         return self.kind == "links" or self.kind.startswith("edge-")
 
     def check(self) -> None:
@@ -131,10 +131,10 @@ class TaskSettings(Section):
                 weights(text, "--" + name.replace("_", "-"))
 
     def check_read(self, kind: str) -> None:
-        """Refuse settings that a task of this kind, one of `KINDS` but `auto`, doesn't read.
+        """Refuse settings that a task of this kind, one of `KINDS` but `auto`, doesn't use.
 
         Raises:
-            InputError: one is given.
+            InputError: such a setting is given.
         """
         for name, kinds in _READ_BY.items():
             value = getattr(self, name)
@@ -147,10 +147,10 @@ class TaskSettings(Section):
 
 
 def weights(text: str, option: str) -> tuple[float, ...]:
-    """Numbers with commas between.
+    """Return the numbers in a comma-separated list.
 
     Raises:
-        InputError: it is something else, or a number is not finite or negative.
+        InputError: the text is something else, or a number is not finite or negative.
     """
     return checked_weights(text.split(","), option, "none, balanced, or ", shown=text)
 

@@ -1,4 +1,4 @@
-"""What a task is: targets, loss, metrics, over the ranks; with a known answer per row."""
+"""The protocol of tasks (targets, loss, metrics), and tasks on nodes with an answer per row."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from hpcgnn.sar.pairs import NodePairs
 from hpcgnn.tasks.pairs import PairRows
 
 SPLITS = ("train", "valid", "test")
-OWN = "own"  # the kind that `stored` says of a task of the user's
+OWN = "own"  # the kind that `stored` gives for a user's own task
 _METHODS = ("targets", "loss", "metrics")
 _ASKED = ("metric", "larger_is_better")
 _OPTIONAL = ("num_outputs", "module", "stored", "prepare", "pairs", "predictions", "is_scored")
-LABELS = "labels"  # the target that is no named array
+LABELS = "labels"  # the target that is not a named array
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What is learned. `TaskDefaults` has what is optional; `as_task` adds it to any object.
+    """The protocol of what is learned.
+
+    `TaskDefaults` implements the optional members; `as_task` adds them to any object.
 
     Attributes:
-        metric: names the entry of `metrics` that chooses the best epoch.
+        metric: the name of the entry of `metrics` that chooses the best epoch.
         larger_is_better: whether larger values of it are better.
-        num_outputs: columns that the model's output must have; None where any will do.
-        module: parameters of the task's own, such as a decoder of pairs of nodes; None without.
+        num_outputs: the required number of columns of the model's output; None allows any.
+        module: a module with the task's own parameters, such as a decoder of pairs, or None.
     """
 
     metric: str
@@ -49,44 +51,44 @@ class Task(Protocol):
     def module(self) -> torch.nn.Module | None: ...
 
     def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
-        """The graph as the model may see it; the other methods are given this one; collective."""
+        """Return the graph that the model may see, which the other methods get; collective."""
         ...
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
-        """Local rows of the model's output that loss and metrics of `split` read: int64 `[m]`."""
+        """Return local rows of the output that loss and metrics of `split` read: int64 `[m]`."""
         ...
 
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
-        """This rank's share: the sum over the ranks is the loss; collective.
+        """Return this rank's share of the loss, which is the sum over the ranks; collective.
 
         Args:
-            output: row i is the model's row of local node `rows[i]`.
-            rows: the targets of `train`, rising, or a part of them.
+            output: row i is the model's output for local node `rows[i]`.
+            rows: the targets of `train`, ascending, or a part of them.
         """
         ...
 
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
     ) -> dict[str, float]:
-        """Metrics by name, the same on all ranks; nan where undefined; collective."""
+        """Return the metrics by name, the same on all ranks; nan if undefined; collective."""
         ...
 
     def stored(self) -> dict[str, Any]:
-        """What prediction needs to know of it, for checkpoints: numbers and texts."""
+        """Return what prediction needs of the task, as numbers and texts, for checkpoints."""
         ...
 
     def predictions(self, output: Tensor) -> dict[str, np.ndarray]:
-        """What is written of the model's output, a row per local node in each array."""
+        """Return the arrays to write for the model's output, with a row per local node each."""
         ...
 
     def pairs(
         self, graph: PartitionedGraph, output: Tensor, chosen: NodePairs | None = None
     ) -> PairRows | None:
-        """What is written of edges or pairs of nodes, or of these; None: of nodes; collective."""
+        """Return what to write for the task's pairs, or `chosen` ones; None: nodes; collective."""
         ...
 
     def is_scored(self, graph: PartitionedGraph, split: str) -> bool:
-        """Whether the metric of `split` is defined, which targets alone decide; collective."""
+        """Return whether the targets of `split` define its metric; collective."""
         ...
 
     def check_targets(self, graph: PartitionedGraph, rows: Tensor) -> None:
@@ -99,7 +101,7 @@ class Task(Protocol):
 
 
 class TaskDefaults:
-    """What a task need not say itself."""
+    """Defaults of the optional members of a task."""
 
     num_outputs: int | None = None
     module: torch.nn.Module | None = None
@@ -136,7 +138,7 @@ class TaskDefaults:
 
 
 class _Adapted(TaskDefaults):
-    """An object with the three methods and the two attributes, and what it has beside them."""
+    """A task made from an object with the required members and any optional ones."""
 
     def __init__(self, own: Any) -> None:
         for name in (*_METHODS, *_ASKED, *_OPTIONAL):
@@ -145,10 +147,10 @@ class _Adapted(TaskDefaults):
 
 
 def as_task(own: Any) -> Task:
-    """`own` as a `Task`: what is optional and not there is as in `TaskDefaults`.
+    """Return `own` as a `Task`, with missing optional members taken from `TaskDefaults`.
 
     Raises:
-        InputError: it lacks one of `targets`, `loss`, `metrics`, `metric` or `larger_is_better`.
+        InputError: `own` lacks `targets`, `loss`, `metrics`, `metric` or `larger_is_better`.
     """
     if isinstance(own, TaskDefaults) and isinstance(own, Task):
         return own
@@ -169,18 +171,18 @@ def as_task(own: Any) -> Task:
 
 
 def split_mask(graph: PartitionedGraph, split: str) -> Tensor | None:
-    """Bool `[n]` of the local nodes of `train`, `valid` or `test`; None without a split."""
+    """Return bool `[n]`, local nodes of `train`, `valid` or `test`; None without a split."""
     masks = dict(zip(SPLITS, (graph.train_mask, graph.valid_mask, graph.test_mask), strict=True))
     return masks[split]
 
 
 @dataclass
 class Labelled(TaskDefaults):
-    """A task on nodes, whose answers are the labels or a named array of the nodes.
+    """A task on nodes whose answers are the labels or a named array of the nodes.
 
     Attributes:
-        num_outputs: columns of the model's output.
-        metric: which of `metrics` chooses the best epoch.
+        num_outputs: the number of columns of the model's output.
+        metric: the name of the entry of `metrics` that chooses the best epoch.
         target: `labels`, or the name of an array of the nodes.
     """
 
@@ -213,36 +215,36 @@ class Labelled(TaskDefaults):
         """Refuse attributes that don't fit together."""
 
     def fits(self, answers: Tensor) -> bool:
-        """Whether answers of a graph, maybe not the one trained on, are of this kind."""
+        """Return whether answers, possibly of another graph than trained on, are of this kind."""
         raise NotImplementedError
 
     def known(self, answers: Tensor) -> Tensor:
-        """Bool `[n]`: rows of which something is known."""
+        """Return bool `[n]`: whether any answer of the row is known."""
         raise NotImplementedError
 
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """This rank's share of the loss; the ranks add up to the mean over all known rows."""
+        """Return this rank's share; the ranks' shares sum to the mean loss over all known rows."""
         raise NotImplementedError
 
     def scores(self, comm: Communicator, output: Tensor, answers: Tensor) -> dict[str, float]:
-        """Every metric over the rows of all ranks."""
+        """Return every metric over the rows of all ranks."""
         raise NotImplementedError
 
     def decided(self, comm: Communicator, answers: Tensor) -> bool:
-        """Whether the answers of all ranks define the metric."""
+        """Return whether the answers of all ranks define the metric."""
         raise NotImplementedError
 
-    # A task on nodes
+    # Methods of a task on nodes
 
     def answers(self, graph: PartitionedGraph) -> Tensor | None:
-        """What is to be found at each node; None where the graph has nothing that fits."""
+        """Return the answers of all local nodes, or None if the graph has none that fit."""
         found = graph.labels if self.target == LABELS else graph.nodes.get(self.target)
         return found if found is not None and self.fits(found) else None
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
-        """Nodes of `split` of which something is known."""
+        """Return the nodes of `split` with a known answer."""
         answers, mask = self.answers(graph), split_mask(graph, split)
         if answers is None or mask is None:
             return torch.zeros(0, dtype=torch.int64, device=graph.node_ids.device)
@@ -256,7 +258,7 @@ class Labelled(TaskDefaults):
         return self.share(graph.comm, output, answers[rows], self.weights_of(graph, rows))
 
     def weights_of(self, graph: PartitionedGraph, rows: Tensor) -> Tensor | None:
-        """Weights of these nodes in the loss; None where all weigh the same."""
+        """Return the weights of these nodes in the loss; None if all are equal."""
         return None
 
     @in_step
@@ -290,10 +292,10 @@ def check_count(task: object, name: str, value: object, least: int = 1) -> None:
 
 
 def checked(metric: str, known: tuple[str, ...], kind: str) -> str:
-    """The metric, where it is one of this kind of task; `auto`: the first.
+    """Return the metric if it is one of this kind of task; `auto` is the first.
 
     Raises:
-        InputError: it isn't.
+        InputError: the metric is not one of them.
     """
     if metric == "auto":
         return known[0]

@@ -1,4 +1,4 @@
-"""Numbers: one or several per row; squared, absolute or Huber loss; MAE, RMSE, R2."""
+"""Regression of one or several numbers per row: squared, absolute or Huber loss; MAE, RMSE, R2."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _MOST_DELTA = 1e12
 
 @dataclass
 class Regression(Labelled):
-    """`num_outputs` numbers per row (float `[n]` or `[n, W]`, NaN unknown).
+    """The task of predicting `num_outputs` numbers per row (float `[n]` or `[n, W]`, NaN unknown).
 
-    The loss is the mean over all known numbers, each with its row's weight; metrics are without
-    weights.
+    The loss is the mean over all known numbers, each with its row's weight; metrics are
+    unweighted.
 
     Attributes:
         loss_kind: `mse`, `mae` or `huber` (quadratic below `huber_delta`, linear above).
-        node_weights: name of an array of the nodes with their weights in the loss; None: 1.
+        node_weights: name of an array of the nodes with their weights in the loss; None: all are 1.
 
     Raises:
-        InputError: an unknown loss.
+        InputError: the loss is unknown.
     """
 
     metric: str = "mae"
@@ -130,7 +130,7 @@ class Regression(Labelled):
         return super().stored() | {"loss": self.loss_kind}
 
     def _values(self, answers: Tensor) -> Tensor:
-        """`[n, W]`, NaN unknown; classes and labels that are learned as numbers too."""
+        """Return `[n, W]`, NaN unknown; classes and labels may be learned as numbers too."""
         wide = answers[:, None] if answers.dim() == 1 else answers
         if wide.is_floating_point() or self.target != "labels":
             return wide.double() if wide.dtype == torch.float64 else wide.float()

@@ -1,1 +1,1 @@
-"""Graphs of other libraries in memory, to graph.h5 and back."""
+"""Conversion between in-memory graphs of other libraries and graph.h5."""

@@ -1,4 +1,4 @@
-"""Graphs of DGL, to graph.h5."""
+"""Conversion of DGL's graphs to graph.h5."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def from_dgl(
     compress: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write graph.h5 from a `DGLGraph`, of one or several types; one process, without MPI.
+    """Write graph.h5 from a `DGLGraph` of one or several types; one process, without MPI.
 
-    Of the nodes `feat`, `label`, `train_mask`, `val_mask` and `test_mask` have a place of their
-    own, of the edges `weight`, `feat`, `etype`, `label` and `split`; PyTorch Geometric's names do
-    as well. Other rows of the nodes become named arrays.
+    The node data `feat`, `label`, `train_mask`, `val_mask` and `test_mask` and the edge data
+    `weight`, `feat`, `etype`, `label` and `split` have datasets of their own; PyTorch Geometric's
+    names are recognised too. Other data with a row per node become named arrays.
 
     Args:
-        names: from names in `ndata` and `edata` to PyTorch Geometric's, such as
+        names: a mapping from names in `ndata` and `edata` to PyTorch Geometric's, such as
             `{"venue": "y", "dist": "edge_weight"}`.
         labels_as, compress, force: see `from_pyg`.
 
     Raises:
-        InputError: no graph, or one that graph.h5 can't hold.
+        InputError: `graph` is no graph, or one that graph.h5 can't hold.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)

@@ -1,4 +1,4 @@
-"""Graphs of networkx, to graph.h5."""
+"""Conversion of networkx graphs to graph.h5."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def from_networkx(
 ) -> Path:
     """Write graph.h5 from a networkx graph of any kind; one process, without MPI.
 
-    The nodes are numbered in the graph's own order; what they are called is kept, whole numbers as
-    original ids, all else as text. Edges of an undirected graph go both ways. Attributes are taken
-    by PyTorch Geometric's names (`x`, `y`, `train_mask`, ...; for edges `weight` too, 1 where one
-    has none); others that all nodes have, as numbers or rows of them, become named arrays. A node
-    without `y` has no known label.
+    The nodes are numbered in the graph's own order. Their names are kept: integers as original
+    ids, anything else as text. Each edge of an undirected graph is stored in both directions.
+    Attributes are recognised by PyTorch Geometric's names (`x`, `y`, `train_mask`, ...; for edges
+    `weight` too, which is 1 for edges without it). Other attributes that every node has, numbers
+    or rows of numbers, become named arrays. A node without `y` has no known label.
 
     Args:
-        names: from names of attributes to PyTorch Geometric's, such as `{"club": "y"}`.
+        names: a mapping from attribute names to PyTorch Geometric's, such as `{"club": "y"}`.
         labels_as, compress, force: see `from_pyg`.
 
     Raises:
-        InputError: no graph, or one that graph.h5 can't hold.
+        InputError: `graph` is no graph, or one that graph.h5 can't hold.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)
@@ -85,7 +85,7 @@ def from_networkx(
 def _columns(
     rows: list[Mapping[str, Any]], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The attributes of nodes or edges as arrays, and the names of those that can't be."""
+    """Return attributes of nodes or edges as arrays, and the names of those that can't be one."""
     absent: dict[str, Any] = {"edge_weight": 1.0, "y": None} | dict.fromkeys(MASKS, False)
     arrays, left_out = {}, []
     for name in dict.fromkeys(name for data in rows for name in data):
@@ -104,7 +104,7 @@ def _columns(
 
 
 def _with_unknown(labels: list[Any]) -> list[Any]:
-    """-1 or NaN, as the others are integers or not, where a label is None."""
+    """Replace None among labels by -1 if the other labels are integers, else by NaN."""
     known = [label for label in labels if label is not None]
     whole = np.asarray(known).dtype.kind in "iub" if known else True
     like = np.full(np.shape(known[0]) if known else (), -1 if whole else np.nan)

@@ -1,7 +1,7 @@
-"""Graphs in memory, given as arrays under PyTorch Geometric's names, on their way to graph.h5.
+"""Conversion of in-memory graphs, given as arrays under PyTorch Geometric's names, to graph.h5.
 
-Nodes: x, y, train_mask, val_mask, test_mask, node_type, original_ids (numbers or texts).
-Edges: edge_weight, edge_attr, edge_type, edge_label, edge_split. Other arrays of the nodes keep
+Node arrays: x, y, train_mask, val_mask, test_mask, node_type, original_ids (numbers or texts).
+Edge arrays: edge_weight, edge_attr, edge_type, edge_label, edge_split. Other node arrays keep
 their names.
 """
 
@@ -37,12 +37,12 @@ MASKS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 EDGE_NAMES = ("edge_weight", "edge_attr", "edge_type", "edge_label", "edge_split")
 NODE_NAMES = ("x", "y", *MASKS, "node_type", "original_ids")
 _LIMIT = 1 << 30  # bytes of edges sorted at a time
-_MOST_CONFIG = 48 << 10  # an attribute of HDF5 takes 64 KiB
+_MOST_CONFIG = 48 << 10  # an HDF5 attribute holds at most 64 KiB
 
 
 @dataclass
 class Form:
-    """How arrays came: dtype and number of dimensions by name, so that they go back like that."""
+    """Dtype and number of dimensions of each given array, so that `to_pyg` can restore them."""
 
     dtype: dict[str, str] = field(default_factory=dict)
     ndim: dict[str, int] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Form:
 
 
 def array_of(value: Any) -> Any:
-    """A tensor, array, sparse matrix or list of numbers as NumPy array or SciPy CSR; else None."""
+    """Return a tensor, array, sparse matrix or list as NumPy array or SciPy CSR, else None."""
     import scipy.sparse
     import torch
 
@@ -82,7 +82,7 @@ def array_of(value: Any) -> Any:
 
 
 def ids_of(value: Any) -> Any:
-    """A list of the texts that name nodes, or else what `array_of` makes of ids."""
+    """Return a list of texts that name nodes unchanged, and anything else as `array_of` does."""
     value = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
     texts = isinstance(value, list | tuple) and any(isinstance(text, str) for text in value)
     return list(value) if texts else array_of(value)
@@ -97,15 +97,15 @@ def nodes_of(
     prefix: str = "",
     labels_as: str | None = None,
 ) -> Nodes:
-    """The columns of `count` nodes.
+    """Return the columns of `count` nodes.
 
     Args:
-        arrays: by name, as `array_of` gives them.
-        form: notes how they came.
-        prefix: of the names there and in errors.
+        arrays: the arrays by name, as `array_of` returns them.
+        form: records the dtype and number of dimensions of each array.
+        prefix: put before the arrays' names in `form` and in errors.
 
     Raises:
-        InputError: an array of another length, or labels that may mean two things.
+        InputError: an array has another length, or the labels are ambiguous.
     """
     nodes = Nodes(labels_as=labels_as)
     left_out = []
@@ -148,10 +148,10 @@ def nodes_of(
 
 
 class _Texts:
-    """Names of nodes from a list in memory.
+    """Names of nodes, given as a list in memory.
 
     Raises:
-        InputError: not `count` texts, each once.
+        InputError: the list is not `count` distinct, non-empty texts.
     """
 
     def __init__(self, texts: list[Any], count: int, column: Column) -> None:
@@ -173,10 +173,10 @@ class _Texts:
 
 
 def typed_nodes(nodes: Nodes, count: int) -> TypedNodes:
-    """The same of one type of nodes.
+    """Return the columns of the nodes of one type, as `TypedNodes`.
 
     Raises:
-        InputError: sparse features.
+        InputError: the features are sparse.
     """
     if isinstance(nodes.features, SparseColumn):
         raise nodes.features.error("features by type must be dense: store x.to_dense()")
@@ -191,10 +191,10 @@ def edges_of(
     *,
     prefix: str = "",
 ) -> Iterator[EdgeChunk]:
-    """Edges from row 0 to row 1 of `edge_index` [2, E], with arrays of as many rows.
+    """Return an iterator over edges from row 0 to row 1 of `edge_index` [2, E] and their arrays.
 
     Raises:
-        InputError: arrays of another length or kind.
+        InputError: an array has another length or is not numeric.
     """
     column = Column(file, f"{prefix}edge_index", iter(()))
     if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype.kind not in "iu":
@@ -226,11 +226,11 @@ def edges_of(
 def write(
     source: Source, path: str | Path, form: Form, verb: str, *, force: bool, compress: bool
 ) -> Path:
-    """Write graph.h5; notes go to stderr.
+    """Write graph.h5 and print the source's notes on stderr.
 
     Raises:
-        InputError: no graph, or something lies there that isn't replaced.
-        OutputError: it can't be written.
+        InputError: the source is not a valid graph, or `path` holds something that isn't replaced.
+        OutputError: the file can't be written.
     """
     out = Path(path)
     check_output(out, GRAPH, force=force)
@@ -254,7 +254,7 @@ def _features(column: Column, array: Any) -> Column | SparseColumn:
 
 
 def _meaning(labels: np.ndarray, labels_as: str | None, column: Column) -> str | None:
-    """Floats are numbers to be predicted, unless a matrix of them may be something else."""
+    """Return what labels mean: floats are values to predict, unless a matrix is ambiguous."""
     if labels_as is not None:
         return labels_as
     floats = labels.dtype.kind == "f"

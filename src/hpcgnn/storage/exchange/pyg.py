@@ -1,4 +1,4 @@
-"""PyTorch Geometric's `Data` and `HeteroData`, to graph.h5 and back."""
+"""Conversion of PyTorch Geometric's `Data` and `HeteroData` to graph.h5 and back."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def from_pyg(
     compress: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write graph.h5 from a graph of PyTorch Geometric; one process, without MPI.
+    """Write graph.h5 from a PyTorch Geometric graph; one process, without MPI.
 
     `x`, `y`, `train_mask`, `val_mask`, `test_mask`, `node_type`, `edge_index` (or `adj_t`),
     `edge_weight`, `edge_attr`, `edge_type`, `edge_label` and `edge_split` (0 message only, 1 train,
-    2 valid, 3 test) have a place of their own, and `original_ids`, numbers or a list of texts;
-    other rows of the nodes become named arrays. What can't be kept is named on stderr. The types of
-    a `HeteroData` become node types with features by type, and relations; one type of nodes may
-    have labels and masks.
+    2 valid, 3 test) have datasets of their own, as does `original_ids`, numbers or a list of texts;
+    other arrays with a row per node become named arrays. A note on stderr lists what can't be kept.
+    The types of a `HeteroData` become node types, with features by type, and relations; only one
+    node type may have labels and masks.
 
     Args:
-        labels_as: what `y` is where it may be several things: "classes", "one-hot", "several" or
-            "values" (to be predicted; what floats are taken for).
+        labels_as: what `y` means if it is ambiguous: "classes", "one-hot", "several" or "values"
+            (numbers to be predicted; the default for floats).
         compress: gzip the datasets.
-        force: replace a former graph of that name.
+        force: replace an existing graph of that name.
 
     Raises:
-        InputError: no graph, or one that graph.h5 can't hold.
+        InputError: `data` is no graph, or one that graph.h5 can't hold.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)
@@ -122,7 +122,7 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
 
 
 def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """edge_index [2, E] and the arrays of the edges."""
+    """Return edge_index [2, E] and the arrays of the edges."""
     arrays = {name: array_of(store[name]) for name in EDGE_NAMES if name in store}
     if "edge_label_index" in store:
         raise InputError(
@@ -141,7 +141,7 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _node_arrays(store: Any, count: int) -> tuple[dict[str, Any], list[str]]:
-    """What has a row for each node; a note names the rest, but for what belongs to the edges."""
+    """Return the arrays with a row per node; a note names the others, except those of the edges."""
     arrays, others = {}, []
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
@@ -159,14 +159,14 @@ def _node_arrays(store: Any, count: int) -> tuple[dict[str, Any], list[str]]:
 
 
 def to_pyg(path: str | Path) -> Data | HeteroData:
-    """The whole graph in memory; one process, without MPI.
+    """Return the whole graph in memory; one process, without MPI.
 
-    Edges come in the order of the file: by destination, then by source. All else is, to the bit,
-    what `from_pyg` was given, but for features, labels and edge columns that became float32. A
-    graph with features by type, or with named types, is a `HeteroData`.
+    Edges are in the order of the file: by destination, then by source. Everything else is bitwise
+    what `from_pyg` was given, except features, labels and edge columns that became float32. A
+    graph with features by type, or with named types, becomes a `HeteroData`.
 
     Raises:
-        InputError: a damaged file, or no PyTorch Geometric.
+        InputError: the file is damaged, or PyTorch Geometric is not installed.
     """
     try:
         from torch_geometric.data import Data, HeteroData
@@ -223,7 +223,7 @@ def _fill_edges(
 
 @dataclass
 class _Whole:
-    """All of a file, with what its configuration says of how it came."""
+    """The whole contents of a graph file, and its configuration, which holds the arrays' forms."""
 
     path: Path
     slab: GraphSlab
@@ -232,12 +232,12 @@ class _Whole:
 
     @property
     def ends(self) -> np.ndarray:
-        """Sources and destinations: int64 [2, E]."""
+        """The sources and destinations of the edges: int64 [2, E]."""
         counts = np.diff(self.slab.indptr)
         return np.stack([self.slab.indices, np.repeat(np.arange(len(counts)), counts)])
 
     def names(self, what: str, parts: int) -> list[Any]:
-        """The names of types in the configuration, or none: it is anything a file may say."""
+        """Return the type names in the configuration; [] if invalid, as files may hold anything."""
         found = self.config.get(what)
         if not isinstance(found, list) or len(set(map(str, found))) != len(found):
             return []
@@ -257,7 +257,7 @@ class _Whole:
     def edge_kinds(
         self, types: np.ndarray, kinds: list[str]
     ) -> list[tuple[np.ndarray, tuple[str, str, str]]]:
-        """The edges of each kind, and its name."""
+        """Return the edges of each kind, and its name."""
         relation = self.slab.relation
         if relation is None:
             relation = np.zeros(len(self.slab.indices), np.int32)
@@ -285,7 +285,7 @@ class _Whole:
         ]
 
     def node_rows(self) -> dict[str, Any]:
-        """Columns of the nodes under PyTorch Geometric's names."""
+        """Return the columns of the nodes under PyTorch Geometric's names."""
         nodes, found = self.nodes, {}
         if nodes.features is not None:
             found["x"] = nodes.features
@@ -310,17 +310,17 @@ class _Whole:
         return {name: values for name, values in rows.items() if values is not None}
 
     def came(self, name: str) -> bool:
-        """Whether the configuration says that there was an array of this name."""
+        """Return whether the configuration says that the source had an array of this name."""
         return name in self._form("dtype")
 
     def as_given(self, name: str, values: Any) -> Tensor:
-        """A tensor of the type and number of dimensions that the array came with."""
+        """Return a tensor with the dtype and number of dimensions that the array was given with."""
         if isinstance(values, CsrRows):
             parts = (values.indptr, values.indices.astype(np.int64), values.data)
             pointers, columns, data = (torch.from_numpy(part) for part in parts)
             return torch.sparse_csr_tensor(
                 pointers, columns, data, values.shape, check_invariants=False
-            )  # in range, but a file may list columns in any order
+            )  # columns are in range, but may be in any order in a file
         dtype, ndim = self._form("dtype").get(name), self._form("ndim").get(name)
         if dtype in TYPES and dtype != values.dtype.name:
             values = values.astype(dtype)

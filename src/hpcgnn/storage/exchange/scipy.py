@@ -1,4 +1,4 @@
-"""Sparse matrices of SciPy, to graph.h5."""
+"""Conversion of SciPy's sparse matrices to graph.h5."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def from_scipy(
 ) -> Path:
     """Write graph.h5 from a square sparse matrix; one process, without MPI.
 
-    Entry (i, j) is an edge from i to j, weighted by it unless all are 1.
+    Entry (i, j) is an edge from i to j. Its value is the edge's weight, unless all values are 1.
 
         hpcgnn.from_scipy(adjacency, "graph.h5", x=features, y=labels, train_mask=train)
 
     Args:
         weights: False leaves the values out.
         labels_as, compress, force: see `from_pyg`.
-        nodes: what is known of the nodes, one row each: `x` (dense or sparse), `y`, `train_mask`,
+        nodes: arrays with one row per node: `x` (dense or sparse), `y`, `train_mask`,
             `val_mask`, `test_mask`, `node_type`, `original_ids` (numbers or texts); others become
             named arrays.
 
     Raises:
-        InputError: no square matrix, or what graph.h5 can't hold.
+        InputError: `matrix` is not a square sparse matrix, or graph.h5 can't hold the data.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)

@@ -1,1 +1,1 @@
-"""Random graphs made slab by slab: the same graph on any number of ranks."""
+"""Random graphs generated slab by slab, the same on any number of ranks."""

@@ -1,4 +1,4 @@
-"""Features and splits of generated nodes."""
+"""Features and splits of generated nodes, and writing of generated graphs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SLAB_VALUES = 1 << 22
 
 
 class FeatureColumns:
-    """Features: the mean of a node's class, a random vector of length about one, plus noise.
+    """Features of nodes: the mean of the class, a random vector of length about one, plus noise.
 
     Args:
-        num_features, num_classes: F and C; without classes the features are noise.
+        num_features, num_classes: F and C; without classes the features are only noise.
         noise: standard deviation of each feature around the mean.
     """
 
@@ -39,12 +39,12 @@ class FeatureColumns:
         self._means = (means / np.sqrt(max(1, num_features))).astype(np.float32)
 
     def slab(self, index: int) -> tuple[int, int]:
-        """Nodes `lo .. hi - 1` of a slab."""
+        """Return the bounds of a slab, nodes `lo .. hi - 1`."""
         lo = index * self.slab_rows
         return lo, min(self.num_nodes, lo + self.slab_rows)
 
     def features(self, index: int, labels: np.ndarray | None) -> np.ndarray:
-        """Features of a slab's nodes, whose classes are `labels`: float32 [n, F]."""
+        """Return the features of a slab's nodes, whose classes are `labels`: float32 [n, F]."""
         lo, hi = self.slab(index)
         random = streams.generator(self.seed, streams.FEATURES, index)
         features = random.standard_normal((hi - lo, self._means.shape[1]), dtype=np.float32)
@@ -55,7 +55,7 @@ class FeatureColumns:
 
 
 def split(seed: int, lo: int, hi: int, shares: tuple[float, float, float]) -> np.ndarray:
-    """Train, valid or test for each of the nodes `lo .. hi - 1`, in these shares: int8 [n]."""
+    """Return int8 [n]: train, valid or test, in these shares, for the nodes `lo .. hi - 1`."""
     draw = streams.uniform(seed, streams.SPLIT, lo, hi) * sum(shares)
     chosen = np.full(hi - lo, TEST, np.int8)
     chosen[draw < shares[0] + shares[1]] = VALID
@@ -67,7 +67,7 @@ _TAG = 71
 
 
 class Generator(Protocol):
-    """What makes a graph, slab by slab, each slab without the others."""
+    """A generator of graphs slab by slab, each independent of the others."""
 
     num_nodes: int
     num_classes: int
@@ -93,12 +93,12 @@ def write_generated(
     config: dict[str, Any],
     display: Display = SILENT,
 ) -> None:
-    """Write the graph with features, labels and a split; all ranks call.
+    """Write the graph with features, labels and a split; collective.
 
-    Memory: a slab per rank, two on rank 0. The file is the same for any number of ranks.
+    Each rank holds one slab in memory, rank 0 two. The file is the same for any number of ranks.
 
     Raises:
-        OutputError: it can't be written; then nothing is left of it.
+        OutputError: the file can't be written; nothing is left of it.
     """
     columns = FeatureColumns(graph.num_nodes, num_features, graph.num_classes, seed, noise)
     wide = graph.num_nodes > np.iinfo(np.int32).max
@@ -150,7 +150,7 @@ def _writer(
     compress: bool,
     config: dict[str, Any],
 ) -> GraphWriter | None:
-    """That of rank 0, which `stack` closes; the other ranks have none."""
+    """Return rank 0's writer, which `stack` closes; None on the other ranks."""
     writer: GraphWriter | None = None
     with agreed(comm, "generate"):
         if comm.rank == 0:
@@ -171,9 +171,9 @@ def _in_order(
     make: Callable[[int], list[np.ndarray]],
     take: Callable[[list[np.ndarray]], None],
 ) -> None:
-    """Hand what `make(0)`, `make(1)`, ... give, made by all ranks, to rank 0's `take`.
+    """Pass the results of `make(0)`, `make(1)`, ..., computed by all ranks, to rank 0's `take`.
 
-    An error on one rank is raised on all.
+    An error on one rank is raised on all ranks.
     """
     failure: Exception | None = None
     for base in range(0, total, comm.size):
@@ -189,7 +189,7 @@ def _in_order(
                 try:
                     if failure is None:
                         take(made)
-                except Exception as error:  # the others hear of it before the next slabs
+                except Exception as error:  # raised on all ranks before the next slabs
                     failure = error
         elif made:
             _send(comm, made)
@@ -199,7 +199,7 @@ def _in_order(
 
 
 def _send(comm: Communicator, arrays: list[np.ndarray]) -> None:
-    """Each array after a line that says what it is."""
+    """Send each array after a line with its dtype and shape."""
     for array in arrays:
         line = f"{array.dtype.name},{','.join(map(str, array.shape))}"
         head = np.frombuffer(line.encode().ljust(128), np.uint8)

@@ -2,7 +2,7 @@
 
 The adjacency matrix is halved level by level; an edge falls into a quadrant with probability A, B,
 B, D at each level. A slab is an aligned range of 2^k nodes, so the probability of a block of two
-slabs is a product over levels, and its edges are drawn from a random stream of their own.
+slabs is a product over levels, and its edges are drawn from a separate random stream.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from hpcgnn.storage.generate.streams import neighbour_lists
 
 A, B, D = 0.57, 0.19, 0.05
 _FREE = 2
-# Probability of a pair of bits; _FREE stands for either bit
+# Probability of a pair of bits; _FREE stands for either bit.
 _PAIRS = np.array([[A, B, A + B], [B, D, B + D], [A + B, B + D, 1]])
 
 
 class RMat:
     """An undirected R-MAT graph without loops or parallel edges, stored in both directions.
 
-    The lowest node ids have the highest degrees. So many edges are drawn that the expected number
-    of different ones is what `degree` says; the number found differs by its small fluctuation.
+    The lowest node ids have the highest degrees. The number of draws is such that the expected
+    number of distinct edges agrees with `degree`; the actual number fluctuates slightly about it.
 
     Args:
         num_nodes, num_classes: N, and C classes of consecutive nodes.
         degree: mean number of in-edges per node.
-        seed: everything follows from it.
+        seed: determines the whole graph.
 
     Raises:
         InputError: more than half of all pairs of nodes would be edges.
@@ -59,7 +59,7 @@ class RMat:
         draws = _draws_for(wanted, num_nodes, self.levels)
         self._slabs = self._cut(0, 0, 2 * draws, slab_edges)
         self.num_slabs = len(self._slabs)
-        # [slabs, levels]: the bits that a slab fixes, from the top; the others are free.
+        # [slabs, levels]: the bits that a slab fixes, from the top; all others are free.
         self._bits = np.full((self.num_slabs, self.levels), _FREE, np.int8)
         for index, (prefix, length) in enumerate(self._slabs):
             for level in range(length):
@@ -74,22 +74,22 @@ class RMat:
         self._counts[upper] = random.poisson(draws * weights[upper])
 
     def slab(self, index: int) -> tuple[int, int]:
-        """Nodes `lo .. hi - 1` of a slab."""
+        """Return the bounds of a slab, nodes `lo .. hi - 1`."""
         prefix, length = self._slabs[index]
         width = 1 << (self.levels - length)
         return prefix * width, (prefix + 1) * width
 
     def labels(self, lo: int, hi: int) -> np.ndarray:
-        """Classes of the nodes `lo .. hi - 1`: int64."""
+        """Return the classes of the nodes `lo .. hi - 1`: int64."""
         return np.arange(lo, hi) * self.num_classes // self.num_nodes
 
     def rows(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """In-neighbours of a slab's nodes: counts int64 [n], indices int64 [e], ascending."""
+        """Return a slab's in-neighbours, ascending: counts int64 [n], indices int64 [e]."""
         lo, hi = self.slab(index)
         return neighbour_lists(index, self.num_slabs, self._block, lo, hi, self.num_nodes)
 
     def _cut(self, prefix: int, length: int, draws: float, limit: int) -> list[tuple[int, int]]:
-        """Slabs below a prefix: wholly inside the graph, and of at most `limit` draws."""
+        """Return slabs below a prefix, within the graph and of at most `limit` draws each."""
         width = 1 << (self.levels - length)
         if prefix * width >= self.num_nodes:
             return []
@@ -103,7 +103,7 @@ class RMat:
         ]
 
     def _block(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the undirected edges between two slabs."""
+        """Return the ends of the undirected edges between two slabs."""
         count = int(self._counts[first, second])
         random = streams.generator(self.seed, streams.EDGES, first, second)
         one = np.zeros(count, np.int64)
@@ -121,7 +121,7 @@ class RMat:
 def _append_bits(
     one: np.ndarray, two: np.ndarray, row_bit: int, column_bit: int, random: np.random.Generator
 ) -> None:
-    """One more binary digit for both ends, drawn where it is free."""
+    """Append a binary digit to both ends, drawn at random if it is free."""
     one *= 2
     two *= 2
     if row_bit != _FREE and column_bit != _FREE:
@@ -141,10 +141,10 @@ def _append_bits(
 
 
 def _draws_for(wanted: float, num_nodes: int, levels: int) -> float:
-    """How many draws (over the whole square) give `wanted` different undirected edges.
+    """Return the number of draws (over the whole square) for `wanted` distinct undirected edges.
 
-    Pairs of nodes with the same numbers of levels in the quadrants have the same probability, and
-    there are few such kinds, so the expected number of different edges is a short sum.
+    Pairs of nodes with the same numbers of levels in each quadrant have the same probability, and
+    there are few such kinds, so the expected number of distinct edges is a short sum.
     """
     pairs = _kinds(num_nodes, levels) / 2
     corner = np.arange(levels + 1)
@@ -171,7 +171,7 @@ def _different(draws: float, pairs: np.ndarray, probability: np.ndarray) -> floa
 
 
 def _kinds(num_nodes: int, levels: int) -> np.ndarray:
-    """Cells (u, v), u and v below N, by number of levels with bits 00 and with unequal bits."""
+    """Return the number of cells (u, v), u, v < N, by levels with bits 00 and with unequal bits."""
     counts = {(True, True): np.zeros((levels + 1, levels + 1))}
     counts[True, True][0, 0] = 1
     for level in reversed(range(levels)):

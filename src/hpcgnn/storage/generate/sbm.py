@@ -1,8 +1,8 @@
 """Degree-corrected planted partition (Karrer & Newman 2011) with power-law expected degrees.
 
-The nodes are cut into slabs. The undirected edges between slab a and slab b are drawn from a random
-stream of their own, so that whoever needs the rows of a slab draws the blocks of this slab and
-nobody stores the whole graph; the edges of two slabs are drawn twice, once for either end.
+The nodes are cut into slabs. The undirected edges between slabs a and b are drawn from a separate
+random stream, so that a rank that needs the rows of a slab draws the blocks of this slab only, and
+no rank stores the whole graph. The edges between two slabs are drawn twice, once for each end.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _CACHE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Slab:
-    """The nodes of a slab ordered by class: `cumulative[k]` adds up the weights before node k."""
+    """The nodes of a slab ordered by class; `cumulative[k]` is the sum of weights before node k."""
 
     nodes: np.ndarray  # int64 [n]
     cumulative: np.ndarray  # float64 [n + 1]
     starts: np.ndarray  # int64 [classes + 1]
 
     def draw(self, at: np.ndarray) -> np.ndarray:
-        """Positions (in `nodes`) where the cumulative weight passes `at`."""
+        """Return the positions in `nodes` at which the cumulative weight passes `at`."""
         found = np.searchsorted(self.cumulative, at, side="right") - 1
         return np.minimum(found, self.nodes.size - 1)
 
@@ -46,16 +46,16 @@ class PlantedPartition:
     """An undirected graph without loops or parallel edges, stored in both directions.
 
     Args:
-        comm: ranks that share the work of counting; all construct the same graph.
+        comm: the ranks that share the counting; all construct the same graph.
         num_nodes, num_classes: classes are communities of about num_nodes / num_classes nodes.
         degree: mean number of in-edges per node.
         homophily: share of the edges that join nodes of one class.
-        exponent: of the power law of expected degrees, above 2; its tail is cut where a node would
-            know a quarter of its class.
-        seed: everything follows from it.
+        exponent: exponent of the power law of expected degrees, above 2; its tail is cut where a
+            node would be adjacent to a quarter of its class.
+        seed: determines the whole graph.
 
     Raises:
-        InputError: the classes are too small for so many edges.
+        InputError: the classes are too small for the number of edges.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PlantedPartition:
         self._share_out(np.stack([tables[s] for s in range(self.num_slabs)], axis=1), share)
 
     def _share_out(self, tables: np.ndarray, homophily: float) -> None:
-        """Settle how many edges each pair of slabs has, within classes and between them.
+        """Determine the number of edges of each pair of slabs, within and between classes.
 
         Args:
             tables: float64 [3, slabs, classes], see `_table`.
@@ -120,23 +120,23 @@ class PlantedPartition:
             self._counts[kind][upper] = share_out(wanted[kind], table[upper], offsets[kind])
 
     def slab(self, index: int) -> tuple[int, int]:
-        """Nodes `lo .. hi - 1` of a slab."""
+        """Return the bounds of a slab, nodes `lo .. hi - 1`."""
         lo = index * self.slab_rows
         return lo, min(self.num_nodes, lo + self.slab_rows)
 
     def labels(self, lo: int, hi: int) -> np.ndarray:
-        """Classes of the nodes `lo .. hi - 1`: int64."""
+        """Return the classes of the nodes `lo .. hi - 1`: int64."""
         draw = streams.uniform(self.seed, streams.CLASS, lo, hi)
         return (draw * self.num_classes).astype(np.int64)
 
     def _table(self, index: int) -> np.ndarray:
-        """Sum of weights, number of nodes and sum of squares of each class: `[3, classes]`."""
+        """Return sum of weights, number of nodes and sum of squares by class: `[3, classes]`."""
         slab = self._slab(index)
         squares = np.concatenate([[0.0], np.cumsum(np.diff(slab.cumulative) ** 2)])
         return np.stack([slab.class_weights(), np.diff(slab.starts), np.diff(squares[slab.starts])])
 
     def rows(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """In-neighbours of a slab's nodes: counts int64 [n], indices int64 [e], ascending."""
+        """Return a slab's in-neighbours, ascending: counts int64 [n], indices int64 [e]."""
         lo, hi = self.slab(index)
         return neighbour_lists(index, self.num_slabs, self._block, lo, hi, self.num_nodes)
 
@@ -154,7 +154,7 @@ class PlantedPartition:
         )
 
     def _block(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the undirected edges between two slabs."""
+        """Return the ends of the undirected edges between two slabs."""
         a, b = self._slab(first), self._slab(second)
         width = b.nodes.size
         keys = []
@@ -179,7 +179,7 @@ class PlantedPartition:
 def _draw_same(
     a: _Slab, b: _Slab, random: np.random.Generator, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of positions of one class, each end in proportion to its weight."""
+    """Return pairs of positions in the same class, each end in proportion to its weight."""
     running = np.cumsum(a.class_weights() * b.class_weights())
     kind = np.searchsorted(running, random.random(number) * running[-1], side="right")
     kind = np.minimum(kind, running.size - 1)
@@ -194,7 +194,7 @@ def _draw_same(
 def _draw_other(
     a: _Slab, b: _Slab, random: np.random.Generator, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of positions of two classes; about as many as asked for."""
+    """Return about `number` pairs of positions in different classes."""
     number += number // max(1, a.starts.size - 2)
     one, two = (slab.draw(random.random(number) * slab.cumulative[-1]) for slab in (a, b))
     classes = [

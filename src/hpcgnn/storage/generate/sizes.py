@@ -1,4 +1,4 @@
-"""How large a graph may be that is asked for."""
+"""Limits on the size of a graph to be generated."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.schema import MAX_WIDTH
 from hpcgnn.system import available_memory
 
-SLAB_EDGES = 1 << 22  # drawn at once
-_TABLES = 5  # of numbers for each pair of slabs, while they are counted
-_MOST_SHRUNK = 1000  # times, by gzip
+SLAB_EDGES = 1 << 22  # edges drawn at once
+_TABLES = 5  # tables with a number for each pair of slabs, held while edges are counted
+_MOST_SHRUNK = 1000  # the largest compression ratio of gzip
 
 
 def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: int) -> None:
-    """Raise InputError, by the name of the option, for what no generator makes."""
+    """Raise InputError, naming the option, for sizes that no generator supports."""
     values = {
         "nodes": nodes,
         "degree": degree,
@@ -43,7 +43,7 @@ def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: in
 def check_room(
     out: Path, nodes: int, degree: float, features: int, classes: int, *, compress: bool
 ) -> None:
-    """Raise InputError where the disk can't take such a file, or memory not what it is made by."""
+    """Raise InputError if the disk is too small for the file, or memory for generating it."""
     index = 4 if nodes <= np.iinfo(np.int32).max else 8
     edges = round(nodes * degree)
     needed = 8 * (nodes + 1) + index * edges + nodes * (1 + (8 if classes else 0) + 4 * features)
@@ -57,7 +57,7 @@ def check_room(
         )
     try:
         free = shutil.disk_usage(out.absolute().parent).free
-    except OSError:  # which writing will tell of
+    except OSError:  # writing will report it
         return
     if needed // (_MOST_SHRUNK if compress else 1) > free:
         raise InputError(

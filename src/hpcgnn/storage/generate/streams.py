@@ -1,4 +1,4 @@
-"""Random numbers by place, and pairs of nodes drawn from them."""
+"""Random numbers addressed by position, and pairs of nodes drawn from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(seed: int, purpose: int, low: int, high: int) -> np.ndarray:
-    """One float64 in [0, 1) for each of the numbers `low .. high - 1`."""
+    """Return one float64 in [0, 1) for each of the numbers `low .. high - 1`."""
     key = np.array([seed & _MASK], np.uint64)
     mix64(key)
     key += np.uint64(purpose)
@@ -27,7 +27,7 @@ def uniform(seed: int, purpose: int, low: int, high: int) -> np.ndarray:
 
 
 def generator(seed: int, purpose: int, first: int = 0, second: int = 0) -> np.random.Generator:
-    """A stream of its own for each (seed, purpose, first, second)."""
+    """Return an independent random stream for each (seed, purpose, first, second)."""
     key = [seed & _MASK, purpose]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, first, second]))
 
@@ -36,9 +36,9 @@ _ROUNDS = 100
 
 
 def first_distinct(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
-    """The first `count` different keys that `draw(n)` (about n keys, with repetitions) yields.
+    """Return the first `count` distinct keys of `draw(n)` (about n keys, with repetitions).
 
-    Fewer where the last of many rounds still finds too few: the block is nearly full.
+    Fewer are returned if too few were found after many rounds, as the block is nearly full.
     """
     keys = np.empty(0, np.int64)
     for _ in range(_ROUNDS):
@@ -50,16 +50,17 @@ def first_distinct(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
 
 
 def in_order_of_appearance(keys: np.ndarray) -> np.ndarray:
-    """Each key once, where it first appeared."""
+    """Return each key once, in order of first appearance."""
     first = np.unique(keys, return_index=True)[1]
     first.sort()
     return keys[first]
 
 
 def share_out(total: int, weights: np.ndarray, offset: float) -> np.ndarray:
-    """Integers within 1 of their share of `total`, adding up to it: int64 `[len(weights)]`.
+    """Return integers within 1 of their share of `total`, with sum `total`: int64 `[len(weights)]`.
 
-    `offset`, random in [0, 1), decides who gets the fractions; the mean over it is the exact share.
+    `offset`, random in [0, 1), decides which entries are rounded up; the mean over it is the exact
+    share.
     """
     running = np.cumsum(weights, dtype=np.float64)
     if running.size == 0 or running[-1] <= 0:
@@ -77,9 +78,10 @@ def neighbour_lists(
     hi: int,
     num_nodes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """In-neighbours of a slab's nodes `lo .. hi - 1`: counts int64 [hi-lo], indices int64 [e].
+    """Return in-neighbours of a slab's nodes `lo .. hi - 1`: counts int64 [n], indices int64 [e].
 
-    `block(first, second)`, first <= second, gives both ends of the undirected edges between slabs.
+    `block(first, second)`, first <= second, returns both ends of the undirected edges between two
+    slabs.
     """
     keys = []
     for other in range(num_slabs):

@@ -1,4 +1,4 @@
-"""Readers of other people's files; each gives a `Source`, which `assemble` makes into graph.h5."""
+"""Readers of other programs' files; each returns a `Source`, and `assemble` writes its graph.h5."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _REMEDIES = {
 } | dict.fromkeys(
     (".arrow", ".feather", ".orc", ".json", ".jsonl", ".avro", ".pkl"), "store Parquet or CSV"
 )
-_PAGES = 64 << 20  # of Parquet, with their dictionaries
-_COLUMNS = ("dgl", "graphml", "gexf")  # have columns with names, too
+_PAGES = 64 << 20  # bytes of Parquet pages, with their dictionaries
+_COLUMNS = ("dgl", "graphml", "gexf")  # formats with named columns, too
 _SEVERAL = ("edges", "parquet", "table", "triples")
-_TAKES = {  # options that only some formats have a use for
+_TAKES = {  # options that only some formats accept
     "--columns": ("columns", ("edges", "parquet", "table", "triples")),
     "--skip-lines": ("skip_lines", ("edges", "table", "triples")),
     "--edge-weights": ("edge_weights", ("edges",)),
@@ -66,10 +66,10 @@ _TAKES = {  # options that only some formats have a use for
 
 
 def guess_format(path: Path) -> str:
-    """The format by the name of the file or folder.
+    """Return the format that the name of the file or folder suggests.
 
     Raises:
-        InputError: the name tells nothing, or is none.
+        InputError: there is no such file, or its name suggests no format.
     """
     with reading(path):
         return _guess(path)
@@ -133,7 +133,7 @@ def _guess(path: Path) -> str:
 
 
 def prepare(format: str) -> int:
-    """Load the libraries a format needs; returns the bytes they take for themselves."""
+    """Load the libraries that a format needs; return the bytes of memory that they use."""
     if format not in ("parquet", "table"):
         return 0
     from hpcgnn.storage.importers import tables  # noqa: F401 - takes a second, and 20 MB
@@ -142,7 +142,7 @@ def prepare(format: str) -> int:
 
 
 def is_table(path: Path, format: str, options: ImportOptions) -> bool:
-    """Whether the file has named columns, or options speak of its columns as those of a table."""
+    """Return whether the file is a table: it has named columns, or options name its columns."""
     if format in ("parquet", "table"):
         return True
     if format not in ("edges", "triples") or path.suffix in (".npy", ".npz"):
@@ -156,10 +156,10 @@ def is_table(path: Path, format: str, options: ImportOptions) -> bool:
 
 
 def open_source(paths: list[Path], format: str, options: ImportOptions) -> Source:
-    """The graph in these files, about to be read.
+    """Return the graph in these files, ready to be read.
 
     Raises:
-        InputError: unreadable, or not of the format.
+        InputError: a file can't be read, or is not of the format.
     """
     if len(paths) > 1 and format not in _SEVERAL:
         raise InputError(f"the format {format} takes one source", file=paths[1])
@@ -176,7 +176,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
                 path.stat()
     path = paths[0]
     if format == "edges" and matrix_market.has_banner(path):
-        format = "mtx"  # the Network Repository calls such files .edges too
+        format = "mtx"  # the Network Repository also names such files .edges
     if is_table(path, format, options):
         from hpcgnn.storage.importers import tables
 
@@ -211,7 +211,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
 
 
 def _check_one_way(options: ImportOptions) -> None:
-    """Labels and the split of the edges come from files of their own, or from columns."""
+    """Check that edge labels and split are not given both as a file and as a column."""
     tables = options.tables or TableOptions()
     for file, column, words in (
         (options.edge_labels, tables.edge_label, "--edge-labels and --edge-label"),
@@ -222,7 +222,7 @@ def _check_one_way(options: ImportOptions) -> None:
 
 
 def _refuse_columns(path: Path, format: str, options: ImportOptions) -> None:
-    """What says something of columns says nothing of a file that has none."""
+    """Refuse options about columns for a file that has no named columns."""
     given = [] if options.tables is None or format in _COLUMNS else options.tables.given()
     if given:
         message = f"{given[0]} speaks of tables, and this is read as {format}"
@@ -242,7 +242,7 @@ def _read_xml(path: Path, options: ImportOptions) -> Source:
 
 
 def _table_options(format: str, options: ImportOptions) -> TableOptions:
-    """What `--columns` says of a table, and what the options of tables say."""
+    """Return the options of tables, completed by `--columns` and `--skip-lines`."""
     found = options.tables or TableOptions()
     if options.skip_lines is not None:
         found = replace(found, form=replace(found.form, skip_lines=options.skip_lines))

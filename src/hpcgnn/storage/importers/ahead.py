@@ -1,4 +1,4 @@
-"""Work that goes on in a second thread while its results are used."""
+"""Computation of the next item in a second thread while the current one is used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _Item = TypeVar("_Item")
 
 
 def ahead(items: Iterable[_Item]) -> Generator[_Item, None, None]:
-    """The same items, each next one made while the one before is used.
+    """Yield the same items, computing each next one while the current one is used.
 
-    NumPy, HDF5 and Arrow let other threads run while they work. Nothing is left running when this
-    iterator ends or is closed.
+    NumPy, HDF5 and Arrow let other threads run while they work. No thread is left running when
+    this iterator ends or is closed.
     """
     iterator = iter(items)
     end = object()

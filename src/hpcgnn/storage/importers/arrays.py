@@ -1,4 +1,4 @@
-"""NumPy arrays, in .npy files and .npz members, never unpickled, or in memory: front to back."""
+"""NumPy arrays from .npy files, .npz members or memory, read in order and never unpickled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.opening import DAMAGED, check_inflation, open_file, open_zip, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
 
-_HEADERS = {  # by version: bytes of the length that comes first, and the reader
+_HEADERS = {  # by version: bytes of the leading length field, and the reader
     (1, 0): (2, np.lib.format.read_array_header_1_0),
     (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
@@ -27,13 +27,13 @@ _MAX_BYTES = 1 << 60
 
 
 class ArraySource:
-    """One array in a file: its shape and type at once, its values when asked for.
+    """An array in a file: shape and dtype are read at once, values on request.
 
     Args:
-        path: a .npy file, or an .npz file and the name of the `member`.
+        path: a .npy file, or an .npz file together with the name of a `member`.
 
     Raises:
-        InputError: unreadable, no array, or an array of Python objects.
+        InputError: the file can't be read, is no array, or is an array of Python objects.
     """
 
     def __init__(self, path: Path, member: str | None = None) -> None:
@@ -71,7 +71,7 @@ class ArraySource:
                 shape, fortran, dtype = read(io.BytesIO(start + file.read(length)))
         except (OSError, *DAMAGED):
             raise
-        except Exception as error:  # the header is a Python literal: anything can be in there
+        except Exception as error:  # the header is a Python literal and may hold anything
             reason = " ".join(str(error).split())[:120]
             raise self.error(f"is no NumPy array file: {reason}") from None
         if dtype.hasobject:
@@ -85,7 +85,7 @@ class ArraySource:
         return shape, fortran and len(shape) > 1, dtype
 
     def _check_size(self, file: BinaryIO) -> None:
-        """The file, at the end of its header, holds what that announces: no less, and no more."""
+        """Check that the file holds exactly the bytes that its header announces."""
         if self.member is None:
             stored = os.fstat(file.fileno()).st_size
         else:
@@ -107,7 +107,7 @@ class ArraySource:
     def flat(
         self, first: int = 0, count: int | None = None, nbytes: int = PIECE_BYTES
     ) -> Iterator[np.ndarray]:
-        """`count` items from item `first` on, in the order of the file, in chunks of `nbytes`."""
+        """Yield `count` items from item `first` on, in file order, in chunks of `nbytes` bytes."""
         if self.dtype.kind not in "biuf":
             raise self.error("must hold numbers", str(self.dtype))
         left = (prod(self.shape) - first if count is None else count) * self.dtype.itemsize
@@ -140,7 +140,7 @@ class ArraySource:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _fill(self, file: BinaryIO, values: np.ndarray) -> None:
-        """Read as many bytes as `values` has."""
+        """Fill `values` with bytes from the file."""
         place = values.view(np.uint8).data
         while place:
             count = cast(io.BufferedIOBase, file).readinto(place)
@@ -149,7 +149,7 @@ class ArraySource:
             place = place[count:]
 
     def raw(self, limit: int) -> bytes:
-        """The bytes of the array, at most `limit`."""
+        """Return the bytes of the array, at most `limit`."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
             raise self.error(f"takes {nbytes} bytes where {limit} fit")
@@ -158,7 +158,7 @@ class ArraySource:
             return self._read(file, nbytes)
 
     def rows(self, limit: int) -> Iterator[np.ndarray]:
-        """The array in chunks along its first axis; Fortran order is loaded whole."""
+        """Yield the array in chunks along its first axis; in Fortran order it is loaded whole."""
         if self.ndim == 0:
             raise self.error("must have at least one dimension")
         if self.fortran:
@@ -175,7 +175,7 @@ class ArraySource:
             yield chunk.reshape(-1, *self.shape[1:])
 
     def load(self, limit: int) -> np.ndarray:
-        """The whole array, if it takes at most `limit` bytes."""
+        """Return the whole array, if it takes at most `limit` bytes."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
             raise self.error(f"takes {nbytes} bytes where {limit} fit: raise --memory")
@@ -184,7 +184,7 @@ class ArraySource:
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
     def column(self, limit: int) -> Column:
-        """The array as a column of the nodes."""
+        """Return the array as a column of the nodes."""
         return Column(self.path, self.member or "array", self.rows(limit))
 
 
@@ -209,12 +209,12 @@ class Archive:
         return ArraySource(self.path, name)
 
     def left_out(self, used: Container[str]) -> list[str]:
-        """A note that names the other members, if there are any."""
+        """Return a note that lists the members not in `used`, if there are any."""
         unused = [name for name in self.names if name not in used] + self.others
         return [f"ignored: {', '.join(unused)}"] if unused else []
 
     def text(self, name: str) -> str:
-        """A single short text, stored as bytes or characters."""
+        """Return a single short text, stored as bytes or characters."""
         array = self[name]
         if array.shape not in ((), (1,)) or array.dtype.kind not in "SU":
             raise array.error("must be one text", f"{array.dtype} {array.shape}")
@@ -225,7 +225,7 @@ class Archive:
             raise array.error("must be one text") from None
 
     def integer(self, name: str) -> int:
-        """A single integer."""
+        """Return a single integer."""
         array = self[name]
         if prod(array.shape) != 1 or array.dtype.kind not in "iu":
             raise array.error("must be one integer", f"{array.dtype} {array.shape}")
@@ -233,7 +233,7 @@ class Archive:
 
 
 def rechunk(chunks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in chunks of exactly `rows`, but for the last."""
+    """Yield the same rows in chunks of exactly `rows`, except for the last chunk."""
     held: list[np.ndarray] = []
     count = 0
     for chunk in chunks:
@@ -249,10 +249,10 @@ def rechunk(chunks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
 
 
 def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Chunks of several columns, cut at the same rows.
+    """Yield chunks of several columns, cut at the same rows.
 
     Raises:
-        ValueError: they end at different rows.
+        ValueError: the columns have different lengths.
     """
     iterators = [(chunk for chunk in column if chunk.shape[0]) for column in columns]
     held = [next(iterator, None) for iterator in iterators]
@@ -269,7 +269,7 @@ def together(*columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]
 
 
 class MemoryArray(ArraySource):
-    """An array that a file held; `member` is its name there."""
+    """An array in memory that was read from a file, where it was called `member`."""
 
     def __init__(self, path: Path, member: str, values: np.ndarray) -> None:
         self.path = path
@@ -295,10 +295,10 @@ class MemoryArray(ArraySource):
 
 
 class MemoryArchive(Archive):
-    """Arrays by name.
+    """Arrays in memory, by name.
 
     Args:
-        others: what else was there, and can't be an array.
+        others: names of the file's other contents, which can't be arrays.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From a source to graph.h5: edges are spooled, numbered, split, sorted by destination, written."""
+"""From a source to graph.h5: spooling, numbering, splitting, sorting and writing the edges."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from hpcgnn.storage.write.graph_writer import GraphWriter
 _ALL_LOOPS = "every edge is a self-loop: no node receives a message from another"
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
-_TRUSTED = 100  # times as many where the user has named the number
+_TRUSTED = 100  # factor by which both may be exceeded if the user has given the number
 
 
 @dataclass(frozen=True)
 class LinkSplit:
-    """Which split an edge is of follows from its two nodes and a seed.
+    """A split of the edges in which an edge's set follows from its two nodes and a seed.
 
-    So both directions of an undirected edge, and parallel edges, are of one split, and nothing has
-    to be kept in memory; the shares are met as nearly as chance does. What is left over, and
-    self-loops, are for messages alone.
+    Both directions of an undirected edge, and parallel edges, therefore fall into the same set, and
+    nothing has to be kept in memory. The shares are met on average, not exactly. The remaining
+    edges, and self-loops, are used for messages only.
 
     Attributes:
-        shares: of the edges, for train, valid and test.
+        shares: the fractions of the edges for train, valid and test.
+        seed: the seed of the random draw.
     """
 
     shares: tuple[float, float, float]
@@ -53,10 +54,10 @@ class LinkSplit:
 
     @staticmethod
     def of(text: str, seed: int) -> LinkSplit:
-        """From `0.8,0.1,0.1`.
+        """Return the split that a text such as `0.8,0.1,0.1` describes.
 
         Raises:
-            InputError: it is no three shares of at least 0, together at most 1.
+            InputError: the text is not three shares of at least 0, with a sum of at most 1.
         """
         try:
             shares = tuple(float(part) for part in text.split(","))
@@ -72,11 +73,11 @@ class LinkSplit:
         return LinkSplit((shares[0], shares[1], shares[2]), seed)
 
     def codes(self, counts: np.ndarray, sources: np.ndarray, first: int) -> np.ndarray:
-        """int8 per edge of some consecutive nodes' lists.
+        """Return an int8 split code for each edge into some consecutive nodes.
 
         Args:
-            counts: edges into each of the nodes `first` and on.
-            sources: where they come from.
+            counts: the number of edges into each of the nodes `first`, `first + 1`, ...
+            sources: the source nodes of these edges.
         """
         targets = np.repeat(np.arange(first, first + len(counts), dtype=np.int64), counts)
         low, high = np.minimum(sources, targets), np.maximum(sources, targets)
@@ -90,18 +91,19 @@ class LinkSplit:
 
 @dataclass(frozen=True)
 class Treatment:
-    """What becomes of the edges and features; None leaves the choice to the format.
+    """How edges and features are transformed; None leaves the choice to the format.
 
     Attributes:
         symmetrise: add the missing reverses and remove duplicates.
-        self_loops: "keep", "remove", or "add" one where a node has none.
-        deduplicate: one edge per source, destination and relation.
-        duplicate_weights: "max" or "sum" of the weights (and features) of duplicates.
-        reverse: turn every edge round.
+        self_loops: "keep", "remove", or "add" one to each node without one.
+        deduplicate: keep one edge per source, destination and relation.
+        duplicate_weights: "max" or "sum", how weights (and features) of duplicates are combined.
+        reverse: reverse every edge.
         inverse_relations: add the reverse of every edge under relation r + R.
         row_normalise: divide each row of the features by the sum of its absolute values.
-        trust_num_nodes: the user has named the number of nodes.
-        link_split: makes a split of the edges.
+        trust_num_nodes: the user has given the number of nodes.
+        link_split: how to split the edges, if at all.
+        compress: gzip the datasets.
     """
 
     symmetrise: bool | None = None
@@ -125,11 +127,11 @@ def assemble(
     config: dict,
     display: Display = SILENT,
 ) -> None:
-    """Write the graph; `limit` is the bytes of edges that are sorted in memory at a time.
+    """Write graph.h5; at most `limit` bytes of edges are sorted in memory at a time.
 
     Raises:
-        InputError: the source is not a graph; nothing is left under the name `out`.
-        OutputError: it can't be written.
+        InputError: the source is not a valid graph; nothing is left under the name `out`.
+        OutputError: the file can't be written.
     """
     if source.num_nodes is not None and source.num_edges is not None:
         _check_number(source.num_nodes, source.num_edges, source, treatment)
@@ -221,7 +223,7 @@ def _write_rows(
 def _number(
     source: Source, spooled: Spooled, scratch: Scratch, *, trusted: bool
 ) -> tuple[int, IdTable | None, Records]:
-    """Number of nodes, the table of their ids where they are not rows, the edges between rows."""
+    """Return the number of nodes, the table of ids unless ids are rows, and edges between rows."""
     edges = spooled.records
     if edges.count == 0 and not (source.counted or trusted):
         raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
@@ -236,7 +238,7 @@ def _number(
 
 
 def _check_number(num_nodes: int, num_edges: int, source: Source, treatment: Treatment) -> None:
-    """Refuse a number of nodes that nobody can have meant."""
+    """Refuse a number of nodes that is implausible for the number of edges."""
     if num_nodes < 1:
         raise InputError("a graph needs at least one node", file=source.file, value=num_nodes)
     usual = _FREE_NODES + _NODES_PER_EDGE * num_edges
@@ -289,7 +291,7 @@ def _rules(source: Source, treatment: Treatment, relations: int) -> RowRules:
 
 
 def _arrange(edges: Records, scratch: Scratch, rules: RowRules, relations: int) -> Records:
-    """The edges with their reverses and without self-loops, as asked for."""
+    """Return the edges with reverses added and self-loops removed, as the rules say."""
     inverse = rules.num_relations > relations
     if not (rules.symmetrise or inverse or rules.self_loops == "remove"):
         return edges

@@ -1,4 +1,4 @@
-"""Cells of a table in text: what separates them, and from their texts to times and lists."""
+"""Cells of text tables: their delimiter, and conversion of texts to times and lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.storage.importers.text import PADDED, TextBlock, is_number
 INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
 TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids takes it as text"
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # among numbers
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # in columns of numbers
 _SPREADSHEET = ("#N/A", "#DIV/0!", "#REF!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!")
 NANOSECONDS = pa.timestamp("ns")
 _GAPS = r"\s*[,;]\s*|\s+"  # between the numbers of a list
@@ -27,10 +27,10 @@ _DELIMITERS = ",\t;|"
 
 
 def times(array: pa.Array) -> pa.Array:
-    """Texts such as 2021-05-31, 2021-05-31 10:00 and 2021-05-31T10:00:00+02:00, as UTC.
+    """Return texts such as 2021-05-31, 2021-05-31 10:00, 2021-05-31T10:00:00+02:00 as UTC times.
 
     Raises:
-        ArrowInvalid: a text is no such time.
+        ArrowInvalid: a text is not such a time.
     """
     array = pc.if_else(pc.is_in(array, value_set=pa.array(MISSING)), None, array)
     zoned = pc.match_substring_regex(array, _ZONE)
@@ -40,7 +40,7 @@ def times(array: pa.Array) -> pa.Array:
 
 
 def is_quantity(text: str) -> bool:
-    """Whether it is a number as people write it, as 5%, 1 000 and (3), or a date as 31/05/2021."""
+    """Return whether a text is a formatted number (5%, 1 000 or (3)) or a date (31/05/2021)."""
     written = _QUANTITY.fullmatch(text) or _DATE.fullmatch(text)
     return bool(written) and not is_number(text)
 
@@ -51,14 +51,14 @@ def is_date(text: str) -> bool:
 
 
 def means_missing(text: str) -> bool:
-    """Whether a program writes it where a value is missing, or an error of a spreadsheet."""
+    """Return whether a text stands for a missing value, or for an error in a spreadsheet."""
     return text in MISSING or text == "?" or text in _SPREADSHEET
 
 
 def variants(texts: list[str]) -> list[str]:
-    """Two texts that differ in spaces, case or Unicode form alone; none where all differ in more.
+    """Return two texts that differ only in spaces, case or Unicode form, or [] if there are none.
 
-    Texts of one character are codes, in which case may count.
+    Texts of one character are taken for codes, in which case may be significant.
     """
     seen: dict[str, str] = {}
     for text in texts:
@@ -70,7 +70,7 @@ def variants(texts: list[str]) -> list[str]:
 
 
 def strangers(texts: list[str]) -> list[str]:
-    """What is no number among values most of which are, or no list among lists of numbers."""
+    """Return the texts that are no numbers, or no lists of numbers, if most of the others are."""
     for is_usual in (is_number, is_list):
         found = [text for text in texts if not is_usual(text) and not means_missing(text)]
         if 2 * len(found) < len(texts):
@@ -79,7 +79,7 @@ def strangers(texts: list[str]) -> list[str]:
 
 
 def are_lists(array: pa.Array) -> bool:
-    """Whether the first texts are numbers with commas between them, or in brackets."""
+    """Return whether the first texts are lists of numbers: in brackets, or with commas."""
     texts = [text.strip() for text in array.slice(0, _LOOKED_AT).drop_null().to_pylist()]
     for text in texts:
         bare = text.strip("[]()")
@@ -92,7 +92,7 @@ def are_lists(array: pa.Array) -> bool:
 
 
 def lists(array: pa.Array) -> pa.Array:
-    """Texts such as `0.5, 1` and `[0.5 1]` as lists of numbers."""
+    """Parse texts such as `0.5, 1` and `[0.5 1]` into lists of numbers."""
     bare = pc.replace_substring_regex(array, pattern=r"^[\[(\s]+|[\])\s]+$", replacement="")
     return pc.split_pattern_regex(bare, pattern=_GAPS).cast(pa.large_list(pa.float64()))
 
@@ -102,12 +102,12 @@ def is_list(text: str) -> bool:
 
 
 def has_comma(text: str) -> bool:
-    """Whether it may be a number such as 0,5 or 1,000."""
+    """Return whether a text may be a number with commas, such as 0,5 or 1,000."""
     return _COMMAS.fullmatch(text.strip()) is not None
 
 
 def have_commas(array: pa.Array) -> bool:
-    """Whether the first texts all are numbers, and some of them have a comma."""
+    """Return whether all of the first texts are numbers and some of them contain a comma."""
     texts = array.slice(0, _LOOKED_AT).drop_null().to_pylist()
     found = [has_comma(text) for text in texts if text not in MISSING]
     plain = (is_number(text.strip()) for text in texts if text not in MISSING)
@@ -115,10 +115,10 @@ def have_commas(array: pa.Array) -> bool:
 
 
 def trimmed(array: pa.Array) -> pa.Array:
-    """Texts without the spaces around them.
+    """Return the texts without leading and trailing spaces.
 
     Raises:
-        ArrowInvalid: a quote stands after a space, which parts of the text may then lie outside of.
+        ArrowInvalid: a quote follows a space, so that the quoted text may have been split wrongly.
     """
     out = pc.ascii_trim_whitespace(array)
     if pc.any(pc.starts_with(out, '"')).as_py():
@@ -127,7 +127,7 @@ def trimmed(array: pa.Array) -> pa.Array:
 
 
 def known(array: pa.Array, missing: tuple[str, ...]) -> pa.Array:
-    """Texts without empty ones, and without those that mean a missing value."""
+    """Return the texts, with empty ones and those that mean a missing value replaced by null."""
     absent = pc.equal(pc.binary_length(array), 0)
     if missing:
         absent = pc.or_(absent, pc.is_in(array, value_set=pa.array(missing, array.type)))
@@ -135,7 +135,7 @@ def known(array: pa.Array, missing: tuple[str, ...]) -> pa.Array:
 
 
 def delimiter_of(line: bytes) -> str:
-    """The character that parts the line most often, quotes apart; a space where none does."""
+    """Return the line's most frequent delimiter outside quotes, a space if there is no other."""
     bare = re.sub(rb'"[^"]*"', b"", line)
     counts = {mark: bare.count(mark.encode()) for mark in _DELIMITERS}
     best = max(counts, key=lambda mark: counts[mark])
@@ -143,17 +143,17 @@ def delimiter_of(line: bytes) -> str:
 
 
 def with_single_spaces(text: bytes) -> bytes:
-    """One space between the words of a line, and none around them."""
+    """Return the text with single spaces between words and none at the ends of lines."""
     wide = any(gap in text for gap in (b"\t", b"  ", b" \n", b"\n "))
     if not wide and text[:1] != b" " and text[-1:] != b" ":
-        return text  # what follows takes longer than all else that becomes of the text
+        return text  # the substitution below takes longer than all other processing of the text
     return re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t]+", b" ", text))
 
 
 def check_field(
     block: TextBlock, number: int, name: str, kind: str, value: str, decimal: str | None
 ) -> None:
-    """Raise InputError naming the line unless the field is of this kind, or missing."""
+    """Raise InputError naming the line unless the field is of this kind or missing."""
     if value in MISSING or kind == TEXT:
         return
     if kind == LIST:

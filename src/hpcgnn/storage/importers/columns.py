@@ -1,4 +1,4 @@
-"""The columns of the nodes, checked and written: features, labels, split, types."""
+"""Checking and writing the columns of the nodes: features, labels, split, types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
 def counted(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
-    """The chunks, once their number of rows is known not to exceed `num_nodes`."""
+    """Yield the column's chunks, checking that it has exactly `num_nodes` rows."""
     count = 0
     for rows in column.chunks:
         count += rows.shape[0]
@@ -44,7 +44,7 @@ def check_bounds(values: np.ndarray, low: int, high: int, column: Column, what: 
 
 
 def add_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """int64 sums of two lists of counts, the longer one leading."""
+    """Return the int64 sums of two arrays of counts, padding the shorter one with zeros."""
     out = np.zeros(max(a.shape[0], b.shape[0]), np.int64)
     out[: a.shape[0]] += a
     out[: b.shape[0]] += b
@@ -60,10 +60,10 @@ _CODES = {"train": 1, "valid": 2, "test": 3}
 def write_nodes(
     writer: GraphWriter, nodes: Nodes, num_nodes: int, scratch: Scratch, *, normalise: bool
 ) -> None:
-    """All columns but the original ids; `normalise` divides each row of features by its sum.
+    """Write all columns except original ids; `normalise` divides each row of features by its sum.
 
     Raises:
-        InputError: a column of another length than `num_nodes`, or a value that has no meaning.
+        InputError: a column has not `num_nodes` rows, or holds an invalid value.
     """
     known = None if nodes.split_ratio is None else Known(scratch)
     if isinstance(nodes.features, SparseColumn):
@@ -166,7 +166,7 @@ def _sparse_features(
 def _check_columns_differ(
     column: SparseColumn, chunk: SparseChunk, rows: np.ndarray, first: int
 ) -> None:
-    """A row may list a column once: some tools add the values of duplicates, others keep one."""
+    """Check that no row lists a column twice: some tools sum duplicates, others keep one."""
     entries = rows * np.int64(column.width) + chunk.indices
     if (entries[1:] > entries[:-1]).all():
         return
@@ -183,14 +183,14 @@ def _check_columns_differ(
 def label_chunks(
     column: Column, num_nodes: int, labels_as: str | None, notes: list[str]
 ) -> Iterator[np.ndarray]:
-    """int64 [n] classes, [n, T] labels or float32 values; nothing where every class is unknown.
+    """Yield int64 [n] classes, [n, T] labels or float32 values; nothing if every class is unknown.
 
     Args:
         labels_as: see `Nodes`.
-        notes: takes one on classes that no node has.
+        notes: receives a note about classes that no node has.
 
     Raises:
-        InputError: another shape, a value that is no label, or a matrix that may be one-hot.
+        InputError: the shape is wrong, a value is not a label, or a matrix may be one-hot.
     """
     unknown = 0
     population = np.zeros(0, np.int64)
@@ -249,14 +249,14 @@ def _whole_labels(rows: np.ndarray, column: Column) -> np.ndarray:
 
 
 def at_most_one(labels: np.ndarray) -> bool:
-    """Each row has a single 1 and zeros, zeros alone, or is unknown as a whole."""
+    """Return whether each row has at most a single 1 among zeros, or is entirely unknown."""
     unknown = labels < 0
     whole = unknown.all(axis=1) | ~unknown.any(axis=1)
     return bool((whole & ((labels == 1).sum(axis=1) <= 1)).all())
 
 
 def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
-    """int64 [n]: the place of the 1 in each row, -1 where there is none."""
+    """Return int64 [n]: the column of the 1 in each row, or -1 if there is no 1."""
     if not at_most_one(labels):
         raise column.error("is not one-hot: a row holds several, or some of it is unknown")
     ones = labels == 1
@@ -264,10 +264,11 @@ def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
 
 
 def split_codes(split: NodeSplit, num_nodes: int) -> Iterator[np.ndarray]:
-    """int8 [n, S] chunks: 0 none, 1 train, 2 valid, 3 test.
+    """Yield int8 [n, S] chunks: 0 none, 1 train, 2 valid, 3 test.
 
     Raises:
-        InputError: an index outside the graph, masks of another length, a node in two sets.
+        InputError: an index lies outside the graph, masks have another length, or a node is in two
+            sets.
     """
     if split.column is not None:
         for rows in counted(split.column, num_nodes):
@@ -307,7 +308,7 @@ def _given_codes(file: Path, values: np.ndarray, num_nodes: int) -> np.ndarray:
 
 
 class _NodeSet:
-    """One of train, valid and test: masks [N], [S, N] or [N, S], or a list of indices."""
+    """A set (train, valid or test), given as masks [N], [S, N] or [N, S] or a list of indices."""
 
     def __init__(self, split: NodeSplit, name: str, num_nodes: int) -> None:
         values = split.parts[name]
@@ -329,7 +330,7 @@ class _NodeSet:
             )
 
     def mask(self, low: int, high: int) -> np.ndarray:
-        """bool [high - low, S]"""
+        """Return bool [high - low, S]: which of these nodes are in the set."""
         if self._masks is not None:
             return self._masks[:, low:high].T
         first, end = np.searchsorted(self._indices, (low, high))
@@ -339,7 +340,7 @@ class _NodeSet:
 
 
 def _as_masks(values: np.ndarray, named: bool, num_nodes: int, column: Column) -> np.ndarray | None:
-    """bool [S, N], or None where the values are node numbers; `named`: they must be masks."""
+    """Return bool [S, N], or None if the values are node numbers; `named` excludes the latter."""
     if values.dtype.kind != "b":
         if values.dtype.kind not in "iuf" or not (named or values.size):
             return None

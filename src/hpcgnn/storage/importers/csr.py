@@ -1,4 +1,4 @@
-"""Adjacency matrices in .npz archives: our own CSR, and what `scipy.sparse.save_npz` stores."""
+"""Adjacency matrices in .npz archives: our own CSR, and the formats of `scipy.sparse.save_npz`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hpcgnn.storage.importers.source import Column, ImportOptions, SparseChunk, 
 
 
 def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Column | None, int]:
-    """Edges from row to column of a square matrix, their weights unless all are 1, and N.
+    """Return edges from row to column of a square matrix, their weights unless all are 1, and N.
 
     Raises:
-        InputError: a form other than csr, csc and coo, or a matrix that is not square.
+        InputError: the format is not csr, csc or coo, or the matrix is not square.
     """
     form = archive.text("format")
     if form not in ("csr", "csc", "coo"):
@@ -47,7 +47,7 @@ def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Colu
 
 
 def weights_of(data: ArraySource, options: ImportOptions) -> Column | None:
-    """The values of a matrix as weights of the edges, unless all are 1."""
+    """Return the values of a matrix as weights of the edges, or None if all are 1."""
     check_dimensions(data, 1)
     weighted = options.weights and data.dtype.kind != "b" and not _all_ones(data)
     return data.column(options.limit) if weighted else None
@@ -60,7 +60,7 @@ def _all_ones(data: ArraySource) -> bool:
 def compressed_pairs(
     indptr: ArraySource, indices: ArraySource, *, by_column: bool = False
 ) -> Column:
-    """[k, 2] chunks of (row, column) where `indptr` goes over rows, or over columns."""
+    """Return [k, 2] chunks of (row, column); `indptr` is over rows, or columns if `by_column`."""
     for array in (indptr, indices):
         check_dimensions(array, 1)
     pairs: Iterator[np.ndarray] = csr_pairs(indptr, indices)
@@ -78,7 +78,7 @@ _ENTRIES = 1 << 18
 
 
 def _pointer_chunks(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and int64 [k+1] pointers of consecutive rows, checked to rise from 0 to `total`."""
+    """Yield first row and int64 [k+1] pointers of consecutive rows, rising from 0 to `total`."""
     last = 0
     first_row = -1
     column = indptr.column(0)
@@ -101,10 +101,10 @@ def _pointer_chunks(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.n
 
 
 def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]:
-    """int64 [k, 2] chunks of (row, column).
+    """Yield int64 [k, 2] chunks of (row, column).
 
     Raises:
-        InputError: pointers that fall or don't end at the number of entries.
+        InputError: the pointers decrease, or don't end at the number of entries.
     """
     column = indices.column(0)
     pointers = _pointer_chunks(indptr, indices.shape[0])
@@ -119,7 +119,7 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
             parts.append(np.repeat(rows, cut[1:] - cut[:-1]))
             if bounds[-1] >= end:
                 break
-            first_row, bounds = next(pointers)  # raises where they don't reach the total
+            first_row, bounds = next(pointers)  # raises if they don't reach the total
         yield np.stack([np.concatenate(parts), as_ids(chunk, column)], axis=1)
         first = end
     for _ in pointers:
@@ -129,10 +129,10 @@ def csr_pairs(indptr: ArraySource, indices: ArraySource) -> Iterator[np.ndarray]
 def sparse_rows(
     indptr: ArraySource, indices: ArraySource, data: ArraySource, width: int, limit: int
 ) -> Iterator[SparseChunk]:
-    """Whole rows with about a quarter million entries in each chunk.
+    """Yield whole rows, with about 2^18 entries in each chunk.
 
     Raises:
-        InputError: bad pointers, or a row of more than `width` entries or `limit` bytes.
+        InputError: a pointer is invalid, or a row has more than `width` entries or `limit` bytes.
     """
     entry_bytes = indices.dtype.itemsize + data.dtype.itemsize
     tape = _Tape(together(indices.flat(), data.flat()))
@@ -154,7 +154,7 @@ def sparse_rows(
 
 
 class _Tape:
-    """Takes any number of rows off chunks of two columns."""
+    """A buffer from which any number of rows can be taken off chunks of two columns."""
 
     def __init__(self, chunks: Iterator[tuple[np.ndarray, ...]]) -> None:
         self._chunks = chunks

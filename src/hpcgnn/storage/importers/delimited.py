@@ -1,4 +1,4 @@
-"""Chosen columns of text files that hold numbers alone: by number, or all there are."""
+"""Text files that hold only numbers: edge lists and triples, with columns chosen by number."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ from hpcgnn.storage.importers.text import (
 def records(
     path: Path, options: ImportOptions, fields: list[tuple[str, type]], needed: int
 ) -> Iterator[tuple[Table, TextBlock, np.ndarray]]:
-    """Blocks of a text file with their structured arrays.
+    """Yield blocks of a text file with their structured arrays.
 
     Args:
-        fields: name and type of the columns; the first `needed` must be there, the others are
-            taken when `options.columns` names them. The first and the last needed one are nodes.
+        fields: name and type of the columns. The first `needed` are required, the others are read
+            if `options.columns` names them. The first and the last required columns are node ids.
 
     Raises:
-        InputError: names the line that is not as it should be, or may be no edge but sizes.
+        InputError: a line is malformed, or the first line may be the sizes of the graph and not an
+            edge; the error names the line.
     """
     found = skip_lines(blocks(path), options.skip_lines or 0)
     first, line = _first_data(found)
@@ -55,7 +56,7 @@ def records(
 
 
 def _first_data(found: Iterator[TextBlock]) -> tuple[TextBlock | None, tuple[int, bytes]]:
-    """The first block that holds data, and number and text of the line that does."""
+    """Return the first block that holds data, with number and text of its first data line."""
     barren = 0
     for block in found:
         line = next(data_lines(block), None)
@@ -74,7 +75,7 @@ def _table(
     fields: list[tuple[str, type]],
     needed: int,
 ) -> Table:
-    """How to read the columns."""
+    """Return how to read the columns."""
     delimiter = guess_delimiter(line)
     found = fields_of(line, delimiter)
     chosen = options.columns
@@ -108,7 +109,7 @@ def _table(
 
 
 def first_fields(path: Path, options: ImportOptions) -> list[str]:
-    """The fields of the first line that holds anything; none where there is no such line."""
+    """Return the fields of the first line that is not empty or a comment; [] if there is none."""
     _, (_, line) = _first_data(skip_lines(blocks(path), options.skip_lines or 0))
     found = fields_of(line, guess_delimiter(line)) if line else []
     return [readable(field) for field in found]
@@ -116,7 +117,7 @@ def first_fields(path: Path, options: ImportOptions) -> list[str]:
 
 @dataclass
 class _SizeLine:
-    """A first line that may hold the sizes of the graph: its nodes, ..., its edges."""
+    """A first line that may hold the sizes of the graph (nodes, ..., edges) instead of an edge."""
 
     block: TextBlock
     number: int
@@ -124,10 +125,10 @@ class _SizeLine:
     nodes: int
     edges: int
     largest: int = -1
-    count: int = -1  # of the lines after the first
+    count: int = -1  # number of lines after the first
 
     def compare(self, *ends: np.ndarray) -> None:
-        """Some more lines' ids of nodes."""
+        """Take note of the node ids of some more lines."""
         first = 1 if self.count < 0 < ends[0].shape[0] else 0
         self.count += ends[0].shape[0]
         for ids in ends:
@@ -144,7 +145,7 @@ class _SizeLine:
 
 
 def _size_line(block: TextBlock, table: Table, number: int, line: bytes) -> _SizeLine | None:
-    """None where the first line is a header or has no two or three natural numbers."""
+    """Return the first line as possible sizes; None if it is not two or three natural numbers."""
     words = fields_of(line, table.delimiter)
     if block.first > number or not 2 <= len(words) <= 3:
         return None
@@ -159,21 +160,21 @@ _FIELDS: list[tuple[str, type]] = [
     ("weight", np.float64),
 ]
 _HEAD = 4096
-_DIGITS = 10  # of a column's number, and more
+_DIGITS = 10  # the number of a column has fewer digits
 _SNAP = re.compile(rb"(?m)^#[^\n]*\bEdges:[ \t]*(\d+)")
 _KONECT_SIZES = re.compile(rb"%[ \t]*a?sym\b[^\n]*\n%[ \t]*(\d+)[ \t]+\d+[ \t]+\d+\b")
 _KONECT = re.compile(
     rb"%[ \t]*(sym|asym|bip)[ \t]+(\w+)[ \t]*(?:\n%[ \t]*\d+[ \t]+(\d+)[ \t]+(\d+)\b)?"
 )
-_UNWEIGHTED = (b"unweighted", b"positive")  # a third column is 1, or how often the edge occurs
+_UNWEIGHTED = (b"unweighted", b"positive")  # a third column is 1, or the edge's multiplicity
 _WEIGHTED = (b"weighted", b"posweighted", b"signed", b"multisigned", b"multiweighted")
 
 
 def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
-    """One graph from one or more text files, one .npy [2, E] or [E, 2], or a pair of .npy [E].
+    """Return the graph of text files, one .npy [2, E] or [E, 2], or a pair of .npy [E].
 
     Raises:
-        InputError: files that don't go together, or the line that is wrong.
+        InputError: the files don't go together, or a line is malformed.
     """
     arrays = [path for path in paths if path.suffix == ".npy"]
     if options.edge_weights is not None and not arrays:
@@ -202,7 +203,7 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
 
 @dataclass(frozen=True)
 class _Sides:
-    """Sizes of the two sides of a bipartite graph, each numbered from 1 in the file."""
+    """The sizes of the two sides of a bipartite graph, each numbered from 1 in the file."""
 
     left: int
     right: int
@@ -248,7 +249,7 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
 def _konect_columns(
     options: ImportOptions, weights: bytes, head: bytes, notes: list[str]
 ) -> ImportOptions:
-    """The columns of KONECT's format: from, to, weight, time."""
+    """Return the options with the columns of KONECT's format: source, destination, weight, time."""
     rows = [line for line in head.split(b"\n") if line.strip() and line[:1] != b"%"]
     columns = len(rows[0].split()) if rows else 2
     if options.columns or columns < 3 or weights not in (*_UNWEIGHTED, *_WEIGHTED):
@@ -261,7 +262,7 @@ def _konect_columns(
 
 
 def _counted(source: Source, edges: Iterator[EdgeChunk], announced: int) -> Iterator[EdgeChunk]:
-    """The same edges; a note where there are more or fewer than the header says."""
+    """Yield the same edges; add a note if their number is not that of the header."""
     found = 0
     for chunk in edges:
         found += chunk.source.shape[0]
@@ -309,10 +310,10 @@ _TRIPLE_FIELDS: list[tuple[str, type]] = [
 
 
 def read_triples(paths: list[Path], options: ImportOptions) -> Source:
-    """Edges from head to tail, each with its relation.
+    """Return a graph of edges from head to tail, each with its relation.
 
     Raises:
-        InputError: the line or the array that is wrong.
+        InputError: a line or an array is invalid.
     """
     if paths[0].suffix == ".npz" and len(paths) == 1:
         if options.columns or options.skip_lines is not None:

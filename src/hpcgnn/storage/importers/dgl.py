@@ -1,4 +1,4 @@
-"""DGL's folders of CSV files: meta.yaml, a table of nodes and one of edges."""
+"""DGL's folders of CSV files: meta.yaml, a table of nodes and a table of edges."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 def read_dgl(folder: Path, options: ImportOptions) -> Source:
-    """One type of nodes (`node_id`, `label`, `feat`, masks) and of edges (`src_id`, `dst_id`).
+    """Read one type of nodes (`node_id`, `label`, `feat`, masks) and of edges (`src_id`, `dst_id`).
 
-    Columns are chosen by the usual options of tables, where they are called otherwise.
+    Columns with other names are chosen by the usual options of tables.
 
     Raises:
-        InputError: no such file or column, several types or graphs.
+        InputError: a file or column is missing, or there are several types or graphs.
     """
     edge_files, node_files, separator = _meta(folder / _META)
     form = TextForm(delimiter=separator, header=True, decimal=".")
@@ -52,9 +52,9 @@ def read_dgl(folder: Path, options: ImportOptions) -> Source:
 
 
 def _meta(path: Path) -> tuple[list[str], list[str], str]:
-    """Files of edges and of nodes, and what parts their columns.
+    """Return the files of edges, the files of nodes, and the delimiter of their columns.
 
-    As much of YAML as such files use is read: names of files in two lists.
+    Only the part of YAML that such files use is understood: file names in two lists.
     """
     with open_binary(path) as file:
         text = file.read(_LONGEST + 1).decode("utf-8", "replace")

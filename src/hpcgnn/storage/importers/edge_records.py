@@ -1,4 +1,4 @@
-"""Edges as records in a spool: checked, with ends of 4 bytes where these do."""
+"""Edges as checked records in a spool, with 4-byte node ids if these suffice."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import as_labels, check_labels
 
 ENDS = ("source", "destination")
-_HELD = 2  # times the limit: nothing is sorted while edges are read
-_NARROW = 1 << 31  # nodes whose numbers take 4 bytes
-_MAX_RELATIONS = 1 << 16  # or as many as there are edges
+_HELD = 2  # times the limit may be held: nothing is sorted while edges are read
+_NARROW = 1 << 31  # up to this number of nodes, ids take 4 bytes
+_MAX_RELATIONS = 1 << 16  # or the number of edges, if that is larger
 
 
 @dataclass
 class Spooled:
-    """All edges, checked.
+    """All edges of a source, checked.
 
     Attributes:
-        relations: their number.
-        largest: id at an end of an edge; -1 without edges.
+        records: the edges.
+        relations: the number of relations.
+        largest: the largest node id at an end of an edge; -1 without edges.
     """
 
     records: Records
@@ -34,10 +35,10 @@ class Spooled:
 
 
 def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage) -> Spooled:
-    """Read all edges, turned round where `reverse`.
+    """Read and check all edges, reversed if `reverse`.
 
     Raises:
-        InputError: a number that can't be, naming its place.
+        InputError: a number is out of range; the error names its place.
     """
     wide = source.num_nodes is not None and source.num_nodes > _NARROW
     edges = Spooled(scratch.records(_dtype(None, wide=wide)), source.num_relations or 0)
@@ -74,7 +75,7 @@ def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage
 
 
 def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -> np.ndarray:
-    """The records of some edges, whose ends have been looked at."""
+    """Return the records of some edges, whose ends have been checked already."""
     out = np.empty(chunk.source.shape[0], dtype)
     ends = (chunk.destination, chunk.source) if reverse else (chunk.source, chunk.destination)
     out["source"], out["destination"] = ends
@@ -95,7 +96,7 @@ def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -
 
 
 def _widened(records: Records, dtype: np.dtype, source: Source, scratch: Scratch) -> Records:
-    """The same edges with ends of 8 bytes, as now is needed."""
+    """Return the same edges with 8-byte ends, which have become necessary."""
     if with_ends(records.dtype, np.int64) != dtype:
         raise InputError("all edges must have the same columns", file=source.file)
     out = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
@@ -106,7 +107,7 @@ def _widened(records: Records, dtype: np.dtype, source: Source, scratch: Scratch
 
 
 def with_ends(dtype: np.dtype, kind: type[np.signedinteger]) -> np.dtype:
-    """The type of records of edges with ends of another type."""
+    """Return a dtype of edge records with the dtype of the two ends replaced."""
     names = dtype.names or ()
     return np.dtype([(name, kind if name in ENDS else dtype[name]) for name in names])
 
@@ -119,7 +120,7 @@ def _check_edge_labels(chunk: EdgeChunk, source: Source) -> None:
 
 
 def _dtype(edges: EdgeChunk | None, *, wide: bool) -> np.dtype:
-    """Of the records of such edges."""
+    """Return the dtype of the records of such edges."""
     end = np.int64 if wide else np.int32
     fields: list[tuple] = [("source", end), ("destination", end)]
     if edges is not None and edges.weight is not None:
@@ -143,7 +144,7 @@ def _range_of_ends(edges: EdgeChunk, source: Source, name: str) -> tuple[int, in
 def _check_range(
     values: np.ndarray, top: int, edges: EdgeChunk, source: Source, what: str
 ) -> tuple[int, int]:
-    """The least and the largest, which lie in 0 .. top - 1."""
+    """Check that values lie in 0 .. top - 1, and return the smallest and the largest."""
     if values.size == 0:
         return top, -1
     low, high = int(values.min()), int(values.max())

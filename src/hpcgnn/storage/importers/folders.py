@@ -1,4 +1,4 @@
-"""Folders of files that go together: GraphSAINT's, DGL's Reddit, one file for each column."""
+"""Folders of files that form a graph: GraphSAINT's, DGL's Reddit, and one file per node column."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpcgnn.storage.importers.source import (
     Source,
 )
 
-_JSON = 24  # times its size that JSON takes in memory
+_JSON = 24  # memory that parsed JSON takes, as a multiple of the file's size
 _ROLES = {"tr": "train", "va": "valid", "te": "test"}
 
 
@@ -39,11 +39,13 @@ def read_node_files(
     arrays: dict[str, Path] | None = None,
     options: ImportOptions,
 ) -> tuple[Nodes, int | None]:
-    """The columns in these files (.npy; features also .npz of `scipy.sparse.save_npz`; split also
-    .npz with `train`, `valid`, `test`), and the number of nodes they speak of.
+    """Return the node columns in these files, and the number of nodes that they have.
+
+    Files are .npy; features may also be .npz of `scipy.sparse.save_npz`, and the split .npz with
+    `train`, `valid`, `test`.
 
     Raises:
-        InputError: unreadable, or files that disagree on the number of nodes.
+        InputError: a file can't be read, or files disagree on the number of nodes.
     """
     nodes = Nodes(labels_as=labels_as)
     known: dict[Path, int] = {}
@@ -84,7 +86,7 @@ def _array(path: Path) -> ArraySource:
 
 
 def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptions) -> None:
-    """Give the source these columns, and settle the number of nodes.
+    """Add these node columns to the source, in place of its own, and settle the number of nodes.
 
     Raises:
         InputError: the columns, the source and `options.num_nodes` disagree.
@@ -115,10 +117,10 @@ def is_reddit(folder: Path) -> bool:
 
 
 def read_graphsaint(folder: Path, options: ImportOptions) -> Source:
-    """adj_full.npz (a matrix of `scipy.sparse.save_npz`), feats.npy, class_map.json, role.json.
+    """Read adj_full.npz (of `scipy.sparse.save_npz`), feats.npy, class_map.json and role.json.
 
     Raises:
-        InputError: a file that is missing, damaged or does not fit the others.
+        InputError: a file is missing, damaged or does not fit the others.
     """
     source = _matrix(folder / "adj_full.npz", options)
     number = source.num_nodes or 0
@@ -140,10 +142,10 @@ def read_graphsaint(folder: Path, options: ImportOptions) -> Source:
 
 
 def read_reddit(folder: Path, options: ImportOptions) -> Source:
-    """reddit_graph.npz (a matrix) and reddit_data.npz: feature, label, node_types (1, 2, 3).
+    """Read reddit_graph.npz (a matrix) and reddit_data.npz: feature, label, node_types (1, 2, 3).
 
     Raises:
-        InputError: a file that is missing, damaged or does not fit the other.
+        InputError: a file is missing, damaged or does not fit the other.
     """
     source = _matrix(folder / "reddit_graph.npz", options)
     number = source.num_nodes or 0
@@ -168,7 +170,7 @@ def _rows(array: ArraySource, number: int, options: ImportOptions) -> Column:
 
 
 def _load(path: Path, options: ImportOptions) -> dict[str, Any]:
-    """A JSON object."""
+    """Return the JSON object in a file."""
     with open_binary(path) as file:
         data = file.read(options.limit // _JSON + 1)
     if len(data) > options.limit // _JSON:
@@ -183,7 +185,7 @@ def _load(path: Path, options: ImportOptions) -> dict[str, Any]:
 
 
 def _class_map(path: Path, number: int, options: ImportOptions) -> tuple[Column, str]:
-    """Labels by number of the node, and whether they are classes or several labels at once."""
+    """Return labels by node number, and whether they are "classes" or "several" labels per node."""
     found = _load(path, options)
     first = next(iter(found.values()), 0)
     several, width = isinstance(first, list), len(first) if isinstance(first, list) else 1

@@ -1,4 +1,4 @@
-"""From the ids a source uses to rows 0 .. N - 1, in bounded memory."""
+"""Mapping of the ids that a source uses to rows 0 .. N - 1, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _ENTRY = np.dtype([("id", np.int64), ("row", np.int64)])
 
 @dataclass
 class IdTable:
-    """The ids in ascending order, each with its row.
+    """The node ids in ascending order, each with its row.
 
     Attributes:
+        entries: the records of (id, row).
         consecutive: the ids are 0 .. N - 1 and each is its own row.
-        find: the rows of ids, -1 where there is none; None where that takes more than the memory
-            there is.
+        find: returns the rows of ids, -1 for unknown ids; None if a lookup table does not fit into
+            the memory allowed.
     """
 
     entries: Records
@@ -40,7 +41,7 @@ class IdTable:
 
 
 def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
-    """Number the ids at the ends of the edges, of which one is `largest`, in ascending order."""
+    """Number the ids at the ends of the edges, of which the largest is `largest`, in order."""
     if 16 * (largest + 1) <= scratch.limit:
         return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)
@@ -78,10 +79,10 @@ def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
 
 
 def given(column: Column, scratch: Scratch) -> IdTable:
-    """The table of a list that names the nodes row by row.
+    """Return the table of a list that gives the nodes' ids row by row.
 
     Raises:
-        InputError: negative, listed twice, or no integers.
+        InputError: an id is negative, listed twice, or no integer.
     """
     listed = scratch.records(_ENTRY)
     consecutive = True
@@ -106,7 +107,7 @@ def given(column: Column, scratch: Scratch) -> IdTable:
 def _finder(
     entries: Records, scratch: Scratch, largest: int
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How rows are found in memory, if they can be."""
+    """Return a function that looks up rows in memory, or None if its table would not fit."""
     if 16 * (largest + 1) <= scratch.limit:
         lookup = np.full(largest + 1, -1)
         for chunk in entries.chunks():
@@ -133,7 +134,7 @@ def _in_set(known: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def rows_of_edges(edges: Records, table: IdTable, scratch: Scratch, column: Column) -> Records:
-    """The edges with rows in the place of ids; `edges` are dropped."""
+    """Return the edges with ids replaced by rows; `edges` are dropped."""
     dtype = _with_ends_for(edges.dtype, table.count)
     if table.find is not None:
         return _found(edges, table.find, scratch.records(dtype), column, scratch.limit // 4)
@@ -156,7 +157,7 @@ def _found(
     column: Column,
     limit: int,
 ) -> Records:
-    """`out`, with the edges in their order; all ids of a large chunk are looked for at once."""
+    """Fill `out` with the edges in their order; all ids of a large chunk are looked up at once."""
     for chunk in edges.chunks(max(PIECE_BYTES, limit)):
         rows = np.empty(chunk.shape[0], out.dtype)
         for field in out.dtype.names or ():
@@ -174,7 +175,7 @@ def _found(
 
 
 def ids_by_row(table: IdTable, scratch: Scratch) -> Iterator[np.ndarray]:
-    """int64 chunks: the id of row 0, 1, 2, ...; the table is dropped."""
+    """Yield int64 chunks of the ids of rows 0, 1, 2, ...; the table is dropped."""
     for slab in sorted_slabs(table.entries, scratch, ("row",), whole=False):
         yield slab["id"]
 
@@ -188,7 +189,7 @@ def _entries(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _translate(
     edges: Records, field: str, table: IdTable, scratch: Scratch, column: Column
 ) -> Iterator[np.ndarray]:
-    """Sort by `field` and walk along the table, so that only a chunk of either is in memory."""
+    """Sort by `field` and go along the table, so that only a chunk of either is in memory."""
     chunks = table.entries.chunks()
     chunk = next(chunks, np.empty(0, _ENTRY))
     for slab in sorted_slabs(edges, scratch, (field,), whole=False):

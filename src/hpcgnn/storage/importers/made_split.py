@@ -1,4 +1,4 @@
-"""A split of the labelled nodes that is made: by shares of each class, or by time."""
+"""Splits of the labelled nodes made here: by shares of each class, or by time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hpcgnn.storage.schema import TEST, TRAIN, VALID
 _ENTRY = np.dtype([("key", np.int64), ("row", np.int64)])
 _CODE = np.dtype([("row", np.int64), ("code", np.int8)])
 _GOLDEN = 0x9E3779B97F4A7C15
-_CHANCE = np.uint64(42)  # bits of a key below those of the class
+_CHANCE = np.uint64(42)  # random bits of a key, below those of the class
 
 
 class Known:
-    """The class of each node, kept while labels pass by, until a split is made of them."""
+    """The class of each node, collected while labels are read, from which a split is then made."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._records: Records = scratch.records(np.dtype([("class", np.int64)]))
 
     def add(self, labels: np.ndarray) -> None:
-        """Labels as they are stored: classes [n], labels [n, T] or values [n] or [n, T]."""
+        """Add labels as they are stored: classes [n], labels [n, T] or values [n] or [n, T]."""
         out = np.empty(labels.shape[0], self._records.dtype)
         classes = labels.ndim == 1 and labels.dtype == np.int64
         out["class"] = labels if classes else _any_known(labels)
@@ -35,17 +35,17 @@ class Known:
 
     @property
     def count(self) -> int:
-        """Nodes whose labels were seen."""
+        """Number of nodes whose labels were added."""
         return self._records.count
 
     def split(self, ratio: tuple[float, float, float], seed: int) -> Iterator[np.ndarray]:
-        """As `split_chunks`."""
+        """Yield the codes of the split, as `split_chunks` does."""
         labels = (chunk["class"] for chunk in self._records.chunks())
         yield from split_chunks(labels, None, ratio, seed, self._scratch)
 
 
 def _any_known(labels: np.ndarray) -> np.ndarray:
-    """int64 [n]: 0 where a row has any label, else -1."""
+    """Return int64 [n]: 0 if a row has any known label, else -1."""
     rows = labels.reshape(labels.shape[0], -1)
     known = ~np.isnan(rows) if rows.dtype.kind == "f" else rows >= 0
     return np.where(known.any(axis=1), 0, -1)
@@ -59,14 +59,16 @@ def split_chunks(
     scratch: Scratch,
     notes: list[str] | None = None,
 ) -> Iterator[np.ndarray]:
-    """int8 chunks: 0 none, 1 train, 2 valid, 3 test; unlabelled nodes get 0.
+    """Yield int8 chunks: 0 none, 1 train, 2 valid, 3 test; unlabelled nodes get 0.
 
     Args:
-        labels: int64 chunks [n], -1 unknown.
-        times: int64 chunks as long: the earliest train, the latest test, whatever their class.
-        ratio: shares of train, valid and test, which add up to 1.
-        seed: of the order in each class where there are no times.
-        notes: is told of classes that are too small, and of times on both sides of a border.
+        labels: int64 chunks [n], -1: unknown.
+        times: int64 chunks of the same lengths. If given, the earliest nodes are for train and the
+            latest for test, whatever their class.
+        ratio: the shares of train, valid and test, which add up to 1.
+        seed: the seed of the random order in each class, used without `times`.
+        notes: receives notes about classes that are too small, and about nodes of equal time in
+            different sets.
     """
     notes = [] if notes is None else notes
     entries = scratch.records(_ENTRY)
@@ -130,7 +132,7 @@ def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> lis
 
 
 class _Border:
-    """Whether nodes of one time lie in two sets, of keys that rise and their codes."""
+    """A check, on ascending keys and their codes, whether nodes of equal time lie in two sets."""
 
     def __init__(self) -> None:
         self.shared = False
@@ -143,7 +145,7 @@ class _Border:
 
 
 def _codes(place: np.ndarray, count: int, ratio: tuple[float, float, float]) -> np.ndarray:
-    """int8: the set of the nodes at these places of `count`."""
+    """Return the sets, TRAIN, VALID or TEST, of the nodes at these places among `count`."""
     train = int(np.ceil(count * ratio[0] - 1e-9))
     valid = min(count, train + round(count * ratio[1]))
     return np.where(place < train, TRAIN, np.where(place < valid, VALID, TEST))

@@ -1,4 +1,4 @@
-"""MatrixMarket coordinate files: entry (i, j) is an edge from i to j."""
+"""MatrixMarket coordinate files, in which entry (i, j) is an edge from i to j."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SYMMETRIES = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
 
 
 def has_banner(path: Path) -> bool:
-    """Whether the file begins as MatrixMarket's do, whatever it is called."""
+    """Return whether the file begins with MatrixMarket's banner, whatever its name."""
     if path.suffix == ".npy":
         return False
     with open_binary(path) as file:
@@ -30,10 +30,10 @@ def has_banner(path: Path) -> bool:
 
 
 def read_matrix_market(path: Path, options: ImportOptions) -> Source:
-    """The graph of a square sparse matrix; symmetric ones are stored with both directions.
+    """Return the graph of a square sparse matrix; a symmetric one gets both directions.
 
     Raises:
-        InputError: another kind of matrix, not square, or the line that is wrong.
+        InputError: the matrix is of another kind or not square, or a line is malformed.
     """
     with open_binary(path) as file:
         _, (entries, _), size, mirror = _header(file, path)
@@ -42,7 +42,7 @@ def read_matrix_market(path: Path, options: ImportOptions) -> Source:
 
 
 def _header(file: BinaryIO, path: Path) -> tuple[list[str], tuple[int, int], int, int]:
-    """Kind and symmetry, (number of entries, line they start on), N, sign of the mirror image."""
+    """Return the first line's words, (number of entries, their first line), N and mirror sign."""
     first = _line(file, path, 1).lower().split()
     if first[:2] != ["%%matrixmarket", "matrix"] or len(first) != 5:
         raise InputError(
@@ -108,7 +108,7 @@ def _entries(path: Path, options: ImportOptions) -> Iterator[EdgeChunk]:
 
 
 class _Triangle:
-    """The one side of the diagonal that a matrix stores whose mirror image is added."""
+    """A check that a matrix whose mirror image is added stores one side of its diagonal only."""
 
     def __init__(self, mirror: int) -> None:
         self._mirror = mirror

@@ -1,4 +1,4 @@
-"""METIS .graph files: line k lists the neighbours of node k, counted from 1."""
+"""METIS .graph files, in which line k lists the neighbours of node k, counted from 1."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from hpcgnn.storage.importers.source import EdgeChunk, ImportOptions, Source
 from hpcgnn.storage.importers.text import TextBlock, blocks, check_number, skip_lines
 
 _COMMENT = re.compile(rb"^%[^\n]*(?:\n|\Z)", re.MULTILINE)
-_DIGITS = 18  # what surely fits 64 bits
+_DIGITS = 18  # numbers with this many digits fit 64 bits
 
 
 @dataclass(frozen=True)
 class _Header:
     num_nodes: int
     num_edges: int
-    skipped: int  # numbers before the neighbours: size and weights of the node
+    skipped: int  # numbers before the neighbours: the node's size and weights
     weighted: bool
     keep_weights: bool = True
 
 
 def read_metis(path: Path, options: ImportOptions) -> Source:
-    """The graph of a METIS file; weights and sizes of nodes are passed over.
+    """Return the graph of a METIS file; weights and sizes of nodes are ignored.
 
     Raises:
-        InputError: the line that is wrong, counts that differ from the header's, or an edge that
-            stands at one end only.
+        InputError: a line is malformed, counts differ from the header's, or an edge is listed at
+            one end only.
     """
     header, line = _read_header(path)
     if not options.weights:
@@ -51,7 +51,7 @@ def read_metis(path: Path, options: ImportOptions) -> Source:
 
 
 def _read_header(path: Path) -> tuple[_Header, int]:
-    """The header and the number of its line."""
+    """Return the header and the number of its line."""
     barren = 0
     for block in blocks(path):
         for offset, line in enumerate(block.text.split(b"\n")):
@@ -81,7 +81,7 @@ def _parse_header(block: TextBlock, line: bytes) -> _Header:
 def _checked(
     path: Path, lines: Callable[[], Iterator[TextBlock]], header: _Header
 ) -> Iterator[EdgeChunk]:
-    """The edges, once it is known that each stands at both ends."""
+    """Yield the edges, then check that each was listed at both ends."""
     both = BothEnds()
     for edges in _edges(path, lines(), header):
         both.add(edges)
@@ -116,7 +116,7 @@ def _edges(path: Path, lines: Iterator[TextBlock], header: _Header) -> Iterator[
 
 
 class _Numbers:
-    """The numbers in a block: `values`, `line` (from 0, comments not counted), `place` in it."""
+    """The numbers in a block: `values`, `line` (from 0, without comments), `place` in the line."""
 
     def __init__(self, block: TextBlock, lines_left: int) -> None:
         self.block = block
@@ -158,7 +158,7 @@ class _Numbers:
         return out
 
     def number_of(self, line: int) -> int:
-        """Number in the file of a line counted without comments."""
+        """Return the number in the file of a line that is counted without comments."""
         for offset, text in enumerate(self.block.text.split(b"\n")):
             if not text.startswith(b"%"):
                 line -= 1
@@ -173,7 +173,7 @@ class _Numbers:
 
 
 def _neighbours(numbers: _Numbers, first: int, header: _Header) -> EdgeChunk:
-    """The edges of nodes `first`, `first + 1`, ... listed in these lines."""
+    """Return the edges of nodes `first`, `first + 1`, ... that these lines list."""
     short = numbers.counts < header.skipped
     if header.weighted:
         short |= (numbers.counts - header.skipped) % 2 == 1

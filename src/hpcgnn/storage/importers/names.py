@@ -1,4 +1,4 @@
-"""Text ids of nodes: numbered by a hash, kept as text, in bounded memory."""
+"""Text ids of nodes: numbered by a hash and kept as text, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.spool import Records, Scratch
 
-LONGEST = 1 << 12  # bytes of an id
+LONGEST = 1 << 12  # bytes that an id may have
 _WORD = 8
 _ENTRY = np.dtype(
     [("id", np.int64), ("check", np.uint64), ("sequence", np.int64), ("length", np.int64)]
@@ -24,11 +24,11 @@ _SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)
 
 
 def hashes(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """int64 ids from 0 and uint64 checks: two hashes of each text, none of which may be null."""
+    """Return int64 ids from 0 and uint64 checks: two hashes of each text; no text may be null."""
     lengths, data = raw(strings)
     padded = np.zeros(data.shape[0] + _WORD, np.uint8)
     padded[: data.shape[0]] = data
-    # Words of eight bytes that begin at any byte.
+    # Overlapping words of eight bytes, one starting at each byte.
     words = np.ndarray((data.shape[0] + 1,), np.dtype("<u8"), padded.data, strides=(1,))
     starts = np.cumsum(lengths) - lengths
     first = lengths.astype(np.uint64) + np.uint64(_SEEDS[0])
@@ -52,7 +52,7 @@ def _rotated(words: np.ndarray, bits: int) -> np.ndarray:
 
 
 def raw(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The lengths in bytes, int64, and the bytes of all texts in a row."""
+    """Return the lengths of the texts in bytes, int64, and the concatenated bytes."""
     strings = strings.cast(pa.large_string())
     _, offsets_buffer, data = strings.buffers()
     count, first = len(strings), strings.offset
@@ -64,11 +64,11 @@ def raw(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 class NameStore:
-    """Every text id once, in the order in which they are first met.
+    """The distinct text ids, in the order in which they are first added.
 
     Args:
-        file: what errors speak of.
-        limit: bytes of hashes that are held in memory.
+        file: the file that errors name.
+        limit: bytes of hashes held in memory.
     """
 
     def __init__(self, file: Path, limit: int) -> None:
@@ -79,30 +79,30 @@ class NameStore:
         self._complete = True
 
     def begin(self, scratch: Scratch) -> None:
-        """Where to keep them; called once, before anything is added."""
+        """Set where the ids are stored; to be called once, before anything is added."""
         self._scratch = scratch
         self._entries = scratch.records(_ENTRY)
         self._bytes = scratch.records(_BYTE)
 
     def add(self, strings: pa.Array) -> np.ndarray:
-        """int64 [n] the ids of these texts, which are kept where they are new."""
+        """Return int64 [n], the ids of these texts, and keep the texts that are new."""
         encoded = strings.dictionary_encode()
         texts = encoded.dictionary
         ids, checks = hashes(texts)
-        order = np.argsort(ids)  # of neighbours that are looked for, the cache knows the way
+        order = np.argsort(ids)  # sorted look-ups make better use of the cache
         new = np.sort(order[~self._are_known(ids[order], checks[order])])
         self._keep(texts.take(pa.array(new)), ids[new], checks[new])
         self._remember(ids[new], checks[new])
         return ids[encoded.indices.to_numpy()]
 
     def codes(self, strings: pa.Array) -> np.ndarray:
-        """int64 [n] the ids that these texts have or would have; none is kept."""
+        """Return int64 [n], the ids that these texts have or would get; none is kept."""
         encoded = strings.dictionary_encode()
         ids, _ = hashes(encoded.dictionary)
         return ids[encoded.indices.to_numpy()]
 
     def add_rows(self, strings: pa.Array) -> np.ndarray:
-        """The same of a list that names every node once: the order of the rows is kept."""
+        """Add a list that names every node once, in the order of rows; return ids int64 [n]."""
         ids, checks = hashes(strings)
         self._keep(strings, ids, checks)
         return ids
@@ -127,7 +127,7 @@ class NameStore:
         return out
 
     def _remember(self, ids: np.ndarray, checks: np.ndarray) -> None:
-        """Sorted lists, each longer than the next: merging them costs little in all."""
+        """Remember ids in sorted arrays, each longer than the next, so that merging stays cheap."""
         held = sum(known.shape[0] for known, _ in self._known)
         if 32 * (held + ids.shape[0]) > self._limit:
             self._complete = False
@@ -135,7 +135,7 @@ class NameStore:
         while self._known and self._known[-1][0].shape[0] < 2 * ids.shape[0]:
             known, known_checks = self._known.pop()
             ids, checks = np.concatenate([known, ids]), np.concatenate([known_checks, checks])
-        order = np.argsort(ids, kind="stable")  # which merges what is sorted in parts
+        order = np.argsort(ids, kind="stable")  # a stable sort merges sorted runs
         ids, checks = ids[order], checks[order]
         if (ids[1:] == ids[:-1]).any():
             raise self._alike()
@@ -148,12 +148,12 @@ class NameStore:
         )
 
     def ids(self) -> Iterator[np.ndarray]:
-        """int64 chunks: the id of each row."""
+        """Yield int64 chunks: the id of each row."""
         for chunk in self._rows():
             yield np.ascontiguousarray(chunk["id"])
 
     def _rows(self) -> Iterator[np.ndarray]:
-        """Chunks of `_KEPT`, ascending by sequence: each id at its first appearance."""
+        """Yield chunks of `_KEPT`, ascending by sequence: each id at its first appearance."""
         if self._complete:
             yield from self._entries.chunks()
             return
@@ -176,7 +176,7 @@ class NameStore:
         yield from sorted_slabs(kept, self._scratch, ("sequence",), whole=False)
 
     def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """By row: lengths in bytes, and the bytes in a row."""
+        """Yield, by row, the lengths in bytes and the concatenated bytes of the names."""
         rows = self._rows()
         kept = next(rows, np.empty(0, _KEPT))
         text = _Bytes(self._bytes)
@@ -196,7 +196,7 @@ class NameStore:
 
 
 class _Bytes:
-    """A list of bytes, read from its start."""
+    """A spooled array of bytes, read from its start."""
 
     def __init__(self, records: Records) -> None:
         self._chunks = records.chunks()

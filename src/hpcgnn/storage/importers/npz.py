@@ -1,9 +1,9 @@
-"""Graphs in .npz archives: adjacency in CSR or as pairs, or triples, and columns of the nodes.
+"""Graphs in .npz archives: adjacency in CSR or as pairs, or triples, and node columns.
 
-Arrays (all plain numbers; none is unpickled):
-    indptr, indices                    row i lists the nodes that edges from i lead to
-    what `scipy.sparse.save_npz` stores of a square matrix as csr, csc or coo: entry (i, j) is an
-                                       edge from i to j, weighted by it unless all are 1
+Arrays that are read (plain numbers only; nothing is unpickled):
+    indptr, indices                    row i lists the destinations of the edges from i
+    a square matrix stored by `scipy.sparse.save_npz` as csr, csc or coo: entry (i, j) is an edge
+                                       from i to j, its value the weight unless all are 1
     edge_index or edges                [2, E] or [E, 2]: source and destination
     subject or head, relation, object or tail        [E] each; num_nodes, num_relations
     weight [E], edge_features [E, D], edge_label [E] or [E, W], edge_split [E] of 0 .. 3
@@ -11,7 +11,7 @@ Arrays (all plain numbers; none is unpickled):
     labels [N] or [N, T]; train, valid, test: indices, or masks [N] or [S, N]
     type [N], typed_features_<t> [N_t, F_t], original_ids [N]
     array_<name> [N] or [N, W]: kept as graph.nodes["<name>"]
-Other programs' names are known too: x, y, edge_weight, edge_attr, train_mask and val_mask of
+Other programs' names are recognised too: x, y, edge_weight, edge_attr, train_mask and val_mask of
 PyTorch Geometric, train_idx and val_idx, adj_indptr, adj_indices, adj_data and attr_indptr ... or
 adj_matrix.indptr ... of Shchur's graphs.
 """
@@ -66,14 +66,14 @@ _TYPED = re.compile(r"typed_features_(0|[1-9][0-9]{0,8})")
 _NAMED = "array_"
 _SPARSE = ("feature_indptr", "feature_indices", "feature_data", "feature_shape")
 _MASKS = ("_mask", "_masks")
-LOOK_ALIKE = {  # as whole words: what other programs call the like
+LOOK_ALIKE = {  # other programs' names for these arrays, as whole words
     "features": re.compile(r"(?i)(^|_)(x|feats?|features?|attrs?|attributes?|emb\w*)(_|$)"),
     "labels": re.compile(r"(?i)(^|_)(y|labels?|class(es)?|targets?)(_|$)"),
 }
 
 
 class _Members:
-    """The arrays of the archive under our names; remembers which were asked for."""
+    """The arrays of the archive under our names, with a record of those that were used."""
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
@@ -93,10 +93,10 @@ class _Members:
         return None
 
     def leave_out(self, names: tuple[str, ...]) -> None:
-        """Pass over these arrays.
+        """Exclude these arrays.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is no array of that name.
         """
         for name in names:
             if name not in self.archive:
@@ -107,7 +107,7 @@ class _Members:
             self.archive.others.append(name)
 
     def refuse_look_alikes(self, nodes: Nodes, num_nodes: int | None) -> None:
-        """Features or labels under a name that nobody reads must not be lost in silence."""
+        """Refuse features or labels that would be ignored silently because of their name."""
         for what, pattern in LOOK_ALIKE.items():
             if getattr(nodes, what) is not None or (what == "features" and nodes.typed_features):
                 continue
@@ -146,16 +146,16 @@ class _Members:
 
 
 def is_triples(path: Path) -> bool:
-    """Whether the archive holds triples rather than an adjacency."""
+    """Return whether the archive holds triples rather than an adjacency."""
     archive = Archive(path)
     return "relation" in archive and ("subject" in archive or "head" in archive)
 
 
 def read_npz(path: Path, options: ImportOptions, *, triples: bool = False) -> Source:
-    """The graph of an .npz archive; `triples`: it must have relations.
+    """Return the graph of an .npz archive; with `triples`, it must have relations.
 
     Raises:
-        InputError: no edges in a known form, arrays of wrong shape or type.
+        InputError: there are no edges in a known form, or an array has a wrong shape or dtype.
     """
     if triples and not is_triples(path):
         raise InputError("has no triples: head, relation and tail are needed", file=path)
@@ -163,10 +163,10 @@ def read_npz(path: Path, options: ImportOptions, *, triples: bool = False) -> So
 
 
 def read_archive(archive: Archive, options: ImportOptions) -> Source:
-    """The graph of these arrays.
+    """Return the graph of these arrays.
 
     Raises:
-        InputError: as `read_npz`.
+        InputError: as in `read_npz`.
     """
     path = archive.path
     members = _Members(archive)
@@ -196,10 +196,11 @@ def read_archive(archive: Archive, options: ImportOptions) -> Source:
 
 
 def read_sparse_features(path: Path, options: ImportOptions) -> tuple[SparseColumn, int]:
-    """A matrix stored by `scipy.sparse.save_npz` in CSR form, and its number of rows.
+    """Return a matrix stored by `scipy.sparse.save_npz` in CSR form, and its number of rows.
 
     Raises:
-        InputError: another form, such as CSC, or none that is said where rows may be columns.
+        InputError: the form is another, such as CSC, or is not stored and the matrix is square, so
+            that rows may be columns.
     """
     archive = Archive(path)
     said = archive.text("format") if "format" in archive else None
@@ -216,7 +217,7 @@ def read_sparse_features(path: Path, options: ImportOptions) -> tuple[SparseColu
 
 
 def read_split(path: Path, options: ImportOptions) -> tuple[NodeSplit, list[str]]:
-    """`train`, `valid` and `test` of an archive, under any of their names; notes on the rest."""
+    """Return `train`, `valid` and `test` of an archive, under any of their names, and notes."""
     members = _Members(Archive(path))
     found = _split(members, options)
     if found is None:
@@ -227,8 +228,10 @@ def read_split(path: Path, options: ImportOptions) -> tuple[NodeSplit, list[str]
 def _edges(
     members: _Members, options: ImportOptions
 ) -> tuple[Iterator[EdgeChunk], int | None, int | None, bool]:
-    """The edges, their number where it is known; from a matrix, the number of nodes; whether they
-    are pairs of node numbers.
+    """Return the edges, their number and the number of nodes if known, and whether they are pairs.
+
+    The number of nodes is known from a matrix or row pointers; other edges are pairs of node
+    numbers.
     """
     ends, weight, number = _ends(members, options)
     if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
@@ -249,7 +252,7 @@ def _edges(
 
 
 def _ends(members: _Members, options: ImportOptions) -> tuple[Column, Column | None, int | None]:
-    """Both ends of the edges, in whichever form; of a matrix also weights and number of nodes."""
+    """Return the ends of the edges; from a matrix also the weights and the number of nodes."""
     path = members.archive.path
     forms = [
         name
@@ -315,7 +318,7 @@ def _edge_column(
 
 
 def _nodes(members: _Members, options: ImportOptions) -> tuple[Nodes, dict[str, int]]:
-    """The columns of the nodes, and how many nodes each speaks of."""
+    """Return the columns of the nodes, and the number of nodes in each."""
     path = members.archive.path
     known: dict[str, int] = {}
     nodes = Nodes(split=_split(members, options))

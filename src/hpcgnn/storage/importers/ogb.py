@@ -1,4 +1,4 @@
-"""OGB's raw folders: raw/*.csv.gz (or raw/data.npz) and split/*/; or a name the package knows."""
+"""OGB's raw folders, raw/*.csv.gz (or raw/data.npz) and split/*/, or data sets by name."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def counted(edges: Iterator[EdgeChunk], announced: int, path: Path) -> Iterator[
 
 
 def split_scheme(folder: Path, options: ImportOptions) -> Path | None:
-    """The folder of the chosen split; None without any."""
+    """Return the folder of the chosen split, or None if there is no split."""
     schemes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if not schemes:
         return None
@@ -87,7 +87,7 @@ def split_scheme(folder: Path, options: ImportOptions) -> Path | None:
 
 
 def read_ogb_types(path: Path, options: ImportOptions) -> Source:
-    """Types in the order of their names, as OGB's loader has them.
+    """Return a graph with types, which are ordered by name as in OGB's loader.
 
     Raises:
         InputError: a file is missing or damaged, or several types have labels.
@@ -135,7 +135,7 @@ def _need(path: Path) -> Column:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """The fields of a small text file."""
+    """Return the fields of each line of a small text file."""
     with open_binary(path) as file:
         text = file.read(_MOST_BYTES)
         if file.read(1):
@@ -145,7 +145,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """A line of names and a line of values."""
+    """Return a line of names and a line of values as a dictionary."""
     rows = _lines(path)
     if len(rows) != 2 or len(rows[0]) != len(rows[1]) or len(set(rows[0])) != len(rows[0]):
         raise InputError("must hold a line of types and a line of one value for each", file=path)
@@ -163,7 +163,7 @@ def _counts(path: Path) -> dict[str, int]:
 
 
 def _chosen(path: Path, counts: dict[str, int]) -> list[str]:
-    """The types that the file says True of."""
+    """Return the types for which the file says True."""
     chosen = [name for name, value in _table(path).items() if value.lower() in ("true", "1")]
     for name in chosen:
         if name not in counts:
@@ -197,10 +197,10 @@ def _left_out_of_types(raw: Path) -> list[str]:
 
 
 def read_ogb(path: Path, options: ImportOptions) -> Source:
-    """The graph of a folder that has `raw/` and `split/`, or of a name such as ogbn-arxiv.
+    """Return the graph of a folder with `raw/` and `split/`, or of a name such as ogbn-arxiv.
 
     Raises:
-        InputError: no such folder or name, several graphs, or a file that is damaged.
+        InputError: there is no such folder or name, there are several graphs, or a file is damaged.
     """
     inverse = None
     if not path.exists() and path.name.startswith("ogbn-"):
@@ -221,7 +221,7 @@ def read_ogb(path: Path, options: ImportOptions) -> Source:
 
 
 def _by_package(name: str, options: ImportOptions) -> tuple[Path, bool]:
-    """The folder the package has downloaded, and whether its edges miss their reverses."""
+    """Return the folder that the package downloaded, and whether its edges lack their reverses."""
     try:
         from ogb.nodeproppred import NodePropPredDataset
     except ImportError:
@@ -231,7 +231,7 @@ def _by_package(name: str, options: ImportOptions) -> tuple[Path, bool]:
         ) from None
     try:
         found = NodePropPredDataset(name=name, root=str(options.ogb_root))
-    except (Exception, SystemExit) as error:  # the package exits where a name is wrong
+    except (Exception, SystemExit) as error:  # the package exits if a name is wrong
         raise InputError(f"the ogb package can't provide it: {error}", file=name) from None
     return Path(found.root), str(found.meta_info.get("add_inverse_edge")) == "True"
 
@@ -253,7 +253,7 @@ def _text(raw: Path) -> Source:
 
 
 def _left_out(raw: Path, used: set[str]) -> list[str]:
-    """A note that names the other files of the folder, if there are any."""
+    """Return a note that lists the other files of the folder, if there are any."""
     others = sorted({path.name for path in raw.iterdir()} - used)
     return [f"ignored in {raw}: {', '.join(others)}"] if others else []
 

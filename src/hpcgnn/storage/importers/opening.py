@@ -1,4 +1,4 @@
-"""Opening source files: every way in which that fails becomes one line."""
+"""Opening of source files, which turns every failure into a one-line error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from hpcgnn.system import is_named_pipe
 
 DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 _ZIP_SURPRISES = (NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
-_FREE_BYTES = 1 << 30  # what any file may unpack to
-_MAX_INFLATION = 500  # text and numbers pack to a tenth, seldom to a hundredth
+_FREE_BYTES = 1 << 30  # any file may unpack to this size
+_MAX_INFLATION = 500  # text and numbers are packed to a tenth, seldom to a hundredth
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of operating system, gzip and zip into InputError naming `path`."""
+    """Turn errors of the operating system, gzip and zip into InputError naming `path`."""
     try:
         yield
     except FileNotFoundError:
@@ -45,13 +45,14 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a regular file as they are stored.
+    """Yield a regular file opened for reading its bytes as stored.
 
     Raises:
-        InputError: missing, not permitted, a folder, or a pipe or device, which is not waited for.
+        InputError: `path` is missing, not permitted, a folder, or a pipe or device, which are not
+            waited for.
     """
     with reading(path):
-        # A pipe would hold a blocking open until somebody writes to it.
+        # A blocking open of a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _require_regular(descriptor, path)
@@ -72,10 +73,10 @@ def _require_regular(descriptor: int, path: Path) -> None:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it starts as gzip or Zstandard does.
+    """Yield a file opened for reading, decompressed if it starts like gzip or Zstandard.
 
     Raises:
-        InputError: as `open_file`; damaged, or unpacks to more than any data.
+        InputError: as in `open_file`, or the file is damaged or unpacks to an implausible size.
     """
     with open_file(path) as raw:
         start = cast(io.BufferedReader, raw).peek(4)[:4]
@@ -91,12 +92,12 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(stream: pa.NativeFile) -> IO[bytes]:
-    """The stream with `readline`, read in large pieces."""
+    """Return the stream with a `readline` method, read in large pieces."""
     return io.BufferedReader(stream, 1 << 20)
 
 
 class _Unpacked:
-    """Reads a packed file as long as what comes out is in proportion to its size."""
+    """A compressed file that is read only while its contents are in proportion to its size."""
 
     def __init__(self, file: IO[bytes], path: Path, packed: int) -> None:
         self._file = file
@@ -117,7 +118,7 @@ class _Unpacked:
 
 
 def check_inflation(path: Path, packed: int, unpacked: int, dataset: str | None = None) -> None:
-    """Refuse what unpacks to more than a GiB and 500 times what is stored."""
+    """Refuse contents above a GiB that are more than 500 times the stored size."""
     if unpacked > max(_FREE_BYTES, _MAX_INFLATION * packed):
         raise InputError(
             f"unpacks to more than {_MAX_INFLATION} times its size: if this is meant, unpack it"
@@ -130,7 +131,7 @@ def check_inflation(path: Path, packed: int, unpacked: int, dataset: str | None 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive; whatever a damaged or exotic one raises becomes InputError."""
+    """Yield a zip archive; any error that a damaged or unusual one raises becomes InputError."""
     with open_file(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -142,7 +143,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_method(member: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse what zipfile unpacks without a bound: 900 bytes of bzip2 become a GiB at once."""
+    """Refuse methods that zipfile unpacks without a bound: 900 bytes of bzip2 can give a GiB."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(
             "is packed in another way than NumPy packs arrays: unpack it, and pack it with deflate",
@@ -153,23 +154,24 @@ def _check_method(member: zipfile.ZipInfo, path: Path) -> None:
 
 
 def require(path: Path) -> Path:
-    """`path`, if a regular file is there that may be read."""
+    """Return `path` if it is a regular file that may be read."""
     with open_file(path):
         return path
 
 
 def store_pipe(path: Path, folder: Path) -> None:
-    """Where `path` is a pipe of the shell, as in `<(command)`, put a file with its bytes there.
+    """Replace a pipe of the shell, as in `<(command)`, by a file with its bytes at the same path.
 
-    Files are read more than once. This one has no name in `folder` and ends with the process.
+    This is needed since files are read more than once. The file has no name in `folder` and
+    disappears with the process. Any other `path` is left alone.
 
     Raises:
-        OutputError: `folder` has no space for it.
+        OutputError: `folder` has no space for the file.
     """
     try:
         status = path.stat()
     except OSError:
-        return  # whoever opens it says so
+        return  # opening it will report the error
     if not stat.S_ISFIFO(status.st_mode) or is_named_pipe(status):
         return
     numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - no files but numbers

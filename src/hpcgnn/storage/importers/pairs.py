@@ -1,4 +1,4 @@
-"""Edges whose two ends, weights, relations and features come as columns."""
+"""Edges whose ends, weights, relations and features are given as columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
 from hpcgnn.storage.importers.source import Column, EdgeChunk, as_ids, as_integers
 
-_IN_CACHE = 1 << 19  # bytes of edges; arrays as small are taken from what was freed before
+_IN_CACHE = 1 << 19  # bytes of edges; arrays this small reuse memory freed before
 
 
 def edges_from(
@@ -25,10 +25,10 @@ def edges_from(
     labels: Column | None = None,
     split: Column | None = None,
 ) -> Iterator[EdgeChunk]:
-    """Edges from the rows [source, destination] of `ends` and columns of the same length.
+    """Yield edges from the rows [source, destination] of `ends` and columns of the same length.
 
     Raises:
-        InputError: columns of different lengths, or ends that are no integers.
+        InputError: the columns have different lengths, or the ends are not integers.
     """
     columns = (weight, relation, features, labels, split)
     extras = [column for column in columns if column is not None]
@@ -56,10 +56,10 @@ def edges_from(
 def beside(
     edges: Iterator[EdgeChunk], labels: Column | None, split: Column | None
 ) -> Iterator[EdgeChunk]:
-    """The same edges with labels and a split from columns of their own, in the order of the file.
+    """Yield the same edges with labels and a split from separate columns, in the order of the file.
 
     Raises:
-        InputError: a column of another length.
+        InputError: a column has another length.
     """
     columns = [None if column is None else _Rows(column) for column in (labels, split)]
     first = 0
@@ -75,14 +75,14 @@ def beside(
 
 
 class _Rows:
-    """A column that is read by given numbers of rows."""
+    """A column from which given numbers of rows are taken."""
 
     def __init__(self, column: Column) -> None:
         self._column = column
         self._held: list[np.ndarray] = []
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """The next `count` rows, of which `first` came before."""
+        """Return the next `count` rows, after `first` rows taken before."""
         have = sum(map(len, self._held))
         while have < count or not self._held:
             chunk = next(self._column.chunks, None)
@@ -110,13 +110,13 @@ def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.n
 
 
 def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) -> Column:
-    """[k, 2] chunks of an array [2, E] or [E, 2].
+    """Return [k, 2] chunks of an array [2, E] or [E, 2].
 
     Args:
-        sources_first: two edges stand as [2, E], as the name of the array says.
+        sources_first: an array of shape [2, 2] is [2, E], as its name says.
 
     Raises:
-        InputError: another shape, or two edges of which nothing says how they stand.
+        InputError: the array has another shape, or shape [2, 2] and an ambiguous orientation.
     """
     if array.ndim != 2 or 2 not in array.shape:
         raise array.error("must have shape [2, E] or [E, 2]", array.shape)
@@ -131,7 +131,7 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
     by_row = array.shape[0] != 2
     name = array.member or "array"
     number = array.shape[0] if by_row else array.shape[1]
-    if by_row != array.fortran:  # source and destination of an edge stand side by side
+    if by_row != array.fortran:  # source and destination of an edge are adjacent
         flat = array.flat(nbytes=_IN_CACHE)
         chunks = (part.reshape(-1, 2) for part in rechunk(flat, _IN_CACHE // 8))
         return Column(array.path, name, ahead(chunks), length=number)
@@ -147,13 +147,13 @@ def two_columns(
     *,
     length: int | None = None,
 ) -> Column:
-    """[k, 2] chunks of two columns."""
+    """Return [k, 2] chunks of two columns."""
     chunks = (np.stack(pair).T for pair in together(sources, destinations))
     return Column(file, name, ahead(chunks), length=length)
 
 
 def array_pair(source: Path, destination: Path) -> Column:
-    """Two .npy files of one dimension and the same length."""
+    """Return the edges of two one-dimensional .npy files of the same length."""
     arrays = ArraySource(source), ArraySource(destination)
     for array in arrays:
         if array.ndim != 1 or array.shape != arrays[0].shape:
@@ -168,9 +168,10 @@ _FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 class BothEnds:
-    """Sums of a hash of the edges: those from the lower end count up, the others down.
+    """A check that edges are listed at both ends: a signed sum of hashes that must vanish.
 
-    Each sum is over a part of the pairs of nodes, so that `find` keeps only that part.
+    An edge listed at its lower end adds its hash, one listed at its higher end subtracts it. Each
+    sum is over a part of the pairs of nodes, so that `find` keeps only that part in memory.
     """
 
     def __init__(self) -> None:
@@ -189,7 +190,7 @@ class BothEnds:
         return not self._sums.any()
 
     def find(self, chunks: Iterable[EdgeChunk]) -> tuple[int, int]:
-        """Going over the edges again: a node, and one that it lists and that doesn't list it."""
+        """Go over the edges again; return a node and a neighbour it lists that doesn't list it."""
         wanted = np.uint64(np.argmax(self._sums != 0))
         parts = []
         for edges in chunks:
@@ -210,7 +211,7 @@ class BothEnds:
 
 
 def _directed(edges: EdgeChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and higher end, and masks of the edges that go up and down."""
+    """Return lower and higher ends, and masks of the edges that go up and down."""
     low = np.minimum(edges.source, edges.destination)
     high = np.maximum(edges.source, edges.destination)
     return low, high, edges.source < edges.destination, edges.source > edges.destination
@@ -221,7 +222,7 @@ def _code(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """uint64 numbers that differ in half of their bits where the values differ in one."""
+    """Return uint64 numbers that differ in half of their bits if the values differ in one."""
     out = values + np.uint64(_FACTORS[0])
     for shift, factor in ((30, _FACTORS[1]), (27, _FACTORS[2])):
         out ^= out >> np.uint64(shift)

@@ -1,8 +1,8 @@
-"""Old pickles of NumPy arrays, SciPy CSR matrices and plain lists, without running anything.
+"""Planetoid's pickles of NumPy arrays, SciPy CSR matrices and plain lists, read without execution.
 
-No class of the pickle is ever made: arrays and matrices become inert records of their state, from
-which the values are taken after checks. Everything else in a pickle is refused by name. What is
-made takes memory in proportion to the file: nothing copies, and little is referred to twice.
+No class of the pickle is ever instantiated: arrays and matrices become inert records of their
+state, from which the values are taken after checks. Any other class in a pickle is refused by name.
+Memory is proportional to the size of the file: copies are refused, and references are limited.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from hpcgnn.storage.importers.source import (
 from hpcgnn.storage.importers.text import Table, blocks
 
 _MAX_MEMO = 1 << 24
-_MAX_REFERENCES = 48  # to what was stored before: the names of a few types and fields
+_MAX_REFERENCES = 48  # to earlier objects: the names of a few types and fields
 _REFUSED = frozenset(
     {"DUP", "EMPTY_SET", "FROZENSET", "ADDITEMS", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 )
 
 
 class _Inert:
-    """Stands for any object of the pickle: what it was called with, and its state."""
+    """A stand-in for any object of the pickle, with its constructor's arguments and its state."""
 
     arguments: tuple[Any, ...] = ()
     state: Any = None
@@ -61,7 +61,7 @@ class _Type(_Inert):
 
 
 class CsrState(_Inert):
-    """A SciPy CSR matrix as it was stored: `part(name)` is one of its arrays."""
+    """A SciPy CSR matrix as stored; `part(name)` is one of its arrays."""
 
     def part(self, name: str, path: Path) -> np.ndarray:
         found = self.state.get(name) if isinstance(self.state, dict) else None
@@ -79,11 +79,11 @@ class CsrState(_Inert):
 
 
 class _Encoded(_Inert):
-    """How Python 3 stores bytes in the protocols of Python 2: a text, and the encoding latin1."""
+    """Bytes as Python 3 stores them in Python 2's protocols: a text, and the encoding latin1."""
 
 
 class _Dictionary(dict[Any, Any]):
-    """Whatever it is called with, it starts empty: entries come one by one."""
+    """A dictionary that starts empty whatever its arguments: the pickle adds entries one by one."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_pickle(path: Path, limit: int) -> Any:
-    """The object in a pickle: an array, a `CsrState`, or dictionaries and lists of numbers.
+    """Return the object in a pickle: an array, a `CsrState`, or dictionaries and lists of numbers.
 
     Raises:
-        InputError: too large for `limit`, damaged, or anything else in it than the above.
+        InputError: the pickle is too large for `limit`, damaged, or holds anything else.
     """
     size = require(path).stat().st_size
     if 8 * size > limit:
@@ -134,7 +134,7 @@ def load_pickle(path: Path, limit: int) -> Any:
 
 
 def _check_operations(data: bytes) -> None:
-    """Refuse what makes much out of little: far slots, many references, copies on the stack."""
+    """Refuse operations that expand little to much: far slots, many references, stack copies."""
     references = 0
     for opcode, argument, _ in pickletools.genops(data):
         slot = int(argument or 0) if opcode.name.endswith("PUT") else 0
@@ -148,7 +148,7 @@ def _check_operations(data: bytes) -> None:
 
 
 def _to_array(array: _Array, path: Path) -> np.ndarray:
-    """The values of a stored array, if its state is one of plain numbers."""
+    """Return the values of a stored array, if it holds plain numbers."""
     try:
         _, shape, kind, fortran, raw = array.state
         code, order = kind.arguments[0], kind.state[1]
@@ -162,7 +162,7 @@ def _to_array(array: _Array, path: Path) -> np.ndarray:
             raise ValueError(f"{len(data)} bytes for shape {shape} of {dtype}")
         values = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
         return values.reshape(shape, order="F" if fortran else "C")
-    except Exception as error:  # the state is whatever the file says
+    except Exception as error:  # the file may hold any state
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"holds an array that is none of numbers: {reason}", file=path) from None
 
@@ -172,7 +172,7 @@ _MAX_GAP = 1 << 20
 
 
 def read_planetoid(path: Path, options: ImportOptions) -> Source:
-    """The graph of which `path` is any one file, `DIR/ind.NAME`, or a folder with one graph.
+    """Return the graph of `path`: any one of its files, `DIR/ind.NAME`, or a folder with one graph.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the others.
@@ -222,7 +222,7 @@ def read_planetoid(path: Path, options: ImportOptions) -> Source:
 
 
 def _stem(path: Path) -> Path:
-    """DIR/ind.NAME"""
+    """Return the common path of the files, DIR/ind.NAME."""
     if path.is_dir():
         found = sorted(path.glob("ind.*.graph"))
         if len(found) != 1:
@@ -273,7 +273,7 @@ class _Csr:
 
 
 def _features(allx: _Csr, tx: _Csr, test: np.ndarray, num_nodes: int) -> SparseColumn:
-    """Rows of allx, then those of tx in ascending order of `test`; rows missing there are empty."""
+    """Return rows of allx, then rows of tx in ascending order of `test`; absent rows are empty."""
     counts = np.zeros(num_nodes, np.int64)
     counts[: allx.rows] = np.diff(allx.indptr)
     lengths = np.diff(tx.indptr)
@@ -290,7 +290,7 @@ def _features(allx: _Csr, tx: _Csr, test: np.ndarray, num_nodes: int) -> SparseC
 
 
 def _one_hot(path: Path, options: ImportOptions) -> np.ndarray:
-    """int64 [n] classes; a row without a 1 is unknown."""
+    """Return int64 [n] classes; -1 for a row without a 1."""
     found = load_pickle(path, options.limit)
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.shape[1] == 0:
         raise InputError("must be an array of one row per node, one column per class", file=path)

@@ -1,6 +1,6 @@
-"""PyTorch Geometric's `Data` and `HeteroData`, as `torch.save` stores them.
+"""PyTorch Geometric's `Data` and `HeteroData` in files of `torch.save`.
 
-A sparse `adj_t`, as `ToSparseTensor` makes it, holds the edges by destination.
+A sparse `adj_t`, as made by `ToSparseTensor`, holds the edges by destination.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _READ_AS = {"features": "x", "labels": "y"}
 
 
 def read_pyg(path: Path, options: ImportOptions) -> Source:
-    """The graph of a .pt file: `Data` or `HeteroData`, or what their `to_dict()` gives.
+    """Return the graph of a .pt file: `Data`, `HeteroData`, or the result of their `to_dict()`.
 
     Raises:
-        InputError: damaged, or anything else in it.
+        InputError: the file is damaged, or holds anything else.
     """
     found = torch_files.load(path, options.limit)
     if isinstance(found, tuple | list) and found:
-        # Processed data sets: the data, where each graph of many begins, and the class.
+        # Processed data sets: the data, the start of each of many graphs, and the class.
         slices = found[1] if len(found) > 1 else None
         if slices and not _of_one(slices):
             raise InputError("holds a data set of many graphs: store one", file=path)
@@ -57,14 +57,14 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
 
 
 def _of_one(slices: Any) -> bool:
-    """Whether every attribute begins once and ends, as older releases store one graph."""
+    """Return whether every attribute has a single range, as older releases store one graph."""
     return isinstance(slices, dict) and all(
         hasattr(places, "__len__") and len(places) == 2 for places in slices.values()
     )
 
 
 def _stores(found: Any) -> dict[Any, dict[str, Any]] | None:
-    """The attributes by type of node or edge; under None those of a plain graph, or of all."""
+    """Return attributes by node or edge type; under None those of a plain graph, or global ones."""
     if not isinstance(found, dict):
         state = torch_files.attributes(found)
         stores: dict[Any, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ def _mapping(store: Any) -> dict[str, Any]:
 def _arrays(
     path: Path, kind: str, store: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What can be arrays, and the names of the rest; a sparse adjacency gives `edge_index`."""
+    """Return what can be arrays, and names of the rest; a sparse adjacency gives `edge_index`."""
     import torch
 
     arrays: dict[str, np.ndarray] = {}
@@ -125,7 +125,7 @@ def _arrays(
 def _edges(
     path: Path, name: str, found: torch_files.Matrix, *, square: bool
 ) -> dict[str, np.ndarray]:
-    """`edge_index` and what goes with it; the rows of `adj_t` are the destinations."""
+    """Return `edge_index` and its values; the rows of `adj_t` are the destinations."""
     rows, columns, values, shape = found
     if square and shape[0] != shape[1]:
         raise InputError("a graph is a square matrix", file=path, dataset=name, value=list(shape))
@@ -139,7 +139,7 @@ def _edges(
 
 
 def _features(path: Path, kind: str, found: torch_files.Matrix) -> dict[str, np.ndarray]:
-    """Sparse features; those of a type of nodes become dense."""
+    """Return sparse features as arrays; those of a node type become dense."""
     if found[2] is not None and found[2].ndim > 1:
         raise InputError("must have numbers as entries", file=path, dataset=f"{kind}x")
     rows = torch_files.compressed(found)
@@ -159,7 +159,7 @@ def _heterogeneous(
     edges: dict[tuple[str, ...], dict[str, Any]],
     options: ImportOptions,
 ) -> Source:
-    """Types of nodes one after the other; each type of edges is a relation."""
+    """Return a graph with the node types one after the other and a relation for each edge type."""
     others: list[str] = []
     of_nodes: dict[str, dict[str, np.ndarray]] = {}
     of_edges: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
@@ -200,7 +200,7 @@ def _heterogeneous(
 def _leave_out(
     path: Path, nodes: dict[str, dict[str, np.ndarray]], options: ImportOptions
 ) -> list[str]:
-    """Pass over the arrays TYPE.NAME that the user names."""
+    """Exclude the arrays TYPE.NAME that the user names."""
     for full in options.leave_out:
         kind, _, name = full.rpartition(".")
         if name not in nodes.get(kind, {}):
@@ -210,11 +210,11 @@ def _leave_out(
 
 
 def _refuse_look_alikes(path: Path, nodes: dict[str, dict[str, np.ndarray]]) -> None:
-    """Features or labels under a name that nobody reads must not be lost in silence."""
+    """Refuse features or labels that would be ignored silently because of their name."""
     for what, pattern in LOOK_ALIKE.items():
         right = _READ_AS[what]
         if right == "y" and any(right in arrays for arrays in nodes.values()):
-            continue  # one type is trained on
+            continue  # only one type has labels
         for kind, arrays in nodes.items():
             for name, values in arrays.items():
                 if right not in arrays and values.ndim and pattern.search(name):

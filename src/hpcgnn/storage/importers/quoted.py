@@ -1,4 +1,4 @@
-"""Values of text tables that go on in the next line, in quotes."""
+"""Quoted values of text tables that continue on the next line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hpcgnn.storage.importers.text import LONGEST_LINE, TextBlock
 
 
 def whole_values(found: Iterator[TextBlock]) -> Iterator[TextBlock]:
-    """The same lines in blocks none of which ends within a value in quotes.
+    """Yield the same lines in blocks none of which ends within a quoted value.
 
-    Where quotes are stray, blocks grow no longer than a line may.
+    With stray quotes, a block grows no longer than a line may be.
     """
     held: TextBlock | None = None
     for block in found:
@@ -26,14 +26,14 @@ def whole_values(found: Iterator[TextBlock]) -> Iterator[TextBlock]:
 
 
 def masked(text: bytes, delimiter: str) -> bytes:
-    """The text with NUL for the newlines in values that begin and end with a quote; as long."""
+    """Return the text, of the same length, with NUL for the newlines in quoted values."""
     if b'"' not in text:
         return text
     return _value(delimiter).sub(lambda found: found[0].replace(b"\n", b"\0"), text)
 
 
 def lines_of(text: bytes, delimiter: str) -> Iterator[tuple[int, bytes]]:
-    """Each row of a table, and the number of the line, from 0, in which it begins."""
+    """Yield each row of a table with the number of the line, from 0, in which it begins."""
     number = start = 0
     for row in masked(text, delimiter).split(b"\n"):
         yield number, text[start : start + len(row)]
@@ -42,7 +42,7 @@ def lines_of(text: bytes, delimiter: str) -> Iterator[tuple[int, bytes]]:
 
 
 def rows_of(text: bytes, delimiter: str) -> int | None:
-    """The number of rows that hold anything; None where a quote begins a value and none ends it."""
+    """Return the number of non-empty rows, or None if a quoted value is not closed."""
     bare = _value(delimiter).sub(b"x", text)
     if re.search(rb'(?m)(^|%b)"' % re.escape(delimiter.encode()), bare):
         return None
@@ -50,6 +50,6 @@ def rows_of(text: bytes, delimiter: str) -> int | None:
 
 
 def _value(delimiter: str) -> re.Pattern[bytes]:
-    """A value in quotes, from where one may begin to where one may end."""
+    """Return a pattern for a quoted value, from where one may begin to where one may end."""
     mark = re.escape(delimiter.encode())
     return re.compile(rb'(?m)(?:^|(?<=%b))"(?:[^"]|"")*"(?=%b|$)' % (mark, mark))

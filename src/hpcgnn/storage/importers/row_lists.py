@@ -1,4 +1,4 @@
-"""The in-neighbour lists, row by row, from edges in any order."""
+"""The in-neighbour lists, row by row, made from edges in any order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class RowRules:
-    """What the finished lists must look like; see `Treatment`."""
+    """The rules for the finished lists; see `Treatment`."""
 
     symmetrise: bool = False
     self_loops: str = "keep"
@@ -27,7 +27,7 @@ class RowRules:
 
 @dataclass
 class RowChunk:
-    """The lists of some consecutive nodes, as `GraphWriter.append_rows` takes them."""
+    """The lists of some consecutive nodes, as arguments of `GraphWriter.append_rows`."""
 
     counts: np.ndarray
     indices: np.ndarray
@@ -41,11 +41,11 @@ class RowChunk:
 def row_chunks(
     edges: Records, scratch: Scratch, num_nodes: int, rules: RowRules
 ) -> Iterator[RowChunk]:
-    """The lists of nodes 0 .. num_nodes - 1; sources ascend in each list. `edges` are dropped.
+    """Yield the lists of nodes 0 .. num_nodes - 1, each in ascending order; `edges` are dropped.
 
     Raises:
-        InputError: the list of one node alone is larger than `scratch.limit`, or a sum of weights
-            is not finite.
+        InputError: the list of a single node exceeds `scratch.limit` bytes, or a sum of weights is
+            not finite.
     """
     names = edges.dtype.names or ()
     keys = ("destination", "source", *(("relation",) if "relation" in names else ()))
@@ -81,7 +81,7 @@ def _finish(
 
 
 def _without_duplicates(records: np.ndarray, keys: tuple[str, ...], combine: str) -> np.ndarray:
-    """Sorted records, one for each value of the keys."""
+    """Return one record for each value of the keys, from sorted records."""
     if records.shape[0] == 0:
         return records
     new = np.ones(records.shape[0], bool)
@@ -108,7 +108,7 @@ def _without_duplicates(records: np.ndarray, keys: tuple[str, ...], combine: str
 def _check_duplicates_agree(
     values: np.ndarray, kept: np.ndarray, new: np.ndarray, name: str
 ) -> None:
-    """All of each edge have the value that is `kept` of them, but for labels that are unknown."""
+    """Check that all duplicates of an edge have the value `kept` for it; labels may be unknown."""
     same = values == kept[np.cumsum(new) - 1]
     if name == "labels":
         same |= (values < 0) if values.dtype.kind == "i" else np.isnan(values)
@@ -120,7 +120,7 @@ def _check_duplicates_agree(
 
 
 def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, ...]) -> np.ndarray:
-    """Sorted records with an edge of weight 1 from each node to itself where there was none."""
+    """Return sorted records with a self-loop of weight 1 added to each node without one."""
     missing = np.ones(high - low, bool)
     loops = records["source"] == records["destination"]
     missing[records["source"][loops] - low] = False

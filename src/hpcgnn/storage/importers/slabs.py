@@ -1,4 +1,4 @@
-"""Records in the order of their keys, slab by slab, in bounded memory."""
+"""Sorting of records by their keys, slab by slab, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from hpcgnn.storage.importers.spool import Records, Scratch
 
 PAIR = np.dtype([("source", np.int32), ("destination", np.int32)])
 _MAX_BUCKETS = 256
-_MANY = 1 << 20  # records, among which 30 MB are little
-_DENSE = 4  # values per record up to which a list of all values is no more than the records
-_PACKED = 3  # times the limit that numbers in place of records may take
-_IN_CACHE = 1 << 19  # bytes; arrays as small are taken from what was freed before
+_MANY = 1 << 20  # number of records for which SciPy's 30 MB are negligible
+_DENSE = 4  # values per record up to which an array over all values is no larger than they are
+_PACKED = 3  # packed numbers may take this multiple of the limit
+_IN_CACHE = 1 << 19  # bytes; arrays this small reuse memory freed before
 
 
 def sorted_slabs(
     records: Records, scratch: Scratch, keys: tuple[str, ...], *, whole: bool
 ) -> Iterator[np.ndarray]:
-    """The records in ascending order of `keys`, in arrays of at most `scratch.limit` bytes.
+    """Yield the records in ascending order of `keys`, in arrays of at most `scratch.limit` bytes.
 
-    All records with the same first key come in one array where `whole`; equal records keep their
-    order. The records are dropped on the way.
+    With `whole`, all records with the same first key are in one array. Equal records keep their
+    order. The records are dropped in the process.
 
     Raises:
-        InputError: more records share one first key than fit, and `whole` was asked for.
+        InputError: with `whole`, more records share a first key than fit.
     """
     if records.count == 0:
         return
@@ -64,23 +64,23 @@ def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
 
 
 class _Packing(Protocol):
-    """How records become int64 numbers in the order of the keys, and records again."""
+    """A conversion of records to int64 numbers in the order of the keys, and back."""
 
     @property
     def dtype(self) -> np.dtype: ...
 
     def take(self, records: Records) -> np.ndarray:
-        """The numbers of all records, which are dropped."""
+        """Return the numbers of all records, which are dropped."""
 
     def records(self, numbers: np.ndarray) -> np.ndarray:
-        """Of numbers that are lost."""
+        """Return the records of the numbers, which are overwritten."""
 
     def first_key(self, number: int) -> tuple[int, int, int]:
-        """Of a number; the least number with that key, and with the key that follows."""
+        """Return a number's first key, and the least numbers with this and with the next key."""
 
 
 class _Pairs:
-    """Two ends of 4 bytes lie in memory as such a number does, and stay where they are."""
+    """Pairs of 4-byte ends, which are reinterpreted as int64 numbers without a copy."""
 
     dtype = PAIR
 
@@ -97,7 +97,7 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Of each key, in turn, its least value and its bits."""
+    """Records packed into int64: each key minus its least value (`lows`) takes `bits` bits."""
 
     dtype: np.dtype
     keys: tuple[str, ...]
@@ -132,9 +132,9 @@ class _Packed:
 
 
 def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | None:
-    """For records that are nothing but keys, where there is room for their numbers.
+    """Return how to pack records that consist of the keys only, or None if the numbers don't fit.
 
-    Sorting them in their place takes two arrays more.
+    Sorting the records themselves would take two more arrays, so the numbers may exceed `limit`.
     """
     if set(records.dtype.names or ()) != set(keys) or 8 * records.count > _PACKED * limit:
         return None
@@ -148,7 +148,7 @@ def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | 
 def _unpacked(
     numbers: np.ndarray, packing: _Packing, limit: int, *, whole: bool
 ) -> Iterator[np.ndarray]:
-    """Records of ascending numbers; with the same first key in one array where `whole`."""
+    """Yield the records of ascending numbers; with `whole`, one array has all of a first key."""
     first, size = 0, packing.dtype.itemsize
     while first < numbers.shape[0]:
         last = min(first + _IN_CACHE // size, numbers.shape[0])
@@ -165,7 +165,7 @@ def _unpacked(
 
 
 def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
-    """int64 [n] stable order by `keys`, the first one leading."""
+    """Return int32 or int64 [n]: the stable order by `keys`, the first key leading."""
     lows = [int(records[key].min()) for key in keys]
     spans = [int(records[key].max()) - low + 1 for key, low in zip(keys, lows, strict=True)]
     most = min(_DENSE * records.shape[0], 1 << 31)
@@ -192,10 +192,10 @@ def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
 
 
 def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """int32 or int64 [n] stable order by `first`, then `second`, numbers from 0.
+    """Return int32 or int64 [n]: the stable order by `first`, then `second`, numbers from 0.
 
-    A sparse matrix whose entries are places is sorted by rows, then by columns, in two passes over
-    the entries: a third of the time of sorting numbers.
+    The positions become the entries of a sparse matrix, whose conversions to CSR and CSC sort them
+    in two passes. This takes a third of the time of sorting numbers.
     """
     kind = np.int32 if first.shape[0] < 1 << 31 else np.int64
     from scipy import sparse  # takes 30 MB
@@ -204,14 +204,15 @@ def _order_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     shape = (int(second.max()) + 1, int(first.max()) + 1)
     ends = (second.astype(np.int32), first.astype(np.int32))
     matrix = sparse.coo_array((places, ends), shape=shape)
-    matrix.has_canonical_format = True  # no two entries are to be added up
+    matrix.has_canonical_format = True  # entries must not be summed
     return matrix.tocsr().tocsc().data
 
 
 def _order_of(values: np.ndarray) -> np.ndarray:
-    """int64 [n] stable order of numbers from 0 that leave room for their places, and are lost.
+    """Return int64 [n]: the stable order of numbers from 0, which are overwritten.
 
-    Values are sorted together with their places: many times as fast as a stable argsort.
+    Values are sorted together with their positions in the low bits, for which they must leave room:
+    many times faster than a stable argsort.
     """
     bits = np.int64(max(1, values.shape[0] - 1).bit_length())
     values <<= bits
@@ -222,7 +223,7 @@ def _order_of(values: np.ndarray) -> np.ndarray:
 
 
 def _lowest_and_highest(records: Records, keys: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The least and the largest value of each key."""
+    """Return the least and the largest value of each key."""
     ends = [
         [(int(chunk[key].min()), int(chunk[key].max())) for key in keys]
         for chunk in records.chunks(_IN_CACHE)
@@ -233,7 +234,7 @@ def _lowest_and_highest(records: Records, keys: tuple[str, ...]) -> list[tuple[i
 
 
 def _split(records: Records, scratch: Scratch, key: str, low: int, high: int) -> list[Records]:
-    """Buckets of ascending ranges of `key`, each smaller than `records`, which are dropped."""
+    """Return buckets of ascending ranges of `key`, each smaller than `records`, and drop these."""
     number = min(_MAX_BUCKETS, 2 + 2 * records.nbytes // scratch.limit)
     sample = np.sort(records.sample()[key])
     bounds = np.unique(sample[np.arange(1, number) * sample.shape[0] // number])

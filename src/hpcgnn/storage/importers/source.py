@@ -1,4 +1,4 @@
-"""What an importer hands over: the edges and the columns of the nodes, in chunks."""
+"""The result of an importer: edges and node columns, in chunks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.importers.table_options import TableOptions
 
 PIECE_BYTES = 4 << 20
-Over = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # the builtin map, or like it
+Over = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # like the builtin map
 
 
 @dataclass
 class EdgeChunk:
-    """A chunk of the edge list; `place(k)` says where in the source edge k stands."""
+    """A chunk of the edge list; `place(k)` names the place of edge k in the source."""
 
     source: np.ndarray  # int64 [E]
     destination: np.ndarray  # int64 [E]
@@ -28,14 +28,14 @@ class EdgeChunk:
     relation: np.ndarray | None = None  # int64 [E]
     features: np.ndarray | None = None  # float [E, D]
     labels: np.ndarray | None = None  # [E] or [E, W]
-    split: np.ndarray | None = None  # integers [E]: 1 train, 2 valid, 3 test, 0 for messages alone
+    split: np.ndarray | None = None  # integers [E]: 1 train, 2 valid, 3 test, 0 messages only
 
 
 @dataclass
 class Column:
-    """One value or row of values per node; `file` and `name` are what errors speak of.
+    """One value or row of values per node; errors name its `file` and `name`.
 
-    `length`: the number of rows, where that is known.
+    `length` is the number of rows, if known.
     """
 
     file: Path
@@ -73,9 +73,9 @@ class SparseColumn:
 
 @dataclass
 class NodeSplit:
-    """The nodes for training, validation and testing: indices or masks by name, or codes per node.
+    """The nodes for train, valid and test: indices or masks by set name, or a code per node.
 
-    `masks` are the parts that must be masks, whatever their type.
+    `masks` names the parts that must be masks, whatever their dtype.
     """
 
     file: Path
@@ -98,17 +98,17 @@ class NoteOn(str):
 
 @dataclass
 class Nodes:
-    """Everything known about the nodes beside their number; None where nothing is.
+    """All that is known about the nodes apart from their number; None for what is not known.
 
     Attributes:
-        labels_as: what the labels are: "classes" (no matrix is admitted), "one-hot", "several" or
-            "values" (numbers to be predicted); None: ask where it may be one or the other.
-        split_ratio, split_seed: shares of train, valid and test by which a split of the labelled
-            nodes is made, in each class.
-        arrays: named arrays of whatever the user keeps of the nodes.
-        names: texts that the user knows the nodes by, in place of `ids`.
-        notes: things the user should know, one line each.
-        num_classes: known where not all of them need occur.
+        labels_as: what the labels are: "classes" (a matrix is refused), "one-hot", "several" or
+            "values" (numbers to be predicted). None: ambiguous labels are refused.
+        split_ratio, split_seed: shares of train, valid and test, and the seed, for a split of the
+            labelled nodes that is made in each class.
+        arrays: the user's own arrays, by name.
+        names: the texts that name the nodes in the source, in place of `ids`.
+        notes: one-line notes to the user.
+        num_classes: the number of classes if known, as not all of them need occur.
     """
 
     features: Column | SparseColumn | None = None
@@ -126,7 +126,7 @@ class Nodes:
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Nodes) -> None:
-        """Take over whatever `other` has."""
+        """Take over everything that `other` has."""
         for name in ("features", "labels", "split", "types", "ids", "labels_as"):
             if getattr(other, name):
                 setattr(self, name, getattr(other, name))
@@ -138,29 +138,30 @@ class Nodes:
 
 
 class NodeNames(Protocol):
-    """Texts that ids stand for."""
+    """The texts that ids stand for."""
 
     def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """By row of the graph: int64 lengths in bytes, and the bytes of all in a row."""
+        """Yield, by row of the graph, int64 lengths in bytes and the concatenated bytes."""
 
 
 @dataclass
 class Source:
-    """A graph about to be read.
+    """A graph that is ready to be read.
 
     Attributes:
-        file: what errors speak of.
-        edges: the edges from `source` to `destination`; read once.
-        num_nodes: None where ids are any integers, which are then numbered in ascending order.
-        num_relations: None where it is one more than the largest relation met.
-        num_edges: the number announced by a header, to be compared with the number of nodes.
-        rows_as_given: the ends of the edges are meant to be rows where `num_nodes` is known.
-        counted: the source itself says how many nodes it has, so that it may have no edges.
-        type_names: `node_types` and `edge_types` (source, relation, destination), where known.
-        symmetrise, self_loops: what the format is known to need, unless the user says otherwise.
-        notes: things the user should know, one line each.
+        file: the file that errors name.
+        edges: the edges from `source` to `destination`; can be read once.
+        num_nodes: the number of nodes; None if ids are arbitrary integers, which are then numbered
+            in ascending order.
+        num_relations: the number of relations; None if it is one more than the largest one found.
+        num_edges: the number that a header announces, to be compared with the number of nodes.
+        rows_as_given: the ends of the edges are row numbers if `num_nodes` is known.
+        counted: the source itself states its number of nodes, so that it may have no edges.
+        type_names: `node_types` and `edge_types` (source, relation, destination), if known.
+        symmetrise, self_loops: what the format is known to need, unless the user decides otherwise.
+        notes: one-line notes to the user.
         names: the texts that the ids stand for.
-        encoding: what the columns of tables became; complete when all is written.
+        encoding: how the columns of tables were encoded; complete when all is written.
         begin: called once, with the `Scratch` to use, before anything is read.
     """
 
@@ -183,26 +184,27 @@ class Source:
     def __post_init__(self) -> None:
         self.counted = self.num_nodes is not None
         self.notes += self.nodes.notes
-        self.nodes.notes = self.notes  # one list, to which writing the nodes adds
+        self.nodes.notes = self.notes  # shared, since writing the nodes adds notes
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How to read a source; what a format has no use for is ignored.
+    """How to read a source; a format ignores options that don't apply to it.
 
     Attributes:
         columns: source, destination and weight (triples: head, relation, tail), by number from 1
             or by name.
-        skip_lines: lines of a text file to pass over; None: ask where the first may hold sizes.
+        skip_lines: number of lines of a text file to skip; None: a first line that may hold sizes
+            is refused.
         num_nodes: fixes the number of nodes; ids are then rows.
-        weights: False leaves out the weights a source has.
+        weights: False leaves out the weights of a source.
         edge_weights, edge_labels, edge_split: columns of an edge list in .npy files.
-        split_scheme: which of several folders of splits OGB's layout has.
+        split_scheme: the folder to use if OGB's layout has several folders of splits.
         ogb_root: where the `ogb` package keeps its downloads.
         limit: bytes that one array may take in memory.
-        leave_out: arrays of an archive to pass over.
-        over: applies a function to pieces of text, maybe in other processes.
-        tables: what the columns of tables are for; None where no option speaks of that.
+        leave_out: arrays of an archive to ignore.
+        over: applies a function to pieces of text, possibly in other processes.
+        tables: what the columns of tables are used for; None if no option is about that.
     """
 
     columns: tuple[str, ...] = ()
@@ -221,10 +223,10 @@ class ImportOptions:
 
 
 def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
-    """`values` as int64, whole floats included and NaN as -1.
+    """Return `values` as int64; floats must be whole, and NaN becomes -1.
 
     Raises:
-        InputError: a value is no integer, or does not fit 64 bits.
+        InputError: a value is not an integer, or does not fit 64 bits.
     """
     if values.dtype.kind in "ib":
         return values.astype(np.int64, copy=False)
@@ -236,7 +238,7 @@ def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
     if values.dtype.kind != "f":
         raise column.error("must hold numbers", str(values.dtype))
     whole = np.where(np.isnan(values), -1, values)
-    exact = 2.0 ** min(53, np.finfo(values.dtype).nmant + 1)  # beyond, neighbours become equal
+    exact = 2.0 ** min(53, np.finfo(values.dtype).nmant + 1)  # larger integers are not exact
     bad = (whole != np.rint(whole)) | (np.abs(whole) >= exact)
     if bad.any():
         found = values[bad].flat[0]
@@ -246,7 +248,7 @@ def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
 
 
 def as_ids(values: np.ndarray, column: Column) -> np.ndarray:
-    """`as_integers`, but no booleans, which are a mask or a dense matrix."""
+    """Return `as_integers`, refusing booleans, which are a mask or a dense matrix."""
     if values.dtype.kind == "b":
         raise column.error("must hold integers, not booleans", str(values.dtype))
     return as_integers(values, column)

@@ -1,4 +1,4 @@
-"""Long lists of records: in memory while they are short, then in temporary files."""
+"""Long lists of records that are kept in memory while short, and in temporary files otherwise."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SAMPLES = 64
 
 
 class Scratch:
-    """A temporary folder beside `out`, removed on leaving the with-block, errors included.
+    """A temporary folder beside `out`, removed at the end of the with-block, even after errors.
 
-    What killed processes left for the same `out` is removed first.
+    Folders that killed processes left for the same `out` are removed first.
 
     Args:
-        limit: bytes of records that are held and sorted in memory at a time.
+        limit: bytes of records held and sorted in memory at a time.
     """
 
     def __init__(self, out: Path, limit: int) -> None:
@@ -40,10 +40,10 @@ class Scratch:
     def records(
         self, dtype: np.dtype, buffer: int | None = None, expected: int | None = None
     ) -> Records:
-        """An empty list of records, kept in memory up to `buffer` bytes.
+        """Return an empty list of records, kept in memory up to `buffer` bytes.
 
         Args:
-            expected: how many will come; one array takes them if they fit.
+            expected: the number of records to come, for which one array is reserved if they fit.
         """
         self._made += 1
         path = self.folder / str(self._made)
@@ -54,7 +54,7 @@ class Scratch:
 
 
 class Records:
-    """A list of fixed-size records: in memory while it is small, then in a file."""
+    """A list of fixed-size records, in memory while it is small and otherwise in a file."""
 
     def __init__(self, path: Path, dtype: np.dtype, buffer: int) -> None:
         self.dtype = dtype
@@ -63,12 +63,12 @@ class Records:
         self._buffer_bytes = buffer
         self._held: list[np.ndarray] = []
         self._held_bytes = 0
-        self._room = np.empty(0, dtype)  # its first records are the first of all
+        self._room = np.empty(0, dtype)  # reserved, filled from the first record on
 
     def expect(self, number: int) -> None:
-        """So many records will come: reserve an array for them, if they may stay in memory.
+        """Reserve an array for `number` records, if they may stay in memory.
 
-        Its memory is taken as it fills.
+        The system provides its memory as it fills.
         """
         if number * self.dtype.itemsize <= self._buffer_bytes:
             self._room = np.empty(number, self.dtype)
@@ -78,7 +78,7 @@ class Records:
         return self.count * self.dtype.itemsize
 
     def append(self, records: np.ndarray) -> None:
-        """Take these records, which nobody may change any more."""
+        """Append these records, which the caller must not change afterwards."""
         if not records.shape[0]:
             return
         before, self.count = self.count, self.count + records.shape[0]
@@ -86,7 +86,7 @@ class Records:
             self._room[before : self.count] = records
             self._held, self._held_bytes = [self._room[: self.count]], self.nbytes
             return
-        # Of a part of an array, only this part is kept.
+        # A slice is copied, so that the array it is part of can be freed.
         whole = records.base is None and records.flags.c_contiguous
         self._held.append(records if whole else records.copy())
         self._held_bytes += records.nbytes
@@ -108,14 +108,14 @@ class Records:
             self._room = np.empty(0, self.dtype)
 
     def chunks(self, nbytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
-        """The records in order, in arrays of at most `nbytes`, which nobody may change."""
+        """Yield the records in order, in arrays of at most `nbytes` that must not be changed."""
         rows = max(1, nbytes // self.dtype.itemsize)
         if self._path.exists():
             with self._path.open("rb") as file:
                 while data := file.read(rows * self.dtype.itemsize):
                     yield np.frombuffer(data, self.dtype)
         waiting: list[np.ndarray] = []
-        for records in self._held:  # small ones are joined
+        for records in self._held:  # join small ones
             if waiting and 4 * sum(one.shape[0] for one in waiting) >= rows:
                 yield from _joined(waiting)
                 waiting = []
@@ -129,7 +129,7 @@ class Records:
         yield from _joined(waiting)
 
     def load(self) -> np.ndarray:
-        """All records in one array."""
+        """Return all records in one array."""
         out = np.empty(self.count, self.dtype)
         first = self._read_into(out)
         for records in self._held:
@@ -138,7 +138,7 @@ class Records:
         return out
 
     def take(self) -> np.ndarray:
-        """All records in one array, and none here any more."""
+        """Return all records in one array, and drop them."""
         if self.count == self._room.shape[0]:
             out = self._room
             self.drop()
@@ -146,7 +146,7 @@ class Records:
         out = np.empty(self.count, self.dtype)
         first = self._read_into(out)
         self._held.reverse()
-        while self._held:  # what was copied is given back before the next is
+        while self._held:  # each array is freed before the next is copied
             records = self._held.pop()
             out[first : first + records.shape[0]] = records
             first += records.shape[0]
@@ -154,14 +154,14 @@ class Records:
         return out
 
     def _read_into(self, out: np.ndarray) -> int:
-        """The file's records, at the beginning of `out`; their number."""
+        """Read the file's records into the beginning of `out`; return their number."""
         if not self._path.exists():
             return 0
         with self._path.open("rb") as file:
             return file.readinto(out.view(np.uint8).data) // self.dtype.itemsize
 
     def sample(self) -> np.ndarray:
-        """Some records from all over the file, which must have been flushed."""
+        """Return some records from all over the file, which must have been flushed."""
         block = max(1, PIECE_BYTES // _SAMPLES // self.dtype.itemsize)
         out = []
         with self._path.open("rb") as file:
@@ -171,7 +171,7 @@ class Records:
         return np.concatenate(out)
 
     def drop(self) -> None:
-        """Forget everything."""
+        """Delete all records, in memory and on disk."""
         self._held, self._held_bytes = [], 0
         self._room = np.empty(0, self.dtype)
         with suppress(OSError):

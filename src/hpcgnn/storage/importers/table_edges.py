@@ -1,4 +1,4 @@
-"""Columns of the tables of edges: weights, relations, features, labels, a split."""
+"""Columns of edge tables: ends, weights, relations, features, labels, a split."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _ENDS = (
 
 @dataclass
 class EdgeColumns:
-    """The columns of the tables of edges by what they are for; None or empty: there is none.
+    """The columns of edge tables by purpose; None or empty for purposes without a column.
 
     Attributes:
-        relations: the different values of `relation`.
-        classes: the different values of the one column in `labels`, where these are classes.
-        split: a column of names, or three masks.
+        relations: the distinct values of `relation`.
+        classes: the distinct values of the only column in `labels`, if these are classes.
+        split: a column of set names, or three masks.
     """
 
     source: str
@@ -59,7 +59,7 @@ class EdgeColumns:
         return {name for name in chosen if name}
 
     def wanted(self) -> dict[str, str]:
-        """What is read of labels, relations and the split, and as what."""
+        """Return the columns of labels, relations and the split, and the kind to read each as."""
         kinds = dict.fromkeys(self.labels, NUMBER) | dict.fromkeys(self.split, TEXT)
         for names in (self.relations, self.classes):
             if names is not None:
@@ -67,10 +67,10 @@ class EdgeColumns:
         return kinds
 
     def relations_of(self, batch: Batch, known: list[str]) -> np.ndarray | None:
-        """int64 [n] numbers of relations.
+        """Return int64 [n] relation numbers.
 
         Raises:
-            InputError: one that is missing, or none of those known.
+            InputError: a relation is missing, or is none of the known ones.
         """
         if self.relations is None:
             return None
@@ -82,10 +82,10 @@ class EdgeColumns:
         return class_codes(batch, self.relations, known, "is none of the known relations")
 
     def labels_of(self, batch: Batch, known: list[str]) -> np.ndarray | None:
-        """int64 [n] classes, -1 unknown; int8 [n, T] of several labels; or float64 of numbers.
+        """Return int64 [n] classes (-1 unknown), int8 [n, T] labels or float64 numbers.
 
         Raises:
-            InputError: a label that no class has, or of several labels one that is not 0 or 1.
+            InputError: a label is none of the classes, or one of several labels is not 0 or 1.
         """
         if not self.labels:
             return None
@@ -102,20 +102,20 @@ class EdgeColumns:
         return np.where(np.isnan(found), -1, found).astype(np.int8)
 
     def split_of(self, batch: Batch) -> np.ndarray | None:
-        """int8 [n]: 0 none, 1 train, 2 valid, 3 test."""
+        """Return int8 [n]: 0 none, 1 train, 2 valid, 3 test."""
         if not self.split:
             return None
         return (set_codes if len(self.split) == 1 else mask_codes)(batch, self.split)
 
 
 def edge_columns(tables: list[TableFile], options: TableOptions, weights: bool) -> EdgeColumns:
-    """The columns that the options choose, or that are called as they mostly are.
+    """Return the columns that the options choose, or that have the usual names.
 
     Args:
-        weights: False leaves a column of weights out.
+        weights: False ignores a column of weights.
 
     Raises:
-        InputError: no such column, or one chosen twice.
+        InputError: a column does not exist, or is chosen twice.
     """
     first, like = tables[0], options.like
     source, target = _ends(first, options)
@@ -165,7 +165,7 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
 
 
 def _check_labels(tables: list[TableFile], columns: EdgeColumns, options: TableOptions) -> None:
-    """Some tables may lack labels and the split; those of a graph that is followed all may."""
+    """Check the columns of labels and split: some tables may lack them, and with `like` all may."""
     for name in (*columns.labels, *columns.split):
         having = [table for table in tables if name in table.names]
         if not having and not (name in columns.labels and options.like is not None):

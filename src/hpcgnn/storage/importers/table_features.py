@@ -1,4 +1,4 @@
-"""From columns of tables to features and classes, and what has to be remembered of that."""
+"""Conversion of table columns to features and classes, and the encoding to be remembered."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hpcgnn.storage.importers.table_values import strange
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
-MAX_NAMES = 1 << 16  # of classes and relations
-_MANY_NAMES = 30  # above which nearly as many as rows are likely to be ids
+MAX_NAMES = 1 << 16  # of classes, and of relations
+_MANY_NAMES = 30  # more values than this, nearly as many as rows, are likely to be ids
 
 
 def merged_kind(tables: list[TableFile], name: str) -> str:
-    """The kind that the values of all tables have which hold the column."""
+    """Return the common kind of a column's values over all tables that have it."""
     kinds = {table.kinds[name] for table in tables if name in table.names}
     if len(kinds) == 1:
         return kinds.pop()
@@ -37,10 +37,10 @@ def merged_kind(tables: list[TableFile], name: str) -> str:
 
 
 def require_columns(table: Any, names: list[str]) -> None:
-    """Each is there, once.
+    """Check that each column exists exactly once.
 
     Raises:
-        InputError: naming the columns there are.
+        InputError: one does not; the error lists the existing columns.
     """
     for name in names:
         folder = getattr(table, "folder", None)
@@ -68,12 +68,12 @@ def require_columns(table: Any, names: list[str]) -> None:
 
 
 def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]:
-    """The columns that these names and patterns, such as f*, stand for; never `others`.
+    """Return the columns that these names and patterns, such as f*, match; never `others`.
 
-    Nor do patterns stand for numbers of rows, that pandas writes, and columns without a name.
+    Patterns also don't match the row numbers that pandas writes, nor columns without a name.
 
     Raises:
-        InputError: a pattern that no column fits.
+        InputError: a pattern matches no column.
     """
     out: list[str] = []
     for pattern in patterns:
@@ -92,10 +92,10 @@ def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]
 def plan(
     names: list[str], tables: list[TableFile], categorical: list[str], what: str
 ) -> list[EncodedColumn]:
-    """How each column will become features, before any value is known.
+    """Return how each column will become features, before any value is known.
 
     Raises:
-        InputError: a column that holds neither numbers nor categories.
+        InputError: a column holds neither numbers nor categories.
     """
     out = []
     for name in names:
@@ -118,7 +118,7 @@ def plan(
 
 
 def refuse_commas(tables: list[TableFile], name: str) -> None:
-    """Raises InputError where the column may hold numbers with a comma."""
+    """Raise InputError if the column may hold numbers with a comma."""
     for table in tables:
         if name in getattr(table, "with_commas", ()):
             raise InputError(
@@ -130,7 +130,7 @@ def refuse_commas(tables: list[TableFile], name: str) -> None:
 
 
 def read_kind(column: EncodedColumn) -> str:
-    """As what a table is asked for the column."""
+    """Return the kind that a table is to read the column as."""
     return {
         CATEGORY: table_files.TEXT,
         VECTOR: table_files.LIST,
@@ -139,7 +139,7 @@ def read_kind(column: EncodedColumn) -> str:
 
 
 class FeatureFit:
-    """What one pass over the rows tells of columns: their categories, widths and means."""
+    """The categories, widths and means of columns, collected in one pass over the rows."""
 
     def __init__(self, columns: list[EncodedColumn], missing: str) -> None:
         self.columns = columns
@@ -149,7 +149,7 @@ class FeatureFit:
         self._sums = {column.name: [0.0, 0] for column in columns if column.kind == NUMBER}
 
     def needed(self) -> dict[str, str]:
-        """The columns to read for it, and as what."""
+        """Return the columns that must be read for the fit, and the kind of each."""
         return {
             column.name: read_kind(column)
             for column in self.columns
@@ -163,7 +163,7 @@ class FeatureFit:
                 continue
             if column.kind == CATEGORY:
                 values = self._values[column.name]
-                texts = array.cast(pa.string())  # where it gives the classes as well
+                texts = array.cast(pa.string())  # numbers if it is the column of classes too
                 values.update(v for v in texts.unique().to_pylist() if v is not None)
                 if len(values) > MAX_CATEGORIES:
                     for odd in cells.strangers(sorted(values))[:1]:
@@ -208,10 +208,10 @@ class FeatureFit:
 
 
 def features_of(batch: Batch, columns: list[EncodedColumn], missing: str) -> np.ndarray:
-    """float64 [n, F]; the table may lack columns where missing values are filled.
+    """Return float64 [n, F]; the table may lack columns if missing values are filled.
 
     Raises:
-        InputError: names file, row and column of a value that is missing, or is no known category.
+        InputError: a value is missing or no known category; the error names file, row and column.
     """
     out = np.zeros((batch.num_rows, sum(column.width for column in columns)))
     first = 0
@@ -282,18 +282,18 @@ def _absent(batch: Batch, name: str, array: pa.Array, row: int) -> InputError:
 
 
 def category_codes(array: pa.Array, values: list[str]) -> np.ndarray:
-    """int64 [n]: the place of each text among `values`; -1 where it is null or none of them."""
+    """Return int64 [n]: the index of each text in `values`; -1 for null or unknown texts."""
     if not values:
         return np.full(len(array), -1)
-    # Nulls equal nothing in a set that has none.
+    # Nulls are not found, since the values have none.
     found = pc.index_in(array, value_set=pa.array(values, array.type))
     return table_files.to_numpy(found.fill_null(-1)).astype(np.int64)
 
 
 class Names:
-    """The different values of a column of classes or relations, in order."""
+    """The distinct values of a column of classes or relations, in order."""
 
-    numbers = "--labels-as values"  # the option by which they are no names
+    numbers = "--labels-as values"  # the option that makes them numbers, not names
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
@@ -303,7 +303,7 @@ class Names:
 
     @staticmethod
     def of(name: str, tables: list[TableFile], categorical: Collection[str]) -> Names:
-        """Those of a column: texts where its numbers are names."""
+        """Return the names of a column, as text if its numbers are names."""
         if name in categorical:
             return Names(name, table_files.TEXT)
         refuse_commas(tables, name)
@@ -313,7 +313,7 @@ class Names:
         return Names(name, table_files.TEXT if kind == table_files.INTEGER and padded else kind)
 
     def texts(self, batch: Batch) -> pa.Array:
-        """The column as texts, nulls where unknown; whole numbers without a point."""
+        """Return the column as texts, null if unknown; whole numbers have no decimal point."""
         array = batch.columns.get(self.name)
         if array is None:
             return pa.nulls(batch.num_rows, pa.string())
@@ -347,7 +347,7 @@ class Names:
         return sorted(self._values, key=None if self.read_kind() == table_files.TEXT else int)
 
     def mostly_different(self, number: int) -> bool:
-        """Whether so many different values are more than classes of these rows can be."""
+        """Return whether `number` distinct values are too many to be classes of these rows."""
         return number > _MANY_NAMES and 0 < self.known_rows < 2 * number
 
     def read_kind(self) -> str:
@@ -356,10 +356,10 @@ class Names:
 
 
 def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -> np.ndarray:
-    """int64 [n]: the place of each row's value among `classes`, -1 where it is missing.
+    """Return int64 [n]: the index of each row's value in `classes`, -1 if it is missing.
 
     Raises:
-        InputError: a value that is none of them, in the words of `refusal`.
+        InputError: a value is none of them; `refusal` is the message.
     """
     texts = column.texts(batch)
     codes = category_codes(texts, classes)
@@ -376,14 +376,16 @@ def odd_values(
     classes: list[tuple[Names | None, list[str]]],
     categorical: Collection[str],
 ) -> list[str]:
-    """Notes on what may be meant for a missing value, a number or an id, and was read as text.
+    """Return notes on texts that may have been meant as missing values, numbers or ids.
 
     Args:
-        tables: that the columns are of.
-        classes: columns of classes or relations with all their values.
+        tables: the tables that have the columns.
+        features: the columns of features.
+        classes: the columns of classes or relations, with all their values.
+        categorical: names of columns whose values are meant as categories.
 
     Raises:
-        InputError: so much of a column is numbers that its one text can't be meant.
+        InputError: nearly all values of a column are numbers, so that its texts must be errors.
     """
     notes = []
     named = [(names, values) for names, values in classes if names is not None]

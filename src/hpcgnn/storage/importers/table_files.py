@@ -1,6 +1,6 @@
-"""Tables with named columns, in CSV or TSV and in Parquet, batch by batch.
+"""Tables with named columns, in CSV, TSV or Parquet, read batch by batch.
 
-pyarrow parses CSV a few MiB at a time, so that memory is bounded and every error names a line.
+pyarrow parses CSV a few MiB at a time, so that memory is bounded and each error names a line.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from hpcgnn.storage.importers.text import (
 )
 
 _TYPES = {INTEGER: pa.int64(), NUMBER: pa.float64(), TEXT: pa.string(), TIME: cells.NANOSECONDS}
-_READ_AS = _TYPES | {LIST: pa.string(), TIME: pa.string()}  # in text
+_READ_AS = _TYPES | {LIST: pa.string(), TIME: pa.string()}  # for text files
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
-_ROW_BYTES = 16  # a Parquet file may unpack to, per row: more is checked for inflation
+_ROW_BYTES = 16  # bytes per row of an unpacked Parquet file, as the inflation check assumes
 _WIDEST = 1 << 16  # columns
-_NAME_LINES = 64  # that names of columns may take
+_NAME_LINES = 64  # lines that the names of columns may take
 
 
 @dataclass
 class Batch:
-    """Some rows of a table: `columns` by name; `place(k)` says where row k stands."""
+    """Some rows of a table: `columns` by name; `place(k)` names the place of row k."""
 
     file: Path
     columns: dict[str, pa.Array]
@@ -62,14 +62,14 @@ class Batch:
 
 
 class TableFile(Protocol):
-    """A table, about to be read.
+    """A table that is ready to be read.
 
     Attributes:
         path: the file.
-        names: of the columns.
-        kinds: of the columns: INTEGER, NUMBER, BOOLEAN, TEXT, TIME or LIST (of numbers), as far as
-            its start tells.
-        num_rows: None where only reading tells.
+        names: the names of the columns.
+        kinds: the kinds of the columns, judged by the start of the file: INTEGER, NUMBER, BOOLEAN,
+            TEXT, TIME or LIST (of numbers).
+        num_rows: the number of rows; None if it is known only after reading.
     """
 
     path: Path
@@ -78,20 +78,20 @@ class TableFile(Protocol):
     num_rows: int | None
 
     def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
-        """The columns that are keys of `kinds`, as arrays of that kind; may be called again.
+        """Yield the columns that are keys of `kinds`, as arrays of that kind; may be called again.
 
-        `over` turns pieces of text into columns.
+        `over` applies the conversion to pieces of text.
 
         Raises:
-            InputError: damaged, or a value that is not of its kind.
+            InputError: the file is damaged, or a value is not of its kind.
         """
 
 
 def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
-    """The tables in these files, and in the Parquet files of folders.
+    """Return the tables in these files, and in the Parquet files of folders.
 
     Raises:
-        InputError: missing, damaged, or no table.
+        InputError: a file is missing, damaged, or no table.
     """
     tables: list[TableFile] = []
     for path in paths:
@@ -108,7 +108,7 @@ def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
 
 
 class ParquetTable:
-    """A Parquet file, whose pages are compared with the checksums they have."""
+    """A Parquet file, whose pages are checked against their checksums, if it has any."""
 
     def __init__(
         self, path: Path, folder: Path | None = None, missing: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class ParquetTable:
         if kind == INTEGER and pa.types.is_decimal(array.type):
             found, array = INTEGER, self._whole(array, name)
         if kind == INTEGER and found in (INTEGER, NUMBER):
-            return array  # whoever takes integers checks them
+            return array  # the caller checks that they are integers
         if pa.types.is_nested(array.type) and found != LIST:
             wanted = "numbers, texts or lists of numbers: store its parts as columns of their own"
             raise self._unfit(array, name, wanted)
@@ -208,7 +208,7 @@ class ParquetTable:
 
 
 def kind_of(type: pa.DataType) -> str:
-    """Which of the kinds of columns it is."""
+    """Return the kind of column that an Arrow type is."""
     kinds = pa.types
     if kinds.is_dictionary(type):
         return kind_of(type.value_type)
@@ -226,7 +226,7 @@ def kind_of(type: pa.DataType) -> str:
 
 
 def _folder_keys(file: Path) -> list[str]:
-    """The columns that Hive and Spark put into names of folders, as in year=2020/part-0.parquet."""
+    """Return the columns that Hive and Spark put into folder names: year=2020/part-0.parquet."""
     return [part.partition("=")[0] for part in file.parts[:-1] if "=" in part]
 
 
@@ -235,17 +235,17 @@ def first_line(error: Exception) -> str:
 
 
 class TextTable:
-    """A table of text, packed or not, whose first line may name the columns."""
+    """A text table, compressed or not, whose first line may name the columns."""
 
     def __init__(self, path: Path, form: TextForm) -> None:
         self.path = path
         self._form = form
         block, number, line = self._first_line()
         given = form.delimiter if form.delimiter and form.delimiter.encode() in line else None
-        self._delimiter = given or cells.delimiter_of(line)  # of several tables each its own
+        self._delimiter = given or cells.delimiter_of(line)  # tables may differ in it
         if self._delimiter == " " and b"\t" in line:
             self._delimiter = "\t"
-        # As in `a, b`: then spaces around texts belong to none of them.
+        # With spaces at delimiters, as in `a, b`, those around texts are not part of them.
         mark = self._delimiter.encode()
         self._spaced = mark.strip() != b"" and (mark + b" " in line or b" " + mark in line)
         fields = [f.replace("\n", " ").strip(" ") for f in self._split(block, number, line)]
@@ -267,7 +267,7 @@ class TextTable:
         comment = self._form.comment
         for block in blocks(self.path):
             if comment is not None and comment.encode() in block.text:
-                # An empty line stays, so that lines can be counted.
+                # An empty line is left, so that line numbers stay right.
                 pattern = rb"(?m)^" + re.escape(comment.encode()) + rb"[^\n]*"
                 block = TextBlock(block.file, block.first, re.sub(pattern, b"", block.text))
             yield block
@@ -299,7 +299,7 @@ class TextTable:
             raise block.error(number, f"is no row of a table: {error}", line) from None
 
     def _look(self) -> dict[str, str]:
-        """The kinds of the columns, by the first block of rows."""
+        """Return the kinds of the columns, judged by the first block of rows."""
         for block in self._rows():
             text = block.text
             text = text[: masked(text, self._delimiter).rfind(b"\n", 0, 1 << 20) + 1] or text
@@ -323,7 +323,7 @@ class TextTable:
         return {}
 
     def is_canonical(self, name: str) -> bool:
-        """Whether the integers at the start of the column are written as one writes numbers."""
+        """Return whether integers at the start of the column have no leading zeros or plus."""
         place = self.names.index(name)
         for block in self._rows():
             for _, line in islice(lines_of(block.text, self._delimiter), 1000):
@@ -339,7 +339,7 @@ class TextTable:
         return {name for name in self.names if self.names.count(name) == 1}
 
     def _rows(self) -> Iterator[TextBlock]:
-        """The lines after the header."""
+        """Yield the lines after the header."""
         for block in self._blocks():
             skipped = self._first - block.first
             if skipped > 0:
@@ -370,7 +370,7 @@ class TextTable:
         places = {name: str(self.names.index(name)) for name in kinds}
         types = {places[name]: _READ_AS[kind] for name, kind in kinds.items() if kind is not None}
         for name, kind in kinds.items():
-            if kind == INTEGER and self.kinds[name] == NUMBER:  # as 1.0: whoever takes them checks
+            if kind == INTEGER and self.kinds[name] == NUMBER:  # such as 1.0: the caller checks
                 types[places[name]] = _READ_AS[NUMBER]
         if self._delimiter == " ":
             text = cells.with_single_spaces(text)
@@ -415,26 +415,26 @@ class TextTable:
         return out
 
     def _refuse_padded(self, text: bytes, names: list[str]) -> None:
-        """007 would be 7, which may be another."""
+        """Refuse integers that begin with 0: 007 would become 7, which may be another id."""
         if names and may_be_padded(text):
             for array in self._parse(text, dict.fromkeys(names, TEXT)).values():
                 if pc.any(pc.match_substring_regex(array, r"^\s*\+?0\d")).as_py():
                     raise pa.ArrowInvalid("a number begins with 0")
 
     def _check_rows(self, text: bytes, number: int) -> None:
-        """pyarrow lets a quote that nothing ends swallow what follows."""
+        """Check the number of rows: in pyarrow, an unclosed quote swallows what follows."""
         lines = text.count(b"\n") + (text[-1:] != b"\n")
         if lines != number and rows_of(text, self._delimiter) != number:
             raise pa.ArrowInvalid("a quote is not closed")
 
     def _line_of(self, block: TextBlock, row: int) -> int:
-        """The number of the line in which the block's row `row` begins."""
+        """Return the number of the line in which the block's row `row` begins."""
         rows = lines_of(block.text, self._delimiter)
         filled = (offset for offset, line in rows if line.strip(b"\r"))
         return block.first + next(islice(filled, row, None), 0)
 
     def _is_hexadecimal(self, name: str, text: bytes) -> bool:
-        """pyarrow takes 0x10 for an integer; nobody else who reads the file does."""
+        """Return whether a number such as 0x10 occurs, which only pyarrow reads as an integer."""
         if b"0x" not in text and b"0X" not in text:
             return False
         place = self.names.index(name)
@@ -443,7 +443,7 @@ class TextTable:
         return any(len(row) > place and b"x" in row[place].lower() for row in rows)
 
     def _diagnose(self, block: TextBlock, kinds: dict[str, str]) -> None:
-        """Name the line that is wrong."""
+        """Raise an error that names the malformed line, if one is found."""
         for offset, line in lines_of(block.text, self._delimiter):
             number = block.first + offset
             if not line.strip(b"\r "):
@@ -479,7 +479,7 @@ def _remedy(line: bytes) -> str:
 
 
 def _whole_line(text: bytes, offset: int, line: bytes) -> bytes:
-    """The row of names that begins in this line of the text, for any delimiter."""
+    """Return the row of names that begins in this line; quoted names may span lines."""
     for _ in range(_NAME_LINES):
         if line.count(b'"') % 2 == 0:
             return line
@@ -488,5 +488,5 @@ def _whole_line(text: bytes, offset: int, line: bytes) -> bytes:
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:
-    """Numbers without missing ones."""
+    """Return an array without nulls as NumPy array."""
     return array.to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""What the columns of tables are for."""
+"""Options of tables: what their columns are used for, and how text holds them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hpcgnn.storage.encoding import Encoding
 
 @dataclass(frozen=True)
 class TextForm:
-    """How text holds a table; None: as its first line looks.
+    """How a text file holds a table; None: deduced from its first line.
 
     Attributes:
         delimiter: one character.
-        header: whether the first line names the columns; else these are 1, 2, ...
-        comment: lines that begin with it are passed over; above the first line of the table those
-            that begin with # or % are in any case.
-        skip_lines: lines passed over before anything else.
-        decimal: "," or "." in numbers; None: a point, and numbers with a comma are asked about.
+        header: whether the first line names the columns; otherwise their names are 1, 2, ...
+        comment: lines that begin with it are skipped; above the first line of the table, those that
+            begin with # or % always are.
+        skip_lines: number of lines skipped before anything else.
+        decimal: "," or "." in numbers; None: a point, and numbers with a comma are refused.
         missing: texts that mean a missing value in every column, as the empty text does.
     """
 
@@ -32,24 +32,24 @@ class TextForm:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the columns of tables are for; None or empty: what `like` says, or nothing.
+    """What the columns of tables are used for; None or empty: as in `like`, or unused.
 
     Attributes:
         nodes: the tables of the nodes.
         source, target, weight, edge_features, relation, edge_label, edge_split_column: columns of
-            the edges; several labels at once are parted by commas, as are three masks.
+            the edges; several labels are separated by commas, as are three masks.
         edge_label_values: labels of edges are numbers to be predicted.
-        id, label, features, split_column, split_time: columns of the nodes; several labels at once
-            are parted by commas.
+        id, label, features, split_column, split_time: columns of the nodes; several labels are
+            separated by commas.
         label_values: labels are numbers to be predicted.
-        split_ratio: shares of the labelled nodes that train, validate and test.
-        seed: of the split by ratio.
-        categorical: columns whose numbers are names.
-        missing: "refuse", or with what missing numbers are filled: "zero" or "mean".
-        text_ids: ids are texts even where they look like numbers.
-        columns: source, target and weight were named together: no other weight is looked for.
-        form: how text holds the tables.
-        like: how an earlier graph was encoded, which is followed; its `like` names that graph.
+        split_ratio: shares of the labelled nodes for train, valid and test.
+        seed: the seed of the split by ratio.
+        categorical: columns whose numbers are names of categories.
+        missing: "refuse", or the value that replaces missing numbers: "zero" or "mean".
+        text_ids: ids are texts even if they look like numbers.
+        columns: source, target and weight were given together: no other weight is looked for.
+        form: how text files hold the tables.
+        like: the encoding of an earlier graph, to be followed; its `like` names that graph.
     """
 
     nodes: tuple[Path, ...] = ()
@@ -77,7 +77,7 @@ class TableOptions:
     like: Encoding | None = None
 
     def given(self) -> list[str]:
-        """The options that speak of columns of tables, by their names."""
+        """Return the command-line names of the options about columns of tables that were given."""
         usual = TableOptions()
         names = [f.name for f in fields(self) if f.name not in ("split_ratio", "seed", "columns")]
         given = [name for name in names if getattr(self, name) != getattr(usual, name)]
@@ -86,7 +86,7 @@ class TableOptions:
         return ["--" + shown.get(name, name).replace("_", "-") for name in given]
 
     def choice(self, name: str) -> str | None:
-        """The column chosen for it, here or in `like`."""
+        """Return the column chosen for this purpose, here or in `like`."""
         value = getattr(self, name)
         if value is None and self.like is not None:
             value = self.like.options.get(name)
@@ -100,5 +100,5 @@ class TableOptions:
 
 
 def listed(text: str | None) -> list[str]:
-    """The names in `A,B,C`."""
+    """Return the names in `A,B,C`."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""Values of columns, batch by batch, checked; the split that they give."""
+"""Checked values of table columns, batch by batch, and the split that columns give."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.table_files import TEXT, Batch, TableFile
 
-_MANY = 50  # different numbers to a text, and more: no categories
+_MANY = 50  # with this many distinct numbers per text or more, the column has no categories
 _SETS = ("train", "valid", "test")
 _CODES = {"": 0, "0": 0, "none": 0, "1": 1, "train": 1, "training": 1, "2": 2, "val": 2, "valid": 2}
 _MASKS = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -28,7 +28,7 @@ _CODES |= {"validation": 2, "dev": 2, "3": 3, "test": 3, "testing": 3}
 def batches(
     tables: list[TableFile], kinds: dict[str, str], id: str | None = None, over: Over = map
 ) -> Iterator[Batch]:
-    """Batches of all tables; a table may lack a column, and then `id` counts its rows."""
+    """Yield batches of all tables; if a table lacks the columns, `id` is read to count its rows."""
     for table in tables:
         there = {name: kind for name, kind in kinds.items() if name in table.names}
         if not there and id is not None:
@@ -38,7 +38,7 @@ def batches(
 
 
 def numbers(batch: Batch, names: list[str]) -> np.ndarray:
-    """float64 [n], or [n, W] of several columns; NaN where a value is missing."""
+    """Return float64 [n], or [n, W] for several columns; NaN for missing values."""
     nothing = pa.nulls(batch.num_rows)
     columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
     found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
@@ -46,10 +46,10 @@ def numbers(batch: Batch, names: list[str]) -> np.ndarray:
 
 
 def strange(tables: list[TableFile], name: str, odd: list[str], count: int) -> str:
-    """What to tell of texts among a column's `count` different values, which else are numbers.
+    """Return a note on texts among a column's `count` distinct values that otherwise are numbers.
 
     Raises:
-        InputError: so many are numbers that no categories are meant.
+        InputError: nearly all values are numbers, so that categories can't be meant.
     """
     remedy = "mend it" if "," in odd[0] else f"--na {shlex.quote(odd[0])} if it is missing there"
     few = count >= _MANY and len(odd) * _MANY <= count
@@ -73,10 +73,10 @@ def known(batch: Batch, name: str) -> np.ndarray:
 
 
 def integers(batch: Batch, name: str) -> np.ndarray:
-    """int64 [n]: ids, or numbers of relations; whole floats included.
+    """Return int64 [n] ids or relation numbers; floats must be whole.
 
     Raises:
-        InputError: naming the line of one that is no integer, or beyond 64 bits.
+        InputError: a value is not an integer or exceeds 64 bits; the error names its line.
     """
     values = table_files.to_numpy(batch.columns[name])
     if values.dtype.kind == "f":
@@ -104,10 +104,10 @@ def check_length(batch: Batch, name: str) -> None:
 
 
 def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterator[np.ndarray]:
-    """int8 chunks: 0 none, 1 train, 2 valid, 3 test, from one column of names, or three masks.
+    """Yield int8 chunks (0 none, 1 train, 2 valid, 3 test) from a column of names or three masks.
 
     Raises:
-        InputError: another value, or a node in two sets.
+        InputError: there is another value, or a node is in two sets.
     """
     read = set_codes if len(columns) == 1 else mask_codes
     for batch in batches(tables, dict.fromkeys(columns, TEXT), id=id):
@@ -115,7 +115,7 @@ def split_codes(tables: list[TableFile], columns: list[str], id: str) -> Iterato
 
 
 def set_codes(batch: Batch, columns: list[str]) -> np.ndarray:
-    """int8 [n] from a column of names of sets."""
+    """Return int8 [n] split codes from a column of set names."""
     (name,) = columns
     texts = batch.columns.get(name, pa.nulls(batch.num_rows, pa.string())).to_pylist()
     found = [_CODES.get((text or "").strip().lower(), -1) for text in texts]
@@ -126,7 +126,7 @@ def set_codes(batch: Batch, columns: list[str]) -> np.ndarray:
 
 
 def mask_codes(batch: Batch, columns: list[str]) -> np.ndarray:
-    """int8 [n] from three masks."""
+    """Return int8 [n] split codes from three masks."""
     nothing = pa.nulls(batch.num_rows, pa.string())
     texts = [batch.columns.get(name, nothing).to_pylist() for name in columns]
     codes = [[_MASKS.get((text or "").strip().lower(), -1) for text in one] for one in texts]
@@ -140,7 +140,7 @@ def mask_codes(batch: Batch, columns: list[str]) -> np.ndarray:
 
 
 def check_split_columns(columns: list[str], file: Path, option: str) -> None:
-    """Raises InputError unless it is one column, or three masks."""
+    """Raise InputError unless there is no column, one column, or three masks."""
     if len(columns) not in (0, 1, len(_SETS)):
         raise InputError(
             f"{option} takes one column, or three masks: train, valid, test",

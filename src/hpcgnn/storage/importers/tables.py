@@ -1,4 +1,4 @@
-"""A graph in tables: edges in some, nodes in others, joined by the ids of the nodes."""
+"""Graphs in tables of edges and tables of nodes, joined by the ids of the nodes."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ from hpcgnn.storage.importers.table_values import (
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
-    """The graph in these tables of edges and those of the nodes.
+    """Return the graph in these tables of edges and those of the nodes.
 
     Raises:
-        InputError: no such column, columns that don't fit, a damaged file; later, while it is
-            read, any value that is not as it should be, naming file and line.
+        InputError: a column is missing or doesn't fit, or a file is damaged; later, while the
+            source is read, a value is invalid. Errors name file and line.
     """
     edges = open_tables(paths, tables.form)
     nodes = open_tables(list(tables.nodes), tables.form)
@@ -83,10 +83,10 @@ def source_of(
     tables: TableOptions,
     options: ImportOptions,
 ) -> Source:
-    """The graph in these tables; `file` is what errors speak of.
+    """Return the graph in these tables; `file` is the file that errors name.
 
     Raises:
-        InputError: as `read_tables`.
+        InputError: as in `read_tables`.
     """
     reading = _Reading(file, edges, nodes, tables, options)
     source = Source(
@@ -103,7 +103,7 @@ def source_of(
 
 
 class _Reading:
-    """Tables that are being read."""
+    """The state of reading a graph from tables."""
 
     def __init__(
         self,
@@ -243,14 +243,14 @@ class _Reading:
                 self.notes.append(NoteOn(tables[0].path, f"ignored: {', '.join(unused)}"))
 
     def begin(self, scratch: Scratch) -> None:
-        """Look at all rows once, where categories, classes or means must be known."""
+        """Read all rows once, if categories, classes or means must be known beforehand."""
         self._learn(scratch)
         self._name_unknown()
         if self.labels is not None:
             self.nodes.num_classes = len(self.encoding.classes)
 
     def _name_unknown(self) -> None:
-        """Name what may be meant for a missing value or for no class, and was read as text."""
+        """Add notes on texts that may be meant as missing values or not as classes."""
         encoding, ends = self.encoding, self.ends
         of_nodes = [(self.labels, encoding.classes)]
         of_edges = [(ends.classes, encoding.edge_classes), (ends.relations, encoding.relations)]
@@ -288,7 +288,7 @@ class _Reading:
     def _fit(
         self, tables: list[TableFile], columns: list[EncodedColumn], *names: Names | None
     ) -> tuple[Any, ...]:
-        """The columns as they are then known, and the values of each of `names`."""
+        """Return the columns, completed by a pass over the rows, and the values of `names`."""
         fit = FeatureFit(columns, self.missing)
         needed = fit.needed()
         named = [column for column in names if column is not None]
@@ -362,7 +362,7 @@ class _Reading:
                 raise batch.error(name, row, text, int(found[row]))
             return found
         check_length(batch, name)
-        # Where tables list the nodes, those alone are kept.
+        # If tables list the nodes, only the names in these are kept.
         return self.store.codes(array) if self.node_tables else self.store.add(array)
 
     def _node_columns(self) -> Nodes:
@@ -420,7 +420,7 @@ class _Reading:
             yield numbers(batch, self.label_names)
 
     def _labelled(self) -> Iterator[np.ndarray]:
-        """int64 chunks: the class where each node has one; 0 where it has any label, else -1."""
+        """Yield int64 chunks: the node's class if it has one; else 0 for any label, -1 for none."""
         for labels in self._labels():
             if self.labels is not None:
                 yield labels
@@ -435,7 +435,7 @@ class _Reading:
         yield from split_chunks(self._labelled(), times, ratio, seed, self._scratch, notes)
 
     def _times(self) -> Iterator[np.ndarray]:
-        """int64 chunks in the order of the times."""
+        """Yield int64 chunks that sort in the order of the times."""
         name = str(self.split_time)
         kind = TIME if merged_kind(self.node_tables, name) in (TIME, TEXT) else NUMBER
         labels = self._labelled()
@@ -450,11 +450,11 @@ class _Reading:
                 yield table_files.to_numpy(array.cast(pa.int64()).fill_null(0))
                 continue
             bits = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
-            # Floats compare as their bits do, the negative ones turned round.
+            # Floats compare like their bits as integers, if those of negative ones are flipped.
             yield bits ^ ((bits >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
     def describe(self, value: int, edges: bool) -> tuple[str, Any]:
-        """Where an id stands, in an edge or in the tables of nodes, and as what."""
+        """Return the place of an id, in an edge or in the tables of nodes, and its value there."""
         tables = self.edge_tables if edges else self.node_tables
         names = [self.ends.source, self.ends.target] if edges else [str(self.id)]
         kind = TEXT if self.text else INTEGER
@@ -473,7 +473,7 @@ class _Reading:
 
 @dataclass
 class _Ids(Column):
-    """Ids of nodes, whose errors name the text and the line."""
+    """Ids of nodes, whose errors name the original text and the line."""
 
     reading: _Reading
 

@@ -1,4 +1,4 @@
-"""Text files: blocks of whole lines, and tables of numbers made of them."""
+"""Text files: blocks of whole lines, and tables of numbers parsed from them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.source import PIECE_BYTES, Over
 
 LONGEST_LINE = 16 << 20
-_BARREN = 4 << 20  # bytes without a number, after which a file is no data
+_BARREN = 4 << 20  # bytes without a number after which a file is refused
 _INTEGER = re.compile(rb"[+-]?\d+")
 PADDED = re.compile(rb"\+?0\d")
-_BEFORE = b' \t\n,;|"+'  # a number
+_BEFORE = b' \t\n,;|"+'  # characters that may precede a number
 _COMMENTS = (b"#", b"%")
 _SHOWN = 1 << 16  # bytes of a line that may be shown
 _INT64 = np.iinfo(np.int64)
@@ -33,7 +33,7 @@ _SPACES = bytes(32 if chr(code).isspace() and code != 10 else code for code in r
 
 @dataclass
 class TextBlock:
-    """Whole lines of a file; `first` is the number of the first one, counted from 1."""
+    """Whole lines of a file; `first` is the number of the first line, counted from 1."""
 
     file: Path
     first: int
@@ -45,7 +45,10 @@ class TextBlock:
         return InputError(message, file=self.file, dataset=f"line {line}", value=value)
 
     def check_barren(self, nbytes: int) -> None:
-        """Refuse after `nbytes` without data, this block included: it may never end."""
+        """Refuse a file after too many bytes without data, as it may never end.
+
+        `nbytes` counts them up to this block, which is included.
+        """
         if nbytes > _BARREN:
             raise self.error(self.first, f"{nbytes >> 20} MiB hold no data: this is no such file")
 
@@ -60,10 +63,10 @@ def readable(raw: bytes) -> str:
 
 
 def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[TextBlock]:
-    """The lines of a text file, gzip or not, in blocks of a few MiB.
+    """Yield the lines of a text file, compressed or not, in blocks of a few MiB.
 
     Raises:
-        InputError: unreadable or damaged, or a line longer than `longest` bytes.
+        InputError: the file can't be read or is damaged, or a line exceeds `longest` bytes.
     """
     with open_binary(path) as file:
         yield from blocks_of(file, path, 1, longest=longest)
@@ -72,7 +75,7 @@ def blocks(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[TextBlock]:
 def blocks_of(
     file: BinaryIO, path: Path, first: int, *, longest: int = LONGEST_LINE
 ) -> Iterator[TextBlock]:
-    """The rest of an open file, whose next line is number `first`, parted by newlines."""
+    """Yield the rest of an open file, whose next line is number `first`, in whole lines."""
     held: list[bytes] = []
     held_bytes = blank = 0
     for data in _universal_newlines(file):
@@ -100,13 +103,13 @@ def blocks_of(
 
 
 def _universal_newlines(file: BinaryIO) -> Iterator[bytes]:
-    """Pieces of the file with newlines for the ends of lines of any system."""
+    """Yield pieces of the file with the line ends of any system replaced by newlines."""
     last = b""
     while data := file.read(PIECE_BYTES):
         data = last + data
         last = b""
         if b"\r" in data:
-            if data.endswith(b"\r"):  # its newline may come with the next piece
+            if data.endswith(b"\r"):  # its newline may be in the next piece
                 data, last = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if data:
@@ -116,7 +119,7 @@ def _universal_newlines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def skip_lines(source: Iterator[TextBlock], count: int) -> Iterator[TextBlock]:
-    """The blocks without their first `count` lines."""
+    """Yield the blocks without their first `count` lines."""
     for block in source:
         end = skipped = 0
         while skipped < count and end < len(block.text):
@@ -132,7 +135,7 @@ def skip_lines(source: Iterator[TextBlock], count: int) -> Iterator[TextBlock]:
 def data_lines(
     block: TextBlock, comments: tuple[bytes, ...] = _COMMENTS
 ) -> Iterator[tuple[int, bytes]]:
-    """Number and text of each line that holds anything but a comment."""
+    """Yield number and text, without comments, of each line that holds data."""
     if not block.text.strip():
         return
     for offset, line in enumerate(block.text.split(b"\n")):
@@ -143,12 +146,12 @@ def data_lines(
 
 
 def guess_delimiter(line: bytes) -> str | None:
-    """`,` or `;` where the line has one, else None for white space."""
+    """Return `,` or `;` if the line contains one, else None for white space."""
     return next((mark for mark in (",", ";") if mark.encode() in line), None)
 
 
 def fields_of(line: bytes, delimiter: str | None) -> list[bytes]:
-    """The fields of a line without white space and quotes; a delimiter in quotes does not count."""
+    """Return the fields of a line without white space and quotes; quotes protect delimiters."""
     if delimiter and b'"' in line:
         with suppress(csv.Error):
             text = [line.decode("latin1")]
@@ -161,7 +164,7 @@ def fields_of(line: bytes, delimiter: str | None) -> list[bytes]:
 def beside(
     function: Callable[[TextBlock], Any], source: Iterable[TextBlock], over: Over
 ) -> Iterator[tuple[TextBlock, Any]]:
-    """Each block beside what the function makes of it; `over` may be some blocks ahead."""
+    """Yield each block with the function's result for it; `over` may be some blocks ahead."""
     ahead: deque[TextBlock] = deque()
 
     def noted() -> Iterator[TextBlock]:
@@ -174,7 +177,7 @@ def beside(
 
 
 def may_be_padded(text: bytes) -> bool:
-    """Whether a number may stand there that begins with 0 and goes on, as 007."""
+    """Return whether the text may hold a number with leading zeros, such as 007."""
     found = np.frombuffer(text, np.uint8)
     zeros = np.flatnonzero(found[:-1] == ord("0"))
     after = found[zeros + 1]
@@ -187,14 +190,15 @@ def may_be_padded(text: bytes) -> bool:
 
 
 class Table:
-    """Text whose lines all have the same columns.
+    """A text table of numbers, in which all lines have the same columns.
 
     Args:
-        fields: name and type (int64 or float64) of the columns to take.
-        columns: their places from 0; None: they are all there is, in this order.
-        width: the number of columns of each line where `columns` are chosen.
+        fields: name and type (int64 or float64) of the columns to read.
+        columns: their positions from 0; None if the lines have exactly these columns.
+        width: the number of columns of each line, if `columns` are chosen.
         delimiter: None for white space.
-        padded: integers may begin with 0; else 007 is refused, which may be meant to differ from 7.
+        comments: marks that begin a comment.
+        padded: integers may begin with 0; otherwise 007 is refused, as 7 may be another id.
     """
 
     def __init__(
@@ -217,10 +221,11 @@ class Table:
         self.comments = comments
 
     def parse(self, block: TextBlock) -> np.ndarray:
-        """A structured array, one record per line that holds data.
+        """Return a structured array with one record per line that holds data.
 
         Raises:
-            InputError: names the line: a field too many or too few, no number, beyond 64 bits.
+            InputError: a line has too many or too few fields, or a field is no number or exceeds 64
+                bits; the error names the line.
         """
         _, records = next(self.parse_all([block], map))
         return records
@@ -228,14 +233,14 @@ class Table:
     def parse_all(
         self, source: Iterable[TextBlock], over: Over
     ) -> Iterator[tuple[TextBlock, np.ndarray]]:
-        """Each block with what `parse` makes of it; `over` does the work."""
+        """Yield each block with the result of `parse`; `over` applies the parser."""
         for block, records in beside(self.records, source, over):
             self._barren = 0 if records.shape[0] else self._barren + len(block.text)
             block.check_barren(self._barren)
             yield block, records
 
     def records(self, block: TextBlock) -> np.ndarray:
-        """As `parse`, whatever the blocks before hold."""
+        """Return the records of a block as `parse` does, whatever the blocks before it hold."""
         text = block.text
         for mark in self.comments:
             if mark in text:
@@ -269,11 +274,11 @@ class Table:
                     raise block.error(number, text, found[place])
 
     def _converted(self, text: bytes) -> np.ndarray:
-        """What pyarrow makes of the text.
+        """Return the records that pyarrow parses from the text.
 
         Raises:
-            pyarrow.ArrowInvalid: a number that is none, or a line of another width; also where
-                more than one space parts the columns.
+            pyarrow.ArrowInvalid: a field is not a number, a line has another width, or more than
+                one space separates columns.
         """
         places = self.columns or tuple(range(self.width))
         types = {
@@ -312,7 +317,7 @@ class Table:
                 check_number(block, number, found[place], kind)
 
     def check_numbered(self, ids: np.ndarray, last: int, block: TextBlock, message: str) -> None:
-        """Refuse, with `message`, the first of these records' ids outside 1 .. `last`."""
+        """Refuse, with `message`, records whose ids are outside 1 .. `last`; name the first."""
         bad = (ids < 1) | (ids > last)
         if bad.any():
             k = int(np.argmax(bad))
@@ -324,7 +329,7 @@ class Table:
             )
 
     def place(self, block: TextBlock, index: int) -> str:
-        """Where record `index` of the block stands."""
+        """Return the place of record `index` of the block."""
         for row, (number, _) in enumerate(data_lines(block, self.comments)):
             if row == index:
                 return f"line {number}"
@@ -332,7 +337,7 @@ class Table:
 
 
 def _normal(text: bytes, delimiter: str | None) -> bytes:
-    """The same table without what pyarrow does not take: wide gaps, blank lines, plus signs."""
+    """Return the same table without what pyarrow refuses: wide gaps, blank lines, plus signs."""
     text = text.translate(_SPACES)
     text = re.sub(rb"(?m)^ +| +$", b"", text)
     if delimiter is None:
@@ -355,7 +360,7 @@ def check_number(block: TextBlock, line: int, text: bytes, kind: type) -> None:
 
 
 def is_number(text: str) -> bool:
-    """Whether it is one for other programs too: no digits of other scripts, no underscores."""
+    """Return whether a text is a number for other programs too: ASCII digits, no underscores."""
     try:
         float(text)
     except ValueError:
@@ -364,10 +369,10 @@ def is_number(text: str) -> bool:
 
 
 def matrix_rows(path: Path, *, delimiter: str | None = ",") -> Iterator[np.ndarray]:
-    """float64 [n, F] pieces of a text table of numbers, `nan` for missing ones.
+    """Yield float64 [n, F] pieces of a text table of numbers, NaN for missing ones.
 
     Raises:
-        InputError: unreadable, or a line with another number of columns than the first.
+        InputError: the file can't be read, or a line has not as many columns as the first.
     """
     table: Table | None = None
     width = 0

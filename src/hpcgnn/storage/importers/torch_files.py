@@ -1,8 +1,8 @@
-"""What `torch.save` stored, loaded without running anything in it.
+"""Files of `torch.save`, loaded without running any code in them.
 
 Files are loaded with `weights_only`: tensors, numbers, texts, lists and dictionaries. Objects of
-PyTorch Geometric and torch_sparse become inert records, whose attributes are read. Others are
-refused.
+PyTorch Geometric and torch_sparse become inert records, whose attributes are read. All other
+objects are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _LIBRARIES = ("torch_geometric.", "torch_sparse.")
-_USUAL = (  # what most files have; another is met one at a time, each by loading again
+_USUAL = (  # the classes in most files; any other costs one more attempt to load
     "collections.defaultdict",
     "torch_geometric.data.data.Data",
     "torch_geometric.data.data.DataEdgeAttr",
@@ -54,10 +54,10 @@ def _dictionary(*factory: Any) -> dict[Any, Any]:
 
 
 def load(path: Path, limit: int) -> Any:
-    """The object in the file.
+    """Return the object in the file.
 
     Raises:
-        InputError: too large, damaged, or of a class that is not loaded.
+        InputError: the file is too large or damaged, or holds a class that is not loaded.
     """
     size = require(path).stat().st_size
     if 2 * size > limit * 8:
@@ -85,14 +85,14 @@ def load(path: Path, limit: int) -> Any:
 def _load(path: Path, names: set[str]) -> Any:
     import torch
 
-    # A library that is imported may have said that its own classes are safe, whose methods would
-    # run, and torch would take one or the other by chance.
+    # An imported library may have registered its own classes as safe. Torch would choose at
+    # random between these, whose methods would run, and our stand-ins.
     others = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
         stand_ins = [_stand_in(name) for name in names]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that sparse tensors may change one day
+            warnings.simplefilter("ignore")  # that sparse tensors may change in a later release
             return torch.load(path, map_location="cpu", weights_only=True)
     finally:
         torch.serialization.add_safe_globals(others)
@@ -103,15 +103,15 @@ def _stand_in(name: str) -> Any:
 
 
 def attributes(found: Any) -> dict[str, Any]:
-    """What a record holds by name."""
+    """Return the attributes of a record by name; {} for any other object."""
     return vars(found) if isinstance(found, Record) else {}
 
 
 def dense(tensor: Any) -> np.ndarray:
-    """The array of a dense tensor."""
+    """Return a dense tensor as array."""
     try:
         return tensor.detach().numpy()
-    except (TypeError, RuntimeError):  # bfloat16 and other types that NumPy has not
+    except (TypeError, RuntimeError):  # bfloat16 and other types that NumPy lacks
         return tensor.detach().float().numpy()
 
 
@@ -119,13 +119,13 @@ Matrix = tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int]]
 
 
 def matrix(value: Any, path: Path, name: str) -> Matrix | None:
-    """Rows, columns and values (None: all are 1) of a sparse matrix, and its shape.
+    """Return rows, columns and values (None: all are 1) of a sparse matrix, and its shape.
 
-    Torch's own, csr, csc or coo, whose values may be rows, and torch_sparse's `SparseTensor`.
-    None where `value` is neither.
+    The matrix is one of torch (csr, csc or coo, with values that may be rows) or a `SparseTensor`
+    of torch_sparse. For any other `value`, return None.
 
     Raises:
-        InputError: a damaged one.
+        InputError: the matrix is damaged.
     """
     import torch
 
@@ -139,7 +139,7 @@ def matrix(value: Any, path: Path, name: str) -> Matrix | None:
 
 @dataclass
 class _Stored:
-    """A sparse matrix as it was stored; `first` are pointers, or a row for each entry."""
+    """A sparse matrix as stored; `first` holds row pointers, or the row of each entry."""
 
     first: Any
     second: Any
@@ -199,7 +199,7 @@ def _checked(stored: _Stored | None, path: Path, name: str) -> Matrix:
 
 
 def compressed(found: Matrix) -> csr_matrix:
-    """The matrix by rows; entries that occur twice are added up."""
+    """Return the matrix in CSR form; entries that occur twice are summed."""
     from scipy.sparse import csr_matrix  # takes 30 MB, and a quarter of a second
 
     rows, columns, values, shape = found

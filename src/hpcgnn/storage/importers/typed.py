@@ -1,4 +1,4 @@
-"""Graphs whose nodes and edges come type by type, each numbered from 0; a folder for each."""
+"""Graphs with nodes and edges given by type, each numbered from 0, and folders of such types."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OF_EDGES = ("edges", "weight", "features", "labels", "split")
 
 @dataclass
 class TypedNodes:
-    """The nodes of one type, `count` of them; their split speaks of rows within the type."""
+    """The `count` nodes of one type; their split is in rows within the type."""
 
     count: int
     features: Column | None = None
@@ -45,7 +45,7 @@ class TypedNodes:
 
 @dataclass
 class TypedEdges:
-    """The edges of one type; their ends are rows within the types of the nodes."""
+    """The edges of one type; their ends are rows within the node types."""
 
     name: EdgeType
     chunks: Iterator[EdgeChunk]
@@ -59,10 +59,10 @@ def join(
     labels_as: str | None = None,
     notes: Iterable[str] = (),
 ) -> Source:
-    """All types as one source, which keeps their names; nodes are named TYPE/ROW.
+    """Return all types as one source, which keeps their names; nodes are named TYPE/ROW.
 
     Raises:
-        InputError: an edge type of nodes that there are none of, labels of several types.
+        InputError: an edge type names an unknown node type, or several node types have labels.
     """
     notes = list(notes)
     counts = [kind.count for kind in nodes.values()]
@@ -106,7 +106,7 @@ def join(
 
 @dataclass(frozen=True)
 class _TypedNames:
-    """`paper/17`: the type of each node and its row there, which is how the user counts them."""
+    """Names such as `paper/17`: the type of each node and its row within the type."""
 
     counts: dict[str, int]
 
@@ -125,7 +125,7 @@ def _types(counts: list[int]) -> Iterator[np.ndarray]:
 
 
 def _padded(column: Column, first: int, count: int, total: int) -> Column:
-    """The column of one type, with unknown values for all other nodes."""
+    """Return the column of one type, with unknown values for all other nodes."""
 
     def unknown(like: np.ndarray, number: int) -> Iterator[np.ndarray]:
         value = np.nan if like.dtype.kind == "f" else -1
@@ -148,7 +148,7 @@ def _padded(column: Column, first: int, count: int, total: int) -> Column:
 
 
 def _moved(split: NodeSplit, first: int, count: int, total: int) -> NodeSplit:
-    """The split of one type, as rows of the whole graph."""
+    """Return the split of one type as rows of the whole graph."""
 
     def widened(values: np.ndarray) -> np.ndarray:
         if values.ndim not in (1, 2) or len(values) != count:
@@ -179,7 +179,7 @@ def _moved(split: NodeSplit, first: int, count: int, total: int) -> NodeSplit:
 
 
 def _join_arrays(file: Path, nodes: dict[str, TypedNodes], joined: Nodes) -> None:
-    """Arrays that every type of nodes has; a note names those that some lack."""
+    """Join the arrays that every node type has; a note lists those that some types lack."""
     everywhere = set.intersection(*(set(kind.arrays) for kind in nodes.values()))
     for name in sorted(everywhere):
         columns = [kind.arrays[name] for kind in nodes.values()]
@@ -221,10 +221,10 @@ def is_type_folders(path: Path) -> bool:
 
 
 def read_type_folders(path: Path, options: ImportOptions) -> Source:
-    """Types in the order of their names.
+    """Return the graph in folders of types; types are ordered by name.
 
     Raises:
-        InputError: no such folders, files that are damaged or disagree.
+        InputError: the folders don't exist, or files are damaged or disagree.
     """
     if not is_type_folders(path):
         raise InputError("has no folders nodes/ and edges/", file=path)
@@ -241,7 +241,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The files of a folder by the name of their column."""
+    """Return the files of a folder by the name of their column."""
     found: dict[str, Path] = {}
     with reading(folder):
         for file in sorted(folder.iterdir()):
@@ -272,7 +272,7 @@ def _nodes(folder: Path, options: ImportOptions) -> TypedNodes:
 
 
 def _count(folder: Path, files: dict[str, Path], options: ImportOptions) -> int:
-    """What num_nodes says, or the rows of the first column of the nodes."""
+    """Return the number in num_nodes, or the number of rows of the first node column."""
     if "num_nodes" in files:
         found = _whole(files["num_nodes"], options).reshape(-1)
         if found.shape != (1,) or not 0 <= found[0] < 1 << 56 or found[0] != int(found[0]):
@@ -330,7 +330,7 @@ def _column(file: Path, options: ImportOptions, *, flat: bool = False) -> Column
 
 
 def _whole(file: Path, options: ImportOptions) -> np.ndarray:
-    """A column of integers, or booleans, that is held in memory."""
+    """Return a column of integers, or booleans, loaded into memory."""
     if file.suffix == ".npy":
         return ArraySource(file).load(options.limit)
     parts, held = [], 0

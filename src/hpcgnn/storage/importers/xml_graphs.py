@@ -16,15 +16,15 @@ from hpcgnn.storage.importers.table_files import Batch, first_line, kind_of
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.tables import source_of
 
-_EXPANSION = 60  # times its size that XML takes as a graph of Python objects
+_EXPANSION = 60  # memory of a graph of Python objects, as a multiple of the XML file's size
 _ROWS = 1 << 14
 
 
 def read_xml(path: Path, options: ImportOptions) -> Source:
-    """The graph; nodes have the column `id`, edges `source` and `target`, and their attributes.
+    """Return the graph; nodes have a column `id`, edges `source` and `target`, and attributes.
 
     Raises:
-        InputError: too large, damaged, or attributes that are of several types.
+        InputError: the file is too large or damaged, or an attribute has values of several types.
     """
     most = 8 * options.limit // _EXPANSION
     if require(path).stat().st_size > most:
@@ -52,16 +52,17 @@ def _too_large(path: Path) -> InputError:
 
 
 class _Bounded:
-    """Reads a file of which, unpacked, not more than `most` bytes may come.
+    """A reader that refuses files of more than `most` bytes after decompression.
 
-    In pieces as long as all before, since the parser goes over an open text again with each.
+    It reads pieces as long as all before them, since the parser rescans an unfinished text with
+    each piece.
     """
 
     def __init__(self, file: BinaryIO, path: Path, most: int) -> None:
         self._file, self._path, self._most, self._left = file, path, most, most
 
     def seek(self, place: int) -> None:
-        """Begin again, as networkx does where nothing says that it is GraphML."""
+        """Begin again, as networkx does if nothing shows that the file is GraphML."""
         self._file.seek(place)
         self._left = self._most
 
@@ -104,7 +105,7 @@ def _columns(path: Path, rows: list[dict[str, Any]], first: tuple[str, ...]) -> 
 
 
 class MemoryTable:
-    """A table whose columns are in memory; errors name a row by its values in `named_by`."""
+    """A table with columns in memory; errors name a row by its values in `named_by`."""
 
     def __init__(self, path: Path, columns: dict[str, pa.Array], named_by: tuple[str, ...]) -> None:
         self.path = path

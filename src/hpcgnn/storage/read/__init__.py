@@ -1,1 +1,1 @@
-"""Checked reading of our files."""
+"""Checked readers of our files."""

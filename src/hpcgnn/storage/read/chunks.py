@@ -1,7 +1,7 @@
-"""How the chunks of a dataset are stored, looked at before HDF5 unpacks them.
+"""Checks of the stored chunks of a dataset, made before HDF5 unpacks them.
 
-HDF5 believes what a file says of a chunk: it reads past the end of one that unpacks to fewer bytes
-than declared, and takes as much memory as one unpacks to.
+HDF5 trusts what a file declares about a chunk: it reads past the end of a chunk that unpacks to
+fewer bytes than declared, and allocates as much memory as a chunk unpacks to.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _OURS = (
 
 
 class StoredChunks:
-    """The chunks of a dataset that has some, checked from the first reading on.
+    """The chunks of a chunked dataset, checked before they are first read.
 
     Args:
-        file_bytes: size of the file.
-        place: of the dataset, for errors.
+        file_bytes: the size of the file.
+        place: the place of the dataset, for errors.
     """
 
     def __init__(self, dataset: h5py.Dataset, file_bytes: int, place: Place) -> None:
@@ -38,14 +38,14 @@ class StoredChunks:
         self._bytes = prod(dataset.chunks) * dataset.dtype.itemsize
         self._filters = _filters(dataset)
         self._examined = False
-        self._packed: set[int] = set()  # chunks that nobody has yet unpacked, by their first row
+        self._packed: set[int] = set()  # first rows of the compressed chunks not yet checked
 
     def check(self, low: int, high: int) -> None:
-        """HDF5 may read the rows `low .. high - 1`.
+        """Check that HDF5 can safely read the rows `low .. high - 1`.
 
         Raises:
-            InputError: chunks in another form than `OutputFile.dataset` writes, or that don't
-                unpack to as many bytes as they must.
+            InputError: chunks have another form than `OutputFile.dataset` writes, or don't unpack
+                to the right number of bytes.
         """
         if not self._examined:
             self._examine()
@@ -82,13 +82,13 @@ class StoredChunks:
             raise self._error(f"says to take {stored} B of a file of {self._file_bytes}")
 
     def _is_packed(self, mask: int) -> bool:
-        """Whether the chunk went through gzip, which filter mask and dataset tell together."""
+        """Return whether the chunk was compressed, by its filter mask and the dataset's filters."""
         if h5z.FILTER_DEFLATE not in self._filters:
             return False
         return not mask >> self._filters.index(h5z.FILTER_DEFLATE) & 1
 
     def _size_unpacked(self, row: int) -> int:
-        """Bytes, or one too many where there are more; -1 where the data are damaged."""
+        """Return the number of bytes unpacked, at most one too many; -1 for damaged data."""
         _, data = self._dataset.id.read_direct_chunk((row, *(0 for _ in self._dataset.shape[1:])))
         data, stream, size = data[:-_CHECKSUM_BYTES], zlib.decompressobj(), 0
         try:
@@ -108,13 +108,13 @@ class StoredChunks:
 
 
 def _filters(dataset: h5py.Dataset) -> tuple[int, ...]:
-    """Numbers of the filters that the data went through, in order."""
+    """Return the numbers of the filters applied to the data, in order."""
     plan = dataset.id.get_create_plist()
     return tuple(plan.get_filter(index)[0] for index in range(plan.get_nfilters()))
 
 
 def _stored(dataset: h5py.Dataset) -> list[Any]:
-    """Of each chunk: its first element, the mask of filters left out, its place and size."""
+    """Return for each chunk its first element, mask of skipped filters, position and size."""
     found: list[Any] = []
     if hasattr(dataset.id, "chunk_iter"):
         dataset.id.chunk_iter(found.append)
@@ -123,5 +123,5 @@ def _stored(dataset: h5py.Dataset) -> list[Any]:
 
 
 def _most(size: int) -> int:
-    """Bytes that gzip may take for incompressible data."""
+    """Return the bytes that gzip may take for incompressible data."""
     return size + size // 100 + 1024

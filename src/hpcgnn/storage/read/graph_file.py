@@ -1,4 +1,4 @@
-"""Reading graph.h5 by slabs of nodes, with every value checked."""
+"""Reading of graph.h5 by slabs of nodes, with every value checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GraphSlab:
 
     `indptr` int64 [hi-lo+1] starts at 0; `indices` int64 [e]; `weight` float32 [e], `relation`
     int32 [e], `edge_features` float32 [e, D], `edge_labels` (int64 [e], int8 [e, T], float32 [e] or
-    [e, W]) and `edge_split` int8 [e] are None where the graph has none.
+    [e, W]) and `edge_split` int8 [e] are None if the graph has none.
     """
 
     lo: int
@@ -45,15 +45,16 @@ class GraphSlab:
 
 
 class GraphFile(FormatFile):
-    """An open graph.h5. Opening reads and checks the header only.
+    """An open graph.h5; opening it reads and checks the header only.
 
     Attributes: `path`, `counts` and each of its fields (`num_nodes`, `num_edges`, `num_features`,
     `num_classes`, `multilabel`, `num_splits`, `num_relations`, `num_types`, `edge_width`),
     `fingerprint` (16 hex digits), `config` (how the file was made), `sparse`, `array_names`,
-    `names` (the text ids of the nodes, None where there are none).
+    `names` (the text ids of the nodes, or None).
 
     Raises:
-        InputError: naming file, dataset and value, from here and from every read.
+        InputError: the file is damaged or not as expected, here and in every read; the error names
+            file, dataset and value.
     """
 
     format = GRAPH
@@ -100,15 +101,15 @@ class GraphFile(FormatFile):
         return self._weight is not None
 
     def read_encoding(self) -> Encoding | None:
-        """How the tables were encoded that the graph was made from; None where none were."""
+        """Return how the tables that the graph was made from were encoded, or None."""
         return read_encoding(self._encoding)
 
     def read_indptr(self, lo: int, hi: int) -> np.ndarray:
-        """Entries `lo .. hi` (both included) of the row pointers: int64 [hi-lo+1], not rebased."""
+        """Return row pointers `lo .. hi` (both included), not rebased: int64 [hi-lo+1]."""
         return read_pointers(self._indptr, lo, hi, self.num_edges)
 
     def read_rows(self, lo: int, hi: int) -> GraphSlab:
-        """The in-edges of nodes `lo .. hi - 1`."""
+        """Return the in-edges of nodes `lo .. hi - 1`."""
         indptr = self.read_indptr(lo, hi)
         first, last = int(indptr[0]), int(indptr[-1])
         indptr -= first
@@ -133,18 +134,18 @@ class GraphFile(FormatFile):
         return slab
 
     def read_sources(self, lo: int, hi: int) -> np.ndarray:
-        """The sources of the edges into nodes `lo .. hi - 1`, as they are stored."""
+        """Return the sources of the edges into nodes `lo .. hi - 1`, in their stored dtype."""
         first, last = int(self.read_indptr(lo, lo)[0]), int(self.read_indptr(hi, hi)[0])
         indices = self._indices.read(first, last)
         checks.in_range(indices, 0, self.num_nodes, self._indices.place(first))
         return indices
 
     def read_nodes(self, lo: int, hi: int, which: Iterable[str] | None = None) -> NodeData:
-        """Columns of nodes `lo .. hi - 1`; `which` of `nodes.KINDS` (None: all)."""
+        """Return columns of nodes `lo .. hi - 1`; `which` of `nodes.KINDS` (None: all)."""
         return self._nodes.read(lo, hi, which)
 
     def verify(self) -> None:
-        """Read and check everything, slab by slab, and compare the fingerprint."""
+        """Read and check all data, slab by slab, and compare the fingerprint."""
         lo = 0
         while lo < self.num_nodes:
             hi = self._slab_end(lo)
@@ -157,7 +158,7 @@ class GraphFile(FormatFile):
         self.compare(self.fingerprint_of(0, self.num_nodes))
 
     def compare(self, total: int) -> None:
-        """Raise InputError unless the contributions of all nodes add up to the fingerprint."""
+        """Raise InputError unless `total`, the sum over all nodes, is the fingerprint."""
         if to_hex(total) != self.fingerprint:
             raise self._reader.place("fingerprint").error(
                 f"the data don't match the fingerprint {self.fingerprint}: make it again",
@@ -165,9 +166,9 @@ class GraphFile(FormatFile):
             )
 
     def fingerprint_of(self, lo: int, hi: int) -> int:
-        """What nodes `lo .. hi - 1` contribute: adds up modulo 2^64 to `fingerprint`.
+        """Return the contribution of nodes `lo .. hi - 1` to the fingerprint, a sum modulo 2^64.
 
-        Ranks that read disjoint slabs can so verify the whole file, each reading its share again.
+        Ranks that read disjoint slabs can thus verify the whole file, each reading its share again.
         """
         total = 0
         for column in self._columns():
@@ -183,12 +184,12 @@ class GraphFile(FormatFile):
         return [self._indptr, self._indices, *edges, *nodes, *self.text_columns()]
 
     def text_columns(self) -> list[StoredColumn]:
-        """The datasets that hold the names of the nodes and the encoding of tables."""
+        """Return the datasets with the names of the nodes and the encoding of tables."""
         texts = [] if self.names is None else self.names.columns()
         return texts if self._encoding is None else [*texts, self._encoding]
 
     def _share(self, column: StoredColumn, lo: int, hi: int) -> tuple[int, int]:
-        """Which rows of a column belong to nodes `lo .. hi - 1`."""
+        """Return the range of a column's rows that belongs to nodes `lo .. hi - 1`."""
         group = column.name.rpartition("/")[0]
         if lo == hi:
             return 0, 0
@@ -202,7 +203,7 @@ class GraphFile(FormatFile):
         return int(pointers.read(lo, lo + 1)[0]), int(pointers.read(hi, hi + 1)[0])
 
     def _slab_end(self, lo: int) -> int:
-        """A slab of at most 2^18 nodes and, if more than one, about `_SLAB_EDGES` edges."""
+        """Return the end of a slab: at most 2^18 nodes and `_SLAB_EDGES` edges, at least a node."""
         hi = min(self.num_nodes, lo + (1 << 18))
         indptr = self.read_indptr(lo, hi)
         fits = int(np.searchsorted(indptr, indptr[0] + _SLAB_EDGES, side="right")) - 1
@@ -213,7 +214,7 @@ class GraphFile(FormatFile):
 
 
 def read_counts(reader: Reader) -> Counts:
-    """The counts among the attributes, each within sane limits."""
+    """Return the counts among the attributes, each checked against its limits."""
     counts = Counts(**{n: reader.integer(n, 0, COUNT_LIMITS[n]) for n in COUNT_NAMES})
     if counts.num_nodes == 0:
         raise reader.place("num_nodes").error("a graph needs at least one node", 0)

@@ -1,4 +1,4 @@
-"""From a partition file to one rank's `PartitionedGraph`."""
+"""Loading of one rank's `PartitionedGraph` from a partition file."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def load_partition(
     mode: str = "sar",
     device: str = "cpu",
 ) -> PartitionedGraph:
-    """Read this rank's part; collective.
+    """Return this rank's part of a partition file; collective.
 
     Args:
         path: a partition file with as many parts as `comm` has ranks.
         comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job.
-        split: which of the file's splits the masks show.
-        ring: buffers and counters to use; a new `Ring` without it.
+        split: the index of the file's split from which the masks are made.
+        ring: buffers and counters to use; by default a new `Ring`.
         mode: `sar`, `sa` or `oneshot`.
-        device: where the part shall lie: `cpu`, `cuda`, or `auto`: GPUs if every rank has one. The
-            ranks of a machine take its GPUs in turn. A new ring's messages then travel as they do
-            in training: by CUDA-aware MPI where it proves itself, else through pinned memory.
+        device: the device of the part: `cpu`, `cuda`, or `auto` (GPUs if every rank has one). The
+            ranks of a machine take its GPUs in turn. The messages of a new ring are then sent as in
+            training: by CUDA-aware MPI if it passes a test, else through pinned memory.
 
     Raises:
-        InputError: no GPU on some rank; the file is damaged, or has another number of parts; parts
-            that contradict each other; a file that isn't the same on all ranks.
+        InputError: some rank has no GPU; the file is damaged, has another number of parts, or is
+            not the same on all ranks; parts contradict each other.
     """
     check_path(path, "load_partition", "path")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
@@ -104,7 +104,7 @@ def assemble(
     ring: Ring | None = None,
     mode: str = "sar",
 ) -> PartitionedGraph:
-    """A part as it lies on disk, as tensors. Local: no messages."""
+    """Return a part as stored on disk as a graph of tensors; local, without messages."""
     in_edges = _edge_blocks(part.in_edges, part.index, len(part.ids))
     out_edges = in_edges
     if part.out_edges is not None:
@@ -155,14 +155,14 @@ def _tensor(values: np.ndarray | None) -> Tensor | None:
 
 
 def _aligned(rows: np.ndarray) -> Tensor:
-    """float32 in memory of torch's own: products depend, in the last bit, on how it is aligned."""
+    """Return float32 in torch's own memory, as its alignment affects the last bit of products."""
     return torch.from_numpy(np.asarray(rows, dtype=np.float32)).clone()
 
 
 def sparse_rows(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, width: int
 ) -> SparseRows:
-    """Sparse features and their transpose as blocks for the sum kernel."""
+    """Return sparse features and their transpose as blocks for the sum kernel."""
     num_rows = len(indptr) - 1
     row_of = np.repeat(np.arange(num_rows, dtype=np.int32), np.diff(indptr))
     order = np.argsort(indices, kind="stable")

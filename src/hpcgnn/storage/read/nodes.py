@@ -1,4 +1,4 @@
-"""What belongs to nodes, read and checked alike from graph and partition files."""
+"""Node data, read and checked in the same way from graph and partition files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KINDS = ("features", "labels", "split", "type", "typed_features", "original_ids"
 
 
 class StoredNames:
-    """Names by row of the graph: UTF-8, name i in bytes `indptr[i] .. indptr[i + 1] - 1` of `data`.
+    """Names of the nodes, UTF-8: name i is bytes `indptr[i] .. indptr[i + 1] - 1` of `data`.
 
     Raises:
-        InputError: from here and from every read.
+        InputError: the names are damaged, here and in every read.
     """
 
     def __init__(self, reader: Reader, num_nodes: int) -> None:
@@ -33,15 +33,15 @@ class StoredNames:
         return [self.indptr, self.data]
 
     def read(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """`lengths` int64 [high - low] and the bytes of names `low .. high - 1` in a row."""
+        """Return `lengths` int64 [high - low] and the joined bytes of names `low .. high - 1`."""
         indptr = read_pointers(self.indptr, low, high, len(self.data))
         return np.diff(indptr), self.data.read(int(indptr[0]), int(indptr[-1]))
 
     def texts(self, low: int, high: int) -> list[str]:
-        """Names `low .. high - 1`.
+        """Return names `low .. high - 1`.
 
         Raises:
-            InputError: one is no UTF-8.
+            InputError: a name is not UTF-8.
         """
         lengths, data = self.read(low, high)
         ends = np.cumsum(lengths).tolist()
@@ -55,10 +55,10 @@ class StoredNames:
             raise self.data.place().error("holds a name that is no UTF-8") from None
 
     def padded(self, low: int, high: int) -> np.ndarray:
-        """Names `low .. high - 1` as bytes of one width, that of the longest of them.
+        """Return names `low .. high - 1` as bytes, all of the width of the longest of them.
 
         Raises:
-            InputError: one is no UTF-8.
+            InputError: a name is not UTF-8.
         """
         slabs = [
             np.array([text.encode() for text in self.texts(start, min(high, start + SLAB))], "S")
@@ -68,17 +68,17 @@ class StoredNames:
 
 
 def open_names(reader: Reader, num_nodes: int) -> StoredNames | None:
-    """The names that the file holds, if any."""
+    """Return the names that the file holds, or None."""
     return StoredNames(reader, num_nodes) if reader.is_group(NAMES) else None
 
 
 def open_encoding(reader: Reader) -> StoredColumn | None:
-    """The dataset that says how tables were encoded, if there is one."""
+    """Return the dataset with the encoding of tables, or None."""
     return reader.column(DATASET, ("uint8",), (None,)) if reader.has(DATASET) else None
 
 
 def read_encoding(column: StoredColumn | None) -> Encoding | None:
-    """What it says."""
+    """Return the encoding in the dataset, or None if there is no dataset."""
     if column is None:
         return None
     place: Place = column.place()
@@ -103,11 +103,11 @@ class CsrRows:
 
 @dataclass
 class NodeData:
-    """Columns of some nodes; None (or no entry) where the file has none or none was asked for.
+    """Columns of some nodes; None (or no entry) for those that are absent or were not requested.
 
     `features` float32|float16 [n, F] or `CsrRows`; `labels` int64 [n], int8 [n, T], float32 [n] or
-    [n, W]; `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], the nodes
-    of type t in this order; `original_ids` int64 [n]; `named[name]` [n] or [n, W].
+    [n, W]; `split` int8 [n, S]; `type` int32 [n]; `typed_features[t]` float32 [n_t, F_t], for the
+    nodes of type t in this order; `original_ids` int64 [n]; `named[name]` [n] or [n, W].
     """
 
     features: np.ndarray | CsrRows | None = None
@@ -119,7 +119,7 @@ class NodeData:
     named: dict[str, np.ndarray] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by dataset name, sparse features as three."""
+        """Return all arrays by dataset name; sparse features are three arrays."""
         found: dict[str, np.ndarray | None] = {
             "nodes/labels": self.labels,
             "nodes/split": self.split,
@@ -139,7 +139,7 @@ class NodeData:
 
 
 class NodeColumns:
-    """The node columns below `prefix` of a file, n rows each, checked against the counts."""
+    """The node columns below `prefix` in a file, with n rows each, checked against the counts."""
 
     def __init__(self, reader: Reader, prefix: str, num_rows: int, counts: Counts) -> None:
         self.num_rows = num_rows
@@ -180,10 +180,10 @@ class NodeColumns:
         return [*self._columns.values(), *self._typed.values(), *self._named.values()]
 
     def read(self, low: int, high: int, which: Iterable[str] | None = None) -> NodeData:
-        """The chosen `KINDS` (None: all) of rows `low .. high - 1`, every value checked.
+        """Return the chosen `KINDS` (None: all) of rows `low .. high - 1`, every value checked.
 
         Raises:
-            InputError: a value out of place, or a dataset that can't be read.
+            InputError: a value is invalid, or a dataset can't be read.
         """
         wanted = set(KINDS if which is None else which)
         data = NodeData()
@@ -300,7 +300,7 @@ class NodeColumns:
 
 
 def _count(types: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """How many nodes are of each of the ascending `kinds`, in memory for these alone."""
+    """Return the number of nodes of each of the ascending `kinds`, in memory for only these."""
     places = np.searchsorted(kinds, types)
     known = places < len(kinds)
     known[known] = kinds[places[known]] == types[known]
@@ -308,7 +308,7 @@ def _count(types: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def read_pointers(column: StoredColumn, low: int, high: int, total: int) -> np.ndarray:
-    """Entries `low .. high` of row pointers: checked to rise from 0 to `total`."""
+    """Return row pointers `low .. high`, checked to run from 0 to `total` without falling."""
     values = column.read(low, high + 1)
     if values.size == 0:
         raise column.place().error("asked for another range than it has", (low, high))

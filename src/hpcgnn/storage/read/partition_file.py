@@ -1,4 +1,4 @@
-"""Reading a partition file: its header, and whole parts with every value checked."""
+"""Reading of a partition file: its header, and whole parts with every value checked."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ MAX_PARTS = 1 << 20
 
 
 class PartitionFile(FormatFile):
-    """An open partition file. Opening reads and checks the header only.
+    """An open partition file; opening it reads and checks the header only.
 
     Attributes: `path`, `header` (every attribute, `report` and `config` decoded), `counts`,
     `num_parts`, `symmetric`, `sizes` int64 [P, 2] (nodes and in-edges of each part), `names` (the
-    text ids of the nodes in the order of the graph, None where there are none).
+    text ids of the nodes in the order of the graph, or None).
 
     Raises:
-        InputError: naming file, dataset and value, from here and from every read.
+        InputError: the file is damaged or not as expected, here and in every read; the error names
+            file, dataset and value.
     """
 
     format = PARTITION
@@ -81,11 +82,11 @@ class PartitionFile(FormatFile):
         }
 
     def read_encoding(self) -> Encoding | None:
-        """How the tables were encoded that the graph was made from; None where none were."""
+        """Return how the tables that the graph was made from were encoded, or None."""
         return read_encoding(self._encoding)
 
     def read_part(self, index: int) -> Part:
-        """Part `index` as a whole, every value checked and the part's fingerprint compared."""
+        """Return part `index`, with every value checked and the part's fingerprint compared."""
         reader = self._reader
         group = part_name(index)
         if not 0 <= index < self.num_parts:
@@ -109,7 +110,7 @@ class PartitionFile(FormatFile):
         return part
 
     def part_fingerprint(self, index: int) -> int:
-        """What the file says it is; `read_part` compares it with the data."""
+        """Return the part's fingerprint in the file, which `read_part` compares with the data."""
         return int(str(self._reader.group_attribute(part_name(index), "fingerprint")), 16)
 
     def place(self, dataset: str) -> Place:
@@ -151,7 +152,7 @@ class PartitionFile(FormatFile):
         return lists
 
     def _check_exchange(self, lists: EdgeLists, index: int, side: str) -> None:
-        """The lists agree with what the other parts send and receive."""
+        """Check that the lists agree with the numbers of rows that other parts send and receive."""
         matrix = self._exchange[side]
         group = f"{part_name(index)}/{side}"
         if not np.array_equal(matrix.read(index, index + 1)[0], np.diff(lists.send_ptr)):
@@ -171,10 +172,10 @@ def _matrix_column(matrix: StoredColumn, index: int) -> np.ndarray:
 
 
 def check_whole(file: PartitionFile) -> None:
-    """Read every part, and compare what they say; one process.
+    """Read every part and check that the parts agree; one process.
 
     Raises:
-        InputError: the first thing wrong.
+        InputError: the first error found.
     """
     if file.names is not None:
         for low in range(0, file.counts.num_nodes, SLAB):

@@ -1,4 +1,4 @@
-"""Parts as they lie on disk, the rules they obey, and whether they are of one graph."""
+"""Parts as stored on disk, the rules of their format, and checks that they are of one graph."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class EdgeLists:
     """Edges into one part r by source part s; local rows and columns are int32.
 
     Block s holds the edges `edge_ptr[s] .. edge_ptr[s+1]` and the rows `row_ptr[s] ..
-    row_ptr[s+1]`: `rows` are the local destinations with an edge in the block (ascending), `counts`
-    how many each has, `columns` the local source (s == r) or the place in the receive list from s,
-    ascending in each row. `recv_ptr`, `send_ptr` int64 [P+1] delimit the lists of each peer
-    (empty for r itself), `send_rows` are the local rows sent, ascending for each peer.
+    row_ptr[s+1]`. `rows` are the local destinations with an edge in the block (ascending), `counts`
+    the number of edges of each, `columns` the local source (s == r) or the position in the receive
+    list from s, ascending in each row. `recv_ptr`, `send_ptr` int64 [P+1] delimit the lists of each
+    peer (empty for r itself), `send_rows` are the local rows sent, ascending for each peer.
     `labels` and `split` of the edges are None in the reversed graph.
     """
 
@@ -59,7 +59,7 @@ class EdgeLists:
 
 @dataclass
 class Part:
-    """One part; `ids` and `original_ids` int64 [n]. `out_edges` is None in a symmetric graph."""
+    """One part; `ids`, `original_ids` are int64 [n]; `out_edges` is None in a symmetric graph."""
 
     index: int
     num_parts: int
@@ -78,12 +78,12 @@ class Part:
         return self.in_edges.columns.shape[0]
 
     def sides(self) -> dict[str, EdgeLists]:
-        """`in`, and `out` where the graph is not symmetric."""
+        """Return the lists `in` and, unless the graph is symmetric, `out`."""
         sides = {"in": self.in_edges}
         return sides if self.out_edges is None else sides | {"out": self.out_edges}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by their full dataset name."""
+        """Return all arrays by their full dataset name."""
         found = {"nodes/ids": self.ids, **self.nodes.arrays()}
         if self.original_ids is not None:
             found["nodes/original_ids"] = self.original_ids
@@ -97,7 +97,7 @@ def part_name(index: int) -> str:
 
 
 def check_ids(ids: np.ndarray, num_nodes: int, place: Place) -> None:
-    """Each in `0 .. num_nodes - 1`, none twice."""
+    """Check that all ids lie in `0 .. num_nodes - 1` and none occurs twice."""
     checks.in_range(ids, 0, num_nodes, place)
     ordered = np.sort(ids)
     twice = ordered[1:] == ordered[:-1]
@@ -108,10 +108,10 @@ def check_ids(ids: np.ndarray, num_nodes: int, place: Place) -> None:
 def check_edges(
     lists: EdgeLists, index: int, num_local: int, num_relations: int, place: Place
 ) -> None:
-    """Every rule of `EdgeLists`; `place` is the group they come from.
+    """Check every rule of `EdgeLists`; `place` is the group that holds them.
 
     Raises:
-        InputError: the first rule broken.
+        InputError: a rule is broken; the error is about the first one.
     """
     checks.pointers(lists.edge_ptr, lists.columns.shape[0], place.below("edge_ptr"))
     checks.pointers(lists.row_ptr, lists.rows.shape[0], place.below("row_ptr"))
@@ -159,7 +159,7 @@ def new_key() -> int:
 
 
 def check_sends(part: Part, place: Place) -> None:
-    """The rows sent to a part are those with an edge to it.
+    """Check that the rows sent to each part are those with an edge to it.
 
     Raises:
         InputError: other rows are sent.
@@ -178,11 +178,14 @@ def check_sends(part: Part, place: Place) -> None:
 
 
 class Claims:
-    """What one part says that the others must agree with.
+    """Facts about one part with which the other parts must agree.
 
-    `form`: type and row shape of each array; `fingerprint` of the part; `ids`: sum over its nodes;
-    `received`, `sent` uint64 [P]: of the edges from each part into this one, and of those from this
-    one into each.
+    Attributes:
+        form: dtype and row shape of each array.
+        fingerprint: the fingerprint of the part.
+        ids: a sum of hashes over its nodes.
+        received, sent: uint64 [P], sums of hashes over the edges from each part into this one, and
+            over those from this one into each.
     """
 
     def __init__(self, part: Part, fingerprint: int, key: int) -> None:
@@ -198,7 +201,7 @@ class Claims:
         self.sent = _edge_sums(out, part.index, key, reverse=True)
 
     def check_form(self, first: Form, place: Place) -> None:
-        """Raise InputError unless the arrays are of the same form as those of part 0."""
+        """Raise InputError unless the arrays have the same form as those of part 0."""
         for name in sorted(first.keys() | self.form.keys()):
             here, there = self.form.get(name), first.get(name)
             if here != there:
@@ -208,11 +211,12 @@ class Claims:
 
 
 def check_together(comm: Communicator, header: Header, claims: Claims, place: Place) -> None:
-    """Compare what the parts say, of which rank p holds part p; collective, as are the errors.
+    """Check that the parts, part p on rank p, are of one graph; collective, as are its errors.
 
     Args:
-        header: of the file that this rank has opened.
-        place: of this rank's part.
+        header: the header of the file that this rank has opened.
+        claims: the facts about this rank's part.
+        place: the place of this rank's part.
 
     Raises:
         InputError: the ranks have opened different files, or the parts are not of one graph.
@@ -246,7 +250,10 @@ def _check_same(identities: list[list[object]], place: Place) -> None:
 
 
 def _check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> None:
-    """`sums`: of the nodes less those of the whole graph, and of the fingerprints."""
+    """Check that all parts together have each node once, and the file's fingerprint.
+
+    `sums` adds up to the nodes of all parts less those of the whole graph, and to the fingerprints.
+    """
     total = sum(part for _, part in sums)
     if to_hex(total) != fingerprint:
         raise place.error(
@@ -283,7 +290,7 @@ def _sum_range(low: int, high: int, key: int) -> int:
 
 
 def _pair_sum(sums: np.ndarray, index: int, key: int, *, reverse: bool) -> int:
-    """The sums of all pairs of parts in one: (index, peer), or with `reverse` (peer, index)."""
+    """Return one sum over all pairs of parts (index, peer), or (peer, index) with `reverse`."""
     peers, own = np.arange(len(sums), dtype=np.uint64), np.full(len(sums), index, np.uint64)
     first, second = (peers, own) if reverse else (own, peers)
     mixed = first + np.uint64(key)
@@ -296,9 +303,9 @@ def _pair_sum(sums: np.ndarray, index: int, key: int, *, reverse: bool) -> int:
 
 
 def _edge_sums(lists: EdgeLists, index: int, key: int, *, reverse: bool) -> np.ndarray:
-    """A sum over the edges of each block, of row, column and attributes: uint64 [P].
+    """Return uint64 [P]: a sum over each block's edges of hashes of row, column and attributes.
 
-    `reverse`: the row is called column, and the column row.
+    `reverse` exchanges row and column.
     """
     sums = [0] * (len(lists.edge_ptr) - 1)
     for peer in range(len(sums)):
@@ -329,7 +336,7 @@ def _add_attribute(mixed: np.ndarray, values: np.ndarray) -> None:
 
 
 def _row_pieces(lists: EdgeLists, peer: int) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Entries of a block's row list with the range of their edges, some `_BLOCK` at a time."""
+    """Yield entries of a block's row list with the range of their edges, `_BLOCK` at a time."""
     first, last = int(lists.row_ptr[peer]), int(lists.row_ptr[peer + 1])
     edge = int(lists.edge_ptr[peer])
     ends = np.cumsum(lists.counts[first:last], dtype=np.int64) + edge

@@ -1,4 +1,4 @@
-"""Checked reading of one HDF5 file: whatever is wrong becomes one line about file and dataset."""
+"""Checked reading of an HDF5 file, in which any fault becomes one line naming file and dataset."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from hpcgnn.storage.schema import (
     chunk_rows,
 )
 
-DEEPEST = 32  # nesting of JSON
+DEEPEST = 32  # levels of nesting in JSON
 _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
-_MAX_INFLATION = 1100  # gzip can't do better than 1032 to 1
-_INSTEAD = {  # what is wanted, and what was given
+_MAX_INFLATION = 1100  # gzip reaches at most 1032 to 1
+_INSTEAD = {  # advice by the format wanted and the format given
     (PARTITION, GRAPH): ": cut the graph into a part for each rank first (hpcgnn partition, "
     "hpcgnn.partition_graph)",
     (GRAPH, PARTITION): ": give the graph that the parts were made of",
@@ -45,14 +45,15 @@ _MEANINGS = {
 
 
 class Reader:
-    """An HDF5 file of one of our formats, open for reading beside any writer.
+    """An HDF5 file of one of our formats, opened for reading without a lock.
 
     Args:
         path: the file.
-        format: what attribute `format` must say; None takes any of ours.
+        format: the required value of attribute `format`; None accepts any of ours.
 
     Raises:
-        InputError: no such file, no HDF5, truncated, another format or version, damaged attributes.
+        InputError: the file is missing, not HDF5, truncated, or of another format or version, or
+            its attributes are damaged.
     """
 
     def __init__(self, path: str | Path, format: str | None) -> None:
@@ -80,7 +81,7 @@ class Reader:
         return Place(self.path, dataset, first)
 
     def integer(self, name: str, low: int, high: int) -> int:
-        """Attribute `name` of the root, an integer in `low .. high`."""
+        """Return attribute `name` of the root, an integer in `low .. high`."""
         value = self._attribute(name)
         if not isinstance(value, int) or not low <= value <= high:
             raise self._bad(f"attribute {name} must be an integer in {low} .. {high}", value)
@@ -111,7 +112,7 @@ class Reader:
         return isinstance(self._get(name), h5py.Group)
 
     def names(self, group: str) -> list[str]:
-        """Sorted names in a group; empty where there is no such group."""
+        """Return the sorted names in a group; [] if there is no such group."""
         found = self._get(group)
         with self._mapped(group):
             return sorted(map(_text, found)) if isinstance(found, h5py.Group) else []
@@ -129,7 +130,7 @@ class Reader:
     def column(
         self, name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]
     ) -> StoredColumn:
-        """The dataset `name`, after checks of its type, shape (None: any length) and storage."""
+        """Return dataset `name`, after checks of dtype, shape (None: any length) and storage."""
         found = self._get(name)
         place = self.place(name)
         if not isinstance(found, h5py.Dataset):
@@ -155,7 +156,7 @@ class Reader:
         return StoredColumn(self, name, found)
 
     def rows(self, name: str, dtypes: tuple[str, ...], number: int | None) -> StoredColumn:
-        """The dataset `name` of `number` rows (None: any) of one value or of any width."""
+        """Return dataset `name` of `number` rows (None: any), each one value or of any width."""
         found = self._get(name)
         with self._mapped(name):
             ndim = found.ndim if isinstance(found, h5py.Dataset) else 1
@@ -165,7 +166,7 @@ class Reader:
         return column
 
     def walk(self) -> list[dict[str, Any]]:
-        """Every dataset's `name`, `shape`, `dtype`, `bytes` and `stored_bytes`, unchecked."""
+        """Return `name`, `shape`, `dtype`, `bytes`, `stored_bytes` of each dataset, unchecked."""
         found: list[dict[str, Any]] = []
 
         def visit(name: str, item: object) -> None:
@@ -268,7 +269,7 @@ class FormatFile:
 
 
 class StoredColumn:
-    """A dataset that passed `Reader.column`."""
+    """A dataset that has passed the checks of `Reader.column`."""
 
     def __init__(self, reader: Reader, name: str, dataset: h5py.Dataset) -> None:
         self.reader = reader
@@ -284,20 +285,20 @@ class StoredColumn:
 
     @property
     def width(self) -> int:
-        """Values in a row."""
+        """Number of values in a row."""
         return prod(self.shape[1:])
 
     def place(self, first: int = 0) -> Place:
         return self.reader.place(self.name, first)
 
     def read(self, low: int = 0, high: int | None = None) -> np.ndarray:
-        """Rows `low .. high - 1` as a new array."""
+        """Return rows `low .. high - 1` as a new array."""
         high = len(self) if high is None else high
         if not 0 <= low <= high <= len(self):
             raise self.place().error(f"has {len(self)} rows; asked for another range", (low, high))
         out = np.empty((high - low, *self.shape[1:]), self.dtype)
         if out.size:
-            # In pieces: between them, signals are heard.
+            # In pieces, since signals are handled between them.
             step = max(1, _PIECE_BYTES // (out.nbytes // len(out) or 1))
             step = -(-step // self._dataset.chunks[0]) * self._dataset.chunks[0]
             with self.reader._mapped(self.name):
@@ -311,7 +312,7 @@ class StoredColumn:
         return out
 
     def fingerprint(self, low: int, high: int) -> int:
-        """What rows `low .. high - 1` contribute, read in pieces."""
+        """Return the contribution of rows `low .. high - 1`, reading them in pieces."""
         step = chunk_rows(self.shape[1:], self.dtype)
         return sum(
             fingerprint(self.name, self.read(start, min(high, start + step)), start)
@@ -320,7 +321,7 @@ class StoredColumn:
 
 
 def format_of(path: Path) -> str | None:
-    """What the file's attribute `format` says, of any release; None where it is no file of ours."""
+    """Return the file's attribute `format`, of any release, or None if the file is not ours."""
     try:
         file = _open(path)
     except InputError:
@@ -358,7 +359,7 @@ def _open(path: Path) -> h5py.File:
 
 
 def _plain(value: object) -> int | str | None:
-    """An attribute as int or str; None for anything else."""
+    """Return an attribute as int or str; None for anything else."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.integer):
@@ -367,7 +368,7 @@ def _plain(value: object) -> int | str | None:
 
 
 def _text(name: str | bytes) -> str:
-    """A name in the file, which must be UTF-8 and no path."""
+    """Return a name in the file, checking that it is UTF-8."""
     if isinstance(name, bytes):
         raise ValueError(f"the name {name!r} is no UTF-8")
     name.encode()

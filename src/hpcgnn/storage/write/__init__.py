@@ -1,1 +1,1 @@
-"""Writing our files: temporary names, checksums, one writer at a time."""
+"""Writers of our files: temporary names, checksums, one writer at a time."""

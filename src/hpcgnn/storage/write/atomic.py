@@ -1,4 +1,4 @@
-"""Writing HDF5 files that are either whole under their name or not there; what may be replaced."""
+"""HDF5 files that appear under their name only when complete, and rules of what may be replaced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
-_NAME = 200  # bytes of the target's name in that of a temporary file; most systems allow 255
+_NAME = 200  # bytes of the target's name used in a temporary file's; most systems allow 255
 
 
 class OutputFile:
@@ -39,7 +39,7 @@ class OutputFile:
         self._sink = sink
 
     def check(self) -> None:
-        """Raise OutputError if any write so far failed."""
+        """Raise OutputError if any write has failed so far."""
         if self._sink is not None and self._sink.error is not None:
             raise write_error(self.path, self._sink.error)
 
@@ -52,7 +52,7 @@ class OutputFile:
         compress: bool = False,
         growing: bool = False,
     ) -> h5py.Dataset:
-        """A new chunked dataset with checksums; `growing` ones can be resized along the rows."""
+        """Create a chunked dataset with checksums; `growing` ones can be resized along the rows."""
         rows = min(chunk_rows(shape[1:], dtype), max(1, shape[0]))
         tail = tuple(max(1, length) for length in shape[1:])
         if prod(tail) * dtype.itemsize > MAX_CHUNK_BYTES:
@@ -82,7 +82,7 @@ class OutputFile:
 
 
 def set_attribute(item: h5py.Group, name: str, value: int | str) -> None:
-    """An attribute stored inside the object's header, where HDF5 checksums it."""
+    """Set an attribute that is stored inside the object's header, which HDF5 checksums."""
     if isinstance(value, str):
         encoded = value.encode()
         kind = h5py.string_dtype("utf-8", max(1, len(encoded)))
@@ -93,10 +93,11 @@ def set_attribute(item: h5py.Group, name: str, value: int | str) -> None:
 
 @contextmanager
 def create(path: str | Path) -> Iterator[OutputFile]:
-    """A new file that takes the name `path` when the block ends without an error.
+    """Yield a new file that gets the name `path` when the block ends without an error.
 
     Raises:
-        OutputError: it can't be written; the temporary file is removed, a former file is intact.
+        OutputError: the file can't be written. The temporary file is removed, and an earlier file
+            of that name is intact.
     """
     path = Path(path)
     with claim(path) as temporary:
@@ -107,12 +108,12 @@ def create(path: str | Path) -> Iterator[OutputFile]:
 
 @contextmanager
 def claim(path: Path) -> Iterator[Path]:
-    """A new hidden file in the folder of `path`, for `publish`; else it is gone after the block.
+    """Yield a new hidden file in the folder of `path`, removed after the block unless published.
 
-    While the block lasts, this process holds a lock by which others know that the file is in use.
+    During the block this process holds a lock that shows other processes that the file is in use.
 
     Raises:
-        OutputError: no file can be made there.
+        OutputError: no file can be created there.
     """
     _prepare(path)
     temporary, descriptor = _locked(path, _new_file)
@@ -125,7 +126,7 @@ def claim(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_folder(path: Path) -> Iterator[Path]:
-    """A new hidden folder beside `path`, locked and removed with all it holds as in `claim`."""
+    """Yield a new hidden folder beside `path`, which is locked and removed as in `claim`."""
     _prepare(path)
     temporary, descriptor = _locked(path, _new_folder)
     try:
@@ -140,16 +141,16 @@ def _prepare(path: Path) -> None:
         if not path.parent.is_dir():
             raise OutputError("no such folder: create it first", file=path.parent)
         refuse_irregular(path)
-    except OSError as error:  # a folder that may not be entered, a name that is too long
+    except OSError as error:  # a folder without access, or a name that is too long
         raise write_error(path, error) from None
     remove_abandoned(path.parent, path.name)
 
 
 def refuse_irregular(path: Path) -> None:
-    """Nothing but a regular file may lie where a file is to be put: no link, device or pipe.
+    """Check that `path` is free or names a regular file: no folder, link, device or pipe.
 
     Raises:
-        OutputError: something else does, or nobody can tell.
+        OutputError: it names something else, or can't be examined.
     """
     try:
         mode = path.lstat().st_mode
@@ -165,7 +166,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 def _new_file(path: Path) -> int:
-    # Only to hold the lock: whoever writes opens the file for that, one rank after the other.
+    # This descriptor only holds the lock: each rank that writes opens the file itself, in turn.
     return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
@@ -181,7 +182,7 @@ def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
             descriptor = make(temporary)
         except OSError as error:
             raise write_error(path, error) from None
-        # Shared, as HDF5's own lock of whoever reads the file as soon as it has its name.
+        # A shared lock, compatible with HDF5's lock in readers that open the file once published.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:
@@ -190,7 +191,7 @@ def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
 
 
 def _shortened(name: str) -> str:
-    """The front of a name, without the character that `_NAME` bytes would cut."""
+    """Return the first `_NAME` bytes of a name, without a character cut in two."""
     raw = os.fsencode(name)
     if len(raw) <= _NAME:
         return name
@@ -198,9 +199,9 @@ def _shortened(name: str) -> str:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files and folders that no living process holds; those of `name` only.
+    """Remove temporary files and folders that no running process has locked.
 
-    Where the file system has no locks, nothing is removed.
+    With `name`, only those of the file `name`. On a file system without locks, nothing is removed.
     """
     target = "?*" if name is None else escape(_shortened(name))
     for temporary in folder.glob(f".{target}.{'[0-9a-f]' * 8}.tmp"):
@@ -217,10 +218,10 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
-    """Open a claimed file (mode "w": empty it, "r+": extend); flush it to the disk at the end.
+    """Open a claimed file (mode "w": empty it, "r+": extend it); flush it to the disk at the end.
 
     Args:
-        shown: the name errors speak of.
+        shown: the file name in error messages.
     """
     try:
         sink = _Sink(temporary)
@@ -249,7 +250,7 @@ def write(temporary: Path, mode: str, *, shown: Path) -> Iterator[OutputFile]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete temporary file its name, durably."""
+    """Rename a complete temporary file to its final name, durably."""
     refuse_irregular(path)
     try:
         temporary.replace(path)
@@ -273,7 +274,7 @@ def write_error(path: Path, error: OSError) -> OutputError:
 
 
 class _Sink:
-    """The file as HDF5 sees it: never fails; `error` is the first failure of the real file."""
+    """The file object given to HDF5: writes never fail; `error` keeps the file's first failure."""
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
@@ -360,20 +361,21 @@ def check_output(
     inputs: Iterable[str | Path | None] = (),
     read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
-    """Nothing lies under the name, or what may be replaced: by `force`, a file of this format.
+    """Check that `path` is free or, with `force`, holds a file of the same format to replace.
 
     Args:
-        format: of the file to be, one of `schema.WHAT`.
-        force: replace a former file.
-        inputs: what the same call reads, which is never replaced; None and absent files are none.
-        read_format: tells the format of a file that is there, for those that are not HDF5.
+        format: the format of the new file, one of `schema.WHAT`.
+        force: replace an existing file.
+        inputs: files that the same call reads, which are never replaced; None and absent files are
+            ignored.
+        read_format: returns the format of an existing file; to be given if it is not HDF5.
 
     Raises:
-        InputError: something else lies there, or a former file without `force`.
+        InputError: `path` is something else, or an existing file and `force` is not set.
     """
     try:
         mode = path.lstat().st_mode
-    except OSError:  # nothing, or what writing it will complain of
+    except OSError:  # absent, or an error that writing will report
         return
     if stat.S_ISDIR(mode):
         return
@@ -400,14 +402,14 @@ def check_output_together(
     inputs: Iterable[str | Path | None] = (),
     read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
-    """`check_output` as rank 0 sees the files; collective, and so are its errors."""
+    """Do `check_output` on rank 0 for all ranks; collective, and all ranks raise its error."""
     error: InputError | None = None
     if comm.rank == 0:
         try:
             check_output(path, format, force=force, inputs=inputs, read_format=read_format)
         except InputError as caught:
             error = caught
-    # Told to all first: it is nothing about rank 0.
+    # Broadcast first, since the error does not concern rank 0 alone.
     comm.agree(comm.broadcast(error, where="check the output"), where="check the output")
 
 

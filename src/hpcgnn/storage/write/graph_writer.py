@@ -1,4 +1,4 @@
-"""Writing graph.h5 row by row, with bounded memory."""
+"""A writer of graph.h5 that appends rows with bounded memory."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from hpcgnn.storage.write.atomic import OutputFile
 
 
 class GraphWriter:
-    """A new graph.h5, written by one process; rows of every column come in order.
+    """A new graph.h5, written by one process; the rows of every column are appended in order.
 
         with GraphWriter("g.h5", num_nodes=3, config={"verb": "example"}) as writer:
             writer.append_rows(counts=[1, 0, 1], indices=[2, 0])
             writer.append_labels([0, 1, -1])
 
     Leaving the block without an error checks that every column is complete and gives the file its
-    name; with an error nothing is left, and a former file of that name stays.
+    name. After an error nothing is left, and an earlier file of that name is kept.
 
     Args:
-        path: the file to be.
+        path: the file to write.
         num_nodes: N, at least 1.
         compress: gzip all datasets.
         config: how the graph was made, stored as JSON.
-        num_classes, num_relations, num_types: known numbers; otherwise one above the largest seen.
-        source: the file that errors about the data name; the new file itself where not given.
+        num_classes, num_relations, num_types: the numbers if known; otherwise one more than the
+            largest value appended.
+        source: the file that errors about the data name; by default the new file itself.
 
     Raises:
-        InputError: a value that does not belong into a graph, a column too short or too long.
+        InputError: a value is not valid in a graph, or a column is too short or too long.
         OutputError: the file can't be written.
     """
 
@@ -101,10 +102,10 @@ class GraphWriter:
         edge_labels: np.ndarray | None = None,
         edge_split: np.ndarray | None = None,
     ) -> None:
-        """The next k nodes' in-neighbours: `counts` [k], `indices` [e] sources, e = sum(counts).
+        """Append the next k nodes' in-neighbours: `counts` [k], `indices` [e], e = sum(counts).
 
-        `weight` [e], `relation` [e], `edge_features` [e, D], `edge_labels` (as `append_labels`
-        takes them) and `edge_split` [e] (0 .. 3) are given in every call or in none.
+        `weight` [e], `relation` [e], `edge_features` [e, D], `edge_labels` (as in
+        `append_labels`) and `edge_split` [e] (0 .. 3) must each be given in every call or in none.
         """
         counts = self._integers("edges/indptr", counts)
         indices = self._integers("edges/indices", indices, narrow=True)
@@ -146,7 +147,7 @@ class GraphWriter:
             self._write("edges/split", split.astype(np.int8))
 
     def append_features(self, features: np.ndarray) -> None:
-        """The next k nodes' features: float32 or float16 [k, F]; other numbers become float32."""
+        """Append the next k nodes' features [k, F]: float16 stays, other numbers become float32."""
         if "nodes/features/indptr" in self._columns:
             raise self._place("nodes/features").error("must be sparse for all nodes or none")
         half = np.asarray(features).dtype == np.float16
@@ -155,7 +156,7 @@ class GraphWriter:
     def append_sparse_features(
         self, counts: np.ndarray, indices: np.ndarray, data: np.ndarray, width: int
     ) -> None:
-        """The next k nodes' features as `counts` [k], `indices` [nnz] columns, `data` [nnz]."""
+        """Append the next k nodes' features: `counts` [k], `indices` [nnz], `data` [nnz]."""
         group = "nodes/features"
         if group in self._columns:
             raise self._place(group).error("must be sparse for all nodes or none")
@@ -179,9 +180,9 @@ class GraphWriter:
         self._append_floats(f"{group}/data", data, 1, len(indices))
 
     def append_labels(self, labels: np.ndarray) -> None:
-        """Integers [k] (-1 unknown), or [k, T] of 0, 1 and -1 for T labels at once.
+        """Append integers [k] (-1: unknown), or [k, T] of 0, 1 and -1 for T labels per node.
 
-        Floats are numbers to be predicted, [k] or [k, W], NaN where unknown.
+        Floats are numbers to be predicted, [k] or [k, W], with NaN for unknown ones.
         """
         labels = self._labels("nodes/labels", labels)
         if labels.ndim == 1 and labels.dtype.kind == "i":
@@ -189,7 +190,7 @@ class GraphWriter:
         self._write("nodes/labels", labels)
 
     def append_array(self, name: str, values: np.ndarray) -> None:
-        """The next k nodes' rows of a named array: [k] or [k, W], of a type in `named.TYPES`."""
+        """Append the next k nodes' rows of a named array: [k] or [k, W], one of `schema.TYPES`."""
         dataset = f"nodes/arrays/{name}"
         schema.check_name(name, self._place("nodes/arrays"))
         array = np.asarray(values)
@@ -203,13 +204,13 @@ class GraphWriter:
         self._write(dataset, array)
 
     def append_split(self, split: np.ndarray) -> None:
-        """[k] or [k, S] of 0 none, 1 train, 2 valid, 3 test."""
+        """Append the next k nodes' splits, [k] or [k, S]: 0 none, 1 train, 2 valid, 3 test."""
         split = self._integers("nodes/split", split, ndim=(1, 2))
         checks.in_range(split, 0, 4, self._place("nodes/split", self._rows("nodes/split")))
         self._write("nodes/split", (split if split.ndim == 2 else split[:, None]).astype(np.int8))
 
     def append_types(self, types: np.ndarray) -> None:
-        """Integers [k] from 0."""
+        """Append the next k nodes' types: integers [k] from 0."""
         types = self._integers("nodes/type", types)
         self._note("type", "nodes/type", types, 0)
         counts = np.bincount(types, minlength=len(self._type_counts))
@@ -218,15 +219,15 @@ class GraphWriter:
         self._write("nodes/type", types.astype(np.int32))
 
     def append_typed_features(self, kind: int, features: np.ndarray) -> None:
-        """float32 [k, F_t]: the next k nodes of type `kind`, in ascending node order."""
+        """Append features of the next k nodes of type `kind`, in node order: float32 [k, F_t]."""
         self._append_floats(f"nodes/typed_features/{int(kind)}", features, 2)
 
     def append_original_ids(self, ids: np.ndarray) -> None:
-        """Integers [k]: what the source calls the next k nodes."""
+        """Append the next k nodes' ids in the source: integers [k]."""
         self._write("nodes/original_ids", self._integers("nodes/original_ids", ids))
 
     def append_original_names(self, lengths: np.ndarray, data: np.ndarray) -> None:
-        """What the source calls the next k nodes: `lengths` [k] in bytes, and their UTF-8."""
+        """Append the next k nodes' names in the source: `lengths` [k] in bytes, UTF-8 `data`."""
         lengths = self._integers(f"{NAMES}/indptr", lengths)
         checks.in_range(lengths, 0, 1 << 31, self._place(f"{NAMES}/indptr"))
         if f"{NAMES}/indptr" not in self._columns:
@@ -241,7 +242,7 @@ class GraphWriter:
         self._write(f"{NAMES}/data", np.asarray(data, np.uint8))
 
     def write_encoding(self, encoding: Encoding) -> None:
-        """How tables were encoded."""
+        """Write how tables were encoded."""
         self._write(DATASET, encoding.to_array())
 
     def _place(self, dataset: str, first: int = 0) -> Place:
@@ -259,7 +260,7 @@ class GraphWriter:
         *,
         narrow: bool = False,
     ) -> np.ndarray:
-        """As int64, or int32 as they are where `narrow`."""
+        """Return the values as int64; with `narrow`, int32 values stay int32."""
         array = np.asarray(values)
         if array.size == 0 and array.ndim in ndim:
             array = array.astype(np.int64)
@@ -327,7 +328,7 @@ class GraphWriter:
         counts = self._counts()
         self._check_complete(counts)
         if not counts.num_classes and "nodes/labels" in self._columns and not self._values:
-            self._columns.pop("nodes/labels").drop()  # all unknown: readers see no labels
+            self._columns.pop("nodes/labels").drop()  # all unknown: store no labels
         for column in self._columns.values():
             column.finish()
         if self._sparse_width:
@@ -345,7 +346,7 @@ class GraphWriter:
 
     @property
     def _values(self) -> bool:
-        """The labels are numbers to be predicted, not classes."""
+        """Whether the labels are numbers to be predicted, not classes."""
         column = self._columns.get("nodes/labels")
         return column is not None and column.dtype.kind == "f"
 
@@ -404,9 +405,13 @@ class GraphWriter:
 
 
 class ColumnWriter:
-    """Collects appended rows until a chunk is full; holds one chunk and what is being appended.
+    """A dataset written in whole chunks; holds one chunk and the rows being appended.
 
-    Attributes: `num_rows` appended so far; `dtype`; `tail`, the shape of a row; `fingerprint`.
+    Attributes:
+        num_rows: the number of rows appended so far.
+        dtype: the dtype of the dataset.
+        tail: the shape of a row.
+        fingerprint: the fingerprint of all rows appended so far.
     """
 
     def __init__(
@@ -431,7 +436,7 @@ class ColumnWriter:
         self._dataset: h5py.Dataset | None = None
 
     def append(self, rows: np.ndarray) -> None:
-        """Rows `[k, *tail]` of the column's type; they are copied or written."""
+        """Append rows `[k, *tail]` of the column's dtype; they are written or copied."""
         self.fingerprint = (self.fingerprint + fingerprint(self.name, rows, self.num_rows)) & MASK
         self.num_rows += len(rows)
         full = (self.num_rows - self._written) // self._chunk * self._chunk
@@ -444,12 +449,12 @@ class ColumnWriter:
         self._waiting = [rows[split:].copy()]
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write the rows that are left."""
         if self._dataset is None or self.num_rows > self._written:
             self._flush()
 
     def drop(self) -> None:
-        """Take back all that was appended."""
+        """Discard all rows appended and delete the dataset."""
         if self._dataset is not None:
             del self._output.h5[self.name]
 

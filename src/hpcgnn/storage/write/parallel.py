@@ -1,4 +1,4 @@
-"""Writing one file from all ranks at once, for an h5py that was built with parallel HDF5."""
+"""Writing one file from all ranks at once, with an h5py built for parallel HDF5."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _Layout = list[tuple[str, str, tuple[int, ...]]]
-_HEADER_BYTES = 1 << 14  # per dataset, generously
+_HEADER_BYTES = 1 << 14  # per dataset, a generous estimate
 _SLAB_BYTES = 32 << 20
 
 
@@ -36,17 +36,17 @@ def write_together(
     attributes: Sequence[tuple[str, str, int | str]],
     compress: bool,
 ) -> None:
-    """Add every rank's `arrays` (by dataset name) to the file; all ranks call.
+    """Add every rank's `arrays` (by dataset name) to the file; collective.
 
-    Each rank creates every dataset and takes part in each write: filters, and so the checksums,
-    allow collective writes only, and a rank with nothing to write selects nothing.
+    Every rank creates every dataset and takes part in each write, because filters (and so the
+    checksums) allow collective writes only. A rank with nothing to write selects no rows.
 
     Args:
-        path: the name errors speak of; `temporary` is the file.
-        attributes: (group, name, value) of this rank's groups.
+        path: the file name in error messages; `temporary` is the file written.
+        attributes: (group, name, value) for this rank's groups.
 
     Raises:
-        OutputError: no space for the file.
+        OutputError: there is not enough space for the file.
     """
     layout: _Layout = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     plans = comm.allgather((layout, list(attributes)), where="partition layout")
@@ -55,7 +55,7 @@ def write_together(
         _reserve(path, temporary, datasets, comm.rank == 0)
     with _library(comm, "open the partition file", locked=True):
         h5 = h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER)
-    # No with-block: to close is collective, and would wait for a rank that is lost.
+    # No with-block: close is collective, and would wait for a lost rank.
     output = atomic.OutputFile(h5, path)
     for name, dtype, shape in datasets:
         with _library(comm, f"create {name}"):
@@ -71,9 +71,9 @@ def write_together(
 
 @contextmanager
 def _library(comm: Communicator, where: str, *, locked: bool = False) -> Iterator[None]:
-    """Around a collective call of HDF5, begun by all ranks together.
+    """Surround a collective HDF5 call, which all ranks begin together after a barrier.
 
-    `locked`: one in which h5py keeps Python's lock.
+    `locked` says that h5py holds Python's global lock during the call.
     """
     comm.barrier(where=where)
     with comm.blocking_call(where, locked=locked):
@@ -81,7 +81,7 @@ def _library(comm: Communicator, where: str, *, locked: bool = False) -> Iterato
 
 
 def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> None:
-    """Claim the file's space beforehand: parallel HDF5 hangs when a collective write fails."""
+    """Reserve the file's space in advance: parallel HDF5 hangs if a collective write fails."""
     size = temporary.stat().st_size + sum(
         prod(shape) * np.dtype(dtype).itemsize * 102 // 100 + _HEADER_BYTES
         for _, dtype, shape in datasets
@@ -101,7 +101,7 @@ def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> Non
 
 
 def _write(comm: Communicator, dataset: h5py.Dataset, name: str, array: np.ndarray | None) -> None:
-    """Whole chunks at a time; `array` is None on the ranks that have nothing to write."""
+    """Write whole chunks at a time; `array` is None on ranks that have nothing to write."""
     chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
     step = dataset.chunks[0] * max(1, _SLAB_BYTES // chunk_bytes)
     for low in range(0, dataset.shape[0], step):

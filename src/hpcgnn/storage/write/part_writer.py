@@ -1,4 +1,4 @@
-"""Writing a partition file from all ranks, as a whole or not at all."""
+"""A writer of partition files: all ranks write one file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def copy_texts(graph: Path, temporary: Path, path: Path, *, compress: bool) -> None:
-    """Copy them, in the order of the graph, into the file that is to be `path`.
+    """Copy the graph's names of nodes and encoding of tables into the file to be named `path`.
 
     Raises:
-        InputError: the graph is damaged.
+        InputError: the graph file is damaged.
         OutputError: the file can't be written.
     """
     with GraphFile(graph) as source:
@@ -65,21 +65,21 @@ def write_parts(
     compress: bool = False,
     graph: Path | None = None,
 ) -> None:
-    """Write the parts that all ranks hold into one file; all ranks call.
+    """Write the parts that all ranks hold into one file; collective.
 
-    With an h5py built for MPI the ranks write together, otherwise one after the other.
+    With an h5py built for MPI the ranks write at the same time, otherwise in turn.
 
     Args:
-        path: the file to be; a former one is replaced at the very end.
-        parts: this rank's parts; over all ranks each part exactly once.
+        path: the file to write; an existing one is replaced at the very end.
+        parts: this rank's parts; over all ranks, each part is given exactly once.
         header: the counts (`schema.Counts`), `symmetric`, `method`, `graph_fingerprint`, `report`
             and `config` (both dictionaries); the same on all ranks.
         compress: gzip all datasets.
-        graph: the graph.h5 whose names of nodes and encoding of tables are kept as well.
+        graph: the graph.h5 whose names of nodes and encoding of tables are copied as well.
 
     Raises:
-        InputError: parts that break the rules of the format.
-        OutputError: the file can't be written; then nothing is left of it.
+        InputError: the parts break the rules of the format.
+        OutputError: the file can't be written; nothing is left of it.
     """
     path = Path(path)
     checked: list[CheckedPart] = []
@@ -128,7 +128,7 @@ class CheckedPart:
             self.attributes.append((name, "width", part.nodes.features.width))
 
     def summary(self) -> dict[str, Any]:
-        """What rank 0 must know of it."""
+        """Return what rank 0 must know of this part."""
         sides = self.part.sides().items()
         return {
             "index": self.part.index,
@@ -144,7 +144,7 @@ class CheckedPart:
 def _start(
     path: Path, temporary: Path, found: list[dict[str, Any]], header: Mapping[str, Any]
 ) -> None:
-    """Create the file with everything that does not belong to one part."""
+    """Create the file with everything that does not belong to a single part."""
     place = Place(path, "exchange")
     found.sort(key=lambda summary: summary["index"])
     num_parts = len(found)
