@@ -20,7 +20,7 @@ _LEAVES = {bool, int, float, str, type(None), type(Ellipsis), torch.dtype, torch
 
 
 def first_order(backward: Backward) -> Backward:
-    """Make differentiating the `backward` of an autograd function raise RuntimeError; a decorator.
+    """Decorate the `backward` of an autograd function: differentiating it raises RuntimeError.
 
     torch's `once_differentiable` raises only if the gradients of all leaves are asked for; a second
     derivative with respect to a single named tensor is not caught, and is wrong.
@@ -66,7 +66,7 @@ def last_saved(ctx: Any) -> tuple[tuple[Any, ...], bool]:
     """Return what an autograd function saved, and whether backward holds the only references.
 
     If so, each array is freed when its last name is deleted; autograd itself would hold all of
-    them until backward ends. Not so if the graph is retained for another backward.
+    them until backward ends. That is not the case if the graph is retained for another backward.
     """
     saved: tuple[Any, ...] = ctx.saved_tensors
     forget = getattr(ctx, "maybe_clear_saved_tensors", None)  # torch decides whether it can
@@ -113,7 +113,7 @@ Holders = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Fewest:
-    """Reference counts of a gradient passed between backwards, and of a saved tensor, at least."""
+    """Least reference counts of a gradient passed between two backwards, and of a saved tensor."""
 
     of_gradient: Holders
     of_saved: Holders

@@ -111,11 +111,15 @@ class RowSums:
         self.rows: Tensor | None = None
 
     def begin_messages(self, blocks: CutBlocks, most: int) -> None:
-        """Begin, as `begin`, where messages hold ranges of `most` columns of the remote blocks."""
+        """Begin to add messages of at most `most` columns of a remote block each; find hubs."""
         self.begin(blocks.derived(HubRows(len(self._matrices[0]), most)))
 
     def begin(self, hubs: Tensor | None) -> None:
-        """Args: hubs: rows that more than `MANY` parts are added to, int64; None without."""
+        """Begin to add parts.
+
+        Args:
+            hubs: rows that more than `MANY` parts are added to, int64; None without.
+        """
         if hubs is not None and self._matrices[0].dtype != torch.float64:
             self._count, self.rows = 0, hubs
             self._start(len(hubs))

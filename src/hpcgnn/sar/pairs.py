@@ -227,9 +227,10 @@ class _Run:
 
     @contextmanager
     def _random(self, number: int) -> Iterator[None]:
-        """A context with the same random numbers in forward and backward; restores torch's own.
+        """Draw the same random numbers in forward and backward within the context.
 
-        The numbers depend on the number of ranks, as do the pairs that form a piece.
+        They depend on the number of ranks, as do the pairs that form a piece. torch's own random
+        state is restored after it.
         """
         device = self.graph.node_ids.device
         key = (self.graph.seed, self.epoch, self.graph.comm.rank, number)

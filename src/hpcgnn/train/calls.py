@@ -81,7 +81,7 @@ class ModelCall:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """A context in which tensors saved for backward are kept in the dtype of the settings."""
+        """Keep tensors saved for backward in the settings' dtype within the context."""
         if self.keep_in == "fp32":
             yield
             return
@@ -126,7 +126,7 @@ class BuiltInCall(ModelCall):
         self.flow = self._message_flow(config)
 
     def random_numbers(self, epoch: int, seed: int) -> AbstractContextManager[Any]:
-        return nullcontext()  # masks are drawn by node, epoch and seed
+        return nullcontext()  # built-in masks are drawn by node, epoch and seed
 
     def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
         output: Tensor = self.model(self.graph, x_NF)

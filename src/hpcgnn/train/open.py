@@ -102,7 +102,7 @@ def check_training(config: Config, facts: Facts) -> None:
     one_class = config.task.kind in ("auto", "classes") and config.task.target == LABELS
     if config.model.labels_as_input and not one_class:
         raise InputError("--labels-as-input needs one class per node, from the labels, as task")
-    if not config.model.own:  # which reports itself what it lacks
+    if not config.model.own:  # a user's model reports itself what it lacks
         check_model(config.model, facts)
     made_dense = config.model.embedding > 0
     if config.training.adversarial_steps and facts.features == "sparse" and not made_dense:

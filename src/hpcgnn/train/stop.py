@@ -18,7 +18,7 @@ from hpcgnn.system import find_program
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in a script's background jobs, under nohup
-_ONE_PRESS = 1.0  # seconds: a launcher forwards a signal that the terminal has sent, too
+_ONE_PRESS = 1.0  # seconds: a launcher may forward a Ctrl-C that the terminal has sent already
 
 
 _WORDS = {signal.SIGINT.value: "Ctrl-C"}
@@ -49,8 +49,10 @@ class StopRequest:
         return self
 
     def _count(self) -> None:
-        """Let Python write a byte per signal to a pipe. If several arrive during one call of a
-        library, such as while PyTorch is loading, `_note` is called only once.
+        """Let Python write a byte per signal to a pipe.
+
+        If several signals arrive during one call of a library, such as while PyTorch is loading,
+        `_note` is called only once.
         """
         try:
             read, write = os.pipe()

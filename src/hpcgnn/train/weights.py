@@ -150,7 +150,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # damaged files raise any type
+    except Exception as error:  # damaged files raise errors of any type
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"can't be read as tensors by name: {reason}", file=path) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):

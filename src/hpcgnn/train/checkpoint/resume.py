@@ -120,7 +120,9 @@ def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> No
 
 @contextmanager
 def usable(path: Path | None) -> Iterator[None]:
-    """A context for the first use of restored state, which only its optimizer or scheduler checks.
+    """Turn exceptions in the first use of restored state into InputError within the context.
+
+    Only the optimizer or scheduler that uses the state knows which values are valid.
 
     Args:
         path: the checkpoint; None: nothing was restored.

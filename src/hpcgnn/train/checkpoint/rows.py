@@ -54,7 +54,7 @@ def stored_forms(datasets: Sequence[Mapping[str, Any]], path: str | Path) -> For
 
 
 def check_parts(datasets: Sequence[Mapping[str, Any]], num_parts: int, path: str | Path) -> None:
-    """Check that each of the parts 0 .. num_parts - 1, and no other, has written rows.
+    """Check that rows, if there are any, are of each of the parts 0 .. num_parts - 1 and no other.
 
     Raises:
         InputError: naming the number of parts found.

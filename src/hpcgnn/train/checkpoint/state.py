@@ -21,7 +21,7 @@ from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 from hpcgnn.train.plain import decode, encode
 
-# State that torch keeps per parameter after the first step; other optimizers' is not known.
+# State that torch keeps per parameter after the first step; that of other optimizers is unknown.
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STATE: dict[type[Optimizer], tuple[str, ...]] = {
     **dict.fromkeys((torch.optim.Adam, PlainAdam, torch.optim.AdamW, PlainAdamW), _ADAM),

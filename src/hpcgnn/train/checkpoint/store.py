@@ -50,7 +50,7 @@ class WritingDesk:
                 self._pool.submit(self._work)
 
     def wait(self) -> None:
-        """Block until nothing is being written and nothing waits."""
+        """Block until nothing is being written or waiting."""
         with self._moved:
             self._moved.wait_for(lambda: not self._busy)
 

@@ -26,7 +26,7 @@ from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 _SLAB = 1 << 22  # rows read at a time
 _SAMPLED_PARTS = 4
-_CANDIDATES = 16  # parts with most nodes, edges or halo rows; one of them needs most memory
+_CANDIDATES = 16  # parts with most nodes, edges or halo rows to search for the one that needs most
 ShapeAt = Callable[[int], Shape]
 
 

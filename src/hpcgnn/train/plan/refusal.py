@@ -30,7 +30,7 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 def explained(
     graph: PartitionedGraph, config: Config, device: torch.device, remedy: str = _REMEDY
 ) -> Iterator[None]:
-    """A context for code that allocates; running out of memory becomes a one-line error.
+    """Turn a lack of memory into a one-line error within the context.
 
     Args:
         remedy: options of the verb that need less GPU memory.
