@@ -79,7 +79,7 @@ def start_from(
 ) -> Differences:
     """Fill the model's parameters and buffers with those of the file that fit; collective.
 
-    Names may be ours or PyTorch Geometric's (`state_names`). Learned embeddings are `[N, D]` in the
+    Names may be ours or PyTorch Geometric's (`outer_names`). Learned embeddings are `[N, D]` in the
     order of graph.h5; each rank takes its own rows.
 
     Raises:
