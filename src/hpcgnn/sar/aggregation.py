@@ -39,12 +39,13 @@ def neighbour_sum(
     weighted: bool = True,
     scale_N: Tensor | None = None,
 ) -> Tensor:
-    """`y[i] = sum over edges j -> i of weight * x[j]`; `[n, F]` to `[n, F]`, float32 or float64.
+    """Return `y[i] = sum over edges j -> i of weight * x[j]`; float32 or float64, collective.
 
-    Without `weighted`, or where the graph has no weights, every edge counts 1.
+    Without `weighted`, or where the graph has no weights, every edge has weight 1.
 
     Args:
-        scale_N: `[n]`, in the type of sums, what each sum counts. On a GPU alone.
+        x: `[n, F]`; the result has the same shape.
+        scale_N: `[n]` in the accumulation dtype, factors of the sums. On a GPU only.
     """
     check_rows(graph, x, who="a sum over neighbours")
     after = None if scale_N is None else kernels.RowScale(scale_N)
@@ -59,7 +60,7 @@ def neighbour_sum(
 
 
 def in_degrees(graph: PartitionedGraph, *, weighted: bool = False) -> Tensor:
-    """Number (or weight) of edges into each local node: float32 `[n]`. Local, no messages."""
+    """Return the number (or weight) of edges into each local node: float32 `[n]`. No messages."""
     return graph.derived(_InDegrees(weighted))
 
 
@@ -77,7 +78,7 @@ class _InDegrees:
 
 
 def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
-    """Sum of the blocks' weights (1 without) in each local row: float64 `[n]`. No messages."""
+    """Return the sum of edge weights (1 if None) per local row: float64 `[n]`. No messages."""
     device = graph.node_ids.device
     total_N = torch.zeros(graph.num_local_nodes, dtype=torch.float64, device=device)
     for block in blocks:
@@ -91,7 +92,7 @@ def weight_sums(graph: PartitionedGraph, blocks: Sequence[Block]) -> Tensor:
 
 
 def is_constant(graph: PartitionedGraph, x: NodeFeatures) -> bool:
-    """Whether `x` are the graph's own dense features, and nobody asks for their gradient."""
+    """Return whether `x` are the graph's own dense features and need no gradient."""
     own = graph.execution.cache_first and x is graph.features
     if isinstance(x, HostRows):
         return own and x.change is None
@@ -100,7 +101,7 @@ def is_constant(graph: PartitionedGraph, x: NodeFeatures) -> bool:
 
 @dataclass
 class _Kept:
-    """An aggregate and the state of the features that it is of."""
+    """A cached aggregate, and the state of the features that it was computed from."""
 
     features: weakref.ref[Tensor] | None = None
     version: int = 0
@@ -131,7 +132,7 @@ def _some_rows(x_NF: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _FirstSum:
-    """Where a sum of the input features is kept, by the settings of the layer that computes it."""
+    """The cache of a sum of the input features, keyed by the settings of the layer that sums."""
 
     kind: Hashable
 
@@ -142,15 +143,15 @@ class _FirstSum:
 def first_sum(
     graph: PartitionedGraph, kind: Hashable, aggregate: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """A linear aggregation of the constant input features, kept by `kind` while they don't change.
+    """Return a linear aggregation of the constant input features, cached by `kind`.
 
-    In full precision, also under autocast. Features on the host are aggregated a few columns at a
-    time. Collective: where the features of some rank were replaced or changed in place, all ranks
-    compute it again.
+    It is computed in full precision, also under autocast. Features in host memory are aggregated a
+    few columns at a time. Collective: if any rank replaced its features or changed them in place,
+    all ranks compute the aggregate again.
 
     Args:
-        kind: a frozen dataclass that says which aggregation it is.
-        aggregate: of `[n, any]` on the device.
+        kind: a frozen dataclass that identifies the aggregation.
+        aggregate: function of a `[n, any]` tensor on the device.
     """
     x = graph.features
     if not isinstance(x, Tensor | HostRows):
@@ -175,7 +176,7 @@ def first_sum(
 
 
 def by_columns(x: HostRows, device: torch.device, aggregate: Callable[[Tensor], Tensor]) -> Tensor:
-    """`aggregate` of all columns, with few of them on the device at a time; collective."""
+    """Return `aggregate` of all columns, with few of them on the device at a time; collective."""
     out_NF = torch.empty(x.shape, dtype=x.rows_NF.dtype, device=device)
     for low in range(0, x.shape[1], _COLUMNS):
         chosen = slice(low, low + _COLUMNS)
@@ -183,17 +184,19 @@ def by_columns(x: HostRows, device: torch.device, aggregate: Callable[[Tensor], 
     return out_NF
 
 
-# Edges of one direction times rows; where it is, and the type in which rows travel.
+# (edges of one direction, rows, name for error messages, wire dtype) to edges times rows.
 Times = Callable[[EdgeBlocks, Tensor, str, torch.dtype], Tensor]
 
 
 def linear_sum(
     graph: PartitionedGraph, x_NF: Tensor, times: Times, back: Times | None = None
 ) -> Tensor:
-    """`times` of the in-edges and x, whose gradient is `back` of the out-edges; collective.
+    """Return `times` of the in-edges and `x_NF`, with a gradient by `back` of the out-edges.
+
+    Collective.
 
     Args:
-        back: by default as `times`.
+        back: `times` by default.
     """
     result: Tensor = _LinearSum.apply(x_NF, graph, times, back or times)
     return result
@@ -217,14 +220,17 @@ class _LinearSum(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Beside:
-    """What is done while messages travel, on a CPU; each is given what moves them on.
+    """Callbacks that overlap work with messages, on a CPU.
+
+    Each one that takes a `Progress` calls it to let pending messages advance.
 
     Attributes:
-        before: is told a row before a message is packed of rows up to there: it may make them.
-        meanwhile: is done once messages are on their way, before the sums over local edges: it may
-            make rows that nobody is sent.
-        after: is told of the sums, once local edges are in them, and a row before which no message
-            adds to any. Where none comes it isn't.
+        before: called with a row number before a message is packed from rows below it, so that it
+            can compute those rows first.
+        meanwhile: called once messages are in flight, before the sums over local edges; it can
+            compute rows that are not sent to any rank.
+        after: called with the sums once they include the local edges, and the first row that any
+            message adds to. It isn't called if no message is expected.
     """
 
     before: Callable[[int], None] | None = None
@@ -234,7 +240,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class _FirstReached:
-    """The first row that a message adds to."""
+    """The first row that any message adds to."""
 
     def build(self, plan: SumPlan) -> int:
         blocks = [b for b in plan.receivers if b.peer != plan.rank and b.num_rows]
@@ -253,13 +259,13 @@ def multiply(
     after: kernels.RowScale | None = None,
     beside: Beside | None = None,
 ) -> Tensor:
-    """Adjacency (or its transpose, by `edges`) times features; collective.
+    """Return the adjacency matrix (or its transpose, by `edges`) times features; collective.
 
     Args:
-        wire: the type in which rows travel; that of `x_NF` by default.
-        scale_N: `[n]`, in the type of sums, by which each row counts.
-        after: what is done to the sums, on a GPU alone.
-        beside: what is done while messages travel.
+        wire: dtype of the rows in messages; that of `x_NF` by default.
+        scale_N: `[n]` in the accumulation dtype, factors of the rows of `x_NF`.
+        after: applied to the sums, on a GPU only.
+        beside: work that is overlapped with messages.
     """
     beside = beside or Beside()
     x_NF = x_NF if x_NF.stride(-1) == 1 else x_NF.contiguous()
@@ -284,7 +290,7 @@ def multiply(
     sums = RowSums(out_NF)
     for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, sums, by_row=True):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
-        own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are here
+        own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are local
         for rows in work(block, edges.num_parts):
             kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M, after=own)
             exchange.progress()
@@ -312,10 +318,11 @@ def _outgoing(
 
 
 def neighbour_max(graph: PartitionedGraph, x: Tensor, *, smallest: bool = False) -> Tensor:
-    """`y[i] = max over edges j -> i of x[j]` (minimum with `smallest`); 0 without in-edges.
+    """Return `max over edges j -> i of x[j]` per node i (minimum with `smallest`); collective.
 
-    The gradient is shared evenly among the edges that attain the extremum, as torch does. Backward
-    sends (extremum, share) of boundary destinations to the sources' owners and returns nothing.
+    Nodes without in-edges get 0. The gradient is shared evenly among the edges that attain the
+    extremum, as in torch. Backward sends (extremum, share) of boundary destinations to the owners
+    of the sources, and no gradients have to be returned.
     """
     check_rows(graph, x, who="an extremum over neighbours")
     result: Tensor = _Extremum.apply(x, graph, -1 if smallest else 1)
@@ -327,7 +334,7 @@ class _Extremum(torch.autograd.Function):
     def forward(ctx: Any, x_NF: Tensor, graph: PartitionedGraph, sign: int) -> Tensor:
         ctx.dtype, x_NF = x_NF.dtype, readable(x_NF).contiguous()
         wire = ctx.wire = wire_type(x_NF)
-        # Rounded before they are compared: who attains the extremum is found again in backward.
+        # Rounded before the comparison, since backward has to find again which edges attain it.
         x_NF = x_NF.to(wire).to(x_NF.dtype)
         best_NF = torch.full_like(x_NF, -sign * torch.inf)
         ties_NF = torch.zeros(x_NF.shape, dtype=torch.int32, device=x_NF.device)
@@ -341,7 +348,7 @@ class _Extremum(torch.autograd.Function):
                 progress()
         best_NF.masked_fill_(ties_NF == 0, 0)
         ctx.graph = graph
-        graph.execution.keep_exact(x_NF, best_NF)  # which are compared
+        graph.execution.keep_exact(x_NF, best_NF)  # backward compares them
         ctx.save_for_backward(x_NF, best_NF, ties_NF)
         return best_NF
 

@@ -1,4 +1,4 @@
-"""What GAT and GATv2 share: settings, self-loops, dropout of edges, the end of the softmax."""
+"""What GAT and GATv2 share: settings, self-loops, edge dropout and the softmax's normalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpcgnn.sar.rectifier import ReluDropout
 
 
 def local_blocks(graph: PartitionedGraph, edges: EdgeBlocks, self_loops: bool) -> list[Block]:
-    """Blocks that need no messages; kept.
+    """Return the blocks that need no messages; cached.
 
     With `self_loops`, loops of the graph are replaced by exactly one per node, whose edge features
     are the mean of the node's in-edges, as in PyTorch Geometric.
@@ -78,7 +78,7 @@ def _diagonal(graph: PartitionedGraph) -> Block:
 
 
 def _mean_features(graph: PartitionedGraph) -> Tensor | None:
-    """Mean edge features over each node's in-edges that are no loops: `[n, D]`."""
+    """Return the mean edge features of each node's in-edges, loops left out: `[n, D]`."""
     blocks = graph.in_edges.blocks
     width = next((b.features.shape[1] for b in blocks if b.features is not None), None)
     if width is None:
@@ -99,9 +99,11 @@ def _mean_features(graph: PartitionedGraph) -> Tensor | None:
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What doesn't change with the weights. `layer` tells dropout masks of one model apart.
+    """Settings of an attention layer, which don't change with the weights.
 
-    `first_head`: number of the first of `heads` among all of the layer.
+    Attributes:
+        layer: number that gives each layer of a model its own dropout masks.
+        first_head: number of the first of these `heads` among all heads of the layer.
     """
 
     heads: int
@@ -115,10 +117,10 @@ class AttentionSettings:
 def exchange_halo_ids(
     graph: PartitionedGraph, edges: EdgeBlocks, settings: AttentionSettings
 ) -> None:
-    """Learn the ids that dropout needs; by all ranks, also those that receive no block.
+    """Exchange the node ids that dropout needs; collective, also for ranks that receive no block.
 
     Raises:
-        InputError: the ranks gave the layer different numbers, so that masks wouldn't agree.
+        InputError: the ranks numbered the layer differently, so that their masks would not agree.
     """
     if not settings.dropout:
         return
@@ -128,7 +130,7 @@ def exchange_halo_ids(
 
 @dataclass(frozen=True)
 class _AgreedLayer:
-    """That all ranks gave a layer this number: they ask each other once."""
+    """A check, done once, that all ranks gave the layer this number."""
 
     layer: int
 
@@ -150,7 +152,7 @@ def edge_dropout(
     epoch: int,
     reverse: bool = False,
 ) -> kernels.EdgeDropout | None:
-    """The dropout of a block's edges, by original ids; None without dropout."""
+    """Return the dropout of a block's edges, keyed by original ids; None without dropout."""
     if settings.dropout == 0:
         return None
     columns = graph.node_ids
@@ -170,7 +172,7 @@ def edge_dropout(
 
 
 def halo_ids(graph: PartitionedGraph, edges: EdgeBlocks) -> list[Tensor]:
-    """Node ids of the halo rows from each peer (int64); collective on first use, kept."""
+    """Return the node ids of the halo rows from each peer: int64; collective once, then cached."""
     return graph.derived(_HaloIds(edges is graph.in_edges))
 
 
@@ -188,11 +190,11 @@ class _HaloIds:
 def normalised(
     softmax: kernels.RunningSoftmax, bias_K: Tensor | None, then: ReluDropout | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of each node and head; without in-edges the bias alone and 0.
+    """Return the output and log-sum-exp of each node and head; without in-edges, the bias and 0.
 
     Args:
-        softmax: over all edges; its `out` becomes the output.
-        then: what is done to it at last.
+        softmax: accumulated over all edges; its `out` is overwritten by the output.
+        then: applied to the output.
     """
     out_NK, none = softmax.out, softmax.row_sum == 0
     row_sum_NH = softmax.row_sum.masked_fill(none, 1.0)
@@ -214,7 +216,7 @@ def normalised(
 
 
 def head_mean(graph: PartitionedGraph, out_NK: Tensor, heads: int) -> Tensor:
-    """Mean over the heads, `[n, C]`, whose gradient takes memory that an earlier array left."""
+    """Return the mean over heads, `[n, C]`; its gradient reuses memory of an earlier array."""
     result: Tensor = _HeadMean.apply(out_NK, graph, heads)
     return result
 
@@ -238,5 +240,5 @@ class _HeadMean(torch.autograd.Function):
 
 
 def bias_gradient(g_NK: Tensor, bias_K: Tensor | None) -> Tensor | None:
-    """`sum_n g[n]` in the bias's type."""
+    """Return `sum_n g[n]` in the dtype of the bias; None without a bias."""
     return None if bias_K is None else g_NK.sum(dim=0, dtype=bias_K.dtype)

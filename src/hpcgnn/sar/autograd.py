@@ -1,4 +1,4 @@
-"""What our autograd functions share: one derivative only, and what a user's function captures."""
+"""Tools for autograd functions: one derivative only, memory reuse, captured tensors and modes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LEAVES = {bool, int, float, str, type(None), type(Ellipsis), torch.dtype, torch
 
 
 def first_order(backward: Backward) -> Backward:
-    """Decorates the `backward` of an autograd function: differentiating it raises RuntimeError.
+    """Decorate the `backward` of an autograd function: differentiating it raises RuntimeError.
 
-    torch's `once_differentiable` raises only where gradients of all leaves are asked for; a second
-    derivative by one named tensor passes it by and is wrong.
+    torch's `once_differentiable` raises only if the gradients of all leaves are asked for; a second
+    derivative with respect to a single named tensor is not caught, and is wrong.
     """
 
     @wraps(backward)
@@ -48,7 +48,7 @@ def first_order(backward: Backward) -> Backward:
 
 
 class _Refusal(torch.autograd.Function):
-    """Hands the first `count` tensors on; they depend on all."""
+    """Returns the first `count` tensors, which then depend on all; its backward raises."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -63,13 +63,13 @@ class _Refusal(torch.autograd.Function):
 
 
 def last_saved(ctx: Any) -> tuple[tuple[Any, ...], bool]:
-    """What an autograd function saved, and whether backward is the only one who still has it.
+    """Return what an autograd function saved, and whether backward holds the only references.
 
-    Then each array is freed with its last name, where autograd itself would hold all of them until
-    backward has ended. Not so where the graph is kept for another backward.
+    If so, each array is freed when its last name is deleted; autograd itself would hold all of
+    them until backward ends. That is not the case if the graph is retained for another backward.
     """
     saved: tuple[Any, ...] = ctx.saved_tensors
-    forget = getattr(ctx, "maybe_clear_saved_tensors", None)  # torch knows whether it may
+    forget = getattr(ctx, "maybe_clear_saved_tensors", None)  # torch decides whether it can
     if forget is None:
         return saved, False
     forget()
@@ -81,27 +81,27 @@ def last_saved(ctx: Any) -> tuple[tuple[Any, ...], bool]:
 
 
 def is_own(grads: tuple[Tensor, ...]) -> bool:
-    """Whether a backward may overwrite its gradient: nobody else, neither hook nor branch, has it.
+    """Return whether a backward may overwrite its gradient: no hook or other branch refers to it.
 
     Args:
-        grads: as the backward took them, the only name that it has for them.
+        grads: the tuple that backward received, which must hold its only reference to them.
     """
     fewest = _fewest_holders()
-    # Rows that overlap, as expanded ones do, can't be written apart.
+    # Overlapping rows, as in expanded tensors, can't be written separately.
     own = fewest is not None and _holders(grads) == fewest.of_gradient
     return own and grads[0].is_contiguous()
 
 
 def let_go(grad: Tensor) -> None:
-    """Free a gradient that `is_own`, which autograd would hold until the backward has ended."""
+    """Free a gradient that `is_own`, which autograd would hold until backward ends."""
     grad.set_(grad.new_empty(0))  # type: ignore[call-overload]
 
 
 def is_spare(x: Tensor) -> bool:
-    """Whether a backward may overwrite what a layer before it returned and it alone had saved.
+    """Return whether a backward may overwrite `x`, a previous layer's output that it alone saved.
 
     Args:
-        x: as `last_saved` handed it out, which has no other name.
+        x: as returned by `last_saved`, with no other reference.
     """
     fewest = _fewest_holders()
     alone = fewest is not None and _holders((x,)) == fewest.of_saved
@@ -113,7 +113,7 @@ Holders = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Fewest:
-    """What is counted of a gradient that one backward hands to another, and of what one saved."""
+    """Least reference counts of a gradient passed between two backwards, and of a saved tensor."""
 
     of_gradient: Holders
     of_saved: Holders
@@ -128,7 +128,7 @@ def _holders(tensors: tuple[Tensor, ...]) -> Holders:
 
 @cache
 def _fewest_holders() -> _Fewest | None:
-    """None where torch can't count."""
+    """Return the least reference counts; None if this torch can't count references."""
     found: list[_Fewest] = []
     with torch.enable_grad():
         leaf = torch.zeros((), requires_grad=True)
@@ -155,12 +155,12 @@ class _Counted(torch.autograd.Function):
 
 
 def _holders_of_saved(x: Tensor) -> Holders:
-    """As `is_spare` counts them, where x has as many names."""
+    """Return the counts as `is_spare` does, with equally many references to x."""
     return _holders((x,))
 
 
 def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`tree_map_only(Tensor, function, value)`, many times as fast for what torch is given."""
+    """Return `tree_map_only(Tensor, function, value)`, much faster for the usual arguments."""
     kind = type(value)
     if isinstance(value, Tensor):
         return function(value)
@@ -172,7 +172,7 @@ def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 class Finder(TorchFunctionMode):
-    """While entered, without autograd, collects tensors that need gradients and aren't `known`."""
+    """A mode, without autograd, that collects tensors that need gradients and aren't `known`."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Finder(TorchFunctionMode):
 
 
 class Replacer(TorchFunctionMode):
-    """While entered, tensors are replaced by leaves of a graph of their own."""
+    """A mode that replaces the given tensors by detached leaves."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Replacer(TorchFunctionMode):
 
 
 class Called:
-    """While entered, notes which modules are called, and whether they train."""
+    """A context that records which modules are called, and whether each is in training mode."""
 
     def __init__(self) -> None:
         self._training: dict[torch.nn.Module, bool] = {}
@@ -228,7 +228,7 @@ class Called:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The modules train as they did then, and as they do now again at the end."""
+        """Restore the recorded training modes within the context, and the present ones after it."""
         now = [(module, module.training) for module in self._training]
         try:
             for module, training in self._training.items():
@@ -241,7 +241,7 @@ class Called:
 
 @dataclass(frozen=True)
 class Modes:
-    """Whether each module under `root` trains, and the tensors that are plain attributes of it."""
+    """The training modes of all modules under `root`, and the names of their tensor attributes."""
 
     root: torch.nn.Module | None
     training: tuple[bool, ...]
@@ -249,7 +249,7 @@ class Modes:
 
     @classmethod
     def of(cls, root: torch.nn.Module | None) -> tuple[Modes, list[Tensor]]:
-        """The modes now, and the tensors of `names`, which autograd shall hold."""
+        """Return the present modes, and the tensors of `names`, for autograd to hold."""
         modules = [] if root is None else list(root.modules())
         names, tensors = [], []
         for number, module in enumerate(modules):
@@ -261,7 +261,7 @@ class Modes:
 
     @contextmanager
     def restored(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """The modules as they were then, and as they are now again at the end."""
+        """Restore the recorded modes and `tensors` in the context, the present ones after it."""
         modules = [] if self.root is None else list(self.root.modules())
         now = [(module, dict(vars(module))) for module in modules]
         try:

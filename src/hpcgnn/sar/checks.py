@@ -1,4 +1,4 @@
-"""Whether a matrix given as node features has a row for each local node."""
+"""Checks of node features, edge features and edge rows that a user passes to a layer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def check_rows(
     """Raise InputError unless `x` is `[n, width]` in floating point, on the graph's device.
 
     Args:
-        who: what the message begins with.
+        who: prefix of the error message.
         width: -1 for any.
-        constant: `SparseRows` and `HostRows` will do as well.
+        constant: also accept `SparseRows` and `HostRows`.
         like: weights whose precision `x` must have.
     """
     if not isinstance(graph, PartitionedGraph):
@@ -52,7 +52,7 @@ def check_features(
     constant: bool = False,
     like: Tensor | None = None,
 ) -> tuple[int, int]:
-    """The shape of `x`; raises InputError unless it is a matrix in floating point, `width` wide."""
+    """Return the shape of `x`; raise InputError unless it is a floating-point matrix of `width`."""
     if isinstance(x, SparseRows | HostRows) and not constant:
         raise InputError(f"{who}: needs dense features on the device", value=type(x).__name__)
     if not isinstance(x, Tensor | SparseRows | HostRows):
@@ -82,7 +82,7 @@ def check_features(
 
 
 def check_edges(graph: PartitionedGraph, width: int | None, *, who: str) -> None:
-    """Raise InputError unless the edges have features of this width; None asks for nothing."""
+    """Raise InputError unless the edges have features of this width; None checks nothing."""
     if width is None:
         return
     for block in graph.in_edges.blocks:

@@ -3,11 +3,11 @@
     l_ij = s_j + t_i + e_ij,  u = LeakyReLU(l),  a_ij = softmax_i(u_ij),  o_i = sum_j a_ij z_j
 
 with z = x W^T, s_j = <z_j, source>, t_i = <z_i, target>, per head. Forward streams (z_j, s_j) of
-boundary nodes; softmax runs on as blocks arrive. Backward streams g_i = dL/do_i, t_i, the
-log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, who
-compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i travel back.
-In mode `sar` z is computed again in backward, but of the newest layer, and of one before it that is
-twice as wide: `Execution.newest`, `make_way`.
+boundary nodes and updates a running softmax as blocks arrive. Backward streams g_i = dL/do_i, t_i,
+the log-sum-exp and D_i = <g_i, o_i> of boundary *destinations* to the owners of the sources, which
+compute dL/dz_j = sum_i a_ij g_i and dL/ds_j there. Only the per-head scalars dL/dt_i are returned.
+In mode `sar` backward computes z again, except that of the newest layer, and that of the layer
+before it if it is twice as wide: `Execution.newest`, `make_way`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ def attention(
     settings: AttentionSettings,
     then: ReluDropout | None = None,
 ) -> Tensor:
-    """Attention output plus bias, `[n, H * C]`; nodes without in-edges get the bias; collective.
+    """Return attention output plus bias, `[n, H * C]`; collective.
+
+    Nodes without in-edges get the bias.
 
     Args:
-        edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
-        then: what is done to the output, whose result is then kept for backward in its place.
+        edge_HD: vectors of edge feature scores, `e_ij = <edge_h, features_ij>`; None without.
+        then: applied to the output; backward then keeps its result in place of the output.
     """
     check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
     dense = x if isinstance(x, Tensor) else None
@@ -98,7 +100,7 @@ class _Attention(torch.autograd.Function):
             sent, others = product.turns(first_sent(graph.in_edges))
             run.go(graph.epoch, sent, others)
             del product, sent, others
-            # A GPU rounds to 16 bits before `then`.
+            # A GPU rounds to 16 bits before it applies `then`.
             at_once = (
                 not products.kernels_read_16_bit(z_NK.device) or z_NK.dtype == run.out_NK.dtype
             )
@@ -111,7 +113,7 @@ class _Attention(torch.autograd.Function):
         ctx.num_held = len(held)
         ctx.graph, ctx.settings, ctx.keeps = graph, settings, run.kept is not None
         ctx.epoch = graph.epoch
-        ctx.spares = graph.execution.kept is not None  # memory, at the price of time
+        ctx.spares = graph.execution.kept is not None  # memory, at the cost of time
         keeps_z = run.kept is not None or graph.execution.forgets
         if not keeps_z and has_backward:
             graph.execution.newest, ctx.newest = z_NK, weakref.ref(z_NK)
@@ -163,7 +165,7 @@ class _Attention(torch.autograd.Function):
                 in_place=in_place,
             )
             if heads.stop == len(saved.source_HC):
-                del saved.out_NK  # frees it, before as much is taken for z
+                del saved.out_NK  # frees it before z takes as much memory
             run = _over_edges(ctx, saved, heads, columns, g_NK, d_NH)
             del g_NK
             if in_place and heads.stop == len(saved.source_HC):
@@ -176,7 +178,7 @@ class _Attention(torch.autograd.Function):
 
 @dataclass
 class _Saved:
-    """What forward left to backward: each array is freed with its name here."""
+    """What forward saved for backward; deleting an attribute frees its array."""
 
     x: NodeFeatures
     weight_KF: Tensor
@@ -189,8 +191,8 @@ class _Saved:
     out_NK: Tensor
     lse_NH: Tensor
     z_NK: Tensor | None  # None: to be computed again
-    z_is_ours: bool  # nobody else reads z
-    messages: list[Tensor]  # where they are kept
+    z_is_ours: bool  # nothing else reads z
+    messages: list[Tensor]  # empty in mode sar
 
     @classmethod
     def of(cls, ctx: Any) -> _Saved:
@@ -208,7 +210,7 @@ class _Saved:
 def _over_edges(
     ctx: Any, saved: _Saved, heads: range, columns: slice, g_NK: Tensor, d_NH: Tensor
 ) -> BackwardPass:
-    """A pass over all edges for these heads, whose z is computed where nobody has it."""
+    """Run the backward pass over all edges for these heads; computes z if it was not kept."""
     part, z_NK, again = slice(heads.start, heads.stop), saved.z_NK, None
     saved.z_NK = None
     if z_NK is None:
@@ -238,9 +240,9 @@ def _over_edges(
 
 
 def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[range]:
-    """Heads whose gradients are computed together: all, or one after the other.
+    """Return groups of heads whose gradients are computed together: all heads, or one per group.
 
-    By numbers that all ranks know, since they exchange rows for each group.
+    Decided by numbers that all ranks know, since they exchange rows for each group.
     """
     apart = graph.node_ids.device.type == "cpu" and heads_apart(
         graph.num_nodes / graph.comm.size, heads, channels
@@ -249,9 +251,9 @@ def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[rang
 
 
 def heads_apart(nodes: float, heads: int, channels: int) -> bool:
-    """Whether arrays of all heads are so large that z, g and grad z of one at a time spare much.
+    """Return whether doing one head at a time saves much memory of z, g and the gradient of z.
 
     Args:
-        nodes: of a rank, on average.
+        nodes: average number of nodes per rank.
     """
     return 4 * nodes * heads * channels >= _LARGE and channels >= _WIDE

@@ -1,4 +1,4 @@
-"""Gradients of a GAT layer but those by its edges: what comes before them, and what follows."""
+"""Gradients of a GAT layer before and after its pass over the edges."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hpcgnn.sar.rectifier import ReluDropout
 
 
 class Gradients:
-    """Gradients of a layer, to which groups of heads add theirs.
+    """The gradients of a layer, accumulated over groups of heads.
 
-    A slab of rows goes through all that is done to it while it is in the cache.
+    Each slab of rows goes through all steps while it is in the cache.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Gradients:
         self.with_x = with_x and isinstance(x, Tensor)
 
     def columns(self, heads: range) -> slice:
-        """Theirs among those of all."""
+        """Return the columns of these heads among those of all heads."""
         return slice(heads.start * self.channels, heads.stop * self.channels)
 
     def before_edges(
@@ -64,13 +64,13 @@ class Gradients:
         *,
         in_place: bool,
     ) -> tuple[Tensor, Tensor]:
-        """g, the gradient of attention plus bias, and `<g, attention>` of each head `[n, H]`.
+        """Return g, the gradient of attention plus bias, and `<g, attention>` by head `[n, H]`.
 
         Args:
-            heads: whose columns the matrices have.
-            grad_NK: of the layer's output, which may become g `in_place`.
+            heads: the heads whose columns the matrices hold.
+            grad_NK: gradient of the layer's output; overwritten by g if `in_place`.
             y_NK: the layer's output.
-            dtype: of products; g comes as GAT then gathers it.
+            dtype: of products; g is returned in the dtype in which GAT gathers it.
         """
         g_NK = grad_NK
         if then is not None and not in_place:
@@ -105,11 +105,11 @@ class Gradients:
         *,
         overwrites_z: bool = False,
     ) -> None:
-        """What a pass over the edges found for these heads.
+        """Add the gradients that a pass over the edges computed for these heads.
 
         Args:
             dtype: of products.
-            overwrites_z: the gradient of x may take the place of z.
+            overwrites_z: the gradient of x may be written over z.
         """
         part, columns = slice(heads.start, heads.stop), self.columns(heads)
         source_HC, target_HC = (vector_HC[part] for vector_HC in self.vectors)
@@ -126,7 +126,7 @@ class Gradients:
         into_x = RowProduct(weight_KF, dtype)
         z: Tensor | None = z_NK
         if several and self.with_x and first and isinstance(x, Tensor):
-            if not (overwrites_z and _fits(x, z_NK)):  # z goes before as much is taken
+            if not (overwrites_z and _fits(x, z_NK)):  # z is freed before the gradient is allocated
                 for rows in slabs:
                     vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
                 z = None
@@ -138,7 +138,7 @@ class Gradients:
                 vectors.add(grad_scores_NH[rows], wide.rounded(z[rows]))
             if not several:
                 z = None
-                del z_NK  # likewise
+                del z_NK  # likewise freed
             scores.add(grad_scores_NH[rows], grad_SK)
             if isinstance(x, Tensor):
                 grad_SK = short.rounded(grad_SK)
@@ -159,7 +159,7 @@ class Gradients:
         *,
         first: bool,
     ) -> None:
-        """Part of the gradient of x from that of z."""
+        """Add the contribution of these rows of the gradient of z to the gradient of x."""
         if self.x is None:
             like = self.inputs.shape[0], self.weight_KF.shape[1]
             self.x = grad_SK.new_empty(like, dtype=self.weight_KF.dtype)
@@ -170,16 +170,16 @@ class Gradients:
             weights.add(grad_SK, x_SF)
 
     def _like_x(self, x_NF: Tensor, z_NK: Tensor | None) -> Tensor:
-        """For a gradient that is written as z is read for the last time: over z, if given."""
+        """Return an array for the gradient of x, written while z is read: over z, if given."""
         if z_NK is None:
             return self.arrays.like(x_NF)
-        # No view, which would hold z, and look as if somebody else had it.
+        # Not a view, which would hold z and count as another reference to it.
         here = z_NK.storage_offset(), x_NF.shape, (x_NF.shape[1], 1)
         return z_NK.new_empty(0).set_(z_NK.untyped_storage(), *here)
 
 
 def _fits(x_NF: Tensor, z_NK: Tensor) -> bool:
-    """Whether a gradient of x has room in z, and leaves little of it."""
+    """Return whether a gradient of x fits into z and uses more than half of it."""
     same = z_NK.dtype == x_NF.dtype and z_NK.is_contiguous()
     return same and z_NK.shape[1] < 2 * x_NF.shape[1] <= 2 * z_NK.shape[1]
 
@@ -192,10 +192,10 @@ def _products_before(
     bias_K: Tensor | None,
     out_NK: Tensor | None = None,
 ) -> Tensor:
-    """`<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y.
+    """Return `<g, o - bias>` per node and head; where g is not 0, `then` made y of o = (1 - p) y.
 
     Args:
-        out_NK: becomes g, and g is what comes before `then`.
+        out_NK: receives g; `g_NK` is then the gradient of the result of `then`.
     """
     kept = 1 - then.p
     bias_K = None if bias_K is None else bias_K.detach() / kept
@@ -203,7 +203,7 @@ def _products_before(
 
 
 def _diagonal_blocks(sums: ProductSum, like_HC: Tensor) -> tuple[Tensor, Tensor]:
-    """`sum_n grad[n, h] z[n, h, :]` of both halves of the scores: `[H, C]` each."""
+    """Return `sum_n grad[n, h] z[n, h, :]` for both halves of the scores: `[H, C]` each."""
     heads, channels = like_HC.shape
     all_HHC = sums.result(like_HC.dtype).view(2, heads, heads, channels)
     source_HC, target_HC = all_HHC.diagonal(dim1=1, dim2=2).transpose(1, 2).contiguous()

@@ -1,12 +1,12 @@
-"""Graph attention whose heads are averaged, one head after the other.
+"""Graph attention with averaged heads, computed one head at a time.
 
     o_i = 1/H sum_h o_i^h,  with o^h as in `sar.gat`
 
-Where the heads' outputs together are wider than what the layer reads, they would decide the memory
-of the whole model. So each head's product, attention and gradients are computed alone: C columns at
-a time, not H * C, forward and backward. What backward needs of a head (its product, the softmax's
-sums, D_i^h = <g_i, o_i^h> / H) is computed again by that head's forward pass, for which its
-boundary rows travel once more.
+If the heads' outputs together are wider than the layer's input, they would determine the memory of
+the whole model. Hence each head's product, attention and gradients are computed alone, C columns at
+a time instead of H * C, forward and backward. What backward needs of a head (its product, the
+softmax's sums, D_i^h = <g_i, o_i^h> / H) is computed again by that head's forward pass, for which
+its boundary rows are sent once more.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from hpcgnn.sar.products import (
 
 
 def one_at_a_time(mode: str, *, heads: int, channels: int, inputs: int) -> bool:
-    """Whether a layer with averaged heads computes one after the other.
+    """Return whether a layer with averaged heads computes them one at a time.
 
-    That takes a forward pass of the layer more, so only where it lowers the peak by much: all
-    heads' outputs are wider than 5/4 of the layer's input. Modes that keep what came from other
-    ranks would keep it of all heads.
+    That costs another forward pass of the layer, so it is done only where it lowers the peak memory
+    much: all heads' outputs are wider than 5/4 of the layer's input. Modes that keep remote rows
+    would have to keep those of all heads.
     """
     return mode == "sar" and heads > 1 and 4 * heads * channels > 5 * inputs
 
@@ -55,10 +55,10 @@ def averaged_attention(
     edge_HD: Tensor | None,
     settings: AttentionSettings,
 ) -> Tensor:
-    """Mean over the heads of the attention's output, `[n, C]`, in mode `sar`; collective.
+    """Return the mean over heads of the attention output, `[n, C]`, in mode `sar`; collective.
 
     Args:
-        edge_HD: scores of edge features, `e_ij = <edge_h, features_ij>`; None without.
+        edge_HD: vectors of edge feature scores, `e_ij = <edge_h, features_ij>`; None without.
     """
     check_rows(graph, x, who="attention", width=weight_KF.shape[1], constant=True)
     dense = x if isinstance(x, Tensor) else None
@@ -143,7 +143,7 @@ class _AveragedAttention(torch.autograd.Function):
 
 
 class _Layer:
-    """The layer's input and weights, of which one head at a time is computed."""
+    """The input and weights of a layer that is computed one head at a time."""
 
     def __init__(
         self,
@@ -172,7 +172,8 @@ class _Layer:
         return self.source_HC[head : head + 1], self.target_HC[head : head + 1]
 
     def forward(self, head: int) -> tuple[ForwardPass, Tensor, Tensor]:
-        """The pass, the head's output `[n, C]` in the type of sums, its log-sum-exp `[n, 1]`."""
+        """Return the pass, and the head's output `[n, C]` in the accumulation dtype and log-sum-exp
+        `[n, 1]`."""
         self.graph.execution.newest = None
         z_NC = product(self.x, self.weight_HCF[head], self.product_dtype)
         z_NC = gathered(z_NC, self.product_dtype)
@@ -184,7 +185,7 @@ class _Layer:
         return run, *normalised(run.softmax, None)
 
     def backward(self, head: int, g_NC: Tensor) -> BackwardPass:
-        """The pass of one head; `g_NC` is the gradient of its output."""
+        """Run the backward pass of one head; `g_NC` is the gradient of its output."""
         forward, out_NC, lse_N1 = self.forward(head)
         d_N1 = head_products(g_NC, out_NC.to(g_NC.dtype), 1)
         z_NC, s_N1, t_N1 = forward.z_NK, forward.s_NH, forward.t_NH

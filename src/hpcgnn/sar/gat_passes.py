@@ -1,4 +1,7 @@
-"""The two passes of graph attention over the ring; backward at either end of the edges."""
+"""The forward and backward passes of graph attention over the ring.
+
+Backward computes gradients at the sources' owners, or at the destinations where rows were kept.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ from hpcgnn.sar.products import RowLayout, gathered
 from hpcgnn.sar.stream import Payload, return_gradients, stream, stream_and_return, work
 from hpcgnn.sar.turns import InTurn, Progress
 
-_LINE = 64  # bytes of a processor's cache that come together
+_LINE = 64  # bytes of a cache line
 
 
 class ForwardPass:
-    """One pass over all blocks, local ones first."""
+    """The forward pass over all blocks, local ones first."""
 
     def __init__(
         self,
@@ -44,15 +47,15 @@ class ForwardPass:
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
         self.start_NK: Tensor | None = None
-        self._loops = False  # local blocks bring the self-loops, on a GPU
+        self._loops = False  # the local block's kernel adds self-loops, on a GPU
         self.row_max_NH, self.row_sum_NH = torch.empty_like(t_NH), torch.empty_like(t_NH)
         self.out_NK = graph.execution.arrays.like(z_NK, t_NH.dtype)
 
     def _begin(self) -> Iterator[Block]:
-        """Sets where the softmax starts; the blocks without messages that are still to be added.
+        """Initialise the softmax, and yield the local blocks that still have to be added.
 
-        Self-loops that count as they are need no pass over them: it starts there. A GPU's kernels
-        take them with the local edges.
+        Self-loops without dropout and edge scores initialise it directly, without a pass over them.
+        A GPU's kernels add them with the local edges.
         """
         settings, z_NK = self.settings, self.z_NK
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
@@ -76,11 +79,11 @@ class ForwardPass:
 
     @property
     def softmax(self) -> kernels.RunningSoftmax:
-        """Of all blocks so far."""
+        """The running softmax of all blocks so far."""
         return kernels.RunningSoftmax(self.row_max_NH, self.row_sum_NH, self.out_NK, self.start_NK)
 
     def go(self, epoch: int, sent: InTurn | None = None, others: InTurn | None = None) -> None:
-        """The pass; `sent` and `others` make the rows of z, s and t that aren't there yet."""
+        """Run the pass; `sent` and `others` compute rows of z, s and t that aren't written yet."""
         graph, edges = self.graph, self.graph.in_edges
 
         def meanwhile(progress: Progress) -> None:
@@ -125,7 +128,7 @@ class ForwardPass:
 
 
 class BackwardPass:
-    """Gradients of z, s, t and the edge scores."""
+    """The backward pass: gradients of z, s, t and the edge scores."""
 
     def __init__(
         self,
@@ -148,8 +151,8 @@ class BackwardPass:
         self.product_dtype = product_dtype
         self.sources = kernels.Sources(z_NK, s_NH)
         self.grad_z_NK = graph.execution.arrays.like(z_NK, s_NH.dtype)
-        self._first = True  # whether no block was added to grad z
-        self._loops = False  # the local block brings the self-loops
+        self._first = True  # no block has been added to grad z yet
+        self._loops = False  # the local block's kernel adds the self-loops
         self._sets = False  # the local block sets grad z, which was not zeroed
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
@@ -164,15 +167,18 @@ class BackwardPass:
         return kernels.GATGradients(z, s, t, next(iter(self._edge.parts), None))
 
     def finished(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of z by the edges alone and of both scores `[n, 2 H]`, and z; drops g and z."""
+        """Return the gradients of z (by the edges alone) and of both scores `[n, 2 H]`, and z.
+
+        This drops g and z.
+        """
         z_NK, self.z_NK = self.z_NK, self.z_NK.new_empty(0)
         self.g_NK = self.g_NK.new_empty(0)
         del self.sources
         return self.grad_z_NK, self.grad_scores_NH, z_NK
 
     def _local(self) -> list[Block]:
-        """The blocks without messages; the first one brings self-loops and sets grad z, or its
-        slices do. On a GPU it does where it can do both."""
+        """Return the local blocks. The first, or each slice of it, adds self-loops and sets grad z;
+        on a GPU only where it can do both."""
         local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
         whole = kernels.takes_whole_blocks(self.grad_z_NK.device)
         self._loops = self.settings.self_loops and self.edge_HD is None and local[-1].rows is None
@@ -182,11 +188,11 @@ class BackwardPass:
         return local[1:] if self._loops else local
 
     def at_sources(self, meanwhile: Callable[[Progress], None] | None = None) -> None:
-        """Stream destinations to the owners of their sources; `meanwhile` makes z again."""
+        """Stream destination rows to the sources' owners; `meanwhile` computes z again."""
         graph, edges = self.graph, self.graph.out_edges
         exchange_halo_ids(graph, edges, self.settings)
 
-        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        # Summed separately: replies arrive in any order, which must not change the rounding.
         replied = Returned(edges, torch.zeros_like(self.grad_t_NH))
         here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
         scalars = (self.t_NH, self.lse_NH, self.d_NH)
@@ -240,7 +246,7 @@ class BackwardPass:
         self._edge.added()
 
     def at_destinations(self, kept: list[Tensor]) -> None:
-        """Where remote z and s were kept: compute their gradients here and send them back."""
+        """Compute gradients of the kept remote z and s here, and send them to their owners."""
         graph, edges, width = self.graph, self.graph.in_edges, self.g_NK.shape[1]
         here = kernels.Destinations(self.g_NK, self.t_NH, self.lse_NH, self.d_NH)
         there_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
@@ -295,7 +301,7 @@ class BackwardPass:
 
 
 def _side_by_side(*scalars: Tensor) -> tuple[Tensor, ...]:
-    """The same, where an edge finds all of a node's in one line of the cache, on a CPU."""
+    """Return the scalars so that, on a CPU, those of a node share a cache line."""
     if scalars[0].device.type != "cpu":
         return scalars
     count, heads = scalars[0].shape

@@ -2,9 +2,9 @@
 
     l_ij = <att, LeakyReLU(zl_j + zr_i + f_ij M)>,  a_ij = softmax_i(l_ij),  o_i = sum_j a_ij zl_j
 
-with edge features f_ij where asked for; f_ij M is made edge by edge and never stored.
-The score needs both rows of an edge, so the owner of a source can't finish its gradient alone:
-backward fetches zl of boundary sources again (mode `sar`) and sends its gradient back.
+with optional edge features f_ij; f_ij M is computed edge by edge and never stored. The score needs
+both rows of an edge, so the owner of a source can't compute its gradient alone: backward fetches zl
+of boundary sources again (mode `sar`) and sends its gradient back.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def gatv2(
     bias_K: Tensor | None,
     settings: AttentionSettings,
 ) -> Tensor:
-    """Attention output plus bias, `[n, H * C]`, from `zl` and `zr`; collective.
+    """Return attention output plus bias, `[n, H * C]`, from `zl` and `zr`; collective.
 
     Nodes without in-edges get the bias.
 
     Args:
-        edge_DK: the matrix M that edge features of width D are multiplied with; None without.
+        edge_DK: the matrix M that multiplies edge features of width D; None without.
     """
     for name, rows_NK in (("sources", left_NK), ("destinations", right_NK)):
         check_rows(graph, rows_NK, who=f"attention: {name}", width=att_HC.numel())
@@ -144,12 +144,14 @@ class _GATv2(torch.autograd.Function):
 
 
 class _BackwardPass:
-    """Gradients of both projections, the attention vectors and the edge matrix, in types of sums.
+    """The gradients of both projections, the attention vectors and the edge matrix.
+
+    They are in the accumulation dtype, those of the parameters in float64.
 
     Args:
-        wire: in which rows travel.
-        inputs: of local nodes, as forward read them.
-        outputs: the gradient of the result, with what the softmax left.
+        wire: dtype of the rows in messages.
+        inputs: projections of local nodes, as forward read them.
+        outputs: gradient of the result, with the log-sum-exp and inner products.
     """
 
     def __init__(
@@ -167,14 +169,14 @@ class _BackwardPass:
         self.dtype = sum_type(inputs.zl.dtype)
         self.grad_left_NK = torch.zeros_like(inputs.zl, dtype=self.dtype)
         self.grad_right_NK = torch.zeros_like(inputs.zr, dtype=self.dtype)
-        # Sums over all edges, a part from each message: however many there are.
+        # Float64, since any number of messages may each add a part.
         self.grad_att_HC = torch.zeros_like(inputs.att, dtype=torch.float64)
         self.grad_edge_DK: Tensor | None = None
         if edge_DK is not None:
             self.grad_edge_DK = torch.zeros_like(edge_DK, dtype=torch.float64)
 
     def with_kept(self, kept: list[Tensor]) -> None:
-        """Remote rows are here still: compute their gradients from them and send these back."""
+        """Compute the gradients of remote rows from kept copies, and send them to the owners."""
         returned = Returned(self.edges, self.grad_left_NK)
 
         def produce(index: int, block: Block, out_MK: Tensor) -> None:
@@ -204,7 +206,7 @@ class _BackwardPass:
     def with_fetched(self) -> None:
         """Fetch remote rows again, a message at a time, and send their gradients back."""
         returned = Returned(self.edges, self.grad_left_NK)
-        # Gradients that come back are added to those of the local edges: in this order.
+        # In order: returned gradients are added after those of the local edges.
         for block, (left_MK,), grad_MK, progress in stream_and_return(
             self.graph,
             self.edges,
@@ -225,7 +227,7 @@ class _BackwardPass:
     def _differentiate(
         self, block: Block, left_MK: Tensor, grad_MK: Tensor, progress: Progress | None = None
     ) -> None:
-        """Add what the edges of `block` contribute; to the rows it reads in `grad_MK`."""
+        """Add what the edges of `block` contribute; for the rows that it reads, to `grad_MK`."""
 
         def pieces(part: Block) -> Iterator[tuple[int, int]]:
             for rows in work(part, self.edges.num_parts):

@@ -1,12 +1,13 @@
-"""Sums that very many messages or pieces add to, a part each.
+"""Sums to which very many messages or pieces each add a part.
 
-Every number added to a float32 sum may cost 2^-25 of it, and always the same way where equal
-numbers are added. A kernel adds the edges of one block exactly enough; what is left are rows whose
-edges come with many messages, and weights that every piece of the edges has a gradient for. Up to
-`MANY` parts go into float32 as they come, an error below 1e-5; hubs, which have more, settle what
-they have got into float64 after every `SETTLED` of them. All others are left alone, to the bit.
+Each addition to a float32 sum may have an error of 2^-25 of the sum, always in the same direction
+if the numbers added are equal. A kernel adds the edges of one block with sufficient accuracy; what
+remains are rows whose edges arrive in many messages, and weights that get a gradient from every
+piece of the edges. Up to `MANY` parts are added in float32 as they arrive, with an error below
+1e-5. Hubs, the rows with more, move their float32 sums into float64 totals after every `SETTLED`
+parts. All other rows keep their results bit for bit.
 
-Which rows are hubs is found once for an exchange and kept: a GPU would be waited for.
+The hubs of an exchange are found once and cached, since finding them on a GPU has to wait for it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from hpcgnn import kernels
 from hpcgnn.graph.partitioned import EdgeBlocks
 from hpcgnn.kernels.block import Block, Derivation, T
 
-MANY = 128  # parts that float32 adds up one by one
-SETTLED = 32  # of hubs, whose error then stays below 1e-6
+MANY = 128  # parts that are added one by one in float32
+SETTLED = 32  # parts of a hub, whose error then stays below 1e-6
 
 
 class CutBlocks(Protocol):
-    """Blocks of which messages bring ranges of columns: `EdgeBlocks`, or a plan of sums."""
+    """Blocks whose column ranges arrive in messages: `EdgeBlocks`, or a plan of sums."""
 
     @property
     def rank(self) -> int: ...
@@ -40,13 +41,13 @@ class CutBlocks(Protocol):
 
 @dataclass(frozen=True)
 class HubRows:
-    """Which of `num_rows` local rows more than `MANY` parts add to: int64, None where none.
+    """The local rows, of `num_rows`, that get more than `MANY` parts: int64, None if no row does.
 
     Attributes:
-        most: columns of a message, into which each block is cut.
-        local: whether the block between local nodes is cut so, too.
-        piece: edges into which these ranges are cut again, in the order of the rows; 0 for none.
-        slab: edges for each of which a block may add one part more to any row; 0 for none.
+        most: columns of the ranges (messages) into which each block is cut.
+        local: whether the block between local nodes is cut, too.
+        piece: edges of the pieces into which these ranges are cut, in row order; 0 if they aren't.
+        slab: number of edges per further part that a block may add to any row; 0 for no such parts.
     """
 
     num_rows: int
@@ -66,12 +67,12 @@ class HubRows:
 
 
 def visits(num_rows: int, cuts: Sequence[tuple[Block, int]], piece: int) -> Tensor | None:
-    """At most so many parts of these blocks hold an edge of each row: int64 `[num_rows]`.
+    """Return an upper bound on the parts that hold an edge of each row: int64 `[num_rows]`.
 
-    None where it can't be more than `MANY`.
+    None if no row can have more than `MANY`.
 
     Args:
-        cuts: blocks, and into how many ranges of columns each is cut.
+        cuts: blocks, and the number of column ranges that each is cut into.
         piece: as in `HubRows`.
     """
     most = sum(ranges for _, ranges in cuts)
@@ -89,19 +90,19 @@ def visits(num_rows: int, cuts: Sequence[tuple[Block, int]], piece: int) -> Tens
 
 
 def often(times_N: Tensor) -> Tensor | None:
-    """The rows that more than `MANY` parts add to: int64; None where there are none."""
+    """Return the rows that more than `MANY` parts are added to: int64; None if no row qualifies."""
     rows = torch.nonzero(times_N > MANY).flatten()
     return rows if len(rows) else None
 
 
 class RowSums:
-    """The same rows of some matrices, to which parts are added between `begin` and `end`.
+    """The same rows of several matrices, to which parts are added between `begin` and `end`.
 
-    `added` tells that a part was added, to whichever rows. After every `SETTLED` parts, what hubs
-    have got goes into float64 and leaves zeros.
+    Call `added` after each part, whichever rows it adds to. After every `SETTLED` parts, the sums
+    of the hubs are moved into float64 and reset to 0.
 
     Attributes:
-        rows: the hubs; None where there are none.
+        rows: the hubs; None without.
     """
 
     def __init__(self, *matrices: Tensor) -> None:
@@ -110,23 +111,27 @@ class RowSums:
         self.rows: Tensor | None = None
 
     def begin_messages(self, blocks: CutBlocks, most: int) -> None:
-        """As `begin`, where messages bring ranges of `most` columns of the blocks of others."""
+        """Begin to add messages of at most `most` columns of a remote block each; find hubs."""
         self.begin(blocks.derived(HubRows(len(self._matrices[0]), most)))
 
     def begin(self, hubs: Tensor | None) -> None:
-        """Args: hubs: rows that more than `MANY` parts add to, int64; None where there are none."""
+        """Begin to add parts.
+
+        Args:
+            hubs: rows that more than `MANY` parts are added to, int64; None without.
+        """
         if hubs is not None and self._matrices[0].dtype != torch.float64:
             self._count, self.rows = 0, hubs
             self._start(len(hubs))
 
     def added(self) -> None:
-        """After a part that added to rows, to each of them at most once."""
+        """Note that a part was added, at most once to each row."""
         self._count += 1
         if self.rows is not None and self._count % SETTLED == 0:
             self._settle(self.rows)
 
     def end(self) -> None:
-        """Writes the sums."""
+        """Write the sums back to the matrices."""
         if self.rows is not None:
             self._settle(self.rows)
             self._finish(self.rows)
@@ -149,7 +154,7 @@ class RowSums:
 
 
 class SoftmaxSums(RowSums):
-    """As `RowSums`, for a running softmax and the sum weighted by it."""
+    """`RowSums` of a running softmax and the sum weighted by it."""
 
     def __init__(self, softmax: kernels.RunningSoftmax) -> None:
         super().__init__(softmax.row_max, softmax.row_sum, softmax.out)
@@ -173,7 +178,7 @@ class SoftmaxSums(RowSums):
 
 @dataclass(frozen=True)
 class _OftenSent:
-    """Which local rows more than `MANY` peers are sent, as `HubRows` has them."""
+    """The local rows that are sent to more than `MANY` peers, as in `HubRows`."""
 
     num_rows: int
 
@@ -188,14 +193,14 @@ class _OftenSent:
 
 
 class Returned:
-    """What comes back for local rows, a row for each peer that was sent it, added to matrices."""
+    """Rows returned by each peer that local rows were sent to, added to matrices."""
 
     def __init__(self, edges: EdgeBlocks, *matrices: Tensor) -> None:
         self.matrices, self._sums = matrices, RowSums(*matrices)
         self._sums.begin(edges.derived(_OftenSent(len(matrices[0]))))
 
     def accept(self, rows: Tensor, *parts: Tensor) -> None:
-        """Rows int32, no two the same, and what came for them: one part for each matrix."""
+        """Add returned `parts`, one per matrix, to `rows` (int32, distinct)."""
         for part, matrix in zip(parts, self.matrices, strict=True):
             kernels.add_rows(part, rows, matrix)
         self._sums.added()
@@ -205,7 +210,7 @@ class Returned:
 
 
 class Totals:
-    """Tensors that every piece of very many adds to, whatever its rows."""
+    """Tensors to which each of very many pieces adds, whatever its rows."""
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self.parts = [torch.zeros_like(tensor) for tensor in like]
@@ -213,14 +218,14 @@ class Totals:
         self._count = 0
 
     def add(self, parts: Iterable[Tensor | None]) -> None:
-        """A piece's; None for 0."""
+        """Add the tensors of one piece; None counts as 0."""
         for total, part in zip(self.parts, parts, strict=True):
             if part is not None:
                 total += part
         self.added()
 
     def added(self) -> None:
-        """Tells that a piece was added to `parts`."""
+        """Note that a piece was added to `parts`."""
         self._count += 1
         if self._count == MANY:
             self._settle()

@@ -1,9 +1,10 @@
-"""Rows that no message adds to, on which a GPU works while messages are on their way.
+"""Slices of the rows that no message adds to, which a GPU works on between messages.
 
-A GPU does what it is asked for in turn: asked for all local edges at once, it takes no message
-before they are done, and once all slots are full, no more messages come. So it is asked for the
-local edges of rows that messages add to, then, a slice at a time, for those of all others, with
-messages between as they come. Each row gets its edges in the same order, whenever they come.
+A GPU executes work in the order it is queued: if all local edges are queued at once, it takes no
+message before they are done, and once all slots are full no more messages arrive. So the local
+edges of rows that messages add to are queued first, and then those of all other rows a slice at a
+time, with messages as they arrive in between. Each row adds its edges in the same order, whenever
+messages arrive.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.chunks import split_of
 from hpcgnn.sar.hubs import CutBlocks
 
-SLICE = 1 << 28  # bytes that a slice gathers, at least: a tenth of a millisecond
+SLICE = 1 << 28  # least bytes that a slice gathers: 0.1 ms
 MOST = 16
 
 
 def in_slices(
     blocks: CutBlocks, local: Iterable[Block], row_bytes: int
 ) -> tuple[Iterable[Block], list[Block]]:
-    """What is to be done before messages, and slices to be done among them: all of `local`.
+    """Return the blocks to do before any message, and slices to do between messages.
 
-    Slices are of the last block. On a CPU, and where they would be short, there are none.
+    Together they are all of `local`; the slices are of its last block. On a CPU, and where slices
+    would be short, there are no slices.
 
     Args:
-        blocks: of which all but the own one come with messages.
-        row_bytes: that an edge reads.
+        blocks: all blocks, of which those of other ranks arrive in messages.
+        row_bytes: bytes read per edge.
     """
     if not _on_gpu(blocks):
         return local, []
@@ -42,7 +44,7 @@ def in_slices(
         return [*first, last], []
     is_own = last is blocks.blocks[blocks.rank]
     near, far = blocks.derived(_Apart(is_own, last))
-    # Few different cuts are kept.
+    # A power of two, so that few different cuts are cached.
     return [*first, near], far.derived(_Slices(1 << count.bit_length() - 1))
 
 
@@ -52,10 +54,10 @@ def _on_gpu(blocks: CutBlocks) -> bool:
 
 @dataclass(frozen=True)
 class _Apart:
-    """The rows of the local block that messages add to, and the others.
+    """The rows of the local block that messages add to, and the other rows, as two blocks.
 
     Attributes:
-        is_own: the block is the one among the blocks; else it is that without loops.
+        is_own: whether the block is that of `given.blocks`, rather than the one without loops.
     """
 
     is_own: bool
@@ -74,7 +76,7 @@ class _Apart:
 
 @dataclass(frozen=True)
 class _Slices:
-    """So many slices of about as many edges, without those of no rows."""
+    """A block cut into `count` slices with about equally many edges; empty slices are left out."""
 
     count: int
 

@@ -1,6 +1,6 @@
-"""One pass of messages over the ring: forward without autograd, backward piece by piece under it.
+"""One propagation of messages over the ring: forward without autograd, backward with it.
 
-Forward keeps reduced rows, and new edge states where the message makes some. Backward fetches
+Forward keeps the reduced rows, and new edge states if the message returns any. Backward fetches
 remote rows again (mode `sar`) and runs the same pieces under autograd.
 """
 
@@ -36,13 +36,13 @@ _SOURCE, _TARGET = 0x9E3779B97F4A7C15 - (1 << 64), 0xC2B2AE3D27D4EB4F - (1 << 64
 
 @dataclass(frozen=True)
 class EdgePiece:
-    """What is known of some edges: each `[e, ...]`, or None where there is none.
+    """Properties of some edges, each `[e, ...]`, or None if the graph or layer doesn't have them.
 
     Attributes:
         weight, relation, features: the graph's.
         state: the edges' states, in a layer that has them.
-        kept: `[e, heads]`, 0 for what dropout drops and 1 / (1 - p) for what it keeps, the same on
-            every number of ranks; None without dropout.
+        kept: `[e, heads]`, 0 for what dropout drops and 1 / (1 - p) for what it keeps, the same for
+            any number of ranks; None without dropout.
     """
 
     weight: Tensor | None
@@ -61,11 +61,11 @@ class MessageSettings:
 
     Attributes:
         message: returns a value, or (value, logit); with `states`, new edge states, or (states,
-            either).
-        piece: edges that are done at a time.
-        layer: tells random numbers of one model apart.
-        module: what `message` belongs to.
-        dropout, heads: of `EdgePiece.kept`.
+            either of these).
+        piece: number of edges processed at a time.
+        layer: number that gives each layer of a model its own random numbers.
+        module: the module that `message` belongs to.
+        dropout, heads: settings of `EdgePiece.kept`.
     """
 
     message: Message
@@ -80,7 +80,7 @@ class MessageSettings:
 
 @dataclass(frozen=True)
 class Result:
-    """What a message returned, as matrices of a row per edge."""
+    """The results of a message, as matrices with a row per edge."""
 
     value: Tensor
     logit: Tensor | None
@@ -88,10 +88,10 @@ class Result:
 
 
 class MessagePass:
-    """State of one propagation: reductions in forward, gradients in backward.
+    """The state of one propagation: reductions in forward, gradients in backward.
 
-    Rows of sources are `x_NF`, those of destinations `y_NG`, which may be the same tensor;
-    `edges_ED` are edge states, or edge features in place of the graph's own.
+    Source rows are `x_NF`, destination rows `y_NG`, which may be the same tensor; `edges_ED` are
+    edge states, or edge features that replace the graph's own.
     """
 
     def __init__(
@@ -118,15 +118,14 @@ class MessagePass:
         edges_ED: Tensor | None,
         parameters: Sequence[Tensor],
     ) -> None:
-        """Leaves in `outcome` the reduced rows, new states, tensors among the modules' attributes,
-        and kept rows."""
+        """Put reduced rows, new states, tensor attributes of modules and kept rows in `outcome`."""
         self.read(x_NF, y_NG, edges_ED)
         self.modes, attributes = Modes.of(self.settings.module)
         self.finder = Finder(parameters)
         graph, width = self.graph, x_NF.shape[1]
         kept: list[Tensor] = []
-        # The same pieces in backward: else a product may round differently, and a maximum or the
-        # random numbers of a piece are not found again.
+        # Messages are cut as in backward: with other pieces, a product may round differently, and
+        # backward would not find a maximum or a piece's random numbers again.
         for block, (x_MF,), progress in stream(
             graph,
             graph.in_edges,
@@ -141,11 +140,11 @@ class MessagePass:
         del self.x_NF, self.y_NG, self.edges_ED, self.state_ED
 
     def backward(self, kept: list[Tensor]) -> None:
-        """Gradients of everything, over the ring."""
+        """Compute all gradients, over the ring."""
         graph, edges = self.graph, self.graph.in_edges
         width, dtype = self.x_NF.shape[1], self.x_NF.dtype
 
-        # Apart, since when a reply comes is a matter of chance, and rounding must not be.
+        # Summed separately: replies arrive in any order, which must not change the rounding.
         returned = Returned(edges, torch.zeros_like(self.grad_x_NF))
 
         def differentiate_here(progress: Progress) -> None:
@@ -208,7 +207,7 @@ class MessagePass:
         parameters: Sequence[Tensor],
         captured: Sequence[Tensor],
     ) -> None:
-        if grad_NG is None:  # only the states are read
+        if grad_NG is None:  # only the states were used
             self.reductions = []
         else:
             width = grad_NG.shape[1] // len(self.reductions)
@@ -228,7 +227,7 @@ class MessagePass:
     def differentiate(
         self, block: Block, x_MF: Tensor, grad_MF: Tensor, progress: Progress | None = None
     ) -> None:
-        """Run the pieces again under autograd; add gradients of `x_MF` into `grad_MF`."""
+        """Run the pieces again under autograd; add the gradients of `x_MF` to `grad_MF`."""
         sources = self._source_sums(block, grad_MF)
         for number, (rows, edges) in enumerate(self._pieces(block)):
             columns = (block.columns[edges] - block.column_offset).long()
@@ -255,7 +254,7 @@ class MessagePass:
         sources.end()
 
     def _target_sums(self) -> RowSums:
-        """Gradients of destinations, to which pieces of every message add."""
+        """Return the sums of gradients of destinations, to which pieces of all messages add."""
         graph, width, reply = self.graph, self.x_NF.shape[1], 0
         if self.mode == "sar":
             reply = width
@@ -266,7 +265,7 @@ class MessagePass:
         return sums
 
     def _source_sums(self, block: Block, grad_MF: Tensor) -> RowSums:
-        """Gradients of sources, which may have edges in every piece of the block."""
+        """Return the sums of source gradients; a source may have edges in all pieces of a block."""
         sums = RowSums(grad_MF)
         if block.num_edges > MANY * self.settings.piece:
             times_M = torch.zeros(len(grad_MF), dtype=torch.int64, device=grad_MF.device)
@@ -338,7 +337,7 @@ class MessagePass:
         )
 
     def _kept(self, block: Block, rows: Tensor, columns: Tensor) -> Tensor | None:
-        """Dropout by the ids of an edge's ends: see `EdgePiece`."""
+        """Return the dropout keyed by the ids of each edge's ends; see `EdgePiece`."""
         p, graph = self.settings.dropout, self.graph
         if not p:
             return None
@@ -359,7 +358,7 @@ class MessagePass:
         return kept_EH
 
     def _pieces(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
-        """(destination rows, edge positions) of at most `piece` edges at a time, int64."""
+        """Yield (destination rows, edge positions), int64, of at most `piece` edges at a time."""
         counts = block.end - block.begin
         ends = counts.cumsum(0)
         total = int(ends[-1]) if len(ends) else 0
@@ -370,7 +369,7 @@ class MessagePass:
             yield (row if block.rows is None else block.rows[row].long()), edges
 
     def _random(self, block: Block, piece: int) -> _Seeded:
-        """The same random numbers inside `message` in forward and in backward."""
+        """Return a context in which `message` draws equal random numbers forward and backward."""
         key = (self.graph.seed, self.epoch, self.settings.layer, self.graph.in_edges.rank)
         seed = hash((*key, block.peer, block.column_offset, piece)) & (2**63 - 1)
         return _Seeded(seed, self.x_NF.device)
@@ -383,7 +382,7 @@ class MessagePass:
             self.state_ED = result.state.new_empty(self.num_edges, result.state.shape[1])
 
     def _probe(self) -> Result:
-        """A rank without edges learns the widths from a message of one blank edge."""
+        """Return the message of one blank edge, from which a rank without edges gets the widths."""
         block = self.graph.in_edges.blocks[self.graph.in_edges.rank]
         none = torch.zeros(0, dtype=torch.int64, device=self.x_NF.device)
         like = self._edges(block, none, none, none)
@@ -404,7 +403,7 @@ class MessagePass:
 
 
 class _Seeded:
-    """Torch's generators seeded inside the block and restored after."""
+    """A context in which torch's generators are seeded; their states are restored after it."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.on_gpu = seed, device.type == "cuda"
@@ -423,7 +422,7 @@ class _Seeded:
 
 
 def add_to_rows(target: Tensor, rows: Tensor, grad: Tensor | None) -> None:
-    """`target[rows[e]] += grad[e]`; rows that get more than `MANY` edges, by way of float64."""
+    """Add `grad[e]` to `target[rows[e]]`; rows with more than `MANY` edges sum in float64."""
     if grad is None:
         return
     ordered = rows.sort().values

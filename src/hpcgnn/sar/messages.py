@@ -1,11 +1,11 @@
-"""Any message a user can write in torch, streamed over the ring and rematerialized in backward.
+"""Messages that a user writes in torch, streamed over the ring and rematerialized in backward.
 
 Forward runs `message` without autograd, piece by piece, and keeps only reduced rows. Backward
 fetches remote rows again (mode `sar`), runs each piece under autograd, and sends the gradients of
 remote rows back to their owners (SAR, Mostafa 2022, section 3.3).
 
-Edge states are rows of the destination's rank: no message carries them or their gradients. What a
-layer keeps for backward are the states that it read, a row per edge; what lies between them and
+Edge states are rows of the destination's rank: neither they nor their gradients are ever sent. For
+backward, a layer keeps the states that it read, a row per edge; what it computes from these to get
 the new states is computed again.
 """
 
@@ -29,7 +29,7 @@ from hpcgnn.sar.products import wire_type
 
 
 def edge_features(graph: PartitionedGraph) -> Tensor | None:
-    """Features of all edges into local nodes, `[E, D]`, in the order that messages use."""
+    """Return the features of all edges into local nodes, `[E, D]`, in the order of messages."""
     rows = [block.features for block in graph.in_edges.blocks if block.features is not None]
     return torch.cat(rows) if rows else None
 
@@ -43,13 +43,13 @@ def propagate(
     *,
     targets: Tensor | None = None,
 ) -> Tensor:
-    """Reduced messages `[n, len(aggr) * G]`; collective.
+    """Return reduced messages `[n, len(aggr) * G]`; collective.
 
     Args:
-        x: `[n, F]`, what messages read of their sources, and of their destinations.
-        parameters: everything with gradients that `message` uses.
-        features: `[E, D]`, edge features to use (and to give gradients to) instead of the graph's.
-        targets: `[n, T]`, what messages read of their destinations in place of `x`.
+        x: `[n, F]`, the rows that messages read for their sources and destinations.
+        parameters: every tensor that `message` uses and that needs a gradient.
+        features: `[E, D]`, edge features to use (and to differentiate) instead of the graph's.
+        targets: `[n, T]`, rows that messages read for their destinations instead of `x`.
     """
     return _propagate(graph, x, targets, features, settings, parameters)[0]
 
@@ -61,7 +61,7 @@ def propagate_states(
     settings: MessageSettings,
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Reduced messages `[n, len(aggr) * G]` and new edge states `[E, B]`; collective.
+    """Return reduced messages `[n, len(aggr) * G]` and new edge states `[E, B]`; collective.
 
     Args:
         states: `[E, D]`, rows of the edges into local nodes in the order of `edge_features`.
@@ -97,7 +97,7 @@ def _propagate(
 
 
 class _Propagate(torch.autograd.Function):
-    """Ties what a pass has computed to autograd, which holds all arrays until backward."""
+    """Connects the result of a pass to autograd, which holds all arrays until backward."""
 
     @staticmethod
     def forward(
@@ -113,7 +113,7 @@ class _Propagate(torch.autograd.Function):
         states = [reduction.state() for reduction in run.reductions]
         run.finder.found = {}
         ctx.run, ctx.num_parameters = run, num_parameters
-        # The very objects: autograd hands out others of the same values where hooks save them.
+        # The same objects: with saved-tensor hooks autograd returns others with the same values.
         execution = run.graph.execution
         hooked = execution.forgets or execution.kept is not None
         ctx.objects = (used, attributes) if hooked else None

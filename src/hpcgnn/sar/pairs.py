@@ -1,9 +1,9 @@
 """A function of pairs of nodes, whose ends may lie on any two ranks.
 
-Pairs are done a piece at a time: the rows of a piece's nodes are fetched from their owners, the
-function is applied, the rows are freed. Nothing but the function's values is kept: backward fetches
+Pairs are processed in pieces: the rows of a piece's nodes are fetched from their owners, the
+function is applied, and the rows are freed. Only the function's values are kept: backward fetches
 the rows again, runs the function under autograd, and returns the gradients of rows to their owners.
-So memory for rows of remote nodes is that of a piece, whatever the number of pairs.
+So rows of remote nodes need the memory of one piece, whatever the number of pairs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PIECE = 1 << 15
 
 @dataclass(frozen=True)
 class NodePairs:
-    """Pairs of nodes that this rank answers for.
+    """Pairs of nodes that this rank computes.
 
     Attributes:
-        source, target: int64 `[m]`, their places (`graph.places`).
-        number: int64 `[m]`, the pair's number among those of all ranks, the same on any number of
+        source, target: int64 `[m]`, the places of the nodes (`graph.places`).
+        number: int64 `[m]`, the pair's number among those of all ranks, the same for any number of
             ranks.
     """
 
@@ -47,7 +47,7 @@ class NodePairs:
         return len(self.number)
 
     def take(self, rows: np.ndarray) -> NodePairs:
-        """Some of the pairs, with the numbers they have."""
+        """Return some of the pairs, with unchanged numbers."""
         return NodePairs(self.source[rows], self.target[rows], self.number[rows])
 
 
@@ -59,13 +59,13 @@ def pair_values(
     *,
     piece: int = PIECE,
 ) -> Tensor:
-    """`function(x[source], x[target])` of each pair: `[m, G]`; collective, also without pairs.
+    """Return `function(x[source], x[target])` per pair: `[m, G]`; collective, also without pairs.
 
     Args:
         x_NK: a row per local node.
-        function: takes and gives a row per pair, in torch; an nn.Module or a plain function.
-            Whatever it uses receives gradients.
-        piece: pairs done at a time.
+        function: takes and returns a row per pair, in torch; an nn.Module or a plain function.
+            Every tensor that it uses receives gradients.
+        piece: number of pairs processed at a time.
     """
     check_rows(graph, x_NK, who="pairs")
     with graph.comm.unfinished.within("pairs"):
@@ -76,7 +76,7 @@ def pair_values(
 
 
 class _PairValues(torch.autograd.Function):
-    """Ties values that were computed without autograd to what they came from."""
+    """Connects values that were computed without autograd to their inputs."""
 
     @staticmethod
     def forward(ctx: Any, run: _Run, x_NK: Tensor, *used: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class _PairValues(torch.autograd.Function):
 
 
 class _Taken(torch.autograd.Function):
-    """`rows[at]`, whose gradient stays right where one row is taken very often."""
+    """`rows[at]`, whose gradient stays accurate if one row is taken very often."""
 
     @staticmethod
     def forward(ctx: Any, rows_UK: Tensor, at: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class _Taken(torch.autograd.Function):
 
 
 class _Run:
-    """One function over one set of pairs."""
+    """One evaluation of a function over a set of pairs, and its backward."""
 
     def __init__(
         self, graph: PartitionedGraph, pairs: NodePairs, function: PairFunction, piece: int
@@ -124,24 +124,24 @@ class _Run:
         self.called = Called()
         self.finder = Finder([])
         self.outcome: list[Tensor] = []
-        self.times_N: Tensor | None = None  # how often each row is fetched, where often
+        self.times_N: Tensor | None = None  # fetches of each row, if there are many
         own = -(-len(pairs) // piece)
         self.rounds = graph.comm.allreduce(own, "max", where="pieces of pairs")
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Pairs of one remote node beside each other; own nodes first, then those of rank + 1."""
+        """The order of the pairs, by remote node: own nodes first, then those of rank + 1."""
         source, target = self.pairs.source, self.pairs.target
         places = self.places
         near = [int(places.is_local(ends).sum()) for ends in (source, target)]
         if 2 * max(near) < len(source):
-            return np.arange(len(source))  # as given, where both ends are far anyway
+            return np.arange(len(source))  # the given order: both ends are mostly remote
         far = source if near[0] < near[1] else target
         return np.argsort((far - places.first) % max(self.graph.num_nodes, 1), kind="stable")
 
     @torch.no_grad()
     def forward(self, x_NK: Tensor) -> None:
-        """Leaves the values in `outcome`."""
+        """Put the values in `outcome`."""
         values = x_NK.new_empty(0)
         if self.rounds * self.graph.comm.size > MANY:
             self.times_N = torch.zeros(len(x_NK), dtype=torch.int64, device=x_NK.device)
@@ -195,7 +195,7 @@ class _Run:
         return values.unsqueeze(1) if values.dim() == 1 else values.flatten(1)
 
     def _fetch(self, x_NK: Tensor, number: int) -> _Piece:
-        """The pairs of a round, and each node's row once; collective."""
+        """Return the pairs of a round, with each node's row once; collective."""
         at = self.order[number * self.piece : (number + 1) * self.piece]
         ends = np.concatenate([self.pairs.source[at], self.pairs.target[at]])
         once, back = np.unique(ends, return_inverse=True)
@@ -218,7 +218,7 @@ class _Run:
         )
 
     def _return(self, grad_UK: Tensor, piece: _Piece, grad_x_NK: Tensor, sums: RowSums) -> None:
-        """Gradients of fetched rows to their owners, who add them up in the order of the ranks."""
+        """Return gradients of fetched rows to their owners, which add them in rank order."""
         sent = [rows.cpu().numpy() for rows in grad_UK.split(piece.counts_P)]
         told = self.graph.comm.alltoallv(sent, where="gradients of pairs")
         for rows, grad in zip(piece.asked, told, strict=True):
@@ -227,9 +227,10 @@ class _Run:
 
     @contextmanager
     def _random(self, number: int) -> Iterator[None]:
-        """The same random numbers in forward and in backward; torch's own go on untouched.
+        """Draw the same random numbers in forward and backward within the context.
 
-        They depend on the number of ranks, as does which pairs make a piece.
+        They depend on the number of ranks, as do the pairs that form a piece. torch's own random
+        state is restored after it.
         """
         device = self.graph.node_ids.device
         key = (self.graph.seed, self.epoch, self.graph.comm.rank, number)
@@ -240,14 +241,14 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some pairs: where they are among all of this rank, and the rows of their nodes."""
+    """Some pairs: their positions among all pairs of this rank, and the rows of their nodes."""
 
     at: Tensor
     source: Tensor  # int64, into rows_UK
     target: Tensor
     rows_UK: Tensor
-    counts_P: list[int]  # how many of them lie on each rank
-    asked: list[Tensor]  # local rows that each rank has fetched
+    counts_P: list[int]  # number of these rows on each rank
+    asked: list[Tensor]  # local rows that each rank fetches
 
     @staticmethod
     def empty(like: Tensor) -> _Piece:

@@ -15,46 +15,46 @@ from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.kernels.checks import SHORT, sum_type
 from hpcgnn.sar.turns import InTurn, Progress
 
-_WORD = 16  # bytes
+_WORD = 16  # bytes that a GPU reads at once
 _SLAB = 1 << 18  # rows converted at a time
 _LONG, _SHORT = 1 << 15, 1 << 10  # rows
 _CACHED = 1 << 22  # bytes of a slab of rows that several passes read
-# Rows that libraries add up in float32 within 1e-6, by the numbers of the result: of many they add
-# some hundred rows at a time, of few row after row.
+# Rows that libraries add up in float32 within 1e-6, by the size of the result: for large results
+# they add some hundred rows at a time, for small ones row after row.
 _BLOCK, _CHUNK, _CHUNK_OF_FEW = 1 << 17, 1 << 10, 1 << 8
 _NARROW, _FEW = 1 << 11, 1 << 8
 
 
 def product_type(device: torch.device) -> torch.dtype | None:
-    """The type that autocast, where it is on, gives the operands of dense products."""
+    """Return the dtype that autocast, if enabled, gives the operands of dense products, or None."""
     if not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
 
 def wire_type(x: Tensor) -> torch.dtype:
-    """The type in which rows of `x` travel."""
+    """Return the dtype of rows of `x` in messages."""
     product = product_type(x.device)
     return product if product is not None and x.dtype == torch.float32 else x.dtype
 
 
 def kernels_read_16_bit(device: torch.device) -> bool:
-    """Whether kernels on `device` take 16-bit rows."""
+    """Return whether kernels on `device` read 16-bit rows."""
     return device.type == "cuda"
 
 
 def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type that matrices are multiplied in, see `kernels.factor_type`."""
+    """Return the dtype that matrices are multiplied in, see `kernels.factor_type`."""
     return dtype if kernels_read_16_bit(device) else kernels.factor_type(dtype, device)
 
 
 def readable(x: Tensor) -> Tensor:
-    """`x` as kernels take it: float32 on a CPU if it is 16-bit."""
+    """Return `x` as kernels read it: 16-bit rows as float32 on a CPU."""
     return x.float() if x.dtype in SHORT and not kernels_read_16_bit(x.device) else x
 
 
 def gathered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`x` as sums and GAT gather it: on a CPU rounded to bfloat16 where products are in it.
+    """Return `x` as sums and GAT gather it: on a CPU in bfloat16 if products are in bfloat16.
 
     Args:
         dtype: of products, see `product_type`.
@@ -67,21 +67,22 @@ def gathered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def rounds_gathered(x: Tensor) -> bool:
-    """Whether `gathered` rounds such rows where products are in bfloat16."""
+    """Return whether `gathered` rounds rows like `x` if products are in bfloat16."""
     return x.dtype == torch.float32 and not kernels_read_16_bit(x.device)
 
 
 def summed(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums of rows of `dtype` as activations: on a CPU in the type of sums."""
+    """Return sums of rows of `dtype` as activations: on a CPU they keep the accumulation dtype."""
     return sums.to(dtype) if kernels_read_16_bit(sums.device) else sums
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Message rows: `width` features of a type, then a few scalars of the type of sums.
+    """The layout of message rows: `width` features, then scalars in the accumulation dtype.
 
     Args:
-        in_words: where the features are whole words of 16 bytes, so is the row. GPUs read these.
+        dtype: of the features.
+        in_words: if the features fill whole words of 16 bytes, so does the row. For GPUs.
     """
 
     width: int
@@ -91,7 +92,7 @@ class RowLayout:
 
     @property
     def columns(self) -> int:
-        """W: columns of `dtype` that a row takes."""
+        """W: number of columns of `dtype` in a row."""
         if not self.num_scalars:
             return self.width
         columns = self._begin + self.num_scalars * self._ratio
@@ -107,11 +108,11 @@ class RowLayout:
         return -(-self.width // self._ratio) * self._ratio
 
     def features(self, rows_MW: Tensor) -> Tensor:
-        """`[M, width]`, sharing memory."""
+        """Return the features, `[M, width]`, sharing memory."""
         return rows_MW[:, : self.width]
 
     def scalars(self, rows_MW: Tensor) -> Tensor:
-        """`[M, num_scalars]`, sharing memory."""
+        """Return the scalars, `[M, num_scalars]`, sharing memory."""
         if not self.num_scalars:
             return rows_MW.new_empty(len(rows_MW), 0, dtype=sum_type(self.dtype))
         end = self._begin + self.num_scalars * self._ratio
@@ -119,7 +120,7 @@ class RowLayout:
 
 
 def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`x W^T`: `[n, G]`; of dense operands, and a result, in `factor_type`."""
+    """Return `x W^T`: `[n, G]`; dense operands, and their result, are in `factor_type`."""
     if isinstance(x, Tensor):
         if dtype is None:
             return x @ weight_GF.t()
@@ -134,7 +135,7 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
 
 
 def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
+    """Return the gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
         factor = x.dtype if dtype is None else factor_type(dtype, x.device)
         if factor not in SHORT:
@@ -149,14 +150,14 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
 
 
 class RowProduct:
-    """`x W` of slabs of rows, one after the other: W is prepared once.
+    """A product `x W` that is applied to slabs of rows; W is prepared once.
 
-    Rows are those of `SlabScratch.rounded`.
+    Rows are passed as returned by `SlabScratch.rounded`.
 
     Args:
         weight_FG: of any strides.
         dtype: of products; that of the weights by default.
-        most: rows of the largest slab, by default of the first.
+        most: rows of the largest slab; by default those of the first.
     """
 
     def __init__(
@@ -166,10 +167,10 @@ class RowProduct:
         self._factor = factor_type(self._dtype, weight_FG.device)
         self._weight_FG = weight_FG.to(self._factor)
         self._packed: kernels.PackedWeights | None = None
-        self._found: Tensor | None = None  # of a slab, before its type is changed
+        self._found: Tensor | None = None  # product of a slab, before its dtype changes
 
     def write(self, x_SF: Tensor, out_SG: Tensor, *, start_G: Tensor | None = None) -> Tensor:
-        """`out = start + x W`, rounded to the type of `out`."""
+        """Write `out = start + x W`, rounded to the dtype of `out`."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, start_G=start_G)
         elif out_SG.dtype != self._factor:
@@ -183,7 +184,7 @@ class RowProduct:
         return out_SG
 
     def add(self, x_SF: Tensor, out_SG: Tensor) -> Tensor:
-        """`out += x W`, in the type of sums."""
+        """Add `x W` to `out`, in the accumulation dtype."""
         if packed := self._packed_for(x_SF, out_SG):
             kernels.product(x_SF, packed, out_SG, adds=True)
             return out_SG
@@ -192,7 +193,7 @@ class RowProduct:
         return out_SG.addmm_(x_SF.to(self._factor), self._weight_FG)
 
     def _product(self, x_SF: Tensor) -> Tensor:
-        """In the type of factors, in memory that the next slab takes again."""
+        """Return `x W` in the dtype of factors, in memory that the next slab reuses."""
         if self._found is None or len(self._found) < len(x_SF):
             shape = len(x_SF), self._weight_FG.shape[1]
             self._found = x_SF.new_empty(shape, dtype=self._factor)
@@ -200,7 +201,7 @@ class RowProduct:
         return torch.mm(x_SF.to(self._factor), self._weight_FG, out=found_SG)
 
     def _packed_for(self, x_SF: Tensor, out_SG: Tensor) -> kernels.PackedWeights | None:
-        """Where our own product is faster; what comes after the first slab is done in its way."""
+        """Return packed weights where our own product is faster; later slabs follow the first."""
         if max(len(x_SF), self._most) < _SHORT and self._packed is None:
             return None
         if not kernels.multiplies(self._dtype, x_SF, out_SG):
@@ -211,7 +212,7 @@ class RowProduct:
 
 
 def product_of_rows(a_NG: Tensor, b_NF: Tensor) -> Tensor:
-    """`a^T b`, `[G, F]`, of slabs of rows; in float64 where the rows are more than a chunk."""
+    """Return `a^T b`, `[G, F]`; rows beyond one chunk are summed over chunks in float64."""
     count, numbers = len(a_NG), a_NG.shape[1] * b_NF.shape[1]
     chunk = _chunk(a_NG, numbers)
     if count <= chunk:
@@ -231,22 +232,22 @@ def product_of_rows(a_NG: Tensor, b_NF: Tensor) -> Tensor:
 
 
 def exceeds_chunk(x_NF: Tensor, weight_GF: Tensor) -> bool:
-    """Whether rows are more than a library adds up exactly for the weights' gradient."""
+    """Return whether there are more rows than a library sums accurately for weight gradients."""
     return len(x_NF) > _chunk(x_NF, weight_GF.numel())
 
 
 def _chunk(a_NG: Tensor, numbers: int) -> int:
-    """Rows that a library may add up."""
+    """Return the number of rows whose sum may be left to a library."""
     if a_NG.dtype != torch.float32 or a_NG.device.type == "cuda":
         return max(len(a_NG), 1)
     return _BLOCK if numbers > _NARROW else _CHUNK if numbers > _FEW else _CHUNK_OF_FEW
 
 
 class ProductSum:
-    """`a^T b` of slabs of rows, `[G, F]`: what many rows add up to is added up in float64.
+    """`a^T b` of slabs of rows, `[G, F]`; sums over many rows are accumulated in float64.
 
     Args:
-        dtype: of products; rows are those of `SlabScratch.rounded`.
+        dtype: of products; rows are passed as returned by `SlabScratch.rounded`.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -254,10 +255,10 @@ class ProductSum:
         self._part: Tensor | None = None
         self._total: Tensor | None = None
         self._rows = 0
-        self._own: bool | None = None  # whether our own products are the faster ones
+        self._own: bool | None = None  # whether our own products are faster
 
     def add(self, a_SG: Tensor, b_SF: Tensor) -> None:
-        """Rows that come after those before, at most 32,768 of them."""
+        """Add the product of the next rows, at most 32,768 of them."""
         count, narrow = len(a_SG), a_SG.shape[1] * b_SF.shape[1] <= _NARROW
         if self._own is None:
             self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
@@ -296,11 +297,11 @@ class ProductSum:
 
 
 class SlabScratch:
-    """Slabs of rows as products take them, one after the other in the same memory.
+    """A converter of row slabs to the dtype of products, which reuses its memory.
 
     Args:
-        dtype: of products: rows get `factor_type` of it; None: that which they have.
-        reused: False: each in memory of its own, where there is but one slab.
+        dtype: of products; rows are converted to its `factor_type`. None: rows stay as they are.
+        reused: False: a slab gets memory of its own; for a single slab.
     """
 
     def __init__(self, dtype: torch.dtype | None, *, reused: bool = True) -> None:
@@ -308,7 +309,7 @@ class SlabScratch:
         self._rows: Tensor | None = None
 
     def rounded(self, x_SF: Tensor) -> Tensor:
-        """`x` itself where it has the type, or where products are quick to change it."""
+        """Return `x`, converted unless it has the dtype or products convert it faster."""
         if self._dtype is None:
             return x_SF
         factor = factor_type(self._dtype, x_SF.device)
@@ -324,9 +325,9 @@ class SlabScratch:
 
 
 def row_slabs(x_NK: Tensor) -> list[slice]:
-    """Consecutive rows that are still in a CPU's cache when the next pass over them comes.
+    """Return slices of consecutive rows that stay in a CPU's cache from one pass to the next.
 
-    All rows at once on a GPU; at least one slab.
+    A single slice of all rows on a GPU; at least one slice.
     """
     count = len(x_NK)
     if x_NK.device.type != "cpu":
@@ -337,7 +338,7 @@ def row_slabs(x_NK: Tensor) -> list[slice]:
 
 
 def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
-    """Node features as one dense `[n, F]` on `device`, for what needs every number."""
+    """Return node features as a dense `[n, F]` on `device`, for code that reads every entry."""
     if isinstance(x, Tensor):
         return x
     if isinstance(x, HostRows):
@@ -354,7 +355,10 @@ def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
 
 
 def shell(x: Any) -> tuple[Any, list[Tensor]]:
-    """Features without what dropout makes anew each epoch, and that, for autograd to hold."""
+    """Return features without the values that dropout redraws per epoch, and these values.
+
+    Autograd holds the values; `refill` puts them back.
+    """
     if not isinstance(x, SparseRows) or x.block.weight is None or x.transposed.weight is None:
         return x, []
     bare = replace(
@@ -364,7 +368,7 @@ def shell(x: Any) -> tuple[Any, list[Tensor]]:
 
 
 def refill(x: Any, held: Sequence[Tensor]) -> Any:
-    """What `shell` took apart."""
+    """Return the features that `shell` was given."""
     if not isinstance(x, SparseRows) or not held:
         return x
     block, transposed = replace(x.block, weight=held[0]), replace(x.transposed, weight=held[1])
@@ -372,7 +376,7 @@ def refill(x: Any, held: Sequence[Tensor]) -> Any:
 
 
 def head_matrix(*vectors_HC: Tensor) -> Tensor:
-    """`[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's product with its own."""
+    """Return `[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's inner products."""
     blocks = [torch.block_diag(*vector_HC) for vector_HC in vectors_HC]
     return torch.cat(blocks).t().contiguous()
 
@@ -385,14 +389,14 @@ def head_products(
     grad_NK: Tensor | None = None,
     p: float = 0.0,
 ) -> Tensor:
-    """`<a, b - minus>` per node and head in the type of sums: `[n, H]`; see `kernels.head_dots`."""
+    """Return `<a, b - minus>` per node and head, `[n, H]`, accumulated; see `kernels.head_dots`."""
     out_NH = a_NK.new_empty(a_NK.shape[0], heads, dtype=sum_type(a_NK.dtype))
     kernels.head_dots(a_NK, b_NK, out_NH, minus_K=minus_K, grad_NK=grad_NK, p=p)
     return out_NH
 
 
 def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
-    """`<z, vector>` per node and head in the type of sums: an `[n, H]` for each set of vectors."""
+    """Return `<z, vector>` per node and head: an `[n, H]` for each set of vectors."""
     matrix_KH = head_matrix(*vectors_HC)
     out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
     wide, scores = SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
@@ -402,14 +406,14 @@ def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
 
 
 class ScoredProduct:
-    """`x W^T` as GAT gathers it, and its `head_scores`: a slab of rows at a time.
+    """`x W^T` as GAT gathers it, and its `head_scores`, computed a slab of rows at a time.
 
     Args:
         dtype: of products, see `product`.
 
     Attributes:
-        z_NK: the product; rows are right once they are written.
-        scores: an `[n, H]` for each set of vectors, likewise.
+        z_NK: the product; rows are valid once they are written.
+        scores: an `[n, H]` for each set of vectors, valid likewise.
     """
 
     def __init__(
@@ -442,14 +446,14 @@ class ScoredProduct:
             self.scores = self._out_NH.split(len(vectors_HC[0]), dim=1)
 
     def turns(self, first: int = 0) -> tuple[InTurn, InTurn]:
-        """What writes the slabs with rows from `first` on, and what writes the others."""
+        """Return the writers of the slabs with rows from `first` on, and of the other slabs."""
         return (
             InTurn([rows for rows in self._slabs if rows.stop > first], self._write),
             InTurn([rows for rows in self._slabs if rows.stop <= first], self._write),
         )
 
     def write(self, progress: Progress) -> None:
-        """All rows; `progress` is called after each slab."""
+        """Write all rows; `progress` is called after each slab."""
         for turn in self.turns():
             turn.rest(progress)
 

@@ -1,7 +1,7 @@
-"""Activations that are forgotten and computed again in backward (Chen et al. 2016).
+"""Activations that are dropped and computed again in backward (Chen et al. 2016).
 
-As `torch.utils.checkpoint` without reentrance, which loads torch's compiler (57 MB and a second on
-each rank) and knows neither our masks nor the statistics of norms.
+As `torch.utils.checkpoint` with `use_reentrant=False`, which loads torch's compiler (57 MB and one
+second on each rank) and doesn't know our dropout masks or the statistics of norms.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def recomputed(
     x: NodeFeatures,
     *modules: torch.nn.Module,
 ) -> Tensor:
-    """`function(x)`, of which only `x` is kept for backward; collective where `function` is.
+    """Return `function(x)`, keeping only `x` for backward; collective if `function` is.
 
-    Backward calls it once more, with the same epoch, precision and random numbers, before it goes
-    through it: messages follow each other as they would without, and gradients are the same bits.
-    As without, modules train or not as in the first call, and RuntimeError is raised where weights
-    or rows were changed in place since, or where the function gives something else.
+    Backward first calls the function once more, with the same epoch, precision and random numbers.
+    The order of messages is that of a run without recomputation; gradients are equal bit for bit.
+    Modules are in the training modes of the first call. RuntimeError is raised if weights or rows
+    were changed in place since, or if the function returns something else.
 
     Args:
-        function: of rows `[n, F]`; the same each time, and without effect but on buffers of
+        function: of rows `[n, F]`; deterministic, and without side effects except on buffers of
             `modules`, which keep the values of the first call.
     """
     if not torch.is_grad_enabled():
@@ -49,7 +49,7 @@ def recomputed(
 
 
 class _Input(torch.autograd.Function):
-    """Holds rows as autograd holds what it saves, so that hooks around see them."""
+    """Saves rows through autograd, so that saved-tensor hooks of the caller see them."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor, x_NF: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class _Input(torch.autograd.Function):
 
 
 class _Call:
-    """A call whose saved tensors are numbered in place of kept."""
+    """A call whose saved tensors are replaced by numbers."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class _Call:
         return self, self.count - 1
 
     def note(self, found: Tensor, x: NodeFeatures) -> None:
-        """What is to be the same in backward: the tensors that it learns, some of the result."""
+        """Record what must be unchanged in backward: versions of leaf tensors, and some results."""
         self.sample = _sample(found)
-        # Not beyond x, where others learn.
+        # Stop at x: leaves before it are not read by this function.
         seen: set[Any] = {getattr(x, "grad_fn", None), None}
         queue: list[Any] = [found.grad_fn]
         while queue:
@@ -113,7 +113,7 @@ class _Call:
 
     @staticmethod
     def find(place: tuple[_Call, int]) -> Tensor:
-        """What was forgotten; each is handed out once, and not held any longer."""
+        """Return the recomputed tensor of this number; each is returned once and then released."""
         call, number = place
         if number not in call.found:
             call._again()
@@ -159,14 +159,14 @@ class _Call:
 
 
 def _sample(found: Tensor) -> Tensor:
-    """A few numbers of it."""
+    """Return a sample of its values."""
     step = max(1, found.numel() // _SAMPLE)
     with torch.no_grad():
         return found.take(torch.arange(0, found.numel(), step, device=found.device)).float()
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    """But for rounding, which may differ where a GPU adds in any order."""
+    """Return whether both agree up to rounding, which differs where a GPU adds in any order."""
     if found.shape != expected.shape:
         return False
     sizes = expected.nan_to_num(posinf=0, neginf=0).abs()
@@ -186,6 +186,6 @@ def _none(nothing: None) -> Tensor:
 
 
 def _precision(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Autocast as it is now."""
+    """Return a function that enters autocast as it is set now."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)

@@ -1,4 +1,4 @@
-"""A ReLU and dropout by node ids, for functions that apply both to what they return, in place."""
+"""ReLU followed by dropout by node ids, for functions that apply both to their results in place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from hpcgnn import kernels
 
 @dataclass(frozen=True)
 class ReluDropout:
-    """`y = mask * relu(x) / (1 - p)`: an entry of y is positive iff it passed the ReLU and stayed.
+    """`y = mask * relu(x) / (1 - p)`: an entry of y is positive iff it passed ReLU and dropout.
 
-    So y alone says where gradients go, and there it says what x was: `(1 - p) * y`. Whoever keeps y
-    for backward needs no x.
+    Hence y alone determines where gradients are passed on, and x there: `(1 - p) * y`. A function
+    that keeps y for backward doesn't need x.
 
     Attributes:
-        ids: int64 `[n]`, node ids, by which entries are dropped.
+        ids: int64 `[n]`, node ids, which determine the entries that are dropped.
+        p: probability of dropping an entry.
         key: seed, epoch and layer of the mask.
     """
 
@@ -27,7 +28,7 @@ class ReluDropout:
     key: tuple[int, int, int]
 
     def of(self, rows: slice) -> ReluDropout:
-        """The same for some of the rows."""
+        """Return the same for some of the rows."""
         return replace(self, ids=self.ids[rows])
 
     def apply(
@@ -37,10 +38,10 @@ class ReluDropout:
         passed: Tensor | None = None,
         sums: kernels.Sums | None = None,
     ) -> None:
-        """`out`, which may be `x` itself, becomes y; `passed`: of `kernels.new_passed`.
+        """Write y to `out`, which may be `x` itself; `passed` is from `kernels.new_passed`.
 
         Args:
-            sums: what is done to `x` first, on a GPU.
+            sums: applied to `x` first, on a GPU.
         """
         seed, epoch, layer = self.key
         kernels.dropout_nodes(
@@ -57,13 +58,13 @@ class ReluDropout:
         )
 
     def gradient(self, y_NF: Tensor, g_NF: Tensor, out_NF: Tensor | None = None) -> Tensor:
-        """Of x, from that of y: a new `[n, F]`, or `out`, which may be `g` itself."""
+        """Return the gradient of x from that of y: a new `[n, F]`, or `out`, which may be `g`."""
         return self._gradient(g_NF, out_NF, y_NF=y_NF)
 
     def gradient_of_passed(
         self, passed: Tensor, g_NF: Tensor, out_NF: Tensor | None = None
     ) -> Tensor:
-        """The same from what `apply` wrote in place of y."""
+        """Return the gradient as `gradient` does, from the `passed` that `apply` wrote, not y."""
         return self._gradient(g_NF, out_NF, passed=passed)
 
     def _gradient(self, g_NF: Tensor, out_NF: Tensor | None, **known: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Reductions of messages at their destinations that run on while blocks arrive.
+"""Reductions of messages at their destinations, accumulated as blocks arrive.
 
-Each keeps a few rows per node, never anything per edge, and says in backward what gradient a
-message gets from the gradient of the result. Sums run in float64: in float32 those of nodes with
-very many in-edges stand still.
+Each keeps a few rows per node and nothing per edge; in backward it returns the gradients of
+messages, given the gradient of the result. Sums are in float64: in float32 those of nodes with very
+many in-edges stop growing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hpcgnn.errors import InputError
 
 
 class Reduction(Protocol):
-    """`add` every message, then `finish`; in backward `prepare` once, then
+    """A reduction: `add` all messages, then `finish`; in backward, `prepare` once, then
     `gradient` for some edges at a time.
 
-    `state` hands out every array that backward needs, so that autograd can hold them and free
-    them; `restore` takes them back. Messages `m` are `[e, G]`, `rows` int64 `[e]` are their
-    destinations, in `add` equal ones side by side; logits as `m` or None.
+    `state` hands over all arrays that backward needs, for autograd to hold and free; `restore`
+    takes them back. Messages `m` are `[e, G]`; `rows`, int64 `[e]`, are their destinations, with
+    equal ones adjacent in `add`; logits have the shape of `m`, or are None.
     """
 
     def add(self, rows: Tensor, m: Tensor, logit: Tensor | None) -> None: ...
@@ -35,7 +35,7 @@ class Reduction(Protocol):
 
 
 class _Held:
-    """Arrays by name: those in `scratch` end with forward, those in `lasting` serve backward."""
+    """Arrays by name: those in `scratch` are for forward only, those in `lasting` for backward."""
 
     lasting: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class _Held:
 
 
 class Sum(_Held):
-    """Sum over in-edges; divided by their number as `mean`."""
+    """Sum over in-edges, divided by their number if `mean`."""
 
     lasting = ("scale_N1",)
     scratch = ("total_NG",)
@@ -84,7 +84,7 @@ class Extremum(_Held):
     lasting = ("best_NG", "ties_NG")
 
     def __init__(self, like: Tensor, sign: int) -> None:
-        self.sign = sign  # NaN is better than any number, as in torch
+        self.sign = sign  # NaN wins over any number, as in torch
         self.best_NG = torch.full_like(like, -torch.inf)
         self.ties_NG = torch.zeros_like(like, dtype=torch.int32)  # float32 stops at 2^24
 
@@ -134,7 +134,7 @@ class Variance(_Held):
         self.count_N1, self.mean_NG = count_N1.to(self.dtype), mean_NG.to(self.dtype)
         self.open_NG = var_NG > 0
         var_NG = var_NG.clamp(min=0)
-        self.out_NG = self.open_NG  # not read
+        self.out_NG = self.open_NG  # a placeholder, not read
         if not self.root:
             return var_NG
         self.out_NG = (var_NG + 1e-5).sqrt()
@@ -154,7 +154,7 @@ class Variance(_Held):
 class Softmax(_Held):
     """Sum weighted by the softmax of the logits over each node's in-edges.
 
-    An edge whose logit is -inf counts nothing; a node where all are gets 0.
+    An edge with logit -inf has weight 0; a node whose edges all have it gets 0.
     """
 
     lasting = ("lse_NG", "out_NG")
@@ -199,7 +199,7 @@ class Softmax(_Held):
 
 
 def make(name: str, like_NG: Tensor) -> Reduction:
-    """The reduction called `name` for results like `[n, G]`."""
+    """Return the reduction called `name` for results with the shape and dtype of `like_NG`."""
     if name in ("sum", "mean"):
         return Sum(like_NG, mean=name == "mean")
     if name in ("max", "min"):

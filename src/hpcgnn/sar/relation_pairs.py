@@ -1,10 +1,10 @@
 """Edges of a block grouped into pairs of a relation and a row, or of a relation and a column.
 
 With one weight matrix per relation, `y_i = sum over edges of W_r^T x_j` needs no product per edge:
-add up the `x_j` of a pair (relation, row) first and multiply each sum once, or multiply the `x_j`
-of each pair (relation, column) once and add up the products. Both are: *gather* rows for the pairs,
-multiply those of a relation by its matrix, *scatter* the pairs to rows. Pairs are ordered by
-relation and worked on in slabs, so that their rows take little memory, whatever the graph.
+either sum the `x_j` of each pair (relation, row) and multiply the sums, or multiply the `x_j` of
+each pair (relation, column) once and sum the products. Both are: *gather* rows for the pairs,
+multiply those of each relation by its matrix, *scatter* the pairs to rows. Pairs are ordered by
+relation and processed in slabs, so that their rows need little memory, whatever the graph.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hpcgnn import kernels
 from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.checks import sum_type
 
-SLAB = 2048  # pairs on a CPU: caches hold their rows, and the allocator keeps their arrays
+SLAB = 2048  # pairs on a CPU: their rows fit caches, and the allocator reuses their arrays
 SLAB_ON_GPU = 1 << 18
 
 
 def slab_size(device: torch.device) -> int:
-    """Pairs that are worked on at a time."""
+    """Return the number of pairs processed at a time."""
     return SLAB if device.type == "cpu" else SLAB_ON_GPU
 
 
@@ -32,8 +32,9 @@ def slab_size(device: torch.device) -> int:
 class Slab:
     """Pairs `low .. high - 1`.
 
-    `parts`: (relation, first, last) of its pairs, counted from `low`. `scatter` adds rows of the
-    slab's pairs to local rows.
+    Attributes:
+        parts: (relation, first, last) of the pairs, counted from `low`; `last` is exclusive.
+        scatter: adds rows of the slab's pairs to local rows.
     """
 
     low: int
@@ -44,14 +45,14 @@ class Slab:
 
 @dataclass(frozen=True)
 class RelationPairs:
-    """The pairs of a block. `gather` has a row per pair, `rows` are their local rows (by row)."""
+    """The pairs of a block: `gather` has a row per pair, `rows` are their local rows (`by_row`)."""
 
     gather: Block
     rows: Tensor
     slabs: list[Slab]
 
     def collect(self, slab: Slab, x_MF: Tensor) -> Tensor:
-        """What each pair of the slab gathers: `[pairs, F]`."""
+        """Return the sum of rows that each pair of the slab gathers: `[pairs, F]`."""
         dtype = sum_type(x_MF.dtype)
         out_SF = x_MF.new_zeros(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
         kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_MF, out_SF)
@@ -63,7 +64,7 @@ class RelationPairs:
 
 
 def multiply(slab: Slab, pairs_SF: Tensor, weight_RFG: Tensor) -> Tensor:
-    """Rows of the slab's pairs times their relation's matrix: `[pairs, G]`."""
+    """Return the rows of the slab's pairs times their relation's matrix: `[pairs, G]`."""
     out_SG = pairs_SF.new_empty(len(pairs_SF), weight_RFG.shape[2])
     for relation, first, last in slab.parts:
         torch.mm(pairs_SF[first:last], weight_RFG[relation], out=out_SG[first:last])
@@ -72,7 +73,7 @@ def multiply(slab: Slab, pairs_SF: Tensor, weight_RFG: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EdgeList:
-    """The edges of a block one by one: each `[e]`. `factor`: float32, None for 1 everywhere."""
+    """The edges of a block, each field `[e]`. `factor`: float32, None for 1 everywhere."""
 
     row: Tensor  # local row, int64
     column: Tensor  # int32
@@ -81,7 +82,7 @@ class EdgeList:
 
 
 def edge_list(block: Block, factor_E: Tensor | None) -> EdgeList:
-    """The edges in the block's order. `factor_E` is of all edges of which the block is a cut."""
+    """Return the edges in block order; `factor_E` is of all edges that the block was cut from."""
     counts = block.end - block.begin
     local = torch.arange(block.num_rows, device=counts.device)
     row = torch.repeat_interleave(local if block.rows is None else block.rows.long(), counts)
@@ -96,12 +97,12 @@ def edge_list(block: Block, factor_E: Tensor | None) -> EdgeList:
 
 
 def count_pairs(edges: EdgeList, by: str) -> int:
-    """Number of distinct pairs of a relation and a `row` or `column`."""
+    """Return the number of distinct pairs of a relation and a `row` or `column`."""
     return len(torch.unique(_keys(edges, by)[0]))
 
 
 def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> RelationPairs:
-    """Pairs (relation, row); `even`: the edges of a pair have the same factor."""
+    """Return pairs (relation, row); `even`: all edges of a pair have the same factor."""
     keys, base = _keys(edges, "row")
     keys, order = torch.sort(keys, stable=True)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
@@ -118,7 +119,7 @@ def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> Rel
 
 
 def by_column(block: Block, edges: EdgeList, num_relations: int) -> RelationPairs:
-    """Pairs (relation, column)."""
+    """Return pairs (relation, column)."""
     keys, base = _keys(edges, "column")
     keys, order = torch.sort(keys, stable=True)
     keys, inverse = torch.unique_consecutive(keys, return_inverse=True)
@@ -130,7 +131,7 @@ def by_column(block: Block, edges: EdgeList, num_relations: int) -> RelationPair
 
 
 def _keys(edges: EdgeList, by: str) -> tuple[Tensor, int]:
-    """`relation * base + row or column` of each edge, and `base`."""
+    """Return `relation * base + row or column` of each edge, and `base`."""
     value = edges.row if by == "row" else edges.column
     base = int(value.max()) + 1 if len(value) else 1
     return (edges.relation.long() * base).add_(value), base
@@ -148,7 +149,7 @@ def _slabs(
     entry_pair: Tensor,
     factor: Tensor | None,
 ) -> list[Slab]:
-    """Slabs of pairs with their scatters, whose entries ascend by pair."""
+    """Return slabs of pairs with their scatters; the entries are given in ascending pair order."""
     device = relation.device
     size = slab_size(device)
     bounds = torch.searchsorted(relation, torch.arange(num_relations + 1, device=device)).tolist()
@@ -178,7 +179,7 @@ def _slabs(
 
 
 def _parts(bounds: list[int], low: int, high: int) -> list[tuple[int, int, int]]:
-    """Pairs of relation r are `bounds[r] .. bounds[r + 1] - 1`."""
+    """Return a slab's `parts`; pairs of relation r are `bounds[r] .. bounds[r + 1] - 1`."""
     start, found = low, []
     while low < high:
         relation = bisect_right(bounds, low) - 1

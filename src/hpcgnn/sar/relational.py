@@ -2,9 +2,9 @@
 
     y_i = sum_r W_r^T sum_{j in N_r(i)} f_ir x_j,  f_ir = 1, or 1 / |N_r(i)| for means
 
-is linear in x, so its backward is the same over the reversed graph: forward streams the x_j of
+is linear in x, so its backward is the same sum over the reversed graph: forward streams the x_j of
 boundary sources, backward the gradients g_i of boundary destinations to the owners of the sources,
-who add up q_jr = sum_i f_ir g_i and need no other row for
+which sum q_jr = sum_i f_ir g_i and need no other row for
 
     dL/dx_j = sum_r W_r q_jr,  dL/dW_r = sum_j x_j q_jr^T.
 
@@ -39,16 +39,16 @@ from hpcgnn.sar.relation_pairs import (
 )
 from hpcgnn.sar.stream import Payload, stream
 
-EDGE_COST = 12  # multiplications that take as long as gathering one number of an edge
+EDGE_COST = 12  # multiplications that take as long as gathering one number for an edge
 
 
 def relational_sum(
     graph: PartitionedGraph, x_NF: Tensor, weight_RFG: Tensor, *, mean: bool
 ) -> Tensor:
-    """`[n, F]` to `[n, G]`, of the weights' type; collective.
+    """Return the sum over relations, `[n, F]` to `[n, G]`, in the weights' dtype; collective.
 
     Args:
-        mean: over the in-neighbours of each relation; else their sum.
+        mean: take the mean over the in-neighbours of each relation instead of their sum.
 
     Raises:
         InputError: the graph has no relations.
@@ -78,7 +78,7 @@ class _RelationalSum(torch.autograd.Function):
         out_NG = weight_RFG.new_zeros(len(x_NF), weight_RFG.shape[2])
         edges, widths = graph.in_edges, tuple(weight_RFG.shape[1:])
         if mean:
-            mean_factors(graph, inward=True)  # by all ranks, also those that receive no block
+            mean_factors(graph, inward=True)  # collective, also for ranks that receive no block
         payload = Payload((x_NF.contiguous(),), wire)
         sums = _slab_sums(graph, edges, payload, out_NG)
         for block, (x_MF,), progress in stream(graph, edges, payload, where="relations forward"):
@@ -126,7 +126,7 @@ class _RelationalSum(torch.autograd.Function):
 def _slab_sums(
     graph: PartitionedGraph, edges: EdgeBlocks, payload: Payload, out_NG: Tensor
 ) -> RowSums:
-    """Sums of rows that slabs of pairs add to, of which a message has as many as its edges need."""
+    """Return the sums of rows to which slabs of pairs add, several per message."""
     ring = graph.ring
     most = ring.rows_per_message(
         payload.layout.columns, payload.dtype, at_once=graph.execution.at_once
@@ -140,7 +140,7 @@ def _slab_sums(
 def _forward_pairs(
     graph: PartitionedGraph, block: Block, mean: bool, inputs: int, outputs: int
 ) -> RelationPairs:
-    """By row or by column, whichever is less work at these widths; kept."""
+    """Return pairs by row or by column, whichever is less work at these widths; cached."""
     cut = Cut.of(block)
     edges, rows, columns = graph.derived(PairCounts(cut, mean))
     sum_first = rows * inputs * outputs + EDGE_COST * edges * inputs
@@ -150,7 +150,7 @@ def _forward_pairs(
 
 @dataclass(frozen=True)
 class Cut:
-    """Which columns of which block of one direction."""
+    """A range of columns of one block of one direction's edges."""
 
     peer: int
     first: int
@@ -161,7 +161,7 @@ class Cut:
         return cls(block.peer, block.column_offset, block.num_columns)
 
     def edges(self, graph: PartitionedGraph, *, inward: bool, mean: bool) -> tuple[Block, EdgeList]:
-        """The cut of that block, and its edges one by one."""
+        """Return the cut of that block, and the list of its edges."""
         edges = graph.in_edges if inward else graph.out_edges
         block = edges.blocks[self.peer]
         low = self.first - block.column_offset
@@ -172,7 +172,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Numbers of edges, and of pairs of a relation and a row, and a column."""
+    """Numbers of edges, of pairs (relation, row) and of pairs (relation, column) of a cut."""
 
     cut: Cut
     mean: bool
@@ -206,10 +206,10 @@ class BackwardPairs:
 
 
 def mean_factors(graph: PartitionedGraph, *, inward: bool) -> list[Tensor]:
-    """Per block and edge, 1 / number of its destination's in-edges of its relation: float32; kept.
+    """Return 1 / (in-edges of the edge's relation at its destination) per block and edge: float32.
 
-    Of `graph.in_edges`, or of `graph.out_edges`, whose columns are the destinations; their owners
-    count them. Collective on first use.
+    For `graph.in_edges`, or for `graph.out_edges`, whose columns are the destinations; their owners
+    count them. Collective on first use, then cached.
     """
     return graph.derived(_MeanFactors())[0 if inward else 1]
 
@@ -255,12 +255,12 @@ def _count(graph: PartitionedGraph) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _local_rows(block: Block) -> Tensor:
-    """Local row of each edge: int64."""
+    """Return the local row of each edge: int64."""
     rows = torch.arange(block.num_rows, device=block.device)
     local = rows if block.rows is None else block.rows.long()
     return torch.repeat_interleave(local, block.end - block.begin)
 
 
 def _relation(block: Block) -> Tensor:
-    """Relation of each edge; empty where the block has no edges."""
+    """Return the relation of each edge; empty if the block has no edges."""
     return block.columns.new_empty(0) if block.relation is None else block.relation

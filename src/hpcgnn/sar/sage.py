@@ -1,4 +1,4 @@
-"""A layer of GraphSAGE as one function of autograd, whose rows pass through the cache in slabs.
+"""A GraphSAGE layer as one autograd function that processes rows in slabs that fit the cache.
 
 y_i = then(1 / d_i sum_j x_j W_l^T + b + x_i W_r^T)
 """
@@ -40,14 +40,15 @@ def sage(
     sum_NF: Tensor | None = None,
     then: ReluDropout | None = None,
 ) -> Tensor:
-    """`[n, F]` to `[n, G]`; collective. Products of x are summed, so G is best at most F.
+    """Return the layer's output, `[n, F]` to `[n, G]`; collective.
 
-    Under autocast to bfloat16 rows are rounded once for both products.
+    The products of x are summed, so this is best where G is at most F. Under autocast to bfloat16
+    rows are rounded once for both products.
 
     Args:
-        divisor_N1: of the sums, in their type; None: 1.
-        sum_NF: the divided sums of x, where they are constant.
-        then: what is done to the result.
+        divisor_N1: of the sums, in their dtype; None for 1.
+        sum_NF: the divided sums of x, if they are constant.
+        then: applied to the result.
     """
     result: Tensor = _SAGE.apply(x, left_GF, right_GF, bias_G, divisor_N1, sum_NF, graph, then)
     return result
@@ -84,7 +85,7 @@ class _SAGE(torch.autograd.Function):
                 kept = InTurn([rows for rows in slabs if rows.stop <= first], project)
 
                 def others(progress: Progress) -> None:
-                    sent.rest(progress)  # also what no message was packed of yet
+                    sent.rest(progress)  # also slabs that no message was packed from yet
                     kept.rest(progress)
 
                 y_NG = multiply(
@@ -116,7 +117,7 @@ class _SAGE(torch.autograd.Function):
         into_NG, scale_N, divided_SG = g_NG, None, None
         if sum_NF is None and divisor_N1 is not None:
             if wire == g_NG.dtype:
-                scale_N = divisor_N1.reciprocal().flatten()  # where rows are gathered
+                scale_N = divisor_N1.reciprocal().flatten()  # applied where rows are gathered
             else:
                 into_NG = arrays.like(g_NG, wire)
                 divided_SG = torch.empty_like(g_NG[row_slabs(g_NG)[0]])
@@ -166,22 +167,22 @@ class _SAGE(torch.autograd.Function):
 
 @dataclass
 class _Finish:
-    """What follows the sums forward, of each slab of rows once, in turn."""
+    """The forward steps after the sums, applied once to each slab of rows, in order."""
 
     x_NF: Tensor
     left: RowProduct
     right: RowProduct
     of_x: SlabScratch
-    sum_NF: Tensor | None  # divided sums of x, where they are constant
+    sum_NF: Tensor | None  # divided sums of x, if constant
     divisor_N1: Tensor | None
     bias_G: Tensor | None
     then: ReluDropout | None
-    keeps: bool  # what passed `then`
+    keeps: bool  # whether to record what passed `then`
     passed: Tensor | None = None
     done: int = 0  # rows
 
     def __call__(self, y_NG: Tensor, end: int, progress: Progress = nothing) -> None:
-        """Slabs before row `end`."""
+        """Process the slabs before row `end`."""
         if self.passed is None and self.then is not None and self.keeps:
             self.passed = kernels.new_passed(y_NG, y_NG)
         for rows in row_slabs(y_NG):
@@ -202,9 +203,9 @@ class _Finish:
 
 @dataclass
 class _Through:
-    """What follows the sums backward, of each slab of rows once, in turn.
+    """The backward steps after the sums, applied once to each slab of rows, in order.
 
-    The gradient of x, if asked for, and what `left` adds up.
+    They compute the gradient of x, if asked for, and the sums of `left`.
     """
 
     x_NF: Tensor
@@ -214,7 +215,7 @@ class _Through:
     left: ProductSum
     wire: torch.dtype  # of products
     with_x: bool
-    spare: bool  # the gradient may take the place of x
+    spare: bool  # the gradient of x may be written over x
     arrays: Arrays
     grad_NF: Tensor | None = None
     done: int = 0  # rows
@@ -224,7 +225,7 @@ class _Through:
         self.part_SF: Tensor | None = None
 
     def __call__(self, into_NG: Tensor, end: int, progress: Progress = nothing) -> None:
-        """Slabs before row `end` of what came back along the edges."""
+        """Process the slabs before row `end` of the gradients summed over edges."""
         slabs = row_slabs(into_NG)
         if self.part_SF is None:
             self._begin(into_NG, slabs[0].stop)
@@ -252,7 +253,7 @@ class _Through:
 
 
 def _divide(sum_SG: Tensor, divisor_S1: Tensor | None, bias_G: Tensor | None) -> None:
-    """`sum / divisor + bias`, in place."""
+    """Compute `sum / divisor + bias`, in place."""
     if divisor_S1 is not None and bias_G is not None:
         torch.addcdiv(bias_G, sum_SG, divisor_S1, out=sum_SG)
     elif divisor_S1 is not None:

@@ -1,4 +1,4 @@
-"""Settings of how remote rows travel and how often they are needed."""
+"""Settings of how remote rows are sent, and how often."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcgnn.settings import Section, free, parse_size
 
 @dataclass(frozen=True)
 class StreamingSettings(Section):
-    """None of them changes a result by more than rounding."""
+    """Settings of the stream of remote rows; they change results by rounding only."""
 
     mode: str = free(
         "sar", "remote features: freed and rebuilt, kept, or all at once", ("sar", "sa", "oneshot")

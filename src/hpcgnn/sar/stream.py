@@ -1,14 +1,14 @@
-"""The stream of boundary rows over the ring, and the one loop over it.
+"""The stream of boundary rows over the ring, and the loop over it.
 
-A layer's aggregation goes over the edges between local nodes first, then over every message of
-remote rows as it arrives, and moves messages on between pieces of work:
+A layer's aggregation processes the edges between local nodes first, then every message of remote
+rows as it arrives, and lets pending messages advance between pieces of work:
 
     for block, rows, progress in stream(graph, edges, payload, where="sum forward"):
         for part in work(block, edges.num_parts):
             kernel(block, *rows, rows=part)
             progress()
 
-The exchange begins before the first block is handed out.
+The exchange begins before the first block is yielded.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from hpcgnn.sar.products import RowLayout, gathered, readable
 from hpcgnn.sar.turns import Progress, made_before
 
 Rows = tuple[Tensor, ...]
-Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, what came for them)
+Accept = Callable[[Tensor, Tensor], None]  # (local rows int32, the rows returned for them)
 
 
 class Chunks(Sequence[Block]):
-    """Blocks cut into ranges of their columns; a cut is made when it is asked for.
+    """Blocks cut into ranges of their columns; each cut is made on access.
 
     Args:
-        given: where the blocks are.
-        most: columns of a cut.
-        keep: the cuts, with the blocks, for what is derived from them.
+        given: holds the blocks.
+        most: columns of a cut, at most.
+        keep: cache the cuts with the blocks, for what is derived from them.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Chunks(Sequence[Block]):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Messages of one rank, in ring order, none longer than the agreed number of rows.
+    """The messages of one rank, in ring order, each of at most the agreed number of rows.
 
-    `arrivals[i]` is the block that the i-th received message completes; `departures[i]` names the
-    peer and the local rows (int32) that the i-th sent message holds.
+    `arrivals[i]` is the block whose rows the i-th received message holds; `departures[i]` is the
+    peer and the local rows (int32) of the i-th sent message.
     """
 
     arrivals: Chunks
@@ -80,12 +80,12 @@ class Schedule:
 
 
 def chunks(length: int, most: int) -> list[tuple[int, int]]:
-    """`range(length)` in consecutive chunks of at most `most`; none where length is 0."""
+    """Return `range(length)` as consecutive chunks of at most `most`; none if length is 0."""
     return [(low, min(low + most, length)) for low in range(0, length, most)]
 
 
 def schedule(edges: EdgeBlocks, max_rows: int, *, keep: bool) -> Schedule:
-    """The exchange in which each rank receives the halo rows of `edges`."""
+    """Return the schedule by which each rank receives the halo rows of `edges`."""
     size = edges.num_parts
     departures = [
         (peer, edges.send_rows[peer][low:high])
@@ -97,9 +97,9 @@ def schedule(edges: EdgeBlocks, max_rows: int, *, keep: bool) -> Schedule:
 
 
 def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int, int]]:
-    """Row ranges of `block` between which messages should be moved on.
+    """Return row ranges of `block`; pending messages should be advanced between them.
 
-    One range on one rank, and on a GPU, which works beside the host.
+    A single range on one rank, and on a GPU, which works concurrently with the host.
     """
     alone = num_parts == 1 or block.device.type == "cuda"
     return chunks(block.num_rows, max(block.num_rows, 1) if alone else most_rows)
@@ -107,12 +107,12 @@ def work(block: Block, num_parts: int, most_rows: int = 16384) -> list[tuple[int
 
 @dataclass(frozen=True)
 class Payload:
-    """What of each local node travels in a message row, and how it lies there.
+    """The values of each local node that are sent in a message row, and their layout.
 
     Args:
-        features: each `[N, ...]`; they travel in `dtype`.
-        scalars: each `[N, ...]` in the type of sums, in which they travel.
-        gathered: kernels take the features as `products.gathered` makes them.
+        features: each `[N, ...]`; sent in `dtype`.
+        scalars: each `[N, ...]`; sent in the accumulation dtype, which they have.
+        gathered: kernels read the features as `products.gathered` returns them.
     """
 
     features: tuple[Tensor, ...]
@@ -135,7 +135,7 @@ class Payload:
 
     @property
     def row_bytes(self) -> int:
-        """Of a local node's row."""
+        """Bytes of a local node's row."""
         return sum(part.shape[1] * part.element_size() for part in self.local)
 
     @property
@@ -148,7 +148,7 @@ class Payload:
         kernels.pack_parts(list(zip(self.local, self._parts(out_MW), strict=True)), rows)
 
     def unpack(self, rows_MW: Tensor) -> Rows:
-        """What a message holds, as kernels take it: features, then scalars."""
+        """Return the content of a message as kernels read it: features, then scalars."""
         count = len(self.features)
         parts = self._parts(rows_MW)
         if self.gathered:
@@ -172,12 +172,12 @@ def drive(
     *,
     by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Arrival | None]]:
-    """Local blocks, then the block that each arrival completes, with the rows that they read.
+    """Yield local blocks, then each arrival's block, with the rows that they read.
 
     Args:
-        sums: what the blocks are added to, if hubs should stay right under very many messages.
-        by_row: only the order of the edges of each row counts, so that a GPU may take messages
-            before the local edges of rows that none of them adds to.
+        sums: what the blocks are added to, if hubs are to stay accurate over very many messages.
+        by_row: only the order of edges within each row matters, so that a GPU may process messages
+            before the local edges of rows that no message adds to.
     """
     if sums is not None:
         sums.begin_messages(arrivals.given, arrivals.most)
@@ -218,17 +218,18 @@ def stream(
     meanwhile: Callable[[Progress], None] | None = None,
     by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Progress]]:
-    """Blocks of `edges` with the rows they read, and what moves messages on; collective.
+    """Yield blocks of `edges`, the rows they read, and a `Progress`; collective.
 
     Args:
         local: blocks that need no messages; by default the one between local nodes.
-        kept: a copy of every message is appended here.
+        kept: a list to which a copy of every message is appended.
         cut_for: cut messages as `stream_and_return` does for gradients of this width, so that its
-            blocks are the same ones.
+            blocks are the same.
         sums: what each block is added to, see `hubs`.
-        before: is told a row before a message is packed of rows up to there: it may make them.
-        meanwhile: is done once messages are on their way, before the first block: it may make rows
-            that nobody is sent, and is given what moves messages on.
+        before: called with a row number before a message is packed from rows below it, so that it
+            can compute those rows first.
+        meanwhile: called with the `Progress` once messages are in flight, before the first block;
+            it can compute rows that are not sent to any rank.
         by_row: as for `drive`.
     """
     exchange, arrivals = _start(graph, edges, payload, where, cut_for=cut_for, before=before)
@@ -242,13 +243,13 @@ def stream(
 
 
 def first_sent(edges: EdgeBlocks) -> int:
-    """Local rows before this one are sent to nobody."""
+    """Return the first local row that is sent to any rank."""
     return edges.derived(_FirstSent())
 
 
 @dataclass(frozen=True)
 class _FirstSent:
-    """Asked for once: a GPU is waited for."""
+    """The first sent row, found once, since finding it on a GPU has to wait for it."""
 
     def build(self, edges: EdgeBlocks) -> int:
         sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
@@ -269,14 +270,14 @@ def stream_and_return(
     meanwhile: Callable[[Progress], None] | None = None,
     by_row: bool = False,
 ) -> Iterator[tuple[Block, Rows, Tensor, Progress]]:
-    """As `stream`, with the gradients of the rows, which go back to their owners; collective.
+    """Yield as `stream`, with gradients of the rows, which are sent to their owners; collective.
 
-    Gradients are added to what comes third: `grad_NG` itself for local blocks, else zeros like its
-    rows, which are sent when the next block is asked for.
+    Gradients are added to the third value: `grad_NG` itself for local blocks, else zeros of that
+    width, which are sent when the next block is requested.
 
     Args:
-        accept: takes gradients that have come back, in the order in which the rows were sent.
-        in_order: nothing is accepted before the local blocks are done.
+        accept: takes returned gradients, in the order in which the rows were sent.
+        in_order: accept nothing before the local blocks are done.
         meanwhile, by_row: as for `stream`.
     """
     exchange, arrivals = _start(
@@ -312,7 +313,7 @@ def _start(
     hold_replies: bool = False,
     before: Callable[[int], None] | None = None,
 ) -> tuple[Exchange, Chunks]:
-    """Begin to send every halo row of `edges`; the exchange, and the block of each arrival."""
+    """Begin to send every halo row of `edges`; return the exchange and the blocks of arrivals."""
     width, at_once = payload.layout.columns, graph.execution.at_once
     most = graph.ring.rows_per_message(
         width, payload.dtype, max(return_width, cut_for), at_once=at_once
@@ -360,10 +361,10 @@ def return_gradients(
 
     Args:
         produce: `produce(i, block, out)` adds the rows of the i-th arrival of `stream` to `out`,
-            which starts at 0.
-        sums: what of local rows it adds to, see `hubs`.
-        accept: takes what came for local rows.
-        first: local work, given what moves messages on; done before anything is produced.
+            which is zero before.
+        sums: the sums over local rows that `produce` adds to, see `hubs`.
+        accept: takes the rows returned for local rows.
+        first: local work, called with a `Progress` before anything is produced.
     """
     at_once = graph.execution.at_once
     most = graph.ring.rows_per_message(width, dtype, at_once=at_once)

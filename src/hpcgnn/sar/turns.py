@@ -1,4 +1,4 @@
-"""Slabs of rows that are made in turn, while messages of rows before them are on their way."""
+"""Slabs of rows that are computed in order, while messages of earlier rows are in flight."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Progress = Callable[[], None]
 
 
 def nothing() -> None:
-    """In place of a `Progress` where no messages are on their way."""
+    """Do nothing: a `Progress` for when no messages are in flight."""
 
 
 class InTurn:
-    """Slabs of rows, to each of which something is done once, in turn."""
+    """Slabs of rows that a function is applied to, once each and in order."""
 
     def __init__(self, slabs: Iterable[slice], do: Callable[[slice], None]) -> None:
         self._slabs, self._do = deque(slabs), do
@@ -25,19 +25,19 @@ class InTurn:
         return len(self._slabs)
 
     def before(self, row: int) -> None:
-        """All slabs that begin before this row."""
+        """Process all slabs that begin before this row."""
         while self._slabs and self._slabs[0].start < row:
             self._do(self._slabs.popleft())
 
     def rest(self, progress: Progress = nothing) -> None:
-        """All that are left; `progress` is called after each, and may ask for more of them."""
+        """Process all remaining slabs; `progress`, called after each, may process more of them."""
         while self._slabs:
             self._do(self._slabs.popleft())
             progress()
 
 
 def made_before(ring: Ring, make: Callable[[int], None], row: int) -> None:
-    """Rows that are made as a message of them is packed, which doesn't count as packing."""
+    """Make rows while a message of them is packed, without counting the time as packing."""
     start = time.perf_counter()
     make(row)
     ring.pack_seconds -= time.perf_counter() - start

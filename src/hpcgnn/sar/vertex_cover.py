@@ -1,10 +1,10 @@
 """The fewest rows that carry a sum from one part to another.
 
-For sums, an edge between parts is served either by sending its source row, or by sending a
-partial sum for its destination. The cheapest choice is a minimum vertex cover of the block's
-bipartite graph, found from a maximum matching (König 1931). Block (r, s) becomes a product R S: the
-sender multiplies by S, one message row per chosen vertex, and the receiver by R. Edges that the
-sender sums are kept by the sender.
+For sums, an edge between parts is served either by sending its source row, or by sending a partial
+sum for its destination. The cheapest choice is a minimum vertex cover of the block's bipartite
+graph, found from a maximum matching (König 1931). Block (r, s) becomes a product R S: the sender
+multiplies by S, with one message row per chosen vertex, and the receiver by R. The sender stores
+the edges that it sums.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hpcgnn.kernels.block import Block, Derived
 from hpcgnn.partition.layout.cover import vertex_cover
 from hpcgnn.sar.stream import Chunks, chunks
 
-WORTHWHILE = 0.95  # a cover must need at most this share of the plain rows
+WORTHWHILE = 0.95  # a cover is used if it needs at most this share of the plain rows
 
 
 @dataclass(frozen=True, eq=False)
 class SumPlan(Derived):
-    """How `y = A x` is computed over the ranks: per peer, S before sending and R on arrival.
+    """A plan of `y = A x` over the ranks: per peer, S before sending and R on arrival.
 
     `senders[p]` maps local rows to message rows for peer p; `receivers[p]` maps message rows from
     peer p to local rows; `receivers[rank]` is the local block.
@@ -38,11 +38,11 @@ class SumPlan(Derived):
 
     @property
     def blocks(self) -> list[Block]:
-        """Those whose columns come with messages."""
+        """The blocks whose columns arrive in messages."""
         return self.receivers
 
     def cut(self, most: int) -> tuple[list[Block], Chunks]:
-        """Remote senders and receivers in ring order, in messages of at most `most` rows."""
+        """Return remote senders and receivers in ring order, in messages of at most `most` rows."""
         size = len(self.senders)
         senders = [
             kernels.rows_between(self.senders[peer], low, high)
@@ -53,7 +53,7 @@ class SumPlan(Derived):
 
 
 def sum_plan(graph: PartitionedGraph, edges: EdgeBlocks, weighted: bool) -> SumPlan:
-    """The plan of one direction; collective on first use, kept after."""
+    """Return the plan of one direction; collective on first use, then cached."""
     inward, fewest = edges is graph.in_edges, graph.execution.fewest_rows
     return graph.derived(_Planned(inward, weighted, fewest))
 
@@ -114,7 +114,7 @@ class _Split:
 
 
 def _split(block: Block) -> _Split | None:
-    """R and S of a minimum vertex cover; None where the plain send list is about as short."""
+    """Return R and S of a minimum vertex cover; None if the send list is about as short."""
     if block.num_rows == 0:
         return None
     begin, end = block.begin.cpu().numpy(), block.end.cpu().numpy()

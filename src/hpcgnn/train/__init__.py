@@ -1,1 +1,1 @@
-"""Training loop, metrics, checkpoints."""
+"""The training loop, its metrics and its checkpoints."""

@@ -1,4 +1,4 @@
-"""From the file that a command names to the one that parts are loaded from."""
+"""From the file named on the command line to the file that parts are loaded from."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from hpcgnn.train.config import Config
 
 
 def file_of_parts(source: Path, comm: Communicator, config: Config, display: Display) -> Path:
-    """`source`, or a partition of it with a part per rank, which is kept; collective.
+    """Return `source`, or the file of a partition of it with one part per rank; collective.
 
-    On one rank a graph file is loaded as it is. On several its partition is looked for, and made,
-    where `hpcgnn partition` puts it. Rank 0 says which file that is.
+    On one rank a graph file is loaded as it is. On several ranks, its partition is reused from
+    where `hpcgnn partition` puts it, or else made there and kept. Rank 0 prints which file it is.
 
     Raises:
-        InputError: a damaged file, or something in the place that training has not made.
+        InputError: a file is damaged, or the partition's name is taken by one that training has not
+            made.
         OutputError: the partition can't be written.
     """
     kind = fingerprint = ""
@@ -33,7 +34,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config, display: Dis
     kind, fingerprint = comm.broadcast((kind, fingerprint), where="open graph")
     if kind != GRAPH or comm.size == 1:
         return source
-    from hpcgnn.partition.pipeline import default_file, partition_graph  # not cheap to import
+    from hpcgnn.partition.pipeline import default_file, partition_graph  # slow to import
 
     target = default_file(source, comm.size)
     method = config.training.method
@@ -64,7 +65,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config, display: Dis
 
 
 def _check_own(path: Path, method: str) -> None:
-    """Refuse to replace a partition that isn't one that training made for itself."""
+    """Refuse to replace a partition that was not made by training itself."""
     if not os.path.lexists(path):
         return
     try:
@@ -91,5 +92,5 @@ def _is_partition_of(path: Path, fingerprint: str, method: str) -> bool:
         with Reader(path, PARTITION) as reader:
             same_graph = reader.text("graph_fingerprint") == fingerprint
             return same_graph and method in ("auto", reader.text("method"))
-    except InputError:  # not one that can be used
+    except InputError:  # not usable
         return False

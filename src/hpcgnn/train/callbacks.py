@@ -1,4 +1,4 @@
-"""What a user adds to the training loop: functions and objects that it calls on all ranks."""
+"""Callbacks: a user's functions and objects that the training loop calls on all ranks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _METHODS = ("on_start", "on_epoch", "on_end")
 
 
 class Callbacks:
-    """Each is a function `f(trainer, record)`, or an object with some of these methods:
+    """A run's callbacks: functions `f(trainer, record)`, or objects with some of these methods:
 
     on_start(trainer)           before the first epoch of this job
     on_epoch(trainer, record)   after an epoch; numbers added to `record` go to metrics.jsonl
-    on_end(trainer)             after the last, or an early stop
-    state_dict(), load_state_dict(state)    plain values that a checkpoint keeps
+    on_end(trainer)             after the last epoch, or an early stop
+    state_dict(), load_state_dict(state)    plain values kept in checkpoints
 
-    All are called on every rank, so that they may use collectives; `trainer.request_stop(reason)`
-    ends the run after this epoch.
+    All are called on every rank, so that they can use collectives; `trainer.request_stop(reason)`
+    ends the run after the epoch.
 
     Raises:
-        InputError: one has none of these.
+        InputError: a callback is neither.
     """
 
     def __init__(self, given: Sequence[Any]) -> None:
@@ -77,7 +77,7 @@ class Callbacks:
 
 
 def _number(name: str, value: Any) -> float | int | str | bool | None:
-    """What metrics.jsonl can hold: null where a number is not finite."""
+    """Return a value for metrics.jsonl: null for numbers that are not finite."""
     if value is None or isinstance(value, bool | int | str):
         return value
     try:

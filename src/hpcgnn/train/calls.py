@@ -1,4 +1,4 @@
-"""How a model is called: one of the user's, or a built-in one that leaves nodes out."""
+"""Calling a model: a user's, or a built-in one whose training pass leaves nodes out."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 class ModelCall:
-    """Calls a module as its `forward` wants it.
+    """Calls a module with the arguments that its `forward` takes.
 
-    That is `forward(graph, x)` with the graph's features, `forward(graph)`, or PyTorch
-    Geometric's `forward(x, edge_index)`, whose `edge_index` is the graph then, for layers of
+    These are `forward(graph, x)` with the graph's features, `forward(graph)`, or PyTorch
+    Geometric's `forward(x, edge_index)`, where the graph is passed as `edge_index`, for layers of
     `hpcgnn.nn.pyg`.
 
     Raises:
-        InputError: `forward` takes something else, or the graph has no features.
+        InputError: `forward` takes other arguments, or the graph has no features.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ModelCall:
             )
 
     def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
-        """What the module returns for all local nodes; `x_NF` in place of the features."""
+        """Return the module's output for all local nodes; `x_NF` replaces the graph's features."""
         x_NF = self.graph.features if x_NF is None else x_NF
         given = {"graph": (self.graph,), "graph, x": (self.graph, x_NF), "x": (x_NF, self.graph)}
         output = self.model(*given[self.order])
@@ -61,7 +61,7 @@ class ModelCall:
         return output
 
     def random_numbers(self, epoch: int, seed: int) -> AbstractContextManager[Any]:
-        """torch's random numbers follow from seed, epoch and rank in a model of the user's."""
+        """Return a context in which torch's random numbers depend on seed, epoch and rank alone."""
         device = self.graph.node_ids.device
         stack = ExitStack()
         devices = [device] if device.type == "cuda" else []
@@ -71,17 +71,17 @@ class ModelCall:
         return stack
 
     def output(self) -> Tensor:
-        """The output in the run's precision; rows of float32 where it is of less."""
+        """Return the output in the run's precision, as float32 rows if that is lower."""
         return self._precise(None)
 
     def training_output(self, x_NF: NodeFeatures | None = None) -> Tensor:
-        """As `output`, of the pass that is trained on: see `place`."""
+        """Return the output of a pass to be trained on; see `place` for its rows."""
         with self.kept():
             return self._precise(x_NF)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """What this pass saves for backward is kept in the type that the settings say."""
+        """Keep tensors saved for backward in the settings' dtype within the context."""
         if self.keep_in == "fp32":
             yield
             return
@@ -99,11 +99,11 @@ class ModelCall:
             execution.kept = None
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Which of the training targets are targets in this epoch."""
+        """Return the training targets that are targets in this epoch."""
         return rows
 
     def place(self, rows: Tensor) -> Tensor:
-        """Where in `training_output` the rows of these local nodes are."""
+        """Return the positions in `training_output` of the rows of these local nodes."""
         return rows
 
     def _precise(self, x_NF: NodeFeatures | None) -> Tensor:
@@ -113,7 +113,7 @@ class ModelCall:
 
 
 class BuiltInCall(ModelCall):
-    """Leaves nodes out that reach no target, and hides labels that are targets."""
+    """Calls a built-in model without nodes that reach no target, and hides targets' labels."""
 
     model: Model
 
@@ -126,7 +126,7 @@ class BuiltInCall(ModelCall):
         self.flow = self._message_flow(config)
 
     def random_numbers(self, epoch: int, seed: int) -> AbstractContextManager[Any]:
-        return nullcontext()  # masks are drawn by node, epoch and seed
+        return nullcontext()  # built-in masks are drawn by node, epoch and seed
 
     def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
         output: Tensor = self.model(self.graph, x_NF)
@@ -147,7 +147,7 @@ class BuiltInCall(ModelCall):
         return rows if self.flow is None else torch.searchsorted(self.train_rows, rows)
 
     def _message_flow(self, config: Config) -> Flow | None:
-        """Pruned layers for the training pass; none where a layer looks at all nodes anyway."""
+        """Return pruned layers for the training pass; None if a layer needs all nodes anyway."""
         whole = config.model.norm in ("batch", "graph") or config.model.jumping != "none"
         if not config.streaming.prune or whole:
             return None

@@ -23,15 +23,15 @@ from hpcgnn.train.settings import (
     TrainingSettings,
 )
 
-_MOST_RATE = 1e30  # of learning
+_MOST_RATE = 1e30  # largest learning rate
 
 
 @dataclass(frozen=True)
 class Config:
     """A resolved configuration; stored as JSON in every output.
 
-    Files and options name a setting without its section (`checkpoint_every`, see `options`), as
-    `Config.of` and `flat` do; a TOML file may name sections: `[checkpoints]`, then `every = 5`.
+    Files and options name a setting without its section (`checkpoint_every`, see `options`), as do
+    `Config.of` and `flat`; a TOML file may use sections: `[checkpoints]`, then `every = 5`.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -52,10 +52,10 @@ class Config:
 
     @staticmethod
     def of(**values: Any) -> Config:
-        """From settings without their sections: `Config.of(model="gcn", hidden=64)`.
+        """Return the `Config` of settings without sections: `Config.of(model="gcn", hidden=64)`.
 
         Raises:
-            InputError: a value is of another type or out of its limits, or they don't fit together.
+            InputError: a value has a wrong type or is out of range, or values are incompatible.
             TypeError: no setting has this name.
         """
         places = options()
@@ -68,14 +68,14 @@ class Config:
         return Config(**sections)
 
     def flat(self) -> dict[str, Value]:
-        """All settings without their sections, named as options and files name them."""
+        """Return all settings without their sections, named as in options and files."""
         return {
             option: getattr(getattr(self, place.section), place.name)
             for option, place in options().items()
         }
 
     def changed(self, **values: Any) -> Config:
-        """The same with other values of settings, named as in `of`."""
+        """Return the same configuration with other values of some settings, named as in `of`."""
         return Config.of(**self.flat() | values)
 
     def to_json(self) -> str:
@@ -83,7 +83,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str, file: str | Path) -> Config:
-        """Read a stored configuration; unknown names are refused."""
+        """Return a stored configuration; raise InputError for unknown names."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -93,7 +93,7 @@ class Config:
 
 @dataclass(frozen=True)
 class SettingPlace:
-    """Where a setting is: `config.section.name`."""
+    """The place of a setting: `config.section.name`."""
 
     section: str
     name: str
@@ -105,7 +105,7 @@ def _sections() -> dict[str, type[Section]]:
 
 
 def options() -> dict[str, SettingPlace]:
-    """Every setting by its name without a section, in the order of sections."""
+    """Return every setting by its name without a section, in the order of sections."""
     return {
         setting.option or name: SettingPlace(section, name, setting)
         for section, kind in _sections().items()
@@ -122,7 +122,7 @@ def _rates_are_finite(optimiser: OptimiserSettings, epochs: int) -> bool:
 
 
 def from_mapping(values: Any, file: str | Path) -> Config:
-    """A `Config` from a dictionary, flat or in sections; unknown names are refused by file."""
+    """Return the `Config` of a dictionary, flat or in sections; errors about it name `file`."""
     if not isinstance(values, dict):
         raise InputError("must be a table of settings", file=file)
     try:
@@ -149,7 +149,7 @@ def _flattened(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(section: str, name: str) -> str:
-    """The flat name of what a section calls `name`, or by its flat name."""
+    """Return the flat name of the setting that a section calls `name`, or that is its flat name."""
     name = name.replace("-", "_")
     for option, place in options().items():
         if place.section == section and name in (place.name, option):
@@ -158,7 +158,7 @@ def _option(section: str, name: str) -> str:
 
 
 def _unknown(name: str) -> InputError:
-    """What is wrong with `name` or `section.name`: its section, or a letter."""
+    """Return the error about `name` or `section.name`, with the right section or nearest name."""
     section, _, last = name.rpartition(".")
     places = {option: place for option, place in options().items() if section}
     if last in places:
@@ -173,9 +173,9 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option per setting, in a group per section; only those given are set on the namespace.
+    """Add one option per setting, in a group per section; only given ones are set on the namespace.
 
-    And `--set KEY=VALUE`, for anything that a TOML file may hold.
+    Also adds `--set KEY=VALUE`, for any setting that a TOML file may hold.
     """
     parser.add_argument(
         "--set",
@@ -213,7 +213,7 @@ def _metavar(setting: Setting) -> str | None:
 
 
 def _set(changes: list[str]) -> dict[str, Any]:
-    """Settings without their sections from `--set` texts."""
+    """Return settings without their sections from the texts of `--set`."""
     found: dict[str, Any] = {}
     for text in changes:
         key, equals, value = text.partition("=")
@@ -222,7 +222,7 @@ def _set(changes: list[str]) -> dict[str, Any]:
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):
-            parsed = value  # text, which needs no quotes here
+            parsed = value  # a string, which needs no quotes here
         section, dot, name = key.strip().partition(".")
         given = {section: {name: parsed}} if dot else {section: parsed}
         try:
@@ -235,11 +235,11 @@ def _set(changes: list[str]) -> dict[str, Any]:
 def resolve(
     args: argparse.Namespace, config_file: str | None, former: Config | None = None
 ) -> Config:
-    """Defaults, or a run's `former` settings; over them the file, `--set` and the options given.
+    """Return the defaults, or a run's `former` settings, overridden by file, `--set` and options.
 
     Raises:
-        InputError: the file is missing, is no TOML (JSON, where it ends so), a setting is unknown
-            or out of range, or the file of a model of the user's is named by `former` alone.
+        InputError: the file is missing or not TOML (JSON, if its name ends so), a setting is
+            unknown or out of range, or the file of a user's model is named only by `former`.
     """
     given: dict[str, Any] = {} if config_file is None else _read(Path(config_file))
     given |= _set(getattr(args, "changes", []))
@@ -256,7 +256,7 @@ def resolve(
 
 
 def former_settings(run_dir: Path) -> Config | None:
-    """The settings that a run was begun with; None where its directory doesn't tell.
+    """Return the settings that a run was started with; None if its directory has no config.json.
 
     Raises:
         InputError: config.json can't be read, or isn't that of a run.
@@ -266,12 +266,12 @@ def former_settings(run_dir: Path) -> Config | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The settings that a file names, without their sections."""
+    """Return the settings in a file, without their sections."""
     kind = "JSON" if path.suffix == ".json" else "TOML"
     text = read_text(path)
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # of text, endless digits or nesting
+    except (ValueError, RecursionError) as error:  # syntax, too many digits or nesting
         raise InputError(f"is no {kind}: {error}", file=path) from error
     from_mapping(values, path)
     return _flattened(values)

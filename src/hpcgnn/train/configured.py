@@ -1,4 +1,4 @@
-"""From settings to a trainer: model, task and optimizer of the command line."""
+"""Building a trainer from settings: model, task and optimizer of the command line."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def configured_trainer(
     display: Display = SILENT,
     callbacks: Sequence[Any] = (),
 ) -> Trainer:
-    """The trainer of a configuration, for a built-in model or one of the user's; collective.
+    """Return the trainer of a configuration, for a built-in or a user's model; collective.
 
     Args:
-        resume: go on from the newest whole checkpoint, if there is one.
-        stop: signals heard so far and from now on; None: those that arrive during `run`.
+        resume: continue from the newest intact checkpoint, if there is one.
+        stop: signals received so far and from now on; None: those that arrive during `run`.
         show: what is printed, see `Reporter`.
-        display: what shows how far training is.
+        display: shows the progress of training.
         callbacks: see `Callbacks`.
 
     Raises:
-        InputError: the graph and the configuration, or a checkpoint to resume, don't fit together.
+        InputError: graph and configuration, or a checkpoint to resume from, are incompatible.
     """
     if config.model.own and config.streaming.recompute:
         raise InputError(
@@ -54,7 +54,7 @@ def configured_trainer(
     task = find_task(graph, config.training.metric, config.task, config.training.seed)
     own = ModelFile.of(config.model) if config.model.own else None
     stored = own.stored() if own else {}
-    # Before the model is built: one of other settings may not even fit the graph.
+    # Before the model is built: a model with other settings may not fit the graph.
     run = Run.open(run_dir, graph, config, resume=resume, model_file=stored)
     seed = config.training.seed
     how: dict[str, Any] = {

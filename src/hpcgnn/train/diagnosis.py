@@ -1,4 +1,4 @@
-"""Where numbers stopped being finite: epoch, rank and layer, found after the fact."""
+"""Finding where numbers stopped being finite: the rank and the layer or parameter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MOST = 4  # ranks named
 
 
 def first_layer(model: torch.nn.Module, comm: Communicator, call: Callable[[], object]) -> str:
-    """Repeat a forward pass and say whose output was first not finite; collective.
+    """Repeat a forward pass and return the layer whose output was first not finite; collective.
 
     Args:
         call: runs the pass.
 
     Returns:
-        `layer 2 (stack.convs.1) on rank 3`, or several ranks; "the loss" when the output of the
-        model is finite.
+        `layer 2 (stack.convs.1) on rank 3`, or several ranks; "the loss" if the model's output is
+        finite.
     """
     calls: list[tuple[str, bool]] = []
 
@@ -46,7 +46,7 @@ def first_layer(model: torch.nn.Module, comm: Communicator, call: Callable[[], o
     first = min(first_P)
     if first == len(calls):
         return "the loss"
-    # Several where the layer itself sends rows on from the rank that it began on.
+    # Several, if the layer itself sends rows on from the rank where it began.
     ranks = [str(rank) for rank, place in enumerate(first_P) if place == first]
     more = f" and {len(ranks) - _MOST} more" if len(ranks) > _MOST else ""
     plural = "s" if len(ranks) > 1 else ""
@@ -54,9 +54,9 @@ def first_layer(model: torch.nn.Module, comm: Communicator, call: Callable[[], o
 
 
 def first_gradient(graph: PartitionedGraph, parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """The parameter whose gradient is not finite on the lowest rank; collective.
+    """Return the parameter whose gradient is not finite on the lowest rank; collective.
 
-    Of several the last one: backward reaches it first.
+    If there are several, the last one, which backward reaches first.
     """
     found = first_not_finite(parameters, graph.ring.comm)
     return "the sum over the ranks" if found is None else f"{_named(found[0])} on rank {found[1]}"

@@ -1,4 +1,4 @@
-"""What lies in a run directory as text, metrics.jsonl above all, read with every line checked."""
+"""Text files of a run directory, above all metrics.jsonl, read with every line checked."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MAX_EPOCH = 1 << 40
 _LONGEST_LINE = 1 << 20
 _LARGEST_FILE = 1 << 30
 _LARGEST_CONFIG = 1 << 20
-_SHOWN = 5  # ranges of epochs in a message
+_SHOWN = 5  # ranges of epochs listed in a message
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of metrics.jsonl without its end; `record` is None where it is no epoch's record."""
+    """A line of metrics.jsonl without its newline; `record` is None if it isn't a record."""
 
     number: int
     text: bytes
@@ -32,10 +32,10 @@ class Line:
 
 
 def check_regular(path: Path) -> bool:
-    """Whether `path` is there.
+    """Return whether `path` exists.
 
     Raises:
-        InputError: it is something else than a file, such as a folder or a FIFO.
+        InputError: it is not a regular file, but a folder or a FIFO, for example.
     """
     try:
         mode = path.stat().st_mode
@@ -51,11 +51,11 @@ def check_regular(path: Path) -> bool:
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """The lines of a journal, one at a time.
+    """Yield the lines of a journal, one at a time.
 
     Raises:
-        FileNotFoundError: it isn't there.
-        InputError: it can't be read, is no regular file, or far too large.
+        FileNotFoundError: it doesn't exist.
+        InputError: it can't be read, is not a regular file, or is far too large.
     """
     with _open(path, _LARGEST_FILE) as file:
         number = 0
@@ -67,11 +67,11 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a file with one per line, None for lines that are none.
+    """Yield the objects of a file with one per line; None for lines that aren't objects.
 
     Raises:
-        FileNotFoundError: it isn't there.
-        InputError: it can't be read, is no regular file, or far too large.
+        FileNotFoundError: it doesn't exist.
+        InputError: it can't be read, is not a regular file, or is far too large.
     """
     with _open(path, _LARGEST_FILE) as file:
         while text := file.readline(_LONGEST_LINE + 1):
@@ -82,10 +82,10 @@ def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def config_of(run_dir: Path) -> dict[str, Any] | None:
-    """The content of config.json; None where there is none.
+    """Return the content of config.json; None if it doesn't exist.
 
     Raises:
-        InputError: it is no JSON object, or no regular file.
+        InputError: it is not a JSON object, or not a regular file.
     """
     path = run_dir / "config.json"
     try:
@@ -101,7 +101,7 @@ def config_of(run_dir: Path) -> dict[str, Any] | None:
 
 
 def gaps(epochs: Iterable[int], last: int) -> str:
-    """Which of 1 .. last are not among `epochs` (rising), as `3, 7-9`; empty where all are."""
+    """Return which of 1 .. last are not in `epochs` (ascending), as `3, 7-9`; empty if none."""
     found, expected = [], 1
     for epoch in [*epochs, last + 1]:
         if epoch > expected:
@@ -112,7 +112,7 @@ def gaps(epochs: Iterable[int], last: int) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Finite, and no bool."""
+    """Return whether a value is a finite number, and not a bool."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and -1e300 < value < 1e300  # type: ignore[operator]
 
@@ -131,7 +131,7 @@ def _open(path: Path, largest: int) -> BinaryIO:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError("is not a regular file", file=path)
-        # Should it become a FIFO just now, opening must not wait for a writer.
+        # If it is replaced by a FIFO just now, opening must not wait for a writer.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except FileNotFoundError:
         raise
@@ -147,18 +147,18 @@ def _open(path: Path, largest: int) -> BinaryIO:
 class Journal:
     """metrics.jsonl of a run directory; only rank 0 writes.
 
-    Lines that are no records are dropped, of several records of an epoch the last is kept, and
-    what is missing before the start is told. A record that can't be written is kept in memory and
-    written before the next.
+    On opening, lines that aren't records are dropped, the last of several records of an epoch is
+    kept, and a warning names epochs without a record. A record that can't be written is kept in
+    memory and written before the next one.
 
     Args:
-        epoch: the run goes on after this epoch: later lines of an earlier attempt are dropped.
-        until: the run's last epoch: up to here they will be written again.
-        beside: another journal of the run has the say: nothing is asked or told, later lines and
-            damaged ones are dropped.
+        epoch: the run continues after this epoch; later lines of an earlier attempt are dropped.
+        until: the run's last epoch; lines up to it will be written again.
+        beside: a secondary journal of the run: later and damaged lines are dropped without checks
+            and warnings.
 
     Raises:
-        InputError: it can't be read, is somebody else's, or tells of epochs that would be lost.
+        InputError: it can't be read, is not a run's, or has epochs that would be lost.
         OutputError: it can't be written.
     """
 
@@ -184,7 +184,7 @@ class Journal:
             raise OutputError(f"can't be written: {error.strerror}", file=path) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a record; a failure is told, and made up for later."""
+        """Append a record; if that fails, warn, and write it with a later one."""
         self._waiting[record["epoch"]] = json.dumps(record) + "\n"
         try:
             self._append("".join(self._waiting.values()).encode())
@@ -194,7 +194,7 @@ class Journal:
             self._waiting.clear()
 
     def sync(self) -> None:
-        """Bring what was written to the disk; from any thread."""
+        """Flush the file to disk; can be called from any thread."""
         with suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -203,7 +203,7 @@ class Journal:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Write what couldn't be written so far, or tell what is missing for good."""
+        """Write records that couldn't be written before, or warn which are missing for good."""
         if not self._waiting:
             return
         try:
@@ -214,7 +214,7 @@ class Journal:
             warning(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
 
     def _append(self, data: bytes) -> None:
-        """All of `data`, or nothing and OSError."""
+        """Write all of `data`, or write nothing and raise OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o666)
         try:
@@ -234,13 +234,13 @@ class Journal:
 
 @dataclass
 class _Found:
-    """An existing journal: lines by epoch, how many it has, how many are no records."""
+    """The content of an existing journal: lines by epoch, their number, and that of bad lines."""
 
     kept: dict[int, bytes]
     lines: int = 0
     bad: int = 0
-    saved: bool = False  # a checkpoint was on disk by then
-    tidy: bool = True  # epochs rise, and every line ends
+    saved: bool = False  # some line says that a checkpoint was on disk
+    tidy: bool = True  # epochs ascend, and every line is complete
 
     @staticmethod
     def read(path: Path) -> _Found:
@@ -255,7 +255,7 @@ class _Found:
                 found.tidy &= epoch > last
                 last = epoch
                 found.kept[epoch] = line.text
-                # Records of earlier releases don't tell, but a score made a best checkpoint.
+                # Records of earlier releases don't say; there, a score implies a best checkpoint.
                 saved = line.record.get("checkpoint", line.record.get("valid"))
                 found.saved |= saved not in (0, None)
         except FileNotFoundError:
@@ -274,7 +274,7 @@ def _ends_with_a_line(path: Path) -> bool:
 
 
 def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
-    """No epoch's record is lost without a word."""
+    """Check that no record would be lost without an error or a warning."""
     if epoch == 0 and found.kept:
         _check_lost(path, found)
     last = max(found.kept, default=0)
@@ -293,7 +293,7 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
 
 
 def _check_lost(path: Path, found: _Found) -> None:
-    """A run may start again at epoch 1 only where it ended before its first checkpoint."""
+    """Check that the run ended before its first checkpoint, so that it may start at epoch 1."""
     last, epochs = max(found.kept), None
     with suppress(InputError):
         epochs = (config_of(path.parent) or {}).get("epochs")

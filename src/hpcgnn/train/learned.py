@@ -21,7 +21,7 @@ _KEPT = (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 
 
 class Learned:
-    """The model's names as they are, those of the task's module after `task:`."""
+    """The model's parameters and buffers by name; names in the task's module begin with `task:`."""
 
     def __init__(self, model: torch.nn.Module, of_task: torch.nn.Module | None = None) -> None:
         self.modules = {"": model} | ({} if of_task is None else {OF_TASK: of_task})
@@ -45,7 +45,7 @@ class Learned:
         }
 
     def second_names(self) -> dict[str, str]:
-        """Of parameters that are known by several names, the first by each other one."""
+        """Return the first name of parameters with several names, by each of their other names."""
         first = {id(parameter): name for name, parameter in self.named_parameters()}
         return {
             prefix + name: first[id(parameter)]
@@ -55,7 +55,7 @@ class Learned:
         }
 
     def sharded_names(self) -> set[str]:
-        """Names in `state_dict` of parameters of which each rank has its own rows."""
+        """Return the names in `state_dict` of parameters of which each rank has its own rows."""
         return {
             prefix + name
             for prefix, module in self.modules.items()
@@ -72,12 +72,12 @@ class Learned:
             module.to(device)
 
     def check(self, comm: Communicator) -> None:
-        """Refuse what can't be trained over ranks, or kept in a checkpoint; collective.
+        """Check that all can be trained over ranks and kept in a checkpoint; collective.
 
-        Parameters that are not to be trained are named.
+        Rank 0 prints the names of frozen parameters.
 
         Raises:
-            InputError: in one line, which names the parameter or the module.
+            InputError: something can't be; the line names the parameter or the module.
         """
         self._check_kinds()
         for prefix, module in self.modules.items():
@@ -117,7 +117,7 @@ class Learned:
         self._note_frozen(comm)
 
     def _check_kinds(self) -> None:
-        """Refuse what can't send messages: layers of another library, and compiled ones."""
+        """Raise InputError for layers that can't send messages: compiled or of another library."""
         for name, module in self.modules[""].named_modules():
             compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
             if compiled and any(_is_ours(inner) for inner in module.modules()):
@@ -136,7 +136,7 @@ class Learned:
             )
 
     def _loose(self) -> list[str]:
-        """Attributes whose gradients are asked for, but that `parameters` leaves out."""
+        """Return the attributes that require gradients but aren't among the parameters."""
         known = {id(parameter) for parameter in self.parameters()}
         found = []
         for prefix, module in self.modules.items():
@@ -149,14 +149,14 @@ class Learned:
         return found
 
     def _note_frozen(self, comm: Communicator) -> None:
-        """Name the parameters that ask for no gradient, where there are any."""
+        """Print the names of parameters that don't require gradients, if there are any."""
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         if frozen and comm.rank == 0:
             say(f"note: requires_grad is False of {some(frozen)}: not trained")
 
     @torch.no_grad()
     def take_from_first(self, comm: Communicator) -> bool:
-        """Rank 0's values on all ranks, sharded rows excepted; whether any rank had others.
+        """Copy rank 0's values, except sharded rows, to all ranks; return whether any differed.
 
         Collective.
         """
@@ -174,7 +174,7 @@ class Learned:
         return bool(comm.allreduce(int(changed), "max", where="weights"))
 
     def note_unused(self, comm: Communicator) -> None:
-        """Name what no rank's backward has reached, after the first; collective."""
+        """Print, after the first backward pass, parameters it reached on no rank; collective."""
         mine = {n for n, p in self.named_parameters() if p.requires_grad and p.grad is None}
         unused_P = comm.allgather(mine, where="unused parameters")
         unused = sorted(set.intersection(*unused_P))
@@ -191,11 +191,11 @@ def _is_of_pyg(module: torch.nn.Module) -> bool:
     return any(kind.__module__ == place for kind in type(module).__mro__)
 
 
-_OF_TORCH = frozenset(vars(torch.nn.Module()))  # what every module has
+_OF_TORCH = frozenset(vars(torch.nn.Module()))  # attributes of every module
 
 
 def _trainable(value: object) -> Iterator[Tensor]:
-    """Leaves that ask for a gradient, in a tensor, or modules and tensors in plain containers."""
+    """Yield leaves that require gradients, in a tensor, a module or a plain container of these."""
     if isinstance(value, Tensor):
         if value.requires_grad and value.is_leaf:
             yield value
@@ -208,6 +208,6 @@ def _trainable(value: object) -> Iterator[Tensor]:
 
 
 def some(names: list[str]) -> str:
-    """The first of these names, and how many there are besides."""
+    """Return the first of these names, and the number of the others."""
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,4 +1,4 @@
-"""From a file to a part that lies where it is computed on."""
+"""Opening a file as this rank's part, on the device that computes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from hpcgnn.train.plan.refusal import explained
 def open_part(
     path: str | Path, comm: Communicator, config: Config, display: Display = SILENT
 ) -> PartitionedGraph:
-    """This rank's part on the device that `config` asks for; collective. Rank 0 says which.
+    """Return this rank's part on the device in `config`; collective. Rank 0 prints the device.
 
     On one rank a graph file is a part.
 
     Raises:
-        InputError: no such device or transport, a damaged file, or features that can't stay on
-            the host with this model.
+        InputError: there is no such device or transport, the file is damaged, or this model can't
+            use features in host memory.
         OutOfMemoryError: the part doesn't fit.
     """
     device = pick_device(comm, config.device.kind)
@@ -72,7 +72,7 @@ def _size(path: str | Path) -> float:
 
 
 def place(graph: PartitionedGraph, device: torch.device, config: Config) -> PartitionedGraph:
-    """The part on a GPU, its features there or in pinned host memory."""
+    """Return the part on a GPU, with its features there or in pinned host memory."""
     features = graph.features
     if config.device.features_on == "host" and isinstance(features, Tensor):
         check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
@@ -84,17 +84,17 @@ def place(graph: PartitionedGraph, device: torch.device, config: Config) -> Part
 
 
 def _repeatable() -> None:
-    """The same bits in every run: torch's own operations too, where they can."""
+    """Make torch's own operations deterministic, too, where they can be."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_training(config: Config, facts: Facts) -> None:
-    """All that training asks for and a header tells.
+    """Check all that training requires of the graph, as far as its header tells.
 
     Raises:
-        InputError: the graph lacks it.
+        InputError: the graph lacks something.
     """
     check_task(
         config.task, config.training.metric, facts.labels, facts.multilabel, facts.num_outputs
@@ -102,7 +102,7 @@ def check_training(config: Config, facts: Facts) -> None:
     one_class = config.task.kind in ("auto", "classes") and config.task.target == LABELS
     if config.model.labels_as_input and not one_class:
         raise InputError("--labels-as-input needs one class per node, from the labels, as task")
-    if not config.model.own:  # which says itself what it lacks
+    if not config.model.own:  # a user's model reports itself what it lacks
         check_model(config.model, facts)
     made_dense = config.model.embedding > 0
     if config.training.adversarial_steps and facts.features == "sparse" and not made_dense:

@@ -1,4 +1,4 @@
-"""Optimizer, groups of parameters, moving averages, precision of products, perturbed inputs."""
+"""Optimizers, parameter groups, weight averages, gradient clipping, precision, perturbed inputs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from hpcgnn.train.config import Config
 from hpcgnn.train.learned import Learned, some
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD, load_compiler
 
-_COUPLE_ROWS = ("Adafactor", "Muon")  # of torch's: a step looks at all rows of a parameter together
+_COUPLE_ROWS = ("Adafactor", "Muon")  # torch's whose step uses all rows of a parameter together
 CHOICES = ("fp32", "tf32", "bf16")
 
 
 def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """Groups for an optimizer: `*.bias:weight_decay=0;inputs.*:lr=0.001`, the rest after them.
+    """Return an optimizer's groups for a text such as `*.bias:weight_decay=0;inputs.*:lr=0.001`.
 
-    Each parameter is in the group of the first pattern that fits its name (as file names do).
+    Each parameter is in the group of the first pattern that its name matches (as file names do);
+    the others are in a last group.
 
     Raises:
-        InputError: no such text, or a pattern that fits no parameter.
+        InputError: the text can't be parsed, or a pattern matches no parameter.
     """
     groups: list[dict[str, Any]] = []
     patterns: list[str] = []
@@ -70,10 +71,12 @@ def _numbers(text: str, part: str) -> dict[str, float]:
 
 
 class Average:
-    """`average <- decay * average + (1 - decay) * weight` after each epoch; of parameters alone.
+    """A moving average of the parameters, not of buffers, updated after each epoch.
+
+    It is `average <- decay * average + (1 - decay) * weight`.
 
     Attributes:
-        values: by name of the parameter; empty before the first epoch.
+        values: averages by parameter name; empty before the first epoch.
     """
 
     def __init__(self, learned: Learned, decay: float) -> None:
@@ -90,7 +93,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The parameters have their average for the block, and then their own values again."""
+        """Give the parameters their averages within the context, and their own values after it."""
         if not self.values:
             yield
             return
@@ -109,7 +112,7 @@ class Average:
 
 
 def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
-    """The graph as the configuration has it: what to ignore, streaming, savings, random numbers."""
+    """Return the graph with the configuration's left-out data, streaming, savings and seed."""
     streaming = config.streaming
     execution = Execution(
         graph.ring,
@@ -124,10 +127,10 @@ def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
 
 
 def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
-    """The optimizer of the settings, of parameters or groups of them.
+    """Return the optimizer of the settings, for parameters or groups of them.
 
     Raises:
-        InputError: the settings are of a run whose optimizer a Python program made.
+        InputError: the settings are of a run whose optimizer was made by a Python program.
     """
     kinds: dict[str, type[Optimizer]] = {"adam": PlainAdam, "adamw": PlainAdamW, "sgd": PlainSGD}
     settings = config.optimiser
@@ -144,10 +147,10 @@ def made_optimizer(
     config: Config,
     comm: Communicator,
 ) -> Optimizer:
-    """The optimizer, made or given, which must hold parameters of the model or the task only.
+    """Return the given optimizer, or make it; it may only hold parameters of the model or the task.
 
     Raises:
-        InputError: it holds others, is no optimizer of torch's, or one that can't be used.
+        InputError: it holds others, is not a torch optimizer, or is one that can't be used.
     """
     if given is None or isinstance(given, str):
         text, named = config.optimiser.param_groups, list(learned.named_parameters())
@@ -182,11 +185,11 @@ def made_optimizer(
 
 
 def check_rows(optimizer: Optimizer) -> None:
-    """After a step: what the optimizer keeps of rows that only one rank owns must be by row.
+    """Check after a step that the optimizer's state of sharded parameters is kept by row.
 
     Raises:
-        InputError: it keeps something of all rows of a rank together, so that its steps would
-            depend on which rank has which.
+        InputError: it keeps state for all rows of a rank together, so that its steps would depend
+            on how rows are distributed over ranks.
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -203,7 +206,7 @@ def _coupled(optimizer: Optimizer, what: str) -> InputError:
 
 
 def schedule_factor(config: Config, epoch: int) -> float:
-    """What the learning rate of an epoch (from 1) is of --lr, before any warm-up."""
+    """Return the factor of --lr that the schedule gives for an epoch (from 1), before warm-up."""
     optimiser, epochs = config.optimiser, config.training.epochs
     if optimiser.schedule == "cosine":
         return (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1))) / 2
@@ -213,7 +216,7 @@ def schedule_factor(config: Config, epoch: int) -> float:
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch; without state, so that a resumed run agrees."""
+    """Return the learning rate of an epoch; it has no state, so that a resumed run agrees."""
     warmup = config.optimiser.warmup
     rate = config.optimiser.lr * schedule_factor(config, epoch)
     return rate if epoch > warmup else rate * (epoch / (warmup + 1))
@@ -223,16 +226,16 @@ def learning_rate(config: Config, epoch: int) -> float:
 def clip_gradients(parameters: list[torch.nn.Parameter], limit: float, comm: Communicator) -> float:
     """Scale all gradients so that their norm over all ranks is at most `limit`; collective.
 
-    Replicated parameters, whose gradients are summed already, count once; of sharded ones the
-    rows of all ranks do. As `torch.nn.utils.clip_grad_norm_`.
+    Replicated parameters, whose gradients are already summed, count once; of sharded parameters
+    the rows of all ranks count. As `torch.nn.utils.clip_grad_norm_`.
 
     Returns:
-        The norm before.
+        The norm before scaling.
     """
     squares, own = 0.0, 0.0
     learned = [(p, p.grad) for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for _, grad in learned]
-    # In one tensor, so that the host waits for a GPU once.
+    # A single tensor, so that the host waits for a GPU only once.
     found = torch.stack(norms).tolist() if norms else []
     for (parameter, _), one in zip(learned, found, strict=True):
         if is_sharded(parameter):
@@ -251,20 +254,20 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float, comm: Com
 
 
 def prepare(precision: str) -> None:
-    """Set torch's switch for products of float32 matrices, which holds for the whole process."""
+    """Set torch's precision of float32 matrix products, which holds for the whole process."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context to run a model's forward pass in; backward needs none."""
+    """Return the context in which a model's forward pass runs; backward needs none."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 class Attack:
-    """Gradient ascent on a perturbation of the first layer's input, `steps` times an epoch.
+    """Gradient ascent on a perturbation of the first layer's input, `steps` times per epoch.
 
-    The perturbation starts uniform in ±size, by seed, epoch and node id; after each pass it moves
-    by `size` along the sign of its gradient. Weight gradients of all passes are averaged.
+    The perturbation starts uniform in ±size, drawn by seed, epoch and node id; after each pass it
+    moves by `size` along the sign of its gradient. The weight gradients of all passes are averaged.
 
     Raises:
         InputError: the input is sparse.
@@ -282,7 +285,7 @@ class Attack:
         self.shift_NF = (unit_NF * (self.size / bound)).requires_grad_()
 
     def run(self, one_pass: Callable[[Tensor], float]) -> float:
-        """`one_pass(x)` runs forward and backward; returns the mean loss."""
+        """Run `one_pass(x)`, a forward and backward pass, `steps` times; return the mean loss."""
         total = 0.0
         for _ in range(self.steps):
             total += one_pass(self.model.inputs(self.graph) + self.shift_NF)

@@ -14,12 +14,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 def _step(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A step as it is below what torch wraps it in: without gradients, and no more."""
+    """Return a step without torch's wrappers, except that it computes no gradients."""
     return torch.no_grad()(unwrap(method))
 
 
 class _Plain(Optimizer):
-    """What torch's optimizers share, without what it is wrapped in."""
+    """The base methods of torch's optimizers, without torch's wrappers."""
 
     add_param_group = unwrap(Optimizer.add_param_group)
     load_state_dict = unwrap(Optimizer.load_state_dict)
@@ -28,23 +28,23 @@ class _Plain(Optimizer):
 
 
 class PlainAdam(_Plain, Adam):
-    """`torch.optim.Adam`."""
+    """`torch.optim.Adam` without the compiler."""
 
     step = _step(Adam.step)
 
 
 class PlainAdamW(_Plain, AdamW):
-    """`torch.optim.AdamW`."""
+    """`torch.optim.AdamW` without the compiler."""
 
     step = _step(AdamW.step)
 
 
 class PlainSGD(_Plain, SGD):
-    """`torch.optim.SGD`."""
+    """`torch.optim.SGD` without the compiler."""
 
     step = _step(SGD.step)
 
 
 def load_compiler() -> None:
-    """Load now what other optimizers load in the midst of training, where memory is measured."""
+    """Load torch's compiler now; other optimizers load it in training, whose memory is measured."""
     import torch._dynamo  # noqa: F401

@@ -1,4 +1,4 @@
-"""A model of the user's for the command line: `FILE.py:NAME`, its arguments, its checksum."""
+"""A user's model for the command line: `FILE.py:NAME`, its arguments and its checksum."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A Python file and what in it makes the model.
+    """A Python file, and the name in it that makes the model.
 
     Attributes:
-        name: of the class or function.
-        sha256: of the file's content.
+        name: name of the class or function.
+        sha256: checksum of the file's content.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class ModelFile:
 
     @staticmethod
     def of(settings: ModelSettings) -> ModelFile:
-        """The file that --model names.
+        """Return the file that --model names.
 
         Raises:
-            InputError: it can't be read, or a Python program made the model.
+            InputError: it can't be read, or the model was made by a Python program.
         """
         if settings.kind == OWN:
             raise InputError(
@@ -61,11 +61,11 @@ class ModelFile:
         return ModelFile(path, name, hashlib.sha256(content).hexdigest())
 
     def stored(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the entries for checkpoints."""
         return {"file": printable(self.path.name), "name": self.name, "sha256": self.sha256}
 
     def differs(self, stored: dict[str, Any]) -> str:
-        """How it is another file than a checkpoint stores; empty where it is the same."""
+        """Return how the file differs from the one in a checkpoint; empty if it is the same."""
         known = stored.get("sha256")
         if known == self.sha256:
             return ""
@@ -75,12 +75,11 @@ class ModelFile:
         )
 
     def build(self, graph: PartitionedGraph, arguments: str, seed: int) -> torch.nn.Module:
-        """NAME(graph, **arguments), with torch's seed set; collective.
+        """Return NAME(graph, **arguments), made with torch's seed set; collective.
 
         Raises:
-            InputError: the file has no such name, the arguments can't be read, or what is made is
-                no module; on all ranks. What the file itself raises ends the job with its
-                traceback.
+            InputError: the file has no such name, the arguments can't be read, or the result isn't
+                a module; on all ranks. An exception in the file ends the job with its traceback.
         """
         require_same(graph.comm, {"sha256": self.sha256}, "files of the model", file=self.path)
         with agreed(graph.comm, "the file of the model"):
@@ -101,7 +100,7 @@ class ModelFile:
         return model
 
     def _check_neighbours(self, comm: Communicator) -> None:
-        """Files of its folder that all ranks have imported must be the same; collective."""
+        """Check that modules of its folder imported by all ranks are the same files; collective."""
         folder, found = self.path.resolve().parent, {}
         for name, module in list(sys.modules.items()):
             path = Path(getattr(module, "__file__", None) or "/")
@@ -117,7 +116,7 @@ class ModelFile:
         if spec is None or spec.loader is None:
             raise InputError("can't be imported", file=self.path)
         module = importlib.util.module_from_spec(spec)
-        # Dataclasses and the like look their module up.
+        # Dataclasses, among others, look up their module there.
         sys.modules[name] = module
         with _on_path(self.path.resolve().parent):
             spec.loader.exec_module(module)
@@ -125,10 +124,10 @@ class ModelFile:
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """`hidden=64,layers=4,norm=batch`: values are Python literals, or else text.
+    """Return the arguments in a text such as `hidden=64,norm=batch`: Python literals or strings.
 
     Raises:
-        InputError: a part is no NAME=VALUE.
+        InputError: a part is not NAME=VALUE.
     """
     found: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in _parts(text))):
@@ -143,7 +142,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Pieces between commas that are in no brackets."""
+    """Yield the parts between commas that are outside brackets."""
     depth, start = 0, 0
     for place, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -155,7 +154,7 @@ def _parts(text: str) -> Iterator[str]:
 
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
-    """The folder is first in sys.path for the block: the file may import its neighbours."""
+    """Put the folder first in sys.path in the context, so that the file can import neighbours."""
     sys.path.insert(0, str(folder))
     try:
         yield

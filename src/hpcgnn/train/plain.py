@@ -14,17 +14,17 @@ from hpcgnn.errors import InputError
 _KIND = "__kind__"
 _LISTS = {"tuple": tuple, "set": set, "deque": deque}
 _MOST_DEPTH = 50
-_MOST_NUMBERS = 1 << 16  # of a tensor among plain values
+_MOST_NUMBERS = 1 << 16  # in a tensor among plain values
 
 
 def encode(value: Any, what: str, depth: int = 0) -> Any:
-    """What `json.dumps` takes; functions in dictionaries are left out.
+    """Return a value that `json.dumps` takes; functions in dictionaries are left out.
 
     Args:
-        what: whose state it is, for the error.
+        what: name of the state's owner, for the error message.
 
     Raises:
-        InputError: a value is neither a number, a text, a small tensor nor made of such.
+        InputError: a value is not a number, a string or a small tensor, nor composed of these.
     """
     if depth > _MOST_DEPTH:
         raise InputError(f"{what} is nested too deeply to be kept in a checkpoint")
@@ -58,7 +58,7 @@ def encode(value: Any, what: str, depth: int = 0) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The value that was encoded.
+    """Return the value that was encoded.
 
     Raises:
         ValueError, TypeError, KeyError, RecursionError: it was not made by `encode`.

@@ -49,13 +49,13 @@ from hpcgnn.train.user_names import FindNodeIds, node_texts, read_pairs
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
-    """A checkpoint without sharded rows, and its file; read by rank 0; collective.
+    """Return a checkpoint without sharded rows, and its file; read by rank 0; collective.
 
     Args:
-        place: its file, or a run directory: the best checkpoint, or the last without one.
+        place: its file, or a run directory: the best checkpoint, or the last if there is no best.
 
     Raises:
-        InputError: missing, damaged, or no checkpoint.
+        InputError: it is missing, damaged, or not a checkpoint.
     """
     found: tuple[Path, Checkpoint] | None = None
     with agreed(comm, "read the checkpoint"):
@@ -67,16 +67,16 @@ def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
 
 
 class Predictor:
-    """A checkpoint's model on one partitioned graph.
+    """A checkpoint's model applied to one partitioned graph.
 
     Args:
         path: the file that `checkpoint` was read from.
         any_graph: accept a checkpoint of another graph.
-        model: the module that was trained, where a Python program made it; on the command line
+        model: the trained module, if it was made by a Python program; on the command line it is
             that of `model_file`.
-        model_file: the file of a model of the user's; without, none is run.
-        model_args: its arguments; None: as the checkpoint says.
-        task: the task, where the checkpoint knows only its name; without, `output` is predicted.
+        model_file: the file of a user's model; without it, no such file is run.
+        model_args: its arguments; None: those in the checkpoint.
+        task: the task, if the checkpoint has only its name; without, `output` is predicted.
 
     Raises:
         InputError: the checkpoint is of another graph or model, or the model's file has changed.
@@ -150,13 +150,12 @@ class Predictor:
         """Predict every node; collective.
 
         Args:
-            embeddings: also what the last layer reads.
-            pairs: a file of pairs of nodes to predict, where the task is of pairs; None: as the
-                task says.
+            embeddings: also return the input of the last layer.
+            pairs: a file of node pairs to predict, if the task is of pairs; None: the task's own.
             smooth: apply Correct & Smooth, which reads the labels of training nodes.
 
         Raises:
-            InputError: the model or the labels don't admit what is asked for.
+            InputError: the model or the labels don't allow what is asked for.
             NumericalError: no prediction is finite.
         """
         graph, model = self.graph, self.model
@@ -192,7 +191,7 @@ class Predictor:
         return _prediction(graph, self.task, node_ids(graph) | rows, scores)
 
     def _of_pairs(self, scores: Tensor, file: Path | None) -> Prediction | None:
-        """What is said of pairs of nodes; None where the task is of nodes."""
+        """Return the predictions for pairs of nodes; None if the task is of nodes."""
         chosen = None if file is None else read_pairs(file, self.graph)
         found = self.task.pairs(self.graph, scores, chosen)
         if found is None:
@@ -217,17 +216,17 @@ def predict(
 
     Args:
         graph: this rank's part.
-        checkpoint: its file, or a run directory: the best one there, or the last without one.
-        model: the module that was trained, which takes the checkpoint's weights; not needed for
-            a built-in model.
-        task: the task of the program, which makes predictions of the output, and scores.
+        checkpoint: its file, or a run directory: the best one there, or the last without a best.
+        model: the trained module, which takes the checkpoint's weights; not needed for a built-in
+            model.
+        task: the program's task, which turns the output into predictions and scores them.
         out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
             not written.
         any_graph: accept a checkpoint of another graph.
         force: replace former predictions.
 
     Raises:
-        InputError: the checkpoint is of another graph or model, or can't be read; `out` is there.
+        InputError: the checkpoint is of another graph or model, or can't be read; `out` exists.
         OutputError: `out` can't be written.
     """
     check_graph(graph, "predict")
@@ -265,7 +264,7 @@ def predict(
 
 
 class _Unknown(TaskDefaults):
-    """In place of a task that only its program knows: nothing is scored, the output is written."""
+    """A task that only its program knows: nothing is scored, and the output itself is written."""
 
     def __init__(self, metric: str) -> None:
         self.metric, self.larger_is_better = metric, True
@@ -286,7 +285,7 @@ def _task(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> Task:
     known = checkpoint.task
     if known.get("kind") == OWN:
         return _Unknown(str(known.get("metric"))[:80])
-    # Older checkpoints don't say what they learned; their own graph does.
+    # Older checkpoints don't store their task; it follows from the graph they were trained on.
     if known:
         return built_in_task(known, checkpoint.arrays, path)
     config = checkpoint.config
@@ -300,9 +299,10 @@ def _own_model(
     model_file: str,
     model_args: str | None,
 ) -> torch.nn.Module:
-    """The model of the user's file, which must be the one that was trained with; collective.
+    """Return the model of the user's file, which must be the one it was trained with; collective.
 
-    The file that a checkpoint names is not run: whoever made the checkpoint may have put it there.
+    The file named in a checkpoint is not run unasked, since the author of the checkpoint may have
+    put it there.
     """
     settings = checkpoint.config.model
     with agreed(graph.comm, "the file of the model"):
@@ -321,7 +321,7 @@ def _own_model(
 
 
 def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without the parameters of a task's module that isn't there."""
+    """Return the checkpoint without the parameters of a task's module, if there is no module."""
     if len(learned.modules) > 1:
         return checkpoint
     mine = {n: a for n, a in checkpoint.arrays.items() if not n.startswith(f"model/{OF_TASK}")}
@@ -332,18 +332,18 @@ def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
-    `rows` holds `original_ids` `[n]`, which are bytes of UTF-8 where nodes have names;
-    `probabilities` `[n, C]` and `classes` `[n]` (or `[n, C]` 0/1
-    for several labels), or `values` `[n]` or `[n, W]`; and, where asked for, `embeddings`
-    `[n, hidden]`. Of edges and pairs of nodes it holds `source_ids` and `target_ids` in place of
-    `original_ids`. `not_finite` nodes (or pairs) of all ranks have something in their rows that is
-    not finite, the first of them, by its row in what is written, `first_not_finite`.
+    `rows` holds `original_ids` `[n]`, UTF-8 bytes if nodes have names; `probabilities` `[n, C]` and
+    `classes` `[n]` (or 0/1 `[n, C]` for several labels), or `values` `[n]` or `[n, W]`; and,
+    if asked for, `embeddings` `[n, hidden]`. For edges and pairs of nodes it holds `source_ids` and
+    `target_ids` instead of `original_ids`. `not_finite` is the number of nodes (or pairs) over all
+    ranks with a value in their rows that is not finite, `first_not_finite` the row of the first in
+    the output.
 
     Attributes:
-        numbers: int64, where each of this rank's rows is in what is written.
-        count: rows of all ranks.
+        numbers: int64, position of each of this rank's rows in the output.
+        count: number of rows of all ranks.
         what: `nodes` or `pairs`.
-        named_by: `nodes` or `edges`, by the names of whose labels classes go; empty: by none.
+        named_by: `nodes` or `edges`, whose label names are the classes' names; empty: neither.
     """
 
     rows: dict[str, np.ndarray]
@@ -358,7 +358,7 @@ class Prediction:
 
 
 def predict_from_labels(graph: PartitionedGraph) -> Prediction:
-    """Label propagation from the training nodes, without a model; collective.
+    """Return label propagation from the training nodes, without a model; collective.
 
     Raises:
         InputError: the graph has no training labels, or several labels per node.
@@ -373,7 +373,7 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
 
 
 def node_ids(graph: PartitionedGraph) -> dict[str, np.ndarray]:
-    """What the user knows the nodes by: the first column of what is written of them; collective."""
+    """Return the user's ids of the nodes, the first column of their predictions; collective."""
     return {"original_ids": graph.derived(FindNodeIds())}
 
 
@@ -391,7 +391,7 @@ def _prediction(
     scores_NC: Tensor,
     numbers: np.ndarray | None = None,
 ) -> Prediction:
-    """Scores of the outputs of all nodes, and the rows; `numbers` of pairs, None for nodes."""
+    """Return the rows, with scores of all nodes' outputs; `numbers` is of pairs, None for nodes."""
     scores = {}
     for split in SPLITS:
         targets = task.targets(graph, split)
@@ -417,7 +417,7 @@ def _prediction(
 def _not_finite(
     graph: PartitionedGraph, rows: dict[str, np.ndarray], ids: np.ndarray
 ) -> tuple[int, int]:
-    """How many rows of all ranks have values that aren't finite, and the first; collective."""
+    """Return the number of rows, over all ranks, that aren't finite, and the first; collective."""
     comm = graph.comm
     bad = np.zeros(len(ids), bool)
     for array in rows.values():
@@ -429,10 +429,10 @@ def _not_finite(
 
 
 def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader: str) -> None:
-    """Labels of training nodes, of classes that the model knows; collective.
+    """Check that training nodes have labels, of classes that the model knows; collective.
 
     Raises:
-        InputError: there are none, or one is of another class.
+        InputError: there are no labels, or one is of another class.
     """
     most = count = -1
     if graph.labels is not None and graph.train_mask is not None and graph.labels.dim() == 1:
@@ -465,7 +465,7 @@ def _train_mask(graph: PartitionedGraph) -> Tensor:
 
 
 def _shares(scores_NC: Tensor) -> Tensor:
-    """Rows divided by their sums; equal shares where nothing is known, nan where there is one."""
+    """Return rows divided by their sums; equal shares if the sum is at most 0, nan if it is nan."""
     sums_N1 = scores_NC.sum(dim=1, keepdim=True)
     unknown_N1 = sums_N1 <= 0
     shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)

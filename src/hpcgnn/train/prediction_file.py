@@ -1,12 +1,12 @@
-"""Files of predictions, by the ending of their name: HDF5, Parquet, NumPy's npz, or CSV.
+"""Files of predictions, by the suffix of their name: HDF5, Parquet, NumPy's npz, or CSV.
 
-Rows come slab by slab, of all arrays together or (npz) of one array after the other; a file has its
-name when it is whole. Tables (CSV, Parquet) have the columns `original_id`, `class` or `value`,
-`probability_0` and on, and `embedding_0` and on; with several labels at once `class_0` and on, 0 or
-1, with several numbers `value_0` and on. Of edges and pairs of nodes the first columns are
-`source_id` and `target_id`; of what is not known otherwise, `output_0` and on. Classes that have
-names bear them: `class` holds them, columns are called after them (`probability_red`).
-HDF5 and npz hold numbers of classes, and `class_names`.
+Rows are written slab by slab, of all arrays together or (npz) one array after the other; a file
+gets its name when it is complete. Tables (CSV, Parquet) have the columns `original_id`, `class` or
+`value`, `probability_0` and so on, and `embedding_0` and so on; for several labels at once
+`class_0` and so on, 0 or 1; for several numbers `value_0` and so on. For edges and pairs of nodes
+the first columns are `source_id` and `target_id`; for outputs of an unknown task `output_0` and so
+on. If classes have names, `class` holds these, and columns are named after them
+(`probability_red`). HDF5 and npz hold the numbers of classes, and `class_names`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Attributes = Mapping[str, int | str | dict]
 
 ENDINGS = (".h5", ".parquet", ".csv", ".npz")
 _CSV_BEGINS = (b"original_id,", b"source_id,target_id,")
-_KEY = b"hpcgnn"  # of our metadata in a Parquet file
+_KEY = b"hpcgnn"  # key of our metadata in a Parquet file
 _COLUMNS = {
     "original_ids": "original_id",
     "source_ids": "source_id",
@@ -48,7 +48,7 @@ _PER_CLASS = ("classes", "probabilities")
 
 
 class PredictionFile(Protocol):
-    """A file being written by one rank."""
+    """A predictions file that one rank is writing."""
 
     def lay_out(self, num_nodes: int, like: Rows) -> None:
         """Make room for arrays of `num_nodes` rows like these."""
@@ -57,14 +57,14 @@ class PredictionFile(Protocol):
         """Write the rows from `low` on."""
 
     def finish(self, attributes: Attributes) -> None:
-        """Say where they come from, and write the last."""
+        """Write the attributes and what else is left."""
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a name that doesn't say which kind of file it is to be.
+    """Check that a name's suffix determines the kind of file.
 
     Raises:
-        InputError: an unknown ending.
+        InputError: an unknown suffix.
     """
     if path.suffix not in ENDINGS:
         kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
@@ -72,7 +72,7 @@ def check_ending(path: Path) -> None:
 
 
 def format_of(path: Path) -> str | None:
-    """`PREDICTIONS` for a file that was written here, whatever its ending; else its HDF5 format."""
+    """Return `PREDICTIONS` for a file written here, whatever its suffix; else its HDF5 format."""
     try:
         if path.suffix == ".csv":
             with path.open("rb") as file:
@@ -94,20 +94,20 @@ def format_of(path: Path) -> str | None:
 
 
 def passes(path: Path, names: list[str]) -> list[list[str]]:
-    """Which arrays are put together; the same on all ranks."""
+    """Return the arrays that are written together, in order; the same on all ranks."""
     return [[name] for name in names] if path.suffix == ".npz" else [names]
 
 
 @contextmanager
 def create(path: Path, class_names: Sequence[str] = ()) -> Iterator[PredictionFile]:
-    """A new file of the kind that its ending asks for.
+    """Create a new file of the kind that its suffix determines.
 
     Args:
-        class_names: of the classes 0, 1, ...; empty where they have none.
+        class_names: of the classes 0, 1, ...; empty if they have none.
 
     Raises:
-        InputError: an unknown ending.
-        OutputError: it can't be written; what was there before is intact.
+        InputError: an unknown suffix.
+        OutputError: it can't be written; a file that was there before is intact.
     """
     check_ending(path)
     if path.suffix == ".h5":
@@ -152,7 +152,7 @@ class _Hdf5:
 
 
 class _Npz:
-    """Arrays by name, and `attributes`: JSON text."""
+    """A writer of arrays by name, and of `attributes` as JSON text."""
 
     def __init__(self, file: IO[bytes], class_names: Sequence[str]) -> None:
         self._archive = zipfile.ZipFile(file, "w")
@@ -168,7 +168,7 @@ class _Npz:
         if self._member is None:
             shape = (self._num_nodes, *rows.shape[1:])
             kind = rows.dtype
-            if kind.kind == "S":  # characters, which NumPy shows without further ado
+            if kind.kind == "S":  # stored as str, which NumPy prints as text
                 kind = np.dtype(f"U{kind.itemsize}")
             self._member = self._open(name, kind, shape)
         if rows.dtype.kind == "S":
@@ -216,11 +216,11 @@ class _Csv:
         pyarrow.csv.write_csv(table, self._file, options)
 
     def finish(self, attributes: Attributes) -> None:
-        """A CSV holds nothing but its rows."""
+        """Do nothing: a CSV holds only its rows."""
 
 
 class _Parquet:
-    """A table whose metadata hold `hpcgnn`: where it comes from, as JSON text."""
+    """A writer of a table whose metadata key `hpcgnn` holds the attributes as JSON text."""
 
     def __init__(self, file: IO[bytes], class_names: Sequence[str]) -> None:
         self._file = file
@@ -245,7 +245,7 @@ class _Parquet:
 
 
 def _table(rows: Rows, class_names: Sequence[str]) -> Any:
-    """A pyarrow table; texts and names of classes as such."""
+    """Return a pyarrow table; ids that are text and class names are columns of strings."""
     import pyarrow
 
     found = _columns(rows, class_names)
@@ -262,7 +262,7 @@ def _table(rows: Rows, class_names: Sequence[str]) -> Any:
 
 
 def _needs_quotes(table: Any) -> bool:
-    """Whether a text holds what has a meaning in CSV; pyarrow asks only the kind of the column."""
+    """Return whether a text has characters special in CSV; pyarrow looks only at column types."""
     import pyarrow
     import pyarrow.compute
 
@@ -288,5 +288,5 @@ def _columns(rows: Rows, class_names: Sequence[str]) -> list[tuple[str, np.ndarr
 
 
 def _encoded(texts: Sequence[str]) -> np.ndarray:
-    """UTF-8 of fixed width."""
+    """Return the texts as fixed-width UTF-8."""
     return np.array([text.encode() for text in texts], np.bytes_)

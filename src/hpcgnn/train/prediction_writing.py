@@ -1,4 +1,4 @@
-"""Predictions on their way from the ranks into one file, slab by slab."""
+"""Writing the predictions of all ranks to one file, slab by slab."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def write_predictions(
 ) -> None:
     """Write rows of all ranks in the order of the graph's nodes, or of `numbers`; collective.
 
-    The ending of `path` says as what, see `prediction_file`.
-    Rows travel slab by slab to rank 0, which alone writes: no rank holds more than a slab.
+    The suffix of `path` determines the format, see `prediction_file`. Rows are sent slab by slab
+    to rank 0, the only one that writes; no rank holds more than a slab.
 
     Args:
-        texts: on rank 0: names of classes, and which nodes are wanted.
-        numbers: int64, where each of this rank's rows is in what is written; None: by node.
-        display: what shows how far it is.
+        rows: arrays by name, with this rank's rows.
+        texts: on rank 0: class names, and the ids of the nodes to write.
+        numbers: int64, position of each of this rank's rows in the output; None: by node.
+        display: shows the progress.
 
     Raises:
         OutputError: the file can't be written.
-        InputError: a node that is wanted is not in the graph.
+        InputError: a node to write is not in the graph.
     """
     comm = graph.ring.comm
     texts = texts or NodeTexts()
@@ -83,7 +84,7 @@ def _write_slabs(
 ) -> None:
     order = np.argsort(ids)
     ids = ids[order]
-    # The ids go along with every array: they say which rows are wanted.
+    # The ids are sent with every array: they determine which rows are written.
     sent = {name: rows[name] for name in dict.fromkeys([*names, *_IDS & rows.keys()])}
     widest = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in sent.values())
     step = max(1, SLAB_BYTES // max(widest, 1))
@@ -97,7 +98,7 @@ def _write_slabs(
             if output is not None:
                 slabs[name] = np.empty((high - low, *array.shape[1:]), array.dtype)
                 slabs[name][there - low] = values
-        # Agreed for each slab, or the other ranks would wait for one that has given up.
+        # Checked in every slab; otherwise the other ranks would wait for one that has failed.
         with agreed(comm, "write the predictions"):
             if output is not None:
                 first, found = texts.chosen(slabs)

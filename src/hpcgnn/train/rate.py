@@ -1,4 +1,4 @@
-"""Learning rates: by the settings, without state, or by a scheduler of torch's."""
+"""Learning rates, set by the settings without state or by a torch scheduler."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Scheduler = LRScheduler | ReduceLROnPlateau
 
 
 class Rate(Protocol):
-    """What sets the learning rates of an optimizer's groups."""
+    """Sets the learning rates of an optimizer's groups."""
 
     def begin(self, epoch: int) -> None:
-        """Before the step of an epoch, from 1."""
+        """Set the rates before the step of an epoch, from 1."""
 
     def end(self, score: float | None) -> None:
-        """After an epoch, and the score that chooses the best where it was evaluated."""
+        """Update after an epoch, given the monitored score if it was evaluated."""
 
     def stored(self) -> dict[str, Any]:
-        """For checkpoints: plain values."""
+        """Return the state for checkpoints, as plain values."""
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """From a checkpoint; it may be empty, of a run that stored none."""
+        """Restore the state from a checkpoint; empty if the run stored none."""
 
 
 class ScheduledRate:
-    """By `schedule` of the settings: a function of the epoch, so that a resumed run agrees."""
+    """Rates by the `schedule` setting: a function of the epoch, so that a resumed run agrees."""
 
     def __init__(self, optimizer: Optimizer, config: Config) -> None:
         self.optimizer, self.config = optimizer, config
@@ -55,10 +55,10 @@ class ScheduledRate:
 
 
 class SchedulerRate:
-    """By a scheduler that steps once an epoch, or constant without; what it changed is stored.
+    """Rates by a scheduler that steps once per epoch, or constant without; their state is stored.
 
     Raises:
-        InputError: it is of another optimizer, or has a state that can't be stored.
+        InputError: the scheduler belongs to another optimizer, or its state can't be stored.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Scheduler | None) -> None:
@@ -100,18 +100,18 @@ class SchedulerRate:
                 raise ValueError("its optimizer has other settings: another kind")
             group.update(given)
         if self.scheduler is not None:
-            # Functions were left out: those of now hold.
+            # Functions are not stored; the scheduler keeps its present ones.
             self.scheduler.load_state_dict(self.scheduler.state_dict() | state)
 
 
 class WarmUp:
-    """The first epochs' rates, below what the schedule says: epoch / (epochs + 1) of it."""
+    """Lower rates in the first epochs: epoch / (epochs + 1) times those of the schedule."""
 
     def __init__(self, optimizer: Optimizer, epochs: int) -> None:
         self.optimizer, self.epochs = optimizer, epochs
 
     def step(self, epoch: int) -> None:
-        """The optimizer's step of an epoch."""
+        """Run the optimizer's step of an epoch."""
         groups = self.optimizer.param_groups
         if epoch > self.epochs:
             self.optimizer.step()
@@ -131,13 +131,13 @@ def made_rate(
     *,
     by_settings: bool,
 ) -> Rate:
-    """What sets the learning rates: the scheduler, or one made of the optimizer, or the settings.
+    """Return the rates of the given scheduler, one made from the optimizer, or the settings.
 
     Args:
         by_settings: whether the optimizer is that of the settings.
 
     Raises:
-        InputError: it is no scheduler.
+        InputError: the scheduler is not one of torch's.
     """
     if by_settings and scheduler is None:
         return ScheduledRate(optimizer, config)

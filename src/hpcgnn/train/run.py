@@ -1,4 +1,4 @@
-"""A run: its settings, its directory, where it starts or goes on from, and how it ends."""
+"""A run: its settings, its directory, where it starts or resumes, and how it ends."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from hpcgnn.train.telemetry import Reporter
 from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
-_MOST_HOSTS = 64  # named one by one
+_MOST_HOSTS = 64  # listed one by one
 NO_VALIDATION = "no validation node has a label that can be scored"
-# What a Python program says by settings; the rest it says by objects, or to `load_partition`.
+# The settings of a Python program; it passes the others as objects, or to `load_partition`.
 _SECTIONS = ("optimiser", "training", "checkpoints")
 _OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
@@ -104,16 +104,16 @@ def note_start(
     source: Path | None = None,
     parts: Path | None = None,
 ) -> None:
-    """Add a line about this start; collective.
+    """Append a line about this start to starts.jsonl; collective.
 
     Args:
-        from_epoch: epochs that earlier starts have trained.
+        from_epoch: number of epochs trained by earlier starts.
         source: the graph or partition file that was asked for.
         parts: the file that the parts were loaded from.
 
     Raises:
-        OutputError: it can't be written.
-        InputError: something else than a file has the name.
+        OutputError: the line can't be written.
+        InputError: the file's name is taken by something that is not a file.
     """
     comm = graph.comm
     hosts = Counter(comm.allgather(socket.gethostname(), where="hosts"))
@@ -148,10 +148,10 @@ def note_start(
 
 
 def last_source(run_dir: Path) -> Path:
-    """The graph or partition file of the newest start.
+    """Return the graph or partition file of the latest start.
 
     Raises:
-        InputError: none is known.
+        InputError: no start names one.
     """
     path, found = run_dir / "starts.jsonl", ""
     with suppress(FileNotFoundError):
@@ -178,7 +178,7 @@ def _releases() -> dict[str, str]:
 
 
 def _quality(path: Path) -> dict[str, Any]:
-    """Of a partition file; a graph that one rank trains on has none."""
+    """Return the quality of a partition file; empty for a graph file."""
     with Reader(path, None) as reader:
         if reader.text("format") != PARTITION:
             return {}
@@ -188,7 +188,7 @@ def _quality(path: Path) -> dict[str, Any]:
 
 
 class InDirectory(Protocol):
-    """What a `Trainer` has."""
+    """The attributes of a `Trainer` that these functions use."""
 
     comm: Communicator
     run_dir: Path
@@ -207,7 +207,7 @@ class InDirectory(Protocol):
 
 
 def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]:
-    """metrics.jsonl and ranks.jsonl, on rank 0; nothing is left of how an attempt before ended.
+    """Open metrics.jsonl and ranks.jsonl on rank 0, and remove marks of how an earlier start ended.
 
     Collective.
     """
@@ -230,20 +230,20 @@ def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]
 
 
 def epochs_shown(trainer: InDirectory) -> AbstractContextManager[Stage]:
-    """Shows how many epochs are over, of those that this start is to train."""
+    """Show the number of epochs completed, of those that this start is to train."""
     left = trainer.config.training.epochs - trainer.epoch
     return trainer.display.stage("train", left, "epochs", spoken=True)
 
 
 def say_stop(trainer: InDirectory, reason: str, first: int) -> None:
-    """Say why the run stops: the reason that rank `first` was given; collective."""
+    """Print why the run stops: the reason that rank `first` has; collective."""
     reason = trainer.comm.broadcast(reason, first, "agree to stop")
     if trainer.comm.rank == 0:
         trainer.reporter.say(f"stopping after epoch {trainer.epoch}: {reason}")
 
 
 def say_end(trainer: InDirectory, finished: bool) -> None:
-    """Close the journal, say how it ended, and leave word of it; collective."""
+    """Close the journals, print how training ended, and record it; collective."""
     for journal in (trainer.journal, trainer.rank_journal):
         if journal is not None:
             journal.close()
@@ -275,10 +275,10 @@ def _way_on(trainer: InDirectory) -> str:
 
 
 def check_failure(trainer: InDirectory, ended: bool = False) -> None:
-    """Collective.
+    """Check that the required checkpoints were written; collective.
 
     Raises:
-        OutputError: a checkpoint could not be written, where that matters.
+        OutputError: one could not be written.
     """
     failure = trainer.store.missing() if ended else ""
     if trainer.config.checkpoints.must_succeed:
@@ -312,11 +312,11 @@ def _ask_for_requeue(trainer: InDirectory) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What a `Trainer` needs beside graph, model and task.
+    """The parts of a `Trainer` besides graph, model and task.
 
     Attributes:
-        found: the checkpoint to go on from, and its file.
-        model_file: what a checkpoint says of the file of a model of the user's.
+        found: the checkpoint to resume from, with its file.
+        model_file: entry in checkpoints about the file of a user's model.
     """
 
     directory: Path
@@ -334,10 +334,10 @@ class Run:
         resume: bool,
         model_file: dict[str, Any] | None = None,
     ) -> Run:
-        """Make the folder of checkpoints, and find the newest one to `resume`; collective.
+        """Make the checkpoint folder, and find the newest checkpoint to `resume` from; collective.
 
         Raises:
-            InputError: it is of another run.
+            InputError: the checkpoint is of another run.
         """
         store = CheckpointStore(directory / "checkpoints", graph.comm, config.checkpoints.keep)
         found = newest_of_run(store, graph, config) if resume else None
@@ -347,14 +347,14 @@ class Run:
 def config_of_program(
     graph: PartitionedGraph, settings: Mapping[str, Any], *, optimizer: object, scheduler: object
 ) -> Config:
-    """The configuration that a Python program's run is stored with; collective.
+    """Return the configuration stored with the run of a Python program; collective.
 
     Args:
         settings: by name, such as `epochs=50`.
         optimizer, scheduler: as given to `Trainer`.
 
     Raises:
-        InputError: a setting is unknown, out of its limits, or not said here.
+        InputError: a setting is unknown, out of its limits, or not one of `Trainer`.
     """
     known = {
         name

@@ -1,4 +1,4 @@
-"""The run directory: made, and held so that no other job trains in it meanwhile."""
+"""The run directory: making it, locking it against other jobs, and its files' origins."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hpcgnn.train.journal import check_regular
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-ENDED = "ENDED"  # one line that says how a run ended
-REQUEUE = "REQUEUE"  # left by a run that stopped early, and is to be resumed
-PATIENCE = 60.0  # seconds: a requeued job may start before the last rank of the old one is gone
+ENDED = "ENDED"  # a file with a line about how the run ended
+REQUEUE = "REQUEUE"  # a file left by a run that stopped early and is to be resumed
+PATIENCE = 60.0  # seconds: a requeued job may start before the old one's last rank has exited
 _POLL = 0.5
 _START_BYTES = 1 << 16
 
@@ -36,16 +36,17 @@ def held(
     fresh: bool = False,
     patience: float = PATIENCE,
 ) -> Iterator[None]:
-    """Make the directory, and keep other jobs out for the block; collective.
+    """Make the directory, and lock it against other jobs within the context; collective.
 
-    File systems without locks keep nobody out.
+    There is no protection on file systems without locks.
 
     Args:
-        fresh: the run starts anew, which a directory with checkpoints of another is not for.
+        fresh: the run starts anew; a directory with checkpoints of another run is then refused.
+        patience: seconds to wait for another job.
 
     Raises:
-        InputError: another job still trains there after `patience` seconds, or has; or files of the
-            names that a run uses are somebody else's.
+        InputError: another job still trains there after `patience` seconds, there are checkpoints
+            though `fresh`, or files with names that a run uses were not written by a run.
         OutputError: it can't be made.
     """
     descriptor = None
@@ -68,7 +69,7 @@ def held(
 
 
 def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
-    """Write `config.json`, once the run is known to be a possible one; collective.
+    """Write `config.json`, once the run is known to be valid; collective.
 
     Raises:
         OutputError: it can't be written.
@@ -87,7 +88,7 @@ def write_config(run_dir: Path, comm: Communicator, config: Config) -> None:
 
 
 def _refuse_others(run_dir: Path) -> None:
-    """Training replaces or removes these files: only those that a run has written."""
+    """Raise InputError if files that training replaces or removes were not written by a run."""
     signs = {
         run_dir / "config.json": b'"halo_buffer":',
         run_dir / "metrics.jsonl": b'"epoch_seconds":',
@@ -99,7 +100,7 @@ def _refuse_others(run_dir: Path) -> None:
     for path, sign in signs.items():
         if check_regular(path) and not _is_ours(path, sign):
             raise _not_ours(path)
-    ended = run_dir / ENDED  # any line: of a run where its settings are
+    ended = run_dir / ENDED  # of any content: a run's, if config.json is there
     if check_regular(ended) and not (run_dir / "config.json").exists():
         raise _not_ours(ended)
 
@@ -122,7 +123,7 @@ def _refuse_checkpoints(run_dir: Path) -> None:
 
 
 def _is_ours(path: Path, sign: bytes | None) -> bool:
-    """Empty, torn in its first record, or with `sign` near its start."""
+    """Return whether a file is empty, cut off in its first record, or has `sign` near its start."""
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     torn = start.startswith((b'{"epoch": ', b'{"time": ')) and b"\n" not in start
@@ -152,7 +153,7 @@ _LONGEST = 1000  # characters of a line
 
 
 def note_end(run_dir: Path, text: str) -> None:
-    """Say in one line how the run ended; a folder that can't be written stays without."""
+    """Write a line about how the run ended; a folder that can't be written is left without it."""
     path = run_dir / ENDED
     with suppress(OSError, OutputError), atomic.claim(path) as temporary:
         temporary.write_text(text[:_LONGEST] + "\n", encoding="utf-8")
@@ -160,7 +161,7 @@ def note_end(run_dir: Path, text: str) -> None:
 
 
 def how_it_ended(run_dir: Path) -> str:
-    """The line of `note_end`, or an empty string."""
+    """Return the line of `note_end`, or an empty string."""
     path = run_dir / ENDED
     try:
         if path.is_file():

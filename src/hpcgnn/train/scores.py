@@ -1,4 +1,4 @@
-"""What an evaluation found, what of it chooses the best epoch, and how long ago that was."""
+"""Scores of an evaluation, the choice of the best epoch, and patience."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSSES = ("loss", "valid_loss")
 
 @dataclass(frozen=True)
 class Monitor:
-    """What chooses the best epoch and ends by patience.
+    """The quantity that determines the best epoch, and early stopping by patience.
 
     Attributes:
         name: a metric of the validation nodes, `loss` or `valid_loss`.
@@ -35,7 +35,7 @@ class Monitor:
 
     @staticmethod
     def of(training: TrainingSettings, task: Task) -> Monitor:
-        """As the settings say, or the task.
+        """Return the monitor in the settings, or that of the task.
 
         Raises:
             InputError: which values are better isn't known, or the task has no such loss.
@@ -65,7 +65,7 @@ class Monitor:
         return self.name if self.name in LOSSES else f"valid {self.name}"
 
     def is_defined(self, graph: PartitionedGraph, task: Task) -> bool:
-        """Whether epochs get a value to be compared by; collective."""
+        """Return whether epochs get a value for comparison; collective."""
         if self.name == "loss":
             return True
         if self.name == "valid_loss":
@@ -74,7 +74,7 @@ class Monitor:
         return task.is_scored(graph, "valid")
 
     def choose(self, record: dict[str, Any], scores: Scores) -> float | None:
-        """The value of an evaluated epoch.
+        """Return the monitored value of an evaluated epoch.
 
         Raises:
             InputError: the task has no metric of this name.
@@ -95,10 +95,10 @@ class Monitor:
 
 
 def score(graph: PartitionedGraph, task: Task, output: Tensor, rows: dict[str, Tensor]) -> Scores:
-    """All metrics of all splits; collective.
+    """Return all metrics of all splits; collective.
 
     Raises:
-        InputError: the task's metrics are no numbers, or lack the one that it names.
+        InputError: the task's metrics are not numbers, or lack the one that it names.
     """
     found: Scores = {}
     for split in SPLITS:
@@ -130,10 +130,10 @@ def rows_by_split(task: Task, graph: PartitionedGraph, *, own_losses: bool) -> d
 
 
 def checked_rows(rows: Any, split: str, count: int | None = None) -> Tensor:
-    """What a task's `targets` returned.
+    """Return what a task's `targets` returned, after checks.
 
     Raises:
-        InputError: no int64 `[m]`, or one outside the output's `count` rows.
+        InputError: it is not int64 `[m]`, or has one outside the output's `count` rows.
     """
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         kind = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows)
@@ -147,10 +147,10 @@ def checked_rows(rows: Any, split: str, count: int | None = None) -> Tensor:
 
 
 def check_output(output: Tensor, place: Tensor, task: Task) -> None:
-    """Rows of the training targets are there, and as many columns as the task asks for.
+    """Check that the output has the rows of the training targets and the columns of the task.
 
     Raises:
-        InputError: they are not.
+        InputError: it doesn't.
     """
     checked_rows(place, "train", len(output))
     wanted = task.num_outputs
@@ -168,8 +168,8 @@ class Progress:
     Attributes:
         best: its score, None before the first.
         best_epoch: its epoch, 0 before the first.
-        test_at_best: the test score of that epoch, None where it is undefined.
-        waited: epochs up to evaluations that gave a score, but no better one, since the best.
+        test_at_best: the test score of that epoch, None if undefined.
+        waited: epochs since the best that led to evaluations with a score, but no better one.
         evaluated: epoch of the last evaluation.
         larger: whether larger scores are better.
     """
@@ -182,7 +182,7 @@ class Progress:
     larger: bool = True
 
     def note(self, epoch: int, valid: float | None, test: float | None) -> bool:
-        """Take an evaluation in; whether it is the best. Without a score it counts for nothing."""
+        """Record an evaluation and return whether it is the best; without a score it is ignored."""
         since, self.evaluated = epoch - self.evaluated, epoch
         if valid is None:
             return False
@@ -196,18 +196,18 @@ class Progress:
         return score > best if self.larger else score < best
 
     def ran_out(self, patience: int) -> bool:
-        """Whether better validation was awaited for `patience` epochs; 0 waits for ever."""
+        """Return whether `patience` epochs brought no better validation; always False for 0."""
         return 0 < patience <= self.waited
 
     def reason(self, patience: int) -> str:
-        """Why training ended, as `report` shows it."""
+        """Return why training ended, as shown by `report`."""
         if not self.ran_out(patience):
             return "finished"
         waited = f"no better validation for {self.waited} epochs"
         return f"finished by --patience {patience}: {waited}"
 
     def best_line(self, metric: str, nothing: str, epoch: int) -> str:
-        """The best score in words; without one `nothing`, and what there is after `epoch`."""
+        """Return a line on the best score; without one, `nothing` and the files after `epoch`."""
         if self.best is None:
             return f"{nothing}: there is no best.h5; last.h5 is the checkpoint of epoch {epoch}"
         text = f"best {metric} {shown(metric, self.best)} at epoch {self.best_epoch}"
@@ -216,15 +216,17 @@ class Progress:
 
     def stored(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
-        del values["larger"]  # which the task says
+        del values["larger"]  # given by the task
         return values
 
     @staticmethod
     def of(values: dict[str, Any], epoch: int, path: Path, *, larger: bool = True) -> Progress:
-        """What a checkpoint after `epoch` stores; what older ones lack is counted from the best.
+        """Return the progress in a checkpoint after `epoch`.
+
+        Values that older checkpoints lack are counted from the best epoch.
 
         Raises:
-            InputError: a value is missing or can't be.
+            InputError: a value is missing or impossible.
         """
         best, test = (_score(values, name, path) for name in ("best", "test_at_best"))
         best_epoch = _epoch(values, "best_epoch", epoch, path)

@@ -1,4 +1,4 @@
-"""Settings of the training itself: its optimizer, its length, its checkpoints and its device."""
+"""Settings of training: its optimizer, its length, its checkpoints and its device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcgnn.tasks.settings import METRICS
 
 @dataclass(frozen=True)
 class OptimiserSettings(Section):
-    """How parameters are changed."""
+    """Settings of the optimizer and the learning rate."""
 
     kind: str = defining(
         "adam", "optimizer", ("adam", "adamw", "sgd"), option="optimizer", others=OWN
@@ -39,7 +39,7 @@ class OptimiserSettings(Section):
 
 @dataclass(frozen=True)
 class TrainingSettings(Section):
-    """On what, how long, and towards what."""
+    """Settings of a run's data, length, evaluation and stopping."""
 
     epochs: int = free(100, "epochs", least=0, most=10**9)
     patience: int = free(
@@ -73,7 +73,7 @@ class TrainingSettings(Section):
 
 @dataclass(frozen=True)
 class CheckpointSettings(Section):
-    """How often checkpoints are written, and how many stay."""
+    """How often checkpoints are written, and how many are kept."""
 
     every: int = free(
         10,
@@ -90,7 +90,7 @@ class CheckpointSettings(Section):
 
 @dataclass(frozen=True)
 class DeviceSettings(Section):
-    """Where and how precisely is computed."""
+    """The device and the precision of computation."""
 
     kind: str = free("auto", "where to compute", ("auto", "cpu", "cuda"), option="device")
     precision: str = told(

@@ -1,4 +1,4 @@
-"""When to stop before the end: signals, preemption, and the time limit of the batch job."""
+"""Stopping before the end: signals, preemption, and the time limit of the batch job."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from hpcgnn.comm.launcher import has_launcher, launched
 from hpcgnn.system import find_program
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in the background of a script, under nohup
-_ONE_PRESS = 1.0  # seconds: a launcher hands on what the terminal has sent already
+_OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in a script's background jobs, under nohup
+_ONE_PRESS = 1.0  # seconds: a launcher may forward a Ctrl-C that the terminal has sent already
 
 
 _WORDS = {signal.SIGINT.value: "Ctrl-C"}
 
 
 class StopRequest:
-    """Remembers that this rank was asked to stop; the training loop lets all ranks agree.
+    """Records that this rank was asked to stop; the training loop makes all ranks agree.
 
-    Ctrl-C a second time ends the program at once, as it does where nobody listens.
-    Signals are those of the main thread; in another one nothing is heard.
+    A second Ctrl-C ends the program at once, as it would without a handler. Signals are handled in
+    the main thread only; in another thread, none are.
 
-    Use as a context manager: former signal handlers come back at the end.
+    A context manager, which restores the former signal handlers at the end.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         self._pressed: float | None = None
         self._former: dict[int, Any] = {}
-        self._came: tuple[int, int] | None = None  # a pipe with a byte per signal
+        self._came: tuple[int, int] | None = None  # a pipe that gets a byte per signal
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
@@ -49,12 +49,14 @@ class StopRequest:
         return self
 
     def _count(self) -> None:
-        """Let Python write down each signal: of those that come amid one call of a library, as
-        that which loads PyTorch, `_note` hears once.
+        """Let Python write a byte per signal to a pipe.
+
+        If several signals arrive during one call of a library, such as while PyTorch is loading,
+        `_note` is called only once.
         """
         try:
             read, write = os.pipe()
-        except OSError:  # too many open files, which whoever opens the next one says
+        except OSError:  # too many open files, which the next open reports
             return
         for number in (read, write):
             os.set_blocking(number, False)
@@ -62,7 +64,7 @@ class StopRequest:
         if former == -1:
             self._came = read, write
             return
-        signal.set_wakeup_fd(former)  # of an event loop
+        signal.set_wakeup_fd(former)  # it is an event loop's
         os.close(read)
         os.close(write)
 
@@ -90,7 +92,7 @@ class StopRequest:
         self.reason = self.reason or _WORDS.get(number, signal.Signals(number).name)
 
     def _presses(self) -> int:
-        """How often Ctrl-C has come since this was asked."""
+        """Return how many Ctrl-C signals have arrived since the last call."""
         if self._came is None:
             return 1
         try:
@@ -100,7 +102,7 @@ class StopRequest:
 
 
 def _answer_at_once() -> None:
-    """An epoch may take minutes. By the system's call: a signal comes amid any other print."""
+    """Print now, as an epoch may take minutes; os.write is safe while another print is running."""
     with suppress(OSError):
         os.write(
             2, b"\nhpcgnn: Ctrl-C: stops after this epoch, with a checkpoint; once more: now\n"
@@ -108,9 +110,9 @@ def _answer_at_once() -> None:
 
 
 class TimeLimit:
-    """Seconds left until the batch job ends, as Slurm tells; endless outside a job.
+    """Seconds left until Slurm ends the batch job; infinite outside a job.
 
-    The answer is asked for again every `refresh` seconds, since limits can be changed.
+    Slurm is asked again every `refresh` seconds, since limits can be changed.
     """
 
     def __init__(
@@ -125,13 +127,13 @@ class TimeLimit:
         now = time.monotonic()
         if now - self._asked > self._refresh:
             end = self._ask()
-            # From here on by a clock that nobody sets.
+            # From here on by a monotonic clock.
             self._asked, self._end = now, None if end is None else now + end - time.time()
         return float("inf") if self._end is None else self._end - now
 
 
 def slurm_end_time() -> float | None:
-    """When this job's time limit ends it, in seconds since 1970; None without a limit or a job."""
+    """Return when the time limit ends the job, in seconds since 1970; None without limit or job."""
     given = os.environ.get("SLURM_JOB_END_TIME", "")
     job = os.environ.get("SLURM_JOB_ID", "")
     if not (job.isascii() and job.isdigit()):

@@ -1,4 +1,4 @@
-"""What an epoch cost and reached: metrics.jsonl, and the lines a person reads."""
+"""The cost and results of an epoch: metrics.jsonl, the printed lines and the profile."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from hpcgnn.tasks.settings import shown
 from hpcgnn.train.journal import check_regular
 
 _SPREAD = ("comm_wait_seconds", "pack_seconds", "bytes_sent", "peak_memory_bytes")
-_MOST_PAIRS = 64  # ranks up to which it is recorded who sends how much to whom
-_SKIPPED = 1  # first epochs set things up once
+_MOST_PAIRS = 64  # most ranks for which bytes per pair of ranks are recorded
+_SKIPPED = 1  # first epochs, left out for their one-off set-up
 SHOWN = ("lines", "all", "nothing", "json")
 _SETS = ("train", "valid", "test")
 
 
 class Stopwatch:
-    """Seconds per named phase of one epoch."""
+    """A timer of the named phases of an epoch, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -44,13 +44,13 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def named(self, *phases: str) -> dict[str, float]:
-        """`{phase}_seconds` of these phases, 0 where one never came."""
+        """Return `{phase}_seconds` of these phases, 0 for those that were not timed."""
         return {f"{phase}_seconds": self.seconds.get(phase, 0.0) for phase in phases}
 
 
 @dataclass
 class Counters:
-    """Where a rank's counters stood when the epoch began."""
+    """The counters of a rank at the start of an epoch."""
 
     wait_seconds: float
     pack_seconds: float
@@ -62,7 +62,7 @@ class Counters:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this rank has held: of device memory on a GPU, else of resident memory."""
+    """Return this rank's peak memory in bytes: device memory on a GPU, else resident memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -70,11 +70,11 @@ def peak_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Costs:
-    """What an epoch cost each rank.
+    """The costs of an epoch on each rank.
 
     Attributes:
         spread: `{counter: {min, mean, max}}` over the ranks.
-        ranks: `{counter: [P]}`, and `sent_to` `[P, P]` where there are few ranks.
+        ranks: `{counter: [P]}`, and `sent_to` `[P, P]` for few ranks.
     """
 
     spread: dict[str, dict[str, float]]
@@ -88,10 +88,10 @@ def over_ranks(
     seconds: dict[str, float],
     device: torch.device,
 ) -> Costs:
-    """The costs of an epoch on all ranks, the same on each; collective.
+    """Return the costs of an epoch on all ranks, the same on each; collective.
 
     Args:
-        seconds: of this rank, by the names they are to have.
+        seconds: of this rank, by the names to report them under.
     """
     sent_P = ring.sent_to_P - before.sent_to_P
     local = {
@@ -119,7 +119,7 @@ def over_ranks(
 
 
 def human(size: float) -> str:
-    """A number of bytes for people: `1.4 GB`."""
+    """Return a readable number of bytes: `1.4 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -128,14 +128,14 @@ def human(size: float) -> str:
 
 
 class Profile:
-    """Around the training loop; `step()` after every epoch. Nothing at all where `epochs` is 0.
+    """A context that profiles the training loop; call `step()` after every epoch.
 
-    Writes `folder/rank-00000.json` and so on once `epochs` epochs after the first are over, or the
-    loop ends.
+    Writes `folder/rank-00000.json` and so on after `epochs` epochs, the first one left out, or at
+    the end of the loop. Does nothing if `epochs` is 0.
 
     Raises:
         OutputError: the file can't be written.
-        InputError: something else than a file has its name.
+        InputError: the file's name is taken by something that is not a file.
     """
 
     def __init__(self, folder: Path, rank: int, epochs: int) -> None:
@@ -146,7 +146,7 @@ class Profile:
         return self
 
     def step(self) -> None:
-        """An epoch has ended."""
+        """Note the end of an epoch."""
         self._seen += 1
         if self._epochs and self._seen == _SKIPPED:
             activities = [torch.profiler.ProfilerActivity.CPU]
@@ -184,15 +184,15 @@ class Profile:
 
 
 class Reporter:
-    """Speaks on rank 0.
+    """Printer of the lines about training, for rank 0.
 
     Args:
-        epochs: how many there will be at most.
-        metric: what is scored, see `tasks.shown`.
-        show: `lines` of at most 80 columns, `all` that was measured, `nothing` but the end, or
-            `json`: the records of metrics.jsonl, a line each.
-        stream: where to; None: what is standard output then. The time of day stands before the
-            line of an epoch where that is no terminal.
+        epochs: number of epochs at most.
+        metric: name of the reported metric, see `tasks.shown`.
+        show: `lines` of at most 80 columns; `all` measurements; `nothing` except the end; or
+            `json`: the records of metrics.jsonl, one per line.
+        stream: output stream; None: the standard output at the time of printing. If it is not a
+            terminal, each epoch's line begins with the time of day.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Reporter:
         self.epochs, self.metric, self.show, self._stream = epochs, metric, show, stream
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Say what an epoch reached and cost."""
+        """Print the results and costs of an epoch."""
         if self.show == "json":
             self._print(json.dumps(record))
         elif self.show != "nothing":
@@ -211,7 +211,7 @@ class Reporter:
             )
 
     def say(self, text: str) -> None:
-        """A line between or after the epochs."""
+        """Print a line between or after the epochs."""
         self._print(json.dumps({"time": now(), "note": text}) if self.show == "json" else text)
 
     def _print(self, text: str) -> None:

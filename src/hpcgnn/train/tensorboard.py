@@ -1,4 +1,4 @@
-"""Numbers of a run for TensorBoard, beside metrics.jsonl."""
+"""The numbers of a run for TensorBoard, in addition to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from hpcgnn.errors import InputError
 
-FOLDER = "tensorboard"  # in the run directory
+FOLDER = "tensorboard"  # below the run directory
 
 
 class TensorBoard:
-    """A callback that writes each epoch's numbers to RUN_DIR/tensorboard; rank 0 does.
+    """A callback with which rank 0 writes each epoch's numbers to RUN_DIR/tensorboard.
 
-    A run that is resumed goes on with its curves, from the epoch of its checkpoint.
+    A resumed run continues its curves from the epoch of its checkpoint.
 
     Raises:
-        InputError: the package tensorboard is missing, on all ranks alike where it is on each.
+        InputError: the package tensorboard is missing; on all ranks, if it is missing on each.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class TensorBoard:
 
     def on_start(self, trainer: Any) -> None:
         if trainer.comm.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter  # not cheap to import
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             folder = Path(trainer.run_dir) / FOLDER
             self._writer = SummaryWriter(str(folder), purge_step=trainer.epoch + 1)
@@ -45,7 +45,7 @@ class TensorBoard:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record of metrics.jsonl by their names; of several ranks' the mean, the max.
+    """Return the numbers in a record of metrics.jsonl by name; mean and maximum of those per rank.
 
     A score is named after its metric: `valid/accuracy`.
     """

@@ -1,4 +1,4 @@
-"""The training loop: epochs over all ranks, from wherever the last checkpoint stands."""
+"""The training loop over all ranks, from the start or from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -53,37 +53,37 @@ Losses = Callable[["Trainer", int], Iterable[Tensor]]
 class Trainer:
     """Trains a model on a partitioned graph: any `torch.nn.Module`, any task, any optimizer.
 
-    All ranks make it with the same arguments; what rank 0 has as weights is taken by all.
+    All ranks construct it with the same arguments; all take rank 0's initial weights.
 
     Args:
         graph: this rank's part.
-        model: called as `model(graph, x)` with the graph's features, `model(graph)`, or as
+        model: called as `model(graph, x)` with the graph's features, as `model(graph)`, or as
             PyTorch Geometric's `model(x, edge_index)`, see `calls.ModelCall`. Returns a row per
             local node. Moved to the graph's device.
         task: what is learned, see `tasks.Task`; any object with `targets`, `loss`, `metrics`,
-            `metric` and `larger_is_better` will do.
-        optimizer: one of torch's, a function that makes one of the parameters, or a name
+            `metric` and `larger_is_better` is accepted.
+        optimizer: a torch optimizer, a function that makes one from the parameters, or a name
             (`adam`, `adamw`, `sgd`, with settings lr and weight_decay).
-        scheduler: one of `torch.optim.lr_scheduler`, or a function that makes one of the
-            optimizer; steps once an epoch, `ReduceLROnPlateau` with the value that chooses.
+        scheduler: one of `torch.optim.lr_scheduler`, or a function that makes one from the
+            optimizer; steps once per epoch, `ReduceLROnPlateau` with the monitored value.
         run_dir: folder for metrics.jsonl, config.json and checkpoints/; made by rank 0.
         callbacks: functions or objects, see `Callbacks`.
         losses: `losses(trainer, epoch)` yields this rank's shares of several losses, whose
-            gradients are added up; each is followed back before the next one is asked for. Without,
-            the task's loss alone.
-        resume: go on from the newest whole checkpoint, if there is one.
-        stop: signals heard so far and from now on; None: those that arrive during `run`.
-        show: what is printed, see `Reporter`; display: what shows how far it is.
-        opened: the run, where the command has opened it; None: opened here, by `settings`.
+            gradients are summed; the backward pass of each runs before the next one is requested.
+            By default, the task's loss alone.
+        resume: continue from the newest intact checkpoint, if there is one.
+        stop: signals received so far and from now on; None: those that arrive during `run`.
+        show: what is printed, see `Reporter`; display: shows the progress.
+        opened: the run, if the command has opened it; None: opened here, with `settings`.
         settings: as options of `hpcgnn train`: epochs, patience, monitor, better, eval_every,
             checkpoint_every, keep, clip_norm, warmup, ema, seed, precision and so on.
 
     Attributes:
-        epoch: epochs that are over.
-        scores: by split and metric, of the newest evaluation.
+        epoch: number of epochs completed.
+        scores: results of the latest evaluation, by split and metric.
 
     Raises:
-        InputError: graph, model, task and settings, or a checkpoint to resume, don't fit together.
+        InputError: graph, model, task and settings, or a checkpoint to resume, are incompatible.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Trainer:
         self.progress = Progress(larger=self.monitor.larger)
         self.scores: Scores = {}
         self.epoch = self.start = 0
-        self.resumed: Path | None = None  # the checkpoint whose state hasn't been used yet
+        self.resumed: Path | None = None  # the checkpoint, until its state has been used
         if found is not None:
             self._restore(*found)
         elif self.learned.take_from_first(self.comm) and self.comm.rank == 0:
@@ -174,7 +174,7 @@ class Trainer:
         return ModelCall(self.model, self.graph, device.precision, device.keep_in)
 
     def _is_validated(self) -> bool:
-        """Whether validation gives a score; without, patience is refused."""
+        """Return whether validation gives a score; if it doesn't, refuse patience."""
         patience = self.config.training.patience
         if self.monitor.is_defined(self.graph, self.task):
             return True
@@ -189,24 +189,24 @@ class Trainer:
 
     @property
     def begins(self) -> bool:
-        """Whether `run` will train with the settings of now, or keep the first state of a run."""
+        """Whether `run` will train with the present settings, or save a run's initial state."""
         return self.start == 0 or not self.ended
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to be trained: by the number of epochs, or by patience."""
+        """Whether training is complete: by the number of epochs, or by patience."""
         training = self.config.training
         return self.epoch >= training.epochs or self.progress.ran_out(training.patience)
 
     def request_stop(self, reason: str) -> None:
-        """Stop after this epoch, with a checkpoint; one rank's word is enough."""
+        """Stop after this epoch, with a checkpoint; a request on one rank is enough."""
         self._asked_to_stop = self._asked_to_stop or reason
 
     def run(self, profile: Profile | int = 0) -> bool:
-        """Train to the end, or to an agreed stop; whether the end was reached.
+        """Train to the end or to an agreed stop; return whether the end was reached.
 
         Args:
-            profile: so many epochs are written as a timeline to `run_dir`/profile.
+            profile: number of epochs whose timeline is written to `run_dir`/profile.
 
         Raises:
             InputError: gradients are switched off where it is called, or it has run before.
@@ -313,17 +313,17 @@ class Trainer:
         return total
 
     def output(self) -> Tensor:
-        """The model's output for all local nodes, in its present mode; for `losses`."""
+        """Return the model's output for all local nodes, in its present mode; for `losses`."""
         return self.call.output()
 
     def loss(self, output: Tensor) -> Tensor:
-        """This rank's share of the task's loss, of such an output; collective."""
+        """Return this rank's share of the task's loss for such an output; collective."""
         return self.task.loss(self.graph, output[self.rows["train"]], self.rows["train"])
 
     def _pass(
         self, epoch: int, watch: Stopwatch, x_NF: Tensor | None = None, steps: int = 1
     ) -> float:
-        """Forward and backward once; gradients of 1 / steps of the loss are added up."""
+        """Run forward and backward once; accumulates the gradients of 1 / steps of the loss."""
         rows = self.call.targets(self.rows["train"])
         with watch.phase("forward"), self.comm.at("forward"):
             output = self.call.training_output(x_NF)
@@ -332,7 +332,7 @@ class Trainer:
                 check_output(output, place, self.task)
             share = self.task.loss(self.graph, output[place], rows)
             if isinstance(share, Tensor) and not share.requires_grad:
-                # A rank whose share is a constant still has its part in the others' backward.
+                # A rank with a constant share must still take part in the others' backward passes.
                 share = share + output[:0].sum()
         del output
         return self._backward(share, epoch, watch, x_NF, steps)
@@ -369,20 +369,20 @@ class Trainer:
         return total
 
     def _sum_gradients(self, epoch: int) -> None:
-        """Add up the gradients of replicated parameters over the ranks."""
+        """Sum the gradients of replicated parameters over the ranks."""
         if not self.sums.finish():
             place = first_gradient(self.graph, self.learned.named_parameters())
             self._not_finite("a gradient is not finite", epoch, place)
 
     @torch.no_grad()
     def evaluate(self) -> Scores:
-        """All metrics on the train, valid and test nodes, without dropout; None where undefined."""
+        """Return all metrics of train, valid and test nodes, without dropout; None if undefined."""
         scores, _ = self._scores()
         return scores
 
     @torch.no_grad()
     def _scores(self) -> tuple[Scores, float | None]:
-        """The metrics, and the loss of the validation nodes where that chooses."""
+        """Return the metrics, and the validation loss if it is monitored."""
         self.learned.train(False)
         with ExitStack() as averaged:
             if self.average is not None:
@@ -396,7 +396,7 @@ class Trainer:
         return scores, loss if loss is None or math.isfinite(loss) else None
 
     def _evaluated(self) -> dict[str, Any]:
-        """What the record of an epoch says of its evaluation."""
+        """Return an evaluation's entries in the record of an epoch."""
         self.scores, loss = self._scores()
         found: dict[str, Any] = {s: self.scores[s][self.task.metric] for s in SPLITS}
         if self.monitor.name == "valid_loss":
@@ -427,7 +427,7 @@ class Trainer:
         return epoch % self.config.training.eval_every == 0 or epoch == self.config.training.epochs
 
     def _stops(self, reason: str) -> bool:
-        """Whether a rank was asked to stop; the same on all ranks."""
+        """Return whether any rank was asked to stop; the same on all ranks."""
         failed = bool(self.store.failure()) and self.config.checkpoints.must_succeed
         asked = self.comm.size - self.comm.rank if reason else 0
         flags = np.array([asked, failed], np.int64)
@@ -489,7 +489,7 @@ class Trainer:
             say(f"resuming after epoch {self.epoch} from {path}")
 
     def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
-        """All ranks raise; `place` says where it began."""
+        """Raise NumericalError on all ranks; `place` names where it began."""
         self.store.finish()
         last = next(map(str, self.store.paths()), "none yet")
         raise NumericalError(

@@ -1,4 +1,4 @@
-"""What a user calls the nodes and classes of which predictions are written, and pairs asked for."""
+"""The user's own names of nodes and classes in predictions, and the pairs that a user asks for."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LONGEST_LINE = 1 << 16
 
 @dataclass(frozen=True)
 class FindNodeIds:
-    """Derives what the user knows each local node by: int64 `[n]`, or bytes of one width, UTF-8.
+    """Derives the user's id of each local node: int64 `[n]`, or UTF-8 bytes of one width.
 
-    Collective. Each rank reads its share of the names, wherever their nodes are.
+    Collective. Each rank reads its share of the names, wherever the nodes are.
 
     Raises:
-        InputError: the file that the graph was read from is damaged, or another one by now.
+        InputError: the file that the graph was read from is damaged, or has been replaced.
     """
 
     def build(self, graph: PartitionedGraph) -> np.ndarray:
@@ -55,7 +55,7 @@ class FindNodeIds:
 
 @contextmanager
 def _opened(file: Path, graph: PartitionedGraph) -> Iterator[Reader]:
-    """The file that the graph was read from, graph.h5 or a partition file."""
+    """Open the file that the graph was read from, graph.h5 or a partition file."""
     with Reader(file, None) as reader:
         mark = "fingerprint" if reader.text("format") == GRAPH else "graph_fingerprint"
         if reader.text(mark) != graph.graph_fingerprint:
@@ -65,12 +65,12 @@ def _opened(file: Path, graph: PartitionedGraph) -> Iterator[Reader]:
 
 @dataclass
 class NodeTexts:
-    """Names of classes, and the nodes that are wanted; of the rank that writes.
+    """The class names, and the nodes to write; on the rank that writes.
 
     Attributes:
         class_names: of the classes 0, 1, ...
-        wanted: ids, ascending, of the nodes to write: int64, or bytes where nodes have names;
-            None: all.
+        wanted: ids of the nodes to write, ascending: int64, or bytes if nodes have names; None:
+            all nodes.
     """
 
     class_names: list[str] = field(default_factory=list)
@@ -78,15 +78,15 @@ class NodeTexts:
     _found: int = 0
 
     def count(self, num_nodes: int) -> int:
-        """How many nodes are written of a graph of `num_nodes`."""
+        """Return the number of nodes to write, of a graph of `num_nodes`."""
         return num_nodes if self.wanted is None else len(self.wanted)
 
     def begin(self) -> None:
-        """The nodes come once more, from the first."""
+        """Begin another pass over the nodes."""
         self._found = 0
 
     def chosen(self, rows: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
-        """Those of the rows that are wanted, and how many came before them."""
+        """Return the number of rows chosen before, and those of these rows to be written."""
         first = self._found
         if self.wanted is not None:
             if "original_ids" not in rows:
@@ -97,7 +97,7 @@ class NodeTexts:
         return first, rows
 
     def check_found(self) -> None:
-        """Refuse where a node that is wanted was not among all that came."""
+        """Raise InputError if a node to write was not among the rows of this pass."""
         if self.wanted is not None and self._found != len(self.wanted):
             raise InputError(
                 "the table lists nodes that the graph does not have",
@@ -108,17 +108,17 @@ class NodeTexts:
 def node_texts(
     graph: PartitionedGraph, only: Path | None, *, named_by: str, trained_on: str | None = None
 ) -> NodeTexts:
-    """The texts that go with the predictions; one rank.
+    """Return the class names and chosen nodes for the predictions; called on one rank.
 
     Args:
-        only: a table whose nodes alone are wanted: by the column that named the nodes of the graph,
-            or the first.
-        named_by: `nodes` or `edges`: classes are those of their labels, whose names the graph's
-            file keeps; empty: of something else.
-        trained_on: fingerprint of the graph whose classes are predicted; None: this one.
+        only: a table whose nodes alone are written; its id column is that which named the nodes
+            of the graph, or the first.
+        named_by: `nodes` or `edges`, if classes are those of their labels, whose names are in the
+            graph's file; else empty.
+        trained_on: fingerprint of the graph whose classes are predicted; None: this graph.
 
     Raises:
-        InputError: a damaged file, or a table without ids.
+        InputError: a file is damaged, or the table has no ids.
     """
     encoding, named = Encoding(), False
     if graph.file is not None:
@@ -137,7 +137,7 @@ def node_texts(
 
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
-    """The ids in a table, ascending, each once."""
+    """Return the distinct ids in a table, ascending."""
     from hpcgnn.storage.importers.table_files import INTEGER, TEXT, open_tables, to_numpy
     from hpcgnn.storage.importers.table_options import TextForm
 
@@ -158,14 +158,14 @@ def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
 
 
 def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:
-    """The pairs of a text file of two columns, or of an `.npy` `[M, 2]`; collective.
+    """Return the pairs in a text file of two columns, or in an `.npy` `[M, 2]`; collective.
 
-    Ids are those that the graph came with, numbers or texts, source and target; a first line that
-    holds none is passed over. Each rank keeps its share; the number of a pair is that of its row.
+    The columns are source and target, as the graph's original ids, numbers or strings; a first line
+    without ids is skipped. Each rank keeps its share; a pair's number is that of its row.
 
     Raises:
-        InputError: it can't be read, holds something else, or ids that no node has; or another
-            rank's is another.
+        InputError: the file can't be read, has other content, has ids of no node, or differs
+            between ranks.
     """
     comm, ids = graph.comm, graph.derived(FindNodeIds())
     known = UserIds.of(comm, ids, graph.derived(FindPlaces()).first)
@@ -190,13 +190,13 @@ def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:
 
 @dataclass(frozen=True)
 class _PairFile:
-    """Pairs of ids of one type: int64, or bytes of a width that none is longer than."""
+    """A file of pairs of ids of one dtype: int64, or bytes at least as wide as any node's id."""
 
     path: Path
     kind: np.dtype
 
     def first_ids(self) -> np.ndarray | None:
-        """The two ids of a text's first line; None where they can't be ids, or of an array."""
+        """Return the two ids in a text's first line; None if they aren't ids, or for an array."""
         if self.path.suffix == ".npy":
             return None
         with self._lines() as (lines, _):
@@ -204,13 +204,13 @@ class _PairFile:
             return self._row(row) if len(row) > 1 and all(map(self._is_id, row[:2])) else None
 
     def share(self, rank: int, size: int, skipped: int) -> tuple[np.ndarray, np.ndarray]:
-        """A rank's pairs `[m, 2]`, and their rows in the file, without the first `skipped`."""
+        """Return a rank's pairs `[m, 2]` and their row numbers, counted after `skipped` rows."""
         if self.path.suffix == ".npy":
             return self._of_array(rank, size)
         kept = []
         with self._lines() as (lines, separator):
             for number, row in enumerate(islice(lines, skipped, None)):
-                # Of every `size` rows one, or each rank would hold all.
+                # Each rank keeps one of every `size` rows; otherwise each would hold all rows.
                 if number % size != rank:
                     continue
                 if len(row) < 2 or not (self._is_id(row[0]) and self._is_id(row[1])):
@@ -248,7 +248,7 @@ class _PairFile:
 
     @contextmanager
     def _lines(self) -> Iterator[tuple[Iterator[list[str]], str]]:
-        """The fields of each line that isn't empty, and what is between them."""
+        """Open the file; yields the fields of each non-empty line, and the separator."""
         try:
             with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 first = file.readline(_LONGEST_LINE)
@@ -270,7 +270,7 @@ class _PairFile:
         return -(1 << 63) <= int(text) < 1 << 63
 
     def _row(self, row: list[str]) -> np.ndarray:
-        """Two ids as they are compared."""
+        """Return the first two ids of a row in the dtype in which they are compared."""
         if self.kind.kind != "S":
             return np.array([int(row[0]), int(row[1])], self.kind)
         pair = [text.encode() for text in row[:2]]

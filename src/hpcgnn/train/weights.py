@@ -1,4 +1,4 @@
-"""Weights in .safetensors or .pt files by name: those to start from, those of a checkpoint."""
+"""Weights by name in .safetensors and .pt files: reading initial ones, exporting a checkpoint's."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NORM = re.compile(r"(norms\.\d+\.)(\w+)")
 _MOST_NAMES = 1 << 20
 _SHOWN = 8
 _NO_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError)
-_UNUSED = "num_batches_tracked"  # of PyTorch's batch norm, which nothing here reads
+_UNUSED = "num_batches_tracked"  # of PyTorch's batch norm; not used here
 ENDINGS = (".safetensors", ".pt")
-_OF_TASK = "task:"  # what a task learns beside the model, such as a decoder of pairs
-_LONGEST_HEADER = 100_000_000  # of safetensors
+_OF_TASK = "task:"  # parameters of the task, such as a decoder of pairs
+_LONGEST_HEADER = 100_000_000  # bytes, in safetensors
 
 
 def outer_names(names: Collection[str]) -> dict[str, str]:
-    """PyTorch Geometric's name of each parameter and buffer of one model, given by ours."""
+    """Return PyTorch Geometric's name of each parameter and buffer of a model, by our name."""
     built_in = any(name.startswith(f"{_STACK}convs.") for name in names)
     return {name: _outer(name, names) if built_in else name for name in names}
 
@@ -58,14 +58,14 @@ def _outer(name: str, names: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Differences:
-    """Names, as the file has them, that did not go into the model, or of it that weren't there."""
+    """Names, as in the file, that differ between a weight file and the model."""
 
     missing: list[str]
     unknown: list[str]
     reshaped: list[str]
 
     def lines(self, path: Path) -> list[str]:
-        """What the user should know, if anything."""
+        """Return lines that tell the user what differs, if anything."""
         named = (
             (self.missing, "not in the file, so they start afresh"),
             (self.reshaped, "of another shape in the file, so they start afresh"),
@@ -79,12 +79,12 @@ def start_from(
 ) -> Differences:
     """Fill the model's parameters and buffers with those of the file that fit; collective.
 
-    Names may be ours or PyTorch Geometric's (`state_names`). Learned embeddings are `[N, D]` in the
-    order of graph.h5, of which each rank takes its own rows.
+    Names may be ours or PyTorch Geometric's (`outer_names`). Learned embeddings are `[N, D]` in the
+    order of graph.h5; each rank takes its own rows.
 
     Raises:
-        InputError: no such file, one that isn't safe to read, not finite or of other types,
-            another on some rank, or one of which nothing fits.
+        InputError: there is no such file, it isn't safe to read, has values that are not finite or
+            of another type, differs between ranks, or fits nothing in the model.
     """
     given: dict[str, Tensor] = {}
     require_same_file(comm, path, "weights to start from")
@@ -134,12 +134,13 @@ def _fill(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, mapped from the file where that can be; nothing is unpickled.
+    """Return tensors by name, on the CPU, memory-mapped where possible; nothing is unpickled.
 
-    A .pt file may hold them below `state_dict`.
+    A .pt file may hold them under the key `state_dict`.
 
     Raises:
-        InputError: no such file, another ending, damaged, or more than tensors by name.
+        InputError: there is no such file, it has another suffix, is damaged, or holds anything
+            but tensors by name.
     """
     if path.suffix not in ENDINGS:
         raise InputError(f"must end in {' or '.join(ENDINGS)}", file=path)
@@ -149,7 +150,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # of any type, on damaged files
+    except Exception as error:  # damaged files raise errors of any type
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"can't be read as tensors by name: {reason}", file=path) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
@@ -198,7 +199,7 @@ def _listed(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: `names` from the checkpoint's to the file's; tensors' total `bytes`."""
+    """The result of an export: `names` in the file by names in the checkpoint, total `bytes`."""
 
     checkpoint: Path
     epoch: int
@@ -207,14 +208,14 @@ class Export:
 
 
 def export(place: Path, out: Path, *, force: bool = False) -> Export:
-    """Write the parameters and buffers of a checkpoint; one process.
+    """Write the parameters and buffers of a checkpoint; for one process.
 
     Args:
-        place: a checkpoint, or a run directory: the best checkpoint, or the last without one.
-        out: .safetensors or .pt.
+        place: a checkpoint, or a run directory: its best checkpoint, or the last if it has no best.
+        out: a .safetensors or .pt file.
 
     Raises:
-        InputError: no checkpoint, another ending, or something in the place of `out`.
+        InputError: there is no checkpoint, `out` has another suffix, or its name is taken.
         OutputError: it can't be written.
     """
     if out.suffix not in ENDINGS:
@@ -227,7 +228,7 @@ def export(place: Path, out: Path, *, force: bool = False) -> Export:
     if len(state) != len(own):
         raise InputError("has two parameters of one name", file=path)
     for name in list(state):
-        if name.endswith(".module.running_mean"):  # which PyTorch counts, and here nobody reads
+        if name.endswith(".module.running_mean"):  # PyTorch's batch count, not used here
             count = name.replace("running_mean", "num_batches_tracked")
             state[count] = torch.zeros((), dtype=torch.int64)
     _save(state, out)
@@ -235,7 +236,7 @@ def export(place: Path, out: Path, *, force: bool = False) -> Export:
 
 
 def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """The epoch, and parameters and buffers by their names here; averages where there are some."""
+    """Return the epoch, and parameters (averaged, if so stored) and buffers by our names."""
     checkpoint = files.read(path)
     state = {}
     for group in ("model/", "average/"):
@@ -253,7 +254,7 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def _learned_rows(path: Path) -> dict[str, Tensor]:
-    """Embeddings of all nodes in the order of graph.h5, whichever ranks wrote them."""
+    """Return the embeddings of all nodes in the order of graph.h5, from whichever ranks' files."""
     found = read_every(path)
     return {
         name.removeprefix(group): torch.from_numpy(rows)
@@ -288,7 +289,7 @@ def _save(state: dict[str, Tensor], out: Path) -> None:
 
 
 def format_of_weights(path: Path) -> str | None:
-    """`schema.WEIGHTS` where the file looks like one of tensors by name."""
+    """Return `schema.WEIGHTS` if the file looks like one of tensors by name."""
     try:
         if path.suffix == ".pt":
             with zipfile.ZipFile(path) as archive:

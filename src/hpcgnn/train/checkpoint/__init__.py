@@ -1,1 +1,1 @@
-"""Checkpoints: the file, the folder of files, the state they hold."""
+"""Checkpoints: the file, the folder of files, and the state that they hold."""

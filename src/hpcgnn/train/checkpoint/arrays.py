@@ -1,4 +1,4 @@
-"""What a checkpoint's arrays tell of one another, whatever model they are of."""
+"""Checks of a checkpoint's arrays against one another, for any model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpcgnn.tasks.task import OWN
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import OF_TASK
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam, each as the parameter
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam, each like the parameter
 _ADAM = ("adam", "adamw")
 
 
 def form_of(array: np.ndarray) -> list[str | int]:
-    """Type and shape, as checkpoints store them."""
+    """Return the dtype and shape, as checkpoints store them."""
     return [array.dtype.name, *array.shape]
 
 
@@ -30,17 +30,17 @@ def check_arrays(
     forms: dict[str, Any] | None,
     path: str | Path,
 ) -> None:
-    """Refuse arrays that no training writes, before anybody uses one.
+    """Check arrays before any is used, as far as possible without knowing the model.
 
-    Numbers are finite; a built-in model has float32 alone; averages and moments are of a parameter
-    that is there, and as it is.
+    Values must be finite; a built-in model has only float32; averages and moments must have a
+    parameter, and its form.
 
     Args:
         task: `Task.stored`.
         forms: `form_of` each array when it was written; None in files of earlier releases.
 
     Raises:
-        InputError: naming the first such array.
+        InputError: naming the first wrong array.
     """
     if forms is not None:
         _check_forms(arrays, forms, path)
@@ -60,10 +60,10 @@ def check_arrays(
 def built_in_task(
     task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path
 ) -> BuiltInTask:
-    """The task that a checkpoint stores, whose decoder fits the checkpoint's arrays.
+    """Return the task stored in a checkpoint, checking its decoder against the arrays.
 
     Raises:
-        InputError: what is stored can't be.
+        InputError: the stored task is impossible.
     """
     stored = arrays.items()
     lengths = {n for name, array in stored if name.startswith("model/") for n in array.shape}
@@ -73,13 +73,13 @@ def built_in_task(
 def check_stored_task(
     task: dict[str, Any], arrays: dict[str, np.ndarray], path: str | Path, *, of_program: bool
 ) -> None:
-    """Refuse a task of this package that can't be, or isn't told whole.
+    """Check that a stored task of this package is possible and complete.
 
     Args:
-        of_program: it may be one that only a program knows, which tells of it what it likes.
+        of_program: the task may be one of a Python program, of which anything may be stored.
 
     Raises:
-        InputError: naming it.
+        InputError: naming the task.
     """
     known = task.get("kind") in KINDS
     if of_program and (not known or task.get("decoder") == OWN):
@@ -91,7 +91,7 @@ def check_stored_task(
 
 
 def check_finite(array: np.ndarray, path: str | Path, name: str) -> None:
-    """Raise InputError where a number is infinite or none."""
+    """Raise InputError if a value is infinite or NaN."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError("is not finite", file=path, dataset=name)
 

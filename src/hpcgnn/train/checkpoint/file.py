@@ -1,7 +1,7 @@
-"""Checkpoints: everything needed to go on as if nothing had happened, in one HDF5 file.
+"""Checkpoints: all that is needed to continue as if never interrupted, in one HDF5 file.
 
     model/<parameter>                  parameters and buffers
-    optimizer/<index>/<key>            optimizer state of each parameter
+    optimizer/<parameter>/<key>        optimizer state of each parameter
     average/<parameter>                moving average of the parameters
     plain                              JSON: state of learning rates, callbacks, optimizer; type and
                                        shape of each array, and of one row of those below
@@ -49,17 +49,18 @@ MAX_EPOCH = 1 << 40
 _TYPES = ("float32", "float64", "int64", "uint8", "bool")
 _GROUPS = ("model/", "optimizer/", "average/", GROUP)
 _PLAIN = "plain"
-_FORMS, _ROWS = "arrays", "rows"  # among the plain values
+_FORMS, _ROWS = "arrays", "rows"  # keys among the plain values
 _MOST_PLAIN = 64 << 20
-_ROUNDING = 1e-6  # of a metric
-_COMPLETE = 2  # from this version on a checkpoint tells its task and the forms of its arrays
+_ROUNDING = 1e-6  # rounding error of a metric
+_COMPLETE = 2  # from this version on, it stores its task and the forms of its arrays
 
 
 @dataclass
 class Checkpoint:
-    """A moment of training, on any rank; `arrays` by dataset name, `sharded` of this rank only.
+    """The state of training after an epoch, as on any rank.
 
-    One that was read has the forms of all sharded `rows`, see `stored_forms`, and not the rows.
+    `arrays` are by dataset name, `sharded` are of this rank only. A checkpoint that was read has
+    the forms of all sharded `rows`, see `stored_forms`, but not the rows.
     """
 
     epoch: int
@@ -89,7 +90,7 @@ class Checkpoint:
         }
 
     def datasets(self) -> dict[str, np.ndarray]:
-        """`arrays`, and the plain values as one of them."""
+        """Return `arrays`, and the plain values as one more array."""
         forms = {name: form_of(array) for name, array in self.arrays.items()}
         state = {**self.state, _FORMS: forms, _ROWS: forms_of_rows(self.sharded)}
         text = json.dumps(state, sort_keys=True, allow_nan=False).encode()
@@ -97,10 +98,10 @@ class Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint without sharded rows; one rank, no messages.
+    """Write a checkpoint without sharded rows; by one rank, without messages.
 
     Raises:
-        OutputError: it can't be written; what was there before is intact.
+        OutputError: it can't be written; a file that was there before is intact.
     """
     arrays = checkpoint.datasets()
     content = _fingerprint(arrays)
@@ -110,7 +111,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> None:
-    """Write a checkpoint whose `sharded` rows are added by their owners in turn; collective.
+    """Write a checkpoint to which the owners of `sharded` rows add these in turn; collective.
 
     Raises:
         OutputError: as `write`, on all ranks.
@@ -137,16 +138,16 @@ def write_sharded(path: Path, checkpoint: Checkpoint, comm: Communicator) -> Non
 
 
 def read_epoch(path: str | Path) -> int:
-    """The epoch of a checkpoint, whose content isn't looked at. Raises InputError as `read`."""
+    """Return a checkpoint's epoch without reading its content; raises InputError as `read`."""
     with Reader(path, CHECKPOINT) as reader:
         return reader.integer("epoch", 0, MAX_EPOCH)
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read and check a checkpoint, sharded rows excepted.
+    """Read and check a checkpoint, except its sharded rows.
 
     Raises:
-        InputError: missing, damaged, no checkpoint, or one that contradicts itself.
+        InputError: it is missing, damaged, not a checkpoint, or contradicts itself.
     """
     with Reader(path, CHECKPOINT) as reader:
         epoch = reader.integer("epoch", 0, MAX_EPOCH)
@@ -203,7 +204,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def _graph_fingerprint(reader: Reader) -> str:
-    """Empty where the graph was made in memory."""
+    """Return the graph's fingerprint; empty if the graph was made in memory."""
     text = reader.text("graph_fingerprint")
     if re.fullmatch("([0-9a-f]{16})?", text) is None:
         raise InputError(
@@ -231,12 +232,12 @@ def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
 
 
 def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
-    """Refuse settings for which a model would be built that is far larger than these arrays."""
+    """Refuse settings whose model would be far larger than the stored arrays."""
     for name in shapes:
-        loose = name.startswith(GROUP) and name.count("/") != 2  # of no part
+        loose = name.startswith(GROUP) and name.count("/") != 2  # not in a part
         if loose or (not name.startswith(_GROUPS) and name != _PLAIN):
             raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
-    if config.model.own:  # which is built by nobody but its owner
+    if config.model.own:  # not built from the checkpoint's settings
         return
     held = sum(name.startswith("model/") for name in shapes)
     lengths = {n for name, s in shapes.items() if not name.startswith("optimizer/") for n in s}
@@ -257,7 +258,7 @@ def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | 
 
 
 def _bounds(config: Config, task: Mapping[str, Any]) -> tuple[float, float]:
-    """The least and the most that the score which chooses can be, where that is known."""
+    """Return the smallest and largest possible value of the monitored score, if known."""
     chosen = config.training.monitor
     name = task.get("metric") if chosen == "auto" else chosen
     if not isinstance(name, str) or task.get("kind") not in KINDS:
@@ -268,10 +269,10 @@ def _bounds(config: Config, task: Mapping[str, Any]) -> tuple[float, float]:
 def _check_progress(
     progress: dict[str, Any], epoch: int, bounds: tuple[float, float], path: str | Path
 ) -> None:
-    """`best` and `test_at_best` are None or scores, the epochs follow each other until `epoch`.
+    """Check that `best` and `test_at_best` are None or scores, and epochs ascend up to `epoch`.
 
     Args:
-        bounds: the least and the most that a score can be.
+        bounds: the smallest and largest possible score.
     """
     least, most = bounds
 

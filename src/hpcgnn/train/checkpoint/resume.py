@@ -1,4 +1,4 @@
-"""What a run may be resumed with: the settings that define it stay, others may change."""
+"""Checks when a run is resumed: settings that define it must not change, others may."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpcgnn.train.config import Config, options
 from hpcgnn.train.journal import json_lines
 from hpcgnn.train.optimisation import learning_rate
 
-_STEPS = ("step_size", "gamma")  # only of the step schedule
+_STEPS = ("step_size", "gamma")  # used by the step schedule only
 _UNUSABLE = (
     TypeError,
     ValueError,
@@ -34,7 +34,7 @@ _UNUSABLE = (
 def newest_of_run(
     store: CheckpointStore, graph: PartitionedGraph, config: Config
 ) -> tuple[Path, Checkpoint] | None:
-    """The newest whole checkpoint and its file; None without one. Collective.
+    """Return the newest intact checkpoint and its file; None if there is none. Collective.
 
     Raises:
         InputError: it is of another graph, or a setting that defines the run differs.
@@ -59,7 +59,7 @@ def newest_of_run(
 
 
 def _check_ranks(starts: Path, num_parts: int, path: Path) -> None:
-    """Refuse a checkpoint of a number of ranks that no start of the run had, if they are told."""
+    """Refuse a checkpoint of a number of ranks that no recorded start of the run had."""
     ranks: set[int] = set()
     with suppress(FileNotFoundError):
         ranks = {
@@ -76,17 +76,17 @@ def _check_ranks(starts: Path, num_parts: int, path: Path) -> None:
 
 
 def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
-    """Refuse settings of another run; what to tell of those that may change, or an empty string.
+    """Refuse settings of another run; return a text about changes that are allowed, or "".
 
     Args:
         former: the settings that the checkpoint `path` was written with, after `epoch`.
-        now: those of the run that is to go on.
+        now: those of the run that is resumed.
 
     Raises:
         InputError: a setting that defines the run differs.
     """
     changed = _changed(former, now, DEFINING)
-    if former.training.monitor in ("loss", "valid_loss"):  # best by another loss is no best
+    if former.training.monitor in ("loss", "valid_loss"):  # else the best would be of another loss
         changed += [name for name in _changed(former, now, TOLD) if name in IN_LOSS]
     if changed:
         raise InputError(
@@ -98,10 +98,10 @@ def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
 
 
 def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another task than `now`, as `Task.stored` has it; older ones say none.
+    """Refuse a checkpoint of another task than `now`, see `Task.stored`; older ones lack the task.
 
     Raises:
-        InputError: kind, metric or anything else differs, or one of both doesn't say it.
+        InputError: kind, metric or anything else differs, or is stored in only one of both.
     """
     known, own = (
         {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
@@ -120,13 +120,15 @@ def check_task(checkpoint: Checkpoint, now: Mapping[str, Any], path: Path) -> No
 
 @contextmanager
 def usable(path: Path | None) -> Iterator[None]:
-    """Around the first use of restored state, of which an optimizer or a scheduler knows the rules.
+    """Turn exceptions in the first use of restored state into InputError within the context.
+
+    Only the optimizer or scheduler that uses the state knows which values are valid.
 
     Args:
         path: the checkpoint; None: nothing was restored.
 
     Raises:
-        InputError: in place of what the state makes it raise.
+        InputError: instead of an exception that the state causes.
     """
     try:
         yield

@@ -21,17 +21,17 @@ Forms = dict[str, list[str | int]]
 
 
 def forms_of_rows(arrays: Mapping[str, np.ndarray]) -> Forms:
-    """Type and shape of one row of each array but the ids."""
+    """Return the dtype and shape of one row of each array except the ids."""
     return {
         name: [array.dtype.name, *array.shape[1:]] for name, array in arrays.items() if name != IDS
     }
 
 
 def stored_forms(datasets: Sequence[Mapping[str, Any]], path: str | Path) -> Forms:
-    """As `forms_of_rows`, of a file's datasets as `Reader.walk` has them; empty without any.
+    """Return the `forms_of_rows` of a file's datasets, from `Reader.walk`; empty without rows.
 
     Raises:
-        InputError: the arrays of a part are not of one length, or not those of the parts before.
+        InputError: the arrays of a part differ in length, or from those of earlier parts.
     """
     parts: dict[str, dict[str, list[str | int]]] = {}
     lengths: dict[str, set[int]] = {}
@@ -54,10 +54,10 @@ def stored_forms(datasets: Sequence[Mapping[str, Any]], path: str | Path) -> For
 
 
 def check_parts(datasets: Sequence[Mapping[str, Any]], num_parts: int, path: str | Path) -> None:
-    """Refuse rows of other parts than 0 .. num_parts - 1, each of which wrote its own.
+    """Check that rows, if there are any, are of each of the parts 0 .. num_parts - 1 and no other.
 
     Raises:
-        InputError: naming the number of parts that there are.
+        InputError: naming the number of parts found.
     """
     names = {found["name"] for found in datasets if found["name"].startswith(GROUP)}
     parts = sorted({name.split("/")[1] for name in names})
@@ -71,13 +71,14 @@ def check_parts(datasets: Sequence[Mapping[str, Any]], num_parts: int, path: str
 
 
 def check_forms(rows: Forms, path: str | Path, *, built_in: bool) -> None:
-    """Refuse rows that no training writes, whatever model they are of.
+    """Check rows as far as possible without knowing the model.
 
     Args:
-        built_in: of a built-in model, which has float32 alone.
+        built_in: the model is built-in, and has only float32 rows.
 
     Raises:
-        InputError: averages and moments without their parameter, or not as it is; another type.
+        InputError: averages or moments have no parameter or differ from it in form, or a dtype is
+            wrong.
     """
     for name, form in rows.items():
         parameter = _parameter(name)
@@ -95,13 +96,13 @@ def check_forms(rows: Forms, path: str | Path, *, built_in: bool) -> None:
 def check_rows(
     rows: Forms, model: Mapping[str, tuple[str, tuple[int, ...]]], path: str | Path
 ) -> None:
-    """Refuse rows of another model, before any is read.
+    """Check that rows are those of the model, before any is read.
 
     Args:
-        model: type and shape of a row of each parameter of which ranks have rows of their own.
+        model: dtype and row shape of each parameter of which ranks have their own rows.
 
     Raises:
-        InputError: rows that the model lacks, or the file; of another type or width.
+        InputError: the model or the file lacks some rows, or they differ in dtype or width.
     """
     for name, form in rows.items():
         parameter = _parameter(name)
@@ -133,13 +134,13 @@ def _parameter(name: str) -> str | None:
 def read_sharded(
     path: str | Path, node_ids: np.ndarray, num_nodes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The sharded rows of these nodes, whichever ranks wrote them.
+    """Return the sharded rows of these nodes, from whichever ranks' parts.
 
     Args:
-        num_nodes: of the graph that the rows are of; None: rows of further nodes are passed over.
+        num_nodes: of the graph that the rows belong to; None: rows of other nodes are skipped.
 
     Raises:
-        InputError: a node has no row or two, or isn't there; a row isn't finite; parts hold
+        InputError: a node has no row or two, or isn't in the graph; a row isn't finite; parts hold
             different arrays.
     """
     order = np.argsort(node_ids)
@@ -184,7 +185,7 @@ def read_sharded(
 
 
 def read_every(path: str | Path) -> dict[str, np.ndarray]:
-    """The sharded rows of all nodes in the order of graph.h5; empty without any.
+    """Return the sharded rows of all nodes in the order of graph.h5; empty without any.
 
     Raises:
         InputError: as `read_sharded`.

@@ -1,4 +1,4 @@
-"""Model and optimizer to arrays of a checkpoint, and back."""
+"""Conversion of model and optimizer state to arrays of a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 from hpcgnn.train.plain import decode, encode
 
-# What torch keeps per parameter, after the first step; other optimizers keep what they like.
+# State that torch keeps per parameter after the first step; that of other optimizers is unknown.
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STATE: dict[type[Optimizer], tuple[str, ...]] = {
     **dict.fromkeys((torch.optim.Adam, PlainAdam, torch.optim.AdamW, PlainAdamW), _ADAM),
@@ -37,18 +37,20 @@ def capture(
     *,
     replicated: bool = True,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """Replicated arrays, this rank's sharded arrays, and the optimizer's plain values, all copied.
+    """Return replicated arrays, this rank's sharded arrays, and the optimizer's plain values.
+
+    All are copies.
 
     Args:
         average: the moving average of the parameters by name, if there is one.
-        replicated: whether this rank writes the replicated ones; none are copied where not.
+        replicated: whether this rank writes the replicated arrays; else none are copied.
     """
     arrays: dict[str, np.ndarray] = {}
     sharded: dict[str, np.ndarray] = {}
     plain: dict[str, Any] = {}
     own_rows = learned.sharded_names()
     averages = dict(average or {})
-    if averages:  # under every name, as the model's own values are
+    if averages:  # under all names, like the model's own values
         averages |= {second: averages[name] for second, name in learned.second_names().items()}
     for group, values in (("model", learned.state_dict()), ("average", averages)):
         for name, value in values.items():
@@ -73,10 +75,10 @@ def capture(
 
 
 def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Refuse a checkpoint of another model; `model` may lie on the device `meta`, unallocated.
+    """Check that a checkpoint is of this model, which may be on the device `meta`, unallocated.
 
     Raises:
-        InputError: as `restore_model`, sharded parameters and those of the task aside.
+        InputError: as `restore_model`, except for sharded parameters and those of the task.
     """
     learned = Learned(model)
     own_rows = learned.sharded_names()
@@ -94,11 +96,11 @@ def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> 
 def restored_rows(
     learned: Learned, checkpoint: Checkpoint, graph: PartitionedGraph, path: Path
 ) -> dict[str, np.ndarray]:
-    """This rank's rows of parameters of which each rank has its own; empty without such.
+    """Return this rank's rows of sharded parameters; empty without such parameters.
 
     Raises:
-        InputError: the checkpoint has rows that the model lacks, or of another type or width, lacks
-            those of a node, or has two, or of a node that isn't there.
+        InputError: the checkpoint has rows that the model lacks, or of another dtype or width; a
+            node has no row or two; or a row is of a node that isn't in the graph.
     """
     names, values = learned.sharded_names(), learned.state_dict()
     forms = {name: (_kind(values[name]), tuple(values[name].shape[1:])) for name in names}
@@ -116,7 +118,7 @@ def restore_model(
     """Fill parameters and buffers.
 
     Raises:
-        InputError: a parameter is missing, unknown, not finite, or of another shape or type:
+        InputError: a parameter is missing, unknown, not finite, or of another shape or dtype: it is
             another model.
     """
     own = learned.state_dict()
@@ -130,7 +132,7 @@ def restore_model(
 def restored_average(
     learned: Learned, checkpoint: Checkpoint, sharded: dict[str, np.ndarray], path: Path
 ) -> dict[str, Tensor]:
-    """The moving average of the parameters; empty where the checkpoint has none.
+    """Return the moving average of the parameters; empty if the checkpoint has none.
 
     Raises:
         InputError: as `restore_model`.
@@ -138,7 +140,7 @@ def restored_average(
     given = _named(checkpoint.arrays, "average/") | _named(sharded, "average.")
     own = dict(learned.named_parameters())
     if given:
-        # Files of before have tied parameters under their first names alone.
+        # Older files have tied parameters under their first names only.
         given = {name: given[name] for name in given.keys() - learned.second_names().keys()}
         _check_names(own.keys(), given.keys(), "the model", path)
     return {
@@ -154,13 +156,13 @@ def restore_optimizer(
     sharded: dict[str, np.ndarray],
     path: Path,
 ) -> None:
-    """Fill the optimizer's state: nothing before the first epoch, all of it afterwards.
+    """Fill the optimizer's state, which is empty before the first epoch and complete after it.
 
-    Learning rate, weight decay and the like are not part of it.
+    Learning rate, weight decay and other settings are not part of it.
 
     Raises:
-        InputError: something is missing, unknown, not finite, below 0 where nothing can be, or of
-            another shape or type.
+        InputError: a value is missing, unknown, not finite, negative where it can't be, or of
+            another shape or dtype.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = {name: p for name, p in learned.named_parameters() if id(p) in held}
@@ -183,7 +185,7 @@ def restore_optimizer(
         if known and key not in ("step", "max_exp_avg_sq"):
             states[name][key] = _moment(given[entry], parameters[name], what, path)
         elif key == "step" and (known or given[entry].size == 1):
-            most = checkpoint.epoch if known else math.inf  # the trainer's step once an epoch
+            most = checkpoint.epoch if known else math.inf  # the trainer steps once per epoch
             states[name][key] = _steps(given[entry], most, what, path)
         elif given[entry].size > max(parameters[name].numel(), 1):
             raise InputError(f"{what} has more numbers than the parameter", file=path)
@@ -203,7 +205,7 @@ def restore_optimizer(
 
 
 def _take_moments(plain: dict[str, Any], given: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Puts moments of parameters without axes, kept as plain values, into `given`; the others."""
+    """Move moments of 0-dimensional parameters from plain values to `given`; return the others."""
     others: dict[str, Any] = {}
     for name, values in plain.items():
         for key, value in values.items():
@@ -216,7 +218,7 @@ def _take_moments(plain: dict[str, Any], given: dict[str, np.ndarray]) -> dict[s
 
 
 def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -> list[str] | None:
-    """What an optimizer keeps after its first step, by name; None where that isn't known."""
+    """Return the names of an optimizer's state after its first step; None if not known."""
     keys = _STATE.get(type(optimizer))
     groups = optimizer.param_groups
     if keys is None or any(group.get("amsgrad") or group.get("momentum") for group in groups):
@@ -232,7 +234,7 @@ def _steps(array: np.ndarray, most: float, what: str, path: Path) -> Tensor:
 
 
 def _moment(array: np.ndarray, parameter: torch.nn.Parameter, what: str, path: Path) -> Tensor:
-    """What Adam and SGD keep: as the parameter."""
+    """Return a moment of Adam or SGD, in the form of its parameter."""
     value = _fitting(array, parameter, what, path)
     if what.endswith("_sq") and bool((value < 0).any()):
         raise InputError(f"{what} has squares below 0", file=path)
@@ -254,13 +256,13 @@ def _check_names(own: Collection[str], given: Collection[str], whose: str, path:
 
 
 def _fitting(array: np.ndarray, target: Tensor, what: str, path: Path) -> Tensor:
-    """A copy of `array`, checked."""
+    """Return a checked copy of `array`."""
     _check_fits(array, target, what, path)
     return torch.from_numpy(array.copy()).reshape(target.shape)
 
 
 def _check_fits(array: np.ndarray, target: Tensor, what: str, path: Path) -> None:
-    """`array` must be finite and have the type and shape of `target`."""
+    """Check that `array` is finite and has the dtype and shape of `target`."""
     shape = tuple(target.shape) or (1,)  # single numbers are stored as arrays
     if tuple(array.shape) != shape:
         raise InputError(

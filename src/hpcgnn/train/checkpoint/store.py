@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: written beside the training, pruned, found again."""
+"""The checkpoints of a run directory: written in the background, pruned, and found again."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _PERIODIC = "epoch"
 
 
 class WritingDesk:
-    """Hands checkpoints to one thread. While it writes, one more may wait.
+    """Passes checkpoints to one writing thread; while it writes, one more can wait.
 
-    A newer checkpoint of the same kind takes the place of the one that waits; one of another kind
-    waits for its place, no longer than a write takes.
+    A newer checkpoint of the same kind replaces the waiting one; one of another kind blocks until
+    the place is free, at most for the time of a write.
 
     Args:
-        write: `write(kind, checkpoint)`, which keeps its errors to itself.
+        write: `write(kind, checkpoint)`, which must not raise.
     """
 
     def __init__(self, write: Callable[[str, Checkpoint], None]) -> None:
@@ -50,7 +50,7 @@ class WritingDesk:
                 self._pool.submit(self._work)
 
     def wait(self) -> None:
-        """Until nothing is written or waits."""
+        """Block until nothing is being written or waiting."""
         with self._moved:
             self._moved.wait_for(lambda: not self._busy)
 
@@ -61,7 +61,7 @@ class WritingDesk:
         try:
             while (job := self._next()) is not None:
                 self._write(*job)
-                job = None  # or it would be held beside the next one
+                job = None  # else it would stay in memory with the next one
         finally:
             with self._moved:
                 self._busy = False
@@ -71,20 +71,20 @@ class WritingDesk:
         with self._moved:
             job, self._waiting = self._waiting, None
             if job is None:
-                self._busy = False  # under the same lock, or a `put` in between would be lost
+                self._busy = False  # under the same lock, else a `put` in between would be lost
             self._moved.notify_all()
             return job
 
 
 def name_last(path: Path) -> None:
-    """Make `last.h5` another name of the checkpoint `path`, or a copy where no links can be made.
+    """Make `last.h5` a hard link to the checkpoint `path`, or a copy where links can't be made.
 
     Raises:
-        OutputError: it can't be made; the `last.h5` of before is intact.
+        OutputError: it can't be made; the former `last.h5` is intact.
     """
     last = path.with_name(LAST)
     with atomic.claim(last) as temporary:
-        # A link is made under a new name only, and is then moved over the claimed file.
+        # A link can only be made under a new name; it is then moved over the claimed file.
         other = temporary.with_name(temporary.name.replace(LAST, f"{LAST}.link"))
         try:
             try:
@@ -101,7 +101,7 @@ def name_last(path: Path) -> None:
 
 
 def best_or_last(place: Path) -> Path:
-    """A checkpoint file as it is; of a run directory `best.h5`, or `last.h5` without one.
+    """Return a checkpoint file as it is; for a run directory, `best.h5`, or `last.h5` without it.
 
     Raises:
         InputError: the directory has neither.
@@ -130,18 +130,18 @@ def _copy(path: Path, temporary: Path) -> None:
 
 
 class CheckpointStore:
-    """Writes, prunes and finds checkpoints below one folder.
+    """Writes, prunes and finds the checkpoints in one folder.
 
-    Rank 0 writes in the background while training goes on: one checkpoint at a time, and one more
-    may wait, see `WritingDesk`. A failed write is told to `failure` for good, and the checkpoints
-    written before stay; the best one is written again as soon as another could be written. All
-    ranks write those with sharded rows.
+    Rank 0 writes in the background while training continues: one checkpoint at a time, with at
+    most one more waiting, see `WritingDesk`. The text of a failed write is kept by `failure`, and
+    earlier checkpoints stay; a failed best one is written again after the next successful write.
+    Checkpoints with sharded rows are written by all ranks.
 
     Args:
-        keep: newest checkpoints kept beside `best.h5`.
+        keep: number of newest checkpoints kept besides `best.h5`.
 
     Attributes:
-        before_writing: called on rank 0 before it writes: what must be on disk first.
+        before_writing: called on rank 0 before it writes, to flush what must be on disk first.
     """
 
     def __init__(self, folder: Path, comm: Communicator, keep: int) -> None:
@@ -164,7 +164,7 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint, best: bool = False) -> None:
         """Write `epoch-N.h5` or `best.h5`, then `last.h5`; returns before it is on disk.
 
-        One that still waits when the next of its kind comes is left out.
+        A checkpoint that is still waiting when the next of its kind arrives is not written.
         """
         kind = _BEST if best else _PERIODIC
         if self.comm.allreduce(len(checkpoint.sharded), "max", where="checkpoint"):
@@ -173,15 +173,15 @@ class CheckpointStore:
             self._desk.put(kind, checkpoint)
 
     def failure(self) -> str:
-        """The last failure to write so far, or an empty string; on rank 0, without waiting."""
+        """Return the last write failure so far, or an empty string; on rank 0, without waiting."""
         return self.error
 
     def missing(self) -> str:
-        """After `finish`, why the newest or the best is not on disk, or an empty string; rank 0."""
+        """After `finish`, return why the newest or the best is not on disk, or ""; on rank 0."""
         return "; ".join(self._lost.values())
 
     def finish(self) -> None:
-        """Wait until everything is on disk; a best one that failed is tried once more."""
+        """Wait until everything is on disk; retry a best checkpoint that failed."""
         if self._desk is not None:
             self._desk.wait()
         again = self._again
@@ -197,14 +197,14 @@ class CheckpointStore:
             self._desk.close()
 
     def paths(self) -> list[Path]:
-        """Checkpoints by epoch, newest first."""
+        """Return the checkpoints by epoch, newest first."""
         found = [path for path in self.folder.glob("epoch-*.h5") if _NAME.fullmatch(path.name)]
         return sorted(found, key=_epoch_of, reverse=True)
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that is whole, `best.h5` among them; None where there are none.
+        """Return the newest intact checkpoint, `best.h5` included; None if there are none.
 
-        Damaged ones are passed over with a warning. Collective.
+        Damaged ones are skipped with a warning. Collective.
 
         Raises:
             InputError: there are some, but none can be used.
@@ -218,16 +218,16 @@ class CheckpointStore:
         return found
 
     def newest_epoch(self) -> int:
-        """Of the checkpoints that were written or gone on from; 0 without."""
+        """Return the epoch of the newest checkpoint written or resumed from; 0 without."""
         return self._newest
 
     def _find(self) -> tuple[Path, Checkpoint] | None:
         refused: list[InputError] = []
         epochs = {path: _epoch_of(path) for path in self.paths()}
-        for path in self.folder.glob("[!.]*.h5"):  # such as best.h5
+        for path in self.folder.glob("[!.]*.h5"):  # others, such as best.h5
             if path not in epochs:
                 epochs[path] = -1
-                with suppress(InputError):  # told below, where it is its turn
+                with suppress(InputError):  # reported below, in its turn
                     epochs[path] = files.read_epoch(path)
         for path in sorted(epochs, key=lambda path: epochs[path], reverse=True):
             try:
@@ -254,11 +254,11 @@ class CheckpointStore:
             self._put(_BEST, self._again, together)
 
     def _put(self, kind: str, checkpoint: Checkpoint, together: bool) -> bool:
-        """Whether it is on disk now. All ranks call where they write `together`."""
+        """Write it and return whether it is on disk; with `together`, called by all ranks."""
         name = f"epoch-{checkpoint.epoch:06d}.h5" if kind == _PERIODIC else kind
         if self.comm.rank == 0:
             self.before_writing()
-            with suppress(OSError):  # somebody may have removed it meanwhile
+            with suppress(OSError):  # the folder may have been removed meanwhile
                 self.folder.mkdir(exist_ok=True)
         try:
             if together:
@@ -270,7 +270,7 @@ class CheckpointStore:
         except OutputError as error:
             self._failed(kind, checkpoint, str(error))
             return False
-        except Exception as error:  # in the background nobody would hear of it
+        except Exception as error:  # else it would be lost in the background
             if together:
                 raise
             self._failed(kind, checkpoint, str(error) or type(error).__name__)
@@ -292,7 +292,7 @@ class CheckpointStore:
             warning(f"CHECKPOINT NOT WRITTEN: {text}; newest good checkpoint: {last}")
 
     def _prune(self) -> None:
-        """Those after the newest were passed over as damaged, and don't count."""
+        """Delete old checkpoints; those after the newest were skipped as damaged, not counted."""
         if self.comm.rank == 0:
             good = [path for path in self.paths() if _epoch_of(path) <= self._newest]
             for path in good[self.keep :]:

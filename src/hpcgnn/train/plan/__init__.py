@@ -1,1 +1,1 @@
-"""Memory, bytes and seconds of a run before it starts, and the message of one that did not fit."""
+"""Memory, bytes and seconds of a run before it starts, and the message if one did not fit."""

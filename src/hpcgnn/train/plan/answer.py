@@ -1,4 +1,4 @@
-"""What `plan` answers: for each number of ranks memory, bytes sent and seconds, and which fit."""
+"""The answer of `plan`: memory, bytes sent and seconds by number of ranks, and which fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpcgnn.train.plan.seconds import Seconds, seconds
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One number of ranks; `seconds` is None without a machine, `fits` without a limit."""
+    """The plan for one number of ranks; `seconds` is None without machine, `fits` without limit."""
 
     shape: Shape
     memory: Memory
@@ -36,7 +36,7 @@ class RankPlan:
 
     @property
     def total(self) -> int:
-        """Bytes of the rank that takes most, the imports included."""
+        """Peak bytes of the rank that needs most, including the imports."""
         return self.memory.peak + self.imports
 
     def as_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Answer:
-    """`fewest`: ranks that fit into `limit` bytes each, None where no number does."""
+    """All plans; `fewest` ranks fit into `limit` bytes each, None if no number of ranks does."""
 
     plans: list[RankPlan]
     limit: int | None
@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def fits(self) -> bool:
-        """Whether some number of ranks asked for does."""
+        """Whether some requested number of ranks fits."""
         return self.limit is None or any(plan.fits for plan in self.plans)
 
 
@@ -75,13 +75,13 @@ def answer(
     limit: int | None,
     own: Callable[[Shape], Memory] | None = None,
 ) -> Answer:
-    """For each of `counts`, numbers of ranks.
+    """Return the plans for each number of ranks in `counts`.
 
     Args:
         limit: bytes that a rank may use.
-        own: memory of a model of one's own, of whose messages and seconds nothing is known.
+        own: memory of a user's model, whose messages and seconds are unknown.
     """
-    # On a GPU the imports stay in the host's memory.
+    # With a GPU the imports stay in host memory.
     imports = 0 if config.device.kind == "cuda" else IMPORTS
     plans = []
     for ranks in counts:

@@ -1,21 +1,21 @@
-"""What a training run will need, from counts alone: memory of the largest rank, bytes sent.
+"""The needs of a training run, from counts alone: memory of the largest rank, bytes sent.
 
 For n local nodes, F input features, H hidden width, C outputs, L layers, E local edges, float32:
 
     features      4 n F                 (sparse: 16 bytes per stored entry, with the transpose)
-    first sum     4 n F                 the cached aggregate of the input, 0 where nothing is cached
+    first sum     4 n F                 the cached aggregate of the input, 0 if nothing is cached
     edges         4 E (8 with weights or relations, + 4 per edge feature) + 20 (n + halo), or twice;
                   8 E + 40 n more for self-loops of gat and gatv2; R-GCN's pairs 200 each, 14 E
     activations   4 n H k (L - 1)       k arrays of a layer are kept for backward: `KEPT`; with
                   --recompute the inputs of segments, and the largest of them whole; with --keep-in
                   bf16 half of that, and one array in full
-    backward      4 n (2.5 H + 2 C)     of the layer that takes most: `BACKWARD`, `FIRST`, `LAST`
+    backward      4 n (2.5 H + 2 C)     of the layer that needs most: `BACKWARD`, `FIRST`, `LAST`
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
     halo buffers  --halo-buffer, or 2 * prefetch of the longest messages, up to 16 MiB each
-    base          4 MB                  MPI and threads; `PEER` for each other rank; `SPARSE`
+    base          4 MB                  MPI and threads; `PEER` per other rank; `SPARSE`
 
-The peak is their sum, or what some models need per edge before the first epoch. How far measured
-runs lie from it is in docs/memory.md.
+The peak is their sum, or what some models need per edge before the first epoch if that is more.
+docs/memory.md says how far measured runs are from it.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ from hpcgnn.train.plan.pruning import Share, shares
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts of the largest part. `halo`: remote rows it reads; None where that is unknown.
+    """Counts of the largest part.
 
-    `volume`: halo rows of all parts together. `stored`: entries of sparse features, None if dense.
-    `edge_bytes`: bytes of one stored edge. `whole_nodes`, `whole_edges`: of all parts; None: as if
-    all were as large. `labelled`: share of nodes that are trained on, None where that is unknown.
-    `block_edges`: of the part's edges, those from the part that most come from; None: all.
-    `busiest`: the parts with most nodes, with most edges and with most halo rows, for which others
-    wait; empty: this one.
-    `pairs_per_edge`: of a relation and a node that has such edges; None: relations are random.
+    `halo`: remote rows it reads; None if unknown. `volume`: halo rows of all parts together.
+    `stored`: entries of sparse features, None if dense. `edge_bytes`: bytes of one stored edge.
+    `whole_nodes`, `whole_edges`: of all parts; None: as if all were equally large. `labelled`:
+    share of nodes that are trained on, None if unknown. `block_edges`: edges in the part's largest
+    block; None: all. `busiest`: the parts with most nodes, edges and halo rows, for which others
+    wait; empty: this part. `pairs_per_edge`: pairs of a relation and a node with such edges, per
+    edge; None: relations are random.
     """
 
     ranks: int
@@ -101,7 +101,7 @@ class Shape:
         return self.edges / max(self.nodes, 1)
 
     def mean(self) -> Shape:
-        """The part that all would be if all were alike."""
+        """Return the shape of a part if all parts were equal."""
         if self.ranks == 1 or self.whole_nodes is None or self.whole_edges is None:
             return self
         nodes = max(1, self.whole_nodes // self.ranks)
@@ -113,7 +113,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the largest rank by purpose, above what the imports hold; `peak` is their sum."""
+    """Bytes of the largest rank by purpose, in addition to the imports; `peak` is their sum."""
 
     features: int
     first_sum: int
@@ -131,7 +131,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Layer:
-    """Widths of one convolution; `sent` numbers per boundary node forward, `returned` backward."""
+    """Widths of a convolution; numbers `sent` forward and `returned` backward per boundary node."""
 
     inputs: int
     outputs: int
@@ -140,7 +140,7 @@ class Layer:
 
 
 def layers(shape: Shape, config: Config) -> list[Layer]:
-    """The convolutions, and the propagation after them where the model has some."""
+    """Return the convolutions, and the propagation after them if the model has one."""
     model = config.model
     widths = [input_width(shape, config)] + [model.hidden] * (model.layers - 1)
     if model.head == "conv" and model.jumping == "cat" and model.layers > 1:
@@ -161,7 +161,7 @@ def layers(shape: Shape, config: Config) -> list[Layer]:
 
 
 def estimate(shape: Shape, config: Config) -> Memory:
-    """Peak memory of the largest rank by purpose, see the module's docstring for the formula."""
+    """Return the peak memory of the largest rank by purpose, by the module docstring's formula."""
     model, on_gpu = config.model, config.device.kind == "cuda"
     n, width = shape.nodes, input_width(shape, config)
     halo = shape.nodes if shape.halo is None else shape.halo
@@ -173,7 +173,7 @@ def estimate(shape: Shape, config: Config) -> Memory:
     first_sum = 4 * n * width if first_cached(shape, config) else 0
     buffers = _buffers(shape, config)
     backward = max(_backward(shape, config), _evaluation(shape, config) - activations)
-    # What edges are arranged with is gone before the others are there.
+    # The scratch for arranging edges is freed before the other arrays are allocated.
     scratch = EDGE_SCRATCH.get(model.kind, 0) * block_edges
     backward = max(backward, scratch - activations - first_sum - buffers)
     if model.kind in MESSAGES:
@@ -194,11 +194,11 @@ def estimate(shape: Shape, config: Config) -> Memory:
 
 
 def _edges(shape: Shape, config: Config, halo: int) -> int:
-    """Bytes of the lists of edges: of the whole part, and of what pruned layers work on."""
+    """Return the bytes of edge lists: of the whole part, and of pruned layers."""
     kind = config.model.kind
     sizes = [(float(shape.edges), float(shape.nodes), float(halo), 1 + (not shape.symmetric))]
     for share in shares(config, shape.degree, shape.labelled):
-        if share.pruned:  # which is not symmetric
+        if share.pruned:  # pruned edges are not symmetric
             left = thinned(shape.degree, share.edges, shape.ranks)
             sizes.append((share.edges * shape.edges, share.read * shape.nodes, left * halo, 2))
     total = 0.0
@@ -218,29 +218,29 @@ def _base(shape: Shape, *, on_gpu: bool) -> int:
 
 
 def _activations(shape: Shape, config: Config, halo: int) -> int:
-    """Bytes kept from forward to backward."""
+    """Return the bytes kept from forward to backward."""
     model = config.model
     n, width = shape.nodes, input_width(shape, config)
     attention = model.kind in LAST
     kept = KEPT[model.kind] + (model.norm != "none")
-    # What ELU reads is kept, and in attention layers once for both.
+    # The input of ELU is kept; in attention layers it is the output that they keep.
     shared = attention and model.norm == "none" and not model.residual
     kept += model.activation == "elu" and not shared
     kept += attention and model.residual
-    # With ReLU alone after it, a layer of gat keeps what the next one reads.
+    # If only ReLU follows, what a layer of gat keeps is the next one's input.
     kept -= model.kind == "gat" and shared and (model.activation, model.blocks) == ("relu", "plain")
-    kept += 2 * (model.blocks != "plain")  # the sum so far, and what the convolution reads
+    kept += 2 * (model.blocks != "plain")  # the sum so far, and the convolution's input
     count = model.layers - (model.head == "conv")
     found = shares(config, shape.degree, shape.labelled)
     numbers = n * model.hidden * _kept_layers(found, count, kept, config)
-    if config.device.keep_in == "bf16":  # of float32 rows, and in full those of the layer at hand
+    if config.device.keep_in == "bf16":  # halves float32 rows, except the present layer's
         numbers = numbers / 2 + n * model.hidden
     if model.jumping == "max":
         numbers += (4 + count) * n * model.hidden // 4
     if model.jumping == "cat" and model.head == "conv":
         numbers += n * model.hidden * count
     if config.streaming.mode != "sar" and attention:
-        rows = halo + (n if model.kind == "gat" else 0)  # what came, and GAT's own products
+        rows = halo + (n if model.kind == "gat" else 0)  # received rows, and GAT's own products
         numbers += rows * sum(layer.sent for layer in layers(shape, config))
     if not first_cached(shape, config) and not on_host(shape, config):
         numbers += n * width * _inputs_kept(shape, config)
@@ -250,7 +250,7 @@ def _activations(shape: Shape, config: Config, halo: int) -> int:
 
 
 def _kept_layers(found: list[Share], count: int, kept: int, config: Config) -> float:
-    """Arrays of the first `count` layers; of what one returns, the rows that the next one reads."""
+    """Return the arrays of the first `count` layers; of outputs, rows that the next one reads."""
     returned = [after.read for after in found[1:]] + [found[-1].written]
     own = [(kept - 1) * share.read + rows for share, rows in zip(found, returned, strict=True)]
     if not config.streaming.recompute or not count:
@@ -258,7 +258,7 @@ def _kept_layers(found: list[Share], count: int, kept: int, config: Config) -> f
     parts = segments(config.model)
     inputs = sum(returned[part.start - 1] for part in parts[1:])
     inputs += returned[count - 1] if config.model.head == "conv" else 0
-    # One segment is whole; where a layer keeps its output alone, that of the last is an input.
+    # Plus one whole segment; if layers keep only outputs, its last is among the inputs already.
     last = [returned[part.stop - 1] if kept == 1 else 0 for part in parts]
     return inputs + max(
         sum(own[p.start : p.stop]) - one for p, one in zip(parts, last, strict=True)
@@ -266,14 +266,14 @@ def _kept_layers(found: list[Share], count: int, kept: int, config: Config) -> f
 
 
 def computed_again(config: Config) -> range:
-    """The layers that backward computes once more."""
+    """Return the layers that backward computes again."""
     parts = segments(config.model) if config.streaming.recompute else []
     parts = parts if config.model.head == "conv" else parts[:-1]
     return range(parts[-1].stop if parts else 0)
 
 
 def _inputs_kept(shape: Shape, config: Config) -> int:
-    """Arrays as large as the first layer's dense input that are made from the features."""
+    """Return how many arrays as large as the first layer's dense input are made from features."""
     model = config.model
     if shape.stored is not None:
         return int(_made_dense(config))
@@ -281,14 +281,14 @@ def _inputs_kept(shape: Shape, config: Config) -> int:
         return 2
     own = bool(model.embedding or model.labels_as_input)
     in_place = model.kind in READ_IN_PLACE
-    if model.kind == "sage":  # whose products of the input are summed where they are narrower
+    if model.kind == "sage":  # sums products of the input if they are narrower
         narrows = config.streaming.narrow_first and model.hidden <= shape.features
         in_place = narrows and _in_place(config)
     return int(own or not in_place or model.blocks != "plain")
 
 
 def relation_pairs(shape: Shape) -> float:
-    """Pairs of a relation and a node that has such edges."""
+    """Return the number of pairs of a relation and a node with such edges."""
     if shape.pairs_per_edge is not None:
         return shape.edges * shape.pairs_per_edge
     relations = max(shape.relations, 1)
@@ -297,7 +297,7 @@ def relation_pairs(shape: Shape) -> float:
 
 
 def _backward(shape: Shape, config: Config) -> int:
-    """Bytes of gradients and scratch of the layer that takes most."""
+    """Return the bytes of gradients and scratch of the layer that needs most."""
     model = config.model
     heads = model.output_heads or model.heads
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
@@ -308,9 +308,9 @@ def _backward(shape: Shape, config: Config) -> int:
     times = APART if apart else BACKWARD.get(model.kind, 2.5)
     over = model.kind == "sage" and _in_place(config) and not any(s.pruned for s in found)
     times = NOT_IN_PLACE if model.kind == "sage" and not over else times
-    times += model.kind == "gat" and model.jumping != "none"  # which holds the gradient, too
+    times += model.kind == "gat" and model.jumping != "none"  # it also holds the gradient
     own, numbers = read, read * times * hidden + OUTPUTS.get(model.kind, 2) * written
-    if model.head == "conv" and len(found) > 1:  # what the last hidden layer returned is whole
+    if model.head == "conv" and len(found) > 1:  # the last hidden layer's output is whole
         own = found[-2].read
         if len(found) == 2 and first_cached(shape, config):
             times = min(times, FIRST_IN_PLACE if over else FIRST)
@@ -336,7 +336,7 @@ def _backward(shape: Shape, config: Config) -> int:
 
 
 def _in_place(config: Config) -> bool:
-    """Whether layers of sage write gradients over what they had kept: as one function, on a CPU."""
+    """Return whether sage layers, as one function on a CPU, write gradients over kept arrays."""
     device, model = config.device, config.model
     plain = model.blocks == "plain" and model.jumping == "none" and not model.residual
     plain = plain and not model.input_dropout
@@ -345,19 +345,19 @@ def _in_place(config: Config) -> bool:
 
 
 def _evaluation(shape: Shape, config: Config) -> int:
-    """Bytes of a forward pass over all nodes, of which nothing is kept."""
+    """Return the bytes of a forward pass over all nodes, of which nothing is kept."""
     model = config.model
     hidden = model.hidden if model.layers > 1 or model.head == "linear" else 0
     times = FORWARD.get(model.kind, 3)
     if model.kind == "sage" and model.layers == 2 and first_cached(shape, config):
-        times -= 1  # a hidden layer of one product
+        times -= 1  # its hidden layer has a single product
     return int(4 * shape.nodes * (times * hidden + 2 * shape.outputs))
 
 
 def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
-    """Most bytes that all ranks together send in the ring in an epoch; None if `volume` is unknown.
+    """Return the most bytes that all ranks send in the ring per epoch; None if `volume` is unknown.
 
-    Evaluation is a forward pass more, every `eval_every` epochs. Sums may travel as fewer rows.
+    Evaluation is another forward pass, every `eval_every` epochs. Sums may be sent as fewer rows.
     """
     if shape.volume is None:
         return None
@@ -374,27 +374,27 @@ def bytes_per_epoch(shape: Shape, config: Config) -> int | None:
 
 
 def input_width(shape: Shape, config: Config) -> int:
-    """Columns that the first layer reads."""
+    """Return the number of columns that the first layer reads."""
     model = config.model
     width = model.embedding + shape.features
     return width + (shape.outputs if model.labels_as_input else 0)
 
 
 def _made_dense(config: Config) -> bool:
-    """Whether sparse features become an array of their own."""
+    """Return whether sparse features become a dense array."""
     model = config.model
     adds_first = model.kind in ("rgcn", "gine", "pna", "rgat", "deeper")
     return bool(model.embedding) or (adds_first and model.blocks == "plain")
 
 
 def on_host(shape: Shape, config: Config) -> bool:
-    """Whether dense features stream from the host through a GPU."""
+    """Return whether dense features are streamed from host memory through a GPU."""
     device = config.device
     return device.kind == "cuda" and device.features_on == "host" and shape.stored is None
 
 
 def first_cached(shape: Shape, config: Config) -> bool:
-    """Whether the first layer's sum is computed once and kept."""
+    """Return whether the first layer's sum is computed once and cached."""
     model = config.model
     constant = not (model.embedding or model.input_dropout or model.labels_as_input)
     constant = constant and not config.training.adversarial_steps and shape.stored is None
@@ -433,7 +433,7 @@ def _traffic(config: Config, a: int, b: int, last: bool) -> tuple[int, int]:
 
 
 def parameters(shape: Shape, config: Config) -> int:
-    """Numbers that are learned, but embeddings."""
+    """Return the number of learned values, without embeddings."""
     model = config.model
     total = shape.outputs * model.hidden if model.head == "linear" else 0
     if model.blocks != "plain":
@@ -465,7 +465,7 @@ def _buffers(shape: Shape, config: Config) -> int:
         widest = max(model.hidden, shape.outputs)
     if config.streaming.mode == "oneshot":
         return 2 * 4 * rows * widest
-    # A slot holds what one of the other ranks sends, if it fits, and what goes back.
+    # A slot holds the rows from one other rank, if they fit, and the gradients that are returned.
     longest = min(1.0, LONGEST_LIST / (shape.ranks - 1)) * rows
     one_way = model.kind in SUMS or (config.streaming.mode == "sar" and model.kind in SUMS_IN_SAR)
     whole = round(4 * (1 if one_way else 2) * longest * widest)

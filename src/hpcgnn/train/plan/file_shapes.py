@@ -1,4 +1,4 @@
-"""The shape of the largest part, by the header of a graph or partition file."""
+"""The shape of the largest part, from the header of a graph or partition file."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from hpcgnn.train.plan.shapes import IMBALANCE, largest_of
 
 _SLAB = 1 << 22  # rows read at a time
 _SAMPLED_PARTS = 4
-_CANDIDATES = 16  # parts with most nodes, edges and halo rows, among which one takes most memory
+_CANDIDATES = 16  # parts with most nodes, edges or halo rows to search for the one that needs most
 ShapeAt = Callable[[int], Shape]
 
 
 def shapes_of_file(
     path: Path, config: Config, halo_fraction: float | None = None
 ) -> tuple[ShapeAt, int | None, Counts]:
-    """The shape of the largest part at any number of ranks, the file's parts, the graph's counts.
+    """Return the largest part's shape by number of ranks, the file's parts, the graph's counts.
 
-    At the number of parts of a partition file the shape is what was counted.
+    At the number of parts of a partition file, the shape is counted, not estimated.
 
     Args:
         halo_fraction: see `largest_of`.
 
     Raises:
-        InputError: no graph and no partition, a damaged header, or a graph that can't be trained
-            on with these settings.
+        InputError: the file is neither a graph nor a partition, its header is damaged, or the graph
+            can't be trained on with these settings.
     """
     with _opened(path) as reader:
         kind = reader.text("format")
@@ -86,7 +86,7 @@ def shapes_of_file(
 
 
 def _opened(path: Path) -> Reader:
-    """A graph or partition file, whose header is as it was written."""
+    """Return a reader of a graph or partition file; raise InputError for other files."""
     kind = format_of(path)
     reader = Reader(path, kind if kind in (GRAPH, PARTITION) else None)
     if kind not in (GRAPH, PARTITION):
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Reader:
 
 
 def _prefixes(reader: Reader) -> list[str]:
-    """What the names of the datasets of each part begin with; a graph is one part."""
+    """Return the prefix of each part's dataset names; a graph is a single part."""
     if reader.text("format") == GRAPH:
         return [""]
     parts = reader.integer("num_parts", 1, MOST_RANKS)
@@ -107,14 +107,14 @@ def _prefixes(reader: Reader) -> list[str]:
 
 
 def _outputs(reader: Reader, counts: Counts, prefix: str) -> int:
-    """Classes, labels at once, or numbers to be predicted for each node."""
+    """Return the number of classes, of simultaneous labels, or of values to predict per node."""
     if counts.num_classes or not reader.has(f"{prefix}nodes/labels"):
         return counts.num_classes
     return reader.rows(f"{prefix}nodes/labels", ("float32",), None).width
 
 
 def _labelled(reader: Reader, counts: Counts, prefixes: list[str], config: Config) -> float | None:
-    """Share of the nodes that are trained on, where the task is about nodes and the file says."""
+    """Return the share of nodes trained on; None for tasks on pairs or without stored splits."""
     names = [f"{prefix}nodes/split" for prefix in prefixes]
     if config.task.on_pairs or not counts.num_splits or not all(map(reader.has, names)):
         return None
@@ -128,7 +128,7 @@ def _labelled(reader: Reader, counts: Counts, prefixes: list[str], config: Confi
 
 
 def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> float | None:
-    """Pairs of a relation and a row, of the first edges of some parts; None without relations."""
+    """Return pairs (relation, row) per edge, from the first edges of some parts; None without."""
     if not counts.num_relations:
         return None
     pairs = edges = 0
@@ -154,7 +154,7 @@ def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> floa
 
 
 def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
-    """Refuse what `train` would."""
+    """Refuse what `train` would refuse."""
     kinds = {
         "sparse": reader.is_group(f"{prefix}nodes/features"),
         "dense": counts.num_features > 0,
@@ -184,7 +184,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
 
 
 def content_of_file(path: Path) -> Content:
-    """What the file holds, by its header and names."""
+    """Return what the file holds, from its header and names."""
     with _opened(path) as reader:
         counts = read_counts(reader)
         parts = _prefixes(reader)
@@ -200,7 +200,7 @@ def content_of_file(path: Path) -> Content:
 
 
 def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
-    """The part that takes most memory; beside it those that others wait for."""
+    """Return the part that needs most memory, with the busiest parts, which others wait for."""
     column = reader.column("exchange/sizes", ("int64",), (parts, 2))
     sizes = column.read()
     checks.in_range(sizes, 0, MAX_COUNT, column.place())
@@ -235,7 +235,7 @@ def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
 
 
 def _block_edges(reader: Reader, part: int, parts: int, edges: int) -> int:
-    """Edges of the part's largest block."""
+    """Return the number of edges in the part's largest block."""
     column = reader.column(f"{part_name(part)}/in/edge_ptr", ("int64",), (parts + 1,))
     return int(np.diff(read_pointers(column, 0, parts, edges)).max())
 

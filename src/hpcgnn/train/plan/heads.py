@@ -1,4 +1,4 @@
-"""Whether layers of gat compute their heads together, and what the widest of them keeps."""
+"""Whether gat layers compute their heads together, and what the widest layer keeps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hpcgnn.train.config import Config
 
 
 def come_apart(nodes: float, config: Config) -> bool:
-    """Whether hidden layers compute the gradients of one head after the other.
+    """Return whether hidden layers compute gradients one head at a time.
 
     Args:
-        nodes: of a rank, on average.
+        nodes: average number of nodes per rank.
     """
     model = config.model
     fits = model.kind == "gat" and config.streaming.mode == "sar" and config.device.kind != "cuda"
@@ -21,14 +21,14 @@ def come_apart(nodes: float, config: Config) -> bool:
 
 
 def come_alone(config: Config, heads: int, wide: int, inputs: int) -> bool:
-    """Whether a last layer computes one head after the other; `wide`: outputs of all heads."""
+    """Return whether the last layer computes one head at a time; `wide`: outputs of all heads."""
     last = config.model.head == "conv" and wide % heads == 0
     mode = config.streaming.mode
     return last and one_at_a_time(mode, heads=heads, channels=wide // heads, inputs=inputs)
 
 
 def keep_wide(config: Config, outputs: int) -> bool:
-    """Whether the last hidden layer keeps its product beside the last one's `outputs`."""
+    """Return whether the last hidden layer keeps its product beside the last layer's `outputs`."""
     model, streaming = config.model, config.streaming
     plain = model.blocks == "plain" and model.norm == model.jumping == "none"
     plain = plain and model.activation == "relu" and not model.residual and model.layers > 1

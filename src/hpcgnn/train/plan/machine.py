@@ -1,6 +1,6 @@
-"""What a machine can do, from a file of numbers: `jobs/machines/*.toml` or one of your own.
+"""The speed of a machine, from a file of numbers: `jobs/machines/*.toml` or a user's.
 
-`hpcgnn bench machine` writes such a file where it runs.
+`hpcgnn bench machine` writes such a file for the machine on which it runs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CROWDED = ("products", "gathers", "rows", "steps")
 
 @dataclass(frozen=True)
 class Curve:
-    """A positive quantity by another one; straight in logarithms between what was measured."""
+    """A positive function of one variable, log-log linear between measured points."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
 
     def at(self, x: float) -> float:
-        """Below the first and above the last `x` as there."""
+        """Return the value at `x`; outside the measured range, that of the nearest point."""
         if x <= self.x[0]:
             return self.y[0]
         if x >= self.x[-1]:
@@ -39,9 +39,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Gather:
-    """Numbers per second that a kernel gathers, by width: of few rows, and of many.
+    """Numbers per second that a kernel gathers, by width: from few rows, and from many.
 
-    What is gathered counts as edges times width.
+    The numbers gathered are edges times width.
     """
 
     few: Curve
@@ -50,14 +50,14 @@ class Gather:
     many_rows: float
 
     def rate(self, width: float, rows: float) -> float:
-        """From so many rows."""
+        """Return the numbers per second at this width, from this number of rows."""
         few, many = self.few.at(width), self.many.at(width)
         return Curve((self.few_rows, self.many_rows), (few, many)).at(rows)
 
 
 @dataclass(frozen=True)
 class Links:
-    """Seconds of a message by its bytes; beyond the longest measured one at its rate."""
+    """Seconds of a message by its bytes; longer ones have the rate of the longest one measured."""
 
     seconds: Curve
 
@@ -73,19 +73,19 @@ class Machine:
     """Rates of one rank that has its share of a node to itself.
 
     Attributes:
-        name, source: shown with every answer; `source` says where the numbers are from.
+        name, source: printed with every answer; `source` says where the numbers are from.
         device: `cpu` or `cuda`.
         memory_per_rank: bytes.
-        ranks_per_node: of the ranks that a node is given.
-        full_speed: ranks of a node that have cores (or a GPU) of their own; more share them.
+        ranks_per_node: number of ranks that a node is given.
+        full_speed: number of ranks per node with cores (or a GPU) of their own; more share them.
         products: FLOP/s of dense products by the width of square weights.
         gathers: by kernel, see `KERNELS`.
         rows: bytes per second of passes over rows.
-        host: bytes per second from the host's memory to the device; on a CPU as `rows`.
-        crowd: seconds of each of `full_speed` ranks at work at once over those of one alone, of
-            `products`, `gathers`, `rows` and `steps` (1 where a file of before lacks these).
+        host: bytes per second from host memory to the device; on a CPU as `rows`.
+        crowd: seconds of each of `full_speed` ranks working at once, over those of a single rank,
+            for `products`, `gathers`, `rows` and `steps` (1 if an older file lacks these).
         inside, between: messages inside a node and between nodes.
-        step_seconds: what a pass of a GCN layer takes however small the graph is.
+        step_seconds: time of a pass of a GCN layer that doesn't depend on the size of the graph.
     """
 
     name: str
@@ -104,23 +104,23 @@ class Machine:
     crowd: dict[str, float]
 
     def slowdown(self, what: str, ranks: int) -> float:
-        """Seconds of one of `ranks` ranks over those of a rank alone."""
+        """Return the seconds of each of `ranks` ranks over those of a rank alone."""
         here = min(ranks, self.ranks_per_node)
         at_once, most = min(here, self.full_speed), min(self.ranks_per_node, self.full_speed)
         share = 1.0 if most == 1 else (at_once - 1) / (most - 1)
         return (1 + (self.crowd[what] - 1) * share) * self.turns(ranks)
 
     def turns(self, ranks: int) -> float:
-        """How many of `ranks` ranks share a core, at least 1."""
+        """Return how many of `ranks` ranks share a core, at least 1."""
         return max(1.0, min(ranks, self.ranks_per_node) / self.full_speed)
 
     def links(self, ranks: int) -> Links:
-        """Those that most messages of a job of so many ranks take."""
+        """Return the links that most messages of a job of `ranks` ranks use."""
         return self.inside if ranks <= self.ranks_per_node else self.between
 
 
 def folder() -> Path:
-    """Where the machine files are: inside an installed package, beside the sources of a clone."""
+    """Return the folder of machine files: in an installed package, or beside a clone's sources."""
     package = Path(__file__).parents[2]
     places = (package / "jobs" / "machines", package.parents[1] / "jobs" / "machines")
     return next((place for place in places if place.is_dir()), places[0])
@@ -131,10 +131,10 @@ def known() -> list[str]:
 
 
 def read_machine(name: str) -> Machine:
-    """The machine of a name in `jobs/machines`, or of a file that ends in `.toml`.
+    """Return the machine with a name in `jobs/machines`, or in a file that ends in `.toml`.
 
     Raises:
-        InputError: there is none, or it lacks something.
+        InputError: there is no such machine, or the file lacks something.
     """
     path = Path(name)
     if path.suffix != ".toml":
@@ -192,7 +192,7 @@ def _machine(content: dict[str, Any]) -> Machine:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of the file; asks for what must be there."""
+    """A table of the file, with getters that raise InputError for missing or wrong values."""
 
     content: Any
     path: str

@@ -1,4 +1,4 @@
-"""A graph that exists only as numbers."""
+"""A graph that is given only by its counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 1 << 50
 
 @dataclass(frozen=True)
 class GraphNumbers:
-    """What is known of it. `labelled`: share of the nodes that are trained on."""
+    """The counts of the graph. `labelled`: share of the nodes that are trained on."""
 
     nodes: int
     edges: int
@@ -29,10 +29,10 @@ class GraphNumbers:
     symmetric: bool = True
 
     def check(self, config: Config) -> None:
-        """Refuse what `train` would, and numbers of no graph.
+        """Refuse what `train` would refuse, and impossible counts.
 
         Raises:
-            InputError: with the option.
+            InputError: naming the option.
         """
         check_range("--nodes", self.nodes, 1, _MOST)
         check_range("--edges", self.edges, 0, _MOST)
@@ -55,7 +55,7 @@ class GraphNumbers:
             check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
 
     def shape(self, config: Config) -> Shape:
-        """As one part."""
+        """Return the graph's shape as one part."""
         stored = 1 + self.weighted + (self.relations > 0) + self.edge_width
         return Shape(
             ranks=1,

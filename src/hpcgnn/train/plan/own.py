@@ -1,7 +1,7 @@
-"""What a model of one's own takes: measured on small random graphs, and scaled up.
+"""Memory of a user's model: measured on small random graphs, and scaled up.
 
-The module runs forward and backward on two graphs of the planned degree and widths; what the larger
-one's peak of tensors adds is what a node takes, edges included. Nothing is known of its messages.
+The module runs forward and backward on two graphs of the planned degree and widths; the difference
+of their peaks of tensor memory gives the bytes per node, edges included. Its messages are unknown.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.plan.estimate import Memory, Shape, estimate
 
 _SMALL, _LARGE = 1000, 3000  # nodes
-_MOST_DEGREE = 64  # of the small graphs; more edges per node are taken to need nothing more
+_MOST_DEGREE = 64  # of the small graphs; further edges per node are assumed to need no more
 
 
 @dataclass(frozen=True)
 class _Peak:
     num_bytes: int
     parameters: int
-    widest: int  # row of any parameter
+    widest: int  # widest row of any parameter
 
 
 def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
-    """The estimate of a shape's memory for the user's module.
+    """Return the function that estimates a shape's memory for the user's module.
 
     Raises:
-        InputError: the module doesn't run on such a graph; what is raised in it comes through.
+        InputError: the module doesn't run on such a graph; exceptions raised in it are passed on.
     """
     file = ModelFile.of(config.model)
     comm = Communicator(MPI.COMM_SELF)
@@ -69,11 +69,11 @@ def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
 
 
 def _peak(file: ModelFile, config: Config, graph: PartitionedGraph) -> _Peak:
-    """Bytes of tensors that a training step holds at most, beyond the graph's own."""
+    """Return the peak bytes of tensors in a training step, without the graph's own."""
     model = file.build(graph, config.model.model_args, config.training.seed)
     call = ModelCall(model, graph, config.device.precision, config.device.keep_in)
     graph.set_epoch(0)
-    call.training_output()  # what is computed once and kept
+    call.training_output()  # computes what is cached
     with _without_stderr(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         output = call.training_output()
         if len(output) != graph.num_local_nodes:
@@ -93,7 +93,7 @@ def _peak(file: ModelFile, config: Config, graph: PartitionedGraph) -> _Peak:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """The profiler's library writes there when it starts and stops."""
+    """Silence stderr, where the profiler's library writes when it starts and stops."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
@@ -105,7 +105,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
-    """Random, with the degree, the widths and the kinds of data of the planned one."""
+    """Return a random graph with the degree, widths and kinds of data of the planned one."""
     generator = torch.Generator().manual_seed(nodes)
     edges = round(nodes * min(whole.degree, _MOST_DEGREE))
     target = torch.sort(torch.randint(nodes, (edges,), generator=generator)).values

@@ -1,8 +1,8 @@
-"""Which share of the graph each layer works on, where few nodes are labelled.
+"""The share of the graph that each layer works on, if few nodes are labelled.
 
-As `graph.subgraph` prunes: the last layer is needed at the labelled nodes, the one before it at
-those and their in-neighbours, and so on, as long as at most half of the edges are left. Labelled
-nodes are taken to be random ones, degrees to be spread as in `halo`.
+As in `graph.subgraph`: the last layer is needed at the labelled nodes, the one before it at those
+and their in-neighbours, and so on, as long as at most half of the edges are left. Labelled nodes
+are assumed to be random, and degrees to be distributed as in `halo`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from hpcgnn.graph.subgraph import WORTHWHILE
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.halo import SPREAD, untouched
 
-_FAR = ("appnp", "sgc", "dagnn")  # whose last operation looks many hops far
+_FAR = ("appnp", "sgc", "dagnn")  # their last operation spans many hops
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of all nodes, those whose rows a layer reads and those it is needed at; of all edges, its."""
+    """The shares of nodes that a layer reads and is needed at, and of edges that it uses."""
 
     read: float = 1.0
     written: float = 1.0
@@ -30,7 +30,7 @@ class Share:
 
 
 def shares(config: Config, degree: float, labelled: float | None) -> list[Share]:
-    """One for each convolution of a training pass; `labelled`: share of nodes that are targets."""
+    """Return a share per convolution of a training pass; `labelled`: share of target nodes."""
     model, count = config.model, config.model.layers
     found = [Share()] * count
     whole = model.norm in ("batch", "graph") or model.jumping != "none" or model.kind in _FAR
@@ -42,7 +42,7 @@ def shares(config: Config, degree: float, labelled: float | None) -> list[Share]
             break
         source = 1 - (1 - target) * untouched(degree, target)
         found[layer] = Share(source, target, edges)
-        # Edges end at nodes of many edges, which are reached more often than others.
+        # Edges tend to end at nodes with many edges, which are reached more often than others.
         alone = untouched(degree * (SPREAD + 1) / SPREAD, target, SPREAD + 1)
         target, edges = source, 1 - (1 - target) * alone
     return found

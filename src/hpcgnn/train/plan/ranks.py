@@ -1,4 +1,4 @@
-"""The fewest ranks that a run fits on."""
+"""The fewest ranks on which a run fits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def smallest_ranks(
     start: int = 1,
     memory: Callable[[Shape], Memory] | None = None,
 ) -> int | None:
-    """The least number of ranks from `start` on whose estimate stays within `limit` bytes.
+    """Return the smallest number of ranks from `start` whose estimate is at most `limit` bytes.
 
     Args:
-        memory: of a shape, in place of `estimate`.
+        memory: function of a shape, instead of `estimate`.
 
-    Above 64 ranks the search goes in steps of 1/64. None if no number up to `MOST_RANKS` fits.
+    Above 64 ranks the search takes steps of 1/64. None if no number up to `MOST_RANKS` fits.
     """
     ranks = start
     while ranks <= MOST_RANKS:

@@ -1,4 +1,4 @@
-"""What to say when a rank runs out of memory: the numbers, and how many ranks would do."""
+"""The message when a rank runs out of memory: the amounts, and how many ranks would suffice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.train.plan.ranks import smallest_ranks
 from hpcgnn.train.plan.shapes import largest_of, shape_of
 from hpcgnn.train.telemetry import human
 
-_USABLE = 0.92  # of a GPU's memory; the rest is the context's and lost to fragments
+_USABLE = 0.92  # of a GPU's memory; the rest is for the context and fragmentation
 _REMEDY = (
     "--recompute, --keep-in bf16, --features-on host, --precision bf16 and a smaller --halo-buffer "
     "or --hidden need less"
@@ -30,10 +30,10 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 def explained(
     graph: PartitionedGraph, config: Config, device: torch.device, remedy: str = _REMEDY
 ) -> Iterator[None]:
-    """Around everything that allocates: a lack of memory becomes one line.
+    """Turn a lack of memory into a one-line error within the context.
 
     Args:
-        remedy: which options of the verb need less of a GPU.
+        remedy: options of the verb that need less GPU memory.
 
     Raises:
         OutOfMemoryError: what was asked for, what there was, and the rank count that would fit.
@@ -58,7 +58,7 @@ def _on_gpu(
     wanted = requested(text)
     total = torch.cuda.get_device_properties(device).total_memory
     held = torch.cuda.memory_allocated(device)
-    if config.model.own:  # whose memory nobody knows
+    if config.model.own:  # its memory is unknown
         return (
             f"GPU memory is used up: rank {graph.comm.rank} asked for {human(wanted)} with "
             f"{human(held)} in use of {human(total)}; start more ranks, or lower --halo-buffer"
@@ -70,7 +70,7 @@ def _on_gpu(
 def refusal(
     rank: int, wanted: int, held: int, total: int, needed: int | None, remedy: str = _REMEDY
 ) -> str:
-    """The line for the user."""
+    """Return the line for the user."""
     advice = "no number of ranks would be enough"
     if needed is not None:
         advice = f"{needed} ranks on as many GPUs would fit by the estimate of `hpcgnn plan`"
@@ -81,7 +81,7 @@ def refusal(
 
 
 def requested(text: str) -> int:
-    """Bytes that torch says could not be had; 0 where it doesn't say."""
+    """Return the bytes that torch failed to allocate; 0 if the message doesn't say."""
     found = _REQUEST.search(text)
     return 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
 
@@ -89,10 +89,10 @@ def requested(text: str) -> int:
 def ranks_that_fit(
     graph: PartitionedGraph, config: Config, *, limit: int, lacked: int
 ) -> int | None:
-    """The smallest number of ranks, above this job's, that needs at most `limit` bytes each.
+    """Return the smallest rank count above this job's that needs at most `limit` bytes per rank.
 
     Args:
-        lacked: bytes that this rank is known to need; where the estimate is lower, it is scaled.
+        lacked: bytes that this rank is known to need; a lower estimate is scaled up to it.
     """
     ranks = graph.ring.comm.size
     whole = shape_of(graph)

@@ -1,4 +1,4 @@
-"""Seconds of an epoch on a machine: of the mean rank by part, and what the heaviest adds."""
+"""Seconds of an epoch on a machine: of the mean rank by part, plus waiting for the busiest."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from hpcgnn.train.plan.estimate import Shape, parameters
 from hpcgnn.train.plan.machine import Links, Machine
 from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
 
-_SMALL_REDUCTIONS = 8  # an epoch's of a few numbers: loss, metrics, whether to stop
+_SMALL_REDUCTIONS = 8  # all-reduces of a few numbers per epoch: loss, metrics, stop
 _SMALL = 64  # bytes
-_SUMS_FIRST = ("sage", "gin", "gine", "pna")  # whose rows are sent as they come into a layer
+_SUMS_FIRST = ("sage", "gin", "gine", "pna")  # these send a layer's input rows
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one epoch, evaluation included every `eval_every` epochs.
+    """Seconds of one epoch, including evaluation every `eval_every` epochs.
 
     Attributes:
-        products: dense ones.
+        products: dense products.
         gathers: sums and attention over edges.
-        rows: everything else that passes over rows: norms, dropout, the loss, the optimiser.
-        steps: what passes of layers take however small the graph is: Python, starting messages.
+        rows: all other passes over rows: norms, dropout, the loss, the optimizer.
+        steps: costs of layers' passes whatever the graph's size: Python, starting messages.
         messages: sending and receiving halo rows.
         all_reduce: of gradients and metrics.
         waiting: for the ranks with most nodes, edges and halo rows.
@@ -42,21 +42,21 @@ class Seconds:
 
 
 def seconds(shape: Shape, config: Config, machine: Machine) -> Seconds:
-    """Of one epoch; `shape` is that of the largest part, and holds those of the busiest."""
+    """Return the seconds of one epoch; `shape` is that of the largest part, with the busiest."""
     mean = _rank(shape.mean(), config, machine)
     heaviest = [_rank(part, config, machine) for part in shape.busiest or (shape,)]
     waiting = _waiting(mean, heaviest, sums_first=config.model.kind in _SUMS_FIRST)
-    waiting /= machine.turns(shape.ranks)  # who waits leaves its core to others
+    waiting /= machine.turns(shape.ranks)  # a waiting rank leaves its core to others
     return Seconds(**mean, all_reduce=_all_reduce(shape, config, machine), waiting=waiting)
 
 
 def _waiting(
     mean: dict[str, float], heaviest: list[dict[str, float]], *, sums_first: bool
 ) -> float:
-    """For the heaviest rank.
+    """Return the seconds of waiting for the busiest rank.
 
-    Rows that are multiplied before they are sent come late from the rank that has most of them, and
-    most edges may lie on another: measured epochs are near the sum of both.
+    Rows that are multiplied before they are sent come late from the rank with most of them, and
+    another rank may have most edges: measured epochs are near the sum of both.
     """
     if sums_first:
         return max(0.0, max(sum(part.values()) for part in heaviest) - sum(mean.values()))
@@ -86,7 +86,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         links = machine.links(ranks)
         num_bytes = 4 * work.sent * shape.halo * (0.5 if half else 1)
         messages = _travel(links, num_bytes, work.exchanges, ranks)
-        # Packed at one end, added at the other.
+        # Packed by the sender, added by the receiver.
         rows += 4 * num_bytes / machine.rows
     return {
         "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
@@ -98,7 +98,7 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
 
 
 def _travel(links: Links, num_bytes: float, exchanges: int, ranks: int) -> float:
-    """In each exchange a message to every other rank."""
+    """Return the seconds of a message to every other rank in each exchange."""
     count = exchanges * (ranks - 1)
     return count * links.of(num_bytes / count)
 

@@ -1,4 +1,4 @@
-"""The shape of the largest part, where no partition into so many parts is there yet."""
+"""The shape of the largest part, if there is no partition into that number of parts yet."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ IMBALANCE = 1.15  # nodes of the largest part over the mean
 
 
 def largest_of(whole: Shape, ranks: int, halo_fraction: float | None = None) -> Shape:
-    """The largest of `ranks` parts of a graph; its halo by the model of `halo`.
+    """Return the largest of `ranks` parts of a graph; its halo is that of the model in `halo`.
 
     Args:
         whole: the graph as one part.
-        halo_fraction: halo rows per local node, in place of the model.
+        halo_fraction: halo rows per local node, instead of the model.
     """
     if halo_fraction is None:
         halo = modelled(whole.nodes, whole.degree, ranks)
@@ -38,7 +38,7 @@ def largest_of(whole: Shape, ranks: int, halo_fraction: float | None = None) -> 
 
 
 def shape_of(graph: PartitionedGraph) -> Shape:
-    """A loaded graph as one part; what only other ranks know is taken to be as here."""
+    """Return a loaded graph's shape as one part; data of other ranks is assumed to be like ours."""
     features, stored = graph.features, None
     if isinstance(features, SparseRows):
         local = max(graph.num_local_nodes, 1)

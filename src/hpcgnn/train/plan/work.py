@@ -1,4 +1,4 @@
-"""What a pass of the model makes a rank do, counted from shape and settings."""
+"""The work of a rank in a pass of the model, counted from shape and settings."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from hpcgnn.train.plan.halo import thinned
 from hpcgnn.train.plan.heads import keep_wide
 from hpcgnn.train.plan.pruning import Share, shares
 
-# Numbers read or written beside products and gathers, per node and number of a layer's width,
-# forward and backward: biases, scores, scales, dropout, sums of gradients.
+# Numbers read or written besides products and gathers, per node and column of a layer, in forward
+# and backward: biases, scores, scales, dropout, sums of gradients.
 _ROWS = {"sage": (8, 14), "gcn": (10, 14), "gat": (8, 12), "gatv2": (9, 12), "rgcn": (8, 12)}
 _OTHER_ROWS = (12, 20)
-_PLAIN_TORCH = 8  # times as many gathers as a sum: messages edge by edge
-# Steps of a layer's pass; of training beside them (loss, sum of gradients, Adam), of evaluation.
+_PLAIN_TORCH = 8  # times as many gathers as a sum, for messages edge by edge
+# Steps of a layer's pass; of the rest of training (loss, sum of gradients, Adam); of evaluation.
 _STEPS, _OTHER_STEPS = {"gcn": 1.0, "sage": 1.2}, 2.6
 _TRAINING_STEPS, _EVALUATION_STEPS = 3.0, 2.0
-_LOSS_ROWS = 12  # per output
-_ADAM_ROWS = 12  # per parameter
+_LOSS_ROWS = 12  # numbers per output
+_ADAM_ROWS = 12  # numbers per parameter
 
 
 @dataclass
 class PassWork:
-    """Sums over operations.
+    """The work of a pass, summed over operations.
 
     Attributes:
-        products: (floating-point operations, width of square weights of the same operations per
-            number read and written: the harmonic mean of theirs).
+        products: (floating-point operations, width of the square weights that have the same
+            operations per number read and written: the harmonic mean of both widths).
         gathers: (kernel, width, edges).
         rows: numbers read or written by passes over rows.
-        sent: numbers sent for each halo row.
-        exchanges: rounds of messages.
-        streamed: bytes of features that come from the host's memory.
-        steps: what costs something however small the graph is, in passes of a GCN layer.
+        sent: numbers sent per halo row.
+        exchanges: number of message exchanges.
+        streamed: bytes of features read from host memory.
+        steps: costs that don't depend on the size of the graph, in passes of a GCN layer.
     """
 
     products: list[tuple[float, float]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class PassWork:
 
 
 def training_pass(shape: Shape, config: Config) -> PassWork:
-    """Forward, backward and the optimiser."""
+    """Return the work of forward, backward and the optimizer."""
     work = PassWork(steps=_TRAINING_STEPS)
     found = shares(config, shape.degree, shape.labelled)
     for index, (layer, share) in enumerate(_with_shares(layers(shape, config), found)):
@@ -88,7 +88,7 @@ def training_pass(shape: Shape, config: Config) -> PassWork:
 
 
 def evaluation_pass(shape: Shape, config: Config) -> PassWork:
-    """Forward over all nodes."""
+    """Return the work of a forward pass over all nodes."""
     work = PassWork(steps=_EVALUATION_STEPS)
     for index, layer in enumerate(layers(shape, config)):
         _convolve(work, shape, config, layer, Share(), index, backward=False)
@@ -98,7 +98,7 @@ def evaluation_pass(shape: Shape, config: Config) -> PassWork:
 
 
 def _with_shares(found: list[Layer], of: list[Share]) -> Iterable[tuple[Layer, Share]]:
-    """Propagation after the convolutions is whole."""
+    """Pair layers with their shares; propagation after the convolutions has the whole graph."""
     return zip(found, of + [Share()] * (len(found) - len(of)), strict=True)
 
 
@@ -166,7 +166,7 @@ def _convolve(
 def _attention(
     shape: Shape, config: Config, layer: Layer, index: int
 ) -> tuple[int, dict[str, bool]]:
-    """Heads of the output where it is the last layer, and how it is computed: see `_attend`."""
+    """Return the heads of the output in the last layer (else 1), and the options of `_attend`."""
     model = config.model
     last = model.head == "conv" and index == model.layers - 1
     heads = (model.output_heads or model.heads) if last else 1
@@ -184,7 +184,7 @@ def _attention(
 
 @dataclass
 class _Products:
-    """Dense products of a layer; `sparse`: stored entries of its input, None where it is dense."""
+    """Dense products of a layer; `sparse`: stored entries of its input, None if it is dense."""
 
     work: PassWork
     n: float
@@ -194,7 +194,7 @@ class _Products:
     sparse: int | None
 
     def linear(self, count: float, width: float | None = None, *, backward: bool) -> None:
-        """Forward, or the gradients of weights and, but in the first layer, of the input."""
+        """Add a forward product, or gradients of weights and, except in layer 1, of the input."""
         b = self.b if width is None else width
         if self.sparse is not None:
             for _ in range(round(count)):
@@ -240,7 +240,7 @@ def _attend(
 def _relate(
     work: PassWork, products: _Products, shape: Shape, edges: float, *, backward: bool
 ) -> None:
-    """Pairs of a relation and a node, see `sar.relation_pairs`."""
+    """Add the work on pairs of a relation and a node, see `sar.relation_pairs`."""
     a, b = products.a, products.b
     pairs = relation_pairs(shape) * edges / max(shape.edges, 1)
     if backward:
