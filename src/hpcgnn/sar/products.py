@@ -16,7 +16,6 @@ from hpcgnn.kernels.checks import SHORT, sum_type
 from hpcgnn.sar.turns import InTurn, Progress
 
 _WORD = 16  # bytes that a GPU reads at once
-_SLAB = 1 << 18  # rows converted at a time
 _LONG, _SHORT = 1 << 15, 1 << 10  # rows
 _CACHED = 1 << 22  # bytes of a slab of rows that several passes read
 # Rows that libraries add up in float32 within 1e-6, by the size of the result: for large results

@@ -20,8 +20,7 @@ from hpcgnn.graph.places import EdgeEnds, FindPlaces, Places
 from hpcgnn.graph.subgraph import without_edges
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from hpcgnn.sorting import sorted_unique
-from hpcgnn.tasks import metrics as curves
-from hpcgnn.tasks import metrics as ranking
+from hpcgnn.tasks.metrics import hits_at, mean_reciprocal_rank, roc_auc
 from hpcgnn.tasks.pairs import DotProduct, PairRows, name_of, numbered
 from hpcgnn.tasks.task import SPLITS, TaskDefaults, check_count, checked
 
@@ -208,9 +207,9 @@ class LinkPrediction(TaskDefaults):
         comm, false_M = graph.comm, false_NM.flatten()
         labels = torch.cat([torch.ones_like(true_N), torch.zeros_like(false_M)]) > 0
         found = (
-            ranking.mean_reciprocal_rank(comm, true_N, false_NM),
-            ranking.hits_at(comm, true_N, false_M, [self.hits_at])[0],
-            curves.roc_auc(comm, torch.cat([true_N, false_M]), labels),
+            mean_reciprocal_rank(comm, true_N, false_NM),
+            hits_at(comm, true_N, false_M, [self.hits_at])[0],
+            roc_auc(comm, torch.cat([true_N, false_M]), labels),
         )
         return dict(zip(names, found, strict=True))
 

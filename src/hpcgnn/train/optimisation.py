@@ -26,7 +26,6 @@ from hpcgnn.train.learned import Learned, some
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD, load_compiler
 
 _COUPLE_ROWS = ("Adafactor", "Muon")  # torch's whose step uses all rows of a parameter together
-CHOICES = ("fp32", "tf32", "bf16")
 
 
 def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from hpcgnn.storage.write.atomic import check_output
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.rows import read_every
 from hpcgnn.train.checkpoint.store import best_or_last
+from hpcgnn.train.learned import OF_TASK
 
 _STACK = "stack."
 _GIN = re.compile(r"(convs\.\d+\.nn\.)(\d+)(\.\w+)")
@@ -33,7 +34,6 @@ _SHOWN = 8
 _NO_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError)
 _UNUSED = "num_batches_tracked"  # of PyTorch's batch norm; not used here
 ENDINGS = (".safetensors", ".pt")
-_OF_TASK = "task:"  # parameters of the task, such as a decoder of pairs
 _LONGEST_HEADER = 100_000_000  # bytes, in safetensors
 
 
@@ -247,7 +247,7 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
     for name in rows.keys() & state.keys():
         raise InputError("has two parameters of one name", file=path, dataset=name)
     state |= rows
-    state = {name: value for name, value in state.items() if not name.startswith(_OF_TASK)}
+    state = {name: value for name, value in state.items() if not name.startswith(OF_TASK)}
     if not state:
         raise InputError("has no parameters", file=path)
     return checkpoint.epoch, state

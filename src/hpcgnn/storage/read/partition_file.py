@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,6 @@ from hpcgnn.storage.read.parts import (
 from hpcgnn.storage.read.reader import FormatFile, StoredColumn
 from hpcgnn.storage.schema import PARTITION, chunk_rows
 from hpcgnn.storage.write.part_writer import write_parts
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["EdgeLists", "Part", "PartitionFile", "write_parts"]
 MAX_PARTS = 1 << 20

@@ -20,7 +20,6 @@ from hpcgnn.train.checkpoint.file import Checkpoint
 
 BEST, LAST = "best.h5", "last.h5"
 _NAME = re.compile(r"epoch-(\d{6,13})\.h5")
-_BEST = "best.h5"
 _PERIODIC = "epoch"
 
 
@@ -166,7 +165,7 @@ class CheckpointStore:
 
         A checkpoint that is still waiting when the next of its kind arrives is not written.
         """
-        kind = _BEST if best else _PERIODIC
+        kind = BEST if best else _PERIODIC
         if self.comm.allreduce(len(checkpoint.sharded), "max", where="checkpoint"):
             self._write(kind, checkpoint, together=True)
         elif self._desk is not None:
@@ -188,7 +187,7 @@ class CheckpointStore:
         sharded = 0 if again is None else len(again.sharded)
         together = self.comm.allreduce(sharded, "max", where="checkpoint") > 0
         if again is not None:
-            self._put(_BEST, again, together)
+            self._put(BEST, again, together)
         self.comm.barrier(where="checkpoint")
 
     def close(self) -> None:
@@ -251,7 +250,7 @@ class CheckpointStore:
     def _write(self, kind: str, checkpoint: Checkpoint, together: bool = False) -> None:
         written = self._put(kind, checkpoint, together)
         if written and self._again is not None:
-            self._put(_BEST, self._again, together)
+            self._put(BEST, self._again, together)
 
     def _put(self, kind: str, checkpoint: Checkpoint, together: bool) -> bool:
         """Write it and return whether it is on disk; with `together`, called by all ranks."""
@@ -276,7 +275,7 @@ class CheckpointStore:
             self._failed(kind, checkpoint, str(error) or type(error).__name__)
             return False
         self._lost.pop(kind, None)
-        if kind == _BEST:
+        if kind == BEST:
             self._again = None
         self._newest = max(self._newest, checkpoint.epoch)
         self._prune()
@@ -284,7 +283,7 @@ class CheckpointStore:
 
     def _failed(self, kind: str, checkpoint: Checkpoint, text: str) -> None:
         self.error = self._lost[kind] = text
-        if kind == _BEST:
+        if kind == BEST:
             self._again = checkpoint
         if self.comm.rank == 0:
             good = [path.name for path in self.paths() if _epoch_of(path) <= self._newest]
