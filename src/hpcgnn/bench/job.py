@@ -135,7 +135,9 @@ def answer(ended: Ended) -> dict[str, Any]:
     value: Any = None
     with suppress(ValueError, RecursionError, IndexError):
         value = json.loads(ended.output.strip().splitlines()[-1])
-    return value if isinstance(value, dict) else {"problem": "its answer is none"}
+    return (
+        value if isinstance(value, dict) else {"problem": "its answer is no JSON object of results"}
+    )
 
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str | None:

@@ -188,9 +188,11 @@ def read_answer(answer: dict[str, Any]) -> Training:
         scores = [None if v is None else float(v) for v in answer.get("scores", [])]
         release = str(answer["release"])
     except (KeyError, TypeError, ValueError) as error:
-        return Training(problem=f"its answer is none ({json.dumps(str(error))[:80]})")
+        return Training(
+            problem=f"its answer is no JSON object of results ({json.dumps(str(error))[:80]})"
+        )
     if not seconds or len(seconds) != len(losses):
-        return Training(problem="its answer is none: no epochs")
+        return Training(problem="its answer is no JSON object of results: no epochs")
     return Training(
         seconds, losses, peak_bytes=peak, rank_bytes=peak, scores=scores, release=release
     )

@@ -51,7 +51,10 @@ _RING = {"repeat": (5, "repetitions; medians are shown")}
 _RACE = {"epochs": (30, "epochs at most")}
 _EPOCH = {
     "epochs": (3, "epochs that count, in each turn"),
-    "turns": (2, "turns, each in a process of its own, to and fro"),
+    "turns": (
+        2,
+        "rounds of trainings, each in its own process; every other round in reverse order",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ SIGN = "hpcgnn train graph.h5 --model"  # marks a file as ours
 _START = 4096
 
 MODEL = '''\
-"""A model of one's own.
+"""A model of your own.
 
     hpcgnn train graph.h5 --model {name}:Net --model-args hidden=64,layers=2
 """

@@ -182,7 +182,7 @@ def _status(run: RunFiles) -> str:
         return "finished"
     if type(patience) is int and patience and len(run.records) > patience:
         return "finished by patience, or running"
-    return "running, or ended without a word" if asked is not None else "unknown"
+    return "running, or ended without a message" if asked is not None else "unknown"
 
 
 def as_text(content: dict[str, Any]) -> list[str]:
