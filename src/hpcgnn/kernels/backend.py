@@ -50,7 +50,7 @@ class Backend(Protocol):
         """
 
     def range_rows(self, block: Block, most: int) -> tuple[Tensor, Tensor]:
-        """Return rows (int32) with edges in each range of `most` columns, and the ranges' pointers."""
+        """Return rows (int32) with edges in each range of `most` columns, and range pointers."""
 
     def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Return each column's first edge (columns + 1), each edge's local row and old index."""
