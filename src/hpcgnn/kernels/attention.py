@@ -73,7 +73,7 @@ class Scoring:
 class Sources(Derived):
     """The sources of GAT's edges: features z, `[M, K]`, and their scores s, `[M, H]`.
 
-    Kernels cache on the object what they derive from z: z must not change while it is in use.
+    Kernels keep what they derive from z with the object, so z must not change while in use.
     """
 
     z: Tensor
@@ -82,7 +82,7 @@ class Sources(Derived):
 
 @dataclass(frozen=True, eq=False)
 class Destinations(Derived):
-    """The destinations of GAT's edges in backward; g and d must not change while it is in use.
+    """The destinations of GAT's edges in backward; g and d must not change while in use.
 
     Attributes:
         g: `[N, K]`, gradient of the attention's output.

@@ -50,7 +50,7 @@ def real(name: str, tensor: Tensor) -> None:
 
 
 def gathered(name: str, tensor: Tensor) -> None:
-    """Like `real`, for rows that sums gather: bfloat16 is allowed on a CPU too."""
+    """Raise InputError as `real` does, but allow bfloat16 on a CPU too: for rows to be summed."""
     if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu":
         real(name, tensor)
 
@@ -61,10 +61,10 @@ def sum_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) -> None:
-    """Like `matrix`, for sums of rows of `like`: of its dtype, or in a mix of 16 bits and float32.
+    """Raise InputError as `matrix` does, for sums of rows of `like`, whose dtype may differ.
 
     Sums of 16-bit rows may be float32, and on a CPU must be; on a GPU, sums of float32 rows may
-    have 16 bits.
+    be float16 or bfloat16.
     """
     types: tuple[torch.dtype, ...] = (like.dtype,)
     if like.dtype in SHORT:

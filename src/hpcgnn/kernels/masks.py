@@ -1,4 +1,4 @@
-"""Settings of dropout: of the random masks of features and edges, and of what is fused with it."""
+"""Settings of dropout: random streams, masks of edges, and scaling fused with dropout."""
 
 from __future__ import annotations
 

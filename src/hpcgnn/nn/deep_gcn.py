@@ -25,7 +25,9 @@ _BLOCKS = ("res+", "res", "dense", "plain")
 
 
 class GENConv(torch.nn.Module):
-    """`x'_i = mlp(x_i + aggr_j (relu(x_j + e_ji) + eps))`; as PyTorch Geometric's `GENConv`.
+    """The generalised convolution `x'_i = mlp(x_i + aggr_j (relu(x_j + e_ji) + eps))`.
+
+    Like PyTorch Geometric's `GENConv`.
 
     Args:
         aggr: `softmax` (weighted by its own softmax, at inverse temperature `t`), `softmax_sg`

@@ -19,7 +19,7 @@ from hpcgnn.sar.rectifier import ReluDropout
 
 
 class Dropout(torch.nn.Module):
-    """Dropout: in training, zeroes entries with probability `p` and scales others by 1 / (1 - p).
+    """Dropout of entries with probability `p` while training; others are scaled by 1 / (1 - p).
 
     Args:
         p: probability in [0, 1).

@@ -39,10 +39,11 @@ class _FirstGCN:
 
 
 class GCNConv(torch.nn.Module):
-    """`x' = D^-1/2 (A + I) D^-1/2 x W^T + b`; arguments as PyTorch Geometric's `GCNConv`.
+    """The graph convolution `x' = D^-1/2 (A + I) D^-1/2 x W^T + b`.
 
-    A node that has a self-loop gets no second one. Degrees are sums of the weights of in-edges;
-    where one is negative or its weights cancel out, InputError names the first such node.
+    Arguments are those of PyTorch Geometric's `GCNConv`. A node that has a
+    self-loop gets no second one. Degrees are sums of the weights of in-edges; where one is negative
+    or its weights cancel out, InputError names the first such node.
 
     Args:
         cached: has no effect: the normalisation of a graph is always computed once and kept.

@@ -17,9 +17,10 @@ from hpcgnn.sar.products import dense_rows
 
 
 class GINConv(torch.nn.Module):
-    """`x'_i = nn((1 + eps) x_i + sum_j x_j)`; arguments as PyTorch Geometric's `GINConv`.
+    """The isomorphism layer `x'_i = nn((1 + eps) x_i + sum_j x_j)`.
 
-    `aggr` takes the neighbours' `mean`, `max` or `min` in place of their sum (`add`).
+    Arguments are those of PyTorch Geometric's `GINConv`. `aggr` takes the neighbours'
+    `mean`, `max` or `min` in place of their sum (`add`).
 
     Sparse features are multiplied before they are summed if `nn` begins with a linear map, and are
     made dense if it doesn't.
@@ -93,7 +94,9 @@ def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, to
 
 
 class GINEConv(GINConv):
-    """`x'_i = nn((1 + eps) x_i + sum_j relu(x_j + e_ji))`; as PyTorch Geometric's `GINEConv`.
+    """The layer with edge features `x'_i = nn((1 + eps) x_i + sum_j relu(x_j + e_ji))`.
+
+    Like PyTorch Geometric's `GINEConv`.
 
     Args:
         nn: must begin with a linear map, which gives the width of node rows, if `edge_dim` is set.

@@ -86,7 +86,7 @@ class Linear(torch.nn.Module):
 
 
 def glorot(weight: Tensor) -> None:
-    """Fill with numbers uniform in ±sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010).
+    """Fill `weight` uniformly in ±sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010).
 
     The fans are the last two dimensions.
     """

@@ -69,7 +69,7 @@ class _FirstSGC:
 
 
 class SGConv(torch.nn.Module):
-    """`A'^K x W^T + b` (Wu et al. 2019); arguments as PyTorch Geometric's `SGConv`.
+    """The simple convolution `A'^K x W^T + b` (Wu et al. 2019), as PyTorch Geometric's `SGConv`.
 
     Products of constant input features with `A'^K` are computed once, whatever `cached` is.
     """

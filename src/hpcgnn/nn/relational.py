@@ -26,7 +26,7 @@ _MODES = ("additive-self-attention", "multiplicative-self-attention")
 
 
 class RGCNConv(torch.nn.Module):
-    """`x'_i = root^T x_i + b + sum_r mean_{j in N_r(i)} W_r^T x_j`.
+    """The relational convolution `x'_i = root^T x_i + b + sum_r mean_{j in N_r(i)} W_r^T x_j`.
 
     Arguments, parameters and initialisation are those of PyTorch Geometric's `RGCNConv`; with
     `num_bases`, `W_r = sum_b comp[r, b] weight[b]`.

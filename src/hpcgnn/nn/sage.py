@@ -36,7 +36,9 @@ class _FirstSAGE:
 
 
 class SAGEConv(torch.nn.Module):
-    """`x'_i = W_l aggr_j x_j + b + W_r x_i`; arguments as PyTorch Geometric's `SAGEConv`.
+    """The GraphSAGE layer `x'_i = W_l aggr_j x_j + b + W_r x_i`.
+
+    Arguments are those of PyTorch Geometric's `SAGEConv`.
 
     Args:
         aggr: `mean`, `sum` (or `add`), `max` or `min`.

@@ -21,7 +21,7 @@ from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, pointers, ta
 from hpcgnn.storage.fingerprint import mix64
 
 PASSES = 16
-_SHARES = 4  # a row may move in one of so many passes, so that neighbours seldom move at once
+_SHARES = 4  # a row may move in one of this many passes, so that neighbours seldom move at once
 _CUTS = 6  # how often the moves of a pass are halved before it is given up
 _CANDIDATES = 2  # parts that a row is tried in
 _MOST, _SWEEPS = 200_000, 3  # moves that a rank considers in a pass, and how often

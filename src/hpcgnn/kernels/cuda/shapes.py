@@ -19,8 +19,8 @@ NAMES = {
     torch.int32: "int",
 }
 WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
-BARE, WEIGHTED, SCALED = range(3)  # the edges of sums: see spmm.cu
-PLAIN, DROPS, FEATURES = range(3)  # attention beside its scores: see gat.cuh
+BARE, WEIGHTED, SCALED = range(3)  # kinds of edges in sums: see spmm.cu
+PLAIN, DROPS, FEATURES = range(3)  # kinds of attention: see gat.cuh
 KNOWN_LANES = (4, 8, 16, 32)  # lanes per head that are compile-time constants, with wide loads
 WIDE = 2 * WARP
 WORD = 16  # bytes of one load

@@ -321,7 +321,7 @@ def load(comm: Communicator | MPI.Comm, *, narrow: bool = False) -> ParMETIS:
             memory, for graphs whose counts and weights all add up below 2^31.
 
         Raises:
-            InputError: no build is found, or none that this process can use; it tells which and why.
+            InputError: no build is found, or none that this process can use, with the reason.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     path: Path | None = None
@@ -370,7 +370,7 @@ def find(*, narrow: bool = False) -> Path:
 
 
 def check_mpi(path: Path) -> None:
-    """Check that a library is built for the MPI that this process has loaded; don't call it.
+    """Check that a library is built for the MPI of this process, without calling it.
 
     Raises:
         InputError: it is built for another MPI; the message names both.
