@@ -19,8 +19,8 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
     """Add up the gradients over the ranks, between `loss.backward()` and `optimizer.step()`.
 
     Collective, with one message for all gradients. Parameters that need no gradient, and those of
-    which each rank has its own rows (`nn.Embedding`), are left alone. The gradient of a parameter
-    that the loss does not use, on some ranks or on all of them, is 0 there.
+    which each rank has its own rows (`nn.Embedding`), are left alone. A parameter that the loss
+    does not use on a rank contributes 0 there; if no rank uses it, its gradient is 0.
 
     The first call for a model compares its weights over the ranks: they differ if the seed was
     forgotten, and gradients of different models would be added up. It also warns of torch's batch

@@ -107,7 +107,7 @@ def neighbours(
 ) -> tuple[Int64, Array]:
     """Return neighbours of rows `bounds[rank] .. bounds[rank + 1] - 1`, ascending. Collective.
 
-    Until duplicate edges are removed, a rank holds up to twice the result, and a window.
+    Beside the result, a rank holds a window, and the duplicate edges until they are removed.
 
     Args:
         edges: the edges into this rank's rows, in one direction or both.
