@@ -1,10 +1,10 @@
-"""The hot loops: one Python face for the C++ and the CUDA sources.
+"""The compute kernels: one Python interface to the C++ and the CUDA sources.
 
-Every function adds to outputs it is given, so that blocks can arrive one after the other; with
-`rows=(low, high)` it does only these rows of the block, so that the caller can make progress on
-MPI between pieces. Matrices may have any row stride, but adjacent columns. All of a call's
-tensors are on one device and of one type, float32 or float64; on a GPU what is gathered may also be
-float16 or bfloat16, and what is summed is then float32. What does not fit raises InputError.
+Every function adds to the outputs that it is given, so that blocks can arrive one after another;
+with `rows=(low, high)` it processes only these rows of the block, so that the caller can progress
+MPI between pieces. Matrices may have any row stride, but contiguous columns. All tensors of a call
+are on one device and have one dtype, float32 or float64; on a GPU gathered rows may also be float16
+or bfloat16, and sums are then float32. Tensors that don't fit raise InputError.
 Results are bitwise the same in every run (on CPUs, with the same number of threads).
 """
 
@@ -57,7 +57,7 @@ from hpcgnn.kernels.sums import (
     spmm_max_backward,
 )
 
-if TYPE_CHECKING:  # the type checker holds both sides against the protocol
+if TYPE_CHECKING:  # the type checker compares both sides with the protocol
     from hpcgnn.kernels.backend import Backend
     from hpcgnn.kernels.cpu import backend as cpu
     from hpcgnn.kernels.cuda import backend as cuda

@@ -1,8 +1,8 @@
-"""What attention kernels take and give: tensors that travel together.
+"""Arguments and results of the attention kernels, as groups of tensors.
 
 H heads of C channels each are K columns, a head's channels side by side. In forward a block's
-columns are M sources and its rows destinations, N local ones; in the reversed graph it is the
-other way round.
+columns are the M sources and its rows the N local destinations; in the reversed graph rows and
+columns change places.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from hpcgnn.kernels.masks import EdgeDropout
 
 @dataclass(frozen=True)
 class RunningSoftmax:
-    """A softmax-weighted sum so far, updated in place by one block after the other.
+    """A running softmax-weighted sum, updated in place block by block.
 
-    With u the scores so far, `row_max` is the largest of a row, `row_sum` the sum of
-    exp(u - row_max), and `out` the sum of exp(u - row_max) times what is summed.
+    With u a row's scores so far, `row_max` is their maximum, `row_sum` the sum of
+    exp(u - row_max), and `out` the sum of exp(u - row_max) times the summed features.
 
     Attributes:
-        row_max, row_sum: `[N, H]`, in the type of sums; start them at -inf and 0.
-        out: `[N, K]`, in the type of sums; starts at 0.
-        start: `[N, K]` like z, of which rows count in place of those of `out`, which need no value
-            then: for the first block alone, which must have all rows. On a CPU.
-        loops: the block has an edge from each row to itself besides, without edge features, and
-            nothing in these matrices counts: for blocks that together have all rows and come
-            first. On a GPU.
+        row_max, row_sum: `[N, H]`, in the accumulation dtype; start them at -inf and 0.
+        out: `[N, K]`, in the accumulation dtype; starts at 0.
+        start: `[N, K]` like z: the initial value of `out`, which may then be uninitialised. For
+            the first block alone, which must have all rows; on a CPU only.
+        loops: add an edge without edge features from each row to itself, and overwrite these
+            matrices whatever they hold. For the blocks that come first and together have all
+            rows; on a GPU only.
     """
 
     row_max: Tensor
@@ -43,7 +43,7 @@ class RunningSoftmax:
     def zeros(
         rows: int, heads: int, width: int, *, dtype: torch.dtype, device: torch.device
     ) -> RunningSoftmax:
-        """Over no edges yet, for `rows` destinations and `width` columns of what is summed."""
+        """Return the empty sum for `rows` destinations and `width` columns of features."""
         row_max = torch.full((rows, heads), -torch.inf, dtype=dtype, device=device)
         out = torch.zeros(rows, width, dtype=dtype, device=device)
         return RunningSoftmax(row_max, torch.zeros_like(row_max), out)
@@ -51,13 +51,13 @@ class RunningSoftmax:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How scores are made of what both ends of an edge know.
+    """Parameters of the scores of edges.
 
     Attributes:
-        slope: of the leaky rectifier.
-        dropout: an edge's part of `out`, not of `row_sum`, is times mask / (1 - p).
-        edge_weight: what edge features of width D are multiplied with, in the type of sums:
-            `[H, D]` for GAT, `[D, K]` for GATv2. None: edge features don't count.
+        slope: negative slope of the leaky ReLU.
+        dropout: multiplies an edge's term in `out`, not in `row_sum`, by mask / (1 - p).
+        edge_weight: weight of the edge features of width D, in the accumulation dtype: `[H, D]`
+            for GAT, `[D, K]` for GATv2. None: edge features are ignored.
     """
 
     slope: float
@@ -73,7 +73,7 @@ class Scoring:
 class Sources(Derived):
     """The sources of GAT's edges: features z, `[M, K]`, and their scores s, `[M, H]`.
 
-    What kernels derive of them is computed once for an object: z must not change meanwhile.
+    Kernels keep what they derive from z with the object, so z must not change while in use.
     """
 
     z: Tensor
@@ -82,13 +82,13 @@ class Sources(Derived):
 
 @dataclass(frozen=True, eq=False)
 class Destinations(Derived):
-    """The destinations of GAT's edges in backward; g and d must not change while they are used.
+    """The destinations of GAT's edges in backward; g and d must not change while in use.
 
     Attributes:
-        g: `[N, K]`, gradient of the attention's result.
-        t: `[N, H]`, scores.
+        g: `[N, K]`, gradient of the attention's output.
+        t: `[N, H]`, scores of the destinations.
         lse: `[N, H]`, row_max + log(row_sum) after the last block.
-        d: `[N, H]`, <g, result>, head by head.
+        d: `[N, H]`, <g, output>, head by head.
     """
 
     g: Tensor
@@ -99,17 +99,17 @@ class Destinations(Derived):
 
 @dataclass(frozen=True)
 class GATGradients:
-    """Gradients of GAT, each added to.
+    """Gradients of GAT, to which the kernels add.
 
     Attributes:
-        z, s: like those of `Sources`, in the type of sums.
-        t: like that of `Destinations`, or float64, which saves a copy, or the `parts` of a
-            `ThreadSums`, which save it for several calls; None where not asked for.
-        edge_weight: `[H, D]`; None where not asked for.
-        loops: the block has an edge from each row to itself besides, without edge features: its
-            columns are local rows too.
-        adds: whether `z` counts; else it is overwritten, by a block that has all rows, on a GPU by
-            one with `loops`.
+        z, s: like those of `Sources`, in the accumulation dtype.
+        t: like that of `Destinations`; or float64, which saves a copy; or the `parts` of a
+            `ThreadSums`, which save the copy for several calls; None if not needed.
+        edge_weight: `[H, D]`; None if not needed.
+        loops: the block has an additional edge from each row to itself, without edge features;
+            its columns are local rows too.
+        adds: whether to add to `z`; otherwise it is overwritten, on a CPU by a block that has all
+            rows, on a GPU by one with `loops`.
     """
 
     z: Tensor
@@ -122,10 +122,10 @@ class GATGradients:
 
 @dataclass(frozen=True)
 class Projections:
-    """Both ends of GATv2's edges, and the vector that scores them.
+    """The features at both ends of GATv2's edges, and the vector that scores them.
 
     Attributes:
-        zl: `[M, K]`, of the sources; also what is summed.
+        zl: `[M, K]`, of the sources; also the features that are summed.
         zr: `[N, K]`, of the destinations.
         att: `[H, C]`, contiguous.
     """
@@ -137,7 +137,7 @@ class Projections:
 
 @dataclass(frozen=True)
 class ResultGradient:
-    """The gradient of GATv2's result at the destinations; g, lse and d as in `Destinations`."""
+    """The gradient of GATv2's output at the destinations; g, lse and d as in `Destinations`."""
 
     g: Tensor
     lse: Tensor
@@ -146,12 +146,12 @@ class ResultGradient:
 
 @dataclass(frozen=True)
 class GATv2Gradients:
-    """Gradients of GATv2, each added to.
+    """Gradients of GATv2, to which the kernels add.
 
     Attributes:
-        zl, zr: like those of `Projections`, in the type of sums.
-        att: `[H, C]`, contiguous; in the type of sums or float64.
-        edge_weight: `[D, K]`, contiguous, likewise; None where not asked for.
+        zl, zr: like those of `Projections`, in the accumulation dtype.
+        att: `[H, C]`, contiguous; in the accumulation dtype or float64.
+        edge_weight: `[D, K]`, contiguous, with the same dtypes; None if not needed.
     """
 
     zl: Tensor

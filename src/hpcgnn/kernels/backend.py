@@ -1,4 +1,4 @@
-"""Which module does the work: `cpu` or `cuda`, each with the same functions."""
+"""Selection of the kernel module, `cpu` or `cuda`, both with the same functions."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.masks import Stream, Sums
 from hpcgnn.timeline import profiled, span
 
-Rows = tuple[int, int]  # first row and the one after the last
-Pieces = Callable[[Block], Iterable[Rows]]  # in which pieces a block's rows are worked on
-Parts = Sequence[tuple[Tensor, Tensor]]  # what rows are taken of, and where they go
+Rows = tuple[int, int]  # first row and one past the last
+Pieces = Callable[[Block], Iterable[Rows]]  # the pieces in which a block's rows are processed
+Parts = Sequence[tuple[Tensor, Tensor]]  # pairs (x, out): rows of x are copied to out
 
 
 class Backend(Protocol):
-    """The kernels themselves; what they mean stands at the face's functions of the same names.
+    """The functions of a kernel module, documented under the same names in `hpcgnn.kernels`.
 
-    They trust their arguments: the face has checked them.
+    They don't check their arguments: `hpcgnn.kernels` has done so.
     """
 
     WHOLE_BLOCKS: bool
@@ -42,14 +42,18 @@ class Backend(Protocol):
     def between(
         self, block: Block, low: int, high: int, picked: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Local rows (int32) with edges in columns `low .. high - 1`, counted with offset; first
-        and last of these edges. `picked`: which rows of the block (int32), where that is known."""
+        """Return the rows that have edges in columns `low .. high - 1`, and these edges.
+
+        The columns include the block's offset. The result is the local rows (int32), and the
+        first and one past the last of each row's edges. `picked`: these rows of the block
+        (int32), if known.
+        """
 
     def range_rows(self, block: Block, most: int) -> tuple[Tensor, Tensor]:
-        """Rows (int32) with edges in each range of `most` columns, and where each range begins."""
+        """Return rows (int32) with edges in each range of `most` columns, and range pointers."""
 
     def transpose(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-        """Begin of each column (one more than columns); local row and old edge of each edge."""
+        """Return each column's first edge (columns + 1), each edge's local row and old index."""
 
     def spmm(
         self,
@@ -145,7 +149,7 @@ class Backend(Protocol):
 
 
 def backend(device: torch.device) -> Backend:
-    """The kernels for tensors on `device`; while a profile is taken, timed ones."""
+    """Return the kernels for tensors on `device`, timed while a profile is recorded."""
     if device.type not in ("cpu", "cuda"):
         raise InputError("kernels: tensors must be on the CPU or on a CUDA GPU", value=device)
     kernels = import_module(f"hpcgnn.kernels.{device.type}.backend")
@@ -153,7 +157,7 @@ def backend(device: torch.device) -> Backend:
 
 
 class _Timed:
-    """Kernels that leave a span each."""
+    """Kernels that record a timeline span for each call."""
 
     def __init__(self, kernels: ModuleType) -> None:
         self._kernels = kernels

@@ -1,4 +1,4 @@
-"""The kernels' operand: edges compressed by destination row, and what follows from it."""
+"""The operand of the kernels: edges compressed by destination row, and values derived from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Derivation(Protocol[Given_contra, Result_co]):
-    """How something follows from an object; equal derivations give the same thing."""
+    """A recipe for a value that follows from an object; equal recipes give the same value."""
 
     def build(self, given: Given_contra, /) -> Result_co: ...
 
@@ -23,9 +23,9 @@ class Derivation(Protocol[Given_contra, Result_co]):
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """An object that does not change, with what was derived from it.
+    """An immutable object that keeps the values derived from it.
 
-    A copy made with other fields (`dataclasses.replace`) starts with nothing derived.
+    A copy made with other fields (`dataclasses.replace`) starts without derived values.
     """
 
     _kept: dict[Derivation[Any, Any], Any] = field(
@@ -33,7 +33,7 @@ class Derived:
     )
 
     def derived(self, what: Derivation[Self, T]) -> T:
-        """`what.build(self)`, the same object each time; it serves inference and training alike."""
+        """Return `what.build(self)`, built once; valid in inference mode and in training alike."""
         if what not in self._kept:
             with torch.inference_mode(False):
                 self._kept[what] = what.build(self)
@@ -46,7 +46,7 @@ class Block(Derived):
     """Edges from one part into this rank's nodes, compressed by destination row.
 
     Row k of the block is local node `rows[k]` (or k itself where `rows` is None) and owns the edges
-    `begin[k] .. end[k]`; edge e reads row `columns[e] - column_offset` of whatever is multiplied.
+    `begin[k] .. end[k]`; edge e reads row `columns[e] - column_offset` of the other operand.
     """
 
     peer: int
@@ -59,7 +59,7 @@ class Block(Derived):
     weight: Tensor | None = None  # float32 [E]
     relation: Tensor | None = None  # int32 [E]
     features: Tensor | None = None  # float32 [E, D]
-    mean_degree: float | None = None  # of the rows that these are some of, for `picked`
+    mean_degree: float | None = None  # of the block that the rows were picked from: see `picked`
 
     @property
     def num_rows(self) -> int:
@@ -84,10 +84,10 @@ class Block(Derived):
 
 @dataclass(frozen=True)
 class RowScale:
-    """What is done to a row's sum before it is written: `scale[i] * (sum + loop[i] * x[i])`.
+    """The scaling of a row's sum before it is written: `scale[i] * (sum + loop[i] * x[i])`.
 
     Attributes:
-        scale_N, loop_N: `[local rows]`, in the type of sums; without `loop` 0.
+        scale_N, loop_N: `[local rows]`, in the accumulation dtype; `loop` counts as 0 if None.
     """
 
     scale_N: Tensor

@@ -1,4 +1,4 @@
-"""Whether tensors fit a block: a few comparisons per call, none of them per edge."""
+"""Checks that tensors fit a block: a few comparisons per call, none of them per edge."""
 
 from __future__ import annotations
 
@@ -50,18 +50,22 @@ def real(name: str, tensor: Tensor) -> None:
 
 
 def gathered(name: str, tensor: Tensor) -> None:
-    """As `real`, for rows that sums gather: bfloat16 on a CPU too."""
+    """Raise InputError as `real` does, but allow bfloat16 on a CPU too: for rows to be summed."""
     if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu":
         real(name, tensor)
 
 
 def sum_type(dtype: torch.dtype) -> torch.dtype:
-    """The type in which numbers of `dtype` are added up."""
+    """Return the dtype in which values of `dtype` are accumulated."""
     return torch.float32 if dtype in SHORT else dtype
 
 
 def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) -> None:
-    """As `matrix`, for sums: of `like`'s type or, where 16-bit numbers meet float32, the other."""
+    """Raise InputError as `matrix` does, for sums of rows of `like`, whose dtype may differ.
+
+    Sums of 16-bit rows may be float32, and on a CPU must be; on a GPU, sums of float32 rows may
+    be float16 or bfloat16.
+    """
     types: tuple[torch.dtype, ...] = (like.dtype,)
     if like.dtype in SHORT:
         only_gathered = like.device.type == "cpu" and like.dtype not in REAL
@@ -102,7 +106,7 @@ def block_on(block: Block, device: torch.device) -> None:
 
 
 def row_range(block: Block, rows: tuple[int, int] | None) -> tuple[int, int]:
-    """The rows to work on, all of them for None. Raises InputError outside the block."""
+    """Return the range of rows to process, all for None. Raises InputError outside the block."""
     if rows is None:
         return 0, block.num_rows
     low, high = rows
@@ -112,7 +116,7 @@ def row_range(block: Block, rows: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def num_local_rows(block: Block) -> int:
-    """Rows that outputs must have at least; only 0 is known for a block in a GPU's memory."""
+    """Return the least number of rows of outputs; 0 if the row list is in a GPU's memory."""
     if block.rows is None:
         return block.num_rows
     if block.rows.device.type != "cpu" or block.num_rows == 0:
@@ -127,7 +131,7 @@ def probability(p: float) -> None:
 
 
 def attention(block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None) -> None:
-    """Raise InputError unless heads divide z's width and the dropout has a probability."""
+    """Raise InputError unless heads divide z's width and the dropout's p is in [0, 1)."""
     block_on(block, z.device)
     if dropout is not None:
         probability(dropout.p)
@@ -139,14 +143,14 @@ def attention(block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None) 
 
 
 def feature_width(block: Block) -> int:
-    """The width of the block's edge features. Raises InputError without."""
+    """Return the width of the block's edge features. Raises InputError if it has none."""
     if block.features is None:
         raise InputError("kernels: an edge weight needs a block with edge features")
     return block.features.shape[1]
 
 
 def running_softmax(softmax: RunningSoftmax, *, like: Tensor, rows: int, heads: int) -> None:
-    """Raise InputError unless it has `rows` or more rows that sums over rows of `like` fit."""
+    """Raise InputError unless `softmax` fits sums of rows of `like` and has `rows` or more rows."""
     dtype, width = sum_type(like.dtype), like.shape[1]
     for name, scalars in (("row_max", softmax.row_max), ("row_sum", softmax.row_sum)):
         matrix(name, scalars, like=like, rows=rows, width=heads, dtype=dtype)

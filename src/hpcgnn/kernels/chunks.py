@@ -1,4 +1,4 @@
-"""Blocks restricted to ranges of rows or columns, transposed, and cut where rows are long."""
+"""Blocks restricted to ranges of rows or columns, transposed, or with their long rows split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.kernels import checks
 from hpcgnn.kernels.backend import Rows, backend
 from hpcgnn.kernels.block import Block
 
-LONGEST = 512  # edges of one row that one warp works on
+LONGEST = 512  # most edges of one row that one warp processes
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def _narrowed(block: Block, low: int, high: int, picked: Tensor | None) -> Block
 
 
 def columns_between(block: Block, low: int, high: int) -> Block:
-    """The block restricted to columns `low .. high - 1` and to rows that have any of their edges.
+    """Return the block restricted to columns `low .. high - 1` and to rows with edges there.
 
-    All edge arrays are shared. On a GPU the result is kept as long as the block lives: to make it
-    anew, the host waits for the GPU.
+    All edge arrays are shared. On a GPU the result is kept as long as the block lives, because
+    the host would wait for the GPU to make it again.
     """
     if low == 0 and high == block.num_columns:
         return block
@@ -54,7 +54,7 @@ def columns_between(block: Block, low: int, high: int) -> Block:
 
 @dataclass(frozen=True)
 class RangeRows:
-    """Which rows of a block have edges in each range of `most` columns, found in one pass."""
+    """The rows of a block that have edges in each range of `most` columns, found in one pass."""
 
     most: int
 
@@ -65,7 +65,7 @@ class RangeRows:
 
 @dataclass(frozen=True)
 class ColumnRange:
-    """Columns `number * most` and on, at most `most`."""
+    """The block restricted to at most `most` columns, from `number * most` on."""
 
     number: int
     most: int
@@ -78,10 +78,10 @@ class ColumnRange:
 
 
 def column_range(block: Block, number: int, most: int, *, keep: bool) -> Block:
-    """`columns_between` of range `number` when a block is cut into ranges of `most` columns.
+    """Return `columns_between` for range `number` of a block cut into ranges of `most` columns.
 
-    All ranges together take time linear in the block's edges. Which rows each has is kept with the
-    block, 4 bytes for each; what is returned only on a GPU and if `keep`.
+    All ranges together take time linear in the block's edges. The rows of each range are kept with
+    the block, 4 bytes per row; the returned block is kept only on a GPU or if `keep`.
     """
     if most >= block.num_columns:
         return block
@@ -103,7 +103,7 @@ class RowRange:
 
 
 def rows_between(block: Block, low: int, high: int) -> Block:
-    """Rows `low .. high - 1` of a block without a row list, renumbered from 0; kept on a GPU."""
+    """Return rows `low .. high - 1` of a block without a row list, from 0; kept on a GPU."""
     if low == 0 and high == block.num_rows:
         return block
     what = RowRange(low, high)
@@ -111,7 +111,7 @@ def rows_between(block: Block, low: int, high: int) -> Block:
 
 
 def picked(block: Block, rows: Tensor | slice) -> Block:
-    """These rows of the block (int64, ascending), whose sums are the same to the bit."""
+    """Return these rows of the block (int64, ascending); their sums are bitwise the same."""
     local = block.rows
     if local is None:
         local = torch.arange(block.num_rows, dtype=torch.int32, device=block.device)
@@ -125,12 +125,12 @@ def picked(block: Block, rows: Tensor | slice) -> Block:
 
 
 def transpose(block: Block, num_rows: int) -> Block:
-    """The block compressed by column: its rows are the block's columns, and the other way round.
+    """Return the block compressed by column: rows of the result are columns of `block`.
 
-    Edges keep their order within a column and take weight, relation and features along.
+    Edges keep their order within a column, and their weight, relation and features.
 
     Args:
-        num_rows: local rows of `block`, the number of columns of the result.
+        num_rows: number of local rows of `block`, which are the columns of the result.
     """
     checks.block_on(block, block.device)
     if checks.num_local_rows(block) > num_rows:
@@ -159,7 +159,7 @@ class Transposed:
     """The block compressed by column, without weights and relations.
 
     Attributes:
-        num_rows: local rows of the block, the number of columns of the result.
+        num_rows: number of local rows of the block, which are the columns of the result.
     """
 
     num_rows: int
@@ -180,7 +180,7 @@ class Transposed:
 
 
 def transposed(block: Block, num_rows: int, *, with_features: bool) -> Block:
-    """The block compressed by column, without weights and relations; kept as long as it lives."""
+    """Return the block compressed by column, without weights and relations; kept with `block`."""
     return block.derived(Transposed(num_rows, with_features))
 
 
@@ -188,8 +188,8 @@ def transposed(block: Block, num_rows: int, *, with_features: bool) -> Block:
 class Hubs:
     """Some of the long rows of a block.
 
-    `chunks`: rows `first .. last - 1` are the pieces of these rows, each with its local row;
-    `join`: rows `low .. high - 1` are these rows, their columns the pieces, counted from `first`.
+    Rows `first .. last - 1` of `chunks` are the pieces of these rows, each with its local row. Rows
+    `low .. high - 1` of `join` are these rows; their columns are the pieces, numbered from `first`.
     """
 
     chunks: Block
@@ -202,14 +202,14 @@ class Hubs:
 
 @dataclass(frozen=True)
 class Split:
-    """What is known of a block's rows on the host; found once, which waits for the GPU.
+    """Facts about a block's rows on the host; computed once, for which the host waits for the GPU.
 
     Attributes:
-        num_edges: of all rows.
-        mean_degree: by which kernels choose how many lanes share a row.
+        num_edges: number of edges of all rows.
+        mean_degree: mean edges per row, by which kernels choose how many lanes share a row.
         positions: rows of the block with more than LONGEST edges, ascending.
-        chunk_begin: of each of them its first chunk, and at the end how many chunks there are.
-        chunks, join: all of them, as in `Hubs`; None without long rows.
+        chunk_begin: the first chunk of each of these rows, then the number of chunks.
+        chunks, join: those of all these rows, as in `Hubs`; None without long rows.
     """
 
     num_edges: int
@@ -220,7 +220,7 @@ class Split:
     join: Block | None
 
     def hubs(self, rows: Rows) -> Hubs | None:
-        """The long rows among rows `rows[0] .. rows[1] - 1` of the block; None without any."""
+        """Return the long rows among rows `rows[0] .. rows[1] - 1` of the block, None if none."""
         low, high = (bisect_left(self.positions, bound) for bound in rows)
         if low == high or self.chunks is None or self.join is None:
             return None
@@ -230,13 +230,13 @@ class Split:
 
 
 def split_of(block: Block) -> Split:
-    """The split of a block's rows, kept as long as the block lives."""
+    """Return the split of a block's rows, kept as long as the block lives."""
     return block.derived(SplitRows())
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Rows of more than LONGEST edges, cut into chunks of at most so many."""
+    """The split of a block: rows of more than LONGEST edges in chunks of at most LONGEST."""
 
     def build(self, given: Block, /) -> Split:
         counts = given.end - given.begin
@@ -251,7 +251,7 @@ class SplitRows:
         num_chunks = (counts[long] + LONGEST - 1) // LONGEST  # of each long row
         last = num_chunks.cumsum(0)
         first = last - num_chunks
-        # Of each chunk: which of the long rows it is a piece of, and where its edges begin.
+        # For each chunk: the long row that it is a piece of, and where its edges begin.
         row = torch.repeat_interleave(torch.arange(len(long), device=long.device), num_chunks)
         number = torch.arange(len(row), device=long.device) - first[row]
         begin = given.begin[long][row] + number * LONGEST

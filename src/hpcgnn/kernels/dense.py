@@ -1,7 +1,8 @@
-"""Products of tall dense matrices on a CPU, where a loop of our own is faster than the library's.
+"""Products of tall dense matrices on CPUs where our own loops are faster than the library's.
 
-Rows of a result have the same bits however many rows and threads there are. Weights in float32 are
-multiplied in float32, weights in bfloat16 with rows that are rounded to it, summed up in float32.
+A row of a result is bitwise the same for any number of rows and threads. Weights in float32 are
+multiplied in float32; weights in bfloat16 are multiplied with rows rounded to bfloat16, and
+accumulated in float32.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from hpcgnn.errors import InputError
 from hpcgnn.kernels import checks
 from hpcgnn.kernels.cpu import dense as cpu
 
-_TAKEN = (torch.float32, torch.bfloat16)  # rows
+_TAKEN = (torch.float32, torch.bfloat16)  # dtypes of rows
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """W, `shape` (F, G), of `dtype`, in the order in which `product` reads it."""
+    """A weight matrix of shape (F, G) and of `dtype`, in the order in which `product` reads it."""
 
     panels: Tensor
     shape: tuple[int, int]
@@ -28,7 +29,7 @@ class PackedWeights:
 
 
 def multiplies(dtype: torch.dtype, *matrices: Tensor) -> bool:
-    """Whether products in `dtype` take these rows, and are faster here than the library's."""
+    """Return whether products in `dtype` accept these rows and are faster than the library's."""
     if dtype not in _TAKEN or not cpu.is_fast(dtype):
         return False
     taken = all(m.dtype in _TAKEN and m.device.type == "cpu" for m in matrices)
@@ -36,10 +37,10 @@ def multiplies(dtype: torch.dtype, *matrices: Tensor) -> bool:
 
 
 def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type that matrices are multiplied in where products are asked for in `dtype`.
+    """Return the dtype in which matrices are multiplied when products are requested in `dtype`.
 
-    float32 for bfloat16 on a CPU without instructions for it: libraries take several times as long
-    there, and rounding alone a quarter of the time of a product.
+    It is float32 for bfloat16 on a CPU without bfloat16 instructions: libraries take several times
+    as long there, and rounding alone takes a quarter of the time of a product.
     """
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu.has_short_products():
         return torch.float32
@@ -47,7 +48,10 @@ def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def pack_weights(weight_FG: Tensor) -> PackedWeights:
-    """A copy of weights `[F, G]` of any strides, float32 or bfloat16; costs as much as few rows."""
+    """Return a packed copy of weights `[F, G]` of any strides, float32 or bfloat16.
+
+    It costs as much as the product with a few rows.
+    """
     if weight_FG.dim() != 2 or weight_FG.dtype not in _TAKEN:
         raise InputError(
             "kernels: weights must be a float32 or bfloat16 matrix", value=weight_FG.dtype
@@ -64,13 +68,13 @@ def product(
     adds: bool = False,
     start_G: Tensor | None = None,
 ) -> None:
-    """out = x W, a running sum in float32 for each entry in blocks of 192 (512 in bfloat16).
+    """Compute out = x W, each entry a running float32 sum of 192 terms (512 in bfloat16) at a time.
 
     Args:
         x_NF: `[n, F]`, rows of any stride, float32 or bfloat16.
-        out_NG: `[n, G]`, likewise; float32, with weights in bfloat16 also that; overwritten, or
-            added to with `adds`, in float32 alone.
-        start_G: `[G]`, float32, is added to each row that is overwritten.
+        out_NG: `[n, G]`, rows of any stride; float32, or bfloat16 with bfloat16 weights;
+            overwritten, or with `adds`, which needs float32, added to.
+        start_G: `[G]`, float32, added to each row that is overwritten.
     """
     height, width = weights.shape
     short = weights.dtype == torch.bfloat16
@@ -84,11 +88,11 @@ def product(
 def add_outer_products(
     a_NG: Tensor, b_NF: Tensor, out_GF: Tensor, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """out += a^T b in float32: of a few hundred rows at a time, whose sums are added to `out`.
+    """Compute out += a^T b in float32, adding the sum over a few hundred rows at a time to `out`.
 
     Args:
         a_NG, b_NF: `[n, G]`, `[n, F]`, rows of any stride, float32 or bfloat16.
-        dtype: of products: bfloat16: to which rows are rounded.
+        dtype: dtype of the products; with bfloat16 rows are rounded to it.
     """
     _check("a", a_NG, b_NF.shape[0], a_NG.shape[1], _TAKEN)
     _check("b", b_NF, b_NF.shape[0], b_NF.shape[1], _TAKEN)

@@ -24,16 +24,16 @@ def dropout_nodes(
     passed: Tensor | None = None,
     sums: Sums | None = None,
 ) -> None:
-    """out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
+    """Set out = mask * x / (1 - p), or mask * relu(x) / (1 - p); `out` may be `x` itself.
 
     An entry is dropped with probability p, decided by (seed, epoch, layer, id, column) alone.
 
     Args:
         x_NF, out_NF: `[n, F]`; `out` is overwritten.
         ids_N: int64 `[n]`, original node ids.
-        passed: from `new_passed`, overwritten with what `dropout_nodes_backward` needs to know
-            where entries passed the ReLU and stayed: about a bit of each.
-        sums: what is done to x before all else. On a GPU alone.
+        passed: from `new_passed`, overwritten for `dropout_nodes_backward` with about a bit per
+            entry: whether it passed the ReLU and was kept.
+        sums: applied to x before everything else; on a GPU only.
     """
     checks.real("x", x_NF)
     checks.probability(p)
@@ -46,7 +46,7 @@ def dropout_nodes(
 
 
 def new_passed(x_NF: Tensor, out_NF: Tensor) -> Tensor:
-    """For `dropout_nodes` of these tensors with relu=True: uint8 `[n, ...]`, not yet written."""
+    """Return `passed` for `dropout_nodes` with relu=True: uint8 `[n, ...]`, uninitialised."""
     checks.real("x", x_NF)
     _same_shape("out", out_NF, x_NF)
     return backend(x_NF.device).new_passed(x_NF, out_NF)
@@ -64,12 +64,12 @@ def dropout_nodes_backward(
     y_NF: Tensor | None = None,
     passed: Tensor | None = None,
 ) -> None:
-    """Gradient of `dropout_nodes`: grad from g; `grad` is overwritten and may be `g` itself.
+    """Set `grad` to the gradient of `dropout_nodes` for g; `grad` may be `g` itself.
 
     Args:
-        y_NF: `[n, F]`, the output of `dropout_nodes` with relu=True, which alone says what passed:
-            grad = g / (1 - p) where y > 0. None after relu=False: grad = mask * g / (1 - p).
-        passed: in place of y, what `dropout_nodes` wrote there.
+        y_NF: `[n, F]`, the output of `dropout_nodes` with relu=True: grad = g / (1 - p) where
+            y > 0, else 0. None after relu=False: grad = mask * g / (1 - p).
+        passed: as `dropout_nodes` left it, in place of y.
     """
     if passed is not None:
         checks.real("g", g_NF)

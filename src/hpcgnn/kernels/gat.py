@@ -30,16 +30,16 @@ def gat_forward(
     *,
     rows: Rows | None = None,
 ) -> None:
-    """Softmax-weighted sum over edges j -> i, head by head, for one block after the other.
+    """Add a block's edges j -> i to a softmax-weighted sum, head by head.
 
     The score is leaky_relu(l) with l = s[j] + t[i] (+ <edge_weight, features of the edge>). After
-    the last block out / row_sum is the attention and row_max + log(row_sum) the `lse` that
-    backward needs. Rows without edges stay as they are.
+    the last block out / row_sum is the attention's output and row_max + log(row_sum) the `lse`
+    that backward needs. Rows without edges are left as they are.
 
     Args:
-        sources: of `block.num_columns` rows; z in bfloat16 on a CPU too, added up in float32.
+        sources: with `block.num_columns` rows; z may be bfloat16, on a CPU too, summed in float32.
         t_NH: `[local rows, H]`, scores of the destinations.
-        softmax: of local rows, updated.
+        softmax: with local rows; updated.
     """
     z, heads = sources.z, sources.s.shape[-1]
     local, columns = checks.num_local_rows(block), block.num_columns
@@ -71,7 +71,7 @@ def gat_backward(
     *,
     rows: Rows | None = None,
 ) -> None:
-    """Gradients of the attention, computed by the owner of the sources.
+    """Add the gradients of the attention, computed by the owner of the sources.
 
     With a = exp(score - lse[i]) and the dropout's mask m / (1 - p), for every edge j -> i:
     grad z[j] += a m g[i]; dl = (a m <g[i], z[j]> - a d[i]) * (1 if l > 0 else slope);
@@ -79,8 +79,8 @@ def gat_backward(
 
     Args:
         block: of the reversed graph: rows are sources j, columns are destinations i.
-        destinations: of `block.num_columns` rows, g of z's type.
-        sources: as in forward, of the local rows.
+        destinations: with `block.num_columns` rows; g has z's dtype.
+        sources: as in forward, with local rows.
         scoring: as in forward; the dropout's `source_ids` are now those of the local rows.
     """
     z, heads = sources.z, sources.s.shape[-1]
@@ -112,12 +112,12 @@ def gat_backward(
 
 
 def takes_whole_blocks(device: torch.device) -> bool:
-    """Whether `start` and `adds=False` without `loops` are understood, as CPUs' kernels do."""
+    """Return whether the kernels support `start` and `adds=False` without `loops`, as on CPUs."""
     return backend(device).WHOLE_BLOCKS
 
 
 def _check_whole(block: Block, z: Tensor) -> None:
-    """That the block has all rows, of which some may have no edges, on a CPU."""
+    """Check that the block has all rows, some perhaps without edges, and is on a CPU."""
     if block.rows is not None or not takes_whole_blocks(z.device):
         raise InputError(
             "kernels: start, and adds=False without loops, are for a CPU's whole blocks"
@@ -154,11 +154,11 @@ def gatv2_forward(
     *,
     rows: Rows | None = None,
 ) -> None:
-    """As `gat_forward`, with score <att, leaky_relu(zl[j] + zr[i] (+ features @ edge_weight))>.
+    """As `gat_forward`, with scores <att, leaky_relu(zl[j] + zr[i] (+ features @ edge_weight))>.
 
     Args:
-        inputs: `zl` of `block.num_columns` rows, `zr` of local rows.
-        softmax: of local rows, updated.
+        inputs: `zl` with `block.num_columns` rows, `zr` with local rows.
+        softmax: with local rows; updated.
     """
     _check_gatv2(block, inputs, scoring)
     zl, heads = inputs.zl, inputs.att.shape[0]
@@ -175,16 +175,16 @@ def gatv2_backward(
     *,
     pieces: Pieces | None = None,
 ) -> None:
-    """Gradients of the attention, computed by the owner of the destinations.
+    """Add the gradients of the attention, computed by the owner of the destinations.
 
     One pass goes over the block's rows, another over its transpose, which is made once and kept as
     long as the block lives.
 
     Args:
         inputs, scoring: as in forward.
-        result: of local rows.
-        pieces: called with the block and with its transpose, the rows of each to work on one after
-            the other, all in all every one of them once; what it does between them is the caller's.
+        result: with local rows.
+        pieces: called with the block and with its transpose; gives successive ranges of rows that
+            cover each row once. The caller may do other work between them.
     """
     _check_gatv2(block, inputs, scoring)
     zl, heads = inputs.zl, inputs.att.shape[0]

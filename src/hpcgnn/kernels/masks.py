@@ -1,4 +1,4 @@
-"""What decides which features and which edges are dropped."""
+"""Settings of dropout: random streams, masks of edges, and scaling fused with dropout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORD = 2**64 - 1
 
 
 class Stream(NamedTuple):
-    """One stream of random numbers; each number is an unsigned 64-bit word."""
+    """The key of a stream of random numbers; each field is an unsigned 64-bit word."""
 
     seed: int
     epoch: int
@@ -34,7 +34,7 @@ class EdgeDropout:
         source_ids: int64, original id of each source row: of the block's columns in forward, of the
             local rows in backward, where the block is one of the reversed graph.
         destination_ids: int64, original id of each destination row.
-        first_head: h of the first head at hand, where they are worked on a few at a time.
+        first_head: h of the call's first head, where heads are processed a few at a time.
     """
 
     p: float
@@ -52,11 +52,11 @@ class EdgeDropout:
 
 @dataclass(frozen=True)
 class Sums:
-    """What makes rows of sums and what comes before dropout the same pass: `x / divisor + bias`.
+    """Finishing of sums in the same pass as dropout, before it: `x / divisor + bias`.
 
     Attributes:
-        divisor_NH: `[n, H]`, in the type of sums, each for as many columns side by side; None: 1.
-        bias_K: in the type of sums; None: 0.
+        divisor_NH: `[n, H]`, in the accumulation dtype, each for K / H adjacent columns; None: 1.
+        bias_K: `[K]`, in the accumulation dtype; None: 0.
     """
 
     divisor_NH: Tensor | None = None

@@ -1,4 +1,4 @@
-"""One call of each kernel on a small graph, for comparing a device with the processor."""
+"""One call of each kernel on a small graph, to compare a device with the CPU."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _TOLERANCE = 1e-4
 
 
 def differences(device: torch.device) -> dict[str, float]:
-    """By kernel, how far its results on `device` are from the processor's, where that is too far.
+    """Return the errors, by kernel, of results on `device` that differ too much from the CPU's.
 
-    Relative to the largest number of a result; inf where something is not finite.
+    They are relative to the largest value of a result; inf where a value is not finite.
     """
     found, expected = results(device), results(torch.device("cpu"))
     wrong: dict[str, float] = {}
@@ -44,7 +44,7 @@ def differences(device: torch.device) -> dict[str, float]:
 
 
 def results(device: torch.device) -> dict[str, list[Tensor]]:
-    """What each kernel gives there, by its name."""
+    """Return the results of each kernel on `device`, by name."""
     draw = torch.Generator().manual_seed(0)
 
     def random(rows: int, width: int) -> Tensor:
@@ -98,7 +98,7 @@ def results(device: torch.device) -> dict[str, list[Tensor]]:
 
 
 def _block(draw: torch.Generator) -> Block:
-    """Few edges into each row but one, with weights and features."""
+    """Return a block of few edges into each row but one, with weights and features."""
     counts = torch.randint(0, 9, (_ROWS,), generator=draw)
     counts[3] = _HUB
     end = counts.cumsum(0)

@@ -1,4 +1,4 @@
-"""Sums and extrema over the edges of a block; rows of messages packed, added, multiplied."""
+"""Sums and extrema over the edges of a block; packing, adding and multiplying message rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hpcgnn.kernels.block import Block, RowScale
 
 
 class ThreadSums:
-    """A sum for each thread, so that the result doesn't depend on who comes first.
+    """A separate sum for each thread, so that the result doesn't depend on the threads' order.
 
-    `parts` is handed to as many calls as add to the same sum, and `add_up` puts the result into it:
-    the cost of threads x rows x columns comes once, not with every call.
+    `parts` is passed to all calls that add to the same sum, and `add_up` adds the result to
+    `total`: the cost of threads x rows x columns is paid once, not in every call.
 
     Args:
         total: float64 `[rows, columns]`, added to.
@@ -43,16 +43,18 @@ def spmm(
     scale_M: Tensor | None = None,
     after: RowScale | None = None,
 ) -> None:
-    """out[row] += sum over the row's edges e of weight_e * x[column_e] (weight 1 without weights).
+    """Compute out[row] += the sum over the row's edges e of weight_e * x[column_e].
+
+    The weight is 1 in a block without weights.
 
     Args:
-        x_MF: `[block.num_columns, F]`; bfloat16 on a CPU too, with `out` in float32.
+        x_MF: `[block.num_columns, F]`; may be bfloat16 on a CPU too, with `out` in float32.
         out_NF: `[local rows, F]`, added to.
-        adds: whether `out` counts; else the block's rows of it are overwritten and never read.
-        scale_M: `[block.num_columns]`, in the type of sums: rows of x count so many times, as if
-            they had been multiplied by it before, to the bit.
-        after: what each sum counts, on a GPU alone; its loops where `adds` is False and columns are
-            the local rows.
+        adds: whether to add to `out`; otherwise the block's rows of it are overwritten unread.
+        scale_M: `[block.num_columns]`, in the accumulation dtype: multiplies the rows of x,
+            bitwise as if that had been done before.
+        after: scaling of each sum, on a GPU only; its `loop_N` needs `adds=False` and local rows
+            as columns.
     """
     width = x_MF.shape[-1]
     checks.gathered("x", x_MF)
@@ -86,12 +88,12 @@ def spmm_max(
     sign: int = 1,
     rows: tuple[int, int] | None = None,
 ) -> None:
-    """Running maximum over edges (minimum for sign=-1) and the number of edges that attain it.
+    """Update the running maximum over edges (minimum for sign=-1) and the number of its ties.
 
     Args:
         x_MF: `[block.num_columns, F]`.
         best_NF: `[local rows, F]`, updated; start it at -inf (+inf for a minimum).
-        ties_NF: int32 `[local rows, F]`, updated; start it at 0.
+        ties_NF: int32 `[local rows, F]`, the edges that attain `best`, updated; start it at 0.
     """
     width, local = x_MF.shape[-1], checks.num_local_rows(block)
     checks.real("x", x_MF)
@@ -113,13 +115,13 @@ def spmm_max_backward(
     *,
     rows: tuple[int, int] | None = None,
 ) -> None:
-    """grad[j] += sum over the row's edges to i of share[i] where x[j] == best[i].
+    """Compute grad[j] += the sum over the row's edges to i of share[i] where x[j] == best[i].
 
     Args:
         block: of the reversed graph: rows are sources j, columns are destinations i.
         best_MF: `[block.num_columns, F]`, the maxima (or minima).
         share_MF: `[block.num_columns, F]`, the gradient of `best` divided by the ties.
-        x_NF: `[local rows, F]`, what the maximum was taken of.
+        x_NF: `[local rows, F]`, the values that the maximum was taken over.
         grad_NF: `[local rows, F]`, added to.
     """
     width, local = x_NF.shape[-1], checks.num_local_rows(block)
@@ -135,18 +137,18 @@ def spmm_max_backward(
 
 
 def pack_rows(x_NF: Tensor, rows_M: Tensor, out_MF: Tensor) -> None:
-    """out[i] = x[rows[i]], rounded to the type of `out`: a message's rows.
+    """Set out[i] = x[rows[i]], the rows of a message, rounded to the dtype of `out`.
 
     Args:
         rows_M: int32 `[M]`.
-        out_MF: `[M, F]`, overwritten; float16 and bfloat16 too, on a CPU as well.
+        out_MF: `[M, F]`, overwritten; may be float16 or bfloat16, on a CPU too.
     """
     _check_rows("out", out_MF, rows_M, x_NF)
     backend(x_NF.device).pack_rows(x_NF, rows_M, out_MF)
 
 
 def pack_parts(parts: Parts, rows_M: Tensor) -> None:
-    """`pack_rows` for each (x, out): what lies side by side in the rows of a message."""
+    """Call `pack_rows` for each (x, out), which lie side by side in the rows of a message."""
     for x_NF, out_MF in parts:
         _check_rows("out", out_MF, rows_M, x_NF)
     if parts:
@@ -154,11 +156,11 @@ def pack_parts(parts: Parts, rows_M: Tensor) -> None:
 
 
 def add_rows(x_MF: Tensor, rows_M: Tensor, out_NF: Tensor) -> None:
-    """out[rows[i]] += x[i]: a message's rows where they belong.
+    """Compute out[rows[i]] += x[i], adding a message's rows to the nodes' rows.
 
     Args:
-        rows_M: int32 `[M]`, no two the same.
-        out_NF: `[n, F]`, in the type of sums.
+        rows_M: int32 `[M]`, without duplicates.
+        out_NF: `[n, F]`, in the accumulation dtype.
     """
     _check_rows("x", x_MF, rows_M, out_NF)
     backend(x_MF.device).add_rows(x_MF, rows_M, out_NF)
@@ -179,15 +181,15 @@ def head_dots(
     grad_NK: Tensor | None = None,
     p: float = 0.0,
 ) -> None:
-    """out[n, h] = the inner product of head h's channels in a[n] and b[n] - minus.
+    """Set out[n, h] to the inner product of head h's channels in a[n] and b[n] - minus.
 
     Args:
         a_NK, b_NK: `[n, heads * channels]`, a head's channels side by side.
         out_NH: `[n, heads]`, overwritten.
-        minus_K: `[heads * channels]` in the type of sums; 0 without.
-        grad_NK: like `a`, or `a` itself: overwritten with a / (1 - p) where b is above 0, else 0,
-            the gradient of `dropout_nodes` with relu=True, which then counts in place of a. On a
-            GPU alone.
+        minus_K: `[heads * channels]` in the accumulation dtype; None: 0.
+        grad_NK: like `a`, or `a` itself: overwritten with a / (1 - p) where b > 0, else 0, which is
+            the gradient of `dropout_nodes` with relu=True and takes the place of a in the product.
+            On a GPU only.
     """
     checks.real("a", a_NK)
     checks.probability(p)

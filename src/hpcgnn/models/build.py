@@ -1,4 +1,4 @@
-"""From settings and a graph to a model: its convolutions, then the whole."""
+"""Construction of a model, and of its convolutions, from settings and a graph."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PNA = (["mean", "min", "max", "std"], ["identity", "amplification", "attenuatio
 
 
 def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory:
-    """`make(in, out, layer)`; attention heads are averaged where the output is read off.
+    """Return `make(in, out, layer)`, which makes a convolution.
 
-    Collective.
+    Attention heads are averaged in the layer that gives the output. Collective.
 
     Raises:
-        InputError: the graph lacks what the layer needs.
+        InputError: the graph lacks data that the layer needs.
     """
     kind, edge_dim = settings.kind, _edge_width(settings.kind, graph)
     aggr: dict[str, Any] = {} if settings.aggr == "auto" else {"aggr": settings.aggr}
@@ -47,7 +47,7 @@ def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory
         return nn.GENConv(a, b, norm=norm, edge_dim=edge_dim, **aggr)
 
     def principal(a: int, b: int, layer: int) -> torch.nn.Module:
-        with torch.device(graph.node_ids.device):  # also where the model is made on `meta`
+        with torch.device(graph.node_ids.device):  # even if the model is made on `meta`
             degrees = nn.PNAConv.get_degree_histogram(graph)
         return nn.PNAConv(a, b, *_PNA, degrees, edge_dim=edge_dim)
 
@@ -71,13 +71,13 @@ def convolution(settings: ModelSettings, graph: PartitionedGraph) -> ConvFactory
 
 
 def _edge_width(kind: str, graph: PartitionedGraph) -> int | None:
-    """Width of edge features where the layer reads them; collective.
+    """Return the width of edge features, None if the layer doesn't read them; collective.
 
     Raises:
-        InputError: the graph lacks what the layer needs.
+        InputError: the graph lacks data that the layer needs.
     """
     edge_dim: int | None = None
-    if kind in EDGE_READERS:  # a rank without edges learns the width from others
+    if kind in EDGE_READERS:  # a rank without edges gets the width from others
         width = graph.comm.allreduce(edge_width(graph), "max", where="edge features")
         edge_dim = width or None
     if kind == "gine" and edge_dim is None:
@@ -90,7 +90,7 @@ def _edge_width(kind: str, graph: PartitionedGraph) -> int | None:
 def _attention(
     settings: ModelSettings, edge_dim: int | None, make: Callable[..., torch.nn.Module]
 ) -> ConvFactory:
-    """`make(in, channels, heads, ...)`, whose heads are averaged where the output is read off."""
+    """Return a factory of `make(in, channels, heads, ...)`; the output layer averages its heads."""
 
     def made(a: int, b: int, layer: int) -> torch.nn.Module:
         last = settings.head == "conv" and layer == settings.layers
@@ -109,7 +109,7 @@ def _attention(
 
 
 class Model(torch.nn.Module):
-    """Input, a stack of convolutions, and propagation steps after them where the model has some."""
+    """A model: input, a stack of convolutions, and for some kinds propagation steps after them."""
 
     def __init__(
         self,
@@ -126,11 +126,11 @@ class Model(torch.nn.Module):
         x: NodeFeatures | None = None,
         flow: Flow | None = None,
     ) -> Tensor:
-        """Logits `[n, outputs]`, with `flow` those of its targets.
+        """Return the logits `[n, outputs]`, with `flow` those of its targets.
 
         Args:
-            x: in place of the input, where it was perturbed.
-            flow: a step per number of `hops`.
+            x: replaces the input, if it was perturbed.
+            flow: one step per entry of `hops()`.
         """
         x = self.inputs(graph) if x is None else x
         logits: Tensor = self.stack(graph, x, flow)
@@ -141,23 +141,23 @@ class Model(torch.nn.Module):
         return logits if step is None else logits[step.leave]
 
     def hops(self) -> list[int | None]:
-        """Hops of each convolution and of the propagation after them, if there is one."""
+        """Return the hops of each convolution, and of the propagation after them, if any."""
         return self.stack.hops() + ([] if self.after is None else [hops_of(self.after)])
 
     def embed(self, graph: PartitionedGraph) -> NodeFeatures:
-        """What the last layer reads: `[n, hidden]`."""
+        """Return the input of the last layer: `[n, hidden]`."""
         return self.stack.embed(graph, self.inputs(graph))
 
 
 def build_model(
     settings: ModelSettings, graph: PartitionedGraph, num_outputs: int, seed: int
 ) -> Model:
-    """The model of `settings` for this graph, with the same weights on every rank (by seed).
+    """Return the model of `settings` for this graph, with the same weights on all ranks (by seed).
 
     Collective.
 
     Raises:
-        InputError: the graph lacks what the model needs.
+        InputError: the graph lacks data that the model needs.
     """
     torch.manual_seed(seed)
     inputs = _inputs(settings, graph, num_outputs, seed)

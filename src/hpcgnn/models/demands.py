@@ -1,4 +1,4 @@
-"""What a model asks of a graph, and what the graph holds that it does not read."""
+"""The data that a model needs of a graph, and the graph's data that it does not use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ADDS_FEATURES_FIRST = ("gin", "gine", "pna", "rgcn", "rgat", "deeper")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a graph has.
+    """The data that a graph has.
 
     Attributes:
         features: `dense`, `sparse`, `typed` (rows per node type) or `none`.
         labels: whether nodes have labels and splits.
-        multilabel: several labels at once.
-        num_outputs: classes, or labels at once.
-        edge_width: features per edge; None where one rank can't say.
+        multilabel: whether nodes have several labels each.
+        num_outputs: number of classes, or of labels per node.
+        edge_width: features per edge; None if one rank alone can't know.
     """
 
     features: str
@@ -37,10 +37,10 @@ class Facts:
 
 
 def check_model(settings: ModelSettings, facts: Facts) -> None:
-    """What the model reads.
+    """Check that the graph has the data that the model reads.
 
     Raises:
-        InputError: the graph lacks it.
+        InputError: the graph lacks some of it.
     """
     if facts.features == "none" and not settings.embedding:
         raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
@@ -59,10 +59,10 @@ def check_model(settings: ModelSettings, facts: Facts) -> None:
 
 
 def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
-    """Features that stay on the host, with a GPU.
+    """Check that features may stay on the host when the model runs on a GPU.
 
     Raises:
-        InputError: this model doesn't multiply them before all else.
+        InputError: the model's first operation on them isn't a product with weights.
     """
     adds_first = settings.kind in _ADDS_FEATURES_FIRST or settings.aggr in ("max", "min")
     adds_first = adds_first and settings.blocks == "plain"
@@ -75,7 +75,7 @@ def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
 
 
 def facts_of(graph: PartitionedGraph) -> Facts:
-    """What this graph has."""
+    """Return the data that this graph has."""
     features = "none" if graph.features is None else "dense"
     if isinstance(graph.features, SparseRows):
         features = "sparse"
@@ -106,7 +106,7 @@ _READERS = {
 
 @dataclass(frozen=True)
 class Content:
-    """What all parts of a graph together hold; `edge_width`: features per edge, 0 without."""
+    """The data in all parts of a graph together; `edge_width`: features per edge, 0 for none."""
 
     weights: bool
     edge_width: int
@@ -116,12 +116,12 @@ class Content:
     typed_features: bool
 
     def unused(self, settings: ModelSettings) -> list[str]:
-        """Kinds, as `--ignore` calls them, that are there, not read, and not ignored on purpose."""
+        """Return the kinds of data, as named in `--ignore`, that are neither read nor ignored."""
         held = {
             "weights": self.weights,
             "edge-features": self.edge_width > 0,
             "relations": self.relations,
-            # Types say which features a node has; nothing else reads them.
+            # Types tell which features a node has; nothing else reads them.
             "types": self.types and not self.typed_features,
             "features": self.features and self.typed_features,
         }
@@ -134,7 +134,7 @@ class Content:
 
 
 def content_of(graph: PartitionedGraph) -> Content:
-    """What the graph holds; collective, since a rank may have no edge or node of its own."""
+    """Return the graph's data; collective, since a rank may have no edges or nodes."""
     blocks = graph.in_edges.blocks
     here = [
         any(block.weight is not None for block in blocks),
@@ -149,13 +149,13 @@ def content_of(graph: PartitionedGraph) -> Content:
 
 
 def edge_width(graph: PartitionedGraph) -> int:
-    """Features per edge in this part; 0 without any. Local."""
+    """Return the number of features per edge in this part, 0 for none. Not collective."""
     rows = [block.features for block in graph.in_edges.blocks if block.features is not None]
     return max((int(features.shape[1]) for features in rows), default=0)
 
 
 def note(unused: list[str], settings: ModelSettings) -> str:
-    """One line that names what is there and not read."""
+    """Return a line that names the data that is not read."""
     *most, last = [_NAMES[kind] for kind in unused]
     names = f"{', '.join(most)} and {last}" if most else last
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
@@ -170,10 +170,10 @@ def ignored_by(settings: ModelSettings) -> set[str]:
 
 
 def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGraph:
-    """The graph without what `--ignore` names, so that no model reads it.
+    """Return the graph without the data that `--ignore` names, so that no model reads it.
 
     Raises:
-        InputError: the model can't do without.
+        InputError: the model needs some of this data.
     """
     ignored = ignored_by(settings)
     if "relations" in ignored and settings.kind in RELATION_READERS:

@@ -1,4 +1,4 @@
-"""What the first layer reads: features, learned embeddings, features per type, known labels."""
+"""Inputs of the first layer: features, learned embeddings, features per type, known labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpcgnn.nn.gradients import copied_to
 from hpcgnn.nn.linear import Embedding, Linear, NodeFeatures
 from hpcgnn.sar.products import dense_rows
 
-_LABEL_STREAM = 1 << 20  # tells the choice of input labels apart from dropout masks
+_LABEL_STREAM = 1 << 20  # distinguishes the choice of input labels from dropout masks
 
 
 class FeatureInput(torch.nn.Module):
@@ -34,7 +34,7 @@ class FeatureInput(torch.nn.Module):
 
 
 class EmbeddingInput(torch.nn.Module):
-    """Learned rows, beside the graph's features, made dense, where it has some."""
+    """Learned embeddings, concatenated with the graph's features, made dense, if it has any."""
 
     def __init__(self, graph: PartitionedGraph, width: int, seed: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class EmbeddingInput(torch.nn.Module):
 
 
 class TypedInput(torch.nn.Module):
-    """A linear map of each node type's own features to one width; other types learn embeddings."""
+    """A linear map of each node type's features to one width; embeddings for types without any."""
 
     def __init__(self, graph: PartitionedGraph, width: int, seed: int) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class TypedInput(torch.nn.Module):
 
 
 class LabelInput(torch.nn.Module):
-    """Beside other input, the labels of some training nodes (Wang et al. 2021, UniMP).
+    """Another input, concatenated with labels of training nodes (Wang et al. 2021, UniMP).
 
-    While training, a share of the training nodes shows its label and the rest is the target, drawn
-    anew each epoch from seed, epoch and node id; afterwards all training labels are shown.
+    While training, a share of the training nodes shows its labels and the rest is the target, drawn
+    again each epoch from seed, epoch and node id; in evaluation all training labels are shown.
     """
 
     def __init__(self, inner: torch.nn.Module, num_classes: int, share: float) -> None:
@@ -90,16 +90,16 @@ class LabelInput(torch.nn.Module):
         self.width = int(inner.width) + num_classes  # type: ignore[arg-type]
 
     def shown(self, graph: PartitionedGraph) -> Tensor:
-        """Which local nodes show their label now: bool `[n]`."""
+        """Return which local nodes show their label now: bool `[n]`."""
         candidates = _candidates(graph)
         if not self.training:
             return candidates
         return candidates & self._drawn(graph, graph.node_ids)
 
     def hidden(self, graph: PartitionedGraph, rows: Tensor) -> Tensor:
-        """Those of local rows (int64) that do not show their label now.
+        """Return those of the local rows (int64) that do not show their label now.
 
-        Found on the host, which draws the same numbers, so that it need not wait for a GPU.
+        Computed on the host, which draws the same numbers, so that it need not wait for a GPU.
         """
         if rows.device.type == "cpu":
             return rows[~self.shown(graph)[rows]]
@@ -135,14 +135,14 @@ class LabelInput(torch.nn.Module):
 
 
 def _candidates(graph: PartitionedGraph) -> Tensor:
-    """Nodes whose label may be shown: bool `[n]`."""
+    """Return which nodes' labels may be shown: bool `[n]`."""
     if graph.labels is None or graph.train_mask is None or graph.labels.dim() != 1:
         raise InputError("--labels-as-input needs one class per node and a split")
     return graph.train_mask & (graph.labels >= 0)
 
 
 class _OnHost:
-    """What `LabelInput.hidden` reads, on the host."""
+    """The data that `LabelInput.hidden` reads, on the host."""
 
     def __init__(self, graph: PartitionedGraph) -> None:
         self.candidates, self.node_ids = _candidates(graph).cpu(), graph.node_ids.cpu()
@@ -150,7 +150,7 @@ class _OnHost:
         self._rows = torch.empty(0, dtype=torch.int64)
 
     def rows(self, given: Tensor) -> Tensor:
-        """The same rows each epoch: copied once."""
+        """Return the given rows on the host; they are the same each epoch, so copied once."""
         if self._given is not given:
             self._given, self._rows = given, given.cpu()
         return self._rows

@@ -1,4 +1,4 @@
-"""Hidden layers one after the other, or in segments that backward computes again."""
+"""Hidden layers run one by one, or in segments that are recomputed in backward."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from hpcgnn.models.settings import ModelSettings
 from hpcgnn.nn.linear import NodeFeatures
 from hpcgnn.sar.recompute import recomputed
 
-Layer = Callable[[NodeFeatures, int], Tensor]  # the number of the layer from 0
+Layer = Callable[[NodeFeatures, int], Tensor]  # with the number of the layer, from 0
 
 
 _KEEP_OUTPUT = ("sage", "gcn", "gat", "rgcn", "sgc", "appnp", "dagnn")
 
 
 def hidden_layers(settings: ModelSettings) -> int:
-    """Layers before the one that gives the output."""
+    """Return the number of layers before the one that gives the output."""
     return settings.layers - (settings.head == "conv")
 
 
 def layers_together(settings: ModelSettings) -> int:
-    """How many hidden layers are best computed again together.
+    """Return the best number of hidden layers to recompute together.
 
-    One by one where a layer keeps more than its output, which is what the next one reads; else as
-    many as there are then segments, so that what is kept and what is computed again are alike.
+    It is 1 if a layer saves more than its output, which is the input of the next one. Otherwise it
+    is about the number of segments that result, which balances the memory of what is saved and of
+    what is recomputed.
     """
     plain = settings.blocks == "plain" and settings.jumping == "none" and not settings.residual
     plain = plain and settings.norm == "none" and settings.activation == "relu"
@@ -38,7 +39,7 @@ def layers_together(settings: ModelSettings) -> int:
 
 
 def segments(settings: ModelSettings) -> list[range]:
-    """The hidden layers by segment; the last one isn't computed again before a linear head."""
+    """Return the layers of each segment; before a linear head the last one isn't recomputed."""
     count, size = hidden_layers(settings), layers_together(settings)
     return [range(low, min(low + size, count)) for low in range(0, count, size)]
 
@@ -52,13 +53,14 @@ def in_segments(
     alone: bool = False,
     spares_last: bool = False,
 ) -> Iterator[Tensor]:
-    """What each layer returns; of several that are computed again together, the last one's.
+    """Yield the output of each layer, or of the last layer of each segment recomputed together.
 
     Args:
-        x: what the first layer reads.
-        modules: those of each layer.
-        alone: every layer's output is needed: each is computed again by itself.
-        spares_last: backward begins with the last layers, so that forgetting them gains nothing.
+        x: input of the first layer.
+        modules: modules of each layer.
+        alone: every layer's output is needed, so each layer is recomputed by itself.
+        spares_last: don't recompute the last segment: backward begins with it, so that freeing
+            its activations gains nothing.
     """
     count, together = len(modules), graph.execution.together if torch.is_grad_enabled() else 0
     size = 1 if alone or not together else together

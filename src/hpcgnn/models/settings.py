@@ -38,7 +38,7 @@ AGGREGATIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ModelSettings(Section):
-    """Which model; with other values it is another one."""
+    """The settings that define a model; with other values it is another one."""
 
     kind: str = defining(
         "sage",
@@ -96,12 +96,12 @@ class ModelSettings(Section):
 
     @property
     def own(self) -> bool:
-        """Whether the model is the user's."""
+        """Whether the model is the user's own."""
         return self.kind not in KINDS
 
     @property
     def blocks(self) -> str:
-        """`plain`, `res` or `res+`."""
+        """Kind of residual blocks: `plain`, `res` or `res+`."""
         if self.block != "auto":
             return self.block
         return "res+" if self.kind == "deeper" else "plain"

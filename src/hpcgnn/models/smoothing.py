@@ -22,12 +22,12 @@ def propagate(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
-    """`y <- clamp(alpha S y + (1 - alpha) start)`, `steps` times; collective.
+    """Return `start` after `steps` times `y <- clamp(alpha S y + (1 - alpha) start)`; collective.
 
     Args:
-        normalisation: `DAD` for D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1. D counts
-            in-edges, and 1 / 0 is taken for 0 as in PyTorch Geometric: where the graph is directed,
-            nothing spreads from a node without in-edges by `DAD` and `AD`.
+        normalisation: `DAD` for S = D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1. D counts
+            in-edges, and 1 / 0 is taken as 0, as in PyTorch Geometric: with `DAD` and `AD`, nothing
+            spreads from a node without in-edges of a directed graph.
     """
     degree_N1 = in_degrees(graph)[:, None]
     if normalisation not in ("DAD", "DA", "AD"):
@@ -48,7 +48,7 @@ def propagate(
 
 
 def known_labels(graph: PartitionedGraph, mask_N: Tensor, num_classes: int) -> Tensor:
-    """One-hot labels of the nodes in `mask_N` that have one, 0 elsewhere: `[n, C]`."""
+    """Return one-hot labels of the nodes in `mask_N` that have one, 0 elsewhere: `[n, C]`."""
     if graph.labels is None:
         return torch.zeros(graph.num_local_nodes, num_classes, device=graph.node_ids.device)
     known_N = mask_N & (graph.labels >= 0)
@@ -65,7 +65,7 @@ def label_propagation(
     steps: int = 50,
     normalisation: str = "AD",
 ) -> Tensor:
-    """Class scores `[n, C]` from the labels of `mask_N` alone; collective."""
+    """Return class scores `[n, C]` from the labels of `mask_N` alone; collective."""
     start_NC = known_labels(graph, mask_N, num_classes)
     return propagate(graph, start_NC, alpha=alpha, steps=steps, normalisation=normalisation)
 
@@ -80,10 +80,10 @@ def correct_and_smooth(
     steps: int = 50,
     normalisation: str = "DAD",
 ) -> Tensor:
-    """Probabilities corrected by propagated training errors, then smoothed; collective.
+    """Return probabilities corrected by propagated training errors, then smoothed; collective.
 
-    The error is scaled to its mean size on the training nodes ("autoscale"), then training nodes
-    take their true label and the result is propagated.
+    The error is scaled to its mean size on the training nodes ("autoscale"); then training nodes
+    take their true label, and the result is propagated.
     """
     num_classes = soft_NC.shape[1]
     truth_NC = known_labels(graph, mask_N, num_classes)

@@ -37,7 +37,7 @@ class Stack(torch.nn.Module):
         head: `conv`: the last convolution gives the output; `linear`: all convolutions are hidden
             and a linear map follows.
         jumping: `none`, `cat` or `max` over hidden layers (Xu et al. 2018), before the head.
-        residual: each convolution's input is added to its output through a linear map.
+        residual: whether to add a linear map of each convolution's input to its output.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Stack(torch.nn.Module):
         widths = [in_channels] + [hidden] * num_hidden
         ends = widths[1:] if head == "linear" else [*widths[1:], out_channels]
         if head == "conv" and jumping == "cat" and num_hidden:
-            widths[-1] = hidden * num_hidden  # what the last convolution reads
+            widths[-1] = hidden * num_hidden  # input of the last convolution
         pairs = list(zip([*widths, hidden][: len(ends)], ends, strict=True))
         self.activation, self.jumping = activation, jumping
         self.input_dropout = Dropout(input_dropout, layer=0)
@@ -73,7 +73,7 @@ class Stack(torch.nn.Module):
         self.norms = torch.nn.ModuleList(
             NORMS[norm](hidden) for _ in range(num_hidden if norm != "none" else 0)
         )
-        fresh = norm != "none" or residual  # so that no layer keeps what the ReLU reads
+        fresh = norm != "none" or residual  # so that no layer saves the ReLU's input
         self.dropouts = torch.nn.ModuleList(
             Dropout(
                 dropout,
@@ -88,10 +88,10 @@ class Stack(torch.nn.Module):
         self.head = Linear(head_in, out_channels) if head == "linear" else None
 
     def _quieten(self) -> None:
-        """Where a norm takes off what a bias adds to all rows, its gradient is 0, as in theory.
+        """Set the gradient of each bias that a norm cancels to 0, its value in exact arithmetic.
 
-        Adam would turn the noise that rounding leaves there into steps as large as any, and runs on
-        other numbers of ranks would part ways.
+        Adam would turn the noise that rounding leaves there into full steps, and runs on different
+        numbers of ranks would diverge.
         """
         for conv, residual, norm in zip(self.convs, self.residuals, self.norms, strict=False):
             if isinstance(norm, BatchNorm | GraphNorm):
@@ -102,10 +102,10 @@ class Stack(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._quieten()  # copies of parameters come without hooks
+        self._quieten()  # copies of parameters have no hooks
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures, flow: Flow | None = None) -> Tensor:
-        """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
+        """Return logits `[n, out_channels]`; with `flow` (a step per convolution) its targets'."""
         if self.head is not None and self.jumping == "cat":
             hidden = self._hidden(graph, self._input(graph, x), flow)
             return linear_of_all(hidden, self.head)
@@ -116,13 +116,13 @@ class Stack(torch.nn.Module):
         return self._convolve(graph, hidden_NF, len(self.convs) - 1, flow)
 
     def hops(self) -> list[int | None]:
-        """Of each convolution, see `hops_of`."""
+        """Return the hops of each convolution, see `hops_of`."""
         return [hops_of(conv) for conv in self.convs]
 
     def embed(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None = None
     ) -> NodeFeatures:
-        """What the last layer reads: `[n, hidden]`, `[n, hidden * layers]` with `cat`."""
+        """Return the input of the last layer: `[n, hidden]`, with `cat` `[n, hidden * layers]`."""
         x_NF = self._input(graph, x_NF)
         if self.jumping == "cat" and len(self.dropouts):
             return torch.cat(list(self._hidden(graph, x_NF, flow)), dim=-1)
@@ -142,7 +142,10 @@ class Stack(torch.nn.Module):
     def _hidden(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, flow: Flow | None
     ) -> Iterator[Tensor]:
-        """Hidden layers as they are computed: each where all are read, or computed again alone."""
+        """Return an iterator over outputs of hidden layers: of every layer if `jumping` reads all.
+
+        Otherwise those of the last layers of the segments that are recomputed together.
+        """
         modules = [
             torch.nn.ModuleList(kind[i] for kind in (self.convs, self.norms) if len(kind))
             for i in range(len(self.dropouts))
@@ -159,7 +162,7 @@ class Stack(torch.nn.Module):
     def _layer(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, i: int, flow: Flow | None
     ) -> Tensor:
-        """A convolution and what follows it."""
+        """Apply a convolution, and norm, activation and dropout after it."""
         dropout, step = self.dropouts[i], flow[i] if flow else None
         if isinstance(dropout, Dropout) and self._rectifies(i, on_gpu=graph.node_ids.is_cuda):
             y_NF = self._convolve(graph, x_NF, i, flow, dropout)
@@ -167,7 +170,7 @@ class Stack(torch.nn.Module):
                 graph.execution.newest = None
             return y_NF
         y_NF = self._convolve(graph, x_NF, i, flow)
-        graph.execution.newest = None  # what follows takes memory before backward comes here
+        graph.execution.newest = None  # the next steps take memory before backward reaches this
         here = graph if step is None else step.after
         if len(self.norms):
             y_NF = self.norms[i](here, y_NF)
@@ -177,7 +180,7 @@ class Stack(torch.nn.Module):
         return result
 
     def _rectifies(self, layer: int, *, on_gpu: bool) -> bool:
-        """Whether a convolution does the ReLU and dropout itself, with nothing between."""
+        """Return whether a convolution applies ReLU and dropout itself, with nothing in between."""
         if self.activation != "relu" or len(self.norms) or self.residual:
             return False
         conv = self.convs[layer]
@@ -195,7 +198,7 @@ class Stack(torch.nn.Module):
         flow: Flow | None,
         dropout: Dropout | None = None,
     ) -> Tensor:
-        """One convolution; with `dropout` it does this itself."""
+        """Apply one convolution, which with `dropout` applies ReLU and dropout itself."""
         step = flow[layer] if flow else None
         graph, x_NF = enter(step, graph, x_NF)
         then = {} if dropout is None else {"then": dropout.rectifier(graph)}
@@ -208,7 +211,7 @@ class Stack(torch.nn.Module):
 def enter(
     step: Step | None, graph: PartitionedGraph, x_NF: NodeFeatures
 ) -> tuple[PartitionedGraph, NodeFeatures]:
-    """The graph that a layer runs on, with the rows that it reads."""
+    """Return the graph that a layer runs on and the rows that it reads."""
     if step is None:
         return graph, x_NF
     if step.enter is not None and isinstance(x_NF, Tensor):
@@ -216,16 +219,17 @@ def enter(
     return step.graph, x_NF
 
 
-# Jumping knowledge (Xu et al. 2018) without an array of all layers: each is absorbed at once.
+# Jumping knowledge (Xu et al. 2018) without an array of all layers: each is reduced at once.
 def largest(layers: Iterable[Tensor]) -> Tensor:
-    """The largest of all layers, number by number: `[n, F]`; ties go to the earliest layer."""
+    """Return the elementwise maximum over layers: `[n, F]`; ties go to the earliest layer."""
     return reduce(_Larger.apply, layers)
 
 
 def linear_of_all(layers: Iterable[Tensor], head: Linear) -> Tensor:
-    """`head` of all layers side by side: `[n, F]` each to `[n, C]`.
+    """Apply `head` to the concatenation of all layers: `[n, F]` each to `[n, C]`.
 
-    A product per layer, before the next layer: so backward holds one layer's gradient at a time.
+    There is a product per layer, before the next layer is computed, so that backward holds one
+    layer's gradient at a time.
     """
     out_NC: Tensor = head.weight.new_zeros(1) if head.bias is None else head.bias
     columns = 0
@@ -237,7 +241,7 @@ def linear_of_all(layers: Iterable[Tensor], head: Linear) -> Tensor:
 
 
 class _Larger(torch.autograd.Function):
-    """Keeps one byte per number for backward."""
+    """The elementwise maximum, which saves one byte per number for backward."""
 
     @staticmethod
     def forward(ctx: Any, a_NF: Tensor, b_NF: Tensor) -> Tensor:
@@ -254,13 +258,13 @@ class _Larger(torch.autograd.Function):
 class DeepStack(torch.nn.Module):
     """A linear map to `hidden`, `layers` convolutions in residual blocks, and the output.
 
-    With `res+` norm, activation and dropout come before each convolution but the first, and once
+    With `res+`, norm, activation and dropout come before each convolution but the first, and once
     more before the output, as in DeeperGCN; with `res` they come after each convolution.
 
     Args:
         conv: `conv(in_channels, out_channels, layer)` makes one convolution.
-        head: `conv`: the last of the convolutions gives the output, in no block; `linear`: all of
-            them are in blocks and a linear map follows.
+        head: `conv`: the last convolution gives the output, outside of any block; `linear`: all
+            convolutions are in blocks and a linear map follows.
     """
 
     def __init__(
@@ -296,7 +300,7 @@ class DeepStack(torch.nn.Module):
                 self.blocks.append(
                     DeepGCNLayer(inner, made_norm(), act, block, dropout, layer=number)
                 )
-        # What follows the last block is one more without a convolution: norm, activation, dropout.
+        # After the last block comes one without a convolution: norm, activation, dropout.
         self.last: DeepGCNLayer | None = None
         if block == "res+" and count:
             act, none = _ACTIVATIONS[activation](), _Unchanged()
@@ -307,7 +311,7 @@ class DeepStack(torch.nn.Module):
         self._quieten()
 
     def _quieten(self) -> None:
-        """As `Stack`: a bias that every norm after it takes off has no gradient."""
+        """Set a bias's gradient to 0 as `Stack` does, if every norm after it cancels the bias."""
         for layer in self.blocks:
             norm = layer.norm if self.last is None else self.last.norm
             own = getattr(layer.conv, "output_bias", getattr(layer.conv, "bias", None))
@@ -316,15 +320,15 @@ class DeepStack(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._quieten()  # copies of parameters come without hooks
+        self._quieten()  # copies of parameters have no hooks
 
     def hops(self) -> list[int | None]:
-        """Of each convolution, see `hops_of`."""
+        """Return the hops of each convolution, see `hops_of`."""
         found = [hops_of(layer) for layer in self.blocks]
         return found if self.is_linear else [*found, hops_of(self.head)]
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures, flow: Flow | None = None) -> Tensor:
-        """Logits `[n, out_channels]`; with `flow` (a step per convolution) of its targets alone."""
+        """Return logits `[n, out_channels]`; with `flow` (a step per convolution) its targets'."""
         hidden_NF = self.embed(graph, x, flow)
         if self.is_linear:
             result: Tensor = self.head(hidden_NF)
@@ -332,7 +336,7 @@ class DeepStack(torch.nn.Module):
         return _run(self.head, graph, hidden_NF, len(self.blocks), flow)
 
     def embed(self, graph: PartitionedGraph, x: NodeFeatures, flow: Flow | None = None) -> Tensor:
-        """What the last layer reads: `[n, hidden]`."""
+        """Return the input of the last layer: `[n, hidden]`."""
         if isinstance(x, Tensor):
             x = self.input_dropout(graph, x)
         elif self.input_dropout.p and self.training:
@@ -341,7 +345,7 @@ class DeepStack(torch.nn.Module):
 
         def run(x_NF: NodeFeatures, number: int) -> Tensor:
             y_NF = _run(self.blocks[number], graph, x_NF, number, flow)
-            graph.execution.newest = None  # what follows takes memory before backward comes here
+            graph.execution.newest = None  # the next steps take memory before backward reaches this
             return y_NF
 
         blocks = list(self.blocks)

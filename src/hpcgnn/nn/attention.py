@@ -18,7 +18,7 @@ from hpcgnn.sar.rectifier import ReluDropout
 
 
 class AttentionConv(torch.nn.Module):
-    """Heads that lie side by side or are averaged, edge features, a bias and a residual.
+    """Base of attention layers: concatenated or averaged heads, edge features, bias, residual.
 
     A subclass makes its weights between the two halves, `__init__` and `_make_output`: weights are
     drawn in this order.
@@ -74,13 +74,13 @@ class AttentionConv(torch.nn.Module):
         )
 
     def _inner_bias(self) -> Tensor | None:
-        """The bias, if it is added before heads are averaged."""
+        """Return the bias, if it is added before heads are averaged."""
         return self.bias if self.concat else None
 
     def _output(
         self, graph: PartitionedGraph, out_NK: Tensor, x: NodeFeatures, *, averaged: bool = False
     ) -> Tensor:
-        """Heads averaged where asked for and not done, bias and residual added."""
+        """Return the output with heads averaged, if still due, and with bias and residual."""
         if not self.concat:
             if not averaged:
                 out_NK = head_mean(graph, out_NK, self.heads)
@@ -96,15 +96,19 @@ def glorot_linear(in_channels: int, out_channels: int, *, bias: bool = False) ->
 
 
 class GATConv(AttentionConv):
-    """Arguments, parameters and initialisation as PyTorch Geometric's `GATConv`.
+    """The attention layer of Veličković et al. (2018), as PyTorch Geometric's `GATConv`.
+
+    Arguments, parameters and initialisation are the same.
 
     Args:
-        heads: attention heads; with `concat` their outputs lie side by side, else averaged.
+        heads: number of attention heads; with `concat` their outputs are concatenated, otherwise
+            averaged.
         dropout: probability of dropping an attention weight while training.
-        edge_dim: width of the graph's edge features, if they take part in the scores.
-        fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
-        residual: a linear map of each node's own row is added to the output.
-        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+        edge_dim: width of the graph's edge features, if the scores use them.
+        fill_value: `mean`: an added self-loop has the mean features of the node's in-edges.
+        residual: whether to add a linear map of each node's own row to the output.
+        layer: number that distinguishes the dropout masks of one model; by default drawn from
+            torch's generator.
     """
 
     hops = 1
@@ -162,11 +166,11 @@ class GATConv(AttentionConv):
     def forward(
         self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
     ) -> Tensor:
-        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`.
+        """Map `[n, F]` to `[n, H * C]`, or to `[n, C]` without `concat`.
 
         Args:
-            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
-                save an array for backward. With `concat` and without `residual` only.
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: applied here,
+                they save an array for backward. With `concat` and without `residual` only.
         """
         self._check(graph, x, self.lin.weight)
         if then is not None and (not self.concat or self.res is not None):
@@ -181,7 +185,7 @@ class GATConv(AttentionConv):
         return self._output(graph, out_NK, x)
 
     def _edge(self) -> Tensor | None:
-        """Scores of edge features are linear in them: one vector per head, `[H, D]`."""
+        """Return a vector per head, `[H, D]`: scores are linear in edge features."""
         if self.lin_edge is None or self.att_edge is None:
             return None
         weight_HCD = self.lin_edge.weight.view(self.heads, self.out_channels, -1)
@@ -190,14 +194,17 @@ class GATConv(AttentionConv):
 
 
 class GATv2Conv(AttentionConv):
-    """Arguments, parameters and initialisation as PyTorch Geometric's `GATv2Conv`.
+    """The attention layer of Brody et al. (2022), as PyTorch Geometric's `GATv2Conv`.
+
+    Arguments, parameters and initialisation are the same.
 
     Args:
-        edge_dim: width of the graph's edge features, if they take part in the scores.
-        share_weights: sources and destinations use one linear map.
-        fill_value: `mean`: a self-loop that is added has the mean features of the node's in-edges.
-        residual: a linear map of each node's own row is added to the output.
-        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+        edge_dim: width of the graph's edge features, if the scores use them.
+        share_weights: whether sources and destinations use one linear map.
+        fill_value: `mean`: an added self-loop has the mean features of the node's in-edges.
+        residual: whether to add a linear map of each node's own row to the output.
+        layer: number that distinguishes the dropout masks of one model; by default drawn from
+            torch's generator.
     """
 
     hops = 1
@@ -253,7 +260,7 @@ class GATv2Conv(AttentionConv):
         zero(self.bias)
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        """Map `[n, F]` to `[n, H * C]`, or to `[n, C]` without `concat`."""
         self._check(graph, x, self.lin_l.weight)
         left_NK = self.lin_l(x)
         right_NK = left_NK if self.lin_r is self.lin_l else self.lin_r(x)

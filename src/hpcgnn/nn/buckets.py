@@ -1,4 +1,4 @@
-"""Gradients added up over the ranks while backward goes on to those of earlier layers."""
+"""Sums of gradients over the ranks that overlap with the backward pass."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.nn.gradients import add_up
 from hpcgnn.nn.linear import is_sharded
 
-_BUCKET = 1 << 17  # bytes at least; shorter messages cost more than they hide
+_BUCKET = 1 << 17  # least bytes of a bucket; shorter messages cost more than the overlap saves
 
 
 class GradientSums:
-    """Adds up the gradients of replicated parameters over the ranks, as `gradients.add_up`.
+    """The sums over the ranks of the gradients of replicated parameters, as `gradients.add_up`.
 
-    Within `overlapping` it begins while backward goes on. Then parameters are cut into buckets in
-    the reverse of their order, in which backward mostly reaches them. A bucket is sent once the
-    gradients of its parameters and all buckets before it are there: the ranks send in one order,
-    whatever each of them reaches first. Sums, and what is done about gradients that are not finite,
-    are the same to the bit. On CPUs alone: a GPU's gradients would have to be waited for.
+    Within `overlapping` they begin during the backward pass. Parameters are then cut into buckets
+    in reverse order, in which backward mostly reaches them. A bucket is sent once the gradients of
+    its parameters and of all buckets before it are complete: all ranks send in one order,
+    whichever gradients each of them computes first. Sums, and the handling of gradients that are
+    not finite, are bitwise the same as without overlap. On CPUs only: the host would have to wait
+    for a GPU's gradients.
     """
 
     def __init__(self, parameters: Sequence[Tensor], comm: Communicator) -> None:
@@ -34,11 +35,14 @@ class GradientSums:
         self._place = {id(p): i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._overlaps = comm.size > 1 and all(p.device.type == "cpu" for p in learned)
         self._missing: list[int] = []
-        self._next: int | None = None  # the bucket to be sent next, where the sums overlap
+        self._next: int | None = None  # the bucket to be sent next; None without overlap
 
     @contextmanager
     def overlapping(self) -> Iterator[None]:
-        """Around the only backward pass of a step, which starts without gradients; collective."""
+        """Overlap the sums with the only backward pass of a step; collective.
+
+        The step must start without gradients.
+        """
         if not self._overlaps:
             yield
             return
@@ -69,13 +73,16 @@ class GradientSums:
         self._comm.background().begin(flat.detach().numpy())
 
     def finish(self) -> bool:
-        """Gradients summed; False, with all as they were, where one is not finite. Collective."""
+        """Finish the sums; return False, with no gradient changed, if one is not finite.
+
+        Collective.
+        """
         begun, self._next = self._next, None
         if begun is None:
             return add_up(self._parameters, self._comm)
         for number in range(begun, len(self._buckets)):
             self._send(number)
-        # One number more: nan, on all ranks, where a gradient that stays on its rank is not finite.
+        # One more number: NaN, on all ranks, if a gradient that stays on its rank is not finite.
         flags = [float((p.grad * 0).sum()) for p in self._sharded if p.grad is not None]
         twice = any(missing < 0 for missing in self._missing)
         self._comm.background().begin(np.array([sum(flags), twice], np.float64))
@@ -92,14 +99,14 @@ class GradientSums:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """0 where the loss does not use it."""
+    """Return the parameter's gradient, set to 0 if the loss does not use the parameter."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def _cut(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Consecutive ones that together are large enough; of one type each."""
+    """Return buckets of consecutive parameters, of one dtype and large enough together."""
     buckets: list[list[Tensor]] = []
     size = _BUCKET
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""DeeperGCN (Li et al. 2019, 2020): generalised aggregation, residual blocks around layers."""
+"""DeeperGCN (Li et al. 2019, 2020): generalised aggregation and residual blocks of layers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from hpcgnn.sar.message_pass import EdgePiece
 from hpcgnn.sar.products import dense_rows
 
 _AGGREGATIONS = ("softmax", "softmax_sg", "powermean", "power", "add", "sum", "mean", "max", "min")
-_LEAST, _MOST = 1e-4, 100.0  # what powers are taken of
+_LEAST, _MOST = 1e-4, 100.0  # the range of values whose powers are taken
 _BLOCKS = ("res+", "res", "dense", "plain")
 
 
 class GENConv(torch.nn.Module):
-    """`x'_i = mlp(x_i + aggr_j (relu(x_j + e_ji) + eps))`; as PyTorch Geometric's `GENConv`.
+    """The generalised convolution `x'_i = mlp(x_i + aggr_j (relu(x_j + e_ji) + eps))`.
+
+    Like PyTorch Geometric's `GENConv`.
 
     Args:
         aggr: `softmax` (weighted by its own softmax, at inverse temperature `t`), `softmax_sg`
             (the same without gradients through the weights), `powermean` (`power`), `add` (`sum`),
             `mean`, `max` or `min`.
-        learn_t, learn_p: `t` and `p` are learned.
-        msg_norm: the aggregate gets the length of the node's own row, times a scale.
-        norm: in the network after it: `batch` (over all ranks), `layer` or None.
+        learn_t, learn_p: whether `t` and `p` are learned.
+        msg_norm: whether to scale the aggregate to the norm of the node's own row, times a factor.
+        norm: normalisation in the MLP: `batch` (over all ranks), `layer` or None.
         edge_dim: width of the graph's edge features, if they are added to neighbours' rows.
     """
 
@@ -78,7 +80,7 @@ class GENConv(torch.nn.Module):
 
     @property
     def hops(self) -> int | None:
-        """None where statistics run over all nodes."""
+        """1, or None if statistics of a norm run over all nodes."""
         return None if self.norm == "batch" and len(self.mlp) > 1 else 1
 
     def reset_parameters(self) -> None:
@@ -96,11 +98,11 @@ class GENConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike."""
+        """The bias that is added to every node's output."""
         return self.mlp[-1].bias  # type: ignore[return-value]
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, in_channels]` to `[n, out_channels]`."""
+        """Map `[n, in_channels]` to `[n, out_channels]`."""
         like = self.mlp[0].weight
         check_rows(graph, x, who="GENConv", width=self.in_channels, constant=True, like=like)  # type: ignore[arg-type]
         check_edges(graph, self.edge_dim, who="GENConv")
@@ -188,7 +190,7 @@ class NormedMLP(torch.nn.Sequential):
 
 
 class MessageNorm(torch.nn.Module):
-    """`scale * |x| * m / |m|`, row by row; `scale` is learned or 1."""
+    """Message normalisation: `scale * |x| * m / |m|`, row by row; `scale` is learned or 1."""
 
     def __init__(self, learn_scale: bool = False) -> None:
         super().__init__()
@@ -203,19 +205,20 @@ class MessageNorm(torch.nn.Module):
 
 
 class DeepGCNLayer(torch.nn.Module):
-    """As PyTorch Geometric's `DeepGCNLayer`, called as `layer(graph, x)`.
+    """A residual block like PyTorch Geometric's `DeepGCNLayer`, called as `layer(graph, x)`.
 
     `res+`: `x + conv(dropout(act(norm(x))))`, the norm before the convolution, as in DeeperGCN.
-    `res`, `dense`, `plain`: norm and activation after it, then the sum with `x`, `x` beside it, or
-    neither, then dropout.
+    `res`, `dense`, `plain`: norm and activation after the convolution, then `x` added to the
+    result, concatenated with it, or left out, then dropout.
 
     Args:
         conv: called as `conv(graph, x, ...)`.
-        norm: one of this package's, called as `norm(graph, x)`, or a module of single rows.
+        norm: one of this package's, called as `norm(graph, x)`, or a module that acts on each row.
         act: called as `act(x)`.
-        dropout: of node rows, the same on every number of ranks.
-        ckpt_grad: layers of this package compute messages again anyway: False.
-        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+        dropout: dropout probability of entries; masks are the same on any number of ranks.
+        ckpt_grad: must be False: layers of this package recompute messages anyway.
+        layer: number that distinguishes the dropout masks of one model; by default drawn from
+            torch's generator.
     """
 
     def __init__(
@@ -244,7 +247,7 @@ class DeepGCNLayer(torch.nn.Module):
 
     @property
     def hops(self) -> int | None:
-        """Of the convolution; None where the norm's statistics run over all nodes."""
+        """Hops of the convolution, or None if the norm's statistics run over all nodes."""
         return None if isinstance(self.norm, BatchNorm | GraphNorm) else hops_of(self.conv)
 
     def reset_parameters(self) -> None:
@@ -254,7 +257,7 @@ class DeepGCNLayer(torch.nn.Module):
                 reset()
 
     def forward(self, graph: PartitionedGraph, x: Tensor, *args: object) -> Tensor:
-        """`[n, F]` to rows of the same width, with `dense` of both widths together."""
+        """Map `[n, F]` to rows of the same width; with `dense`, of both widths together."""
         if self.block == "res+":
             inner: Tensor = self.conv(graph, self.drop(graph, self._norm_act(graph, x)), *args)
             return x + inner

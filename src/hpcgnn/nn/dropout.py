@@ -19,13 +19,14 @@ from hpcgnn.sar.rectifier import ReluDropout
 
 
 class Dropout(torch.nn.Module):
-    """Zeroes entries with probability `p` while training and scales the rest by 1 / (1 - p).
+    """Dropout of entries with probability `p` while training; others are scaled by 1 / (1 - p).
 
     Args:
         p: probability in [0, 1).
-        layer: tells masks of one model apart; drawn by `nn.numbers` if not given.
+        layer: number that distinguishes the masks of one model; by default drawn from torch's
+            generator.
         relu: apply ReLU first, in the same pass.
-        in_place: with `relu`, overwrite `x`, which nothing before may have kept.
+        in_place: with `relu`, overwrite `x`, which no earlier operation may have saved.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Dropout(torch.nn.Module):
         return result
 
     def rectifier(self, graph: PartitionedGraph) -> ReluDropout:
-        """What this module does to rows of `graph`, with `relu`, for a layer to do it."""
+        """Return this module's ReLU and dropout for rows of `graph`, for a layer to apply."""
         p = self.p if self.training else 0.0
         key = graph.execution.mask_key(self.layer) if p else (0, 0, 0)
         return ReluDropout(graph.node_ids, p, key)
@@ -80,17 +81,18 @@ def _masked(x_NF: Tensor, ids_N: Tensor, key: tuple[float, int, int, int]) -> Te
 def rectified(
     x_NF: Tensor, then: ReluDropout, *, in_place: bool = False, bias_F: Tensor | None = None
 ) -> Tensor:
-    """What `then` makes of `x`: in its place where nothing before has kept it.
+    """Apply `then` to `x`.
 
     Args:
-        bias_F: is added to `x` first, in the same pass, on a GPU.
+        in_place: overwrite `x`, which no earlier operation may have saved.
+        bias_F: added to `x` first, in the same pass; on a GPU only.
     """
     result: Tensor = _ReluDropout.apply(x_NF, bias_F, then, in_place)
     return result
 
 
 class _ReluDropout(torch.autograd.Function):
-    """Keeps a bit per entry, so that the next layer's backward can free the output."""
+    """ReLU and dropout that save a bit per entry, so that the next layer can free the output."""
 
     @staticmethod
     def forward(
@@ -121,7 +123,7 @@ class _ReluDropout(torch.autograd.Function):
 def constant_dropout(
     graph: PartitionedGraph, x: SparseRows | HostRows, p: float
 ) -> SparseRows | HostRows:
-    """Dropout of constant features; the mask depends on node id and column."""
+    """Apply dropout to constant features; the mask depends on node id and column."""
     if isinstance(x, SparseRows):
         return sparse_dropout(graph, x, p)
     seed, epoch, _ = graph.execution.mask_key(0)
@@ -135,7 +137,7 @@ def constant_dropout(
 
 
 def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRows:
-    """Dropout of the stored entries of sparse features."""
+    """Apply dropout to the stored entries of sparse features."""
     counts = x.block.end - x.block.begin
     ids_E = torch.repeat_interleave(graph.node_ids, counts) * x.shape[1] + x.block.columns
     weight = _stored(x.block)
@@ -153,7 +155,7 @@ def sparse_dropout(graph: PartitionedGraph, x: SparseRows, p: float) -> SparseRo
 
 @dataclass(frozen=True)
 class _ColumnOrder:
-    """The stored entries by column."""
+    """The order of the stored entries by column."""
 
     def build(self, rows: SparseRows) -> Tensor:
         return torch.argsort(rows.block.columns, stable=True)

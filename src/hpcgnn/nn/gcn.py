@@ -39,14 +39,15 @@ class _FirstGCN:
 
 
 class GCNConv(torch.nn.Module):
-    """`x' = D^-1/2 (A + I) D^-1/2 x W^T + b`; arguments as PyTorch Geometric's `GCNConv`.
+    """The graph convolution `x' = D^-1/2 (A + I) D^-1/2 x W^T + b`.
 
-    A node that has a self-loop gets no second one. Degrees are sums of the weights of in-edges;
-    where one is negative or its weights cancel out, InputError names the first such node.
+    Arguments are those of PyTorch Geometric's `GCNConv`. A node that has a
+    self-loop gets no second one. Degrees are sums of the weights of in-edges; where one is negative
+    or its weights cancel out, InputError names the first such node.
 
     Args:
-        cached: has no effect: the normalisation of a graph is computed once and kept.
-        add_self_loops: None: as `normalize`.
+        cached: has no effect: the normalisation of a graph is always computed once and kept.
+        add_self_loops: by default the value of `normalize`.
     """
 
     hops = 1
@@ -79,11 +80,11 @@ class GCNConv(torch.nn.Module):
     def forward(
         self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
     ) -> Tensor:
-        """`[n, F]` to `[n, G]`.
+        """Map `[n, F]` to `[n, G]`.
 
         Args:
-            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
-                save a GPU a pass over memory.
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: applied here,
+                they save a pass over memory on a GPU.
         """
         check_rows(
             graph, x, who="GCNConv", width=self.in_channels, constant=True, like=self.lin.weight
@@ -117,7 +118,7 @@ class GCNConv(torch.nn.Module):
 
 
 def normalised_sum(graph: PartitionedGraph, x_NF: Tensor, loop: float | None = 1.0) -> Tensor:
-    """`D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; without loops where `loop` is None."""
+    """Return `D^-1/2 (A + loop I) D^-1/2 x`, see `normalisation`; no loops if `loop` is None."""
     check_rows(graph, x_NF, who="a sum over neighbours")
 
     def times(edges: EdgeBlocks, rows_NF: Tensor, where: str, wire: torch.dtype) -> Tensor:
@@ -134,9 +135,9 @@ def _times(
     where: str,
     wire: torch.dtype,
 ) -> Tensor:
-    """`D^-1/2 (A + loop I) D^-1/2 x`, or that of the transpose, by `edges`; a new `[n, F]`.
+    """Return `D^-1/2 (A + loop I) D^-1/2 x`, a new `[n, F]`; `edges` are those of A or A^T.
 
-    No scaled copy of x is made: its rows count by the scale where they are read.
+    No scaled copy of x is made: its rows are scaled where they are read.
     """
     scale_N1, missing_N1 = normalisation(graph, loop)
     scale_N1 = scale_N1.to(sum_type(x_NF.dtype))
@@ -156,14 +157,14 @@ def _times(
 
 
 def normalisation(graph: PartitionedGraph, loop: float | None) -> tuple[Tensor, Tensor | None]:
-    """`degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
+    """Return `degree^-1/2` and the loop weight missing at each node, both `[n, 1]` and kept.
 
-    With `loop` every node without a self-loop gets one of that weight, and several parallel loops
-    count as the heaviest of them, which parts have last; PyTorch Geometric takes the last that is
+    With `loop` every node without a self-loop gets one of that weight. Several parallel loops count
+    as the heaviest of them, which is the last one in a part; PyTorch Geometric takes the last one
     listed. Collective.
 
     Raises:
-        InputError: a node whose weights, with its loop, sum to less than 0 or cancel out.
+        InputError: the weights into a node, with its loop, sum to less than 0 or cancel out.
     """
     return graph.derived(_Normalisation(loop))
 
@@ -189,9 +190,9 @@ class _Normalisation:
 
 
 def _loops(graph: PartitionedGraph, loop: float) -> tuple[Tensor, Tensor, Block]:
-    """The loop weight of each node, the part of it that is missing, and the edges but loops.
+    """Return each node's loop weight, the missing part of it, and the local edges without loops.
 
-    The weights are float64 `[n]`; in the block, loops weigh 0.
+    The weights are float64 `[n]`; in the block, loops have weight 0.
     """
     block = graph.in_edges.blocks[graph.in_edges.rank]
     counts = block.end - block.begin
@@ -213,7 +214,7 @@ def _loops(graph: PartitionedGraph, loop: float) -> tuple[Tensor, Tensor, Block]
 
 
 def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[Block]) -> None:
-    """Refuse, on all ranks alike, weights into a node that have no inverse square root."""
+    """Raise InputError on all ranks if a node's degree has no inverse square root."""
     wrong_N = ~((degree_N >= 0) & degree_N.isfinite())
     cancelled_N = degree_N == 0
     if bool(cancelled_N.any()):
@@ -230,7 +231,7 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
 
 
 def _check_sums(graph: PartitionedGraph, degree_N: Tensor, scale_N: Tensor) -> None:
-    """Refuse weights so far apart that sums overflow for features up to a million."""
+    """Raise InputError if weights differ so much that sums of features up to 1e6 overflow."""
     most = [float(part.max()) if len(part) else 0.0 for part in (degree_N, scale_N)]
     comm = graph.ring.comm
     degree, scale = (comm.allreduce(number, "max", where="degrees") for number in most)
@@ -248,7 +249,7 @@ def _check_sums(graph: PartitionedGraph, degree_N: Tensor, scale_N: Tensor) -> N
 
 
 def _refuse(graph: PartitionedGraph, wrong_N: Tensor, degree_N: Tensor, problem: str) -> None:
-    """Raise on all ranks where a node is wrong: `problem` with their count and the first."""
+    """Raise `problem` on all ranks if a node is wrong, with the number of them and the first."""
     rows = torch.nonzero(wrong_N).flatten()
     ids = graph.original_ids[rows.cpu()]
     first = int(ids.argmin()) if len(ids) else 0

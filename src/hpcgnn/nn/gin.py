@@ -17,12 +17,13 @@ from hpcgnn.sar.products import dense_rows
 
 
 class GINConv(torch.nn.Module):
-    """`x'_i = nn((1 + eps) x_i + sum_j x_j)`; arguments as PyTorch Geometric's `GINConv`.
+    """The isomorphism layer `x'_i = nn((1 + eps) x_i + sum_j x_j)`.
 
-    With `aggr` the neighbours' `mean`, `max` or `min` in place of their sum (`add`).
+    Arguments are those of PyTorch Geometric's `GINConv`. `aggr` takes the neighbours'
+    `mean`, `max` or `min` in place of their sum (`add`).
 
-    Sparse features are multiplied before they are added up where `nn` begins with a linear map, and
-    are made dense where it doesn't.
+    Sparse features are multiplied before they are summed if `nn` begins with a linear map, and are
+    made dense if it doesn't.
     """
 
     hops = 1
@@ -51,7 +52,7 @@ class GINConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike, where `nn` ends with a linear map."""
+        """The bias that is added to every node's output, if `nn` ends with a linear map."""
         last: torch.nn.Module = self.nn
         while isinstance(last, torch.nn.Sequential) and len(last):
             last = last[-1]
@@ -83,7 +84,7 @@ class GINConv(torch.nn.Module):
 
 
 def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, torch.nn.Module]:
-    """The linear map that `module` begins with, if it does, and what follows."""
+    """Return the linear map that `module` begins with, if it does, and the modules after it."""
     if isinstance(module, torch.nn.Sequential) and len(module):
         first, inner = _split(module[0])
         return first, torch.nn.Sequential(inner, *list(module)[1:])
@@ -93,12 +94,14 @@ def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, to
 
 
 class GINEConv(GINConv):
-    """`x'_i = nn((1 + eps) x_i + sum_j relu(x_j + e_ji))`; as PyTorch Geometric's `GINEConv`.
+    """The layer with edge features `x'_i = nn((1 + eps) x_i + sum_j relu(x_j + e_ji))`.
+
+    Like PyTorch Geometric's `GINEConv`.
 
     Args:
-        nn: begins with a linear map where `edge_dim` is given, which says how wide nodes are.
-        edge_dim: width of the graph's edge features, which a linear map makes as wide as nodes';
-            None: they are as wide already.
+        nn: must begin with a linear map, which gives the width of node rows, if `edge_dim` is set.
+        edge_dim: width of the graph's edge features, which a linear map brings to the width of
+            node rows; None: they have that width already.
         aggr: `add` (or `sum`), `mean`, `max` or `min`.
     """
 
@@ -123,7 +126,7 @@ class GINEConv(GINConv):
             self.lin.reset_parameters()
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]`, which is made dense where it is sparse, to what `nn` makes of it."""
+        """Map `[n, F]`, which is made dense if it is sparse, to the output of `nn`."""
         check_rows(graph, x, who="GINEConv", constant=True)
         wanted = x.shape[1] if self.edge_dim is None else self.edge_dim
         check_edges(graph, wanted, who="GINEConv")
@@ -138,7 +141,7 @@ class GINEConv(GINConv):
 
 
 def _width(module: torch.nn.Module) -> int:
-    """Of what a network reads, which its first module says."""
+    """Return the input width of a network, according to its first module."""
     first = module[0] if isinstance(module, torch.nn.Sequential) and len(module) else module
     for name in ("in_features", "in_channels"):
         if isinstance(getattr(first, name, None), int):

@@ -1,4 +1,4 @@
-"""Gradients of parameters that every rank has, added up over the ranks."""
+"""Sums over the ranks of the gradients of parameters that every rank has."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from hpcgnn.nn.norm import SYNCHRONISED, unsynchronised
 def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
     """Add up the gradients over the ranks, between `loss.backward()` and `optimizer.step()`.
 
-    One message for all of them; collective. Parameters that need no gradient, and those of which
-    each rank has its own rows (`nn.Embedding`), are left alone; the gradient of one that the loss
-    does not use is 0, on ranks that have no share in it and where no rank has.
+    Collective, with one message for all gradients. Parameters that need no gradient, and those of
+    which each rank has its own rows (`nn.Embedding`), are left alone. A parameter that the loss
+    does not use on a rank contributes 0 there; if no rank uses it, its gradient is 0.
 
-    The first call for a model compares its weights over the ranks, which a forgotten seed makes
-    different: gradients would be added up that do not belong together. It warns of torch's batch
-    normalisation, whose statistics are of one rank's nodes.
+    The first call for a model compares its weights over the ranks: they differ if the seed was
+    forgotten, and gradients of different models would be added up. It also warns of torch's batch
+    normalisation, whose statistics cover the nodes of one rank only.
 
     Args:
         model: the same on all ranks.
         comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job.
 
     Raises:
-        InputError: the ranks have different weights, on all ranks alike; it names the parameter.
-        NumericalError: a gradient is not finite, on all ranks alike; it names the parameter.
+        InputError: the ranks have different weights; raised on all ranks, naming the parameter.
+        NumericalError: a gradient is not finite; raised on all ranks, naming the parameter.
     """
     check_module(model, "sum_gradients")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
@@ -54,13 +54,13 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
 
 
 def require_same_weights(model: torch.nn.Module, comm: Communicator) -> None:
-    """Collective. Raise InputError on all ranks where a parameter's values differ between them.
+    """Raise InputError on all ranks if a parameter's values differ between them; collective.
 
-    Sums are compared to a millionth of their terms: processors of several kinds may draw numbers
-    that differ in their last digit.
+    Sums are compared to a millionth of the sum of absolute values, because different kinds of
+    processors may draw numbers that differ in the last digit.
     """
     shared = [(name, p.detach()) for name, p in model.named_parameters() if not is_sharded(p)]
-    # Two numbers for each in one tensor, so that the host waits for a GPU once.
+    # Two numbers per parameter in one tensor, so that the host waits for a GPU once.
     sums = [part.sum(dtype=torch.float64) for _, p in shared for part in (p, p.abs())]
     totals = torch.stack(sums).cpu().view(-1, 2).tolist() if sums else []
     facts = {
@@ -85,19 +85,19 @@ def _alike(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
 
 
 def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
-    """As `sum_gradients`; False, with all gradients as they were, where one is not finite."""
+    """Sum as `sum_gradients` does; return False, with none changed, if one is not finite."""
     learned = [p for p in parameters if p.requires_grad]
     shared = [p for p in learned if not is_sharded(p)]
     for parameter in shared:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    # One number more: nan, on all ranks, where a gradient that stays on its rank is not finite.
+    # One more number: NaN, on all ranks, if a gradient that stays on its rank is not finite.
     flag = torch.zeros(1, device=parameters[0].device if parameters else None)
     for parameter in learned:
         if is_sharded(parameter) and parameter.grad is not None:
             flag = flag + (parameter.grad * 0).sum()
     own = torch.cat([*(p.grad.reshape(-1) for p in shared if p.grad is not None), flag])
-    # Looked at where the sum arrives, so that the host waits for a GPU once.
+    # Checked on the host, where the sum arrives, so that it waits for a GPU once.
     flat = own if comm.size == 1 else comm.allreduce(own.cpu(), where="gradients")
     if not bool(torch.isfinite(flat).all()):
         return False
@@ -111,7 +111,7 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
 
 
 def copied_to(flat: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device`, for which the host does not wait."""
+    """Return a copy on `device`; the host does not wait for it."""
     if flat.device == device:
         return flat
     pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=device.type == "cuda")
@@ -121,9 +121,10 @@ def copied_to(flat: Tensor, device: torch.device) -> Tensor:
 def first_not_finite(
     parameters: Iterable[tuple[str, Tensor]], comm: Communicator
 ) -> tuple[str, int] | None:
-    """The parameter whose gradient is not finite on the lowest rank, and that rank; collective.
+    """Return the parameter whose gradient is not finite on the lowest rank, and that rank.
 
-    Of several the last one: backward reaches it first. None where only the sum is not finite.
+    Of several parameters it is the last one, which backward reaches first. None if only the sum
+    is not finite. Collective.
     """
     own = [
         name

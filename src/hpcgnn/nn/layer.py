@@ -1,4 +1,4 @@
-"""What layers have in common: their keywords, how far they look, how they are told apart."""
+"""Common parts of layers: checks of their arguments, their number of hops, their numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from hpcgnn.errors import InputError
 
-# What its layers take from their base class, and the values that mean what is done here anyway.
+# Arguments of PyTorch Geometric's base class, with the values that mean what layers here do.
 _OF_THE_BASE: dict[str, tuple[object, ...]] = {
     "flow": ("source_to_target",),
     "node_dim": (-2, 0),
@@ -18,7 +18,7 @@ _MEANINGLESS = ("decomposed_layers",)  # says how to compute, not what
 
 
 def check_keywords(layer: object, given: dict[str, object], **fixed: tuple[object, ...]) -> None:
-    """Raise InputError for a keyword that isn't known, or has a value that isn't supported.
+    """Raise InputError for an unknown keyword or an unsupported value.
 
     Args:
         fixed: further keywords with the values that mean what the layer does.
@@ -30,7 +30,7 @@ def check_keywords(layer: object, given: dict[str, object], **fixed: tuple[objec
             continue
         if key not in known:
             raise InputError(f"{name} has no argument {key}; leave it out", value=value)
-        # By type too: 1 == True, and a tensor's comparison is no truth value.
+        # Types are compared too: 1 == True, and comparing tensors gives no truth value.
         if not any(type(value) is type(one) and value == one for one in known[key]):
             choices = " or ".join(repr(one) for one in known[key])
             raise InputError(f"{name}: {key} can only be {choices}", value=value)
@@ -51,9 +51,9 @@ def check_probability(layer: object, p: float) -> None:
 
 
 def hops_of(module: torch.nn.Module) -> int | None:
-    """What the module says in `hops`: a number or a property; None where it doesn't say.
+    """Return the module's `hops`, a number or a property; None if it doesn't define it.
 
-    A class with a `forward` of its own speaks for itself: what it inherits doesn't count.
+    A class that defines `forward` must define `hops` as well: an inherited `hops` is ignored.
     """
     found: object = None
     if "hops" in vars(module):
@@ -70,13 +70,13 @@ def hops_of(module: torch.nn.Module) -> int | None:
     return found
 
 
-FIRST = 1 << 21  # above the numbers that models of this package give
+FIRST = 1 << 21  # above the numbers that models of this package assign
 
 
 def layer_number(layer: int | None) -> int:
-    """`layer`, or a number drawn from torch's generator, as weights are.
+    """Return `layer`, or a number drawn from torch's generator, as weights are.
 
-    So it is the same on all ranks, and in every run, where the model's first weights are.
+    The number is the same on all ranks, and in every run, if the model's initial weights are.
     """
     if layer is not None:
         return layer

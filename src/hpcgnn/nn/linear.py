@@ -1,4 +1,4 @@
-"""Dense layers for dense and sparse node features; learned rows per node, kept by the owner."""
+"""Linear layers for dense and sparse node features; learned rows of nodes on their owners."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ _MASK = (1 << 64) - 1
 
 
 def narrows_first(graph: PartitionedGraph, inputs: int, outputs: int) -> bool:
-    """Whether weights multiply dense features before the sum over neighbours; others they must."""
+    """Return whether weights multiply dense features before the sum over neighbours.
+
+    They always do with features that are not dense.
+    """
     return graph.execution.narrow_first and outputs <= inputs
 
 
 class Linear(torch.nn.Module):
-    """`y = x W^T + b` for `x` a `[n, F]` tensor, `SparseRows` or `HostRows`.
+    """A linear layer `y = x W^T + b` for `x` a `[n, F]` tensor, `SparseRows` or `HostRows`.
 
     Args:
         weight_initializer: `glorot` or `kaiming_uniform`, as in PyTorch Geometric's `Linear`.
@@ -83,7 +86,10 @@ class Linear(torch.nn.Module):
 
 
 def glorot(weight: Tensor) -> None:
-    """Uniform in ±sqrt(6 / (fan in + fan out)), the last two dimensions (Glorot & Bengio 2010)."""
+    """Fill `weight` uniformly in ±sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010).
+
+    The fans are the last two dimensions.
+    """
     bound = math.sqrt(6 / max(weight.shape[-2] + weight.shape[-1], 1))
     torch.nn.init.uniform_(weight, -bound, bound)
 
@@ -94,7 +100,7 @@ def zero(bias: Tensor | None) -> None:
 
 
 def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
-    """`x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`; 16-bit under autocast on a GPU."""
+    """Return `x W^T + b`: `[n, F]` by `[G, F]` to `[n, G]`; 16-bit under autocast on a GPU."""
     if not isinstance(x_NF, Tensor):
         y_NG: Tensor = _ConstantLinear.apply(weight_GF, x_NF)
         return y_NG if bias_G is None else y_NG + bias_G
@@ -102,22 +108,22 @@ def linear(x_NF: NodeFeatures, weight_GF: Tensor, bias_G: Tensor | None = None) 
 
 
 def projected(x_NF: NodeFeatures, weight_GF: Tensor) -> Tensor:
-    """`x W^T` for a sum over neighbours: under autocast to bfloat16 also on a CPU in 16 bits."""
+    """Return `x W^T` for a sum over neighbours: under bfloat16 autocast 16-bit, on a CPU too."""
     if not isinstance(x_NF, Tensor):
         return linear(x_NF, weight_GF)
     return gathered(_dense(x_NF, weight_GF), None)
 
 
 def times(x_NF: Tensor, weight_FG: Tensor) -> Tensor:
-    """`x W`, whose gradients stay exact over very many rows."""
+    """Return `x W`, with gradients that stay exact over very many rows."""
     if exceeds_chunk(x_NF, weight_FG):
         return _dense(x_NF, weight_FG.t())
     return x_NF @ weight_FG
 
 
 def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
-    """`functional.linear`, whose gradients stay exact over very many rows."""
-    if has_torch_function((x_NF, weight_GF)):  # also where a message's weights are looked for
+    """Apply `functional.linear` with gradients that stay exact over very many rows."""
+    if has_torch_function((x_NF, weight_GF)):  # also when tracing a message's weights
         found: Tensor = handle_torch_function(_dense, (x_NF, weight_GF), x_NF, weight_GF, bias_G)
         return found
     dtype = product_type(x_NF.device)
@@ -143,7 +149,7 @@ class _DenseLinear(torch.autograd.Function):
         (grad_NG,), (of_x, of_weight, of_bias) = grads, ctx.needs_input_grad
         grad_x = grad_NG @ weight_GF if of_x else None
         grad_weight = None
-        if of_weight and torch.is_grad_enabled():  # to be differentiated again
+        if of_weight and torch.is_grad_enabled():  # for double backward
             grad_weight = grad_NG.t() @ x_NF
         elif of_weight:
             grad_weight = product_of_rows(grad_NG, x_NF).to(weight_GF.dtype)
@@ -151,7 +157,7 @@ class _DenseLinear(torch.autograd.Function):
 
 
 class _ConstantLinear(torch.autograd.Function):
-    """Constant features, sparse or in host memory, times weights."""
+    """The product of constant features, sparse or in host memory, with weights."""
 
     @staticmethod
     def forward(ctx: Any, weight_GF: Tensor, x: SparseRows | HostRows) -> Tensor:
@@ -168,7 +174,7 @@ class _ConstantLinear(torch.autograd.Function):
 
 
 class ShardedParameter(torch.nn.Parameter):
-    """A parameter of which each rank has its own rows, also after it was copied or pickled."""
+    """A parameter of which each rank has its own rows, even after it was copied or pickled."""
 
     sharded = True
 
@@ -177,7 +183,7 @@ class ShardedParameter(torch.nn.Parameter):
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether each rank owns its own rows of this parameter (learned node embeddings)."""
+    """Return whether each rank has its own rows of this parameter (learned node embeddings)."""
     return bool(getattr(parameter, "sharded", False))
 
 
@@ -186,9 +192,9 @@ def _rebuilt(data: Tensor, requires_grad: bool) -> ShardedParameter:
 
 
 class Embedding(torch.nn.Module):
-    """A learned `[n, D]` for the local nodes.
+    """Learned rows `[n, D]` of the local nodes.
 
-    The initial row of a node depends on the seed and its id alone: uniform in ±sqrt(6 / D).
+    The initial row of a node, uniform in ±sqrt(6 / D), depends on the seed and its id alone.
     """
 
     def __init__(self, graph: PartitionedGraph, width: int, seed: int) -> None:
@@ -206,21 +212,21 @@ class Embedding(torch.nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._keep_sharded()  # where it was assigned, not copied
+        self._keep_sharded()  # if it was assigned rather than copied
 
     def _apply(self, *args: Any, **keywords: Any) -> Embedding:
         super()._apply(*args, **keywords)
-        self._keep_sharded()  # where torch swaps parameters as they are moved
+        self._keep_sharded()  # torch may swap parameters when it moves them
         return self
 
     def _keep_sharded(self) -> None:
         if not getattr(self.weight, "sharded", False):
             self.weight = ShardedParameter(self.weight.data, self.weight.requires_grad)
-            self.weight.sharded = True  # where the data are of a tensor class of their own
+            self.weight.sharded = True  # for data of a tensor subclass
 
 
 def initial_rows(ids_N: Tensor, width: int, seed: int) -> Tensor:
-    """Uniform in ±sqrt(6 / width) from a counter-based generator: float32 `[n, width]`."""
+    """Return float32 `[n, width]`, uniform in ±sqrt(6 / width), from a counter-based generator."""
     word: np.ndarray = (
         ids_N.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(width)
         + np.arange(width, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Layers whose messages are ordinary torch code; those that renew states of edges too."""
+"""Base classes of layers whose messages, and states of edges, are ordinary torch code."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hpcgnn.sar.products import dense_rows
 class MessagePassing(torch.nn.Module):
     """Base of layers that compute a message per edge and reduce messages per node.
 
-    Write `message(x_src, x_dst, edge)` with torch operations: rows are edges. It returns `[e, G]`,
-    or `(value, logit)` where `softmax` is among the reductions: a logit per edge, per head, or per
-    entry of `value`, whose first dimensions it must have. Blocks of remote nodes are streamed
-    and freed; in backward messages are computed again. Parameters used in `message` get their
-    gradients without being declared. What differs from edge to edge must come as an argument.
+    Write `message(x_src, x_dst, edge)` with torch operations on rows that are edges. It returns
+    `[e, G]`, or `(value, logit)` if `softmax` is among the reductions: a logit per edge, per head,
+    or per entry of `value`, whose first dimensions it must have. Blocks of remote nodes are
+    streamed and freed; messages are recomputed in backward. Parameters used in `message` get their
+    gradients without being declared. Values that differ from edge to edge must be arguments.
 
     Args:
         aggr: `sum` (or `add`), `mean`, `max`, `min`, `var`, `std`, `softmax`, or a list; results of
             a list are concatenated.
-        piece: edges whose messages exist at a time.
-        layer: tells random numbers inside `message` apart between layers; drawn by `nn.numbers` if
-            not given.
+        piece: number of edges whose messages are computed at a time.
+        layer: number that distinguishes the random numbers inside `message` between layers; by
+            default drawn from torch's generator.
     """
 
     hops = 1
@@ -45,22 +45,22 @@ class MessagePassing(torch.nn.Module):
     def message(
         self, x_src: Tensor, x_dst: Tensor, edge: EdgePiece
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Messages of some edges; by default the source's row."""
+        """Return the messages of some edges; by default the rows of their sources."""
         return x_src
 
     def update(self, reduced: Tensor, x: Tensor) -> Tensor:
-        """New rows from reduced messages and old rows; by default the messages."""
+        """Return new rows from reduced messages and old rows; by default the reduced messages."""
         return reduced
 
     def forward(
         self, graph: PartitionedGraph, x: NodeFeatures, edge_features: Tensor | None = None
     ) -> Tensor:
-        """New rows of the local nodes.
+        """Return the new rows of the local nodes.
 
         Args:
             x: `[n, F]`; features that are sparse, or on the host, are made dense.
-            edge_features: `[E, D]` in the order of `sar.messages.edge_features(graph)`, where edge
-                features need gradients; else the graph's own are used.
+            edge_features: `[E, D]` in the order of `sar.messages.edge_features(graph)`, for edge
+                features that need gradients; by default the graph's own are used.
         """
         check_rows(graph, x, who=type(self).__name__, constant=True)
         x_NF = dense_rows(x, graph.node_ids.device)
@@ -73,13 +73,13 @@ class MessagePassing(torch.nn.Module):
 
 
 def aggr_names(aggr: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of reductions as `sar.reductions` has them."""
+    """Return the names that `sar.reductions` has for these reductions."""
     named = (aggr,) if isinstance(aggr, str) else tuple(aggr)
     return tuple("sum" if name == "add" else name for name in named)
 
 
 def edges_at_a_time(width: int) -> int:
-    """So many that an array of this width, a row per edge, takes about 4 MB."""
+    """Return the number of edges for which an array of this width, a row each, takes about 4 MB."""
     return max(1024, (1 << 20) // max(width, 1))
 
 
@@ -94,12 +94,12 @@ def reduced_messages(
     dropout: float = 0.0,
     heads: int = 1,
 ) -> Tensor:
-    """What the layers of this package that have a message of their own do: see `propagate`.
+    """Return reduced messages for layers of this package with their own message: see `propagate`.
 
     Args:
-        layer: the module, which has a number `layer`; what `message` uses of it, or of tensors
-            around it, gets its gradients without being declared.
-        dropout, heads: of `edge.kept`.
+        layer: the module, which has a number `layer`; its parameters and enclosing tensors that
+            `message` uses get their gradients without being declared.
+        dropout, heads: those of `edge.kept`.
     """
     piece = edges_at_a_time(x.shape[1])
     settings = MessageSettings(
@@ -114,17 +114,17 @@ class EdgeMessagePassing(torch.nn.Module):
     `e' = edge_update(e, x_src, x_dst, edge)` and `x' = update(aggr(e'), x)`, both in plain torch:
     linear maps, norms of single rows, residuals. Edge states lie on the rank of the edge's
     destination, in the order of `sar.messages.edge_features(graph)`, and are never sent; remote
-    nodes' rows are streamed and freed. Of a layer its inputs alone are kept for backward: what
-    `edge_update` computes on the way is computed again, piece by piece, and gives exact gradients
-    to nodes, edges and parameters. So encode-process-decode networks on meshes (Pfaff et al. 2021)
-    train on the whole graph, in memory that falls as 1 / P.
+    nodes' rows are streamed and freed. Only the inputs of a layer are kept for backward, which
+    recomputes `edge_update` piece by piece and gives exact gradients of nodes, edges and
+    parameters. So encode-process-decode networks on meshes (Pfaff et al. 2021) train on the whole
+    graph, in memory that falls as 1 / P.
 
     Args:
         aggr: `sum` (or `add`), `mean`, `max`, `min`, `var`, `std`, or a list; results of a list are
             concatenated.
-        piece: edges whose states are computed at a time; by default as many as take a few MB.
-        layer: tells random numbers inside `edge_update` apart between layers; drawn by
-            `nn.numbers` if not given.
+        piece: number of edges whose states are computed at a time; by default a few MB of them.
+        layer: number that distinguishes the random numbers inside `edge_update` between layers;
+            by default drawn from torch's generator.
     """
 
     def __init__(
@@ -136,27 +136,27 @@ class EdgeMessagePassing(torch.nn.Module):
     def edge_update(
         self, e: Tensor, x_src: Tensor, x_dst: Tensor, edge: EdgePiece
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """New states of some edges, `[k, B]`; by default the old ones.
+        """Return the new states of some edges, `[k, B]`; by default the old ones.
 
-        Or (states, messages) where something else than the new states is reduced, as in networks
-        that add their residual after it.
+        Return (states, messages) if something other than the new states is to be reduced, as in
+        networks that add the residual after the reduced part.
 
         Args:
-            e: `[k, D]`, their states.
+            e: `[k, D]`, the states of the edges.
             x_src, x_dst: `[k, F]`, rows of the nodes at their ends.
-            edge: weight, relation and features that the graph has for them.
+            edge: weight, relation and features of the edges in the graph.
         """
         return e
 
     def update(self, reduced: Tensor, x: Tensor) -> Tensor:
-        """New rows of nodes from reduced states and old rows; by default the former."""
+        """Return new rows of nodes from reduced states and old rows; by default the former."""
         return reduced
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures, e: Tensor) -> tuple[Tensor, Tensor]:
-        """`[n, F]` and `[E, D]` to `[n, G]` and `[E, B]`; collective.
+        """Map `[n, F]` and `[E, D]` to `[n, G]` and `[E, B]`; collective.
 
         Raises:
-            InputError: `e` has no row for each edge into this rank's nodes.
+            InputError: `e` does not have one row for each edge into this rank's nodes.
         """
         check_rows(graph, x, who=type(self).__name__, constant=True)
         x_NF = dense_rows(x, graph.node_ids.device)

@@ -1,4 +1,4 @@
-"""Normalisations whose statistics run over the nodes of all ranks; torch's turned into these."""
+"""Normalisation with statistics over the nodes of all ranks; conversion of torch's layers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.sar.autograd import first_order
 
-# PyTorch Geometric's, whose statistics run over nodes; its BatchNorm has torch's within.
+# Norms of PyTorch Geometric with statistics over nodes; its BatchNorm contains torch's.
 _OVER_NODES = ("DiffGroupNorm", "GraphNorm", "InstanceNorm", "MeanSubtractionNorm", "PairNorm")
 SYNCHRONISED = (
     "hpcgnn.convert_norms(model, graph) makes batch normalisation go over all ranks, and so does "
     "hpcgnn.nn.GraphNorm"
 )
-_SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows that are there in float64 at a time
-_FEW = 1 << 8  # rows that may be added up in float32 one after the other
+_SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows converted to float64 at a time
+_FEW = 1 << 8  # most rows that may be summed in float32 one after another
 
 
 def _slab(x_NF: Tensor) -> int:
-    """Where each slab costs launches, few of them."""
+    """Return the rows of a slab: more on a GPU, where each slab costs launches."""
     return _GPU_SLAB if x_NF.device.type == "cuda" else _SLAB
 
 
@@ -41,14 +41,17 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(self, graph: PartitionedGraph, x: Tensor) -> Tensor:  # type: ignore[override]
         if len(x) <= _FEW or x.dtype != torch.float32 or x.device.type != "cpu":
             return super().forward(x).to(x.dtype)
-        if has_torch_function((x,)):  # where a message's weights are looked for
+        if has_torch_function((x,)):  # when tracing a message's weights
             return super().forward(x)
         result: Tensor = _LayerNorm.apply(x, self.weight, self.bias, self.eps)
         return result
 
 
 class _LayerNorm(torch.autograd.Function):
-    """torch's, which adds up the weights' gradients in float32 row after row on a CPU."""
+    """Layer normalisation whose weights' gradients are summed in float64.
+
+    torch's sums them in float32, row by row, on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NF: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -61,7 +64,7 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_NF,), (x_NF, weight, bias, mean_N1, rstd_N1) = grads, ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # for double backward
             y_NF = functional.layer_norm(x_NF, weight.shape, weight, bias, ctx.eps)
             wanted = [t for t, needs in zip((x_NF, weight, bias), needed, strict=True) if needs]
             found = iter(torch.autograd.grad(y_NF, wanted, grad_NF, create_graph=True))
@@ -75,7 +78,7 @@ class _LayerNorm(torch.autograd.Function):
             rows = slice(low, low + _SLAB)
             grad_SF, part_SF = grad_NF[rows], scratch_SF[: len(grad_NF[rows])]
             torch.sub(x_NF[rows], mean_N1[rows], out=part_SF).mul_(rstd_N1[rows]).mul_(grad_SF)
-            sums[0] += part_SF.sum(0)  # torch adds these up in a tree
+            sums[0] += part_SF.sum(0)  # torch sums these in a tree
             sums[1] += grad_SF.sum(0)
         grad_weight, grad_bias = sums.to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None
@@ -84,10 +87,10 @@ class _LayerNorm(torch.autograd.Function):
 class BatchNorm(torch.nn.Module):
     """Batch normalisation over all nodes of the graph (Ioffe & Szegedy 2015).
 
-    Arguments and buffers as `torch.nn.BatchNorm1d`; the batch is the whole graph. As with torch's,
-    rounding in a column whose values are (nearly) the same for all nodes, as `GENConv` gives for
-    rows that are alike, is multiplied by `1 / sqrt(eps)`, 316, and differs as much between numbers
-    of ranks.
+    Arguments and buffers are those of `torch.nn.BatchNorm1d`; the batch is the whole graph. As with
+    torch's, rounding errors in a column whose values are (nearly) the same for all nodes, as
+    `GENConv` gives for equal rows, are multiplied by `1 / sqrt(eps)`, 316, and results on
+    different numbers of ranks differ by as much.
     """
 
     running_mean: Tensor
@@ -127,14 +130,17 @@ class BatchNorm(torch.nn.Module):
         return result.to(dtype)
 
     def gradient_of_shift(self, grad: Tensor) -> Tensor:
-        """Of what is added to all rows alike: 0, where rounding leaves noise, while training."""
+        """Return the gradient of a shift of all rows: 0 in training, instead of rounding noise."""
         return grad * 0 if self.training else grad
 
 
 def _statistics(
     graph: PartitionedGraph, x_NF: Tensor, mean_share: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean over all nodes, and mean square of x - mean_share * mean: float64, two passes."""
+    """Return the mean over all nodes and the mean square of x - mean_share * mean.
+
+    Both are float64, computed in two passes. Collective.
+    """
     comm, count = graph.ring.comm, max(graph.num_nodes, 1)
     mean = comm.allreduce(x_NF.sum(0, dtype=torch.float64), where="norm mean") / count
     shift = mean if mean_share is None else mean * mean_share
@@ -145,7 +151,7 @@ def _statistics(
 
 
 def _gradient_sums(grad_NF: Tensor, x_NF: Tensor, shift: Tensor, rstd: Tensor) -> Tensor:
-    """Sums over the local nodes of g and of g * (x - shift) * rstd: float64 `[2, F]`."""
+    """Return local nodes' sums of g and of g * (x - shift) * rstd: float64 `[2, F]`."""
     sums = torch.zeros(2, x_NF.shape[1], dtype=torch.float64, device=x_NF.device)
     for grad, rows in zip(grad_NF.split(_slab(x_NF)), x_NF.split(_slab(x_NF)), strict=True):
         sums[0] += grad.sum(0, dtype=torch.float64)
@@ -187,7 +193,7 @@ class _BatchNorm(torch.autograd.Function):
 class GraphNorm(torch.nn.Module):
     """Normalisation over the graph with a learned share of the mean (Cai et al. 2021).
 
-    Parameters as PyTorch Geometric's `GraphNorm` on a batch of one graph.
+    Parameters are those of PyTorch Geometric's `GraphNorm` on a batch of one graph.
     """
 
     def __init__(self, in_channels: int, eps: float = 1e-5) -> None:
@@ -205,7 +211,7 @@ class GraphNorm(torch.nn.Module):
         return result.to(dtype)
 
     def gradient_of_shift(self, grad: Tensor) -> Tensor:
-        """Of what is added to all rows alike: 0 where all of the mean is taken off."""
+        """Return the gradient of a shift of all rows: 0 where the whole mean is subtracted."""
         return grad * (self.mean_scale.detach() != 1)
 
 
@@ -230,9 +236,10 @@ class _GraphNorm(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """With c = (x - shift) rstd, summed over all nodes:
+        """Return the gradients, with sums over all nodes.
 
-        into x - shift flows e = weight rstd (g - c <g, c> / n), and of that -sum(e) into shift.
+        With c = (x - shift) rstd, the gradient of x - shift is e = weight rstd (g - c <g, c> / n),
+        and that of shift is -sum(e).
         """
         x_NF, weight, mean_scale, mean, rstd = ctx.saved_tensors
         grad_NF, graph, dtype = grads[0], ctx.graph, weight.dtype
@@ -247,7 +254,7 @@ class _GraphNorm(torch.autograd.Function):
             centred = (x_NF[rows] - shift) * rstd
             grad = (grad_NF[rows] - centred * share) * scale
             grad_x[rows] = grad + into_shift * mean_scale / count
-        # Parameters' gradients are added up over the ranks later.
+        # Gradients of parameters are summed over the ranks later.
         grad_mean_scale = into_shift * mean * (len(x_NF) / count)
         grad_bias, grad_weight = local.to(dtype)
         return grad_x, grad_weight, grad_bias, grad_mean_scale.to(dtype), None, None
@@ -261,7 +268,7 @@ NORMS: dict[str, type[torch.nn.Module]] = {
 
 
 def unsynchronised(model: torch.nn.Module) -> list[str]:
-    """Names of modules whose statistics are of one rank's rows alone."""
+    """Return the names of modules whose statistics cover one rank's rows only."""
     return [
         f"{name or 'module'} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -274,16 +281,16 @@ def unsynchronised(model: torch.nn.Module) -> list[str]:
 
 
 def convert_norms(model: torch.nn.Module, graph: PartitionedGraph) -> torch.nn.Module:
-    """Replace each `torch.nn.BatchNorm1d` by one whose batch are the rows of all ranks.
+    """Replace each `torch.nn.BatchNorm1d` by one whose batch is the rows of all ranks.
 
-    It is called as before, `norm(x)`, by all ranks; names, parameters and buffers stay, the same
-    objects, so that an optimizer made before still holds them.
+    It is called as before, `norm(x)`, on all ranks. Names stay, and parameters and buffers are the
+    same objects, so that an optimizer made before still holds them.
 
     Returns:
-        The model, changed in place; another module where it is itself a `BatchNorm1d`.
+        The model, changed in place; a new module if the model is itself a `BatchNorm1d`.
 
     Raises:
-        InputError: it has batch normalisation of another kind than `BatchNorm1d`.
+        InputError: the model has batch normalisation of another kind than `BatchNorm1d`.
     """
     check_module(model, "convert_norms")
     check_graph(graph, "convert_norms")
@@ -295,7 +302,7 @@ def convert_norms(model: torch.nn.Module, graph: PartitionedGraph) -> torch.nn.M
 
 
 class BatchNorm1d(torch.nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` of rows `[m, F]` whose statistics are those of all ranks' rows."""
+    """`torch.nn.BatchNorm1d` of rows `[m, F]`, with statistics over the rows of all ranks."""
 
     comm: Communicator
 
@@ -365,7 +372,7 @@ def _count(x: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) rstd, whose gradient also goes by way of mean and rstd, over all ranks."""
+    """(x - mean) rstd, with gradients through mean and rstd too, which cover all ranks."""
 
     @staticmethod
     def forward(

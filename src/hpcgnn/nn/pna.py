@@ -31,17 +31,19 @@ _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 class PNAConv(torch.nn.Module):
-    """Arguments, parameters and initialisation as PyTorch Geometric's `PNAConv`.
+    """Principal neighbourhood aggregation, as PyTorch Geometric's `PNAConv`.
 
-    The first map of `pre_nns` is linear in source, destination and edge apart: its rows of sources
-    are what travels, `towers * F` numbers per boundary node.
+    Arguments, parameters and initialisation are the same. The first map of `pre_nns` is a sum of
+    linear maps of source, destination and edge: the mapped rows of sources are sent, `towers * F`
+    numbers per boundary node.
 
     Args:
-        aggregators: of `sum`, `mean`, `min`, `max`, `var` and `std`.
-        scalers: of `identity`, `amplification`, `attenuation`, `linear` and `inverse_linear`.
+        aggregators: some of `sum`, `mean`, `min`, `max`, `var` and `std`.
+        scalers: some of `identity`, `amplification`, `attenuation`, `linear` and `inverse_linear`.
         deg: `deg[k]` nodes have k in-edges; `get_degree_histogram(graph)` counts them.
-        edge_dim: width of the graph's edge features, if they take part.
-        act: between maps, where there are several: its name, or a function that makes a module.
+        edge_dim: width of the graph's edge features, if messages use them.
+        act: activation between maps, if there are several: its name, or a function that makes a
+            module.
     """
 
     hops = 1
@@ -102,11 +104,11 @@ class PNAConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike."""
+        """The bias that is added to every node's output."""
         return self.lin.bias
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]`, which is made dense where it is sparse, to `[n, out_channels]`; collective."""
+        """Map `[n, F]`, which is made dense if it is sparse, to `[n, out_channels]`; collective."""
         like = self.lin.weight
         check_rows(graph, x, who="PNAConv", width=self.in_channels, constant=True, like=like)
         check_edges(graph, self.edge_dim, who="PNAConv")
@@ -139,7 +141,10 @@ class PNAConv(torch.nn.Module):
         return result
 
     def _first_maps(self, towers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first map of all towers: of sources, of destinations with bias, of edge features."""
+        """Return all towers' first maps: mapped sources, mapped destinations, the map of edges.
+
+        Destinations include the bias.
+        """
         width, sources, targets, edges = self.inner, [], [], []
         for rows, network in zip(towers, self.pre_nns, strict=True):
             first: Linear = network[0]  # type: ignore[index]
@@ -153,14 +158,14 @@ class PNAConv(torch.nn.Module):
         return torch.cat(sources, dim=1), torch.cat(targets, dim=1), edge
 
     def _rest(self, h: Tensor) -> Tensor:
-        """What follows the first map of each tower."""
+        """Apply the modules after the first map of each tower."""
         parts = h.split(self.inner, dim=1)
         networks = [network[1:] for network in self.pre_nns]  # type: ignore[index]
         return torch.cat([n(part) for n, part in zip(networks, parts, strict=True)], dim=1)
 
     @staticmethod
     def get_degree_histogram(graph: PartitionedGraph) -> Tensor:
-        """How many nodes have k in-edges, at place k: int64, on the host; collective."""
+        """Return the number of nodes with k in-edges at index k: int64, on the host; collective."""
         degrees = in_degrees(graph).long().cpu()
         most = int(degrees.max()) if len(degrees) else 0
         length = int(graph.comm.allreduce(most, "max", where="degrees")) + 1
@@ -176,7 +181,7 @@ class DegreeScales(torch.nn.Module):
 
     Args:
         deg: `deg[k]` nodes have k in-edges.
-        train_norm: the averages are learned.
+        train_norm: whether the averages are learned.
     """
 
     avg_deg_lin: Tensor
@@ -201,7 +206,7 @@ class DegreeScales(torch.nn.Module):
         self.avg_deg_log.data.fill_(self.initial[1])
 
     def forward(self, scaler: str, degrees: Tensor) -> Tensor:
-        """Of nodes with these in-degrees: `[n, 1]`."""
+        """Return the factors of nodes with these in-degrees: `[n, 1]`."""
         degrees = degrees[:, None].to(self.avg_deg_lin.dtype)
         if scaler == "amplification":
             return torch.log(degrees + 1) / self.avg_deg_log
@@ -215,7 +220,7 @@ class DegreeScales(torch.nn.Module):
 
 
 def _deviation(var: Tensor) -> Tensor:
-    """As PyTorch Geometric has it: 0, and no gradient, where the variance is at most 1e-5."""
+    """Return the deviation as in PyTorch Geometric: 0, without gradient, for var <= 1e-5."""
     root = var.clamp(min=1e-5).sqrt()
     return root.masked_fill(root <= math.sqrt(1e-5), 0.0)
 

@@ -22,9 +22,9 @@ class APPNP(torch.nn.Module):
     As PyTorch Geometric's `APPNP(K, alpha)`: `x <- (1 - alpha) A' x + alpha x_0`.
 
     Args:
-        dropout: of edge weights, which can't be had: 0.
-        cached: has no effect: the normalisation of a graph is computed once and kept.
-        normalize: else `A'` is the weighted adjacency as it is, without loops.
+        dropout: must be 0: dropout of edge weights is not supported.
+        cached: has no effect: the normalisation of a graph is always computed once and kept.
+        normalize: if False, `A'` is the weighted adjacency matrix as it is, without loops.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class _FirstSGC:
 
 
 class SGConv(torch.nn.Module):
-    """`A'^K x W^T + b` (Wu et al. 2019); arguments as PyTorch Geometric's `SGConv`.
+    """The simple convolution `A'^K x W^T + b` (Wu et al. 2019), as PyTorch Geometric's `SGConv`.
 
-    Powers of constant input features are computed once, whatever `cached` says.
+    Products of constant input features with `A'^K` are computed once, whatever `cached` is.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SGConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike."""
+        """The bias that is added to every node's output."""
         return self.lin.bias
 
     def _power(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class SGConv(torch.nn.Module):
 
 
 class AdaptiveDepth(torch.nn.Module):
-    """Every number of steps up to `K`, gated node by node (DAGNN, Liu et al. 2020).
+    """A sum over all numbers of steps up to `K`, gated per node (DAGNN, Liu et al. 2020).
 
     `out = sum_k sigmoid(<s, x_k>) x_k` with `x_k = A'^k x_0`.
     """
@@ -152,7 +152,7 @@ class AdaptiveDepth(torch.nn.Module):
 
 
 class Pointwise(Linear):
-    """A linear map of each node alone, called like a convolution."""
+    """A linear map of each node's own row, called like a convolution."""
 
     hops = 0
 

@@ -1,9 +1,9 @@
-"""The layers called as PyTorch Geometric calls them, `layer(x, edge_index)`, with a graph there.
+"""Layers called as in PyTorch Geometric, `layer(x, edge_index)`, with the graph as `edge_index`.
 
     from hpcgnn.nn.pyg import GATConv, SAGEConv     # in place of torch_geometric.nn
 
-A model class moves over by this line alone: `Trainer` calls its `forward(x, edge_index)` with the
-graph as `edge_index`.
+A model class needs no other change than this line: `Trainer` calls its `forward(x, edge_index)`
+with the graph as `edge_index`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpcgnn.nn.linear import NodeFeatures
 
 @functools.cache
 def called_as_in_pyg(layer: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The class with the order of arguments of PyTorch Geometric's; weights have the same names."""
+    """Return the class with PyTorch Geometric's order of arguments; weights keep their names."""
 
     def forward(
         self: torch.nn.Module,

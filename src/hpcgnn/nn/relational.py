@@ -26,10 +26,10 @@ _MODES = ("additive-self-attention", "multiplicative-self-attention")
 
 
 class RGCNConv(torch.nn.Module):
-    """`x'_i = root^T x_i + b + sum_r mean_{j in N_r(i)} W_r^T x_j`.
+    """The relational convolution `x'_i = root^T x_i + b + sum_r mean_{j in N_r(i)} W_r^T x_j`.
 
-    Arguments, parameters and initialisation as PyTorch Geometric's `RGCNConv`; with `num_bases`,
-    `W_r = sum_b comp[r, b] weight[b]`.
+    Arguments, parameters and initialisation are those of PyTorch Geometric's `RGCNConv`; with
+    `num_bases`, `W_r = sum_b comp[r, b] weight[b]`.
 
     Args:
         aggr: `mean` over the neighbours of each relation, or `sum` (or `add`).
@@ -79,7 +79,7 @@ class RGCNConv(torch.nn.Module):
         zero(self.bias)
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, in_channels]`, which is made dense where it is sparse, to `[n, out_channels]`."""
+        """Map `[n, in_channels]`, which is made dense if it is sparse, to `[n, out_channels]`."""
         check_rows(
             graph, x, who="RGCNConv", width=self.in_channels, constant=True, like=self.weight
         )
@@ -94,7 +94,7 @@ class RGCNConv(torch.nn.Module):
         return y_NF if self.bias is None else y_NF + self.bias
 
     def _weights(self) -> Tensor:
-        """One matrix per relation, in full precision: `[R, F, G]`."""
+        """Return one matrix per relation, in full precision: `[R, F, G]`."""
         if self.comp is None:
             return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):
@@ -105,20 +105,24 @@ class RGCNConv(torch.nn.Module):
 
 
 class RGATConv(torch.nn.Module):
-    """Arguments and parameters as PyTorch Geometric's `RGATConv`; every edge has a relation.
+    """Relational attention, as PyTorch Geometric's `RGATConv`; every edge must have a relation.
+
+    Arguments and parameters are the same.
 
     Args:
-        num_bases: the matrices of relations are sums of so many.
-        mod: how far a node's number of neighbours counts: `additive`, `scaled`, `f-additive`,
-            `f-scaled` or None; parameters of all of them are there whatever it is.
-        attention_mechanism: a softmax over all edges into a node, or `within-relation`, which
-            exchanges the boundary rows once per relation.
-        attention_mode: how scores are made.
-        heads, dim: attention heads, and scores of each; with `concat` heads lie side by side, else
-            averaged.
+        num_bases: number of bases of which the relations' matrices are sums.
+        mod: how the output depends on a node's number of neighbours: `additive`, `scaled`,
+            `f-additive`, `f-scaled` or None; the parameters of all of them exist in any case.
+        attention_mechanism: `across-relation`, a softmax over all edges into a node, or
+            `within-relation`, one per relation, which exchanges the boundary rows once for each.
+        attention_mode: `additive-self-attention` or `multiplicative-self-attention`: whether
+            scores are sums or products.
+        heads, dim: number of attention heads, and of scores per head; with `concat` heads are
+            concatenated, otherwise averaged.
         dropout: probability of dropping an attention weight while training.
-        edge_dim: width of the graph's edge features, if they take part in the scores.
-        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+        edge_dim: width of the graph's edge features, if the scores use them.
+        layer: number that distinguishes the dropout masks of one model; by default drawn from
+            torch's generator.
     """
 
     hops = 1
@@ -211,7 +215,7 @@ class RGATConv(torch.nn.Module):
         torch.nn.init.constant_(self.l2, 1 / max(self.out_channels, 1))
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]`, which is made dense where it is sparse, to `[n, H * dim * C]`."""
+        """Map `[n, F]`, which is made dense if it is sparse, to `[n, H * dim * C]`."""
         check_rows(graph, x, who="RGATConv", width=self.in_channels, constant=True, like=self.q)
         check_edges(graph, self.edge_dim, who="RGATConv")
         if not 0 < graph.num_relations <= self.num_relations:
@@ -229,7 +233,7 @@ class RGATConv(torch.nn.Module):
         return self._output(graph, softmax_NK, sum_NK)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        """A matrix per relation, `[R, F, K]`, and what makes queries, `[R, F, H * dim]`."""
+        """Return relations' matrices of rows, `[R, F, K]`, and of queries, `[R, F, H * dim]`."""
         if self.num_bases is None:
             return self.weight, self.weight @ self.q
         weight_RFK = torch.einsum("rb,bfk->rfk", self.att, self.basis)
@@ -242,7 +246,7 @@ class RGATConv(torch.nn.Module):
         weights: tuple[Tensor, Tensor],
         only: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """Rows weighted by the softmax, and their plain sum where `mod` wants it, else nothing."""
+        """Return the sums weighted by the softmax, and plain sums if `mod` needs them, else 0."""
         adds = self.mod in ("additive", "f-additive")
         found_NK = reduced_messages(
             self,
@@ -320,6 +324,6 @@ def _empty(*shape: int) -> torch.nn.Parameter:
 
 
 def _by_relation(rows: Tensor, weight_RFK: Tensor, counts: list[int]) -> Tensor:
-    """Rows in the order of their relations, each times its relation's matrix."""
+    """Return each row times its relation's matrix; rows are in the order of their relations."""
     pieces = zip(rows.split(counts), weight_RFK, strict=True)
     return torch.cat([times(piece, weight_FK) for piece, weight_FK in pieces])

@@ -36,11 +36,13 @@ class _FirstSAGE:
 
 
 class SAGEConv(torch.nn.Module):
-    """`x'_i = W_l aggr_j x_j + b + W_r x_i`; arguments as PyTorch Geometric's `SAGEConv`.
+    """The GraphSAGE layer `x'_i = W_l aggr_j x_j + b + W_r x_i`.
+
+    Arguments are those of PyTorch Geometric's `SAGEConv`.
 
     Args:
         aggr: `mean`, `sum` (or `add`), `max` or `min`.
-        project: a linear map and a ReLU before the neighbours' rows are aggregated.
+        project: whether to apply a linear map and a ReLU before neighbours' rows are aggregated.
     """
 
     hops = 1
@@ -75,11 +77,11 @@ class SAGEConv(torch.nn.Module):
     def forward(
         self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
     ) -> Tensor:
-        """`[n, F]` to `[n, G]`.
+        """Map `[n, F]` to `[n, G]`.
 
         Args:
-            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: done here, they
-                save passes over memory. Without `normalize` only.
+            then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: applied here,
+                they save passes over memory. Without `normalize` only.
         """
         if then is not None and self.normalize:
             raise InputError("SAGEConv: `then` needs normalize=False")
@@ -106,8 +108,10 @@ class SAGEConv(torch.nn.Module):
         return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
 
     def _is_fused(self, graph: PartitionedGraph, x_NF: Tensor) -> bool:
-        """Whether a CPU takes all of the layer at once: both products before a sum, or a sum that
-        is constant."""
+        """Return whether a CPU computes the whole layer in one step.
+
+        That needs both products before the sum, or a constant sum.
+        """
         precision = product_type(x_NF.device)
         if products.kernels_read_16_bit(x_NF.device) or x_NF.dtype in SHORT:
             return False
@@ -131,7 +135,7 @@ class SAGEConv(torch.nn.Module):
     def _neighbours(
         self, graph: PartitionedGraph, x_NF: NodeFeatures, then: ReluDropout | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The neighbours' part of the output, and a bias that `then` is to add."""
+        """Return the neighbours' part of the output, and a bias that `then` must add."""
         lin, linear_aggr = self.lin_l, self.aggr in ("mean", "sum")
         if linear_aggr and is_constant(graph, x_NF):
             return lin(self._first_sum(graph)), None
@@ -156,7 +160,7 @@ class SAGEConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike."""
+        """The bias that is added to every node's output."""
         return None if self.normalize else self.lin_l.bias
 
     def _aggregate(self, graph: PartitionedGraph, x_NF: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ class SAGEConv(torch.nn.Module):
 
 
 def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:
-    """`sum`, `mean`, `max` or `min` of the rows of each node's in-neighbours: `[n, F]`."""
+    """Return the `sum`, `mean`, `max` or `min` of each node's in-neighbours' rows: `[n, F]`."""
     if aggr in ("max", "min"):
         return neighbour_max(graph, x, smallest=aggr == "min")
     if aggr == "mean" and x.is_cuda:
@@ -185,7 +189,7 @@ def _divisors(graph: PartitionedGraph, sum_NF: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Shares:
-    """What an edge counts in the mean of each node: float64 `[n]`."""
+    """The weight of an edge in the mean of each node: float64 `[n]`."""
 
     def build(self, graph: PartitionedGraph) -> Tensor:
         return in_degrees(graph).clamp(min=1).double().reciprocal()

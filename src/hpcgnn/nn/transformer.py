@@ -16,17 +16,21 @@ from hpcgnn.sar.message_pass import EdgePiece
 
 
 class TransformerConv(torch.nn.Module):
-    """Arguments, parameters and initialisation as PyTorch Geometric's `TransformerConv`.
+    """The attention layer of Shi et al. (2021), as PyTorch Geometric's `TransformerConv`.
 
-    Keys and values of boundary nodes travel; queries stay where they are.
+    Arguments, parameters and initialisation are the same. Keys and values of boundary nodes are
+    sent; queries stay on their rank.
 
     Args:
-        heads: attention heads; with `concat` their outputs lie side by side, else averaged.
-        beta: a gate between each node's own row and what its neighbours say; needs `root_weight`.
+        heads: number of attention heads; with `concat` their outputs are concatenated, otherwise
+            averaged.
+        beta: whether a gate weighs each node's own row against its neighbours' part; needs
+            `root_weight`.
         dropout: probability of dropping an attention weight while training.
         edge_dim: width of the graph's edge features, if they are added to keys and values.
-        root_weight: a linear map of each node's own row is added to the output.
-        layer: tells the dropout masks of one model apart; drawn by `nn.numbers` if not given.
+        root_weight: whether to add a linear map of each node's own row to the output.
+        layer: number that distinguishes the dropout masks of one model; by default drawn from
+            torch's generator.
     """
 
     hops = 1
@@ -76,11 +80,11 @@ class TransformerConv(torch.nn.Module):
 
     @property
     def output_bias(self) -> Tensor | None:
-        """What is added to every node's output alike."""
+        """The bias that is added to every node's output."""
         return self.lin_skip.bias if self.root_weight and not self.beta else None
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        """`[n, F]` to `[n, H * C]`, or `[n, C]` without `concat`."""
+        """Map `[n, F]` to `[n, H * C]`, or to `[n, C]` without `concat`."""
         who, like = type(self).__name__, self.lin_key.weight
         check_rows(graph, x, who=who, width=self.in_channels, constant=True, like=like)
         check_edges(graph, self.edge_dim, who=who)

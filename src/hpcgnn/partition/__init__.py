@@ -1,1 +1,1 @@
-"""Cutting a graph into parts: methods, bindings, and the layout of a part."""
+"""Partitioning of a graph: methods, bindings of libraries, and the layout of a part."""

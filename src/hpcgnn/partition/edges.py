@@ -1,4 +1,4 @@
-"""The edges of a rank's rows, read a window at a time from where they lie."""
+"""The edges into a rank's rows, read from storage one window at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WINDOW = 1 << 21  # edges
 
 @dataclass(frozen=True)
 class Window:
-    """Rows `lo .. hi - 1` and the edges into them: `row` from 0, and `source`, both `[E]`."""
+    """Rows `lo .. hi - 1` and the edges into them: `row`, from 0, and `source`, both `[E]`."""
 
     lo: int
     hi: int
@@ -30,8 +30,8 @@ class SlabEdges:
 
     Attributes:
         indptr: int64 `[hi - lo + 1]`, from 0.
-        read: the sources of the edges into rows `a .. b - 1`, row after row; the rows lie within
-            `lo .. hi`. Nothing that it returns is kept.
+        read: `read(a, b)` returns the sources of the edges into rows `a .. b - 1`, row by row; the
+            rows lie within `lo .. hi`. Its results are not kept.
     """
 
     lo: int
@@ -44,24 +44,26 @@ class SlabEdges:
         return int(self.indptr[-1])
 
     def window(self, lo: int, hi: int) -> Window:
-        """Rows `lo .. hi - 1` of the graph."""
+        """Return the window of rows `lo .. hi - 1` of the graph."""
         degree = np.diff(self.indptr[lo - self.lo : hi - self.lo + 1])
         row = np.repeat(np.arange(hi - lo, dtype=np.int32), degree)
         return Window(lo, hi, row, self.read(lo, hi) if lo < hi else np.empty(0, np.int64))
 
     def windows(self, comm: Communicator, least: int = 1, most: int = WINDOW) -> Iterator[Window]:
-        """All rows in as many windows on every rank, of about equal rows and edges. Collective.
+        """Yield all rows in windows of about equal rows and edges, equally many on every rank.
+
+        Collective.
 
         Args:
-            least: windows at least, where a rank has as many rows.
-            most: rows and edges of a window; a row with more stands alone.
+            least: least number of windows, if a rank has that many rows.
+            most: most rows and edges of a window; a row with more is a window by itself.
         """
         last = self.hi - self.lo
         whole = self.count + last
         count = comm.allreduce(max(min(least, last), -(-whole // most), 1), op="max")
         wanted = whole * np.arange(count + 1) // count
         bounds, high = np.zeros(count + 1, np.int64), np.full(count + 1, last)
-        while (bounds < high).any():  # the first row with so many rows and edges before it
+        while (bounds < high).any():  # the first row with the wanted rows and edges before it
             middle = (bounds + high) // 2
             below = self.indptr[middle] + middle < wanted
             bounds, high = np.where(below, middle + 1, bounds), np.where(below, high, middle)
@@ -71,7 +73,7 @@ class SlabEdges:
 
 
 def by_rank(comm: Communicator, rank: Array, *columns: Array, where: str) -> list[Array]:
-    """Rows of `columns` go to the ranks given by `rank`; what arrives, column by column."""
+    """Send rows of `columns` to the ranks given by `rank`; return what arrives, by column."""
     cuts, order = group_by(rank, comm.size)
     return [
         np.concatenate(comm.alltoallv(np.split(values[order], cuts[1:-1]), where=where))
@@ -80,9 +82,10 @@ def by_rank(comm: Communicator, rank: Array, *columns: Array, where: str) -> lis
 
 
 def most_neighbours(comm: Communicator, edges: SlabEdges) -> int:
-    """How many entries `neighbours` can have over all ranks, self-loops left out. Collective.
+    """Return the most entries that `neighbours` can have over all ranks. Collective.
 
-    Half of both ends of the edges where the graph is symmetric, by a sum of hashes of either side.
+    Without self-loops, it is twice the number of edges, or once if the graph is symmetric, which is
+    found by comparing sums of hashes of both directions.
     """
     count = balance = 0
     for window in edges.windows(comm):
@@ -102,19 +105,19 @@ def most_neighbours(comm: Communicator, edges: SlabEdges) -> int:
 def neighbours(
     comm: Communicator, edges: SlabEdges, bounds: Int64, dtype: type[np.integer] = np.int64
 ) -> tuple[Int64, Array]:
-    """Neighbours of the rows `bounds[rank] .. bounds[rank + 1] - 1`, ascending. All ranks call.
+    """Return neighbours of rows `bounds[rank] .. bounds[rank + 1] - 1`, ascending. Collective.
 
-    Beside the result, a rank holds it once more before double edges leave, and a window.
+    Beside the result, a rank holds a window, and the duplicate edges until they are removed.
 
     Args:
-        edges: of this rank's rows, in one direction or both.
-        bounds: int64 `[size + 1]`, who is to hold which rows: all rows of the graph or a range,
-            whatever rows the ranks have edges of.
-        dtype: of the neighbours.
+        edges: the edges into this rank's rows, in one direction or both.
+        bounds: int64 `[size + 1]`, the rows that each rank is to hold: all rows of the graph or a
+            range, whatever rows the ranks have edges of.
+        dtype: dtype of the neighbours.
 
     Returns:
         `indptr` int64 `[rows + 1]` and the neighbours, one entry for each direction of each edge
-        that is no self-loop.
+        that isn't a self-loop.
     """
     count = int(bounds[comm.rank + 1] - bounds[comm.rank])
     degree = np.zeros(count, np.int64)
@@ -138,7 +141,7 @@ def neighbours(
 def _arrivals(
     comm: Communicator, edges: SlabEdges, bounds: Int64, dtype: type[np.integer]
 ) -> Iterator[tuple[Array, Array]]:
-    """Both directions of every rank's edges, as (row from 0, column) of this rank's bounds."""
+    """Yield both directions of all ranks' edges as (row from 0, column), in this rank's bounds."""
     low = int(bounds[comm.rank])
     for window in edges.windows(comm):
         here = window.row + window.lo
@@ -153,7 +156,7 @@ def _arrivals(
 
 
 def _deduplicate(indptr: Int64, columns: Array) -> tuple[Int64, Array]:
-    """Sorted columns without repetitions, in place; a window of rows at a time."""
+    """Sort columns and remove duplicates in place, a window of rows at a time."""
     kept = np.zeros(len(indptr), np.int64)
     end, low, rows = 0, 0, len(indptr) - 1
     while low < rows:

@@ -1,8 +1,9 @@
-"""Partitions by KaMinPar: one rank writes the graph to a file, a process of its own cuts it.
+"""Partitions by KaMinPar: one rank writes the graph to a file, a separate process cuts it.
 
-KaMinPar (Gottesbüren et al., ESA 2021; compressed graphs: Salwasser et al., IPDPS 2025) keeps
-Python's lock, so a process beside rank 0 runs it (`kaminpar_process`): rank 0 still answers the
-others and signals, all memory is free again afterwards, and a lack of it ends that process alone.
+KaMinPar (Gottesbüren et al., ESA 2021; compressed graphs: Salwasser et al., IPDPS 2025) holds
+Python's global interpreter lock, so a process beside rank 0 runs it (`kaminpar_process`): rank 0
+can still answer the other ranks and signals, all memory is freed afterwards, and if memory runs out
+only that process ends.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ _ASK_SECONDS = 2.0
 
 
 def is_there() -> bool:
-    """Whether the package can be found."""
+    """Return whether the package can be found."""
     return importlib.util.find_spec("kaminpar") is not None
 
 
 def threads(repeatable: bool) -> int:
-    """As many as the job gives this rank; one for the same parts in every run."""
+    """Return the threads that the job gives this rank; 1 for the same parts in every run."""
     mine = len(os.sched_getaffinity(0))
     return 1 if repeatable else min(asked_threads() or mine, mine)
 
 
 def kaminpar_lacks(comm: Communicator, problem: Problem) -> str:
-    """What keeps KaMinPar from this graph: its package, or memory; "" if nothing. Collective."""
+    """Return what KaMinPar lacks for this graph, its package or memory, or "". Collective."""
     if not comm.broadcast(is_there(), where="find KaMinPar"):
         return "the package kaminpar isn't there (pip install kaminpar)"
     needed = kaminpar_bytes(problem.num_nodes, most_neighbours(comm, problem.edges))
@@ -59,12 +60,12 @@ def kaminpar_lacks(comm: Communicator, problem: Problem) -> str:
 
 
 def kaminpar_parts(comm: Communicator, problem: Problem) -> Array:
-    """The part of each row of the slab: int32. All ranks call; rank 0's machine does the work.
+    """Return the part of each row of the slab: int32. Collective; rank 0's machine does the work.
 
     Raises:
-        InputError: the package isn't there, or balancing the training nodes is asked for too.
+        InputError: the package is missing, or balanced training nodes are requested too.
         OutputError: the temporary file (in TMPDIR) can't be written.
-        HpcgnnError: KaMinPar gave up, or its process was killed.
+        HpcgnnError: KaMinPar failed, or its process was killed.
     """
     if problem.options.balance_train:
         raise InputError("KaMinPar balances one weight only: leave out --train-balance")
@@ -90,7 +91,7 @@ def kaminpar_parts(comm: Communicator, problem: Problem) -> Array:
 
 @contextmanager
 def _scratch(comm: Communicator) -> Iterator[Path | None]:
-    """A folder on rank 0 that goes again, whatever happens; None on the others. Collective."""
+    """Yield a folder on rank 0 that is always removed afterwards, None elsewhere. Collective."""
     folder: tempfile.TemporaryDirectory[str] | None = None
     with agreed(comm, "make a temporary folder"):
         if comm.rank == 0:
@@ -119,9 +120,9 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _run(comm: Communicator, folder: Path | None, problem: Problem, neighbours: int) -> Array:
-    """The part of each row of the whole graph on rank 0, nothing on the others. Collective.
+    """Return the part of each row of the whole graph on rank 0, nothing elsewhere. Collective.
 
-    Rank 0 says every few seconds that it still waits, so that nobody takes it for lost.
+    Rank 0 reports every few seconds that it is still waiting, so that it isn't taken for lost.
     """
     process: subprocess.Popen[bytes] | None = None
     part, began = np.empty(0, np.int32), time.monotonic()

@@ -1,6 +1,6 @@
 """The process that runs KaMinPar: `python -m hpcgnn.partition.kaminpar_process FOLDER`.
 
-FOLDER holds what to do (request.json) and the graph; the parts are written there, int32 `[nodes]`.
+FOLDER holds the request (request.json) and the graph; the parts are written there, int32 `[nodes]`.
 It uses neither MPI nor torch.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 from hpcgnn.system import most_resident_memory
 
 REQUEST, GRAPH, RESULT, OUTPUT = "request.json", "graph.parhip", "parts.npy", "output.txt"
-PEAK = "peak.txt"  # bytes that the process held at most
+PEAK = "peak.txt"  # peak memory of the process in bytes
 
 
 def main(folder: Path) -> None:
-    """Reads the request, cuts, and writes the result."""
+    """Read the request, cut the graph and write the result."""
     import kaminpar
 
     request = json.loads((folder / REQUEST).read_text())

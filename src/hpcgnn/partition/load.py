@@ -1,4 +1,4 @@
-"""A graph for training in a program: a partition file, or on one rank graph.h5 itself."""
+"""Loading of a graph for training: from a partition file, or on one rank from graph.h5."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def load_partition(
     ring: Ring | None = None,
     mode: str = "sar",
 ) -> PartitionedGraph:
-    """Read this rank's part; on one rank graph.h5 will do, which is then one part.
+    """Read this rank's part from a partition file; on one rank, also from graph.h5 as one part.
 
     Args:
-        path: a partition file with as many parts as `comm` has ranks.
-        comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job: one
-            without mpiexec.
-        split: which of the file's splits the masks show.
-        ring: buffers and counters to use; a new `Ring` without it.
+        path: a partition file with as many parts as `comm` has ranks, or on one rank graph.h5.
+        comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job (one
+            rank without mpiexec).
+        split: number of the file's split that the masks show.
+        ring: buffers and counters to use; by default a new `Ring`.
         mode: `sar`, `sa` or `oneshot`.
 
     Raises:
-        InputError: the file is damaged, or has another number of parts; parts that contradict each
-            other; a file that isn't the same on all ranks.
+        InputError: the file is damaged, has another number of parts, has parts that contradict
+            each other, or isn't the same on all ranks.
     """
     check_path(path, "load_partition", "path")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
@@ -48,7 +48,7 @@ def load_partition(
 
 
 def is_graph(path: str | Path) -> bool:
-    """Whether a file of ours is a graph, not its partition."""
+    """Return whether an hpcgnn file is a graph rather than a partition of one."""
     with Reader(path, None) as reader:
         return reader.text("format") == GRAPH
 

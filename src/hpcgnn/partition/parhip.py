@@ -1,9 +1,9 @@
-"""A graph over the ranks as one binary file of ParHIP, which KaMinPar and KaHIP read.
+"""Writing of a distributed graph as one binary ParHIP file, which KaMinPar and KaHIP read.
 
-Three 64-bit numbers (version, nodes, neighbours), where each row's neighbours begin in the file
-(bytes, one more than rows), the neighbours, and the weights of the nodes. The version's bits say
-what is absent (1: weights of edges, 2: of nodes) and what has 32 bits (4: the offsets, 8:
-neighbours, 16: weights of nodes).
+The file holds three 64-bit numbers (version, nodes, neighbours), the offset in the file of each
+row's neighbours (in bytes, one more than rows), the neighbours, and the weights of the nodes. The
+version's bits tell what is absent (1: weights of edges, 2: of nodes) and what has 32 bits (4: the
+offsets, 8: neighbours, 16: weights of nodes).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from hpcgnn.partition.routing import Array
 _HEADER = 24
 _NO_EDGE_WEIGHTS, _NARROW_NEIGHBOURS, _NARROW_WEIGHTS = 1, 8, 16
 _HELD = 1 << 28  # neighbours that one rank holds at a time
-_SENT = 1 << 22  # numbers that reach rank 0 at a time
+_SENT = 1 << 22  # numbers that are sent to rank 0 at a time
 
 
 @dataclass(frozen=True)
 class ParHIPLayout:
-    """How wide the numbers are, and how much the file may take."""
+    """The widths of the file's numbers, and the most that it can take."""
 
     num_nodes: int
-    most: int  # neighbours
+    most: int  # upper bound on the neighbours
     neighbour: type[np.integer]
     weight: type[np.integer]
 
     @classmethod
     def of(cls, comm: Communicator, problem: Problem) -> ParHIPLayout:
-        """Collective."""
+        """Return the layout for the graph of a problem. Collective."""
         most = most_neighbours(comm, problem.edges)
         heaviest = comm.allreduce(int(problem.cost.max(initial=0)), op="max")
         narrow, light = problem.num_nodes < 2**31, heaviest < 2**31
@@ -61,7 +61,7 @@ class ParHIPLayout:
 
     @property
     def first(self) -> int:
-        """Where the neighbours begin."""
+        """Offset of the neighbours in bytes."""
         return _HEADER + 8 * (self.num_nodes + 1)
 
     @property
@@ -71,17 +71,17 @@ class ParHIPLayout:
 
 
 class ParHIPFile:
-    """Written by rank 0, which alone has a folder, from what the others send."""
+    """A ParHIP file, written by rank 0 from all ranks' data; only rank 0 has a folder."""
 
     def __init__(self, layout: ParHIPLayout, folder: Path | None) -> None:
         self._layout, self._folder = layout, folder
         self._error: OSError | None = None
 
     def write(self, comm: Communicator, problem: Problem) -> int:
-        """Writes the graph a range of rows at a time; returns its neighbours. All ranks call.
+        """Write the graph, a range of rows at a time; return its number of neighbours. Collective.
 
         Raises:
-            OutputError: on all ranks, where rank 0 can't write.
+            OutputError: on all ranks, if rank 0 can't write.
         """
         layout, file = self._layout, None
         path = None if self._folder is None else self._folder / GRAPH
@@ -105,7 +105,7 @@ class ParHIPFile:
             end = layout.first + width * count
             weight = np.maximum(problem.cost, 1).astype(
                 layout.weight
-            )  # it knows no weightless node
+            )  # nodes of weight 0 are not allowed
             place = end + problem.edges.lo * weight.itemsize
             self._send(comm, file, place, weight)
             if file is not None:
@@ -130,7 +130,7 @@ class ParHIPFile:
             raise OutputError(f"can't be made: {error.strerror}", file=path) from error
 
     def _send(self, comm: Communicator, file: BinaryIO | None, place: int, values: Array) -> None:
-        """`values` of every rank go to their places in rank 0's file, some at a time."""
+        """Write `values` of every rank at their places in rank 0's file, some at a time."""
         step = max(1, _SENT // comm.size)
         places = comm.allgather((place, len(values)))
         empty = values[:0]
@@ -144,7 +144,7 @@ class ParHIPFile:
                     self._put(file, first + start * values.itemsize, found)
 
     def _put(self, file: BinaryIO, place: int, values: Array) -> None:
-        """Without an exception, since the other ranks go on sending: the first error is kept."""
+        """Write without raising, since the other ranks go on sending; keep the first error."""
         if not len(values):
             return
         data = np.ascontiguousarray(values).data.cast("B")

@@ -1,4 +1,4 @@
-"""Partitions by ParMETIS over all ranks, however the rows of the graph lie."""
+"""Partitions by ParMETIS over all ranks, for any distribution of the graph's rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NARROW = 2**31 - 1
 
 
 def is_narrow(comm: Communicator, problem: Problem) -> bool:
-    """Whether all counts and weights of the graph add up within 32 bits. Collective."""
+    """Return whether all counts and weights of the graph add up within 32 bits. Collective."""
     totals = comm.allreduce(np.array([2 * problem.edges.count, int(problem.cost.sum())]))
     return max(int(totals.max()), problem.num_nodes) <= _NARROW
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What ParMETIS takes, by how many ranks call it: the graph that it is given, and its own."""
+    """The memory for ParMETIS's input graph and its own data, by the number of calling ranks."""
 
     num_nodes: int
     neighbours: int
@@ -35,36 +35,37 @@ class MemoryNeed:
 
     @classmethod
     def of(cls, comm: Communicator, problem: Problem, index_bytes: int) -> MemoryNeed:
-        """Of integers of so many bytes. Collective."""
+        """Return the need with integers of `index_bytes` bytes. Collective."""
         degree = np.diff(problem.edges.indptr).astype(float)
         count, squares = comm.allreduce(np.array([degree.sum(), (degree**2).sum()]))
         skew = squares * problem.num_nodes / max(count, 1) ** 2
         return cls(problem.num_nodes, most_neighbours(comm, problem.edges), skew, index_bytes)
 
     def bytes(self, callers: int) -> float:
-        """On each of the ranks that call."""
+        """Return the bytes needed on each of the calling ranks."""
         given = self.index_bytes * (self.neighbours + 3 * self.num_nodes) / callers
         return given + parmetis_bytes(self.neighbours, self.skew, callers, self.index_bytes)
 
     def shortage(self, comm: Communicator, callers: int) -> Shortage | None:
-        """The machine that falls most short; None: it fits. Collective."""
+        """Return the machine that lacks most memory, None if the need fits. Collective."""
         calls = comm.rank in calling(comm.size, callers)
         return shortage(comm, self.bytes(callers) if calls else 0)
 
 
 def calling(size: int, callers: int) -> list[int]:
-    """Which ranks call the library: `callers` of `size`, spread over the machines."""
+    """Return the ranks that call the library: `callers` of `size`, spread over the machines."""
     return [size * k // callers for k in range(callers)]
 
 
 def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
-    """The part of each row of the slab, int32. All ranks call.
+    """Return the part of each row of the slab, int32. Collective.
 
-    ParMETIS refuses ranks without rows, and takes more memory in all the more ranks call it, so
-    where rows are few or memory is short only some ranks call it, and rows move to these.
+    ParMETIS refuses ranks without rows, and its total memory grows with the number of calling
+    ranks. If rows are few or memory is short, only some ranks call it, and rows are sent to these.
 
     Raises:
-        InputError: no library, one that doesn't fit, a graph too large for it or for the memory.
+        InputError: no library is found, or one that can't be used, or the graph is too large for
+            it or for the memory.
     """
     library = binding.load(comm, narrow=is_narrow(comm, problem))
     if problem.options.balance_train and not library.can_balance_several:
@@ -95,7 +96,7 @@ def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
 
 
 def _fitting(comm: Communicator, need: MemoryNeed, most: int) -> int:
-    """How many ranks are to call the library: `most`, or half as many, and so on. Collective."""
+    """Return how many ranks call the library: `most`, halved until memory fits. Collective."""
     callers, first = most, need.shortage(comm, most)
     short = first
     while short is not None and callers > 1:
@@ -110,7 +111,7 @@ def _fitting(comm: Communicator, need: MemoryNeed, most: int) -> int:
 
 
 def _bounds(comm: Communicator, slabs: Slabs, callers: int) -> Int64:
-    """Who gives which rows to the library: int64 `[size + 1]`."""
+    """Return the bounds of the rows that each rank gives to the library: int64 `[size + 1]`."""
     bounds, num_nodes = np.append(0, slabs.ends), int(slabs.ends[-1])
     if (np.diff(bounds) > 0).all() and callers == comm.size:
         return bounds

@@ -1,4 +1,4 @@
-"""From graph.h5 to a partition file, on all ranks."""
+"""The pipeline from graph.h5 to a partition file, on all ranks."""
 
 from __future__ import annotations
 
@@ -49,25 +49,26 @@ def partition_graph(
     command: str = "partition",
     display: Display = SILENT,
 ) -> dict[str, Any]:
-    """Cuts a graph file into parts and writes the partition file. All ranks call.
+    """Cut a graph file into parts and write the partition file. Collective.
 
     Args:
         path: graph.h5.
-        parts: how many, independent of the number of ranks (default: one per rank).
+        parts: number of parts, independent of the number of ranks (default: one per rank).
         method: one of METHODS.
         out: the partition file (default: partitions/NAME.pP.h5); its folder is made.
-        seed: of the method and of the random partition beside it; ignored with `options`.
-        force: replace a former partition file.
-        command: the verb that asks for it; stored.
-        display: what shows how far it is.
+        seed: seed of the method, and of the random partition for comparison; ignored with
+            `options`.
+        force: replace an existing partition file.
+        command: the calling verb, stored in the file.
+        display: shows the progress.
 
     Returns:
-        The report stored in the file, with `file`, `seconds` and `memory_bytes` (the peaks of
-        all ranks added up) besides.
+        The report stored in the file, with `file`, `seconds` and `memory_bytes` (the sum of all
+        ranks' peaks) added.
 
     Raises:
-        InputError: a damaged graph, an unknown method, a library that can't be used, something
-            in the place of `out` that isn't replaced.
+        InputError: the graph is damaged, the method unknown, a library can't be used, or `out`
+            exists and isn't replaced.
         OutputError: the file can't be written.
     """
     began = time.monotonic()
@@ -102,7 +103,7 @@ def _assembled(
     options: PartitionOptions,
     display: Display,
 ) -> tuple[list[Part], dict[str, Any]]:
-    """This rank's parts of a graph file, and what the partition file says of all of them."""
+    """Return this rank's parts of a graph file, and the header of the partition file."""
     with _opened(comm, path, num_parts) as graph:
         facts = {"fingerprint": graph.fingerprint, **graph.counts.attributes()}
         require_same(comm, facts, "graphs", file=path)
@@ -135,7 +136,7 @@ def _assembled(
 class _Cut:
     """The part of each row of this rank's slab, and how it was found.
 
-    `random`: the numbers of a random partition, to compare with.
+    `random`: the numbers of a random partition, for comparison.
     """
 
     method: str
@@ -145,7 +146,7 @@ class _Cut:
 
 
 def _opened(comm: Communicator, path: Path, num_parts: int) -> GraphFile:
-    """Open on all ranks, with nodes for so many parts."""
+    """Open the graph on all ranks, after a check that it has a node for each part."""
     with agreed(comm, "open the graph"):
         graph = GraphFile(path)
         if num_parts > graph.num_nodes:
@@ -166,7 +167,7 @@ def _cut(
     options: PartitionOptions,
     display: Display,
 ) -> _Cut:
-    """Reads the edges of this rank's rows, and finds the parts."""
+    """Read the edges of this rank's rows, and find the parts."""
     low, high = rows
     with agreed(comm, "read the edges"), display.stage("read the edges"):
         indptr = graph.read_indptr(low, high)
@@ -192,15 +193,16 @@ def _cut(
 
 
 def default_file(graph: str | Path, num_parts: int) -> Path:
-    """Where a graph's partition goes that was given no name: partitions/NAME.pP.h5."""
+    """Return the default file of a graph's partition: partitions/NAME.pP.h5."""
     return FOLDER / f"{Path(graph).stem}.p{num_parts}.h5"
 
 
 def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
-    """The method that `auto` takes, and a line that says why; the same on all ranks. Collective.
+    """Return the method that `auto` takes and a line with the reason, the same on all ranks.
 
-    ParMETIS where it is there and fits, then KaMinPar, then streaming. PT-Scotch's implementation
-    of ParMETIS comes after KaMinPar: it is slow on power-law graphs.
+    It is ParMETIS if that is installed and fits the memory, then KaMinPar, then streaming.
+    PT-Scotch's implementation of ParMETIS comes after KaMinPar: it is slow on power-law graphs.
+    Collective.
     """
     if problem.num_parts == 1 or problem.num_nodes < _FEWEST * problem.num_parts:
         return "block", "auto takes block: there is next to nothing to cut"
@@ -228,7 +230,10 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
 
 
 def assign(comm: Communicator, method: str, problem: Problem) -> Array:
-    """The part of each row of this rank's slab by a method but auto: int32. All ranks call."""
+    """Return the part of each row of this rank's slab by a method other than auto: int32.
+
+    Collective.
+    """
     ids = np.arange(problem.edges.lo, problem.edges.hi)
     if problem.num_parts == 1:
         return np.zeros(len(ids), np.int32)
@@ -241,7 +246,7 @@ def assign(comm: Communicator, method: str, problem: Problem) -> Array:
 
 
 def slab_bounds(graph: GraphFile, rank: int, size: int) -> tuple[int, int]:
-    """The rows that rank `rank` of `size` reads: about equal numbers of rows and edges."""
+    """Return the rows that rank `rank` of `size` reads: about equal numbers of rows and edges."""
 
     def first_row(share: int) -> int:
         if share == size:

@@ -1,4 +1,4 @@
-"""What every partition method is given, and whether it fits the memory of the machines."""
+"""The input of every partition method, and whether it fits the memory of the machines."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from hpcgnn.system import available_memory
 MOST_COST = 1_000_000  # costs of all nodes and edges add up within 64 bits
 QUALITIES = ("fast", "default", "strong")
 REFINEMENTS = ("none", "volume")
-COMPRESSED = 1 << 27  # neighbours from which KaMinPar keeps its graph compressed
+COMPRESSED = 1 << 27  # neighbours from which on KaMinPar's graph is compressed
 _MOST_EVERYWHERE = 20.0  # integers per neighbour and rank: the whole graph, and what belongs to it
 
 
 @dataclass(frozen=True)
 class PartitionOptions:
-    """How to cut. `imbalance` is the heaviest part's weight over the mean, at least 1.
+    """Options of a partition.
 
-    A node costs `node_cost + edge_cost * in-degree`; `balance_train` has the training nodes
-    spread evenly too, at the price of a larger cut. `quality` is one of QUALITIES (KaMinPar);
-    `repeatable` has it use one thread, for the same parts in every run. `refine` is one of
-    REFINEMENTS, after any method.
+    `imbalance` is the most that the heaviest part's weight may be over the mean, above 1. A node
+    costs `node_cost + edge_cost * in-degree`; `balance_train` spreads the training nodes evenly
+    too, at the price of a larger cut. `quality` is one of QUALITIES (KaMinPar); `repeatable` makes
+    it use one thread, for the same parts in every run. `refine` is one of REFINEMENTS, applied
+    after any method.
     """
 
     seed: int = 0
@@ -57,11 +58,11 @@ class PartitionOptions:
 
 @dataclass(frozen=True)
 class Problem:
-    """A graph in slabs and into how many parts it is to be cut.
+    """A graph in slabs, and the number of parts that it is to be cut into.
 
-    edges: of this rank's slab, rows `lo .. hi - 1`; the slabs of all ranks follow each other.
+    edges: those of this rank's slab, rows `lo .. hi - 1`; the ranks' slabs are consecutive.
     cost, train: `[hi - lo]` int64 and bool, of the rows of this rank's slab.
-    notes: lines on how it went, which methods add on rank 0.
+    notes: lines about the run, which methods add on rank 0.
     """
 
     edges: SlabEdges
@@ -74,14 +75,15 @@ class Problem:
 
 
 def parmetis_bytes(neighbours: int, skew: float, ranks: int, index_bytes: int) -> float:
-    """What ParMETIS takes on each rank beside the graph it is given.
+    """Return the bytes that ParMETIS needs on each rank beside its input graph.
 
-    Integers per neighbour, fitted to seven graphs on 1 to 8 ranks (`jobs/parmetis_memory.py`): the
-    coarser graphs of all levels; and on each rank the coarsest, large where degrees are skewed,
-    since hubs leave their neighbours unmatched. More ranks share the first part only.
+    They are a number of integers per neighbour, fitted to seven graphs on 1 to 8 ranks
+    (`jobs/parmetis_memory.py`): for the coarser graphs of all levels, and on each rank for the
+    coarsest graph, which is large if degrees are skewed, since hubs leave their neighbours
+    unmatched. Only the first term is shared by the ranks.
 
     Args:
-        neighbours: entries of the symmetric graph.
+        neighbours: number of entries of the symmetric graph.
         skew: mean square of the degrees over the square of their mean.
     """
     if ranks == 1:
@@ -91,21 +93,21 @@ def parmetis_bytes(neighbours: int, skew: float, ranks: int, index_bytes: int) -
 
 
 def kaminpar_bytes(num_nodes: int, neighbours: int) -> float:
-    """What KaMinPar's process takes, the graph included, which it compresses above COMPRESSED."""
+    """Return the bytes of KaMinPar's process and graph, which is compressed from COMPRESSED on."""
     per_neighbour = 8.0 if neighbours >= COMPRESSED else 20.0
     return 5e7 + 100.0 * num_nodes + per_neighbour * neighbours
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """A machine on which all its ranks need more bytes than there are."""
+    """A machine whose ranks together need more bytes than are available."""
 
     host: str
     needed: int
     available: int
 
     def ranks(self, size: int) -> int:
-        """How many ranks would do, as many on each machine as now."""
+        """Return how many ranks would suffice, with as many on each machine as now."""
         return -(-size * self.needed // max(self.available, 1))
 
     def __str__(self) -> str:
@@ -116,7 +118,10 @@ class Shortage:
 
 
 def shortage(comm: Communicator, needed: float) -> Shortage | None:
-    """The machine that falls most short, where each rank needs so many bytes. Collective."""
+    """Return the machine that lacks most memory for each rank's `needed` bytes, None if none does.
+
+    Collective.
+    """
     own = socket.gethostname(), int(needed), available_memory()
     machines: dict[str, Shortage] = {}
     for host, bytes_, free in comm.allgather(own, where="memory of the machines"):

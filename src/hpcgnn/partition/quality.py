@@ -1,4 +1,4 @@
-"""What a partition costs: cut edges, halo rows, balance; which parts read each row."""
+"""Quality of a partition: cut edges, halo rows, balance; and the parts that read each row."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _UNEVEN = 2
 
 
 class Readers:
-    """For each row of the slab the parts that have edges from it.
+    """The parts that have edges from each row of the slab.
 
     Attributes:
         present: uint64 `[rows, words]`, a bit for each part with an edge from the row.
         single: the same for parts with exactly one such edge.
-        cut, edges: int64 `[P]`, this rank's edges into each part, and those of them from others.
+        edges, cut: int64 `[P]`, this rank's edges into each part, and those of them from others.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Readers:
         owner: Array,
         part_of: Callable[[Int64], Array],
     ) -> None:
-        """Walks through the edges once. All ranks call.
+        """Read all edges once. Collective.
 
         Args:
             owner: the part of each row of the slab.
-            part_of: the part of each of some rows, ascending, of the graph. Collective.
+            part_of: returns the part of each of some rows of the graph, ascending. Collective.
         """
         self.owner, self.num_parts = owner, problem.num_parts
         shape = (len(owner), -(-problem.num_parts // _WORD))
@@ -57,12 +57,12 @@ class Readers:
             ids = pairs // self.num_parts
             rank = np.searchsorted(slabs.ends, ids, side="right")
             pairs, counts = by_rank(comm, rank, pairs, counts, where="partition: readers")
-            order = np.argsort(pairs, kind="stable")  # equal ones of several ranks together
+            order = np.argsort(pairs, kind="stable")  # puts equal pairs of several ranks together
             pairs, counts = pairs[order], counts[order]
             self._add(pairs // self.num_parts - slabs.low, pairs % self.num_parts, counts)
 
     def _add(self, row: Array, part: Array, count: Array) -> None:
-        """Takes in pairs, ascending by row and part, perhaps more than once."""
+        """Add pairs, ascending by row and part, of which some may be repeated."""
         if not len(row):
             return
         words = self.present.shape[1]
@@ -78,14 +78,17 @@ class Readers:
         present[slot] |= added
 
     def abroad(self) -> Array:
-        """`present` without the row's own part."""
+        """Return `present` without each row's own part."""
         result = self.present.copy()
         rows = np.arange(len(result))
         result[rows, self.owner // _WORD] &= ~bits(self.owner)
         return result
 
     def volume(self, comm: Communicator) -> tuple[Int64, Int64]:
-        """Rows that each part sends and reads, once per reader: int64 `[P]` each. Collective."""
+        """Return the rows that each part sends and reads, once per reader: int64 `[P]` each.
+
+        Collective.
+        """
         abroad = self.abroad()
         copies = np.bitwise_count(abroad).sum(axis=1)
         sent = np.bincount(self.owner, weights=copies, minlength=self.num_parts).astype(np.int64)
@@ -100,7 +103,7 @@ class Readers:
 
 
 def bits(part: Array) -> Array:
-    """The bit of each part in its word: uint64."""
+    """Return the bit of each part in its word: uint64."""
     return np.uint64(1) << (part % _WORD).astype(np.uint64)
 
 
@@ -108,8 +111,8 @@ def bits(part: Array) -> Array:
 class Numbers:
     """Counts per part, int64 `[P]` each, equal on all ranks. Edges are stored edges.
 
-    `halo` are remote rows a part reads, `sent` its rows that others read, once per reader; `cut`
-    the edges into the part from others.
+    `halo` counts the remote rows that a part reads, `sent` its rows that others read, once per
+    reader, and `cut` the edges into the part from others.
     """
 
     nodes: Int64
@@ -118,10 +121,10 @@ class Numbers:
     halo: Int64
     sent: Int64
     train: Int64
-    symmetric: bool | None = None  # of the graph, where it was asked
+    symmetric: bool | None = None  # whether the graph is; None if not determined
 
     def summary(self) -> dict[str, Any]:
-        """As plain numbers; the balance is that of the heaviest part over the mean."""
+        """Return plain numbers; a balance is the heaviest part's count over the mean."""
         most = np.maximum(self.halo, self.sent)
         balance = {name: _balance(getattr(self, name)) for name in ("nodes", "edges", "train")}
         return {
@@ -142,7 +145,7 @@ def _balance(counts: Int64) -> float:
 
 
 def random_numbers(comm: Communicator, problem: Problem) -> Numbers:
-    """The counts of a random partition of the same graph. All ranks call."""
+    """Return the counts of a random partition of the same graph. Collective."""
     num_parts = problem.num_parts
 
     def draw(ids: Array) -> Array:
@@ -162,7 +165,7 @@ def random_numbers(comm: Communicator, problem: Problem) -> Numbers:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures of a report as lines of text, a random partition's beside them."""
+    """Return the figures of a report as lines of text, beside those of a random partition."""
     random = report["random"]
     rows = [("", str(report["method"]), "random", "")]
 
@@ -192,7 +195,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """What the table means, in a line."""
+    """Return a line that tells what the table means."""
     volume, random = report["communication_volume"], report["random"]["communication_volume"]
     if not random:
         return "nothing is sent: one part, or no edges"

@@ -1,10 +1,10 @@
-"""Fewer boundary rows: what is really sent, by all, by the heaviest sender, to the heaviest reader.
+"""Refinement for fewer rows sent: in all, by the heaviest sender, and to the heaviest reader.
 
 A row that moves takes its own readers along, and may be the last or the first neighbour that its
-in-neighbours have in a part. Both are known from bits per row (`Readers`), so that a pass is two
-walks through the edges. What moves are a share of the rows, those with most to gain first; where
-the three numbers don't all stay or fall, fewer of them move (the idea of volume refinement in
-XtraPuLP's third stage; Slota et al., IPDPS 2017).
+in-neighbours have in a part. Both are known from bits per row (`Readers`), so that a pass reads the
+edges twice. A pass moves a share of the rows, those with the largest gain first; if any of the
+three numbers would rise, fewer of them move (the idea of volume refinement in XtraPuLP's third
+stage; Slota et al., IPDPS 2017).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from hpcgnn.partition.routing import Array, Int64, Slabs, distinct, pointers, ta
 from hpcgnn.storage.fingerprint import mix64
 
 PASSES = 16
-_SHARES = 4  # a row may move in one pass of so many, so that neighbours seldom move at once
+_SHARES = 4  # a row may move in one of this many passes, so that neighbours seldom move at once
 _CUTS = 6  # how often the moves of a pass are halved before it is given up
 _CANDIDATES = 2  # parts that a row is tried in
-_MOST, _SWEEPS = 200_000, 3  # moves of a rank that a pass looks at, and how often
+_MOST, _SWEEPS = 200_000, 3  # moves that a rank considers in a pass, and how often
 _WORTH = 0.0005  # share of the volume below which a round of passes is the last
 
 
 def refine_volume(comm: Communicator, problem: Problem, owner: Array) -> Array:
-    """A partition with fewer boundary rows: int32, a part per row of the slab. All ranks call.
+    """Return a partition with fewer boundary rows: int32, a part per row of the slab. Collective.
 
-    None of the three is larger than before: rows sent in all, by the heaviest sender, to the
-    heaviest receiver. Nor is the heaviest part heavier, unless `imbalance` allows it.
+    None of the three numbers rises: rows sent in all, by the heaviest sender, to the heaviest
+    receiver. Nor does the heaviest part become heavier, unless `imbalance` allows it.
     """
     state = _State.of(comm, problem, owner.astype(np.int32))
     first = before = state.numbers()
@@ -52,7 +52,7 @@ def refine_volume(comm: Communicator, problem: Problem, owner: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Moves:
-    """Rows of the slab and the part each is to go to, in an order that keeps the limits."""
+    """Rows of the slab and the part that each moves to, in an order that keeps the limits."""
 
     row: Array
     part: Array
@@ -60,7 +60,7 @@ class _Moves:
 
 @dataclass(frozen=True)
 class _State:
-    """A partition and what it sends.
+    """A partition and the rows that it sends.
 
     sent, halo: int64 `[P]`, rows that each part sends and reads; load: float64 `[P]`, its cost.
     """
@@ -84,11 +84,11 @@ class _State:
         return cls(comm, problem, slabs, owner, readers, sent, halo, load)
 
     def numbers(self) -> tuple[int, int, int]:
-        """Rows sent in all, by the heaviest sender, to the heaviest receiver."""
+        """Return the rows sent in all, by the heaviest sender, to the heaviest receiver."""
         return int(self.sent.sum()), int(self.sent.max()), int(self.halo.max())
 
     def improved(self, k: int) -> _State:
-        """After pass `k`: itself where no share of its moves makes things better. Collective."""
+        """Return the state after pass `k`, itself if no share of the moves helps. Collective."""
         moves = self._moves(k)
         for _ in range(_CUTS):
             if not self.comm.allreduce(len(moves.row)):
@@ -109,7 +109,7 @@ class _State:
         return self
 
     def _moves(self, k: int) -> _Moves:
-        """What is worth moving among this pass's share of the rows, within the parts' room."""
+        """Return worthwhile moves of this pass's share of the rows, within the parts' limits."""
         found = [self._wishes(window, k) for window in self.problem.edges.windows(self.comm)]
         row, part, gain = (np.concatenate(column) for column in zip(*found, strict=True))
         order = np.lexsort((row, -gain))[:_MOST]
@@ -118,14 +118,14 @@ class _State:
         return _Moves(row[taken], part[taken])
 
     def _limit(self) -> float:
-        """What the heaviest part may cost."""
+        """Return the most that a part may cost."""
         mean = self.load.sum() / len(self.load)
         return max(self.problem.options.imbalance * mean, float(self.load.max()))
 
     def _within_room(self, row: Array, part: Array) -> list[int]:
-        """Which moves to take, in which order: after each of them every part is within its limit.
+        """Return the moves to make, in an order in which each leaves every part within its limit.
 
-        The ranks share the parts' room evenly. What has left a part makes room in it.
+        The ranks share the parts' room evenly. A row that leaves a part makes room in it.
         """
         room = (np.maximum(self._limit() - self.load, 0) / self.comm.size).tolist()
         own, cost = self.owner[row].tolist(), self.problem.cost[row].tolist()
@@ -145,9 +145,10 @@ class _State:
         return taken
 
     def _wishes(self, window: Window, k: int) -> tuple[Array, Array, Array]:
-        """Boundary rows that lower the weighted volume elsewhere, where, and how much. Collective.
+        """Return rows that lower the weighted volume in another part, these parts, and by how much.
 
-        A row sent from part s to part r weighs more the heavier s sends and r receives.
+        Only boundary rows are considered. A row sent from part s to part r weighs more, the more
+        s sends and r receives. Collective.
         """
         low = window.lo - self.slabs.low
         table, place = distinct(window.source, self.problem.num_nodes)
@@ -179,7 +180,7 @@ class _State:
         return low + row[best], part[best], gain[best]
 
     def _candidates(self, window: Window, source_part: Array, k: int) -> tuple[Array, Array]:
-        """Rows of this pass's share and other parts where most of their neighbours are."""
+        """Return rows of this pass's share, with other parts where most of their neighbours are."""
         ids = np.arange(window.lo, window.hi).astype(np.uint64)
         mix64(ids)
         ours = ids % np.uint64(_SHARES) == np.uint64(k % _SHARES)
@@ -197,7 +198,7 @@ class _State:
         return row[kept], part[kept]
 
     def _own_gain(self, row: Array, own: Array, part: Array) -> Array:
-        """What the row's own copies weigh less when it is in `part`."""
+        """Return how much less each row's own copies weigh if it is in `part`."""
         abroad = self.readers.present[row]
         total = np.zeros(len(row))
         for reader in range(self.problem.num_parts):
@@ -212,5 +213,5 @@ class _State:
 
 
 def _has(words: Array, row: Array, part: Array) -> Array:
-    """Whether the bit of each part is set in its row."""
+    """Return whether the bit of each part is set in its row."""
     return (words[row, part // 64] & bits(part)) != 0

@@ -1,4 +1,4 @@
-"""How rows travel while a graph is partitioned, and are sorted where they arrive."""
+"""Exchange of rows between ranks while a graph is partitioned, and sorting of rows."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Int64 = NDArray[np.int64]
 
 
 def pointers(counts: Array) -> Int64:
-    """`[0, c0, c0 + c1, ...]`: int64 of one more element than `counts`."""
+    """Return `[0, c0, c0 + c1, ...]`: int64, one element more than `counts`."""
     result = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=result[1:])
     return result
 
 
 def positions_type(count: int) -> type[np.signedinteger]:
-    """Of the positions 0 .. count - 1: 32 bits where they suffice."""
+    """Return the type of the positions 0 .. count - 1: 32 bits if these suffice."""
     return np.int32 if count < 2**31 else np.int64
 
 
 def positions(count: int) -> Array:
-    """0 .. count - 1, in 32 bits where they suffice."""
+    """Return 0 .. count - 1, in 32 bits if these suffice."""
     return np.arange(count, dtype=positions_type(count))
 
 
 def edge_positions(indptr: Int64, rows: Array) -> Array:
-    """Where the edges of `rows` lie, row after row: `[sum of their counts]`."""
+    """Return the positions of the edges of `rows`, row by row: `[sum of their counts]`."""
     counts = indptr[rows + 1] - indptr[rows]
     starts = indptr[rows] - pointers(counts)[:-1]
     result = np.repeat(starts.astype(np.int32) if indptr[-1] < 2**31 else starts, counts)
@@ -45,7 +45,10 @@ def edge_positions(indptr: Int64, rows: Array) -> Array:
 
 
 def group_by(keys: Array, num_keys: int) -> tuple[Int64, Array]:
-    """Stable counting sort: (first position of each key [num_keys + 1], order [len(keys)])."""
+    """Sort stably by counting; return each key's first position [num_keys + 1] and the order.
+
+    The order is [len(keys)].
+    """
     order = np.empty(len(keys), positions_type(len(keys)))
     starts = np.empty(num_keys + 1, np.int64)
     keys = np.ascontiguousarray(keys, order.dtype)
@@ -61,7 +64,7 @@ def group_by(keys: Array, num_keys: int) -> tuple[Int64, Array]:
 
 
 def sort_columns(indptr: Array, columns: Array) -> tuple[Array, Array]:
-    """Columns ascending in each row, equal ones in their order, and where each came from."""
+    """Sort columns in each row, stably; return them and the position that each came from."""
     indptr = np.ascontiguousarray(indptr, np.int64)
     wide = columns.itemsize == 8 or len(columns) >= 2**31
     columns = np.array(columns, np.int64 if wide else np.int32)
@@ -73,10 +76,10 @@ def sort_columns(indptr: Array, columns: Array) -> tuple[Array, Array]:
 
 
 def distinct(values: Array, bound: int) -> tuple[Int64, Array]:
-    """Distinct values, ascending, and where each of `values` is among them.
+    """Return the distinct values, ascending, and the position of each of `values` among them.
 
-    `values` lie in `0 .. bound - 1`. A table of the whole range is used while it is small beside
-    `values`; where it is not, memory stays proportional to `values`.
+    `values` lie in `0 .. bound - 1`. A table of the whole range is used if it is small relative to
+    `values`; otherwise memory stays proportional to `values`.
     """
     if bound > 8 * len(values) + 2**16:
         found, inverse = np.unique(values, return_inverse=True)
@@ -90,19 +93,19 @@ def distinct(values: Array, bound: int) -> tuple[Int64, Array]:
 
 
 def tally(keys: Array) -> tuple[Array, Int64]:
-    """The different keys, ascending, and how often each is there. Sorts `keys` itself."""
+    """Return the distinct keys, ascending, and the count of each. Sorts `keys` in place."""
     keys.sort()
     first = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1)) if len(keys) else keys[:0]
     return keys[first], np.diff(np.append(first, len(keys))).astype(np.int64)
 
 
 def local_parts(comm: Communicator, num_parts: int) -> range:
-    """The parts that this rank assembles."""
+    """Return the parts that this rank assembles."""
     return range(comm.rank, num_parts, comm.size)
 
 
 class Slabs:
-    """Which rank holds which consecutive rows of the graph.
+    """The distribution of the graph over the ranks, which hold consecutive rows.
 
     Raises:
         InputError: the slabs, in the order of the ranks, do not cover `0 .. num_nodes - 1`.
@@ -125,7 +128,10 @@ class Slabs:
             raise InputError(f"slabs end at row {reached} of {num_nodes}")
 
     def lookup(self, ids: Int64, values: Array) -> Array:
-        """`values` (one per row of every rank's own slab) at `ids` (ascending): [len(ids)]."""
+        """Return `values` (one per row of every rank's own slab) at `ids` (ascending): [len(ids)].
+
+        Collective.
+        """
         cuts = np.searchsorted(ids, self.ends)
         wanted = self._comm.alltoallv(np.split(ids, cuts[:-1]), where="partition: look up rows")
         answers = [values[rows - self.low] for rows in wanted]
@@ -134,7 +140,7 @@ class Slabs:
 
 @dataclass(frozen=True)
 class Route:
-    """Sends each slab row to the rank that assembles its part."""
+    """The destinations of slab rows: the ranks that assemble their parts."""
 
     comm: Communicator
     order: Array  # slab rows, by destination rank
@@ -146,12 +152,12 @@ class Route:
         return cls(comm, order, cuts)
 
     def rows(self, values: Array) -> Array:
-        """One value (or row of an array) per slab row; arrives in ascending order of the row."""
+        """Send a value (or row of an array) per slab row; return arrivals by ascending row."""
         chunks = [values[self.order[a:b]] for a, b in self._ranges()]
         return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute rows"))
 
     def ragged(self, indptr: Int64, values: Array) -> Array:
-        """`indptr[i+1] - indptr[i]` values per slab row i; arrives like `rows`."""
+        """Send `indptr[i+1] - indptr[i]` values per slab row i; return arrivals as `rows` does."""
         chunks = [values[edge_positions(indptr, self.order[a:b])] for a, b in self._ranges()]
         return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute edges"))
 
@@ -166,11 +172,12 @@ def between_parts(
     counts: Sequence[Int64],
     template: Array,
 ) -> tuple[list[Array], list[Int64]]:
-    """Exchange among parts. `values[k]`, of this rank's k-th part, lies sorted by target part.
+    """Exchange values among parts. Collective.
 
-    `counts[k][q]` of them go to part q. Returns the same for what arrives: per local part the
-    values in the order of the part they come from, and how many came from each. `template` is an
-    empty array of the common dtype and trailing shape.
+    `values[k]`, of this rank's k-th part, is sorted by target part; `counts[k][q]` of them go to
+    part q. Returns the same for arrivals: per local part the values in the order of the parts they
+    come from, and the number from each. `template` is an empty array of the common dtype and
+    trailing shape.
     """
     size, parts = comm.size, local_parts(comm, num_parts)
     table = np.array(counts, np.int64).reshape(len(parts), num_parts)

@@ -1,4 +1,4 @@
-"""Partitions without a library: random, block, and by passes over the edges."""
+"""Partitions without a library: random, block, and streaming by passes over the edges."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hpcgnn.storage.fingerprint import mix64
 _ROUNDS = 4
 _PIECE = 1 << 18  # rows
 PASSES = 10
-_WINDOWS = 64  # at least, in a pass: rows of one window don't see each other move
-_LOOSE, _STRICT = 1.25, 3  # limit of the first passes, and how many passes have the asked one
-_SETTLED = 0.002  # share of rows below which a pass is the last but the strict ones
+_WINDOWS = 64  # least number in a pass: rows of one window don't see each other's moves
+_LOOSE, _STRICT = 1.25, 3  # limit of the first passes; number of passes with the requested one
+_SETTLED = 0.002  # share of moved rows below which only the strict passes follow
 
 
 def random_parts(ids: Array, num_nodes: int, num_parts: int, seed: int = 0) -> Array:
-    """The part of each of `ids`, int32; parts differ by one node at most.
+    """Return the part of each of `ids`, int32; part sizes differ by one node at most.
 
-    A pseudo-random permutation of 0 .. num_nodes - 1 is cut into equal pieces. Any rank can ask
-    for any node: the permutation is computed, not stored (a Feistel network on just enough bits,
-    applied again while it leads out of the range).
+    A pseudo-random permutation of 0 .. num_nodes - 1 is cut into equal pieces. Any rank can compute
+    any node's part: the permutation is computed, not stored (a Feistel network on just enough bits,
+    applied again while the result is out of the range).
     """
     ids, out = np.asarray(ids), np.empty(len(ids), np.int32)
     for low, high in _pieces(len(ids)):
@@ -45,7 +45,7 @@ def _random(ids: Array, num_nodes: int, num_parts: int, seed: int) -> Array:
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, so that what is computed of each row of a slab takes little memory."""
+    """Yield ranges of rows, so that temporary arrays of a slab take little memory."""
     for low in range(0, count, _PIECE):
         yield low, min(low + _PIECE, count)
 
@@ -61,7 +61,7 @@ def _feistel(values: Array, half: int, seed: int) -> Array:
 
 
 def block_parts(ids: Array, num_nodes: int, num_parts: int) -> Array:
-    """Consecutive nodes in the order of the file, in equal numbers: int32."""
+    """Return parts of equally many consecutive nodes in the order of the file: int32."""
     return _cut(np.asarray(ids, np.int64), num_nodes, num_parts)
 
 
@@ -71,7 +71,7 @@ def _cut(place: Array, num_nodes: int, num_parts: int) -> Array:
 
 
 def streaming_parts(comm: Communicator, problem: Problem) -> Array:
-    """The part of each row of the slab: int32. All ranks call."""
+    """Return the part of each row of the slab: int32. Collective."""
     stream = _Stream.start(comm, problem)
     settled, k = False, 0
     while k < PASSES:
@@ -84,9 +84,9 @@ def streaming_parts(comm: Communicator, problem: Problem) -> Array:
 
 @dataclass
 class _Stream:
-    """The parts so far.
+    """The state of streaming.
 
-    owner: int32 `[rows]`; load: float64 `[P]`, cost of each part over all ranks.
+    owner: int32 `[rows]`, the parts so far; load: float64 `[P]`, cost of each part on all ranks.
     """
 
     comm: Communicator
@@ -97,7 +97,7 @@ class _Stream:
 
     @classmethod
     def start(cls, comm: Communicator, problem: Problem) -> _Stream:
-        """From runs of consecutive rows or at random, whichever cuts fewer edges. Collective."""
+        """Start from runs of consecutive rows or at random, whichever cuts less. Collective."""
         edges = problem.edges
         slabs = Slabs(comm, edges.lo, edges.hi, problem.num_nodes)
         starts = [
@@ -116,7 +116,7 @@ class _Stream:
         return int(self.comm.allreduce(count))
 
     def _parts(self, window: Window) -> Array:
-        """The part of each source."""
+        """Return the part of each source."""
         table, place = distinct(window.source, self.problem.num_nodes)
         return self.slabs.lookup(table, self.owner)[place]
 
@@ -127,7 +127,7 @@ class _Stream:
         return counted
 
     def restream(self, imbalance: float) -> int:
-        """One pass; returns how many rows of all ranks moved. Collective."""
+        """Make one pass; return the number of rows of all ranks that moved. Collective."""
         limit = imbalance * self.load.sum() / self.problem.num_parts
         moved = 0
         for window in self.problem.edges.windows(self.comm, least=_WINDOWS):
@@ -141,7 +141,7 @@ class _Stream:
         return int(self.comm.allreduce(moved))
 
     def _wishes(self, window: Window, limit: float) -> tuple[Array, Array, Array]:
-        """Rows of the window that another part suits better, which, and by how much."""
+        """Return the window's rows that fit better in another part, this part, and the gain."""
         num_parts, count = self.problem.num_parts, window.hi - window.lo
         own = self.owner[window.lo - self.slabs.low : window.hi - self.slabs.low]
         pairs, found = tally(window.row.astype(np.int64) * num_parts + self._parts(window))
@@ -157,7 +157,7 @@ class _Stream:
         return row[wanted], part[wanted], score[wanted] - kept[row[wanted]]
 
     def _accept(self, row: Array, part: Array, gain: Array, limit: float) -> tuple[Array, Array]:
-        """Those with most to gain, as far as this rank's share of each part's room goes."""
+        """Return the moves with the largest gain that fit this rank's share of each part's room."""
         cost = self.problem.cost[row]
         demand = self._weigh(part, cost)
         everyone = self.comm.allreduce(demand, where="partition: demand")
@@ -172,7 +172,7 @@ class _Stream:
 
 
 def _scattered(problem: Problem) -> Array:
-    """`random_parts` of the slab's rows."""
+    """Return `random_parts` of the slab's rows."""
     first, options = problem.edges.lo, problem.options
     out = np.empty(problem.edges.hi - first, np.int32)
     for low, high in _pieces(len(out)):
@@ -182,7 +182,7 @@ def _scattered(problem: Problem) -> Array:
 
 
 def _runs(comm: Communicator, problem: Problem) -> Array:
-    """Consecutive rows in parts of equal cost: int32. Collective."""
+    """Return parts of consecutive rows with equal cost: int32. Collective."""
     costs = comm.allgather(int(problem.cost.sum()))
     before, whole = sum(costs[: comm.rank]), max(sum(costs), 1)
     out = np.empty(len(problem.cost), np.int32)

@@ -185,7 +185,7 @@ def dropout_nodes(
 
 
 def new_passed(x: Tensor, out: Tensor) -> Tensor:
-    """A bit per entry: see dropout.cpp."""
+    """Return an uninitialised array of a bit per entry, laid out as in dropout.cpp."""
     chunks = -(-x.shape[1] // (8 * _PASSED_LANES))
     return torch.empty(x.shape[0], chunks * _PASSED_LANES, dtype=torch.uint8)
 

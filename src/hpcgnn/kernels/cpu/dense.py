@@ -1,4 +1,4 @@
-"""Dense products in C++: packs weights and calls the loops of product.cpp."""
+"""Dense products in C++: packing of weights, and calls of the loops in product.cpp."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from hpcgnn.kernels.cpu.library import (
 
 @cache
 def _is_slow_for_library() -> bool:
-    """Whether MKL, torch's library, leaves AVX-512 out here, as it does on AMD's processors.
+    """Return whether MKL, torch's library, avoids AVX-512 here, as it does on AMD processors.
 
-    On an Intel Xeon (Cascade Lake) it is faster than these, by a tenth to a half.
+    On an Intel Xeon (Cascade Lake) it is faster than our loops, by a tenth to a half.
     """
     return system.processor()[0] == "AuthenticAMD"
 
 
 @cache
 def has_short_products() -> bool:
-    """Whether the library's products in bfloat16 are faster here than those in float32.
+    """Return whether the library's products in bfloat16 are faster here than those in float32.
 
-    On x86 they need AVX-512 BF16; elsewhere this was not measured, and the library is trusted.
+    On x86 that needs AVX-512 BF16; elsewhere it was not measured and is assumed.
     """
     return platform.machine() not in ("x86_64", "AMD64") or rounds_in_products()
 
 
 def is_fast(dtype: torch.dtype) -> bool:
-    """Whether these are faster than the library's here: vectors of 64 bytes, 32 registers.
+    """Return whether our loops are faster than the library's here.
 
-    In bfloat16 the library's are as fast, but take rounded copies of their operands.
+    They need 32 vector registers of 64 bytes. In bfloat16 the library's are as fast, but need
+    rounded copies of their operands.
     """
     short = dtype == torch.bfloat16
     if instruction_set() != "avx512" or (short and not rounds_in_products()):
@@ -56,9 +57,9 @@ def _packing(name: str) -> tuple[int, int]:
 
 
 def pack_weights(weight_FG: Tensor) -> Tensor:
-    """Panels of columns, for a few hundred rows each: as the sources read them.
+    """Return weights in panels of columns, for a few hundred rows each, as product.cpp reads them.
 
-    In bfloat16 two rows that follow each other lie in one word.
+    In bfloat16 two consecutive rows share a word.
     """
     if weight_FG.dtype == torch.float32:
         return _panels(weight_FG, *_packing("packing"))

@@ -1,6 +1,7 @@
-"""The library of C++ kernels, and what is handed to it: picks the instruction set, checks nothing.
+"""The library of C++ kernels and the conversion of its arguments, which are not checked.
 
-The environment variable HPCGNN_ISA (baseline, avx2 or avx512) forces an instruction set.
+The best instruction set of the processor is used. The environment variable HPCGNN_ISA (baseline,
+avx2 or avx512) forces another one.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def _library() -> ctypes.CDLL:
 
 
 def _share_openmp() -> None:
-    """Let the kernels use torch's OpenMP runtime.
+    """Make the kernels use torch's OpenMP runtime.
 
-    Two runtimes in one process have two thread pools that spin against each other.
+    Two runtimes in one process would have two thread pools that compete by busy waiting.
     """
     for path in loaded_files():
         if path.name.startswith(("libgomp", "libiomp", "libomp")):
@@ -79,13 +80,13 @@ def _share_openmp() -> None:
 
 
 def supported() -> list[str]:
-    """The instruction sets that this processor has, the best one last."""
+    """Return the instruction sets that this processor supports, the best one last."""
     return [name for i, name in enumerate(INSTRUCTION_SETS) if _library().hpcgnn_supports(i)]
 
 
 @cache
 def instruction_set() -> str:
-    """The instruction set in use: the best this processor has, or the one HPCGNN_ISA names."""
+    """Return the instruction set in use: the best supported one, or the one HPCGNN_ISA names."""
     forced = os.environ.get("HPCGNN_ISA")
     if forced is None:
         return supported()[-1]
@@ -96,7 +97,7 @@ def instruction_set() -> str:
 
 @cache
 def rounds_in_products() -> bool:
-    """Whether this processor multiplies pairs of bfloat16 (AVX-512 BF16)."""
+    """Return whether this processor multiplies pairs of bfloat16 (AVX-512 BF16)."""
     return bool(_library().hpcgnn_supports(len(INSTRUCTION_SETS)))
 
 
@@ -138,7 +139,7 @@ def optional_matrix(tensor: Tensor | None) -> Matrix:
 
 
 def dropout_of(dropout: EdgeDropout | None, *, reverse: bool) -> object:
-    """A pointer to the struct, or None; `reverse`: the block's rows are the sources."""
+    """Return a pointer to the struct, or None; `reverse`: the block's rows are the sources."""
     if dropout is None or dropout.p == 0:
         return None
     ids = [dropout.destination_ids.data_ptr(), dropout.source_ids.data_ptr()]
@@ -154,19 +155,19 @@ def is_double(tensor: Tensor) -> c_int64:
 
 
 def kind(gathered: Tensor) -> c_int64:
-    """What numbers a kernel is given, by the rows that it gathers; as `interface.h` counts."""
+    """Return the number that `interface.h` gives to the dtype of the rows that a kernel gathers."""
     return c_int64({torch.float64: 1, torch.bfloat16: 2}.get(gathered.dtype, 0))
 
 
 class ThreadParts:
-    """A sum of its own for each thread: the result then doesn't depend on who comes first.
+    """A separate sum for each thread, so that the result doesn't depend on the threads' order.
 
-    `first` is the first thread's matrix, `step` the number of elements to the next one's.
+    `first` is the first thread's matrix, `step` the number of elements from one matrix to the next.
 
     Args:
-        grad: added to; None, or sums of each thread's own already, `[threads, rows, columns]`.
-        given: what the kernel is called with, and how many threads.
-        dtype: of the threads' sums; that of `grad` by default.
+        grad: the gradient to add to; or None; or separate sums already, `[threads, rows, columns]`.
+        given: the edges that the kernel is called with, which hold the number of threads.
+        dtype: dtype of the threads' sums; that of `grad` by default.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class ThreadParts:
 
 
 def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Begin of each column (one more than columns), local row and old edge of each new edge."""
+    """Return each column's first edge (columns + 1), each new edge's local row and old index."""
     begin = torch.empty(block.num_columns + 1, dtype=torch.int64)
     local_rows = torch.empty(block.num_edges, dtype=torch.int32)
     order = torch.empty(block.num_edges, dtype=torch.int64)

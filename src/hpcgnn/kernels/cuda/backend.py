@@ -1,7 +1,7 @@
 """The CUDA kernels: the same functions as `cpu`, on torch's current stream.
 
-Tensors are handed over as they are (device pointers), outputs are torch's. Features may also be
-float16 or bfloat16; sums are then float32. Results are bitwise the same in every run.
+Tensors are passed without copies, as device pointers; outputs are torch tensors. Features may also
+be float16 or bfloat16; sums are then float32. Results are bitwise the same in every run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hpcgnn.kernels.cuda.sums import spmm_max_backward as spmm_max_backward
 from hpcgnn.kernels.cuda.sums import transpose as transpose
 
 WHOLE_BLOCKS = False
-_MOST_SCALARS = 3  # matrices of scalars that are packed in one launch
+_MOST_SCALARS = 3  # most matrices of scalars that are packed in one launch
 
 
 def between(
@@ -50,7 +50,7 @@ def between(
 
 
 def _lower_bound(block: Block, column: int) -> Tensor:
-    """First edge of each row whose column is at least `column`; bisects all rows at once."""
+    """Return each row's first edge whose column is at least `column`; bisect all rows at once."""
     low, high = block.begin.clone(), block.end.clone()
     longest = int((high - low).max()) if len(low) else 0
     last = max(block.columns.shape[0] - 1, 0)
@@ -62,12 +62,12 @@ def _lower_bound(block: Block, column: int) -> Tensor:
 
 
 def pack_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    """out[i] = x[rows[i]], rounded to the type of `out`; rows int32."""
+    """Set out[i] = x[rows[i]], rounded to the dtype of `out`; `rows` is int32."""
     _rows("pack_rows", x, rows, out)
 
 
 def pack_parts(parts: Parts, rows: Tensor) -> None:
-    """One launch for features and up to three matrices of scalars, as attention sends them."""
+    """Pack features and up to three matrices of scalars, as attention sends them, in one launch."""
     (x, out), scalars = parts[0], parts[1:]
     if not _one_launch(x, scalars) or len(rows) == 0 or x.shape[1] == 0:
         for given, taken in parts:
@@ -96,7 +96,7 @@ def pack_parts(parts: Parts, rows: Tensor) -> None:
 
 
 def _one_launch(x: Tensor, scalars: Parts) -> bool:
-    """Whether they are a few matrices, equally wide, that go side by side."""
+    """Return whether these are a few matrices of one width that are packed side by side."""
     if not 0 < len(scalars) <= _MOST_SCALARS:
         return False
     given, taken = scalars[0]
@@ -111,7 +111,7 @@ def _one_launch(x: Tensor, scalars: Parts) -> bool:
 
 
 def add_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    """out[rows[i]] += x[i]; rows int32, no two the same."""
+    """Compute out[rows[i]] += x[i]; `rows` is int32, without duplicates."""
     _rows("add_rows", x, rows, out)
 
 

@@ -1,4 +1,4 @@
-"""Dropout of node features on a GPU, and the keys of all masks, which the host prepares."""
+"""Dropout of node features on a GPU, and the keys of all masks, computed on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def stream_key(stream: Stream) -> int:
-    """`hpcgnn_stream` of random.h."""
+    """Return the stream's key, as `hpcgnn_stream` of random.h does."""
     key = 0
     for word in stream:
         key = _mix(key + word + _GOLDEN)
@@ -30,16 +30,17 @@ def _mix(x: int) -> int:
 
 
 def threshold(p: float) -> np.uint32:
-    """`hpcgnn_threshold` of random.h, for p in [0, 1)."""
+    """Return the threshold for p in [0, 1), as `hpcgnn_threshold` of random.h does."""
     return np.uint32(int(p * 2**32))
 
 
 def edge_dropout(
     dropout: EdgeDropout | None, x: Tensor, *, reverse: bool
 ) -> tuple[np.generic, ...]:
-    """What the macro DROPOUT names, for features `x`; `reverse`: the block's rows are the sources.
+    """Return the arguments of the macro DROPOUT for features `x`.
 
-    The destinations' end of an edge has the complement of the stream's key.
+    With `reverse` the block's rows are the sources. The key at an edge's destination is the
+    complement of the stream's key.
     """
     kind = real(sum_type(x.dtype))
     if dropout is None or dropout.p == 0:
@@ -98,7 +99,7 @@ def dropout_nodes(
 
 
 def new_passed(x: Tensor, out: Tensor) -> Tensor:
-    """A byte for as many columns as a thread takes at once."""
+    """Return an uninitialised array: a byte for the columns that a thread loads at once."""
     rows, width = x.shape
     columns = width // _patches((x, out))[0] if width else 0
     return torch.empty(rows, columns, dtype=torch.uint8, device=x.device)
@@ -109,7 +110,7 @@ def passed_backward(passed: Tensor, g: Tensor, out: Tensor, p: float) -> None:
         return
     rows, width = g.shape
     vector = width // passed.shape[1]
-    # Rows of g may begin where so many numbers can't be read at once.
+    # Rows of g may not be aligned for loads of this width.
     aligned = vector_width(width, (g,)) >= vector
     g = g if aligned else g.clone(memory_format=torch.contiguous_format)
     to = out if vector_width(width, (out,)) >= vector else torch.empty_like(g)
@@ -155,7 +156,7 @@ def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:
 
 
 def _patches(tensors: tuple[Tensor, ...]) -> tuple[int, int, tuple[int, int]]:
-    """Vector width, log of the lanes on a row, and blocks."""
+    """Return the vector width, the logarithm of the lanes per row, and the blocks of threads."""
     rows, width = tensors[0].shape
     vector = vector_width(width, tensors)
     lanes = min(power_of_two(width // vector), WARP)

@@ -42,9 +42,9 @@ from hpcgnn.kernels.cuda.shapes import (
 )
 from hpcgnn.kernels.cuda.sums import spmm
 
-SLAB_EDGES = 1 << 22  # whose scores' gradients exist at a time, where edge features need them
-_PRODUCT_EDGES = 1 << 9  # that are added in the type of sums
-_BOUND_BLOCKS = 512  # at most, that look for the longest row
+SLAB_EDGES = 1 << 22  # whose score gradients are stored at a time, where edge features need them
+_PRODUCT_EDGES = 1 << 9  # added in the accumulation dtype, before float64
+_BOUND_BLOCKS = 512  # most blocks that search for the longest row
 
 
 def gat_forward(
@@ -79,7 +79,7 @@ def gat_forward(
 
 @dataclass(frozen=True)
 class Kernel:
-    """An attention kernel's shape for given tensors."""
+    """The launch shape of an attention kernel for given tensors."""
 
     heads: int
     channels: int
@@ -89,7 +89,7 @@ class Kernel:
 
     @staticmethod
     def of(heads: int, tensors: Sequence[Tensor]) -> Kernel:
-        """For tensors of `heads * channels` columns that are read or written in wide words."""
+        """Return the shape for tensors of `heads * channels` columns, with vector accesses."""
         channels = tensors[0].shape[1] // heads
         widest = WIDTHS[NAMES[tensors[0].dtype]][0]
         shape = HeadShape.of(heads, channels, vector_width(channels, tensors), widest)
@@ -108,12 +108,12 @@ class Kernel:
         source: str | None = None,
         blocks: tuple[int, int] | None = None,
     ) -> None:
-        """Launch once, or once per piece of very wide heads.
+        """Launch the kernel once, or once per piece of very wide heads.
 
         Args:
-            keeps: the kernel has the parameter `keep`.
-            source: the file, where its name is another.
-            blocks: other than one warp per row.
+            keeps: whether the kernel has the parameter `keep`.
+            source: name of the source file, if it isn't `name`.
+            blocks: blocks of threads, if not one warp per row.
         """
         shape = self.shape
         extras = DROPS if scoring.drops else PLAIN
@@ -139,7 +139,7 @@ class Kernel:
 
 
 def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
-    """What the macro EDGE_TERM names."""
+    """Return the arguments of the macro EDGE_TERM."""
     features = None if scoring.edge_weight is None else block.features
     width = 0 if features is None else features.shape[1]
     return (*matrix(scoring.edge_weight), pointer(features), np.int32(width))
@@ -187,7 +187,7 @@ def run_softmax(
     run: Callable[[Block, RunningSoftmax, Rows, bool], None],
     softmax: RunningSoftmax,
 ) -> None:
-    """`run(block, softmax, rows, partial)`, again for the chunks of long rows, and these joined."""
+    """Call `run(block, softmax, rows, partial)`, again for chunks of long rows, and join these."""
     split = split_of(block)
     if rows[0] == rows[1] or (split.num_edges == 0 and not softmax.loops):
         return
@@ -262,7 +262,7 @@ def gat_backward(
             return
         for slab, first, last in _slabs(part, piece):
             scores = sources.s.new_zeros(last - first, heads)
-            # The kernel counts from the block's first edge.
+            # The kernel indexes scores from the block's first edge.
             start = int(pointer(scores)) - first * heads * scores.itemsize
             own = tuple(x[slab[0] - piece[0] :] for x in to) if partial else to
             launch_on(part, own, slab, partial, np.uintp(start))
@@ -276,7 +276,7 @@ def gat_backward(
 
 
 def _scalars(destinations: Destinations) -> tuple[Tensor, ...]:
-    """t, lse and d where a row of one lies beside those of the others, as in a message."""
+    """Return t, lse and d with their rows side by side in memory, as in a message."""
     given = destinations.t, destinations.lse, destinations.d
     begins, strides = [x.data_ptr() for x in given], {x.stride(0) * x.itemsize for x in given}
     in_one_row = len(strides) == 1 and max(begins) - min(begins) < strides.pop()
@@ -292,7 +292,7 @@ class _SideBySide:
 
 
 def _product(scores: Tensor, features: Tensor) -> Tensor:
-    """scores^T @ features over very many edges: a product per chunk of them, added in float64."""
+    """Return scores^T @ features for very many edges: a product per chunk, added in float64."""
     features, heads, depth = features.to(scores.dtype), scores.shape[1], features.shape[1]
     whole = len(scores) // _PRODUCT_EDGES * _PRODUCT_EDGES
     chunked = scores[:whole].view(-1, _PRODUCT_EDGES, heads).transpose(1, 2)
@@ -301,7 +301,7 @@ def _product(scores: Tensor, features: Tensor) -> Tensor:
 
 
 def _slabs(part: Block, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
-    """Rows with `SLAB_EDGES` edges and a row more at a time; where these edges begin and end."""
+    """Yield rows with `SLAB_EDGES` edges plus at most a row, and the range of these edges."""
     low, high = rows
     begin, end = part.begin[low:high], part.end[low:high]
     if low == high:
@@ -319,7 +319,7 @@ def add_hubs(
     run: Callable[[Block, Any, Rows, bool], None],
     sums: tuple[Tensor, ...],
 ) -> None:
-    """`run` for chunks of long rows; their sums are then added to those of the rows."""
+    """Call `run` for the chunks of long rows and add their sums to those of the rows."""
     if hubs is None:
         return
     count = hubs.last - hubs.first
@@ -331,10 +331,10 @@ def add_hubs(
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What bounds rows of `heads` heads: the largest |x|^2 of a head, and the largest |scalar|.
+    """Bounds on rows of `heads` heads: the largest |x|^2 of a head, and the largest |scalar|.
 
-    Both as the bits of numbers in the type of sums, in words of which one lies in each column. For
-    destinations also the sums of `_Units`, which are 0 whenever nobody is adding to them.
+    Both are stored as the bits of numbers in the accumulation dtype, one integer word each. For
+    destinations the sums of `_Units` come with them; they are 0 except while a kernel adds to them.
     """
 
     heads: int
@@ -373,9 +373,9 @@ class _Bounds:
 
 @dataclass(frozen=True)
 class _Units:
-    """Sums over columns as 64-bit integers, which are the same in whatever order they are added.
+    """Sums per column in 64-bit integers, which don't depend on the order of addition.
 
-    `sums`: `[columns, heads]`; `arguments`: what the macro UNIT names.
+    `sums`: `[columns, heads]`; `arguments`: those of the macro UNIT.
     """
 
     sums: Tensor
@@ -397,7 +397,7 @@ class _Units:
         return _Units(sums, g.dtype, arguments)
 
     def add_to(self, grad_t: Tensor, num_rows: int) -> None:
-        """What the sums of the first `num_rows` rows come to; of the others nobody was added to."""
+        """Add the sums of the first `num_rows` rows to `grad_t`; the others received no terms."""
         heads = self.sums.shape[1]
         launch(
             "gat_units",

@@ -30,7 +30,7 @@ from hpcgnn.kernels.cuda.gat import (
 )
 from hpcgnn.kernels.cuda.launch import THREADS, WARP, matrices, matrix, pointer
 
-_MOST_BLOCKS = 1024  # a fixed number: what each warp adds up must not depend on the GPU
+_MOST_BLOCKS = 1024  # fixed: the terms of each warp's sum must not depend on the GPU
 
 
 def gatv2_forward(
@@ -87,7 +87,7 @@ def gatv2_backward(
 
 @dataclass(frozen=True)
 class _Backward:
-    """Both passes over a block's edges: each adds to one side's gradient, `to[0]`."""
+    """The two backward passes over a block's edges, each adding to one end's gradient, `to[0]`."""
 
     block: Block
     inputs: Projections
@@ -101,7 +101,7 @@ class _Backward:
 
     @property
     def _known(self) -> tuple[np.generic, ...]:
-        """Arguments of both kernels: what forward read, and the gradient of its result."""
+        """Arguments of both kernels: the inputs of forward, and the gradient of its output."""
         return (
             *matrices(self.inputs.zl, self.inputs.zr),
             pointer(self._wide[2]),
@@ -112,7 +112,7 @@ class _Backward:
         return Kernel.of(self.inputs.att.shape[0], (*self._wide, to))
 
     def by_destination(self, part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
-        """Gradients of `zr`, and of the weights, which all rows share."""
+        """Add the gradients of `zr`, and of the weights, which all rows share."""
         kernel = self._kernel(to[0])
         weight = None if self.scoring.edge_weight is None else self.grads.edge_weight
         blocks = min(-(-(piece[1] - piece[0]) * WARP // THREADS), _MOST_BLOCKS)
@@ -138,7 +138,7 @@ class _Backward:
         sums.add_to(self.grads.att, weight)
 
     def by_source(self, part: Block, to: tuple[Tensor], piece: Rows, partial: bool) -> None:
-        """Gradients of `zl`."""
+        """Add the gradients of `zl`."""
         self._kernel(to[0]).launch(
             "gatv2_backward_left",
             part,
@@ -157,7 +157,7 @@ class _Backward:
 
 
 def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:
-    """zl, zr, att in the type of sums, and the edge weight: what is read in wide words."""
+    """Return zl, zr, att in the accumulation dtype, and the edge weight: all with vector loads."""
     att = inputs.att.detach().to(sum_type(inputs.zl.dtype)).contiguous()
     weight = () if scoring.edge_weight is None else (scoring.edge_weight,)
     return (inputs.zl, inputs.zr, att, *weight)
@@ -165,7 +165,7 @@ def _read_wide(inputs: Projections, scoring: Scoring) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class _WarpSums:
-    """A sum of its own for each warp, or group of lanes, to be added up in a fixed order.
+    """A separate sum for each warp, or group of lanes, to be added up in a fixed order.
 
     `att`: `[warps, heads * channels]`; `matrix`: float64 `[warps * groups, features, heads *
     channels]`.

@@ -1,7 +1,7 @@
-"""CUDA sources as functions: assembled, compiled for the GPU at hand on first use, and launched.
+"""CUDA kernels: sources are assembled, compiled for the GPU on first use, and launched.
 
-The sources name no files but each other, so the whole text of a module is one string, and a change
-in any of its files gives another module in CuPy's cache of compiled kernels.
+The sources include no files but each other, so the whole text of a module is one string, and a
+change in any of its files gives another module in CuPy's cache of compiled kernels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FOLDER = Path(__file__).with_name("src")
 OPTIONS = ("-std=c++17",)
 THREADS = 128
 WARP = 32
-_CUPY = (14, 2)  # before it, templates with several parameters are never found in CuPy's cache
+_CUPY = (14, 2)  # older ones never find templates with several parameters in their cache
 _LOCK = "hpcgnn.lock"
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 
 
 @cache
 def source(name: str) -> str:
-    """The text of `name`.cu with the files it includes, each once, in place."""
+    """Return the text of `name`.cu with the files that it includes inserted, each once."""
     seen: set[Path] = set()
 
     def text(path: Path) -> str:
@@ -54,12 +54,12 @@ def launch(
     arguments: Sequence[np.generic],
     device: torch.device,
 ) -> None:
-    """Start kernel `expression` of `name`.cu on torch's current stream of `device`.
+    """Launch kernel `expression` of `name`.cu on torch's current stream of `device`.
 
     Args:
         expression: the kernel with its template arguments, like `spmm<float, float, 4, true>`.
-        blocks: of 128 threads each, in x and y.
-        arguments: with exactly the types of the kernel's parameters; pointers as `uintp`.
+        blocks: numbers of blocks in x and y, of 128 threads each.
+        arguments: values with exactly the types of the kernel's parameters; pointers as `uintp`.
     """
     _start(name, expression, blocks, arguments, device)
 
@@ -95,7 +95,7 @@ def _cupy() -> ModuleType:
 
 
 def check_version(version: str) -> None:
-    """Raise InputError where this CuPy is too old."""
+    """Raise InputError if this version of CuPy is too old."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or tuple(map(int, numbers.groups())) < _CUPY:
         oldest = ".".join(map(str, _CUPY))
@@ -104,23 +104,23 @@ def check_version(version: str) -> None:
 
 @cache
 def _kernel(name: str, expression: str) -> Any:
-    """The kernel in the GPU's memory, compiled by one process of a machine and read by the others.
+    """Return the kernel, loaded on the GPU; one process of a machine compiles it for all.
 
     Raises:
-        torch.OutOfMemoryError: the GPU has no room for its code.
+        torch.OutOfMemoryError: the GPU has no memory for its code.
         HpcgnnError: it can't be compiled or loaded.
     """
     cupy = _cupy()
     with loading(expression), _alone(_cache_folder()):
         module = cupy.RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
         function = module.get_function(expression)
-        _ = function.num_regs  # until it is asked for, nothing is loaded
+        _ = function.num_regs  # the code is loaded when this is first read
     return function
 
 
 @contextmanager
 def loading(expression: str) -> Iterator[None]:
-    """Around what CuPy does to a kernel before its first launch: its errors become ours."""
+    """Turn CuPy's errors in compiling and loading a kernel into ours."""
     try:
         yield
     except Exception as error:
@@ -134,13 +134,13 @@ def loading(expression: str) -> Iterator[None]:
 
 
 def _cache_folder() -> Path:
-    """Where CuPy keeps what it has compiled."""
+    """Return the folder of CuPy's cache of compiled kernels."""
     return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, where processes share the folder and its file system can lock."""
+    """Admit one process at a time, if they share the folder and its file system has locks."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
@@ -159,7 +159,7 @@ def _stream(pointer: int) -> Any:
 
 
 class _Handle:
-    """A stream of torch's by its address, as the CUDA stream protocol passes it on."""
+    """A torch stream, by its address, as an object of the CUDA stream protocol."""
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
@@ -169,27 +169,27 @@ class _Handle:
 
 
 def pointer(tensor: Tensor | None) -> np.uintp:
-    """The address of a tensor, 0 for None."""
+    """Return the address of a tensor, 0 for None."""
     return np.uintp(0 if tensor is None else tensor.data_ptr())
 
 
 def real(dtype: torch.dtype) -> type[np.floating[Any]]:
-    """The type of a parameter that is in the type of sums."""
+    """Return the NumPy type of a kernel parameter in the accumulation dtype."""
     return np.float64 if dtype == torch.float64 else np.float32
 
 
 def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:
-    """Address and row stride."""
+    """Return the address and the row stride of a matrix."""
     return pointer(tensor), np.int64(0 if tensor is None else tensor.stride(0))
 
 
 def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
-    """Address and row stride of each."""
+    """Return the address and the row stride of each matrix."""
     return tuple(argument for tensor in tensors for argument in matrix(tensor))
 
 
 def edges(block: Block, rows: tuple[int, int], longest: int) -> tuple[np.generic, ...]:
-    """What the macro EDGES names; rows with more than `longest` edges are left out."""
+    """Return the arguments of the macro EDGES; rows of more than `longest` edges are skipped."""
     return (
         *map(pointer, (block.rows, block.begin, block.end, block.columns)),
         *map(np.int64, (block.column_offset, *rows, longest)),

@@ -1,4 +1,4 @@
-"""Which instance of a CUDA kernel template fits given tensors, and how many threads it gets."""
+"""The instances of CUDA kernel templates for given tensors, and their numbers of threads."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ NAMES = {
     torch.int32: "int",
 }
 WIDTHS = {"float": (4, 1), "double": (1,), "f16": (8, 2, 1), "bf16": (8, 2, 1)}
-BARE, WEIGHTED, SCALED = range(3)  # what the edges of sums have: see spmm.cu
-PLAIN, DROPS, FEATURES = range(3)  # what attention has beside scores: see gat.cuh
-KNOWN_LANES = (4, 8, 16, 32)  # lanes of a head that the compiler knows, where loads are wide
+BARE, WEIGHTED, SCALED = range(3)  # kinds of edges in sums: see spmm.cu
+PLAIN, DROPS, FEATURES = range(3)  # kinds of attention: see gat.cuh
+KNOWN_LANES = (4, 8, 16, 32)  # lanes per head that are compile-time constants, with wide loads
 WIDE = 2 * WARP
 WORD = 16  # bytes of one load
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
+    """Return the smallest power of two that is at least `count`."""
     return 1 << max(count - 1, 0).bit_length()
 
 
 def vector_width(period: int, tensors: Sequence[Tensor], most: int = 8) -> int:
-    """Adjacent columns that one lane can load and store at once.
+    """Return the number of adjacent columns that one lane can load and store at once.
 
     Args:
-        period: the width must divide this: columns, or channels of a head.
-        tensors: all that are accessed this way; the first one's type decides what there is.
+        period: the number of columns, or channels of a head, which the width must divide.
+        tensors: all tensors accessed this way; the first one's dtype sets the possible widths.
     """
     for width in WIDTHS[NAMES[tensors[0].dtype]]:
         if width <= most and period % width == 0 and all(_aligned(t, width) for t in tensors):
@@ -52,7 +52,7 @@ def _aligned(tensor: Tensor, width: int) -> bool:
 
 @dataclass(frozen=True)
 class RowShape:
-    """Lanes for sums over a row's edges: see `Place` in common.cuh."""
+    """The lanes for sums over a row's edges: see `Place` in common.cuh."""
 
     vector: int
     lanes_log: int
@@ -61,7 +61,7 @@ class RowShape:
 
     @staticmethod
     def of(width: int, vector: int, mean_degree: float) -> RowShape:
-        """Several groups of lanes share a row that has edges for them."""
+        """Return the shape: several groups of lanes share a row that has enough edges for them."""
         packs = width // vector
         lanes = min(power_of_two(packs), WARP)
         span = lanes
@@ -76,10 +76,10 @@ class RowShape:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Lanes for attention: see `HeadPlace` in gat.cuh.
+    """The lanes for attention: see `HeadPlace` in gat.cuh.
 
-    `template`: the lanes of a head where the compiler knows them, WIDE or 0.
-    `first_channels`: one launch each; more than one where a head is too wide for a warp.
+    `template`: the lanes per head where these are a compile-time constant, else WIDE or 0.
+    `first_channels`: that of each launch; several where a head is too wide for a warp.
     """
 
     vector: int
@@ -95,17 +95,17 @@ class HeadShape:
         return np.int32(self.lanes.bit_length() - 1), np.int32(self.side.bit_length() - 1)
 
     def types(self, dtype: torch.dtype) -> str:
-        """The template arguments that say how numbers of `dtype` lie in lanes."""
+        """Return the template arguments that lay out values of `dtype` in lanes."""
         return f"{NAMES[dtype]}, {self.vector}, {self.template}"
 
     @property
     def groups(self) -> int:
-        """Groups of lanes that share a warp."""
+        """Number of groups of lanes that share a warp."""
         return WARP // (self.lanes * self.side)
 
     @staticmethod
     def of(heads: int, channels: int, vector: int, widest: int) -> HeadShape:
-        """`widest`: the widest vector that there is for the type."""
+        """Return the shape; `widest` is the widest vector width of the dtype."""
         packs = channels // vector
         if packs > WARP:
             steps = tuple(range(0, channels, WARP * vector))
@@ -116,18 +116,18 @@ class HeadShape:
         return HeadShape(vector, known, lanes, side, -(-heads // side), (0,))
 
     def blocks(self, num_rows: int, *, together: int = 1) -> tuple[int, int]:
-        """Blocks of threads in x and y; `together`: rows of a warp."""
+        """Return the blocks of threads in x and y; `together`: rows per warp."""
         warps = -(-num_rows // together)
         return -(-warps * WARP // THREADS), self.tiles
 
     def launches(self) -> list[tuple[np.int32, np.int32]]:
-        """(first_channel, keep) of each launch."""
+        """Return (first_channel, keep) of each launch."""
         last = self.first_channels[-1]
         return [(np.int32(first), np.int32(first == last)) for first in self.first_channels]
 
 
 def instances() -> dict[str, list[str]]:
-    """Every kernel expression that can be asked for, by source file."""
+    """Return every kernel expression that can be requested, by source file."""
     sums = [(x, x) for x in WIDTHS]
     sums += [("f16", "float"), ("bf16", "float"), ("float", "f16"), ("float", "bf16")]
     mixed = [(x, o, v) for x, o in sums for v in WIDTHS[x]]
@@ -168,5 +168,5 @@ def instances() -> dict[str, list[str]]:
 
 
 def _sum(name: str) -> str:
-    """The type of sums of these numbers."""
+    """Return the accumulation type of these values."""
     return "double" if name == "double" else "float"

@@ -13,11 +13,11 @@ from hpcgnn.kernels.chunks import LONGEST, split_of
 from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import BARE, NAMES, SCALED, WEIGHTED, RowShape, vector_width
 
-_MOST_MAXIMUM = 4  # columns per lane: maxima keep a count beside each
+_MOST_MAXIMUM = 4  # most columns per lane: maxima keep a count beside each
 
 
 def range_rows(block: Block, most: int) -> tuple[Tensor, Tensor]:
-    """Rows with edges in each range of `most` columns, and where each range's begin."""
+    """Return the rows with edges in each range of `most` columns, and where each range begins."""
     counts = block.end - block.begin
     row = torch.repeat_interleave(torch.arange(block.num_rows, device=block.device), counts)
     edge = torch.arange(len(row), device=block.device)
@@ -101,7 +101,7 @@ def _spmm_max(
     sign: int,
     rows: Rows,
 ) -> None:
-    """`counts`: ties of the rows of x, where they are themselves maxima; None: 1 each."""
+    """Compute `spmm_max`; `counts`: ties of the rows of x if these are maxima, None: 1 each."""
     split, width = split_of(block), x.shape[1]
     if rows[0] == rows[1] or width == 0 or split.num_edges == 0:
         return
@@ -193,7 +193,7 @@ def _maximum_backward(
 
 
 def transpose(block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Begin of each column (one more than columns), local row and old edge of each new edge."""
+    """Return each column's first edge (columns + 1), each new edge's local row and old index."""
     device, counts = block.device, block.end - block.begin
     number = torch.arange(split_of(block).num_edges, device=device)
     row = torch.repeat_interleave(torch.arange(block.num_rows, device=device), counts)

@@ -1,1 +1,1 @@
-"""From owners of nodes to parts: blocks, send lists, node columns."""
+"""Construction of parts from the owners of nodes: blocks, send lists, node columns."""

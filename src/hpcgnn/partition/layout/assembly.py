@@ -1,6 +1,6 @@
-"""From slabs of a graph and an owner per node to the parts: who holds what, in which order.
+"""Assembly of parts from slabs of a graph and an owner per node.
 
-Everything travels by exchange: a rank never holds more than its slab and its own parts.
+All data is exchanged between ranks: a rank never holds more than its slab and its own parts.
 
     parts, numbers = layout.build(comm, slab, nodes, owner, num_parts, num_nodes)
 """
@@ -48,16 +48,16 @@ from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.read.partition_file import EdgeLists, Part
 
-_EDGE_COLUMNS = ("weight", "relation", "features")  # what messages use, in both directions
+_EDGE_COLUMNS = ("weight", "relation", "features")  # used by messages, in both directions
 _INT64 = np.empty(0, np.int64)
 
 
 @dataclass
 class _Draft:
-    """A part while it is being put together. Old local indices ascend with the node's id."""
+    """A part during its assembly. Old local indices ascend with the node's id."""
 
     index: int
-    arrived: Int64  # which of the nodes that arrived on this rank: [n]
+    arrived: Int64  # its nodes among those that arrived on this rank: [n]
     ids: Int64  # [n] ascending
     row: Array  # [E] old local destination
     source: Array  # [E] position in the table of sources
@@ -76,11 +76,11 @@ def build(
     num_parts: int,
     num_nodes: int,
 ) -> tuple[list[Part], Numbers]:
-    """Assembles the parts; part p on rank `p % comm.size`. All ranks call.
+    """Assemble the parts, part p on rank `p % comm.size`. Collective.
 
     Args:
         slab: rows `lo .. hi - 1` of the in-neighbour lists; ranks hold consecutive slabs that
-            cover the graph, any may be empty. It loses its indices, which take most, on the way.
+            cover the graph, any may be empty. Its indices, the largest array, are freed on the way.
         nodes: the same rows of the node data.
         owner: the part of each row, integers `[hi - lo]` in `0 .. num_parts - 1`.
 
@@ -88,8 +88,8 @@ def build(
         The parts of this rank in ascending order, and the counts of all parts.
 
     Raises:
-        InputError: slabs that don't cover the graph, a part out of range, an array of the wrong
-            length, a part too large for 32-bit local indices.
+        InputError: the slabs don't cover the graph, a part is out of range, an array has the wrong
+            length, or a part is too large for 32-bit local indices.
     """
     slabs = Slabs(comm, slab.lo, slab.hi, num_nodes)
     edges = agree(
@@ -128,7 +128,7 @@ def build(
 def _finished(
     draft: _Draft, columns: Columns, num_parts: int, inward: EdgeLists, outward: EdgeLists | None
 ) -> Part:
-    """With the node data, in the final order of the nodes."""
+    """Return the part with its node data, in the final order of the nodes."""
     data = take(columns, draft.arrived[draft.order])
     return Part(
         index=draft.index,
@@ -171,7 +171,7 @@ def _collect(
     num_parts: int,
     num_nodes: int,
 ) -> list[_Draft]:
-    """Brings the rows of each part, with their edges, to the rank that assembles it."""
+    """Send the rows of each part, with their edges, to the rank that assembles it."""
     ids = route.rows(np.arange(slab.lo, slab.hi, dtype=np.int64))
     part = route.rows(owner)
     indptr = pointers(route.rows(np.diff(slab.indptr)))
@@ -198,7 +198,7 @@ def _collect(
 
 
 def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
-    """Asks the slab owners for the part of every source."""
+    """Look up the part of every source on the ranks that hold the slabs."""
     wanted = sorted_unique(np.concatenate([_INT64, *(draft.source_ids for draft in drafts)]))
     peers = slabs.lookup(wanted, owner).astype(np.int64)
     for draft in drafts:
@@ -208,9 +208,10 @@ def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
 def _in_edges(
     comm: Communicator, num_parts: int, drafts: list[_Draft], symmetric: bool
 ) -> tuple[list[EdgeLists], list[Int64]]:
-    """Asks each part for the local index of what is read from it; it then settles its order.
+    """Return the in-edges of each part, and the owners' local indices of its halo rows.
 
-    Returns also the local indices, at their owners, of the halo rows.
+    Each part is asked for the local indices of the rows that are read from it, and settles the
+    order of its nodes before it answers.
     """
     by_peer = [group_by(draft.peer, num_parts)[1] for draft in drafts]
     counts = [np.bincount(draft.peer, minlength=num_parts) for draft in drafts]
@@ -254,7 +255,7 @@ def _in_edges(
 
 
 def _settle_order(draft: _Draft, local: Int64, reader: Int64, symmetric: bool) -> None:
-    """`local` are old local indices that part `reader` reads."""
+    """Set the order of a draft's nodes; `local` are old local indices that part `reader` reads."""
     n = len(draft.ids)
     sent = np.zeros(n, bool)
     sent[local[reader != draft.index]] = True
@@ -276,7 +277,10 @@ def _out_edges(
     in_edges: list[EdgeLists],
     halo_indices: list[Int64],
 ) -> list[EdgeLists]:
-    """Sends every edge, as (source, destination) local indices, to its source's part."""
+    """Return the out-edges of each part.
+
+    Every edge is sent, as (source, destination) local indices, to its source's part.
+    """
     sources, destinations = [], []
     for draft, lists, halo in zip(drafts, in_edges, halo_indices, strict=True):
         low, high = lists.edge_ptr[draft.index], lists.edge_ptr[draft.index + 1]

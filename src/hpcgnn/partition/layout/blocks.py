@@ -23,16 +23,16 @@ _CHUNK = 1 << 18
 def local_order(
     num_nodes: int, rows: Array, columns: Array, sent: Array, *, symmetric: bool
 ) -> Int64:
-    """Old local indices in their new order: int64 `[n]`.
+    """Return the old local indices in their new order: int64 `[n]`.
 
-    Nodes that no other part reads come first; of these and of the others, neighbours lie near each
-    other, and nodes with the same neighbours nearest.
+    Nodes that no other part reads come first. Within each of the two groups, neighbours lie near
+    each other, and nodes with the same neighbours nearest.
 
     Args:
         rows, columns: the edges inside the part, as old local indices.
         sent: `[n]`, whether another part needs the node.
-        symmetric: the reverse of every edge is there; the order is the same, and need not be made
-            from a second graph with the reverses.
+        symmetric: whether the reverse of every edge is present; the order is then the same without
+            the cost of a second graph with the reverses.
     """
     near = np.arange(num_nodes)
     if len(rows):
@@ -45,7 +45,7 @@ def local_order(
 def _edge_order(
     row: Array, source: Array, peer: Int64, num_rows: int, num_parts: int, columns: Columns
 ) -> Array:
-    """Edges by peer, row, source; equal ones by relation, weight, features: `[E]`."""
+    """Return the order of edges by peer, row, source, then relation, weight, features: `[E]`."""
     indptr, by_row = group_by(row, num_rows)
     sorted_source, place = sort_columns(indptr, source[by_row])
     order = by_row[place]
@@ -54,7 +54,7 @@ def _edge_order(
         _settle_ties(order, row[order], sorted_source, columns)
     if num_parts == 1:
         return order
-    # 16 bits: a radix sort
+    # With 16 bits this is a radix sort.
     return order[np.argsort(_narrow(peer, num_parts)[sorted_source], kind="stable")]
 
 
@@ -63,7 +63,7 @@ def _narrow(peer: Int64, num_parts: int) -> Array:
 
 
 def _settle_ties(order: Array, row: Array, source: Array, columns: Columns) -> None:
-    """Sorts, in place, the edges with the same ends among themselves."""
+    """Sort edges with the same ends by their attributes, in place."""
     first = _changes(row, source)
     again = ~first
     tied = np.flatnonzero(again | np.append(again[1:], False))
@@ -79,7 +79,7 @@ def _settle_ties(order: Array, row: Array, source: Array, columns: Columns) -> N
 
 
 def _changes(*keys: Array) -> Array:
-    """True where an element differs from the one before, and at the first: bool."""
+    """Return where an element differs from the one before, True at the first: bool."""
     result = np.ones(len(keys[0]), bool)
     result[1:] = False
     for key in keys:
@@ -97,16 +97,16 @@ def assemble_blocks(
     index: Int64,
     columns: Columns,
 ) -> EdgeLists:
-    """Sorts the edges of one part into blocks. The send lists stay empty: see `with_send_lists`.
+    """Sort the edges of one part into blocks. The send lists stay empty: see `with_send_lists`.
 
     Args:
-        row: `[E]`, local destination.
-        source: `[E]`, position in the table of sources.
-        peer, index: the table, sorted: the part each source lives in and its local index there.
+        row: `[E]`, local destinations.
+        source: `[E]`, positions in the table of sources.
+        peer, index: the table, sorted: the part that owns each source and its local index there.
         columns: weight, relation, features, labels, split of the edges.
 
     Raises:
-        InputError: a count that 32 bits can't hold.
+        InputError: a count exceeds 32 bits.
     """
     first_source = np.searchsorted(peer, np.arange(num_parts + 1))
     halo = np.diff(first_source)
@@ -143,9 +143,9 @@ def with_send_lists(
     lists: Sequence[EdgeLists],
     halo_indices: Sequence[Array],
 ) -> list[EdgeLists]:
-    """Tells every peer which of its rows are read here, and fills in what the peers tell.
+    """Return `lists` with send lists, from an exchange of the rows that each part reads.
 
-    `halo_indices[k]`: local indices at their owners of the halo rows of this rank's k-th part, in
+    `halo_indices[k]`: local indices, at their owners, of the halo rows of this rank's k-th part, in
     the order of its receive lists.
     """
     wanted = [np.asarray(indices, np.int32) for indices in halo_indices]
@@ -164,7 +164,7 @@ def _mix(values: Array) -> Array:
 
 
 def _attribute_hash(columns: Columns, low: int, high: int) -> Array:
-    """One value per edge that tells its attributes apart: uint64."""
+    """Return a hash of the attributes of each edge: uint64."""
     total = np.zeros(high - low, np.uint64)
     for name in sorted(columns):
         values = columns[name][low:high].reshape(high - low, -1)
@@ -178,10 +178,11 @@ def _attribute_hash(columns: Columns, low: int, high: int) -> Array:
 def is_symmetric(
     comm: Communicator, low: int, indptr: Array, sources: Array, columns: Columns
 ) -> bool:
-    """Compares two 64-bit sums over all edges, of (source, destination) and of the reverse.
+    """Return whether the graph is symmetric. Collective.
 
-    Unequal sums prove that the graph is not symmetric; equal ones of one that is not have a
-    chance of 2^-64.
+    Two 64-bit sums of hashes over all edges are compared, of (source, destination) and of the
+    reverse. Unequal sums prove that the graph is not symmetric; the sums of a graph that is not
+    symmetric are equal with a probability of 2^-64.
     """
     difference = np.zeros(1, np.uint64)
     destinations = np.repeat(np.arange(low, low + len(indptr) - 1), np.diff(indptr))

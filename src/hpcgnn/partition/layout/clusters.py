@@ -1,4 +1,4 @@
-"""An order of nodes in which those with the same neighbours lie together."""
+"""An order of nodes in which nodes with the same neighbours lie together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.layout.nearness import Adjacency
 from hpcgnn.partition.routing import Array, Int64
 
-_LIMIT = 4096  # nodes of a cluster: 2 MiB of rows of 128 float32
+_LIMIT = 4096  # most nodes of a cluster: 2 MiB of rows of 128 float32
 _ROUNDS = 8
 
 
 def order_by_cluster(adjacency: Adjacency, visit: Array, limit: int = _LIMIT) -> Int64:
-    """The nodes by cluster, `[n]`, clusters and their nodes in the order of `visit`.
+    """Return the nodes by cluster, `[n]`; clusters and their nodes follow the order of `visit`.
 
-    Clusters of at most `limit` nodes by label propagation (Raghavan, Albert, Kumara 2007; with
-    limited sizes as Ugander and Backstrom 2013): the same in every run, and with any library.
+    Clusters of at most `limit` nodes are found by label propagation (Raghavan, Albert, Kumara 2007;
+    with limited sizes as Ugander and Backstrom 2013): the same in every run, and with any library.
 
     Args:
         visit: `[n]`, every node once.

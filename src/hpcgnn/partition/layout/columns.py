@@ -1,4 +1,4 @@
-"""Optional arrays on which all ranks agree, and the rows of the nodes in them."""
+"""Optional arrays that have the same form on all ranks, and their rows for given nodes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Columns = dict[str, Array]
 
 
 def agree(comm: Communicator, columns: Mapping[str, Array | None]) -> Columns:
-    """The columns that some rank has; a rank without gets an empty one of the same form.
+    """Return the columns that any rank has; a rank without one gets an empty one of that form.
 
     Raises:
-        InputError: two ranks have a column of different dtype or trailing shape.
+        InputError: a column has different dtypes or trailing shapes on two ranks.
     """
     mine = {name: (a.dtype.str, a.shape[1:]) for name, a in columns.items() if a is not None}
     forms: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -35,7 +35,7 @@ def agree(comm: Communicator, columns: Mapping[str, Array | None]) -> Columns:
 
 
 def node_columns(comm: Communicator, nodes: NodeData) -> Columns:
-    """The arrays of `nodes` by name; sparse features as indptr, indices, data, width."""
+    """Return the arrays of `nodes` by name; sparse features as indptr, indices, data, width."""
     columns: dict[str, Array | None] = {
         "labels": nodes.labels,
         "split": nodes.split,
@@ -58,7 +58,7 @@ def node_columns(comm: Communicator, nodes: NodeData) -> Columns:
 
 
 def check_lengths(columns: Columns, num_rows: int) -> None:
-    """Raises InputError where a column has not one row per node."""
+    """Raise InputError if a column doesn't have one row per node."""
     for name, column in columns.items():
         expected = num_rows
         if name.startswith("sparse/"):
@@ -71,7 +71,7 @@ def check_lengths(columns: Columns, num_rows: int) -> None:
 
 
 def distribute(comm: Communicator, route: Route, columns: Columns) -> Columns:
-    """The columns of the nodes that arrive on this rank, in ascending order of the nodes."""
+    """Return the columns of nodes that arrive on this rank, in ascending order of the nodes."""
     arrived: Columns = {}
     for name, column in columns.items():
         if name in ("sparse/indices", "sparse/data"):
@@ -91,7 +91,7 @@ def distribute(comm: Communicator, route: Route, columns: Columns) -> Columns:
 
 
 def take(columns: Columns, rows: Int64) -> NodeData:
-    """The nodes at `rows`, in that order."""
+    """Return the nodes at `rows`, in that order."""
     features: Array | CsrRows | None = None
     if "features" in columns:
         features = columns["features"][rows]

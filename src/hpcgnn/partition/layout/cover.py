@@ -1,4 +1,4 @@
-"""The fewest rows and columns of a block that all of its edges touch."""
+"""Vertex covers: the fewest rows and columns of a block that all of its edges touch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hpcgnn.partition.routing import Array, Int64
 
 
 def vertex_cover(begin: Int64, columns: Array, num_columns: int) -> tuple[Array, Array]:
-    """A minimum vertex cover: masks of rows `[n]` and of columns `[num_columns]`.
+    """Return a minimum vertex cover: masks of rows `[n]` and of columns `[num_columns]`.
 
-    Of all there are it is that with the fewest columns: the same in every run.
+    Of all minimum covers it is the one with the fewest columns: the same in every run.
 
     Args:
         begin: `[n + 1]`, first edge of each row.
-        columns: `[E]`, of each edge.
+        columns: `[E]`, the column of each edge.
     """
     begin = np.ascontiguousarray(begin, np.int64)
     columns = np.ascontiguousarray(columns, np.int32)

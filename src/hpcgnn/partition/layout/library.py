@@ -1,4 +1,4 @@
-"""The library of what lays out parts, in C++."""
+"""The C++ library that lays out parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIBRARY = Path(__file__).with_name("libhpcgnn_layout.so")  # without OpenMP: tor
 
 
 def library() -> ctypes.CDLL:
-    """The library, loaded.
+    """Return the library, loaded.
 
     Raises:
         InputError: it is not built.

@@ -13,7 +13,7 @@ from hpcgnn.partition.routing import Array, Int64, group_by, pointers, sort_colu
 
 @dataclass(frozen=True)
 class Adjacency:
-    """Neighbours of each node, ascending, each once.
+    """The neighbours of each node, ascending and without duplicates.
 
     Attributes:
         begin: int64 `[n + 1]`.
@@ -25,7 +25,7 @@ class Adjacency:
 
     @classmethod
     def of(cls, num_nodes: int, rows: Array, columns: Array) -> Adjacency:
-        """Of edges in any order, with repetitions."""
+        """Return the adjacency of edges in any order, which may be repeated."""
         begin, order = group_by(rows, num_nodes)
         neighbour, _ = sort_columns(begin, columns[order].astype(np.int32, copy=False))
         new = np.ones(len(neighbour), bool)
@@ -35,15 +35,15 @@ class Adjacency:
 
     @classmethod
     def both_ways(cls, num_nodes: int, rows: Array, columns: Array) -> Adjacency:
-        """Of edges and their reverses."""
+        """Return the adjacency of edges and their reverses."""
         return cls.of(num_nodes, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
 
 
 def reverse_cuthill_mckee(adjacency: Adjacency) -> Array:
-    """The nodes of a symmetric graph, int32 `[n]`, so that edges are short (Cuthill, McKee 1969).
+    """Return an order of a symmetric graph's nodes, int32 `[n]`, in which edges are short.
 
-    Breadth first from the node of the least degree, neighbours by their degree, reversed (George
-    1971); time is that of sorting each node's neighbours once.
+    The order is breadth-first from the node of least degree, neighbours by their degree (Cuthill,
+    McKee 1969), reversed (George 1971). It takes the time of sorting each node's neighbours once.
     """
     num_nodes = len(adjacency.begin) - 1
     row = np.repeat(np.arange(num_nodes, dtype=np.int32), np.diff(adjacency.begin))

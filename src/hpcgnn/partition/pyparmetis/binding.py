@@ -1,7 +1,7 @@
-"""ParMETIS through its C interface, whatever build of it is at hand.
+"""Binding of ParMETIS through its C interface, for any build of it.
 
-A build is found, checked against the MPI of this process before anything of it is called, and
-asked for the width of its integers and reals, which no symbol of it tells.
+A build is found, checked against the MPI of this process before any of its functions is called, and
+tested for the widths of its integers and reals, which none of its symbols tells.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _COUPLED, _UNCOUPLED = 1, 2
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a symmetric graph without self-loops on one rank of those that call.
+    """The rows of a symmetric graph without self-loops on one of the calling ranks.
 
     Attributes:
-        vtxdist: `[ranks + 1]`, first row of each rank, and the number of rows.
-        xadj, adjncy: `[n + 1]` and `[e]`, this rank's rows, their neighbours by number in the whole
-            graph.
+        vtxdist: `[ranks + 1]`, first row of each rank, then the number of rows.
+        xadj, adjncy: `[n + 1]` and `[e]`, row pointer of this rank's rows, and their neighbours by
+            number in the whole graph.
         vertex_weights: integers `[n]` or `[n, constraints]`, each balanced; None: all 1.
         edge_weights: integers above 0 `[e]`, the same in both directions; None: all 1.
-        vertex_sizes: integers `[n]`, cost of moving a row (`adaptive_repart` reads them); None: 1.
-        coordinates: `[n, 2]` or `[n, 3]` (`part_geom_kway` reads them).
-        expendable: the library may work in these arrays, and change them, where they have its
-            width; else it is given copies.
+        vertex_sizes: integers `[n]`, cost of moving a row (for `adaptive_repart`); None: all 1.
+        coordinates: `[n, 2]` or `[n, 3]` (for `part_geom_kway`).
+        expendable: whether the library may work in these arrays and change them, if they have its
+            integer width; otherwise it is given copies.
     """
 
     vtxdist: Int64
@@ -65,7 +65,10 @@ class Rows:
         return 1 if weights is None or np.ndim(weights) == 1 else np.shape(weights)[1]
 
     def problem(self, rank: int, ranks: int) -> str:
-        """What is wrong with these rows, which the library would read beyond; "" if nothing is."""
+        """Return what is wrong with these rows, "" if nothing.
+
+        The library would read out of the bounds of wrong ones.
+        """
         xadj, adjncy, count = np.asarray(self.xadj), np.asarray(self.adjncy), self.num_rows
         bounds = np.asarray(self.vtxdist)
         if len(bounds) != ranks + 1:
@@ -126,11 +129,11 @@ class ParMETIS:
     def part_kway(
         self, mpi: MPI.Comm, rows: Rows, num_parts: int, *, imbalance: float = 1.05, seed: int = 0
     ) -> Array:
-        """Cuts the graph: the part of each row, int32 `[n]`. Every calling rank has rows.
+        """Cut the graph; return the part of each row, int32 `[n]`. Each calling rank needs rows.
 
         Raises:
-            InputError: sizes beyond what the library counts with (before the call).
-            HpcgnnError: the library gave up.
+            InputError: sizes overflow the library's counts (raised before the call).
+            HpcgnnError: the library failed.
         """
         return self._run("PartKway", mpi, rows, num_parts, imbalance, (1, 0, seed), None)
 
@@ -144,7 +147,7 @@ class ParMETIS:
         imbalance: float = 1.05,
         seed: int = 0,
     ) -> Array:
-        """Improves a given partition: int32 `[n]`."""
+        """Return an improvement of a given partition: int32 `[n]`."""
         options = (1, 0, seed, _UNCOUPLED)
         return self._run("RefineKway", mpi, rows, num_parts, imbalance, options, part)
 
@@ -159,10 +162,10 @@ class ParMETIS:
         seed: int = 0,
         exchange_to_move: float = 1000.0,
     ) -> Array:
-        """A new partition near the given one: int32 `[n]`.
+        """Return a new partition near the given one: int32 `[n]`.
 
-        `exchange_to_move` weighs the time of the exchanges against that of moving rows, whose
-        costs are `rows.vertex_sizes`.
+        `exchange_to_move` is the weight of the time of exchanges relative to that of moving rows,
+        whose costs are `rows.vertex_sizes`.
         """
         options = (1, 0, seed, _UNCOUPLED)
         extra = exchange_to_move
@@ -171,7 +174,7 @@ class ParMETIS:
     def part_geom_kway(
         self, mpi: MPI.Comm, rows: Rows, num_parts: int, *, imbalance: float = 1.05, seed: int = 0
     ) -> Array:
-        """As `part_kway`, beginning with the rows' coordinates, which is faster: int32 `[n]`."""
+        """As `part_kway`, but start from the rows' coordinates, which is faster: int32 `[n]`."""
         return self._run("PartGeomKway", mpi, rows, num_parts, imbalance, (1, 0, seed), None)
 
     def _run(
@@ -235,7 +238,7 @@ class ParMETIS:
 
     @property
     def integer(self) -> str:
-        """The dtype of its integers."""
+        """The dtype of the library's integers."""
         return f"i{self.index_bytes}"
 
     @property
@@ -243,7 +246,7 @@ class ParMETIS:
         return f"f{self.real_bytes}"
 
     def _integers(self, values: Array | list[int] | tuple[int, ...]) -> Array:
-        # The library may renumber what it is given, so it works on a copy, never empty.
+        # The library may renumber its arguments, so it gets a copy, which is never empty.
         copy = np.array(values, self.integer, order="C")
         return copy if copy.size else np.zeros(1, self.integer)
 
@@ -256,10 +259,10 @@ def _call(function: Callable[..., int], mpi: MPI.Comm, arguments: list[Array | N
 def check_rows(
     mpi: MPI.Comm, rows: Rows, num_parts: int, part: Array | None, *, geometry: bool
 ) -> None:
-    """Refuses rows that the library would read beyond. All calling ranks call.
+    """Check the rows, since the library would read out of the bounds of wrong ones. Collective.
 
     Raises:
-        InputError: on all of them, of the lowest rank whose rows are wrong.
+        InputError: on all calling ranks, about the lowest rank whose rows are wrong.
     """
     text = rows.problem(mpi.Get_rank(), mpi.Get_size())
     if not text and part is not None and len(part) != rows.num_rows:
@@ -276,10 +279,10 @@ def check_rows(
 
 
 def check_sizes(mpi: MPI.Comm, rows: Rows, constraints: int, index_bytes: int) -> None:
-    """Refuses what the library would count wrongly. All calling ranks call.
+    """Check that the sizes don't overflow the library's counts. Collective.
 
     Raises:
-        InputError: on all of them; it names the number of ranks that would do.
+        InputError: on all calling ranks; it names the number of ranks that would suffice.
     """
     weights = (rows.vertex_weights, rows.edge_weights, rows.vertex_sizes)
     sums = [np.sum(w, axis=0, dtype=np.int64).max() for w in weights if w is not None]
@@ -290,7 +293,7 @@ def check_sizes(mpi: MPI.Comm, rows: Rows, constraints: int, index_bytes: int) -
 
 
 def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_bytes: int) -> None:
-    """`sizes`: rows, edges and total weight of each rank. Raises InputError."""
+    """Raise InputError if `sizes` (rows, edges, total weight of each rank) overflow the counts."""
     totals = [sum(column) for column in zip(*sizes, strict=True)]
     if index_bytes == 4 and max(totals) > _COUNT_LIMIT:
         raise InputError(
@@ -298,7 +301,7 @@ def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_b
             f"neighbours and weight {totals[2]} need one with 64 (IDXTYPEWIDTH 64); {INSTALL}, "
             f"{OTHERWISE}"
         )
-    # It sends rows between ranks as (3 + constraints) numbers each and 2 per neighbour, with
+    # ParMETIS sends rows as (3 + constraints) numbers each and 2 per neighbour, with
     # counts that are C ints.
     volumes = [(3 + constraints) * rows + 2 * edges for rows, edges, _ in sizes]
     if max(volumes) > _COUNT_LIMIT:
@@ -310,15 +313,15 @@ def refuse_overflow(sizes: list[tuple[int, int, int]], constraints: int, index_b
 
 
 def load(comm: Communicator | MPI.Comm, *, narrow: bool = False) -> ParMETIS:
-    """Finds, checks and loads a build. All ranks call, and load the same file.
+    """Find, check and load a build, the same file on all ranks. Collective.
 
     Args:
         comm: a `Communicator`, or an mpi4py communicator.
-        narrow: take the build with 32-bit integers where one lies beside that with 64: half the
+        narrow: take the build with 32-bit integers if one lies beside that with 64: half the
             memory, for graphs whose counts and weights all add up below 2^31.
 
-    Raises:
-        InputError: none is there, or none that this process can use; says which and why.
+        Raises:
+            InputError: no build is found, or none that this process can use, with the reason.
     """
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     path: Path | None = None
@@ -331,9 +334,9 @@ def load(comm: Communicator | MPI.Comm, *, narrow: bool = False) -> ParMETIS:
 
 
 def find(*, narrow: bool = False) -> Path:
-    """The build to use: HPCGNN_PARMETIS, or the first usable of the usual places.
+    """Return the build to use: HPCGNN_PARMETIS, or the first usable one in the usual places.
 
-    `narrow` looks for a 32-bit build first where both lie in one place.
+    With `narrow`, a 32-bit build is preferred if a place has both.
     """
     if MPI.Get_library_version() == NO_LIBRARY:
         raise InputError(f"ParMETIS needs MPI: pip install mpich, {OTHERWISE}")
@@ -355,7 +358,7 @@ def find(*, narrow: bool = False) -> Path:
     own = set(shared_library.environment_candidates())
     for path in shared_library.parmetis_candidates(narrow=narrow):
         try:
-            # Who can write to the environment can change all else that runs, too.
+            # Users who can write to the environment can change everything else that runs, too.
             shared_library.check_place(path, group=path in own)
             check_mpi(path)
             return path
@@ -367,10 +370,10 @@ def find(*, narrow: bool = False) -> Path:
 
 
 def check_mpi(path: Path) -> None:
-    """Refuses a library built for another MPI than this process has loaded. Calls nothing of it.
+    """Check that a library is built for the MPI of this process, without calling it.
 
     Raises:
-        InputError: naming both.
+        InputError: it is built for another MPI; the message names both.
     """
     needed = shared_library.needed_mpi(shared_library.dependencies(path))
     loaded = shared_library.loaded_mpi()
@@ -387,15 +390,15 @@ def check_mpi(path: Path) -> None:
 
 
 def open_library(path: Path) -> ParMETIS:
-    """Loads a checked library and finds the widths of its numbers."""
+    """Load a checked library and find the widths of its numbers."""
     real_path = path.resolve()
     check_mpi(real_path)
     libraries = shared_library.dependencies(real_path)
     if not shared_library.needed_mpi(libraries):
-        for mpi in set(shared_library.loaded_mpi().values()):  # it takes MPI from the process
+        for mpi in set(shared_library.loaded_mpi().values()):  # its MPI is the process's
             ctypes.CDLL(str(mpi), mode=ctypes.RTLD_GLOBAL)
     try:
-        # PT-Scotch's builds of different width share their names, so take those beside it.
+        # PT-Scotch's builds of different widths share names of libraries: take those beside it.
         for library in reversed(libraries[1:]):
             shared_library.check_place(library.path, group=True)
             ctypes.CDLL(str(library.path), mode=ctypes.RTLD_LOCAL)
@@ -427,10 +430,10 @@ def _index_hint(handle: ctypes.CDLL) -> int:
 
 
 def _widths_fit(handle: ctypes.CDLL, index: int, real: int) -> bool:
-    """Chunks a cycle of four nodes into one part and looks at which bytes were written.
+    """Return whether these widths fit, by the bytes written in a cut of a cycle of four nodes.
 
-    Buffers are padded with zeros, so that a library of another width reads no further than them
-    and sees no rows or a share of zero, which it refuses.
+    The cut is into one part. Buffers are padded with zeros, so that a library of another width
+    stays within them and finds no rows or a share of zero, which it refuses.
     """
 
     def padded(values: list[float], kind: str) -> Array:
@@ -461,7 +464,7 @@ def _widths_fit(handle: ctypes.CDLL, index: int, real: int) -> bool:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hides what C code prints on standard output."""
+    """Suppress the output of C code on standard output."""
     flush = ctypes.CDLL(None).fflush
     flush(None)
     saved = os.dup(1)

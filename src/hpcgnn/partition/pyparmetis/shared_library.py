@@ -1,4 +1,4 @@
-"""Shared libraries on disk: what they need, where they may lie, and which MPI they expect."""
+"""Shared libraries on disk: their dependencies, trusted places, and the MPI they expect."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Dynamic:
     path: Path
     soname: str
     needed: tuple[str, ...]
-    folders: tuple[Path, ...]  # where it looks for what it needs
+    folders: tuple[Path, ...]  # where it looks for its dependencies
 
     @classmethod
     def read(cls, path: Path) -> Dynamic:
-        """Raises InputError where `path` is no 64-bit little-endian shared library."""
+        """Read `path`; raise InputError unless it is a 64-bit little-endian shared library."""
         try:
             if not path.is_file():
                 raise InputError("is no shared library of this machine", file=path)
@@ -66,7 +66,7 @@ class Dynamic:
 
 
 def _dynamic_section(data: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Its (tag, value) entries and the file offset of its strings."""
+    """Return the section's (tag, value) entries and the file offset of its strings."""
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not ELF64")
     (headers,) = struct.unpack_from("<Q", data, 32)
@@ -82,7 +82,7 @@ def _dynamic_section(data: bytes) -> tuple[list[tuple[int, int]], int]:
 
 
 def dependencies(path: Path) -> list[Dynamic]:
-    """`path` and the libraries found beside it or on its own search path, deepest last."""
+    """Return `path` and the libraries found beside it or on its search path, deepest last."""
     found = [Dynamic.read(path)]
     seen = {found[0].soname}
     for library in found:
@@ -97,12 +97,12 @@ def dependencies(path: Path) -> list[Dynamic]:
 
 
 def needed_mpi(libraries: list[Dynamic]) -> list[str]:
-    """Names of the MPI libraries that these are linked to."""
+    """Return the names of the MPI libraries that these are linked to."""
     return sorted({n for library in libraries for n in library.needed if _MPI_NAME.match(n)})
 
 
 def loaded_mpi() -> dict[str, Path]:
-    """MPI libraries in this process by name: a link's name and the one inside the file."""
+    """Return the MPI libraries in this process, each by its file's name and by its soname."""
     result = {}
     for file in sorted(loaded_files()):
         if _MPI_NAME.match(file.name) and file.is_file():
@@ -111,7 +111,7 @@ def loaded_mpi() -> dict[str, Path]:
 
 
 def mpi_family(name: str) -> str:
-    """Whose MPI a library name like `libmpi.so.40` belongs to."""
+    """Return the MPI implementation that a library name like `libmpi.so.40` belongs to."""
     if name.startswith("libmpi_abi"):
         return "the MPI standard ABI"
     if name.startswith("libmpi_"):
@@ -123,23 +123,23 @@ def mpi_family(name: str) -> str:
 
 
 def absolute(paths: str) -> list[Path]:
-    """The absolute folders of a list like PATH: others, and "", mean the current folder."""
+    """Return absolute folders of a list like PATH; others, and "", depend on the current one."""
     return [Path(path) for path in paths.split(":") if path.startswith("/")]
 
 
 def check_place(path: Path, *, group: bool = False) -> None:
-    """Refuse a library that others could have put there, before its code runs.
+    """Refuse a library that other users could have put there, before its code runs.
 
     Args:
-        group: members of its group may, as in the folders of a project; else only where the group
-            is its owner's own.
+        group: whether members of its group may write to it, as in the folders of a project;
+            otherwise only if the group is its owner's own.
 
     Raises:
-        InputError: not absolute, or it or a folder above can be written by others.
+        InputError: the path isn't absolute, or it or a folder above can be written by others.
     """
     if not path.is_absolute():
         raise InputError("must be an absolute path: its code is run", file=path)
-    # Of a link both its own folders count and those of what it leads to.
+    # For a link, both its own folders and those of its target count.
     for start in dict.fromkeys((path, path.resolve())):
         child: os.stat_result | None = None
         for place in (start, *start.parents):
@@ -158,7 +158,7 @@ def check_place(path: Path, *, group: bool = False) -> None:
 
 
 def _others_can_write(status: os.stat_result, child: os.stat_result | None, group: bool) -> bool:
-    """Whether they can replace the child (None: the file itself) in this folder."""
+    """Return whether others can replace the child (None: the file itself) in this folder."""
     mode = status.st_mode
     if not mode & (stat.S_IWOTH | stat.S_IWGRP):
         return False
@@ -170,7 +170,7 @@ def _others_can_write(status: os.stat_result, child: os.stat_result | None, grou
 
 
 def _is_private(status: os.stat_result) -> bool:
-    """Whether the group is root's, or has its owner's name and so nobody else, as is usual."""
+    """Return whether the group is root's, or the owner's own, which usually has the same name."""
     if status.st_gid == 0:
         return True
     try:
@@ -181,7 +181,7 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def environment_candidates(*, narrow: bool = False) -> Iterator[Path]:
-    """Those in the package mgmetis of this Python environment, not of the current folder.
+    """Yield builds in the package mgmetis of this Python environment, not of the current folder.
 
     The 64-bit build comes first, or with `narrow` the 32-bit one.
     """
@@ -197,9 +197,9 @@ def environment_candidates(*, narrow: bool = False) -> Iterator[Path]:
 
 
 def parmetis_candidates(*, narrow: bool = False) -> Iterator[Path]:
-    """Libraries that may be ParMETIS, the most specific place first.
+    """Yield libraries that may be ParMETIS, the most specific place first.
 
-    Places that the environment names count only where they are absolute.
+    Places named by environment variables count only if they are absolute.
     """
     yield from environment_candidates(narrow=narrow)
     environment = os.environ
