@@ -66,7 +66,7 @@ class GINConv(torch.nn.Module):
         self.eps.data.fill_(self.initial_eps)
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
-        check_rows(graph, x, who="GINConv", constant=True)
+        check_rows(graph, x, who=type(self).__name__, constant=True)
         result: Tensor
         if isinstance(x, Tensor):
             result = self.nn(self._sum(graph, x))
@@ -127,9 +127,9 @@ class GINEConv(GINConv):
 
     def forward(self, graph: PartitionedGraph, x: NodeFeatures) -> Tensor:
         """Map `[n, F]`, which is made dense if it is sparse, to the output of `nn`."""
-        check_rows(graph, x, who="GINEConv", constant=True)
+        check_rows(graph, x, who=type(self).__name__, constant=True)
         wanted = x.shape[1] if self.edge_dim is None else self.edge_dim
-        check_edges(graph, wanted, who="GINEConv")
+        check_edges(graph, wanted, who=type(self).__name__)
         x_NF = dense_rows(x, graph.node_ids.device)
         sum_NF = reduced_messages(self, graph, x_NF, self._message, self.aggr)
         result: Tensor = self.nn(sum_NF + (1 + self.eps) * x_NF)

@@ -58,7 +58,7 @@ class RGCNConv(torch.nn.Module):
         check_width(self, "num_relations", num_relations, 1)
         aggr = "sum" if aggr == "add" else aggr
         if aggr not in ("mean", "sum"):
-            raise InputError("aggr must be mean or sum", value=aggr)
+            raise InputError(f"{type(self).__name__}: aggr must be mean or sum", value=aggr)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations, self.num_bases, self.aggr = num_relations, num_bases, aggr
         count = num_relations if num_bases is None else num_bases

@@ -62,7 +62,9 @@ class SAGEConv(torch.nn.Module):
         check_keywords(self, keywords)
         aggr = "sum" if aggr == "add" else aggr
         if aggr not in ("mean", "sum", "max", "min"):
-            raise InputError("aggr must be mean, sum, max or min", value=aggr)
+            raise InputError(
+                f"{type(self).__name__}: aggr must be mean, sum, max or min", value=aggr
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.aggr, self.normalize = aggr, normalize
         self.lin = Linear(in_channels, in_channels) if project else None

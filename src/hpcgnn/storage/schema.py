@@ -96,7 +96,8 @@ def check_name(name: str, place: Place) -> None:
     """
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise place.error(
-            "names of arrays are a letter, then letters, digits, _ . -, at most 64", str(name)[:80]
+            "names of arrays are a letter or _, then letters, digits, _ . -, at most 64",
+            str(name)[:80],
         )
 
 
