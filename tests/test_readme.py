@@ -138,7 +138,7 @@ def test_script_trains_on_two_ranks(shell, mpirun, tmp_path):
     assert code.count("\n") <= 50
     (tmp_path / "train.py").write_text(code)
     graph = tmp_path / "g.h5"
-    sizes = "--nodes 800 --degree 10 --features 16 --classes 4 --noise 1"
+    sizes = "--nodes 2000 --degree 20 --features 16 --classes 4 --noise 1"
     assert mpirun(0, "generate", "sbm", graph, *sizes.split()).returncode == 0
     for parts in (1, 2):
         options = ("--method", "random", "--parts", parts, "-o", tmp_path / f"g.p{parts}.h5")

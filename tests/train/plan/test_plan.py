@@ -206,7 +206,7 @@ def parts(tmp_path_factory) -> dict[int, Path]:
     """One graph in one part and in two."""
     folder = tmp_path_factory.mktemp("plan")
     graph = str(folder / "g.h5")
-    sizes = ["--nodes", "10000", "--degree", "50", "--features", "128", "--classes", "40"]
+    sizes = ["--nodes", "20000", "--degree", "50", "--features", "128", "--classes", "40"]
     assert main.main(["generate", "sbm", graph, *sizes]) == 0
     made = {ranks: folder / f"g.p{ranks}.h5" for ranks in (1, 2)}
     for ranks, part in made.items():
