@@ -58,7 +58,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "labels as input": {"model": "gat", "heads": 2, "labels_as_input": 0.5},
 }
 MODES = ("sar", "sa", "oneshot")
-KEEPING = ("gat", "gatv2")  # in mode sa what came; others plan as in oneshot and send as in sar
 NARROW, WIDE = 5, 64
 SMALL, LARGE = 4096, 65536  # bytes for messages: of wide rows a few to each, and all
 MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # of a message, forward and backward
@@ -212,7 +211,6 @@ def count_waits(comm: Communicator) -> int:
         counts: dict[str, Callable[[], list[str]]]
         if group.comm.size == comm.size:
             pairs = [(kind, mode) for kind in LAYERS for mode in MODES]
-            pairs = [(kind, mode) for kind, mode in pairs if mode != "sa" or kind in KEEPING]
             counts = {f"{k}, mode {m}": partial(waits, group, k, m) for k, m in pairs}
         else:
             counts = {f"model {kind}": partial(waits_of_model, group, kind) for kind in MODELS}
