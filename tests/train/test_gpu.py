@@ -83,7 +83,7 @@ def machine(request, mpirun) -> Machine:
     def run(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
         return job(ranks).run(*arguments)
 
-    return Machine(run, nodes=150, hidden=16, epochs=3, ranks=(2,))
+    return Machine(run, nodes=150, hidden=16, epochs=2, ranks=(2,))
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_losses_are_those_of_the_cpu_on_any_number_of_ranks(machine, train, case
             )
 
 
-def test_runs_are_resumed_to_the_bit(train):
-    options = MODELS[0] + " --checkpoint-every 2"
+def test_runs_are_resumed_to_the_bit(machine, train):
+    options = f"{MODELS[0]} --checkpoint-every 2 --epochs {machine.epochs + 1}"
     whole, _, resumed = train(
         2, (options,), (options, "--epochs 2"), (options, "--resume"), folders=["a", "cut", "cut"]
     )
@@ -258,7 +258,7 @@ def test_relations(machine, mpirun, tmp_path):
             "--embedding",
             8,
             "--epochs",
-            3,
+            machine.epochs,
             "--device",
             device,
             "--run-dir",
