@@ -14,6 +14,7 @@ import warnings
 from hpcgnn.comm.launcher import FORGONE, forget_nonsense, is_forgone, launched
 from hpcgnn.comm.liveness import ended_start, ulimits
 from hpcgnn.comm.liveness.bounded_start import bounded_start
+from hpcgnn.comm.liveness.termination import kept_handlers
 from hpcgnn.errors import InputError, is_out_of_memory
 
 __all__ = ["MPI"]
@@ -32,7 +33,7 @@ try:
 
     # Autograd may run the backward pass, and with it MPI, in a thread of its own.
     mpi4py.rc(thread_level="serialized", initialize=False, finalize=True)
-    with warnings.catch_warnings():
+    with kept_handlers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
         from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
@@ -55,7 +56,8 @@ def _initialise() -> None:
         return
     provided = ctypes.c_int()
     rank = os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", ""))
-    with ended_start.told(), bounded_start(f"rank {rank}" if rank else "this rank"):
+    who = f"rank {rank}" if rank else "this rank"
+    with kept_handlers(), ended_start.told(), bounded_start(who):
         failed = start(None, None, int(MPI.THREAD_SERIALIZED), ctypes.byref(provided))
     if failed:
         raise InputError(f"MPI can't be started: MPI_Init_thread returns {failed}")

@@ -124,6 +124,22 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Around loading a library that takes these signals for itself: Python has them back after.
+
+    UCX, under MPI, takes SIGHUP for a wish to see its log.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                handler = signal.getsignal(number)
+                if handler is not None:  # else it is of no Python's
+                    signal.signal(number, handler)
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """Around calls of a library that drops exceptions: a signal is raised when they are over.
 
