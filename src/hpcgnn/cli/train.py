@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def listen(args: argparse.Namespace) -> StopRequest:
-    """From the first moment on, SIGUSR1, SIGTERM and SIGHUP ask for a checkpoint and a stop."""
+    """From the first moment on, `STOP_SIGNALS` ask for a checkpoint and a stop."""
     args.stop = StopRequest()
     return args.stop
 

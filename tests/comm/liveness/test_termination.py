@@ -24,13 +24,14 @@ SIGNALS = [
     (signal.SIGTERM, Terminated),
     (signal.SIGINT, KeyboardInterrupt),
     (signal.SIGHUP, Terminated),
+    (signal.SIGXCPU, Terminated),
 ]
 
 
 @pytest.fixture(autouse=True)
 def _handled_as_usual():
     """Whatever the tests were started under: nohup, for instance, has SIGHUP ignored."""
-    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
+    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
     former = [
         signal.signal(number, handler) for (number, _), handler in zip(SIGNALS, usual, strict=True)
     ]

@@ -31,7 +31,7 @@ _SAID_ELSEWHERE_SECONDS = 30.0  # by nodes without rank 0, which may be the one 
 def bounded_start(who: str) -> Iterator[None]:
     """Around a call without Python's lock that waits for all ranks and can't be left.
 
-    After the limit, at SIGTERM, SIGINT or SIGHUP, and where a rank of this node has ended, this
+    After the limit, at a signal of `ENDING`, and where a rank of this node has ended, this
     process ends: the main thread is in the call, so another one hears the signals. `who` is this
     rank in the message.
     """

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as exceptions, never raised where a C library would drop them.
+"""Signals that end a process as exceptions, never raised where a C library would drop them.
 
 A signal that comes inside `held` is raised where the block ends. Elsewhere it is raised at once,
 and once more where Python says that it had to drop the exception.
@@ -19,11 +19,11 @@ from typing import Any, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; raised so that with-blocks can remove what they half wrote."""
+    """One of `ENDING` but Ctrl-C came; raised so that with-blocks remove what they half wrote."""
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -105,6 +105,7 @@ def terminable() -> Iterator[None]:
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
         signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGXCPU: signal.SIG_DFL,
     }
     mine = threading.current_thread() is threading.main_thread()
     taken = [s for s, former in usual.items() if mine and signal.getsignal(s) is former]
