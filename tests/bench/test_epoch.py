@@ -17,7 +17,7 @@ from hpcgnn.bench.job import Ended, Layout, Limits
 from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.training import Environment, Training
 from hpcgnn.cli.main import main
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, OutputError
 
 LIMITS = Limits(120, 1 << 40)
 
@@ -142,6 +142,17 @@ def test_files_of_somebody_else_are_left(tmp_path, name):
         with pytest.raises(InputError, match=f"{name}: exists and was not written by hpcgnn bench"):
             outputs.check()
         assert path.read_bytes() == content
+
+
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(tmp_path):
+    for outputs in (
+        output.Outputs(tmp_path / "no" / "r.json", None, force=True),
+        output.Outputs(None, tmp_path / "no" / "r.png", force=False),
+    ):
+        with pytest.raises(OutputError, match="no such folder: create it first"):
+            outputs.check()
+    output.Outputs(tmp_path / "r.json", None, force=False).check()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -117,6 +117,29 @@ def test_more_edges_than_can_be(nodes, degree, words, tmp_path, capsys):
     assert f"--degree must {'lie ' if 'N' in words else 'be '}{words}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "sbm", "out.h5/", "--nodes", "100"),
+        ("convert", "edges.txt", "out.h5/"),
+        ("partition", "g.h5", "--parts", "2", "-o", "out.h5/"),
+        ("predict", "g.h5", "run", "-o", "out.csv/"),
+        ("export", "run", "out.pt/."),
+        ("report", "run", "-o", "out.html/"),
+        ("new", "out.py/"),
+        ("bench", "kernels", "--json", "out.json/"),
+        ("bench", "kernels", "--plot", "out.svg/"),
+        ("bench", "machine", "-o", "out.toml/"),
+    ],
+)
+def test_a_file_is_not_named_as_a_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edges.txt").write_text("0 1\n1 2\n")
+    assert main(list(arguments)) == 2
+    assert "ends in / as the name of a folder, and a file is meant" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["edges.txt"]
+
+
 TOLD = """
 import os, sys
 from hpcgnn.cli.main import main

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hpcgnn.comm.agreement import require_same, require_same_file
@@ -24,6 +26,17 @@ def test_the_first_difference_is_named_on_all_ranks(comm):
         require_same(comm, facts, "options", file="g.h5")
     assert str(caught.value).startswith("g.h5: ")
     assert len(set(comm.allgather(str(caught.value)))) == 1
+
+
+def test_paths_are_shown_as_names(comm):
+    name = Path("b.h5" if comm.rank == 1 else "a.h5")
+    if comm.size == 1:
+        require_same(comm, {"file": name, "sources": [name]}, "options")
+        return
+    with pytest.raises(InputError, match=r"file is 'b\.h5' on rank 1, 'a.h5' on rank 0"):
+        require_same(comm, {"file": name}, "options")
+    with pytest.raises(InputError, match=r"sources is \['b.h5'\] on rank 1, \['a.h5'\] on rank 0"):
+        require_same(comm, {"sources": [name]}, "options")
 
 
 def test_a_file_that_each_rank_reads_is_the_same(comm, shared_path):

@@ -101,6 +101,12 @@ def _press_twice(clock):
             signal.raise_signal(signal.SIGINT)
 
 
+def test_the_end_of_processor_time_asks_to_stop():
+    with StopRequest() as asked:
+        os.kill(os.getpid(), signal.SIGXCPU)
+        assert asked.reason == "SIGXCPU"
+
+
 def test_a_closed_terminal_asks_to_stop_and_under_nohup_does_not():
     former = signal.getsignal(signal.SIGHUP)
     try:

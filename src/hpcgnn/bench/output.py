@@ -54,27 +54,32 @@ class Outputs:
         """Check the outputs, before anything is measured.
 
         Raises:
-            InputError: a file exists already, or can't be plotted.
+            InputError: a file is there already, or can't be drawn.
+            OutputError: no file can be made there.
         """
         for path in (self.json, self.plot):
             if path is None or path == _TERMINAL:
                 continue
             if path.is_symlink():
                 raise InputError("is a link: choose another name", file=path)
-            if not check_regular(path):
-                continue
-            if not self.force:
-                raise InputError("exists already: choose another name, or say --force", file=path)
-            if not (_is_measured(path) if path == self.json else _is_drawn(path)):
-                raise InputError(
-                    "exists and was not written by hpcgnn bench, so --force doesn't replace it: "
-                    "choose another name, or remove it",
-                    file=path,
-                )
+            if check_regular(path):
+                self._check_former(path)
+            with atomic.claim(path):  # hours are not for nothing
+                pass
         if self.plot is not None:
             if self.plot.suffix not in _DRAWINGS:
                 raise InputError(f"must end in {', '.join(_DRAWINGS)}", file=self.plot)
             import_matplotlib()
+
+    def _check_former(self, path: Path) -> None:
+        if not self.force:
+            raise InputError("exists already: choose another name, or say --force", file=path)
+        if not (_is_measured(path) if path == self.json else _is_drawn(path)):
+            raise InputError(
+                "exists and was not written by hpcgnn bench, so --force doesn't replace it: "
+                "choose another name, or remove it",
+                file=path,
+            )
 
     def write(self, found: Measured, draw: Callable[[dict[str, Any]], Figure]) -> None:
         """Print the result and write the requested files.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.cli import bench_machine
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, say
@@ -86,11 +87,13 @@ def _check_numbers(args: argparse.Namespace, *tables: dict[str, tuple[int, str]]
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
-        type=Path,
+        type=file_name,
         metavar="FILE",
         help="what was found, as JSON; -: in place of the table",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg|png|pdf", help="a drawing of it")
+    parser.add_argument(
+        "--plot", type=file_name, metavar="FILE.svg|png|pdf", help="a drawing of it"
+    )
     parser.add_argument("--force", action="store_true", help="replace former files of these names")
 
 

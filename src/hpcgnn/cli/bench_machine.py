@@ -6,6 +6,7 @@ import argparse
 import platform
 from pathlib import Path
 
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError, say
@@ -16,7 +17,12 @@ HELP = "what this machine can do, for `hpcgnn plan --machine`: products, kernels
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.toml", help="where it is written"
+        "-o",
+        "--out",
+        type=file_name,
+        required=True,
+        metavar="FILE.toml",
+        help="where it is written",
     )
     parser.add_argument("--name", default="", metavar="TEXT", help="default: the host's name")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each rank (1)")

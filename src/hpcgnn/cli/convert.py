@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn.cli.displays import display_of
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.workers import Workers
 from hpcgnn.display import Display
 from hpcgnn.errors import InputError, counted, warn
@@ -49,7 +50,7 @@ _SHARE = 8  # arrays of `limit` bytes at most: being sorted, and waiting for the
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="file or folder")
-    parser.add_argument("out", type=Path, metavar="OUT.h5")
+    parser.add_argument("out", type=file_name, metavar="OUT.h5")
     parser.add_argument("--format", choices=FORMATS, help="guessed from the name when not given")
     _add_reading(parser)
     _add_tables(parser)

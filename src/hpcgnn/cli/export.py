@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.errors import say
 
 PARALLEL = False
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a checkpoint, or a run directory: its best, else its last",
     )
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors|OUT.pt")
+    parser.add_argument("out", type=file_name, metavar="OUT.safetensors|OUT.pt")
     parser.add_argument("--force", action="store_true", help="replace a former file of that name")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcgnn.cli.displays import display_of
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.display import Display
 from hpcgnn.errors import InputError
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind", choices=["sbm", "rmat"], help="planted communities with power-law degrees, or R-MAT"
     )
-    parser.add_argument("out", type=Path, metavar="OUT.h5")
+    parser.add_argument("out", type=file_name, metavar="OUT.h5")
     parser.add_argument("--nodes", type=int, default=10_000, metavar="N", help="(10000)")
     parser.add_argument(
         "--degree", type=float, default=20.0, metavar="D", help="mean in-edges per node (20)"

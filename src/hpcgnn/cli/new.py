@@ -7,6 +7,7 @@ import errno
 import os
 from pathlib import Path
 
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.errors import InputError, OutputError, printable, say
 
 PARALLEL = False
@@ -50,7 +51,7 @@ class Net(torch.nn.Module):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="MODEL.py")
+    parser.add_argument("file", type=file_name, metavar="MODEL.py")
     parser.add_argument("--force", action="store_true", help="replace a former file of that name")
 
 

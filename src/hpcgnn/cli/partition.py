@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hpcgnn.cli.displays import display_of
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import Display
 from hpcgnn.errors import counted
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, in little "
         "memory), random, block (in the order of the file)",
     )
-    parser.add_argument("-o", "--out", help="default: partitions/NAME.pP.h5")
+    parser.add_argument("-o", "--out", type=file_name, help="default: partitions/NAME.pP.h5")
     parser.add_argument("--seed", type=int, default=default.seed, help="of what the method draws")
     parser.add_argument(
         "--imbalance",

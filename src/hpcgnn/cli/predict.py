@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcgnn.cli.displays import display_of
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.display import Display
 from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.settings import HIGHEST, check_range
@@ -43,6 +44,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=file_name,
         required=True,
         metavar="OUT",
         help="OUT.csv, OUT.parquet, OUT.h5 (HDF5) or OUT.npz",

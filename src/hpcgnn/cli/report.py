@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hpcgnn.cli.file_name import file_name
 from hpcgnn.errors import InputError, say, warn
 from hpcgnn.report import summary
 from hpcgnn.report.run import RunFiles, read_run
@@ -23,13 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=_page_or_folder,
         metavar="OUT",
         help="a folder for the page and its figures, or the page's own name, ending in .html "
         "(default: RUN_DIR/report, which is made anew; ./report for several runs)",
     )
     parser.add_argument("--force", action="store_true", help="replace a page")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
+
+
+def _page_or_folder(text: str) -> Path:
+    return file_name(text) if text.rstrip("/").endswith(".html") else Path(text)
 
 
 def run(args: argparse.Namespace, comm: None) -> int:

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def listen(args: argparse.Namespace) -> StopRequest:
-    """Make SIGUSR1, SIGTERM and SIGHUP request a checkpoint and a stop from now on."""
+    """From the first moment on, `STOP_SIGNALS` ask for a checkpoint and a stop."""
     args.stop = StopRequest()
     return args.stop
 

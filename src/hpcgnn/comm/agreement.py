@@ -47,7 +47,7 @@ def require_same(
     Raises:
         InputError: on all ranks, naming the first fact that differs and the first such rank.
     """
-    own = {name: repr(value) for name, value in facts.items()}
+    own = {name: _text(value) for name, value in facts.items()}
     facts_P = comm.allgather(own, where=f"compare {what}")
     for name in dict.fromkeys(name for found in facts_P for name in found):
         texts = [found.get(name, "not given") for found in facts_P]
@@ -63,6 +63,15 @@ def require_same(
                 ),
                 where=f"compare {what}",
             )
+
+
+def _text(value: object) -> str:
+    """A value in letters that every user knows: a path is its name."""
+    if isinstance(value, Path):
+        return repr(str(value))
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return repr(value)
 
 
 def require_same_file(comm: Communicator, path: Path, what: str) -> None:

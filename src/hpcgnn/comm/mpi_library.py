@@ -14,6 +14,7 @@ import warnings
 from hpcgnn.comm.launcher import FORGONE, forget_nonsense, is_forgone, launched
 from hpcgnn.comm.liveness import ended_start, ulimits
 from hpcgnn.comm.liveness.bounded_start import bounded_start
+from hpcgnn.comm.liveness.termination import kept_handlers
 from hpcgnn.errors import InputError, is_out_of_memory
 
 __all__ = ["MPI"]
@@ -32,8 +33,8 @@ try:
 
     # Autograd may run the backward pass, and MPI within it, in another thread.
     mpi4py.rc(thread_level="serialized", initialize=False, finalize=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # world.start reports this better
+    with kept_handlers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
         from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
     if is_out_of_memory(error):
@@ -55,7 +56,8 @@ def _initialise() -> None:
         return
     provided = ctypes.c_int()
     rank = os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", ""))
-    with ended_start.told(), bounded_start(f"rank {rank}" if rank else "this rank"):
+    who = f"rank {rank}" if rank else "this rank"
+    with kept_handlers(), ended_start.told(), bounded_start(who):
         failed = start(None, None, int(MPI.THREAD_SERIALIZED), ctypes.byref(provided))
     if failed:
         raise InputError(f"MPI can't be started: MPI_Init_thread returns {failed}")

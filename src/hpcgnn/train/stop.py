@@ -16,9 +16,15 @@ from typing import Any
 from hpcgnn.comm.launcher import has_launcher, launched
 from hpcgnn.system import find_program
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in a script's background jobs, under nohup
-_ONE_PRESS = 1.0  # seconds: a launcher may forward a Ctrl-C that the terminal has sent already
+STOP_SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGXCPU,  # the soft limit of `ulimit -t`
+)
+_OFTEN_IGNORED = (signal.SIGINT, signal.SIGHUP)  # in the background of a script, under nohup
+_ONE_PRESS = 1.0  # seconds: a launcher hands on what the terminal has sent already
 
 
 _WORDS = {signal.SIGINT.value: "Ctrl-C"}

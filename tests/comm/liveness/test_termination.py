@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from hpcgnn.comm.liveness.termination import (
     Terminated,
     held,
+    kept_handlers,
     raise_waiting,
     terminable,
     uninterruptible,
@@ -20,13 +24,14 @@ SIGNALS = [
     (signal.SIGTERM, Terminated),
     (signal.SIGINT, KeyboardInterrupt),
     (signal.SIGHUP, Terminated),
+    (signal.SIGXCPU, Terminated),
 ]
 
 
 @pytest.fixture(autouse=True)
 def _handled_as_usual():
     """Whatever the tests were started under: nohup, for instance, has SIGHUP ignored."""
-    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
+    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
     former = [
         signal.signal(number, handler) for (number, _), handler in zip(SIGNALS, usual, strict=True)
     ]
@@ -97,3 +102,37 @@ def test_under_nohup_nothing_is_heard_of_a_closed_terminal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_a_library_that_is_loaded_takes_no_signal(number, error):
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    with terminable(), pytest.raises(error):
+        with kept_handlers():
+            library.signal(number, int(signal.SIG_IGN))
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+STARTED = """
+import os, signal, sys, time
+from hpcgnn.comm import world
+from hpcgnn.comm.liveness.termination import terminable
+
+def main(comm):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(5)
+    return 0
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with terminable():
+    sys.exit(world.run(main))
+"""
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_signals_end_what_has_started_mpi(number, error):
+    command = [sys.executable, "-c", STARTED, str(int(number))]
+    status = subprocess.run(command, capture_output=True, timeout=60).returncode
+    assert status == (130 if error is KeyboardInterrupt else 143)

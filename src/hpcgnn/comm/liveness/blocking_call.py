@@ -29,7 +29,7 @@ class WatchedRanks(Ranks, Protocol):
 
 @contextmanager
 def default_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP end the process at once: no Python handler runs in a library.
+    """The signals of `ENDING` end the process at once, as Python can't handle them in a library.
 
     Handlers that other code installed are kept.
     """

@@ -31,9 +31,9 @@ _SAID_ELSEWHERE_SECONDS = 30.0  # on nodes without rank 0, which may be the miss
 def bounded_start(who: str) -> Iterator[None]:
     """Bound a call that waits for all ranks, doesn't hold the GIL and can't be interrupted.
 
-    This process ends after the limit, at SIGTERM, SIGINT or SIGHUP, and if a rank of this node has
-    ended. The main thread is inside the call, so another thread receives the signals. `who` names
-    this rank in the message.
+    After the limit, at a signal of `ENDING`, and where a rank of this node has ended, this
+    process ends: the main thread is in the call, so another one hears the signals. `who` is this
+    rank in the message.
     """
     try:
         limit = from_environment()

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as exceptions, never raised where a C library would drop them.
+"""Signals that end a process as exceptions, never raised where a C library would drop them.
 
 A signal that arrives inside `held` is raised at the end of the block. Elsewhere it is raised at
 once, and again if Python reports that it had to drop the exception.
@@ -19,11 +19,11 @@ from typing import Any, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; raised so that with-blocks can remove partial output."""
+    """One of `ENDING` but Ctrl-C came; raised so that with-blocks remove what they half wrote."""
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -106,6 +106,7 @@ def terminable() -> Iterator[None]:
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
         signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGXCPU: signal.SIG_DFL,
     }
     mine = threading.current_thread() is threading.main_thread()
     taken = [s for s, former in usual.items() if mine and signal.getsignal(s) is former]
@@ -122,6 +123,22 @@ def terminable() -> Iterator[None]:
         sys.unraisablehook = former
         for number in taken:
             signal.signal(number, usual[number])
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Around loading a library that takes these signals for itself: Python has them back after.
+
+    UCX, under MPI, takes SIGHUP for a wish to see its log.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                handler = signal.getsignal(number)
+                if handler is not None:  # else it is of no Python's
+                    signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,0 +1,19 @@
+"""The name of a file, as an option takes it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def file_name(text: str) -> Path:
+    """The path of a file; `Path` alone would drop a slash at the end and mean another thing.
+
+    Raises:
+        argparse.ArgumentTypeError: only a folder has such a name.
+    """
+    if text.endswith(("/", "/.")):
+        raise argparse.ArgumentTypeError(
+            f"{text} ends in / as the name of a folder, and a file is meant: leave it out"
+        )
+    return Path(text)
