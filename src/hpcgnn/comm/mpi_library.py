@@ -34,7 +34,7 @@ try:
     # Autograd may run the backward pass, and MPI within it, in another thread.
     mpi4py.rc(thread_level="serialized", initialize=False, finalize=True)
     with kept_handlers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it suspects of mpiexec, world.start says better
+        warnings.simplefilter("ignore")  # world.start reports this better
         from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
     if is_out_of_memory(error):

@@ -23,7 +23,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
 class Terminated(BaseException):
-    """One of `ENDING` but Ctrl-C came; raised so that with-blocks remove what they half wrote."""
+    """A signal of `ENDING` other than SIGINT arrived; with-blocks then remove partial output."""
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -127,9 +127,9 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Around loading a library that takes these signals for itself: Python has them back after.
+    """Give Python its handlers of `ENDING` back after a library was loaded that replaces them.
 
-    UCX, under MPI, takes SIGHUP for a wish to see its log.
+    UCX, which MPI may load, handles SIGHUP by writing its log.
     """
     try:
         yield
@@ -137,7 +137,7 @@ def kept_handlers() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
                 handler = signal.getsignal(number)
-                if handler is not None:  # else it is of no Python's
+                if handler is not None:  # None: not installed from Python
                     signal.signal(number, handler)
 
 
