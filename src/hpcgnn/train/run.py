@@ -36,7 +36,8 @@ from hpcgnn.train.journal import Journal, check_regular, json_lines
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.scores import Monitor, Progress
-from hpcgnn.train.telemetry import Reporter
+from hpcgnn.train.stop import StopRequest
+from hpcgnn.train.telemetry import SHOWN, Reporter
 from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
@@ -48,7 +49,18 @@ _OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
 
 
-def check_given(graph: object, model: object, run_dir: object, losses: object) -> None:
+def check_given(
+    graph: object,
+    model: object,
+    run_dir: object,
+    losses: object,
+    *,
+    resume: object,
+    stop: object,
+    show: object,
+    display: object,
+    opened: object,
+) -> None:
     """What `Trainer` is given.
 
     Raises:
@@ -61,6 +73,16 @@ def check_given(graph: object, model: object, run_dir: object, losses: object) -
         raise InputError(
             "Trainer: losses must be a function of (trainer, epoch)", value=type(losses).__name__
         )
+    for name, given, right, words in (
+        ("resume", resume, isinstance(resume, bool), "True or False"),
+        ("stop", stop, stop is None or isinstance(stop, StopRequest), "a StopRequest or None"),
+        ("show", show, isinstance(show, str) and show in SHOWN, f"one of {', '.join(SHOWN)}"),
+        ("display", display, isinstance(display, Display), "a Display"),
+        ("opened", opened, opened is None or isinstance(opened, Run), "a Run or None"),
+    ):
+        if not right:
+            value = given if isinstance(given, str) else type(given).__name__
+            raise InputError(f"Trainer: {name} must be {words}", value=value)
 
 
 def check_start(trainer: InDirectory) -> None:
