@@ -49,18 +49,7 @@ _OTHERS = ("precision", "keep_in")
 _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_groups")
 
 
-def check_given(
-    graph: object,
-    model: object,
-    run_dir: object,
-    losses: object,
-    *,
-    resume: object,
-    stop: object,
-    show: object,
-    display: object,
-    opened: object,
-) -> None:
+def check_given(graph: object, model: object, run_dir: object, losses: object) -> None:
     """What `Trainer` is given.
 
     Raises:
@@ -73,6 +62,16 @@ def check_given(
         raise InputError(
             "Trainer: losses must be a function of (trainer, epoch)", value=type(losses).__name__
         )
+
+
+def check_options(
+    *, resume: object, stop: object, show: object, display: object, opened: object
+) -> None:
+    """The other arguments of `Trainer` that have a type of their own.
+
+    Raises:
+        InputError: one of them is something else.
+    """
     for name, given, right, words in (
         ("resume", resume, isinstance(resume, bool), "True or False"),
         ("stop", stop, stop is None or isinstance(stop, StopRequest), "a StopRequest or None"),

@@ -104,17 +104,8 @@ class Trainer:
         opened: Run | None = None,
         **settings: Any,
     ) -> None:
-        ending.check_given(
-            graph,
-            model,
-            run_dir,
-            losses,
-            resume=resume,
-            stop=stop,
-            show=show,
-            display=display,
-            opened=opened,
-        )
+        ending.check_given(graph, model, run_dir, losses)
+        ending.check_options(resume=resume, stop=stop, show=show, display=display, opened=opened)
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
         self.display = display
         self._asked_to_stop = ""
