@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcgnn.comm import launcher, world
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.liveness import bounded_start
 from hpcgnn.errors import CommunicationError, InputError, NumericalError
 
@@ -48,6 +50,28 @@ def test_a_run_gives_its_communicators_back():
     made = []
     assert world.run(lambda comm: made.append(comm) or 0) == 0
     assert made[0].mpi == MPI.COMM_NULL
+
+
+@pytest.mark.parametrize("former", [None, "9"])
+def test_the_limit_of_a_run_ends_with_it(monkeypatch, former):
+    """Whatever waits within has it, and the next run of this process its own."""
+    if former is None:
+        monkeypatch.delenv("HPCGNN_TIMEOUT", raising=False)
+    else:
+        monkeypatch.setenv("HPCGNN_TIMEOUT", former)
+    seen = []
+
+    def main(comm):
+        within = Communicator()
+        seen.append((comm.timeout, within.timeout))
+        within.close()
+        return 0
+
+    for timeout in (7.0, None):
+        assert world.run(main, timeout=timeout) == 0
+        assert os.environ.get("HPCGNN_TIMEOUT") == former
+    default = float(former or 600)
+    assert seen == [(7.0, 7.0), (default, default)]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

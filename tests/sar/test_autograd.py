@@ -89,6 +89,15 @@ def test_what_changes_before_backward_raises(comm, graph, mode):
             y.backward()
 
 
+@pytest.mark.parametrize("conv", [nn.GATConv, nn.GATv2Conv])
+def test_attention_changed_in_place_says_what_to_do(graph, conv):
+    """It keeps what it returned; torch alone names neither the layer nor a way out."""
+    x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
+    y = torch.relu_(conv(WIDTH, 2)(graph, x))
+    with pytest.raises(RuntimeError, match=r"take operations.*torch.relu.*inplace operation"):
+        y.sum().backward()
+
+
 def test_modes_of_forward_hold_in_backward(graph):
     torch.manual_seed(1)
     layer, x = Edge(0.5), torch.randn(graph.num_local_nodes, WIDTH)

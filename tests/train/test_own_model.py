@@ -318,6 +318,12 @@ def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
             ({"optimizer": 3}, "optimizer must be one of torch.optim"),
             ({"scheduler": "cosine"}, "scheduler must be one of torch.optim.lr_scheduler"),
             ({"callbacks": 3}, "callbacks must be a list"),
+            ({"resume": "yes"}, "resume must be True or False .found 'yes'"),
+            ({"show": "zz"}, "show must be one of lines, all, nothing, json .found 'zz'"),
+            ({"show": None}, "show must be one of"),
+            ({"stop": 3}, "stop must be a StopRequest or None .found 'int'"),
+            ({"display": None}, "display must be a Display"),
+            ({"opened": True}, "opened must be a Run or None"),
         )
     ):
         with pytest.raises(InputError, match=words):

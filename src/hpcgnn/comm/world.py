@@ -6,8 +6,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from hpcgnn.comm.launcher import launched, one_ends_all
@@ -26,15 +26,16 @@ def run(
 ) -> int:
     """Run `main(comm)` on every rank and return the exit status of the job.
 
-    Every failure ends in one line `hpcgnn: error: ...` on stderr (preceded by a traceback if the
-    error is unexpected) and a status other than 0 on all ranks, within seconds.
-    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing. None: the same,
-    but only where MPI can't be started.
-    `timeout`: seconds to wait for another rank (default: HPCGNN_TIMEOUT, or 600).
+    Every way to fail ends in one line `hpcgnn: error: ...` on stderr (a traceback before it when
+    the error is a surprise) and a status other than 0 on all ranks, within seconds.
+    `parallel=False`: rank 0 runs `main(None)` without MPI, the others do nothing. None: the
+    same, but only where MPI can't be started.
+    `timeout`: seconds a rank is waited for (default: HPCGNN_TIMEOUT, or 600); until `main` has
+    ended, HPCGNN_TIMEOUT says so to whatever else waits.
     """
     rank = launched()[0]
     comm = None
-    with terminable():
+    with terminable(), _limit_of(timeout):
         try:
             if parallel is not False:
                 comm = _start(timeout, needed=parallel is True)
@@ -53,6 +54,19 @@ def run(
                         comm.close()
                 return status
             return _end_early(error, rank, parallel is not False)
+
+
+@contextmanager
+def _limit_of(timeout: float | None) -> Iterator[None]:
+    """What a run is given ends with it: the next run of this process has its own limit."""
+    former = os.environ.get(TIMEOUT)
+    try:
+        yield
+    finally:
+        if timeout is not None:
+            os.environ.pop(TIMEOUT, None)
+            if former is not None:
+                os.environ[TIMEOUT] = former
 
 
 def _end_early(error: BaseException, rank: int, starting: bool) -> int:

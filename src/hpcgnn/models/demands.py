@@ -169,8 +169,8 @@ def ignored_by(settings: ModelSettings) -> set[str]:
     return set() if settings.ignore == "none" else set(settings.ignore.split(","))
 
 
-def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGraph:
-    """Return the graph without the data that `--ignore` names, so that no model reads it.
+def check_ignored(settings: ModelSettings, *, typed_features: bool) -> None:
+    """What `--ignore` names.
 
     Raises:
         InputError: the model needs some of this data.
@@ -180,8 +180,18 @@ def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGr
         raise InputError(f"--model {settings.kind} reads relations: leave them out of --ignore")
     if "edge-features" in ignored and settings.kind == "gine":
         raise InputError("--model gine reads edge features: leave them out of --ignore")
-    if "types" in ignored and graph.typed_features:
+    if "types" in ignored and typed_features:
         raise InputError("the graph's features are by node type: leave types out of --ignore")
+
+
+def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGraph:
+    """The graph without what `--ignore` names, so that no model reads it.
+
+    Raises:
+        InputError: the model can't do without.
+    """
+    check_ignored(settings, typed_features=bool(graph.typed_features))
+    ignored = ignored_by(settings)
     if not ignored:
         return graph
     in_edges = _without(graph.in_edges, ignored)

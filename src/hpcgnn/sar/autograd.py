@@ -29,10 +29,11 @@ def first_order(backward: Backward) -> Backward:
     @wraps(backward)
     def run(ctx: Any, *grads: Tensor) -> Any:
         if not torch.is_grad_enabled():
-            return backward(ctx, *grads)
+            with _changes_explained():
+                return backward(ctx, *grads)
         known = (*grads, *ctx.saved_tensors)
         anchors = [t for t in known if isinstance(t, Tensor) and t.requires_grad]
-        with torch.no_grad():
+        with torch.no_grad(), _changes_explained():
             found = backward(ctx, *grads)
         single = isinstance(found, Tensor)
         results = [found] if single else list(found)
@@ -45,6 +46,22 @@ def first_order(backward: Backward) -> Backward:
         return results[0] if single else tuple(results)
 
     return run
+
+
+@contextmanager
+def _changes_explained() -> Iterator[None]:
+    """Adds to torch's error of a saved tensor that was changed what to do here."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "a layer of hpcgnn reads in backward what it was given, and attention what it "
+            "returned, but that was changed in place: before and behind it take operations that "
+            "make a new tensor (torch.relu(x) for relu_ and ReLU(inplace=True), y = y + b for "
+            f"y += b). torch says: {error}"
+        ) from None
 
 
 class _Refusal(torch.autograd.Function):

@@ -54,14 +54,18 @@ def find_task(
     settings = settings or TaskSettings()
     if settings.on_pairs:
         settings.check_read(settings.kind)
-    if settings.kind == "links":
-        return _links(graph, metric, settings, seed)
-    if settings.kind.startswith("edge-"):
-        return _edges(graph, metric, settings, seed)
+    labels, split = graph.edge_labels, graph.edge_split
+    check_stored(
+        settings,
+        edge_labels=labels is not None,
+        edge_split=split is not None,
+        arrays=graph.nodes,
+    )
+    if settings.kind == "links" and split is not None:
+        return _links(graph, split, metric, settings, seed)
+    if settings.on_pairs and split is not None and labels is not None:
+        return _edges(graph, labels, split, metric, settings, seed)
     found = graph.labels if settings.target == LABELS else graph.nodes.get(settings.target)
-    if found is None and settings.target != LABELS:
-        names = ", ".join(graph.nodes) or "none"
-        raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
     if found is None or graph.train_mask is None:
         text = f"the graph has no {'labels' if found is None else 'split'}: {_NOTHING}"
         if graph.edge_split is not None:
@@ -74,6 +78,34 @@ def find_task(
     task = _weighted(graph, task, settings, found[rows])
     task.check_targets(graph, rows)
     return task
+
+
+def check_stored(
+    settings: TaskSettings, *, edge_labels: bool, edge_split: bool, arrays: Collection[str]
+) -> None:
+    """Whether the graph holds what a task of its edges, or of a named array, is learned from.
+
+    Args:
+        edge_labels, edge_split: whether the edges have them.
+        arrays: named arrays of the nodes.
+
+    Raises:
+        InputError: the graph lacks it.
+    """
+    if settings.kind == "links":
+        if not edge_split:
+            raise InputError(
+                "--task links needs a split of the edges: convert --link-split makes one"
+            )
+    elif settings.on_pairs:
+        if not (edge_labels and edge_split):
+            raise InputError(
+                f"--task {settings.kind} needs labels and a split of the edges: "
+                "convert --edge-label COLUMN (or --edge-labels L.npy), and --link-split 0.8,0.1,0.1"
+            )
+    elif settings.target != LABELS and settings.target not in arrays:
+        names = ", ".join(arrays) or "none"
+        raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
 
 
 def check_task(
@@ -104,10 +136,8 @@ def check_task(
 
 
 def _links(
-    graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: int
+    graph: PartitionedGraph, split: Tensor, metric: str, settings: TaskSettings, seed: int
 ) -> LinkPrediction:
-    if graph.edge_split is None:
-        raise InputError("--task links needs a split of the edges: convert --link-split makes one")
     width, module = settings.pair_width, None
     if settings.decoder == "mlp":
         module = PairMLP(width, 1, product=True, seed=seed)
@@ -120,21 +150,22 @@ def _links(
         hits_at=settings.hits_at,
         seed=seed,
     )
-    count = int((graph.edge_split == 1).sum())
+    count = int((split == 1).sum())
     if graph.comm.allreduce(count, where="training pairs") == 0:
         raise InputError("no edge is of the training split; convert with another --link-split")
     return task
 
 
-def _edges(graph: PartitionedGraph, metric: str, settings: TaskSettings, seed: int) -> EdgeTask:
-    labels, splits = graph.edge_labels, graph.edge_split
-    if labels is None or splits is None:
-        raise InputError(
-            f"--task {settings.kind} needs labels and a split of the edges: "
-            "convert --edge-label COLUMN (or --edge-labels L.npy), and --link-split 0.8,0.1,0.1"
-        )
+def _edges(
+    graph: PartitionedGraph,
+    labels: Tensor,
+    split: Tensor,
+    metric: str,
+    settings: TaskSettings,
+    seed: int,
+) -> EdgeTask:
     answer = _labelled(graph, metric, settings, labels, settings.kind.removeprefix("edge-"))
-    chosen = (splits == 1) & answer.known(labels)
+    chosen = (split == 1) & answer.known(labels)
     if graph.comm.allreduce(int(chosen.sum()), where="training edges") == 0:
         raise InputError("no training edge has a label; choose another split of the edges")
     answer = _weighted(graph, answer, settings, labels[chosen])

@@ -37,7 +37,8 @@ from hpcgnn.train.journal import Journal, check_regular, json_lines
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
 from hpcgnn.train.scores import Monitor, Progress
-from hpcgnn.train.telemetry import Reporter
+from hpcgnn.train.stop import StopRequest
+from hpcgnn.train.telemetry import SHOWN, Reporter
 from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
@@ -62,6 +63,26 @@ def check_given(graph: object, model: object, run_dir: object, losses: object) -
         raise InputError(
             "Trainer: losses must be a function of (trainer, epoch)", value=type(losses).__name__
         )
+
+
+def check_options(
+    *, resume: object, stop: object, show: object, display: object, opened: object
+) -> None:
+    """The other arguments of `Trainer` that have a type of their own.
+
+    Raises:
+        InputError: one of them is something else.
+    """
+    for name, given, right, words in (
+        ("resume", resume, isinstance(resume, bool), "True or False"),
+        ("stop", stop, stop is None or isinstance(stop, StopRequest), "a StopRequest or None"),
+        ("show", show, isinstance(show, str) and show in SHOWN, f"one of {', '.join(SHOWN)}"),
+        ("display", display, isinstance(display, Display), "a Display"),
+        ("opened", opened, opened is None or isinstance(opened, Run), "a Run or None"),
+    ):
+        if not right:
+            value = given if isinstance(given, str) else type(given).__name__
+            raise InputError(f"Trainer: {name} must be {words}", value=value)
 
 
 def check_start(trainer: InDirectory) -> None:

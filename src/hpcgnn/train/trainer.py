@@ -105,6 +105,7 @@ class Trainer:
         **settings: Any,
     ) -> None:
         ending.check_given(graph, model, run_dir, losses)
+        ending.check_options(resume=resume, stop=stop, show=show, display=display, opened=opened)
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
         self.display = display
         self._asked_to_stop = ""

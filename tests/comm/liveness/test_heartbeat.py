@@ -6,6 +6,7 @@ import errno
 import os
 import selectors
 import socket
+import threading
 import time
 from dataclasses import replace
 
@@ -162,3 +163,21 @@ def test_what_the_thread_needs_is_there_before_it_starts(monkeypatch):
     monkeypatch.setattr(selectors, "DefaultSelector", full)
     with pytest.raises(OSError, match="Too many open files"):
         Heartbeat(0, "127.0.0.1", Location().report)
+
+
+def test_answers_are_no_work():
+    """Many questions at once don't make a rank that sleeps look busy."""
+    reports = []
+
+    def answer() -> None:
+        reports.append(about.report())
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        reports.append(about.report())
+
+    about = Location()
+    thread = threading.Thread(target=answer)
+    thread.start()
+    thread.join()
+    assert abs(reports[1].cpu - reports[0].cpu) < 0.1

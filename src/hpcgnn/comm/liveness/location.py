@@ -22,8 +22,8 @@ _FRAMES = 12
 class Report:
     """The answer of a rank to a question; every text is bounded.
 
-    `since` and `waited` are in seconds; `cpu` is the processor time of the process so far, in
-    seconds.
+    `since` and `waited` are seconds; `cpu` is the processor time of the process so
+    far, without what answers cost.
     """
 
     place: str
@@ -115,7 +115,8 @@ class Location:
             since=round(now - self.place[1], 1),
             waiting=waiting[0][:_TEXT],
             waited=round(now - waiting[1], 1),
-            cpu=time.process_time(),
+            # Not the answering thread's: many questions would look like work.
+            cpu=time.process_time() - time.thread_time(),
             failing=self.failing[:_TEXT],
             stack=stack_of(self._thread),
         )

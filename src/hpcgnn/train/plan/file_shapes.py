@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.models.demands import Content, Facts, check_host_features
+from hpcgnn.models.demands import (
+    Content,
+    Facts,
+    check_host_features,
+    check_ignored,
+    ignored_by,
+)
 from hpcgnn.sorting import sorted_unique
 from hpcgnn.storage import checks
 from hpcgnn.storage.read.graph_file import read_counts
@@ -18,6 +24,7 @@ from hpcgnn.storage.read.nodes import read_pointers
 from hpcgnn.storage.read.parts import part_name
 from hpcgnn.storage.read.reader import Reader, format_of
 from hpcgnn.storage.schema import GRAPH, MAX_COUNT, MAX_WIDTH, PARTITION, TRAIN, Counts
+from hpcgnn.tasks.build import check_stored
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
 from hpcgnn.train.plan.estimate import Shape, estimate
@@ -52,7 +59,7 @@ def shapes_of_file(
         if kind == PARTITION:
             symmetric = bool(reader.integer("symmetric", 0, 1))
         prefixes = _prefixes(reader)
-        _check(config, counts, reader, prefixes[0])
+        _check(config, counts, reader, prefixes)
         if any(reader.is_group(f"{prefix}nodes/features") for prefix in prefixes):
             sizes = {entry["name"]: entry["shape"][0] for entry in reader.walk() if entry["shape"]}
             stored = sum(sizes.get(f"{prefix}nodes/features/indices", 0) for prefix in prefixes)
@@ -153,11 +160,14 @@ def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> floa
     return pairs / edges if edges else None
 
 
-def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
-    """Refuse what `train` would refuse."""
+def _check(config: Config, counts: Counts, reader: Reader, prefixes: list[str]) -> None:
+    """Refuse what `train` would."""
+    prefix = prefixes[0]
+    ignored = set() if config.model.own else ignored_by(config.model)
+    read = "features" not in ignored
     kinds = {
-        "sparse": reader.is_group(f"{prefix}nodes/features"),
-        "dense": counts.num_features > 0,
+        "sparse": read and reader.is_group(f"{prefix}nodes/features"),
+        "dense": read and counts.num_features > 0,
         "typed": reader.is_group(f"{prefix}nodes/typed_features"),
     }
     facts = Facts(
@@ -169,6 +179,9 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
         edge_width=counts.edge_width,
     )
     try:
+        if not config.model.own:
+            check_ignored(config.model, typed_features=kinds["typed"])
+        _check_stored(config, reader, prefixes)
         check_training(config, facts)
     except InputError as error:
         raise InputError(str(error), file=reader.path) from None
@@ -181,6 +194,16 @@ def _check(config: Config, counts: Counts, reader: Reader, prefix: str) -> None:
     on_host = config.device.kind == "cuda" and config.device.features_on == "host"
     if on_host and facts.features == "dense":
         check_host_features(config.model, adversarial=config.training.adversarial_steps > 0)
+
+
+def _check_stored(config: Config, reader: Reader, prefixes: list[str]) -> None:
+    edges = "in" if prefixes[0] else "edges"
+    check_stored(
+        config.task,
+        edge_labels=any(reader.has(f"{prefix}{edges}/labels") for prefix in prefixes),
+        edge_split=any(reader.has(f"{prefix}{edges}/split") for prefix in prefixes),
+        arrays=reader.names(f"{prefixes[0]}nodes/arrays"),
+    )
 
 
 def content_of_file(path: Path) -> Content:
