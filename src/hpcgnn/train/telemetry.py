@@ -27,6 +27,7 @@ from hpcgnn.train.journal import check_regular
 _SPREAD = ("comm_wait_seconds", "pack_seconds", "bytes_sent", "peak_memory_bytes")
 _MOST_PAIRS = 64  # most ranks for which bytes per pair of ranks are recorded
 _SKIPPED = 1  # first epochs, left out for their one-off set-up
+SHOWN = ("lines", "all", "nothing", "json")
 _SETS = ("train", "valid", "test")
 
 
