@@ -54,6 +54,7 @@ _ROOM = {  # bytes of addresses
 }
 _ROOM_WITH_MPI = 640 << 20
 _LONGEST = 600  # characters of a complaint about an option
+_HELPS = ("-h", "--help", "--help-all", "--version", "--print-completion")
 _OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
@@ -258,9 +259,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
-    """For a verb that one process does alone: MPI may refuse to start, as on a login node."""
-    alone = bool(argv) and argv[0] in SERIAL and launched()[1] == 1
-    return forgone() if alone else nullcontext()
+    """For help, or a verb that one process does alone: a login node may refuse to start MPI."""
+    alone = bool(argv) and (argv[0] in SERIAL or not set(_HELPS).isdisjoint(argv))
+    return forgone() if alone and launched()[1] == 1 else nullcontext()
 
 
 def _check_folder() -> None:

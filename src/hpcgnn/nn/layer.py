@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -68,6 +69,15 @@ def hops_of(module: torch.nn.Module) -> int | None:
     if found is not None and (not isinstance(found, int) or found < 0):
         raise InputError(f"{type(module).__name__}: hops must be a number from 0", value=found)
     return found
+
+
+def numbered(model: torch.nn.Module) -> list[Any]:
+    """The layers of `model` whose `layer` was drawn by `layer_number`, in the module's order."""
+    return [
+        module
+        for module in model.modules()
+        if type(module.__dict__.get("layer")) is int and module.__dict__["layer"] >= FIRST
+    ]
 
 
 FIRST = 1 << 21  # above the numbers that models of this package give
