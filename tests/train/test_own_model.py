@@ -444,10 +444,10 @@ class Masked(torch.nn.Module):
         return self.dropout(graph, self.first(graph, x))
 
 
-def test_without_a_seed_all_ranks_draw_the_masks_of_the_first(comm, tmp_path):
+def test_without_a_seed_all_ranks_draw_the_masks_of_the_first(comm, shared_path):
     graph = part(comm)
     torch.manual_seed(comm.rank)
     model = Masked()
     own = comm.allgather((model.first.layer, model.dropout.layer))
-    hpcgnn.Trainer(graph, model, find_task(graph), run_dir=tmp_path / "run", epochs=1).run()
+    hpcgnn.Trainer(graph, model, find_task(graph), run_dir=shared_path, epochs=1).run()
     assert comm.allgather((model.first.layer, model.dropout.layer)) == [own[0]] * comm.size
