@@ -76,3 +76,16 @@ def test_several_processes_are_refused_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("hpcgnn: error: no MPI: pip install mpich")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ("partition", "bench"))
+def test_help_loads_no_mpi(verb):
+    script = (
+        "import sys; from hpcgnn.cli.main import main; "
+        f"status = main(['{verb}', '--help']); sys.exit(status or 'mpi4py' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=hidden(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"usage: hpcgnn {verb}" in done.stdout

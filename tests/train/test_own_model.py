@@ -486,3 +486,22 @@ def test_states_of_other_kinds_are_refused(comm, shared_path):
     comm.barrier()
     with pytest.raises(InputError, match=r"its state of optimizer.* can't be used|is of another"):
         train(comm, shared_path, kind="momentum", resume=True)
+
+
+class Masked(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = hpcgnn.nn.GATConv(5, 3, dropout=0.3)
+        self.dropout = hpcgnn.nn.Dropout(0.3)
+
+    def forward(self, graph, x):
+        return self.dropout(graph, self.first(graph, x))
+
+
+def test_without_a_seed_all_ranks_draw_the_masks_of_the_first(comm, shared_path):
+    graph = part(comm)
+    torch.manual_seed(comm.rank)
+    model = Masked()
+    own = comm.allgather((model.first.layer, model.dropout.layer))
+    hpcgnn.Trainer(graph, model, find_task(graph), run_dir=shared_path, epochs=1).run()
+    assert comm.allgather((model.first.layer, model.dropout.layer)) == [own[0]] * comm.size

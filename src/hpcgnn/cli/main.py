@@ -53,8 +53,9 @@ _ROOM = {  # bytes of address space
     **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
 }
 _ROOM_WITH_MPI = 640 << 20
-_LONGEST = 600  # characters of a message about an option
-_OWN = ("stop", "timeout")  # options that may differ between ranks
+_LONGEST = 600  # characters of a complaint about an option
+_HELPS = ("-h", "--help", "--help-all", "--version", "--print-completion")
+_OWN = ("stop", "timeout")  # may differ from rank to rank
 
 
 class _Parser(argparse.ArgumentParser):
@@ -259,9 +260,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
-    """Return a context without MPI for a serial verb: MPI may not start, as on a login node."""
-    alone = bool(argv) and argv[0] in SERIAL and launched()[1] == 1
-    return forgone() if alone else nullcontext()
+    """For help, or a verb that one process does alone: a login node may refuse to start MPI."""
+    alone = bool(argv) and (argv[0] in SERIAL or not set(_HELPS).isdisjoint(argv))
+    return forgone() if alone and launched()[1] == 1 else nullcontext()
 
 
 def _check_folder() -> None:

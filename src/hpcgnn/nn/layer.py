@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -70,7 +71,16 @@ def hops_of(module: torch.nn.Module) -> int | None:
     return found
 
 
-FIRST = 1 << 21  # above the numbers that models of this package assign
+def numbered(model: torch.nn.Module) -> list[Any]:
+    """The layers of `model` whose `layer` was drawn by `layer_number`, in the module's order."""
+    return [
+        module
+        for module in model.modules()
+        if type(module.__dict__.get("layer")) is int and module.__dict__["layer"] >= FIRST
+    ]
+
+
+FIRST = 1 << 21  # above the numbers that models of this package give
 
 
 def layer_number(layer: int | None) -> int:

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, say
+from hpcgnn.nn.layer import numbered
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.nn.norm import SYNCHRONISED, unsynchronised
 
@@ -164,7 +165,7 @@ class Learned:
         own = {name: value for name, value in self.state_dict().items() if name not in sharded}
         if comm.size == 1:
             return False
-        changed = False
+        changed = self._take_numbers(comm)
         for value in own.values():
             mine = value.detach().cpu().numpy()
             first: np.ndarray = comm.broadcast(mine if comm.rank == 0 else None, where="weights")
@@ -172,6 +173,18 @@ class Learned:
                 changed = True
                 value.copy_(torch.from_numpy(np.array(first)).to(value.device))
         return bool(comm.allreduce(int(changed), "max", where="weights"))
+
+    def _take_numbers(self, comm: Communicator) -> bool:
+        """Give the layers rank 0's numbers, which tell masks apart; whether this rank had others.
+
+        Collective.
+        """
+        drawn = [module for model in self.modules.values() for module in numbered(model)]
+        numbers = [module.layer for module in drawn]
+        first: list[int] = comm.broadcast(numbers, where="layer numbers")
+        for module, number in zip(drawn, first, strict=True):
+            module.layer = number
+        return first != numbers
 
     def note_unused(self, comm: Communicator) -> None:
         """Print, after the first backward pass, parameters it reached on no rank; collective."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def _of_other_ranks(num_parts: int, comm: Communicator, path: str | Path) -> Inp
         start += f" (`{launcher(num_parts)}...`)"
     if isinstance(comm.mpi, WithoutMPI):
         start += ", for which MPI is missing: pip install mpich"
+    elif "SLURM_JOB_ID" in os.environ and num_parts > 1:
+        start += f", in a job script by `sbatch --ntasks={num_parts} ...`"
     return InputError(
         f"has {counted(num_parts, 'part')} but the job has {counted(comm.size, 'rank')}; "
         f"start {start}, or partition again with --parts {comm.size}",
