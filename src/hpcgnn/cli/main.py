@@ -53,9 +53,9 @@ _ROOM = {  # bytes of address space
     **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
 }
 _ROOM_WITH_MPI = 640 << 20
-_LONGEST = 600  # characters of a complaint about an option
+_LONGEST = 600  # characters of a message about an option
 _HELPS = ("-h", "--help", "--help-all", "--version", "--print-completion")
-_OWN = ("stop", "timeout")  # may differ from rank to rank
+_OWN = ("stop", "timeout")  # options that may differ between ranks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
-    """For help, or a verb that one process does alone: a login node may refuse to start MPI."""
+    """Return a context without MPI for help and serial verbs: a login node may refuse MPI."""
     alone = bool(argv) and (argv[0] in SERIAL or not set(_HELPS).isdisjoint(argv))
     return forgone() if alone and launched()[1] == 1 else nullcontext()
 

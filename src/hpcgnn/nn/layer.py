@@ -72,7 +72,7 @@ def hops_of(module: torch.nn.Module) -> int | None:
 
 
 def numbered(model: torch.nn.Module) -> list[Any]:
-    """The layers of `model` whose `layer` was drawn by `layer_number`, in the module's order."""
+    """Return the layers of `model` whose `layer` was drawn by `layer_number`, in module order."""
     return [
         module
         for module in model.modules()
@@ -80,7 +80,7 @@ def numbered(model: torch.nn.Module) -> list[Any]:
     ]
 
 
-FIRST = 1 << 21  # above the numbers that models of this package give
+FIRST = 1 << 21  # above the numbers that models of this package assign
 
 
 def layer_number(layer: int | None) -> int:

@@ -175,11 +175,15 @@ class Learned:
         return bool(comm.allreduce(int(changed), "max", where="weights"))
 
     def _take_numbers(self, comm: Communicator) -> bool:
-        """Give the layers rank 0's numbers, which tell masks apart; whether this rank had others.
+        """Copy rank 0's layer numbers, which random masks depend on; return whether any differed.
 
         Collective.
+
+        Raises:
+            InputError: the ranks have different numbers of layers with random masks.
         """
         drawn = [module for model in self.modules.values() for module in numbered(model)]
+        require_same(comm, {"layers with random masks": len(drawn)}, "models")
         numbers = [module.layer for module in drawn]
         first: list[int] = comm.broadcast(numbers, where="layer numbers")
         for module, number in zip(drawn, first, strict=True):
