@@ -118,8 +118,9 @@ def test_a_rank_that_ends_before_mpi_starts_is_missed(python, end):
 def test_a_rank_that_fails_before_mpi_starts_ends_the_others(python, failure, status, line):
     outcome = python(4, "-c", ENDS.format(failure))
     assert outcome.status == status and outcome.seconds < 20
-    (said,) = outcome.errors
-    assert said.startswith(f"hpcgnn: error: {line}")
+    # Rank 2 fails as well: on a busy machine it may print its line before rank 1 has ended the job.
+    assert len(outcome.errors) <= 2
+    assert any(said.startswith(f"hpcgnn: error: {line}") for said in outcome.errors)
 
 
 @OF_MPICH

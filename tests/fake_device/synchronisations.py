@@ -163,7 +163,7 @@ def waits_of_model(group: Group, kind: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(group.comm.allgather(folder)[0]) / "run"
         graph = place(graph, group.device, config)
-        configured_trainer(graph, config, run_dir, show="none", callbacks=[counted]).run()
+        configured_trainer(graph, config, run_dir, show="nothing", callbacks=[counted]).run()
         group.comm.barrier()
     return counted.found[1]
 
