@@ -93,21 +93,9 @@ full() {
         -n "$((cores < 4 ? cores + 1 : 4))" "${by_file[@]}"
     check types show "$types" "$logs/types"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
-    # Ranks wait for each other: what one job leaves of the cores, a second one uses.
-    beside "$logs/others" each "${@:2}" 8
-    local others=$!
-    each "${@:1:1}" || failed+=("tests, ${1:-} ranks")
-    check "tests, the other numbers of ranks" show "$others" "$logs/others"
-}
-
-# each RANKS...: the tests on these numbers of ranks, in turn; fails where one of them does.
-each() {
-    local failed=() ranks
-    for ranks in "$@"; do
+    for ranks in "$@" 8; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done
-    [ ${#failed[@]} -eq 0 ] || printf '== failed: %s\n' "${failed[@]}"
-    return ${#failed[@]}
 }
 
 if [ "${1:-}" = --quick ]; then quick; else full "$@"; fi
