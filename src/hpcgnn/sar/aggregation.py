@@ -114,7 +114,7 @@ class _Kept:
             return False
         if (self.version, self.place) != (x_NF._version, x_NF.data_ptr()):
             return False
-        return torch.equal(self.some, _some_rows(x_NF))
+        return len(self.some) == 0 or torch.equal(self.some, _some_rows(x_NF))
 
     def note(self, x_NF: Tensor) -> None:
         self.version, self.features = x_NF._version, weakref.ref(x_NF)
@@ -122,9 +122,9 @@ class _Kept:
 
 
 def _some_rows(x_NF: Tensor) -> Tensor:
-    """What tells of most changes that torch doesn't count: through `.data`, or by NumPy.
+    """Return rows that show most changes torch does not count, those through `.data` or NumPy.
 
-    None on a GPU, for which the host would wait.
+    No rows on a GPU: the host would wait for them.
     """
     most = _SAMPLE if x_NF.device.type == "cpu" else 0
     return x_NF.detach()[:: max(1, -(-len(x_NF) // _SAMPLE))][:most]
