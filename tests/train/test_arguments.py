@@ -1,0 +1,67 @@
+"""What a Python program gives in place of graphs, models, paths and settings is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hpcgnn
+from hpcgnn.errors import InputError
+from hpcgnn.tasks import find_task
+from tests.train.test_own_model import Alone, Values, make, part
+
+pytestmark = pytest.mark.mpi
+
+
+def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
+    """Whatever it is, before an epoch or at the first."""
+    for number, (given, words) in enumerate(
+        (
+            ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),
+            ({"losses": 3}, r"losses must be a function of \(trainer, epoch\)"),
+            ({"losses": lambda trainer, epoch: []}, "yielded no loss"),
+            ({"losses": lambda trainer, epoch: None}, "must yield this rank's shares"),
+            ({"losses": lambda trainer, epoch: torch.zeros(2)}, "must yield this rank's shares"),
+            ({"optimizer": 3}, "optimizer must be one of torch.optim"),
+            ({"scheduler": "cosine"}, "scheduler must be one of torch.optim.lr_scheduler"),
+            ({"callbacks": 3}, "callbacks must be a list"),
+            ({"resume": "yes"}, "resume must be True or False .found 'yes'"),
+            ({"show": "zz"}, "show must be one of lines, all, nothing, json .found 'zz'"),
+            ({"show": None}, "show must be one of"),
+            ({"stop": 3}, "stop must be a StopRequest or None .found 'int'"),
+            ({"display": None}, "display must be a Display"),
+            ({"opened": True}, "opened must be a Run or None"),
+        )
+    ):
+        with pytest.raises(InputError, match=words):
+            hpcgnn.Trainer(
+                part(comm),
+                **{"model": Alone(), "task": Values(), "epochs": 1} | given,
+                run_dir=shared_path / str(number),
+            ).run()
+    with pytest.raises(InputError, match=r"graph must be what hpcgnn.load_partition returns"):
+        hpcgnn.Trainer(None, Alone(), Values())
+    with pytest.raises(InputError, match="run_dir must be a path"):
+        make(comm, 3)
+    trainer = make(comm, shared_path / "twice", epochs=1)
+    trainer.run()
+    with pytest.raises(InputError, match="has run: to go on make another"):
+        trainer.run()
+
+
+def test_functions_of_the_package_name_what_they_are_given_instead(comm):
+    graph, model = part(comm), Alone()
+    for call, words in (
+        (lambda: hpcgnn.load_partition(None), "path must be a path .found 'NoneType'"),
+        (lambda: hpcgnn.partition_graph("g.h5", 2), "comm must be a Communicator"),
+        (lambda: hpcgnn.partition_graph(comm, 2), "path must be a path"),
+        (lambda: hpcgnn.predict(None, "c.h5"), "graph must be what hpcgnn.load_partition"),
+        (lambda: hpcgnn.predict(graph, 3), "checkpoint must be a path"),
+        (lambda: hpcgnn.predict(graph, "c.h5", Alone), "model must be a torch.nn.Module"),
+        (lambda: hpcgnn.sum_gradients([torch.ones(3)]), "model must be a torch.nn.Module"),
+        (lambda: hpcgnn.convert_norms(model, comm), "graph must be what hpcgnn.load_partition"),
+        (lambda: hpcgnn.convert_norms(None, graph), "model must be a torch.nn.Module"),
+        (lambda: find_task(None), "graph must be what hpcgnn.load_partition"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
