@@ -188,7 +188,7 @@ def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGr
     """The graph without what `--ignore` names, so that no model reads it.
 
     Raises:
-        InputError: the model can't do without.
+        InputError: the model needs some of this data.
     """
     check_ignored(settings, typed_features=bool(graph.typed_features))
     ignored = ignored_by(settings)
