@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.display import SILENT, Display
+from hpcgnn.display import SILENT, Display, Stage
 from hpcgnn.errors import InputError
 from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.importers.ahead import ahead
@@ -163,31 +163,44 @@ def assemble(
             with display.stage("write the nodes"):
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
-            first, written, arranged, joins = 0, 0, edges.count, False
-            lists = ahead(row_chunks(edges, scratch, num_nodes, rules))
-            with (
-                closing(lists),
-                display.stage("sort and write the edges", num_nodes, "nodes") as stage,
-            ):
-                for chunk in lists:
-                    _write_rows(writer, chunk, treatment.link_split, first)
-                    joins = joins or not _only_loops(chunk, first)
-                    first += len(chunk.counts)
-                    written += len(chunk.indices)
-                    stage.advance(len(chunk.counts))
+            arranged, split = edges.count, treatment.link_split
+            with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
+                chunks = row_chunks(edges, scratch, num_nodes, rules)
+                written, joins = _write_lists(writer, chunks, split, stage)
             if rules.deduplicate and written < arranged and rules.self_loops != "add":
                 source.notes.append(_merged(rules))
             if written and not joins:
                 source.notes.append(_ALL_LOOPS)
-            texts = source.names or source.nodes.names
-            if texts is not None:
-                for lengths, data in texts.names():
-                    writer.append_original_names(lengths, data)
-            else:
-                for ids in _original_ids(source, table, scratch):
-                    writer.append_original_ids(ids)
+            _write_ids(writer, source, table, scratch)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
+
+
+def _write_lists(
+    writer: GraphWriter, chunks: Iterator[RowChunk], split: LinkSplit | None, stage: Stage
+) -> tuple[int, bool]:
+    """Write all lists; return the number of edges, and whether any is not a self-loop."""
+    first, written, joins = 0, 0, False
+    with closing(ahead(chunks)) as lists:
+        for chunk in lists:
+            _write_rows(writer, chunk, split, first)
+            joins = joins or not _only_loops(chunk, first)
+            first += len(chunk.counts)
+            written += len(chunk.indices)
+            stage.advance(len(chunk.counts))
+    return written, joins
+
+
+def _write_ids(
+    writer: GraphWriter, source: Source, table: IdTable | None, scratch: Scratch
+) -> None:
+    texts = source.names or source.nodes.names
+    if texts is not None:
+        for lengths, data in texts.names():
+            writer.append_original_names(lengths, data)
+        return
+    for ids in _original_ids(source, table, scratch):
+        writer.append_original_ids(ids)
 
 
 def _merged(rules: RowRules) -> str:

@@ -52,11 +52,12 @@ def row_chunks(
     dtype = edges.dtype
     row = 0
     for slab in sorted_slabs(edges, scratch, keys, whole=True):
-        last = int(slab["destination"][-1]) + 1
+        last, first = int(slab["destination"][-1]) + 1, 0
         for low in range(row, last, _ROWS):
             high = min(last, low + _ROWS)
-            first, end = np.searchsorted(slab["destination"], (low, high))
+            end = len(slab) if high == last else int(np.searchsorted(slab["destination"], high))
             yield _finish(slab[first:end], low, high, keys, rules)
+            first = end
         row = last
     for low in range(row, num_nodes, _ROWS):
         yield _finish(np.empty(0, dtype), low, min(num_nodes, low + _ROWS), keys, rules)

@@ -83,7 +83,7 @@ class Records:
             return
         before, self.count = self.count, self.count + records.shape[0]
         if self.count <= self._room.shape[0]:
-            self._room[before : self.count] = records
+            _copy(records, self._room[before : self.count])
             self._held, self._held_bytes = [self._room[: self.count]], self.nbytes
             return
         # A slice is copied, so that the array it is part of can be freed.
@@ -133,7 +133,7 @@ class Records:
         out = np.empty(self.count, self.dtype)
         first = self._read_into(out)
         for records in self._held:
-            out[first : first + records.shape[0]] = records
+            _copy(records, out[first : first + records.shape[0]])
             first += records.shape[0]
         return out
 
@@ -148,7 +148,7 @@ class Records:
         self._held.reverse()
         while self._held:  # each array is freed before the next is copied
             records = self._held.pop()
-            out[first : first + records.shape[0]] = records
+            _copy(records, out[first : first + records.shape[0]])
             first += records.shape[0]
         self.drop()
         return out
@@ -176,6 +176,11 @@ class Records:
         self._room = np.empty(0, self.dtype)
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _copy(records: np.ndarray, out: np.ndarray) -> None:
+    """Copy records as bytes: NumPy copies them field by field, which takes six times as long."""
+    out.view(np.uint8)[:] = np.ascontiguousarray(records).view(np.uint8)
 
 
 def _joined(arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
