@@ -21,6 +21,9 @@ from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 DEEP = ["sgc", "appnp", "dagnn"]
+# Each with weights if it reads them; two without, too.
+MODELS = [("gat", False), ("gatv2", False), ("rgcn", False), ("gcn", False), ("sage", False)]
+MODELS += [(name, True) for name in ("gcn", "sage", "gin", *DEEP)]
 
 
 def few_targets(num_edges=500, **options):
@@ -31,8 +34,7 @@ def few_targets(num_edges=500, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn", *DEEP])
+@pytest.mark.parametrize(("model", "weighted"), MODELS)
 def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
     """Several hops of few edges in models that make some in one layer, or after all layers."""
     whole = few_targets(330 if model in DEEP else 500, weighted=weighted)
