@@ -99,7 +99,15 @@ def short_naps() -> None:
     if _num_ranks() > (os.cpu_count() or 1):
         from hpcgnn.comm.liveness import wait
 
-        wait.LONGEST_SLEEP = float(os.environ.get("NAP", 2e-4))
+        wait.LONGEST_SLEEP = 2e-4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Files of tests need not outlive a power cut, and each `fsync` to a disk may take 10 ms."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
 
 
 @pytest.fixture(scope="session")
