@@ -50,7 +50,7 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
             norm="layer",
             residual=True,
             attention_dropout=0.2,
-            epochs=3,
+            epochs=2,
             eval_every=10,
             prune=prune,
             halo_buffer="4096",
@@ -61,9 +61,8 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
         trainer = configured_trainer(graph, config, folder)
         assert (trainer.call.flow is not None) == prune
         before = graph.ring.bytes_sent
-        for epoch in (1, 2):
-            trainer._epoch(epoch)
-        losses[prune] = [trainer._epoch(3)["loss"]]
+        trainer._epoch(1)
+        losses[prune] = [trainer._epoch(2)["loss"]]
         sent[prune] = comm.allreduce(graph.ring.bytes_sent - before)
     np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
     assert sent[True] < 0.7 * sent[False] or comm.size == 1
