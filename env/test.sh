@@ -25,21 +25,25 @@ check() {
 # comes on its stderr. Many ranks share few cores, so each number runs what it alone can show: on 3
 # a rank sends to one and receives from another (layers are compared with PyTorch Geometric's there
 # and on one rank, so not on 2); of 4, two exchange rows with each other in the second step; 7 share
-# few graphs evenly, some of them hold nothing; 8 are many that wait for a late one.
+# few graphs evenly, some of them hold nothing; 8 are many that wait for a late one. Where ranks share
+# cores, a rank that waits inside MPI (as ParMETIS does) sleeps: MPICH's own way is to spin.
 on_ranks() {
     local ranks=$1 folders=(tests --ignore=tests/nn/test_{against_pyg,message_layers}.py)
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn}
-        --ignore=tests/storage/importers --ignore=tests/nn/test_precision.py
+        --ignore=tests/{storage/importers,graph/test_partitioned.py}
+        --ignore=tests/nn/test_{precision,arguments,host_rows}.py
         tests/train/test_{any_settings,golden_losses}.py
         tests/train/test_loop.py::test_resumed_run_is_bit_identical)
-    [ "$ranks" -le 3 ] || folders=(tests/sar tests/comm/test_ring.py)
+    [ "$ranks" -le 3 ] || folders=(tests/sar tests/comm/test_ring.py
+        --ignore=tests/sar/test_{autograd,hubs}.py)
     [ "$ranks" -le 4 ] || folders=(tests/partition --ignore=tests/partition/test_simple.py
         tests/comm/test_{agreement,communicator,ring}.py)
     [ "$ranks" -le 7 ] || folders=(tests/comm/test_unfinished.py -k late_rank)
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
-    mpiexec -n "$ranks" sh -c \
+    MPIR_CVAR_CH4_PROGRESS_THROTTLE=$((ranks > cores)) \
+        MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT=20 mpiexec -n "$ranks" sh -c \
         '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
         python -m pytest "${folders[@]}" -m mpi -q "$@"
 }

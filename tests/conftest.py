@@ -93,8 +93,29 @@ def _num_ranks() -> int:
     return 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
+def short_naps() -> None:
+    """Ranks that share cores sleep in every wait; messages of tests are short."""
+    if _num_ranks() > (os.cpu_count() or 1):
+        from hpcgnn.comm.liveness import wait
+
+        wait.LONGEST_SLEEP = 2e-4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Files of tests need not outlive a power cut, and each `fsync` to a disk may take 10 ms."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
+
+
+@pytest.fixture(scope="session")
 def comm() -> Iterator[object]:
+    """One for all tests, as many messages make it; each test of `tests/comm` has its own.
+
+    A test that leaves it unusable must make one.
+    """
     from hpcgnn.comm.communicator import Communicator
 
     communicator = Communicator(timeout=120)

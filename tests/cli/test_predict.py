@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -27,14 +28,23 @@ from tests.cli.verbs import call
 NUM_NODES = 60
 
 
+@pytest.fixture(scope="module")
+def stored(comm, tmp_path_factory) -> Path:
+    path = comm.broadcast(tmp_path_factory.mktemp("stored") if comm.rank == 0 else None)
+    if comm.rank == 0:
+        write(path / "g.h5", NUM_NODES, 240)
+    comm.barrier()
+    call(comm, partition, path / "g.h5", "--method", "block", "-o", path / "parts.h5")
+    return path
+
+
 @pytest.fixture
-def parts(comm, shared_path, monkeypatch) -> Path:
+def parts(comm, stored, shared_path, monkeypatch) -> Path:
     """A partition file in the current folder, with a part per rank, and its graph `g.h5`."""
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
-        write(Path("g.h5"), NUM_NODES, 240)
+        shutil.copytree(stored, shared_path, dirs_exist_ok=True)
     comm.barrier()
-    call(comm, partition, "g.h5", "--method", "block", "-o", "parts.h5")
     return shared_path / "parts.h5"
 
 

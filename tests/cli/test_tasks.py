@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -68,16 +69,26 @@ def converted(*arguments: object) -> None:
     assert convert.run(parser.parse_args(list(map(str, arguments))), None) == 0
 
 
-@pytest.fixture
-def parts(comm, shared_path, monkeypatch) -> Path:
-    monkeypatch.chdir(shared_path)
+@pytest.fixture(scope="module")
+def stored(comm, tmp_path_factory) -> Path:
+    """Both graphs and their partitions."""
+    path = comm.broadcast(tmp_path_factory.mktemp("stored") if comm.rank == 0 else None)
     for name, bare in (("known", False), ("bare", True)):
-        folder = shared_path / name
+        folder, parts = path / name, path / f"{name}.p.h5"
         if comm.rank == 0:
             folder.mkdir()
             write_graph(folder, bare=bare, seed=int(bare))
         comm.barrier()
-        call(comm, partition, folder / "graph.h5", "--method", "random", "-o", f"{name}.p.h5")
+        call(comm, partition, folder / "graph.h5", "--method", "random", "-o", parts)
+    return path
+
+
+@pytest.fixture
+def parts(comm, stored, shared_path, monkeypatch) -> Path:
+    monkeypatch.chdir(shared_path)
+    if comm.rank == 0:
+        shutil.copytree(stored, shared_path, dirs_exist_ok=True)
+    comm.barrier()
     return shared_path
 
 

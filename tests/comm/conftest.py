@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hpcgnn.comm.communicator import Communicator
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Outcome:
     @property
     def errors(self) -> list[str]:
         return [line for line in self.err.splitlines() if line.startswith("hpcgnn: error:")]
+
+
+@pytest.fixture
+def comm() -> Iterator[Communicator]:
+    """A new one, which the test may spoil."""
+    communicator = Communicator(timeout=120)
+    yield communicator
+    communicator.close()
 
 
 def _environment() -> dict[str, str]:

@@ -75,9 +75,16 @@ def attempt(step) -> BaseException | None:
     return None
 
 
+# Every pair of two of these.
+FAILURES = [
+    (kind, *mode, (i + j) % 2 == 1)
+    for i, kind in enumerate(("host", "ipc"))
+    for j, mode in enumerate([("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "later"), [("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("graph", "mode", "later", "backward"), FAILURES, indirect=["graph"])
 def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, later, backward):
     graph.execution.mode = mode
     x, layer = local(graph, whole.features).requires_grad_(), Failing(0)
@@ -285,6 +292,6 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
             comm.mpi.Iprobe(tag=9999)
             time.sleep(1e-4)
         grown = resident_memory() - before
-    exchange(400)
+    exchange(max(100, 400 // max(1, comm.size - 1)))  # 1.6 MB or more for the late one
     comm.barrier()
     assert grown < (1 << 20), f"{grown} bytes"

@@ -23,10 +23,10 @@ def graph(comm):
     return distribute(random_graph(60, 120, seed=2), comm)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in fields(PartitionedGraph)])
-def test_no_field_can_be_set(graph, name):
-    with pytest.raises(FrozenInstanceError):
-        setattr(graph, name, None)
+def test_no_field_can_be_set(graph):
+    for entry in fields(PartitionedGraph):
+        with pytest.raises(FrozenInstanceError):
+            setattr(graph, entry.name, None)
 
 
 @pytest.mark.parametrize("name", ["ring", "mode", "seed", "epoch", "comm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -24,8 +25,11 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("slab_rows", [1, 7, 1000])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+# The first layers of two products, and of one, in slabs of every size.
+@pytest.mark.parametrize(
+    ("name", "slab_rows"),
+    [*((name, 7) for name in CONVOLUTIONS), *itertools.product(("sage", "gcn"), (1, 1000))],
+)
 def test_models_agree(comm, name, slab_rows):
     graph = distribute(random_graph(60, 300), comm)
     features = graph.features

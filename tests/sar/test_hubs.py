@@ -199,6 +199,7 @@ def results(graph: PartitionedGraph, layer: torch.nn.Module, x: Tensor) -> dict[
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_settle_what_their_hubs_have(comm, monkeypatch, name, mode):

@@ -183,12 +183,15 @@ def _check_nodes(graph, part):
 
 
 ATTRIBUTES = [(), ("weight",), ("relation", "weight", "features")]  # in the order of ties
+CASES = [  # every pair of two
+    (num_parts, attributes, (i + j) % 2 == 1)
+    for i, num_parts in enumerate((1, 3, 5))
+    for j, attributes in enumerate(ATTRIBUTES)
+]
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("num_parts", [1, 3, 5])
-@pytest.mark.parametrize("attributes", ATTRIBUTES, ids="-".join)
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("num_parts", "attributes", "symmetric"), CASES)
 def test_parts_hold_the_graph(comm, num_parts, attributes, symmetric):
     for n in (2, 7, 9, 60):
         graph = Graph(n, 3, symmetric=symmetric, attributes=attributes, seed=n)

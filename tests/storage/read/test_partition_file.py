@@ -26,22 +26,24 @@ def same(one: Part, other: Part) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("num_parts", [1, 5])
-@pytest.mark.parametrize(("symmetric", "sparse"), [(False, False), (True, True)])
-def test_parts_come_back(comm, shared_path, num_parts, symmetric, sparse):
+@pytest.mark.parametrize(
+    ("num_parts", "symmetric", "compress"),
+    [(1, False, True), (1, True, False), (5, False, False), (5, True, True)],
+)
+def test_parts_come_back(comm, shared_path, num_parts, symmetric, compress):
     path = shared_path / "p.h5"
-    for compress in (False, True):
-        parts, header = small_parts(comm, num_parts, symmetric=symmetric, sparse=sparse)
+    parts, header = small_parts(comm, num_parts, symmetric=symmetric, sparse=symmetric)
+    for _ in range(2):  # the second replaces the first
         write_parts(path, comm, parts, header, compress=compress)
-        with PartitionFile(path) as file:
-            assert file.header | header == file.header
-            assert file.num_parts == num_parts and file.symmetric == symmetric
-            for part in parts:
-                assert part.index % comm.size == comm.rank
-                same(file.read_part(part.index), part)
-            for index in range(num_parts):
-                assert file.read_part(index).num_nodes == file.sizes[index, 0]
-        comm.barrier()
+    with PartitionFile(path) as file:
+        assert file.header | header == file.header
+        assert file.num_parts == num_parts and file.symmetric == symmetric
+        for part in parts:
+            assert part.index % comm.size == comm.rank
+            same(file.read_part(part.index), part)
+        for index in range(num_parts):
+            assert file.read_part(index).num_nodes == file.sizes[index, 0]
+    comm.barrier()
     assert [entry.name for entry in shared_path.iterdir()] == ["p.h5"]
 
 
