@@ -15,6 +15,7 @@ from hpcgnn.comm.collectives import LARGEST_MESSAGE
 from hpcgnn.comm.slots import Needs, Slots
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import InputError
+from hpcgnn.settings import LEAST_BUFFER
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -47,7 +48,7 @@ class Ring:
     ) -> None:
         if not _is_count(prefetch) or prefetch < 1:
             raise InputError("--prefetch must be an integer of at least 1", value=prefetch)
-        if not _is_count(halo_buffer) or halo_buffer < 4096:
+        if not _is_count(halo_buffer) or halo_buffer < LEAST_BUFFER:
             raise InputError(
                 "--halo-buffer must be bytes, at least 4 KiB, as an integer", value=halo_buffer
             )

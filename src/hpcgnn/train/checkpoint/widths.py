@@ -47,15 +47,11 @@ def check_built_in(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         InputError: an array is missing, unknown, or of another shape or dtype.
     """
-    settings, given = checkpoint.config.model, _shapes_in(checkpoint)
     comm = Communicator(MPI.COMM_SELF)
     try:
-        unknown = ["features", "edge", "relations"]
-        if not checkpoint.task:  # of an earlier release
-            unknown.insert(0, "outputs")
-        guess = _first_guess(checkpoint, given, path)
-        widths = _solved(settings, given, guess, unknown, comm)
-        model = _built(settings, widths, comm)
+        model = _Models(checkpoint.config.model, _shapes_in(checkpoint), comm).find(
+            _first_guess(checkpoint, path), outputs_known=bool(checkpoint.task)
+        )
     finally:
         comm.close()
     check_stored(model, checkpoint, path)
@@ -73,48 +69,67 @@ def _shapes_in(checkpoint: Checkpoint) -> Shapes:
     }
 
 
-def _first_guess(checkpoint: Checkpoint, given: Shapes, path: Path) -> _Widths:
+def _first_guess(checkpoint: Checkpoint, path: Path) -> _Widths:
     kind, outputs = checkpoint.config.model.kind, _GUESS
-    if checkpoint.task:
+    if checkpoint.task:  # files of earlier releases may have none
         outputs = built_in_task(checkpoint.task, checkpoint.arrays, path).num_outputs or _GUESS
-    found = ((_TYPED.fullmatch(name), shape) for name, shape in given.items())
+    found = ((_TYPED.fullmatch(name), shape) for name, shape in _shapes_in(checkpoint).items())
     return _Widths(
         outputs=outputs,
-        edge=_GUESS if kind in EDGE_READERS else 0,
         relations=_GUESS if kind in RELATION_READERS else 0,
         typed={int(match[1]): max(shape[-1], 1) for match, shape in found if match and shape},
     )
 
 
-def _solved(
-    settings: ModelSettings,
-    given: Shapes,
-    guess: _Widths,
-    unknown: Iterable[str],
-    comm: Communicator,
-) -> _Widths:
-    """Return the widths that give these shapes; those of other shapes if none does."""
+@dataclass(frozen=True)
+class _Models:
+    """The models of these settings, by widths; `given` are the stored shapes."""
 
-    def shapes(widths: _Widths) -> Shapes:
-        model = _built(settings, widths, comm)
-        return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    settings: ModelSettings
+    given: Shapes
+    comm: Communicator
 
-    guessed = shapes(guess)
-    if guess.edge and guessed.keys() - given.keys():  # of arrays for features of edges
-        without = replace(guess, edge=0)
-        if settings.kind != "gine" and not shapes(without).keys() - given.keys():
-            guess, guessed = without, shapes(without)
-    # The output's array comes last, the input's first: its width may be the sum of both.
-    for name in unknown:
-        value: int = getattr(guess, name)
+    def find(self, widths: _Widths, *, outputs_known: bool) -> Model:
+        """Return the model with the given shapes; one with other shapes if there is none."""
+        if not outputs_known:
+            # Its array comes last; the input's, which comes first, may have the sum of both widths.
+            widths = replace(widths, edge=self._edge_widths(widths.outputs)[0])
+            widths = self._solved("outputs", widths, backward=True)
+        for edge in self._edge_widths(widths.outputs):
+            found = replace(widths, edge=edge)
+            for name in ("features", "edge", "relations"):
+                found = self._solved(name, found)
+            model = _built(self.settings, found, self.comm)
+            if _shapes_of(model).keys() == self.given.keys():
+                break
+        return model
+
+    def _edge_widths(self, outputs: int) -> list[int]:
+        """Return guesses; a layer may have an array for edges only if they have another width."""
+        kind, hidden = self.settings.kind, self.settings.hidden
+        if kind not in EDGE_READERS:
+            return [0]
+        without = [] if kind == "gine" else [0]
+        return [max(hidden, outputs) + 1, *without, hidden, outputs]
+
+    def _solved(self, name: str, widths: _Widths, *, backward: bool = False) -> _Widths:
+        """Return the widths with that of `name` as the given shapes say."""
+        value: int = getattr(widths, name)
         if not value:
-            continue
-        other = shapes(replace(guess, **{name: value + 1}))
-        order = list(guessed) if name != "outputs" else list(reversed(guessed))
-        if (found := _width(order, guessed, other, given)) is not None:
-            guess = replace(guess, **{name: max(value + found, 1)})
-            guessed = shapes(guess)
-    return guess
+            return widths
+        guessed, wider = map(self._shapes, (widths, replace(widths, **{name: value + 1})))
+        names = list(reversed(guessed)) if backward else list(guessed)
+        more = _width(names, guessed, wider, self.given)
+        return widths if more is None else replace(widths, **{name: max(value + more, 1)})
+
+    def _shapes(self, widths: _Widths) -> Shapes:
+        return _shapes_of(_built(self.settings, widths, self.comm))
+
+
+def _shapes_of(model: Model) -> Shapes:
+    """Return the shapes of all arrays but the rows of nodes."""
+    sharded = Learned(model).sharded_names()
+    return {n: tuple(value.shape) for n, value in model.state_dict().items() if n not in sharded}
 
 
 def _width(names: Iterable[str], guessed: Shapes, wider: Shapes, given: Shapes) -> int | None:
@@ -122,7 +137,7 @@ def _width(names: Iterable[str], guessed: Shapes, wider: Shapes, given: Shapes) 
     for name in names:
         if len(given.get(name, ())) != len(guessed[name]):
             continue
-        for stored, one, two in zip(given[name], guessed[name], wider[name], strict=True):
+        for stored, one, two in zip(given[name], guessed[name], wider.get(name, ()), strict=False):
             if one != two:
                 return (stored - one) // (two - one)
     return None
