@@ -83,11 +83,7 @@ class Ring:
         row_bytes = 2 * self.prefetch * one
         rows = min(self.halo_buffer // row_bytes, max(MESSAGE_BYTES // one, 1))
         if rows < 1:
-            raise InputError(
-                f"--halo-buffer is too small for one row of {width + reply_width} numbers: "
-                f"give at least {row_bytes} bytes",
-                value=self.halo_buffer,
-            )
+            raise too_small(self.halo_buffer, width + reply_width, row_bytes)
         spare = max(rows.bit_length() - 4, 0)
         return rows >> spare << spare
 
@@ -130,6 +126,14 @@ class Ring:
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
         return self.transport.receive(self.comm, slot, num_bytes, peer, tag)
+
+
+def too_small(halo_buffer: int, numbers: int, least: int) -> InputError:
+    """Return the error for a buffer below `least` bytes, which a row of `numbers` numbers takes."""
+    return InputError(
+        f"--halo-buffer is too small for one row of {numbers} numbers: give at least {least} bytes",
+        value=halo_buffer,
+    )
 
 
 def _is_count(value: object) -> bool:
