@@ -76,6 +76,9 @@ class Ring:
         It is rounded down to four significant binary digits, so that few different schedules exist.
         A message has at most 16 MiB, beyond which it is no faster, but at least one row. `at_once`:
         as many rows as MPI can send in one message.
+
+        Raises:
+            InputError: `halo_buffer` is too small for messages of one row between several ranks.
         """
         one = max((width + reply_width) * dtype.itemsize, 1)
         if at_once:
@@ -83,7 +86,9 @@ class Ring:
         row_bytes = 2 * self.prefetch * one
         rows = min(self.halo_buffer // row_bytes, max(MESSAGE_BYTES // one, 1))
         if rows < 1:
-            raise too_small(self.halo_buffer, width + reply_width, row_bytes)
+            if self.comm.size > 1:  # a single rank sends nothing
+                raise too_small(self.halo_buffer, width + reply_width, row_bytes)
+            rows = 1
         spare = max(rows.bit_length() - 4, 0)
         return rows >> spare << spare
 
