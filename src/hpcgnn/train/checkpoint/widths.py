@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +40,10 @@ class _Widths:
     edge: int = 0
     relations: int = 0
     typed: dict[int, int] = field(default_factory=dict)
+
+    def changed(self, name: str, value: int) -> _Widths:
+        values: dict[str, Any] = {name: value}
+        return replace(self, **values)
 
 
 def check_built_in(checkpoint: Checkpoint, path: Path) -> None:
@@ -117,10 +122,10 @@ class _Models:
         value: int = getattr(widths, name)
         if not value:
             return widths
-        guessed, wider = map(self._shapes, (widths, replace(widths, **{name: value + 1})))
+        guessed, wider = map(self._shapes, (widths, widths.changed(name, value + 1)))
         names = list(reversed(guessed)) if backward else list(guessed)
         more = _width(names, guessed, wider, self.given)
-        return widths if more is None else replace(widths, **{name: max(value + more, 1)})
+        return widths if more is None else widths.changed(name, max(value + more, 1))
 
     def _shapes(self, widths: _Widths) -> Shapes:
         return _shapes_of(_built(self.settings, widths, self.comm))
