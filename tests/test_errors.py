@@ -36,6 +36,21 @@ def test_values_of_any_length_leave_a_line_that_can_be_read():
     assert len(text) < 250 and text.startswith("must be a number (found '999")
 
 
-def test_too_many_open_files_are_one_line_that_says_what_to_do():
-    failure = Failure.of(OSError(errno.EMFILE, "Too many open files"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("lib.so: cannot open shared object file: Too many open files"),
+        ImportError("lib.so: cannot open shared object file: Too many open files"),
+    ],
+)
+def test_too_many_open_files_are_one_line_that_says_what_to_do(error):
+    failure = Failure.of(error)
     assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line
+
+
+def test_threads_that_pyarrow_can_not_start_are_a_lack_of_memory():
+    pyarrow = pytest.importorskip("pyarrow")
+    text = "Unknown error: Failed to launch worker thread: Resource temporarily unavailable"
+    failure = Failure.of(pyarrow.ArrowException(text))
+    assert failure.status == 5 and not failure.trace and "worker thread" in failure.line

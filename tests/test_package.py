@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,22 @@ def test_run_ends_with_the_status_of_main(monkeypatch, result, status):
     else:
         hpcgnn.run(main)
     assert told == ["memory", "comm"]
+
+
+@pytest.mark.parametrize("module", ["hpcgnn.cli.main", "hpcgnn.comm.world", "argparse"])
+def test_an_interrupt_while_the_command_is_loaded_is_silent(module):
+    """By a finder that interrupts the process at the import of a module of the command."""
+    program = f"""
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+for name in [name for name in sys.modules if name.split(".")[0] == "argparse"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Finder)
+sys.argv[1:] = ["--version"]
+runpy.run_module("hpcgnn", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -136,6 +136,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     signs: tuple[str, ...] = ()
     if isinstance(error, RuntimeError):  # torch, and threads
         signs = ("can't allocate memory", "out of memory", "can't start new thread")
+    if type(error).__module__ == "pyarrow.lib":
+        signs = ("Failed to launch worker thread",)
     if isinstance(error, ImportError | OSError | RuntimeError):  # the dynamic linker
         signs += ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
     found = any(sign in text for sign in signs) and "static TLS" not in text

@@ -21,6 +21,7 @@ from hpcgnn.errors import InputError
 MOST_BYTES = 1 << 60
 MOST_TEXT = 1 << 20  # bytes of a settings file
 HIGHEST = (1 << 31) - 1  # seed, as METIS accepts it
+LEAST_BUFFER = 4096  # bytes for remote rows
 DEFINING, TOLD, FREE = "defining", "told", "free"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 

@@ -194,3 +194,15 @@ def test_verbs_of_one_process_start_no_mpi(verb, arguments, status, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{status} False False", done.stderr
     assert bool(status) == ("hpcgnn: error: " in done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("limit", "verb", "status"),
+    [("v 500000", "plan", 5), ("d 100000", "plan", 5), ("n 8", "new", 2)],
+)
+def test_limits_that_leave_too_little_are_one_line(limit, verb, status, tmp_path):
+    command = f"ulimit -{limit}; exec {sys.executable} -m hpcgnn {verb} missing"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    line = f"hpcgnn: error: `ulimit -{limit}` leaves too little for the libraries: give at least "
+    assert done.returncode == status and done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.partition.load import load_partition
 from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.cli.verbs import call, refused
 from tests.graphs import random_graph
@@ -232,3 +233,15 @@ def test_a_refusal_of_several_ranks_is_one_line(mpirun, graph, alone):
     call(alone, partition, graph, "--parts", 3, "--method", "block", "-o", parts)
     words = "parts.h5", "has 3 parts but the job has 2 ranks", "--parts 2"
     refused(mpirun(2, "train", parts), *words)
+
+
+def test_a_slurm_job_of_other_ranks_is_told_how_to_be_submitted(alone, graph, monkeypatch):
+    parts = graph.with_name("parts.h5")
+    call(alone, partition, graph, "--parts", 3, "--method", "block", "-o", parts)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    words = (
+        r"start 3 ranks \(`srun -n 3 ...`\), in a job that was submitted with `--ntasks=3`, or "
+        "partition again with --parts 1$"
+    )
+    with pytest.raises(InputError, match=words):
+        load_partition(parts, alone)

@@ -19,7 +19,7 @@ from hpcgnn.cli.help import FIRST_STEPS, explain, print_completion, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.launcher import forgone, launched
-from hpcgnn.comm.liveness import early, limit
+from hpcgnn.comm.liveness import early, limit, ulimits
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable
 from hpcgnn.errors import HpcgnnError, InputError, OutOfMemoryError, shortened, warn
@@ -53,6 +53,7 @@ _ROOM = {  # bytes of address space
     **dict.fromkeys(("train", "predict", "export", "plan", "bench"), 1 << 30),  # with PyTorch
 }
 _ROOM_WITH_MPI = 640 << 20
+_FILES = 24  # open at a time; with MPI more, see comm.liveness.ulimits
 _LONGEST = 600  # characters of a message about an option
 _HELPS = ("-h", "--help", "--help-all", "--version", "--print-completion")
 _OWN = ("stop", "timeout")  # options that may differ between ranks
@@ -146,6 +147,7 @@ class Command:
                 raise SystemExit(0)
             if command.verb is not None:
                 _check_room(_ROOM.get(command.verb, _ROOM_WITH_MPI))
+                ulimits.check_files(_FILES, "the libraries")
                 if command.verb in displays.VERBS:
                     displays.begin(argv)
                 command.module = _module(command.verb)
@@ -242,9 +244,9 @@ class Command:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit status (0, or the error's `exit_status`)."""
     argv = sys.argv[1:] if argv is None else argv
-    system.set_up()
-    streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
     try:
+        system.set_up()
+        streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
         with terminable(), _without_mpi(argv):
             command = Command.read(argv)
             with command.listening():
@@ -275,13 +277,21 @@ def _check_folder() -> None:
 
 
 def _check_room(least: int) -> None:
-    """Check the limit on address space: SciPy's library hangs and others crash below `least`."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < least:
-        raise OutOfMemoryError(
-            f"`ulimit -v {limit >> 10}` leaves too little for the libraries: give at least "
-            f"{least >> 10}"
-        )
+    """Check the limits on memory: SciPy's library hangs and others crash below `least`.
+
+    Args:
+        least: bytes of address space, of which a fifth is data.
+    """
+    for option, kind, needed in (
+        ("v", resource.RLIMIT_AS, least),
+        ("d", resource.RLIMIT_DATA, least // 5),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            raise OutOfMemoryError(
+                f"`ulimit -{option} {limit >> 10}` leaves too little for the libraries: give at "
+                f"least {needed >> 10}"
+            )
 
 
 def _refuse_pipes(args: argparse.Namespace) -> None:

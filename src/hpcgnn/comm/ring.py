@@ -15,6 +15,7 @@ from hpcgnn.comm.collectives import LARGEST_MESSAGE
 from hpcgnn.comm.slots import Needs, Slots
 from hpcgnn.comm.transport.host import HostTransport, Slot, Transport
 from hpcgnn.errors import InputError
+from hpcgnn.settings import LEAST_BUFFER
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -47,7 +48,7 @@ class Ring:
     ) -> None:
         if not _is_count(prefetch) or prefetch < 1:
             raise InputError("--prefetch must be an integer of at least 1", value=prefetch)
-        if not _is_count(halo_buffer) or halo_buffer < 4096:
+        if not _is_count(halo_buffer) or halo_buffer < LEAST_BUFFER:
             raise InputError(
                 "--halo-buffer must be bytes, at least 4 KiB, as an integer", value=halo_buffer
             )
@@ -75,6 +76,9 @@ class Ring:
         It is rounded down to four significant binary digits, so that few different schedules exist.
         A message has at most 16 MiB, beyond which it is no faster, but at least one row. `at_once`:
         as many rows as MPI can send in one message.
+
+        Raises:
+            InputError: `halo_buffer` is too small for messages of one row between several ranks.
         """
         one = max((width + reply_width) * dtype.itemsize, 1)
         if at_once:
@@ -82,11 +86,9 @@ class Ring:
         row_bytes = 2 * self.prefetch * one
         rows = min(self.halo_buffer // row_bytes, max(MESSAGE_BYTES // one, 1))
         if rows < 1:
-            raise InputError(
-                f"--halo-buffer is too small for one row of {width + reply_width} numbers: "
-                f"give at least {row_bytes} bytes",
-                value=self.halo_buffer,
-            )
+            if self.comm.size > 1:  # a single rank sends nothing
+                raise too_small(self.halo_buffer, width + reply_width, row_bytes)
+            rows = 1
         spare = max(rows.bit_length() - 4, 0)
         return rows >> spare << spare
 
@@ -129,6 +131,14 @@ class Ring:
     ) -> Any:
         num_bytes = num_rows * width * dtype.itemsize
         return self.transport.receive(self.comm, slot, num_bytes, peer, tag)
+
+
+def too_small(halo_buffer: int, numbers: int, least: int) -> InputError:
+    """Return the error for a buffer below `least` bytes, which a row of `numbers` numbers takes."""
+    return InputError(
+        f"--halo-buffer is too small for one row of {numbers} numbers: give at least {least} bytes",
+        value=halo_buffer,
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcgnn.settings import Section, free, parse_size
+from hpcgnn.errors import InputError
+from hpcgnn.settings import LEAST_BUFFER, Section, free, parse_size
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,5 @@ class StreamingSettings(Section):
     prune: bool = free(True, "skip nodes that reach no labelled node in the remaining layers")
 
     def check(self) -> None:
-        parse_size(self.halo_buffer)
+        if parse_size(self.halo_buffer) < LEAST_BUFFER:
+            raise InputError("--halo-buffer must be at least 4 KiB", value=self.halo_buffer)

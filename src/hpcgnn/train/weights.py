@@ -24,6 +24,7 @@ from hpcgnn.storage.write.atomic import check_output
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.rows import read_every
 from hpcgnn.train.checkpoint.store import best_or_last
+from hpcgnn.train.checkpoint.widths import check_built_in
 from hpcgnn.train.learned import OF_TASK
 
 _STACK = "stack."
@@ -238,6 +239,8 @@ def export(place: Path, out: Path, *, force: bool = False) -> Export:
 def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
     """Return the epoch, and parameters (averaged, if so stored) and buffers by our names."""
     checkpoint = files.read(path)
+    if not checkpoint.config.model.own:
+        check_built_in(checkpoint, path)
     state = {}
     for group in ("model/", "average/"):
         for name, array in checkpoint.arrays.items():

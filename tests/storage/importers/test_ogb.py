@@ -117,6 +117,12 @@ def test_split_schemes(convert, refused, folder):
         ("raw/num-node-list.csv.gz", "x\n", "line 1: is not an integer"),
         ("split/time/train.csv.gz", "0\n9\n", "train: node indices lie in 0 .. 4 (found 9)"),
         ("raw/triplet-type-list.csv.gz", "a\n", "num-node-dict.csv.gz: no such file"),
+        pytest.param(
+            "raw/node-feat.csv.gz",
+            "1" + ",1" * 65536 + "\n",
+            "line 1: has more than 65536 columns",
+            id="wide",
+        ),
     ],
 )
 def test_bad_files(refused, folder, name, text, message):

@@ -90,6 +90,7 @@ MAG = [
     ("raw/num-node-dict.csv.gz", "paper\n-4\n", "number of nodes of paper must be one"),
     ("raw/num-node-dict.csv.gz", "paper\n40\n", "no type of nodes of this name"),
     ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
+    ("raw/triplet-type-list.csv.gz", "\n", "lists no type of edges"),
     ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is no name of a type"),
     ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
     ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
@@ -100,6 +101,7 @@ MAG = [
     ("raw/node-label/paper/node-label.csv.gz", "1\n" * 39, "must have a row for each of 40"),
     ("split/time/paper/train.csv.gz", "40\n", "nodes of this type are 0 .. 39"),
     ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no type of nodes of this name"),
+    ("split/time/nodetype-has-split.csv.gz", "book\nFalse\n", "no type of nodes of this name"),
 ]
 
 

@@ -18,6 +18,7 @@ from hpcgnn.tasks.build import find_task
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
 from hpcgnn.train.checkpoint.rows import read_sharded
+from hpcgnn.train.checkpoint.widths import check_built_in
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.plain import encode
@@ -211,6 +212,34 @@ def test_checkpoints_of_every_model_are_read_back(graph, tmp_path, kind):
     path = tmp_path / "checkpoints" / "last.h5"
     predictor = Predictor(graph, files.read(path), path)
     assert torch.equal(predictor.call.output(), trainer.call.output())
+
+
+@pytest.mark.parametrize("kind", ["gcn", "gatv2", "pna", "rgcn"])
+def test_arrays_that_no_model_has_are_not_exported(graph, tmp_path, kind):
+    """Also if all else in the file agrees with them. Which graph it was trained on is unknown."""
+    config = Config.of(model=kind, layers=2, hidden=8, heads=2, epochs=1, bases=1)
+    configured_trainer(graph, config, tmp_path).run()
+    path, out = tmp_path / "checkpoints" / "last.h5", tmp_path / "out.pt"
+    found = files.read(path)
+    export(path, out)
+    check_built_in(dataclasses.replace(found, task={}), path)  # as in files of earlier releases
+    names = [name for name in found.arrays if name.startswith("model/")]
+    taken = []
+    for name in names:
+        for axis, length in enumerate(found.arrays[name].shape):
+            array = found.arrays[name]
+            arrays = found.arrays | {name: np.concatenate([array, array.take([0], axis)], axis)}
+            try:
+                check_built_in(dataclasses.replace(found, arrays=arrays), path)
+                taken.append(length)
+            except InputError as error:
+                assert "another model" in str(error), (name, axis)
+    assert len(taken) <= 2 and {*taken} <= {graph.features.shape[1], 2, graph.num_relations}
+    first = next(name for name in names if name.endswith("bias")).removeprefix("model/")
+    shorter = {n: a[:-1].copy() for n, a in found.arrays.items() if first in n and len(a) > 1}
+    files.write(path, dataclasses.replace(found, arrays=found.arrays | shorter))
+    with pytest.raises(InputError, match=f"{first} has shape"):
+        export(path, out, force=True)
 
 
 class Scaled(torch.nn.Module):

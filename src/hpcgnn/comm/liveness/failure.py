@@ -108,9 +108,15 @@ def translated(error: BaseException) -> HpcgnnError | None:
         return OutOfMemoryError(_out_of_memory_line(error))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return InputError(error.strerror, file=os.fsdecode(error.filename))
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return InputError(f"{error.strerror}: raise the limit, as `ulimit -n 4096` does")
+    if isinstance(error, OSError | ImportError) and _lacks_files(error):
+        return InputError("Too many open files: raise the limit, as `ulimit -n 4096` does")
     return None
+
+
+def _lacks_files(error: OSError | ImportError) -> bool:
+    """Return whether no more file may be opened; the dynamic linker says so in words alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error)
 
 
 def _stdout_is_closed() -> bool:

@@ -164,11 +164,11 @@ def _counts(path: Path) -> dict[str, int]:
 
 def _chosen(path: Path, counts: dict[str, int]) -> list[str]:
     """Return the types for which the file says True."""
-    chosen = [name for name, value in _table(path).items() if value.lower() in ("true", "1")]
-    for name in chosen:
+    table = _table(path)
+    for name in table:
         if name not in counts:
             raise InputError("there is no type of nodes of this name", file=path, value=name)
-    return chosen
+    return [name for name, value in table.items() if value.lower() in ("true", "1")]
 
 
 def _triples(path: Path) -> list[EdgeType]:
@@ -179,6 +179,8 @@ def _triples(path: Path) -> list[EdgeType]:
         for name in row:
             _check_name(name, path)
         found.append((row[0], row[1], row[2]))
+    if not found:
+        raise InputError("lists no type of edges", file=path)
     if len(set(found)) != len(found):
         raise InputError("lists a type of edges twice", file=path)
     return found

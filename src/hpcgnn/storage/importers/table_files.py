@@ -31,6 +31,7 @@ from hpcgnn.storage.importers.quoted import lines_of, masked, rows_of, whole_val
 from hpcgnn.storage.importers.source import Over
 from hpcgnn.storage.importers.table_options import TextForm
 from hpcgnn.storage.importers.text import (
+    WIDEST,
     TextBlock,
     beside,
     blocks,
@@ -43,7 +44,6 @@ _READ_AS = _TYPES | {LIST: pa.string(), TIME: pa.string()}  # for text files
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
 _ROW_BYTES = 16  # bytes per row of an unpacked Parquet file, as the inflation check assumes
-_WIDEST = 1 << 16  # columns
 _NAME_LINES = 64  # lines that the names of columns may take
 
 
@@ -254,8 +254,8 @@ class TextTable:
             header = not any(is_number(field) for field in fields)
         self._first = number + 1 + line.count(b"\n") if header else number
         self.names = fields if header else [str(k + 1) for k in range(len(fields))]
-        if len(fields) > _WIDEST:
-            raise block.error(number, f"has more than {_WIDEST} columns")
+        if len(fields) > WIDEST:
+            raise block.error(number, f"has more than {WIDEST} columns")
         self.with_commas: set[str] = set()  # columns that may hold numbers such as 0,5 or 1,000
         self.kinds = dict.fromkeys(self.names, TEXT) | self._look()
         self.num_rows: int | None = None

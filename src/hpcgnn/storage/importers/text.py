@@ -21,6 +21,7 @@ from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.source import PIECE_BYTES, Over
 
 LONGEST_LINE = 16 << 20
+WIDEST = 1 << 16  # columns of a table
 _BARREN = 4 << 20  # bytes without a number after which a file is refused
 _INTEGER = re.compile(rb"[+-]?\d+")
 PADDED = re.compile(rb"\+?0\d")
@@ -382,6 +383,8 @@ def matrix_rows(path: Path, *, delimiter: str | None = ",") -> Iterator[np.ndarr
             if first is None:
                 continue
             width = len(fields_of(first[1], delimiter))
+            if width > WIDEST:
+                raise block.error(first[0], f"has more than {WIDEST} columns")
             table = Table([(f"{k}", np.float64) for k in range(width)], delimiter=delimiter)
         rows = table.parse(block)
         yield rows.view(np.float64).reshape(-1, width)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpcgnn.train.config import Config
+from hpcgnn.train.plan.buffer import check_buffer
 from hpcgnn.train.plan.coefficients import IMPORTS
 from hpcgnn.train.plan.estimate import (
     Memory,
@@ -80,12 +81,17 @@ def answer(
     Args:
         limit: bytes that a rank may use.
         own: memory of a user's model, whose messages and seconds are unknown.
+
+    Raises:
+        InputError: `--halo-buffer` is too small for the rows of a built-in model.
     """
     # With a GPU the imports stay in host memory.
     imports = 0 if config.device.kind == "cuda" else IMPORTS
     plans = []
     for ranks in counts:
         shape = shape_at(ranks)
+        if own is None:
+            check_buffer(shape, config)
         memory = estimate(shape, config) if own is None else own(shape)
         plans.append(
             RankPlan(

@@ -1,0 +1,45 @@
+"""The smallest halo buffer that `plan` accepts is the smallest with which a model trains."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from hpcgnn.errors import InputError
+from hpcgnn.train.config import Config
+from hpcgnn.train.configured import configured_trainer
+from hpcgnn.train.plan.buffer import check_buffer
+from hpcgnn.train.plan.shapes import shape_of
+from tests.graphs import distribute, random_graph
+
+WIDE = {"layers": 2, "hidden": 24, "heads": 2, "epochs": 1, "prefetch": 64}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", ["gcn", "gat", "gatv2", "sgc"])
+@pytest.mark.parametrize("mode", ["sar", "sa"])
+def test_the_least_buffer_of_a_model(comm, shared_path, kind, mode):
+    whole = random_graph(60, 400, seed=1, width=40, num_relations=2)
+    config = Config.of(model=kind, mode=mode, halo_buffer="4096", **WIDE)
+    graph = distribute(whole, comm, halo_buffer=4096, prefetch=64, mode=mode)
+    shape = replace(shape_of(graph), ranks=comm.size)
+    if comm.size == 1:
+        check_buffer(shape, config)
+        configured_trainer(graph, config, shared_path).run()
+        return
+    with pytest.raises(InputError, match="too small for one row") as refused:
+        check_buffer(shape, config)
+    least = int(re.search(r"at least (\d+) bytes", str(refused.value))[1])
+    for size in (least, least - 1):
+        config = config.changed(halo_buffer=str(size))
+        graph = distribute(whole, comm, halo_buffer=size, prefetch=64, mode=mode)
+        trainer = configured_trainer(graph, config, shared_path / str(size))
+        if size == least:
+            check_buffer(shape, config)
+            trainer.run()
+            continue
+        for refusal in (lambda: check_buffer(shape, config), trainer.run):  # noqa: B023
+            with pytest.raises(InputError, match=f"too small.*at least {least} bytes"):
+                refusal()
