@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -12,7 +11,6 @@ from typing import Protocol
 import numpy as np
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.spool import Records, Scratch
 
 PAIR = np.dtype([("source", np.int32), ("destination", np.int32)])
@@ -21,7 +19,6 @@ _MANY = 1 << 20  # number of records for which SciPy's 30 MB are negligible
 _DENSE = 4  # values per record up to which an array over all values is no larger than they are
 _PACKED = 3  # packed numbers may take this multiple of the limit
 _IN_CACHE = 1 << 19  # bytes; arrays this small reuse memory freed before
-_AT_ONCE = 1 << 22  # numbers that are sorted while those before them are used
 
 
 def sorted_slabs(
@@ -40,8 +37,8 @@ def sorted_slabs(
     packing = _packing(records, keys, scratch.limit)
     if packing is not None:
         numbers = packing.take(records)
-        with closing(ahead(_sorted_ends(numbers))) as ends:
-            yield from _unpacked(numbers, ends, packing, scratch.limit, whole=whole)
+        numbers.sort()
+        yield from _unpacked(numbers, packing, scratch.limit, whole=whole)
         return
     if records.nbytes <= scratch.limit:
         slab = records.take()
@@ -148,41 +145,16 @@ def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | 
     return _Packed(records.dtype, keys, [low for low, _ in ends], bits) if sum(bits) < 64 else None
 
 
-def _sorted_ends(numbers: np.ndarray, first: int = 0) -> Iterator[int]:
-    """Sort numbers in place from the lowest on; yield up to which position they are sorted.
-
-    Args:
-        first: added to the positions.
-    """
-    if numbers.shape[0] <= _AT_ONCE:
-        numbers.sort()
-        yield first + numbers.shape[0]
-        return
-    middle = numbers.shape[0] // 2
-    numbers.partition(middle)
-    yield from _sorted_ends(numbers[:middle], first)
-    yield from _sorted_ends(numbers[middle:], first + middle)
-
-
 def _unpacked(
-    numbers: np.ndarray, ends: Iterator[int], packing: _Packing, limit: int, *, whole: bool
+    numbers: np.ndarray, packing: _Packing, limit: int, *, whole: bool
 ) -> Iterator[np.ndarray]:
-    """Yield the records of numbers in ascending order; with `whole`, one array has all of a key.
-
-    Args:
-        ends: positions up to which the numbers are sorted when it has been asked for them.
-    """
-    first, ready, size = 0, 0, packing.dtype.itemsize
+    """Yield the records of ascending numbers; with `whole`, one array has all of a first key."""
+    first, size = 0, packing.dtype.itemsize
     while first < numbers.shape[0]:
         last = min(first + _IN_CACHE // size, numbers.shape[0])
-        while ready < last:
-            ready = next(ends)
         if whole:
             node, least, following = packing.first_key(int(numbers[last - 1]))
-            last += int(np.searchsorted(numbers[last:ready], following))
-            while last == ready < numbers.shape[0]:
-                ready = next(ends)
-                last += int(np.searchsorted(numbers[last:ready], following))
+            last += int(np.searchsorted(numbers[last:], following))
             before = int(np.searchsorted(numbers[first:last], least))
             if (last - first - before) * size > max(limit, _IN_CACHE):
                 raise _too_many(node, last - first - before, packing.dtype, limit)
