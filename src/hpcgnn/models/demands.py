@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import SparseRows
@@ -146,6 +147,24 @@ def content_of(graph: PartitionedGraph) -> Content:
     ]
     most = graph.ring.comm.allreduce(np.array(here, np.int64), "max", where="content").tolist()
     return Content(bool(most[0]), most[1], *map(bool, most[2:]))
+
+
+def has_neighbours(graph: PartitionedGraph) -> bool:
+    """Return whether any node receives a message from another one; collective.
+
+    Only graphs with at most one edge per node, on average, are looked through.
+    """
+    other = True
+    if graph.num_edges <= graph.num_nodes:
+        own = graph.in_edges.blocks[graph.in_edges.rank]
+        some = own.end > own.begin
+        rows = torch.arange(own.num_rows, device=own.device) if own.rows is None else own.rows
+        ends = own.columns[own.begin[some]], own.columns[own.end[some] - 1]  # ascending in a row
+        other = any(
+            bool((columns - own.column_offset != rows[some]).any()) for columns in ends
+        ) or any(block.num_edges for block in graph.in_edges.blocks if block is not own)
+    most: int = graph.ring.comm.allreduce(int(other), "max", where="content")
+    return bool(most)
 
 
 def edge_width(graph: PartitionedGraph) -> int:
