@@ -52,7 +52,8 @@ def test_help_loads_nothing_that_takes_seconds():
     script = """
 import sys
 from hpcgnn.cli.main import VERBS, main
-for argv in (["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)):
+helps = [[verb, option] for verb in VERBS for option in ("--help", "--help-all")]
+for argv in (["--help"], ["--version"], *helps):
     assert main(argv) == 0
     for name in ("torch", "scipy", "matplotlib", "rich"):
         if name in sys.modules:

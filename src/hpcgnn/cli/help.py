@@ -133,12 +133,14 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
         if action.option_strings and action.metavar is None and action.choices is None:
             action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
     everyday = EVERYDAY.get(verb)
-    if everyday is None:
-        return
-    parser.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="with all options"
-    )
-    if "--help-all" in argv:
+    text = argparse.SUPPRESS if everyday is None else "with all options"
+    kinds = [] if parser._subparsers is None else parser._subparsers._group_actions
+    inner = [one for action in kinds for one in dict(action.choices or {}).values()]
+    for one in (parser, *inner):
+        one.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=text
+        )
+    if everyday is None or "--help-all" in argv:
         return
     hidden = 0
     for action in parser._actions:
