@@ -273,8 +273,8 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     )
     with agreed(comm, "check the output"):
         if comm.rank == 0:
-            for table in (args.only, args.pairs):
-                if table is not None and not Path(table).exists():
-                    raise InputError("no such file", file=table)
+            for file in (args.partition, args.checkpoint, args.only, args.pairs):
+                if file is not None and not Path(file).exists():
+                    raise InputError("no such file", file=file)
             with atomic.claim(out):
                 pass

@@ -180,7 +180,7 @@ def note(unused: list[str], settings: ModelSettings) -> str:
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
         f"note: {names} of the graph are not used by --model {settings.kind}; "
-        f"--ignore {ignore} says that you know"
+        f"--ignore {ignore} hides this note"
     )
 
 
