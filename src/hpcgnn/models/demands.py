@@ -150,19 +150,13 @@ def content_of(graph: PartitionedGraph) -> Content:
 
 
 def has_neighbours(graph: PartitionedGraph) -> bool:
-    """Return whether any node receives a message from another one; collective.
-
-    Only graphs with at most one edge per node, on average, are looked through.
-    """
-    other = True
-    if graph.num_edges <= graph.num_nodes:
-        own = graph.in_edges.blocks[graph.in_edges.rank]
-        some = own.end > own.begin
-        rows = torch.arange(own.num_rows, device=own.device) if own.rows is None else own.rows
-        ends = own.columns[own.begin[some]], own.columns[own.end[some] - 1]  # ascending in a row
-        other = any(
-            bool((columns - own.column_offset != rows[some]).any()) for columns in ends
-        ) or any(block.num_edges for block in graph.in_edges.blocks if block is not own)
+    """Return whether any node receives a message from another one; collective."""
+    own = graph.in_edges.blocks[graph.in_edges.rank]
+    some = own.end > own.begin
+    rows = torch.arange(own.num_rows, device=own.device) if own.rows is None else own.rows
+    ends = own.columns[own.begin[some]], own.columns[own.end[some] - 1]  # ascending in a row
+    other = any(bool((columns - own.column_offset != rows[some]).any()) for columns in ends)
+    other |= any(block.num_edges for block in graph.in_edges.blocks if block is not own)
     most: int = graph.ring.comm.allreduce(int(other), "max", where="content")
     return bool(most)
 
