@@ -92,6 +92,8 @@ def _plain(data: Any, form: Form, labels_as: str | None, ids: str | None) -> Sou
     if ids is not None and ids not in data:
         raise InputError("ids: has no array of this name", file=file, value=ids)
     arrays, notes = _node_arrays(data, count, ids or IDS)
+    if ids is not None and IDS not in arrays:
+        raise InputError("ids: is no array of the nodes", file=file, value=ids)
     nodes = nodes_of(file, arrays, count, form, labels_as=labels_as)
     nodes.notes += notes
     relations = data.num_relations if "num_relations" in data else None
