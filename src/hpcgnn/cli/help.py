@@ -134,9 +134,8 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
             action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
     everyday = EVERYDAY.get(verb)
     text = argparse.SUPPRESS if everyday is None else "with all options"
-    kinds = [] if parser._subparsers is None else parser._subparsers._group_actions
-    inner = [one for action in kinds for one in dict(action.choices or {}).values()]
-    for one in (parser, *inner):
+    kinds: Any = () if parser._subparsers is None else parser._subparsers._group_actions
+    for one in (parser, *(kind for action in kinds for kind in action.choices.values())):
         one.add_argument(
             "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=text
         )

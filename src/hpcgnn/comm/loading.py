@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 from hpcgnn.errors import InputError
 
@@ -18,7 +19,8 @@ def refuse_while_loading(what: str) -> None:
     Args:
         what: the function that was called.
     """
-    frame, file = sys._getframe(1), ""
+    frame: FrameType | None = sys._getframe(1)
+    file = ""
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             file = file or frame.f_code.co_filename
