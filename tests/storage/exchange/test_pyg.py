@@ -230,5 +230,5 @@ def test_an_array_of_another_name_can_name_the_nodes(ids, tmp_path, capsys):
     assert list(kept) == list(ids)
     with pytest.raises(InputError, match=r"ids: has no array of this name .*'nobody'"):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="nobody")
-    with pytest.raises(InputError, match="ids: is no array of the nodes .*'edge_index'"):
+    with pytest.raises(InputError, match=r"ids: is no array of the nodes .*'edge_index'"):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="edge_index")
