@@ -27,7 +27,11 @@ while [ $# -gt 0 ]; do
     case $1 in
         --nodes) nodes=$2 ;;
         --ranks-per-node) HPCGNN_RANKS_PER_NODE=$2 ;;
-        --convert) read -r -a convert_options <<<"$2" ;;
+        --convert)
+            # As a shell would divide it: 'kind,f*' in quotes is one word.
+            words=$(xargs -r printf '%s\n' <<<"$2") || usage
+            [ -z "$words" ] || mapfile -t convert_options <<<"$words"
+            ;;
         --*) usage ;;
         *) break ;;
     esac

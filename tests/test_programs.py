@@ -53,15 +53,18 @@ def test_job_scripts_run_no_code_of_the_submit_folder(folder, tmp_path):
     assert not (folder / "ran").exists()
 
 
+CONVERT = """--features 'kind,f*' --na "not known\""""
+
+
 @pytest.mark.parametrize("source", ["web.txt", "web.h5"])
 def test_the_pipeline_can_be_submitted_again(tmp_path, source):
     sbatch = tmp_path / "sbatch"
-    sbatch.write_text('#!/bin/sh\necho "$@" >> submitted\necho 7\n')
+    sbatch.write_text("#!/bin/sh\nprintf '%s|' \"$@\" >> submitted\necho >> submitted\necho 7\n")
     sbatch.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "HPCGNN_HOME": str(ROOT), "HPCGNN_PROFILE": "plain"}
     subprocess.run(
-        ["bash", ROOT / "jobs/pipeline.sh", "--ranks-per-node", "2", source, "web"],
+        ["bash", ROOT / "jobs/pipeline.sh", "--convert", CONVERT, source, "web"],
         cwd=tmp_path,
         env=environment,
         check=True,
@@ -73,7 +76,8 @@ def test_the_pipeline_can_be_submitted_again(tmp_path, source):
     assert len(jobs) == len(verbs)
     for verb, job in zip(verbs, jobs, strict=True):
         assert f"jobs/{verb}.sbatch" in job
-        assert ("--force" in job.split()) == (verb != "train")  # which goes on by itself
+        assert ("--force" in job.split("|")) == (verb != "train")  # which goes on by itself
+    assert ("|--features|kind,f*|--na|not known|" in jobs[0]) == (verbs[0] == "convert")
 
 
 def test_a_relative_cache_of_kernels_is_refused(monkeypatch):

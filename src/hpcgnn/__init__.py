@@ -87,11 +87,14 @@ def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> N
         timeout: seconds to wait for another rank (default: HPCGNN_TIMEOUT, or 600).
 
     Raises:
+        InputError: a script named by --model calls it while it is loaded.
         SystemExit: with the job's status, if that is not 0.
     """
     from hpcgnn import system
     from hpcgnn.comm import world
+    from hpcgnn.comm.loading import refuse_while_loading
 
+    refuse_while_loading("hpcgnn.run")
     system.set_up()
     status = world.run(lambda comm: main(comm) or 0, timeout=timeout)
     if status:

@@ -156,3 +156,17 @@ def test_a_terminal_gets_bars_and_keeps_its_cursor(tmp_path):
     assert "count" in plain and " sheep/s, " in plain and "peak" in plain and "\u2501" in plain
     assert [f"sheep {n}\r\n" in plain for n in range(4)] == [True] * 4  # each line stands alone
     assert "\x1b[?25l" not in text
+
+
+def test_a_bar_is_gone_when_its_stage_is_over(tmp_path):
+    program = (
+        "import time\n"
+        "from hpcgnn.cli.bars import Bars\n"
+        "with Bars() as bars:\n"
+        "    with bars.stage('count', 4, 'sheep') as stage:\n"
+        "        stage.advance(4); time.sleep(0.3)\n"
+        "    bars.say('all asleep'); time.sleep(0.3)\n"
+    )
+    text = on_terminal(sys.executable, "-c", program, folder=tmp_path)
+    shown, asleep, rest = text.partition("all asleep")
+    assert "count" in shown and asleep and "count" not in rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import shutil
@@ -51,13 +52,29 @@ def test_help_loads_nothing_that_takes_seconds():
     script = """
 import sys
 from hpcgnn.cli.main import VERBS, main
-for argv in (["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)):
+helps = [[verb, option] for verb in VERBS for option in ("--help", "--help-all")]
+for argv in (["--help"], ["--version"], *helps):
     assert main(argv) == 0
     for name in ("torch", "scipy", "matplotlib", "rich"):
         if name in sys.modules:
             sys.exit(f"{argv} loads {name}")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mistyped_option_is_refused_without_mpi():
+    script = """
+import sys
+from hpcgnn.cli.main import VERBS, main
+for argv in (*([verb, "--nonsense"] for verb in VERBS), ["bench", "epoch", "--nonsense"]):
+    assert main(argv) == 2
+    for name in ("mpi4py.MPI", "torch"):
+        if name in sys.modules:
+            sys.exit(f"{argv} loads {name}")
+"""
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stderr
 
 

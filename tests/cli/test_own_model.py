@@ -170,6 +170,90 @@ def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
     }
 
 
+UNFIT = """
+import torch
+from hpcgnn.nn import SAGEConv
+
+class Net(torch.nn.Module):
+    def __init__(self, graph, hidden, *, classes):
+        super().__init__()
+
+class OfPyg(torch.nn.Module):
+    def __init__(self, inputs, hidden=2):
+        super().__init__()
+        self.out = torch.nn.Linear(inputs, hidden)
+
+class OfData(torch.nn.Module):
+    def __init__(self, graph):
+        super().__init__()
+        self.first = SAGEConv(graph.features.shape[1], graph.num_classes)
+
+    def forward(self, data):
+        return self.first(data.x, data.edge_index)
+
+def nothing():
+    return None
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("Net", "", "Net needs hidden and classes: give --model-args hidden=VALUE,classes=VALUE"),
+        ("Net", "hiden=3", "Net has no argument hiden, .*: did you mean hidden"),
+        ("Net", "depth=3", "Net has no argument depth, .*: it takes hidden, classes"),
+        ("Net", "graph=3,hidden=1,classes=2", "Net gets the graph as `graph`: leave it out of"),
+        ("nothing", "", "nothing takes no argument: it is called with the graph"),
+        ("OfData", "", r"OfData.forward takes .* write forward\(self, x, edge_index\)"),
+    ],
+)
+def test_what_the_model_is_not_given_is_one_line(comm, folder, name, arguments, words):
+    if comm.rank == 0:
+        (folder / "unfit.py").write_text(UNFIT)
+    comm.barrier()
+    model = ("--model", f"{folder}/unfit.py:{name}", "--model-args", arguments)
+    with pytest.raises(InputError, match=words):
+        call(comm, train, folder / "part.h5", "--run-dir", folder / "x", *model, "--epochs", 1)
+
+
+def test_an_exception_says_where_the_graph_went(comm, folder):
+    (folder / "unfit.py").write_text(UNFIT)
+    with pytest.raises(TypeError) as caught:
+        call(comm, train, folder / "part.h5", "--model", f"{folder}/unfit.py:OfPyg")
+    assert caught.value.__notes__ == ["OfPyg is called with the graph, here as `inputs`"]
+
+
+GUARD = r'put it under `if __name__ == "__main__":`'
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ("hpcgnn.run(lambda comm: None)", "calls hpcgnn.run when it is loaded for its model"),
+        ("hpcgnn.load_partition('part.h5')", "calls load_partition when it is loaded"),
+        ("hpcgnn.partition_graph(None, 'graph.h5')", "calls partition_graph when"),
+        ("import sys; sys.exit(0)", "ends when it is loaded for its model, as a script does"),
+    ],
+)
+def test_a_script_without_guard_does_not_train_when_it_is_loaded(comm, folder, last, words):
+    """The line names the file that has no guard: the model's, or one that it imports."""
+    if comm.rank == 0:
+        (folder / "script.py").write_text(f"import hpcgnn\n{NET}\n{last}\n")
+        (folder / "beside.py").write_text("from script import make\n")
+        guarded = f"if __name__ == '__main__':\n    {last}\n"
+        (folder / "guarded.py").write_text(f"import hpcgnn\n{NET}\n{guarded}")
+    comm.barrier()
+    part, options = folder / "part.h5", ("--run-dir", folder / "x", "--epochs", 1)
+    for file in ("script", "beside"):
+        sys.modules.pop("script", None)
+        with pytest.raises(InputError, match=f"{words}.*{GUARD}") as caught:
+            call(comm, train, part, *options, "--model", f"{folder}/{file}.py:make")
+        assert "sys.exit" in last or "script.py" in str(caught.value)
+    call(comm, train, part, *options, "--model", f"{folder}/guarded.py:make")
+
+
 FAILING = """
 import hpcgnn
 from net import Net

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hpcgnn.errors import InputError
 from tests.cli.verbs import call
 from tests.test_readme import blocks
 
@@ -82,6 +83,16 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
             "-o",
             files[ending],
         )
+    if comm.rank == 0:
+        Path("more.csv").write_text("user\nnobody\nnoone\n")
+    comm.barrier()
+    for only, words in (
+        ("more.csv", "more.csv: lists 2 nodes that the graph does not have .found 'nobody'"),
+        ("absent.csv", "absent.csv: no such file"),
+    ):
+        given = (parts, "run", "--only", only, "-o", "none.csv")
+        with pytest.raises(InputError, match=words):
+            call(comm, import_module("hpcgnn.cli.predict"), *given)
     if comm.rank == 0:  # another graph, whose classes have other names
         table = pq.read_table("nodes.parquet")
         other = pa.array([c and f"dark {c}" for c in table["colour"].to_pylist()], pa.string())

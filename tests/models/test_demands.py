@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
-from hpcgnn.models.demands import EDGE_READERS, Content, content_of, note
+from hpcgnn.models.demands import EDGE_READERS, Content, content_of, has_neighbours, note
 from hpcgnn.models.settings import ModelSettings
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
@@ -42,7 +43,7 @@ def test_one_line_names_it_and_what_quiets_it():
     assert unused == ["weights", "edge-features", "relations"]
     assert note(unused, settings) == (
         "note: edge weights, edge features and relations of the graph are not used by --model "
-        "sage; --ignore edge-features,relations,types,weights says that you know"
+        "sage; --ignore edge-features,relations,types,weights hides this note"
     )
     assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
     assert Content(False, 0, False, False, True, False).unused(settings) == []
@@ -52,6 +53,25 @@ def test_one_line_names_it_and_what_quiets_it():
 def test_other_words_are_refused(value):
     with pytest.raises(InputError, match="--ignore takes weights, edge-features"):
         Config.of(ignore=value)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("edges", "found"),
+    [
+        ([], False),
+        ([(k, k) for k in range(7)], False),
+        ([(3, 3), (3, 3), (5, 5)], False),
+        ([(0, 0), (0, 6)], True),
+        ([(3, 3), (2, 3), (3, 4)], True),
+        ([(k, k) for k in range(7)] * 2, False),
+        ([(k, k) for k in range(7)] + [(0, 1)], True),
+    ],
+)
+def test_a_graph_of_self_loops_alone_is_noticed(comm, edges, found):
+    source, target = np.array(sorted(edges, key=lambda edge: edge[::-1]), int).reshape(-1, 2).T
+    whole = replace(random_graph(7, 0, 2), source=source, target=target)
+    assert has_neighbours(distribute(whole, comm)) == found
 
 
 @pytest.mark.mpi

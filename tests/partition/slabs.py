@@ -8,7 +8,8 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import SlabEdges
-from hpcgnn.partition.problem import PartitionOptions, Problem
+from hpcgnn.partition.options import PartitionOptions
+from hpcgnn.partition.problem import Problem
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.write.graph_writer import GraphWriter
 

@@ -14,8 +14,8 @@ import pytest
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar, kaminpar_process, parhip
 from hpcgnn.partition import problem as memory
+from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.pipeline import assign, choose
-from hpcgnn.partition.problem import PartitionOptions
 from hpcgnn.partition.pyparmetis import binding
 from tests.partition.slabs import grid_edges, make_problem, random_edges
 

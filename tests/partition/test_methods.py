@@ -9,8 +9,8 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition import problem as memory
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
-from hpcgnn.partition.pipeline import METHODS, assign
-from hpcgnn.partition.problem import PartitionOptions
+from hpcgnn.partition.options import METHODS, PartitionOptions
+from hpcgnn.partition.pipeline import assign
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers, table, verdict
 from hpcgnn.partition.simple import block_parts, random_parts

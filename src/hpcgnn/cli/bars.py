@@ -70,6 +70,7 @@ class Bars(Display):
             yield _Bar(self._progress, number)
         finally:
             self._progress.remove_task(number)
+            self._progress.refresh()  # else the bar shows again below the next line
         seconds = time.monotonic() - began
         if seconds > _WORTH_A_LINE and not spoken:
             self._progress.console.print(

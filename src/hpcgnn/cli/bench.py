@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from hpcgnn.cli import bench_machine
 from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, say
 from hpcgnn.settings import check_range, parse_size
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from hpcgnn.bench.epoch import EpochSettings
     from hpcgnn.bench.problem import Bench, Generated, ModelShape
     from hpcgnn.bench.training import Environment
+    from hpcgnn.comm.communicator import Communicator
 
 PARALLEL = True
 
@@ -376,7 +376,7 @@ def _peers(args: argparse.Namespace) -> Environment | None:
 
 
 Adding = Callable[[argparse.ArgumentParser], None]
-Running = Callable[[argparse.Namespace, Communicator], None]
+Running = Callable[[argparse.Namespace, "Communicator"], None]
 WHATS: dict[str, tuple[str, Adding, Running]] = {
     "kernels": ("neighbour sums and attention beside those of peers", _add_kernels, _kernels),
     "ring": ("messages between ranks beside MPI's own, and beside work", _add_ring, _ring),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcgnn.cli.file_name import file_name
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, OutputError, say
 from hpcgnn.settings import check_range
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 HELP = "what this machine can do, for `hpcgnn plan --machine`: products, kernels, messages"
 

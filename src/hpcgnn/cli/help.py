@@ -133,12 +133,13 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
         if action.option_strings and action.metavar is None and action.choices is None:
             action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
     everyday = EVERYDAY.get(verb)
-    if everyday is None:
-        return
-    parser.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="with all options"
-    )
-    if "--help-all" in argv:
+    text = argparse.SUPPRESS if everyday is None else "with all options"
+    kinds: Any = () if parser._subparsers is None else parser._subparsers._group_actions
+    for one in (parser, *(kind for action in kinds for kind in action.choices.values())):
+        one.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=text
+        )
+    if everyday is None or "--help-all" in argv:
         return
     hidden = 0
     for action in parser._actions:

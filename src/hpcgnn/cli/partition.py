@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hpcgnn.cli.displays import display_of
 from hpcgnn.cli.file_name import file_name
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import Display
 from hpcgnn.errors import counted
-from hpcgnn.partition.pipeline import METHODS, partition_graph
-from hpcgnn.partition.problem import QUALITIES, REFINEMENTS, PartitionOptions
-from hpcgnn.partition.quality import table, verdict
+from hpcgnn.partition.options import METHODS, QUALITIES, REFINEMENTS, PartitionOptions
+
+if TYPE_CHECKING:
+    from hpcgnn.comm.communicator import Communicator
 
 PARALLEL = True
 
@@ -85,6 +86,9 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 def _partition(
     args: argparse.Namespace, comm: Communicator, options: PartitionOptions, display: Display
 ) -> int:
+    from hpcgnn.partition.pipeline import partition_graph
+    from hpcgnn.partition.quality import table, verdict
+
     report = partition_graph(
         comm,
         args.graph,

@@ -273,5 +273,8 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     )
     with agreed(comm, "check the output"):
         if comm.rank == 0:
+            for file in (args.partition, args.only, args.pairs):
+                if file is not None and not Path(file).exists():
+                    raise InputError("no such file", file=file)
             with atomic.claim(out):
                 pass

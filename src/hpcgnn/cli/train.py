@@ -191,14 +191,18 @@ def _say_what_trains(
     trainer: Trainer, graph: PartitionedGraph, config: Config, run_dir: Path, display: Display
 ) -> None:
     """Print the model's size and where it runs, on rank 0. Collective."""
-    from hpcgnn.models.demands import content_of, note
+    from hpcgnn.models.demands import content_of, has_neighbours, note
     from hpcgnn.nn.linear import is_sharded
 
     unused = [] if config.model.own else content_of(graph).unused(config.model)
+    alone = not has_neighbours(graph)
     if graph.comm.rank != 0:
         return
     if unused:
         display.note(note(unused, config.model))
+    if alone:
+        what = "every edge is a self-loop" if graph.num_edges else "the graph has no edges"
+        display.note(f"note: {what}: no node receives a message from another")
     number = sum(parameter.numel() for parameter in trainer.parameters)
     layers = "" if config.model.own else f"{counted(config.model.layers, 'layer')}, "
     divided = graph.comm.size > 1 and any(map(is_sharded, trainer.parameters))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import SparseRows
@@ -148,6 +149,18 @@ def content_of(graph: PartitionedGraph) -> Content:
     return Content(bool(most[0]), most[1], *map(bool, most[2:]))
 
 
+def has_neighbours(graph: PartitionedGraph) -> bool:
+    """Return whether any node receives a message from another one; collective."""
+    own = graph.in_edges.blocks[graph.in_edges.rank]
+    some = own.end > own.begin
+    rows = torch.arange(own.num_rows, device=own.device) if own.rows is None else own.rows
+    ends = own.columns[own.begin[some]], own.columns[own.end[some] - 1]  # ascending in a row
+    other = any(bool((columns - own.column_offset != rows[some]).any()) for columns in ends)
+    other |= any(block.num_edges for block in graph.in_edges.blocks if block is not own)
+    most: int = graph.ring.comm.allreduce(int(other), "max", where="content")
+    return bool(most)
+
+
 def edge_width(graph: PartitionedGraph) -> int:
     """Return the number of features per edge in this part, 0 for none. Not collective."""
     rows = [block.features for block in graph.in_edges.blocks if block.features is not None]
@@ -161,7 +174,7 @@ def note(unused: list[str], settings: ModelSettings) -> str:
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
         f"note: {names} of the graph are not used by --model {settings.kind}; "
-        f"--ignore {ignore} says that you know"
+        f"--ignore {ignore} hides this note"
     )
 
 

@@ -29,8 +29,9 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar_process
 from hpcgnn.partition.edges import most_neighbours
+from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.parhip import ParHIPFile, ParHIPLayout
-from hpcgnn.partition.problem import COMPRESSED, PartitionOptions, Problem, kaminpar_bytes, shortage
+from hpcgnn.partition.problem import COMPRESSED, Problem, kaminpar_bytes, shortage
 from hpcgnn.partition.routing import Array, Slabs
 from hpcgnn.system import asked_threads
 

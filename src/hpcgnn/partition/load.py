@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.loading import refuse_while_loading
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -40,6 +41,7 @@ def load_partition(
         InputError: the file is damaged, has another number of parts, has parts that contradict
             each other, or isn't the same on all ranks.
     """
+    refuse_while_loading("load_partition")
     check_path(path, "load_partition", "path")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     if comm.size == 1 and is_graph(path):

@@ -12,13 +12,15 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.loading import refuse_while_loading
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
-from hpcgnn.partition.problem import PartitionOptions, Problem
+from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.pyparmetis import binding
 from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.refine import refine_volume
@@ -30,7 +32,6 @@ from hpcgnn.storage.read.partition_file import MAX_PARTS, Part, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN
 from hpcgnn.storage.write.atomic import check_output_together
 
-METHODS = ("auto", "parmetis", "kaminpar", "streaming", "random", "block")
 FOLDER = Path("partitions")
 _FEWEST = 4  # nodes per part below which partitioners leave parts empty
 
@@ -72,6 +73,7 @@ def partition_graph(
         OutputError: the file can't be written.
     """
     began = time.monotonic()
+    refuse_while_loading("partition_graph")
     comm = comm if isinstance(comm, Communicator) else Communicator.of(comm)
     check_path(path, "partition_graph", "path")
     path = Path(path)

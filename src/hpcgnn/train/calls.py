@@ -22,6 +22,7 @@ from hpcgnn.nn.linear import NodeFeatures
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import arithmetic
 
+_NO_GRAPH = ("data", "batch", "input", "inputs", "x")  # what a single argument may be elsewhere
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -168,10 +169,17 @@ def _order(model: torch.nn.Module) -> str:
         return "graph, x"
     names = [parameter.name for parameter in positions]
     needed = [parameter for parameter in positions if parameter.default is inspect.Parameter.empty]
-    if len(names) == 1:
+    if len(names) == 1 and names[0] not in _NO_GRAPH:
         return "graph"
     if len(names) >= 2 and len(needed) <= 2:
-        return "x" if names[1] in ("edge_index", "adj_t", "graph") else "graph, x"
+        by_edges = names[1] in ("edge_index", "adj_t", "graph")
+        return "x" if by_edges or names[0] == "x" else "graph, x"
+    if names == ["data"]:
+        raise InputError(
+            f"{type(model).__name__}.forward takes PyTorch Geometric's data, which ranks don't "
+            "have: write forward(self, x, edge_index), with layers of hpcgnn.nn.pyg, or "
+            "forward(self, graph)"
+        )
     raise InputError(
         f"{type(model).__name__}.forward must take (graph, x) or (graph), or PyTorch Geometric's "
         "(x, edge_index)",

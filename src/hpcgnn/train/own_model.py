@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.loading import GUARD, MODULE
 from hpcgnn.errors import InputError, printable
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN, ModelSettings
+from hpcgnn.settings import nearest
 
 _MOST_BYTES = 16 << 20
 
@@ -78,8 +81,9 @@ class ModelFile:
         """Return NAME(graph, **arguments), made with torch's seed set; collective.
 
         Raises:
-            InputError: the file has no such name, the arguments can't be read, or the result isn't
-                a module; on all ranks. An exception in the file ends the job with its traceback.
+            InputError: the file has no such name or trains when it is loaded, the arguments can't
+                be read or are others than NAME takes, or the result isn't a module; on all ranks.
+                An exception in the file ends the job with its traceback.
         """
         require_same(graph.comm, {"sha256": self.sha256}, "files of the model", file=self.path)
         with agreed(graph.comm, "the file of the model"):
@@ -88,8 +92,14 @@ class ModelFile:
             make = getattr(module, self.name, None)
             if not callable(make):
                 raise InputError(f"defines no class or function {self.name}", file=self.path)
+            first = self._check_call(make, keywords)
             torch.manual_seed(seed)
-            model = make(graph, **keywords)
+            try:
+                model = make(graph, **keywords)
+            except Exception as error:
+                if first not in ("", "graph"):
+                    error.add_note(f"{self.name} is called with the graph, here as `{first}`")
+                raise
             if not isinstance(model, torch.nn.Module):
                 raise InputError(
                     f"{self.name} must make a torch.nn.Module",
@@ -98,6 +108,21 @@ class ModelFile:
                 )
         self._check_neighbours(graph.comm)
         return model
+
+    def _check_call(self, make: Callable[..., Any], keywords: dict[str, Any]) -> str:
+        """Check that `make(graph, **keywords)` fits its signature; return the graph's argument.
+
+        Raises:
+            InputError: an argument is missing, unknown or is the graph itself.
+        """
+        try:
+            asked = list(inspect.signature(make).parameters.values())
+        except (TypeError, ValueError):
+            return ""  # a callable written in C
+        problem, first = _misfit(asked, keywords)
+        if problem:
+            raise InputError(f"{self.name} {problem}", file=self.path)
+        return first
 
     def _check_neighbours(self, comm: Communicator) -> None:
         """Check that modules of its folder imported by all ranks are the same files; collective."""
@@ -111,7 +136,7 @@ class ModelFile:
         require_same(comm, facts, "files beside that of the model", file=self.path)
 
     def _imported(self) -> ModuleType:
-        name = f"hpcgnn_model_{self.sha256[:12]}"
+        name = f"{MODULE}{self.sha256[:12]}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         if spec is None or spec.loader is None:
             raise InputError("can't be imported", file=self.path)
@@ -119,8 +144,43 @@ class ModelFile:
         # Dataclasses, among others, look up their module there.
         sys.modules[name] = module
         with _on_path(self.path.resolve().parent):
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except SystemExit:
+                raise InputError(
+                    f"ends when it is loaded for its model, as a script does: {GUARD}",
+                    file=self.path,
+                ) from None
         return module
+
+
+def _misfit(asked: list[inspect.Parameter], keywords: dict[str, Any]) -> tuple[str, str]:
+    """Return why (graph, **keywords) doesn't fit these parameters ("" if it does), and the first.
+
+    Returns:
+        The problem in words that follow the function's name, and the name of its first argument.
+    """
+    kinds = inspect.Parameter
+    places = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    if not asked or asked[0].kind not in places:
+        return "takes no argument: it is called with the graph, and --model-args by name", ""
+    first, rest = asked[0], asked[1:]
+    if first.name in keywords and first.kind is kinds.POSITIONAL_OR_KEYWORD:
+        return f"gets the graph as `{first.name}`: leave it out of --model-args", first.name
+    named = [p for p in rest if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    names = [parameter.name for parameter in named]
+    free = any(parameter.kind is kinds.VAR_KEYWORD for parameter in rest)
+    unknown = [name for name in keywords if name not in names]
+    if unknown and not free:
+        listed = f": it takes {', '.join(names)}" if names else ": it takes the graph alone"
+        offered = nearest(unknown[0], names) or listed
+        return f"has no argument {unknown[0]}, which --model-args gives{offered}", first.name
+    missing = [p.name for p in named if p.default is kinds.empty and p.name not in keywords]
+    if missing:
+        write = ",".join(f"{name}=VALUE" for name in missing)
+        graph = "" if first.name == "graph" else f" (`{first.name}` is the graph)"
+        return f"needs {' and '.join(missing)}{graph}: give --model-args {write}", first.name
+    return "", first.name
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

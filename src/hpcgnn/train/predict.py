@@ -27,6 +27,7 @@ from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.pairs import ids_of_pairs
+from hpcgnn.tasks.settings import shown
 from hpcgnn.tasks.task import LABELS, OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
@@ -328,7 +329,7 @@ def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, arrays=mine)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
@@ -355,6 +356,15 @@ class Prediction:
     named_by: str = "nodes"
     not_finite: int = 0
     first_not_finite: int = -1
+
+    def __repr__(self) -> str:
+        """Return one line on the rows of this rank and the scores of all."""
+        scores = [f"{split} {shown(self.metric, score)}" for split, score in self.scores.items()]
+        arrays = [f"{name} {list(array.shape)}" for name, array in self.rows.items()]
+        return (
+            f"Prediction({len(self.numbers):,} of {self.count:,} {self.what}; "
+            f"{self.metric}: {', '.join(scores) or 'not known'}; rows: {', '.join(arrays)})"
+        )
 
 
 def predict_from_labels(graph: PartitionedGraph) -> Prediction:

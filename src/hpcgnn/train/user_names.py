@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed, require_same_file
-from hpcgnn.errors import InputError, warn
+from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces, UserIds, look_up, unknown
 from hpcgnn.sar.pairs import NodePairs
@@ -71,11 +71,14 @@ class NodeTexts:
         class_names: of the classes 0, 1, ...
         wanted: ids of the nodes to write, ascending: int64, or bytes if nodes have names; None:
             all nodes.
+        file: the table that lists them.
     """
 
     class_names: list[str] = field(default_factory=list)
     wanted: np.ndarray | None = None
+    file: Path | None = None
     _found: int = 0
+    _seen: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of `wanted`
 
     def count(self, num_nodes: int) -> int:
         """Return the number of nodes to write, of a graph of `num_nodes`."""
@@ -84,6 +87,7 @@ class NodeTexts:
     def begin(self) -> None:
         """Begin another pass over the nodes."""
         self._found = 0
+        self._seen = np.zeros(0 if self.wanted is None else len(self.wanted), bool)
 
     def chosen(self, rows: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
         """Return the number of rows chosen before, and those of these rows to be written."""
@@ -93,16 +97,19 @@ class NodeTexts:
                 raise InputError("--only lists nodes, and this task is of pairs of nodes")
             keep = np.isin(rows["original_ids"], self.wanted)
             rows = {name: array[keep] for name, array in rows.items()}
+            self._seen[np.searchsorted(self.wanted, rows["original_ids"])] = True
         self._found += len(next(iter(rows.values())))
         return first, rows
 
     def check_found(self) -> None:
         """Raise InputError if a node to write was not among the rows of this pass."""
-        if self.wanted is not None and self._found != len(self.wanted):
-            raise InputError(
-                "the table lists nodes that the graph does not have",
-                value=len(self.wanted) - self._found,
-            )
+        if self.wanted is None or self._seen.all():
+            return
+        unknown, lost = self.wanted[~self._seen], "that the graph does not have"
+        first = unknown[0].decode() if isinstance(unknown[0], bytes) else int(unknown[0])
+        raise InputError(
+            f"lists {counted(len(unknown), 'node')} {lost}", file=self.file, value=first
+        )
 
 
 def node_texts(
@@ -133,7 +140,7 @@ def node_texts(
             "graph (convert --like GRAPH.h5 reads tables as that one's were)"
         )
         classes = []
-    return NodeTexts(classes, wanted)
+    return NodeTexts(classes, wanted, only)
 
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:

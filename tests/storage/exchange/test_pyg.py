@@ -215,3 +215,20 @@ def test_a_configuration_may_say_anything(tmp_path, config):
         assert "edge_types" in str(error)
     else:
         assert data.num_edges == 1
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([70, 5, 9]), ["c", "a", "b"]])
+def test_an_array_of_another_name_can_name_the_nodes(ids, tmp_path, capsys):
+    data = Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1], [1, 2]]), user_id=ids)
+    hpcgnn.from_pyg(data, tmp_path / "plain.h5")
+    assert "named by their rows: from_pyg(..., ids='user_id') takes user_id" in (
+        capsys.readouterr().err
+    )
+    hpcgnn.from_pyg(data, tmp_path / "named.h5", ids="user_id")
+    assert "named by" not in capsys.readouterr().err
+    kept = hpcgnn.to_pyg(tmp_path / "named.h5").original_ids
+    assert list(kept) == list(ids)
+    with pytest.raises(InputError, match=r"ids: has no array of this name .*'nobody'"):
+        hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="nobody")
+    with pytest.raises(InputError, match=r"ids: is no array of the nodes .*'edge_index'"):
+        hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="edge_index")

@@ -74,8 +74,8 @@ def test_ids_name_the_rows(convert, refused, save, tmp_path):
     assert graph.nodes.original_ids.tolist() == [50, 9, 8, 70]
     assert graph.nodes.labels.tolist() == [3, 1, 2, 0]
     for values, message in (
-        ([50, 9, 8, 71], "an edge ends at a node that is not listed here (found 70)"),
-        ([0, 1, 2, 3], "an edge ends at a node that is not listed here (found 50)"),
+        ([50, 9, 8, 71], "not listed here: add it, or leave the edge out (found 70)"),
+        ([0, 1, 2, 3], "not listed here: add it, or leave the edge out (found 50)"),
         ([50, 9, 70, 70], "is listed twice (found 70)"),
         ([50, 9, 70, -1], "ids must not be negative (found -1)"),
         ([50, 9, 70.5, 1], "must hold integers (found 70.5)"),

@@ -82,7 +82,8 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
     ],
 )
 def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd, labels, note):
-    edges = write(tmp_path / "e.csv", "a,b\nn0,n1\n")
+    ends = "".join(f"n0,n{k}\n" for k in range(1, len(labels)))
+    edges = write(tmp_path / "e.csv", "a,b\n" + ends)
     rows = "".join(f"n{k},{label}\n" for k, label in enumerate(labels))
     nodes = write(tmp_path / "n.csv", "id,y\n" + rows)
     path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y")
@@ -90,6 +91,32 @@ def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd
     assert f"note: {nodes}: {note}" in said if note else "note: " not in said
     made(edges, nodes, "--nodes", 1, "--like", str(path), out="h.h5")
     assert "different values" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("values", "said"), [(256, False), (257, True)])
+def test_a_column_that_becomes_many_features_is_named(made, tmp_path, capfd, values, said):
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
+    rows = "".join(f"{k},city {k}\n" for k in range(values))
+    nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
+    given = (*ENDS, "--nodes", 1, "--features", "x")
+    made(edges, nodes, *given)
+    note = f"x has {values} different values, each of which becomes a feature: leave it out"
+    assert (note in capfd.readouterr().err) == said
+    made(edges, nodes, *given, "--categorical", "x", out="h.h5")
+    assert note not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edges", "note"),
+    [("p,q\nr,p\n", None), ("q,p\nq,q\n", "1 of 3 nodes"), ("r,r\n", "2 of 3 nodes have no edges")],
+)
+def test_nodes_without_edges_are_counted(made, tmp_path, capfd, edges, note):
+    """Those of a table: a source, a target and a node with a loop have an edge."""
+    nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\nr,3\n")
+    path = write(tmp_path / "e.csv", "a,b\n" + edges)
+    made(path, nodes, *ENDS, "--nodes", 1, "--features", "x")
+    said = capfd.readouterr().err
+    assert note in said if note else "have no edges" not in said
 
 
 def test_a_table_without_rows_is_named(refused, tmp_path):

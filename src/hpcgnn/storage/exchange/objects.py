@@ -35,7 +35,8 @@ from hpcgnn.storage.write.atomic import check_output
 
 MASKS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 EDGE_NAMES = ("edge_weight", "edge_attr", "edge_type", "edge_label", "edge_split")
-NODE_NAMES = ("x", "y", *MASKS, "node_type", "original_ids")
+IDS = "original_ids"
+NODE_NAMES = ("x", "y", *MASKS, "node_type", IDS)
 _LIMIT = 1 << 30  # bytes of edges sorted at a time
 _MOST_CONFIG = 48 << 10  # an HDF5 attribute holds at most 64 KiB
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.storage.exchange.objects import (
     EDGE_NAMES,
+    IDS,
     MASKS,
     NODE_NAMES,
     Form,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 _STRUCTURE = ("edge_index", "adj_t", "adj", "num_nodes", "num_relations", *EDGE_NAMES)
+_LIKE_IDS = (
+    *("id", "ids", "original_id", "node_id", "node_ids", "n_id", "global_id", "user_id"),
+    *("name", "names", "node_name", "node_names", "key", "keys", "uuid"),
+)
 _TAKEN = {*NODE_NAMES, *EDGE_NAMES, "edge_index", "num_nodes"}
 
 
@@ -41,6 +46,7 @@ def from_pyg(
     data: Data | HeteroData,
     path: str | Path,
     *,
+    ids: str | None = None,
     labels_as: str | None = None,
     compress: bool = False,
     force: bool = False,
@@ -55,6 +61,8 @@ def from_pyg(
     node type may have labels and masks.
 
     Args:
+        ids: name of the array or list of texts that names the nodes, which predictions then begin
+            with (default: `original_ids`, or else row numbers).
         labels_as: what `y` means if it is ambiguous: "classes", "one-hot", "several" or "values"
             (numbers to be predicted; the default for floats).
         compress: gzip the datasets.
@@ -67,19 +75,25 @@ def from_pyg(
     check_labels_as(labels_as)
     form = Form()
     if hasattr(data, "node_types") and hasattr(data, "edge_types"):
+        if ids is not None:
+            raise InputError("ids: nodes of several types are named TYPE/ROW", value=ids)
         source = _typed(data, form, labels_as)
     elif hasattr(data, "edge_index") or hasattr(data, "adj_t"):
-        source = _plain(data, form, labels_as)
+        source = _plain(data, form, labels_as, ids)
     else:
         raise InputError("is no Data or HeteroData of PyTorch Geometric", value=type(data).__name__)
     return write(source, path, form, "from_pyg", force=force, compress=compress)
 
 
-def _plain(data: Any, form: Form, labels_as: str | None) -> Source:
+def _plain(data: Any, form: Form, labels_as: str | None, ids: str | None) -> Source:
     file = Path("Data")
     count = int(data.num_nodes or 0)
     index, edges = _edges(data, file)
-    arrays, notes = _node_arrays(data, count)
+    if ids is not None and ids not in data:
+        raise InputError("ids: has no array of this name", file=file, value=ids)
+    arrays, notes = _node_arrays(data, count, ids or IDS)
+    if ids is not None and IDS not in arrays:
+        raise InputError("ids: is no array of the nodes", file=file, value=ids)
     nodes = nodes_of(file, arrays, count, form, labels_as=labels_as)
     nodes.notes += notes
     relations = data.num_relations if "num_relations" in data else None
@@ -140,22 +154,34 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.stack([matrix.col, matrix.row]).astype(np.int64), arrays
 
 
-def _node_arrays(store: Any, count: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the arrays with a row per node; a note names the others, except those of the edges."""
+def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any], list[str]]:
+    """Return the arrays with a row per node; a note names the others, except those of the edges.
+
+    Args:
+        ids: name of what names the nodes, which becomes `original_ids`.
+    """
     arrays, others = {}, []
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
             continue
-        array = ids_of(store[name]) if name == "original_ids" else array_of(store[name])
-        if isinstance(array, list):
-            arrays[name] = array
+        if name == ids:
+            arrays[IDS] = ids_of(store[name])
+            if arrays[IDS] is None:
+                raise InputError(f"{name}: ids of nodes are integers or a list of texts")
             continue
+        array = array_of(store[name])
         known = name in ("x", "y", "train_mask", "val_mask", "test_mask", "node_type")
         if array is not None and (known or array.shape[0] == count):
             arrays[name] = array
         else:
             others.append(name)
-    return arrays, [f"ignored, as they are not of the nodes: {', '.join(others)}"] if others else []
+    notes = [f"ignored, as they are not of the nodes: {', '.join(others)}"] if others else []
+    like = [name for name in (*arrays, *others) if name.lower() in _LIKE_IDS]
+    if like and IDS not in arrays:
+        notes.append(
+            f"the nodes are named by their rows: from_pyg(..., ids={like[0]!r}) takes {like[0]}"
+        )
+    return arrays, notes
 
 
 def to_pyg(path: str | Path) -> Data | HeteroData:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.display import SILENT, Display, Stage
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.columns import write_nodes
@@ -164,20 +164,26 @@ def assemble(
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
             arranged, split = edges.count, treatment.link_split
+            joined = _Joined.of(source, num_nodes, limit)
             with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
                 chunks = row_chunks(edges, scratch, num_nodes, rules)
-                written, joins = _write_lists(writer, chunks, split, stage)
+                written, joins = _write_lists(writer, chunks, split, joined, stage)
             if rules.deduplicate and written < arranged and rules.self_loops != "add":
                 source.notes.append(_merged(rules))
             if written and not joins:
                 source.notes.append(_ALL_LOOPS)
+            source.notes += joined.notes()
             _write_ids(writer, source, table, scratch)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
 
 
 def _write_lists(
-    writer: GraphWriter, chunks: Iterator[RowChunk], split: LinkSplit | None, stage: Stage
+    writer: GraphWriter,
+    chunks: Iterator[RowChunk],
+    split: LinkSplit | None,
+    joined: _Joined,
+    stage: Stage,
 ) -> tuple[int, bool]:
     """Write all lists; return the number of edges, and whether any is not a self-loop."""
     first, written, joins = 0, 0, False
@@ -185,6 +191,7 @@ def _write_lists(
         for chunk in lists:
             _write_rows(writer, chunk, split, first)
             joins = joins or not _only_loops(chunk, first)
+            joined.add(chunk, first)
             first += len(chunk.counts)
             written += len(chunk.indices)
             stage.advance(len(chunk.counts))
@@ -209,6 +216,32 @@ def _merged(rules: RowRules) -> str:
         f"edges that are listed more than once{both} are one each, with the {rules.combine} of "
         "their weights where they have some (--duplicate-weights)"
     )
+
+
+class _Joined:
+    """Which nodes of a table have edges: if many have none, its ids may be other ones.
+
+    Args:
+        has_edges_N: bool; empty if it is not to be known.
+    """
+
+    def __init__(self, has_edges_N: np.ndarray) -> None:
+        self._has_edges_N = has_edges_N
+
+    @classmethod
+    def of(cls, source: Source, num_nodes: int, limit: int) -> _Joined:
+        known = source.encoding is not None and num_nodes <= limit // 8
+        return cls(np.zeros(num_nodes if known else 0, bool))
+
+    def add(self, chunk: RowChunk, first: int) -> None:
+        if self._has_edges_N.size:
+            self._has_edges_N[first : first + len(chunk.counts)] |= chunk.counts > 0
+            self._has_edges_N[chunk.indices] = True
+
+    def notes(self) -> list[str]:
+        total = self._has_edges_N.size
+        alone = total - int(self._has_edges_N.sum())
+        return [f"{alone:,} of {counted(total, 'node')} have no edges"] if alone else []
 
 
 def _only_loops(chunk: RowChunk, first: int) -> bool:

@@ -219,4 +219,5 @@ def _check_known(ids: np.ndarray, found: np.ndarray, column: Column) -> None:
 
 
 def _unknown(value: np.int64, column: Column) -> InputError:
-    return column.error("an edge ends at a node that is not listed here", value)
+    text = "an edge ends at a node that is not listed here: add it, or leave the edge out"
+    return column.error(text, value)

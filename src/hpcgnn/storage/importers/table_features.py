@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
+from hpcgnn.settings import nearest
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
 from hpcgnn.storage.importers import cells, table_files
 from hpcgnn.storage.importers.table_files import Batch, TableFile
@@ -22,6 +23,7 @@ from hpcgnn.storage.importers.table_values import strange
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
 MAX_NAMES = 1 << 16  # of classes, and of relations
+_MANY_FEATURES = 256  # more values than this of one column are likely to be names
 _MANY_NAMES = 30  # more values than this, nearly as many as rows, are likely to be ids
 
 
@@ -55,6 +57,8 @@ def require_columns(table: Any, names: list[str]) -> None:
             alike = [known for known in table.names if known.lower() == name.lower()] or None
             if alike and name not in table.names:
                 which += f" (did you mean {alike[0]}?)"
+            elif name not in table.names and (near := nearest(name, table.names)):
+                which += near
             elif table.names[0].startswith("sep="):
                 which += ": remove its first line, which is a spreadsheet's"
             elif any("\0" in known for known in table.names):
@@ -418,4 +422,7 @@ def odd_values(
         elif texts and all(cells.is_quantity(text) or cells.is_list(text) for text in texts):
             text = f"{name} has texts such as {texts[0]}, each of which becomes a feature"
             notes.append(f"{text}: store numbers where numbers are meant")
+        elif len(values) > _MANY_FEATURES:
+            text = f"{name} has {len(values):,} different values, each of which becomes a feature"
+            notes.append(f"{text}: leave it out if they are names; --categorical {name} keeps them")
     return notes
