@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests import forked
 from tests.standing_job import StandingJob
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,7 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()
 
 # They start processes, compile or read real graphs: `--quick` leaves out what asks for them.
-SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "shell", "slurm"}
+SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "program", "python"}
+SLOW_FIXTURES |= {"shell", "slurm"}
 
 
 # The longest files, begun first where several processes share the files.
@@ -174,13 +177,40 @@ def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
+def forks(*loaded_first: str, **more: str) -> Iterator[list[str]]:
+    """What takes the place of `python -m` before a module whose libraries are loaded already.
+
+    Args:
+        loaded_first: modules whose `load` is called before that.
+        more: of the environment in which they are loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        path = f"{folder}/socket"
+        command = [sys.executable, "-m", "tests.forked", path, *loaded_first]
+        pipe, root = subprocess.PIPE, Path(__file__).parents[1]
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, env=environment(**more), cwd=root
+        ) as server:
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            yield [sys.executable, "-IS", str(Path(forked.__file__)), path]
+
+
+@pytest.fixture(scope="session")
+def program() -> Iterator[list[str]]:
+    """`[*program, "hpcgnn.cli.main", "train", ...]`: a process that runs a module."""
+    with forks() as command:
+        yield command
+
+
+@contextmanager
 def jobs_of(
-    module: str, folder: Callable[[str], Path], **more: str
+    module: str, folder: Callable[[str], Path], program: list[str], **more: str
 ) -> Iterator[Callable[[int], StandingJob]]:
     """A function from a number of ranks to the job of `module` on so many, and to no other.
 
     Args:
         folder: makes one for a job.
+        program: what a rank is started with, before `module`.
         more: of their environment.
     """
     started: dict[int, StandingJob] = {}
@@ -188,7 +218,7 @@ def jobs_of(
 
     def job(ranks: int) -> StandingJob:
         def start(*place: str) -> subprocess.Popen[bytes]:
-            command = [*launcher(ranks), sys.executable, "-m", module, *place]
+            command = [*launcher(ranks), *program, module, *place]
             return subprocess.Popen(command, env=environment(**more), cwd=root)
 
         if ranks not in started:
@@ -203,14 +233,14 @@ def jobs_of(
 
 
 @pytest.fixture(scope="session")
-def standing_jobs(tmp_path_factory) -> Iterator[Callable[[int], StandingJob]]:
+def standing_jobs(tmp_path_factory, program) -> Iterator[Callable[[int], StandingJob]]:
     """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
-    with jobs_of("tests.standing_job", tmp_path_factory.mktemp) as job:
+    with jobs_of("tests.standing_job", tmp_path_factory.mktemp, program) as job:
         yield job
 
 
 @pytest.fixture
-def mpirun(standing_jobs) -> Callable[..., subprocess.CompletedProcess[str]]:
+def mpirun(request) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks.
 
     They are those of a standing job; with `alone`, `env` or `module` of a job of its own. 0 ranks:
@@ -228,8 +258,11 @@ def mpirun(standing_jobs) -> Callable[..., subprocess.CompletedProcess[str]]:
         if not alone and env is None and module is None:
             if not ranks:
                 return _in_this_process(*map(str, args))
-            return standing_jobs(ranks).run(*args, timeout=timeout)
-        command = [sys.executable, "-m", module or "hpcgnn.cli.main", *map(str, args)]
+            job = request.getfixturevalue("standing_jobs")(ranks)
+            done: subprocess.CompletedProcess[str] = job.run(*args, timeout=timeout)
+            return done
+        program = request.getfixturevalue("program")
+        command = [*program, module or "hpcgnn.cli.main", *map(str, args)]
         if ranks:
             command = [*launcher(ranks), *command]
         return subprocess.run(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,10 +52,13 @@ class Outcome:
 
 
 class Workplace:
-    """Small inputs, the files of undisturbed jobs, and jobs that get a fault, below one folder."""
+    """Small inputs, the files of undisturbed jobs, and jobs that get a fault, below one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `program` runs a module: see tests/forked.py.
+    """
+
+    def __init__(self, folder: Path, program: Sequence[str] = (sys.executable, "-m")) -> None:
+        self.folder, self.program = folder, program
         self.good = folder / "good"
         self.good.mkdir(parents=True)
         rng = np.random.default_rng(0)
@@ -63,7 +67,7 @@ class Workplace:
         np.save(self.good / "y.npy", rng.integers(0, 3, 300))
         np.save(self.good / "split.npy", rng.integers(1, 4, 300).astype(np.int8))
         convert = self.command("convert", "", self.good)
-        _run([sys.executable, "-m", "hpcgnn.cli.main", *convert])
+        _run([*program, "hpcgnn.cli.main", *convert])
         commands = [self.command("partition", "", self.good)]
         commands += [self.command("train", model, self.good) for model in MODELS]
         self.several([*commands, self.command("predict", "", self.good)])
@@ -90,7 +94,7 @@ class Workplace:
         """Run commands in one job that nothing disturbs."""
         file = self.folder / "commands.json"
         file.write_text(json.dumps(commands))
-        _run([*_mpiexec(), sys.executable, "-m", "tests.faults.several", str(file)])
+        _run([*_mpiexec(), *self.program, "tests.faults.several", str(file)])
 
     def inject(self, fault: Fault) -> Outcome:
         """Run the job, inject the fault, wait until all of it is gone, and judge what is left."""
@@ -101,7 +105,7 @@ class Workplace:
         order, injected = folder / "fault.json", folder / "injected"
         order.write_text(json.dumps(asdict(fault) | {"injected": str(injected)}))
         mark = secrets.token_hex(8)
-        command = [sys.executable, "-m", "tests.faults.target", str(order)]
+        command = [*self.program, "tests.faults.target", str(order)]
         command += self.command(fault.verb, fault.model, folder)
         if fault.signal == "SIGSTOP":
             command += ["--timeout", str(TIMEOUT)]
