@@ -1,8 +1,8 @@
 """Programs as forks of a process that has loaded their libraries, which take each of them seconds.
 
-    python -IS tests/forked.py SOCKET MODULE ARGUMENT...    (or SCRIPT.py in place of MODULE)
+    python -IS tests/forked.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ARGUMENT...
 
-is `python -m MODULE ARGUMENT...` for whoever starts it: the process that serves at SOCKET forks,
+is `python` with the same arguments for whoever starts it: the process that serves at SOCKET forks,
 and the fork gets environment, folder and open files of this one, and its signals; this one ends as
 the fork does. Ranks are started so by mpiexec. Nothing of hpcgnn is loaded before the fork.
 """
@@ -29,14 +29,14 @@ MOST_FILES = 250  # what one message may carry
 ABOVE = 512  # numbers of files that a fork doesn't get from who asked
 
 
-def ask(path: str, command: list[str]) -> int:
-    """The status of the command, which a fork of the process behind `path` runs."""
+def ask(path: str, arguments: list[str]) -> int:
+    """The status of a fork of the process behind `path`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     heard = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     files = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]  # noqa: PTH208
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(path)
-        order = {"command": command, "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
+        order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
         order |= {"files": files, "ignored": list(SIGNALS.difference(heard))}
         text = json.dumps(order).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))]
@@ -93,7 +93,7 @@ class Server:
         while True:
             wires = {wire.fileno(): fork for fork, wire in self.forks.items()}
             waits = select.poll()
-            for file in (0, ended, self.listener, *wires):
+            for file in (0, ended, self.listener.fileno(), *wires):
                 waits.register(file, select.POLLIN)
             for file, _ in waits.poll():
                 if file == 0:
@@ -154,7 +154,7 @@ def _take(files: list[int], numbers: list[int]) -> None:
 
 
 def run(order: dict[str, Any]) -> None:
-    """What `python -m` does with a command, or `python` with a script."""
+    """What `python` does with these arguments."""
     import runpy
     from pathlib import Path
 
@@ -163,14 +163,20 @@ def run(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
-    module, *sys.argv[1:] = order["command"]
+    given = order["arguments"]
+    safe = given[0] == "-P" or "PYTHONSAFEPATH" in os.environ
+    what, *rest = given[given[0] == "-P" :]
+    option = what in ("-m", "-c")
+    first = order["folder"] if option else str(Path(what).absolute().parent)
     more = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path not in sys.path]
-    sys.path[:1] = [order["folder"], *filter(None, more)]
-    if module.endswith(".py"):
-        sys.path[0], sys.argv[0] = str(Path(module).absolute().parent), module
-        runpy.run_path(module, run_name="__main__")
+    sys.path[:1] = filter(None, ["" if safe else first, *more])
+    sys.argv[:] = ["-c", *rest[1:]] if what == "-c" else rest if option else [what, *rest]
+    if what == "-c":
+        exec(rest[0], {"__name__": "__main__"})
+    elif what == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_path(what, run_name="__main__")
 
 
 def main() -> None:

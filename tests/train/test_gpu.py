@@ -65,8 +65,8 @@ def fake_jobs(tmp_path_factory, pytestconfig) -> Iterator[Callable[[int], Standi
     more = {device_guard.VARIABLE: str(library)}
     first, folder = device_guard.__name__, tmp_path_factory.mktemp
     with (
-        forks(first, **more) as program,
-        jobs_of("tests.fake_device.main", folder, program, **more) as job,
+        forks(first, **more) as python,
+        jobs_of("tests.fake_device.main", folder, python, **more) as job,
     ):
         yield job
 
