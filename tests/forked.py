@@ -153,11 +153,25 @@ def _take(files: list[int], numbers: list[int]) -> None:
         os.close(file)
 
 
+def end_before_the_libraries() -> None:
+    """Leave out, at the end of this process, what the libraries loaded so far do in `exit`.
+
+    PyTorch's destructors take 0.3 s. Python's end comes before, and what is loaded later.
+    """
+    import ctypes
+
+    c = ctypes.CDLL(None)
+    if hasattr(c, "on_exit"):  # of glibc
+        c.on_exit(c._exit, None)
+        c.on_exit(c.fcloseall, None)  # called before, as the later one
+
+
 def run(order: dict[str, Any]) -> None:
     """What `python` does with these arguments."""
     import runpy
     from pathlib import Path
 
+    end_before_the_libraries()
     for one in order["ignored"]:
         signal.signal(one, signal.SIG_IGN)
     os.environ.clear()
