@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -220,8 +220,11 @@ def forks(*loaded_first: str, **more: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def loaded_python() -> Iterator[str]:
-    """`[loaded_python, "-m", "hpcgnn.cli.main", ...]`: as `sys.executable`, in less time."""
-    with forks() as python:
+    """`[loaded_python, "-m", "hpcgnn.cli.main", ...]`: as `sys.executable`, in less time.
+
+    The same where PyTorch is built for GPUs, which a process had better find by itself.
+    """
+    with nullcontext(sys.executable) if torch.version.cuda else forks() as python:
         yield python
 
 

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="there are no forks")
 
 
 def test_it_has_what_whoever_starts_it_has(loaded_python, tmp_path):
