@@ -1,6 +1,6 @@
 """Programs as forks of a process that has loaded their libraries, which take each of them seconds.
 
-    python -IS tests/forked.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ARGUMENT...
+    python -IS tests/forked.py SOCKET [-P] (-m MODULE | -c CODE | - | SCRIPT) ARGUMENT...
 
 is `python` with the same arguments for whoever starts it: the process that serves at SOCKET forks,
 and the fork gets environment, folder and open files of this one, and its signals; this one ends as
@@ -180,13 +180,13 @@ def run(order: dict[str, Any]) -> None:
     given = order["arguments"]
     safe = given[0] == "-P" or "PYTHONSAFEPATH" in os.environ
     what, *rest = given[given[0] == "-P" :]
-    option = what in ("-m", "-c")
+    option = what in ("-m", "-c", "-")
     first = order["folder"] if option else str(Path(what).absolute().parent)
     more = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path not in sys.path]
     sys.path[:1] = filter(None, ["" if safe else first, *more])
-    sys.argv[:] = ["-c", *rest[1:]] if what == "-c" else rest if option else [what, *rest]
-    if what == "-c":
-        exec(rest[0], {"__name__": "__main__"})
+    sys.argv[:] = ["-c", *rest[1:]] if what == "-c" else rest if what == "-m" else [what, *rest]
+    if what in ("-c", "-"):
+        exec(rest[0] if what == "-c" else sys.stdin.read(), {"__name__": "__main__"})
     elif what == "-m":
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:

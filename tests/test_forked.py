@@ -39,6 +39,9 @@ def test_a_script_and_a_module(loaded_python, tmp_path):
             [loaded_python, *command, "x"], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.stdout == "beside\n__main__ ['x']\n", done.stderr
+    given = "import sys; print(sys.argv)"
+    done = subprocess.run([loaded_python, "-", "x"], input=given, capture_output=True, text=True)
+    assert done.stdout == "['-', 'x']\n", done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
