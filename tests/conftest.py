@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import gc
 import io
+import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from tests import forked
 from tests.standing_job import StandingJob
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,7 +33,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()
 
 # They start processes, compile or read real graphs: `--quick` leaves out what asks for them.
-SLOW_FIXTURES = {"data", "emulated", "faulty", "machine", "mpirun", "python", "shell", "slurm"}
+SLOW_FIXTURES = {"data", "emulated", "faulty", "loaded_python", "machine", "mpirun", "python"}
+SLOW_FIXTURES |= {"shell", "slurm"}
+QUICK_CASES = 4  # of a test: `--quick` leaves out the others
 
 
 # The longest files, begun first where several processes share the files.
@@ -51,7 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="leave out tests that start processes, compile, read real graphs or are marked slow",
+        help="leave out tests that start processes, compile, read real graphs or are marked slow, "
+        f"and all but {QUICK_CASES} cases of a test",
     )
 
 
@@ -66,9 +73,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: _place(item.path.stem))
     if not config.getoption("--quick"):
         return
-    left_out = [item for item in items if _is_slow(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not _is_slow(item)]
+    quick = {item.nodeid for item in _some_cases(item for item in items if not _is_slow(item))}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in quick])
+    items[:] = [item for item in items if item.nodeid in quick]
 
 
 def pytest_collection_finish() -> None:
@@ -84,6 +91,16 @@ def _is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is not None or not SLOW_FIXTURES.isdisjoint(
         getattr(item, "fixturenames", ())
     )
+
+
+def _some_cases(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+    """Few of the cases of each test, from the first on, or all where it is marked so."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        all_of_them = cases[0].get_closest_marker("every_case") is not None
+        yield from cases[:: 1 if all_of_them else math.ceil(len(cases) / QUICK_CASES)]
 
 
 def _num_ranks() -> int:
@@ -195,13 +212,52 @@ def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
+def forks(*loaded_first: str, **more: str) -> Iterator[str]:
+    """The path of a `python` that has loaded PyTorch already: see tests/forked.py.
+
+    It lies in a folder `bin` beside what else sets up an environment for the jobs' scripts.
+
+    Args:
+        loaded_first: modules whose `load` is called before that.
+        more: of the environment in which they are loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        path, python = f"{folder}/socket", Path(folder, "bin", "python")
+        python.parent.mkdir()
+        client = shlex.join([sys.executable, "-IS", str(forked.__file__), path])
+        python.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
+        python.chmod(0o755)
+        for pattern in ("mpi*", "hydra*"):
+            for other in Path(sys.executable).parent.glob(pattern):
+                python.with_name(other.name).symlink_to(other)
+        command = [sys.executable, "-m", "tests.forked", path, *loaded_first]
+        pipe, root = subprocess.PIPE, Path(__file__).parents[1]
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, env=environment(**more), cwd=root
+        ) as server:
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            yield str(python)
+
+
+@pytest.fixture(scope="session")
+def loaded_python() -> Iterator[str]:
+    """`[loaded_python, "-m", "hpcgnn.cli.main", ...]`: as `sys.executable`, in less time.
+
+    The same where PyTorch is built for GPUs, which a process had better find by itself.
+    """
+    with nullcontext(sys.executable) if torch.version.cuda else forks() as python:
+        yield python
+
+
+@contextmanager
 def jobs_of(
-    module: str, folder: Callable[[str], Path], **more: str
+    module: str, folder: Callable[[str], Path], python: str, **more: str
 ) -> Iterator[Callable[[int], StandingJob]]:
     """A function from a number of ranks to the job of `module` on so many, and to no other.
 
     Args:
         folder: makes one for a job.
+        python: which starts the ranks.
         more: of their environment.
     """
     started: dict[int, StandingJob] = {}
@@ -209,7 +265,7 @@ def jobs_of(
 
     def job(ranks: int) -> StandingJob:
         def start(*place: str) -> subprocess.Popen[bytes]:
-            command = [*launcher(ranks), sys.executable, "-m", module, *place]
+            command = [*launcher(ranks), python, "-m", module, *place]
             return subprocess.Popen(command, env=environment(**more), cwd=root)
 
         if ranks not in started:
@@ -224,14 +280,14 @@ def jobs_of(
 
 
 @pytest.fixture(scope="session")
-def standing_jobs(tmp_path_factory) -> Iterator[Callable[[int], StandingJob]]:
+def standing_jobs(tmp_path_factory, loaded_python) -> Iterator[Callable[[int], StandingJob]]:
     """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
-    with jobs_of("tests.standing_job", tmp_path_factory.mktemp) as job:
+    with jobs_of("tests.standing_job", tmp_path_factory.mktemp, loaded_python) as job:
         yield job
 
 
 @pytest.fixture
-def mpirun(standing_jobs) -> Callable[..., subprocess.CompletedProcess[str]]:
+def mpirun(request) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks.
 
     They are those of a standing job; with `alone`, `env` or `module` of a job of its own. 0 ranks:
@@ -249,8 +305,11 @@ def mpirun(standing_jobs) -> Callable[..., subprocess.CompletedProcess[str]]:
         if not alone and env is None and module is None:
             if not ranks:
                 return _in_this_process(*map(str, args))
-            return standing_jobs(ranks).run(*args, timeout=timeout)
-        command = [sys.executable, "-m", module or "hpcgnn.cli.main", *map(str, args)]
+            job = request.getfixturevalue("standing_jobs")(ranks)
+            done: subprocess.CompletedProcess[str] = job.run(*args, timeout=timeout)
+            return done
+        python = request.getfixturevalue("loaded_python")
+        command = [python, "-m", module or "hpcgnn.cli.main", *map(str, args)]
         if ranks:
             command = [*launcher(ranks), *command]
         return subprocess.run(

@@ -53,9 +53,9 @@ def changed_by(node: ast.AST) -> str | None:
     return target.id if isinstance(target, ast.Name) else None
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_function_changes_what_its_module_names(module):
-    assert not changes(MODULES[module].read_text(encoding="utf-8"))
+def test_no_function_changes_what_its_module_names():
+    found = {module: changes(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+    assert not {module: lines for module, lines in found.items() if lines}
 
 
 @pytest.mark.parametrize(

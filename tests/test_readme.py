@@ -46,7 +46,7 @@ def blocks(language: str, document: str = "README.md") -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def shell(tmp_path):
+def shell(loaded_python, tmp_path):
     """`shell(script)`: runs it in an empty folder where `hpcgnn` and `mpiexec` are in PATH.
 
     `folder`: another one.
@@ -58,7 +58,7 @@ def shell(tmp_path):
     programs.mkdir()
     for name, options in (("hpcgnn", "-m hpcgnn.cli.main"), ("python", "")):
         program = programs / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec "{loaded_python}" {options} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
     path = os.pathsep.join([str(programs), str(beside), kept["PATH"]])

@@ -127,11 +127,15 @@ def is_named_pipe(status: os.stat_result) -> bool:
     return status.st_dev != nowhere
 
 
-def loaded_files() -> list[Path]:
-    """Return the files that this process has mapped into its memory; empty if unknown."""
+def loaded_files(part: str = "") -> list[Path]:
+    """Return the files that this process has mapped into its memory; empty if unknown.
+
+    `part`: only those with this text in their path.
+    """
     # A path may contain spaces; five columns precede it.
     columns = (line.split(maxsplit=5) for line in _read("/proc/self/maps").splitlines())
-    return list(dict.fromkeys(Path(c[5]) for c in columns if len(c) > 5 and c[5][0] == "/"))
+    names = dict.fromkeys(c[5] for c in columns if len(c) > 5 and c[5][0] == "/" and part in c[5])
+    return [Path(name) for name in names]
 
 
 def resident_memory() -> int:

@@ -12,17 +12,17 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "jobs" / "gpu_check.sh"
 
 
-def check(out: Path, *parts: str, **given: str) -> subprocess.CompletedProcess[str]:
+def check(python: str, out: Path, *parts: str, **given: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
-    kept |= {"PYTHON": sys.executable, "OUT": str(out), "DEVICE": "cpu", **given}
+    kept |= {"PYTHON": python, "OUT": str(out), "DEVICE": "cpu", **given}
     command = ["bash", SCRIPT, *parts]
     return subprocess.run(command, capture_output=True, text=True, env=kept, timeout=240)
 
 
 @pytest.mark.slow
-def test_a_table_says_what_was_found(tmp_path):
+def test_a_table_says_what_was_found(loaded_python, tmp_path):
     sizes = {"WIDTHS": "8 16", "NODES": "300", "EDGES": "2000"}
-    done = check(tmp_path, "speed", **sizes)
+    done = check(loaded_python, tmp_path, "speed", **sizes)
     assert done.returncode == 0, done.stdout + done.stderr
     *rows, last = done.stdout.split("\n\n")[-1].splitlines()
     assert last.split()[:2] == ["speed", "ok"]
@@ -34,12 +34,14 @@ def test_a_table_says_what_was_found(tmp_path):
 
 
 def test_a_part_ends_in_time_and_unknown_ones_are_refused(tmp_path):
-    done = check(tmp_path, "speed", LIMIT="1")
+    done = check(sys.executable, tmp_path, "speed", LIMIT="1")
     assert done.returncode == 1
     assert "speed      out of time" in done.stdout.splitlines()[-1]
     (tmp_path / "speed-8.json").write_text('{"rows": [')
-    done = check(tmp_path, "speed", "counters", BUDGET="1", LIMIT="1", PATH="/usr/bin:/bin")
+    done = check(
+        sys.executable, tmp_path, "speed", "counters", BUDGET="1", LIMIT="1", PATH="/usr/bin:/bin"
+    )
     assert done.returncode == 1 and "speed-8.json is not whole" in done.stdout
     assert "counters   no time left" in (tmp_path / "table.txt").read_text()
-    done = check(tmp_path, "sped")
+    done = check(sys.executable, tmp_path, "sped")
     assert done.returncode == 2 and "sped: no such part" in done.stderr

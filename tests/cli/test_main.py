@@ -64,6 +64,15 @@ def test_a_pipe_that_is_closed_at_once_ends_a_verb_quietly():
     assert "Traceback" not in done.stderr
 
 
+def test_one_process_that_fails_waits_for_nobody(monkeypatch, capsys):
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waits for {seconds} s")
+
+    monkeypatch.setattr("time.sleep", wait)
+    assert main(["info", "/no/such.h5"]) == main(["convert", "/no/such.txt", "g.h5"]) == 2
+    assert capsys.readouterr().err.count("hpcgnn: error: ") == 2
+
+
 def test_a_new_model_may_have_any_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"b\xff.py")
@@ -184,13 +193,13 @@ PLANNED = ("--nodes", "9000", "--edges", "1e5", "--features", "8", "--classes", 
         ("convert", ("missing.txt", "graph.h5"), 2),
     ],
 )
-def test_verbs_of_one_process_start_no_mpi(verb, arguments, status, tmp_path):
+def test_verbs_of_one_process_start_no_mpi(verb, arguments, status, loaded_python, tmp_path):
     """It may refuse to start, as on a login node; what fails there is told all the same."""
     code = (
         "import os, sys; from hpcgnn.cli.main import main; status = main(sys.argv[1:]); "
         "print(status, 'mpi4py.MPI' in sys.modules, 'HPCGNN_MPI' in os.environ)"
     )
-    command = [sys.executable, "-c", code, verb, *arguments]
+    command = [loaded_python, "-c", code, verb, *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{status} False False", done.stderr
     assert bool(status) == ("hpcgnn: error: " in done.stderr)

@@ -33,10 +33,10 @@ def hidden(**more: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_all_verbs_work_in_one_process(tmp_path):
+def test_all_verbs_work_in_one_process(loaded_python, tmp_path):
     (tmp_path / "edges.txt").write_text("".join(f"{i} {(i * 7 + 1) % 50}\n" for i in range(50)))
     done = subprocess.run(
-        [sys.executable, "-P", "-c", SCRIPT],
+        [loaded_python, "-P", "-c", SCRIPT],
         cwd=tmp_path,
         env=hidden(),
         capture_output=True,
@@ -51,10 +51,10 @@ def test_all_verbs_work_in_one_process(tmp_path):
     assert "start 2 ranks (`mpiexec -n 2 ...`), for which MPI is missing: pip install" in refusal
 
 
-def test_communicators_of_an_mpi_that_was_not_started_are_refused():
+def test_communicators_of_an_mpi_that_was_not_started_are_refused(loaded_python):
     script = "from mpi4py import MPI; import hpcgnn; hpcgnn.load_partition('g.h5', MPI.COMM_SELF)"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
+        [loaded_python, "-P", "-c", script],
         env={**os.environ, "HPCGNN_MPI": "none"},
         capture_output=True,
         text=True,

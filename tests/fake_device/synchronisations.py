@@ -85,7 +85,7 @@ def groups(comm: Communicator) -> Iterator[Group]:
 
 
 class Epochs:
-    """Layers of a kind with dropout between, trained on a small graph."""
+    """A layer of a kind between others and dropout, trained on a small graph."""
 
     def __init__(self, group: Group, kind: str, width: int, mode: str, halo_buffer: int) -> None:
         self.comm = group.comm
@@ -93,7 +93,7 @@ class Epochs:
         graph.ring.transport = group.transport
         self.graph: PartitionedGraph = graph.to(group.device)
         torch.manual_seed(0)
-        layers = [torch.nn.Linear(5, width), *(LAYERS[kind](width) for _ in range(2))]
+        layers = [torch.nn.Linear(5, width), LAYERS[kind](width)]
         self.model = torch.nn.ModuleList(layers).to(group.device)
         self.dropout = nn.Dropout(0.3)
         self.optimizer = PlainSGD(self.model.parameters(), lr=0.01)

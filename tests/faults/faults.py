@@ -53,8 +53,8 @@ class Outcome:
 class Workplace:
     """Small inputs, the files of undisturbed jobs, and jobs that get a fault, below one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        self.folder, self.python = folder, python
         self.good = folder / "good"
         self.good.mkdir(parents=True)
         rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ class Workplace:
         np.save(self.good / "y.npy", rng.integers(0, 3, 300))
         np.save(self.good / "split.npy", rng.integers(1, 4, 300).astype(np.int8))
         convert = self.command("convert", "", self.good)
-        _run([sys.executable, "-m", "hpcgnn.cli.main", *convert])
+        _run([python, "-m", "hpcgnn.cli.main", *convert])
         commands = [self.command("partition", "", self.good)]
         commands += [self.command("train", model, self.good) for model in MODELS]
         self.several([*commands, self.command("predict", "", self.good)])
@@ -90,7 +90,7 @@ class Workplace:
         """Run commands in one job that nothing disturbs."""
         file = self.folder / "commands.json"
         file.write_text(json.dumps(commands))
-        _run([*_mpiexec(), sys.executable, "-m", "tests.faults.several", str(file)])
+        _run([*_mpiexec(), self.python, "-m", "tests.faults.several", str(file)])
 
     def inject(self, fault: Fault) -> Outcome:
         """Run the job, inject the fault, wait until all of it is gone, and judge what is left."""
@@ -101,7 +101,7 @@ class Workplace:
         order, injected = folder / "fault.json", folder / "injected"
         order.write_text(json.dumps(asdict(fault) | {"injected": str(injected)}))
         mark = secrets.token_hex(8)
-        command = [sys.executable, "-m", "tests.faults.target", str(order)]
+        command = [self.python, "-m", "tests.faults.target", str(order)]
         command += self.command(fault.verb, fault.model, folder)
         if fault.signal == "SIGSTOP":
             command += ["--timeout", str(TIMEOUT)]

@@ -28,10 +28,10 @@ Results = dict[Fault, tuple[Outcome, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory, loaded_python: str) -> Results:
     """Every fault with its outcome, and how its resumed training differs from an undisturbed."""
     try:
-        place = Workplace(tmp_path_factory.mktemp("faults") / "work")
+        place = Workplace(tmp_path_factory.mktemp("faults") / "work", loaded_python)
     except FileNotFoundError as error:
         pytest.skip(str(error))
     # Ranks that wait for a stopped one leave the cores to the other jobs.

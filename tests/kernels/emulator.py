@@ -41,11 +41,13 @@ static inline void narrow(float x, bf16& y) {
 }
 """
 INSTANCE = """
-extern "C" const char* run(unsigned x, unsigned y, unsigned threads, unsigned seed,
-                           void** given) {
+extern "C" const char* run%d(unsigned x, unsigned y, unsigned threads, unsigned seed,
+                             void** given) {
     return emulator::launch(%s, x, y, threads, seed, given);
 }
 """
+# All instances of the others are compiled at once, in half the time of those that tests run.
+LARGE = ("gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 
 
 class Emulator:
@@ -86,8 +88,10 @@ class Emulator:
         if expression not in self._functions:
             if not self._functions:
                 ctypes.CDLL(str(self._library(MACHINE.read_text())), mode=ctypes.RTLD_GLOBAL)
-            code = f"{BEFORE}{source(name)}{AFTER}{INSTANCE % expression}"
-            function = ctypes.CDLL(str(self._library(code))).run
+            together = [expression] if name in LARGE else sorted(instances()[name])
+            calls = "".join(INSTANCE % instance for instance in enumerate(together))
+            library = ctypes.CDLL(str(self._library(f"{BEFORE}{source(name)}{AFTER}{calls}")))
+            function = getattr(library, f"run{together.index(expression)}")
             function.restype = ctypes.c_char_p
             self._functions[expression] = function
         return self._functions[expression]

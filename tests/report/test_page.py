@@ -86,7 +86,7 @@ class Outside(HTMLParser):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory) -> Path:
     """A run with its report, whose figures take seconds to draw."""
-    folder = write_run(tmp_path_factory.mktemp("page") / "run")
+    folder = write_run(tmp_path_factory.mktemp("page") / "a&b<i>", name=NAME)
     assert main.main(["report", str(folder)]) == 0
     return folder
 
@@ -123,10 +123,8 @@ def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
-    folder = write_run(tmp_path / "a&b<i>", name=NAME)
-    assert main.main(["report", str(folder)]) == 0
-    text = (folder / "report" / "index.html").read_text()
+def test_names_from_files_are_shown_and_not_obeyed(reported):
+    text = (reported / "report" / "index.html").read_text()
     outside = Outside()
     outside.feed(text)
     assert outside.found == [] and "&lt;script&gt;" in text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.layout import assembly
@@ -69,9 +72,24 @@ def small_parts(
 
 
 def write_small(path: Path, comm: Communicator, num_parts: int, **options: bool) -> list[Part]:
+    """The file of `small_parts`, and this rank's parts."""
     parts, header = small_parts(comm, num_parts, **options)
-    write_parts(path, comm, parts, header)
+    if comm.size == 1:
+        path.write_bytes(_written_alone(num_parts, frozenset(options.items())))
+    else:
+        write_parts(path, comm, parts, header)
     return parts
+
+
+@cache
+def _written_alone(num_parts: int, options: frozenset[tuple[str, bool]]) -> bytes:
+    """A file's content; writing it takes as long as most tests of it."""
+    comm = Communicator(MPI.COMM_SELF)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "p.h5")
+        write_parts(path, comm, *small_parts(comm, num_parts, **dict(options)))
+        comm.close()
+        return path.read_bytes()
 
 
 def _slab(whole: Whole, lo: int, hi: int) -> GraphSlab:

@@ -18,7 +18,7 @@ from hpcgnn.errors import OutOfMemoryError
 from hpcgnn.train import open
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
-from tests.conftest import jobs_of
+from tests.conftest import forks, jobs_of
 from tests.fake_device import device_guard
 from tests.graphs import distribute, random_graph
 from tests.standing_job import StandingJob
@@ -63,7 +63,11 @@ def fake_jobs(tmp_path_factory, pytestconfig) -> Iterator[Callable[[int], Standi
         pytest.skip("the fake device needs g++ and a torch without CUDA")
     library = device_guard.built(pytestconfig.cache.mkdir("emulator"))
     more = {device_guard.VARIABLE: str(library)}
-    with jobs_of("tests.fake_device.main", tmp_path_factory.mktemp, **more) as job:
+    first, folder = device_guard.__name__, tmp_path_factory.mktemp
+    with (
+        forks(first, **more) as python,
+        jobs_of("tests.fake_device.main", folder, python, **more) as job,
+    ):
         yield job
 
 

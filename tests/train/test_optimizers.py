@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -41,7 +40,7 @@ def test_they_are_those_of_torch(ours, theirs, settings):
 
 
 @pytest.mark.slow
-def test_no_compiler_is_loaded(tmp_path):
+def test_no_compiler_is_loaded(loaded_python, tmp_path):
     graph, run = tmp_path / "g.h5", tmp_path / "run"
     size = ["--nodes", "60", "--degree", "4", "--features", "3", "--classes", "2"]
     commands = [
@@ -62,6 +61,6 @@ def test_no_compiler_is_loaded(tmp_path):
         f"assert [main.main(c) for c in {commands}] == [0, 0, 0]\n"
         "print(loaded('torch._dynamo', 'sympy', 'sklearn'))\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = subprocess.run([loaded_python, "-c", program], capture_output=True, text=True)
     lines = result.stdout.splitlines()
     assert lines and lines[0] == lines[-1] == "[]", (lines, result.stderr)

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch_geometric import nn as pyg
-from torch_geometric.data import Data
 
 import hpcgnn
 from hpcgnn.errors import InputError
@@ -22,14 +20,17 @@ from hpcgnn.models.settings import ModelSettings
 from hpcgnn.train.weights import export, read_weights, start_from
 from tests.cli.verbs import refused
 from tests.graphs import distribute, local, random_graph
+from tests.late import Late
+
+data_of_pyg, pyg = Late("torch_geometric.data"), Late("torch_geometric.nn")
 
 N, E, F, R = 20, 90, 4, 3
 
 
-def graph_data() -> Data:
+def graph_data() -> data_of_pyg.Data:
     rng = np.random.default_rng(0)
     made = torch.Generator().manual_seed(0)
-    data = Data(x=torch.randn(N, F, generator=made), y=torch.arange(N) % 3)
+    data = data_of_pyg.Data(x=torch.randn(N, F, generator=made), y=torch.arange(N) % 3)
     ends = torch.from_numpy(rng.integers(0, N, (2, E)))
     data.edge_index = ends[:, ends[0] != ends[1]]
     data.edge_type = torch.from_numpy(rng.integers(0, R, data.num_edges))

@@ -101,7 +101,8 @@ class SettingPlace:
 
 
 def _sections() -> dict[str, type[Section]]:
-    return {entry.name: get_type_hints(Config)[entry.name] for entry in dataclasses.fields(Config)}
+    types = get_type_hints(Config)
+    return {entry.name: types[entry.name] for entry in dataclasses.fields(Config)}
 
 
 def options() -> dict[str, SettingPlace]:

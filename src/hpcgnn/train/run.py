@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,13 +190,16 @@ def last_source(run_dir: Path) -> Path:
 
 
 def _releases() -> dict[str, str]:
-    found = {"hpcgnn": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: release for name in _PACKAGES if (release := _release_of(name)) is not None}
+    return {"hpcgnn": __version__, "python": platform.python_version(), **found}
+
+
+@cache
+def _release_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _quality(path: Path) -> dict[str, Any]:

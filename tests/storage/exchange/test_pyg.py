@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data, HeteroData
 
 import hpcgnn
 from hpcgnn.errors import InputError
 from hpcgnn.storage.read.graph_file import GraphFile
+from tests.late import Late
+
+pyg = Late("torch_geometric.data")
 
 N, E = 11, 40
 
@@ -20,7 +22,7 @@ def edges(rng: np.random.Generator, heads: int, tails: int, number: int) -> torc
     return torch.from_numpy(ends[:, np.lexsort(ends)])
 
 
-def whole(seed: int = 0) -> Data:
+def whole(seed: int = 0) -> pyg.Data:
     rng = np.random.default_rng(seed)
     made = torch.Generator().manual_seed(seed)
 
@@ -29,7 +31,7 @@ def whole(seed: int = 0) -> Data:
 
     split = torch.from_numpy(rng.integers(0, 4, (N, 2)))
     labels = torch.from_numpy(rng.integers(-1, 3, (N, 1)))
-    data = Data(x=real(N, 3), edge_index=edges(rng, N, N, E), y=labels)
+    data = pyg.Data(x=real(N, 3), edge_index=edges(rng, N, N, E), y=labels)
     data.train_mask, data.val_mask, data.test_mask = split == 1, split == 2, split == 3
     data.edge_weight, data.edge_attr = real(E).abs(), real(E, 2)
     data.edge_type = torch.arange(E)  # tells parallel edges apart
@@ -43,7 +45,7 @@ def whole(seed: int = 0) -> Data:
 def same(one: object, other: object) -> None:
     """The same stores of the same tensors, to the bit."""
     assert type(one) is type(other)
-    assert one.metadata() == other.metadata() if isinstance(one, HeteroData) else True
+    assert one.metadata() == other.metadata() if isinstance(one, pyg.HeteroData) else True
     for mine, theirs in zip(one.stores, other.stores, strict=True):
         assert set(mine.keys()) == set(theirs.keys())
         for name in mine.keys():  # noqa: SIM118
@@ -104,24 +106,24 @@ def test_edges_in_any_order_are_the_same_graph(tmp_path):
     ],
 )
 def test_labels_of_every_kind_come_back(tmp_path, y, labels_as):
-    data = Data(edge_index=whole().edge_index, y=y, num_nodes=N)
+    data = pyg.Data(edge_index=whole().edge_index, y=y, num_nodes=N)
     there_and_back(data, tmp_path, labels_as=labels_as)
 
 
 def test_sparse_features_and_adjacency(tmp_path):
     x = torch.tensor([[0, 2.0, 0]] * 3 + [[0, 0, 0]] + [[1, 0, 3]] * (N - 4))
-    data = Data(x=x.to_sparse_csr(), edge_index=whole().edge_index)
+    data = pyg.Data(x=x.to_sparse_csr(), edge_index=whole().edge_index)
     there_and_back(data, tmp_path)
     dense = torch.zeros(N, N)
     dense[2, 5], dense[0, 1] = 0.5, 2  # edges 5 -> 2 and 1 -> 0
     back = hpcgnn.to_pyg(
-        hpcgnn.from_pyg(Data(adj_t=dense.to_sparse_csr(), num_nodes=N), tmp_path / "adj.h5")
+        hpcgnn.from_pyg(pyg.Data(adj_t=dense.to_sparse_csr(), num_nodes=N), tmp_path / "adj.h5")
     )
     assert back.edge_index.tolist() == [[1, 5], [0, 2]] and back.edge_weight.tolist() == [2, 0.5]
 
 
-def typed(labels: bool = True) -> HeteroData:
-    rng, data = np.random.default_rng(3), HeteroData()
+def typed(labels: bool = True) -> pyg.HeteroData:
+    rng, data = np.random.default_rng(3), pyg.HeteroData()
     data["paper"].x, data["author"].x = torch.randn(6, 4), torch.randn(5, 2)
     data["venue"].num_nodes = 3
     if labels:
@@ -149,13 +151,13 @@ def test_types_become_node_types_and_relations(tmp_path):
     there_and_back(data, tmp_path, force=True)
 
 
-def attributes(data: Data, **changed: torch.Tensor) -> Data:
+def attributes(data: pyg.Data, **changed: torch.Tensor) -> pyg.Data:
     for name, value in changed.items():
         data[name] = value
     return data
 
 
-def one_of_two() -> HeteroData:
+def one_of_two() -> pyg.HeteroData:
     data = typed()
     data["paper"].y = torch.zeros(6, dtype=torch.long)
     return data
@@ -171,8 +173,8 @@ REFUSED = [
     (lambda: attributes(whole(), y=torch.ones(N, 2)), "labels_as='several'"),
     (lambda: attributes(whole(), y=torch.eye(N, 12).long()), "'one-hot' if these are classes"),
     (lambda: attributes(whole(), edge_label_index=torch.zeros(2, 2)), "edge_label_index"),
-    (lambda: Data(edge_index=torch.tensor([[0], [9]]), num_nodes=2), "must be below 2"),
-    (lambda: Data(x=torch.ones(2, 2)), "neither edge_index nor adj_t"),
+    (lambda: pyg.Data(edge_index=torch.tensor([[0], [9]]), num_nodes=2), "must be below 2"),
+    (lambda: pyg.Data(x=torch.ones(2, 2)), "neither edge_index nor adj_t"),
     (lambda: {"x": 1}, "is no Data"),
     (one_of_two, "labels of several types"),
 ]

@@ -11,7 +11,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch_geometric.nn import RGCNConv
 
 import hpcgnn
 from hpcgnn.cli import convert as convert_verb
@@ -21,6 +20,7 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.train.weights import export
 from tests.cli.verbs import call
+from tests.late import Late
 from tests.storage.importers.typed import (
     CLASSES,
     COUNTS,
@@ -29,6 +29,8 @@ from tests.storage.importers.typed import (
     write_folders,
     write_mag,
 )
+
+pyg = Late("torch_geometric.nn")
 
 WRITERS = {"mag": write_mag, "folders": write_folders}
 
@@ -201,7 +203,7 @@ def in_pytorch_geometric(graph: Path, weights: dict[str, torch.Tensor]) -> torch
     with torch.no_grad():
         x[nodes.type == kind] = own(torch.from_numpy(nodes.typed_features[kind]))
         for number, (a, b) in enumerate([(8, 8), (8, CLASSES)]):
-            layer = RGCNConv(a, b, 2 * len(TRIPLES))
+            layer = pyg.RGCNConv(a, b, 2 * len(TRIPLES))
             names = dict(layer.named_parameters())
             layer.load_state_dict({k: weights[f"convs.{number}.{k}"] for k in names})
             x = layer(x.relu() if number else x, *edges)

@@ -115,7 +115,7 @@ def shared(first: Spans, second: Spans) -> set[str]:
 
 
 @pytest.fixture
-def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
+def ranks(loaded_python, tmp_path) -> Callable[..., tuple[Spans, Spans]]:
     """`ranks(code, ...)`: runs it on two ranks; what each of them wrote below `tmp_path`."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if mpiexec is None:
@@ -128,7 +128,7 @@ def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         programs = [tmp_path / "recorder.py", tmp_path / "log", tmp_path / "program.py"]
         done = subprocess.run(
-            [mpiexec, "-n", "2", sys.executable, *programs, *map(str, arguments)],
+            [mpiexec, "-n", "2", loaded_python, *programs, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=240,

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from torch_geometric.data import Data
 
 import hpcgnn
 from hpcgnn.cli import main
@@ -28,7 +27,10 @@ from hpcgnn.train.plan.estimate import (
 )
 from hpcgnn.train.plan.file_shapes import shapes_of_file
 from hpcgnn.train.plan.ranks import smallest_ranks
+from tests.late import Late
 from tests.storage.files import graph_content
+
+pyg = Late("torch_geometric.data")
 
 SAGE = Config.of(model="sage", layers=3, hidden=256, halo_buffer="16MiB")
 LARGE = Shape(1, 200_000, 20_000_000, 128, 40, halo=0, volume=0)
@@ -77,7 +79,7 @@ def test_pairs_and_parts_are_those_of_the_file(tmp_path):
     kinds = torch.from_numpy(rng.integers(0, 3, 60))
     ends = torch.from_numpy(np.stack([rng.integers(0, 14, 60), target]).astype(np.int64))
     y, mask = torch.zeros(14, dtype=torch.int64), torch.ones(14, dtype=torch.bool)
-    data = Data(x=torch.ones(14, 2), y=y, edge_index=ends, edge_type=kinds, train_mask=mask)
+    data = pyg.Data(x=torch.ones(14, 2), y=y, edge_index=ends, edge_type=kinds, train_mask=mask)
     path = hpcgnn.from_pyg(data, tmp_path / "g.h5")
     config = Config.of(model="rgcn")
     pairs = len({(int(row), int(kind)) for row, kind in zip(ends[1], kinds, strict=True)})

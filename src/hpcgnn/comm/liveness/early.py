@@ -63,6 +63,6 @@ def let_lower_end(rank: int) -> None:
 
 def end_without_mpi(status: int) -> None:
     """End the other ranks, if the launcher does that for a rank that has no MPI yet."""
-    if status:
+    if status and launched()[1] > 1:
         time.sleep(_FORWARD_SECONDS)
         end_job(status)

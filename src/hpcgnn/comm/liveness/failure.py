@@ -275,5 +275,5 @@ def _started_by_srun() -> bool:
 
 def shared_segments(prefixes: tuple[str, ...]) -> list[Path]:
     """Return the files in /dev/shm through which the MPI library communicates within the node."""
-    shared = [path for path in loaded_files() if "/dev/shm/" in str(path)]
+    shared = loaded_files("/dev/shm/")
     return [path for path in shared if path.name.startswith(prefixes) and path.exists()]
