@@ -38,7 +38,7 @@ def test_its_file_is_read(comm, shared_path, monkeypatch):
         bench_machine._check(out, force=True)
         out.write_text("title = 'mine'\n")
     comm.barrier()
-    with pytest.raises(InputError, match="holds no numbers of a machine"):
+    with pytest.raises(InputError, match="was not written by hpcgnn bench machine"):
         call(comm, bench, "machine", "-o", out, "--force")
     assert out.read_text() == "title = 'mine'\n"
     with pytest.raises(InputError, match=r"must end in \.toml"):

@@ -65,7 +65,7 @@ def test_sizes_are_checked(mpirun):
         ),
         (("epoch", "--model", "gat", "--hidden", "30"), "--hidden must be a multiple of --heads 4"),
         (("epoch", "--no-peers", "--degree", "1e308"), "--degree must lie in 0 .. N"),
-        (("epoch", "--peers", "nowhere"), "nowhere: is no Python"),
+        (("epoch", "--peers", "nowhere"), "nowhere: is not a Python interpreter"),
         (("epoch", "--plot", "x.gif"), "x.gif: must end in .svg, .png, .pdf"),
         (("scale", "--weak", "g.h5"), "g.h5: --weak generates its graphs"),
         (("accuracy", "--target", "2"), "--target must be at most 1"),

@@ -70,11 +70,11 @@ def test_everyday_options_exist():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["trian"], "error: no such verb, 'trian': did you mean train?; `hpcgnn --help`"),
-        (["frob"], "no such verb, 'frob': it is one of generate, convert, "),
+        (["trian"], "error: no such verb: 'trian': did you mean train?; `hpcgnn --help`"),
+        (["frob"], "no such verb: 'frob': choose one of generate, convert, "),
         ([], "are required: VERB (generate, convert, "),
         (["generate"], "are required: kind (sbm, rmat), OUT.h5; `hpcgnn generate --help`"),
-        (["bench", "epohc"], "no such WHAT, 'epohc': did you mean epoch?; `hpcgnn bench --help`"),
+        (["bench", "epohc"], "no such WHAT: 'epohc': did you mean epoch?; `hpcgnn bench --help`"),
         (["convert", "a", "g.h5", "--node", "n"], "--node: did you mean --nodes or --node-array?;"),
         (["train", "g.h5", "--hidden", "abc"], "argument --hidden: must be a whole number: 'abc'"),
         (["train", "g.h5", "--lr", "1,5"], "argument --lr: must be a number: '1,5'"),
@@ -97,15 +97,22 @@ def test_everyday_options_exist():
             "`hpcgnn train runs/gat --resume`;",
         ),
         (["train", "g.h5", "--resume=runs/gat"], "--resume takes no value: write `--run-dir"),
-        (["train", "g.h5", "--prune=off"], "--prune takes no value, 'off': write --prune alone;"),
-        (["convert", "e.csv", "g.h5", "--force", "yes"], "--force takes no value, 'yes'"),
+        (
+            ["train", "g.h5", "--prune=off"],
+            "--prune takes no value, but 'off' follows it: write --prune alone;",
+        ),
+        (
+            ["convert", "e.csv", "g.h5", "--force", "yes"],
+            "--force takes no value, but 'yes' follows it",
+        ),
         (["train", "g.h5", "--epochs"], "argument --epochs: a value must follow it;"),
         (["plan", "g.h5", "--ranks", "2", "4"], "'4' is one too many: --ranks takes one value;"),
         (["partition", "g.h5", "4"], "'4' is one too many: hpcgnn partition takes GRAPH.h5;"),
         (["bench", "ring", "g.h5"], "'g.h5' is one too many: hpcgnn bench ring takes only options"),
         (
             ["train", "g.h5", "--force"],
-            "--force is no option, since hpcgnn train replaces nothing: go on with --resume, or",
+            "--force is not an option, since hpcgnn train replaces nothing: continue with "
+            "--resume, or",
         ),
         (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
@@ -154,7 +161,7 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert main(["new", str(path), "--force"]) == 0 and "class Net" in path.read_text()
     path.write_text("import hpcgnn\n")
     assert main(["new", str(path), "--force"]) == 2 and path.read_text() == "import hpcgnn\n"
-    assert "is no model file of hpcgnn new" in capsys.readouterr().err
+    assert "was not written by hpcgnn new" in capsys.readouterr().err
     (kept := tmp_path / "kept.py").write_text("y = 2\n")
     (tmp_path / "link.py").symlink_to(kept)
     assert main(["new", str(tmp_path / "link.py"), "--force"]) == 2
@@ -182,7 +189,7 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # somebody else's
     assert main(["jobs", str(tmp_path), "--force"]) == 2
     assert (tmp_path / "jobs" / "train.sbatch").read_text() == "#!/bin/sh\n"
-    assert "is no folder of job scripts" in capsys.readouterr().err
+    assert "is not a folder of hpcgnn's job scripts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["new", "jobs"])

@@ -156,7 +156,7 @@ def add_attributes(path, **more: str) -> None:
 def test_names_and_values_of_a_file_stay_on_their_line(files, capsys, kind):
     path = files / f"{kind}.h5"
     with h5py.File(path, "r+") as file:
-        file.create_dataset("x\x1b[31m\nevery value was read and is sound", data=np.zeros(1))
+        file.create_dataset("x\x1b[31m\nevery value was read and is valid", data=np.zeros(1))
     more = {
         "zz\x1b[5m": "\x1b]52;c;cm0K\x07\nhpcgnn: error: none",
         "extra": json.dumps({"a\nb\x9b": "c\u202e"}, ensure_ascii=False),
@@ -168,6 +168,6 @@ def test_names_and_values_of_a_file_stay_on_their_line(files, capsys, kind):
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines())
     lines = [line.strip() for line in out.splitlines()]
-    assert "every value was read and is sound" not in lines
+    assert "every value was read and is valid" not in lines
     assert not any(line.startswith("hpcgnn: error") for line in lines)
     assert r"a\nb\x9b" in out and r"c\u202e" in out

@@ -136,7 +136,7 @@ def test_a_file_is_not_named_as_a_folder(arguments, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n")
     assert main(list(arguments)) == 2
-    assert "ends in / as the name of a folder, and a file is meant" in capsys.readouterr().err
+    assert "ends in / like the name of a folder, but must name a file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["edges.txt"]
 
 
