@@ -26,7 +26,9 @@ def test_an_answer_is_the_last_line():
 
 @pytest.mark.parametrize("output", ["", "words", "[1]", "{", "{" * 100_000])
 def test_no_answer(output):
-    assert job.answer(Ended(output, None)) == {"problem": "its answer is no JSON object of results"}
+    assert job.answer(Ended(output, None)) == {
+        "problem": "its answer is not a JSON object of results"
+    }
 
 
 def test_a_failure_is_one_line():

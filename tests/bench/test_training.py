@@ -24,10 +24,10 @@ def test_an_answer():
     ("change", "problem"),
     [
         ({"problem": "out of memory"}, "out of memory"),
-        ({"peak": None}, "its answer is no JSON object of results"),
+        ({"peak": None}, "its answer is not a JSON object of results"),
         ({"seconds": [1]}, "no epochs"),
         ({"seconds": [], "losses": []}, "no epochs"),
-        ({"losses": "words"}, "its answer is no JSON object of results"),
+        ({"losses": "words"}, "its answer is not a JSON object of results"),
     ],
 )
 def test_a_peer_that_fails(change, problem):

@@ -176,7 +176,7 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
     out = tmp_path / "g.h5"
     out.write_text("precious")
     for target, message in (
-        (out, "exists already: choose another name, or say --force"),
+        (out, "exists already: choose another name, or use --force"),
         (tmp_path / "none" / "g.h5", "no such folder"),
     ):
         status, said = run(source, target)

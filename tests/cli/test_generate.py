@@ -40,7 +40,7 @@ def test_an_existing_file_is_kept(comm, shared_path):
     if comm.rank == 0:
         path.write_text("precious")
     comm.barrier()
-    with pytest.raises(InputError, match=r"g\.h5: exists already: choose another name, or say --f"):
+    with pytest.raises(InputError, match=r"g\.h5: exists already: choose another name, or use --f"):
         call(comm, generate, "rmat", path, *SIZES)
     assert path.read_text() == "precious"
 

@@ -53,7 +53,7 @@ def test_too_few_addresses_for_the_libraries_are_said(verb, least, monkeypatch, 
     given = (least << 20) - 1
     monkeypatch.setattr("resource.getrlimit", lambda what: (given, given))
     assert main([verb, "g.h5"]) == 5
-    assert f"give at least {least << 10}" in capsys.readouterr().err
+    assert f"allow at least {least << 10}" in capsys.readouterr().err
 
 
 def test_a_pipe_that_is_closed_at_once_ends_a_verb_quietly():

@@ -94,9 +94,11 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
         (train, ("--resume", run)),
         (train, (part, "--run-dir", run, "--resume")),
     ):  # a file that only a checkpoint or a run directory names
-        with pytest.raises(InputError, match=r"isn't run unasked: say --model .*net.py:make"):
+        with pytest.raises(
+            InputError, match=r"isn't run unless you ask for it: add --model .*net.py:make"
+        ):
             call(comm, verb, *unasked)
-    with pytest.raises(InputError, match="isn't run unasked"):
+    with pytest.raises(InputError, match="isn't run unless you ask for it"):
         Predictor(load_partition(part, comm=comm), found, run)
     call(comm, predict, part, run, "-o", folder / "p.h5", *model)
     with h5py.File(folder / "p.h5") as file:
@@ -107,7 +109,7 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
     if comm.rank == 0:
         (folder / "other.py").write_text(NET + "# changed\n")
     comm.barrier()
-    with pytest.raises(InputError, match=r"other.py has the checksum .*: bring that file back"):
+    with pytest.raises(InputError, match=r"other.py has the checksum .*: restore that file"):
         call(comm, predict, part, run, "-o", folder / "q.h5", "--model", f"{folder}/other.py:make")
     if comm.rank == 0:
         (folder / "net.py").write_text(NET + "# changed\n")
@@ -149,9 +151,9 @@ def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
     for model, words, status in (
         (f"{folder}/absent.py:Net", "absent.py: no such file", 2),
         (f"{folder}/net.py:Nett", "net.py: defines no class or function Nett", 2),
-        (f"{folder}/net.py:nothing", "nothing must make a torch.nn.Module (found 'int')", 2),
+        (f"{folder}/net.py:nothing", "nothing must return a torch.nn.Module (found 'int')", 2),
         (f"{folder}/net.py", "--model must be one of sage".replace("sage", "gcn, sage"), 2),
-        ("own", "--model own is made by a Python program", 2),
+        ("own", "--model own stands for a model made by a Python program", 2),
         (f"{folder}/net.py:broken", "KeyError", 1),
     ):
         done = mpirun(0, "train", part, "--run-dir", folder / "x", "--model", model, "--epochs", 1)
@@ -221,7 +223,7 @@ def test_settings_by_set(comm, folder, mpirun):
         ("model.lr=3", "model.lr"),
         ("lr=fast", "--lr must be a number"),
         ("param_groups=lin.*:lr=x", "--param-groups takes lr=X and weight_decay=X"),
-        ("param_groups=absent.*:lr=1", "no parameter has a name like"),
+        ("param_groups=absent.*:lr=1", "no parameter has a name that matches"),
     ):
         done = mpirun(0, *common, "--run-dir", folder / "y", "--set", text)
         assert done.returncode == 2 and words in done.stderr, done.stderr

@@ -112,7 +112,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     with Path("other.csv").open(newline="") as file:
         columns = next(csv.reader(file))
     assert columns == ["original_id", "class", *(f"probability_{k}" for k in range(4))]
-    assert "classes go by number" in capsys.readouterr().err
+    assert "classes are written by number" in capsys.readouterr().err
     call_alone(import_module("hpcgnn.cli.info"), "later.h5")
     said = capsys.readouterr().out
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)

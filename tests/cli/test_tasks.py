@@ -186,7 +186,7 @@ def test_pairs_that_are_asked_for(comm, parts):
         ("unknown.csv", r"unknown.csv: no node has this id \(found 4000\)"),
         ("known/x.npy", r"must be integers \[M, 2\]"),
         ("no.csv", "no.csv: no such file"),
-        ("known", "known: is no regular file"),
+        ("known", "known: is not a regular file"),
         *([(f"bad-{min(comm.rank, 1)}.csv", "ranks have different pairs")] * (comm.size > 1)),
     ):
         with pytest.raises(InputError, match=words):
@@ -265,7 +265,7 @@ def test_names_that_no_node_has(comm, named):
         ((named[0], "nobody"), r"no node has this id \(found 'nobody'\)"),
         ((named[0], "long" * 99), r"no node has this id \(found 'longlong"),
         ((named[0], ""), "row 2 must begin with two ids"),
-        ((named[0], "x" * 200_000), "is no table of text: field larger"),
+        ((named[0], "x" * 200_000), "is not a text table: field larger"),
     ):
         if comm.rank == 0:
             with Path("pairs.csv").open("w", newline="") as file:

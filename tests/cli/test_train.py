@@ -136,7 +136,7 @@ def test_training_replaces_only_partitions_of_its_own(comm, graph):
     assert parts.read_bytes() != first  # made again for the graph that has changed
     for content in (Path("by_hand.h5").read_bytes(), former, b"precious"):
         change(parts, content)
-        with pytest.raises(InputError, match="is no partition that training made of this graph"):
+        with pytest.raises(InputError, match="is not a partition of this graph made by training"):
             call(comm, train, graph, *options, "--run-dir", "c")
         assert parts.read_bytes() == content
 

@@ -50,7 +50,7 @@ def test_a_file_that_each_rank_reads_is_the_same(comm, shared_path):
     if comm.size > 1:
         with pytest.raises(InputError, match="the ranks have different pairs: checksum is"):
             require_same_file(comm, own, "pairs")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         require_same_file(comm, shared_path, "pairs")
     absent = shared_path / ("absent" if comm.rank == comm.size - 1 else "same")
     with pytest.raises(InputError, match="no such file"):

@@ -67,7 +67,7 @@ def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded, capfd):
         hpcgnn.sum_gradients(model, comm)
         model[1].weight.data += comm.rank  # no longer its business
         hpcgnn.sum_gradients(model, comm)
-        said = "0 (BatchNorm1d) normalises with the nodes of one rank alone"
+        said = "0 (BatchNorm1d) normalises over the nodes of one rank only"
         assert capfd.readouterr().err.count(said) == (comm.rank == 0 and comm.size > 1)
         return
     for _ in range(2):

@@ -141,11 +141,11 @@ def test_a_library_of_another_kind_is_refused(tmp_path, monkeypatch):
     text = tmp_path / "libparmetis.txt"
     text.write_text("not a library")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(text))
-    with pytest.raises(InputError, match="no shared library of this machine"):
+    with pytest.raises(InputError, match="not a shared library for this machine"):
         binding.find()
     cut_off = tmp_path / "cut_off.so"
     cut_off.write_bytes(other.read_bytes()[:500])
-    with pytest.raises(InputError, match="no shared library of this machine"):
+    with pytest.raises(InputError, match="not a shared library for this machine"):
         binding.open_library(cut_off)
 
 

@@ -128,7 +128,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path, capsys, kind):
     assert captured.out == ""
     assert captured.err.startswith(f"hpcgnn: error: {folder}") and captured.err.count("\n") == 1
     if kind == "torn":
-        assert "metrics.jsonl: line 2 is torn" in captured.err
+        assert "metrics.jsonl: line 2 was cut off" in captured.err
 
 
 def test_binary_and_missing_records_are_refused(run_dir, capsys):

@@ -20,8 +20,8 @@ def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
             ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),
             ({"losses": 3}, r"losses must be a function of \(trainer, epoch\)"),
             ({"losses": lambda trainer, epoch: []}, "yielded no loss"),
-            ({"losses": lambda trainer, epoch: None}, "must yield this rank's shares"),
-            ({"losses": lambda trainer, epoch: torch.zeros(2)}, "must yield this rank's shares"),
+            ({"losses": lambda trainer, epoch: None}, "must yield this rank's share"),
+            ({"losses": lambda trainer, epoch: torch.zeros(2)}, "must yield this rank's share"),
             ({"optimizer": 3}, "optimizer must be one of torch.optim"),
             ({"scheduler": "cosine"}, "scheduler must be one of torch.optim.lr_scheduler"),
             ({"callbacks": 3}, "callbacks must be a list"),
@@ -45,7 +45,7 @@ def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
         make(comm, 3)
     trainer = make(comm, shared_path / "twice", epochs=1)
     trainer.run()
-    with pytest.raises(InputError, match="has run: to go on make another"):
+    with pytest.raises(InputError, match="has already run: to continue, make another"):
         trainer.run()
 
 

@@ -74,7 +74,7 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
         ("layers = 0", ["--layers must be at least 1", "0"]),
         ('model = "cnn"', ["--model must be one of", "gcn", "cnn"]),
         ('halo_buffer = "1 elephant"', ["not a size", "256MiB", "elephant"]),
-        ("hidden = ", ["run.toml", "is no TOML"]),
+        ("hidden = ", ["run.toml", "is not TOML"]),
     ],
 )
 def test_wrong_toml(tmp_path, text, words):

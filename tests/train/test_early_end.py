@@ -70,7 +70,7 @@ def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys
     trainer = train(comm, shared_path, patience=2, eval_every=4)
     assert (trainer.epoch, trainer.progress.best_epoch) == (8, 4)
     if comm.rank == 0:
-        assert "by --patience 2: no better validation for 4 epochs" in capsys.readouterr().out
+        assert "by --patience 2: no better validation score for 4 epochs" in capsys.readouterr().out
         assert status(shared_path).startswith("finished by --patience 2")
         checkpoints = shared_path / "checkpoints"
         assert files.read(checkpoints / "last.h5").epoch == 8
@@ -108,7 +108,7 @@ def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
     train(comm, shared_path, valid=False, epochs=3)
     told = capsys.readouterr()
     if comm.rank == 0:
-        assert "note: no validation node has a label that can be scored" in told.err
+        assert "note: no validation node has a label to score" in told.err
         assert "there is no best.h5; last.h5 is the checkpoint of epoch 3" in told.out
         assert [record["valid"] for record in records(shared_path)] == [None] * 3
         assert all(record["train"] is not None for record in records(shared_path))
@@ -132,7 +132,7 @@ def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_pat
     trainer = train(comm, shared_path / "auc", **classes, **given | {"patience": 1, "epochs": 9})
     assert (trainer.epoch, trainer.progress.best_epoch) == (2, 1)
     for task in (LinkPrediction(4), EdgeTask(MultiClass(3, "accuracy"), 4)):
-        with pytest.raises(InputError, match="valid_loss is for tasks on nodes: of edges and"):
+        with pytest.raises(InputError, match="valid_loss is for tasks on nodes: on edges and"):
             Monitor.of(TrainingSettings(monitor="valid_loss"), task)
 
 

@@ -84,8 +84,8 @@ def test_what_reads_labels_says_so(comm, trained):
     foreign = replace(WHOLE, labels=np.where(WHOLE.split == 1, 7, WHOLE.labels))
     reader = "a model trained with --labels-as-input reads the labels of training nodes"
     for whole, changes, words in (
-        (WHOLE, BARE, "and this graph has none"),
-        (untold, {}, "and this graph has none"),
+        (WHOLE, BARE, "but this graph has none"),
+        (untold, {}, "but this graph has none"),
         (foreign, {}, r"which must be classes of the model: 0 .. 2 \(found 7\)"),
     ):
         with pytest.raises(InputError, match=f"{reader}, {words}"):
@@ -94,7 +94,7 @@ def test_what_reads_labels_says_so(comm, trained):
 
 def test_smoothing_reads_labels(comm, trained):
     found = trained()
-    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* and this graph has none"):
+    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* but this graph has none"):
         predict(comm, found, smooth=True, **BARE)
     path, checkpoint = found
     older = path, replace(checkpoint, task={})

@@ -302,7 +302,7 @@ def test_early_stopping_on_any_metric_in_either_direction(comm, shared_path):
         assert (trainer.epoch, trainer.progress.best_epoch) == (3, 1)
     with pytest.raises(InputError, match="--monitor count needs --better larger or"):
         make(comm, shared_path / "x", monitor="count")
-    with pytest.raises(InputError, match="no metric of the task, which has rmse, count, loss"):
+    with pytest.raises(InputError, match="not a metric of the task, which has rmse, count, loss"):
         make(comm, shared_path / "y", monitor="speed", better="larger").run()
 
 
@@ -340,15 +340,18 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
     foreign = torch.nn.Sequential(pyg.SAGEConv(5, 3))
     other = torch.optim.Adam(Alone().parameters())
     cases = [
-        ({"model": frozen}, "has no parameter to be trained"),
+        ({"model": frozen}, "has no parameter to train"),
         ({"model": lazy}, "0.weight has no shape yet"),
-        ({"model": loose}, "the model's scale asks for a gradient but is no parameter"),
-        ({"model": listed}, "the model's layers asks for .* a torch.nn.ModuleList"),
-        ({"model": half}, r"conv.* can't be kept in a checkpoint: of type torch.bfloat16"),
+        (
+            {"model": loose},
+            "the model's scale requires a gradient but is not a registered parameter",
+        ),
+        ({"model": listed}, "the model's layers requires .* a torch.nn.ModuleList"),
+        ({"model": half}, r"conv.* can't be kept in a checkpoint: its type is torch.bfloat16"),
         ({"model": compiled}, "0 is compiled by torch.compile, which can't"),
         ({"model": foreign}, "the model's 0 is PyTorch .* import SAGEConv from hpcgnn.nn.pyg"),
-        ({"optimizer": other}, "the optimizer has parameters that are not of the"),
-        ({"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
+        ({"optimizer": other}, "the optimizer has parameters that belong neither to the"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss several times"),
         (
             {"optimizer": torch.optim.SGD, "lr": 0.1},
             "lr, weight_decay and schedule are for",
@@ -377,14 +380,17 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
 
 def test_training_without_gradients_is_refused(comm, shared_path):
     trainer = make(comm, shared_path)
-    with torch.no_grad(), pytest.raises(InputError, match="gradients are switched off around"):
+    with (
+        torch.no_grad(),
+        pytest.raises(InputError, match="training was called under torch"),
+    ):
         trainer.run()
 
 
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
-    with pytest.raises(InputError, match=r"Adafactor takes all rows of a rank's learned rows tog"):
+    with pytest.raises(InputError, match="combines the learned rows of a rank in its update"):
         hpcgnn.Trainer(
             graph, model, find_task(graph), optimizer=torch.optim.Adafactor, run_dir=shared_path
         )
@@ -393,7 +399,9 @@ def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     optimizer.state[rows] = {"by_row": torch.zeros(len(rows), 1), "number": torch.zeros(())}
     check_rows(optimizer)
     optimizer.state[rows]["of_columns"] = torch.zeros(len(rows) + 1, 3)
-    with pytest.raises(InputError, match="SGD takes of_columns of a rank's learned rows together"):
+    with pytest.raises(
+        InputError, match="combines the learned rows of a rank in its state of_columns"
+    ):
         check_rows(optimizer)
 
 
@@ -430,7 +438,9 @@ def test_states_of_other_kinds_are_refused(comm, shared_path):
         found = files.read(path)
         assert found.state["rate"]["scheduler"] and found.state["callbacks"]
     comm.barrier()
-    with pytest.raises(InputError, match=r"its state of optimizer.* can't be used|is of another"):
+    with pytest.raises(
+        InputError, match=r"its state of optimizer.* can't be used|belongs to another"
+    ):
         train(comm, shared_path, kind="momentum", resume=True)
 
 

@@ -69,7 +69,7 @@ def test_damage_is_dropped_and_told(path, capfd):
     assert epochs(path) == [1, 2, 4, 7]
     assert json.loads(path.read_text().splitlines()[1])["loss"] == 7.0
     err = capfd.readouterr().err
-    assert "6 lines are torn or no records" in err and "no record of epoch 3, 5-6" in err
+    assert "6 lines were cut off or are not records" in err and "no record of epoch 3, 5-6" in err
 
 
 @pytest.mark.parametrize("content", [None, ""])
@@ -113,7 +113,7 @@ def test_only_a_run_that_ended_before_its_first_checkpoint_starts_again(path, ca
         config.write_text(json.dumps(settings)) if settings else config.unlink()
         if again:
             Journal(path, 0)
-            assert epochs(path) == [] and "starts again at epoch 1" in capfd.readouterr().err
+            assert epochs(path) == [] and "starting again at epoch 1" in capfd.readouterr().err
             continue
         with pytest.raises(InputError, match="of 3 epochs, but no checkpoint is left"):
             Journal(path, 0)
@@ -203,8 +203,8 @@ def test_what_is_no_terminal_gets_the_time_of_day():
 
 def test_what_is_said_is_shown_and_not_obeyed():
     stream = io.StringIO()
-    Reporter(3, "accuracy", stream=stream).say("to go on: train --resume runs/\x1b[2Ka")
-    assert stream.getvalue() == "to go on: train --resume runs/\\x1b[2Ka\n"
+    Reporter(3, "accuracy", stream=stream).say("to continue: train --resume runs/\x1b[2Ka")
+    assert stream.getvalue() == "to continue: train --resume runs/\\x1b[2Ka\n"
 
 
 def test_all_nothing_and_json():

@@ -136,7 +136,9 @@ def answer(ended: Ended) -> dict[str, Any]:
     with suppress(ValueError, RecursionError, IndexError):
         value = json.loads(ended.output.strip().splitlines()[-1])
     return (
-        value if isinstance(value, dict) else {"problem": "its answer is no JSON object of results"}
+        value
+        if isinstance(value, dict)
+        else {"problem": "its answer is not a JSON object of results"}
     )
 
 

@@ -189,10 +189,10 @@ def read_answer(answer: dict[str, Any]) -> Training:
         release = str(answer["release"])
     except (KeyError, TypeError, ValueError) as error:
         return Training(
-            problem=f"its answer is no JSON object of results ({json.dumps(str(error))[:80]})"
+            problem=f"its answer is not a JSON object of results ({json.dumps(str(error))[:80]})"
         )
     if not seconds or len(seconds) != len(losses):
-        return Training(problem="its answer is no JSON object of results: no epochs")
+        return Training(problem="its answer is not a JSON object of results: no epochs")
     return Training(
         seconds, losses, peak_bytes=peak, rank_bytes=peak, scores=scores, release=release
     )

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
 def _replace(path: Path, text: str) -> None:
     """Replace a file that this verb wrote, completely or not at all."""
     if path.is_symlink() or not path.is_file():
-        raise InputError("is no regular file: choose another name", file=path)
+        raise InputError("is not a regular file: choose another name", file=path)
     with path.open("rb") as file:
         ours = SIGN.encode() in file.read(_START)
     if not ours:

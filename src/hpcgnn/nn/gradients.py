@@ -43,8 +43,8 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
         alone = unsynchronised(model)
         if alone and comm.rank == 0:
             warn(
-                f"hpcgnn: warning: the model's {', '.join(alone)} normalises with the nodes of one "
-                f"rank alone: {SYNCHRONISED}"
+                f"hpcgnn: warning: the model's {', '.join(alone)} normalises over the nodes of one "
+                f"rank only: {SYNCHRONISED}"
             )
     if add_up(list(model.parameters()), comm):
         return

@@ -227,7 +227,7 @@ def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
             f"exists and is no {what} of hpcgnn report: choose another place with -o", file=path
         )
     if not force:
-        raise InputError("exists already: choose another place, or say --force", file=path)
+        raise InputError("exists already: choose another place, or use --force", file=path)
 
 
 def _write(path: Path, content: bytes) -> None:

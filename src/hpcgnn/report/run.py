@@ -140,7 +140,8 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
         except UnicodeDecodeError:
             raise InputError(f"line {line.number} is no text", file=path) from None
         raise InputError(
-            f"line {line.number} is torn or no record of an epoch; `hpcgnn train --resume` drops "
+            f"line {line.number} was cut off or is not a record of an epoch; `hpcgnn train "
+            "--resume` drops "
             "it",
             file=path,
         )
@@ -153,7 +154,7 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
         ends = value if isinstance(value, dict) else {}
         if not all(is_number(ends.get(end)) for end in ("min", "mean", "max")):
             raise InputError(
-                f"line {line.number} is no record of an epoch: must be a number",
+                f"line {line.number} is not a record of an epoch: must be a number",
                 file=path,
                 dataset=name,
                 value=value,

@@ -20,7 +20,7 @@ def edges(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("usual", "odd", "options", "words"),
     [
-        ("[1 2]", "[1 x]", ["--features", "x"], "x: is no list of numbers (found '[1 x]')"),
+        ("[1 2]", "[1 x]", ["--features", "x"], "x: is not a list of numbers (found '[1 x]')"),
         (
             "2021-05-31",
             "soon",

@@ -199,8 +199,8 @@ def test_bad_arrays(refused, tmp_path, array, message):
     [
         (b"{'descr':'<i8','fortran_order':False,'shape':(2,1000000000000000)}", "is truncated"),
         (b"{'descr':'<i8','fortran_order':False,'shape':(2,-4)}", "plain array"),
-        (b"{'descr':'<i8','fortran_order':False,'shape':" + b"(" * 900, "is no NumPy array"),
-        (b"__import__('os').abort()", "is no NumPy array"),
+        (b"{'descr':'<i8','fortran_order':False,'shape':" + b"(" * 900, "is not a NumPy array"),
+        (b"__import__('os').abort()", "is not a NumPy array"),
         (b"{'descr':[('a','<i8')],'fortran_order':False,'shape':(2,2)}", "plain array"),
     ],
 )

@@ -110,4 +110,4 @@ def test_bad_files(refused, save, edges, tmp_path):
     assert "has none of train" in refused(edges, "--split", save("s.npz", {"other": [1]}))
     assert "--typed-features takes T=FILE.npy" in refused(edges, "--typed-features", "x.npy")
     (tmp_path / "t.npy").write_text("0 1 2")
-    assert "t.npy: is no NumPy array file" in refused(edges, "--labels", str(tmp_path / "t.npy"))
+    assert "t.npy: is not a NumPy array file" in refused(edges, "--labels", str(tmp_path / "t.npy"))

@@ -56,7 +56,7 @@ def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, c
     [
         ({"src": [0, 1], "dst": [1, None]}, "dst: row 1 is null"),
         ({"src": [0, 1], "dst": [1, -2]}, "row 1, dst: ids are numbers from 0: --string-ids"),
-        ({"src": [0, 1], "dst": [0.5, 1]}, "row 0, dst: is no whole number"),
+        ({"src": [0, 1], "dst": [0.5, 1]}, "row 0, dst: is not a whole number"),
         ({"src": pa.array([0, 2**64 - 1], pa.uint64()), "dst": [1, 1]}, "does not fit"),
         ({"src": [0, 1], "dst": [1, 1], "weight": [1, np.inf]}, "row 1: weight must be a finite"),
         ({"a": [0, 1], "b": [1, 2]}, "choose source and destination with --columns A,B"),

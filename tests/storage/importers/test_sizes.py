@@ -101,7 +101,7 @@ def test_a_row_of_features_wider_than_memory(tmp_path):
             "refers 99 times to what it holds already",
         ),
         (b"]" + b"2" * 50 + b".", "operation DUP is not admitted"),
-        (b"cnumpy\nndarray\n\x81.", "is no pickle"),
+        (b"cnumpy\nndarray\n\x81.", "is not a pickle"),
         (
             b"cnumpy\nndarray\n(tR(I1\n(I9\ntcnumpy\ndtype\n(S'i8'\ntR(I3\nS'<'\ntbI00\n"
             b"I99999999999\ntb.",

@@ -72,7 +72,7 @@ def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
         (("--edge-label", "z"), "has columns a, b, k, s, n, none of this name"),
         (("--edge-label", "a"), "a column is chosen for two things"),
         (("--edge-label", "k", "--edge-features", "k"), "is both a feature and something else"),
-        (("--edge-label", "n"), "line 2, n: is no whole number: --edge-labels-as values"),
+        (("--edge-label", "n"), "line 2, n: is not a whole number: --edge-labels-as values"),
         (("--edge-label", "k,n"), "k: must hold numbers where labels are values or several"),
         (("--edge-label", "k", "--edge-labels-as", "values"), "k: must hold numbers"),
         (("--edge-labels-as", "values"), "says what --edge-label COLUMN holds: name it"),

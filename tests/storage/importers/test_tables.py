@@ -230,9 +230,9 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,y\np,1\nq,2\n" + "q,2\n" * 999 + "q,02\n", CLASS, "begins with 0"),
         ("a,b\np,e\u0301\n", "id\np\n\u00e9\n", (), "in this Unicode form (not NFC)"),
         ('a, b\np, "q"\n', None, (), "a quote stands after a space"),
-        ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is no whole number"),
+        ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is not a whole number"),
         (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
-        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
+        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is not a whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
         (
@@ -253,7 +253,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,y,t\np,u,1.2.2020\nq,,\n", TIMES, "line 2: t: is not a time such as"),
         ("a,b\n7,8\n0x9,8\n", "id\n7\n8\n9\n", (), "line 3: an edge ends at a node that is not"),
         ("a,b\n7,8\n", "id\n7\n9\n", (), "not listed here (found 8)"),
-        pytest.param(LONG, "id\n7\n8\n", (), "line 3: is no row of a table", id="long field"),
+        pytest.param(LONG, "id\n7\n8\n", (), "line 3: is not a row of a table", id="long field"),
         ("", None, (), "holds no table"),
     ],
 )

@@ -72,7 +72,7 @@ def test_unsound_sparse_matrices(refused, tmp_path):
     assert "adj_t: a graph is a square matrix" in stored([0, 1, 2, 3], [0, 1, 2], (3, 5))
     sound = [0, 1, 1, 1, 1, 3]
     for pointers, columns in (([0, 9, 1, 1, 1, 3], [0, 1, 2]), (sound, [0, 1, 77])):
-        assert "g.pt: adj_t: is no sound sparse matrix" in stored(pointers, columns)
+        assert "g.pt: adj_t: is not a valid sparse matrix" in stored(pointers, columns)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

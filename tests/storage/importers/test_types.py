@@ -85,12 +85,12 @@ def pack(path: Path, text: str) -> None:
 
 MAG = [
     ("raw/num-node-dict.csv.gz", "paper,author\n40\n", "a line of one value for each"),
-    ("raw/num-node-dict.csv.gz", "../x\n40\n", "is no name of a type"),
+    ("raw/num-node-dict.csv.gz", "../x\n40\n", "is not the name of a type"),
     ("raw/num-node-dict.csv.gz", "paper,paper\n40,3\n", "a line of types"),
     ("raw/num-node-dict.csv.gz", "paper\n-4\n", "number of nodes of paper must be one"),
     ("raw/num-node-dict.csv.gz", "paper\n40\n", "no type of nodes of this name"),
     ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
-    ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is no name of a type"),
+    ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is not the name of a type"),
     ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
     ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
     ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no type of nodes of this name"),

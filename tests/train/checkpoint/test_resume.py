@@ -57,7 +57,7 @@ def test_what_decides_over_the_model_and_its_data_defines_a_run():
 
 def test_both_values_of_all_that_differ_are_named():
     now = Config.of(split=1, residual=True, lr=0.5)
-    words = r"with --no-residual --split 0, not --residual --split 1: say the former"
+    words = r"with --no-residual --split 0, not --residual --split 1: use the former values"
     with pytest.raises(InputError, match=words):
         check_resumed(Config(), now, PATH, 10)
 
@@ -66,12 +66,12 @@ def test_a_schedule_with_another_horizon_is_told_with_both_rates():
     short, longer = (Config.of(schedule="cosine", epochs=n) for n in (10, 20))
     told = check_resumed(short, longer, PATH, 9)
     assert told == (
-        "goes on with --epochs 20 in place of --epochs 10: the learning rate was 0.0009549 in "
+        "continues with --epochs 20 instead of --epochs 10: the learning rate was 0.0009549 in "
         "epoch 9, and is 0.005782 in epoch 10"
     )
     assert check_resumed(Config.of(epochs=10), Config.of(epochs=20), PATH, 10) == ""
     steps = Config.of(schedule="step", step_size=5), Config.of(schedule="step", step_size=6)
-    assert "--step-size 6 in place of --step-size 5: the learning" in check_resumed(*steps, PATH, 5)
+    assert "--step-size 6 instead of --step-size 5: the learning" in check_resumed(*steps, PATH, 5)
     # Steps are counted from the first epoch: their number changes no rate.
     steps = tuple(Config.of(schedule="step", epochs=n) for n in (10, 20))
     assert check_resumed(*steps, PATH, 10) == ""
@@ -82,6 +82,6 @@ def test_what_changes_the_loss_that_chooses_the_best_defines_the_run():
         former = Config.of(monitor=monitor)
         with pytest.raises(InputError, match=r"with --label-smoothing 0\.0, not --label-smoothing"):
             check_resumed(former, former.changed(label_smoothing=0.1), PATH, 10)
-        assert "--lr 0.5 in place of" in check_resumed(former, former.changed(lr=0.5), PATH, 10)
+        assert "--lr 0.5 instead of" in check_resumed(former, former.changed(lr=0.5), PATH, 10)
     told = check_resumed(Config(), Config.of(label_smoothing=0.1), PATH, 10)
-    assert "--label-smoothing 0.1 in place of --label-smoothing 0.0" in told
+    assert "--label-smoothing 0.1 instead of --label-smoothing 0.0" in told

@@ -65,13 +65,15 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
 
     newest, config = first / "checkpoints" / "epoch-000004.h5", (first / "config.json").read_text()
     line = refused(mpirun(0, "train", graph(1, 1, "block"), *resumed, first))
-    assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
+    assert line.startswith(f"hpcgnn: error: {newest}: belongs to another graph (")
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--hidden", 16))
-    assert f"{newest}: was trained with --hidden 8, not --hidden 16: say the former, or" in line
+    assert (
+        f"{newest}: was trained with --hidden 8, not --hidden 16: use the former values, or" in line
+    )
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--optimizer", "sgd"))
     assert "--optimizer adam, not --optimizer sgd" in line
     fresh = [*OPTIONS, "--epochs", 6, "--run-dir", first]
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *fresh))
-    assert f"{first}: holds the checkpoints of a run: --resume goes on with it" in line
+    assert f"{first}: holds the checkpoints of a run: --resume continues it" in line
     assert losses(first) == two[:4]
     assert (first / "config.json").read_text() == config

@@ -171,7 +171,9 @@ def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
     path, found = store.newest()
     assert (path.name, found.epoch) == ("epoch-000007.h5", 7)
     err = capfd.readouterr().err
-    assert "epoch-000009.h5: is of another epoch (found 8); trying the checkpoint before" in err
+    assert (
+        "epoch-000009.h5: belongs to another epoch (found 8); trying the checkpoint before" in err
+    )
     store.save(make(10))
     store.finish()
     assert store.newest_epoch() == 10 and (tmp_path / "epoch-000010.h5").exists()
@@ -187,7 +189,7 @@ def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint .* can be read: .*h5: .*\(and 3 more\)"):
         train(comm, tmp_path, epochs=6)
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="tells of 4 epochs, but no checkpoint is left"):
+    with pytest.raises(InputError, match="records 4 epochs, but no checkpoint is left"):
         train(comm, tmp_path, epochs=6)
     assert journal.read_bytes() == before
     (folder / "best.h5").write_bytes(best)

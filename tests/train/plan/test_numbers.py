@@ -62,7 +62,7 @@ def test_options_of_numbers(capsys):
         (["--ranks=4,--2"], "numbers with commas"),
         (["--labelled", "1.5"], "--labelled must be in"),
         (["--halo-fraction", "-1"], "--halo-fraction must be"),
-        (["--machine", "nowhere"], "--machine is one of"),
+        (["--machine", "nowhere"], "--machine must be one of"),
         (["--model", "rgcn"], "needs relations"),
     ):
         assert main.main(["plan", *PAPERS, *wrong]) == 2

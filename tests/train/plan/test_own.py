@@ -57,4 +57,4 @@ def test_the_verb_says_what_it_does_not_know(tmp_path, capsys):
     assert main.main(["plan", *size, *model]) == 0
     assert "not known before it runs" in capsys.readouterr().out
     assert main.main(["plan", *size, "--model", f"{tmp_path / 'net.py'}:narrow"]) == 2
-    assert "must return a row per node" in capsys.readouterr().err
+    assert "must return one row per node" in capsys.readouterr().err

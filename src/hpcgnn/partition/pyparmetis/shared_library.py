@@ -41,14 +41,14 @@ class Dynamic:
         """Read `path`; raise InputError unless it is a 64-bit little-endian shared library."""
         try:
             if not path.is_file():
-                raise InputError("is no shared library of this machine", file=path)
+                raise InputError("is not a shared library for this machine", file=path)
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=path) from error
         try:
             entries, strings = _dynamic_section(data)
         except (struct.error, ValueError, IndexError) as error:
-            raise InputError("is no shared library of this machine", file=path) from error
+            raise InputError("is not a shared library for this machine", file=path) from error
 
         def names(tag: int) -> list[str]:
             offsets = [strings + value for key, value in entries if key == tag]

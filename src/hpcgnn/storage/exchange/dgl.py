@@ -69,7 +69,7 @@ def from_dgl(
     """
     check_labels_as(labels_as)
     if not (hasattr(graph, "canonical_etypes") and hasattr(graph, "ntypes")):
-        raise InputError("is no graph of DGL", value=type(graph).__name__)
+        raise InputError("is not a DGL graph", value=type(graph).__name__)
     form, file, given = Form(), Path("DGLGraph"), dict(names or {})
     if len(graph.ntypes) == 1 and len(graph.canonical_etypes) == 1:
         count = int(graph.num_nodes())

@@ -51,7 +51,7 @@ def from_networkx(
     """
     check_labels_as(labels_as)
     if not (hasattr(graph, "is_directed") and hasattr(graph, "adjacency")):
-        raise InputError("is no graph of networkx", value=type(graph).__name__)
+        raise InputError("is not a networkx graph", value=type(graph).__name__)
     form, file, given = Form(), Path(type(graph).__name__), dict(names or {})
     ids = list(graph.nodes)
     arrays, left_out = _columns([graph.nodes[node] for node in ids], given)

@@ -71,7 +71,9 @@ def from_pyg(
     elif hasattr(data, "edge_index") or hasattr(data, "adj_t"):
         source = _plain(data, form, labels_as)
     else:
-        raise InputError("is no Data or HeteroData of PyTorch Geometric", value=type(data).__name__)
+        raise InputError(
+            "is not a Data or HeteroData object of PyTorch Geometric", value=type(data).__name__
+        )
     return write(source, path, form, "from_pyg", force=force, compress=compress)
 
 

@@ -73,7 +73,7 @@ class ArraySource:
             raise
         except Exception as error:  # the header is a Python literal and may hold anything
             reason = " ".join(str(error).split())[:120]
-            raise self.error(f"is no NumPy array file: {reason}") from None
+            raise self.error(f"is not a NumPy array file: {reason}") from None
         if dtype.hasobject:
             raise self.error("holds Python objects, which are not read: store plain numbers")
         if any(length < 0 for length in shape) or dtype.names or dtype.shape or not dtype.itemsize:

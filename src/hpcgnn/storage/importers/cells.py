@@ -158,7 +158,7 @@ def check_field(
         return
     if kind == LIST:
         if not is_list(value):
-            raise block.error(number, f"{name}: is no list of numbers", value.encode())
+            raise block.error(number, f"{name}: is not a list of numbers", value.encode())
         return
     if kind == TIME:
         try:

@@ -93,7 +93,7 @@ def _table(
         names = ", ".join(name for name, _ in fields)
         raise block.error(number, f"--columns takes {needed} to {len(fields)}: {names}", chosen)
     if not all(name.isdecimal() and len(name) < _DIGITS for name in chosen):
-        raise block.error(number, "is no header that could name columns", line)
+        raise block.error(number, "is not a header that could name columns", line)
     places = tuple(int(name) - 1 for name in chosen)
     if not all(0 <= place < len(found) for place in places):
         raise block.error(number, f"has columns 1 to {len(found)}", chosen)

@@ -139,7 +139,9 @@ def _lines(path: Path) -> list[list[str]]:
     with open_binary(path) as file:
         text = file.read(_MOST_BYTES)
         if file.read(1):
-            raise InputError(f"has more than {_MOST_BYTES} bytes: is no list of types", file=path)
+            raise InputError(
+                f"has more than {_MOST_BYTES} bytes: is not a list of types", file=path
+            )
     lines = text.decode("utf-8", "replace").splitlines()
     return [[word.strip().strip('"') for word in line.split(",")] for line in lines if line.strip()]
 
@@ -186,7 +188,7 @@ def _triples(path: Path) -> list[EdgeType]:
 
 def _check_name(name: str, path: Path) -> None:
     if _NAME.fullmatch(name) is None or name in (".", ".."):
-        raise InputError("is no name of a type", file=path, value=name[:80])
+        raise InputError("is not the name of a type", file=path, value=name[:80])
 
 
 def _left_out_of_types(raw: Path) -> list[str]:

@@ -66,7 +66,7 @@ class CsrState(_Inert):
     def part(self, name: str, path: Path) -> np.ndarray:
         found = self.state.get(name) if isinstance(self.state, dict) else None
         if not isinstance(found, _Array):
-            raise InputError("is no CSR matrix", file=path, dataset=name)
+            raise InputError("is not a CSR matrix", file=path, dataset=name)
         return _to_array(found, path)
 
     def shape(self, path: Path) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def load_pickle(path: Path, limit: int) -> Any:
         raise
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"is no pickle of arrays: {reason}", file=path) from None
+        raise InputError(f"is not a pickle of arrays: {reason}", file=path) from None
     return _to_array(found, path) if isinstance(found, _Array) else found
 
 

@@ -326,7 +326,7 @@ class Names:
                 raise batch.error(
                     self.name,
                     row,
-                    f"is no whole number: {self.numbers} predicts numbers",
+                    f"is not a whole number: {self.numbers} predicts numbers",
                     float(odd[0]),
                 )
             whole = np.where(np.isnan(values), 0, values).astype(np.int64)

@@ -132,7 +132,7 @@ class ParquetTable:
                 )
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise InputError(
-                    f"is no Parquet file: {first_line(error)}", file=self.path
+                    f"is not a Parquet file: {first_line(error)}", file=self.path
                 ) from None
             check_inflation(self.path, stored, _ROW_BYTES * table.metadata.num_rows)
             yield table
@@ -296,7 +296,7 @@ class TextTable:
         try:
             return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
         except csv.Error as error:
-            raise block.error(number, f"is no row of a table: {error}", line) from None
+            raise block.error(number, f"is not a row of a table: {error}", line) from None
 
     def _look(self) -> dict[str, str]:
         """Return the kinds of the columns, judged by the first block of rows."""

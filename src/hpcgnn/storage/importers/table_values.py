@@ -82,7 +82,7 @@ def integers(batch: Batch, name: str) -> np.ndarray:
     if values.dtype.kind == "f":
         odd = np.flatnonzero((values != np.rint(values)) | (np.abs(values) >= 1 << 53))
         if odd.size:
-            text = "is no whole number that a float holds exactly: --string-ids takes it as text"
+            text = "is not a whole number that a float holds exactly: --string-ids takes it as text"
             raise batch.error(name, int(odd[0]), text, float(values[odd[0]]))
     elif values.dtype.kind == "u" and values.max(initial=0) >= 1 << 63:
         row = int(np.argmax(values >= 1 << 63))

@@ -87,7 +87,7 @@ def blocks_of(
             held_bytes += len(data)
             if held_bytes > longest:
                 raise InputError(
-                    f"is longer than {longest} bytes: this is no such file, or raise --memory",
+                    f"is longer than {longest} bytes: this is not such a file, or raise --memory",
                     file=path,
                     dataset=f"line {first}",
                 )

@@ -384,7 +384,7 @@ def check_output(
     if not stat.S_ISREG(mode):
         raise InputError("is a link, device, pipe or socket: choose another name", file=path)
     if not force:
-        raise InputError("exists already: choose another name, or say --force", file=path)
+        raise InputError("exists already: choose another name, or use --force", file=path)
     if read_format(path) != format:
         raise InputError(
             f"exists and is no {WHAT[format]} of hpcgnn, so --force doesn't replace it: choose "
