@@ -176,7 +176,7 @@ def read_text(path: Path) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"is no UTF-8: {error}", file=path) from None
+        raise InputError(f"is not UTF-8: {error}", file=path) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

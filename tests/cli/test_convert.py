@@ -187,9 +187,9 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5")
     before = sorted(tmp_path.iterdir())
     for target, message in (
-        (out, "is no graph of hpcgnn"),
-        (source, "is read by this very call"),
-        (tmp_path / "x.npy", "is read by this very call"),
+        (out, "is not a graph of hpcgnn"),
+        (source, "is an input of this command"),
+        (tmp_path / "x.npy", "is an input of this command"),
         (tmp_path / "link.h5", "is a link, device, pipe or socket"),
         (tmp_path / "dangling.h5", "is a link, device, pipe or socket"),
         (tmp_path / "pipe.h5", "is a named pipe"),

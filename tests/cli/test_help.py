@@ -81,7 +81,7 @@ def test_everyday_options_exist():
         (["train", "g.h5", "--modle", "gat"], "--model?; `hpcgnn train --help`"),
         (
             ["train", "g.h5", "--norm", "bacth"],
-            "no such --norm, 'bacth': did you mean batch?; `hpcgnn train --help`",
+            "no such --norm: 'bacth': did you mean batch?; `hpcgnn train --help`",
         ),
         (["partition", "g.h5", "--methd=block"], "did you mean --method?; `hpcgnn partition"),
         (["generate", "smb", "g.h5"], "did you mean sbm?; `hpcgnn generate --help`"),

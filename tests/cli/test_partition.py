@@ -131,7 +131,9 @@ def test_bad_options_are_refused(mpirun, grid, tmp_path):
     refused(mpirun(0, "partition", grid, "--method", "best", "-o", out), "--method")
     refused(mpirun(0, "partition", grid, "--imbalance", 0.9, "-o", out), "--imbalance", "0.9")
     refused(
-        mpirun(2, "partition", grid, "--method", "block", "-o", grid), "this very call", "grid.h5"
+        mpirun(2, "partition", grid, "--method", "block", "-o", grid),
+        "is an input of this command",
+        "grid.h5",
     )
     assert not out.exists()
 

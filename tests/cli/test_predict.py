@@ -64,17 +64,17 @@ def test_only_predictions_are_replaced(comm, parts):
         Path("deep").mkdir()
     comm.barrier()
     for output, words in (
-        ("parts.h5", "is read by this very call"),
-        ("deep/../parts.h5", "is read by this very call"),
-        ("linked.h5", "is read by this very call"),
-        ("g.h5", "is no predictions file of hpcgnn"),
-        ("notes.csv", "is no predictions file of hpcgnn"),
+        ("parts.h5", "is an input of this command"),
+        ("deep/../parts.h5", "is an input of this command"),
+        ("linked.h5", "is an input of this command"),
+        ("g.h5", "is not a predictions file of hpcgnn"),
+        ("notes.csv", "is not a predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):
             call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
         assert Path(output).read_bytes() == before
-    with pytest.raises(InputError, match="is read by this very call"):
+    with pytest.raises(InputError, match="is an input of this command"):
         # Whatever is given as the checkpoint.
         call(comm, predict, parts, "g.h5", "-o", "g.h5", "--force")
     for output in ("pr.h5", "pr.csv", "pr.npz"):

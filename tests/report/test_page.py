@@ -151,7 +151,7 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     assert not list(target.iterdir())
     (tmp_path / "file").write_text("mine")
     assert main.main(["report", str(folder), "-o", str(tmp_path / "file"), "--force"]) == 2
-    assert "is no folder: name one, or a page" in capsys.readouterr().err
+    assert "is not a folder: name a folder, or a page" in capsys.readouterr().err
 
 
 def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, monkeypatch):
@@ -178,7 +178,7 @@ def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
     asked = ["report", str(folder), "-o", str(out)]
     for more in ([], ["--force"]):
         assert main.main([*asked, *more]) == 2
-        assert "loss.png: exists and is no figure of hpcgnn report" in capsys.readouterr().err
+        assert "loss.png: exists and is not a figure of hpcgnn report" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["loss.png"]
     assert (out / "loss.png").read_bytes() == b"\x89PNG of mine"
     (out / "loss.png").unlink()

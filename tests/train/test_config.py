@@ -110,7 +110,7 @@ def test_help_shows_the_options_of_a_section_together():
 def test_unreadable_files(tmp_path):
     assert "can't be read" in refused(str(tmp_path / "missing.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert "is no UTF-8" in refused(str(tmp_path / "binary.toml"))
+    assert "is not UTF-8" in refused(str(tmp_path / "binary.toml"))
 
 
 def test_settings_that_do_not_fit_together():

@@ -136,7 +136,7 @@ def test_a_run_may_start_from_a_file(mpirun, partition, tmp_path, ending):
     archive = tmp_path / "mine.pt"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("mine", "of no model")
-    refused(mpirun(0, "export", run, archive, "--force"), "is no weights file of hpcgnn")
+    refused(mpirun(0, "export", run, archive, "--force"), "is not a weights file of hpcgnn")
     refused(mpirun(0, "export", run, tmp_path / "w.bin"), "must end in .safetensors or .pt")
 
 

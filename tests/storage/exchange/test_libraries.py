@@ -121,7 +121,7 @@ def test_directed_graphs_and_ids_of_networkx(tmp_path, capfd):
             assert again.original_ids == names and torch.equal(again.edge_index, data.edge_index)
     matrix = scipy.sparse.eye_array(2, format="csr")
     for names in (["a"], ["a", "a"], ["a", ""]):
-        with pytest.raises(InputError, match=r"original_ids: (names two|must be 2 texts)"):
+        with pytest.raises(InputError, match=r"original_ids: (gives two|must be 2 texts)"):
             hpcgnn.from_scipy(matrix, tmp_path / "no.h5", original_ids=names)
     assert not (tmp_path / "no.h5").exists()
 

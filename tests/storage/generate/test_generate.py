@@ -135,7 +135,7 @@ def test_room_for_edges_is_checked(comm):
         PlantedPartition(comm, 100, 60, 10, 0)
     with pytest.raises(InputError, match=r"room for 0 edges between classes|within classes"):
         PlantedPartition(comm, 10, 8, 2, 0, homophily=0.5)
-    with pytest.raises(InputError, match="10 nodes have 45 pairs and 30 edges are wanted"):
+    with pytest.raises(InputError, match="10 nodes have 45 pairs, and the 30 edges asked for"):
         RMat(10, 6, 2, 0)
 
 

@@ -46,13 +46,13 @@ def test_other_matrices_are_refused(refused, tmp_path):
 
 def test_two_edges_and_booleans(convert, refused, tmp_path):
     np.save(tmp_path / "e.npy", [[0, 1], [2, 3]])
-    assert "may be [2, E] or [E, 2]" in refused(tmp_path / "e.npy")
-    assert "may be [2, E]" in refused(save(tmp_path / "e.npz", edges=[[0, 1], [2, 3]]))
+    assert "could be [2, E] or [E, 2]" in refused(tmp_path / "e.npy")
+    assert "could be [2, E]" in refused(save(tmp_path / "e.npz", edges=[[0, 1], [2, 3]]))
     assert convert(save(tmp_path / "i.npz", edge_index=[[0, 1], [2, 3]])).edges == [(0, 2), (1, 3)]
     np.save(tmp_path / "e.npy", np.ones((2, 4), bool))
     assert "integers, not booleans" in refused(tmp_path / "e.npy")
     np.save(tmp_path / "e.npy", np.array([[0, 2**24 + 1, 3], [1, 2, 3]], np.float32))
-    assert "integers below 16777216, as float32 has no others" in refused(tmp_path / "e.npy")
+    assert "integers below 16777216, where float32 is exact" in refused(tmp_path / "e.npy")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
@@ -69,13 +69,13 @@ def test_masks_stored_as_numbers(convert, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"train_mask": [0, 1, 2]}, "masks hold nothing but 0 and 1 (found 2)"),
+        ({"train_mask": [0, 1, 2]}, "masks may only hold 0 and 1 (found 2)"),
         ({"train_mask": [0, 1, 1]}, "masks must have shape [5]"),
-        ({"train": [[0, 1, 2]]}, "masks hold nothing but 0 and 1 (found 2)"),
+        ({"train": [[0, 1, 2]]}, "masks may only hold 0 and 1 (found 2)"),
         ({"train": [0, 1, 1]}, "node is listed twice (found 1)"),
-        ({"train": np.triu(np.ones((5, 5), bool))}, "may be [splits, nodes] or [nodes, splits]"),
+        ({"train": np.triu(np.ones((5, 5), bool))}, "could be [splits, nodes] or [nodes, splits]"),
         ({"train": ["a", "b"]}, "must hold numbers"),
-        ({"labels": np.eye(5)}, "no row holds more than a single 1: say --labels-as"),
+        ({"labels": np.eye(5)}, "no row holds more than a single 1: use --labels-as"),
         ({"labels": np.array(3)}, "must have a value or a row for each node"),
         ({"original_ids": [1, 1, 2, 3, 4]}, "is listed twice (found 1)"),
         ({"indptr": [0, 1, 1, 1, 1, 1], "indices": [2]}, "store the edges once"),
@@ -94,7 +94,7 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
     path = save(tmp_path / "g.npz", edge_index=PAIRS, labels=one_hot)
     assert convert(path, "--labels-as", "one-hot").nodes.labels.tolist() == [3, 1, 0, 1, 2]
     assert convert(path, "--labels-as", "several").counts.multilabel == 1
-    assert "not what --labels-as classes means" in refused(path, "--labels-as", "classes")
+    assert "not fit --labels-as classes" in refused(path, "--labels-as", "classes")
     made = ("--split-ratio", "1,1,1")  # of whole numbers of several columns too
     whole = save(tmp_path / "w.npz", edge_index=PAIRS, labels=one_hot.astype(np.int64))
     assert "no row holds more than a single 1" in refused(whole, *made)
@@ -104,11 +104,11 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
         last = " 1" if columns else ""
         rows = "".join(f"{k} {k + 1}{last}\n" for k in range(3))
         path = text(tmp_path / "g.txt", f"{sizes}\n{rows}")
-        assert "line 1: reads like the sizes of the graph" in refused(path, *columns)
+        assert "line 1: looks like the sizes of the graph" in refused(path, *columns)
         assert convert(path, "--skip-lines", 1, *columns).counts.num_edges == 3
         assert convert(path, "--skip-lines", 0, *columns).counts.num_edges == 4
     path = text(tmp_path / "s.txt", "6 6 5\n0 1\n1 2\n")
-    assert "line 2: has 2 columns, where the first line has 3" in refused(path, "--columns", "1,2")
+    assert "line 2: has 2 columns, but the first line has 3" in refused(path, "--columns", "1,2")
 
 
 def test_weights_and_times_of_konect(convert, tmp_path, capfd):
@@ -139,7 +139,7 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
         ("% bip unweighted\n", "only one file with a line"),
         (
             "% bip unweighted\n% 2 2 2\n",
-            "line 4: the header says that this side is numbered 1 .. 2",
+            "line 4: the header says that the ids of this side are 1 .. 2",
         ),
     ):
         assert message in refused(text(tmp_path / "out.a", header + rows), *konect)
@@ -172,10 +172,10 @@ def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd)
 
 def test_options_without_a_use_are_refused(refused, tmp_path):
     np.save(tmp_path / "e.npy", PAIRS)
-    assert "go with text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")
+    assert "are for text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")
     path = save(tmp_path / "g.npz", edge_index=PAIRS)
-    assert "--columns goes with the format" in refused(path, "--columns", "2,1")
-    assert "--split-scheme goes with the format ogb" in refused(path, "--split-scheme", "time")
+    assert "--columns is for the format" in refused(path, "--columns", "2,1")
+    assert "--split-scheme is for the format ogb" in refused(path, "--split-scheme", "time")
 
 
 def test_what_is_left_out_is_named(convert, tmp_path, capfd):
@@ -189,6 +189,6 @@ def test_what_is_left_out_is_named(convert, tmp_path, capfd):
         "no edge touches a node below 1",
         "no node has class 2 of the 4 classes",
         "1 nodes for training, 0 for validation",
-        "sizes and weights of nodes are left out",
+        "sizes and weights of nodes are ignored",
     ):
         assert words in said

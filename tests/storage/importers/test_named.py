@@ -73,7 +73,7 @@ def test_a_split_by_shares_is_made_of_any_labels(convert, refused, tmp_path, cap
     edges = np.stack([np.arange(60), np.roll(np.arange(60), 1)])
     np.savez(tmp_path / "g.npz", edge_index=edges, y=labels, train_mask=mask)
     graph = convert(tmp_path / "g.npz", "--split-ratio", "6,2,2", "--seed", "3")
-    assert "left out for --split-ratio" in capfd.readouterr().err
+    assert "ignored because of --split-ratio" in capfd.readouterr().err
     found = graph.nodes.split[:, 0]
     shares = [np.bincount(found[labels == kind], minlength=4).tolist() for kind in (0, 1, -1)]
     assert shares == [[0, 12, 4, 4], [0, 18, 6, 6], [10, 0, 0, 0]]
@@ -90,7 +90,7 @@ def test_a_split_by_shares_is_made_of_any_labels(convert, refused, tmp_path, cap
 def test_what_speaks_of_columns_is_refused_where_there_are_none(refused, tmp_path, option):
     np.savez(tmp_path / "g.npz", edge_index=EDGES, y=np.arange(N))
     wanted = "--delimiter" if option == ("--header",) else option[0]
-    assert f"{wanted} speaks of tables" in refused(tmp_path / "g.npz", *option)
+    assert f"{wanted} is for tables" in refused(tmp_path / "g.npz", *option)
 
 
 def test_a_reverse_is_in_the_split_of_its_edge(convert, tmp_path):
@@ -111,7 +111,7 @@ BAD = [
     ({"labels": VALUES}, (), "--labels-as values"),
     ({"labels": np.full(N, np.inf)}, ("--labels-as", "values"), "not finite"),
     ({}, ("--node-array", "x"), "NAME=FILE.npy"),
-    ({}, ("--edge-split", "{}/s.npy"), "goes with the format edges"),
+    ({}, ("--edge-split", "{}/s.npy"), "is for the format edges"),
 ]
 
 

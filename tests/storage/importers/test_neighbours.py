@@ -53,8 +53,8 @@ def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
     assert "node_class: looks like labels of the nodes: call it labels" in said
     assert convert(path, "--leave-out", "node_class").nodes.labels is None
     np.savez(path, x=X, features=X, edge_index=PAIRS)
-    assert "holds both features and x, which mean the same" in refused(path)
-    assert "to be left out (found 'z')" in refused(path, "--leave-out", "z")
+    assert "holds both features and x, which have the same meaning" in refused(path)
+    assert "for --leave-out (found 'z')" in refused(path, "--leave-out", "z")
 
 
 @pytest.mark.parametrize("stored", ["data", "dictionary", "data set"])
@@ -143,8 +143,8 @@ def test_graphsaint(convert, refused, tmp_path, capfd):
     assert convert(folder).nodes.labels.tolist() == list(several.values())
     for name, text, message in (
         ("class_map.json", '{"7": 1}', "class_map.json: nodes are numbered 0 .. 4 (found '7')"),
-        ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of one form"),
-        ("class_map.json", '{"1": 1', "class_map.json: is no JSON"),
+        ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of the same form"),
+        ("class_map.json", '{"1": 1', "class_map.json: is not JSON"),
         ("role.json", '{"tr": [1]}', "va: must be a list of node numbers"),
         ("role.json", '{"tr": [1], "va": [9], "te": []}', "node indices lie in 0 .. 4"),
     ):
@@ -171,7 +171,7 @@ def test_csv_folder_of_dgl(convert, refused, tmp_path):
     check(convert(folder))
     whole = (folder / "edges_0.csv").read_text()
     (folder / "edges_0.csv").write_text("graph_id,src_id,dst_id\n0,0,1\n1,0,1\n")
-    assert "has graph_id, as data sets of many graphs" in refused(folder)
+    assert "has graph_id, like data sets of many graphs" in refused(folder)
     (folder / "edges_0.csv").write_text(whole)
     (folder / "meta.yaml").write_text(meta + "- file_name: ../nodes_0.csv\n")
     assert "names a file outside its folder" in refused(folder)
@@ -197,7 +197,7 @@ def test_xml(convert, refused, tmp_path, ending):
     assert "can't be read" in refused(path)
     packed = tmp_path / f"g.{ending}.gz"  # a small file of which much comes
     packed.write_bytes(gzip.compress(whole + b" " * (64 << 20), 1))
-    assert "takes more memory than fits" in refused(packed, "--memory", "2GiB")
+    assert "takes more memory than is allowed" in refused(packed, "--memory", "2GiB")
 
 
 def test_shchur_and_reddit(convert, refused, tmp_path):

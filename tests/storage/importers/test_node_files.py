@@ -87,7 +87,7 @@ def test_ids_name_the_rows(convert, refused, save, tmp_path):
 def test_rows_must_hold_the_ids_of_the_edges(refused, save, edges):
     labels = save("l.npy", [0, 1, 1])
     assert "line 2: destination must be below 3 (found 3)" in refused(edges, "--labels", labels)
-    assert "speak of 3 nodes, not 4" in refused(edges, "--labels", labels, "--num-nodes", 4)
+    assert "describe 3 nodes, not 4" in refused(edges, "--labels", labels, "--num-nodes", 4)
 
 
 @pytest.mark.parametrize(

@@ -174,9 +174,9 @@ def test_real_graphs(convert, data, name):
     ("change", "message"),
     [
         ({"indptr": np.arange(10)[::-1]}, "indptr: row pointers must start at 0 (found 9)"),
-        ({"indptr": [0, 3, 2, *[len(MATRIX.indices)] * 7]}, "row pointers fall after row 1"),
+        ({"indptr": [0, 3, 2, *[len(MATRIX.indices)] * 7]}, "row pointers decrease after row 1"),
         ({"indptr": [*[0] * 9, 5]}, f"end at the number of entries, {len(MATRIX.indices)}"),
-        ({"indptr": [*[0] * 9, 500]}, "points beyond"),
+        ({"indptr": [*[0] * 9, 500]}, "row pointers exceed"),
         ({"indptr": np.zeros((2, 5), int)}, "indptr: must have 1 dimensions"),
         ({"indices": np.full(len(MATRIX.indices), N)}, "edge 0: destination must be below 9"),
         ({"indices": np.full(len(MATRIX.indices), -1)}, "must not be negative (found -1)"),
@@ -191,7 +191,7 @@ def test_real_graphs(convert, data, name):
         ({"labels": np.full(N, 10**12)}, "labels (-1: unknown) lie in"),
         (
             {"labels": np.full(N, 0.5)},
-            "must hold integers; say --labels-as values",
+            "must hold integers; use --labels-as values",
         ),
         ({"labels": np.full((N, 2), 2)}, "lie in -1 .. 1 (found 2)"),
         ({"labels": np.zeros(N - 1, int)}, "disagree on the number of nodes"),
@@ -224,7 +224,7 @@ def test_bad_arrays(refused, tmp_path, change, message):
 def test_lying_sizes_cost_nothing(refused, tmp_path):
     path = save(tmp_path / "g.npz", edge_index=np.array([[0], [1]]), num_nodes=np.array(10**15))
     assert "announces 1000000000000000 nodes but has 1 edges" in refused(path)
-    assert "which go with 100006400 nodes at most" in refused(path, "--num-nodes", 10**15)
+    assert "which is plausible for at most 100006400 nodes" in refused(path, "--num-nodes", 10**15)
 
 
 def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
@@ -241,7 +241,7 @@ def test_a_matrix_that_does_not_say_which_way_it_goes(convert, refused, tmp_path
     by_column = MATRIX.tocsc()
     arrays = {name: getattr(by_column, name) for name in ("indptr", "indices", "data")}
     path = save(tmp_path / "g.npz", **arrays, shape=np.array([N, N]))
-    assert "without the format that says whether indptr goes over rows" in refused(path)
+    assert "without a format, which would say whether indptr is over rows" in refused(path)
     graph = convert(path, "--leave-out", "data")
     assert (graph.matrix == (MATRIX.toarray() != 0).T).all()
 
@@ -264,7 +264,9 @@ def test_what_unpacks_without_a_bound_is_not_unpacked(refused, tmp_path, monkeyp
         archive.writestr("edge_index.npy", b"\0" * (1 << 20))
     monkeypatch.setattr(zipfile.ZipExtFile, "read", None)
     message = refused(path)
-    assert "edge_index.npy: is packed in another way" in message and f"method {method}" in message
+    assert (
+        "edge_index.npy: is compressed with a method" in message and f"method {method}" in message
+    )
 
 
 def test_a_small_archive_of_a_huge_array(mpirun, tmp_path):

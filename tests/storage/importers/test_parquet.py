@@ -48,7 +48,7 @@ def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, c
     ignored = "ignored: note, month (in the names of folders), year (in the names of folders)"
     assert ignored in capfd.readouterr().err
     said = refused(tmp_path / "edges", "--columns", "src,dst,year")
-    assert "edges: is in the names of folders alone" in said and "(found 'year')" in said
+    assert "edges: is only in the names of folders" in said and "(found 'year')" in said
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_columns_that_may_mean_something_else(convert, refused, tmp_path, capfd)
     assert "this one twice (found 'dst')" in refused(tmp_path / "g.parquet")
     path = write(tmp_path / "g.parquet", source=[0], destination=[1], target=[2])
     assert "choose source and destination with --columns" in refused(path)
-    assert "a column is chosen for two things" in refused(path, "--columns", "source,source")
+    assert "a column is chosen for two purposes" in refused(path, "--columns", "source,source")
     assert "not booleans" in refused(write(path, src=[True], dst=[1]))
     convert(write(path, src=[0], dst=[1], year=[2]))
     assert "ignored: year" in capfd.readouterr().err
     (tmp_path / "parts").mkdir()
     write(tmp_path / "parts" / "0.parquet", src=[0], dst=[1])
     write(tmp_path / "parts" / "1.parquet", a=[0], b=[1])
-    assert "1.parquet: has columns a, b, none of this name" in refused(tmp_path / "parts")
+    assert "1.parquet: has columns a, b, but not this one" in refused(tmp_path / "parts")

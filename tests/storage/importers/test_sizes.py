@@ -61,7 +61,7 @@ def header(shape: str, version: int = 1, length: int | None = None) -> bytes:
     ("content", "message"),
     [
         (header(str((1,) * 70)) + bytes(8), "must have at most 8 dimensions (found 70)"),
-        (header("(2, 2)") + bytes(40), "goes on after the array of shape (2, 2)"),
+        (header("(2, 2)") + bytes(40), "continues after the array of shape (2, 2)"),
         (header("(2, 3)") + bytes(40), "is truncated: its header announces shape (2, 3)"),
         (header("(5, 1000000000000000000000, 0)"), "must be a plain array of numbers"),
         (header("(2, 3)", 2, 3 << 30) + bytes(40), "a header of 3221225472 bytes"),
@@ -98,14 +98,14 @@ def test_a_row_of_features_wider_than_memory(tmp_path):
             b"\x80\x02}("
             + b"".join(b"J" + struct.pack("<i", k) + b"h\x01" for k in range(99))
             + b"u.",
-            "refers 99 times to what it holds already",
+            "refers 99 times to objects that it already holds",
         ),
-        (b"]" + b"2" * 50 + b".", "operation DUP is not admitted"),
+        (b"]" + b"2" * 50 + b".", "operation DUP is not allowed"),
         (b"cnumpy\nndarray\n\x81.", "is not a pickle"),
         (
             b"cnumpy\nndarray\n(tR(I1\n(I9\ntcnumpy\ndtype\n(S'i8'\ntR(I3\nS'<'\ntbI00\n"
             b"I99999999999\ntb.",
-            "its data are no bytes",
+            "its data are not bytes",
         ),
     ],
 )

@@ -69,8 +69,8 @@ def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--edge-label", "z"), "has columns a, b, k, s, n, none of this name"),
-        (("--edge-label", "a"), "a column is chosen for two things"),
+        (("--edge-label", "z"), "has columns a, b, k, s, n, but not this one"),
+        (("--edge-label", "a"), "a column is chosen for two purposes"),
         (("--edge-label", "k", "--edge-features", "k"), "is both a feature and something else"),
         (("--edge-label", "n"), "line 2, n: is not a whole number: --edge-labels-as values"),
         (("--edge-label", "k,n"), "k: must hold numbers where labels are values or several"),
@@ -78,7 +78,7 @@ def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
         (("--edge-labels-as", "values"), "says what --edge-label COLUMN holds: name it"),
         (("--edge-split-column", "s"), "line 3, s: must be train, valid, test or empty"),
         (("--edge-split-column", "s,k"), "--edge-split-column takes one column, or three masks"),
-        (("--edge-label", "k", "--edge-labels", "l.npy"), "say the same: leave one out"),
+        (("--edge-label", "k", "--edge-labels", "l.npy"), "have the same meaning: leave one out"),
     ],
 )
 def test_bad_labels_of_edges(refused, tmp_path, options, message, monkeypatch):

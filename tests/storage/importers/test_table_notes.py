@@ -11,7 +11,7 @@ from tests.storage.importers.test_tables import ENDS, write
     ("times", "labels", "option", "note"),
     [
         ("1122", "aabb", "--split-time", None),
-        ("1112", "aabb", "--split-time", "parts nodes of one time"),
+        ("1112", "aabb", "--split-time", "separates nodes of the same time"),
         ("1111", "aaaa", "--split-ratio", None),
         ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
     ],
@@ -24,7 +24,7 @@ def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, lab
     made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y", *time, "--split-ratio", "1,1,0")
     said = capfd.readouterr().err
     assert (note or "") in said and (note is not None or "classes have" not in said)
-    assert note is not None or "one time" not in said
+    assert note is not None or "same time" not in said
     assert note is None or any(
         line.startswith("hpcgnn: note: ") and "e.csv" not in line
         for line in said.splitlines()
@@ -47,7 +47,7 @@ def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
         (["1 000", "2 500", "3 000"], "x has texts such as 1 000, each of which"),
         (["31/05/2021", "01/06/2021", "02/06/2021"], "x has texts such as 01/06/2021, each of"),
         (["(3)", "4-", "5%"], "x has texts such as (3), each of which"),
-        (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
+        (["1", "2", "#N/A"], "x has the value #N/A: if this means a missing value, use --na #N/A"),
         (
             ["1", "2", "many"],
             "x holds numbers and many (n.csv, line 4), each of which becomes a feature: --na many",
@@ -73,8 +73,8 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
         ([str(k) for k in range(40)], "y has 40 different values in 40 rows, each of which"),
         ([f"k{k % 20}" for k in range(40)], None),
         ([f"k{k % 3}" for k in range(40)], None),
-        (["rot", "Rot ", "b", "B"], "y has the values 'Rot ' and 'rot', which count as two"),
-        (["None", "k"], "y has the value None: if it is missing there, say --na None"),
+        (["rot", "Rot ", "b", "B"], "y has the values 'Rot ' and 'rot', which count as different"),
+        (["None", "k"], "y has the value None: if this means a missing value, use --na None"),
         (["2021-05-31", "2021-06-01T12:00"], "y holds dates such as 2021-05-31, each of which"),
         (["31/05/2021", "1/6/2021"], "y holds dates such as 1/6/2021, each of which becomes a c"),
         (["2021-05-31", "x"], None),

@@ -200,10 +200,10 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
     assert names(third) == ["s", "t", "p"]
     write(edge, "a,b,kind\ns,p,hates\n")
     said = refused(edges, edge, "--nodes", str(nodes), str(more), "--like", str(first))
-    assert "line 2, kind: is none of the known relations (found 'hates')" in said
+    assert "line 2, kind: is not one of the known relations (found 'hates')" in said
     write(more, "x,kind,id,y\n7,u,s,green\n")
     said = refused(edges, "--nodes", str(nodes), str(more), "--like", str(first))
-    assert "line 2, y: is none of the classes that are known (found 'green')" in said
+    assert "line 2, y: is not one of the known classes (found 'green')" in said
 
 
 MASKS = ("--split-column", "s,t,u")
@@ -217,7 +217,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
     ("edges", "nodes", "options", "message"),
     [
         ("a,b\np,z\n", None, (), "e.csv, line 2: an edge ends at a node that is not"),
-        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, where the first line has 2"),
+        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, but the first line has 2"),
         ("a,b\np,q\n,q\n", None, (), "line 3 is null or empty"),
         ('a,b\np,q\n"p,q\n', None, (), "line 3: has a quote that is not closed"),
         ("a,b,w\np,q,1\n\np,q,x\n", None, ("--weight", "w"), "line 4: w: is not a number"),
@@ -229,9 +229,9 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         (LATE, "id\n7\n8\n", (), "line 1003: b: begins with 0: --string-ids"),
         ("a,b\np,q\n", "id,y\np,1\nq,2\n" + "q,2\n" * 999 + "q,02\n", CLASS, "begins with 0"),
         ("a,b\np,e\u0301\n", "id\np\n\u00e9\n", (), "in this Unicode form (not NFC)"),
-        ('a, b\np, "q"\n', None, (), "a quote stands after a space"),
+        ('a, b\np, "q"\n', None, (), "a quote follows a space"),
         ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is not a whole number"),
-        (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
+        (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids reads it as text"),
         ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is not a whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
@@ -239,13 +239,13 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
             "a,b\np,q\n",
             None,
             ("--features", "z*"),
-            "has columns id, x, none of this name (found 'z*')",
+            "has columns id, x, but not this one (found 'z*')",
         ),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
-        ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
+        ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "needs labelled nodes: add --label"),
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
         ("a,b\np,q,\n", None, (), "has 2: remove the delimiter at the end"),
-        ("a,b\np,q\n# no\n", None, (), "--comment '#' passes over lines that begin so"),
+        ("a,b\np,q\n# no\n", None, (), "--comment '#' skips lines that begin with it"),
         ("a,b\n7,-8\n", "id\n7\n", (), "line 2, b: ids are numbers from 0: --string-ids"),
         ("a;b;w\np;q;0,5\n", None, ("--weight", "w"), "is not a number (--decimal-comma: 0,5"),
         ("a,b\np,q\n", "id;x\np;0,5\nq;2\n", ("--features", "x"), "x: holds numbers with a comma"),
@@ -301,7 +301,7 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
         ]
         assert found.features[0].tolist() == [1, 2, 1, 0, 0]
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "when")
-    assert "when: holds times, which are no features" in said
+    assert "when: holds times, which can't be features" in said
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
     assert "row 2, new: is missing" in said
 
@@ -333,7 +333,10 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(150, "as nearly all are: --na 'one half' if it is missing"), (5_000, "as most are: --na")],
+    [
+        (150, "unlike nearly all values: use --na 'one half' if it means a missing value"),
+        (5_000, "unlike most values: use --na"),
+    ],
 )
 def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, number, words):
     """Not even where the numbers are more than categories may be."""
@@ -346,7 +349,7 @@ def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, 
     columns = [*ENDS, "--nodes", str(nodes), "--features", "x"]
     assert main(["convert", str(edges), str(tmp_path / "g.h5"), *columns]) == 2
     said = capfd.readouterr().err
-    assert f"n.csv: line {number // 2 + 2}, x: is no number, {words}" in said
+    assert f"n.csv: line {number // 2 + 2}, x: is not a number, {words}" in said
     made(edges, nodes, *given, "--na", "one half", "--missing", "zero")
 
 
@@ -410,7 +413,7 @@ def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd)
     assert found["--decimal-comma",] == [[0.5], [1.5]]
     assert found["--no-decimal-comma",] == [[0, 5], [1, 5]]
     said = capfd.readouterr().err
-    assert "y has the value NA: if it is missing there, say --na NA" in said
+    assert "y has the value NA: if this means a missing value, use --na NA" in said
     assert "c has the value ?: if" in said
     first = made(edges, nodes, *options, "c", "--na", "NA,?", "--missing", "zero")
     nodes = write(tmp_path / "m.csv", "id,c,y\np,?,NA\nq,u,r\n")
@@ -443,8 +446,8 @@ def test_each_table_has_its_delimiter(made, refused, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
     options = (*ENDS, "--nodes", 1, "--id", "id", "--features", "x")
     assert names(made(edges, nodes, *options, "--delimiter", "^")) == ["p", "q"]
-    assert "is its delimiter another one" in refused(edges, *ENDS)
-    assert "a^b alone (--delimiter C" in refused(edges, "--format", "table")
+    assert "does it have another delimiter" in refused(edges, *ENDS)
+    assert "a^b only (--delimiter C" in refused(edges, "--format", "table")
 
 
 def test_ids_that_look_like_numbers(made, tmp_path):

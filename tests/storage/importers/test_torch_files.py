@@ -109,12 +109,12 @@ def test_types_of_nodes(convert, refused, tmp_path, capfd):
     kept = found["place"]
     kept.feat = torch.ones(2, 3)
     torch.save(found, path)
-    said = "place.feat: looks like features of the nodes: call it x, or say --leave-out place.feat"
+    said = "place.feat: looks like features of the nodes: call it x, or use --leave-out place.feat"
     assert said in refused(path)
     capfd.readouterr()
     convert(path, "--leave-out", "place.feat")
     assert "ignored: place.feat" in capfd.readouterr().err
-    assert "to be left out (found 'feat')" in refused(path, "--leave-out", "feat")
+    assert "for --leave-out (found 'feat')" in refused(path, "--leave-out", "feat")
     del found["paper"].y, kept.feat
     found["paper"].label = torch.from_numpy(Y)
     torch.save(found, path)

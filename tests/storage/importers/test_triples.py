@@ -103,7 +103,7 @@ def test_options_that_make_no_sense(refused, text, tmp_path):
         ({"type": np.full(8, -1)}, "type: node types lie in 0"),
         ({"type": np.full(8, 10**6)}, "type: node types lie in 0"),
         ({"num_relations": np.array(-1)}, "num_relations: must not be negative"),
-        ({"typed_features_0": np.ones((8, 2))}, "need the types of the nodes"),
+        ({"typed_features_0": np.ones((8, 2))}, "need the node types"),
         (
             {"type": np.arange(8) % 2, "typed_features_1": np.ones((5, 2))},
             "typed_features_1: has more rows than there are nodes (4)",

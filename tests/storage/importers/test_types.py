@@ -88,18 +88,18 @@ MAG = [
     ("raw/num-node-dict.csv.gz", "../x\n40\n", "is not the name of a type"),
     ("raw/num-node-dict.csv.gz", "paper,paper\n40,3\n", "a line of types"),
     ("raw/num-node-dict.csv.gz", "paper\n-4\n", "number of nodes of paper must be one"),
-    ("raw/num-node-dict.csv.gz", "paper\n40\n", "no type of nodes of this name"),
+    ("raw/num-node-dict.csv.gz", "paper\n40\n", "no node type of this name"),
     ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
     ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is not the name of a type"),
     ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
     ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
-    ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no type of nodes of this name"),
+    ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no node type of this name"),
     ("raw/relations/paper___cites___paper/edge.csv.gz", "0,40\n" * 60, "must lie in 0 .. 39"),
     ("raw/relations/paper___cites___paper/edge.csv.gz", "0,1\n", "num-edge-list says 60"),
     ("raw/node-feat/paper/node-feat.csv.gz", "1,2\n" * 41, "more rows than there are nodes"),
     ("raw/node-label/paper/node-label.csv.gz", "1\n" * 39, "must have a row for each of 40"),
     ("split/time/paper/train.csv.gz", "40\n", "nodes of this type are 0 .. 39"),
-    ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no type of nodes of this name"),
+    ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no node type of this name"),
 ]
 
 
@@ -114,9 +114,9 @@ def extra_label(root: Path) -> None:
 
 
 FOLDERS = [
-    (lambda root: (root / "nodes" / "paper" / "x.txt").write_text("1"), "is none of .npy"),
-    (lambda root: (root / "nodes" / "author" / "age.csv").write_text("1"), "is there twice"),
-    (lambda root: (root / "nodes" / "new").mkdir(), "says nowhere how many nodes"),
+    (lambda root: (root / "nodes" / "paper" / "x.txt").write_text("1"), "is not .npy"),
+    (lambda root: (root / "nodes" / "author" / "age.csv").write_text("1"), "exists twice"),
+    (lambda root: (root / "nodes" / "new").mkdir(), "doesn't give the number of nodes"),
     (lambda root: (root / "edges" / "a___b").mkdir(), "must be named SOURCE___RELATION"),
     (lambda root: (root / "edges" / "a___b___paper").mkdir(), "has no edges"),
     (extra_label, "labels of several types"),

@@ -77,7 +77,7 @@ def typed_widths(parts: list[Part], header: dict[str, Any]) -> None:
 
 FORGED: list[tuple[Change, str]] = [
     (node_twice, "have a node in common"),
-    (other_rows, "parts/00000/in/send_rows: what is sent to part 2"),
+    (other_rows, "parts/00000/in/send_rows: the rows sent to part 2"),
     (no_weights, "parts/00001/in/weight: is missing, but has float32 in part 0"),
     (other_weight, "about the edges between them"),
     (other_relation, "about the edges between them"),

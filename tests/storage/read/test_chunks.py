@@ -123,4 +123,4 @@ def test_names_that_are_no_text(tmp_path, capsys, what):
         assert main.main(["info", str(path), *options]) == 2
         said = capsys.readouterr()
         assert said.err.startswith(f"hpcgnn: error: {path}: ") and said.err.count("\n") == 1
-        assert "is no UTF-8" in said.err
+        assert "is not UTF-8" in said.err

@@ -142,7 +142,7 @@ SPOILT = [
     (
         "in/recv_ptr",
         lambda a: a + np.array([0, 1, 1, 1]),
-        "in/recv_ptr: part 0 must exchange nothing with itself",
+        "in/recv_ptr: part 0 must not exchange anything with itself",
     ),
     (
         "in/recv_ptr",

@@ -32,7 +32,7 @@ def test_only_files_of_the_same_kind_are_replaced(tmp_path, format):
         if other == format:
             check_output(path, format, force=True)
         else:
-            with pytest.raises(InputError, match=f"exists and is no {WHAT[format]} of hpcgnn"):
+            with pytest.raises(InputError, match=f"exists and is not a {WHAT[format]} of hpcgnn"):
                 check_output(path, format, force=True)
     for force in (False, True):
         check_output(tmp_path / "new.h5", format, force=force, inputs=[None, tmp_path / "x"])
@@ -43,7 +43,7 @@ def test_an_input_stays_whatever_its_name(tmp_path):
     (tmp_path / "soft.h5").symlink_to(path)
     (tmp_path / "hard.h5").hardlink_to(path)
     for name in ("g.h5", "soft.h5", "hard.h5", "../" + tmp_path.name + "/g.h5"):
-        with pytest.raises(InputError, match="is read by this very call"):
+        with pytest.raises(InputError, match="is an input of this command"):
             check_output(tmp_path / name, "hpcgnn-graph", force=True, inputs=[path])
 
 

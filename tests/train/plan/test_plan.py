@@ -174,7 +174,7 @@ def test_a_header_that_was_changed_is_refused(tmp_path, capsys):
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
         file.attrs["num_edges"] = 19
     assert main.main(["plan", str(path)]) == 2
-    assert "attributes and their checksum differ" in capsys.readouterr().err
+    assert "the attributes don't match their checksum" in capsys.readouterr().err
 
 
 def test_peak_is_the_sum_and_grows_with_what_is_asked():

@@ -104,7 +104,7 @@ def _arrays(frame: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     for name in frame:
         known = names.get(name, name)
         if known in arrays:
-            raise InputError(f"two arrays of the nodes are {known}", value=name)
+            raise InputError(f"two arrays of the nodes are both {known}", value=name)
         arrays[known] = array_of(frame[name])
     return arrays
 

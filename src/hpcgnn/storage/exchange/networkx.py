@@ -64,7 +64,10 @@ def from_networkx(
             if len(set(texts)) == len(ids) and all(texts):
                 arrays["original_ids"] = texts
             else:
-                notes.append("its nodes are numbered: as texts, their names are alike or empty")
+                notes.append(
+                    "its nodes are numbered instead of named, since some of their names are equal "
+                    "as text or empty"
+                )
     nodes = nodes_of(file, arrays, len(ids), form, labels_as=labels_as)
     nodes.notes += notes
     row = {node: k for k, node in enumerate(ids)}

@@ -110,7 +110,7 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
         notes += [f"{name}: {note}" for note in found.notes + some]
         if found.ids or found.names:
             notes.append(
-                f"{name}: ignored: original_ids, as nodes of several types are named TYPE/ROW"
+                f"{name}: original_ids are ignored, since nodes of several types are named TYPE/ROW"
             )
         nodes[name] = typed_nodes(found, count)
     edges = []
@@ -128,7 +128,7 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     arrays = {name: array_of(store[name]) for name in EDGE_NAMES if name in store}
     if "edge_label_index" in store:
         raise InputError(
-            "edge_label_index names pairs beside the edges: put them among the edges, with "
+            "edge_label_index names pairs that are not edges: add them to the edges, with "
             "edge_label and edge_split for each edge",
             file=file,
         )
@@ -157,7 +157,9 @@ def _node_arrays(store: Any, count: int) -> tuple[dict[str, Any], list[str]]:
             arrays[name] = array
         else:
             others.append(name)
-    return arrays, [f"ignored, as they are not of the nodes: {', '.join(others)}"] if others else []
+    return arrays, [
+        f"ignored, since they do not belong to the nodes: {', '.join(others)}"
+    ] if others else []
 
 
 def to_pyg(path: str | Path) -> Data | HeteroData:
@@ -272,7 +274,8 @@ class _Whole:
                 shown += [kinds[t] for t in np.unique(types[self.ends[1, edges]])]
                 if {head, tail} - set(kinds) or (len(edges) and shown != [head, tail]):
                     raise InputError(
-                        f"relation {number} doesn't lead from {head} to {tail}, as edge_types says",
+                        f"relation {number} doesn't lead from {head} to {tail}, which edge_types "
+                        "requires",
                         file=self.path,
                         value=shown,
                     )
