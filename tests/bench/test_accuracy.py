@@ -22,7 +22,7 @@ def test_the_first_epoch_that_reaches_it_counts():
 
 def test_who_does_not_reach_it():
     assert Race.of("a", TRAINING, 0.9).cells() == ["a", "not reached", "3 epochs", "80.00 %"]
-    assert Race.of("b", Training([1.0], [1.0]), 0.9).cells() == ["b", "it scored nothing"]
+    assert Race.of("b", Training([1.0], [1.0]), 0.9).cells() == ["b", "it reported no scores"]
     assert Race.of("c", Training(problem="no pyg-lib"), 0.9).cells() == ["c", "no pyg-lib"]
 
 

@@ -116,7 +116,7 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
     lines = report.lines()
     assert any(line.startswith("hpcgnn, 1 rank x 1 thread") for line in lines)
     assert any(line.split() == ["DGL", "a", "line"] for line in lines)
-    assert lines[-1] == "no peer could train: env/peers.sh makes an environment that has them"
+    assert lines[-1] == "no peer could train: env/peers.sh makes an environment with peers"
     pytest.importorskip("matplotlib")
     outputs = output.Outputs(tmp_path / "r.json", tmp_path / "r.svg", force=False)
     outputs.check()

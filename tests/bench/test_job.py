@@ -44,7 +44,7 @@ def test_a_failure_is_one_line():
 
 def test_one_that_is_killed():
     ended = python("import os; os.kill(os.getpid(), 9)")
-    assert ended.problem == "killed, as for lack of memory"
+    assert ended.problem == "killed, probably for lack of memory"
 
 
 def test_a_program_that_is_not_there(tmp_path):

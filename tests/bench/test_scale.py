@@ -41,7 +41,7 @@ def test_a_step_that_fails_is_one_line_and_the_first_an_error():
     settings = EpochSettings(LAYOUTS, 1, 1)
     report = ScaleReport("strong", ModelShape("sage", 2, 8, 1), settings, rows, 2)
     assert report.lines()[3].split("  ")[-1] == "out of memory"
-    assert report.lines()[-1] == "this machine has 2 cores, which ideals take into account"
+    assert report.lines()[-1] == "this machine has 2 cores, which the ideal takes into account"
     pytest.importorskip("matplotlib")
     assert len(draw.scale(report.as_json()).axes) == 2
     with pytest.raises(HpcgnnError, match="out of memory"):

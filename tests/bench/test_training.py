@@ -66,4 +66,4 @@ def test_a_run(tmp_path):
     assert training.parts == {"forward": 2, "packing": 0.1}
     alike = read_run(tmp_path, LAST.replace("1.5 MB to ", ""))
     assert (alike.peak_bytes, alike.rank_bytes) == (3.5e6, 2e6)
-    assert read_run(tmp_path, "nothing").problem == "its run tells nothing"
+    assert read_run(tmp_path, "nothing").problem == "its run wrote no results"

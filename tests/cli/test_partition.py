@@ -52,7 +52,7 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
     assert report["nodes"] == np.bincount(owner).tolist()
     assert max(report["balance"].values()) < 1.6
     lines = [line for line in result.stdout.splitlines() if not re.match(r"\d\d:\d\d:", line)]
-    assert lines[0].startswith("auto takes parmetis: it is there and fits (ParMETIS")
+    assert lines[0].startswith("auto takes parmetis: it is installed and fits (ParMETIS")
     assert lines[1].split() == ["parmetis", "random"]
     named = {" ".join(line.split()[:2]) for line in lines}
     assert {"edge cut", "communication volume,", "halo nodes,", "balance of"} <= named

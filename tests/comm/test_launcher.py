@@ -50,7 +50,7 @@ def test_one_process_does_without_mpi_where_that_is_said(monkeypatch):
         assert is_forgone()
     assert not is_forgone()
     monkeypatch.setenv(FORGONE, "mpich")
-    with pytest.raises(InputError, match=r"HPCGNN_MPI is none, or not set .*'mpich'"):
+    with pytest.raises(InputError, match=r"HPCGNN_MPI must be none or unset .*'mpich'"):
         is_forgone()
     with forgone():
         assert is_forgone()

@@ -188,7 +188,9 @@ def test_messages_fill_the_buffer(comm, width):
 def test_refusals(comm):
     with pytest.raises(InputError, match="--prefetch must be an integer of at least 1"):
         Ring(comm, prefetch=0)
-    with pytest.raises(InputError, match="--halo-buffer must be bytes, at least 4 KiB"):
+    with pytest.raises(
+        InputError, match="--halo-buffer must be an integer number of bytes, at least 4 KiB"
+    ):
         Ring(comm, halo_buffer=4095)
     ring = Ring(comm, halo_buffer=4096, prefetch=2)
     assert ring.rows_per_message(256, torch.float32) == 1

@@ -141,7 +141,7 @@ def test_a_long_start_is_told_of(monkeypatch, capsys):
     for seconds in (1.0, 9.0, 11.0, 40.0):
         watch._tell(seconds)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("hpcgnn: note: rank 0 waits in the start of MPI for the other ranks")
+    assert line.startswith("hpcgnn: note: rank 0 has waited")
 
 
 def test_a_start_that_the_library_ends_is_told(python):

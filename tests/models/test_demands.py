@@ -42,7 +42,8 @@ def test_one_line_names_it_and_what_quiets_it():
     assert unused == ["weights", "edge-features", "relations"]
     assert note(unused, settings) == (
         "note: edge weights, edge features and relations of the graph are not used by --model "
-        "sage; --ignore edge-features,relations,types,weights says that you know"
+        "sage; silence this note with --ignore edge-features,relations,types,weights says that you "
+        "know"
     )
     assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
     assert Content(False, 0, False, False, True, False).unused(settings) == []

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_by_name():
         "aggregators must be some of": lambda: nn.PNAConv(5, 4, ["median"], ["identity"], DEG),
         "scalers must be some of": lambda: nn.PNAConv(5, 4, ["mean"], [], DEG),
         "multiples of towers": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], DEG, towers=3),
-        "deg must say": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], torch.zeros(3)),
+        "deg must give": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], torch.zeros(3)),
         "the graph has 0 relations": lambda: nn.RGATConv(5, 4, 3)(graph, graph.features),
         "num_blocks can only be None": lambda: nn.RGATConv(5, 4, 3, num_blocks=2),
         "RGATConv: mod can only be": lambda: nn.RGATConv(5, 4, 3, mod="halved"),
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused_by_name():
         "dropout needs mod=None": lambda: nn.RGATConv(5, 4, 3, dropout=0.1, mod="scaled"),
         "GENConv: aggr must be one of": lambda: nn.GENConv(5, 4, aggr=["max", "mean"]),
         "GENConv: norm can only be": lambda: nn.GENConv(5, 4, norm="instance"),
-        "one rank's nodes alone": lambda: nn.DeepGCNLayer(mlp(), torch.nn.BatchNorm1d(5)),
+        "only one rank's nodes": lambda: nn.DeepGCNLayer(mlp(), torch.nn.BatchNorm1d(5)),
         "ckpt_grad can only be False": lambda: nn.DeepGCNLayer(mlp(), ckpt_grad=True),
         "block can only be": lambda: nn.DeepGCNLayer(mlp(), block="highway"),
     }

@@ -102,7 +102,9 @@ def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
     pytest.importorskip("kaminpar")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    with pytest.raises(OutputError, match=r"none: no temporary folder can be made: No such file"):
+    with pytest.raises(
+        OutputError, match=r"none: no temporary folder can be created: No such file"
+    ):
         assign(comm, "kaminpar", make_problem(comm, grid_edges(9, 9), 81, 2))
 
 
@@ -111,7 +113,7 @@ def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
     ("command", "said"),
     [
         ("kill -9 $$", "most likely for lack of memory"),
-        ("echo 'no such graph' >&2; exit 3", "gave up with status 3: no such graph"),
+        ("echo 'no such graph' >&2; exit 3", "failed with status 3: no such graph"),
     ],
 )
 def test_a_process_that_fails_is_told(comm, scratch, monkeypatch, command, said):

@@ -104,7 +104,7 @@ def test_fewer_ranks_call_parmetis_where_all_would_not_fit(comm, parmetis, monke
 def test_training_nodes_can_be_balanced(comm, parmetis):
     """All training nodes in one corner: one weight leaves them in one part, two spread them."""
     if not parmetis.can_balance_several:
-        pytest.skip("PT-Scotch balances one weight only")
+        pytest.skip("PT-Scotch balances only one weight")
     problem = make_problem(
         comm, grid_edges(30, 30), 900, 2, options=PartitionOptions(balance_train=True)
     )
@@ -158,7 +158,7 @@ def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
 @pytest.mark.parametrize(
     ("volume", "most", "said"),
     [
-        (950, 250, "95% of a random partition's: these parts are of little use; try --method kam"),
+        (950, 250, "95% of a random partition's: this partition saves little; try --method kam"),
         (200, 50, "200 rows, 20% of a random partition's"),
         (200, 120, "the busiest part 2 times its share: --refine volume"),
     ],

@@ -79,7 +79,7 @@ def test_gaps_and_repetitions_are_told_and_the_last_record_counts(run_dir, capsy
     assert (content["epochs"], content["best_epoch"], content["best_loss"]) == (9, 1, 1.0)
     assert main.main(["report", str(run_dir)]) == 0
     text = capsys.readouterr().out
-    assert "epoch 3-4, 6-8" in text and "1 records, of which the last counts" in text
+    assert "epoch 3-4, 6-8" in text and "1 records, of which the last one counts" in text
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
@@ -134,7 +134,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path, capsys, kind):
 def test_binary_and_missing_records_are_refused(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     assert main.main(["report", str(run_dir)]) == 2
-    assert "metrics.jsonl: line 1 is no text" in capsys.readouterr().err
+    assert "metrics.jsonl: line 1 is not text" in capsys.readouterr().err
     (run_dir / "metrics.jsonl").unlink()
     assert main.main(["report", str(run_dir)]) == 2
     assert "not a run directory" in capsys.readouterr().err

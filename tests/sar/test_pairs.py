@@ -143,5 +143,5 @@ def test_nothing_follows_an_error_that_one_rank_alone_has_seen(comm, step):
     with pytest.raises(ValueError if rank == 0 else CommunicationError):
         run()
         made.allreduce(np.ones(3), where="later")
-    with pytest.raises(CommunicationError, match="was left by ValueError"):
+    with pytest.raises(CommunicationError, match="was interrupted by ValueError"):
         made.barrier(where="later")

@@ -163,7 +163,7 @@ def test_what_a_checkpoint_says_of_it():
             with pytest.raises(InputError, match="its task can't be"):
                 stored_task(task.stored() | {"width": 5} | large, path, known)
     own = LinkPrediction(6, torch.nn.Bilinear(6, 6, 1)).stored()
-    with pytest.raises(InputError, match=r"its decoder is known to the program alone"):
+    with pytest.raises(InputError, match=r"only the program that trained it knows its decoder"):
         stored_task(own, path)
 
 
@@ -174,5 +174,5 @@ def test_a_graph_with_hidden_edges_in_it_is_refused(comm):
     with pytest.raises(InputError, match=r"task\.prepare\(graph\)"):
         task.loss(full, x, task.targets(full, "train"))
     task.prepare(full)
-    with pytest.raises(InputError, match=r"without those of valid and test"):
+    with pytest.raises(InputError, match=r"without the validation and test edges"):
         task.loss(full, x, task.targets(full, "train"))

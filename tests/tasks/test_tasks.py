@@ -297,7 +297,7 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
         (lambda: MultiClass(3, class_weights=(1, nan, 1)), "each 0 or from 1e-12 to 1e.12"),
         (lambda: MultiClass(3, class_weights="balanced"), "class_weights takes numbers"),
         (lambda: MultiClass(3, class_weights=2), "class_weights takes numbers"),
-        (lambda: MultiClass(3, label_smoothing=nan), "label_smoothing must be from 0 to 1"),
+        (lambda: MultiClass(3, label_smoothing=nan), "label_smoothing must be in \[0, 1\]"),
         (lambda: MultiLabel(2, positive_weights=(-1,)), "positive_weights takes numbers"),
         (lambda: MultiLabel(2.0), "num_outputs must be an integer"),
         (lambda: Regression(1, huber_delta=nan), "huber_delta must be above 0"),
@@ -314,11 +314,11 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
     assert task.class_weights == (1.0, 2.0, 3.0)
     graph = answers(comm, WHOLE.labels)
     rows = task.targets(graph, "train")
-    with pytest.raises(InputError, match="have class 2, and the task 2 outputs"):
+    with pytest.raises(InputError, match="include class 2, but the task has 2 outputs"):
         MultiClass(2).check_targets(graph, rows)
     with pytest.raises(InputError, match="no training node has a label"):
         task.check_targets(graph, rows[:0])
-    with pytest.raises(InputError, match="are 0 for all classes of training"):
+    with pytest.raises(InputError, match="are 0 for all classes in training"):
         MultiClass(3, class_weights=(0, 0, 0)).check_targets(graph, rows)
 
 
@@ -333,14 +333,26 @@ def test_what_does_not_fit_is_refused(comm):
         ("auc", {}, "--metric auc needs two classes"),
         ("mae", {}, "--metric mae doesn't fit classes: choose accuracy, f1"),
         ("auto", {"class_weights": "1,2"}, "class weights must be 3 numbers, one per class"),
-        ("auto", {"class_weights": "0,0,0"}, "--class-weights are 0 for all classes of training"),
+        ("auto", {"class_weights": "0,0,0"}, "--class-weights are 0 for all classes in training"),
         ("auto", {"positive_weights": "2"}, "--positive-weights is for --task labels or edge-l"),
-        ("auto", {"loss": "mae"}, "--loss is for --task values or edge-values, and this is cla"),
-        ("auto", {"node_weights": "w"}, "--node-weights is for --task values, and this is clas"),
-        ("auto", {"negatives": 2}, "--negatives is for --task links, and this is classes"),
-        ("auto", {"kind": "values", "label_smoothing": 0.1}, "and this is values: leave it out"),
+        (
+            "auto",
+            {"loss": "mae"},
+            "--loss is for --task values or edge-values, and this task is cla",
+        ),
+        (
+            "auto",
+            {"node_weights": "w"},
+            "--node-weights is for --task values, and this task is clas",
+        ),
+        ("auto", {"negatives": 2}, "--negatives is for --task links, and this task is classes"),
+        (
+            "auto",
+            {"kind": "values", "label_smoothing": 0.1},
+            "and this task is values: leave it out",
+        ),
         ("auto", {"kind": "links", "target": "speed"}, "--target is for --task classes or labels"),
-        ("auto", {"kind": "edge-values", "node_weights": "w"}, "and this is edge-values"),
+        ("auto", {"kind": "edge-values", "node_weights": "w"}, "and this task is edge-values"),
         ("auto", {"kind": "labels"}, "--task labels doesn't fit what is to be learned"),
         ("auto", {"target": "speed"}, "the graph has no array of this name: none"),
         ("auto", {"kind": "links"}, "--task links needs a split of the edges"),
@@ -349,7 +361,9 @@ def test_what_does_not_fit_is_refused(comm):
         with pytest.raises(InputError, match=words):
             find_task(graph, metric, TaskSettings(**settings))
     for wrong in ("1,-2", "1,1e38", "1,nan", "1,1e-45", ""):
-        with pytest.raises(InputError, match="takes none, balanced, or numbers with commas"):
+        with pytest.raises(
+            InputError, match="takes none, balanced, or numbers separated by commas"
+        ):
             TaskSettings(class_weights=wrong)
     far = answers(comm, WHOLE.labels, y=np.full(len(WHOLE.labels), 1 << 25))
     with pytest.raises(InputError, match=r"at most 16,777,216 classes .found 33554433"):

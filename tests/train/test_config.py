@@ -49,8 +49,8 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
     assert found == former.changed(hidden=16, layers=2)
     assert resolve(parse("--hidden", "16"), str(whole), Config()) == former.changed(hidden=16)
     whole.write_text("{")
-    assert "holds no settings" in refused("/dev/zero")
-    assert "is no JSON" in refused(str(whole))
+    assert "this is not a settings file" in refused("/dev/zero")
+    assert "is not JSON" in refused(str(whole))
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def read_run(run: Path, output: str) -> Training:
     records = [line.record for line in journal.lines(run / "metrics.jsonl") if line.record]
     peaks = _PEAKS.search(output)
     if not records or peaks is None:
-        return Training(problem="its run tells nothing")
+        return Training(problem="its run wrote no results")
     total = float(peaks[5]) * _UNITS[peaks[6]]
     return Training(
         seconds=[record["epoch_seconds"] - record["evaluate_seconds"] for record in records],

@@ -68,7 +68,7 @@ def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
     adds_first = adds_first and settings.blocks == "plain"
     if adds_first or settings.embedding or adversarial:
         raise InputError(
-            "--features-on host needs a model that multiplies the features before all else: "
+            "--features-on host needs a model whose first operation multiplies the features: "
             "gcn, sage (but --aggr max and min), gat, gatv2, transformer, sgc, appnp, dagnn, or "
             "--block res or res+, without --embedding and --adversarial-steps"
         )
@@ -160,8 +160,8 @@ def note(unused: list[str], settings: ModelSettings) -> str:
     names = f"{', '.join(most)} and {last}" if most else last
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
-        f"note: {names} of the graph are not used by --model {settings.kind}; "
-        f"--ignore {ignore} says that you know"
+        f"note: {names} of the graph are not used by --model {settings.kind}; silence this note "
+        f"with --ignore {ignore}"
     )
 
 

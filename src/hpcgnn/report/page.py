@@ -57,7 +57,7 @@ def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
     names = ", ".join(run.folder.name for run in runs)
     parts = [f"<h1>{_text(names)}</h1>"]
     if len(runs) > 1:
-        parts += ["<h2>Beside each other</h2>", _comparison(runs)]
+        parts += ["<h2>Comparison</h2>", _comparison(runs)]
     else:
         parts.append(_facts(runs[0]))
     shown = "".join(

@@ -138,7 +138,7 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
         try:
             line.text.decode()
         except UnicodeDecodeError:
-            raise InputError(f"line {line.number} is no text", file=path) from None
+            raise InputError(f"line {line.number} is not text", file=path) from None
         raise InputError(
             f"line {line.number} was cut off or is not a record of an epoch; `hpcgnn train "
             "--resume` drops "

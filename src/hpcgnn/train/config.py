@@ -273,6 +273,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # syntax, too many digits or nesting
-        raise InputError(f"is no {kind}: {error}", file=path) from error
+        raise InputError(f"is not {kind}: {error}", file=path) from error
     from_mapping(values, path)
     return _flattened(values)

@@ -36,8 +36,8 @@ def test_one_rank_leaves(python):
     outcome = python(3, "-c", SCRIPT.format(fault="sys.exit()"))
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.errors == [
-        "hpcgnn: error: rank 1: came to the end of the program while rank 0 waits in "
-        "'waiting for all'"
+        "hpcgnn: error: rank 1: reached the end of the program while rank 0 waits in 'waiting for "
+        "all'"
     ]
 
 

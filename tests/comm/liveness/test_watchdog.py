@@ -33,7 +33,7 @@ def test_a_blocked_rank_is_given_ten_limits(silent, capsys):
     dog, _ = silent
     dog.examine([0, 1], "ring", LIMIT, LIMIT)
     dog.examine_silent([0, 1], "library", LIMIT, LIMIT)
-    assert "answers nothing, its process is there" in capsys.readouterr().err
+    assert "does not answer, its process exists" in capsys.readouterr().err
     for examine in (dog.examine, dog.examine_silent):
         with pytest.raises(LostRank, match=r"rank 1 .* stopped answering"):
             examine([0, 1], "ring", 10 * LIMIT, LIMIT)

@@ -212,7 +212,7 @@ def test_memory_that_other_processes_cannot_read_is_not_given_to_mpi(comm, monke
     assert sizes == ([1 << 10, 1 << 21] if comm.size > 1 else [])
     if comm.rank == comm.size - 1:
         monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native, expandable_segments : True")
-    assert "expandable_segments: take it out of PYTORCH_ALLOC_CONF" in choice.why_not(comm, cpu)
+    assert "expandable_segments: remove it from PYTORCH_ALLOC_CONF" in choice.why_not(comm, cpu)
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)

@@ -150,8 +150,7 @@ def check_place(path: Path, *, group: bool = False) -> None:
             if _others_can_write(status, child, group):
                 raise InputError(
                     f"isn't loaded, since other users can write to {place}: `chmod o-w` it, or "
-                    "move the library; where its group is to be trusted, name it with "
-                    "HPCGNN_PARMETIS",
+                    "move the library; if you trust its group, name it with HPCGNN_PARMETIS",
                     file=path,
                 )
             child = status
