@@ -297,7 +297,7 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
         (lambda: MultiClass(3, class_weights=(1, nan, 1)), "each 0 or from 1e-12 to 1e.12"),
         (lambda: MultiClass(3, class_weights="balanced"), "class_weights takes numbers"),
         (lambda: MultiClass(3, class_weights=2), "class_weights takes numbers"),
-        (lambda: MultiClass(3, label_smoothing=nan), "label_smoothing must be in \[0, 1\]"),
+        (lambda: MultiClass(3, label_smoothing=nan), r"label_smoothing must be in \[0, 1\]"),
         (lambda: MultiLabel(2, positive_weights=(-1,)), "positive_weights takes numbers"),
         (lambda: MultiLabel(2.0), "num_outputs must be an integer"),
         (lambda: Regression(1, huber_delta=nan), "huber_delta must be above 0"),

@@ -78,7 +78,6 @@ def _check(path: Path, *, force: bool) -> None:
     except InputError:
         raise InputError(
             "exists and was not written by hpcgnn bench machine, so --force doesn't replace it: "
-            "choose "
-            "another name, or remove it",
+            "choose another name, or remove it",
             file=path,
         ) from None

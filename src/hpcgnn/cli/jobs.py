@@ -33,8 +33,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
         if target.is_symlink() or not _is_ours(target):
             raise InputError(
                 "exists and is not a folder of hpcgnn's job scripts, so --force doesn't replace "
-                "it: "
-                "choose another folder, or remove it",
+                "it: choose another folder, or remove it",
                 file=target,
             )
         if target.samefile(source):

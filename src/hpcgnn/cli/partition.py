@@ -25,9 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         default="auto",
         help="auto (default: parmetis where it is installed and fits, else kaminpar, else "
-        "streaming), "
-        "parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, in little "
-        "memory), random, block (in the order of the file)",
+        "streaming), parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, "
+        "in little memory), random, block (in the order of the file)",
     )
     parser.add_argument(
         "-o", "--out", type=file_name, help="file to write (default: partitions/NAME.pP.h5)"

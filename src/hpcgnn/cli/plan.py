@@ -235,8 +235,8 @@ def _text(
         which = [str(plan.ranks) for plan in found.plans if plan.fits]
         fits = "yes" if len(which) == len(found.plans) else ", ".join(which) or "no"
         lines.append(
-            f"  fits in {_size(found.limit, args, 0)} per rank: {fits}; "
-            f"fewest ranks: {found.fewest or 'none'}"
+            f"  fits in {_size(found.limit, args, 0)} per rank: {fits}; fewest ranks: "
+            f"{found.fewest or 'none'}"
         )
     return lines
 

@@ -226,8 +226,7 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
         degree_N,
         "the weights into {count} nodes, self-loops included, do not sum to a finite number above "
         "0 (node {node} is the first), so they can't be normalised; use weights above 0, or a "
-        "model "
-        "without this normalisation",
+        "model without this normalisation",
     )
 
 

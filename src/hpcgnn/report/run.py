@@ -141,8 +141,7 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
             raise InputError(f"line {line.number} is not text", file=path) from None
         raise InputError(
             f"line {line.number} was cut off or is not a record of an epoch; `hpcgnn train "
-            "--resume` drops "
-            "it",
+            "--resume` drops it",
             file=path,
         )
     record |= {n: None for n in SETS if record.get(n) != record.get(n)}  # undefined: no JSON

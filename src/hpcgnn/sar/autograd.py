@@ -59,8 +59,8 @@ def _changes_explained() -> Iterator[None]:
         raise RuntimeError(
             "in backward a layer of hpcgnn reads its input, and attention also its output, but one "
             "of these was changed in place: before and after the layer use operations that make a "
-            "new tensor (torch.relu(x) for relu_ and ReLU(inplace=True), y = y + b for "
-            f"y += b). torch says: {error}"
+            "new tensor (torch.relu(x) for relu_ and ReLU(inplace=True), y = y + b for y += b). "
+            f"torch says: {error}"
         ) from None
 
 

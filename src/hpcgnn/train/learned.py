@@ -124,8 +124,8 @@ class Learned:
             if compiled and any(_is_ours(inner) for inner in module.modules()):
                 raise InputError(
                     f"{name or 'the model'} is compiled by torch.compile, which can't trace layers "
-                    "that send messages: leave it out, or compile only parts of the "
-                    "model without layers of hpcgnn"
+                    "that send messages: leave it out, or compile only parts of the model without "
+                    "layers of hpcgnn"
                 )
         modules = list(self.modules[""].named_modules())
         foreign = [(name, module) for name, module in modules if _is_of_pyg(module)]

@@ -52,8 +52,7 @@ class TrainingSettings(Section):
     monitor: str = defining(
         "auto",
         "what --patience and the choice of the best epoch follow: a metric of the validation "
-        "nodes, "
-        "`valid_loss`, or `loss` of training; auto: the reported metric",
+        "nodes, `valid_loss`, or `loss` of training; auto: the reported metric",
     )
     better: str = defining(
         "auto", "which values of --monitor are better", ("auto", "larger", "smaller")

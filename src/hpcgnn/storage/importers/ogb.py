@@ -32,8 +32,8 @@ _INVERSE = (
     "relation; without it, node types that are never a target receive no messages"
 )
 _REVERSES = (
-    "edges are read as they are: use --symmetrise where OGB's own loader adds the reverses"
-    " (ogbn-products, ogbn-proteins)"
+    "edges are read as they are: use --symmetrise where OGB's own loader adds the reverses "
+    "(ogbn-products, ogbn-proteins)"
 )
 _TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-edge-list")
 

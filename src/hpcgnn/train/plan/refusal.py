@@ -48,8 +48,7 @@ def explained(
         wanted = requested(str(error))
         raise OutOfMemoryError(
             f"rank {graph.ring.comm.rank} could not allocate {human(wanted)} of host memory; start "
-            "more "
-            "ranks on more machines, or see `hpcgnn plan`"
+            "more ranks on more machines, or see `hpcgnn plan`"
         ) from None
 
 
@@ -76,8 +75,8 @@ def refusal(
     if needed is not None:
         advice = f"{needed} ranks with one GPU each would fit according to `hpcgnn plan`"
     return (
-        f"out of GPU memory: rank {rank} asked for {human(wanted)} with {human(held)} in use "
-        f"of {human(total)}; {advice}; {remedy}"
+        f"out of GPU memory: rank {rank} asked for {human(wanted)} with {human(held)} in use of "
+        f"{human(total)}; {advice}; {remedy}"
     )
 
 
