@@ -20,7 +20,7 @@ from hpcgnn.errors import InputError, printable, say
         ("graph\udcff.h5", r"graph\udcff.h5"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
+def test_terminal_control_sequences_are_escaped(text, shown, capsys):
     shown = text if shown is None else shown
     assert printable(text) == printable(shown) == shown
     say(text, text)
@@ -31,11 +31,11 @@ def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
     assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
 
 
-def test_values_of_any_length_leave_a_line_that_can_be_read():
+def test_long_values_are_shortened():
     text = str(InputError("must be a number", value="9" * 5000))
     assert len(text) < 250 and text.startswith("must be a number (found '999")
 
 
-def test_too_many_open_files_are_one_line_that_says_what_to_do():
+def test_too_many_open_files_are_reported_in_one_line_with_advice():
     failure = Failure.of(OSError(errno.EMFILE, "Too many open files"))
     assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line

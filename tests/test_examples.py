@@ -79,7 +79,7 @@ def test_examples_learn(comm, part, name):
         )
 
 
-def test_what_the_page_on_models_shows_trains(comm, part, monkeypatch):
+def test_the_models_of_the_page_on_models_train(comm, part, monkeypatch):
     program, losses = (code for _, code in blocks("python", "docs/your_model.md"))
     assert "epochs=100" in program
     monkeypatch.chdir(part.parent)
@@ -97,7 +97,7 @@ def test_what_the_page_on_models_shows_trains(comm, part, monkeypatch):
     assert len(records(Path("runs/several"))) == 2
 
 
-def test_a_resumed_run_goes_on_where_it_is_logged(comm, part, monkeypatch):
+def test_a_resumed_run_continues_its_log(comm, part, monkeypatch):
     """In one run there, by its id, with the steps and names that the epochs have here."""
     opened, steps = [], []
 
@@ -160,7 +160,7 @@ def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> li
     return losses
 
 
-def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
+def test_a_pyg_script_is_ported_by_changing_its_imports(comm, shared_path, tmp_path):
     pytest.importorskip("torch_geometric")
     moved, original = load("moved_from_pyg"), in_pyg(tmp_path)
     data = moved["make_graph"](nodes=1000)
@@ -199,7 +199,7 @@ def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
     assert expected[-1] < 0.9 * expected[0]
 
 
-def test_the_moved_script_runs(comm, shared_path, monkeypatch):
+def test_the_ported_script_runs(comm, shared_path, monkeypatch):
     pytest.importorskip("torch_geometric")
     script = load("moved_from_pyg")
     small = script["make_graph"](nodes=200)

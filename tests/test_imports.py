@@ -63,7 +63,7 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def test_every_room_has_its_place():
+def test_every_package_has_a_level():
     assert {room_of(module) for module in MODULES} <= LEVEL.keys()
 
 
@@ -79,7 +79,7 @@ def test_imports_point_downward(module):
     assert not upward
 
 
-def test_no_circles():
+def test_there_are_no_import_cycles():
     graph = {module: imports(module) for module in MODULES if module != "hpcgnn"}
     try:
         list(TopologicalSorter(graph).static_order())
@@ -87,7 +87,7 @@ def test_no_circles():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_no_module_stands_beside_a_folder_of_its_name():
+def test_no_module_has_the_name_of_a_folder_beside_it():
     folders = {path for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not {path for path in folders if path.with_suffix(".py").exists()}
 

@@ -54,7 +54,7 @@ def changed_by(node: ast.AST) -> str | None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_function_changes_what_its_module_names(module):
+def test_no_function_changes_module_state(module):
     assert not changes(MODULES[module].read_text(encoding="utf-8"))
 
 
@@ -70,5 +70,5 @@ def test_no_function_changes_what_its_module_names(module):
         ("return KEPT[1]", 0),
     ],
 )
-def test_changes_are_found(line, count):
+def test_changes_of_module_state_are_detected(line, count):
     assert len(changes(f"KEPT = {{}}\ndef f():\n    {line}\n")) == count

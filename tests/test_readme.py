@@ -91,7 +91,7 @@ def commands(script: str) -> Iterator[tuple[int, list[str]]]:
             yield ranks, words[1:]
 
 
-def test_commands_for_one_machine_run(mpirun, tmp_path, monkeypatch):
+def test_commands_of_the_readme_run_on_one_machine(mpirun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
@@ -159,7 +159,7 @@ def test_commands_for_contributors_run(shell):
 @pytest.mark.parametrize(
     "document", ["README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/accuracy.md"]
 )
-def test_commands_that_are_not_run_parse_and_exist(document):
+def test_commands_that_the_tests_do_not_run_are_valid(document):
     kept = [(remark, code) for remark, code in blocks("sh", document) if remark]
     assert kept
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -185,7 +185,7 @@ def test_commands_of_the_page_on_layers_run(comm, tmp_path, monkeypatch):
         call(comm, importlib.import_module(f"hpcgnn.cli.{verb}"), *options)
 
 
-def test_every_snippet_runs_or_says_why_not():
+def test_every_snippet_runs_or_is_marked_with_a_reason():
     """Of each page, a test takes the snippets; one that no test takes is marked."""
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     taken = set(re.findall(r'blocks\("(\w+)", "([\w./]+)"\)', tests)) | {("python", "README.md")}
@@ -199,7 +199,7 @@ def test_every_snippet_runs_or_says_why_not():
         assert re.findall(commands, prose, re.MULTILINE) == [], name  # in blocks, to be marked
 
 
-def test_a_graph_written_as_the_page_says_is_read(tmp_path, monkeypatch):
+def test_a_graph_written_as_documented_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ((_, code),) = blocks("python", "docs/file_formats.md")
     exec(code, {})
@@ -229,7 +229,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
+def test_link_targets_exist(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if target.startswith("http"):
             continue
@@ -240,7 +240,7 @@ def test_links_lead_somewhere(document):
             assert heading in anchors(found.read_text(encoding="utf-8")), target
 
 
-def test_files_that_contributors_are_told_of_exist():
+def test_files_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", text)
     assert named
@@ -248,7 +248,7 @@ def test_files_that_contributors_are_told_of_exist():
         assert "NAME" in path or (ROOT / path).exists(), path
 
 
-def test_the_changelog_and_the_citation_say_when():
+def test_the_changelog_and_the_citation_have_dates():
     log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d[\w.]*)\](.*)$", log, re.MULTILINE)
     assert released and all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in released)
@@ -258,7 +258,7 @@ def test_the_changelog_and_the_citation_say_when():
     assert f"\ndate-released: {date.removeprefix(' - ')}\n" in citation
 
 
-def test_messages_are_those_of_the_program():
+def test_documented_messages_exist_in_the_program():
     table = text_of("failures.md").partition("| message |")[2]
     sources = [*(ROOT / "src").rglob("*.py"), ROOT / "jobs" / "launch.sh"]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
@@ -270,7 +270,7 @@ def test_messages_are_those_of_the_program():
         assert message in text, message
 
 
-def test_verbs_and_options_are_those_of_the_program():
+def test_documented_verbs_and_options_exist_in_the_program():
     text = text_of("options.md")
     table = text[text.index("| verb |") : text.index("## Options of")]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.MULTILINE)

@@ -13,7 +13,7 @@ from tests.cli.verbs import call
 pytestmark = pytest.mark.mpi
 
 
-def test_its_file_is_read(comm, shared_path, monkeypatch):
+def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     for name, value in (
         ("_WIDTHS", (8, 16)),
         ("_ROWS_OF", {"few": 40, "many": 80}),

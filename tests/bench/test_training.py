@@ -13,7 +13,7 @@ LAST = (
 )
 
 
-def test_an_answer():
+def test_a_peers_answer_is_parsed():
     training = read_answer(ANSWER)
     assert training == Training([2, 1], [4, 3], 250, 250, release="DGL 1")
     scored = read_answer({**ANSWER, "scores": [None, 0.5]})
@@ -34,7 +34,7 @@ def test_a_peer_that_fails(change, problem):
     assert problem in read_answer(ANSWER | change).problem
 
 
-def test_a_peer_without_its_library_says_so(tmp_path):
+def test_a_peer_without_its_library_reports_that(tmp_path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho \'{"problem": "No module named dgl"}\'\n')
     fake.chmod(0o755)
@@ -42,7 +42,7 @@ def test_a_peer_without_its_library_says_so(tmp_path):
     assert peers[0].train().problem == "No module named dgl"
 
 
-def test_a_run(tmp_path):
+def test_the_results_of_a_run_are_read(tmp_path):
     records = [
         {
             "epoch": e,

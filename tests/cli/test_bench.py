@@ -19,7 +19,7 @@ SIZES = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4"
 
 
 @pytest.mark.slow
-def test_kernels_by_the_job_without_slurm_on_one_rank(tmp_path):
+def test_the_job_script_measures_kernels_without_slurm_on_one_rank(tmp_path):
     file = tmp_path / "kernels.json"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
     kept |= {"HPCGNN_HOME": str(JOB.parents[1]), "HPCGNN_VENV": sys.prefix, "HPCGNN_RANKS": "2"}
@@ -72,12 +72,12 @@ def test_sizes_are_checked(mpirun):
         (("ring", "--sizes", "many"), "many"),
     ],
 )
-def test_refusals(mpirun, options, words):
+def test_invalid_options_are_refused(mpirun, options, words):
     done = mpirun(0, "bench", *options)
     refused(done, words)
 
 
-def test_a_former_file_is_kept(mpirun, tmp_path):
+def test_an_existing_file_is_kept(mpirun, tmp_path):
     file = tmp_path / "found.json"
     file.touch()
     refused(mpirun(0, "bench", "epoch", "--json", file), "exists already")
@@ -94,7 +94,7 @@ def test_the_ring_starts_its_ranks(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_peer_that_runs_out_of_memory_is_left_behind():
+def test_a_peer_that_runs_out_of_memory_is_skipped():
     worker = Worker("torch.sparse", Case(300, 2000, 8, 2, 4))
     operation = worker.operations[0]
     time_it = worker.timer(operation)

@@ -54,7 +54,7 @@ def test_pipes_of_the_shell_are_read(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("format", ["planetoid", "ogb", "parquet"])
-def test_named_pipes_in_folders_are_not_waited_for(format, tmp_path, capsys):
+def test_named_pipes_in_folders_do_not_block(format, tmp_path, capsys):
     folder = tmp_path / "source"
     (folder / "raw").mkdir(parents=True)
     parts = ["x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"]
@@ -111,7 +111,7 @@ def source(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["numbers", "named"])
-def test_any_number_of_ranks_writes_the_same_bits(kind, mpirun, tmp_path, monkeypatch):
+def test_the_file_is_the_same_from_any_number_of_ranks(kind, mpirun, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     ends = rng.integers(0, 10**7, (600_000, 2))  # two pieces of text
     names = ["source", "target", "weight"] if kind == "named" else None
@@ -132,7 +132,7 @@ def test_any_number_of_ranks_writes_the_same_bits(kind, mpirun, tmp_path, monkey
     assert [path.name for path in (tmp_path / "3").iterdir()] == ["g.h5"]
 
 
-def test_two_ranks_do_not_disturb_each_other(mpirun, source, tmp_path):
+def test_two_ranks_write_one_file(mpirun, source, tmp_path):
     done = mpirun(2, "convert", source, tmp_path / "g.h5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 nodes, 2 edges") == 1
@@ -167,12 +167,12 @@ def run(capfd):
         (["--unknown"], "unrecognized arguments"),
     ],
 )
-def test_bad_options(run, source, tmp_path, options, message):
+def test_bad_options_are_refused(run, source, tmp_path, options, message):
     status, said = run(source, tmp_path / "g.h5", *options)
     assert status == 2 and message in said and said.count("\n") == 1
 
 
-def test_places_that_can_not_be_written(run, source, tmp_path):
+def test_outputs_that_cannot_be_written_are_refused(run, source, tmp_path):
     out = tmp_path / "g.h5"
     out.write_text("precious")
     for target, message in (
@@ -210,7 +210,7 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
         assert graph.config["format"] == "edges" and graph.config["force"] is True
 
 
-def test_formats_without_a_telling_name(run, source, tmp_path):
+def test_formats_that_the_name_does_not_show(run, source, tmp_path):
     path = source.rename(source.with_name("graph.dat"))
     status, said = run(path, tmp_path / "g.h5")
     assert status == 2 and "say --format npz|edges|" in said
@@ -220,7 +220,7 @@ def test_formats_without_a_telling_name(run, source, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk(tmp_path):
+def test_a_full_disk_leaves_no_file(tmp_path):
     """A limit on the size of files stands for a disk without space."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "e.npy", rng.integers(0, 5000, (2, 400_000)))
@@ -258,7 +258,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_by_a_job_that_is_stopped(tmp_path, number):
+def test_a_stopped_job_leaves_no_files(tmp_path, number):
     """The conversion is held before the edges are written."""
     (tmp_path / "g.txt").write_text("0 1\n")
     process = subprocess.Popen(

@@ -40,7 +40,7 @@ def run(capsys, *argv: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
+def test_lines_show_the_start_and_the_end_of_each_stage(capsys, tmp_path):
     argv = ["generate", "sbm", str(tmp_path / "g.h5"), "--nodes", "100"]
     argv += ["--degree", "4", "--force"]
     first, result = run(capsys, *argv)
@@ -66,7 +66,7 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
         (["g.h5", "--help-all"], ""),
     ],
 )
-def test_it_is_said_what_begins_before_the_verb_is_loaded(capsys, monkeypatch, options, wanted):
+def test_the_first_line_comes_before_the_verb_is_loaded(capsys, monkeypatch, options, wanted):
     said: list[str] = []
 
     def load(verb: str) -> None:
@@ -78,7 +78,7 @@ def test_it_is_said_what_begins_before_the_verb_is_loaded(capsys, monkeypatch, o
     assert said[0].endswith(wanted) and bool(said[0]) == bool(wanted)
 
 
-def test_the_stages_of_a_conversion(capsys, tmp_path):
+def test_a_conversion_shows_its_stages(capsys, tmp_path):
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n2 0\n")
     lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
     assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'} {tmp_path / 'g.h5'}")
@@ -93,7 +93,7 @@ def test_the_stages_of_a_conversion(capsys, tmp_path):
     assert "100 % of 3 nodes" in lines[-3]
 
 
-def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
+def test_a_long_stage_reports_progress(capsys, monkeypatch):
     monkeypatch.setattr(displays, "_EVERY", -1.0)
     with displays.Lines().stage("count", 3, "sheep") as stage:
         stage.advance()
@@ -104,7 +104,7 @@ def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [displays.Lines, displays.Quiet])
-def test_names_are_shown_and_not_obeyed(capsys, monkeypatch, kind):
+def test_control_characters_in_names_are_escaped(capsys, monkeypatch, kind):
     monkeypatch.setattr(displays, "_EVERY", -1.0)
     display = kind()
     with display.stage("write \x1b[2Kp.h5"):
@@ -116,7 +116,7 @@ def test_names_are_shown_and_not_obeyed(capsys, monkeypatch, kind):
 
 
 @pytest.mark.mpi
-def test_only_the_first_rank_speaks(comm, shared_path, capsys):
+def test_only_rank_0_prints(comm, shared_path, capsys):
     call(comm, generate, "sbm", shared_path / "g.h5", "--nodes", 100, "--degree", 4)
     assert len(capsys.readouterr().out.splitlines()) == (comm.rank == 0)
 

@@ -36,7 +36,7 @@ def test_every_verb_has_three_examples_that_parse():
 
 
 @pytest.mark.parametrize("verb", EVERYDAY)
-def test_rare_options_are_shown_by_help_all_only(verb, capsys):
+def test_only_help_all_shows_rare_options(verb, capsys):
     short, long = shown(capsys, verb, "--help"), shown(capsys, verb, "--help-all")
     assert f"more options: hpcgnn {verb} --help-all" in short
     assert "more options" not in long and len(short) < 0.75 * len(long)
@@ -117,13 +117,13 @@ def test_everyday_options_exist():
         (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
 )
-def test_near_words_are_offered(argv, said, capsys):
+def test_similar_words_are_suggested(argv, said, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
 
 
-def test_a_shell_can_complete(capsys, tmp_path):
+def test_completion_scripts_are_printed(capsys, tmp_path):
     pytest.importorskip("shtab")
     script = tmp_path / "hpcgnn.bash"
     script.write_text(shown(capsys, "--print-completion", "bash"))
@@ -150,7 +150,7 @@ def test_a_shell_can_complete(capsys, tmp_path):
     assert "knows bash" in capsys.readouterr().err
 
 
-def test_new_writes_a_model_once(tmp_path, capsys):
+def test_new_writes_a_model_and_keeps_an_existing_file(tmp_path, capsys):
     path = tmp_path / "mine.py"
     assert main(["new", str(path)]) == 0
     compile(path.read_text(), str(path), "exec")
@@ -168,7 +168,7 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert kept.read_text() == "y = 2\n"
 
 
-def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
+def test_job_scripts_are_copied_completely_and_only_once(tmp_path, capsys):
     assert main(["jobs", str(tmp_path)]) == 0
     assert "train.sbatch GRAPH.h5 --run-dir runs/" in "".join(capsys.readouterr())
     names = {path.name for path in (tmp_path / "jobs").iterdir()}
@@ -193,7 +193,7 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", ["new", "jobs"])
-def test_a_full_disk_leaves_nothing_behind(verb, tmp_path, capsys):
+def test_a_full_disk_leaves_no_files(verb, tmp_path, capsys):
     place = tmp_path / ("m.py" if verb == "new" else "jobs")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))

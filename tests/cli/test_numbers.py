@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
         if not is_setting(verb, option)
     ],
 )
-def test_an_option_of_a_verb(folder, monkeypatch, capsys, verb, option):
+def test_hostile_numbers_for_options_of_verbs(folder, monkeypatch, capsys, verb, option):
     monkeypatch.chdir(folder)
     for value in HOSTILE:
         status = main([verb, *BASE[verb], f"{option}={value}"])
@@ -83,7 +83,7 @@ def test_an_option_of_a_verb(folder, monkeypatch, capsys, verb, option):
 @pytest.mark.parametrize(
     "name", [n for n, p in options().items() if type(p.setting.default) in (int, float)]
 )
-def test_a_setting(name):
+def test_hostile_numbers_for_settings(name):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train.add_arguments(parser)
     for value in HOSTILE:
@@ -97,7 +97,7 @@ def test_a_setting(name):
 
 
 @pytest.mark.parametrize("what", ["kernels", "ring", "epoch", "scale", "accuracy"])
-def test_an_option_of_bench(what, capsys):
+def test_hostile_numbers_for_options_of_bench(what, capsys):
     parser = argparse.ArgumentParser()
     bench.WHATS[what][1](parser)
     for action in parser._actions:
@@ -106,7 +106,7 @@ def test_an_option_of_bench(what, capsys):
             assert capsys.readouterr().err.count("hpcgnn: error: ") == 1, (action.dest, value)
 
 
-def test_all_verbs_with_numbers_are_here():
+def test_all_verbs_with_numeric_options_are_tested():
     others = {"train", "bench"}  # above; the rest takes none
     found = {verb for verb in VERBS if numeric_options(verb)}
     assert found - others == set(BASE)

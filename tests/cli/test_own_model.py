@@ -146,7 +146,7 @@ def test_files_that_differ_between_ranks_are_refused(comm, folder, monkeypatch, 
         sys.modules.pop(name, None)
 
 
-def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
+def test_unusable_models_are_refused_in_one_line(comm, folder, mpirun):
     part = folder / "part.h5"
     for model, words, status in (
         (f"{folder}/absent.py:Net", "absent.py: no such file", 2),
@@ -214,7 +214,7 @@ def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, wa
     assert len(ended) == 1 and time.time() - ended[0] < 60
 
 
-def test_settings_by_set(comm, folder, mpirun):
+def test_settings_given_by_set(comm, folder, mpirun):
     part = folder / "part.h5"
     common = ("train", part, "--model", "gcn", "--layers", 1, "--epochs", 1)
     for text, words in (

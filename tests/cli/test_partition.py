@@ -71,7 +71,7 @@ def shared_grid(comm, shared_path) -> Path:
 @pytest.mark.mpi
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("method", ["streaming", "random", "block"])
-def test_parts_need_not_be_ranks(comm, shared_grid, parts, method):
+def test_number_of_parts_may_differ_from_number_of_ranks(comm, shared_grid, parts, method):
     out = shared_grid.parent / "new" / "out.h5"
     options = ("--parts", parts, "--method", method, "-o", out, "--seed", 3)
     call(comm, partition, shared_grid, *options)
@@ -94,7 +94,7 @@ def test_the_file_is_the_same_from_any_number_of_ranks(comm, shared_grid):
 
 
 @pytest.mark.parametrize("name", ["4elt", "rgg_n_2_15_s0"])
-def test_known_graphs_are_cut_as_metis_does(mpirun, data, tmp_path, parmetis, name):
+def test_known_graphs_are_cut_as_well_as_by_metis(mpirun, data, tmp_path, parmetis, name):
     """METIS cuts 4elt into four at about 350 and rgg at about 520 undirected edges."""
     graph = tmp_path / f"{name}.h5"
     assert mpirun(0, "convert", data / "metis" / f"{name}.graph", graph).returncode == 0
@@ -107,7 +107,7 @@ def test_known_graphs_are_cut_as_metis_does(mpirun, data, tmp_path, parmetis, na
 
 
 @pytest.mark.slow
-def test_arxiv_at_four_parts(mpirun, data, tmp_path, parmetis):
+def test_arxiv_in_four_parts_is_good_and_needs_little_memory(mpirun, data, tmp_path, parmetis):
     """At most a quarter of a random partition's volume, edges within 1.3, below 3 GB in all."""
     graph, out, features = (tmp_path / name for name in ("arxiv.h5", "out.h5", "x.npy"))
     np.save(features, np.random.default_rng(0).normal(size=(169_343, 128)).astype(np.float32))
@@ -170,7 +170,7 @@ def test_bad_graphs_are_refused_and_nothing_is_left(comm, shared_grid):
 
 
 @pytest.mark.mpi
-def test_no_usable_parmetis_is_told_with_the_other_methods(comm, shared_grid, monkeypatch, capsys):
+def test_the_error_without_parmetis_names_the_other_methods(comm, shared_grid, monkeypatch, capsys):
     out = shared_grid.with_name("out.h5")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(shared_grid.with_name("nowhere.so")))
     words = "nowhere.so.*HPCGNN_PARMETIS.*kaminpar, streaming, random or block"

@@ -39,7 +39,7 @@ def parts(comm, shared_path, monkeypatch) -> Path:
 
 
 @pytest.mark.mpi
-def test_an_output_that_cant_be_made_ends_all_ranks(comm, parts, capsys):
+def test_an_output_that_cannot_be_created_ends_all_ranks(comm, parts, capsys):
     """At once: the other ranks don't wait in an exchange."""
     if comm.rank == 0:
         Path("file").touch()
@@ -87,7 +87,7 @@ def test_only_predictions_are_replaced(comm, parts):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
-def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
+def test_the_split_is_that_of_training_by_default(comm, parts, capsys, options):
     """Unless another is asked for; labels as input and smoothing read those of its nodes."""
     call(
         comm,
@@ -123,7 +123,7 @@ def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
 
 
 @pytest.mark.mpi
-def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
+def test_features_are_kept_where_training_kept_them(comm, parts, monkeypatch):
     """Features where a GPU that can't hold them found room; on this machine, without a backward."""
     call(
         comm,
@@ -177,7 +177,7 @@ def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
 @pytest.mark.mpi
 @pytest.mark.parametrize("call_name", ["pwrite", "fsync"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, after):
+def test_a_full_disk_ends_all_ranks(comm, parts, monkeypatch, call_name, after):
     real, calls = getattr(os, call_name), []
 
     def full(*args):
@@ -202,7 +202,7 @@ def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, a
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("first", [0, 57])
-def test_predictions_that_are_not_finite_are_told_of(comm, parts, monkeypatch, capfd, first):
+def test_predictions_that_are_not_finite_are_reported(comm, parts, monkeypatch, capfd, first):
     propagation = predictions.label_propagation
 
     def spoiled(graph, *arguments):

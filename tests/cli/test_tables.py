@@ -49,7 +49,7 @@ def write_tables(rng: np.random.Generator) -> dict[str, str]:
 
 
 @pytest.mark.mpi
-def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
+def test_the_commands_of_the_tables_page_run(comm, shared_path, monkeypatch, capsys):
     monkeypatch.chdir(shared_path)
     truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
     comm.barrier()
@@ -121,7 +121,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
 
 
 @pytest.mark.mpi
-def test_classes_of_edges_come_back_by_name(comm, shared_path, monkeypatch):
+def test_edge_classes_are_predicted_by_name(comm, shared_path, monkeypatch):
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         rng = np.random.default_rng(0)

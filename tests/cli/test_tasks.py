@@ -104,7 +104,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_learned_and_predicted(comm, parts, task):
+def test_every_task_trains_resumes_and_predicts(comm, parts, task):
     """On the graph that was trained on, and on one without labels, split or ids of its own."""
     options = ("--task", task, *CASES[task], *SETTINGS)
     call(comm, train, "known.p.h5", *options, "--epochs", 1, "--run-dir", "run")
@@ -146,7 +146,7 @@ def test_learned_and_predicted(comm, parts, task):
     comm.barrier()
 
 
-def test_links_that_are_written_are_held_out(comm, parts):
+def test_predicted_links_are_the_held_out_ones(comm, parts):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
     with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
@@ -161,7 +161,7 @@ def test_links_that_are_written_are_held_out(comm, parts):
         assert 0.4 < (split == 1).mean() < 0.8
 
 
-def test_pairs_that_are_asked_for(comm, parts):
+def test_given_pairs_are_predicted(comm, parts):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     ends = np.random.default_rng(3).integers(0, N, (17, 2))
     if comm.rank == 0:
@@ -232,7 +232,7 @@ def read_ids(path: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("task", "endings"), [("edge-classes", (".npz", ".csv")), ("links", (".parquet", ".h5"))]
 )
-def test_names_come_back(comm, named, task, endings):
+def test_edges_and_pairs_are_written_by_name(comm, named, task, endings):
     """Of edges, and of pairs that are asked for by them, also where a rank has none."""
     call(comm, train, "named.p.h5", "--task", task, *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     with h5py.File("named.h5") as graph:
@@ -259,7 +259,7 @@ def test_names_come_back(comm, named, task, endings):
     assert len(read_ids(out)) == len(told)
 
 
-def test_names_that_no_node_has(comm, named):
+def test_unknown_node_names_are_refused(comm, named):
     call(comm, train, "named.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     for ends, words in (
         ((named[0], "nobody"), r"no node has this id \(found 'nobody'\)"),
@@ -279,7 +279,7 @@ def test_names_that_no_node_has(comm, named):
         comm.barrier()
 
 
-def test_what_does_not_fit_is_refused(comm, parts):
+def test_mismatched_options_are_refused(comm, parts):
     for options, words in (
         (("--task", "links", "--metric", "mae"), "--metric mae doesn't fit links: choose mrr"),
         (("--task", "values", "--target", "mass"), "no array of this name: speed"),

@@ -85,7 +85,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.mpi
-def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
+def test_stopped_and_resumed_runs_give_the_same_result(comm, alone, graph):
     """Bit-identical on the same ranks; within rounding where another number goes on.
 
     Settings and graph are those of the run, where none are given.
@@ -111,7 +111,7 @@ def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
 
 
 @pytest.mark.mpi
-def test_training_replaces_only_partitions_of_its_own(comm, graph):
+def test_training_replaces_only_partitions_that_training_made(comm, graph):
     parts = Path(f"partitions/g.p{comm.size}.h5")
     options = (*SETTINGS, "--epochs", 1)
     if comm.size == 1:
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_graph_is_refused(comm, graph):
 
 
 @pytest.mark.mpi
-def test_few_nodes_and_no_labels(comm, graph):
+def test_graphs_with_few_nodes_or_without_labels(comm, graph):
     """Empty parts train like others, but not by intent; without labels nothing can be learned."""
     if comm.rank == 0:
         write(Path("tiny.h5"), 3, 4, seed=2)
@@ -227,7 +227,7 @@ def test_files_that_do_not_fit_are_refused_by_all_ranks(comm, alone, graph):
         comm.barrier()
 
 
-def test_a_refusal_of_several_ranks_is_one_line(mpirun, graph, alone):
+def test_an_error_on_several_ranks_is_printed_once(mpirun, graph, alone):
     parts = graph.with_name("parts.h5")
     call(alone, partition, graph, "--parts", 3, "--method", "block", "-o", parts)
     words = "parts.h5", "has 3 parts but the job has 2 ranks", "--parts 2"

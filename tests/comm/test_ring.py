@@ -123,7 +123,7 @@ BOUNDS += [
 
 
 @pytest.mark.parametrize(("kind", "prefetch", "halo_buffer", "most"), BOUNDS)
-def test_bounded_exchange(comm, kind, prefetch, halo_buffer, most):
+def test_an_exchange_stays_within_its_buffer(comm, kind, prefetch, halo_buffer, most):
     watched, ahead = Watched(comm), prefetch
     ring = Ring(watched, halo_buffer=halo_buffer, prefetch=prefetch)
     if kind != "host":
@@ -143,7 +143,7 @@ def test_bounded_exchange(comm, kind, prefetch, halo_buffer, most):
         assert watched.most["send 11"] == prefetch or halo_buffer > 4096
 
 
-def test_all_at_once(comm):
+def test_all_messages_can_be_posted_at_once(comm):
     """One message per pair, all of them posted before any is waited for."""
     watched = Watched(comm)
     ring = Ring(watched, halo_buffer=4096, prefetch=1)
@@ -155,7 +155,7 @@ def test_all_at_once(comm):
     )
 
 
-def test_double_precision_and_release(comm):
+def test_buffers_hold_double_precision_and_are_released(comm):
     ring = Ring(comm, halo_buffer=8192)
     swap(comm, ring, matrix(comm.size, 400, 5), 3, 2, dtype=torch.float64)
     assert ring.peak_bytes <= 8192
@@ -185,7 +185,7 @@ def test_messages_fill_the_buffer(comm, width):
         assert 7 / 8 * most < 4 * rows * row_bytes <= most
 
 
-def test_refusals(comm):
+def test_invalid_settings_are_refused(comm):
     with pytest.raises(InputError, match="--prefetch must be an integer of at least 1"):
         Ring(comm, prefetch=0)
     with pytest.raises(

@@ -78,7 +78,9 @@ def attempt(step) -> BaseException | None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "later"), [("sar", 0), ("sar", 5), ("sa", 1), ("oneshot", 1)])
 @pytest.mark.parametrize("backward", [False, True])
-def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, later, backward):
+def test_ranks_recover_after_failing_at_different_messages(
+    comm, graph, whole, mode, later, backward
+):
     graph.execution.mode = mode
     x, layer = local(graph, whole.features).requires_grad_(), Failing(0)
     y = layer(graph, x)
@@ -91,7 +93,7 @@ def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, lat
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
-def test_one_rank_fails_alone(comm, graph, whole, fails_at):
+def test_a_failure_of_one_rank_is_reported_to_the_others(comm, graph, whole, fails_at):
     """The others hear of it in this operation or the next; none goes on with wrong rows."""
     if comm.size == 1:
         pytest.skip("no others")
@@ -105,7 +107,7 @@ def test_one_rank_fails_alone(comm, graph, whole, fails_at):
 
 
 @pytest.mark.parametrize("kind", ["host", "staged", "ipc", "ipc and staged"])
-def test_failing_in_place_of_packing_and_of_taking_a_reply(comm, kind):
+def test_an_exchange_after_failing_callbacks_gets_its_own_rows(comm, kind):
     """Whatever the callbacks of an exchange raise, the next exchange gets its own rows."""
     ring, rows = Ring(comm, halo_buffer=4096, prefetch=2), 5
     if kind != "host":
@@ -152,7 +154,7 @@ def test_failing_in_place_of_packing_and_of_taking_a_reply(comm, kind):
         swap(1000.0 * mark + 500, "", 0)
 
 
-def test_lack_of_memory_amid_a_layer_and_a_retry(comm, graph, whole, monkeypatch):
+def test_a_layer_can_be_retried_after_running_out_of_memory(comm, graph, whole, monkeypatch):
     x = local(graph, whole.features)
     torch.manual_seed(0)
     weights = torch.randn(6, WIDTH), torch.randn(2, 3), torch.randn(2, 3)
@@ -187,7 +189,7 @@ def test_an_operation_inside_an_exchange_is_refused(comm, graph, whole):
         Nested("sum")(graph, local(graph, whole.features))
 
 
-def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
+def test_operations_after_an_interrupted_wait_are_refused(comm, monkeypatch):
     made = Communicator(timeout=60)
 
     def interrupted(*_args):
@@ -216,7 +218,7 @@ def impatient(comm, monkeypatch):
     return Communicator(timeout=300)
 
 
-def test_a_rank_that_refuses_tells_those_that_wait_for_it(impatient, monkeypatch):
+def test_a_rank_that_refuses_operations_informs_waiting_ranks(impatient, monkeypatch):
     def broken(*_args):
         raise ValueError("a fault")
 
@@ -230,7 +232,7 @@ def test_a_rank_that_refuses_tells_those_that_wait_for_it(impatient, monkeypatch
     assert impatient.rank == 0 or "rank 0 can't continue" in str(error)
 
 
-def test_ranks_that_wait_for_each_other_at_different_places_are_told(impatient):
+def test_a_deadlock_between_different_operations_is_reported(impatient):
     def there() -> None:
         impatient.wait_any([impatient.irecv(np.empty(1), 0, 5)], "there")
 
@@ -240,7 +242,7 @@ def test_ranks_that_wait_for_each_other_at_different_places_are_told(impatient):
     assert time.monotonic() - start < 60
 
 
-def test_a_message_that_is_too_long_for_its_place_is_an_error_of_ours(comm):
+def test_a_message_too_long_for_its_buffer_is_our_own_error(comm):
     made = Communicator(timeout=60)
     sent = made.isend(np.zeros(8, np.uint8), made.rank, 7)
     with pytest.raises(CommunicationError, match=r"'short': MPI says .*different places"):
@@ -248,7 +250,7 @@ def test_a_message_that_is_too_long_for_its_place_is_an_error_of_ours(comm):
     sent.Free()
 
 
-def test_a_rank_that_begins_an_epoch_again_is_refused(comm, graph, whole):
+def test_a_rank_that_restarts_an_epoch_alone_is_refused(comm, graph, whole):
     """What it sends is as long as what the others wait for, and of another layer."""
     if comm.size == 1:
         pytest.skip("no others")

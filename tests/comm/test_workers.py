@@ -21,7 +21,7 @@ def squared(x: int) -> np.ndarray:
     return np.full(1000 * x, x * x)
 
 
-def test_results_come_in_order_and_errors_at_their_turn(comm):
+def test_results_and_errors_arrive_in_order(comm):
     workers = Workers(comm)
     if comm.rank > 0:
         workers.serve()

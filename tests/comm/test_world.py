@@ -39,13 +39,13 @@ def test_serial_verbs_run_once_without_mpi(python, ranks):
 
 
 @pytest.mark.parametrize("ranks", [0, 1, 3])
-def test_parallel_verbs(python, ranks):
+def test_parallel_verbs_run_on_all_ranks(python, ranks):
     outcome = python(ranks, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "9"})
     size = max(ranks, 1)
     assert (outcome.status, outcome.out, outcome.err) == (5, f"{size} 9.0\n" * size, "")
 
 
-def test_a_run_gives_its_communicators_back():
+def test_a_run_frees_its_communicators():
     """MPI has some two thousand of them, and a program may call verbs one after another."""
     made = []
     assert world.run(lambda comm: made.append(comm) or 0) == 0
@@ -53,7 +53,7 @@ def test_a_run_gives_its_communicators_back():
 
 
 @pytest.mark.parametrize("former", [None, "9"])
-def test_the_limit_of_a_run_ends_with_it(monkeypatch, former):
+def test_the_timeout_of_a_run_does_not_outlast_it(monkeypatch, former):
     """Whatever waits within has it, and the next run of this process its own."""
     if former is None:
         monkeypatch.delenv("HPCGNN_TIMEOUT", raising=False)
@@ -75,7 +75,7 @@ def test_the_limit_of_a_run_ends_with_it(monkeypatch, former):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_mpiexec_of_another_mpi(python, rank):
+def test_mpiexec_of_another_mpi_is_reported(python, rank):
     env = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "4"}
     outcome = python(0, "-c", PARALLEL, env=env)
     assert outcome.status == 2 and outcome.out == ""
@@ -98,7 +98,7 @@ OF_MPICH = pytest.mark.skipif(
 
 @OF_MPICH
 @pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(1)", "os._exit(0)"])
-def test_a_rank_that_ends_before_mpi_starts_is_missed(python, end):
+def test_a_rank_that_ends_before_mpi_starts_is_named(python, end):
     outcome = python(4, "-c", ENDS.format(end))
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.err == (
@@ -124,7 +124,7 @@ def test_a_rank_that_fails_before_mpi_starts_ends_the_others(python, failure, st
 
 
 @OF_MPICH
-def test_a_script_that_stands_between_does_not_hide_it(python, tmp_path):
+def test_a_wrapper_script_does_not_hide_an_ended_rank(python, tmp_path):
     script = tmp_path / "each.sh"
     script.write_text('[ "$PMI_RANK" = 1 ] || "$1" -c "$2"; exit\n')
     start = f"import os; os.execlp('sh', 'sh', {str(script)!r}, {sys.executable!r}, {PARALLEL!r})"
@@ -135,7 +135,7 @@ def test_a_script_that_stands_between_does_not_hide_it(python, tmp_path):
     )
 
 
-def test_a_long_start_is_told_of(monkeypatch, capsys):
+def test_a_long_start_gives_a_note(monkeypatch, capsys):
     watch = bounded_start._Watch("rank 0", 600.0)
     monkeypatch.setattr(watch, "_said", 10.0)
     for seconds in (1.0, 9.0, 11.0, 40.0):
@@ -144,7 +144,7 @@ def test_a_long_start_is_told_of(monkeypatch, capsys):
     assert line.startswith("hpcgnn: note: rank 0 has waited")
 
 
-def test_a_start_that_the_library_ends_is_told(python):
+def test_a_start_that_the_mpi_library_aborts_is_reported(python):
     """MPICH leaves by C's `exit`; other libraries don't know the variable."""
     outcome = python(0, "-c", PARALLEL, env={"MPICH_NOLOCAL": "x"})
     if "MPICH" in MPI.Get_library_version():
@@ -158,7 +158,7 @@ def test_a_start_that_the_library_ends_is_told(python):
 @pytest.mark.parametrize(
     ("rank", "size"), [("", ""), ("x", "2"), ("0", "²"), ("-1", "2"), ("2", "2"), ("0", "9" * 40)]
 )
-def test_launcher_variables_that_make_no_sense(rank, size, monkeypatch):
+def test_malformed_launcher_variables_are_ignored(rank, size, monkeypatch):
     with monkeypatch.context() as environment:
         for name in (name for names in launcher._LAUNCHERS for name in names):
             environment.delenv(name, raising=False)
@@ -178,7 +178,7 @@ def test_wrong_timeout_of_one_rank_reaches_the_others(python):
     assert "HPCGNN_TIMEOUT must be a number of seconds" in outcome.errors[0]
 
 
-def test_wrong_timeout_is_said_once(python):
+def test_wrong_timeout_is_reported_once(python):
     outcome = python(2, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "soon"})
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "HPCGNN_TIMEOUT" in outcome.errors[0] and "'soon'" in outcome.errors[0]
@@ -203,7 +203,7 @@ def test_wrong_timeout_is_said_once(python):
         (SystemExit(None), 0, ""),
     ],
 )
-def test_errors_and_statuses(capsys, parallel, error, status, line):
+def test_errors_give_their_line_and_exit_status(capsys, parallel, error, status, line):
     def main(comm):
         raise error
 
@@ -213,5 +213,5 @@ def test_errors_and_statuses(capsys, parallel, error, status, line):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_timeout_given(capsys):
+def test_timeout_given_to_run(capsys):
     assert world.run(lambda comm: int(comm.timeout), timeout=77.0) == 77

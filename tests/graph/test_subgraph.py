@@ -33,7 +33,7 @@ def few_targets(num_edges=500, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn", *DEEP])
-def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
+def test_pruning_keeps_losses_and_sends_fewer_bytes(comm, shared_path, model, weighted):
     """Several hops of few edges in models that make some in one layer, or after all layers."""
     whole = few_targets(330 if model in DEEP else 500, weighted=weighted)
     losses, sent = {}, {}
@@ -96,7 +96,7 @@ OWN = {
 }
 
 
-def test_layers_say_how_many_hops_they_make():
+def test_layers_report_their_number_of_hops():
     layers = [nn.GCNConv(5, 5), nn.SGConv(5, 5, K=4), nn.APPNP(7, 0.1), nn.Pointwise(5, 5)]
     assert [hops_of(layer) for layer in layers] == [1, 4, 7, 0]
     assert [hops_of(layer) for layer in (Twice(), Silent(), Message())] == [2, None, 1]
@@ -106,7 +106,7 @@ def test_layers_say_how_many_hops_they_make():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_layers_of_ones_own(comm, name):
+def test_user_defined_layers_are_pruned_by_their_hops(comm, name):
     """The same rows at the targets; what doesn't say how far it looks runs on the whole graph."""
     whole = few_targets(330)
     graph = distribute(whole, comm)
@@ -154,7 +154,7 @@ def by_direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_as_if_never_there(comm, symmetric):
+def test_hidden_edges_act_as_if_absent(comm, symmetric):
     whole = random_graph(29, 140, seed=2, symmetric=symmetric, weighted=True)
     hides = by_pair if symmetric else by_direction
     hidden = hides(whole.source, whole.target)
@@ -171,7 +171,7 @@ def test_as_if_never_there(comm, symmetric):
         torch.testing.assert_close(found, right)
 
 
-def test_halves_of_an_edge_are_refused(comm):
+def test_hiding_one_direction_of_an_edge_is_refused(comm):
     whole = random_graph(29, 140, seed=2, symmetric=True)
     with pytest.raises(InputError, match="the two directions of an undirected edge"):
         hide(comm, whole, by_direction)

@@ -28,7 +28,7 @@ def rich(comm):
 
 
 @pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *EDGE_READERS, *WEIGHTED])
-def test_each_model_reads_what_it_has_a_place_for(model):
+def test_each_model_reads_the_inputs_that_it_supports(model):
     unused = set(EVERYTHING.unused(ModelSettings(kind=model)))
     assert ("weights" in unused) == (model not in WEIGHTED)
     assert ("edge-features" in unused) == (model not in EDGE_READERS)
@@ -36,7 +36,7 @@ def test_each_model_reads_what_it_has_a_place_for(model):
     assert "types" in unused and "features" not in unused
 
 
-def test_one_line_names_it_and_what_quiets_it():
+def test_one_note_names_unused_inputs_and_how_to_silence_it():
     settings = ModelSettings(ignore="types")
     unused = EVERYTHING.unused(settings)
     assert unused == ["weights", "edge-features", "relations"]
@@ -50,13 +50,13 @@ def test_one_line_names_it_and_what_quiets_it():
 
 
 @pytest.mark.parametrize("value", ["weight", "", "weights,", "none,weights"])
-def test_other_words_are_refused(value):
+def test_unknown_words_are_refused(value):
     with pytest.raises(InputError, match="--ignore takes weights, edge-features"):
         Config.of(ignore=value)
 
 
 @pytest.mark.mpi
-def test_what_is_ignored_is_not_there(comm):
+def test_ignored_inputs_are_removed(comm):
     graph = rich(comm)
     assert content_of(graph) == Content(True, 2, True, False, True, False)
     graph = configure(graph, Config.of(ignore="weights,edge-features,relations,types"))

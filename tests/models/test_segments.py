@@ -57,7 +57,7 @@ def trained(comm, name: str, *, recompute: bool = False, keep_in: str = "fp32") 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_computed_again_to_the_bit(comm, name):
+def test_recomputation_gives_the_same_bits(comm, name):
     loss, grads, buffers = trained(comm, name)
     again_loss, again_grads, again_buffers = trained(comm, name, recompute=True)
     assert torch.equal(loss, again_loss) and torch.equal(grads, again_grads)
@@ -65,7 +65,7 @@ def test_computed_again_to_the_bit(comm, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_of_what_is_kept_in_bfloat16(comm, name):
+def test_gradients_of_rows_kept_in_bfloat16(comm, name):
     """The loss is the same; gradients differ by the rounding of what they are made of."""
     loss, grads, _ = trained(comm, name)
     for recompute in (False, True):
@@ -110,7 +110,7 @@ class Arrays(TorchDispatchMode):
         ("gatv2", 3, {"norm": "layer", "recompute": True}, 1.0),
     ],
 )
-def test_what_a_pass_leaves_for_backward(comm, kind, layers, settings, arrays):
+def test_arrays_kept_for_backward(comm, kind, layers, settings, arrays):
     if comm.size > 1:
         pytest.skip("messages take memory too")
     width = 64

@@ -89,7 +89,7 @@ def test_correct_and_smooth(comm, whole):
 
 
 @mpi
-def test_as_pytorch_geometric(comm, whole):
+def test_same_results_as_pytorch_geometric(comm, whole):
     """Theirs agrees on graphs without self-loops and parallel edges."""
     models = pytest.importorskip("torch_geometric.nn")
     once = np.unique(
@@ -118,7 +118,7 @@ def test_as_pytorch_geometric(comm, whole):
 
 
 @mpi
-def test_directed_graphs_as_pytorch_geometric(comm):
+def test_same_results_as_pytorch_geometric_on_directed_graphs(comm):
     """A node without in-edges counts 0 on both sides, as 1 / sqrt(0) does in theirs."""
     models = pytest.importorskip("torch_geometric.nn")
     whole = random_graph(60, 150, seed=5)
@@ -135,7 +135,7 @@ def test_directed_graphs_as_pytorch_geometric(comm):
 
 
 @mpi
-def test_nothing_known_changes_nothing_but_smoothness(comm, whole):
+def test_without_known_labels_only_smoothing_acts(comm, whole):
     graph = distribute(whole, comm)
     nobody = torch.zeros_like(graph.train_mask)
     assert not label_propagation(graph, nobody, 3, steps=2).any()
@@ -144,7 +144,7 @@ def test_nothing_known_changes_nothing_but_smoothness(comm, whole):
     torch.testing.assert_close(smoothed, propagate(graph, soft, alpha=0.8, steps=5))
 
 
-def test_arxiv(mpirun, data, tmp_path):
+def test_label_propagation_reaches_the_published_accuracy_on_arxiv(mpirun, data, tmp_path):
     """Valid 70.14 and test 68.32 from labels alone (Huang et al. 2021), through the commands."""
     graph, parts = tmp_path / "arxiv.h5", tmp_path / "parts.h5"
     for command in (

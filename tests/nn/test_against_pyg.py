@@ -140,21 +140,21 @@ def test_layer_in_many_messages(comm, pyg, name):
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 14), (8, 30), (9, 4)])
 @pytest.mark.parametrize("name", FEW)
-def test_small_graphs(comm, pyg, name, num_nodes, num_edges):
+def test_layers_on_small_graphs(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
     compare(LAYERS[name](pyg), LAYERS[name](nn), whole, comm, ["sar"])
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 4), (40, 150), (500, 2000)])
 @pytest.mark.parametrize("name", EDGES)
-def test_edge_features(comm, pyg, name, num_nodes, num_edges):
+def test_layers_with_edge_features(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, edge_width=3, symmetric=num_nodes == 40)
     features = torch.from_numpy(whole.edge_features).double()
     limit = 1e-6 if EDGES[name](nn).add_self_loops else 1e-11  # loops have float32 mean features
     compare(EDGES[name](pyg), EDGES[name](nn), whole, comm, MODES, features, limit64=limit)
 
 
-def test_edge_features_that_are_missing():
+def test_missing_edge_features_are_reported():
     graph = distribute(random_graph(9, 24), Communicator(MPI.COMM_SELF))
     with pytest.raises(InputError, match="edge features"):
         nn.GATv2Conv(5, 4, edge_dim=3)(graph, local(graph, random_graph(9, 24).features))

@@ -46,7 +46,7 @@ def gradients(model) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def test_the_same_bits_as_in_one_message(comm, graph):
+def test_buckets_give_the_same_bits_as_one_message(comm, graph):
     model = Deep(graph)
     other = copy.deepcopy(model)
     parameters = list(model.parameters())
@@ -68,7 +68,7 @@ def test_the_same_bits_as_in_one_message(comm, graph):
 
 
 @pytest.mark.parametrize("name", ["layers.1.weight", "rows.weight"])
-def test_not_finite_on_one_rank_is_seen_by_all(comm, graph, name):
+def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name):
     model = Deep(graph)
     sums, last = GradientSums(list(model.parameters()), comm), comm.size - 1
     if comm.rank == last:

@@ -129,7 +129,7 @@ def test_gradients_of_nodes_edges_and_parameters_through_several_layers(comm, nu
             torch.testing.assert_close(comm.allreduce(found), grad, msg=name)
 
 
-def test_a_loss_of_the_states_alone(comm):
+def test_a_loss_on_edge_states_only(comm):
     """Nothing comes back for the nodes; a rank may have no edge at all."""
     torch.manual_seed(0)
     whole = random_graph(30, 100, edge_width=4)
@@ -146,7 +146,7 @@ def test_a_loss_of_the_states_alone(comm):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_kept_for_backward_are_rows_of_this_rank_alone(comm, mode):
+def test_only_local_rows_are_kept_for_backward(comm, mode):
     """In mode sar a layer keeps its nodes' rows and its edges' states: 1 / P of them all."""
 
     class Summed(Processor):

@@ -37,7 +37,7 @@ def model(comm):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_all_kinds_of_parameters(comm, model, plain, monkeypatch):
+def test_gradients_of_all_kinds_of_parameters(comm, model, plain, monkeypatch):
     sent, own = [], type(comm).allreduce
     monkeypatch.setattr(
         type(comm), "allreduce", lambda self, *a, **k: (sent.append(a), own(self, *a, **k))[1]
@@ -51,7 +51,7 @@ def test_all_kinds_of_parameters(comm, model, plain, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["used", "rows.weight"])
-def test_one_that_is_not_finite_is_named_on_all_ranks(comm, model, name):
+def test_a_non_finite_gradient_is_named_on_all_ranks(comm, model, name):
     last = comm.size - 1
     if comm.rank == last:
         model.get_parameter(name).grad.view(-1)[0] = torch.inf

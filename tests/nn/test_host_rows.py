@@ -26,7 +26,7 @@ CONVOLUTIONS = {
 @pytest.mark.mpi
 @pytest.mark.parametrize("slab_rows", [1, 7, 1000])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_models_agree(comm, name, slab_rows):
+def test_models_with_features_on_the_host_give_the_same_results(comm, name, slab_rows):
     graph = distribute(random_graph(60, 300), comm)
     features = graph.features
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def test_sums_of_features_on_the_host_are_kept(comm, name, monkeypatch):
 
 
 @pytest.mark.parametrize(("count", "width"), [(0, 3), (4, 0), (1, 1)])
-def test_empty_and_tiny(count, width):
+def test_empty_and_tiny_features(count, width):
     rows = HostRows(torch.ones(count, width), Sluggish((1,)), slab_bytes=1)
     weight = torch.ones(2, width)
     assert torch.equal(rows.times(weight), torch.full((count, 2), float(width)))

@@ -152,7 +152,7 @@ def test_layer_in_every_mode(comm, pyg, name):
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
-def test_a_graph_of_few_edges(comm, pyg, name):
+def test_layers_on_a_graph_with_few_edges(comm, pyg, name):
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     whole, given = graph_for(needs, 9, 3)
@@ -199,7 +199,7 @@ def test_degrees_are_counted_over_all_ranks(comm):
     assert torch.equal(found, torch.bincount(counts))
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_wrong_arguments_are_refused_by_name():
     graph = distribute(random_graph(9, 24), Communicator(MPI.COMM_SELF))
     refused: dict[str, Callable[[], object]] = {
         "edge_dim is 3": lambda: nn.TransformerConv(5, 4, edge_dim=3)(graph, graph.features),

@@ -91,7 +91,7 @@ def far_ones(found, exact, limit):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", [*LAYERS, *MESSAGES])
-def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
+def test_layers_in_bfloat16_are_close_and_send_half_the_bytes(comm, name, mode):
     whole = random_graph(400, 3000, **GRAPHS.get(name, {}))
     model = Around((LAYERS | MESSAGES)[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
@@ -108,7 +108,7 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 # The gradients of "gat edges" are too noisy on so small a graph.
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "gat edges"])
-def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypatch):  # noqa: F811
+def test_emulated_gpu_kernels_give_the_same_results(comm, name, mode, emulated, monkeypatch):  # noqa: F811
     """Kernels of a GPU on 16-bit rows, run by the emulator, with staged messages."""
     if comm.size != 2:
         pytest.skip("one rank sends no message, and it is slow enough on two")

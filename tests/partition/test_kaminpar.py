@@ -67,7 +67,7 @@ def test_the_file_holds_the_graph(comm, folder, monkeypatch, held, wide):
 
 
 @pytest.mark.mpi
-def test_a_missing_package_is_told_on_all_ranks(comm, monkeypatch):
+def test_a_missing_package_is_reported_on_all_ranks(comm, monkeypatch):
     monkeypatch.setattr(kaminpar, "is_there", lambda: comm.rank != 0)
     problem = make_problem(comm, grid_edges(9, 9), 81, 2)
     with pytest.raises(InputError, match=r"pip install kaminpar\); the others are parmetis"):
@@ -116,7 +116,7 @@ def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
         ("echo 'no such graph' >&2; exit 3", "failed with status 3: no such graph"),
     ],
 )
-def test_a_process_that_fails_is_told(comm, scratch, monkeypatch, command, said):
+def test_a_failing_process_is_reported(comm, scratch, monkeypatch, command, said):
     pytest.importorskip("kaminpar")
 
     def start(folder: Path, *_):
@@ -129,7 +129,7 @@ def test_a_process_that_fails_is_told(comm, scratch, monkeypatch, command, said)
 
 
 @pytest.mark.mpi
-def test_auto_takes_what_is_there_and_fits(comm, monkeypatch):
+def test_auto_chooses_an_installed_method_that_fits(comm, monkeypatch):
     problem = make_problem(comm, grid_edges(9, 9), 81, 2)
 
     def none(*_, **__):
@@ -160,7 +160,7 @@ def test_auto_takes_what_is_there_and_fits(comm, monkeypatch):
     assert choose(comm, balanced)[0] == "parmetis"
 
 
-def test_one_thread_where_asked(monkeypatch):
+def test_number_of_threads(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert kaminpar.threads(repeatable=False) == 4 and kaminpar.threads(repeatable=True) == 1

@@ -31,7 +31,7 @@ def copies(edges, owner, num_parts):
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("num_parts", [2, 5, 70])
-def test_readers_count_what_is_sent(comm, name, num_parts):
+def test_readers_count_the_rows_sent(comm, name, num_parts):
     edges, n = GRAPHS[name]
     problem = make_problem(comm, edges, n, num_parts)
     owner = assign(comm, "random", problem)
@@ -52,7 +52,7 @@ def test_readers_count_what_is_sent(comm, name, num_parts):
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("all_on", [None, 1])
-def test_no_number_grows_and_the_volume_falls(comm, name, all_on):
+def test_refinement_lowers_the_volume_and_raises_no_figure(comm, name, all_on):
     edges, n = GRAPHS[name]
     problem = make_problem(comm, edges, n, 4, all_on=all_on)
     owner = assign(comm, "streaming" if name != "grid" else "random", problem)

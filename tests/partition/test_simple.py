@@ -30,7 +30,7 @@ def communities():
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("all_on", [None, 0])
-def test_communities_are_found_window_by_window(comm, communities, all_on, monkeypatch):
+def test_streaming_finds_communities_window_by_window(comm, communities, all_on, monkeypatch):
     problem = make_problem(comm, communities, NODES, 4, all_on=all_on)
     read, sizes = problem.edges.read, []
 

@@ -92,7 +92,7 @@ def reported(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_page_stands_alone_and_shows_every_figure(reported, tmp_path, capsys):
+def test_the_page_is_self_contained_and_shows_every_figure(reported, tmp_path, capsys):
     folder, out = reported, reported / "report"
     outside = Outside()
     outside.feed((out / "index.html").read_text())
@@ -123,7 +123,7 @@ def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
+def test_names_from_files_are_escaped(tmp_path):
     folder = write_run(tmp_path / "a&b<i>", name=NAME)
     assert main.main(["report", str(folder)]) == 0
     text = (folder / "report" / "index.html").read_text()
@@ -132,7 +132,7 @@ def test_names_from_files_are_shown_and_not_obeyed(tmp_path):
     assert outside.found == [] and "&lt;script&gt;" in text
 
 
-def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
+def test_only_our_own_pages_are_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])  # takes seconds each time
     folder, out = write_run(tmp_path / "run"), tmp_path / "out"
     assert main.main(["report", str(folder)]) == 0
@@ -154,7 +154,7 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     assert "is not a folder: name a folder, or a page" in capsys.readouterr().err
 
 
-def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, monkeypatch):
+def test_a_name_that_ends_in_html_names_the_page_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])
     folder, out = write_run(tmp_path / "run"), tmp_path / "new" / "page.html"
     opened: list[str] = []
@@ -168,7 +168,7 @@ def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, mo
     assert main.main([*asked, "--force"]) == 2 and out.read_text() == "<html>mine</html>"
 
 
-def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
+def test_figures_written_by_others_are_not_replaced(tmp_path, capsys, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
     drawing = Drawing("loss", "Loss", figure)
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [drawing])
@@ -211,7 +211,7 @@ def test_numbers_that_are_not_one_per_rank_are_refused(tmp_path, text, capsys):
     assert "ranks.jsonl" in capsys.readouterr().err
 
 
-def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
+def test_the_slowest_of_few_epochs_is_not_hidden_by_the_legend(tmp_path):
     pytest.importorskip("matplotlib")
     folder = write_run(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -222,7 +222,7 @@ def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
     assert time.figure.axes[0].get_ylim()[1] == pytest.approx(1.35 * whole)
 
 
-def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
+def test_one_epoch_is_a_point_and_similar_losses_have_plain_tick_labels(tmp_path):
     pytest.importorskip("matplotlib")
     folder = write_run(tmp_path / "run")
     found = {each.name: each for each in draw([read_run(folder)], "macro_f1")}
@@ -252,7 +252,7 @@ def test_wide_tables_name_their_cells(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_have_room_in_a_browser(reported, tmp_path):
+def test_figures_are_large_enough_in_a_browser(reported, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium in PATH")
@@ -290,7 +290,7 @@ def test_curves_show_where_a_run_was_resumed(tmp_path):
     assert names == ["run", "other", "run resumed"]
 
 
-def test_many_resumptions_are_one_word(tmp_path):
+def test_many_resumptions_share_one_label(tmp_path):
     run = write_run(tmp_path / "run")
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     records = [json.dumps(record | {"epoch": epoch}) for epoch in range(1, 31)]
@@ -302,7 +302,7 @@ def test_many_resumptions_are_one_word(tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == ["resumed"]
 
 
-def test_names_of_any_letters_are_drawn_as_they_are(tmp_path, recwarn):
+def test_special_characters_in_names_are_drawn_literally(tmp_path, recwarn):
     pytest.importorskip("matplotlib")
     folders = [write_run(tmp_path / name) for name in ("a$\\x$\x1b[31m", "\u540d\u524d")]
     drawings = draw([read_run(folder) for folder in folders], "$\\frac$\x1b")

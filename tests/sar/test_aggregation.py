@@ -24,7 +24,7 @@ WAYS = [  # mode, fewest_rows, halo_buffer
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
+def test_sums_and_their_gradients(comm, num_nodes, num_edges, weighted, symmetric):
     whole = random_graph(num_nodes, num_edges, symmetric=symmetric, weighted=weighted)
     dense = whole.dense()
     x = torch.from_numpy(whole.features).double()
@@ -45,7 +45,7 @@ def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
     assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
 
 
-def test_fewest_rows_send_less(comm):
+def test_the_fewest_rows_option_sends_less(comm):
     whole = random_graph(400, 900, seed=3)
     sent = {}
     for fewest in (True, False):
@@ -58,7 +58,7 @@ def test_fewest_rows_send_less(comm):
 
 @pytest.mark.parametrize("smallest", [False, True])
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-def test_max_shares_gradient_among_ties(comm, num_nodes, num_edges, smallest):
+def test_max_splits_the_gradient_among_ties(comm, num_nodes, num_edges, smallest):
     whole = random_graph(num_nodes, num_edges)
     x = torch.from_numpy(whole.features).mul(2).round().add(0.25).requires_grad_()  # many ties
     index = torch.from_numpy(whole.target)[:, None].expand(-1, x.shape[1])

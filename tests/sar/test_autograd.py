@@ -77,7 +77,7 @@ def test_every_function_refuses_second_derivatives():
 
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
-def test_what_changes_before_backward_raises(comm, graph, mode):
+def test_changing_an_input_before_backward_raises(comm, graph, mode):
     graph.execution.mode, layer = mode, Edge()
     for change in ("input", "weight", "attribute"):
         x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True) * 1.0
@@ -90,7 +90,7 @@ def test_what_changes_before_backward_raises(comm, graph, mode):
 
 
 @pytest.mark.parametrize("conv", [nn.GATConv, nn.GATv2Conv])
-def test_attention_changed_in_place_says_what_to_do(graph, conv):
+def test_changing_attention_in_place_raises_with_advice(graph, conv):
     """It keeps what it returned; torch alone names neither the layer nor a way out."""
     x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
     y = torch.relu_(conv(WIDTH, 2)(graph, x))
@@ -98,7 +98,7 @@ def test_attention_changed_in_place_says_what_to_do(graph, conv):
         y.sum().backward()
 
 
-def test_modes_of_forward_hold_in_backward(graph):
+def test_modes_of_forward_are_restored_in_backward(graph):
     torch.manual_seed(1)
     layer, x = Edge(0.5), torch.randn(graph.num_local_nodes, WIDTH)
     grads = []
@@ -145,7 +145,7 @@ def test_captured_tensors_get_gradients(comm, graph, mode):
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", ["gat", "gatv2", "messages"])
-def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
+def test_a_kept_loss_does_not_keep_arrays_alive(graph, name, mode):
     graph.execution.mode, layer = mode, LAYERS[name]()
     x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
     y = layer(graph, x)
@@ -172,7 +172,7 @@ def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
 
 
 @pytest.mark.parametrize("change", ["input", "weight", "frozen", "attribute"])
-def test_what_changes_before_it_is_computed_again_raises(comm, graph, change):
+def test_changing_an_input_before_its_recomputation_raises(comm, graph, change):
     if change == "attribute" and comm.size > 1:
         pytest.skip("ranks without rows see no other result, and wait for those that raise")
     layer, lin = nn.GATConv(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)
@@ -192,7 +192,7 @@ def test_what_changes_before_it_is_computed_again_raises(comm, graph, change):
 
 
 @pytest.mark.parametrize("kind", ["recomputed", "pairs"])
-def test_modes_of_modules_around_a_function_hold_in_backward(graph, kind):
+def test_modes_of_surrounding_modules_are_restored_in_backward(graph, kind):
     layer, drop = nn.GATConv(WIDTH, WIDTH, dropout=0.5), torch.nn.Dropout(0.5)
     graph.set_epoch(1)
     number = np.arange(8) * graph.comm.size + graph.comm.rank
@@ -219,7 +219,7 @@ FIRST = {name: LAYERS[name] for name in ("gcn", "sage", "sgc")}
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_sums_of_features_are_made_again_when_these_change(comm, graph, name):
+def test_cached_sums_are_recomputed_when_the_features_change(comm, graph, name):
     layer = FIRST[name]()
 
     def check():
@@ -258,7 +258,7 @@ def test_a_graph_first_seen_in_inference_mode_trains(graph, name):
     layer(graph, torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)).sum().backward()
 
 
-def test_a_sum_holds_no_features_that_were_replaced(graph):
+def test_cached_sums_do_not_keep_replaced_features_alive(graph):
     other = replace(graph, features=graph.features.clone())
     nn.GCNConv(WIDTH, 4)(other, other.features)
     former = weakref.ref(other.features)
@@ -282,7 +282,7 @@ class Told(torch.autograd.Function):
         return 2 * grads[0], None
 
 
-def test_who_holds_a_gradient(comm):
+def test_references_to_a_gradient_are_detected(comm):
     """A backward may overwrite what only it has: not what a hook, a branch or the caller holds."""
     x, held = torch.ones(4, requires_grad=True), []
 
@@ -321,7 +321,7 @@ class ToldOfSaved(torch.autograd.Function):
         return 2 * grads[0], None
 
 
-def test_who_holds_what_was_saved(comm):
+def test_references_to_saved_tensors_are_detected(comm):
     """A backward may overwrite its input where no name, view, branch or later backward has it."""
     leaf = torch.ones(4, requires_grad=True)
 
@@ -344,7 +344,7 @@ def test_who_holds_what_was_saved(comm):
     assert not told(also=torch.square)[0]  # which has saved it, too
 
 
-def test_inputs_that_somebody_holds_stay(graph):
+def test_referenced_inputs_are_not_overwritten(graph):
     """Gradients of a layer that narrows are written over its input where it is nobody's."""
     first, second = nn.SAGEConv(WIDTH, 5), nn.SAGEConv(5, 2)
     x = torch.randn(graph.num_local_nodes, WIDTH)

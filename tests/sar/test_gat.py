@@ -24,7 +24,7 @@ def three_layers(a: int, b: int, layer: int) -> nn.GATConv:
 
 
 @pytest.mark.parametrize("outputs", [6, 4])
-def test_the_newest_layer_and_a_wide_one_before_it_find_their_products(comm, monkeypatch, outputs):
+def test_the_last_layer_and_a_wide_one_before_it_reuse_their_products(comm, monkeypatch, outputs):
     graph = distribute(random_graph(40, 160, width=6), comm)
     torch.manual_seed(0)
     model = Stack(6, 8, outputs, 3, three_layers)
@@ -62,7 +62,7 @@ def test_the_newest_layer_and_a_wide_one_before_it_find_their_products(comm, mon
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_slabs_of_rows_give_the_same_also_where_the_graph_is_kept(comm, monkeypatch, bf16):
+def test_slabs_of_rows_give_the_same_results_with_retain_graph(comm, monkeypatch, bf16):
     """Gradients of many slabs; where backward comes twice, what it frees the first time matters."""
     graph = distribute(random_graph(4000, 9000, width=6), comm)
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_slabs_of_rows_give_the_same_also_where_the_graph_is_kept(comm, monkeypa
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
-def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, mode, bf16):
+def test_products_overlap_with_messages_and_give_the_same_bits(comm, monkeypatch, mode, bf16):
     """Of rows that nobody is sent, forward, and of all where backward computes them again."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
@@ -120,7 +120,7 @@ def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, 
     assert all(map(torch.equal, found(), meanwhile))
 
 
-def test_inference_keeps_nothing(comm):
+def test_inference_keeps_no_arrays(comm):
     graph = distribute(random_graph(9, 24, width=6), comm)
     with torch.no_grad():
         three_layers(6, 4, 1)(graph, graph.features)
@@ -129,7 +129,7 @@ def test_inference_keeps_nothing(comm):
 
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize(("p", "bias"), [(0.5, True), (0.3, True), (0.3, False), (0.0, True)])
-def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
+def test_relu_and_dropout_fused_into_the_layer(comm, mode, p, bias):
     """The same as done after it; with powers of two to the bit, gradients too."""
     graph = distribute(random_graph(60, 300, width=6), comm, mode=mode)
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("edge_width", [0, 2])
-def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monkeypatch):
+def test_gradients_computed_head_by_head(comm, edge_width, precision, monkeypatch):
     """As those of all heads at once, to rounding; large arrays are of one head then."""
     graph = distribute(random_graph(300, 900, width=6, edge_width=edge_width), comm)
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monk
         assert float((whole - apart).norm()) <= limit * float(whole.norm()) + 1e-6
 
 
-def test_a_stack_keeps_one_array_of_a_hidden_gat_layer(comm):
+def test_a_stack_keeps_one_array_per_hidden_gat_layer(comm):
     """What the next layer reads, and not what the ReLU read."""
     graph = distribute(random_graph(60, 300, width=6), comm)
     model = Stack(6, 64, 4, 3, lambda a, b, layer: nn.GATConv(a, b // 2, 2, layer=layer))

@@ -33,7 +33,7 @@ def results(graph: PartitionedGraph, conv: nn.GATConv, mode: str) -> list[torch.
 
 
 @pytest.mark.parametrize("edge_width", [0, 2])
-def test_as_all_heads_at_once(comm, edge_width):
+def test_one_head_at_a_time_gives_the_same_results(comm, edge_width):
     """Those of mode `sa`, with the same dropped edges; and the same bits in every run."""
     whole = random_graph(120, 500, width=WIDTH, edge_width=edge_width)
     graph, conv = distribute(whole, comm, halo_buffer=4096), layer(edge_width or None)
@@ -44,7 +44,7 @@ def test_as_all_heads_at_once(comm, edge_width):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_in_bfloat16(comm):
+def test_one_head_at_a_time_in_bfloat16(comm):
     graph, conv = distribute(random_graph(120, 500, width=WIDTH), comm), layer()
     graph.set_epoch(3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -68,7 +68,7 @@ class Widest(TorchDispatchMode):
         return out
 
 
-def test_nothing_as_wide_as_all_heads(comm):
+def test_no_array_is_as_wide_as_all_heads(comm):
     graph = distribute(random_graph(400, 900, width=WIDTH), comm)
     conv = layer()
     for mode, wide in (("sar", False), ("sa", True)):
@@ -79,7 +79,7 @@ def test_nothing_as_wide_as_all_heads(comm):
             assert (widest.columns >= HEADS * CHANNELS) == wide
 
 
-def test_only_where_it_saves():
+def test_heads_are_separated_only_where_it_saves_memory():
     shape = {"heads": 4, "channels": 172, "inputs": 512}
     assert one_at_a_time("sar", **shape)
     assert not one_at_a_time("sa", **shape)

@@ -201,7 +201,7 @@ def results(graph: PartitionedGraph, layer: torch.nn.Module, x: Tensor) -> dict[
 @pytest.mark.mpi
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_settle_what_their_hubs_have(comm, monkeypatch, name, mode):
+def test_layers_handle_hubs_without_changing_other_sums(comm, monkeypatch, name, mode):
     """Where everything counts as very many, other sums come to the same."""
     torch.manual_seed(1)
     whole = random_graph(60, 1500, width=32, num_relations=2, edge_width=2)

@@ -39,7 +39,7 @@ class Decoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("piece", [7, 1 << 15])
-def test_values_and_gradients(comm, piece):
+def test_values_and_gradients_of_pairs(comm, piece):
     graph = distribute(WHOLE, comm)
     rng = np.random.default_rng(3)
     ends = rng.integers(0, 31, (2, 50))
@@ -67,7 +67,7 @@ def test_values_and_gradients(comm, piece):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_random_numbers_are_found_again(comm):
+def test_random_numbers_are_the_same_when_recomputed(comm):
     """Dropout inside the function drops the same in backward: the gradient is the mask."""
     graph = distribute(WHOLE, comm)
     pairs, mine = shared(graph, np.stack([np.arange(31), np.arange(31)]))
@@ -82,7 +82,7 @@ def test_random_numbers_are_found_again(comm):
     assert 0 < (kept == 0).sum() < 93
 
 
-def test_no_pairs_at_all(comm):
+def test_ranks_without_pairs(comm):
     graph = distribute(WHOLE, comm)
     none = np.zeros(0, np.int64)
     x_NK = torch.ones(graph.num_local_nodes, 4, requires_grad=True)
@@ -92,7 +92,7 @@ def test_no_pairs_at_all(comm):
     assert not x_NK.grad.any()
 
 
-def test_places_of_ids(comm):
+def test_positions_of_ids(comm):
     graph = distribute(WHOLE, comm)
     places = graph.derived(FindPlaces())
     ids = np.arange(31)[:: comm.rank + 1]
@@ -113,7 +113,7 @@ def test_a_node_of_very_many_pairs(comm):
 
 
 @pytest.mark.parametrize("step", ["pairs", "loss of a task"])
-def test_nothing_follows_an_error_that_one_rank_alone_has_seen(comm, step):
+def test_operations_after_an_error_on_one_rank_are_refused(comm, step):
     """What comes next would mix its messages with those that the others still wait for."""
     if comm.size == 1:
         pytest.skip("no others")

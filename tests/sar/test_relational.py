@@ -51,7 +51,7 @@ def weights(num_relations: int, outputs: int) -> torch.Tensor:
 @pytest.mark.parametrize("cost", [0, 1e9])
 @pytest.mark.parametrize("outputs", [2, 9])
 @pytest.mark.parametrize("slab", [1, 7, 64])
-def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, cost, mean):
+def test_sums_and_products_in_either_order_are_right(comm, monkeypatch, slab, outputs, cost, mean):
     """A high cost of edges decides by the narrower side: sums first, or products first."""
     monkeypatch.setattr(relation_pairs, "SLAB", slab)
     monkeypatch.setattr(relational, "EDGE_COST", cost)
@@ -78,7 +78,7 @@ def test_a_hub_is_multiplied_once_per_relation(by):
     assert pairs.gather.num_rows == 2
 
 
-def test_two_runs_are_the_same_to_the_bit(comm):
+def test_two_runs_give_the_same_bits(comm):
     whole = random_graph(200, 2000, num_relations=3)
     first = run(whole, comm, weights(3, 4), True, halo_buffer=4096)
     second = run(whole, comm, weights(3, 4), True, halo_buffer=4096)

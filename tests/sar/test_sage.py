@@ -28,7 +28,7 @@ def ring_of_nodes() -> Whole:
 
 
 @pytest.mark.parametrize("mode", ["sar", "oneshot"])
-def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
+def test_products_overlap_with_messages(comm, monkeypatch, mode):
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
     graph = distribute(whole, comm, (np.arange(NODES) * comm.size // NODES).astype(int), mode=mode)
@@ -55,7 +55,7 @@ def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
         torch.testing.assert_close(total, weight.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_no_message_adds_to_are_done_while_others_travel(comm, monkeypatch):
+def test_rows_without_remote_neighbours_are_finished_during_the_exchange(comm, monkeypatch):
     """To the bit as if they were done with all others."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole, found, early = ring_of_nodes(), [], []

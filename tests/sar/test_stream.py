@@ -89,7 +89,7 @@ FIRST = {
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_first_sums_are_sent_once(comm, name):
+def test_sums_of_features_are_exchanged_once(comm, name):
     whole, results = power_law(), {}
     for cached in (True, False):
         graph = distribute(whole, comm)
@@ -105,7 +105,7 @@ def test_first_sums_are_sent_once(comm, name):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_fewest_rows_send_less(comm):
+def test_the_fewest_rows_option_sends_less(comm):
     whole, results, total = power_law(), {}, {}
     for fewest in (True, False):
         graph = distribute(whole, comm)
@@ -177,7 +177,7 @@ KEPT = ("gat", "gatv2", "messages")  # whose backward returns gradients of rows 
 
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize("name", STREAMED)
-def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name, mode):
+def test_messages_progress_between_pieces_of_work(comm, monkeypatch, name, mode):
     """The exchange begins before local work; local and remote work both make progress."""
     events = []
 

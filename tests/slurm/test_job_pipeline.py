@@ -39,7 +39,7 @@ def _submit(slurm: PrivateSlurm, *args: object, cwd: Path) -> dict[str, int]:
     return {verb: int(job) for verb, job in map(str.split, printed.splitlines())}
 
 
-def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_jobs_from_source_files_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     _ring_graph(tmp_path / "ring.npz", 301)
     jobs = _submit(
         slurm,
@@ -72,7 +72,7 @@ def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     assert (classes == np.arange(301) * 3 // 301).mean() > 0.95
 
 
-def test_a_failed_job_cancels_those_behind_it(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_failed_job_cancels_its_dependents(slurm: PrivateSlurm, tmp_path: Path) -> None:
     jobs = _submit(slurm, "--ranks-per-node", 2, "missing.npz", "none", cwd=tmp_path)
     slurm.wait(jobs["convert"], "FAILED")
     for verb in ("partition", "train", "predict"):

@@ -146,7 +146,9 @@ def _processes(word: str) -> Iterator[tuple[int, str]]:
             yield int(path.parent.name), line
 
 
-def test_two_nodes_and_one_lost(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_losing_one_of_two_nodes(
+    slurm, partition, options, undisturbed, tmp_path
+) -> None:
     """Two ranks on each of two nodes; one node goes down mid-run; the requeued job resumes."""
     run_dir, shape = tmp_path / "run", ["--nodes=2", "--ntasks-per-node=2"]
     job = slurm.submit(*shape, TRAIN, partition(4), *options, "--run-dir", run_dir, cwd=tmp_path)
@@ -162,7 +164,9 @@ def test_two_nodes_and_one_lost(slurm, partition, options, undisturbed, tmp_path
     _assert_resumed(slurm, job, run_dir, undisturbed(4))
 
 
-def test_time_limit(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_its_time_limit(
+    slurm, partition, options, undisturbed, tmp_path
+) -> None:
     """Slurm's signal before the limit: checkpoint, requeue, finish."""
     run_dir, limit = tmp_path / "run", ["--ntasks=2", "--time=60", "--signal=B:USR1@600"]
     job = slurm.submit(*limit, TRAIN, partition(2), *options, "--run-dir", run_dir, cwd=tmp_path)
@@ -178,7 +182,7 @@ def test_time_limit(slurm, partition, options, undisturbed, tmp_path) -> None:
     _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
     """A job of higher priority takes the nodes: checkpoint, requeue by Slurm, finish."""
     run_dir, training = tmp_path / "run", [TRAIN, partition(2), *options]
     job = slurm.submit("--ntasks=2", *training, "--run-dir", run_dir, cwd=tmp_path)
@@ -196,7 +200,7 @@ def test_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
     _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_scancel_leaves_no_orphan(slurm, partition, tmp_path) -> None:
+def test_scancel_leaves_no_orphaned_processes(slurm, partition, tmp_path) -> None:
     parts, run_dir = partition(2), tmp_path / "cancelled"
     command = [TRAIN, parts, "--hidden", 16, "--epochs", 1000000, "--run-dir", run_dir]
     job = slurm.submit("--ntasks=2", *command, cwd=tmp_path)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_task_takes_its_line_of_the_list(tmp_path, mpirun):
+def test_an_array_task_uses_its_line_of_the_list(tmp_path, mpirun):
     made = mpirun(
         0,
         "generate",

@@ -74,7 +74,7 @@ def everything(symmetric: bool) -> tuple[Whole, dict]:
     }
 
 
-def test_any_way_of_appending_gives_what_was_appended(tmp_path):
+def test_columns_appended_in_any_pieces_are_read_back(tmp_path):
     whole, columns = everything(False)
     fingerprints = set()
     for k, cuts in enumerate([(0, N), (0, 0, 9, N)]):
@@ -95,7 +95,7 @@ def test_any_way_of_appending_gives_what_was_appended(tmp_path):
     assert len(fingerprints) == 1
 
 
-def test_a_file_says_the_oldest_version_that_knows_what_it_holds(tmp_path):
+def test_a_file_has_the_oldest_version_that_supports_its_content(tmp_path):
     whole, columns = everything(False)
     ints = np.arange(N) % 3
     for version, kept in (
@@ -127,7 +127,7 @@ def test_a_file_says_the_oldest_version_that_knows_what_it_holds(tmp_path):
         ({"edge_split": np.full(E, 4)}, "must lie in 0 .. 3"),
     ],
 )
-def test_what_does_not_belong_is_not_written(tmp_path, columns, words):
+def test_invalid_columns_are_not_written(tmp_path, columns, words):
     with pytest.raises(InputError) as caught:
         write(tmp_path / "g.h5", random_graph(N, E), **columns)
     assert words in str(caught.value) and not list(tmp_path.iterdir())
@@ -162,7 +162,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("name", "values", "words"), HOSTILE)
-def test_a_spoilt_file_is_refused_in_one_line(tmp_path, name, values, words):
+def test_an_invalid_graph_file_is_refused_in_one_line(tmp_path, name, values, words):
     path = write(tmp_path / "g.h5", *[everything(False)[0]], **everything(False)[1])
     spoil(path, name, values)
     with pytest.raises(InputError) as caught, GraphFile(path) as graph:
@@ -171,7 +171,7 @@ def test_a_spoilt_file_is_refused_in_one_line(tmp_path, name, values, words):
     assert words in message and str(path) in message and "\n" not in message
 
 
-def test_the_fingerprint_covers_them(tmp_path):
+def test_the_fingerprint_covers_edge_labels_and_node_arrays(tmp_path):
     whole, columns = everything(False)
     path = write(tmp_path / "g.h5", whole, **columns)
     for name in ("nodes/arrays/flat", "nodes/labels", "edges/labels", "edges/split"):
@@ -196,7 +196,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("name", "values", "words"), PARTS)
-def test_a_spoilt_partition_is_refused_in_one_line(parts, tmp_path, name, values, words):
+def test_an_invalid_partition_file_is_refused_in_one_line(parts, tmp_path, name, values, words):
     path = tmp_path / "p.h5"
     path.write_bytes(parts)
     if values is None:
@@ -246,7 +246,7 @@ def plain(value: object) -> int | str:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_they_reach_the_rank_that_has_the_node_or_the_edges_end(comm, shared_path, symmetric):
+def test_edge_labels_and_node_arrays_reach_the_owning_rank(comm, shared_path, symmetric):
     whole, columns = everything(symmetric)
     path, out = shared_path / "g.h5", shared_path / "p.h5"
     with agreed(comm, "write"):

@@ -49,7 +49,7 @@ def all_draws(comm, graph, count: int, epoch: int) -> np.ndarray:
     return np.concatenate([ids for _, ids in shares])[np.argsort(numbers)]
 
 
-def test_draws_do_not_depend_on_the_ranks(comm):
+def test_negative_pairs_do_not_depend_on_the_ranks(comm):
     graph = split_graph(comm)
     drawn = all_draws(comm, graph, 4, epoch=3)
     source = WHOLE.source[ORDER]
@@ -115,7 +115,7 @@ def test_loss_and_metrics(comm, decoder):
     assert task.is_scored(graph, "valid")
 
 
-def test_what_is_written(comm):
+def test_predictions_of_links_are_those_held_out(comm):
     full = split_graph(comm)
     full = replace(full, original_ids=full.node_ids + 1000)
     task = LinkPrediction(6)
@@ -139,7 +139,7 @@ def test_what_is_written(comm):
     np.testing.assert_allclose(found[order], torch.sigmoid(dots).numpy(), rtol=1e-4)
 
 
-def test_what_a_checkpoint_says_of_it():
+def test_a_task_is_restored_from_its_stored_form():
     path = Path("last.h5")
     for task in (
         LinkPrediction(6, PairMLP(6, 1, product=True), metric="hits", hits_at=3),

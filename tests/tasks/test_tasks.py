@@ -262,7 +262,7 @@ def test_edges(comm, kind):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1, 0])
-def test_weights_of_nodes_that_are_none(comm, bad):
+def test_invalid_node_weights_are_refused(comm, bad):
     """A single one that is no weight, on whichever rank; or nothing but zeros."""
     weight = np.zeros(45, np.float32) if bad == 0 else np.ones(45, np.float32)
     weight[np.flatnonzero(TRAIN)[-1]] = bad
@@ -272,7 +272,7 @@ def test_weights_of_nodes_that_are_none(comm, bad):
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_weights_of_nodes_of_any_size(comm, loss):
+def test_node_weights_of_any_scale(comm, loss):
     """Volumes that float32 holds, and whose product with an error it does not: the same mean."""
     values = np.random.default_rng(3).normal(size=(2, 45)).astype(np.float32)
     shares = np.random.default_rng(4).uniform(0.5, 2, 45)
@@ -288,7 +288,7 @@ def test_weights_of_nodes_of_any_size(comm, loss):
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
 
 
-def test_what_a_program_gives_is_checked_as_the_command_s(comm):
+def test_arguments_from_programs_are_checked_like_options(comm):
     """Each at once, before a loss of nan, of 0 or of another kind is trained on."""
     nan = math.nan
     for make, words in (
@@ -322,12 +322,12 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
         MultiClass(3, class_weights=(0, 0, 0)).check_targets(graph, rows)
 
 
-def test_what_the_page_shows_is_there():
+def test_the_names_on_the_page_exist():
     (code,) = (code for _, code in blocks("python", "docs/tasks.md"))
     exec(code, {})
 
 
-def test_what_does_not_fit_is_refused(comm):
+def test_mismatched_tasks_are_refused(comm):
     graph = answers(comm, WHOLE.labels)
     for metric, settings, words in (
         ("auc", {}, "--metric auc needs two classes"),

@@ -207,7 +207,7 @@ def worlds(comm) -> Iterator[dict[int, Communicator]]:
     part.close()
 
 
-def test_same_losses_and_scores(comm, worlds, shared_path):
+def test_random_settings_give_the_same_losses_and_scores(comm, worlds, shared_path):
     for seed in range(SEEDS):
         draw = Draw(seed)
         own = runs(draw, worlds, shared_path / str(seed))
@@ -230,7 +230,7 @@ def test_same_losses_and_scores(comm, worlds, shared_path):
                 )
 
 
-def test_every_model_and_every_saving_is_drawn():
+def test_the_random_settings_include_every_model_and_saving():
     free = {
         name
         for name, place in options().items()

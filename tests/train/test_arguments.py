@@ -13,7 +13,7 @@ from tests.train.test_own_model import Alone, Values, make, part
 pytestmark = pytest.mark.mpi
 
 
-def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
+def test_wrong_arguments_of_trainer_are_refused_in_one_line(comm, shared_path):
     """Whatever it is, before an epoch or at the first."""
     for number, (given, words) in enumerate(
         (
@@ -49,7 +49,7 @@ def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
         trainer.run()
 
 
-def test_functions_of_the_package_name_what_they_are_given_instead(comm):
+def test_errors_name_the_type_that_was_given_instead(comm):
     graph, model = part(comm), Alone()
     for call, words in (
         (lambda: hpcgnn.load_partition(None), "path must be a path .found 'NoneType'"),

@@ -26,7 +26,7 @@ def make(comm, folder, **changes: object) -> Trainer:
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_layer_and_rank_of_the_first_nan(comm, shared_path, layer):
+def test_the_layer_and_rank_of_the_first_nan_are_named(comm, shared_path, layer):
     make(comm, shared_path, epochs=2).run()
     trainer, last = make(comm, shared_path), comm.size - 1
     if comm.rank == last:
@@ -43,7 +43,7 @@ def test_layer_and_rank_of_the_first_nan(comm, shared_path, layer):
 
 
 @pytest.mark.parametrize("model", [{"embedding": 3}, {}], ids=str)
-def test_a_gradient_is_stopped_before_it_is_used(comm, shared_path, model):
+def test_a_non_finite_gradient_is_reported_before_it_is_used(comm, shared_path, model):
     make(comm, shared_path, epochs=2, **model).run()
     trainer, last = make(comm, shared_path, **model), comm.size - 1
     first = next(iter(trainer.model.parameters()))

@@ -78,7 +78,7 @@ def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys
 
 
 @pytest.mark.mpi
-def test_a_run_that_patience_ended_stays_ended(comm, shared_path, capsys):
+def test_a_run_ended_by_patience_is_not_continued(comm, shared_path, capsys):
     train(comm, shared_path, patience=2)
     newest = shared_path / "checkpoints" / "epoch-000003.h5"
     comm.barrier()
@@ -104,7 +104,7 @@ def test_patience_needs_validation(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
+def test_without_a_validation_score_the_last_checkpoint_is_kept(comm, shared_path, capsys):
     train(comm, shared_path, valid=False, epochs=3)
     told = capsys.readouterr()
     if comm.rank == 0:
@@ -118,7 +118,7 @@ def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
 
 
 @pytest.mark.mpi
-def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_path):
+def test_a_validation_loss_needs_labels_but_no_metric(comm, shared_path):
     given = {"monitor": "valid_loss", "epochs": 3}
     trainer = train(comm, shared_path / "none", valid=False, **given)
     assert (trainer.progress.best, trainer.progress.best_epoch) == (None, 0)
@@ -137,7 +137,7 @@ def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_pat
 
 
 @pytest.mark.mpi
-def test_an_error_is_how_a_run_ended(comm, shared_path):
+def test_an_error_is_recorded_as_the_end_of_a_run(comm, shared_path):
     train(comm, shared_path, epochs=2)
     with pytest.raises(NumericalError):
         train(comm, shared_path, features=1e38, epochs=3, resume=True)
@@ -147,7 +147,7 @@ def test_an_error_is_how_a_run_ended(comm, shared_path):
     assert comm.rank or status(shared_path) == "finished"
 
 
-def test_only_scores_count():
+def test_epochs_without_a_score_do_not_count_for_patience():
     progress = Progress()
     assert not any(progress.note(epoch, None, None) for epoch in (5, 10))
     assert not progress.ran_out(1) and progress.best is None

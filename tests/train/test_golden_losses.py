@@ -15,7 +15,7 @@ ELSEWHERE = {"sage bf16": 1e-2, "gatv2": 1e-5}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_as_they_were(comm, name):
+def test_losses_equal_the_recorded_ones(comm, name):
     if comm.size not in RANKS:
         pytest.skip(f"recorded for {RANKS} ranks")
     table = json.loads(TABLE.read_text())

@@ -35,7 +35,7 @@ def trained(kind: type, **settings: float) -> list[torch.Tensor]:
         (PlainSGD, torch.optim.SGD, {"momentum": 0.9}),
     ],
 )
-def test_they_are_those_of_torch(ours, theirs, settings):
+def test_optimizers_equal_torchs(ours, theirs, settings):
     for found, expected in zip(trained(ours, **settings), trained(theirs, **settings), strict=True):
         assert torch.equal(found, expected)
 

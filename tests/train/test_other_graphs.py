@@ -56,7 +56,7 @@ CASES = {
 }
 
 
-def test_labels_are_not_asked_for(comm, trained):
+def test_predicting_on_another_graph_needs_no_labels(comm, trained):
     found = trained()
     expected, scores = predict(comm, found)
     assert expected.shape == (40, 3) and scores.keys() == {"train", "valid", "test"}
@@ -74,7 +74,7 @@ def test_labels_are_not_asked_for(comm, trained):
     assert larger.shape == (70, 3)
 
 
-def test_what_reads_labels_says_so(comm, trained):
+def test_models_that_read_labels_require_them(comm, trained):
     found = trained(labels_as_input=0.5)
     expected, _ = predict(comm, found)
     hidden = replace(WHOLE, labels=np.where(WHOLE.split == 1, WHOLE.labels, 7))
@@ -92,7 +92,7 @@ def test_what_reads_labels_says_so(comm, trained):
             predict(comm, found, whole=whole, **changes)
 
 
-def test_smoothing_reads_labels(comm, trained):
+def test_smoothing_uses_training_labels(comm, trained):
     found = trained()
     with pytest.raises(InputError, match=r"--correct-and-smooth reads .* but this graph has none"):
         predict(comm, found, smooth=True, **BARE)
@@ -106,7 +106,7 @@ def test_smoothing_reads_labels(comm, trained):
 
 
 @pytest.mark.parametrize("slab", [64 << 20, 200])
-def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch, slab):
+def test_the_suffix_selects_the_format(comm, shared_path, trained, monkeypatch, slab):
     monkeypatch.setattr("hpcgnn.train.prediction_writing.SLAB_BYTES", slab)
     path, checkpoint = trained()
     graph = distribute(WHOLE, comm)
@@ -135,6 +135,6 @@ def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.h5.gz", "csv"])
-def test_other_endings_are_refused(name):
+def test_other_suffixes_are_refused(name):
     with pytest.raises(InputError, match=r"-o must end in \.h5, \.parquet, \.csv or \.npz"):
         check_ending(Path(name))

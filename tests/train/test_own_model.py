@@ -129,7 +129,7 @@ def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_any_optimizer_and_scheduler_resume_to_the_bit(comm, shared_path, kind):
+def test_any_optimizer_and_scheduler_resume_with_the_same_bits(comm, shared_path, kind):
     records, numbers, whole = train(comm, shared_path / "a", kind=kind, dropout=0.3)
     assert len(records) == 8 and records[-1][-1] == 8
     train(comm, shared_path / "b", kind=kind, dropout=0.3, epochs=3)
@@ -140,7 +140,7 @@ def test_any_optimizer_and_scheduler_resume_to_the_bit(comm, shared_path, kind):
     assert rates == [group["lr"] for group in resumed.optimizer.param_groups]
 
 
-def test_other_ranks_go_on_with_it(comm, shared_path):
+def test_a_run_is_resumed_on_another_number_of_ranks(comm, shared_path):
     records, _, _ = train(comm, shared_path / "a")
     train(comm, shared_path / "b", epochs=3)
     if comm.rank == 0:
@@ -149,7 +149,7 @@ def test_other_ranks_go_on_with_it(comm, shared_path):
     comm.barrier()
 
 
-def test_modes_change_nothing(comm, shared_path):
+def test_modes_give_the_same_losses(comm, shared_path):
     losses = [
         [r[0] for r in train(comm, shared_path / mode, mode=mode, epochs=4)[0]]
         for mode in ("sar", "sa", "oneshot")
@@ -157,7 +157,7 @@ def test_modes_change_nothing(comm, shared_path):
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 
 
-def test_part_of_the_ranks_trains_beside_the_others(comm, shared_path):
+def test_groups_of_ranks_train_separately(comm, shared_path):
     """Each of two halves has a communicator of mpi4py's."""
     half = MPI.COMM_WORLD.Split(comm.rank % 2)
     own = Communicator.of(half)
@@ -167,7 +167,7 @@ def test_part_of_the_ranks_trains_beside_the_others(comm, shared_path):
     comm.barrier()
 
 
-def test_predictions_are_of_the_average(comm, shared_path):
+def test_predictions_use_the_averaged_weights(comm, shared_path):
     _, _, trainer = train(comm, shared_path, epochs=3)
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
@@ -199,7 +199,7 @@ def test_gradients_are_clipped_by_the_norm_over_all_ranks(comm):
     torch.testing.assert_close(own[1].grad, expected[1].grad)
 
 
-def test_converted_norms_are_those_of_one_process(comm):
+def test_converted_norms_equal_those_of_one_process(comm):
     rows = torch.from_numpy(np.random.default_rng(1).normal(2, 3, (40, 5))).float()
     weights = torch.from_numpy(np.random.default_rng(2).normal(size=(40, 5))).float()
     graph, alone = part(comm), torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.ReLU())
@@ -266,7 +266,7 @@ def make(comm, folder, model=None, task=None, **given):
     )
 
 
-def test_a_task_of_three_methods(comm, shared_path, tmp_path, capsys):
+def test_a_task_with_only_three_methods(comm, shared_path, tmp_path, capsys):
     curves = []
     for one, folder in ((comm, shared_path), (Communicator(MPI.COMM_SELF), tmp_path)):
         trainer = make(one, folder, epochs=5)
@@ -327,7 +327,7 @@ def test_several_losses_add_up(comm, shared_path):
     torch.testing.assert_close(one, two)
 
 
-def test_what_can_t_be_trained_is_named(comm, shared_path):
+def test_untrainable_models_are_refused_by_name(comm, shared_path):
     pyg = pytest.importorskip("torch_geometric.nn")
     frozen = Alone().requires_grad_(False)
     lazy = torch.nn.Sequential(torch.nn.LazyLinear(3))
@@ -413,7 +413,7 @@ def test_the_module_of_the_first_nan_is_named(comm, shared_path):
         trainer.run()
 
 
-def test_signals_and_callbacks_stop_it(comm, shared_path):
+def test_signals_and_callbacks_stop_training(comm, shared_path):
     stop = StopRequest()
     stop.reason = "SIGUSR1" if comm.rank == comm.size - 1 else ""
     assert make(comm, shared_path / "a", stop=stop).run() is False
@@ -431,7 +431,7 @@ def test_signals_and_callbacks_stop_it(comm, shared_path):
         make(comm, shared_path / "b")
 
 
-def test_states_of_other_kinds_are_refused(comm, shared_path):
+def test_states_of_unsupported_types_are_refused(comm, shared_path):
     train(comm, shared_path, epochs=2)
     if comm.rank == 0:
         path = shared_path / "checkpoints" / "epoch-000002.h5"
@@ -454,7 +454,7 @@ class Masked(torch.nn.Module):
         return self.dropout(graph, self.first(graph, x))
 
 
-def test_without_a_seed_all_ranks_draw_the_masks_of_the_first(comm, shared_path):
+def test_without_a_seed_all_ranks_use_rank_0s_dropout_masks(comm, shared_path):
     graph = part(comm)
     torch.manual_seed(comm.rank)
     model = Masked()

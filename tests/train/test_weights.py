@@ -84,7 +84,9 @@ def trained(mpirun, partition: Path, run: Path, model: str, *options: object) ->
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_model_of_pytorch_geometric_says_the_same(mpirun, partition, tmp_path, model):
+def test_the_model_in_pytorch_geometric_gives_the_same_predictions(
+    mpirun, partition, tmp_path, model
+):
     run = trained(mpirun, partition, tmp_path / "run", model, *TRAIN, "--epochs", 3)
     out = tmp_path / "w.safetensors"
     done = mpirun(0, "export", run, out)
@@ -165,7 +167,7 @@ def test_names_that_differ_are_listed(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_each_rank_takes_the_embeddings_of_its_nodes(comm, shared_path):
+def test_each_rank_loads_the_embeddings_of_its_nodes(comm, shared_path):
     graph, model = fresh(comm, kind="sage", layers=2, hidden=8, embedding=5)
     rows, path = (
         torch.randn(23, 5, generator=torch.Generator().manual_seed(1)),
@@ -179,7 +181,7 @@ def test_each_rank_takes_the_embeddings_of_its_nodes(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_averages_are_exported_also_of_embeddings(comm, shared_path):
+def test_averages_are_exported_for_embeddings_too(comm, shared_path):
     """The very numbers that predictions are made of, whichever ranks hold the rows."""
     graph = replace(distribute(random_graph(23, 60, width=F), comm), graph_fingerprint="f" * 16)
     run = {"run_dir": shared_path, "epochs": 3, "lr": 0.1, "ema": 0.5}
@@ -292,7 +294,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_hostile_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
+def test_malicious_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
     path = tmp_path / ("w.safetensors" if kind in ("header", "offsets") else "w.pt")
     forged(path, kind)
     graph, model = fresh(comm, kind="gcn", layers=2, hidden=8)

@@ -39,7 +39,7 @@ def test_a_blocked_rank_is_given_ten_limits(silent, capsys):
             examine([0, 1], "ring", 10 * LIMIT, LIMIT)
 
 
-def test_a_rank_that_is_gone_is_blamed_at_once(silent):
+def test_a_rank_whose_process_is_gone_is_named_at_once(silent):
     dog, other = silent
     other._door.close()
     with pytest.raises(LostRank, match=r"rank 1 .* stopped answering"):

@@ -40,7 +40,7 @@ def all_near(comm, runtime: FakeRuntime, delays=(1, 4)) -> IpcTransport:
     return IpcTransport(Sluggish(delays), HostMemory(runtime), frozenset(range(comm.size)))
 
 
-def test_memory_that_grows_is_given_back_when_all_have_closed_it(comm):
+def test_replaced_memory_is_freed_when_all_ranks_have_closed_it(comm):
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=64 << 20, transport=all_near(comm, runtime))
     sizes = [100, 9_000, 20_000, 100]  # rows of 256 bytes: up to 5 MiB a slot
@@ -60,7 +60,7 @@ def test_memory_that_grows_is_given_back_when_all_have_closed_it(comm):
     assert runtime.held == 0
 
 
-def test_widths_that_alternate_take_memory_once(comm):
+def test_alternating_widths_reuse_the_same_memory(comm):
     """Layers, their gradients, evaluation: however slots are cut, from the same memory."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=8 << 20, transport=all_near(comm, runtime))
@@ -73,7 +73,7 @@ def test_widths_that_alternate_take_memory_once(comm):
     assert counts[1:] == counts[:1] * 3 and ring.peak_bytes <= 8 << 20
 
 
-def test_rows_are_offered_when_they_are_packed_and_kept_until_they_were_read(comm):
+def test_rows_are_readable_once_packed_and_kept_until_read(comm):
     sender = all_near(comm, FakeRuntime(), delays=(3,))
     sender.begin()
     sender.reserve([64])
@@ -87,7 +87,7 @@ def test_rows_are_offered_when_they_are_packed_and_kept_until_they_were_read(com
         Exports(HostMemory(FakeRuntime())).take(8)
 
 
-def test_memory_that_cannot_be_had_by_one_rank(comm):
+def test_a_failed_allocation_on_one_rank_is_raised_on_all(comm):
     """The others hear of it, and all go on where it is there again."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=64 << 20, transport=all_near(comm, runtime))
@@ -128,7 +128,7 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["auto", "ipc"])
-def test_it_is_taken_where_neighbours_read_each_other(comm, machine, wanted, capsys):
+def test_ipc_is_chosen_where_neighbours_can_read_each_other(comm, machine, wanted, capsys):
     transport = choice.choose_transport(comm, GPU, wanted)
     if comm.size == 1 and wanted == "auto":
         assert transport.name.startswith("staged")
@@ -177,7 +177,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("problem", FAULTS)
-def test_one_rank_that_cannot_keeps_all_from_it(comm, machine, problem, capsys):
+def test_ipc_is_not_chosen_if_one_rank_cannot_use_it(comm, machine, problem, capsys):
     if comm.size == 1:
         return
     if comm.rank == comm.size - 1:
@@ -189,14 +189,14 @@ def test_one_rank_that_cannot_keeps_all_from_it(comm, machine, problem, capsys):
     assert machine.held == 0
 
 
-def test_without_cupy_there_is_none(comm, machine, monkeypatch):
+def test_ipc_needs_cupy(comm, machine, monkeypatch):
     monkeypatch.setattr(choice, "_memory", lambda device: None)
     with pytest.raises(InputError, match="CuPy is not installed"):
         choice.choose_transport(comm, GPU, "ipc")
 
 
 @pytest.mark.gpu
-def test_a_real_card(comm, gpu):
+def test_ranks_sharing_a_real_gpu_exchange_rows(comm, gpu):
     """Ranks share one, and read what the others packed on it."""
     memory = CudaMemory(gpu)
     near = neighbours.of_all(comm)[comm.rank]

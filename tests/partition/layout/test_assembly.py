@@ -189,7 +189,7 @@ ATTRIBUTES = [(), ("weight",), ("relation", "weight", "features")]  # in the ord
 @pytest.mark.parametrize("num_parts", [1, 3, 5])
 @pytest.mark.parametrize("attributes", ATTRIBUTES, ids="-".join)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_parts_hold_the_graph(comm, num_parts, attributes, symmetric):
+def test_parts_hold_the_whole_graph(comm, num_parts, attributes, symmetric):
     for n in (2, 7, 9, 60):
         graph = Graph(n, 3, symmetric=symmetric, attributes=attributes, seed=n)
         owner = np.random.default_rng(n).integers(0, num_parts, n)
@@ -229,7 +229,7 @@ def test_same_parts_from_any_slabs(comm):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("change", ["weight", "relation", "features", "direction"])
-def test_one_edge_breaks_the_symmetry(comm, change):
+def test_one_edge_makes_a_graph_asymmetric(comm, change):
     graph = Graph(30, 3, symmetric=True, attributes=ATTRIBUTES[-1], seed=5)
     graph.values["weight"][graph.source == graph.target] = 0
     owner = np.arange(30) % 2

@@ -68,7 +68,7 @@ def there_and_back(data, tmp_path, **options):
     return back
 
 
-def test_everything_comes_back(tmp_path, capfd):
+def test_a_round_trip_keeps_everything(tmp_path, capfd):
     data = whole()
     data.name = "a graph"
     back = data.clone()
@@ -103,7 +103,7 @@ def test_edges_in_any_order_are_the_same_graph(tmp_path):
         (torch.arange(N).float() % 4, "classes"),
     ],
 )
-def test_labels_of_every_kind_come_back(tmp_path, y, labels_as):
+def test_a_round_trip_keeps_labels_of_every_kind(tmp_path, y, labels_as):
     data = Data(edge_index=whole().edge_index, y=y, num_nodes=N)
     there_and_back(data, tmp_path, labels_as=labels_as)
 
@@ -179,13 +179,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("make", "words"), REFUSED)
-def test_what_cannot_be_kept_is_refused(tmp_path, make, words):
+def test_unsupported_content_is_refused(tmp_path, make, words):
     with pytest.raises(InputError) as caught:
         hpcgnn.from_pyg(make(), tmp_path / "g.h5")
     assert words in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_a_file_is_replaced_by_force_alone(tmp_path):
+def test_a_file_is_replaced_only_by_force(tmp_path):
     path = hpcgnn.from_pyg(whole(), tmp_path / "g.h5")
     with pytest.raises(InputError, match="exists already"):
         hpcgnn.from_pyg(whole(), path)
@@ -202,7 +202,7 @@ def test_a_file_is_replaced_by_force_alone(tmp_path):
         {"node_types": ["a", "b"], "edge_types": [["a", "r", "a"]]},
     ],
 )
-def test_a_configuration_may_say_anything(tmp_path, config):
+def test_unexpected_stored_configurations_are_tolerated(tmp_path, config):
     from hpcgnn.storage.write.graph_writer import GraphWriter
 
     with GraphWriter(tmp_path / "g.h5", num_nodes=2, config=config) as writer:

@@ -99,7 +99,7 @@ def test_seeds_differ_and_repeat(comm):
     ("nodes", "slab_edges"),
     [*product([1, 2, 7, 8, 9], [1, 20, 1000]), *product([500, 1000], [1000, 1 << 22])],
 )
-def test_rmat(nodes, slab_edges):
+def test_rmat_graphs_have_the_requested_size(nodes, slab_edges):
     degree = 0 if nodes < 3 else 2 if nodes < 10 else 16
     graph = RMat(nodes, degree, 2, 3, slab_edges=slab_edges)
     matrix = adjacency(graph)
@@ -112,7 +112,7 @@ def test_rmat(nodes, slab_edges):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slab_edges"), [(6, 1), (8, 1000)])
-def test_rmat_probabilities(nodes, slab_edges):
+def test_rmat_edges_follow_the_probabilities(nodes, slab_edges):
     """Edges appear as often as the Kronecker power of the quadrants says."""
     quadrants = np.array([[0.57, 0.19], [0.19, 0.05]])
     cells = np.kron(np.kron(quadrants, quadrants), quadrants)[:nodes, :nodes]
@@ -139,7 +139,7 @@ def test_room_for_edges_is_checked(comm):
         RMat(10, 6, 2, 0)
 
 
-def test_features_carry_the_class_and_neighbours_more_of_it(comm):
+def test_features_and_neighbours_carry_the_class(comm):
     nodes, classes = 4000, 10
     graph = PlantedPartition(comm, nodes, 30, classes, 0)
     labels = graph.labels(0, nodes)
@@ -159,7 +159,7 @@ def test_features_carry_the_class_and_neighbours_more_of_it(comm):
     assert together.mean() > 2.5 * alone.mean()
 
 
-def test_split_and_uniform_numbers():
+def test_shares_of_the_split_and_uniform_numbers():
     chosen = split(3, 0, 100_000, (60, 20, 20))
     assert np.bincount(chosen, minlength=4) / 1000 == pytest.approx([0, 60, 20, 20], abs=0.7)
     assert (
@@ -203,7 +203,7 @@ def test_the_file_is_the_same_on_any_number_of_ranks(comm, shared_path, monkeypa
 
 
 @pytest.mark.mpi
-def test_an_error_on_the_last_rank_is_everyones(comm, shared_path, monkeypatch):
+def test_an_error_on_the_last_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch):
     graph = RMat(100, 5, 2, 0, slab_edges=20)
     if comm.rank == comm.size - 1:
         monkeypatch.setattr(graph, "rows", lambda index: 1 // 0)
@@ -225,7 +225,7 @@ def test_an_error_on_the_last_rank_is_everyones(comm, shared_path, monkeypatch):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("when", ["opened", "written", "closed"])
-def test_what_only_the_writer_sees_is_everyones(comm, shared_path, monkeypatch, when):
+def test_an_error_of_the_writing_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch, when):
     """A folder that is missing on rank 0, a full disk: nobody waits for what will not come."""
     monkeypatch.setattr(output, "_SLAB_VALUES", 20)
     folder = shared_path if when != "opened" else shared_path / "missing" / str(comm.rank)

@@ -115,7 +115,7 @@ def attempt(source: Path, folder: Path, capfd) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
-def test_files(name, tmp_path, capfd):
+def test_damaged_files_are_refused_or_converted(name, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     source = tmp_path / name
     source.write_bytes(SOURCES[name])
@@ -128,7 +128,7 @@ def test_files(name, tmp_path, capfd):
     assert refusals > TRIALS // 4
 
 
-def test_planetoid(data, tmp_path, capfd):
+def test_damaged_planetoid_files_are_refused_or_converted(data, tmp_path, capfd):
     """Changes at the start of the real files but the largest."""
     (tmp_path / "out").mkdir()
     folder = tmp_path / "planetoid"

@@ -23,7 +23,7 @@ def text(path: Path, content: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
-def test_matrices_of_scipy(convert, tmp_path, form):
+def test_scipy_matrices_in_npz(convert, tmp_path, form):
     sp.save_npz(tmp_path / "a.npz", MATRIX.asformat(form))
     graph = convert(tmp_path / "a.npz")
     assert (graph.matrix == MATRIX.toarray().astype(np.float32)).all()
@@ -84,12 +84,12 @@ def test_masks_stored_as_numbers(convert, tmp_path, dtype):
         ({"type": [0] * 5, "typed_features_9": np.zeros((0, 3))}, "a type that no node has"),
     ],
 )
-def test_arrays_that_may_mean_something_else(refused, tmp_path, arrays, message):
+def test_ambiguous_arrays_are_refused(refused, tmp_path, arrays, message):
     arrays = {"edge_index": PAIRS, "num_nodes": np.array(5)} | arrays
     assert message in refused(save(tmp_path / "g.npz", **arrays))
 
 
-def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_path):
+def test_options_resolve_ambiguous_labels_and_first_lines(convert, refused, tmp_path):
     one_hot = np.eye(5)[[3, 1, 0, 1, 2], :4]
     path = save(tmp_path / "g.npz", edge_index=PAIRS, labels=one_hot)
     assert convert(path, "--labels-as", "one-hot").nodes.labels.tolist() == [3, 1, 0, 1, 2]
@@ -111,7 +111,7 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
     assert "line 2: has 2 columns, but the first line has 3" in refused(path, "--columns", "1,2")
 
 
-def test_weights_and_times_of_konect(convert, tmp_path, capfd):
+def test_konect_weights_and_times(convert, tmp_path, capfd):
     rows = "1 2 2.5 1700000000\n2 3 0.5 1700000001\n"
     path = text(tmp_path / "out.a", "% asym posweighted\n% 2 3 3\n" + rows)
     np.testing.assert_array_equal(convert(path).slab.weight, [2.5, 0.5])
@@ -121,7 +121,7 @@ def test_weights_and_times_of_konect(convert, tmp_path, capfd):
     assert convert(path).slab.weight is None
 
 
-def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
+def test_line_ends_quotes_and_konect_headers(convert, refused, tmp_path):
     for ends in (b"\r", b"\r\n", b"\n"):
         path = text(tmp_path / "g.csv", ends.join([b'n,"a",b', b'"x, y","0",1', b"z,1,2"]))
         assert convert(path, "--columns", "a,b").edges == [(0, 1), (1, 2)]
@@ -152,12 +152,14 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
         ("skew-symmetric", "2 1 1\n1 1 1\n", "line 4: a skew-symmetric matrix stores one side"),
     ],
 )
-def test_both_sides_of_symmetric_matrices(refused, tmp_path, kind, rows, message):
+def test_symmetric_matrices_that_store_both_sides_are_refused(
+    refused, tmp_path, kind, rows, message
+):
     head = f"%%MatrixMarket matrix coordinate real {kind}\n3 3 2\n"
     assert message in refused(text(tmp_path / "g.mtx", head + rows))
 
 
-def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd):
+def test_headers_of_snap_and_network_repository(convert, tmp_path, capfd):
     rows = "0\t1\n1\t2\n"
     head = "# Undirected graph: x\n# Nodes: 3 Edges: {}\n# FromNodeId\tToNodeId\n"
     for announced, said in ((2, False), (5, True)):
@@ -170,7 +172,7 @@ def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd)
     assert graph.edges == [(0, 1), (1, 0), (1, 2), (2, 1)]
 
 
-def test_options_without_a_use_are_refused(refused, tmp_path):
+def test_unused_options_are_refused(refused, tmp_path):
     np.save(tmp_path / "e.npy", PAIRS)
     assert "are for text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")
     path = save(tmp_path / "g.npz", edge_index=PAIRS)
@@ -178,7 +180,7 @@ def test_options_without_a_use_are_refused(refused, tmp_path):
     assert "--split-scheme is for the format ogb" in refused(path, "--split-scheme", "time")
 
 
-def test_what_is_left_out_is_named(convert, tmp_path, capfd):
+def test_ignored_content_is_named(convert, tmp_path, capfd):
     convert(
         save(tmp_path / "g.npz", edge_index=PAIRS + 1, labels=[0, 1, 3, 1, 1], year=[1], train=[0])
     )

@@ -67,7 +67,7 @@ def test_blank_lines_and_isolated_nodes(convert, tmp_path):
         (HEAD + "%" * 100_000 + "\n", "line 2: longer than any header line"),
     ],
 )
-def test_bad_files(refused, tmp_path: Path, text, message):
+def test_bad_files_are_refused(refused, tmp_path: Path, text, message):
     (tmp_path / "g.mtx").write_text(text)
     found = refused(tmp_path / "g.mtx")
     assert message in found and "g.mtx" in found

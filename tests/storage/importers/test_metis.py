@@ -50,13 +50,13 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text", [PLAIN, MANY, "% c\n%\n" + PLAIN.replace("\n1 3 4", "\n% c\n1 3 4")]
 )
-def test_plain(convert, tmp_path, text):
+def test_an_unweighted_graph(convert, tmp_path, text):
     graph = convert(write(tmp_path / "g.graph", text))
     assert graph.edges == sorted(truth()) and graph.slab.weight is None
 
 
 @pytest.mark.parametrize("text", [WEIGHTED, BOTH, WEIGHTED.replace("001", "1")])
-def test_weights(convert, tmp_path, text):
+def test_weighted_graphs(convert, tmp_path, text):
     path = write(tmp_path / "g.graph", text)
     assert convert(path).weights == truth()
     assert convert(path, "--no-weights").slab.weight is None
@@ -71,7 +71,7 @@ def test_isolated_nodes_blank_ends_and_gzip(convert, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["4elt", "rgg_n_2_15_s0"])
-def test_real_graphs(convert, data, name):
+def test_graphs_distributed_with_metis(convert, data, name):
     lines = (data / "metis" / f"{name}.graph").read_text().split("\n")
     number, edges = map(int, lines[0].split())
     rows = [sorted(int(word) - 1 for word in line.split()) for line in lines[1 : number + 1]]
@@ -110,6 +110,6 @@ def test_real_graphs(convert, data, name):
         ("2 1 010 2\n1 1 2\n1\n", "line 3: has too few numbers"),
     ],
 )
-def test_bad_files(refused, tmp_path, text, message):
+def test_bad_files_are_refused(refused, tmp_path, text, message):
     found = refused(write(tmp_path / "g.graph", text))
     assert message in found and "g.graph" in found

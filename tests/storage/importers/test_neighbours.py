@@ -38,7 +38,7 @@ def data(**more):
     return geometric.Data(**{name: torch.from_numpy(v) for name, v in tensors.items()}, **more)
 
 
-def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
+def test_arrays_named_as_in_pytorch_geometric(convert, refused, tmp_path, capfd):
     path = tmp_path / "g.npz"
     np.savez(path, x=X, y=Y, edge_index=PAIRS, **MASKS, pos=X)
     check(convert(path))
@@ -58,7 +58,7 @@ def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("stored", ["data", "dictionary", "data set"])
-def test_data(convert, tmp_path, capfd, stored):
+def test_pytorch_geometric_data_files(convert, tmp_path, capfd, stored):
     found = data(name="small", edge_weight=torch.tensor([1.0, 2, 3, 4]))
     what = {"data": found, "dictionary": found.to_dict(), "data set": (found.to_dict(), None)}
     torch.save(what[stored], tmp_path / "g.pt")
@@ -69,7 +69,7 @@ def test_data(convert, tmp_path, capfd, stored):
 
 
 @pytest.mark.parametrize("stored", ["data", "dictionary"])
-def test_heterogeneous_data(convert, tmp_path, stored):
+def test_pytorch_geometric_heterodata_files(convert, tmp_path, stored):
     geometric = pytest.importorskip("torch_geometric.data")
     found = geometric.HeteroData()
     found["paper"].x = torch.ones(3, 2)
@@ -128,7 +128,7 @@ def matrix() -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(4), tuple(PAIRS)), shape=(5, 5))
 
 
-def test_graphsaint(convert, refused, tmp_path, capfd):
+def test_graphsaint_folders(convert, refused, tmp_path, capfd):
     folder = tmp_path / "saint"
     folder.mkdir()
     sp.save_npz(folder / "adj_full.npz", matrix())
@@ -154,7 +154,7 @@ def test_graphsaint(convert, refused, tmp_path, capfd):
         (folder / name).write_text(kept)
 
 
-def test_csv_folder_of_dgl(convert, refused, tmp_path):
+def test_dgl_csv_folders(convert, refused, tmp_path):
     folder = tmp_path / "mini"
     folder.mkdir()
     meta = "dataset_name: mini\nedge_data:\n- file_name: edges_0.csv\nnode_data:\n"
@@ -180,7 +180,7 @@ def test_csv_folder_of_dgl(convert, refused, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["graphml", "gexf"])
-def test_xml(convert, refused, tmp_path, ending):
+def test_graphml_and_gexf_files(convert, refused, tmp_path, ending):
     graph = nx.DiGraph() if ending == "gexf" else nx.Graph()
     for k in range(5):
         graph.add_node(f"n{k}", y=f"c{Y[k]}", a=float(X[k, 0]), b=float(X[k, 1]))
@@ -200,7 +200,7 @@ def test_xml(convert, refused, tmp_path, ending):
     assert "takes more memory than is allowed" in refused(packed, "--memory", "2GiB")
 
 
-def test_shchur_and_reddit(convert, refused, tmp_path):
+def test_shchur_and_reddit_archives(convert, refused, tmp_path):
     a, x = matrix(), sp.csr_matrix(X)
     parts = {f"adj_{name}": getattr(a, name) for name in ("data", "indices", "indptr", "shape")}
     parts |= {f"attr_{name}": getattr(x, name) for name in ("data", "indices", "indptr", "shape")}
@@ -220,7 +220,7 @@ def test_shchur_and_reddit(convert, refused, tmp_path):
     assert "feature: must have a row for each of the 5 nodes" in refused(folder)
 
 
-def test_a_long_text_in_xml_is_gone_over_a_few_times(tmp_path):
+def test_a_long_text_in_xml_is_read_in_large_pieces(tmp_path):
     """The parser asks for 64 KiB, and begins an open text again with each piece."""
     path = tmp_path / "g.graphml"
     path.write_bytes(b"x" * (4 << 20))

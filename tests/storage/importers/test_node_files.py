@@ -25,7 +25,7 @@ def edges(tmp_path):
     return tmp_path / "g.txt"
 
 
-def test_all_columns(convert, save, edges):
+def test_all_node_columns(convert, save, edges):
     graph = convert(
         edges,
         *("--features", save("f.npy", np.eye(5)[:, :3])),
@@ -101,11 +101,11 @@ def test_rows_must_hold_the_ids_of_the_edges(refused, save, edges):
         ("--types", [0, 1, -2, 0, 0], "node types lie in 0"),
     ],
 )
-def test_bad_columns(refused, save, edges, option, values, message):
+def test_bad_columns_are_refused(refused, save, edges, option, values, message):
     assert message in refused(edges, option, save("c.npy", values))
 
 
-def test_bad_files(refused, save, edges, tmp_path):
+def test_bad_files_are_refused(refused, save, edges, tmp_path):
     assert "nowhere.npy: no such file" in refused(edges, "--features", "nowhere.npy")
     assert "has none of train" in refused(edges, "--split", save("s.npz", {"other": [1]}))
     assert "--typed-features takes T=FILE.npy" in refused(edges, "--typed-features", "x.npy")

@@ -37,7 +37,7 @@ def codes(splits: list[tuple[list[int], list[int], list[int]]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_everything(convert, tmp_path, compressed):
+def test_all_arrays_of_an_archive(convert, tmp_path, compressed):
     dense = FEATURES.toarray().astype(np.float32)
     arrays = BASE | {"weight": MATRIX.data, "features": dense, "labels": LABELS}
     arrays |= {"train": np.array([0, 3]), "valid": np.array([8]), "test": np.array([], int)}
@@ -94,7 +94,7 @@ def test_pairs_with_edge_features_types_and_several_labels(convert, tmp_path):
     assert (graph.nodes.original_ids == np.arange(N) * 10).all()
 
 
-def test_columns_without_content(convert, tmp_path):
+def test_empty_columns(convert, tmp_path):
     """No edges, and labels of which none, or only the last, is known."""
     arrays = {"indptr": np.zeros(N + 1, int), "indices": np.zeros(0, int), "weight": np.zeros(0)}
     graph = convert(save(tmp_path / "g.npz", **arrays, labels=np.full(N, -1), train=np.zeros(0)))
@@ -216,18 +216,18 @@ def test_real_graphs(convert, data, name):
         ),
     ],
 )
-def test_bad_arrays(refused, tmp_path, change, message):
+def test_bad_arrays_are_refused(refused, tmp_path, change, message):
     found = refused(save(tmp_path / "g.npz", **(BASE | change)))
     assert message in found and "g.npz" in found
 
 
-def test_lying_sizes_cost_nothing(refused, tmp_path):
+def test_false_sizes_allocate_nothing(refused, tmp_path):
     path = save(tmp_path / "g.npz", edge_index=np.array([[0], [1]]), num_nodes=np.array(10**15))
     assert "announces 1000000000000000 nodes but has 1 edges" in refused(path)
     assert "which is plausible for at most 100006400 nodes" in refused(path, "--num-nodes", 10**15)
 
 
-def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
+def test_missing_and_repeated_arrays_are_refused(refused, tmp_path):
     assert "has no edges" in refused(save(tmp_path / "a.npz", labels=LABELS))
     path = save(tmp_path / "g.npz", **BASE)
     member = io.BytesIO()
@@ -237,7 +237,7 @@ def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
     assert "two arrays of the same name" in refused(path)
 
 
-def test_a_matrix_that_does_not_say_which_way_it_goes(convert, refused, tmp_path):
+def test_a_matrix_without_a_format_is_refused(convert, refused, tmp_path):
     by_column = MATRIX.tocsc()
     arrays = {name: getattr(by_column, name) for name in ("indptr", "indices", "data")}
     path = save(tmp_path / "g.npz", **arrays, shape=np.array([N, N]))
@@ -246,7 +246,7 @@ def test_a_matrix_that_does_not_say_which_way_it_goes(convert, refused, tmp_path
     assert (graph.matrix == (MATRIX.toarray() != 0).T).all()
 
 
-def test_damaged_archives(refused, tmp_path):
+def test_damaged_archives_are_refused(refused, tmp_path):
     path = save(tmp_path / "g.npz", **BASE, labels=LABELS)
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 3):
@@ -258,7 +258,7 @@ def test_damaged_archives(refused, tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_unpacks_without_a_bound_is_not_unpacked(refused, tmp_path, monkeypatch, method):
+def test_compression_without_a_size_bound_is_refused(refused, tmp_path, monkeypatch, method):
     path = tmp_path / "g.npz"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("edge_index.npy", b"\0" * (1 << 20))
@@ -269,7 +269,7 @@ def test_what_unpacks_without_a_bound_is_not_unpacked(refused, tmp_path, monkeyp
     )
 
 
-def test_a_small_archive_of_a_huge_array(mpirun, tmp_path):
+def test_a_small_archive_of_a_huge_array_is_refused(mpirun, tmp_path):
     path = save(tmp_path / "g.npz", True, **BASE, train=np.zeros((N, 30 << 20), bool))
     assert path.stat().st_size < 1 << 20
     done = mpirun(0, "convert", path, tmp_path / "out.h5", "--memory", "256MiB", env={})

@@ -16,7 +16,7 @@ def write(path: Path, **columns: object) -> Path:
     return path
 
 
-def test_columns(convert, refused, tmp_path):
+def test_columns_of_a_file(convert, refused, tmp_path):
     path = write(tmp_path / "g.parquet", w=[0.5, 2], dst=[9, 7], src=[7, 10**15], other=["a", "b"])
     graph = convert(path)
     assert graph.named_edges == [(7, 9), (10**15, 7)] and graph.slab.weight is None
@@ -27,7 +27,7 @@ def test_columns(convert, refused, tmp_path):
     assert "other: must hold numbers" in refused(path, "--columns", "src,dst,other")
 
 
-def test_folder_of_parts(convert, refused, tmp_path):
+def test_a_folder_of_files(convert, refused, tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 500, (7000, 2))
     folder = tmp_path / "edges"
@@ -63,11 +63,11 @@ def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, c
         ({"src": pa.array([], pa.int64()), "dst": pa.array([], pa.int64())}, "holds no edges"),
     ],
 )
-def test_bad_columns(refused, tmp_path, columns, message):
+def test_bad_columns_are_refused(refused, tmp_path, columns, message):
     assert message in refused(write(tmp_path / "g.parquet", **columns))
 
 
-def test_damaged_files(refused, tmp_path):
+def test_damaged_files_are_refused(refused, tmp_path):
     path = write(tmp_path / "g.parquet", src=np.arange(9999), dst=np.arange(9999))
     whole = path.read_bytes()
     for spoilt in (b"", b"PAR1", whole[:-9], whole[:4] + b"\xff" * 4000 + whole[4004:]):
@@ -89,7 +89,7 @@ def test_pages_are_compared_with_their_checksums(refused, tmp_path):
     assert "CRC checksum verification failed" in refused(tmp_path / "g.parquet")
 
 
-def test_columns_that_may_mean_something_else(convert, refused, tmp_path, capfd):
+def test_ambiguous_columns_are_refused(convert, refused, tmp_path, capfd):
     twice = pa.Table.from_arrays(
         [pa.array([0]), pa.array([1]), pa.array([2])], ["src", "dst", "dst"]
     )

@@ -44,7 +44,7 @@ def folder(request, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", "ind.tiny", "ind.tiny.graph", "ind.tiny.test.index"])
-def test_order_of_test_nodes_and_missing_ones(convert, folder, name):
+def test_the_order_of_test_nodes_and_missing_test_nodes(convert, folder, name):
     graph = convert(folder / name)
     assert graph.edges == sorted(EDGES | {(b, a) for a, b in EDGES})
     truth = np.zeros((7, 3))
@@ -62,14 +62,14 @@ def test_nodes_without_a_row_are_named_and_widths_must_agree(convert, refused, f
     assert "tx: must have as many columns as allx, 3 (found 4)" in refused(folder)
 
 
-def test_the_format_can_be_overruled(convert, folder):
+def test_the_usual_treatment_can_be_overridden(convert, folder):
     graph = convert(folder, "--no-symmetrise", "--self-loops", "keep", "--row-normalise")
     assert graph.edges == sorted((a, b) for a, row in GRAPH.items() for b in row)
     assert graph.dense_features[6].tolist() == [0.5, 0.5, 0]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_cora(convert, data):
+def test_cora_is_read(convert, data):
     graph = convert(data / "planetoid", "--row-normalise")
     counts = graph.counts
     assert (counts.num_nodes, counts.num_edges, counts.num_features) == (2708, 10556, 1433)
@@ -100,7 +100,7 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-def test_an_evil_pickle_is_refused(refused, folder):
+def test_a_malicious_pickle_is_refused(refused, folder):
     harm = folder / "harm"
     names = [f"ind.tiny.{part}" for part in parts()]
     for name in names:
@@ -175,7 +175,7 @@ def csr(change: dict[str, object]) -> sp.csr_matrix:
     ],
 )
 @pytest.mark.parametrize("folder", [2], indirect=True)
-def test_parts_that_do_not_fit(refused, folder, change, message):
+def test_inconsistent_files_are_refused(refused, folder, change, message):
     for name, value in change.items():
         (folder / f"ind.tiny.{name}").write_bytes(pickle.dumps(value))
     found = refused(folder / "ind.tiny")
@@ -194,13 +194,13 @@ def test_parts_that_do_not_fit(refused, folder, change, message):
     ],
 )
 @pytest.mark.parametrize("folder", [2], indirect=True)
-def test_bad_test_index(refused, folder, text, message):
+def test_a_bad_test_index_is_refused(refused, folder, text, message):
     (folder / "ind.tiny.test.index").write_text(text)
     assert message in refused(folder)
 
 
 @pytest.mark.parametrize("folder", [2], indirect=True)
-def test_missing_files(refused, folder):
+def test_missing_files_are_named(refused, folder):
     for name in ("x", "y", "allx", "ally", "tx", "ty", "graph", "test.index"):
         path = folder / f"ind.tiny.{name}"
         path.rename(folder / "away")

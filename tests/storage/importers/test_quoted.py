@@ -18,7 +18,7 @@ TEXTS = ("plain", "two\nlines", 'she said "no"\n\nand left', "a, b\n# c", "", "\
 
 
 @pytest.mark.parametrize("piece", [1 << 20, 61])
-def test_tables_with_texts_of_several_lines(tmp_path, monkeypatch, piece):
+def test_tables_with_multi_line_texts(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(text, "PIECE_BYTES", piece)
     rng = random.Random(0)
     rows = [(f"n{k}\nof {k % 3}", rng.choice(TEXTS), rng.random()) for k in range(60)]
@@ -51,14 +51,14 @@ def test_tables_with_texts_of_several_lines(tmp_path, monkeypatch, piece):
         ('id,x\np,"1\nq,2\nr,"3\n', "line 2: has a quote that is not closed"),
     ],
 )
-def test_lines_are_counted_through_them(refused, tmp_path, table, message):
+def test_line_numbers_count_multi_line_texts(refused, tmp_path, table, message):
     (tmp_path / "e.csv").write_text("source,target\nq,q\n")
     (tmp_path / "n.csv").write_text(table)
     options = ("--nodes", str(tmp_path / "n.csv"), "--id", "id", "--features", "x")
     assert message in refused(tmp_path / "e.csv", *options)
 
 
-def test_rows_as_csv_parts_them():
+def test_rows_are_split_as_by_pythons_csv():
     rng = random.Random(1)
     for _ in range(300):
         rows = [[rng.choice(TEXTS) + "x" for _ in range(3)] for _ in range(5)]

@@ -23,7 +23,7 @@ def edges_of(path):
     return dict(zip(pairs, zip(labels, split, strict=True), strict=True)), classes
 
 
-def test_classes_of_edges_by_name(made, tmp_path):
+def test_edge_classes_by_name(made, tmp_path):
     """Missing ones are unknown, later tables follow the first, and may lack the column."""
     text = "a,b,kind,when\n0,1,late,train\n1,2,,TEST\n2,0,early,\n"
     edges = write(tmp_path / "e.csv", text)
@@ -44,7 +44,7 @@ def test_classes_of_edges_by_name(made, tmp_path):
     assert edges_of(path) == (found, ["true"])
 
 
-def test_numbers_and_several_labels_of_edges(made, tmp_path):
+def test_numeric_and_multiple_edge_labels(made, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b,p,q,r,s,t\n0,1,1,0,True,False,False\n1,0,,1,,,1\n")
     values = ("--edge-label", "p", "--edge-labels-as", "values")
     found, classes = edges_of(made(edges, *ENDS, *values))
@@ -81,7 +81,7 @@ def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
         (("--edge-label", "k", "--edge-labels", "l.npy"), "have the same meaning: leave one out"),
     ],
 )
-def test_bad_labels_of_edges(refused, tmp_path, options, message, monkeypatch):
+def test_bad_edge_labels_are_refused(refused, tmp_path, options, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("l.npy", np.zeros(2, np.int64))
     edges = write(tmp_path / "e.csv", "a,b,k,s,n\n0,1,x,train,0.5\n1,0,y,yes,1\n")

@@ -16,7 +16,9 @@ from tests.storage.importers.test_tables import ENDS, write
         ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
     ],
 )
-def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, labels, option, note):
+def test_splits_that_miss_classes_or_times_are_noted(
+    made, tmp_path, capfd, times, labels, option, note
+):
     rows = "".join(f"{k},{t},{y}\n" for k, (t, y) in enumerate(zip(times, labels, strict=True)))
     nodes = write(tmp_path / "n.csv", "id,t,y\n" + rows)
     time = ("--split-time", "t") if option == "--split-time" else ()
@@ -32,7 +34,7 @@ def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, lab
     )
 
 
-def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
+def test_numbers_with_symbols_are_noted(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id,x,z\np,5%,k\nq,$3,5%\n")
     made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x,z")
@@ -57,7 +59,7 @@ def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
         (["a1", "b2", "3"], None),
     ],
 )
-def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note):
+def test_texts_that_look_like_numbers_are_noted(made, tmp_path, capfd, values, note):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     rows = "".join(f"{name},{value}\n" for name, value in zip("pqr", values, strict=True))
     nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
@@ -81,7 +83,7 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
         (["1.2.3", "1.2.4"], None),
     ],
 )
-def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd, labels, note):
+def test_doubtful_labels_are_noted_with_their_file(made, tmp_path, capfd, labels, note):
     edges = write(tmp_path / "e.csv", "a,b\nn0,n1\n")
     rows = "".join(f"n{k},{label}\n" for k, label in enumerate(labels))
     nodes = write(tmp_path / "n.csv", "id,y\n" + rows)
@@ -92,7 +94,7 @@ def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd
     assert "different values" not in capfd.readouterr().err
 
 
-def test_a_table_without_rows_is_named(refused, tmp_path):
+def test_a_table_without_rows_is_noted(refused, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id,x\n")
     said = refused(edges, *ENDS, "--nodes", str(nodes), "--features", "x")
@@ -110,6 +112,6 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("edges", "said"), [("p,p\nq,q\n", True), ("p,p\nq,p\n", False)])
-def test_edges_that_join_no_nodes_are_named(made, tmp_path, capfd, edges, said):
+def test_graphs_of_only_self_loops_are_noted(made, tmp_path, capfd, edges, said):
     made(write(tmp_path / "e.csv", "a,b\n" + edges), *ENDS)
     assert ("every edge is a self-loop" in capfd.readouterr().err) == said

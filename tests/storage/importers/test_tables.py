@@ -32,7 +32,7 @@ def names(path: Path) -> list[str]:
         return graph.names.texts(0, graph.num_nodes)
 
 
-def test_joined_by_name(made, tmp_path, capfd):
+def test_tables_are_joined_by_name(made, tmp_path, capfd):
     """Against dictionaries of Python's own csv, with ids that need quotes and other alphabets."""
     rng = random.Random(0)
     ids = [f"né, {k}" if k % 3 else f'"{k}"' for k in range(200)]
@@ -106,7 +106,7 @@ def test_joined_by_name(made, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
+def test_parquet_compressed_text_and_little_memory_give_the_same_graph(made, tmp_path):
     rng = np.random.default_rng(0)
     ids = np.array([f"id{k}" for k in rng.permutation(5000)])
     pairs = ids[rng.integers(0, 5000, (40_000, 2))]
@@ -127,7 +127,7 @@ def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
     assert len({found["tsv"], found["tsv.gz"], found["tsv.zst"]}) == 1
 
 
-def test_names_go_over_the_disk(tmp_path):
+def test_names_are_matched_with_little_memory(tmp_path):
     """With room for a few hashes, names are met again and still kept once, in the same order."""
     rng = np.random.default_rng(0)
     texts = [f"{'x' * (k % 23)}{k}" for k in rng.integers(0, 900, 5000)]
@@ -149,7 +149,7 @@ def test_names_go_over_the_disk(tmp_path):
         kept[limit] = found
 
 
-def test_hashes_tell_texts_apart():
+def test_hashes_distinguish_texts():
     texts = ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a" * 16, "a" * 17, "a" * 7 + "\0"]
     texts += [f"{k:09d}" for k in range(20_000)]
     ids, checks = hashes(pa.array(texts))
@@ -158,7 +158,7 @@ def test_hashes_tell_texts_apart():
     assert (again == ids).all()
 
 
-def test_later_tables_are_read_alike(made, refused, tmp_path):
+def test_like_reads_later_tables_in_the_same_way(made, refused, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,kind,x,y\np,u,1,red\nq,v,,blue\nr,,3,\n")
     edges = write(tmp_path / "e.csv", "a,b,kind\np,q,likes\nq,r,knows\n")
     options = (
@@ -257,14 +257,14 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("", None, (), "holds no table"),
     ],
 )
-def test_bad_tables(refused, tmp_path, edges, nodes, options, message):
+def test_bad_tables_are_refused(refused, tmp_path, edges, nodes, options, message):
     path = write(tmp_path / "e.csv", edges)
     table = write(tmp_path / "n.csv", nodes or "id,x\np,1\nq,2\n")
     given = ("--nodes", str(table), "--id", "id", *ENDS, *options)
     assert message in refused(path, "--format", "table", *given)
 
 
-def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
+def test_columns_of_times_vectors_booleans_and_categories(made, refused, tmp_path):
     table = pa.table(
         {
             "id": [5, 3, 9, 4],
@@ -315,7 +315,7 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
         ([[1.0, 2.0], [[3.0]]], "x: must hold lists of numbers (found 'double')"),
     ],
 )
-def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
+def test_columns_of_unsupported_types_are_refused(refused, tmp_path, columns, words):
     """Structs, lists of texts, lists in one file and numbers in another, ids out of range."""
     parts, first = tmp_path / "n", 0
     parts.mkdir()
@@ -338,7 +338,7 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
         (5_000, "unlike most values: use --na"),
     ],
 )
-def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, number, words):
+def test_one_text_among_many_numbers_is_refused(made, tmp_path, capfd, number, words):
     """Not even where the numbers are more than categories may be."""
     edges = write(tmp_path / "e.csv", "a,b\n1,2\n")
     values = [f"{row / 8}" for row in range(number)]
@@ -353,7 +353,7 @@ def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, 
     made(edges, nodes, *given, "--na", "one half", "--missing", "zero")
 
 
-def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
+def test_patterns_do_not_match_row_number_columns(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "Unnamed: 0,id,x,\n0,p,1.5,\n1,q,2.5,\n")
     path = made(edges, nodes, *ENDS, "--nodes", 1, "--features", "*")
@@ -363,7 +363,7 @@ def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("options", [(), ("--missing", "mean"), ("--categorical", "x")])
-def test_a_column_that_is_feature_and_label(made, tmp_path, options):
+def test_a_column_can_be_both_feature_and_label(made, tmp_path, options):
     edges = write(tmp_path / "e.csv", "a,b\n0,1\n1,2\n")
     nodes = write(tmp_path / "n.csv", "id,x\n0,4\n1,7\n2,4\n")
     asked = ("--id", "id", "--features", "x", "--label", "x", *options)
@@ -374,7 +374,7 @@ def test_a_column_that_is_feature_and_label(made, tmp_path, options):
     assert found.features.tolist() == (one_hot if "x" in options else [[4], [7], [4]])
 
 
-def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
+def test_multiple_labels_and_regression_targets(made, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,p,q,r\na,1,0,0.5\nb,,1,\nc,,,-2\n")
     edges = write(tmp_path / "e.csv", "a,b\na,b\n")
     path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "p,q", "--split-ratio", "1,1,0")
@@ -400,7 +400,7 @@ def test_masks_as_pandas_writes_them(made, tmp_path):
         assert graph.num_edges == 2
 
 
-def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd):
+def test_decimal_commas_lists_and_missing_values(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id;x;c;y\np;0,5;u;NA\nq;1,5;?;r\n")
     options = (*ENDS, "--nodes", 1, "--label", "y", "--features")
@@ -427,7 +427,7 @@ def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd)
             assert rows.features.tolist() == features and rows.labels.tolist() == [-1, 0]
 
 
-def test_times_with_and_without_zones(made, tmp_path):
+def test_times_with_and_without_time_zones(made, tmp_path):
     times = ["2020-01-01T00:30:00+02:00", "2019-12-31T23:00:00Z", "2019-12-31 22:45", "2021-01-01"]
     edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
     rows = "".join(f"{k},x,{time}\n" for k, time in enumerate(times))
@@ -441,7 +441,7 @@ def test_times_with_and_without_zones(made, tmp_path):
             assert graph.read_nodes(0, 4).split.ravel().tolist() == [1, 2, 1, 3]
 
 
-def test_each_table_has_its_delimiter(made, refused, tmp_path):
+def test_each_table_has_its_own_delimiter(made, refused, tmp_path):
     edges = write(tmp_path / "e.csv", "a^b\np^q\n")
     nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
     options = (*ENDS, "--nodes", 1, "--id", "id", "--features", "x")

@@ -44,7 +44,7 @@ def adjacency(layout: str, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "torch_sparse"])
-def test_adj_t(convert, tmp_path, capfd, monkeypatch, layout):
+def test_adj_t_is_read(convert, tmp_path, capfd, monkeypatch, layout):
     found = data()
     found.adj_t = adjacency(layout, monkeypatch)
     torch.save(found, tmp_path / "both.pt")
@@ -61,7 +61,7 @@ def test_adj_t(convert, tmp_path, capfd, monkeypatch, layout):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_unsound_sparse_matrices(refused, tmp_path):
+def test_invalid_sparse_matrices_are_refused(refused, tmp_path):
     def stored(pointers, columns, shape=(5, 5)):
         matrix = torch.sparse_csr_tensor(
             torch.tensor(pointers), torch.tensor(columns), torch.ones(3), shape
@@ -95,7 +95,7 @@ def test_one_graph_with_slices(convert, refused, tmp_path):
     assert "holds a data set of many graphs" in refused(tmp_path / "g.pt")
 
 
-def test_types_of_nodes(convert, refused, tmp_path, capfd):
+def test_features_and_labels_by_node_type(convert, refused, tmp_path, capfd):
     geometric = pytest.importorskip("torch_geometric.data")
     found = geometric.HeteroData()
     found["paper"].x, found["paper"].y = torch.ones(5, 2), torch.from_numpy(Y)
@@ -121,7 +121,7 @@ def test_types_of_nodes(convert, refused, tmp_path, capfd):
     assert "paper.label: looks like labels of the nodes: call it y" in refused(path)
 
 
-def test_classes_that_a_library_calls_safe_stay_records(tmp_path):
+def test_classes_registered_as_safe_are_not_instantiated(tmp_path):
     """Whatever is imported, no method of it runs, and torch has no choice by chance."""
     geometric = pytest.importorskip("torch_geometric.data")
     torch.save(data(), tmp_path / "g.pt")

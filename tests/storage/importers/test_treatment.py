@@ -46,7 +46,7 @@ def total(edges: list[tuple[int, int, int]]) -> np.ndarray:
     return sp.coo_array((w + 1.0, (a, b)), (25, 25)).toarray()
 
 
-def test_as_they_are(convert, tmp_path, chunks):
+def test_edges_are_kept_by_default(convert, tmp_path, chunks):
     edges = random_edges()
     graph = convert(write(tmp_path / "g.txt", edges), *options())
     found = zip(graph.slab.indices, graph.destinations, graph.slab.weight - 1, strict=True)
@@ -133,7 +133,7 @@ def test_row_normalised_features(convert, tmp_path, dtype):
         np.testing.assert_allclose(found, truth, rtol=2e-3 if half else 1e-6)
 
 
-def test_ids_that_outgrow_four_bytes_on_the_way(convert, tmp_path):
+def test_ids_that_outgrow_32_bits_during_reading(convert, tmp_path):
     """The last edge has ends that the records of all before have no room for."""
     rng = np.random.default_rng(6)
     ends = rng.integers(0, 40, (2, 200_000))

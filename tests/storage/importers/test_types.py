@@ -59,14 +59,14 @@ def test_types_become_node_types_and_relations(convert, tmp_path, layout, capfd)
         assert len(graph.nodes.named["age"]) == sum(COUNTS.values())
 
 
-def test_it_comes_back_by_its_names(tmp_path):
+def test_a_round_trip_keeps_type_names(tmp_path):
     assert main(["convert", str(write_mag(tmp_path / "g")), str(tmp_path / "g.h5")]) == 0
     data = hpcgnn.to_pyg(tmp_path / "g.h5")
     assert data.node_types == sorted(COUNTS) and data.edge_types == sorted(TRIPLES)
     assert data["paper"].y.tolist() == content()[2].tolist() and "y" not in data["author"]
 
 
-def test_ids_that_are_given_take_the_place_of_names(tmp_path):
+def test_given_ids_replace_names(tmp_path):
     ids, out = np.arange(60)[::-1], tmp_path / "g.h5"
     np.save(tmp_path / "ids.npy", ids)
     given = ("--ids", str(tmp_path / "ids.npy"))
@@ -104,7 +104,7 @@ MAG = [
 
 
 @pytest.mark.parametrize(("name", "text", "words"), MAG)
-def test_bad_files_of_mag(refused, tmp_path, name, text, words):
+def test_bad_ogb_mag_files_are_refused(refused, tmp_path, name, text, words):
     pack(write_mag(tmp_path / "g") / name, text)
     assert words in refused(tmp_path / "g")
 
@@ -136,14 +136,14 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), FOLDERS)
-def test_bad_folders(refused, tmp_path, spoil, words):
+def test_bad_folders_are_refused(refused, tmp_path, spoil, words):
     spoil(write_folders(tmp_path / "g"))
     assert words in refused(tmp_path / "g")
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("model", ["rgcn", "rgat"])
-def test_a_relational_model_learns_the_papers(comm, shared_path, model):
+def test_a_relational_model_learns_on_several_node_types(comm, shared_path, model):
     graph, parts, out = shared_path / "g.h5", shared_path / "p.h5", shared_path / "run"
     with agreed(comm, "convert"):
         if comm.rank == 0:

@@ -83,14 +83,14 @@ def test_a_chunk_of_another_size_is_refused(tmp_path, chunk, mask, filters, word
         (checked(bytes(BYTES)), 1, GZIP),  # gzip left out, as HDF5 does where it doesn't pay
     ],
 )
-def test_sound_chunks_are_read(tmp_path, chunk, mask, filters):
+def test_valid_chunks_are_read(tmp_path, chunk, mask, filters):
     path = forge(tmp_path / "g.h5", chunk, mask=mask, filters=filters)
     with GraphFile(path) as graph:
         for low in (0, 3):
             assert not graph.read_nodes(low, ROWS).features.any()
 
 
-def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch):
+def test_a_small_chunk_that_decompresses_to_too_much_is_refused(tmp_path, monkeypatch):
     """Nor is more than that taken from the library than the chunk may hold."""
     path = forge(tmp_path / "g.h5", checked(zlib.compress(bytes(1 << 20))), filters=GZIP)
     asked, make = [], zlib.decompressobj
@@ -111,7 +111,7 @@ def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("what", ["group", "attribute"])
-def test_names_that_are_no_text(tmp_path, capsys, what):
+def test_names_that_are_not_utf_8_are_refused(tmp_path, capsys, what):
     path = tmp_path / "g.h5"
     write(path, graph_content(), [0, 9])
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:

@@ -86,12 +86,12 @@ def sweep(
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("compress", [False, True])
-def test_graph_files(tmp_path, sparse, compress):
+def test_corrupted_graph_files_are_refused(tmp_path, sparse, compress):
     write(tmp_path / "g.h5", graph_content(sparse=sparse), [0, 4, 9], compress=compress)
     assert sweep(tmp_path / "g.h5", graph_data, seed=1 + sparse) > CASES / 2
 
 
-def test_a_graph_of_several_chunks(tmp_path):
+def test_corrupted_graphs_of_several_chunks_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     with GraphWriter(tmp_path / "g.h5", num_nodes=1000) as writer:
         for _ in range(10):
@@ -100,6 +100,6 @@ def test_a_graph_of_several_chunks(tmp_path):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_partition_files(comm, tmp_path, symmetric):
+def test_corrupted_partition_files_are_refused(comm, tmp_path, symmetric):
     write_small(tmp_path / "p.h5", comm, 3, symmetric=symmetric)
     assert sweep(tmp_path / "p.h5", partition_data, seed=4) > CASES / 2

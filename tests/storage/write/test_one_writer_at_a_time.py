@@ -142,7 +142,7 @@ def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
     return run
 
 
-def test_two_careless_ranks_are_found(ranks, tmp_path):
+def test_the_test_detects_two_writers(ranks, tmp_path):
     assert shared(*ranks(CARELESS, tmp_path / "written")) == {"text", "raw", "named", "hdf5"}
 
 

@@ -38,7 +38,7 @@ def test_only_files_of_the_same_kind_are_replaced(tmp_path, format):
         check_output(tmp_path / "new.h5", format, force=force, inputs=[None, tmp_path / "x"])
 
 
-def test_an_input_stays_whatever_its_name(tmp_path):
+def test_an_input_is_never_replaced(tmp_path):
     path = make(tmp_path / "g.h5", "hpcgnn-graph")
     (tmp_path / "soft.h5").symlink_to(path)
     (tmp_path / "hard.h5").hardlink_to(path)
@@ -47,7 +47,7 @@ def test_an_input_stays_whatever_its_name(tmp_path):
             check_output(tmp_path / name, "hpcgnn-graph", force=True, inputs=[path])
 
 
-def test_what_is_no_regular_file_stays(tmp_path):
+def test_files_of_other_kinds_are_never_replaced(tmp_path):
     make(tmp_path / "g.h5", "hpcgnn-graph")
     (tmp_path / "plain.h5").write_text("precious")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
@@ -71,7 +71,7 @@ def test_what_is_no_regular_file_stays(tmp_path):
     assert {entry: entry.lstat().st_ino for entry in tmp_path.iterdir()} == before
 
 
-def test_what_came_meanwhile_stays(tmp_path):
+def test_a_link_created_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "g.h5"
     with pytest.raises(OutputError, match="since it is a link"), atomic.create(path) as output:
         output.set_attributes({"format": "hpcgnn-graph", "version": 1})

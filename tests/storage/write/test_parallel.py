@@ -92,7 +92,7 @@ def test_long_datasets_are_written_in_slabs(comm, shared_path, monkeypatch, comp
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("num_parts", [2, 3])
-def test_an_empty_part_and_a_rank_without_parts(comm, shared_path, num_parts):
+def test_empty_parts_and_ranks_without_parts(comm, shared_path, num_parts):
     """Part 1 of three is empty; of two parts, the third rank has none. Both write compressed."""
     parts, header = small_parts(comm, num_parts)
     write_parts(shared_path / "p.h5", comm, parts, header, compress=True)

@@ -51,7 +51,7 @@ def content(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
-def test_checkpoints(comm, tmp_path, kind):
+def test_corrupted_checkpoints_are_refused(comm, tmp_path, kind):
     path = tmp_path / f"{kind}.h5"
     make(path, comm, kind == "sharded")
     assert sweep(path, content, seed=5) > CASES / 2

@@ -160,7 +160,7 @@ def run_dir(graph, tmp_path):
 
 
 @pytest.mark.slow
-def test_contradictions_are_refused(graph, run_dir):
+def test_contradictory_checkpoints_are_refused(graph, run_dir):
     path, out = run_dir / "checkpoints" / "epoch-000002.h5", run_dir / "out.pt"
     whole = path.read_bytes()
     for group in (READ, RESUME):
@@ -183,7 +183,7 @@ def test_contradictions_are_refused(graph, run_dir):
             assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 2, name
 
 
-def test_an_array_that_is_not_as_it_was_written_is_refused(graph, run_dir):
+def test_an_array_that_differs_from_its_description_is_refused(graph, run_dir):
     """Of a model that only a program knows, and an optimizer without moments."""
     path = run_dir / "checkpoints" / "epoch-000002.h5"
     found = files.read(path)
@@ -240,7 +240,7 @@ class Scaled(torch.nn.Module):
         (("rate",), {}),
     ],
 )
-def test_state_that_no_optimizer_can_use_is_refused(graph, tmp_path, place, value):
+def test_unusable_optimizer_state_is_refused(graph, tmp_path, place, value):
     def train(epochs: int) -> None:
         torch.manual_seed(0)
         model = Scaled(graph)
@@ -280,7 +280,7 @@ def train_scaled(graph, folder, epochs: int) -> list[float]:
     return [*model.scale.detach().reshape(1).tolist(), *model.conv.bias.tolist()]
 
 
-def test_moments_of_a_parameter_without_axes_come_back(graph, tmp_path):
+def test_moments_of_a_scalar_parameter_are_restored(graph, tmp_path):
     """And are checked as those of the others."""
     whole = train_scaled(graph, tmp_path / "whole", 4)
     train_scaled(graph, tmp_path / "parts", 2)
@@ -302,7 +302,7 @@ def replace_number(checkpoint: Checkpoint, key: str, value: float) -> Checkpoint
     return dataclasses.replace(checkpoint, state=state)
 
 
-def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):
+def test_nothing_larger_than_the_checkpoint_is_allocated(graph, run_dir, monkeypatch):
     path = run_dir / "checkpoints" / "best.h5"
     found = files.read(path)
     found.config = found.config.changed(model="gat", heads=8, output_heads=1 << 10)
@@ -353,7 +353,7 @@ ROWS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path, name):
+def test_rows_of_another_model_are_refused(graph, comm, tmp_path, name):
     change, words = ROWS[name]
     config = Config.of(layers=2, hidden=8, embedding=4, epochs=1)
     configured_trainer(graph, config, tmp_path).run()

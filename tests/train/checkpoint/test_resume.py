@@ -34,7 +34,7 @@ def other(name: str) -> Config:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_refused_told_or_free(name):
+def test_every_setting_is_refused_reported_or_free_when_changed(name):
     kind, option = SETTINGS[name].setting.resume, "--" + name.replace("_", "-")
     assert kind in (DEFINING, TOLD, FREE)
     if kind == DEFINING:
@@ -48,21 +48,21 @@ def test_every_setting_is_refused_told_or_free(name):
         assert told.count(option) == (0 if silent else 2)
 
 
-def test_what_decides_over_the_model_and_its_data_defines_a_run():
+def test_settings_of_model_and_data_define_a_run():
     defining = {name for name, place in SETTINGS.items() if place.setting.resume == DEFINING}
     assert defining >= {"model", "hidden", "activation", "power", "teleport", "dropout"}
     assert defining >= {"split", "seed", "optimizer", "labels_as_input", "metric"}
     assert defining >= {"ranked_against", "hits_at"}  # by which epochs are compared
 
 
-def test_both_values_of_all_that_differ_are_named():
+def test_old_and_new_values_of_changed_settings_are_named():
     now = Config.of(split=1, residual=True, lr=0.5)
     words = r"with --no-residual --split 0, not --residual --split 1: use the former values"
     with pytest.raises(InputError, match=words):
         check_resumed(Config(), now, PATH, 10)
 
 
-def test_a_schedule_with_another_horizon_is_told_with_both_rates():
+def test_a_changed_schedule_is_reported_with_both_learning_rates():
     short, longer = (Config.of(schedule="cosine", epochs=n) for n in (10, 20))
     told = check_resumed(short, longer, PATH, 9)
     assert told == (
@@ -77,7 +77,7 @@ def test_a_schedule_with_another_horizon_is_told_with_both_rates():
     assert check_resumed(*steps, PATH, 10) == ""
 
 
-def test_what_changes_the_loss_that_chooses_the_best_defines_the_run():
+def test_settings_of_the_monitored_loss_define_a_run():
     for monitor in ("loss", "valid_loss"):
         former = Config.of(monitor=monitor)
         with pytest.raises(InputError, match=r"with --label-smoothing 0\.0, not --label-smoothing"):

@@ -48,7 +48,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(record["epoch"], record["loss"]) for record in map(json.loads, lines)]
 
 
-def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tmp_path):
+def test_other_partitions_are_accepted_and_other_graphs_refused(mpirun, graph, tmp_path):
     block, first = graph(0, 2, "block"), tmp_path / "run"
     ok(mpirun(2, "train", block, "--run-dir", first, *OPTIONS, "--epochs", 4))
     resumed = [*OPTIONS, "--epochs", 6, "--resume", "--run-dir"]

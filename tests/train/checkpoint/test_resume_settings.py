@@ -100,7 +100,7 @@ def test_each_setting_is_refused_by_name_or_accepted_as_declared(comm, run, monk
         shutil.rmtree(again)
 
 
-def test_first_weights_that_are_not_there_are_refused_when_a_run_goes_on(comm, run, capfd):
+def test_missing_initial_weights_are_refused_when_a_run_is_resumed(comm, run, capfd):
     graph, folder = run
     given = [graph, "--run-dir", folder, "--resume", "--epochs", 2, "--init-from"]
     metrics = (folder / "metrics.jsonl").read_text()
@@ -113,7 +113,7 @@ def test_first_weights_that_are_not_there_are_refused_when_a_run_goes_on(comm, r
     assert (folder / "metrics.jsonl").read_text() == metrics
 
 
-def test_predict_refuses_what_contradicts_the_checkpoint(comm, run, tmp_path):
+def test_predict_refuses_options_that_contradict_the_checkpoint(comm, run, tmp_path):
     graph, folder = run
     out = tmp_path / "out.h5"
     wide = tmp_path / "wide.h5"

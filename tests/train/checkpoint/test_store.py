@@ -82,7 +82,7 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_best_and_the_last_are_kept(comm, tmp_path):
+def test_the_best_and_the_last_checkpoints_are_kept(comm, tmp_path):
     (tmp_path / ".epoch-000009.h5.0123abcd.tmp").write_bytes(b"half")
     store = CheckpointStore(tmp_path, comm, keep=2)
     for epoch in range(1, 6):
@@ -113,7 +113,7 @@ class SlowDisk:
         monkeypatch.setattr(files, "write", write)
 
 
-def test_the_last_is_a_copy_where_no_links_can_be_made(tmp_path, monkeypatch):
+def test_last_h5_is_a_copy_where_links_are_not_supported(tmp_path, monkeypatch):
     """As on some file systems; nothing else is left beside it."""
 
     def refuse(*paths: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_last_is_a_copy_where_no_links_can_be_made(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == [newest, last]
 
 
-def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
+def test_at_most_one_checkpoint_waits_and_the_newest_wins(comm, tmp_path, monkeypatch):
     disk, store = SlowDisk(monkeypatch), CheckpointStore(tmp_path, comm, keep=2)
     alive = []
     for epoch in range(1, 31):
@@ -150,7 +150,7 @@ def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
     store.close()
 
 
-def test_the_best_is_written_again_once_the_disk_takes_it(comm, tmp_path, capfd):
+def test_the_best_checkpoint_is_retried_once_the_disk_has_space(comm, tmp_path, capfd):
     store = CheckpointStore(tmp_path, comm, keep=2)
     with disk_full(tmp_path):
         store.save(make(2, size=100_000), best=True)
@@ -163,7 +163,7 @@ def test_the_best_is_written_again_once_the_disk_takes_it(comm, tmp_path, capfd)
     store.close()
 
 
-def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
+def test_damaged_checkpoints_do_not_count_as_kept(comm, tmp_path, capfd):
     (tmp_path / "epoch-000100.h5").write_bytes(b"damaged")
     files.write(tmp_path / "epoch-000007.h5", make(7))
     files.write(tmp_path / "epoch-000009.h5", make(8))
@@ -180,7 +180,7 @@ def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
     store.close()
 
 
-def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
+def test_without_a_good_checkpoint_a_run_is_not_restarted(comm, tmp_path):
     train(comm, tmp_path, epochs=4)
     folder, journal = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
     best, before = (folder / "best.h5").read_bytes(), journal.read_bytes()
@@ -197,7 +197,7 @@ def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
     assert len(journal.read_text().splitlines()) == 6
 
 
-def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
+def test_a_full_disk_loses_only_one_checkpoint(comm, tmp_path, capfd):
     store = CheckpointStore(tmp_path, comm, keep=2)
     store.save(make(1))
     store.finish()
@@ -219,7 +219,7 @@ def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("fault", [disk_full, read_only], ids=lambda fault: fault.__name__)
-def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
+def test_training_continues_without_checkpoints(comm, open_folder, capfd, fault):
     train(comm, open_folder, epochs=2)
     checkpoints, journal = open_folder / "checkpoints", open_folder / "metrics.jsonl"
     journal.chmod(0o666)
@@ -240,7 +240,7 @@ def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
         assert torch.equal(ours, theirs)
 
 
-def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
+def test_a_failed_checkpoint_ends_the_run_on_request(comm, tmp_path):
     train(comm, tmp_path, epochs=2)
     with (
         disk_full(tmp_path),
@@ -250,7 +250,7 @@ def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
     assert files.read(tmp_path / "checkpoints" / "epoch-000002.h5").epoch == 2
 
 
-def test_one_failure_among_successes_ends_the_run_if_asked(comm, tmp_path, capfd):
+def test_one_failure_among_successes_ends_the_run_on_request(comm, tmp_path, capfd):
     """`best.h5` can't take its name, the others can, and are written after it."""
     trainer = make_trainer(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
     (tmp_path / "checkpoints" / "best.h5" / "x").mkdir(parents=True)
@@ -258,7 +258,7 @@ def test_one_failure_among_successes_ends_the_run_if_asked(comm, tmp_path, capfd
         trainer.run()
 
 
-def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, capfd):
+def test_a_stop_without_a_new_checkpoint_requests_no_requeue(comm, open_folder, capfd):
     """Else a job on a full disk would be started for ever."""
     train(comm, open_folder, epochs=2)
     stop = StopRequest()
@@ -273,7 +273,7 @@ def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, 
     assert not (open_folder / "REQUEUE").exists()
 
 
-def test_settings_of_the_optimizer_are_those_of_the_resumed_run(comm, tmp_path):
+def test_optimizer_settings_are_those_given_on_resumption(comm, tmp_path):
     train(comm, tmp_path, epochs=2)
     again = train(comm, tmp_path, epochs=2, weight_decay=5.0)
     assert [group["weight_decay"] for group in again.optimizer.param_groups] == [5.0]
